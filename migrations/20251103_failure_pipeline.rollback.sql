@@ -1,0 +1,23 @@
+-- Drops what the migration added. The ledger and the trace are lost: export them first.
+drop table if exists tool_gates;
+drop table if exists session_events;
+drop table if exists credit_ledger;
+alter table if exists credit_reservations
+  drop column if exists session_id,
+  drop column if exists run;
+alter table if exists credit_accounts
+  drop column if exists event_seq;
+alter table if exists generation_sessions
+  drop column if exists run,
+  drop column if exists attempts,
+  drop column if exists unknowns,
+  drop column if exists started_at,
+  drop column if exists first_failed_at,
+  drop column if exists queued_at,
+  drop column if exists lease,
+  drop column if exists lease_until,
+  drop column if exists due_at,
+  drop column if exists version,
+  drop column if exists idempotency_key,
+  drop column if exists enqueued_at,
+  drop column if exists dlq_sent_at;

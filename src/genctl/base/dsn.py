@@ -1,0 +1,43 @@
+"""A PostgreSQL URL: checked, shown without its secrets, named for people."""
+
+import re
+from urllib.parse import parse_qsl, unquote
+
+EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / and @ in a password)"
+MASK = "***"
+
+# As libpq reads it: a user ends at the first : @ or /, a password at the first @.
+_URL = re.compile(
+    r"(?P<scheme>postgres(?:ql)?://)"
+    r"(?:(?P<user>[^:@/?]*)(?::(?P<password>[^@/]*))?@)?"
+    r"(?P<hosts>[^@/?#]*)"
+    r"(?:/(?P<name>[^@?#]*))?"
+    r"(?:\?(?P<query>[^@#]*))?"
+)
+_SECRET_IN_QUERY = re.compile(r"\b((?:ssl)?password|oauth_client_secret)=[^&]*", re.IGNORECASE)
+
+
+def check(text: str) -> str:
+    """The URL itself. Raises ValueError, which says what is expected and never repeats the URL."""
+    if not _URL.fullmatch(text) or not text.isprintable():
+        raise ValueError(EXPECTED)
+    return text
+
+
+def masked(url: str) -> str:
+    """The URL with each password in it replaced by `***`."""
+    if not (match := _URL.fullmatch(url)):
+        return MASK
+    if match["password"]:
+        url = url[: match.start("password")] + MASK + url[match.end("password") :]
+    return _SECRET_IN_QUERY.sub(rf"\1={MASK}", url)
+
+
+def place(url: str) -> tuple[str, str]:
+    """Host (with port, or socket folder) and database name, never the password."""
+    if not (match := _URL.fullmatch(url)):
+        return MASK, MASK
+    query = dict(parse_qsl(match["query"] or ""))
+    user = unquote(match["user"] or query.get("user", ""))
+    name = unquote(match["name"] or "") or query.get("dbname") or user or "postgres"
+    return unquote(match["hosts"] or "") or query.get("host", "localhost"), name

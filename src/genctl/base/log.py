@@ -1,0 +1,121 @@
+"""Logs: an event is a line on stderr, JSON for programs or text for people, made by structlog.
+
+Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event
+tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out the same way.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+import structlog
+
+from genctl.base.printable import escape_json, printable
+
+Event = MutableMapping[str, Any]
+
+_COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
+
+
+def configure(form: Literal["text", "json"], level: str) -> None:
+    """Set up the logging of this process; libraries are heard from level warning on.
+
+    At level debug an exception brings its traceback, else its name, its text and its place.
+    """
+    least = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            _head,
+            _exceptions(traced=least <= logging.DEBUG),
+            _as_json if form == "json" else _as_text(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=lambda *_: _Lines(),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(handlers=[_FromLibraries()], level=max(least, logging.WARNING), force=True)
+
+
+class _Lines:
+    """A stderr that is gone or full costs the line, never the worker."""
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+    debug = info = warning = error = critical = msg
+
+
+class _FromLibraries(logging.Handler):
+    """Hands over what aiohttp, psycopg, asyncio and others log; `logger` says who did."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
+            structlog.get_logger().log(
+                record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info
+            )
+
+
+def _head(_: object, level: str, event: Event) -> Event:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+    return {"timestamp": now + "Z", "level": level, "event": event.pop("event"), **event}
+
+
+def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
+    def processor(_: object, __: str, event: Event) -> Event:
+        error = event.pop("exc_info", None)
+        error = sys.exc_info()[1] if error is True else error[1] if isinstance(error, tuple) else error
+        if isinstance(error, BaseException):
+            event["exception"] = f"{type(error).__name__}: {error}"
+            if frames := traceback.extract_tb(error.__traceback__):
+                event["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
+            if traced:
+                event["trace"] = "".join(traceback.format_exception(error))
+        return event
+
+    return processor
+
+
+def _as_json(_: object, __: str, event: Event) -> str:
+    try:
+        line = msgspec.json.encode(event, enc_hook=str).decode()
+    except (ValueError, TypeError, OverflowError, RecursionError):  # lone surrogates, odd keys
+        line = msgspec.json.encode(
+            {printable(str(key)): printable(str(event[key])) for key in event}
+        ).decode()
+    return escape_json(line) + "\n"
+
+
+def _as_text() -> Callable[[object, str, Event], str]:
+    coloured = sys.stderr is not None and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+    def render(_: object, level: str, event: Event) -> str:
+        trace = str(event.pop("trace", ""))
+        head = f"{event.pop('timestamp')} {event.pop('level'):<7} {printable(str(event.pop('event')))}"
+        if coloured and (colour := _COLOURS.get(level)):
+            head = f"\x1b[{colour}m{head}\x1b[0m"
+        pairs = [f"{printable(str(key))}={_value(value)}" for key, value in event.items()]
+        lines = [" ".join([head, *pairs]), *(f"  {printable(line)}" for line in trace.splitlines())]
+        return "\n".join(lines) + "\n"
+
+    return render
+
+
+def _value(value: Any) -> str:
+    """As it is when one word tells it, else quoted."""
+    with suppress(ValueError, TypeError, OverflowError, RecursionError):
+        value = msgspec.to_builtins(value, enc_hook=str)
+    if isinstance(value, str):
+        text = printable(value)
+        return (
+            text if text and not set(text) & set(' ="') else f'"{text.replace(chr(34), chr(92) + chr(34))}"'
+        )
+    return printable(msgspec.json.encode(value, enc_hook=str).decode())

@@ -1,0 +1,246 @@
+"""Every setting of genctl in one table, and where its value came from.
+
+The table is the class: one entry a setting, with its environment variable, parser, default and
+meaning. In files and behind `--setting` a setting goes by its attribute's name without `_s`.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from platformdirs import user_data_path
+
+from genctl.base import dsn, settings_sources, values
+from genctl.domain.model import GenctlError
+
+BYTEPLUS = "https://ark.ap-southeast.bytepluses.com/api/v3"
+SIMULATOR = "http://127.0.0.1:8788/api/v3"
+STACK_NAMES = (
+    "database_url",
+    "sqs_endpoint",
+    "ark_base_url",
+    "secret",
+    "aws_access_key_id",
+    "aws_secret_access_key",
+)
+STACK_FILE = "stack.json"  # in `home`: where the embedded stack tells its addresses and keys
+
+
+class Entry(NamedTuple):
+    """A row of the table; `key` is its name in files and behind `--setting`.
+
+    `parse` raises ValueError, whose text is what was expected.
+    """
+
+    name: str
+    key: str
+    env: str
+    parse: Callable[[str], Any]
+    default: str | None
+    meaning: str
+    secret: bool
+
+
+def setting(
+    env: str, parse: Callable[[str], Any], default: str | None, meaning: str, *, secret: bool = False
+) -> Any:
+    """A row of the table, as the dataclass field that it is; `default` is written as in a file."""
+    row = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
+    value = None if default is None else parse(default)
+    return dataclasses.field(default=value, repr=not secret, metadata=row)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Effective values. Durations in seconds; None means unset or without limit."""
+
+    database_url: str | None = setting(
+        "DATABASE_URL", dsn.check, None, "PostgreSQL 14+; unset: the embedded stack", secret=True
+    )
+    db_iam: bool = setting(
+        "GENCTL_DB_IAM", values.as_switch, "off", "each new connection asks AWS for an RDS login token"
+    )
+    listen_url: str | None = setting(
+        "GENCTL_LISTEN_URL",
+        values.as_listen_url,
+        None,
+        "direct connection for LISTEN, or off; unset: database_url",
+        secret=True,
+    )
+    queue: str = setting(
+        "GENCTL_QUEUE", values.as_queue, "seedream4-jobs", "SQS queue of the jobs: its name or URL"
+    )
+    dlq: str | None = setting(
+        "GENCTL_DLQ", values.as_queue, None, "its DLQ; unset: as its redrive policy says, else <queue>-dlq"
+    )
+    sqs_endpoint: str | None = setting(
+        "AWS_ENDPOINT_URL_SQS", values.as_url, None, "where SQS requests go; unset: as boto3 finds it"
+    )
+    ark_api_key: str | None = setting(
+        "ARK_API_KEY", values.as_text, None, "key of the Seedream provider", secret=True
+    )
+    ark_base_url: str = setting(
+        "ARK_BASE_URL", values.as_url, BYTEPLUS, "the Seedream provider, up to and with /api/v3"
+    )
+    api_url: str = setting(
+        "GENCTL_API_URL", values.as_url, "http://127.0.0.1:8787", "where watch and smoke find the API"
+    )
+    secret: str | None = setting(
+        "GENCTL_SECRET",
+        values.as_secret_key,
+        None,
+        "HS256 key of user tokens, at least 32 bytes",
+        secret=True,
+    )
+    max_attempts: int = setting(
+        "GENCTL_MAX_ATTEMPTS", values.as_count(1), "3", "attempts of one run before a failure is final"
+    )
+    max_unknown_retries: int = setting(
+        "GENCTL_MAX_UNKNOWN_RETRIES", values.as_count(0), "1", "of those, after an outcome that nobody knows"
+    )
+    provider_timeout_s: float = setting(
+        "GENCTL_PROVIDER_TIMEOUT", values.as_duration, "300s", "longest legal provider call"
+    )
+    queued_timeout_s: float = setting(
+        "GENCTL_QUEUED_TIMEOUT", values.as_duration, "24h", "age at which a run that still waits is failed"
+    )
+    rate: float | None = setting(
+        "GENCTL_RATE", values.as_rate, None, "provider calls a minute of one worker; unset: no limit"
+    )
+    max_in_flight: int | None = setting(
+        "GENCTL_MAX_IN_FLIGHT", values.as_count(1), None, "calls at once of one worker; unset: no limit"
+    )
+    breaker: bool = setting(
+        "GENCTL_BREAKER", values.as_switch, "on", "close the gate when our account or the provider fails"
+    )
+    breaker_failures: int = setting(
+        "GENCTL_BREAKER_FAILURES", values.as_count(1), "20", "such failures in a row that close it"
+    )
+    cors_origins: tuple[str, ...] = setting(
+        "GENCTL_CORS_ORIGINS", values.as_origins, "", "origins that may call the API"
+    )
+    image_hosts: tuple[str, ...] = setting(
+        "GENCTL_IMAGE_HOSTS", values.as_hosts, "", "hosts in the page's img-src"
+    )
+    streams_per_user: int = setting(
+        "GENCTL_STREAMS_PER_USER", values.as_count(1), "16", "open SSE streams of one user"
+    )
+    trace_retention_s: float = setting(
+        "GENCTL_TRACE_RETENTION", values.as_duration, "90d", "age at which session_events are pruned"
+    )
+    protected: bool = setting(
+        "GENCTL_PROTECTED", values.as_switch, "off", "what destroys or spends asks for the database's name"
+    )
+    log: Literal["text", "json"] = setting(
+        "GENCTL_LOG", values.as_choice("text", "json"), "json", "unset: text on a terminal, else json"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "GENCTL_LOG_LEVEL",
+        values.as_choice("debug", "info", "warning", "error"),
+        "info",
+        "debug, info, warning or error",
+    )
+    home: Path = setting(  # noqa: RUF009 (a field)
+        "GENCTL_HOME", values.as_folder, None, "folder of the embedded stack; unset: the XDG data folder"
+    )
+
+    embedded: bool = False  # database_url was not set: everything is the embedded stack's
+    aws_access_key_id: str | None = None  # of the embedded stack; real ones are boto3's business
+    aws_secret_access_key: str | None = dataclasses.field(default=None, repr=False)
+    # attribute -> where its value came from
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def real_provider(self) -> bool:
+        """Whether calls may cost money: the provider's host is no loopback address."""
+        host = urlsplit(self.ark_base_url).hostname or ""
+        try:
+            return not ip_address(host).is_loopback
+        except ValueError:
+            return host != "localhost"
+
+    def dsn(self) -> str:
+        """The database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
+        if self.database_url is None:
+            raise GenctlError(
+                "StackNotRunning",
+                f"the embedded stack is not running (nothing in {self.home})",
+                "start it with `genctl demo --keep`, or set DATABASE_URL",
+            )
+        return self.database_url
+
+    def direct_dsn(self) -> str:
+        """The URL of a direct connection, not through a pooler, as migrate needs it. Raises as dsn() does."""
+        return self.dsn() if self.listen_url in {None, "off"} else str(self.listen_url)
+
+    def listen_dsn(self) -> str | None:
+        """The URL for LISTEN, None where it is off. Raises as dsn() does."""
+        return None if self.listen_url == "off" else self.direct_dsn()
+
+
+TABLE = tuple(
+    Entry(name=field.name, key=field.name.removesuffix("_s"), **field.metadata)
+    for field in dataclasses.fields(Settings)
+    if field.metadata
+)
+
+
+def load(
+    flags: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Settings:
+    """The settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
+
+    `flags` go by key. Raises GenctlError: exit 2 for what is unknown or wrong in any of them,
+    exit 3 for a file of the embedded stack that cannot be read.
+    """
+    keys = {entry.key: entry.env for entry in TABLE}
+    found = settings_sources.find(keys, flags or {}, os.environ if env is None else env, cwd or Path())
+    given = {entry.name: _parsed(entry, found[entry.key]) for entry in TABLE if entry.key in found}
+    origins = {entry.name: found[entry.key].origin if entry.key in found else "default" for entry in TABLE}
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    implied: dict[str, Any] = {"home": user_data_path("genctl"), "log": "text" if on_terminal else "json"}
+    if "database_url" not in given:
+        _refuse_real_services(found)
+        stack = _from_stack(given.get("home", implied["home"]))
+        origins |= dict.fromkeys(stack.keys() & origins.keys() - given.keys(), "embedded stack")
+        implied |= {"ark_base_url": SIMULATOR, "embedded": True} | stack
+    return Settings(**implied | given, origins=MappingProxyType(origins))
+
+
+def _parsed(entry: Entry, found: settings_sources.Found) -> Any:
+    try:
+        return entry.parse(found.text)
+    except ValueError as error:
+        got = "" if entry.secret else f", got {found.text[:80]!r}"
+        raise GenctlError("BadSetting", f"{found.place}: expected {error}{got}", exit_code=2) from None
+
+
+def _refuse_real_services(found: Mapping[str, settings_sources.Found]) -> None:
+    """Without DATABASE_URL everything is embedded: what names a real service was meant otherwise."""
+    for key, meant in {"queue": "://", "dlq": "://", "sqs_endpoint": "", "listen_url": "://"}.items():
+        if key in found and meant in found[key].text:
+            raise GenctlError(
+                "BadSetting",
+                f"{found[key].place} names a real service, but DATABASE_URL is not set",
+                "set DATABASE_URL too, or take this one away to use the embedded stack",
+                exit_code=2,
+            )
+
+
+def _from_stack(home: Path) -> dict[str, str]:
+    """What the embedded stack wrote down; nothing when it never ran."""
+    path = home / STACK_FILE
+    try:
+        stack = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise GenctlError("StackFile", f"{path} cannot be read: {error}", f"remove {path}") from None
+    return {name: stack[name] for name in STACK_NAMES if name in stack}

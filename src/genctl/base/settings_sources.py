@@ -1,0 +1,124 @@
+"""Where settings come from: flags, environment, genctl.yaml, the user's file; the first that has one wins.
+
+Values stay text here, so that `off`, `1:30` and `3` mean the same in a file as in the environment.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from platformdirs import user_config_path
+
+from genctl.domain.model import GenctlError
+
+FILE = "genctl.yaml"
+_OTHER_NAMES = {"GENCTL_CONFIG"}
+
+
+class Found(NamedTuple):
+    """A value as text, where it came from, and what to call its place in a complaint."""
+
+    text: str
+    origin: str
+    place: str
+
+
+def find(
+    known: Mapping[str, str], flags: Mapping[str, str], env: Mapping[str, str], cwd: Path
+) -> dict[str, Found]:
+    """Key -> what was found. `known` maps each key to its environment variable; empty means unset.
+
+    Raises GenctlError (exit 2) for an unknown or doubled key and for a file that cannot be read.
+    """
+    found: dict[str, Found] = {}
+    for source in (_flags(known, flags), _environment(known, env), *_files(known, env, cwd)):
+        found = source | found
+    return found
+
+
+def user_file() -> Path:
+    """The user's own genctl.yaml, whether it exists or not."""
+    return user_config_path("genctl") / FILE
+
+
+def _flags(known: Mapping[str, str], flags: Mapping[str, str]) -> dict[str, Found]:
+    for key in flags:
+        _check(key, known, "--setting")
+    return {key: Found(text, "flag --setting", f"--setting {key}") for key, text in flags.items() if text}
+
+
+def _environment(known: Mapping[str, str], env: Mapping[str, str]) -> dict[str, Found]:
+    names = {*known.values(), *_OTHER_NAMES}
+    tails = {name.removeprefix("GENCTL_"): name for name in names}
+    for name in sorted(env.keys() - names):
+        if not name.startswith("GENCTL_") or name.startswith("GENCTL_TEST_"):
+            continue
+        # A name of somebody else's program is none of our business, a slip of the pen is.
+        if close := get_close_matches(name.removeprefix("GENCTL_"), tails, 1, 0.8):
+            raise _unknown(f"environment variable {name}", tails[close[0]])
+    return {
+        key: Found(env[name], f"environment {name}", f"environment variable {name}")
+        for key, name in known.items()
+        if env.get(name)
+    }
+
+
+def _files(known: Mapping[str, str], env: Mapping[str, str], cwd: Path) -> Iterator[dict[str, Found]]:
+    """The project's file, then the user's; each may be absent unless GENCTL_CONFIG names it."""
+    named = env.get("GENCTL_CONFIG")
+    project = cwd / (named or FILE)
+    if named and not os.access(project, os.F_OK):
+        raise _wrong("GENCTL_CONFIG", f"there is no file {project}")
+    for path in (project, user_file()):
+        if os.access(path, os.F_OK):
+            yield _read(path.absolute(), known)
+
+
+def _read(path: Path, known: Mapping[str, str]) -> dict[str, Found]:
+    import yaml  # noqa: PLC0415 (20 ms, and mostly there is no file)
+
+    try:
+        root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise _wrong(str(path), f"cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _wrong(f"{path}:{mark.line + 1 if mark else 1}", error.problem or "is no YAML") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _wrong(str(path), f"is no YAML ({' '.join(str(error).split())})") from None
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise _wrong(f"{path}:1", "expected lines of `key: value`")
+    found: dict[str, Found] = {}
+    for key, node in root.value if root else ():
+        place = f"{path}:{key.start_mark.line + 1}"
+        _check(str(key.value), known, place)
+        if key.value in found:
+            raise _wrong(place, f"{key.value} is set twice")
+        found[key.value] = Found(_text(node, place), f"file {path}", f"{place}: {key.value}")
+    return {key: value for key, value in found.items() if value.text}
+
+
+def _text(node: Any, place: str) -> str:
+    """A scalar as it is written, whatever YAML takes it for; a list as text between commas."""
+    items = node.value if node.id == "sequence" else [node]
+    if node.id == "mapping" or any(item.id != "scalar" for item in items):
+        raise _wrong(place, "expected a plain value, or a list of plain values")
+    return ",".join("" if item.tag == "tag:yaml.org,2002:null" else item.value for item in items)
+
+
+def _check(key: str, known: Mapping[str, str], place: str) -> None:
+    if key not in known:
+        names = {name.lower(): key for key, name in known.items()} | {key: key for key in known}
+        close = get_close_matches(key.lower(), names, 1)
+        raise _unknown(f"{place}: {key[:80]!r}", names[close[0]] if close else None)
+
+
+def _unknown(what: str, close: str | None) -> GenctlError:
+    fix = f"did you mean {close}?" if close else "`genctl config show` lists the settings"
+    return GenctlError("UnknownSetting", f"{what} is no setting", fix, exit_code=2)
+
+
+def _wrong(place: str, what: str) -> GenctlError:
+    return GenctlError("BadSetting", f"{place}: {what}", exit_code=2)

@@ -1,0 +1,118 @@
+"""Text to value, for settings: each parser raises ValueError, whose text is what was expected."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from genctl.base import dsn
+from genctl.base.durations import parse_duration
+
+_SWITCH = {
+    "on": True,
+    "true": True,
+    "yes": True,
+    "1": True,
+    "off": False,
+    "false": False,
+    "no": False,
+    "0": False,
+}
+
+
+def as_text(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("text without control characters")
+    return value
+
+
+def as_secret_key(value: str) -> str:
+    if len(as_text(value).encode()) < 32:
+        raise ValueError("at least 32 bytes")
+    return value
+
+
+def as_switch(value: str) -> bool:
+    if value.lower() not in _SWITCH:
+        raise ValueError("on or off")
+    return _SWITCH[value.lower()]
+
+
+def as_count(least: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or int(value) < least:
+            raise ValueError(f"a whole number of at least {least}")
+        return int(value)
+
+    return parse
+
+
+def as_rate(value: str) -> float:
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value, re.ASCII) or float(value) <= 0:
+        raise ValueError("a number above 0")
+    return float(value)
+
+
+def as_duration(value: str) -> float:
+    if (seconds := parse_duration(value)) <= 0:
+        raise ValueError("a duration above 0, such as 300s or 24h")
+    return seconds
+
+
+def as_choice(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return value.lower()
+
+    return parse
+
+
+def as_url(value: str) -> str:
+    """An http(s) URL, without a slash at its end."""
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("a URL such as https://host/path")
+    return value.rstrip("/")
+
+
+def as_listen_url(value: str) -> str:
+    if value.lower() in {"off", "false"}:
+        return "off"
+    try:
+        return dsn.check(value)
+    except ValueError as error:
+        raise ValueError(f"off, or {error}") from None
+
+
+def as_queue(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", value, re.ASCII):
+        raise ValueError("the name or URL of an SQS queue")
+    return value
+
+
+def as_folder(value: str) -> Path:
+    try:
+        return Path(as_text(value)).expanduser().absolute()
+    except (OSError, RuntimeError):
+        raise ValueError("a folder, with a home folder that exists if it starts with ~") from None
+
+
+def _as_list(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(value: str) -> tuple[str, ...]:
+        items = tuple(item for part in value.split(",") if (item := part.strip().rstrip("/")))
+        if not all(re.fullmatch(pattern, item, re.ASCII) for item in items):
+            raise ValueError(expected)
+        return items
+
+    return parse
+
+
+as_origins = _as_list(
+    r"https?://[A-Za-z0-9.\[\]:-]+", "origins such as https://app.example.com, between commas"
+)
+as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.example.com, between commas")

@@ -1,0 +1,95 @@
+"""The command line. Only click and the table of commands are imported before a command is known."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from genctl import __version__
+from genctl.cli import streams
+from genctl.cli.command import LazyGroup
+
+TABLE = {
+    "Run the pipeline": {
+        "demo": ("genctl.cli.demo:demo", "Watch a failing and a good job go through the embedded stack."),
+        "worker": ("genctl.cli.worker:worker", "Carry jobs from the queue to their settled rows."),
+        "simulator": ("genctl.cli.simulator:simulator", "Serve the provider's API with planned failures."),
+        "sweep": ("genctl.cli.sweep:sweep", "Settle and send again what nothing else did."),
+        "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, nothing is failed."),
+        "resume": ("genctl.cli.gate:resume", "Open the gate."),
+    },
+    "Send and watch": {
+        "enqueue": ("genctl.cli.enqueue:enqueue", "Reserve credits and send jobs."),
+        "tail-failures": ("genctl.cli.tail:tail_failures", "Show each failure as the database tells it."),
+        "sessions": ("genctl.cli.sessions:sessions", "List sessions, or show one with its error."),
+        "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue."),
+    },
+    "Credits": {
+        "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),
+        "refunds": ("genctl.cli.refunds:refunds", "Prove from the rows that every refund was made once."),
+    },
+    "Set up": {
+        "migrate": ("genctl.cli.migrate:migrate", "Apply the migrations, or tell their state."),
+        "config": (
+            "genctl.cli.config:config",
+            "Show the settings and where they come from, or write a file.",
+        ),
+        "version": ("genctl.cli.config:version", "Show the version."),
+    },
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    table=TABLE,
+    examples=(
+        "genctl demo",
+        "genctl enqueue --sensitive --wait",
+        "genctl tail-failures --since 15m",
+        "genctl COMMAND -h",
+    ),
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def genctl() -> None:
+    """Makes the failure of a queued AI image job propagate cleanly and at once."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name) and return its exit code; nothing is raised.
+
+    With `argv` None the process is ours: its arguments, streams and signals.
+    """
+    if argv is None:
+        _own_process()
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _invoke(args)
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 (every end of a command gets its line and code here)
+        from genctl.cli import ending
+
+        return ending.of(error, args)
+    return code
+
+
+def _invoke(args: list[str]) -> int:
+    # Not click's own main(), which has a mind of its own about broken pipes and exit codes.
+    try:
+        with genctl.make_context("genctl", args, terminal_width=min(streams.columns(), 100) - 2) as context:
+            code = genctl.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _own_process() -> None:
+    def terminate(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    streams.guard()
+    signal.signal(signal.SIGTERM, terminate)
+    if "--debug" not in sys.argv:
+        sys.unraisablehook = lambda _: None  # Python's last words about us are not for users

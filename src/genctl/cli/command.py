@@ -1,0 +1,166 @@
+"""How every command is built: lazily imported, the shared options, examples in its help, did-you-mean."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+
+import click
+
+FORMATS = ("table", "json", "jsonl", "yaml", "csv")
+
+
+class Command(click.Command):
+    """A command whose callback gets `out`, an Output, as its first argument; it may return an exit code.
+
+    `examples` are whole command lines. `data=False` is for commands that print no data: no `--output`.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str], data: bool = True, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.examples = tuple(examples)
+        self.params += [*([_output()] if data else []), _setting(), _debug()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Its value is optional and never the next word: `discard --yes ID` names an ID.
+        if any("--yes" in param.opts for param in self.params):
+            args = ["--yes=" if arg == "--yes" else arg for arg in args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from genctl.cli.output import Output
+
+        shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting")}
+        ctx.params["out"] = Output(
+            shared["output"] or "table", debug=shared["debug"], flags=shared["setting"]
+        )
+        return super().invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (of click)
+        _write_examples(formatter, self.examples)
+
+
+class Group(click.Group):
+    """A group of such commands. Without one of their names `default` is meant, if there is one."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, default: str | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if self.default and (not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        members = (self.get_command(ctx, name) for name in self.list_commands(ctx))
+        _write_examples(formatter, [one.examples[0] for one in members if isinstance(one, Command)])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Group):
+    """The table of all commands: section -> name -> (module:attribute, its one line of help).
+
+    A module is imported when its command is used, so that help and completion stay fast.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        table: Mapping[str, Mapping[str, tuple[str, str]]],
+        examples: Sequence[str],
+        **more: Any,
+    ) -> None:
+        super().__init__(*args, **more)
+        self.table = table
+        self.examples = examples
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (of click)
+        return [name for section in self.table.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        for section in self.table.values():
+            if cmd_name in section:
+                module, attribute = section[cmd_name][0].split(":")
+                command: click.Command = getattr(import_module(module), attribute)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, self.list_commands(ctx)))
+        for title, section in self.table.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:{widest}}", line) for name, (_, line) in section.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        _write_examples(formatter, self.examples)
+
+
+def duration(text: str) -> float:
+    """Seconds of `30s`, `15m`, `2h`."""
+    from genctl.base.durations import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: expected {error}") from None
+
+
+def when(text: str) -> datetime:
+    """A moment: so long ago, or RFC 3339."""
+    from genctl.base.durations import parse_when
+
+    try:
+        return parse_when(text, datetime.now(UTC))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: expected {error}") from None
+
+
+DURATION = click.types.FuncParamType(duration)
+WHEN = click.types.FuncParamType(when)
+yes_option = click.option(
+    "--yes", flag_value="", is_flag=False, metavar="[=NAME]", help="Answer the question: go on."
+)
+
+
+def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    with formatter.section("Examples"):
+        formatter.write("".join(f"{'':{formatter.current_indent}}{example}\n" for example in examples))
+
+
+def _output() -> click.Option:
+    return click.Option(
+        ["-o", "--output"], type=click.Choice(FORMATS), default="table", help="Form of the data on stdout."
+    )
+
+
+def _setting() -> click.Option:
+    return click.Option(
+        ["-S", "--setting"],
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_settings,
+        help="Override a setting for this call; see `genctl config show`.",
+    )
+
+
+def _debug() -> click.Option:
+    return click.Option(["--debug"], is_flag=True, help="Show tracebacks, log at level debug.")
+
+
+def _settings(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+    if bad := [text for text in given if "=" not in text]:
+        raise click.BadParameter(f"{bad[0]!r}: expected KEY=VALUE", ctx, param)
+    return dict(text.split("=", 1) for text in given)

@@ -1,0 +1,57 @@
+"""`genctl enqueue`."""
+
+from typing import Any
+
+import click
+
+from genctl.cli import terminal
+from genctl.cli.command import Command, yes_option
+from genctl.cli.output import Output
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "genctl enqueue --sensitive --wait --expect failed",
+        "genctl enqueue --prompt 'a lighthouse at dusk' --user ann",
+        "genctl enqueue --scenario rate-limit --wait -o json",
+        "genctl enqueue --count 500 --users 20 --grant 100 --rate 50",
+    ),
+)
+@click.option("--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What to show.")
+@click.option("--sensitive", is_flag=True, help="Add words that the provider's filter refuses.")
+@click.option(
+    "--scenario", metavar="NAME", help="What the simulator shall do; `genctl simulator -h` lists them."
+)
+@click.option("--user", default="demo", show_default=True, metavar="U", help="Whose job it is.")
+@click.option("--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs over U-1 ... U-N.")
+@click.option("--grant", type=click.IntRange(1), metavar="N", help="First add so many credits to each user.")
+@click.option("--model", metavar="M", help="Model; decides the tool.")
+@click.option("--client-key", metavar="K", help="The client's own key of the job.")
+@click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
+@click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Jobs a second at most.")
+@click.option("--wait", is_flag=True, help="Wait until they are settled.")
+@click.option(
+    "--expect", type=click.Choice(["failed", "completed"]), help="With --wait: else the exit code is 1."
+)
+@yes_option
+def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
+    """Reserve credits and send jobs.
+
+    The session and its reservation are stored in one transaction, then the job message is sent. If
+    the queue is away, the sweeper sends it later.
+    """
+    from genctl.ops.enqueue import Wish, run
+
+    wish = Wish(**wanted)
+    wish.check(out.settings)
+    if wish.sensitive and out.settings.real_provider:
+        out.confirm(f"Send a prompt that {out.settings.ark_base_url} will refuse, from your account?", yes)
+    out.target(queue=True)
+    with terminal.progress(wish.count, "enqueue") as step:
+        said = out.run(run(out.settings, wish, step))
+    if said.owed:
+        terminal.note(f"not sent yet, the sweeper will: {said.owed}")
+    out.emit(said.data)
+    return int(not said.expected)

@@ -1,0 +1,85 @@
+"""The only event loop of the project: what signals do to it, and a reader of our output that leaves."""
+
+import asyncio
+import errno
+import os
+import select
+import signal
+import stat
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from genctl.cli.streams import OutputLost
+
+T = TypeVar("T")
+
+FOLLOWER_LIMIT_S = 1.5  # a follower is gone so long after a signal, whatever still hangs
+
+
+class Stopped(SystemExit):
+    """A signal ended the work; the exit code is 128 and its number."""
+
+    code: int
+
+
+def run(work: Coroutine[Any, Any, T], *, follow: bool = False) -> T:
+    """The result of `work`. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process at once.
+
+    `follow`: it is also cancelled when the reader of stdout leaves, and gone within two seconds of a
+    signal. Raises Stopped or OutputLost when `work` was cancelled so.
+    """
+    ends: list[Stopped | OutputLost] = []
+    try:
+        return asyncio.run(_watched(work, ends, follow=follow))
+    except asyncio.CancelledError:
+        if ends:
+            raise ends[0] from None
+        raise
+
+
+async def _watched(work: Coroutine[Any, Any, T], ends: list[Stopped | OutputLost], *, follow: bool) -> T:
+    """Await `work`; why it was cancelled goes into `ends`."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def end(why: Stopped | OutputLost) -> None:
+        code = why.code if isinstance(why, Stopped) else 0
+        if ends:
+            os._exit(code)
+        ends.append(why)
+        if follow:
+            _exit_after(FOLLOWER_LIMIT_S, code)
+        if task:
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup's wish stands; SIGINT is ignored where a script started us with &, yet kill -INT means us
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, end, Stopped(128 + number))
+    if follow:
+        gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
+    return await work
+
+
+def _exit_after(seconds: float, code: int) -> None:
+    timer = threading.Timer(seconds, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+
+
+def _watch_reader(call: Callable[[], object]) -> None:
+    """Call when the other end of stdout is closed: a follower may have nothing to write for hours."""
+    mode = os.fstat(1).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return
+
+    def watch() -> None:
+        poller = select.poll()
+        poller.register(1, 0)  # errors and hang-ups come unasked
+        poller.poll()
+        with suppress(RuntimeError):  # the loop has ended before
+            call()
+
+    threading.Thread(target=watch, daemon=True).start()

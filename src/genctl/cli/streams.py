@@ -1,0 +1,72 @@
+"""The three standard streams, made safe: lost output is reported once, stderr never fails."""
+
+import errno
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+
+class OutputLost(Exception):  # noqa: N818 (a reader that leaves is no error)
+    """stdout cannot be written any more; `reader_gone` says that its reader wanted no more."""
+
+    def __init__(self, why: OSError) -> None:
+        super().__init__(why.strerror or str(why))
+        self.reader_gone = why.errno in {errno.EPIPE, errno.ECONNRESET}
+
+
+class _Patient(io.FileIO):
+    """Waits for room where a parent has made the pipe non-blocking."""
+
+    def write(self, data: Any, /) -> int:
+        while (written := super().write(data)) is None:
+            select.select([], [self], [])
+        return written
+
+
+class _Stdout(_Patient):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OutputLost(error) from None
+
+
+class _Stderr(_Patient):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(memoryview(data))
+
+
+def guard() -> None:
+    """Take this process's streams into care, also those that were closed when it began."""
+    while (fd := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass  # now no socket becomes "stdout" by chance, and a closed stdout still refuses to be written
+    os.close(fd)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the process's life)
+    sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.stderr)
+
+
+def abandon_stdout() -> None:
+    """After OutputLost: drop what waits in the buffer, so that the end of Python stays quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def columns() -> int:
+    """Width of the terminal that reads stdout, 80 where there is none."""
+    try:
+        return int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(1).columns or 80
+    except (ValueError, OSError):
+        return 80
+
+
+def _text(raw: io.FileIO, old: TextIO | None) -> TextIO:
+    terminal = raw.isatty()
+    encoding = old.encoding if terminal and old is not None else "utf-8"
+    lines = terminal or raw.fileno() == 2
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)

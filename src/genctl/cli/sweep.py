@@ -1,0 +1,46 @@
+"""`genctl sweep`."""
+
+import click
+
+from genctl.cli.command import DURATION, Command
+from genctl.cli.output import Output
+
+COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
+
+
+@click.command(
+    cls=Command,
+    examples=("genctl sweep --dry-run", "genctl sweep", "genctl sweep --every 15s   # a sweeper of its own"),
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done and why, change nothing.")
+@click.option("--every", type=DURATION, metavar="D", help="Sweep again and again, until a signal.")
+def sweep(out: Output, *, dry_run: bool, every: float | None) -> None:
+    """Settle and send again what nothing else did: the safety net.
+
+    Sends owed job messages and DLQ copies, takes runs back whose worker fell silent, fails what waited
+    too long, releases what a failed session still holds.
+    """
+    from genctl import sweep as net
+    from genctl.base import log
+    from genctl.pipeline import Pipeline
+    from genctl.services import sweeper
+
+    if dry_run and every:
+        raise click.UsageError("--dry-run shows one pass: leave --every away")
+    settings = out.settings
+    log.configure(settings.log, settings.log_level)
+    if not dry_run:
+        out.target(queue=True)
+
+    async def once() -> list[net.Swept]:
+        async with Pipeline.open(settings, calls=False) as at:
+            return await net.sweep(at, queued_timeout_s=settings.queued_timeout_s, dry_run=dry_run)
+
+    async def again_and_again(every_s: float) -> None:
+        async with Pipeline.open(settings, calls=False) as at:
+            await sweeper.run(at, queued_timeout_s=settings.queued_timeout_s, every_s=every_s)
+
+    if every:
+        out.serve(again_and_again(every))
+    else:
+        out.emit([swept.item() for swept in out.run(once())], columns=COLUMNS, empty="nothing to do")

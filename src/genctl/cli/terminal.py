@@ -1,0 +1,85 @@
+"""Speaking with a person on stderr: notes, questions, progress. Nothing here is data."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from genctl.base.printable import printable
+from genctl.cli import streams
+
+
+def note(text: str) -> None:
+    """A line on stderr, or several; whatever a terminal would obey is escaped."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+
+
+def room() -> int | None:
+    """Columns of the terminal that reads stdout, None when a program does."""
+    if not sys.stdout.isatty():
+        return None
+    return streams.columns()
+
+
+def paint(text: str, colour: str) -> str:
+    """The text in a colour where stderr is a terminal that wants one."""
+    wanted = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, fg=colour) if wanted else text
+
+
+def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> None:
+    """As Output.confirm(); `name` is the database's."""
+    from genctl.domain.model import GenctlError
+
+    flag = f"--yes={name}" if protected else "--yes"
+    if yes is not None:
+        if yes == name or (not yes and not protected):
+            return
+        raise GenctlError(
+            "NotConfirmed",
+            f"--yes{'=' if yes else ''}{yes} does not name the database {name}",
+            f"answer with {flag}",
+            exit_code=2,
+        )
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or os.environ.get("CI"):
+        raise GenctlError(
+            "NotConfirmed", f"{question} Nobody can be asked here", f"answer with {flag}", exit_code=2
+        )
+    how = f"Type the database's name ({name}) to go on: " if protected else "[y/N] "
+    answer = _ask(f"{question} {how}")
+    if answer != name if protected else answer.lower() not in {"y", "yes"}:
+        raise GenctlError("NotConfirmed", "nothing was changed", exit_code=1)
+
+
+def _ask(question: str) -> str:
+    sys.stderr.write(printable(question))
+    sys.stderr.flush()
+    with _signals_end_it():
+        return sys.stdin.readline().strip()
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """A question may be asked inside the event loop, whose handlers could not end the waiting."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr when that is a terminal, else nothing; call what it gives with each step's size."""
+    with click.progressbar(
+        length=total, label=printable(label), file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+        yield bar.update

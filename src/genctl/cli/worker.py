@@ -1,0 +1,59 @@
+"""`genctl worker`."""
+
+import click
+
+from genctl.cli.command import DURATION, Command
+from genctl.cli.output import Output
+
+
+@click.command(
+    cls=Command,
+    data=False,
+    examples=(
+        "genctl worker",
+        "genctl worker --concurrency 200 --grace 5m",
+        "genctl worker --drain            # until the queue is empty, for scripts",
+    ),
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Jobs at once.",
+)
+@click.option(
+    "--grace",
+    type=DURATION,
+    default="60s",
+    show_default=True,
+    help="After a signal, how long calls under way are awaited.",
+)
+@click.option("--once", is_flag=True, help="End after one receive.")
+@click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
+@click.option("--drain", is_flag=True, help="End when the queue is empty.")
+@click.option("--no-sweep", is_flag=True, help="Leave the sweeping to others.")
+def worker(
+    out: Output,
+    *,
+    concurrency: int,
+    grace: float,
+    once: bool,
+    max_jobs: int | None,
+    drain: bool,
+    no_sweep: bool,
+) -> None:
+    """Carry jobs from the queue to their settled rows.
+
+    Receives job messages, claims their sessions, calls the provider and settles them; failed jobs go
+    to the DLQ. SIGTERM: no new jobs, calls under way are awaited for --grace, exit 0; a second one
+    lets them go at once.
+    """
+    from genctl.base import log
+    from genctl.services.worker import Until, serve
+
+    settings = out.settings
+    log.configure(settings.log, settings.log_level)
+    until = Until(once=once, max_jobs=max_jobs, drain=drain)
+    out.serve(serve(settings, concurrency=concurrency, grace_s=grace, until=until, sweeps=not no_sweep))

@@ -1,0 +1,1 @@
+"""Pure: values in, values out; the time and chance are arguments."""

@@ -1,0 +1,134 @@
+"""What to do, decided from the message and the row alone: the row decides, the message is a doorbell."""
+
+from typing import Any
+
+import msgspec
+
+from genctl.domain.model import (
+    Failure,
+    Job,
+    MalformedMessageError,
+    Outcome,
+    Session,
+    Status,
+    rfc3339,
+)
+from genctl.domain.tools import SEEDREAM4, TOOLS, tool_of
+
+PATIENT_RECEIVES = 3  # a message whose row is not there (yet) is looked at so often
+LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
+FIRST_HIDE_S = 5
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How often a run may be tried; `unknowns` counts re-sends after an outcome that nobody knows."""
+
+    attempts: int
+    unknowns: int
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """The message has nothing more to say."""
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """Send a DLQ copy with this code, then delete; `mark` where the row owes it."""
+
+    code: str
+    mark: bool
+
+
+class Hide(msgspec.Struct, frozen=True):
+    """Leave it to come back after so many seconds."""
+
+    seconds: int
+
+
+def read_job(body: str) -> Job:
+    """The job a message body names. Raises MalformedMessageError, which says why it is none of ours."""
+    try:
+        job = msgspec.json.decode(body, type=Job)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise MalformedMessageError(f"the message is no job: {error}") from error
+    if job.tool not in TOOLS:
+        raise MalformedMessageError(f"the message names a tool that is not ours: {job.tool[:80]!r}")
+    return job
+
+
+def job_body(session: Session) -> str:
+    """The message of a session's current run; the same text whoever sends it."""
+    tool = (tool_of(session.model) or SEEDREAM4).name
+    return msgspec.json.encode(
+        {"version": 1, "tool": tool, "sessionId": session.id, "run": session.run}
+    ).decode()
+
+
+def exhausted(session: Session, limits: Limits) -> str | None:
+    """The code with which a claimed session is settled without a call, or None: call.
+
+    A job that kills its workers ends as WorkerCrashed.
+    """
+    if session.attempts <= limits.attempts and session.unknowns <= limits.unknowns:
+        return None
+    return "WorkerCrashed" if session.from_dead_lease else "AttemptsExhausted"
+
+
+def dead_lease_code(session: Session, limits: Limits) -> str | None:
+    """The code with which a run is ended whose worker fell silent, or None: it goes back to the queue."""
+    if session.lease_until is None:  # it was processing when the database was adopted
+        return "WorkerCrashed"
+    attempts, unknowns = session.attempts + 1, session.unknowns + 1
+    claimed = msgspec.structs.replace(session, attempts=attempts, unknowns=unknowns, from_dead_lease=True)
+    return exhausted(claimed, limits)
+
+
+def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:
+    """Whether a failed attempt of a claimed session may be followed by another one."""
+    unknowns = session.unknowns + (failure.outcome is Outcome.UNKNOWN)
+    return not failure.fatal and session.attempts < limits.attempts and unknowns <= limits.unknowns
+
+
+def dispose(job: Job, row: Session | None, receive_count: int) -> Delete | Copy | Hide:
+    """The fate of a message, once its job was processed or could not be claimed."""
+    if row is None:
+        if receive_count < PATIENT_RECEIVES:
+            return Hide(FIRST_HIDE_S * receive_count)
+        return Copy("SessionNotFound", mark=False)
+    older = job.run is not None and row.run > job.run
+    if row.copy_owed and not older:
+        return Copy(error_code(row), mark=True)
+    if older or row.status in {Status.COMPLETED, Status.FAILED}:
+        return Delete()
+    return Hide(_rest_s(row))
+
+
+def _rest_s(row: Session) -> int:
+    """Seconds until an unended row may be claimed: the rest of its lease, or of its wait."""
+    waits_for = row.lease_until if row.status is Status.PROCESSING else row.due_at
+    if waits_for is None or row.read_at is None:
+        return FIRST_HIDE_S
+    return min(max(0, int((waits_for - row.read_at).total_seconds()) + 1), LONGEST_HIDE_S)
+
+
+def error_code(row: Session) -> str:
+    """The code of a failed row; `Unknown` when nobody stored one."""
+    return str((row.error_details or {}).get("code") or "Unknown")
+
+
+def copy_attributes(
+    row: Session | None, *, code: str, category: str, source_queue: str, session_id: str | None = None
+) -> dict[str, str]:
+    """The attributes of a DLQ copy, in the order in which they matter; absent where there is nothing."""
+    details: dict[str, Any] = (row.error_details if row else None) or {}
+    found = {
+        "code": code,
+        "category": category,
+        "sessionId": session_id or (str(row.id) if row else None),
+        "run": row.run if row else None,
+        "attempts": row.attempts if row else None,
+        "firstFailedAt": rfc3339(row.first_failed_at) if row else None,
+        "failedAt": details.get("failedAt"),
+        "sourceQueue": source_queue,
+        "providerStatus": details.get("providerStatus"),
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}

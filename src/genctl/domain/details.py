@@ -1,0 +1,187 @@
+"""Failure -> error_details: cleaned, without secrets, cut. What people read is cleaned further.
+
+Only a window of each text is looked at, as only its first bytes are kept; so time stays linear.
+"""
+
+import html
+import re
+from datetime import datetime
+
+from genctl.domain.envelopes import BARE_ID, LABELLED_ID
+from genctl.domain.model import ErrorDetails, Failure, rfc3339
+
+MESSAGE_BYTES = 1_024
+BODY_BYTES = 2_048
+WORD_BYTES = 256  # codes and ids
+REMOVED = "[removed]"
+UNREADABLE = "The image service refused this request and gave no reason that can be shown."
+
+_WINDOW = 8_192  # characters
+_EDGE = 256  # longer than any secret of fixed length: what may be half of one is dropped
+
+
+def build(
+    failure: Failure, *, attempts: int, max_attempts: int, first_attempt_at: datetime | None, provider: str
+) -> ErrorDetails:
+    """The `error_details` of a failed run, still without its refund. Never raises."""
+    return ErrorDetails(
+        provider_status=failure.provider_status,
+        provider_code=stored(failure.provider_code, WORD_BYTES),
+        provider_message=stored(failure.provider_message, MESSAGE_BYTES),
+        user_message=for_people(failure.user_message),
+        provider_body=stored(failure.provider_body, BODY_BYTES),
+        code=failure.code,
+        category=failure.category,
+        fatal=failure.fatal,
+        outcome=failure.outcome,
+        attempts=attempts,
+        max_attempts=max_attempts,
+        first_attempt_at=rfc3339(first_attempt_at),
+        request_id=stored(failure.request_id, WORD_BYTES),
+        provider=provider,
+    )
+
+
+def stored(text: str | bytes | None, limit: int) -> str | None:
+    """A text as the database may keep it: as sent, without secrets, at most `limit` bytes of UTF-8.
+
+    NUL and lone surrogates, which jsonb refuses, are left out.
+    """
+    if text is None:
+        return None
+    if isinstance(text, bytes):
+        text = text[: 4 * _WINDOW].decode("utf-8", "replace")
+    return cut(redact(re.sub(r"[\x00\ud800-\udfff]", "", text)), limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """The longest beginning of at most `limit` bytes of UTF-8 that ends between two characters."""
+    return text.encode()[:limit].decode("utf-8", "ignore")
+
+
+# -- secrets --------------------------------------------------------------------------------------
+
+_QUOTE = r"(?:\\?[\"']){0,2}"
+_IS = rf"{_QUOTE}\s{{0,4}}(?:[:=]|%3D)\s{{0,4}}{_QUOTE}"
+_VALUE = r"(?:[^\s&\"'<>\\,;\[\]{}]|\\/)"  # what JSON escapes ends it, but for the slash
+_UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
+_AFTER_BEARER = "token|auth|authentication|authorization|scheme|header|format|credentials?|key|realm"
+# The first group of each stays: it says what was removed.
+_SECRETS = tuple(
+    re.compile(pattern, re.IGNORECASE | re.ASCII)
+    for pattern in (
+        # signed URLs and requests
+        rf"((?:signature|credential|security-token|accesskeyid)(?:=|%3D)){_VALUE}+",
+        rf"(x-(?:tos|amz|goog|oss)-(?:signature|credential|security-token){_IS}){_VALUE}+",
+        rf"((?:[?&]|u0026|%26)(?:sig|key|token|api_?key|access_token)(?:=|%3D)){_VALUE}+",
+        r"(://)[^\s/:@\"']{1,64}:[^\s/@\"']{1,256}(?=@)",
+        # headers and fields
+        rf"(authorization{_IS}(?:(?:bearer|basic|digest|token|key|[\w-]{{0,9}}hmac-sha256)\s{{1,4}})?+){_VALUE}+",
+        rf"(\bbearer\s{{1,4}})(?!(?:{_AFTER_BEARER})\b){_VALUE}{{6,}}",
+        rf"((?:api|secret|access|private)[-_ ]?key(?:[-_ ]?id)?(?:\sprovided)?{_IS}){_VALUE}+",
+        rf"((?:secret|password|passwd|cookie|(?:access|auth|refresh|session)[-_ ]?token){_IS}){_VALUE}+",
+        rf"((?<![\w-])token{_IS}){_VALUE}{{16,}}",
+        rf"(api[-_ ]?key[^\r\n]{{0,40}}?){_UUID}",
+        # keys that show by their looks
+        r"()(?<![\w-])sk-[\w*-]{8,}",
+        r"()(?<![\w-])(?:ark|xai|gsk|hf|r8|fal)[-_](?=[\w-]{0,63}\d)[\w-]{16,}",
+        r"()(?<![a-z0-9])(?:(?:AKIA|ASIA)[0-9a-z]{16}|AKLT[\w-]{16,}={0,2}|AIza[\w-]{30,})",
+        r"()(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",
+    )
+)
+
+
+def redact(text: str) -> str:
+    """The beginning of a text (8,192 characters at the most) without keys, tokens and signatures."""
+    window = text[:_WINDOW]
+    for pattern in _SECRETS:
+        window = pattern.sub(rf"\1{REMOVED}", window)
+    return window if len(text) <= _WINDOW else window[:-_EDGE]
+
+
+# -- words for people -----------------------------------------------------------------------------
+
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,8}\d?);", re.IGNORECASE)
+_NEWLINE = re.compile(r"[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    r"\ud800-\udfff\ufeff\ufff0-\uffff\U000e0000-\U000e0fff]"
+)
+_DOCUMENT = re.compile(r"<(?:!doctype|\?xml|html|head|body|title|center|script|style|error)\b", re.IGNORECASE)
+_TAG = re.compile(r"<[a-z/!?][^<>]*>|<(?=[a-z/!?])", re.IGNORECASE)
+_BANNER = re.compile(
+    r"\b(?:server: ?)?(?:nginx|openresty|tengine|istio-envoy|awselb|(?:apache|cloudflare|envoy|varnish|"
+    r"caddy|microsoft-iis|gunicorn|haproxy|litespeed|werkzeug)(?=/\d))(?:/[\d.]*\d)?",
+    re.IGNORECASE | re.ASCII,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?]) |(?<=[。！？])|\n")
+# Advice to write to some support is for us, not for our users.
+_ADVICE = re.compile(
+    r"\b(?:contact|e-?mail|write to|reach out to|get in touch with|report (?:this|it) to) "
+    r"(?:us|our|your|the|an?|customer|technical|support|service|sales|help)\b|"
+    r"\bsupport (?:ticket|team|request|portal|engineer|staff)|\bcustomer (?:support|service)|"
+    r"\b(?:open|submit|file|raise|create) an? (?:ticket|case|issue)|\bhelp ?(?:cent(?:er|re)|desk)\b|"
+    r"\bhelp\.\w+\.\w|\bsupport@|\binclude .{0,30}\b(?:request|trace|error|ray|log)[-_ ]?id\b|"
+    r"联系|聯繫|工单|客服",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(  # "…, please contact support": what stands before it is kept
+    r"[,;，；(（] ?(?=(?:or |and |或者?)?(?:please|kindly|contact|reach|open|submit|if|you can|[请如联提]))"
+    r"| (?=(?:or|and) (?:please |kindly )?(?:contact|reach|open|submit))",
+    re.IGNORECASE,
+)
+_NO_SENTENCE = re.compile(
+    r"(?:if|for|should|in case|when|to)\b|如|\W*(?:please|kindly|请)?\W*$", re.IGNORECASE
+)
+# What removals leave behind, in this order.
+_TIDY = (
+    (re.compile(r"\s+"), " "),
+    (re.compile(r"(?<![^ ])[(\[（【][ ,;:.]*[)\]）】]"), ""),
+    (re.compile(r"[ ,;:]+(?=[)\]）】])"), ""),
+    (re.compile(r"([;,])(?: ?[;,])+"), r"\1"),
+    (re.compile(r"[,;:] ?(?=[.!?](?: |$))"), ""),
+    (re.compile(r" +(?=[.,;:!?](?: |$))"), ""),
+    (re.compile(r"(?<!\.)([.!?。！？])[.,;](?= |$)"), r"\1"),
+    (re.compile(r" {2,}"), " "),
+)
+_LOOSE_END = " ,;:-–—(（[【|"
+_MAX_PASSES = 6
+
+
+def for_people(text: str) -> str:
+    """A provider's sentence as people may read it, at most 1,024 bytes of UTF-8. Never raises.
+
+    Without request ids, advice to write to a support, markup, server banners, secrets, control and
+    bidi characters; a fixed sentence where nothing readable is left. Cleaning twice changes nothing.
+    """
+    for _ in range(_MAX_PASSES):  # what a removal joins may be an id again
+        cleaned = _cleaned(text)
+        if cleaned == text:
+            return text if any(map(str.isalnum, text)) else UNREADABLE
+        text = cleaned
+    return UNREADABLE
+
+
+def _cleaned(text: str) -> str:
+    text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text[: 2 * _WINDOW])))
+    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    if _DOCUMENT.search(text):
+        return ""
+    text = re.sub(r"[^\S\n]+", " ", _BANNER.sub(" ", _TAG.sub(" ", text)))
+    text = " ".join(map(_without_advice, _SENTENCE_END.split(text)))
+    text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text))
+    for pattern, replacement in _TIDY:
+        text = pattern.sub(replacement, text)
+    text = text.lstrip(" ,;:.)-–—|").rstrip(_LOOSE_END)
+    if len(text.encode()) > MESSAGE_BYTES:
+        text = cut(text, MESSAGE_BYTES - 3).rstrip(_LOOSE_END) + "…"
+    return text
+
+
+def _without_advice(sentence: str) -> str:
+    if not _ADVICE.search(sentence):
+        return sentence
+    head = _ASIDE.split(sentence, maxsplit=1)[0].strip()
+    if head == sentence.strip() or _ADVICE.search(head) or _NO_SENTENCE.match(head):
+        return ""
+    return f"{head}."

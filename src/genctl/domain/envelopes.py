@@ -1,0 +1,200 @@
+"""Where each provider keeps code, message and request id: one table of paths, and its reader.
+
+A new provider is a new row. Texts come out as they came in; details.py cleans and cuts them.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from genctl.domain.model import Answer
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """Where one provider keeps its words, best place first.
+
+    A path is keys joined by dots; `*` stands for every element of a list, of which the first
+    that holds something counts. Headers are named in lower case.
+    """
+
+    code: tuple[str, ...]
+    message: tuple[str, ...]
+    request_id: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ("x-request-id",)
+    id_shape: str = ""  # what an id of this provider looks like, told from those of gateways
+
+
+# 13 digits are Unix milliseconds; resellers cut the tail short.
+ARK_ID = r"02\d{13}[0-9a-f]{6,38}"
+
+ENVELOPES: dict[str, Envelope] = {
+    "ark": Envelope(
+        code=("error.code", "ResponseMetadata.Error.Code", "data.*.error.code"),  # error.type is a mess
+        message=("error.message", "ResponseMetadata.Error.Message", "data.*.error.message"),
+        request_id=("ResponseMetadata.RequestId", "request_id"),
+        id_shape=ARK_ID,
+    ),
+}
+
+# Gateways and frameworks between us and the provider; read after the provider's own row.
+GENERIC = Envelope(
+    code=("error.code", "code", "error_code", "errors.*.code"),
+    message=(
+        "error.message", "message", "error.msg", "msg", "error", "error_description",
+        "detail", "detail.*.msg", "errors.*.message", "title",
+    ),
+    request_id=("request_id", "requestId", "error.request_id"),
+    headers=("x-request-id", "x-oneapi-request-id"),
+)  # fmt: skip
+
+# -- request ids in running text ------------------------------------------------------------------
+
+_LABEL = (
+    r"[\"']?(?<![a-z0-9])(?:x[-_])?(?:(?:ark|csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?)?"
+    r"(?:request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?(?![a-z])"
+)
+# With a colon whatever follows is the id; without one it must look like an id.
+LABELLED_ID = re.compile(
+    rf"{_LABEL}(?:[\"']?\s?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
+    rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)",
+    re.IGNORECASE | re.ASCII,
+)
+# What is an id without any label, best known first.
+ID_SHAPES: dict[str, str] = {
+    "ark": ARK_ID,
+    "uuid": r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}",
+    "openai": r"req_[0-9a-z]{6,64}",
+    "hex": r"[0-9a-f]{32}",
+    "new-api": r"20\d{12,21}[a-z]{4,8}",
+    "ark sdk": r"20\d{12}[0-9a-z]{20}",
+    "replicate": r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}",
+    "cloudflare": r"[0-9a-f]{16}-[a-z]{3}",
+    "aws": r"1-[0-9a-f]{8}-[0-9a-f]{24}",
+    "w3c": r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
+}
+BARE_ID = re.compile(
+    rf"(?<![0-9a-z])(?:id[:=：]?\s?)?(?<![0-9a-z])(?:{'|'.join(reversed(ID_SHAPES.values()))})(?![0-9a-z])",
+    re.IGNORECASE,
+)
+_ID = re.compile(r"[\w.:/+=-]{4,128}", re.ASCII)
+_TAIL = 2_048  # ids stand at the end of a message
+
+# -- reading an answer ----------------------------------------------------------------------------
+
+MARKUP = re.compile(r"\s*<(?:!doctype|!--|\?xml|[a-z][\w-]*[\s/>])", re.IGNORECASE)
+_MAX_WRAPS = 3  # a provider's answer in a gateway's in an SDK's text
+_WRAPPED_CHARS = 32_768
+_DECODER = json.JSONDecoder(strict=False)
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What an answer says of itself. `document` is its JSON, None when it is not JSON.
+
+    `spoken`: the message stood in an error envelope, so it is meant for a caller's eyes.
+    """
+
+    document: object
+    code: str | None
+    message: str | None
+    request_id: str | None
+    spoken: bool
+
+
+def read(answer: Answer, provider: str) -> Said:
+    """Code, message and request id of an answer of `provider`. Never raises.
+
+    An answer of the provider that a gateway or SDK put as text into its own message is unwrapped:
+    the innermost code and message count.
+    """
+    own = ENVELOPES.get(provider, GENERIC)
+    # a 200 speaks of an error only in the provider's own words: {"code": 0, "msg": "ok"} is none
+    rows = (own,) if 200 <= answer.status < 300 else (own, GENERIC)
+    text = answer.body.decode("utf-8-sig", "replace")
+    document = _json(text)
+    code, message = _words(document, rows)
+    spoken = document is not None
+    if not spoken and not MARKUP.match(text):
+        message = text.strip() or None
+
+    documents = [document]
+    for _ in range(_MAX_WRAPS):
+        inner = _wrapped(message or "")
+        inner_code, inner_message = _words(inner, (own, GENERIC))
+        if not inner_code:
+            break
+        code, message, spoken = inner_code, inner_message, True
+        documents.append(inner)
+    return Said(document, code, message, _request_id(answer, own, documents, message), spoken)
+
+
+def find(document: object, path: str) -> Iterator[Any]:
+    """Every value at `path`, in order; nothing where the document has another shape."""
+    nodes = [document]
+    for key in path.split("."):
+        if key == "*":
+            nodes = [item for node in nodes if isinstance(node, list) for item in node]
+        else:
+            nodes = [node[key] for node in nodes if isinstance(node, dict) and key in node]
+    return iter(nodes)
+
+
+def _first(document: object, paths: Sequence[str]) -> str | None:
+    """The first text or whole number at one of `paths`, as text."""
+    for path in paths:
+        for value in find(document, path):
+            if isinstance(value, int) and not isinstance(value, bool):
+                return str(value)
+            if isinstance(value, str) and value.strip():
+                return value.strip()
+    return None
+
+
+def _words(document: object, rows: Sequence[Envelope]) -> tuple[str | None, str | None]:
+    codes = (_first(document, row.code) for row in rows)
+    messages = (_first(document, row.message) for row in rows)
+    return next(filter(None, codes), None), next(filter(None, messages), None)
+
+
+def _json(text: str) -> object:
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _wrapped(text: str) -> object:
+    """The first JSON object, or Python's print of one, inside a text; None without any."""
+    text = text[:_WRAPPED_CHARS]
+    for start in [brace.start() for brace in re.finditer(r"\{", text)][:_MAX_WRAPS]:
+        for candidate in (text[start:], _as_json(text[start:])):
+            try:
+                return _DECODER.raw_decode(candidate)[0]
+            except (ValueError, RecursionError):
+                continue
+    return None
+
+
+def _as_json(printed: str) -> str:
+    """Python's print of a dict in JSON's spelling: SDKs write `Error code: 400 - {'error': …}`."""
+    words = {"None": "null", "True": "true", "False": "false"}
+
+    def token(match: re.Match[str]) -> str:
+        if match[0] in words:
+            return words[match[0]]
+        inside = match[0][1:-1].replace("\\'", "'").replace('\\"', '"').replace('"', '\\"')
+        return '"' + inside.replace("\\x", "\\u00") + '"'
+
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b(?:None|True|False)\b", token, printed)
+
+
+def _request_id(answer: Answer, own: Envelope, documents: list[object], message: str | None) -> str | None:
+    """The id in the provider's own shape wherever it stands, else the first that is one at all."""
+    heard = [answer.headers.get(name) for name in (*own.headers, *GENERIC.headers)]
+    paths = (*own.request_id, *GENERIC.request_id)
+    heard += [_first(document, paths) for document in reversed(documents)]
+    heard += [match[1] or match[2] for match in LABELLED_ID.finditer((message or "")[-_TAIL:])]
+    ids = [text for text in heard if text and _ID.fullmatch(text)]
+    return next((text for text in ids if re.fullmatch(own.id_shape or "(?!)", text)), next(iter(ids), None))

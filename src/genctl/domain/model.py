@@ -1,0 +1,229 @@
+"""The words of the pipeline as values, and their JSON.
+
+Python and SQL say snake_case, JSON says camelCase; this is the one place that translates.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+
+class GenctlError(Exception):
+    """One line that says what is wrong, a second that says how to mend it, and the exit code.
+
+    `code` is a CamelCase word for programs; `fix` may be empty. Exit codes: 1 a check or an
+    expectation failed, 2 usage, 3 a dependency, 4 not found, 5 token refused.
+    """
+
+    def __init__(self, code: str, message: str, fix: str = "", *, exit_code: int = 3) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.fix = fix
+        self.exit_code = exit_code
+
+
+def rfc3339(at: datetime | None) -> str | None:
+    """A moment in UTC with milliseconds and Z, as JSON and logs show it."""
+    return (
+        None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
+
+
+def camel(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its keys as JSON says them; what is inside its values stays."""
+    return {head + "".join(map(str.title, tail)): row[key] for key in row for head, *tail in [key.split("_")]}
+
+
+class Status(StrEnum):
+    """Where a session stands in its current run."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Category(StrEnum):
+    """What a failure speaks of: the job (first two), our account (auth, quota), or the road."""
+
+    CONTENT_POLICY = "content_policy"
+    INVALID_REQUEST = "invalid_request"
+    AUTH = "auth"
+    QUOTA = "quota"
+    RATE_LIMIT = "rate_limit"
+    SERVER = "server"
+    NETWORK = "network"
+    INTERNAL = "internal"
+
+
+class Outcome(StrEnum):
+    """What the provider did: `unknown` means that it may have done and billed the work."""
+
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+class Job(msgspec.Struct, frozen=True, rename="camel"):
+    """The job message: it only says that there is something to do; the row decides what."""
+
+    version: Literal[1]
+    tool: str
+    session_id: UUID
+    run: int | None = None  # a body without a run means the row's run
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A `generation_sessions` row. Times are aware; the database's clock made them."""
+
+    id: UUID
+    user_id: str
+    model: str
+    prompt: str
+    status: Status
+    run: int
+    attempts: int
+    unknowns: int
+    lease: int
+    created_at: datetime
+    client_key: str | None = None
+    params: dict[str, Any] | None = None
+    reservation_id: UUID | None = None
+    result: dict[str, Any] | None = None
+    error_details: dict[str, Any] | None = None
+    started_at: datetime | None = None
+    first_failed_at: datetime | None = None
+    completed_at: datetime | None = None
+    queued_at: datetime | None = None
+    due_at: datetime | None = None
+    lease_until: datetime | None = None
+    dlq_sent_at: datetime | None = None
+    read_at: datetime | None = None  # the database's time when it was read
+    reserved: int | None = None  # credits of the current run's reservation, where they were read
+    refunded: int = 0
+    from_dead_lease: bool = False  # this claim took it over from a worker that fell silent
+
+    @property
+    def copy_owed(self) -> bool:
+        """Failed, and the DLQ copy is not proven sent."""
+        return self.status is Status.FAILED and self.dlq_sent_at is None
+
+    def item(self) -> dict[str, Any]:
+        """The session as the API and the CLI show it."""
+        return {
+            "sessionId": self.id,
+            "clientKey": self.client_key,
+            "userId": self.user_id,
+            "status": self.status,
+            "model": self.model,
+            "prompt": self.prompt,
+            "run": self.run,
+            "attempts": self.attempts,
+            "createdAt": rfc3339(self.created_at),
+            "startedAt": rfc3339(self.started_at),
+            "completedAt": rfc3339(self.completed_at),
+            "result": self.result,
+            "error_details": self.error_details,
+            "credits": {"reserved": self.reserved, "refunded": self.refunded},
+        }
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A provider's HTTP answer, cut to a cap. Header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class NoAnswer(msgspec.Struct, frozen=True):
+    """A call without an answer. `sent`: the request was out, so the work may be done and billed."""
+
+    code: str  # Timeout, ConnectionError, ...
+    message: str
+    sent: bool
+
+
+class Image(msgspec.Struct, frozen=True, rename="camel"):
+    """One image; `url` is the provider's, dead after `expires_at`."""
+
+    url: str
+    size: str | None = None
+    expires_at: str | None = None
+
+
+class Success(msgspec.Struct, frozen=True):
+    """At least one image came."""
+
+    images: tuple[Image, ...]
+    request_id: str | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A classified failure; strings as they came, details.py cleans and cuts them."""
+
+    code: str
+    category: Category
+    fatal: bool
+    outcome: Outcome
+    user_message: str
+    provider_status: int | None = None
+    provider_code: str | None = None
+    provider_message: str | None = None
+    provider_body: bytes | None = None
+    request_id: str | None = None
+    retry_after_s: float | None = None
+
+
+class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What is stored as `error_details`. The settle adds the refund and `failedAt` (its clock)."""
+
+    provider_status: int | None
+    provider_code: str | None
+    provider_message: str | None
+    user_message: str
+    provider_body: str | None
+    code: str
+    category: Category
+    fatal: bool
+    outcome: Outcome
+    attempts: int
+    max_attempts: int
+    first_attempt_at: str | None
+    failed_at: str | None = None
+    reservation_amount: int | None = None
+    refunded_credits: int = 0
+    refunded_at: str | None = None
+    refund_error: str | None = None
+    request_id: str | None = None
+    provider: str
+
+
+class JobProcessingError(GenctlError):
+    """A run has failed and is settled; `permanent` sends its payload to the DLQ at once.
+
+    `str()` is `DLQ:<code>`; `session` is the row as the settle left it.
+    """
+
+    def __init__(self, message: str, *, permanent: bool, session: Session | None = None) -> None:
+        super().__init__("JobProcessingError", message, exit_code=1)
+        self.permanent = permanent
+        self.session = session
+
+
+class LeaseLostError(GenctlError):
+    """The session is no longer ours: touch nothing more of that job."""
+
+    def __init__(self, session_id: UUID) -> None:
+        super().__init__("LeaseLost", f"the lease of session {session_id} was lost", exit_code=1)
+
+
+class MalformedMessageError(GenctlError):
+    """A queue message that is no job of ours; the text says why."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("MalformedMessage", why, exit_code=1)

@@ -1,0 +1,70 @@
+"""What may be ordered: a request is checked before anything is reserved."""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from genctl.domain.model import GenctlError
+from genctl.domain.tools import TOOLS, Tool, tool_of
+
+LONGEST_PROMPT = 10_000  # characters; the providers advise far less and set no limit
+LONGEST_NAME = 200  # characters of a user id, a client key, an idempotency key
+MOST_CREDITS = 2**53  # what JSON's readers can tell apart
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """One image that somebody wants. `cost` in credits."""
+
+    session_id: UUID
+    reservation_id: UUID
+    user_id: str
+    prompt: str
+    model: str
+    cost: int
+    client_key: str | None = None
+    params: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+
+
+def check(order: Order) -> Tool:
+    """The tool that serves the order. Raises GenctlError (exit 2) naming what is wrong."""
+    tool = tool_of(order.model)
+    if tool is None:
+        known = ", ".join(pattern for t in TOOLS.values() for pattern in t.models)
+        raise _refused("UnknownModel", f"no tool serves the model {order.model!r}", f"use one like {known}")
+    if not order.prompt.strip():
+        raise _refused("BadPrompt", "the prompt is empty", "say what the image shall show")
+    if len(order.prompt) > LONGEST_PROMPT:
+        raise _refused("BadPrompt", f"the prompt is longer than {LONGEST_PROMPT:,} characters", "shorten it")
+    check_text("prompt", order.prompt, "BadPrompt")
+    check_name("user", order.user_id)
+    for what, name in (("client key", order.client_key), ("idempotency key", order.idempotency_key)):
+        if name is not None:
+            check_name(what, name)
+    if not 0 < order.cost <= MOST_CREDITS:
+        raise _refused("BadCost", f"a job cannot cost {order.cost} credits", "name a whole number above 0")
+    return tool
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises GenctlError (exit 2) when `name` cannot be an id of a user or a client."""
+    check_text(what, name, "BadName")
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        raise _refused(
+            "BadName",
+            f"the {what} {name[:40]!r} is empty, too long or not printable",
+            f"use 1 to {LONGEST_NAME} printable characters",
+        )
+
+
+def check_text(what: str, text: str, code: str) -> None:
+    """Raises GenctlError (exit 2) for what PostgreSQL cannot store: NUL, and bytes that are no UTF-8."""
+    if "\0" in text:
+        raise _refused(code, f"the {what} holds a NUL character", "remove it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _refused(code, f"the {what} is not valid UTF-8", "check the terminal's or the file's encoding")
+
+
+def _refused(code: str, message: str, fix: str) -> GenctlError:
+    return GenctlError(code, message, fix, exit_code=2)

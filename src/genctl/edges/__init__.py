@@ -1,0 +1,1 @@
+"""One technology each: PostgreSQL, SQS, the providers."""

@@ -1,0 +1,131 @@
+"""AWS as boto3 finds it: endpoint, region, TLS, and credentials that sign requests to SQS."""
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import botocore.session
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials, RefreshableCredentials
+from botocore.exceptions import BotoCoreError, NoRegionError
+from botocore.httpsession import get_cert_path
+
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError
+
+RENEW_EVERY_S = 30.0  # between two tries to renew credentials that still work
+
+
+class Place(NamedTuple):
+    """Where SQS is, and how to find out who we are."""
+
+    endpoint: str
+    region: str
+    find: Callable[[], Credentials]
+    tls: ssl.SSLContext | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Reads files, so call it in a thread. Raises GenctlError (exit 3): no region, a bad profile."""
+        if settings.embedded:
+            return cls._embedded(settings)
+        try:
+            session = botocore.session.Session()
+            client = session.create_client("sqs", endpoint_url=settings.sqs_endpoint)
+            endpoint = client.meta.endpoint_url
+            tls = None
+            if endpoint.startswith("https:"):
+                ca = get_cert_path(session.get_config_variable("ca_bundle") or True)
+                tls = ssl.create_default_context(cafile=ca)
+        except NoRegionError:
+            raise GenctlError(
+                "RegionMissing",
+                "SQS: no AWS region is set",
+                "set AWS_DEFAULT_REGION, or region in the AWS profile",
+            ) from None
+        except (BotoCoreError, OSError, ValueError) as why:
+            raise _misconfigured(why) from why
+        return cls(endpoint, client.meta.region_name, _find, tls)
+
+    @classmethod
+    def _embedded(cls, settings: Settings) -> Self:
+        endpoint, key, secret = (
+            settings.sqs_endpoint,
+            settings.aws_access_key_id,
+            settings.aws_secret_access_key,
+        )
+        if not (endpoint and key and secret):
+            raise GenctlError(
+                "StackNotRunning",
+                "the embedded stack is not running, and with it its queue",
+                "start it with `genctl demo --keep`, or set DATABASE_URL",
+            )
+        return cls(endpoint, "us-east-1", lambda: Credentials(key, secret))
+
+
+def _find() -> Credentials:
+    """The credentials that boto3 would use, by a fresh look at environment, files and roles."""
+    try:
+        found = botocore.session.Session().get_credentials()
+    except BotoCoreError as why:
+        raise _misconfigured(why) from why
+    if found is None:
+        raise GenctlError(
+            "CredentialsMissing",
+            "SQS: no AWS credentials were found",
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
+        )
+    return found
+
+
+def _misconfigured(why: Exception) -> GenctlError:
+    return GenctlError(
+        "AwsMisconfigured", f"SQS: {why}", "check AWS_PROFILE, ~/.aws/config and ~/.aws/credentials"
+    )
+
+
+class Signer:
+    """Signs requests with frozen credentials, which a thread renews: never the event loop."""
+
+    def __init__(self, place: Place) -> None:
+        """Looks credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
+        self._place = place
+        self._lock = asyncio.Lock()
+        self._next_try = 0.0
+        try:
+            self._look_up()
+        except (BotoCoreError, RuntimeError) as why:  # RuntimeError: fetched, but expired already
+            raise _misconfigured(why) from why
+
+    def _look_up(self) -> None:
+        self._source = self._place.find()
+        self._freeze()
+
+    def _freeze(self) -> None:
+        self._auth = SigV4Auth(self._source.get_frozen_credentials(), "sqs", self._place.region)
+
+    async def headers(self, body: bytes, headers: dict[str, str]) -> dict[str, str]:
+        """`headers` of a POST of `body` to the endpoint, with those of its signature."""
+        source = self._source
+        if isinstance(source, RefreshableCredentials) and source.refresh_needed():
+            await self._renew(self._freeze)
+        request = AWSRequest(method="POST", url=self._place.endpoint, headers=headers, data=body)
+        self._auth.add_auth(request)
+        return dict(request.headers.items())
+
+    async def look_again(self) -> None:
+        """Once SQS called the credentials expired: there may be new ones where boto3 looks."""
+        await self._renew(self._look_up)
+
+    async def _renew(self, how: Callable[[], None]) -> None:
+        async with self._lock:
+            if time.monotonic() < self._next_try:
+                return
+            # The old ones may work for minutes yet; when they don't, SQS says so.
+            with contextlib.suppress(BotoCoreError, RuntimeError, GenctlError):
+                await asyncio.to_thread(how)
+            self._next_try = time.monotonic() + RENEW_EVERY_S

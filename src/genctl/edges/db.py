@@ -1,0 +1,209 @@
+"""PostgreSQL: pool, named statements, transactions in one round trip, errors as sentences.
+
+Everything here works through a transaction pooler: no session state, no prepared statements.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from typing import Any, Self, cast
+
+import msgspec
+import psycopg
+from psycopg import errors
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.datetime import TimestamptzLoader
+from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from genctl.base.dsn import place
+from genctl.domain.model import GenctlError
+from genctl.edges.sql import sql
+
+Connection = psycopg.AsyncConnection[DictRow]
+Row = dict[str, Any]
+Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
+
+CONNECT_TIMEOUT_S = 5
+FIRST_RETRY_S = 0.05
+MAX_RETRY_S = 2.0
+
+set_json_dumps(msgspec.json.encode)
+set_json_loads(msgspec.json.decode)
+
+
+class DataRefusedError(GenctlError):
+    """The database refused the data of a statement (a constraint, a range): trying again is no use."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("DataRefused", f"the database refused the data: {reason}", exit_code=1)
+
+
+class DatabaseGoneError(GenctlError):
+    """The connection or the server failed: the same statement may work on a new connection."""
+
+
+class _EndlessLoader(TimestamptzLoader):
+    """'-infinity' marks rows that were there before adoption; Python's nearest is the year 1."""
+
+    def load(self, data: Any) -> datetime:
+        match bytes(data):
+            case b"-infinity":
+                return datetime.min.replace(tzinfo=UTC)
+            case b"infinity":
+                return datetime.max.replace(tzinfo=UTC)
+        return super().load(data)
+
+
+@contextmanager
+def errors_told(dsn: str) -> Iterator[None]:
+    """Turns psycopg's errors into ours, each with its cure."""
+    at = "/".join(place(dsn))
+    try:
+        yield
+    except (errors.UndefinedTable, errors.UndefinedColumn) as error:
+        raise GenctlError(
+            "NotMigrated",
+            f"database {at} lacks what genctl needs: {_first_line(error)}",
+            "run `genctl migrate`",
+        ) from error
+    except errors.InsufficientPrivilege as error:
+        raise GenctlError(
+            "DatabaseDenied",
+            f"database {at} refuses: {_first_line(error)}",
+            "grant the rights to the user of DATABASE_URL",
+        ) from error
+    except (psycopg.DataError, psycopg.IntegrityError, errors.RaiseException) as error:
+        raise DataRefusedError(_first_line(error)) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, _READ_ONLY) as error:
+        raise DatabaseGoneError(
+            "DatabaseUnreachable",
+            f"cannot use PostgreSQL at {at}: {_first_line(error)}",
+            "check that it runs and that DATABASE_URL is right",
+        ) from error
+    except psycopg.ProgrammingError as error:
+        # conninfo that does not parse
+        raise GenctlError(
+            "DatabaseMisused",
+            f"PostgreSQL at {at}: {_first_line(error)}",
+            "check DATABASE_URL and run `genctl migrate status`",
+        ) from error
+
+
+_READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
+    conn.adapters.register_loader("timestamptz", _EndlessLoader)
+
+
+async def connect_directly(dsn: str) -> Connection:
+    """One connection in autocommit, outside the pool (LISTEN, migrate). Raises GenctlError, exit 3."""
+    with errors_told(dsn):
+        conn = await psycopg.AsyncConnection.connect(
+            dsn,
+            autocommit=True,
+            prepare_threshold=None,
+            row_factory=dict_row,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            application_name="genctl",
+        )
+        await _configure(conn)
+        return conn
+
+
+class Database:
+    """Named statements over a pool of connections; `async with Database.open(dsn)` is the way in."""
+
+    def __init__(self, dsn: str, pool: "AsyncConnectionPool[Connection]") -> None:
+        self.dsn = dsn
+        self._pool = pool
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, dsn: str, *, size: int = 4) -> AsyncIterator[Self]:
+        """A pool of at most `size` connections. Raises GenctlError (exit 3) when none can be made."""
+        with errors_told(dsn):
+            # the pool only ever says that it waited too long; one connection by hand says why
+            await (await connect_directly(dsn)).close()
+            async with AsyncConnectionPool[Connection](
+                dsn,
+                min_size=1,
+                max_size=size,
+                timeout=10,
+                open=False,
+                configure=_configure,
+                connection_class=cast("type[Connection]", psycopg.AsyncConnection),
+                kwargs={
+                    "autocommit": True,
+                    "prepare_threshold": None,
+                    "row_factory": dict_row,
+                    "connect_timeout": CONNECT_TIMEOUT_S,
+                    "application_name": "genctl",
+                },
+            ) as pool:
+                yield cls(dsn, pool)
+
+    async def rows(self, name: str, **params: Any) -> list[Row]:
+        """The rows of one named statement, committed by itself."""
+        return (await self.transact((name, params)))[0]
+
+    async def row(self, name: str, **params: Any) -> Row | None:
+        """The first row of one named statement, or None."""
+        return next(iter(await self.rows(name, **params)), None)
+
+    async def transact(self, *steps: Step) -> list[list[Row]]:
+        """Named statements as one transaction in one round trip; the rows of each.
+
+        Raises DataRefusedError (nothing was done), DatabaseGoneError (a commit on its way may or may not
+        have happened) or GenctlError.
+        """
+        with errors_told(self.dsn):
+            async with self._pool.connection() as conn:
+                try:
+                    if len(steps) == 1:
+                        return [await _fetched(await _execute(conn, steps[0]))]
+                    async with conn.pipeline(), conn.transaction():
+                        cursors = [await _execute(conn, step) for step in steps]
+                    return [await _fetched(cursor) for cursor in cursors]
+                except _READ_ONLY:
+                    await conn.close()  # the pool makes a new one, which finds the new primary
+                    raise
+
+    async def patiently(self, *steps: Step, patience_s: float = 60.0) -> list[list[Row]]:
+        """`transact`, again on a new connection while the server is away, for at most `patience_s`.
+
+        Only for statements that may run twice: a lease or a status gates them, so that the second run
+        of one whose answer was lost hits no row. Raises like `transact`.
+        """
+        give_up_at = time.monotonic() + patience_s
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                return await self.transact(*steps)
+            except DatabaseGoneError:
+                if time.monotonic() + delay_s > give_up_at:
+                    raise
+            await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
+            delay_s = min(delay_s * 2, MAX_RETRY_S)
+
+
+def as_json(value: Any) -> Any:
+    """A value that a statement takes as jsonb (a list of items, an object)."""
+    return Jsonb(value)
+
+
+async def _execute(conn: Connection, step: Step) -> psycopg.AsyncCursor[Row]:
+    name, params = step
+    return await conn.execute(sql(name), params)
+
+
+async def _fetched(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
+    return await cursor.fetchall() if cursor.description else []

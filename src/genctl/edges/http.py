@@ -1,0 +1,36 @@
+"""HTTP as every edge wants it: no cookies, no limit on connections, the environment's proxy."""
+
+import io
+import ssl
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+
+KEEPALIVE_S = 15.0  # less than what servers wait before they close: a POST that meets the close is lost
+IN_PARTS_BYTES = 2**20
+
+
+def session(
+    base: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    traces: Sequence[aiohttp.TraceConfig] = (),
+    auto_decompress: bool = True,
+) -> aiohttp.ClientSession:
+    """A session for requests to `base`. Proxies are for https only: loopback is never sent through one."""
+    proxied = base.startswith("https:") and not proxy_bypass(urlsplit(base).hostname or "")
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls or True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=getproxies().get("https") if proxied else None,
+        skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+        trace_configs=list(traces),
+        auto_decompress=auto_decompress,
+    )
+
+
+def payload(data: bytes) -> bytes | io.BytesIO:
+    """A request body; a large one is written in parts, so that it does not hold up the event loop."""
+    return io.BytesIO(data) if len(data) > IN_PARTS_BYTES else data

@@ -1,0 +1,100 @@
+"""LISTEN that loses nothing silently: connect, LISTEN, verify, catch up, then drain; probed all the time.
+
+A NOTIFY is lost while nobody listens, does not pass a transaction pooler, and a half-open connection
+says nothing. So the listener says when it is connected, and whoever follows asks the database then.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import LiteralString, NamedTuple
+
+from genctl.domain.model import GenctlError
+from genctl.edges.db import DatabaseGoneError, connect_directly, errors_told
+from genctl.edges.sql import sql
+
+PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out
+MAX_RETRY_S = 30.0
+
+
+class Connected(NamedTuple):
+    """The channel is heard from now on: ask the database for what was missed."""
+
+    again: bool  # not the first time
+
+
+class Heard(NamedTuple):
+    """A NOTIFY. The payload comes from anybody who may NOTIFY: a hint, no truth."""
+
+    payload: str
+
+
+class Quiet(NamedTuple):
+    """Nothing came for a while, and the connection was proven alive: time for the backstop."""
+
+
+class Lost(NamedTuple):
+    """The connection is gone; the next try comes in so many seconds."""
+
+    retry_in_s: float
+
+
+Event = Connected | Heard | Quiet | Lost
+
+
+async def listen(
+    dsn: str | None, channel: LiteralString, *, fail_after_s: float | None = None
+) -> AsyncIterator[Event]:
+    """What happens on a channel, for ever; reconnects with jitter. `dsn` None: Quiet events alone.
+
+    A first connection that cannot be made raises GenctlError (exit 3); one that was made and lost is
+    tried again for ever, or for `fail_after_s` seconds.
+    """
+    lost_at, attempt, again = None, 0, False
+    while True:
+        try:
+            async for event in _once(dsn, channel, again=again):
+                lost_at, attempt, again = None, 0, True
+                yield event
+        except DatabaseGoneError:
+            lost_at = lost_at or time.monotonic()
+            waited_s = time.monotonic() - lost_at
+            if not again or (fail_after_s is not None and waited_s >= fail_after_s):
+                raise
+        delay_s = random.uniform(0.5, 1) * min(2.0**attempt, MAX_RETRY_S)  # noqa: S311 - jitter
+        attempt += 1
+        yield Lost(delay_s)
+        await asyncio.sleep(delay_s)
+
+
+async def _once(dsn: str | None, channel: LiteralString, *, again: bool) -> AsyncIterator[Event]:
+    """The events of one connection; DatabaseGoneError when it ends."""
+    if dsn is None:
+        yield Connected(again)
+        while True:
+            await asyncio.sleep(PROBE_S)
+            yield Quiet()
+    async with await connect_directly(dsn) as conn:
+        with errors_told(dsn):
+            await conn.execute(f"listen {channel}")
+            heard = await (await conn.execute(sql("listening"))).fetchall()
+        if channel not in {row["channel"] for row in heard}:
+            raise GenctlError(
+                "NotListening",
+                "LISTEN does not hold on this connection, which seems to be a transaction pooler",
+                "set GENCTL_LISTEN_URL to a direct connection",
+            )
+        yield Connected(again)
+        while True:
+            with errors_told(dsn):
+                async for notify in conn.notifies(timeout=PROBE_S):
+                    yield Heard(notify.payload)
+                try:
+                    async with asyncio.timeout(PROBE_S):
+                        await conn.execute(sql("clock"))
+                except TimeoutError:
+                    raise DatabaseGoneError(
+                        "DatabaseUnreachable", "the LISTEN connection is silent"
+                    ) from None
+            yield Quiet()

@@ -1,0 +1,1 @@
+"""One file a provider: build the request, call, hand back the answer."""

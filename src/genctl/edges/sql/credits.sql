@@ -1,0 +1,36 @@
+-- Movements outside a run's way, and what a user has. After ensure_accounts and lock_accounts.
+
+-- name: grant
+-- Adds credits (or takes, when negative) and books it.
+with booked as (
+  insert into credit_ledger (user_id, delta, kind, reason)
+  select u, %(amount)s, 'grant', %(reason)s from unnest(%(users)s::text[]) u
+)
+update credit_accounts set balance = balance + %(amount)s where user_id = any(%(users)s)
+returning user_id, balance
+
+-- name: release_reservation
+-- Gives a held reservation back: reservation, ledger, balance. No row when nothing was held.
+with moved as (
+  update credit_reservations set status = 'released', released_at = now()
+  where id = %(reservation)s and status = 'held'
+  returning id, user_id, amount
+),
+booked as (
+  insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
+  select user_id, amount, 'release', id, %(reason)s from moved
+)
+update credit_accounts a set balance = a.balance + m.amount from moved m where a.user_id = m.user_id
+returning m.amount
+
+-- name: credits_of
+-- A user's balance and what is held.
+select a.user_id, a.balance, coalesce((
+  select sum(r.amount) from credit_reservations r where r.user_id = a.user_id and r.status = 'held'
+), 0)::bigint as held
+from credit_accounts a where a.user_id = %(user)s
+
+-- name: ledger_of
+-- A user's newest movements, newest first.
+select id, delta, kind, reservation_id, reason, created_at
+from credit_ledger where user_id = %(user)s order by id desc limit %(limit)s

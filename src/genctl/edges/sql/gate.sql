@@ -1,0 +1,15 @@
+-- The gate: one row a tool that every worker reads. No row: open.
+
+-- name: gate
+-- A tool's gate as it is now.
+select tool, state, until, reason, who, changed_at, now() as read_at from tool_gates where tool = %(tool)s
+
+-- name: turn_gate
+-- Compare-and-set on the row as it was read (`seen` is its changed_at, null when there was none).
+insert into tool_gates (tool, state, until, reason, who, changed_at)
+values (%(tool)s, %(state)s, now() + make_interval(secs => %(for_s)s::float8), %(reason)s, %(who)s, clock_timestamp())
+on conflict (tool) do update
+set state = excluded.state, until = excluded.until, reason = excluded.reason, who = excluded.who,
+  changed_at = excluded.changed_at
+where tool_gates.changed_at = %(seen)s
+returning tool, state, until, reason, who, changed_at, now() as read_at

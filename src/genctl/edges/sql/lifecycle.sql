@@ -1,0 +1,145 @@
+-- A session's way up to its end. The row decides; `lease` is the fencing token.
+
+-- name: reserve
+-- Enqueue: reservation, ledger, balance, session. After ensure_accounts and lock_accounts. A user whose
+-- balance is too low gets none of theirs; what comes back was made.
+with item as (
+  select * from jsonb_to_recordset(%(items)s) as i(
+    session_id uuid, user_id text, client_key text, model text, prompt text, params jsonb,
+    reservation_id uuid, amount bigint, idempotency_key text)
+),
+bill as (
+  select i.user_id, sum(i.amount) as credits
+  from item i join credit_accounts a on a.user_id = i.user_id
+  group by i.user_id, a.balance
+  having a.balance >= sum(i.amount)
+),
+paid as (
+  update credit_accounts a set balance = a.balance - b.credits from bill b where a.user_id = b.user_id
+  returning a.user_id
+),
+made as (
+  select i.* from item i join paid p on p.user_id = i.user_id
+),
+held as (
+  insert into credit_reservations (id, user_id, amount, status, created_at, session_id, run)
+  select reservation_id, user_id, amount, 'held', now(), session_id, 1 from made
+),
+booked as (
+  insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
+  select user_id, -amount, 'reserve', reservation_id, 'enqueue' from made
+),
+traced as (
+  insert into session_events (session_id, run, kind, data)
+  select session_id, 1, 'enqueued', jsonb_build_object('reserved', amount) from made
+)
+insert into generation_sessions
+  (id, user_id, client_key, model, prompt, params, status, reservation_id, created_at, queued_at, idempotency_key)
+select session_id, user_id, client_key, model, prompt, params, 'queued', reservation_id, now(), now(), idempotency_key
+from made
+returning *, now() as read_at
+
+-- name: mark_enqueued
+-- The job messages of these runs are sent. A mark of an older run hits nothing.
+with sent as (
+  update generation_sessions s set enqueued_at = now()
+  from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int)
+  where s.id = i.session_id and s.run = i.run and s.enqueued_at is null
+  returning s.id, s.run
+)
+insert into session_events (session_id, run, kind) select id, run, 'sent' from sent
+
+-- name: claim
+-- Takes sessions that are queued and due, or whose owner fell silent. Returns those that are ours now.
+with item as (
+  select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int)
+),
+ready as (
+  select s.id, s.status = 'processing' as from_dead_lease
+  from generation_sessions s
+  join item i on i.session_id = s.id and coalesce(i.run, s.run) = s.run
+  where (s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
+    or (s.status = 'processing' and (s.lease_until < now() or (s.lease_until is null and %(lapsed)s)))
+  order by s.id
+  for update of s skip locked
+),
+taken as (
+  update generation_sessions s
+  set status = 'processing', attempts = s.attempts + 1, lease = s.lease + 1, due_at = null,
+    unknowns = s.unknowns + r.from_dead_lease::int,
+    lease_until = now() + make_interval(secs => %(lease_s)s),
+    started_at = coalesce(s.started_at, now())
+  from ready r
+  where s.id = r.id
+  returning s.*, now() as read_at, r.from_dead_lease
+),
+traced as (
+  insert into session_events (session_id, run, kind, data)
+  select id, run, 'claimed', jsonb_build_object(
+    'attempt', attempts, 'lease', lease, 'worker', %(worker)s::text, 'fromDeadLease', from_dead_lease)
+  from taken
+)
+select * from taken
+
+-- name: extend
+-- Renews leases. Those that do not come back are lost.
+update generation_sessions s set lease_until = now() + make_interval(secs => %(lease_s)s)
+from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
+where s.id = i.session_id and s.status = 'processing' and s.lease = i.lease
+returning s.id
+
+-- name: retry
+-- Back to the queue for a later attempt.
+with waiting as (
+  update generation_sessions s
+  set status = 'queued', lease_until = null, due_at = now() + make_interval(secs => %(delay_s)s),
+    unknowns = s.unknowns + %(unknown)s::int, first_failed_at = coalesce(s.first_failed_at, now())
+  where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
+  returning s.*, now() as read_at
+),
+traced as (
+  insert into session_events (session_id, run, kind, data)
+  select id, run, 'retried', %(trace)s::jsonb || jsonb_build_object('delayS', %(delay_s)s::float8) from waiting
+)
+select * from waiting
+
+-- name: give_back
+-- Back to the queue at once; only for a job whose request was not sent, so the attempt is not used.
+with back as (
+  update generation_sessions s
+  set status = 'queued', lease_until = null, attempts = s.attempts - 1
+  where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
+  returning s.*, now() as read_at
+),
+traced as (
+  insert into session_events (session_id, run, kind) select id, run, 'given_back' from back
+)
+select * from back
+
+-- name: let_go
+-- Ends our lease without an end of the run: the request was sent, the next claim sees an unknown outcome.
+with gone as (
+  update generation_sessions s set lease_until = now()
+  where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
+  returning s.*, now() as read_at
+),
+traced as (
+  insert into session_events (session_id, run, kind) select id, run, 'let_go' from gone
+)
+select * from gone
+
+-- name: mark_copied
+-- The DLQ copy of a failed run is sent. A mark of an older run hits nothing.
+with sent as (
+  update generation_sessions s set dlq_sent_at = now()
+  from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, message_id text)
+  where s.id = i.session_id and s.run = i.run and s.status = 'failed' and s.dlq_sent_at is null
+  returning s.id, s.run, i.message_id
+)
+insert into session_events (session_id, run, kind, data)
+select id, run, 'copied', jsonb_build_object('messageId', message_id) from sent
+
+-- name: note
+-- A line in the trace that changes nothing (a late result).
+insert into session_events (session_id, run, kind, data)
+values (%(session)s, %(run)s, %(kind)s, %(data)s)

@@ -1,0 +1,25 @@
+-- The runner's own bookkeeping.
+
+-- name: try_migration_lock
+-- Held by this connection until it ends.
+select pg_try_advisory_lock(%(key)s) as locked
+
+-- name: create_migrations
+-- The table of what was applied.
+create table if not exists genctl_migrations (
+  name text primary key,
+  sha256 text not null,
+  applied_at timestamptz not null default now()
+)
+
+-- name: has_migrations
+-- Whether the table is there.
+select to_regclass(format('%%I.genctl_migrations', current_schema())) is not null as there
+
+-- name: applied_migrations
+-- What was applied.
+select name, sha256, applied_at from genctl_migrations
+
+-- name: record_migration
+-- This file is applied.
+insert into genctl_migrations (name, sha256) values (%(name)s, %(sha256)s)

@@ -1,0 +1,58 @@
+-- What people and programs look at.
+
+-- name: sessions
+-- Sessions by their ids.
+select s.*, now() as read_at, r.amount as reserved,
+  case r.status when 'released' then r.amount else 0 end as refunded
+from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
+where s.id = any(%(ids)s)
+
+-- name: find_sessions
+-- Sessions of which any id is, or begins with, the text: session, reservation, client key, the provider's
+-- request id, the message id of a DLQ copy. `low` and `high` bound the uuids that begin so, or are null.
+with hit as (
+  select id from generation_sessions where id between %(low)s::uuid and %(high)s::uuid
+  union
+  select id from generation_sessions where reservation_id between %(low)s::uuid and %(high)s::uuid
+  union
+  select session_id from credit_reservations where id between %(low)s::uuid and %(high)s::uuid
+  union
+  select id from generation_sessions where client_key like %(pattern)s
+  union
+  select id from generation_sessions where error_details ->> 'requestId' like %(pattern)s
+  union
+  select session_id from session_events where kind = 'copied' and data ->> 'messageId' like %(pattern)s
+)
+select s.*, now() as read_at, r.amount as reserved,
+  case r.status when 'released' then r.amount else 0 end as refunded
+from hit join generation_sessions s using (id) left join credit_reservations r on r.id = s.reservation_id
+order by s.created_at desc limit 20
+
+-- name: list_sessions
+-- Newest sessions first, by user, status and failure code.
+select s.*, now() as read_at, r.amount as reserved,
+  case r.status when 'released' then r.amount else 0 end as refunded
+from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
+where (%(user)s::text is null or s.user_id = %(user)s)
+  and (%(status)s::text is null or s.status = %(status)s)
+  and (%(code)s::text is null or s.error_details ->> 'code' = %(code)s)
+order by s.created_at desc, s.id limit %(limit)s
+
+-- name: failures
+-- Failed sessions by the time of their failure, oldest first.
+select *, now() as read_at from generation_sessions
+where status = 'failed' and completed_at >= %(since)s
+order by completed_at, id
+
+-- name: reservation
+-- One reservation.
+select id, user_id, amount, status, created_at, released_at, captured_at, session_id, run
+from credit_reservations where id = %(id)s
+
+-- name: clock
+-- The database's time.
+select now() as now
+
+-- name: listening
+-- The channels this connection listens on.
+select pg_listening_channels() as channel

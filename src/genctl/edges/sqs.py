@@ -1,0 +1,412 @@
+"""SQS over its JSON protocol: receive, send, delete and visibility, in batches.
+
+boto3's core finds credentials, region and endpoint, and signs; aiohttp carries. A call this way
+costs a fraction of the CPU that boto3 in threads takes.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Self, TypeVar
+
+import aiohttp
+import msgspec
+
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError
+from genctl.edges import http
+from genctl.edges.aws import Place, Signer
+
+T = TypeVar("T")
+
+ATTEMPTS = 4  # of one call, and of the entries of a batch that SQS itself could not carry out
+CALL_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+BATCH = 10
+MAX_ATTRIBUTES = 10
+MAX_BYTES = 1_048_576  # of a message and of a batch; a queue may allow less
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One delivery. `attributes` are the sender's String and Number attributes."""
+
+    message_id: str
+    receipt: str
+    body: str
+    attributes: dict[str, str]
+    receive_count: int
+    sent_at: datetime
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """A message to send. Of its attributes, in order of importance, SQS gets what fits."""
+
+    body: str
+    attributes: Mapping[str, str] = {}
+
+
+class Fate(NamedTuple):
+    """What became of one entry of a batch: done (a sent message has an id), or why not."""
+
+    error: str | None
+    message_id: str = ""
+
+
+# --- the wire's shapes -----------------------------------------------------------------------
+
+
+class _Attribute(msgspec.Struct, rename="pascal"):
+    string_value: str | None = None
+
+
+class _Delivery(msgspec.Struct, rename="pascal"):
+    message_id: str
+    receipt_handle: str
+    body: str
+    attributes: dict[str, str] = {}
+    message_attributes: dict[str, _Attribute] = {}
+
+
+class _Deliveries(msgspec.Struct, rename="pascal"):
+    messages: list[_Delivery] | None = None
+
+
+class _Fate(msgspec.Struct, rename="pascal"):
+    id: str
+    message_id: str = ""
+    code: str = ""
+    message: str | None = None
+    sender_fault: bool = True
+
+
+class _Fates(msgspec.Struct, rename="pascal"):
+    successful: list[_Fate] | None = None
+    failed: list[_Fate] | None = None
+
+
+class _QueueUrl(msgspec.Struct, rename="pascal"):
+    queue_url: str
+
+
+class _Attributes(msgspec.Struct, rename="pascal"):
+    attributes: dict[str, str] = {}
+
+
+class _Redrive(msgspec.Struct):
+    target: str = msgspec.field(name="deadLetterTargetArn")
+
+
+class _Fault(msgspec.Struct):
+    code: str = msgspec.field(name="__type", default="")
+    message: str = ""
+    Message: str = ""
+
+
+# --- what goes wrong -------------------------------------------------------------------------
+
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException"})
+_THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
+# SQS's codes -> our code, and the fix
+_FAULTS: tuple[tuple[frozenset[str], str, str], ...] = (
+    (
+        frozenset({"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"}),
+        "QueueNotFound",
+        "create it, or set GENCTL_QUEUE or GENCTL_DLQ (and the AWS region) to where it is",
+    ),
+    (_EXPIRED, "CredentialsExpired", "renew the AWS credentials (for instance: aws sso login)"),
+    (
+        frozenset(
+            {
+                "IncompleteSignature",
+                "InvalidAccessKeyId",
+                "InvalidClientTokenId",
+                "MissingAuthenticationToken",
+                "SignatureDoesNotMatch",
+                "UnrecognizedClientException",
+            }
+        ),
+        "CredentialsRefused",
+        "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
+    ),
+    (frozenset({"AccessDenied", "AccessDeniedException"}), "QueueForbidden", "allow sqs:{op} on it"),
+)
+REFUSED = "QueueRefused"  # SQS did not like the request itself
+
+
+class _Refusal(NamedTuple):
+    """An answer that is not 200."""
+
+    status: int
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, status: int, body: bytes) -> Self:
+        try:
+            fault = msgspec.json.decode(body, type=_Fault)
+        except msgspec.DecodeError:
+            fault = _Fault(message="no JSON, so hardly SQS")
+        return cls(status, fault.code.rpartition("#")[2] or f"HTTP{status}", fault.message or fault.Message)
+
+    @property
+    def transient(self) -> bool:
+        return self.status >= 500 or self.status == 429 or bool(_THROTTLED.search(self.code))
+
+    def error(self, op: str, about: str, endpoint: str) -> GenctlError:
+        line = f"SQS queue {about} at {endpoint}: {op} was answered {self.code}: {self.message}"
+        for codes, code, fix in _FAULTS:
+            if self.code in codes:
+                return GenctlError(code, line, fix.format(op=op))
+        if self.transient:
+            return GenctlError("QueueUnavailable", line, "try again; SQS is throttling or in trouble")
+        return GenctlError(REFUSED, line, "check GENCTL_QUEUE, GENCTL_DLQ and AWS_ENDPOINT_URL_SQS")
+
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+class Sqs:
+    """One HTTP session to one SQS endpoint; an async context manager."""
+
+    def __init__(self, place: Place, signer: Signer) -> None:
+        self.endpoint = place.endpoint
+        self._signer = signer
+        self._http = http.session(place.endpoint, tls=place.tls)
+
+    @classmethod
+    async def connect(cls, settings: Settings) -> Self:
+        """Find endpoint, region and credentials; no request is made yet.
+
+        Raises GenctlError (exit 3) when credentials or region are missing.
+        """
+        place = await asyncio.to_thread(Place.of, settings)
+        return cls(place, await asyncio.to_thread(Signer, place))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def queue(self, name_or_url: str) -> "Queue":
+        """Look a queue up. Raises GenctlError (exit 3): not there, FIFO, forbidden, unreachable."""
+        url = name_or_url
+        if not url.startswith(("http://", "https://")):
+            url = (await self.call("GetQueueUrl", _QueueUrl, name_or_url, QueueName=name_or_url)).queue_url
+        return await self._open(url)
+
+    async def create(self, name: str, attributes: Mapping[str, str] | None = None) -> "Queue":
+        """Create a queue, or find the one that is there with the same attributes."""
+        made = await self.call("CreateQueue", _QueueUrl, name, QueueName=name, Attributes=attributes or {})
+        return await self._open(made.queue_url)
+
+    async def _open(self, url: str) -> "Queue":
+        queue = Queue(self, url)
+        facts = await queue.attributes()
+        if facts.get("FifoQueue") == "true" or queue.name.endswith(".fifo"):
+            raise GenctlError(
+                "QueueIsFifo",
+                f"SQS queue {queue.name} is a FIFO queue",
+                "use a standard queue: the session's row already orders and deduplicates",
+            )
+        queue.arn = facts.get("QueueArn", "")
+        queue.max_bytes = int(facts.get("MaximumMessageSize", MAX_BYTES))
+        return queue
+
+    async def call(self, op: str, shape: type[T], about: str, *, patience_s: float = 0, **body: Any) -> T:
+        """One operation, tried again after throttling, 5xx and lost connections.
+
+        `patience_s` is how long SQS may rightly keep us waiting. A receive that times out is not tried
+        again: what it took from the queue is hidden, and another would hide more. Raises GenctlError
+        (exit 3).
+        """
+        data = msgspec.json.encode(body)
+        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                status, answer = await self._post(op, data, timeout)
+            except aiohttp.ClientError as lost:
+                error = self._unreachable(about, str(lost) or type(lost).__name__)
+            except TimeoutError:
+                error = self._unreachable(about, f"{op}: no answer within {timeout.total:g} s")
+                if op == "ReceiveMessage":
+                    raise error from None
+            else:
+                if status == 200:
+                    return self._read(answer, shape, about)
+                refusal = _Refusal.of(status, answer)
+                error = refusal.error(op, about, self.endpoint)
+                if refusal.code in _EXPIRED and attempt == 1:
+                    await self._signer.look_again()
+                    continue
+                if not refusal.transient:
+                    raise error
+            if attempt < ATTEMPTS:
+                await pause(attempt)
+        raise error
+
+    async def _post(self, op: str, data: bytes, timeout: aiohttp.ClientTimeout) -> tuple[int, bytes]:
+        target = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{op}"}
+        async with self._http.post(
+            self.endpoint,
+            data=http.payload(data),
+            headers=await self._signer.headers(data, target),
+            timeout=timeout,
+            allow_redirects=False,
+        ) as answer:
+            return answer.status, await answer.read()
+
+    def _read(self, answer: bytes, shape: type[T], about: str) -> T:
+        try:
+            return msgspec.json.decode(answer or b"{}", type=shape)
+        except msgspec.DecodeError as why:
+            raise self._unreachable(about, f"the answer is not SQS's ({why})") from None
+
+    def _unreachable(self, about: str, why: str) -> GenctlError:
+        line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
+        fix = "check the network, the AWS region and AWS_ENDPOINT_URL_SQS"
+        return GenctlError("QueueUnreachable", line, fix)
+
+
+async def pause(attempt: int) -> None:
+    """Full jitter, doubling from 0.1 s, at most 2 s."""
+    await asyncio.sleep(random.random() * min(0.1 * 2**attempt, 2.0))  # noqa: S311 - no secret
+
+
+class Queue:
+    """A standard queue. Batch calls return one fate per item, in order: None, or why it failed."""
+
+    def __init__(self, sqs: Sqs, url: str) -> None:
+        self.url = url
+        self.name = url.rpartition("/")[2]
+        self.arn = ""
+        self.max_bytes = MAX_BYTES
+        self._sqs = sqs
+
+    async def attributes(self) -> dict[str, str]:
+        """All attributes, as SQS names them."""
+        return (await self._call("GetQueueAttributes", _Attributes, AttributeNames=["All"])).attributes
+
+    async def receive(self, limit: int, *, wait_s: int, visibility_s: int) -> list[Message]:
+        """At most ten messages; waits up to 20 s. Never cancel it: SQS would hide what it found."""
+        answer = await self._call(
+            "ReceiveMessage",
+            _Deliveries,
+            patience_s=wait_s,
+            MaxNumberOfMessages=min(limit, BATCH),
+            WaitTimeSeconds=wait_s,
+            VisibilityTimeout=visibility_s,
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+            MessageAttributeNames=["All"],
+        )
+        return [_message(d) for d in answer.messages or ()]
+
+    async def send(self, out: Sequence[Outgoing]) -> list[Fate]:
+        """Send; a call that had to be repeated may have sent twice."""
+        entries, sizes = zip(*(_entry(o, self.max_bytes) for o in out), strict=True) if out else ((), ())
+        return await self._batches("SendMessageBatch", entries, sizes)
+
+    async def delete(self, receipts: Sequence[str]) -> list[str | None]:
+        """Delete deliveries."""
+        fates = await self._batches("DeleteMessageBatch", [{"ReceiptHandle": r} for r in receipts])
+        return [fate.error for fate in fates]
+
+    async def hide(self, items: Sequence[tuple[str, int]]) -> list[str | None]:
+        """Hide deliveries for so many seconds from now, at most 12 h; 0 shows them at once."""
+        entries = [{"ReceiptHandle": receipt, "VisibilityTimeout": s} for receipt, s in items]
+        return [fate.error for fate in await self._batches("ChangeMessageVisibilityBatch", entries)]
+
+    async def dead_letter_queue(self, configured: str | None) -> "Queue":
+        """The configured DLQ, else the one of the redrive policy, else `<queue>-dlq`."""
+        if configured:
+            return await self._sqs.queue(configured)
+        policy = (await self.attributes()).get("RedrivePolicy")
+        name = f"{self.name}-dlq"
+        if policy:
+            name = msgspec.json.decode(policy, type=_Redrive).target.rpartition(":")[2]
+        return await self._sqs.queue(f"{self.url.rpartition('/')[0]}/{name}")  # same account, same region
+
+    async def _call(self, op: str, shape: type[T], *, patience_s: float = 0, **body: Any) -> T:
+        return await self._sqs.call(op, shape, self.name, patience_s=patience_s, QueueUrl=self.url, **body)
+
+    async def _batches(
+        self, op: str, entries: Sequence[dict[str, Any]], sizes: Sequence[int] | None = None
+    ) -> list[Fate]:
+        fates: list[Fate] = []
+        for part in _parts(sizes or [0] * len(entries), self.max_bytes):
+            fates += await self._batch(op, entries[part])
+        return fates
+
+    async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[Fate]:
+        """At most ten entries. Those that SQS itself could not carry out are tried again."""
+        fates = dict.fromkeys(range(len(entries)), Fate("SQS left it out of its answer"))
+        pending = list(fates)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                answer = await self._call(op, _Fates, Entries=[{"Id": str(i), **entries[i]} for i in pending])
+            except GenctlError as why:
+                if why.code != REFUSED:
+                    raise
+                if len(pending) == 1:
+                    fates[pending[0]] = Fate(why.message)
+                    break
+                # one bad entry must not take nine good ones with it
+                fates.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
+                break
+            fates.update({int(d.id): Fate(None, d.message_id) for d in answer.successful or ()})
+            fates.update({int(f.id): Fate(f"{f.code}: {f.message or ''}") for f in answer.failed or ()})
+            pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
+            if not pending:
+                break
+            if attempt < ATTEMPTS:
+                await pause(attempt)
+        return [fates[i] for i in range(len(entries))]
+
+
+# --- pure ------------------------------------------------------------------------------------
+
+_NOT_IN_SQS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _message(d: _Delivery) -> Message:
+    return Message(
+        message_id=d.message_id,
+        receipt=d.receipt_handle,
+        body=d.body,
+        attributes={k: a.string_value for k, a in d.message_attributes.items() if a.string_value is not None},
+        receive_count=int(d.attributes.get("ApproximateReceiveCount", 1)),
+        sent_at=datetime.fromtimestamp(int(d.attributes.get("SentTimestamp", 0)) / 1000, UTC),
+    )
+
+
+def _entry(out: Outgoing, max_bytes: int) -> tuple[dict[str, Any], int]:
+    """A batch entry and its size as SQS counts it; attributes that don't fit are dropped from the right."""
+    size = len(out.body.encode())
+    attributes: dict[str, dict[str, str]] = {}
+    for name, text in out.attributes.items():
+        value = _NOT_IN_SQS.sub("\ufffd", text)
+        more = len(name.encode()) + len("String") + len(value.encode())
+        if not value:
+            continue  # SQS refuses empty values
+        if len(attributes) == MAX_ATTRIBUTES or size + more > max_bytes:
+            break
+        attributes[name] = {"DataType": "String", "StringValue": value}
+        size += more
+    return {"MessageBody": out.body, "MessageAttributes": attributes}, size
+
+
+def _parts(sizes: Sequence[int], max_bytes: int) -> Iterator[slice]:
+    """Cut entries into batches: at most ten, at most `max_bytes` together."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if i > start and (i - start == BATCH or total + size > max_bytes):
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    if sizes:
+        yield slice(start, len(sizes))

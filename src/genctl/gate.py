@@ -1,0 +1,74 @@
+"""The gate: one row a tool that every worker reads before it receives. Closed: jobs wait, nothing fails.
+
+Every change is a compare-and-set on the row as it was read, so that nobody undoes what somebody
+else decided meanwhile.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from genctl.edges.db import Database
+
+
+class State(StrEnum):
+    """`probing`: closed, but one worker tries one job."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    PROBING = "probing"
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """A tool's gate as it was read. `until` ends a pause by itself; None: until somebody opens it."""
+
+    tool: str
+    state: State = State.OPEN
+    until: datetime | None = None
+    reason: str | None = None
+    who: str | None = None
+    changed_at: datetime | None = None
+    read_at: datetime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers may receive."""
+        over = self.until is not None and self.read_at is not None and self.until <= self.read_at
+        return self.state is State.OPEN or over
+
+    @property
+    def open_for_s(self) -> float:
+        """Seconds since it was opened, by somebody or by the end of a pause; 0 while it is closed."""
+        if self.changed_at is None or self.read_at is None:
+            return float("inf")  # it never was closed
+        since = self.changed_at if self.state is State.OPEN or self.until is None else self.until
+        return max(0.0, (self.read_at - since).total_seconds()) if self.is_open else 0.0
+
+
+async def read(db: Database, tool: str) -> Gate:
+    """The gate as it is now."""
+    row = await db.row("gate", tool=tool)
+    return msgspec.convert(row, Gate) if row else Gate(tool)
+
+
+async def close(db: Database, tool: str, *, for_s: float | None, reason: str | None, who: str) -> Gate:
+    """Close it for so long, or until somebody opens it; over whatever it was. The gate as it is then."""
+    return await _turn(db, tool, State.CLOSED, for_s=for_s, reason=reason, who=who)
+
+
+async def open_(db: Database, tool: str, *, reason: str | None, who: str) -> Gate:
+    """Open it. The gate as it is then."""
+    return await _turn(db, tool, State.OPEN, for_s=None, reason=reason, who=who)
+
+
+async def _turn(
+    db: Database, tool: str, state: State, *, for_s: float | None, reason: str | None, who: str
+) -> Gate:
+    while True:
+        seen = (await read(db, tool)).changed_at
+        row = await db.row(
+            "turn_gate", tool=tool, state=state, for_s=for_s, reason=reason, who=who, seen=seen
+        )
+        if row:
+            return msgspec.convert(row, Gate)

@@ -1,0 +1,166 @@
+"""Test jobs, one or many: from the wish to the rows, and on to their end."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from itertools import cycle, islice
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+
+from genctl import credits
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError, Session, Status
+from genctl.domain.orders import Order
+from genctl.domain.scenarios import SCENARIOS, SENSITIVE_WORDS, marked
+from genctl.domain.tools import SEEDREAM4, tool_of
+from genctl.edges.db import Database
+from genctl.edges.sqs import Sqs
+from genctl.pipeline import enqueue
+
+BATCH = 100  # jobs of one transaction
+MOST_AT_ONCE = 1000  # sessions of one look
+POLL_S = 0.1
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What `genctl enqueue` was asked for; its options by name."""
+
+    prompt: str
+    user: str
+    count: int = 1
+    sensitive: bool = False
+    scenario: str | None = None
+    users: int | None = None
+    grant: int | None = None
+    model: str | None = None
+    client_key: str | None = None
+    cost: int | None = None
+    rate: float | None = None
+    wait: bool = False
+    expect: str | None = None
+
+    def check(self, settings: Settings) -> None:
+        """Raises GenctlError (exit 2) for what cannot be meant."""
+        if self.scenario is None:
+            return
+        if self.scenario not in SCENARIOS:
+            close = get_close_matches(self.scenario, SCENARIOS, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise _refused(f"there is no scenario {self.scenario!r}{hint}", f"one of {', '.join(SCENARIOS)}")
+        if self.sensitive:
+            raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
+        if settings.real_provider:
+            raise _refused(
+                f"--scenario speaks to the simulator, and {settings.ark_base_url} is a real provider",
+                "unset ARK_BASE_URL, or start `genctl simulator` and point it there",
+            )
+
+    @property
+    def whose(self) -> list[str]:
+        """The users the jobs are dealt to."""
+        return [f"{self.user}-{n}" for n in range(1, self.users + 1)] if self.users else [self.user]
+
+    @property
+    def text(self) -> str:
+        """The prompt as it is sent."""
+        if self.sensitive:
+            return f"{self.prompt}, {SENSITIVE_WORDS}"
+        return marked(self.prompt, self.scenario) if self.scenario else self.prompt
+
+    def orders(self) -> Iterator[Order]:
+        """The orders, one after the other."""
+        model = self.model or SEEDREAM4.default_model
+        tool = tool_of(model) or SEEDREAM4
+        for n, user in zip(range(self.count), cycle(self.whose), strict=False):
+            key = self.client_key or f"cli-{uuid4().hex[:12]}"
+            yield Order(
+                session_id=uuid4(),
+                reservation_id=uuid4(),
+                user_id=user,
+                prompt=self.text,
+                model=model,
+                cost=tool.price if self.cost is None else self.cost,
+                client_key=f"{key}-{n + 1}" if self.client_key and self.count > 1 else key,
+            )
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What to print, whether all ended as expected, and why messages are still owed."""
+
+    data: dict[str, Any]
+    expected: bool
+    owed: str | None
+
+
+async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> Said:
+    """Send the jobs; `step` hears how many were sent just now. Raises GenctlError."""
+    began = time.monotonic()
+    async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
+        queue = await sqs.queue(settings.queue)
+        if wish.grant:
+            await credits.grant(db, wish.whose, wish.grant, "genctl enqueue --grant")
+        sent: list[Session] = []
+        owed = None
+        for orders in _batched(wish.orders(), BATCH if wish.rate is None else max(1, int(wish.rate / 10))):
+            made = await enqueue(orders, db=db, queue=queue, opening=credits.opening(settings))
+            sent += made.sessions
+            owed = owed or made.owed
+            step(len(made.sessions))
+            if wish.rate is not None:
+                await asyncio.sleep(max(0.0, began + len(sent) / wish.rate - time.monotonic()))
+        ended = await _ended(db, sent) if wish.wait or wish.expect else []
+    seconds = round(time.monotonic() - began, 3)
+    expected = all(session.status == wish.expect for session in ended) if wish.expect else True
+    return Said(
+        _one(sent[0], ended, seconds) if wish.count == 1 else _many(wish, ended, seconds), expected, owed
+    )
+
+
+async def _ended(db: Database, sessions: list[Session]) -> list[Session]:
+    """The rows once all have ended, in their order."""
+    ended: dict[UUID, Session] = {}
+    waiting = [session.id for session in sessions]
+    while waiting:
+        for row in await db.rows("sessions", ids=waiting[:MOST_AT_ONCE]):
+            if row["completed_at"]:
+                ended[row["id"]] = msgspec.convert(row, Session)
+        waiting = [session_id for session_id in waiting if session_id not in ended]
+        if waiting:
+            await asyncio.sleep(POLL_S)
+    return [ended[session.id] for session in sessions]
+
+
+def _one(sent: Session, ended: list[Session], seconds: float) -> dict[str, Any]:
+    session = ended[0] if ended else sent
+    said = {
+        "sessionId": session.id,
+        "reservationId": session.reservation_id,
+        "clientKey": session.client_key,
+        "userId": session.user_id,
+        "run": session.run,
+        "status": session.status,
+    }
+    if not ended:
+        return said
+    outcome = {"result": session.result} if session.result else {"error_details": session.error_details}
+    return said | outcome | {"refundedCredits": session.refunded, "seconds": seconds}
+
+
+def _many(wish: Wish, ended: list[Session], seconds: float) -> dict[str, Any]:
+    said: dict[str, Any] = {"count": wish.count, "users": len(wish.whose), "seconds": seconds}
+    if ended:
+        said |= {end: sum(s.status == end for s in ended) for end in (Status.COMPLETED, Status.FAILED)}
+    return said
+
+
+def _batched(orders: Iterable[Order], size: int) -> Iterator[list[Order]]:
+    rest = iter(orders)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _refused(message: str, fix: str) -> GenctlError:
+    return GenctlError("Usage", message, fix, exit_code=2)

@@ -1,0 +1,62 @@
+"""Sessions as people look for them: by filters, or by any id."""
+
+import re
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from genctl.domain.model import GenctlError, Session
+from genctl.edges.db import Database
+
+
+async def listed(
+    db: Database, *, user: str | None, status: str | None, code: str | None, limit: int
+) -> list[dict[str, Any]]:
+    """The newest sessions, as the API shows them."""
+    rows = await db.rows("list_sessions", user=user, status=status, code=code, limit=limit)
+    return [msgspec.convert(row, Session).item() for row in rows]
+
+
+async def find(db: Database, text: str) -> Session:
+    """The one session of which any id is, or begins with, `text`. Raises GenctlError: exit 4 for none, 2
+    for several.
+    """
+    low, high = uuid_range(text)
+    rows = await db.rows("find_sessions", low=low, high=high, pattern=like_prefix(text)) if text else []
+    found = [msgspec.convert(row, Session) for row in rows]
+    exact = [session for session in found if text in _ids(session)]
+    match exact or found:
+        case [session]:
+            return session
+        case []:
+            raise GenctlError(
+                "SessionNotFound",
+                f"no session has an id that is or begins with {text!r}",
+                "genctl sessions list",
+                exit_code=4,
+            )
+    some = ", ".join(str(session.id) for session in found[:3])
+    raise GenctlError(
+        "Ambiguous", f"{text!r} begins ids of several sessions: {some}", "give more of the id", exit_code=2
+    )
+
+
+def uuid_range(prefix: str) -> tuple[UUID, UUID] | tuple[None, None]:
+    """The lowest and the highest UUID that begin so; (None, None) when none can."""
+    digits = prefix.replace("-", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{1,32}", digits) or not str(UUID(digits.ljust(32, "0"))).startswith(
+        prefix.lower()
+    ):
+        return None, None
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+def like_prefix(text: str) -> str:
+    """A LIKE pattern of everything that begins with `text`."""
+    return re.sub(r"([\\%_])", r"\\\1", text.replace("\0", "")) + "%"
+
+
+def _ids(session: Session) -> set[str | None]:
+    request = (session.error_details or {}).get("requestId")
+    return {str(session.id), str(session.reservation_id), session.client_key, request}

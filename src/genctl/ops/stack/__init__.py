@@ -1,0 +1,252 @@
+"""The embedded stack: all that genctl needs, as subprocesses on one folder, for one user.
+
+`async with Stack(settings) as stack:` starts the parts in order and stops them in reverse, also when
+a start fails or is cancelled half-way.
+"""
+
+import asyncio
+import fcntl
+import http.client
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Self
+from urllib.parse import urlsplit
+
+from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings
+from genctl.domain.model import GenctlError
+from genctl.ops.stack.part import Part, clean_env, command_of
+from genctl.ops.stack.postgres import Postgres
+from genctl.ops.stack.private import private_folder, write_private
+
+HOST = "127.0.0.1"
+WATCH_EVERY_S = 0.2
+
+Maker = Callable[["Stack"], Part]
+
+
+class Stack:
+    """The parts on `settings.home`. Enter it in the main thread: the parts die with their thread.
+
+    `say` gets a line of progress for each step. Once entered, `addresses` is the state file's content
+    and `settings` are those that every part sees. To add a part, add its maker to `servers` (started
+    before the state file tells their addresses) or `clients` (started after it).
+    """
+
+    servers: ClassVar[Sequence[Maker]]
+    clients: ClassVar[Sequence[Maker]]
+
+    def __init__(self, settings: Settings, say: Callable[[str], object] = lambda _: None) -> None:
+        self.settings = settings
+        self.say = say
+        self.home = settings.home.resolve()
+        self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
+        self.addresses: dict[str, str] = {}
+        self._parts: list[Part | Postgres] = []
+        self._undo = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Raises GenctlError: exit 2 when real services are set, 3 when a part cannot be started."""
+        if not self.settings.embedded:
+            raise GenctlError(
+                "NotEmbedded",
+                "DATABASE_URL is set, so there is nothing to embed",
+                "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack",
+                exit_code=2,
+            )
+        async with AsyncExitStack() as undo:
+            private_folder(self.home)
+            undo.enter_context(only_one(self.home))
+            await self._start(undo, self.postgres)
+            await self.migrate()
+            self.addresses = self._addresses()
+            for make in self.servers:
+                await self._start(undo, make(self))
+            write_private(self.home / STACK_FILE, json.dumps(self.addresses, indent=1) + "\n")
+            self.settings = with_addresses(self.settings, self.addresses)
+            await self.resend()
+            for make in self.clients:
+                await self._start(undo, make(self))
+            self._undo = undo.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.say("stopping")
+        await self._undo.aclose()
+
+    async def migrate(self) -> None:
+        """Bring the database up to date."""
+        from genctl.edges import migrate  # noqa: PLC0415 - see resend()
+
+        names = await migrate.up(self.postgres.dsn)
+        self.say(f"{len(names)} migrations applied" if names else "the database is up to date")
+
+    async def resend(self) -> None:
+        """Send again what the queue, which is in memory, forgot when it last stopped."""
+        # late: the queue's process, too, imports this package, and would start 0.3 s later
+        from genctl import sweep  # noqa: PLC0415
+
+        if sent := await sweep.resend_all(self.settings):
+            self.say(f"{sent} waiting jobs sent again")
+
+    def logs(self, part: str) -> Path:
+        """The log file of `part` in this run; that of the run before has `.old` after its name."""
+        return self.home / "logs" / f"{part}.log"
+
+    def env(self, **more: str) -> dict[str, str]:
+        """The environment of a part: ours without what leads elsewhere; its log can be read by programs."""
+        level = "debug" if self.settings.log_level == "debug" else "info"
+        return clean_env(GENCTL_HOME=str(self.home), GENCTL_LOG="json", GENCTL_LOG_LEVEL=level, **more)
+
+    def port(self, name: str) -> int:
+        """The port of the address called `name`."""
+        return urlsplit(self.addresses[name]).port or 0
+
+    def check(self) -> None:
+        """Raises GenctlError PartFailed when a part has ended by itself."""
+        for part in self._parts:
+            part.check()
+
+    async def watch(self) -> NoReturn:
+        """Never returns. Raises GenctlError PartFailed as soon as a part has ended by itself."""
+        while True:
+            self.check()
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def _start(self, undo: AsyncExitStack, part: Part | Postgres) -> None:
+        began = time.monotonic()
+        undo.push_async_callback(part.stop)
+        await part.start()
+        self._parts.append(part)
+        self.say(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
+
+    def _addresses(self) -> dict[str, str]:
+        """Keys and ports of the last run where they can be had again, so that its links stay valid."""
+        old = read_state(self.home / STACK_FILE)
+        fresh = {
+            "aws_access_key_id": f"genctl-{secrets.token_hex(8)}",
+            "aws_secret_access_key": secrets.token_urlsafe(32),
+            "secret": secrets.token_urlsafe(32),
+        }
+        urls = {"sqs_endpoint": "http://{}", "ark_base_url": "http://{}/api/v3"}
+        ports = free_ports([urlsplit(old.get(name, "")).port for name in urls])
+        places = {
+            name: url.format(f"{HOST}:{port}") for (name, url), port in zip(urls.items(), ports, strict=True)
+        }
+        kept = {name: old.get(name, value) for name, value in fresh.items()}
+        return {"database_url": self.postgres.dsn} | kept | places
+
+
+def queue(stack: Stack) -> Part:
+    """moto's SQS server with the queue and its DLQ."""
+    name, dlq, port = stack.settings.queue, stack.settings.dlq, stack.port("sqs_endpoint")
+    argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(port)]
+    keys = {key.upper(): stack.addresses[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
+    return Part(
+        name="queue",
+        argv=[*argv, "--queue", name, "--dlq", dlq or f"{name}-dlq"],
+        log=stack.logs("queue"),
+        env=stack.env(**keys),
+        ready=lambda: answers(port, "/", 403),  # we are not signed
+    )
+
+
+def simulator(stack: Stack) -> Part:
+    """The provider."""
+    port = stack.port("ark_base_url")
+    return Part(
+        name="simulator",
+        argv=[sys.executable, "-m", "genctl", "simulator", "--port", str(port)],
+        log=stack.logs("simulator"),
+        env=stack.env(),
+        ready=lambda: answers(port, "/healthz", 200),
+    )
+
+
+def worker(stack: Stack) -> Part:
+    """The worker, with its sweeper."""
+    log = stack.logs("worker")
+    return Part(
+        name="worker",
+        argv=[sys.executable, "-m", "genctl", "worker", "--grace", "2s"],
+        log=log,
+        env=stack.env(),
+        ready=lambda: "worker.started" in log.read_text("utf-8", "replace"),
+    )
+
+
+Stack.servers = (queue, simulator)
+Stack.clients = (worker,)
+
+
+def answers(port: int, path: str, status: int) -> bool:
+    """Whether a GET on our own host is answered with `status`, at once."""
+    try:
+        connection = http.client.HTTPConnection(HOST, port, timeout=0.5)
+        connection.request("GET", path)
+        return connection.getresponse().status == status
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def free_ports(wanted: list[int | None]) -> list[int]:
+    """For each a port that can be listened on: the wanted one, else another; no port twice."""
+    with ExitStack() as held:
+        return [_listenable(held.enter_context(socket.socket()), port or 0) for port in wanted]
+
+
+def _listenable(probe: socket.socket, port: int) -> int:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((HOST, port))
+    except OSError:
+        probe.bind((HOST, 0))
+    return int(probe.getsockname()[1])
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Hold the lock of `home`, which ends with this process. Raises GenctlError when another has it."""
+    path = home / "lock"
+    path.touch(0o600)
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = int(file.read() or 0)
+            raise GenctlError(
+                "StackRuns",
+                f"the embedded stack in {home} runs already (process {holder}: {command_of(holder)})",
+                "stop that one, or set GENCTL_HOME to another folder",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def read_state(path: Path) -> dict[str, str]:
+    """The state file of the last run; empty when there is none or it is no use."""
+    try:
+        state = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {key: value for key, value in state.items() if isinstance(value, str)}
+
+
+def with_addresses(settings: Settings, addresses: Mapping[str, str]) -> Settings:
+    """`settings` with the stack's addresses, except where the user has set one."""
+    implied = ("default", "embedded stack")
+    ours: dict[str, Any] = {
+        name: addresses[name] for name in STACK_NAMES if settings.origins.get(name, "default") in implied
+    }
+    return replace(settings, **ours)

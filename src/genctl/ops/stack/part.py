@@ -1,0 +1,185 @@
+"""A part of the stack: one subprocess with its log, its deadlines and an end that we decide."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from genctl.domain.model import GenctlError
+
+LEASH = Path(__file__).with_name("leash.py")
+POLL_S = 0.02
+LAST_LINES = 8
+FOREIGN = ("AWS_", "PG")  # would lead a part away from the stack: credentials, PGPORT, PGOPTIONS
+
+
+def clean_env(**more: str) -> dict[str, str]:
+    """This process's environment without proxies and what speaks of other queues and databases."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(FOREIGN) and not name.lower().endswith("_proxy")
+    }
+    return kept | more
+
+
+async def until(condition: Callable[[], bool], within_s: float) -> bool:
+    """True as soon as `condition` holds, False when `within_s` seconds have passed."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(POLL_S)
+    return True
+
+
+@dataclass(kw_only=True)
+class Part:
+    """One subprocess. Start it from the main thread: on Linux it dies with the thread that made it.
+
+    `ready` is asked every 20 ms, so it must be quick. `death_signal` is what the part gets when this
+    process dies without stopping it (Linux); elsewhere the next start of the same part ends it.
+    """
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    ready: Callable[[], bool] = lambda: True
+    env: Mapping[str, str] = field(default_factory=clean_env)
+    cwd: Path | None = None
+    start_within_s: float = 20.0
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_within_s: float = 5.0
+    death_signal: signal.Signals = signal.SIGKILL
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid_file(self) -> Path:
+        """Names the process for the start after a crash."""
+        return self.log.with_suffix(".pid")
+
+    async def start(self) -> None:
+        """Return once it is ready. Raises GenctlError PartFailed; then nothing of it is left."""
+        await self._end_leftover()
+        self.process = self._spawn()
+        self.pid_file.write_text(f"{self.process.pid}\n")
+        try:
+            await self._until(self._ready, "was not ready")
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def run(self, stdin: IO[bytes] | None = None) -> None:
+        """Start it and return once it has ended well. Raises GenctlError PartFailed."""
+        process = self.process = self._spawn(stdin)
+        try:
+            await self._until(self._ended, "did not end")
+        finally:
+            await self.stop()
+        if process.returncode:
+            raise self._failed(_ending(process.returncode))
+
+    def check(self) -> None:
+        """Raises GenctlError PartFailed when it has ended by itself."""
+        if self.process and (code := self.process.poll()) is not None:
+            raise self._failed(_ending(code))
+
+    async def stop(self) -> None:
+        """End it: by its signal, and by SIGKILL to all of its group after `stop_within_s` seconds."""
+        if self.process is None:
+            return
+        try:
+            if not self._ended():
+                self.process.send_signal(self.stop_signal)
+                await until(self._ended, self.stop_within_s)
+        finally:  # also when the waiting is cancelled, and what it has left behind
+            with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of zombies
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+            self.pid_file.unlink(missing_ok=True)
+
+    def last_lines(self, count: int = LAST_LINES) -> list[str]:
+        """The last lines of its log that are not empty."""
+        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+        return [line for line in text.splitlines() if line.strip()][-count:]
+
+    def _spawn(self, stdin: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+        self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.old"))
+        leash = [sys.executable, "-IS", str(LEASH), str(int(self.death_signal)), str(os.getpid())]
+        log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        try:
+            # a session of its own: Ctrl-C in the terminal reaches us alone, and we decide
+            return subprocess.Popen(  # noqa: S603 - the stack's own commands
+                [*leash, *self.argv],
+                stdin=stdin or subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                cwd=self.cwd,
+                start_new_session=True,
+            )
+        finally:
+            os.close(log)
+
+    async def _until(self, condition: Callable[[], bool], otherwise: str) -> None:
+        if not await until(condition, self.start_within_s):
+            raise self._failed(f"{otherwise} within {self.start_within_s:g} s")
+
+    def _ready(self) -> bool:
+        self.check()
+        return self.ready()
+
+    def _ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def _failed(self, what: str) -> GenctlError:
+        lines = "".join(f"\n  {line}" for line in self.last_lines()) or " (nothing)"
+        return GenctlError(
+            "PartFailed", f"{self.name} {what}; its last log lines:{lines}", f"read {self.log}"
+        )
+
+    async def _end_leftover(self) -> None:
+        """End the same part of a run that was killed, known by its process id and its command line."""
+        try:
+            pid = int(self.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return
+        with suppress(ProcessLookupError):
+            if self._runs_as(pid):
+                os.kill(pid, self.stop_signal)
+            if not await until(lambda: not self._runs_as(pid), self.stop_within_s):
+                os.killpg(pid, signal.SIGKILL)
+                await until(lambda: not self._runs_as(pid), self.stop_within_s)
+
+    def _runs_as(self, pid: int) -> bool:
+        # a prefix (leash, unshare) stands before the command until it makes way for it, and the first
+        # word may be another than ours (macOS's Python)
+        ours, (_, _, found) = " ".join(self.argv), command_of(pid).partition(" ")
+        return bool(found) and (ours.endswith(found) or found.endswith(ours))
+
+
+def command_of(pid: int) -> str:
+    """The command line of a living process, its words joined by spaces; empty when there is none."""
+    if sys.platform != "linux":
+        ps = ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)]
+        return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace").strip("\0").replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

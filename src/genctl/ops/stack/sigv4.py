@@ -1,0 +1,37 @@
+"""AWS's Signature Version 4, the checking side, for SQS alone.
+
+botocore only signs, and knows a request by its own types; what a server needs is this one function.
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
+"""
+
+import hashlib
+import hmac
+import re
+from email.message import Message
+from functools import reduce
+from urllib.parse import quote
+
+AUTHORIZATION = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/]+)/(?P<day>\d{8})/(?P<region>[^/]+)/sqs/aws4_request, ?"
+    r"SignedHeaders=(?P<names>[a-z0-9;-]+), ?Signature=(?P<signature>[0-9a-f]{64})"
+)
+
+
+def is_signed(method: str, target: str, headers: Message, body: bytes, *, key: str, secret: str) -> bool:
+    """Whether `key` with `secret` signed this request. A query must be written as it was signed."""
+    given = AUTHORIZATION.fullmatch(headers.get("Authorization", ""))
+    if given is None or not {"host", "x-amz-date"} <= set(given["names"].split(";")):
+        return False
+    path, _, query = target.partition("?")
+    signed = [f"{name}:{' '.join(headers.get(name, '').split())}\n" for name in given["names"].split(";")]
+    request = [method, quote(path, safe="/~"), query, "".join(signed)]
+    request += [given["names"], hashlib.sha256(body).hexdigest()]
+    scope = [given["day"], given["region"], "sqs", "aws4_request"]
+    digest = hashlib.sha256("\n".join(request).encode()).hexdigest()
+    text = "\n".join(["AWS4-HMAC-SHA256", headers.get("X-Amz-Date", ""), "/".join(scope), digest])
+    expected = reduce(_hmac, [*scope, text], f"AWS4{secret}".encode()).hex()
+    return hmac.compare_digest(given["key"], key) and hmac.compare_digest(given["signature"], expected)
+
+
+def _hmac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), "sha256")

@@ -1,0 +1,448 @@
+"""The pipeline, from a job message to a settled session.
+
+A client's order becomes a reservation, a row and a message in `enqueue`. A worker gives each
+message to `process`: claim the session, call the provider, classify what came; a success is settled
+with its reservation captured; a failure that may pass is retried; any other is settled as failed,
+its reservation released and `session_completed` notified, all in one transaction. Then `dispose`
+ends the message: deleted, hidden, or copied to the DLQ and deleted.
+
+The row decides, the message is a doorbell; the lease (a number that grows with each claim) proves
+whose session it is.
+"""
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from genctl.base.settings import Settings
+from genctl.domain import decide, details
+from genctl.domain.classify import backoff_s, classify, ours
+from genctl.domain.model import (
+    Answer,
+    Category,
+    Failure,
+    GenctlError,
+    Job,
+    JobProcessingError,
+    LeaseLostError,
+    MalformedMessageError,
+    NoAnswer,
+    Outcome,
+    Session,
+    Status,
+    Success,
+)
+from genctl.domain.orders import Order, check
+from genctl.domain.tools import SEEDREAM4, Tool, tool_of
+from genctl.edges.db import Database, DataRefusedError, Row, as_json
+from genctl.edges.providers.ark import Ark
+from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
+
+LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
+RENEW_S = 10
+STALE_S = 20  # no request is sent when the last renewal is older
+
+log = structlog.stdlib.get_logger()
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """`owed` says why messages could not be sent: the sweeper sends them within about a minute."""
+
+    sessions: list[Session]
+    owed: str | None
+
+
+async def enqueue(orders: Sequence[Order], *, db: Database, queue: Queue, opening: int = 0) -> Enqueued:
+    """Reserve the credits and store the sessions in one transaction, send the jobs, mark them sent.
+
+    `opening` credits go to users who have no account yet. Raises GenctlError: exit 2 for a bad order,
+    exit 1 when a user's credits are short (then none of that user's orders is stored).
+    """
+    for order in orders:
+        check(order)
+    users = sorted({order.user_id for order in orders})
+    items = [msgspec.structs.asdict(order) | {"amount": order.cost} for order in orders]
+    *_, rows = await db.transact(
+        ("ensure_accounts", {"users": users, "opening": opening}),
+        ("lock_accounts", {"users": users}),
+        ("reserve", {"items": as_json(items)}),
+    )
+    sessions = [_session(row) for row in rows]
+    owed = await send_jobs(sessions, db=db, queue=queue)
+    if short := sorted({o.user_id for o in orders} - {s.user_id for s in sessions}):
+        needed = sum(order.cost for order in orders if order.user_id == short[0])
+        account = await db.row("credits_of", user=short[0])
+        raise GenctlError(
+            "CreditsShort",
+            f"user {short[0]} has {account['balance'] if account else 0} credits and needs {needed}",
+            f"genctl credits grant --user {short[0]} --amount {needed}",
+            exit_code=1,
+        )
+    return Enqueued(sessions, owed)
+
+
+async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) -> str | None:
+    """Send the job messages of queued sessions and mark them; why some were not sent, or None."""
+    why = None
+    try:
+        fates = await queue.send([Outgoing(decide.job_body(session)) for session in sessions])
+    except GenctlError as error:
+        fates, why = [], error.message
+    sent = [session for session, fate in zip(sessions, fates, strict=False) if fate.error is None]
+    why = why or next((fate.error for fate in fates if fate.error), None)
+    if sent:
+        await db.rows("mark_enqueued", items=as_json([{"session_id": s.id, "run": s.run} for s in sent]))
+    return why
+
+
+class Hold:
+    """A claimed session in our hands: renewed until the hold ends, cancelled when the lease is lost."""
+
+    def __init__(self, session: Session, claimed_at: float) -> None:
+        self.session = session
+        self.renewed_at = claimed_at  # monotonic; before the claim was sent
+        self.calling = False  # only a call is worth cancelling; a settle finds out by itself
+        self.sent = False  # the provider may have got the request
+        self.lost = False
+        self.task = asyncio.current_task()
+
+    def on_send(self) -> None:
+        """The request is about to leave."""
+        self.sent = True
+
+    @property
+    def stale(self) -> bool:
+        """The last renewal is too long ago to be sure that the session is still ours."""
+        return time.monotonic() - self.renewed_at > STALE_S
+
+
+class Pipeline:
+    """The steps of a run and what they need. `holds` are the sessions that are ours now."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        queue: Queue,
+        dlq: Queue,
+        limits: decide.Limits,
+        providers: Mapping[str, Ark] | None = None,
+        worker: str = "",
+    ) -> None:
+        self.db = db
+        self.queue = queue
+        self.dlq = dlq
+        self.limits = limits
+        self.providers = providers or {}
+        self.worker = worker
+        self.holds: dict[UUID, Hold] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, *, size: int = 4, calls: bool = True) -> AsyncIterator[Self]:
+        """A pipeline over what the settings name; without `calls` it cannot call providers.
+
+        Raises GenctlError (exit 3) when database or queue cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            db = await stack.enter_async_context(Database.open(settings.dsn(), size=size))
+            sqs = await stack.enter_async_context(await Sqs.connect(settings))
+            queue = await sqs.queue(settings.queue)
+            yield cls(
+                db=db,
+                queue=queue,
+                dlq=await queue.dead_letter_queue(settings.dlq),
+                limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries),
+                providers={"ark": await stack.enter_async_context(Ark(settings))} if calls else {},
+                worker=f"{socket.gethostname()}:{os.getpid()}",
+            )
+
+    async def read(self, session_id: UUID) -> Session | None:
+        """The session's row as it is now."""
+        row = await self.db.row("sessions", ids=[session_id])
+        return _session(row) if row else None
+
+    async def claim(self, session_id: UUID, run: int | None, *, lapsed: bool = False) -> Session | None:
+        """Take the session if it is queued and due, or its owner fell silent; else None.
+
+        `lapsed`: one that is processing without a lease, as before adoption, counts as silent too.
+        """
+        items = as_json([{"session_id": session_id, "run": run}])
+        row = await self.db.row("claim", items=items, lease_s=LEASE_S, worker=self.worker, lapsed=lapsed)
+        return _session(row) if row else None
+
+    @asynccontextmanager
+    async def hold(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:
+        """Keep the session in `holds`, for extend(). A stop in the middle puts it where it belongs:
+        back, when its request was not sent; let go as an unknown outcome, when it was.
+        """
+        hold = self.holds[session.id] = Hold(session, claimed_at)
+        try:
+            yield hold
+        except asyncio.CancelledError:
+            if hold.lost and hold.task:
+                hold.task.uncancel()
+                raise LeaseLostError(session.id) from None
+            await self._step_aside(hold)
+            raise
+        finally:
+            del self.holds[session.id]
+
+    async def _step_aside(self, hold: Hold) -> None:
+        step = "let_go" if hold.sent else "give_back"
+        await self.db.rows(step, session=hold.session.id, lease=hold.session.lease)
+
+    async def extend(self, holds: Iterable[Hold]) -> None:
+        """Renew the leases; the task of one that is lost is cancelled."""
+        now, holds = time.monotonic(), list(holds)
+        items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
+        ours_still = {row["id"] for row in await self.db.rows("extend", items=items, lease_s=LEASE_S)}
+        for hold in holds:
+            if hold.session.id in ours_still:
+                hold.renewed_at = now
+            elif hold.calling and hold.task:
+                hold.lost = True
+                log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
+                hold.task.cancel()
+
+    async def generate(self, hold: Hold, tool: Tool) -> Answer | NoAnswer:
+        """One provider call; cancelled when the lease is lost meanwhile."""
+        hold.calling = True
+        try:
+            if hold.stale:
+                await self.extend([hold])
+                await asyncio.sleep(0)  # where a lost lease cancels us
+            return await self.providers[tool.provider].generate(hold.session, hold.on_send)
+        finally:
+            hold.calling = False
+
+    async def retry(self, session: Session, failure: Failure) -> Session:
+        """Back to the queue, due after the backoff. Raises LeaseLostError."""
+        delay_s = backoff_s(session.attempts, retry_after_s=failure.retry_after_s, random=random.random())  # noqa: S311 - jitter
+        (rows,) = await self.db.patiently(
+            (
+                "retry",
+                {
+                    "session": session.id,
+                    "lease": session.lease,
+                    "delay_s": delay_s,
+                    "unknown": failure.outcome is Outcome.UNKNOWN,
+                    "trace": as_json(_trace(session, failure)),
+                },
+            )
+        )
+        if not rows:
+            raise LeaseLostError(session.id)
+        log.info(
+            "session.retried",
+            sessionId=session.id,
+            userId=session.user_id,
+            code=failure.code,
+            attempt=session.attempts,
+            delayS=round(delay_s, 1),
+        )
+        return _session(rows[0])
+
+    async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
+        """End the run in one transaction: reservation, ledger, balance, session, trace, NOTIFY.
+
+        `calls` is the number of provider calls of this run. A release that the database refuses leaves
+        the session failed with `refundError`; the sweeper refunds later. Raises LeaseLostError when the
+        session is no longer ours; what came is kept in the trace.
+        """
+        item = self._item(session, result, calls)
+        try:
+            row = await self._settle(session, item)
+        except DataRefusedError as error:
+            if not isinstance(result, Failure):
+                raise
+            log.warning("session.refund.failed", sessionId=session.id, error=error.message)
+            row = await self._settle(session, item | {"release": False, "refund_error": error.message})
+        if row is None:
+            await self._note_late(session, result)
+            raise LeaseLostError(session.id)
+        settled = _session(row)
+        _log_settled(settled)
+        return settled
+
+    async def fail(self, session: Session, failure: Failure, *, calls: int) -> JobProcessingError:
+        """Settle a failed run; the error to raise, with the row as it is now. Raises LeaseLostError."""
+        row = await self.settle(session, failure, calls=calls)
+        return JobProcessingError(f"DLQ:{failure.code}", permanent=True, session=row)
+
+    async def _settle(self, session: Session, item: dict[str, Any]) -> Row | None:
+        users = [session.user_id]
+        *_, rows = await self.db.patiently(
+            ("ensure_accounts", {"users": users, "opening": 0}),
+            ("lock_accounts", {"users": users}),
+            ("settle", {"items": as_json([item])}),
+        )
+        if rows:
+            return rows[0]
+        # The answer to a commit may have been lost: an ended row under our lease was ended by us.
+        row = await self.db.row("sessions", ids=[session.id])
+        ended = row and row["lease"] == session.lease and row["status"] in {Status.COMPLETED, Status.FAILED}
+        return row if ended else None
+
+    def _item(self, session: Session, result: Success | Failure, calls: int) -> dict[str, Any]:
+        item = {"session_id": session.id, "lease": session.lease, "attempts": calls, "release": True}
+        trace = _trace(session, result)
+        if isinstance(result, Success):
+            return item | {"status": Status.COMPLETED, "result": {"images": result.images}, "trace": trace}
+        stored = details.build(
+            result,
+            attempts=calls,
+            max_attempts=self.limits.attempts,
+            first_attempt_at=session.started_at,
+            provider=provider_of(session),
+        )
+        return item | {"status": Status.FAILED, "details": stored, "trace": trace}
+
+    async def _note_late(self, session: Session, result: Success | Failure) -> None:
+        log.warning("session.late_result", sessionId=session.id, userId=session.user_id, run=session.run)
+        data = _trace(session, result)
+        await self.db.rows(
+            "note", session=session.id, run=session.run, kind="late_result", data=as_json(data)
+        )
+
+    async def dispose(self, message: Message, job: Job, row: Session | None = None) -> None:
+        """End the message by what the row says: delete it, hide it, or copy it to the DLQ and delete it.
+
+        Never deletes a failed job's message before its copy is marked. Raises GenctlError when SQS or the
+        database is away: the message comes back.
+        """
+        row = row or await self.read(job.session_id)
+        match decide.dispose(job, row, message.receive_count):
+            case decide.Delete():
+                pass
+            case decide.Hide(seconds):
+                await self._hide(message, seconds)
+                return
+            case decide.Copy(code, mark=True) if row is not None:
+                await self.copy(row, body=message.body, code=code)
+            case decide.Copy(code):
+                await self.send_copy(message.body, code, session_id=job.session_id)
+        await self._delete(message)
+
+    async def refuse(self, message: Message, why: str) -> None:
+        """A message that is no job of ours goes to the DLQ as it is."""
+        log.warning("message.malformed", messageId=message.message_id, why=why)
+        await self.send_copy(message.body, "MalformedMessage")
+        await self._delete(message)
+
+    async def copy(self, row: Session, *, body: str, code: str) -> None:
+        """Send the DLQ copy that a failed row owes, and mark it."""
+        message_id = await self.send_copy(body, code, row=row)
+        items = [{"session_id": row.id, "run": row.run, "message_id": message_id}]
+        await self.db.patiently(("mark_copied", {"items": as_json(items)}))
+        log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
+
+    async def send_copy(
+        self, body: str, code: str, *, row: Session | None = None, session_id: UUID | None = None
+    ) -> str:
+        """Put a copy into the DLQ; its message id. Raises GenctlError when it could not be sent."""
+        category = (row.error_details or {}).get("category") if row else None
+        attributes = decide.copy_attributes(
+            row,
+            code=code,
+            category=str(category or Category.INTERNAL),
+            source_queue=self.queue.name,
+            session_id=str(session_id) if session_id else None,
+        )
+        (fate,) = await self.dlq.send([Outgoing(body, attributes)])
+        if fate.error is not None:
+            raise GenctlError("CopyNotSent", f"the copy for DLQ {self.dlq.name} was refused: {fate.error}")
+        return fate.message_id
+
+    async def _delete(self, message: Message) -> None:
+        (error,) = await self.queue.delete([message.receipt])
+        if error:  # it comes back, and the row ends it then
+            log.warning("message.delete.failed", messageId=message.message_id, error=error)
+
+    async def _hide(self, message: Message, seconds: int) -> None:
+        (error,) = await self.queue.hide([(message.receipt, seconds)])
+        if error:
+            log.warning("message.hide.failed", messageId=message.message_id, error=error)
+
+
+async def process(job: Job, at: Pipeline) -> Session | None:
+    """Carry one job from claim to the end of its attempt; its message is disposed of afterwards.
+
+    Returns the row as it was left (completed, or queued for a retry), or None when it could not be
+    claimed: someone else's, or over. Raises JobProcessingError once a failed run is settled,
+    LeaseLostError when it is no longer ours.
+    """
+    claimed_at = time.monotonic()
+    session = await at.claim(job.session_id, job.run)
+    if session is None:
+        return None
+    async with at.hold(session, claimed_at) as hold:
+        tool = tool_of(session.model)
+        code = decide.exhausted(session, at.limits)
+        if tool is None or code:
+            raise await at.fail(session, ours(code or "UnknownModel"), calls=session.attempts - 1)
+        match classify(await at.generate(hold, tool), tool, now=datetime.now(UTC)):
+            case Failure() as failure if decide.may_retry(session, failure, at.limits):
+                return await at.retry(session, failure)
+            case Failure() as failure:
+                raise await at.fail(session, failure, calls=session.attempts)
+            case Success() as success:
+                return await at.settle(session, success, calls=session.attempts)
+
+
+async def carry(message: Message, at: Pipeline) -> Session | None:
+    """Carry one delivery from its message to its end: process the job, then dispose of the message.
+
+    Returns the row as its attempt left it. Raises LeaseLostError (the message is left alone) and
+    GenctlError when a dependency is away (it comes back).
+    """
+    try:
+        job = decide.read_job(message.body)
+    except MalformedMessageError as error:
+        await at.refuse(message, error.message)
+        return None
+    try:
+        row = await process(job, at)
+    except JobProcessingError as error:
+        row = error.session
+    await at.dispose(message, job, row)
+    return row
+
+
+def provider_of(session: Session) -> str:
+    """The name of the provider that serves the session's model."""
+    return (tool_of(session.model) or SEEDREAM4).provider
+
+
+def _session(row: Row) -> Session:
+    return msgspec.convert(row, Session)
+
+
+def _log_settled(row: Session) -> None:
+    whose = {"sessionId": row.id, "userId": row.user_id, "run": row.run}
+    if row.status is Status.COMPLETED:
+        log.info("session.completed", **whose)
+        return
+    stored = row.error_details or {}
+    log.info(
+        "session.failed.updated", **whose, code=stored["code"], refundedCredits=stored["refundedCredits"]
+    )
+    log.info("session.failed.notify.sent", **whose)
+
+
+def _trace(session: Session, result: Success | Failure) -> dict[str, Any]:
+    found: dict[str, Any] = {"attempt": session.attempts, "lease": session.lease}
+    if isinstance(result, Failure):
+        found |= {"code": result.code, "category": result.category, "outcome": result.outcome}
+        found |= {"providerStatus": result.provider_status}
+    return found | {"requestId": result.request_id}

@@ -1,0 +1,23 @@
+"""The sweeper's loop, beside a worker or on its own."""
+
+import asyncio
+
+import structlog
+
+from genctl.domain.model import GenctlError
+from genctl.pipeline import Pipeline
+from genctl.sweep import sweep
+
+EVERY_S = 15.0
+
+log = structlog.stdlib.get_logger()
+
+
+async def run(at: Pipeline, *, queued_timeout_s: float, every_s: float = EVERY_S) -> None:
+    """Sweep for ever; trouble is logged, and the next pass tries again."""
+    while True:
+        try:
+            await sweep(at, queued_timeout_s=queued_timeout_s)
+        except GenctlError as error:
+            log.warning("sweeper.trouble", error=error.message, fix=error.fix)
+        await asyncio.sleep(every_s)

@@ -1,0 +1,197 @@
+"""The worker: receives job messages and carries each through the pipeline until it is told to stop."""
+
+import asyncio
+import signal
+import time
+
+import msgspec
+import structlog
+
+from genctl import gate
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError, LeaseLostError
+from genctl.domain.tools import SEEDREAM4
+from genctl.edges.sqs import BATCH, Message
+from genctl.pipeline import LEASE_S, RENEW_S, Pipeline, carry
+from genctl.services import sweeper
+
+WAIT_S = 10  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
+DRAIN_WAIT_S = 1
+GATE_AGE_S = 1.0
+TROUBLE_PAUSE_S = 2.0
+POOL_SIZE = 16
+
+log = structlog.stdlib.get_logger()
+
+
+class Until(msgspec.Struct, frozen=True, kw_only=True):
+    """When a worker ends by itself; with none of these only when it is told to."""
+
+    once: bool = False  # after one receive
+    max_jobs: int | None = None  # after so many messages
+    drain: bool = False  # when the queue is empty
+
+
+class Worker:
+    """One asyncio process: a receiver, a keeper of leases and visibility, a task for each message."""
+
+    def __init__(self, at: Pipeline, *, concurrency: int, grace_s: float, until: Until) -> None:
+        self.at = at
+        self.concurrency = concurrency
+        self.grace_s = grace_s
+        self.until = until
+        self._told = asyncio.Event()
+        self._changed = asyncio.Event()  # a job has ended, or we are told to stop
+        self._jobs: dict[asyncio.Task[None], Message] = {}
+        self._received = 0
+        self._gate = gate.Gate(SEEDREAM4.name)
+        self._gate_read_at = float("-inf")
+
+    async def run(self) -> None:
+        """Work until `until` or a signal; then wait for the calls under way, at most `grace_s` seconds.
+
+        A second signal lets them go at once.
+        """
+        loop = asyncio.get_running_loop()
+        receiver = asyncio.create_task(self._receive())
+        keeper = asyncio.create_task(self._keep())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, receiver)
+        log.info("worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name)
+        try:
+            await asyncio.wait([receiver])
+            await self._finish()
+        finally:
+            keeper.cancel()
+        if not receiver.cancelled():
+            receiver.result()
+        log.info("worker.stopped", received=self._received)
+
+    def _stop(self, receiver: asyncio.Task[None]) -> None:
+        if self._told.is_set():
+            for task in (receiver, *self._jobs):
+                task.cancel()
+        self._told.set()
+        self._changed.set()
+
+    async def _receive(self) -> None:
+        while not self._told.is_set():
+            wanted = min(BATCH, self.concurrency - len(self._jobs), self._jobs_left())
+            if wanted <= 0:
+                if self._jobs_left() <= 0:
+                    return
+                await self._change()
+                continue
+            try:
+                if not await self._may_receive():
+                    await self._change(GATE_AGE_S)
+                    continue
+                messages = await self.at.queue.receive(
+                    wanted, wait_s=DRAIN_WAIT_S if self.until.drain else WAIT_S, visibility_s=LEASE_S
+                )
+                if messages and (self._told.is_set() or not await self._may_receive()):
+                    await self.at.queue.hide([(message.receipt, 0) for message in messages])
+                    continue
+            except GenctlError as error:
+                log.warning("worker.trouble", error=error.message, fix=error.fix)
+                await self._change(TROUBLE_PAUSE_S)
+                continue
+            for message in messages:
+                self._start(message)
+            if self.until.once or (self.until.drain and not messages and await self._is_drained()):
+                return
+
+    def _jobs_left(self) -> int:
+        return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
+
+    async def _may_receive(self) -> bool:
+        if time.monotonic() - self._gate_read_at >= GATE_AGE_S:
+            was_open, self._gate = self._gate.is_open, await gate.read(self.at.db, SEEDREAM4.name)
+            self._gate_read_at = time.monotonic()
+            if was_open != self._gate.is_open:
+                event = "gate.opened" if self._gate.is_open else "gate.closed"
+                log.warning(event, tool=self._gate.tool, who=self._gate.who, reason=self._gate.reason)
+        return self._gate.is_open
+
+    async def _is_drained(self) -> bool:
+        """Nothing waits, is hidden or is in our hands; SQS counts only about right, so it is asked last."""
+        if self._jobs:
+            await self._change()
+            return False
+        facts = await self.at.queue.attributes()
+        return not any(int(facts.get(name, 0)) for name in _DEPTHS)
+
+    def _start(self, message: Message) -> None:
+        self._received += 1
+        task = asyncio.create_task(self._handle(message))
+        self._jobs[task] = message
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.pop(task, None)
+        self._changed.set()
+
+    async def _handle(self, message: Message) -> None:
+        try:
+            await carry(message, self.at)
+        except asyncio.CancelledError:
+            await self.at.queue.hide([(message.receipt, 0)])
+            raise
+        except LeaseLostError:
+            pass  # touch nothing more of it
+        except GenctlError as error:  # the message comes back, and the row says what is left to do
+            log.warning("job.trouble", messageId=message.message_id, error=error.message, fix=error.fix)
+        except Exception:  # a bug in one job must not take the others with it
+            log.exception("job.bug", messageId=message.message_id)
+
+    async def _keep(self) -> None:
+        """Renew leases and visibility of everything in our hands."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                if holds := list(self.at.holds.values()):
+                    await self.at.extend(holds)
+                if messages := list(self._jobs.values()):
+                    await self.at.queue.hide([(message.receipt, LEASE_S) for message in messages])
+            except GenctlError as error:
+                log.warning("worker.renewal.failed", error=error.message)
+
+    async def _finish(self) -> None:
+        if self._jobs:
+            log.info("worker.waiting", calls=len(self._jobs), graceS=self.grace_s)
+        while self._jobs and not self._told.is_set():  # our own end: the calls have all the time they need
+            await self._change()
+        if self._jobs:
+            _, late = await asyncio.wait(self._jobs, timeout=self.grace_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    async def _change(self, timeout_s: float | None = None) -> None:
+        """Until a job ends or we are told to stop, at most so long."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+
+_DEPTHS = (
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesDelayed",
+)
+
+
+async def serve(settings: Settings, *, concurrency: int, grace_s: float, until: Until, sweeps: bool) -> None:
+    """A worker, and with `sweeps` a sweeper beside it. Raises GenctlError (exit 3) when it cannot start."""
+    async with Pipeline.open(settings, size=POOL_SIZE) as at, asyncio.TaskGroup() as side:
+        worker = Worker(at, concurrency=concurrency, grace_s=grace_s, until=until)
+        sweeping = (
+            side.create_task(sweeper.run(at, queued_timeout_s=settings.queued_timeout_s)) if sweeps else None
+        )
+        await worker.run()
+        if sweeping:
+            sweeping.cancel()

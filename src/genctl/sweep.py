@@ -1,0 +1,132 @@
+"""The safety net: sends what is owed, ends what nobody will end, refunds what was left held.
+
+Safe beside any number of workers and sweepers: every step is gated by the row, as theirs are.
+"""
+
+from typing import Any
+
+import msgspec
+import structlog
+
+from genctl import credits, gate
+from genctl.base.settings import Settings
+from genctl.domain import decide
+from genctl.domain.classify import ours
+from genctl.domain.model import GenctlError, Session
+from genctl.domain.tools import SEEDREAM4
+from genctl.edges.db import Database, as_json
+from genctl.edges.sqs import Sqs
+from genctl.pipeline import Pipeline, send_jobs
+
+OWED_AFTER_S = 60  # what is younger is still in the hands of whoever made it
+GATE_REST_S = 3600  # after a pause the backlog gets so long before the queued time-out counts again
+BATCH = 100
+
+log = structlog.stdlib.get_logger()
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """One thing that was done, or would be: send, copy, requeue, fail (with its code) or refund."""
+
+    action: str
+    session: Session
+    why: str
+    code: str | None = None
+
+    def item(self) -> dict[str, Any]:
+        """As `sweep` prints it."""
+        session = self.session
+        whose = {"sessionId": session.id, "userId": session.user_id, "run": session.run}
+        return {"action": self.action, **whose, "code": self.code, "why": self.why}
+
+
+async def sweep(at: Pipeline, *, queued_timeout_s: float, dry_run: bool = False) -> list[Swept]:
+    """One pass over at most a batch of each kind. What fails is logged and left to the next pass."""
+    found = await _find(at, queued_timeout_s)
+    return found if dry_run else [swept for swept in found if await _carried_out(at, swept)]
+
+
+async def resend_all(settings: Settings) -> int:
+    """Send the message of every queued run again, because a queue in memory was lost; how many.
+
+    Raises GenctlError when one cannot be sent: it stays owed.
+    """
+    sent = 0
+    async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
+        queue = await sqs.queue(settings.queue)
+        await db.rows("owe_queued")
+        while jobs := await _sessions(db, "owed_jobs", age_s=0):
+            if why := await send_jobs(jobs, db=db, queue=queue):
+                raise GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "run `genctl sweep`")
+            sent += len(jobs)
+    return sent
+
+
+async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
+    found = [
+        Swept("send", s, "its job message is not proven sent")
+        for s in await _sessions(at.db, "owed_jobs", age_s=OWED_AFTER_S)
+    ]
+    found += [
+        Swept("copy", s, "its DLQ copy is not proven sent")
+        for s in await _sessions(at.db, "owed_copies", age_s=OWED_AFTER_S)
+    ]
+    found += [
+        _dead(s, at.limits) for s in await _sessions(at.db, "dead_leases", queued_timeout_s=queued_timeout_s)
+    ]
+    if (await gate.read(at.db, SEEDREAM4.name)).open_for_s >= GATE_REST_S:
+        found += [
+            Swept("fail", s, "it waited longer than the queued time-out", "SweptTimeout")
+            for s in await _sessions(at.db, "overdue", queued_timeout_s=queued_timeout_s)
+        ]
+    return found + [
+        Swept("refund", s, "it failed and still holds its reservation")
+        for s in await _sessions(at.db, "refunds_owed")
+    ]
+
+
+def _dead(session: Session, limits: decide.Limits) -> Swept:
+    why = "its worker fell silent"
+    code = decide.dead_lease_code(session, limits)
+    return Swept("fail", session, why, code) if code else Swept("requeue", session, why)
+
+
+async def _carried_out(at: Pipeline, swept: Swept) -> bool:
+    """Whether this pass did it; somebody else may have been faster."""
+    about = {"action": swept.action, "sessionId": swept.session.id, "userId": swept.session.user_id}
+    try:
+        done = await _carry_out(at, swept)
+    except GenctlError as error:
+        log.warning("sweep.failed", **about, error=error.message)
+        return False
+    if done:
+        log.info("sweep.done", **about, why=swept.why)
+    return done
+
+
+async def _carry_out(at: Pipeline, swept: Swept) -> bool:
+    session = swept.session
+    match swept.action:
+        case "send":
+            if why := await send_jobs([session], db=at.db, queue=at.queue):
+                raise GenctlError("QueueUnreachable", why)
+            return True
+        case "copy":
+            await at.copy(session, body=decide.job_body(session), code=decide.error_code(session))
+            return True
+        case "requeue":
+            items = [{"session_id": session.id, "lease": session.lease}]
+            return bool(await at.db.rows("requeue_dead", items=as_json(items)))
+        case "refund":
+            assert session.reservation_id  # noqa: S101 - refunds_owed joins on it
+            return bool(await credits.release_reservation(at.db, session.reservation_id, reason="sweep"))
+    claimed = await at.claim(session.id, session.run, lapsed=True)
+    if claimed is None:
+        return False
+    row = await at.settle(claimed, ours(swept.code or "WorkerCrashed"), calls=claimed.attempts - 1)
+    await at.copy(row, body=decide.job_body(row), code=decide.error_code(row))
+    return True
+
+
+async def _sessions(db: Database, name: str, **params: object) -> list[Session]:
+    return [msgspec.convert(row, Session) for row in await db.rows(name, limit=BATCH, **params)]

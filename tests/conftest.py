@@ -1,0 +1,64 @@
+"""Fixtures: one PostgreSQL and one SQS server for all tests, a database and a queue pair for each."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from genctl.base.settings import Settings
+from genctl.edges import migrate
+from genctl.ops.stack.postgres import Postgres
+from tests.kit import Kit, QueueServer, database_url
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DSN of a running server; its database `genctl` is empty, `template` is migrated."""
+    server = Postgres(tmp_path_factory.mktemp("pg"), settings={"fsync": "off", "max_connections": "200"})
+    asyncio.run(server.start())
+    try:
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            conn.execute("create database template")
+        asyncio.run(migrate.up(database_url(server.dsn, "template")))
+        yield server.dsn
+    finally:
+        asyncio.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def sqs_server() -> Iterator[QueueServer]:
+    with QueueServer() as server:
+        yield server
+
+
+@pytest.fixture
+def dsn(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A migrated database of this test's own."""
+    name = f"t{abs(hash(request.node.nodeid)):x}"
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(f"create database {name} template template strategy file_copy")
+        yield database_url(postgres, name)
+        conn.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def settings(dsn: str, sqs_server: QueueServer, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    return sqs_server.settings(dsn, home=tmp_path, queue=f"q{abs(hash(request.node.nodeid)):x}")
+
+
+@pytest.fixture
+async def kit(settings: Settings) -> AsyncIterator[Kit]:
+    """The pipeline over a database and a queue pair of this test's own, with the provider simulator."""
+    async with Kit.open(settings) as kit:
+        yield kit
+        kit.check_nothing_left()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With GENCTL_TEST_REQUIRE=all a left-out test is a failure, not a line that nobody reads."""
+    if os.environ.get("GENCTL_TEST_REQUIRE") == "all":
+        for item in items:
+            item.own_markers = [m for m in item.own_markers if m.name not in {"skip", "skipif"}]

@@ -1,0 +1,193 @@
+"""What the tests stand on: real parts, a pipeline over them, and waits for conditions."""
+
+import asyncio
+import dataclasses
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
+
+import aiohttp
+import msgspec
+from aiohttp.test_utils import TestServer
+
+from genctl.base.settings import Settings
+from genctl.credits import audit
+from genctl.domain.decide import job_body
+from genctl.domain.model import Session
+from genctl.domain.orders import Order
+from genctl.domain.tools import SEEDREAM4
+from genctl.edges.db import Database
+from genctl.edges.sqs import Message, Sqs
+from genctl.pipeline import LEASE_S, Pipeline, carry, enqueue
+from genctl.services.simulator import app
+from genctl.sweep import Swept, sweep
+
+T = TypeVar("T")
+
+
+def database_url(dsn: str, name: str) -> str:
+    """The same server, another database."""
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until_sync(condition: Callable[[], T | None], within_s: float = 20.0) -> T:
+    """Wait for a condition to give something."""
+    deadline = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{condition} did not hold within {within_s} s"
+        time.sleep(0.02)
+    return found
+
+
+async def until(condition: Callable[[], Awaitable[T | None]], within_s: float = 20.0) -> T:
+    """Wait for a condition to give something."""
+    async with asyncio.timeout(within_s):
+        while not (found := await condition()):
+            await asyncio.sleep(0.02)
+        return found
+
+
+class QueueServer:
+    """The embedded stack's SQS server as a process of its own."""
+
+    key, secret = "AKIATESTTESTTESTTEST", "secret-of-the-tests"
+
+    def __enter__(self) -> Self:
+        self.port = free_port()
+        argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(self.port)]
+        self._process = subprocess.Popen(
+            [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
+            env={"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret},
+        )
+        until_sync(self._answers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def settings(self, dsn: str, *, home: Path, queue: str, **more: Any) -> Settings:
+        """Settings that speak to this server as to the embedded stack's."""
+        return Settings(
+            database_url=dsn,
+            home=home,
+            queue=queue,
+            embedded=True,
+            sqs_endpoint=f"http://127.0.0.1:{self.port}",
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
+            ark_api_key="test",
+            **more,
+        )
+
+
+async def create_queues(sqs: Sqs, settings: Settings) -> None:
+    """The queue pair that the settings name, with its redrive policy."""
+    dlq = await sqs.create(f"{settings.queue}-dlq")
+    policy = {"deadLetterTargetArn": dlq.arn, "maxReceiveCount": 50}
+    await sqs.create(settings.queue, {"RedrivePolicy": msgspec.json.encode(policy).decode()})
+
+
+@dataclasses.dataclass
+class Kit:
+    """The pipeline, and short ways to do what tests do all the time."""
+
+    at: Pipeline
+    settings: Settings
+    simulator: Any
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+
+        async with TestServer(app()) as simulator, await Sqs.connect(settings) as sqs:
+            await create_queues(sqs, settings)
+            base = f"http://127.0.0.1:{simulator.port}/api/v3"
+            settings = dataclasses.replace(settings, ark_base_url=base)
+            async with Pipeline.open(settings) as at:
+                yield cls(at, settings, simulator)
+
+    @property
+    def db(self) -> Database:
+        return self.at.db
+
+    def check_nothing_left(self) -> None:
+        """A test that leaves a job in its hands fails."""
+        assert not self.at.holds
+
+    async def enqueue(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Session:
+        """One job of a user with 1,000 credits to start with."""
+        order = Order(
+            session_id=uuid4(),
+            reservation_id=uuid4(),
+            user_id=user,
+            prompt=f"a test [scenario:{scenario}]",
+            model=SEEDREAM4.default_model,
+            cost=cost,
+        )
+        made = await enqueue([order], db=self.db, queue=self.at.queue, opening=1000)
+        assert made.owed is None
+        return made.sessions[0]
+
+    async def receive(self) -> Message:
+        """The next delivery of the queue."""
+
+        async def one() -> Message | None:
+            messages = await self.at.queue.receive(1, wait_s=1, visibility_s=LEASE_S)
+            return messages[0] if messages else None
+
+        return await until(one)
+
+    async def work(self) -> Session | None:
+        """What a worker does with the next delivery; the row as its attempt left it."""
+        return await carry(await self.receive(), self.at)
+
+    async def sweep(self) -> list[Swept]:
+        return await sweep(self.at, queued_timeout_s=self.settings.queued_timeout_s)
+
+    async def violations(self) -> list[str]:
+        return sorted(violation.kind for violation in (await audit(self.db)).violations)
+
+    def shorten_the_call(self, seconds: float) -> None:
+        """Calls to the provider time out after so long."""
+        self.at.providers["ark"]._timeout = aiohttp.ClientTimeout(total=seconds)
+
+    async def row(self, session: Session | UUID) -> Session:
+        found = await self.at.read(session if isinstance(session, UUID) else session.id)
+        assert found
+        return found
+
+    async def copies(self) -> list[Message]:
+        """All messages of the DLQ, left where they are."""
+        return await self.at.dlq.receive(10, wait_s=0, visibility_s=0)
+
+    async def balance(self, user: str = "ann") -> int:
+        row = await self.db.row("credits_of", user=user)
+        assert row
+        return int(row["balance"])
+
+    async def query(self, text: str, *params: object) -> list[dict[str, Any]]:
+        """Any SQL, for what tests alone ask or break."""
+        async with self.db._pool.connection() as conn:
+            cursor = await conn.execute(text, params)
+            return await cursor.fetchall() if cursor.description else []
+
+    def body(self, session: Session) -> str:
+        return job_body(session)

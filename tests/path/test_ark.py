@@ -1,0 +1,298 @@
+"""The provider's client against the simulator, and against a server that knows no manners."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from aiohttp.test_utils import TestServer, unused_port
+
+from genctl.base.settings import Settings
+from genctl.domain.model import Answer, GenctlError, NoAnswer, Session, Status
+from genctl.domain.scenarios import SCENARIOS, marked
+from genctl.edges.providers import ark
+from genctl.edges.providers.ark import MAX_BODY_BYTES, Ark, body_of
+from genctl.services.simulator import app
+
+KEY = "key-of-the-tests"
+
+
+def session(prompt: str = "a lighthouse", **more: Any) -> Session:
+    return Session(
+        id=UUID("5f0c8a52-6f2f-4f43-9d3c-0d6a0a4a4f11"),
+        user_id="ann",
+        model="seedream-4-0-250828",
+        prompt=prompt,
+        status=Status.PROCESSING,
+        run=2,
+        attempts=3,
+        unknowns=0,
+        lease=7,
+        created_at=datetime.now(UTC),
+        **more,
+    )
+
+
+def client(base: str, *, timeout_s: float = 10.0) -> Ark:
+    settings = Settings(ark_base_url=f"{base}/api/v3", ark_api_key=KEY, provider_timeout_s=timeout_s)
+    return Ark(settings)
+
+
+class Sent:
+    """Counts how often the request was about to leave."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+async def call(base: str, *, sent: Sent | None = None, timeout_s: float = 10.0) -> Answer | NoAnswer:
+    async with client(base, timeout_s=timeout_s) as provider:
+        return await provider.generate(session(), sent or Sent())
+
+
+# --- against the simulator -------------------------------------------------------------------
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[str]:
+    async with TestServer(app()) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+ANSWERED = [s.name for s in SCENARIOS.values() if s.act == "answer" and not s.after_s and not s.once]
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+async def test_every_answer_comes_back_as_it_was_given(simulator: str, name: str) -> None:
+    sent = Sent()
+    async with client(simulator) as provider:
+        answer = await provider.generate(session(marked("a test", name)), sent)
+    assert isinstance(answer, Answer)
+    assert answer.status == SCENARIOS[name].status
+    assert answer.headers["server"] == "istio-envoy"
+    assert json.loads(answer.body).get("error", {}).get("code") == SCENARIOS[name].code
+    assert sent.times == 1
+
+
+async def test_a_dropped_call_is_no_answer_and_may_be_billed(simulator: str) -> None:
+    async with client(simulator) as provider:
+        lost = await provider.generate(session(marked("a test", "dropped")), Sent())
+    assert isinstance(lost, NoAnswer)
+    assert (lost.code, lost.sent) == ("ConnectionError", True)
+
+
+async def test_a_call_that_is_cancelled_raises_that(simulator: str) -> None:
+    out = asyncio.Event()
+    async with client(simulator) as provider:
+        task = asyncio.create_task(provider.generate(session(marked("a test", "hang")), out.set))
+        await out.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# --- the request -----------------------------------------------------------------------------
+
+
+def test_the_row_makes_the_request_and_the_watermark_is_off() -> None:
+    assert body_of(session()) == {
+        "model": "seedream-4-0-250828",
+        "prompt": "a lighthouse",
+        "size": "2048x2048",
+        "response_format": "url",
+        "watermark": False,
+    }
+    params = {"size": "4K", "image": ["https://example.com/a.png"], "unknown": 1}
+    body = body_of(session(params=params))
+    assert (body["size"], body["image"]) == ("4K", ["https://example.com/a.png"])
+    assert "unknown" not in body
+
+
+@pytest.mark.parametrize("image", [None, "data:image/png;base64," + "A" * 3_000_000])
+async def test_the_request_names_session_run_and_attempt(image: str | None) -> None:
+    """And a large reference image gets through."""
+
+    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
+        seen.append(request)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    seen: list[bytes] = []
+    async with raw(answer) as base, client(base) as provider:
+        row = session(params={"image": image} if image else None)
+        assert isinstance(await provider.generate(row, Sent()), Answer)
+    head, _, body = seen[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /api/v3/images/generations HTTP/1.1\r\n")
+    assert b"\r\nAuthorization: Bearer key-of-the-tests\r\n" in head
+    assert b"\r\nX-Client-Request-Id: 5f0c8a52-6f2f-4f43-9d3c-0d6a0a4a4f11-2-3\r\n" in head
+    assert json.loads(body)["prompt"] == "a lighthouse"
+
+
+def test_a_real_provider_without_a_key_is_refused_at_once() -> None:
+    with pytest.raises(GenctlError) as caught:
+        Ark(Settings(ark_base_url="https://ark.example/api/v3"))
+    assert (caught.value.exit_code, caught.value.code) == (3, "ProviderKeyMissing")
+
+
+# --- without manners -------------------------------------------------------------------------
+
+Rude = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def raw(rude: Rude, *, reads: bool = True) -> AsyncIterator[str]:
+    """A server that hands each request to `rude`, then closes; without `reads` it does not look at it."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = b""
+        if reads:
+            request = await reader.readuntil(b"\r\n\r\n")
+            length = request.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            request += await reader.readexactly(int(length))
+        try:
+            await rude(request, writer)
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        except ConnectionError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def writes(*parts: bytes) -> Rude:
+    async def rude(_: bytes, writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            writer.write(part)
+
+    return rude
+
+
+async def resets(_: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def silent(_: bytes, writer: asyncio.StreamWriter) -> None:
+    await until_closed(writer)
+
+
+async def until_closed(writer: asyncio.StreamWriter) -> None:
+    await writer.wait_closed()
+
+
+async def never_ends(_: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n")
+        await writer.drain()
+
+
+async def stalls(_: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"data"')
+    await until_closed(writer)
+
+
+async def test_nothing_listening_is_no_answer_and_nothing_was_sent() -> None:
+    sent = Sent()
+    lost = await call(f"http://127.0.0.1:{unused_port()}", sent=sent)
+    assert isinstance(lost, NoAnswer)
+    assert (lost.code, lost.sent, sent.times) == ("ConnectionError", False, 0)
+
+
+@pytest.mark.parametrize(
+    ("rude", "reads", "code"),
+    [
+        (resets, False, "ConnectionError"),
+        (resets, True, "ConnectionError"),
+        (writes(), True, "ConnectionError"),
+        (writes(b"SSH-2.0-OpenSSH_9.6\r\n"), True, "BadAnswer"),
+        (writes(b"HTTP/1.1 99999 What\r\n\r\n"), True, "BadAnswer"),
+        (writes(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), True, "BadAnswer"),
+        (silent, True, "Timeout"),
+    ],
+)
+async def test_once_it_is_out_a_lost_call_may_be_billed(rude: Rude, reads: bool, code: str) -> None:
+    async with raw(rude, reads=reads) as base:
+        lost = await call(base, timeout_s=0.5)
+    assert isinstance(lost, NoAnswer)
+    assert (lost.code, lost.sent) == (code, True)
+    assert lost.message
+    assert KEY not in lost.message
+
+
+async def test_tls_that_fails_or_hangs_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw(writes(b"no TLS here"), reads=False) as base:
+        lost = await call(base.replace("http:", "https:"))
+        assert isinstance(lost, NoAnswer)
+        assert (lost.code, lost.sent) == ("TlsError", False)
+    monkeypatch.setattr(ark, "CONNECT_TIMEOUT_S", 0.2)
+    async with raw(silent, reads=False) as base:
+        lost = await call(base.replace("http:", "https:"))
+        assert isinstance(lost, NoAnswer)
+        assert (lost.code, lost.sent) == ("ConnectTimeout", False)
+
+
+async def test_a_lease_found_stale_at_the_last_moment_keeps_the_request_in() -> None:
+    class StaleError(ValueError):
+        pass
+
+    def stale() -> None:
+        raise StaleError
+
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with server, client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as provider:
+        with pytest.raises(StaleError):
+            await provider.generate(session(), stale)
+        while not heard:
+            await asyncio.sleep(0)
+    assert heard == [b""]
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+BOMB = gzip.compress(bytes(200 * 2**20))
+
+
+@pytest.mark.parametrize(
+    ("rude", "status", "body"),
+    [
+        (writes(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"), 302, b""),
+        (writes(OK, b"Content-Length: 100\r\n\r\ncut"), 200, b"cut"),
+        (stalls, 200, b'{"data"'),
+        (never_ends, 400, b"x" * MAX_BODY_BYTES),
+        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"{}")), 200, b"{}"),
+        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"x" * 99)[:-9]), 200, b"x" * 99),
+        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", b"no gzip"), 200, b"no gzip"),
+        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", BOMB), 200, bytes(MAX_BODY_BYTES)),
+        (writes(OK, b"Content-Encoding: br\r\n\r\n", b"\x00\xff"), 200, b"\x00\xff"),
+        (writes(b"HTTP/1.1 429 No\r\nRetry-After: 7\r\n\r\n"), 429, b""),
+    ],
+    ids=["redirect", "cut", "stalls", "endless", "gzip", "gzip cut", "no gzip", "bomb", "br", "empty"],
+)
+async def test_what_came_counts_whatever_is_missing(rude: Rude, status: int, body: bytes) -> None:
+    """The status has told the most; the classifier sees that a body is cut."""
+    async with raw(rude) as base:
+        answer = await call(base, timeout_s=1.0)
+    assert isinstance(answer, Answer)
+    assert answer.status == status
+    assert answer.body == body
+    assert status != 429 or answer.headers["retry-after"] == "7"

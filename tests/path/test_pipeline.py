@@ -1,0 +1,378 @@
+"""The whole path on real parts: an order becomes a settled row, a refund, a NOTIFY and a DLQ copy."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from tests.kit import Kit, until
+
+from genctl.domain.classify import ours
+from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Status
+from genctl.edges.sqs import Outgoing
+from genctl.ops.smoke import details_complaints
+from genctl.pipeline import LEASE_S, carry, process, send_jobs
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries are due at once: chance is 0."""
+    monkeypatch.setattr(random, "random", lambda: 0.0)
+
+
+@pytest.fixture
+def heard(dsn: str) -> Iterator[Any]:
+    """The payloads of session_completed that have come so far."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("listen session_completed")
+        yield lambda: [notify.payload for notify in conn.notifies(timeout=0.05)]
+
+
+async def depth(kit: Kit) -> int:
+    facts = await kit.at.queue.attributes()
+    return int(facts["ApproximateNumberOfMessages"]) + int(facts["ApproximateNumberOfMessagesNotVisible"])
+
+
+async def trace(kit: Kit, session: Session) -> list[str]:
+    rows = await kit.query("select kind from session_events where session_id = %s order by id", session.id)
+    return [row["kind"] for row in rows]
+
+
+async def test_a_refused_job_is_settled_refunded_told_and_copied(kit: Kit, heard: Any) -> None:
+    session = await kit.enqueue("sensitive")
+    assert await kit.balance() == 996
+
+    row = await kit.work()
+
+    assert row and row.status is Status.FAILED
+    details = (await kit.row(session)).error_details
+    assert details and details_complaints(details) == []
+    assert details["code"] == "OutputImageSensitiveContentDetected"
+    assert details["userMessage"] == (
+        "The request failed because the output image may contain sensitive information."
+    )
+    assert (details["refundedCredits"], details["refundError"]) == (4, None)
+    assert await kit.balance() == 1000
+    (payload,) = heard()
+    assert f'"session_id": "{session.id}"' in payload
+    assert f'"reservation_id": "{session.reservation_id}"' in payload
+    (copy,) = await kit.copies()
+    assert copy.body == kit.body(session)
+    assert copy.attributes == {
+        "code": "OutputImageSensitiveContentDetected",
+        "category": "content_policy",
+        "sessionId": str(session.id),
+        "run": "1",
+        "attempts": "1",
+        "firstFailedAt": copy.attributes["firstFailedAt"],
+        "failedAt": details["failedAt"],
+        "sourceQueue": kit.at.queue.name,
+        "providerStatus": "400",
+    }
+    assert await depth(kit) == 0
+    assert await trace(kit, session) == ["enqueued", "sent", "claimed", "failed", "copied"]
+
+
+async def test_a_good_job_is_completed_and_its_reservation_captured(kit: Kit, heard: Any) -> None:
+    session = await kit.enqueue("success")
+    row = await kit.work()
+    assert row and row.status is Status.COMPLETED and row.error_details is None
+    assert row.result and row.result["images"][0]["url"].startswith("http://127.0.0.1")
+    (reservation,) = await kit.query(
+        "select status from credit_reservations where id = %s", session.reservation_id
+    )
+    assert reservation["status"] == "captured"
+    assert await kit.balance() == 996
+    assert '"status": "completed"' in heard()[0]
+    assert await kit.copies() == []
+    assert await depth(kit) == 0
+
+
+# scenario -> code, category, fatal, outcome, attempts of a run that ends
+ENDINGS = {
+    "sensitive": ("OutputImageSensitiveContentDetected", "content_policy", True, "refused", 1),
+    "invalid-parameter": ("InvalidParameter", "invalid_request", True, "refused", 1),
+    "auth": ("AuthenticationError", "auth", True, "refused", 1),
+    "rate-limit": ("ModelAccountIpmRateLimitExceeded", "rate_limit", False, "refused", 3),
+    "server-error": ("InternalServiceError", "server", False, "refused", 3),
+    "dropped": ("ConnectionError", "network", False, "unknown", 2),
+    "hang": ("Timeout", "network", False, "unknown", 2),
+}
+
+
+@pytest.mark.parametrize("scenario", ENDINGS)
+@pytest.mark.usefixtures("no_backoff")
+async def test_each_scenario_ends_with_its_row_its_refund_and_its_copy(
+    kit: Kit, scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last failed call keeps its own code; an outcome that nobody knows is sent again once only."""
+    monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
+    if scenario == "hang":
+        kit.shorten_the_call(0.3)
+    session = await kit.enqueue(scenario)
+    while (await kit.row(session)).status is not Status.FAILED:
+        await kit.work()
+    code, category, fatal, outcome, attempts = ENDINGS[scenario]
+    row = await kit.row(session)
+    details = row.error_details or {}
+    assert details_complaints(details) == []
+    found = (details["code"], details["category"], details["fatal"], details["outcome"], row.attempts)
+    assert found == (code, category, fatal, outcome, attempts)
+    assert details["attempts"] == attempts
+    assert details["refundedCredits"] == 4
+    assert await kit.balance() == 1000
+    (copy,) = await kit.copies()
+    assert copy.attributes["code"] == code
+    assert await depth(kit) == 0
+
+
+@pytest.mark.usefixtures("no_backoff")
+async def test_what_passes_is_tried_again_and_then_completes(kit: Kit) -> None:
+    session = await kit.enqueue("server-error-once")
+    first = await kit.work()
+    assert first and first.status is Status.QUEUED and first.attempts == 1
+    second = await kit.work()
+    assert second and second.status is Status.COMPLETED and second.attempts == 2
+    assert "retried" in await trace(kit, session)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "no json",
+        "[" * 5000,
+        '{"version":2}',
+        '{"tool":"other"}',
+        '{"version":1,"tool":"x","sessionId":"y"}',
+    ],
+)
+async def test_a_message_that_is_no_job_goes_to_the_dlq_as_it_is(kit: Kit, body: str) -> None:
+    await kit.at.queue.send([Outgoing(body or " ")])
+    message = await kit.receive()
+    await carry(message, kit.at)
+    (copy,) = await kit.copies()
+    assert copy.body == message.body
+    assert copy.attributes["code"] == "MalformedMessage"
+    assert await depth(kit) == 0
+
+
+async def test_a_job_without_a_session_is_looked_for_a_few_times_and_then_copied(kit: Kit) -> None:
+    session = await kit.enqueue()
+    await kit.query("delete from generation_sessions")
+    for _ in range(3):
+        message = await kit.receive()
+        await carry(message, kit.at)
+        await kit.at.queue.hide([(message.receipt, 0)])
+    (copy,) = await kit.copies()
+    assert copy.attributes["code"] == "SessionNotFound"
+    assert copy.attributes["sessionId"] == str(session.id)
+
+
+@pytest.mark.parametrize("scenario", ["success", "sensitive"])
+async def test_a_second_delivery_of_an_ended_job_is_only_deleted(kit: Kit, scenario: str) -> None:
+    session = await kit.enqueue(scenario)
+    await kit.work()
+    before = await kit.row(session)
+    await kit.at.queue.send([Outgoing(kit.body(session))])
+    assert await kit.work() is None
+    after = await kit.row(session)
+    assert (after.attempts, after.lease, after.result) == (before.attempts, before.lease, before.result)
+    assert len(await kit.copies()) == (scenario == "sensitive")
+    assert await depth(kit) == 0
+
+
+async def test_a_session_that_is_being_worked_on_is_left_alone(kit: Kit) -> None:
+    """A second delivery is hidden for the rest of the lease."""
+    session = await kit.enqueue()
+    await kit.at.claim(session.id, 1)
+    assert await kit.work() is None
+    assert (await kit.row(session)).attempts == 1
+    assert await depth(kit) == 1
+
+
+async def test_whoever_lost_the_lease_changes_nothing(kit: Kit) -> None:
+    """The lease decides whose result is stored; a late answer is kept in the trace only."""
+    session = await kit.enqueue()
+    old = await kit.at.claim(session.id, 1)
+    assert old
+    await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    new = await kit.at.claim(session.id, 1)
+    assert new and new.from_dead_lease and (new.lease, new.unknowns) == (2, 1)
+    with pytest.raises(LeaseLostError):
+        await kit.at.settle(old, ours("WorkerCrashed"), calls=1)
+    with pytest.raises(LeaseLostError):
+        await kit.at.retry(old, ours("WorkerCrashed"))
+    row = await kit.row(session)
+    assert row.status is Status.PROCESSING and row.error_details is None
+    assert await kit.balance() == 996
+    assert "late_result" in await trace(kit, session)
+
+
+async def test_a_job_that_kills_its_workers_ends_as_crashed(kit: Kit) -> None:
+    session = await kit.enqueue()
+    for _ in range(2):
+        assert await kit.at.claim(session.id, 1)
+        await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    row = await kit.work()
+    assert row and row.status is Status.FAILED
+    assert row.error_details and row.error_details["code"] == "WorkerCrashed"
+    assert (row.error_details["outcome"], row.attempts) == ("unknown", 2)
+    assert await kit.balance() == 1000
+
+
+async def test_a_release_that_the_database_refuses_leaves_the_session_failed_and_told(
+    kit: Kit, heard: Any
+) -> None:
+    await kit.query("""
+        create function refuse() returns trigger language plpgsql as
+        $$ begin raise exception 'no release today'; end $$""")
+    await kit.query("""
+        create trigger refuse before update on credit_reservations for each row
+        when (new.status = 'released') execute function refuse()""")
+    session = await kit.enqueue("sensitive")
+    row = await kit.work()
+    assert row and row.status is Status.FAILED and row.error_details
+    assert (row.error_details["refundedCredits"], row.error_details["reservationAmount"]) == (0, 4)
+    assert "no release today" in row.error_details["refundError"]
+    assert len(heard()) == 1
+    assert await kit.balance() == 996
+    assert await kit.violations() == ["refund_pending"]
+
+    assert [swept.action for swept in await kit.sweep()] == []  # it is tried, and refused again
+    await kit.query("drop trigger refuse on credit_reservations")
+    assert [swept.action for swept in await kit.sweep()] == ["refund"]
+
+    later = await kit.row(session)
+    assert later.error_details
+    assert (later.error_details["refundedCredits"], later.error_details["refundError"]) == (4, None)
+    assert await kit.balance() == 1000
+    assert len(heard()) == 1
+    assert await kit.violations() == []
+
+
+async def test_a_settle_whose_commit_answer_was_lost_counts_as_won(kit: Kit) -> None:
+    session = await kit.enqueue("sensitive")
+    claimed = await kit.at.claim(session.id, 1)
+    assert claimed
+    await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
+    again = await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
+    assert again.status is Status.FAILED
+    assert await kit.balance() == 1000
+
+
+async def test_a_session_without_its_reservation_fails_all_the_same(kit: Kit) -> None:
+    session = await kit.enqueue("sensitive")
+    await kit.query("delete from credit_reservations")
+    row = await kit.work()
+    assert row and row.status is Status.FAILED and row.error_details
+    assert (row.error_details["refundedCredits"], row.error_details["refundError"]) == (
+        0,
+        "the reservation is missing",
+    )
+    assert (await kit.row(session)).completed_at
+
+
+async def test_short_credits_store_nothing(kit: Kit) -> None:
+    with pytest.raises(GenctlError, match="user ann has 1000 credits and needs 1001") as caught:
+        await kit.enqueue(cost=1001)
+    assert caught.value.exit_code == 1
+    assert await kit.query("select from generation_sessions") == []
+    assert await kit.balance() == 1000
+
+
+async def test_a_job_whose_message_was_not_sent_is_owed_and_swept(kit: Kit) -> None:
+    session = await kit.enqueue()
+    message = await kit.receive()
+    await kit.at.queue.delete([message.receipt])
+    await kit.query("update generation_sessions set enqueued_at = null")
+    assert await kit.sweep() == []  # its enqueuer may still be at it
+    await kit.query("update generation_sessions set queued_at = now() - interval '2 minutes'")
+    assert [swept.action for swept in await kit.sweep()] == ["send"]
+    row = await kit.work()
+    assert row and row.id == session.id and row.status is Status.COMPLETED
+
+
+async def test_a_mark_of_an_older_run_hits_nothing(kit: Kit) -> None:
+    session = await kit.enqueue()
+    await kit.query("update generation_sessions set run = 2, enqueued_at = null")
+    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) is None
+    rows = await kit.query("select enqueued_at from generation_sessions")
+    assert rows == [{"enqueued_at": None}]
+
+
+async def test_a_message_of_an_older_run_is_deleted(kit: Kit) -> None:
+    await kit.enqueue()
+    await kit.query("update generation_sessions set run = 2")
+    assert await kit.work() is None
+    assert await depth(kit) == 0
+
+
+@pytest.mark.parametrize(("sent", "status", "attempts"), [(False, "queued", 0), (True, "processing", 1)])
+async def test_a_stop_gives_back_what_was_not_sent_and_lets_go_what_was(
+    kit: Kit, sent: bool, status: str, attempts: int
+) -> None:
+    """A job whose request was sent is never given back for free: the next claim sees an unknown outcome."""
+    session = await kit.enqueue("hang")
+    job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
+    task = asyncio.create_task(process(job, kit.at))
+
+    async def calling() -> bool:
+        hold = kit.at.holds.get(session.id)
+        return bool(hold and hold.sent)
+
+    await until(calling)
+    kit.at.holds[session.id].sent = sent
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    row = await kit.row(session)
+    assert (row.status, row.attempts) == (status, attempts)
+    again = await kit.at.claim(session.id, 1)
+    assert again and again.unknowns == int(sent)
+
+
+async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> None:
+    session = await kit.enqueue("hang")
+    job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
+    task = asyncio.create_task(process(job, kit.at))
+
+    async def calling() -> bool:
+        hold = kit.at.holds.get(session.id)
+        return bool(hold and hold.sent)
+
+    await until(calling)
+    await kit.query("update generation_sessions set lease = lease + 1")
+    await kit.at.extend(list(kit.at.holds.values()))
+    with pytest.raises(LeaseLostError):
+        await task
+    row = await kit.row(session)
+    assert (row.status, row.lease, row.attempts) == ("processing", 2, 1)
+
+
+async def test_extending_keeps_a_long_call_ours(kit: Kit) -> None:
+    session = await kit.enqueue()
+    claimed = await kit.at.claim(session.id, 1)
+    assert claimed
+    async with kit.at.hold(claimed, 0.0) as hold:
+        assert hold.stale
+        await kit.query("update generation_sessions set lease_until = now() + interval '1 s'")
+        await kit.at.extend([hold])
+        assert not hold.stale
+    row = await kit.row(session)
+    assert row.lease_until and row.read_at
+    assert (row.lease_until - row.read_at).total_seconds() > LEASE_S - 5
+
+
+async def test_users_with_many_jobs_ending_at_once_do_not_deadlock(kit: Kit) -> None:
+    sessions = [await kit.enqueue("sensitive", user=f"u{n % 3}") for n in range(18)]
+    claimed = [await kit.at.claim(session.id, 1) for session in sessions]
+    await asyncio.gather(*(kit.at.settle(c, ours("WorkerCrashed"), calls=1) for c in claimed if c))
+    assert [await kit.balance(f"u{n}") for n in range(3)] == [1000] * 3
+    versions = await kit.query(
+        "select user_id, array_agg(version order by version) v from generation_sessions group by 1"
+    )
+    assert all(row["v"] == [1, 2, 3, 4, 5, 6] for row in versions)
+    assert await kit.violations() == []

@@ -1,0 +1,396 @@
+"""The SQS client against moto's server, and against a server that fails where moto cannot."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aiohttp import web
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
+from moto.server import ThreadedMotoServer
+
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError
+from genctl.edges import aws
+from genctl.edges.sqs import MAX_BYTES, Fate, Outgoing, Queue, Sqs
+
+KEY, SECRET = "AKIDEXAMPLE", "a-secret-of-the-tests"  # no real ones
+
+
+def errors(fates: list[Fate]) -> list[str | None]:
+    return [fate.error for fate in fates]
+
+
+def settings(endpoint: str, **more: Any) -> Settings:
+    return Settings(
+        **{
+            "embedded": True,
+            "sqs_endpoint": endpoint,
+            "aws_access_key_id": KEY,
+            "aws_secret_access_key": SECRET,
+            **more,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+async def sqs(moto: str) -> AsyncIterator[Sqs]:
+    async with await Sqs.connect(settings(moto)) as client:
+        yield client
+
+
+@pytest.fixture
+async def queue(sqs: Sqs) -> Queue:
+    return await sqs.create(f"jobs-{uuid4().hex[:8]}")
+
+
+async def take(queue: Queue, limit: int = 10) -> list[Any]:
+    return await queue.receive(limit, wait_s=0, visibility_s=30)
+
+
+async def test_what_is_sent_is_received_with_its_attributes(queue: Queue) -> None:
+    assert errors(await queue.send([Outgoing('{"a":"é"}', {"code": "E1", "none": "", "run": "2"})])) == [None]
+    (message,) = await take(queue)
+    assert message.body == '{"a":"é"}'
+    assert message.attributes == {"code": "E1", "run": "2"}  # SQS refuses empty values
+    assert message.receive_count == 1
+    assert abs(message.sent_at.timestamp() - time.time()) < 60
+
+
+async def test_batches_of_any_length_are_cut_and_every_item_has_its_fate(queue: Queue) -> None:
+    assert errors(await queue.send([Outgoing(str(i)) for i in range(23)])) == [None] * 23
+    got = [m for _ in range(3) for m in await take(queue)]
+    assert sorted(int(m.body) for m in got) == list(range(23))
+    assert await queue.delete([m.receipt for m in got]) == [None] * 23
+    assert await queue.send([]) == []
+    assert (await queue.attributes())["ApproximateNumberOfMessagesNotVisible"] == "0"
+
+
+async def test_hiding_for_no_time_shows_a_message_at_once(queue: Queue) -> None:
+    await queue.send([Outgoing("x")])
+    (message,) = await take(queue)
+    assert await take(queue) == []
+    assert await queue.hide([(message.receipt, 0)]) == [None]
+    (again,) = await take(queue)
+    assert again.receive_count == 2
+
+
+async def test_attributes_are_dropped_from_the_right_until_the_message_fits(queue: Queue) -> None:
+    body = "x" * (MAX_BYTES - 30)
+    assert errors(await queue.send([Outgoing(body, {"code": "E1", "category": "server", "run": "1"})])) == [
+        None
+    ]
+    (message,) = await take(queue)
+    assert message.attributes == {"code": "E1"}
+    many = {f"a{i}": "1" for i in range(12)}
+    await queue.send([Outgoing("y", many)])
+    (message,) = await take(queue)
+    assert list(message.attributes) == list(many)[:10]
+
+
+async def test_big_messages_travel_in_batches_of_their_own(queue: Queue) -> None:
+    fates = errors(await queue.send([Outgoing("x" * 400_000)] * 5 + [Outgoing("x" * (MAX_BYTES + 1))]))
+    assert fates[:5] == [None] * 5
+    assert "BatchRequestTooLong" in (fates[5] or "")
+
+
+async def test_characters_that_sqs_refuses_never_stop_a_copy(queue: Queue) -> None:
+    assert errors(await queue.send([Outgoing("x", {"code": "a\x00\ud800b"})])) == [None]
+    assert (await take(queue))[0].attributes == {"code": "a��b"}
+
+
+async def test_a_queue_url_is_used_as_it_is_whatever_host_it_names(sqs: Sqs, queue: Queue) -> None:
+    path = queue.url.partition("://")[2].partition("/")[2]
+    elsewhere = await sqs.queue(f"https://sqs.eu-west-9.amazonaws.com/{path}")
+    assert elsewhere.arn == queue.arn != ""
+    assert elsewhere.name == queue.name
+
+
+async def test_the_dlq_is_the_configured_the_redrive_policys_or_the_queues_own(sqs: Sqs) -> None:
+    name = f"q-{uuid4().hex[:8]}"
+    await sqs.create(f"{name}-dlq")
+    other = await sqs.create(f"{name}-other")
+    plain = await sqs.create(name)
+    policy = json.dumps({"deadLetterTargetArn": other.arn, "maxReceiveCount": 50})
+    with_policy = await sqs.create(f"{name}-2", {"RedrivePolicy": policy})
+    assert (await plain.dead_letter_queue(None)).name == f"{name}-dlq"
+    assert (await with_policy.dead_letter_queue(None)).url == other.url
+    assert (await with_policy.dead_letter_queue(f"{name}-dlq")).name == f"{name}-dlq"
+
+
+async def test_a_fifo_queue_is_refused(sqs: Sqs) -> None:
+    await refused(lambda: sqs.create("jobs.fifo", {"FifoQueue": "true"}), "QueueIsFifo")
+
+
+async def test_a_queue_that_is_not_there_is_one_clear_line(sqs: Sqs) -> None:
+    error = await refused(lambda: sqs.queue("nowhere"), "QueueNotFound")
+    assert "nowhere" in error.message
+    assert sqs.endpoint in error.message
+    await refused(lambda: sqs.queue(f"{sqs.endpoint}/123456789012/nowhere"), "QueueNotFound")
+
+
+async def test_nothing_listening_is_one_clear_line(unused_tcp_port: int) -> None:
+    async with await Sqs.connect(settings(f"http://127.0.0.1:{unused_tcp_port}")) as sqs:
+        await refused(lambda: sqs.queue("jobs"), "QueueUnreachable")
+
+
+async def test_the_embedded_stack_that_never_ran_is_not_looked_for_at_aws() -> None:
+    await refused(lambda: Sqs.connect(Settings(embedded=True)), "StackNotRunning")
+
+
+async def refused(what: Callable[[], Awaitable[object]], code: str) -> GenctlError:
+    with pytest.raises(GenctlError) as caught:
+        await what()
+    assert caught.value.code == code
+    assert caught.value.exit_code == 3
+    assert caught.value.fix
+    return caught.value
+
+
+# --- a server that fails as SQS can ----------------------------------------------------------
+
+Step = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def says(status: int, body: object) -> Step:
+    async def step(_: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status)
+
+    return step
+
+
+def fault(status: int, code: str, message: str = "because") -> Step:
+    return says(status, {"__type": f"com.amazonaws.sqs#{code}", "message": message})
+
+
+async def drop(request: web.Request) -> web.StreamResponse:
+    assert request.transport
+    request.transport.abort()
+    return web.Response()
+
+
+URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs"
+FACTS = says(200, {"Attributes": {"QueueArn": "arn:aws:sqs:eu-west-1:123456789012:jobs"}})
+EMPTY = says(200, {})
+
+
+class Script:
+    """Answers with one step after the other; the requests that came are kept."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.steps = list(steps)
+        self.requests: list[tuple[web.Request, dict[str, Any]]] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request, json.loads(await request.read())))
+        return await self.steps.pop(0)(request)
+
+    @asynccontextmanager
+    async def serving(self, **more: Any) -> AsyncIterator[Sqs]:
+        app = web.Application()
+        app.router.add_post("/", self.answer)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            async with await Sqs.connect(
+                settings(f"http://127.0.0.1:{runner.addresses[0][1]}", **more)
+            ) as sqs:
+                yield sqs
+        finally:
+            await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [fault(500, "InternalFailure"), fault(400, "ThrottlingException"), fault(403, "RequestThrottled"), drop],
+)
+async def test_what_passes_is_tried_again(trouble: Step) -> None:
+    script = Script(trouble, FACTS, trouble, trouble, EMPTY)
+    async with script.serving() as sqs:
+        queue = await sqs.queue(URL)
+        assert await take(queue) == []
+    assert script.steps == []
+
+
+async def test_what_does_not_pass_ends_after_a_few_tries() -> None:
+    script = Script(*[fault(503, "ServiceUnavailable")] * 4)
+    async with script.serving() as sqs:
+        await refused(lambda: sqs.queue(URL), "QueueUnavailable")
+    assert script.steps == []
+
+
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        (fault(403, "AccessDenied"), "QueueForbidden"),
+        (fault(403, "InvalidClientTokenId"), "CredentialsRefused"),
+        (fault(403, "SignatureDoesNotMatch"), "CredentialsRefused"),
+        (fault(400, "InvalidAddress"), "QueueRefused"),
+        (says(404, "lost"), "QueueRefused"),
+        (says(200, ["no SQS"]), "QueueUnreachable"),
+    ],
+)
+async def test_each_refusal_has_its_own_name_and_fix(step: Step, code: str) -> None:
+    async with Script(step).serving() as sqs:
+        error = await refused(lambda: sqs.queue(URL), code)
+        assert SECRET not in str(error)
+
+
+async def test_only_the_entries_that_sqs_failed_are_sent_again() -> None:
+    def failed(id_: str, *, sender: bool) -> dict[str, Any]:
+        return {"Id": id_, "Code": "Oops", "Message": "why", "SenderFault": sender}
+
+    script = Script(
+        FACTS,
+        says(
+            200,
+            {"Successful": [{"Id": "0"}], "Failed": [failed("1", sender=True), failed("2", sender=False)]},
+        ),
+        says(200, {"Successful": [{"Id": "2"}]}),
+    )
+    async with script.serving() as sqs:
+        queue = await sqs.queue(URL)
+        fates = await queue.delete(["r0", "r1", "r2", "r3"])
+    assert fates == [None, "Oops: why", None, "SQS left it out of its answer"]
+    assert [e["ReceiptHandle"] for e in script.requests[-1][1]["Entries"]] == ["r2"]
+
+
+async def test_one_bad_entry_takes_no_good_one_with_it() -> None:
+    """SQS refuses a whole batch for some faults of one entry."""
+    bad, good = fault(400, "InvalidMessageContents"), says(200, {"Successful": [{"Id": "0"}]})
+    async with Script(FACTS, bad, good, bad, good).serving() as sqs:
+        fates = errors(await (await sqs.queue(URL)).send([Outgoing("1"), Outgoing("2"), Outgoing("3")]))
+    assert fates[0] is fates[2] is None
+    assert "InvalidMessageContents" in (fates[1] or "")
+
+
+async def test_a_receive_that_times_out_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the lost answer carried is hidden at SQS; another receive would hide more."""
+    monkeypatch.setattr("genctl.edges.sqs.CALL_TIMEOUT_S", 0.2)
+
+    async def never(_: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    script = Script(FACTS, never, EMPTY)
+    async with script.serving() as sqs:
+        queue = await sqs.queue(URL)
+        await refused(lambda: take(queue), "QueueUnreachable")
+    assert script.steps == [EMPTY]
+
+
+async def test_the_signature_is_that_of_the_request_which_arrives() -> None:
+    script = Script(FACTS)
+    async with script.serving() as sqs:
+        await sqs.queue(URL)
+    request, _ = script.requests[0]
+    body = await request.read()
+    _, _, scope = request.headers["Authorization"].partition("Credential=")
+    assert scope.startswith(f"{KEY}/{request.headers['X-Amz-Date'][:8]}/us-east-1/sqs/aws4_request")
+    names = scope.partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    assert {"content-type", "host", "x-amz-date", "x-amz-target"} <= set(names)
+    copy = AWSRequest(
+        "POST", str(request.url), headers={n: request.headers[n] for n in names if n != "host"}, data=body
+    )
+    copy.context["timestamp"] = request.headers["X-Amz-Date"]
+    auth = SigV4Auth(ReadOnlyCredentials(KEY, SECRET, None), "sqs", "us-east-1")
+    expected = auth.signature(auth.string_to_sign(copy, auth.canonical_request(copy)), copy)
+    assert scope.endswith(f"Signature={expected}")
+
+
+# --- credentials -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> pytest.MonkeyPatch:
+    """A machine that nobody told anything about AWS."""
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return monkeypatch
+
+
+REAL = Settings(database_url="postgresql://db/x")
+
+
+async def test_missing_region_credentials_and_profile_each_have_their_fix(
+    no_aws: pytest.MonkeyPatch,
+) -> None:
+    error = await refused(lambda: Sqs.connect(REAL), "RegionMissing")
+    assert "AWS_DEFAULT_REGION" in error.fix
+    no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    error = await refused(lambda: Sqs.connect(REAL), "CredentialsMissing")
+    assert "AWS_PROFILE" in error.fix
+    no_aws.setenv("AWS_PROFILE", "nobody")
+    await refused(lambda: Sqs.connect(REAL), "AwsMisconfigured")
+
+
+async def test_region_endpoint_and_session_token_come_from_where_boto3_looks(
+    no_aws: pytest.MonkeyPatch,
+) -> None:
+    no_aws.setenv("AWS_DEFAULT_REGION", "cn-north-1")
+    no_aws.setenv("AWS_ACCESS_KEY_ID", KEY)
+    no_aws.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    no_aws.setenv("AWS_SESSION_TOKEN", "token-1")
+    async with await Sqs.connect(REAL) as sqs:
+        assert sqs.endpoint == "https://sqs.cn-north-1.amazonaws.com.cn"
+    script = Script(FACTS)
+    async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
+        await sqs.queue(URL)
+    headers = script.requests[0][0].headers
+    assert headers["X-Amz-Security-Token"] == "token-1"
+    assert "/cn-north-1/sqs/" in headers["Authorization"]
+
+
+async def test_credentials_that_expired_are_looked_up_again_once(no_aws: pytest.MonkeyPatch) -> None:
+    keys = iter(["OLD", "NEW"])
+    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    script = Script(fault(403, "ExpiredToken"), FACTS, *[fault(403, "ExpiredToken")] * 2)
+    async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
+        await sqs.queue(URL)
+        await refused(lambda: sqs.queue(URL), "CredentialsExpired")
+    used = [r.headers["Authorization"].partition("Credential=")[2][:3] for r, _ in script.requests]
+    assert used == ["OLD", "NEW", "NEW", "NEW"]
+
+
+async def test_a_role_is_renewed_in_a_thread_before_it_expires(no_aws: pytest.MonkeyPatch) -> None:
+    renewed_by: list[threading.Thread] = []
+
+    def renew() -> dict[str, str]:
+        renewed_by.append(threading.current_thread())
+        soon = "2999-01-01T00:00:00Z" if len(renewed_by) > 1 else "2000-01-01T00:00:00Z"
+        return {"access_key": KEY, "secret_key": SECRET, "token": "t", "expiry_time": soon}
+
+    role = RefreshableCredentials.create_from_metadata(
+        {**renew(), "expiry_time": "2999-01-01T00:00:00Z"}, refresh_using=renew, method="test"
+    )
+    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    script = Script(FACTS, FACTS)
+    async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
+        await sqs.queue(URL)
+        assert len(renewed_by) == 1
+        no_aws.setattr(RefreshableCredentials, "_advisory_refresh_timeout", 10**12)
+        await sqs.queue(URL)
+    assert len(renewed_by) == 2
+    assert renewed_by[1] is not threading.main_thread()

