@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -12,6 +13,10 @@ from genctl.base.settings import Settings
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
 from tests.kit import Kit, QueueServer, database_url
+
+
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +67,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("GENCTL_TEST_REQUIRE") == "all":
         for item in items:
             item.own_markers = [m for m in item.own_markers if m.name not in {"skip", "skipif"}]
+
+
+@pytest.fixture
+def dsn_of_template(postgres: str) -> str:
+    """The migrated template, for what leaves no trace in it."""
+    return database_url(postgres, "template")

@@ -50,6 +50,7 @@ from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
 
 LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
 RENEW_S = 10
+LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
 STALE_S = 20  # no request is sent when the last renewal is older
 
 log = structlog.stdlib.get_logger()
@@ -178,8 +179,14 @@ class Pipeline:
         `lapsed`: one that is processing without a lease, as before adoption, counts as silent too.
         """
         items = as_json([{"session_id": session_id, "run": run}])
-        row = await self.db.row("claim", items=items, lease_s=LEASE_S, worker=self.worker, lapsed=lapsed)
-        return _session(row) if row else None
+        for pause_s in LOCKED_PAUSES_S:
+            row = await self.db.row("claim", items=items, lease_s=LEASE_S, worker=self.worker, lapsed=lapsed)
+            if row:
+                return _session(row)
+            if not decide.is_free(await self.read(session_id), run):
+                return None
+            await asyncio.sleep(pause_s)
+        return None
 
     @asynccontextmanager
     async def hold(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:

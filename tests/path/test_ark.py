@@ -187,10 +187,6 @@ async def resets(_: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 async def silent(_: bytes, writer: asyncio.StreamWriter) -> None:
-    await until_closed(writer)
-
-
-async def until_closed(writer: asyncio.StreamWriter) -> None:
     await writer.wait_closed()
 
 
@@ -203,7 +199,7 @@ async def never_ends(_: bytes, writer: asyncio.StreamWriter) -> None:
 
 async def stalls(_: bytes, writer: asyncio.StreamWriter) -> None:
     writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"data"')
-    await until_closed(writer)
+    await writer.wait_closed()
 
 
 async def test_nothing_listening_is_no_answer_and_nothing_was_sent() -> None:

@@ -135,7 +135,8 @@ async def test_the_dlq_is_the_configured_the_redrive_policys_or_the_queues_own(s
 
 
 async def test_a_fifo_queue_is_refused(sqs: Sqs) -> None:
-    await refused(lambda: sqs.create("jobs.fifo", {"FifoQueue": "true"}), "QueueIsFifo")
+    await refused(lambda: sqs.queue("jobs.fifo"), "QueueIsFifo")
+    await refused(lambda: sqs.queue(f"{sqs.endpoint}/123456789012/jobs.fifo"), "QueueIsFifo")
 
 
 async def test_a_queue_that_is_not_there_is_one_clear_line(sqs: Sqs) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -91,5 +92,5 @@ def _own_process() -> None:
 
     streams.guard()
     signal.signal(signal.SIGTERM, terminate)
-    if "--debug" not in sys.argv:
-        sys.unraisablehook = lambda _: None  # Python's last words about us are not for users
+    if "--debug" not in sys.argv:  # tracebacks of destructors and threads are not for users
+        sys.unraisablehook = threading.excepthook = lambda _: None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import click
 
-from genctl.base.printable import escape_json
+from genctl.base.printable import escape_json, printable
 from genctl.cli import streams, terminal
 
 
@@ -86,7 +86,9 @@ def _tell(ending: Ending, *, as_json: bool) -> None:
         error = {"error": {"code": ending.code, "message": message, "fix": fix}}
         sys.stderr.write(escape_json(json.dumps(error, ensure_ascii=False)) + "\n")
         return
-    terminal.note(f"genctl: {message}" + (f"\n  fix: {fix}" if fix else ""))
+    sys.stderr.write(f"{terminal.paint('genctl:', 'red')} {printable(message)}\n")
+    if fix:
+        terminal.note(f"  fix: {fix}")
 
 
 def _wants_json(args: Sequence[str]) -> bool:

@@ -123,8 +123,8 @@ def _is_number(value: Any) -> bool:
 def _tabulate(rows: Sequence[Sequence[str]], **how: Any) -> str:
     import tabulate
 
-    if not tabulate.WIDE_CHARS_MODE:  # it measures by the package wcwidth, of which this is all it calls
-        vars(tabulate).update(wcwidth=SimpleNamespace(wcswidth=width), WIDE_CHARS_MODE=True)
+    # It measures by the package wcwidth, of which this is all it calls, and pads heads for no reason.
+    vars(tabulate).update(wcwidth=SimpleNamespace(wcswidth=width), WIDE_CHARS_MODE=True, MIN_PADDING=0)
     return tabulate.tabulate(rows, disable_numparse=True, **how) + "\n"
 
 
@@ -177,7 +177,7 @@ class CsvWriter:
         return ("" if before else self._line(self.columns)) + self._line(map(row.get, self.columns))
 
     def end(self, count: int) -> str:
-        return "" if count else self._line(self.columns or [])
+        return "" if count or not self.columns else self._line(self.columns)
 
     def _line(self, values: Iterable[Any]) -> str:
         line = io.StringIO()

@@ -25,7 +25,7 @@ def up(out: Output) -> None:
     from genctl.edges import migrate as runner
 
     out.target()
-    applied = out.run(runner.up(_direct(out)))
+    applied = out.run(runner.up(out.settings.direct_dsn()))
     out.emit(
         [{"name": name, "state": "applied"} for name in applied],
         empty="nothing to apply: the database is up to date",
@@ -41,11 +41,6 @@ def status(out: Output) -> int:
     from genctl.domain.model import camel
     from genctl.edges import migrate as runner
 
-    found = out.run(runner.status(_direct(out)))
+    found = out.run(runner.status(out.settings.direct_dsn()))
     out.emit([camel(migration._asdict()) for migration in found])
     return int(any(migration.state in {"drifted", "missing"} for migration in found))
-
-
-def _direct(out: Output) -> str:
-    """The lock needs a connection of its own, not a pooler's."""
-    return out.settings.listen_dsn() or out.settings.dsn()

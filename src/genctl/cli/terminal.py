@@ -26,8 +26,11 @@ def room() -> int | None:
 
 def paint(text: str, colour: str) -> str:
     """The text in a colour where stderr is a terminal that wants one."""
-    wanted = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return click.style(text, fg=colour) if wanted else text
+    return click.style(text, fg=colour) if _is_able() and not os.environ.get("NO_COLOR") else text
+
+
+def _is_able() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> None:
@@ -80,6 +83,6 @@ def _signals_end_it() -> Iterator[None]:
 def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
     """A bar on stderr when that is a terminal, else nothing; call what it gives with each step's size."""
     with click.progressbar(
-        length=total, label=printable(label), file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=total, label=printable(label), file=sys.stderr, hidden=not _is_able()
     ) as bar:
         yield bar.update

@@ -63,6 +63,18 @@ def job_body(session: Session) -> str:
     ).decode()
 
 
+def is_free(row: Session | None, run: int | None) -> bool:
+    """Whether a claim should have got this row: it was only locked for a moment, by a mark perhaps."""
+    if row is None or row.read_at is None or (run is not None and row.run != run):
+        return False
+    match row.status:
+        case Status.QUEUED:
+            return row.due_at is None or row.due_at <= row.read_at
+        case Status.PROCESSING:
+            return row.lease_until is not None and row.lease_until < row.read_at
+    return False
+
+
 def exhausted(session: Session, limits: Limits) -> str | None:
     """The code with which a claimed session is settled without a call, or None: call.
 

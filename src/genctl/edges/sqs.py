@@ -106,32 +106,24 @@ class _Fault(msgspec.Struct):
 
 # --- what goes wrong -------------------------------------------------------------------------
 
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException"})
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException")
 _THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
 # SQS's codes -> our code, and the fix
-_FAULTS: tuple[tuple[frozenset[str], str, str], ...] = (
-    (
-        frozenset({"QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"}),
+_FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"): (
         "QueueNotFound",
         "create it, or set GENCTL_QUEUE or GENCTL_DLQ (and the AWS region) to where it is",
     ),
-    (_EXPIRED, "CredentialsExpired", "renew the AWS credentials (for instance: aws sso login)"),
+    _EXPIRED: ("CredentialsExpired", "renew the AWS credentials (for instance: aws sso login)"),
     (
-        frozenset(
-            {
-                "IncompleteSignature",
-                "InvalidAccessKeyId",
-                "InvalidClientTokenId",
-                "MissingAuthenticationToken",
-                "SignatureDoesNotMatch",
-                "UnrecognizedClientException",
-            }
-        ),
+        "IncompleteSignature", "InvalidAccessKeyId", "InvalidClientTokenId",
+        "MissingAuthenticationToken", "SignatureDoesNotMatch", "UnrecognizedClientException",
+    ): (
         "CredentialsRefused",
         "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
     ),
-    (frozenset({"AccessDenied", "AccessDeniedException"}), "QueueForbidden", "allow sqs:{op} on it"),
-)
+    ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
+}  # fmt: skip
 REFUSED = "QueueRefused"  # SQS did not like the request itself
 
 
@@ -156,7 +148,7 @@ class _Refusal(NamedTuple):
 
     def error(self, op: str, about: str, endpoint: str) -> GenctlError:
         line = f"SQS queue {about} at {endpoint}: {op} was answered {self.code}: {self.message}"
-        for codes, code, fix in _FAULTS:
+        for codes, (code, fix) in _FAULTS.items():
             if self.code in codes:
                 return GenctlError(code, line, fix.format(op=op))
         if self.transient:
@@ -188,14 +180,17 @@ class Sqs:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
         await self._http.close()
 
     async def queue(self, name_or_url: str) -> "Queue":
         """Look a queue up. Raises GenctlError (exit 3): not there, FIFO, forbidden, unreachable."""
         url = name_or_url
+        if url.endswith(".fifo"):  # and no standard queue may be called so
+            raise GenctlError(
+                "QueueIsFifo",
+                f"SQS queue {url} is a FIFO queue",
+                "use a standard queue: the session's row already orders and deduplicates",
+            )
         if not url.startswith(("http://", "https://")):
             url = (await self.call("GetQueueUrl", _QueueUrl, name_or_url, QueueName=name_or_url)).queue_url
         return await self._open(url)
@@ -208,12 +203,6 @@ class Sqs:
     async def _open(self, url: str) -> "Queue":
         queue = Queue(self, url)
         facts = await queue.attributes()
-        if facts.get("FifoQueue") == "true" or queue.name.endswith(".fifo"):
-            raise GenctlError(
-                "QueueIsFifo",
-                f"SQS queue {queue.name} is a FIFO queue",
-                "use a standard queue: the session's row already orders and deduplicates",
-            )
         queue.arn = facts.get("QueueArn", "")
         queue.max_bytes = int(facts.get("MaximumMessageSize", MAX_BYTES))
         return queue

@@ -60,6 +60,7 @@ class Judge:
         self.timeout_s = timeout_s
         self._heard: list[tuple[float, str, Row | None]] = []  # when, payload, the row as it was then
         self._ready = asyncio.Event()
+        self._failed: tuple[Row, float] | None = None  # the row when it was first seen failed
 
     @classmethod
     @asynccontextmanager
@@ -87,7 +88,7 @@ class Judge:
                 case listener.Heard(payload):
                     heard_at = time.monotonic()
                     with contextlib.suppress(ValueError, TypeError, KeyError):
-                        session_id = UUID(json.loads(payload)["session_id"])
+                        session_id = UUID(str(json.loads(payload)["session_id"]))
                         row = await self.db.row("smoke_session", session=session_id)
                         self._heard.append((heard_at, payload, row))
 
@@ -152,19 +153,24 @@ class Judge:
             )
         return "the row has left queued"
 
-    async def _row(self, subject: Subject) -> str:
-        row = await self._session(subject)
+    async def _row(self, subject: Subject) -> tuple[str, float]:
+        row, at = await self._session(subject), time.monotonic()
+        for heard_at, _, then in self._heard:  # a NOTIFY made us look earlier
+            if then and then["id"] == row["id"] and then["status"] == "failed":
+                row, at = then, heard_at
         if row["status"] != "failed" or row["completed_at"] is None:
             raise BrokenError(
                 f"expected status failed with completed_at, found {row['status']}; look at the worker's log"
             )
-        return f"failed, completed_at {rfc3339(row['completed_at'])}"
+        self._failed = row, at
+        return f"failed, completed_at {rfc3339(row['completed_at'])}", at
 
-    async def _details(self, subject: Subject) -> str:
-        details = (await self._session(subject))["error_details"]
+    async def _details(self, subject: Subject) -> tuple[str, float]:
+        row, at = self._failed or (await self._session(subject), time.monotonic())
+        details = row["error_details"]
         if complaints := details_complaints(details):
             raise BrokenError("error_details: " + "; ".join(complaints))
-        return f"{details['code']} ({details['category']}): {details['userMessage']}"
+        return f"{details['code']} ({details['category']}): {details['userMessage']}", at
 
     async def _refund(self, subject: Subject) -> str:
         details = (await self._session(subject))["error_details"]

@@ -28,7 +28,7 @@ class Failures:
     async def of(self, payload: str) -> list[Session]:
         """What a NOTIFY speaks of; nothing for a forged or foreign payload."""
         with suppress(ValueError, TypeError, KeyError):
-            return self._new(await self.db.rows("sessions", ids=[UUID(json.loads(payload)["session_id"])]))
+            return self._new(await self.db.rows("sessions", ids=[UUID(str(json.loads(payload)["session_id"]))]))
         return []
 
     async def missed(self) -> list[Session]:

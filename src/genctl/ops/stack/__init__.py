@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
@@ -36,8 +36,9 @@ class Stack:
     """The parts on `settings.home`. Enter it in the main thread: the parts die with their thread.
 
     `say` gets a line of progress for each step. Once entered, `addresses` is the state file's content
-    and `settings` are those that every part sees. To add a part, add its maker to `servers` (started
-    before the state file tells their addresses) or `clients` (started after it).
+    and `settings` are those that every part sees. When a part ends by itself, the body is cancelled and
+    PartFailed is raised in its stead. To add a part, add its maker to `servers` (started before the state
+    file tells their addresses) or `clients` (started after it).
     """
 
     servers: ClassVar[Sequence[Maker]]
@@ -74,12 +75,17 @@ class Stack:
             await self.resend()
             for make in self.clients:
                 await self._start(undo, make(self))
+            undo.callback(asyncio.create_task(self._watch_over(asyncio.current_task())).cancel)
             self._undo = undo.pop_all()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failure = self._failure() if kind else None
         self.say("stopping")
         await self._undo.aclose()
+        body = asyncio.current_task()
+        if failure and not (kind is asyncio.CancelledError and body and body.uncancel()):
+            raise failure from None
 
     async def migrate(self) -> None:
         """Bring the database up to date."""
@@ -119,6 +125,19 @@ class Stack:
         while True:
             self.check()
             await asyncio.sleep(WATCH_EVERY_S)
+
+    async def _watch_over(self, body: asyncio.Task[Any] | None) -> None:
+        with suppress(GenctlError):
+            await self.watch()
+        if body:
+            body.cancel()
+
+    def _failure(self) -> GenctlError | None:
+        try:
+            self.check()
+        except GenctlError as failure:
+            return failure
+        return None
 
     async def _start(self, undo: AsyncExitStack, part: Part | Postgres) -> None:
         began = time.monotonic()
@@ -188,8 +207,8 @@ Stack.clients = (worker,)
 
 def answers(port: int, path: str, status: int) -> bool:
     """Whether a GET on our own host is answered with `status`, at once."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=0.5)
     try:
-        connection = http.client.HTTPConnection(HOST, port, timeout=0.5)
         connection.request("GET", path)
         return connection.getresponse().status == status
     except (OSError, http.client.HTTPException):

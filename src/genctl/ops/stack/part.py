@@ -16,7 +16,7 @@ from genctl.domain.model import GenctlError
 
 LEASH = Path(__file__).with_name("leash.py")
 POLL_S = 0.02
-LAST_LINES = 8
+LAST_LINES = 5
 FOREIGN = ("AWS_", "PG")  # would lead a part away from the stack: credentials, PGPORT, PGOPTIONS
 
 
@@ -143,10 +143,8 @@ class Part:
         return self.process is None or self.process.poll() is not None
 
     def _failed(self, what: str) -> GenctlError:
-        lines = "".join(f"\n  {line}" for line in self.last_lines()) or " (nothing)"
-        return GenctlError(
-            "PartFailed", f"{self.name} {what}; its last log lines:{lines}", f"read {self.log}"
-        )
+        lines = " | ".join(self.last_lines()) or "(none)"
+        return GenctlError("PartFailed", f"{self.name} {what}; its log ends: {lines}", f"read {self.log}")
 
     async def _end_leftover(self) -> None:
         """End the same part of a run that was killed, known by its process id and its command line."""

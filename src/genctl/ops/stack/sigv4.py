@@ -12,8 +12,8 @@ from functools import reduce
 from urllib.parse import quote
 
 AUTHORIZATION = re.compile(
-    r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/]+)/(?P<day>\d{8})/(?P<region>[^/]+)/sqs/aws4_request, ?"
-    r"SignedHeaders=(?P<names>[a-z0-9;-]+), ?Signature=(?P<signature>[0-9a-f]{64})"
+    r"AWS4-HMAC-SHA256 Credential=(?P<key>[A-Za-z0-9-]+)/(?P<day>[0-9]{8})/(?P<region>[a-z0-9-]+)"
+    r"/sqs/aws4_request, ?SignedHeaders=(?P<names>[a-z0-9;-]+), ?Signature=(?P<signature>[0-9a-f]{64})"
 )
 
 

@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.11+ and a package index, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "genctl needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local]' --group dev
+	touch $@
+
+demo: $(READY) ## a job that fails and a job that succeeds, watched hop by hop on the embedded stack
+	$(BIN)/genctl demo
+
+test: $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY) ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: ## speed and memory as ratios against peers; none yet
+	@echo "no benchmark yet"
+
+clean: ## forget the virtual environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,90 @@
+"""Movements outside a run's way, and the audit that proves the rest."""
+
+from uuid import UUID, uuid4
+
+import pytest
+
+from genctl import credits
+from genctl.domain.model import GenctlError
+from tests.kit import Kit
+
+
+async def test_a_grant_makes_the_account_and_books_it(kit: Kit) -> None:
+    await credits.grant(kit.db, ["ann", "bob", "ann"], 5, "because")
+    assert await kit.balance("ann") == await kit.balance("bob") == 5
+    found = await credits.shown(kit.db, "ann", 10)
+    assert [(row["delta"], row["kind"], row["reason"]) for row in found["ledger"]] == [
+        (5, "grant", "because")
+    ]
+
+
+@pytest.mark.parametrize("amount", [0, -5, 2**60])
+async def test_a_grant_of_nothing_is_refused(kit: Kit, amount: int) -> None:
+    with pytest.raises(GenctlError) as caught:
+        await credits.grant(kit.db, ["ann"], amount, "because")
+    assert caught.value.exit_code == 2
+
+
+async def test_release_returns_the_amount_once_and_then_nothing(kit: Kit) -> None:
+    session = await kit.enqueue(cost=7)
+    assert session.reservation_id
+    assert await credits.release_reservation(kit.db, session.reservation_id) == 7
+    assert await credits.release_reservation(kit.db, session.reservation_id) == 0
+    assert await credits.release_reservation(kit.db, uuid4()) == 0
+    assert await kit.balance() == 1000
+
+
+async def test_a_user_without_an_account_is_not_found(kit: Kit) -> None:
+    with pytest.raises(GenctlError) as caught:
+        await credits.account(kit.db, "nobody")
+    assert caught.value.exit_code == 4
+
+
+PLANTED = {
+    "failed_not_released": "update credit_reservations set status = 'captured' where id = %(failed_r)s",
+    "completed_not_captured": "update credit_reservations set status = 'released' where id = %(done_r)s",
+    "terminal_holds": "update credit_reservations set status = 'held' where id = %(done_r)s",
+    "refund_amount": "update credit_ledger set delta = 3 where reservation_id = %(failed_r)s and kind = 'release'",
+    "double_movement": "insert into credit_ledger (user_id, delta, kind, reservation_id) values ('ann', 0, 'capture', %(failed_r)s)",
+    "missing_movement": "delete from credit_ledger where reservation_id = %(done_r)s and kind = 'capture'",
+    "balance_ledger": "update credit_accounts set balance = balance + 1",
+    "details_ledger": "update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}' where id = %(failed)s",
+    "missing_details": "update generation_sessions set error_details = null where id = %(failed)s",
+    "missing_reservation": "delete from credit_reservations where id = %(done_r)s",
+    "orphan_reservation": "delete from generation_sessions where id = %(queued)s",
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+async def test_the_audit_finds_each_planted_violation(kit: Kit, kind: str) -> None:
+    failed = await kit.enqueue("sensitive")
+    await kit.work()
+    done = await kit.enqueue("success")
+    await kit.work()
+    queued = await kit.enqueue("success")
+    audit = await credits.audit(kit.db)
+    assert audit.violations == []
+    assert audit.checked == {"sessions": 3, "reservations": 3, "accounts": 1}
+
+    await kit.query("drop index credit_ledger_one_end")
+    ids: dict[str, UUID | None] = {
+        "failed": failed.id, "done": done.id, "queued": queued.id,
+        "failed_r": failed.reservation_id, "done_r": done.reservation_id,
+    }  # fmt: skip
+    async with kit.db._pool.connection() as conn:
+        await conn.execute(PLANTED[kind], ids)
+    found = {violation.kind: violation for violation in (await credits.audit(kit.db)).violations}
+    assert kind in found
+    assert found[kind].fix
+    assert {violation.kind for violation in (await credits.audit(kit.db, "bob")).violations} == set()
+
+
+async def test_a_refund_that_is_still_owed_is_its_own_kind(kit: Kit) -> None:
+    await kit.enqueue("sensitive")
+    await kit.work()
+    await kit.query("update credit_reservations set status = 'held', released_at = null")
+    await kit.query("delete from credit_ledger where kind = 'release'")
+    await kit.query("update credit_accounts set balance = balance - 4")
+    await kit.query("""
+        update generation_sessions set error_details = error_details || '{"refundError": "no", "refundedCredits": 0}'""")
+    assert await kit.violations() == ["refund_pending"]

@@ -1,0 +1,199 @@
+"""The simulator speaks as the provider does."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import BaseTestServer, TestServer, unused_port
+
+from genctl.domain.model import GenctlError
+from genctl.domain.scenarios import SCENARIOS, SENSITIVE_PROMPT, SENSITIVE_WORDS, Scenario, marked
+from genctl.services.simulator import app, serve
+
+REQUEST_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
+BODY: dict[str, Any] = {"model": "seedream-4-0-250828", "prompt": "a lighthouse"}
+PATH = "/api/v3/images/generations"
+
+
+class Client:
+    def __init__(self, server: BaseTestServer, http: aiohttp.ClientSession) -> None:
+        self.server = server
+        self.http = http
+
+    async def ask(
+        self, body: Any, *, key: str | None = "Bearer k", **headers: str
+    ) -> tuple[aiohttp.ClientResponse, Any]:
+        if key is not None:
+            headers["Authorization"] = key
+        async with self.http.post(self.server.make_url(PATH), json=body, headers=headers) as response:
+            return response, await response.json()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with TestServer(app()) as server, aiohttp.ClientSession() as http:
+        yield Client(server, http)
+
+
+FAILURES = [s for s in SCENARIOS.values() if s.status != 200]
+
+
+@pytest.mark.parametrize("scenario", FAILURES, ids=lambda s: s.name)
+async def test_each_failure_has_the_providers_envelope_headers_and_ids(
+    client: Client, scenario: Scenario
+) -> None:
+    response, body = await client.ask(
+        {**BODY, "prompt": marked("x", scenario.name)}, **{"X-Client-Request-Id": "s-1-1"}
+    )
+    assert response.status == scenario.status
+    assert list(body) == ["error"]
+    assert set(body["error"]) == {"code", "message", "param", "type"}
+    assert body["error"]["code"] == scenario.code
+    request_id = response.headers["x-request-id"]
+    assert REQUEST_ID.fullmatch(request_id)
+    assert abs(int(request_id[2:15]) / 1000 - time.time()) < 60
+    assert body["error"]["message"].endswith(f". Request id: {request_id}")
+    assert response.headers["x-client-request-id"] == "s-1-1"
+    assert response.headers["server"] == "istio-envoy"
+    assert response.headers["content-encoding"] == "gzip"
+    assert response.content_type == "application/json"
+    assert response.headers.get("retry-after") == ("1" if scenario.status == 429 else None)
+
+
+async def test_the_sensitive_answer_is_the_one_that_was_seen(client: Client) -> None:
+    for prompt in (SENSITIVE_PROMPT, f"a beach, {SENSITIVE_WORDS}", "a NUDE figure"):
+        response, body = await client.ask({**BODY, "prompt": prompt})
+        assert response.status == 400
+        assert body["error"]["code"] == "OutputImageSensitiveContentDetected"
+        assert body["error"]["message"].startswith(
+            "The request failed because the output image may contain sensitive information. Request id: 02"
+        )
+
+
+async def test_a_success_is_a_real_image_behind_a_url_that_looks_signed(client: Client) -> None:
+    response, body = await client.ask({**BODY, "size": "1024x2048"})
+    assert (response.status, body["model"]) == (200, BODY["model"])
+    assert abs(body["created"] - time.time()) < 60
+    assert body["usage"] == {"generated_images": 1, "output_tokens": 8192, "total_tokens": 8192}
+    (image,) = body["data"]
+    assert image["size"] == "1024x2048"
+    url = urlsplit(image["url"])
+    assert url.path == f"/images/{response.headers['x-request-id']}_0.jpeg"
+    assert set(parse_qs(url.query)) == {
+        f"X-Tos-{name}"
+        for name in ("Algorithm", "Credential", "Date", "Expires", "Signature", "SignedHeaders")
+    }
+    assert parse_qs(url.query)["X-Tos-Expires"] == ["86400"]
+    async with client.http.get(image["url"]) as picture:
+        assert picture.content_type == "image/jpeg"
+        assert (await picture.read()).startswith(b"\xff\xd8\xff")
+    async with client.http.get(client.server.make_url("/images/other.jpeg")) as nothing:
+        assert nothing.status == 404
+
+
+@pytest.mark.parametrize("name", ["rate-limit-once", "server-error-once"])
+async def test_once_means_the_first_attempt_of_a_run(client: Client, name: str) -> None:
+    body = {**BODY, "prompt": marked("x", name)}
+    seen = [(await client.ask(body, **{"X-Client-Request-Id": f"s-{i}"}))[0].status for i in ("1-1", "1-2")]
+    assert seen == [SCENARIOS[name].status, 200]
+
+
+@pytest.mark.parametrize("key", [None, "", "Bearer", "Bearer ", "Bearer invalid", "Basic abc"])
+async def test_without_a_key_nothing_is_done(client: Client, key: str | None) -> None:
+    response, body = await client.ask(BODY, key=key)
+    assert (response.status, body["error"]["code"]) == (401, "AuthenticationError")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"prompt": " "}, 400, "InvalidParameter", "prompt"),
+        ({"prompt": 7}, 400, "InvalidParameter", "prompt"),
+        ({"prompt": "[scenario:none-such]"}, 400, "InvalidParameter", "prompt"),
+        ({"size": "512x512"}, 400, "InvalidParameter", "size"),
+        ({"size": "8192x4096"}, 400, "InvalidParameter", "size"),
+        ({"size": "0x0"}, 400, "InvalidParameter", "size"),
+        ({"size": "large"}, 400, "InvalidParameter", "size"),
+        ({"size": 7}, 400, "InvalidParameter", "size"),
+        ({"size": "16384x512"}, 400, "InvalidParameter", "size"),
+        ({"model": "seedream-4-5-251128", "size": "1K"}, 400, "InvalidParameter", "size"),
+        ({"model": "seedream-4-5-251128", "size": "1024x1024"}, 400, "InvalidParameter", "size"),
+        ({"image": []}, 400, "InvalidParameter", "image"),
+        ({"image": ["x"] * 15}, 400, "InvalidParameter", "image"),
+        ({"response_format": "png"}, 400, "InvalidParameter", "response_format"),
+        ({"watermark": "no"}, 400, "InvalidParameter", "watermark"),
+        ({"stream": True}, 400, "InvalidParameter", "stream"),
+        ({"model": "seedream-9"}, 404, "InvalidEndpointOrModel.NotFound", ""),
+    ],
+)
+async def test_what_the_provider_would_not_take_is_refused(
+    client: Client, change: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    response, body = await client.ask({**BODY, **change})
+    assert (response.status, body["error"]["code"], body["error"]["param"]) == (status, code, param)
+
+
+async def test_what_is_missing_is_named(client: Client) -> None:
+    for name in BODY:
+        response, body = await client.ask({k: v for k, v in BODY.items() if k != name})
+        assert (response.status, body["error"]["code"], body["error"]["param"]) == (
+            400, "MissingParameter", name,
+        )  # fmt: skip
+    response, body = await client.ask([])
+    assert (response.status, body["error"]["code"]) == (400, "InvalidParameter")
+
+
+async def test_what_the_provider_would_take_gets_an_image(client: Client) -> None:
+    for change in (
+        {"size": "2K", "watermark": False, "response_format": "b64_json"},
+        {"model": "doubao-seedream-4-5-251128", "size": "4K"},
+        {"model": "ep-20250101000000-abcde", "image": "https://example.com/a.png"},
+    ):
+        response, _ = await client.ask({**BODY, **change})
+        assert response.status == 200
+
+
+async def test_a_hang_ends_with_the_server_and_a_drop_with_the_request() -> None:
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer k"}) as http:
+        async with TestServer(app()) as server:
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await http.post(server.make_url(PATH), json={**BODY, "prompt": marked("x", "dropped")})
+            hang = asyncio.create_task(
+                http.post(server.make_url(PATH), json={**BODY, "prompt": marked("x", "hang")})
+            )
+            async with http.get(server.make_url("/healthz")) as response:
+                assert response.status == 200
+        hang.cancel()
+        await asyncio.wait([hang])
+
+
+async def test_a_port_in_use_is_one_clear_line() -> None:
+    async with TestServer(app()) as server:
+        port = server.make_url("").port
+        assert port
+        with pytest.raises(GenctlError) as caught:
+            await serve("127.0.0.1", port)
+    assert caught.value.exit_code == 3
+    assert f"127.0.0.1:{port}" in caught.value.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_command_with_exit_code_0(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genctl", "simulator", "--port", str(unused_port())],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr
+        assert "simulator.started" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=10) == 0

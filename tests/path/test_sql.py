@@ -1,0 +1,70 @@
+"""Every statement is in a file, under a name, used, and understood by the migrated schema."""
+
+import ast
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import genctl
+from genctl.edges.sql import statements
+
+SOURCE = Path(genctl.__file__).parent
+STATEMENT = re.compile(
+    r"\s*(select|insert|update|delete|with|create|alter|drop|truncate)\s+\w", re.IGNORECASE
+)
+ALONE = {"create_migrations"}  # DDL cannot be prepared
+
+
+def strings(path: Path) -> list[str]:
+    """Every string constant of a module that is no docstring."""
+    tree = ast.parse(path.read_text())
+    docs = {
+        id(node.value)
+        for parent in ast.walk(tree)
+        if isinstance(parent, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in parent.body[:1]
+        if isinstance(node, ast.Expr)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
+    ]
+
+
+def is_statement(text: str) -> bool:
+    """A first word of SQL and a second keyword that goes with it; English rarely has both."""
+    second = r"\b(from|into|(table|index|role|database|function|view) |values|as \()\b"
+    return bool(STATEMENT.match(text)) and bool(re.search(second, text, re.IGNORECASE))
+
+
+def test_no_string_outside_the_sql_files_is_a_statement() -> None:
+    found = [
+        (path.name, text) for path in SOURCE.rglob("*.py") for text in strings(path) if is_statement(text)
+    ]
+    # role and database of the embedded server are made before there is anything to read a file with
+    assert [name for name, _ in found if name != "postgres.py"] == []
+    assert is_statement("select id, user_id from generation_sessions where id = 5")
+
+
+def test_every_statement_is_used() -> None:
+    used = {text for path in SOURCE.rglob("*.py") for text in strings(path)}
+    assert sorted(statements().keys() - used) == []
+
+
+@pytest.mark.parametrize("name", sorted(statements().keys() - ALONE))
+def test_every_statement_plans_against_the_migrated_schema(dsn_of_template: str, name: str) -> None:
+    numbers: dict[str, str] = {}
+
+    def numbered(match: re.Match[str]) -> str:
+        return numbers.setdefault(match[1], f"${len(numbers) + 1}")
+
+    text = re.sub(r"%\((\w+)\)s", numbered, statements()[name]).replace("%%", "%")
+    with psycopg.connect(dsn_of_template) as conn:
+        conn.execute(
+            "create table if not exists genctl_migrations (name text, sha256 text, applied_at timestamptz)"
+        )
+        conn.execute(f"prepare planned as {text}")  # type: ignore[arg-type]  # the files' own text
+        conn.rollback()

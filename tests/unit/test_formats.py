@@ -1,0 +1,159 @@
+"""What is printed: each form says the same, and nothing in it can steer a terminal."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from genctl.base.printable import is_printable, printable, shorten, width
+from genctl.cli import formats
+
+HOSTILE = "\x1b]0;x\x07 \x9b31m \u202edrawkcab\u2066 \u2028 \ud800 \r\n\t \ufeff \U000e0041 é 漢字 👩‍🚀"
+texts = st.one_of(st.text(), st.text(alphabet=HOSTILE), st.just(HOSTILE))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+rows = st.lists(st.fixed_dictionaries({"a": values, "b": texts}), max_size=4)
+
+
+@given(texts)
+@example(HOSTILE)
+def test_printable_text_is_what_a_terminal_only_shows(text: str) -> None:
+    shown = printable(text)
+    assert is_printable(shown)
+    assert printable(shown) == shown
+    assert "\n" not in shown
+
+
+def test_an_escape_shows_which_character_it_was() -> None:
+    assert printable("a\x1b\x9b\n\u202e\U000e0041é漢👩‍🚀") == r"a\x1b\x9b\n\u202e\U000e0041é漢👩‍🚀"
+
+
+@given(values)
+@example({"a": HOSTILE})
+def test_json_is_json_and_steers_no_terminal(value: object) -> None:
+    for text in (formats.to_json(value), formats.to_json(value, indent=2)):
+        assert json.loads(text) == value
+        assert is_printable(text.replace("\n", ""))
+
+
+@given(values)
+@example({"a": HOSTILE, "b": "two\nlines\n", "c": "off", "d": "2025-11-02", "e": ["", " x", "- y", "'"]})
+def test_yaml_reads_back_and_steers_no_terminal(value: object) -> None:
+    text = formats.to_yaml(value)
+    assert is_printable(text.replace("\n", ""))
+    assert yaml.safe_load(text) == json.loads(json.dumps(value, ensure_ascii=False))
+
+
+@given(rows)
+def test_rows_written_one_by_one_are_one_document(rows: list[dict[str, object]]) -> None:
+    def written(writer: formats.Writer) -> str:
+        body = "".join(writer.row(row, before) for before, row in enumerate(rows))
+        return body + writer.end(len(rows))
+
+    assert json.loads(written(formats.JsonWriter())) == rows
+    assert yaml.safe_load(written(formats.YamlWriter())) == rows
+    lines = written(formats.JsonLinesWriter()).split("\n")
+    assert lines.pop() == ""
+    assert [json.loads(line) for line in lines] == rows
+
+
+def test_csv_is_rfc_4180_with_nested_values_as_json() -> None:
+    writer = formats.CsvWriter(["a", "b"], raw=True)
+    text = writer.row({"a": 'say "hi", twice\n', "b": {"c": [1]}}, 0) + writer.row({"a": None, "b": True}, 1)
+    assert text == 'a,b\r\n"say ""hi"", twice\n","{""c"": [1]}"\r\n,true\r\n'
+    assert list(csv.reader(io.StringIO(text, newline="")))[1] == ['say "hi", twice\n', '{"c": [1]}']
+
+
+def test_csv_of_nothing_is_its_header() -> None:
+    assert formats.CsvWriter(["a", "b"], raw=True).end(0) == "a,b\r\n"
+    assert formats.CsvWriter([], raw=True).end(0) == ""
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"id": st.uuids(), "text": texts, "n": values}), min_size=1),
+    st.integers(30, 120),
+)
+def test_a_table_fits_the_terminal_and_steers_none(rows: list[dict[str, object]], room: int) -> None:
+    table = formats.table([formats.plain(row) for row in rows], ["id", "text", "n"], room)
+    lines = table.split("\n")
+    assert len(lines) == len(rows) + 3
+    assert all(width(line) <= room and is_printable(line) for line in lines)
+
+
+@given(st.dictionaries(texts.filter(bool), values, min_size=1), st.integers(40, 120))
+def test_a_sheet_steers_no_terminal(thing: dict[str, object], room: int) -> None:
+    assert is_printable(formats.sheet(thing, room).replace("\n", ""))
+
+
+def test_a_sheet_names_nested_values_by_their_path_and_wraps_long_ones() -> None:
+    sheet = formats.sheet(
+        {"id": 1, "error_details": {"code": "X", "more": {"a": None}}, "text": "word " * 20}, 60
+    )
+    lines = sheet.splitlines()
+    assert lines[:3] == [
+        "id                    1",
+        "error_details.code    X",
+        "error_details.more.a  -",
+    ]
+    assert len(lines) > 4
+    assert max(map(len, lines)) <= 60
+
+
+def test_numbers_stand_to_the_right_and_ids_that_look_like_numbers_stay() -> None:
+    table = formats.table([{"n": 5, "id": "1e5"}, {"n": 1234, "id": "0x1"}], ["n", "id"], None)
+    assert table.splitlines()[2:] == ["   5  1e5", "1234  0x1"]
+
+
+def test_lines_are_aligned_before_all_rows_are_known() -> None:
+    lines = formats.LinesWriter({"at": 6, "who": 8, "text": 0}, 30)
+    assert lines.row({"at": "09:30", "who": "漢字", "text": "x" * 40}, 0) == (
+        "at      who       text\n09:30   漢字      xxxxxxxxxxx…\n"
+    )
+
+
+@given(texts, st.integers(1, 40))
+def test_shortened_text_takes_at_most_so_many_columns(text: str, columns: int) -> None:
+    text = printable(text)
+    short = shorten(text, columns)
+    assert width(short) <= columns
+    assert short == text or short.endswith("…")
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Thing(msgspec.Struct, rename="camel"):
+    session_id: UUID
+    error_details: dict[str, object] | None = msgspec.field(name="error_details", default=None)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (datetime(2025, 11, 2, 9, 30, 1, 234567, UTC), "2025-11-02T09:30:01.234Z"),
+        (datetime(2025, 11, 2, 9, 30, tzinfo=timezone(timedelta(hours=2))), "2025-11-02T07:30:00.000Z"),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (Colour.RED, "red"),
+        ((1, {2}), [1, [2]]),
+        (float("nan"), None),
+        (Path("/x"), "/x"),
+        (b"\xff", "�"),
+        ({UUID(int=0): 1}, {"00000000-0000-0000-0000-000000000000": 1}),
+        (Thing(UUID(int=0)), {"sessionId": "00000000-0000-0000-0000-000000000000", "error_details": None}),
+    ],
+)
+def test_plain_values_are_those_of_the_api(value: object, expected: object) -> None:
+    assert formats.plain(value) == expected

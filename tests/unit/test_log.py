@@ -1,0 +1,100 @@
+"""Logs: one event a line, which names the session and can neither break a terminal nor the worker."""
+
+import errno
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+import structlog
+
+from genctl.base import log
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.splitlines()
+
+
+def test_a_json_line_has_time_level_event_and_the_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("json", "info")
+    structlog.get_logger().info(
+        "session.failed.updated", sessionId=UUID(int=1), userId="a\x1b\u202e", odd={(1, 2)}
+    )
+    structlog.get_logger().debug("too quiet")
+    (line,) = lines(capsys)
+    event = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event.pop("timestamp"))
+    assert list(event.items())[:2] == [("level", "info"), ("event", "session.failed.updated")]
+    assert (event["sessionId"], event["userId"]) == (str(UUID(int=1)), "a\x1b\u202e")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("value", ["\ud800", {(1, 2): 3}, 10**30, float("nan"), ..., [..., b"\xff"]])
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_no_value_can_make_logging_fail(form: str, value: object, capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure(form, "info")  # type: ignore[arg-type]  # of the parameters above
+    structlog.get_logger().info("odd", value=value)
+    (line,) = lines(capsys)
+    assert "odd" in line
+
+
+def test_a_text_line_escapes_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("text", "info")
+    structlog.get_logger().warning("x\x1b[31m", message="two words\r\n", key="a\u202eb", n=1, none=None)
+    (line,) = lines(capsys)
+    assert line.split(" ", 1)[1] == 'warning x\\x1b[31m message="two words\\r\\n" key=a\\u202eb n=1 none=null'
+
+
+def test_an_exception_is_one_line_and_its_traceback_only_for_debug(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for level in ("info", "debug"):
+        log.configure("json", level)
+        try:
+            int("no\nway")
+        except ValueError:
+            structlog.get_logger().exception("job.bug")
+    at_info, at_debug = map(json.loads, lines(capsys))
+    assert at_info["exception"] == "ValueError: invalid literal for int() with base 10: 'no\\nway'"
+    assert __file__ in at_info["at"]
+    assert "trace" not in at_info
+    assert "Traceback" in at_debug["trace"]
+
+
+def test_libraries_are_heard_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("json", "debug")
+    logging.getLogger("psycopg.pool").warning("error connecting in %r", "pool-1")
+    logging.getLogger("aiohttp").info("no")
+    logging.getLogger("aiohttp").error("%d", "does not fit")
+    (line,) = lines(capsys)
+    event = json.loads(line)
+    assert (event["event"], event["logger"]) == ("error connecting in 'pool-1'", "psycopg.pool")
+
+
+class Gone(io.StringIO):
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_stderr_that_is_gone_costs_only_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    log.configure("json", "info")
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Gone(), closed):
+        monkeypatch.setattr(sys, "stderr", stream)
+        structlog.get_logger().info("lost")
