@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -14,7 +14,7 @@ from aiohttp import web
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
-from moto.server import ThreadedMotoServer
+from tests.kit import QueueServer
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -40,18 +40,11 @@ def settings(endpoint: str, **more: Any) -> Settings:
     )
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-async def sqs(moto: str) -> AsyncIterator[Sqs]:
-    async with await Sqs.connect(settings(moto)) as client:
+async def sqs(sqs_server: QueueServer) -> AsyncIterator[Sqs]:
+    endpoint = f"http://127.0.0.1:{sqs_server.port}"
+    keys = {"aws_access_key_id": sqs_server.key, "aws_secret_access_key": sqs_server.secret}
+    async with await Sqs.connect(settings(endpoint, **keys)) as client:
         yield client
 
 

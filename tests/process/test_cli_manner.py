@@ -89,6 +89,7 @@ class OnTerminal:
             stdout=subprocess.DEVNULL if piped else slave,
             stderr=slave,
             start_new_session=True,
+            env=dict(os.environ),  # not C's own, where readline may have put COLUMNS
         )
         os.close(slave)
 

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -16,14 +17,20 @@ TABLE = {
     "Run the pipeline": {
         "demo": ("genctl.cli.demo:demo", "Watch a failing and a good job go through the embedded stack."),
         "worker": ("genctl.cli.worker:worker", "Carry jobs from the queue to their settled rows."),
-        "simulator": ("genctl.cli.simulator:simulator", "Serve the provider's API with planned failures."),
-        "sweep": ("genctl.cli.sweep:sweep", "Settle and send again what nothing else did."),
+        "simulator": (
+            "genctl.cli.simulator:simulator",
+            "Serve the provider's images API, with failures on request.",
+        ),
+        "sweep": ("genctl.cli.sweep:sweep", "Settle and send again what nothing else did: the safety net."),
         "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, nothing is failed."),
         "resume": ("genctl.cli.gate:resume", "Open the gate."),
     },
     "Send and watch": {
         "enqueue": ("genctl.cli.enqueue:enqueue", "Reserve credits and send jobs."),
-        "tail-failures": ("genctl.cli.tail:tail_failures", "Show each failure as the database tells it."),
+        "tail-failures": (
+            "genctl.cli.tail:tail_failures",
+            "Show each failure as the database tells it: a line a failure.",
+        ),
         "sessions": ("genctl.cli.sessions:sessions", "List sessions, or show one with its error."),
         "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue."),
     },
@@ -79,11 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _invoke(args: list[str]) -> int:
     # Not click's own main(), which has a mind of its own about broken pipes and exit codes.
     try:
-        with genctl.make_context("genctl", args, terminal_width=min(streams.columns(), 100) - 2) as context:
+        with genctl.make_context("genctl", args, terminal_width=_help_width()) as context:
             code = genctl.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _help_width() -> int:
+    return max(min(streams.columns(), 100) - 2, 50)
 
 
 def _own_process() -> None:
@@ -92,5 +103,8 @@ def _own_process() -> None:
 
     streams.guard()
     signal.signal(signal.SIGTERM, terminate)
-    if "--debug" not in sys.argv:  # tracebacks of destructors and threads are not for users
-        sys.unraisablehook = threading.excepthook = lambda _: None
+    if "--debug" not in sys.argv:  # what destructors, threads and libraries mutter is not for users
+        sys.unraisablehook = lambda _: None
+        threading.excepthook = lambda _: None
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")

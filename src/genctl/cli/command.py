@@ -142,7 +142,11 @@ def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> 
 
 def _output() -> click.Option:
     return click.Option(
-        ["-o", "--output"], type=click.Choice(FORMATS), default="table", help="Form of the data on stdout."
+        ["-o", "--output"],
+        type=click.Choice(FORMATS),
+        default="table",
+        metavar="FORM",
+        help="Form of the data: table, json, jsonl, yaml or csv.",
     )
 
 

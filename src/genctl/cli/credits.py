@@ -24,7 +24,7 @@ def credits_() -> None:
 )
 @click.argument("who", metavar="[USER]", required=False)
 @click.option("--user", metavar="U", help="The user.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, metavar="N", help="At most so many.")
 def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
     """Show balance, held credits and the newest rows of the ledger."""
     from genctl import credits
@@ -42,7 +42,7 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
 )
 @click.option("--user", required=True, metavar="U", help="The user; the account is made when there is none.")
 @click.option("--amount", required=True, type=int, metavar="N", help="Credits to add.")
-@click.option("--reason", default="granted by hand", show_default=True, metavar="T")
+@click.option("--reason", default="granted by hand", metavar="T", help="Why, for the ledger.")
 def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
     """Add credits to a user's balance, with a row in the ledger."""
     from genctl import credits

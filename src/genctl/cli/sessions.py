@@ -19,9 +19,11 @@ def sessions() -> None:
     examples=("genctl sessions list --status failed --limit 50", "genctl sessions list --user ann -o json"),
 )
 @click.option("--user", metavar="U", help="Only this user's.")
-@click.option("--status", type=click.Choice(["queued", "processing", "completed", "failed"]))
+@click.option(
+    "--status", type=click.Choice(["queued", "processing", "completed", "failed"]), help="Only these."
+)
 @click.option("--code", metavar="CODE", help="Only this failure code.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, metavar="N", help="At most so many.")
 def list_(out: Output, *, user: str | None, status: str | None, code: str | None, limit: int) -> None:
     """List the newest sessions."""
     from genctl.ops.sessions import listed

@@ -60,7 +60,7 @@ def abandon_stdout() -> None:
 def columns() -> int:
     """Width of the terminal that reads stdout, 80 where there is none."""
     try:
-        return int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(1).columns or 80
+        return max(int(os.environ.get("COLUMNS", "0")), 0) or os.get_terminal_size(1).columns or 80
     except (ValueError, OSError):
         return 80
 
