@@ -29,8 +29,8 @@ check: $(READY) ## formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: ## speed and memory as ratios against peers; none yet
-	@echo "no benchmark yet"
+bench: $(READY) ## speed as ratios against peers, measured in one run
+	$(BIN)/python benchmarks/startup.py
 
 clean: ## forget the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -62,11 +62,14 @@ async def kit(settings: Settings) -> AsyncIterator[Kit]:
         kit.check_nothing_left()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With GENCTL_TEST_REQUIRE=all a left-out test is a failure, not a line that nobody reads."""
-    if os.environ.get("GENCTL_TEST_REQUIRE") == "all":
-        for item in items:
-            item.own_markers = [m for m in item.own_markers if m.name not in {"skip", "skipif"}]
+    report = yield
+    if report.skipped and os.environ.get("GENCTL_TEST_REQUIRE") == "all":
+        report.outcome = "failed"
+        report.longrepr = f"left out although everything is required: {report.longrepr}"
+    return report
 
 
 @pytest.fixture
