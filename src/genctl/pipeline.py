@@ -146,7 +146,7 @@ class Pipeline:
         self.limits = limits
         self.providers = providers or {}
         self.worker = worker
-        self.holds: dict[UUID, Hold] = {}
+        self.holds: set[Hold] = set()
 
     @classmethod
     @asynccontextmanager
@@ -193,7 +193,8 @@ class Pipeline:
         """Keep the session in `holds`, for extend(). A stop in the middle puts it where it belongs:
         back, when its request was not sent; let go as an unknown outcome, when it was.
         """
-        hold = self.holds[session.id] = Hold(session, claimed_at)
+        hold = Hold(session, claimed_at)
+        self.holds.add(hold)
         try:
             yield hold
         except asyncio.CancelledError:
@@ -203,7 +204,7 @@ class Pipeline:
             await self._step_aside(hold)
             raise
         finally:
-            del self.holds[session.id]
+            self.holds.remove(hold)
 
     async def _step_aside(self, hold: Hold) -> None:
         step = "let_go" if hold.sent else "give_back"
@@ -213,9 +214,10 @@ class Pipeline:
         """Renew the leases; the task of one that is lost is cancelled."""
         now, holds = time.monotonic(), list(holds)
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        ours_still = {row["id"] for row in await self.db.rows("extend", items=items, lease_s=LEASE_S)}
+        rows = await self.db.rows("extend", items=items, lease_s=LEASE_S)
+        kept = {(row["id"], row["lease"]) for row in rows}
         for hold in holds:
-            if hold.session.id in ours_still:
+            if (hold.session.id, hold.session.lease) in kept:
                 hold.renewed_at = now
             elif hold.calling and hold.task:
                 hold.lost = True
@@ -318,6 +320,8 @@ class Pipeline:
     async def _note_late(self, session: Session, result: Success | Failure) -> None:
         log.warning("session.late_result", sessionId=session.id, userId=session.user_id, run=session.run)
         data = _trace(session, result)
+        if isinstance(result, Success):
+            data["result"] = {"images": result.images}
         await self.db.rows(
             "note", session=session.id, run=session.run, kind="late_result", data=as_json(data)
         )

@@ -35,6 +35,18 @@ async def depth(kit: Kit) -> int:
     return int(facts["ApproximateNumberOfMessages"]) + int(facts["ApproximateNumberOfMessagesNotVisible"])
 
 
+async def calling(kit: Kit, session: Session) -> asyncio.Task[Session | None]:
+    """A task that carries the job and has its call under way."""
+    job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
+    task = asyncio.create_task(process(job, kit.at))
+
+    async def sent() -> bool:
+        return any(hold.sent for hold in kit.at.holds)
+
+    await until(sent)
+    return task
+
+
 async def trace(kit: Kit, session: Session) -> list[str]:
     rows = await kit.query("select kind from session_events where session_id = %s order by id", session.id)
     return [row["kind"] for row in rows]
@@ -316,15 +328,9 @@ async def test_a_stop_gives_back_what_was_not_sent_and_lets_go_what_was(
 ) -> None:
     """A job whose request was sent is never given back for free: the next claim sees an unknown outcome."""
     session = await kit.enqueue("hang")
-    job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
-    task = asyncio.create_task(process(job, kit.at))
-
-    async def calling() -> bool:
-        hold = kit.at.holds.get(session.id)
-        return bool(hold and hold.sent)
-
-    await until(calling)
-    kit.at.holds[session.id].sent = sent
+    task = await calling(kit, session)
+    (hold,) = kit.at.holds
+    hold.sent = sent
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -336,16 +342,9 @@ async def test_a_stop_gives_back_what_was_not_sent_and_lets_go_what_was(
 
 async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> None:
     session = await kit.enqueue("hang")
-    job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
-    task = asyncio.create_task(process(job, kit.at))
-
-    async def calling() -> bool:
-        hold = kit.at.holds.get(session.id)
-        return bool(hold and hold.sent)
-
-    await until(calling)
+    task = await calling(kit, session)
     await kit.query("update generation_sessions set lease = lease + 1")
-    await kit.at.extend(list(kit.at.holds.values()))
+    await kit.at.extend(kit.at.holds)
     with pytest.raises(LeaseLostError):
         await task
     row = await kit.row(session)

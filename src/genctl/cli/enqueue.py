@@ -46,11 +46,12 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
 
     wish = Wish(**wanted)
     wish.check(out.settings)
-    if wish.sensitive and out.settings.real_provider:
-        out.confirm(f"Send a prompt that {out.settings.ark_base_url} will refuse, from your account?", yes)
     out.target(queue=True)
+    settings = out.settings
+    if settings.real_provider and (wish.sensitive or settings.protected):
+        out.confirm(f"Send {wish.count} jobs to {settings.ark_base_url}, from your account?", yes)
     with terminal.progress(wish.count, "enqueue") as step:
-        said = out.run(run(out.settings, wish, step))
+        said = out.run(run(settings, wish, step))
     if said.owed:
         terminal.note(f"not sent yet, the sweeper will: {said.owed}")
     out.emit(said.data)

@@ -118,6 +118,7 @@ class Session(msgspec.Struct, frozen=True):
             "sessionId": self.id,
             "clientKey": self.client_key,
             "userId": self.user_id,
+            "reservationId": self.reservation_id,
             "status": self.status,
             "model": self.model,
             "prompt": self.prompt,

@@ -149,8 +149,8 @@ class Worker:
         while True:
             await asyncio.sleep(RENEW_S)
             try:
-                if holds := list(self.at.holds.values()):
-                    await self.at.extend(holds)
+                if self.at.holds:
+                    await self.at.extend(self.at.holds)
                 if messages := list(self._jobs.values()):
                     await self.at.queue.hide([(message.receipt, LEASE_S) for message in messages])
             except GenctlError as error:

@@ -86,7 +86,7 @@ select * from taken
 update generation_sessions s set lease_until = now() + make_interval(secs => %(lease_s)s)
 from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
 where s.id = i.session_id and s.status = 'processing' and s.lease = i.lease
-returning s.id
+returning s.id, s.lease
 
 -- name: retry
 -- Back to the queue for a later attempt.

@@ -1,0 +1,25 @@
+"""Fixtures of tests that run genctl as processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.kit import QueueServer
+from tests.process.place import GENCTL, Place, Running, clean_env, new_place
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One provider for all."""
+    folder = tmp_path_factory.mktemp("simulator")
+    with Running.start(
+        *GENCTL, "simulator", "--port", "0", env=clean_env(folder), folder=folder
+    ) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def place(postgres: str, sqs_server: QueueServer, simulator: Running, tmp_path: Path) -> Iterator[Place]:
+    """A place of this test's own, where nobody works."""
+    with new_place(postgres, sqs_server, simulator, tmp_path) as place:
+        yield place

@@ -1,0 +1,216 @@
+"""genctl as its users run it: processes in a place of their own, with database, queue pair and simulator."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import boto3
+import psycopg
+from psycopg.rows import dict_row
+from tests.kit import QueueServer, database_url, until_sync
+
+GENCTL = (sys.executable, "-m", "genctl")
+
+
+@dataclasses.dataclass
+class Running:
+    """A process that runs beside the test; what it says on stderr is in `log`."""
+
+    process: "subprocess.Popen[str]"
+    log: Path
+
+    @classmethod
+    @contextmanager
+    def start(cls, *command: str, env: Mapping[str, str], folder: Path) -> Iterator[Self]:
+        log = folder / f"{uuid4().hex[:8]}.log"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        try:
+            yield cls(process, log)
+        finally:
+            process.kill()
+            process.communicate()
+
+    def events(self, name: str, **told: object) -> list[dict[str, Any]]:
+        """The log events of that name that tell these things."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if {"event": name, **told}.items() <= event.items():
+                    found.append(event)
+        return found
+
+    def until(self, name: str, within_s: float = 20.0, **told: object) -> dict[str, Any]:
+        """The first such event, waited for while the process lives."""
+
+        def first() -> dict[str, Any] | None:
+            ended = self.process.poll() is not None
+            found = next(iter(self.events(name, **told)), None)
+            assert found or not ended, f"it ended without {name} {told}:\n{self.log.read_text()}"
+            return found
+
+        return until_sync(first, within_s)
+
+    def end(self, *signals: signal.Signals, within_s: float = 15.0) -> int:
+        """Send the signals, if any; the exit code."""
+        for number in signals:
+            self.process.send_signal(number)
+        return self.process.wait(within_s)
+
+
+@dataclasses.dataclass
+class Place:
+    """What genctl works on here, seen from outside, and a terminal whose settings lead to it."""
+
+    dsn: str
+    folder: Path
+    env: dict[str, str]
+    sqs: Any
+    queue: str
+    dlq: str
+    simulator: Running
+
+    def say(self, *args: str, exit_code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
+        """A command as it is typed."""
+        command = (*GENCTL, *args)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            cwd=self.folder,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == exit_code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def genctl(self, *args: str, exit_code: int = 0, **env: str) -> Any:
+        """A command's one JSON document."""
+        return json.loads(self.say(*args, "-o", "json", exit_code=exit_code, **env).stdout)
+
+    @contextmanager
+    def start(self, *args: str, **env: str) -> Iterator[Running]:
+        """A command beside the test; killed at the end if it still runs."""
+        with Running.start(*GENCTL, *args, env=self.env | env, folder=self.folder) as running:
+            yield running
+
+    @contextmanager
+    def worker(self, *args: str, **env: str) -> Iterator[Running]:
+        """A worker that is at work."""
+        with self.start("worker", *args, **env) as worker:
+            worker.until("worker.started")
+            yield worker
+
+    def enqueue(self, scenario: str, *args: str) -> str:
+        """The id of a new session."""
+        return str(self.genctl("enqueue", "--scenario", scenario, *args)["sessionId"])
+
+    def until_called(self, session: str, attempt: int = 1) -> None:
+        """Wait until the provider has got the request of that attempt."""
+        self.simulator.until("simulator.asked", clientRequestId=f"{session}-1-{attempt}")
+
+    def sql(self, query: str, *params: object) -> list[dict[str, Any]]:
+        with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as conn:
+            cursor = conn.execute(query.encode(), params)
+            return cursor.fetchall() if cursor.description else []
+
+    def row(self, session: str) -> dict[str, Any]:
+        """The session, with `now` and what became of its reservation as `held_as`."""
+        (row,) = self.sql(
+            "select s.*, r.status as held_as, now() as now from generation_sessions s"
+            " left join credit_reservations r on r.id = s.reservation_id where s.id = %s",
+            session,
+        )
+        return row
+
+    def until_row(self, session: str, within_s: float = 20.0, **expected: object) -> dict[str, Any]:
+        """The row as soon as it reads so."""
+
+        def it() -> dict[str, Any] | None:
+            row = self.row(session)
+            return row if expected.items() <= row.items() else None
+
+        return until_sync(it, within_s)
+
+    def trace(self, session: str) -> list[str]:
+        """The kinds of the session's events, in their order."""
+        rows = self.sql("select kind from session_events where session_id = %s order by id", session)
+        return [row["kind"] for row in rows]
+
+    def send(self, body: str, *, dlq: bool = False) -> None:
+        self.sqs.send_message(QueueUrl=self.dlq if dlq else self.queue, MessageBody=body)
+
+    def copies(self) -> dict[str, str]:
+        """Body and code of the DLQ's messages, at most ten; they stay."""
+        found = self.sqs.receive_message(
+            QueueUrl=self.dlq, MaxNumberOfMessages=10, VisibilityTimeout=0, MessageAttributeNames=["All"]
+        )
+        return {
+            message["Body"]: message.get("MessageAttributes", {}).get("code", {}).get("StringValue")
+            for message in found.get("Messages", ())
+        }
+
+    def depth(self) -> int:
+        """Messages of the queue, hidden or not."""
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+        facts = self.sqs.get_queue_attributes(QueueUrl=self.queue, AttributeNames=names)["Attributes"]
+        return sum(int(facts[name]) for name in names)
+
+
+@contextmanager
+def new_place(postgres: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
+    """A migrated database and a queue pair, told to genctl as the embedded stack tells them."""
+    name = f"p{uuid4().hex[:12]}"
+    url = database_url(postgres, name)
+    sqs = boto3.client(
+        "sqs",
+        region_name="us-east-1",
+        endpoint_url=f"http://127.0.0.1:{server.port}",
+        aws_access_key_id=server.key,
+        aws_secret_access_key=server.secret,
+    )
+    dlq = sqs.create_queue(QueueName=f"{name}-dlq")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
+    queue = sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": policy})["QueueUrl"]
+    stack = {
+        "database_url": url,
+        "sqs_endpoint": f"http://127.0.0.1:{server.port}",
+        "ark_base_url": simulator.until("simulator.started")["url"],
+        "secret": "x" * 32,
+        "aws_access_key_id": server.key,
+        "aws_secret_access_key": server.secret,
+    }
+    (folder / "stack.json").write_text(json.dumps(stack))
+    env = clean_env(folder) | {"GENCTL_QUEUE": name}
+    with psycopg.connect(postgres, autocommit=True) as conn:
+        conn.execute(f"create database {name} template template strategy file_copy".encode())
+        try:
+            yield Place(url, folder, env, sqs, queue, dlq, simulator)
+        finally:
+            conn.execute(f"drop database {name} with (force)".encode())
+
+
+def clean_env(home: Path) -> dict[str, str]:
+    """The environment of a user who has set nothing."""
+    folders = {f"XDG_{kind}_HOME": str(home / kind) for kind in ("CONFIG", "DATA", "STATE", "CACHE")}
+    return {"PATH": os.environ["PATH"], "HOME": str(home), "GENCTL_HOME": str(home), **folders}
