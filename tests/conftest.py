@@ -20,17 +20,30 @@ hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The DSN of a running server; its database `genctl` is empty, `template` is migrated."""
+def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+    """The DSN of a running server, on which this process's template is migrated.
+
+    GENCTL_TEST_POSTGRES names another server than the wheel's, to try another version.
+    """
     server = Postgres(tmp_path_factory.mktemp("pg"), settings={"fsync": "off", "max_connections": "200"})
-    asyncio.run(server.start())
+    other = os.environ.get("GENCTL_TEST_POSTGRES")
+    if not other:
+        asyncio.run(server.start())
+    dsn = other or server.dsn
     try:
-        with psycopg.connect(server.dsn, autocommit=True) as conn:
-            conn.execute("create database template")
-        asyncio.run(migrate.up(database_url(server.dsn, "template")))
-        yield server.dsn
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(f"drop database if exists {template(worker_id)} with (force)")
+            conn.execute(f"create database {template(worker_id)}")
+        asyncio.run(migrate.up(database_url(dsn, template(worker_id))))
+        yield dsn
     finally:
-        asyncio.run(server.stop())
+        if not other:
+            asyncio.run(server.stop())
+
+
+def template(worker_id: str) -> str:
+    """The name of the migrated database that each test's own is copied from."""
+    return f"template_{worker_id}"
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +53,11 @@ def sqs_server() -> Iterator[QueueServer]:
 
 
 @pytest.fixture
-def dsn(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def dsn(postgres: str, request: pytest.FixtureRequest, worker_id: str) -> Iterator[str]:
     """A migrated database of this test's own."""
     name = f"t{abs(hash(request.node.nodeid)):x}"
     with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(f"create database {name} template template strategy file_copy")
+        conn.execute(f"create database {name} template {template(worker_id)} strategy file_copy")
         yield database_url(postgres, name)
         conn.execute(f"drop database {name} with (force)")
 
@@ -73,6 +86,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 @pytest.fixture
-def dsn_of_template(postgres: str) -> str:
+def dsn_of_template(postgres: str, worker_id: str) -> str:
     """The migrated template, for what leaves no trace in it."""
-    return database_url(postgres, "template")
+    return database_url(postgres, template(worker_id))
