@@ -78,7 +78,7 @@ async def enqueue(orders: Sequence[Order], *, db: Database, queue: Queue, openin
         ("lock_accounts", {"users": users}),
         ("reserve", {"items": as_json(items)}),
     )
-    sessions = [_session(row) for row in rows]
+    sessions = [Session.of(row) for row in rows]
     owed = await send_jobs(sessions, db=db, queue=queue)
     if short := sorted({o.user_id for o in orders} - {s.user_id for s in sessions}):
         needed = sum(order.cost for order in orders if order.user_id == short[0])
@@ -171,7 +171,7 @@ class Pipeline:
     async def read(self, session_id: UUID) -> Session | None:
         """The session's row as it is now."""
         row = await self.db.row("sessions", ids=[session_id])
-        return _session(row) if row else None
+        return Session.of(row) if row else None
 
     async def claim(self, session_id: UUID, run: int | None, *, lapsed: bool = False) -> Session | None:
         """Take the session if it is queued and due, or its owner fell silent; else None.
@@ -182,7 +182,7 @@ class Pipeline:
         for pause_s in LOCKED_PAUSES_S:
             row = await self.db.row("claim", items=items, lease_s=LEASE_S, worker=self.worker, lapsed=lapsed)
             if row:
-                return _session(row)
+                return Session.of(row)
             if not decide.is_free(await self.read(session_id), run):
                 return None
             await asyncio.sleep(pause_s)
@@ -260,27 +260,26 @@ class Pipeline:
             attempt=session.attempts,
             delayS=round(delay_s, 1),
         )
-        return _session(rows[0])
+        return Session.of(rows[0])
 
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
         """End the run in one transaction: reservation, ledger, balance, session, trace, NOTIFY.
 
-        `calls` is the number of provider calls of this run. A release that the database refuses leaves
-        the session failed with `refundError`; the sweeper refunds later. Raises LeaseLostError when the
+        `calls` is the number of provider calls of this run. When the database refuses to move the
+        reservation the session ends all the same, the reservation still held: a failed one with
+        `refundError`, and the sweeper refunds later. Raises LeaseLostError when the
         session is no longer ours; what came is kept in the trace.
         """
         item = self._item(session, result, calls)
         try:
             row = await self._settle(session, item)
         except DataRefusedError as error:
-            if not isinstance(result, Failure):
-                raise
-            log.warning("session.refund.failed", sessionId=session.id, error=error.message)
+            log.warning("session.reservation.refused", sessionId=session.id, error=error.message)
             row = await self._settle(session, item | {"release": False, "refund_error": error.message})
         if row is None:
             await self._note_late(session, result)
             raise LeaseLostError(session.id)
-        settled = _session(row)
+        settled = Session.of(row)
         _log_settled(settled)
         return settled
 
@@ -433,10 +432,6 @@ async def carry(message: Message, at: Pipeline) -> Session | None:
 def provider_of(session: Session) -> str:
     """The name of the provider that serves the session's model."""
     return (tool_of(session.model) or SEEDREAM4).provider
-
-
-def _session(row: Row) -> Session:
-    return msgspec.convert(row, Session)
 
 
 def _log_settled(row: Session) -> None:

@@ -129,4 +129,4 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
 
 
 async def _sessions(db: Database, name: str, **params: object) -> list[Session]:
-    return [msgspec.convert(row, Session) for row in await db.rows(name, limit=BATCH, **params)]
+    return [Session.of(row) for row in await db.rows(name, limit=BATCH, **params)]

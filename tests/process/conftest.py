@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.kit import QueueServer
+from tests.conftest import template
+from tests.kit import QueueServer, database_url
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 
 
@@ -19,7 +20,9 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def place(postgres: str, sqs_server: QueueServer, simulator: Running, tmp_path: Path) -> Iterator[Place]:
+def place(
+    postgres: str, sqs_server: QueueServer, simulator: Running, tmp_path: Path, worker_id: str
+) -> Iterator[Place]:
     """A place of this test's own, where nobody works."""
-    with new_place(postgres, sqs_server, simulator, tmp_path) as place:
+    with new_place(database_url(postgres, template(worker_id)), sqs_server, simulator, tmp_path) as place:
         yield place

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import boto3
@@ -177,10 +178,10 @@ class Place:
 
 
 @contextmanager
-def new_place(postgres: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
-    """A migrated database and a queue pair, told to genctl as the embedded stack tells them."""
+def new_place(template: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
+    """A copy of the database `template` and a queue pair, told to genctl as the embedded stack tells them."""
     name = f"p{uuid4().hex[:12]}"
-    url = database_url(postgres, name)
+    url = database_url(template, name)
     sqs = boto3.client(
         "sqs",
         region_name="us-east-1",
@@ -202,8 +203,9 @@ def new_place(postgres: str, server: QueueServer, simulator: Running, folder: Pa
     }
     (folder / "stack.json").write_text(json.dumps(stack))
     env = clean_env(folder) | {"GENCTL_QUEUE": name}
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(f"create database {name} template template strategy file_copy".encode())
+    made = f"create database {name} template {urlsplit(template).path[1:]} strategy file_copy"
+    with psycopg.connect(database_url(template, "postgres"), autocommit=True) as conn:
+        conn.execute(made.encode())
         try:
             yield Place(url, folder, env, sqs, queue, dlq, simulator)
         finally:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import until_sync
+from tests.kit import database_url, until_sync
 from tests.process.place import Place, Running
 
 TERM = signal.SIGTERM
@@ -203,7 +203,7 @@ def test_a_worker_lives_through_a_database_that_goes_away(place: Place) -> None:
 
 def away(place: Place, name: str, *, allowed: bool) -> None:
     """Whether the server lets anybody into the database; when not, all are thrown out."""
-    with psycopg.connect(place.dsn.replace(name, "postgres"), autocommit=True) as conn:
+    with psycopg.connect(database_url(place.dsn, "postgres"), autocommit=True) as conn:
         conn.execute(f"alter database {name} allow_connections {str(allowed).lower()}".encode())
         if not allowed:
             conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])

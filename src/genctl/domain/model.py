@@ -6,7 +6,7 @@ Python and SQL say snake_case, JSON says camelCase; this is the one place that t
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from uuid import UUID
 
 import msgspec
@@ -106,6 +106,11 @@ class Session(msgspec.Struct, frozen=True):
     reserved: int | None = None  # credits of the current run's reservation, where they were read
     refunded: int = 0
     from_dead_lease: bool = False  # this claim took it over from a worker that fell silent
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """A row as a statement returned it; columns that we do not know are left out."""
+        return msgspec.convert(row, cls)
 
     @property
     def copy_owed(self) -> bool:

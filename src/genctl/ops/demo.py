@@ -117,7 +117,7 @@ async def _ended(db: Database, session: Session) -> Session:
     deadline = time.monotonic() + TIMEOUT_S
     while True:
         (row,) = await db.rows("sessions", ids=[session.id])
-        found = msgspec.convert(row, Session)
+        found = Session.of(row)
         if found.completed_at or time.monotonic() > deadline:
             return found
         await asyncio.sleep(POLL_S)

@@ -65,7 +65,7 @@ async def listed(settings: Settings) -> Listed:
 async def _joined(found: Look, db: Database) -> Listed:
     jobs = {message.message_id: _session_id(message) for message in found.messages}
     rows = await db.rows("sessions", ids=[job for job in jobs.values() if job])
-    sessions = {str(row["id"]): msgspec.convert(row, Session) for row in rows}
+    sessions = {str(row["id"]): Session.of(row) for row in rows}
     messages = sorted(found.messages, key=lambda message: message.sent_at)
     items = [_item(m, jobs[m.message_id], sessions.get(jobs[m.message_id] or "")) for m in messages]
     return Listed(found.approximate, len(items), items)

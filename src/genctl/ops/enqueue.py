@@ -126,7 +126,7 @@ async def _ended(db: Database, sessions: list[Session]) -> list[Session]:
     while waiting:
         for row in await db.rows("sessions", ids=waiting[:MOST_AT_ONCE]):
             if row["completed_at"]:
-                ended[row["id"]] = msgspec.convert(row, Session)
+                ended[row["id"]] = Session.of(row)
         waiting = [session_id for session_id in waiting if session_id not in ended]
         if waiting:
             await asyncio.sleep(POLL_S)

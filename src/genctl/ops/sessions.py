@@ -4,8 +4,6 @@ import re
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from genctl.domain.model import GenctlError, Session
 from genctl.edges.db import Database
 
@@ -15,7 +13,7 @@ async def listed(
 ) -> list[dict[str, Any]]:
     """The newest sessions, as the API shows them."""
     rows = await db.rows("list_sessions", user=user, status=status, code=code, limit=limit)
-    return [msgspec.convert(row, Session).item() for row in rows]
+    return [Session.of(row).item() for row in rows]
 
 
 async def find(db: Database, text: str) -> Session:
@@ -24,7 +22,7 @@ async def find(db: Database, text: str) -> Session:
     """
     low, high = uuid_range(text)
     rows = await db.rows("find_sessions", low=low, high=high, pattern=like_prefix(text)) if text else []
-    found = [msgspec.convert(row, Session) for row in rows]
+    found = [Session.of(row) for row in rows]
     exact = [session for session in found if text in _ids(session)]
     match exact or found:
         case [session]:

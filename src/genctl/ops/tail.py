@@ -7,8 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from genctl.domain.model import Session, Status, rfc3339
 from genctl.edges import listener
 from genctl.edges.db import Database, DatabaseGoneError
@@ -28,7 +26,9 @@ class Failures:
     async def of(self, payload: str) -> list[Session]:
         """What a NOTIFY speaks of; nothing for a forged or foreign payload."""
         with suppress(ValueError, TypeError, KeyError):
-            return self._new(await self.db.rows("sessions", ids=[UUID(str(json.loads(payload)["session_id"]))]))
+            return self._new(
+                await self.db.rows("sessions", ids=[UUID(str(json.loads(payload)["session_id"]))])
+            )
         return []
 
     async def missed(self) -> list[Session]:
@@ -42,7 +42,7 @@ class Failures:
     def _new(self, rows: list[dict[str, Any]]) -> list[Session]:
         found = []
         for row in rows:
-            session = msgspec.convert(row, Session)
+            session = Session.of(row)
             key = (session.id, session.run)
             if session.status is Status.FAILED and session.completed_at and key not in self._told:
                 self._told[key] = session.completed_at
