@@ -235,20 +235,34 @@ async def test_a_job_that_kills_its_workers_ends_as_crashed(kit: Kit) -> None:
     assert await kit.balance() == 1000
 
 
+async def refuse_to_move(kit: Kit, status: str) -> None:
+    """From now on the database refuses to give reservations that status."""
+    await kit.query("""
+        create function refuse() returns trigger language plpgsql as
+        $$ begin raise exception 'not today'; end $$""")
+    await kit.query(f"""
+        create trigger refuse before update on credit_reservations for each row
+        when (new.status = '{status}') execute function refuse()""")
+
+
+async def test_an_image_is_kept_although_its_reservation_cannot_be_captured(kit: Kit) -> None:
+    """It was made and billed: calling again would be billed again. The audit names the reservation."""
+    await refuse_to_move(kit, "captured")
+    await kit.enqueue("success")
+    row = await kit.work()
+    assert row and row.status is Status.COMPLETED and row.result
+    assert await kit.violations() == ["terminal_holds"]
+
+
 async def test_a_release_that_the_database_refuses_leaves_the_session_failed_and_told(
     kit: Kit, heard: Any
 ) -> None:
-    await kit.query("""
-        create function refuse() returns trigger language plpgsql as
-        $$ begin raise exception 'no release today'; end $$""")
-    await kit.query("""
-        create trigger refuse before update on credit_reservations for each row
-        when (new.status = 'released') execute function refuse()""")
+    await refuse_to_move(kit, "released")
     session = await kit.enqueue("sensitive")
     row = await kit.work()
     assert row and row.status is Status.FAILED and row.error_details
     assert (row.error_details["refundedCredits"], row.error_details["reservationAmount"]) == (0, 4)
-    assert "no release today" in row.error_details["refundError"]
+    assert "not today" in row.error_details["refundError"]
     assert len(heard()) == 1
     assert await kit.balance() == 996
     assert await kit.violations() == ["refund_pending"]
