@@ -63,10 +63,18 @@ class Enqueued(msgspec.Struct, frozen=True):
     owed: str | None
 
 
-async def enqueue(orders: Sequence[Order], *, db: Database, queue: Queue, opening: int = 0) -> Enqueued:
+async def enqueue(
+    orders: Sequence[Order],
+    *,
+    db: Database,
+    queue: Queue | None,
+    opening: int = 0,
+    send_within_s: float | None = None,
+) -> Enqueued:
     """Reserve the credits and store the sessions in one transaction, send the jobs, mark them sent.
 
-    `opening` credits go to users who have no account yet. Raises GenctlError: exit 2 for a bad order,
+    `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
+    is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
     exit 1 when a user's credits are short (then none of that user's orders is stored).
     """
     for order in orders:
@@ -79,7 +87,12 @@ async def enqueue(orders: Sequence[Order], *, db: Database, queue: Queue, openin
         ("reserve", {"items": as_json(items)}),
     )
     sessions = [Session.of(row) for row in rows]
-    owed = await send_jobs(sessions, db=db, queue=queue)
+    owed: str | None = "the queue cannot be reached"
+    try:
+        async with asyncio.timeout(send_within_s):
+            owed = await send_jobs(sessions, db=db, queue=queue) if queue else owed
+    except TimeoutError:
+        owed = f"the queue did not answer within {send_within_s:g} s"
     if short := sorted({o.user_id for o in orders} - {s.user_id for s in sessions}):
         needed = sum(order.cost for order in orders if order.user_id == short[0])
         account = await db.row("credits_of", user=short[0])

@@ -21,11 +21,13 @@ from genctl.base import dsn, settings_sources, values
 from genctl.domain.model import GenctlError
 
 BYTEPLUS = "https://ark.ap-southeast.bytepluses.com/api/v3"
+API_URL = "http://127.0.0.1:8787"
 SIMULATOR = "http://127.0.0.1:8788/api/v3"
 STACK_NAMES = (
     "database_url",
     "sqs_endpoint",
     "ark_base_url",
+    "api_url",
     "secret",
     "aws_access_key_id",
     "aws_secret_access_key",
@@ -89,9 +91,7 @@ class Settings:
     ark_base_url: str = setting(
         "ARK_BASE_URL", values.as_url, BYTEPLUS, "the Seedream provider, up to and with /api/v3"
     )
-    api_url: str = setting(
-        "GENCTL_API_URL", values.as_url, "http://127.0.0.1:8787", "where watch and smoke find the API"
-    )
+    api_url: str = setting("GENCTL_API_URL", values.as_url, API_URL, "where watch and smoke find the API")
     secret: str | None = setting(
         "GENCTL_SECRET",
         values.as_secret_key,

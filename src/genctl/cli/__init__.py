@@ -16,6 +16,8 @@ from genctl.cli.command import LazyGroup
 TABLE = {
     "Run the pipeline": {
         "demo": ("genctl.cli.demo:demo", "Watch a failing and a good job go through the embedded stack."),
+        "up": ("genctl.cli.up:up", "Run the whole embedded stack: API, page, worker and sweeper."),
+        "serve": ("genctl.cli.serve:serve", "Serve the API, the streams and the page."),
         "worker": ("genctl.cli.worker:worker", "Carry jobs from the queue to their settled rows."),
         "simulator": (
             "genctl.cli.simulator:simulator",
@@ -31,6 +33,7 @@ TABLE = {
             "genctl.cli.tail:tail_failures",
             "Show each failure as the database tells it: a line a failure.",
         ),
+        "watch": ("genctl.cli.watch:watch", "Show a user's events as their page gets them."),
         "sessions": ("genctl.cli.sessions:sessions", "List sessions, or show one with its error."),
         "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue."),
     },
@@ -44,6 +47,7 @@ TABLE = {
             "genctl.cli.config:config",
             "Show the settings and where they come from, or write a file.",
         ),
+        "token": ("genctl.cli.token:token", "Issue a user token, or a sign-in link."),
         "version": ("genctl.cli.config:version", "Show the version."),
     },
 }

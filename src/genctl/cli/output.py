@@ -86,8 +86,10 @@ class Output:
         }
         return Stream(writers[self.form](), formats.plain)
 
-    def run(self, work: Coroutine[Any, Any, T], *, follow: bool = False) -> T:
-        """Carry out `work` in the project's only event loop; `follow` as in running.run()."""
+    def run(
+        self, work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: float | None = None
+    ) -> T:
+        """Carry out `work` in the project's only event loop; the rest as in running.run()."""
         import structlog
 
         from genctl.base import log
@@ -95,16 +97,16 @@ class Output:
 
         if not structlog.is_configured():  # services log; of other commands only --debug shows the logs
             log.configure(self.settings.log, "debug" if self.debug else "critical")
-        return running.run(work, follow=follow)
+        return running.run(work, follow=follow, gone_after_s=gone_after_s)
 
-    def serve(self, work: Coroutine[Any, Any, None]) -> None:
+    def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
         """The same for a service: it logs, and a signal is its proper end."""
         from genctl.base import log
         from genctl.cli.running import Stopped
 
         log.configure(self.settings.log, self.settings.log_level)
         with suppress(Stopped):
-            self.run(work)
+            self.run(work, gone_after_s=gone_after_s)
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
         """Run what needs the database and nothing else. Raises GenctlError (exit 3) without one."""

@@ -24,22 +24,29 @@ class Stopped(SystemExit):
     code: int
 
 
-def run(work: Coroutine[Any, Any, T], *, follow: bool = False) -> T:
+def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: float | None = None) -> T:
     """The result of `work`. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process at once.
 
     `follow`: it is also cancelled when the reader of stdout leaves, and gone within two seconds of a
-    signal. Raises Stopped or OutputLost when `work` was cancelled so.
+    signal. `gone_after_s`: a service is gone so long after a signal, with exit code 0, whatever still
+    hangs. Raises Stopped or OutputLost when `work` was cancelled so.
     """
     ends: list[Stopped | OutputLost] = []
     try:
-        return asyncio.run(_watched(work, ends, follow=follow))
+        return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
     except asyncio.CancelledError:
         if ends:
             raise ends[0] from None
         raise
 
 
-async def _watched(work: Coroutine[Any, Any, T], ends: list[Stopped | OutputLost], *, follow: bool) -> T:
+async def _watched(
+    work: Coroutine[Any, Any, T],
+    ends: list[Stopped | OutputLost],
+    *,
+    follow: bool,
+    gone_after_s: float | None,
+) -> T:
     """Await `work`; why it was cancelled goes into `ends`."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
@@ -50,6 +57,8 @@ async def _watched(work: Coroutine[Any, Any, T], ends: list[Stopped | OutputLost
         ends.append(why)
         if follow:
             _exit_after(FOLLOWER_LIMIT_S, code)
+        if gone_after_s is not None:
+            _exit_after(gone_after_s, 0)
         if task:
             task.cancel()
 

@@ -101,6 +101,7 @@ class Session(msgspec.Struct, frozen=True):
     queued_at: datetime | None = None
     due_at: datetime | None = None
     lease_until: datetime | None = None
+    version: int | None = None  # of the newest change that a stream shows
     dlq_sent_at: datetime | None = None
     read_at: datetime | None = None  # the database's time when it was read
     reserved: int | None = None  # credits of the current run's reservation, where they were read

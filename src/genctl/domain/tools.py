@@ -1,5 +1,6 @@
 """The table of tools: everything that is particular to one kind of generation, in one place."""
 
+import re
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -9,11 +10,16 @@ class Tool(msgspec.Struct, frozen=True):
     """One kind of generation. A session belongs to the tool whose pattern its model matches."""
 
     name: str
-    models: tuple[str, ...]  # shell patterns, matched with case
+    models: tuple[str, ...]  # shell patterns of `*` alone, matched with case
     default_model: str
     provider: str
     price: int  # credits for one image
     api_path: str
+
+    @property
+    def like(self) -> list[str]:
+        """The patterns as SQL's LIKE says them."""
+        return [re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%") for pattern in self.models]
 
 
 SEEDREAM4 = Tool(

@@ -28,6 +28,8 @@ Row = dict[str, Any]
 Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
 
 CONNECT_TIMEOUT_S = 5
+SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
+RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 
@@ -128,16 +130,20 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, dsn: str, *, size: int = 4) -> AsyncIterator[Self]:
-        """A pool of at most `size` connections. Raises GenctlError (exit 3) when none can be made."""
+    async def open(cls, dsn: str, *, size: int = 4, checked: bool = True) -> AsyncIterator[Self]:
+        """A pool of at most `size` connections. Raises GenctlError (exit 3) when none can be made.
+
+        Without `checked` that is left to the statements: a service may start before its database.
+        """
         with errors_told(dsn):
-            # the pool only ever says that it waited too long; one connection by hand says why
-            await (await connect_directly(dsn)).close()
+            if checked:  # the pool only ever says that it waited too long; one by hand says why
+                await (await connect_directly(dsn)).close()
             async with AsyncConnectionPool[Connection](
                 dsn,
                 min_size=1,
                 max_size=size,
-                timeout=10,
+                timeout=10 if checked else SERVICE_TIMEOUT_S,
+                reconnect_timeout=RECONNECT_S,
                 open=False,
                 configure=_configure,
                 connection_class=cast("type[Connection]", psycopg.AsyncConnection),

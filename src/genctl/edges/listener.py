@@ -7,7 +7,7 @@ says nothing. So the listener says when it is connected, and whoever follows ask
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import LiteralString, NamedTuple
 
 from genctl.domain.model import GenctlError
@@ -19,7 +19,7 @@ MAX_RETRY_S = 30.0
 
 
 class Connected(NamedTuple):
-    """The channel is heard from now on: ask the database for what was missed."""
+    """The channels are heard from now on: ask the database for what was missed."""
 
     again: bool  # not the first time
 
@@ -28,6 +28,7 @@ class Heard(NamedTuple):
     """A NOTIFY. The payload comes from anybody who may NOTIFY: a hint, no truth."""
 
     payload: str
+    channel: str
 
 
 class Quiet(NamedTuple):
@@ -44,9 +45,9 @@ Event = Connected | Heard | Quiet | Lost
 
 
 async def listen(
-    dsn: str | None, channel: LiteralString, *, fail_after_s: float | None = None
+    dsn: str | None, *channels: LiteralString, fail_after_s: float | None = None
 ) -> AsyncIterator[Event]:
-    """What happens on a channel, for ever; reconnects with jitter. `dsn` None: Quiet events alone.
+    """What happens on channels, for ever; reconnects with jitter. `dsn` None: Quiet events alone.
 
     A first connection that cannot be made raises GenctlError (exit 3); one that was made and lost is
     tried again for ever, or for `fail_after_s` seconds.
@@ -54,7 +55,7 @@ async def listen(
     lost_at, attempt, again = None, 0, False
     while True:
         try:
-            async for event in _once(dsn, channel, again=again):
+            async for event in _once(dsn, channels, again=again):
                 lost_at, attempt, again = None, 0, True
                 yield event
         except DatabaseGoneError:
@@ -68,7 +69,7 @@ async def listen(
         await asyncio.sleep(delay_s)
 
 
-async def _once(dsn: str | None, channel: LiteralString, *, again: bool) -> AsyncIterator[Event]:
+async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bool) -> AsyncIterator[Event]:
     """The events of one connection; DatabaseGoneError when it ends."""
     if dsn is None:
         yield Connected(again)
@@ -77,9 +78,10 @@ async def _once(dsn: str | None, channel: LiteralString, *, again: bool) -> Asyn
             yield Quiet()
     async with await connect_directly(dsn) as conn:
         with errors_told(dsn):
-            await conn.execute(f"listen {channel}")
+            for channel in channels:
+                await conn.execute(f"listen {channel}")
             heard = await (await conn.execute(sql("listening"))).fetchall()
-        if channel not in {row["channel"] for row in heard}:
+        if not set(channels) <= {row["channel"] for row in heard}:
             raise GenctlError(
                 "NotListening",
                 "LISTEN does not hold on this connection, which seems to be a transaction pooler",
@@ -89,7 +91,7 @@ async def _once(dsn: str | None, channel: LiteralString, *, again: bool) -> Asyn
         while True:
             with errors_told(dsn):
                 async for notify in conn.notifies(timeout=PROBE_S):
-                    yield Heard(notify.payload)
+                    yield Heard(notify.payload, notify.channel)
                 try:
                     async with asyncio.timeout(PROBE_S):
                         await conn.execute(sql("clock"))

@@ -6,19 +6,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 
 from genctl import credits
 from genctl.base.settings import Settings
+from genctl.base.tokens import Tokens
 from genctl.domain.model import Session, Status
 from genctl.domain.orders import Order
 from genctl.domain.scenarios import GOOD_PROMPT, SENSITIVE_PROMPT
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
-from genctl.ops.smoke import HOPS, Hop, Judge, Subject
+from genctl.ops.smoke import HOPS, BrokenError, Door, Hop, Judge, Subject, details_complaints
 from genctl.ops.stack import Stack
 from genctl.pipeline import enqueue
 
@@ -27,7 +29,8 @@ TIMEOUT_S = 30.0
 LOG_TIMEOUT_S = 3.0
 POLL_S = 0.02
 BAR = 40  # columns of the longest bar
-LOGGED = ("session.failed.updated", "session.failed.notify.sent")
+WORKER_LOGS = ("session.failed.updated", "session.failed.notify.sent")
+API_LOGS = ("sse.notify.received", "sse.session.lookup", "sse.emit")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -46,12 +49,13 @@ class Beat(msgspec.Struct, frozen=True):
     ms: float | None
 
 
-class Shown(msgspec.Struct, frozen=True):
-    """What `demo` has to show; with -o json exactly this."""
+class Shown(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What `demo` has to show; with -o json exactly this. `sign_in` is the page's link, with --keep."""
 
     ok: bool
     checks: list[Check]
     timeline: list[Beat]
+    sign_in: str | None = None
 
 
 async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
@@ -68,7 +72,10 @@ async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
         dlq = await queue.dead_letter_queue(settings.dlq)
         await credits.open_accounts(db, [USER], credits.opening(settings))
         before = await _balance(db)
-        async with Judge.listening(db, dlq, dsn=settings.dsn(), timeout_s=TIMEOUT_S) as judge:
+        door = Door(settings.api_url, Tokens(settings.secret))
+        async with Judge.listening(
+            db, dlq, door, dsn=settings.dsn(), user=USER, timeout_s=TIMEOUT_S
+        ) as judge:
             bad = await _enqueue(db, queue, SENSITIVE_PROMPT)
             assert bad.reservation_id  # noqa: S101 - enqueue has just made it
             subject = Subject(bad.id, bad.reservation_id, USER, before)
@@ -78,9 +85,9 @@ async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
                 told(hop)
         broken = next((hop for hop in hops if not hop.ok), None)
         check("every hop holds", broken is None, f"{broken.hop}: {broken.why}" if broken else ", ".join(HOPS))
-        found = await _logged(stack.logs("worker"), bad.id, LOGGED)
-        missing = [event for event in LOGGED if event not in found]
-        check("the worker logged it", not missing, ", ".join(missing or LOGGED))
+        check("the worker logged it", *await _logged(stack.logs("worker"), bad.id, WORKER_LOGS))
+        check("the bridge logged it", *await _logged(stack.logs("api"), bad.id, API_LOGS))
+        check("the card shows it", *await _card(door, bad.id))
         after = await _balance(db)
         check("the balance is whole again", after == before, f"{before} credits before, {after} after")
         good = await _enqueue(db, queue, GOOD_PROMPT)
@@ -130,22 +137,45 @@ def _made(session: Session) -> str:
     return f"one image of {image['size']}"
 
 
-async def _logged(log: Path, session_id: UUID, events: Sequence[str]) -> set[str]:
-    """Which of the events the log has for the session, given a moment to be written."""
+async def _logged(log: Path, session_id: UUID, events: Sequence[str]) -> tuple[bool, str]:
+    """Whether the log has all these events of the session, given a moment to be written; which, or not."""
     deadline = time.monotonic() + LOG_TIMEOUT_S
     while True:
-        found = {event for event, said in _lines(log) if said == str(session_id) and event in events}
-        if len(found) == len(events) or time.monotonic() > deadline:
-            return found
+        lines = {said["event"]: said for said in _lines(log) if said.get("sessionId") == str(session_id)}
+        missing = [event for event in events if not _is_sound(lines.get(event))]
+        if not missing:
+            return True, ", ".join(events)
+        if time.monotonic() > deadline:
+            return False, f"not in {log}: {', '.join(missing)}"
         await asyncio.sleep(POLL_S)
 
 
-def _lines(log: Path) -> Iterator[tuple[str, str | None]]:
-    """Event and session of each line that is JSON."""
+def _is_sound(line: dict[str, Any] | None) -> bool:
+    """It is there; of `sse.emit`, that it told of the failure with its details."""
+    return line is not None and (
+        line["event"] != "sse.emit" or (line.get("sseEvent"), line.get("hasErrorDetails")) == ("failed", True)
+    )
+
+
+def _lines(log: Path) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON."""
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, KeyError, TypeError):
             said = json.loads(line)
-            yield said["event"], said.get("sessionId")
+            said["event"]
+            yield said
+
+
+async def _card(door: Door, session_id: UUID) -> tuple[bool, str]:
+    """What a page shows of the failure: the provider's sentence without ids, and the refund."""
+    try:
+        status, item = await door.session(USER, session_id)
+    except BrokenError as broken:
+        return False, str(broken)
+    details = item.get("error_details") or {}
+    sound = status == 200 and not details_complaints(details) and details["refundedCredits"] > 0
+    text = f"{details.get('userMessage')} — {details.get('refundedCredits')} credits returned"
+    return sound, text if sound else f"the API answered {status}: {item}"
 
 
 async def run(
@@ -155,7 +185,11 @@ async def run(
     async with Stack(settings, say=note) as stack:
         shown = await demo(stack, lambda known: note(_line(known)))
         if not shown.ok:
-            note(f"--- the worker's last lines ({stack.logs('worker')})\n{_tail(stack.logs('worker'))}")
+            for part in ("worker", "api"):
+                note(f"--- the last lines of {part} ({stack.logs(part)})\n{_tail(stack.logs(part))}")
+        if keep:
+            link = Tokens(stack.settings.secret).sign_in_url(stack.settings.api_url, USER)
+            shown = msgspec.structs.replace(shown, sign_in=link)
         show(shown, text=lambda: drawn(shown))
         if keep:
             note("the stack runs until Ctrl-C; every genctl command in another terminal finds it")
@@ -184,4 +218,5 @@ def drawn(shown: Shown) -> str:
         if beat.ms is not None
     ]
     verdict = "everything holds" if shown.ok else "NOT everything holds"
-    return "\n".join([*bars, f"demo: {verdict}"]) + "\n"
+    link = [f"Sign in: {shown.sign_in}"] if shown.sign_in else []
+    return "\n".join([*bars, f"demo: {verdict}", *link]) + "\n"

@@ -8,22 +8,27 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
+import aiohttp
 import msgspec
 
+from genctl.base.tokens import Tokens
 from genctl.domain.model import Category, rfc3339
-from genctl.edges import listener
+from genctl.domain.tools import SEEDREAM4
+from genctl.edges import http, listener
 from genctl.edges.db import Database, Row
 from genctl.edges.sqs import Message, Queue
 from genctl.ops.dlq import look
+from genctl.ops.watch import Place, Seen, follow
 
 CHANNEL = "session_completed"
-HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "dlq")
+HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "isolation", "dlq")
+STRANGER = "genctl-smoke-stranger"  # another user, whose stream must stay silent
 POLL_S = 0.01
 
 
@@ -47,6 +52,42 @@ class Subject(msgspec.Struct, frozen=True):
     balance_before: int
 
 
+class Door:
+    """The API as its clients see it."""
+
+    def __init__(self, url: str, tokens: Tokens) -> None:
+        self.url = url
+        self.tokens = tokens
+
+    async def session(self, user: str, session_id: UUID) -> tuple[int, dict[str, Any]]:
+        """Status and body of a user's GET of a session. Raises BrokenError when nobody answers."""
+        headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
+        url = f"{self.url}{SEEDREAM4.api_path}/sessions/{session_id}"
+        try:
+            async with http.session(self.url) as client, client.get(url, headers=headers) as answer:
+                return answer.status, await answer.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise BrokenError(f"GET {url}: {str(error) or type(error).__name__}") from None
+
+
+@asynccontextmanager
+async def _running(
+    work: Coroutine[Any, Any, None], begun: Coroutine[Any, Any, object]
+) -> AsyncIterator[None]:
+    """`work` beside the body, which begins when `begun` is over. Raises what `work` raises before."""
+    task, beginning = asyncio.create_task(work), asyncio.create_task(begun)
+    try:
+        await asyncio.wait([task, beginning], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        yield
+    finally:
+        for each in (beginning, task):
+            each.cancel()
+            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+                await each
+
+
 class BrokenError(Exception):
     """What was expected, what was found, where to look."""
 
@@ -54,38 +95,48 @@ class BrokenError(Exception):
 class Judge:
     """Hears NOTIFY from before the job is made; then `hops` tells what happened to it."""
 
-    def __init__(self, db: Database, dlq: Queue, timeout_s: float) -> None:
+    def __init__(self, db: Database, dlq: Queue, api: Door, timeout_s: float) -> None:
         self.db = db
         self.dlq = dlq
+        self.api = api
         self.timeout_s = timeout_s
         self._heard: list[tuple[float, str, Row | None]] = []  # when, payload, the row as it was then
         self._ready = asyncio.Event()
         self._failed: tuple[Row, float] | None = None  # the row when it was first seen failed
+        self._streamed: dict[str, list[tuple[float, Seen]]] = {}  # user -> what came on the stream
 
     @classmethod
     @asynccontextmanager
-    async def listening(cls, db: Database, dlq: Queue, *, dsn: str, timeout_s: float) -> AsyncIterator[Self]:
-        """A judge that hears the channel. Raises GenctlError (exit 3) when it cannot."""
-        judge = cls(db, dlq, timeout_s)
-        ears = asyncio.create_task(judge._listen(dsn))
-        ready = asyncio.create_task(judge._ready.wait())
-        try:
-            await asyncio.wait([ears, ready], return_when=asyncio.FIRST_COMPLETED)
-            if ears.done():
-                ears.result()
+    async def listening(
+        cls, db: Database, dlq: Queue, api: Door, *, dsn: str, user: str, timeout_s: float
+    ) -> AsyncIterator[Self]:
+        """A judge that hears the channel and the streams of `user` and of a stranger.
+
+        Raises GenctlError (exit 3) when it cannot.
+        """
+        judge = cls(db, dlq, api, timeout_s)
+        async with AsyncExitStack() as ears:
+            await ears.enter_async_context(_running(judge._listen(dsn), judge._ready.wait()))
+            for whose in (user, STRANGER):
+                opened = asyncio.Event()
+                begun = asyncio.wait_for(opened.wait(), timeout_s)
+                await ears.enter_async_context(_running(judge._follow(whose, opened), begun))
             yield judge
-        finally:
-            ready.cancel()
-            ears.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ears
+
+    async def _follow(self, user: str, opened: asyncio.Event) -> None:
+        heard = self._streamed.setdefault(user, [])
+        place = Place(self.api.url, lambda: self.api.tokens.issue(user))
+        async for seen in follow(place, last_id=None, fail_after_s=None, note=lambda _: None):
+            heard.append((time.monotonic(), seen))
+            if seen.event == "ready":
+                opened.set()
 
     async def _listen(self, dsn: str) -> None:
         async for event in listener.listen(dsn, CHANNEL):
             match event:
                 case listener.Connected():
                     self._ready.set()
-                case listener.Heard(payload):
+                case listener.Heard(payload=payload):
                     heard_at = time.monotonic()
                     with contextlib.suppress(ValueError, TypeError, KeyError):
                         session_id = UUID(str(json.loads(payload)["session_id"]))
@@ -103,6 +154,8 @@ class Judge:
             "details": self._details,
             "refund": self._refund,
             "notify": self._notify,
+            "sse": self._sse,
+            "isolation": self._isolation,
             "dlq": self._dlq,
         }
         for name in HOPS:
@@ -216,6 +269,35 @@ class Judge:
                 "the NOTIFY came before the failed row was visible: it must be sent in the commit"
             )
         return f"{CHANNEL}: {len(payload)} bytes, after the row was visible", heard_at
+
+    async def _sse(self, subject: Subject) -> tuple[str, float] | None:
+        mine = self._told(subject.user_id, subject.session_id)
+        if not mine:
+            raise BrokenError("no event of the session came on its user's stream; look at the API's log")
+        heard_at, seen = mine[0]
+        row = await self._session(subject)
+        expected = {"sessionId": str(subject.session_id), "status": "failed", "run": 1}
+        if seen.event != "failed" or not expected.items() <= seen.data.items():
+            raise BrokenError(f"expected the event failed with {expected}, found {seen.event} {seen.data}")
+        said, stored = seen.data.get("error_details") or {}, row["error_details"]
+        for name in ("code", "category", "userMessage", "refundedCredits"):
+            if said.get(name) != stored[name]:
+                raise BrokenError(f"expected {name} {stored[name]!r} in the event, found {said.get(name)!r}")
+        if not seen.id:
+            raise BrokenError("the event has no id, so that no client can go on behind it")
+        return f"failed on the user's stream, with error_details ({said['code']})", heard_at
+
+    async def _isolation(self, subject: Subject) -> str:
+        if leaked := self._told(STRANGER, subject.session_id):
+            raise BrokenError(f"another user's stream got {leaked[0][1].event} of the session")
+        for user, expected in ((STRANGER, 404), (subject.user_id, 200)):
+            status, _ = await self.api.session(user, subject.session_id)
+            if status != expected:
+                raise BrokenError(f"expected {expected} for {user}'s GET of the session, found {status}")
+        return "another user's stream is silent, and their GET of the session is 404"
+
+    def _told(self, user: str, session_id: UUID) -> list[tuple[float, Seen]]:
+        return [heard for heard in self._streamed[user] if str(session_id) in json.dumps(heard[1].data)]
 
     async def _dlq(self, subject: Subject) -> str:
         def is_it(message: Message) -> bool:

@@ -75,7 +75,7 @@ async def tail(
                 case listener.Lost(retry_in_s):
                     note(f"lost, retrying in {retry_in_s:.0f} s")
                     continue
-                case listener.Heard(payload):
+                case listener.Heard(payload=payload):
                     found = await failures.of(payload)
                 case listener.Connected(again):
                     found = await failures.missed()

@@ -1,0 +1,31 @@
+"""`genctl serve`."""
+
+import click
+
+from genctl.cli.command import Command
+from genctl.cli.output import Output
+
+GONE_AFTER_S = 1.8
+
+
+@click.command(
+    cls=Command,
+    data=False,
+    examples=(
+        "genctl serve",
+        "genctl serve --host 0.0.0.0 --port 80",
+        "genctl serve -S cors-origins=https://app.example.com",
+    ),
+)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8787, help="Port; 0 picks one.")
+def serve(out: Output, *, host: str, port: int) -> None:
+    """Serve the API, the streams and the page.
+
+    One LISTEN connection tells when to look at the rows; every open stream of the user gets what has
+    changed. Starts without its database, and goes on when that comes. SIGTERM: each stream gets `bye`,
+    and the process is gone within two seconds.
+    """
+    from genctl.services.server import serve as run
+
+    out.serve(run(out.settings, host=host, port=port), gone_after_s=GONE_AFTER_S)

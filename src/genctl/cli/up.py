@@ -1,0 +1,31 @@
+"""`genctl up`."""
+
+import click
+
+from genctl.cli import terminal
+from genctl.cli.command import Command
+from genctl.cli.output import Output, write
+
+
+@click.command(cls=Command, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up"))
+@click.option("--user", default="demo", metavar="U", help="Who the printed link signs in.")
+def up(out: Output, *, user: str) -> None:
+    """Run the whole embedded stack: API, page, worker and sweeper.
+
+    In the foreground until Ctrl-C. Every genctl command in another terminal finds it. The link on stdout
+    signs in to the page, once; `genctl token --link` makes another.
+    """
+    import sys
+
+    from genctl.base.tokens import Tokens
+    from genctl.ops.stack import Stack
+
+    async def run() -> None:
+        async with Stack(out.settings, say=terminal.note) as stack:
+            settings = stack.settings
+            terminal.note(f"the API is at {settings.api_url}; Ctrl-C stops everything")
+            write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.api_url, user)}\n")
+            sys.stdout.flush()
+            await stack.watch()
+
+    out.serve(run())

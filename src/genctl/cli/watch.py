@@ -1,0 +1,71 @@
+"""`genctl watch`."""
+
+import click
+
+from genctl.cli import terminal
+from genctl.cli.command import DURATION, Command
+from genctl.cli.output import Output
+
+COLUMNS = {"event": 9, "id": 32, "data": 0}
+EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "genctl watch",
+        "genctl watch --user ann --event failed --count 1   # wait for one",
+        'genctl watch --token "$TOKEN" -o jsonl',
+    ),
+)
+@click.option("--user", metavar="U", help="Whose events; needs GENCTL_SECRET. Default: demo.")
+@click.option("--token", metavar="T", help="A user token instead.")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    type=click.Choice(EVENTS),
+    help="Only these; default: failed, done, queued and reset.",
+)
+@click.option("--last-event-id", metavar="ID", help="Go on behind this event.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
+@click.option("--fail-after", type=DURATION, metavar="D", help="Give up a lost connection after so long.")
+def watch(
+    out: Output,
+    *,
+    user: str | None,
+    token: str | None,
+    events: tuple[str, ...],
+    last_event_id: str | None,
+    count: int | None,
+    fail_after: float | None,
+) -> None:
+    """Show a user's events as their page gets them.
+
+    Reads the API's stream, reconnects by itself, and goes on behind the last event that came.
+    """
+    from genctl.base.tokens import Tokens
+    from genctl.ops.watch import Place, follow
+
+    if user and token:
+        raise click.UsageError("--user and --token exclude each other")
+    if token is not None:
+        place = Place(out.settings.api_url, lambda: token)
+    else:
+        tokens, name = Tokens(out.settings.secret), user or "demo"
+        place = Place(out.settings.api_url, lambda: tokens.issue(name))
+    shown = events or EVENTS[:4]
+
+    async def run() -> None:
+        left = count
+        with out.stream(COLUMNS) as put:
+            async for seen in follow(
+                place, last_id=last_event_id, fail_after_s=fail_after, note=terminal.note
+            ):
+                if seen.event in shown:
+                    put(seen)
+                    left = left and left - 1
+                    if left == 0:
+                        return
+
+    out.run(run(), follow=True)

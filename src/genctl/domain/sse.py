@@ -1,0 +1,137 @@
+"""Server-sent events: rows to bytes, cursors, what a stream keeps, and what its user may see.
+
+An event is the state of a row as it is now, under its version. A cursor is a version bound to its user,
+so that one of another user, or of another secret, means nothing.
+"""
+
+import hmac
+import json
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from genctl.domain.model import Category, Session, Status
+
+NAMES = {Status.FAILED: "failed", Status.COMPLETED: "done"}  # any other has been redriven: `queued`
+OPEN_CATEGORIES = (Category.CONTENT_POLICY, Category.INVALID_REQUEST)
+LATER = "The refund is under way."
+_OURS = ("providerStatus", "providerCode", "providerMessage", "providerBody", "requestId")
+_CURSOR = re.compile(r"[\w-]{32}", re.ASCII)  # eight bytes of version, sixteen of proof
+_VERSION_BYTES = 8
+_PROOF_BYTES = 16
+
+
+class Event(NamedTuple):
+    """One event as it is written, and its id if it has one."""
+
+    text: bytes
+    id: str | None = None
+
+
+def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> Event:
+    """An event of one line of JSON. It is pure ASCII, so that no character can end a line or turn one."""
+    line = json.dumps(data, default=str, separators=(",", ":"))
+    head = f"event: {name}\n" if cursor is None else f"event: {name}\nid: {cursor}\n"
+    return Event(f"{head}data: {line}\n\n".encode("ascii"), cursor)
+
+
+def retry(delay_ms: int) -> bytes:
+    """The line that tells a browser how long to wait before it comes back."""
+    return f"retry: {delay_ms}\n\n".encode("ascii")
+
+
+def changed(session: Session, cursor: str) -> Event:
+    """`failed`, `done` or `queued`: the row as it is."""
+    data: dict[str, Any] = {
+        "sessionId": session.id,
+        "clientKey": session.client_key,
+        "status": session.status,
+        "model": session.model,
+        "run": session.run,
+    }
+    if session.status is Status.FAILED:
+        data["error_details"] = for_user(session.error_details)
+    if session.status is Status.COMPLETED:
+        data["result"] = session.result
+    return event(name_of(session), data, cursor)
+
+
+def name_of(session: Session) -> str:
+    """The name of the event that tells the row."""
+    return NAMES.get(session.status, "queued")
+
+
+def for_user(details: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a user may see of `error_details`: the provider's words only where they speak of the request.
+
+    The other categories speak of our account. What the database said about a refund is for us as well.
+    """
+    if details is None:
+        return None
+    hidden = {} if details.get("category") in OPEN_CATEGORIES else dict.fromkeys(_OURS)
+    late = {"refundError": LATER} if details.get("refundError") else {}
+    return {key: value for key, value in ({**details, **hidden, **late}).items() if key in details}
+
+
+def item(session: Session) -> dict[str, Any]:
+    """A session as its user may see it."""
+    whole = session.item() | {"error_details": for_user(session.error_details)}
+    return {key: whole[key] for key in whole if key not in {"userId", "reservationId"}}
+
+
+class Cursors(NamedTuple):
+    """Writes and reads cursors with a secret key."""
+
+    key: bytes
+
+    def write(self, user: str, version: int, *, ready: bool = False) -> str:
+        """The cursor of a user's version. `ready` marks a second one, since no id comes twice on a stream."""
+        number = (version << 1 | ready).to_bytes(_VERSION_BYTES)
+        return urlsafe_b64encode(number + self._proof(user, number)).decode()
+
+    def read(self, user: str, cursor: str) -> int | None:
+        """The version in it, None when it is not ours or not this user's."""
+        if not _CURSOR.fullmatch(cursor):
+            return None
+        raw = urlsafe_b64decode(cursor)
+        number, proof = raw[:_VERSION_BYTES], raw[_VERSION_BYTES:]
+        return int.from_bytes(number) >> 1 if hmac.compare_digest(proof, self._proof(user, number)) else None
+
+    def _proof(self, user: str, number: bytes) -> bytes:
+        return hmac.digest(self.key, number + user.encode("utf-8", "replace"), "sha256")[:_PROOF_BYTES]
+
+
+class Backlog:
+    """What a stream has still to write: at most `room` events, of each key the latest, oldest first."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._waiting: dict[str, Event] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """No further event may be put."""
+        return len(self._waiting) >= self.room
+
+    def put(self, key: str, what: Event) -> None:
+        """Add it; an older state of the same session goes."""
+        self._waiting.pop(key, None)
+        self._waiting[key] = what
+
+    def take(self, limit_bytes: int) -> Event | None:
+        """The oldest events as one piece of about so many bytes, with the last id in it; None for none."""
+        pieces, size, last = [], 0, None
+        while self._waiting and size < limit_bytes:
+            text, cursor = self._waiting.pop(next(iter(self._waiting)))
+            pieces.append(text)
+            size += len(text)
+            last = cursor or last
+        return Event(b"".join(pieces), last) if pieces else None
+
+    def clear(self) -> None:
+        """Forget everything: a reset follows."""
+        self._waiting.clear()

@@ -1,0 +1,43 @@
+-- What users see: their changes by version, their sessions, their keys. Each is one snapshot.
+
+-- name: changes
+-- What changed for each user above a version (null: nothing, only where they stand), by version, with the
+-- newest version of each as `head`. Live, replay, catch-up and backstop are this one statement.
+select a.user_id as asked_of, coalesce(c.event_seq, 0) as head, s.*, now() as read_at
+from jsonb_to_recordset(%(asked)s) as a(user_id text, after bigint)
+left join credit_accounts c on c.user_id = a.user_id
+left join lateral (
+  select * from generation_sessions g
+  where g.user_id = a.user_id and g.version > a.after
+  order by g.version limit %(limit)s
+) s on true
+order by a.user_id, s.version
+
+-- name: page_of_sessions
+-- A user's sessions of some models, newest first, those before a session; `head` in any case.
+select coalesce((select event_seq from credit_accounts where user_id = %(user)s), 0) as head, s.*,
+  now() as read_at
+from (select) as one
+left join lateral (
+  select g.*, r.amount as reserved, case r.status when 'released' then r.amount else 0 end as refunded
+  from generation_sessions g left join credit_reservations r on r.id = g.reservation_id
+  where g.user_id = %(user)s and g.model like any(%(models)s)
+    and (%(before)s::uuid is null or (g.created_at, g.id) < (
+      select b.created_at, b.id from generation_sessions b where b.id = %(before)s and b.user_id = %(user)s))
+  order by g.created_at desc, g.id desc limit %(limit)s
+) s on true
+order by s.created_at desc, s.id desc
+
+-- name: session_by_key
+-- The session that an idempotency key has made.
+select *, now() as read_at from generation_sessions
+where user_id = %(user)s and idempotency_key = %(key)s
+
+-- name: spend_ticket
+-- Spends a sign-in ticket: a row when it was not spent before. Forgets those that have run out.
+with forgotten as (
+  delete from spent_tickets where expires_at < now() - interval '1 hour'
+)
+insert into spent_tickets (id, expires_at) values (%(ticket)s, to_timestamp(%(expires_at)s))
+on conflict do nothing
+returning id

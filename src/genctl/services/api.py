@@ -1,0 +1,479 @@
+"""The API: sessions, credits and streams of the user whose token comes along, and the page.
+
+The table of tools decides paths, models and prices. Every error is `{"error": {code, message, fix}}`.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID, uuid4
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from genctl import credits
+from genctl.base.assets import PACKAGE
+from genctl.base.metrics import Metrics
+from genctl.base.settings import Settings
+from genctl.base.tokens import COOKIE, SIGNED_IN_S, Tokens, refused
+from genctl.domain import sse
+from genctl.domain.model import GenctlError, Session
+from genctl.domain.orders import Order, check
+from genctl.domain.tools import TOOLS, Tool, tool_of
+from genctl.edges.db import Database, DatabaseGoneError, DataRefusedError
+from genctl.edges.sqs import Queue, Sqs
+from genctl.pipeline import enqueue
+from genctl.services.bridge import Bridge
+from genctl.services.streams import Ends, Streams
+
+PAGE = PACKAGE / "page"
+LARGEST_BODY_BYTES = 2**20
+SEND_WITHIN_S = 5.0
+PAGE_SIZE, LARGEST_PAGE = 50, 200
+SIZE = re.compile(r"[124]K|\d{2,5}x\d{2,5}", re.ASCII)
+SAFE = {"GET", "HEAD", "OPTIONS"}
+
+# Our code -> HTTP; what is not here goes by the exit code.
+STATUS = {
+    "CreditsShort": 402,
+    "ForeignOrigin": 403,
+    "TooLarge": 413,
+    "TooManyStreams": 429,
+    "DataRefused": 422,
+}
+STATUS_OF_EXIT = {2: 422, 3: 503, 4: 404, 5: 401}
+
+SIGN_IN = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>
+<form method="post"><button>Sign in</button></form></html>"""
+
+log = structlog.stdlib.get_logger()
+
+
+class Wanted(msgspec.Struct, rename="camel"):
+    """The body of an order. What it says beyond this counts for nothing, least of all cost and user."""
+
+    prompt: str
+    client_key: str | None = None
+    size: str | None = None
+    model: str | None = None
+
+
+class Caller(NamedTuple):
+    """Who is asking, until when (Unix time)."""
+
+    user: str
+    until: float
+
+
+class Api:
+    """The routes and what they need; `app` is the ASGI application."""
+
+    def __init__(self, settings: Settings, db: Database, sqs: "LateQueue", metrics: Metrics) -> None:
+        """Raises GenctlError (exit 3) without a secret."""
+        self.settings = settings
+        self.db = db
+        self.sqs = sqs
+        self.metrics = metrics
+        self.tokens = Tokens(settings.secret)
+        self.cursors = sse.Cursors(self.tokens.cursor_key)
+        self.bridge = Bridge(db, listen_dsn=settings.listen_dsn(), cursors=self.cursors, metrics=metrics)
+        self.streams = Streams(self.bridge, metrics, per_user=settings.streams_per_user)
+        self.app = self._app()
+
+    def _app(self) -> ASGIApp:
+        files = [Mount("/page", StaticFiles(directory=PAGE))] if PAGE.is_dir() else []
+        routes: list[BaseRoute] = [
+            *(Mount(tool.api_path, routes=self._routes(tool)) for tool in TOOLS.values()),
+            Route("/", partial(_file, "index.html")),
+            *files,
+            Route("/signin", self.show_sign_in, methods=["GET"]),
+            Route("/signin", self.sign_in, methods=["POST"]),
+            Route("/healthz", self.healthz),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.show_metrics),
+        ]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=self.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+        )
+        app = Starlette(
+            routes=routes,
+            middleware=[cors] if self.settings.cors_origins else [],
+            exception_handlers={GenctlError: answer_error, HTTPException: answer_http, Exception: answer_bug},
+        )
+        return Headers(app, image_hosts=self.settings.image_hosts, metrics=self.metrics)
+
+    def _routes(self, tool: Tool) -> list[BaseRoute]:
+        return [
+            Route("/generations", self._authenticated(self.generate, tool), methods=["POST"]),
+            Route("/sessions", self._authenticated(self.list_sessions, tool)),
+            Route("/sessions/{session}", self._authenticated(self.show_session, tool)),
+            Route("/credits", self._authenticated(self.show_credits, tool)),
+            Route("/events", Events(self, tool)),
+        ]
+
+    # -- who is asking ----------------------------------------------------------------------------
+
+    def caller(self, request: HTTPConnection) -> Caller:
+        """Whose token came along. Raises GenctlError: TokenRefused, ForeignOrigin."""
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        if scheme:
+            if scheme.lower() != "bearer":
+                raise refused("the Authorization header is not of the kind Bearer")
+            return Caller(*self.tokens.read(bearer.strip()))
+        cookie = request.cookies.get(COOKIE)
+        if not cookie:
+            raise refused("there is no token")
+        if request.scope["method"] not in SAFE:
+            check_origin(request)
+        return Caller(*self.tokens.read(cookie))
+
+    def _authenticated(
+        self, handle: Callable[[Request, Caller, Tool], Awaitable[Response]], tool: Tool
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def handled(request: Request) -> Response:
+            return await handle(request, self.caller(request), tool)
+
+        return handled
+
+    async def show_sign_in(self, _: Request) -> Response:
+        """The form that spends the ticket; looking at the link, as mail scanners do, spends nothing."""
+        page = PAGE / "signin.html"
+        return FileResponse(page) if page.is_file() else Response(SIGN_IN, media_type="text/html")
+
+    async def sign_in(self, request: Request) -> Response:
+        """Change the ticket, of the link or of a form, for a cookie; once."""
+        check_origin(request)
+        form = parse_qs((await body_of(request)).decode("utf-8", "replace"))
+        ticket = self.tokens.read_ticket(request.query_params.get("ticket") or form.get("ticket", [""])[0])
+        if not await self.db.row("spend_ticket", ticket=ticket.id, expires_at=ticket.expires_at):
+            raise refused("this sign-in link was used before")
+        response = RedirectResponse("/", status_code=303)
+        response.set_cookie(
+            COOKIE,
+            self.tokens.issue(ticket.user, SIGNED_IN_S),
+            max_age=int(SIGNED_IN_S),
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        log.info("api.signed_in", userId=ticket.user)
+        return response
+
+    # -- the routes of a tool ---------------------------------------------------------------------
+
+    async def generate(self, request: Request, caller: Caller, tool: Tool) -> Response:
+        """Take an order: 202. The same Idempotency-Key with the same body is the same session."""
+        order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
+        session = await self._known(order)
+        if session is None:
+            try:
+                made = await enqueue(
+                    [order],
+                    db=self.db,
+                    queue=await self.sqs.queue(),
+                    opening=credits.opening(self.settings),
+                    send_within_s=SEND_WITHIN_S,
+                )
+                session = made.sessions[0]
+                if made.owed:
+                    log.warning("api.send.owed", sessionId=session.id, userId=caller.user, error=made.owed)
+            except DataRefusedError:  # perhaps the same key, at the same moment
+                session = await self._known(order)
+                if session is None:
+                    raise
+        return answer(
+            {
+                "sessionId": session.id,
+                "reservationId": session.reservation_id,
+                "clientKey": session.client_key,
+                "status": session.status,
+            },
+            202,
+        )
+
+    async def _known(self, order: Order) -> Session | None:
+        """The session that this key has made. Raises GenctlError (exit 2) when it was another order."""
+        if order.idempotency_key is None:
+            return None
+        row = await self.db.row("session_by_key", user=order.user_id, key=order.idempotency_key)
+        if row is None:
+            return None
+        if any(row[name] != getattr(order, name) for name in ("prompt", "model", "client_key", "params")):
+            raise _bad("KeyReused", "this Idempotency-Key came with another body before", "use a new key")
+        return Session.of(row)
+
+    async def list_sessions(self, request: Request, caller: Caller, tool: Tool) -> Response:
+        """A page of the user's sessions, newest first, and the cursor that a stream goes on from."""
+        limit = _number(request.query_params.get("limit", str(PAGE_SIZE)))
+        rows = await self.db.rows(
+            "page_of_sessions",
+            user=caller.user,
+            models=tool.like,
+            before=_uuid(request.query_params.get("before")),
+            limit=limit + 1,
+        )
+        sessions = [Session.of(row) for row in rows if row["id"] is not None]
+        return answer(
+            {
+                "sessions": [sse.item(session) for session in sessions[:limit]],
+                "next": sessions[limit - 1].id if len(sessions) > limit else None,
+                "lastEventId": self.cursors.write(caller.user, rows[0]["head"]),
+            }
+        )
+
+    async def show_session(self, request: Request, caller: Caller, tool: Tool) -> Response:
+        """One session of the user; somebody else's is not there."""
+        text = request.path_params["session"]
+        row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
+        if row is None or row["user_id"] != caller.user or tool_of(row["model"]) is not tool:
+            raise GenctlError("SessionNotFound", "there is no such session", exit_code=4)
+        return answer(sse.item(Session.of(row)))
+
+    async def show_credits(self, _: Request, caller: Caller, __: Tool) -> Response:
+        """Balance and held credits; a new user has what new users get."""
+        row = await self.db.row("credits_of", user=caller.user)
+        return answer(
+            {
+                "balance": row["balance"] if row else credits.opening(self.settings),
+                "held": row["held"] if row else 0,
+            }
+        )
+
+    # -- for operators ----------------------------------------------------------------------------
+
+    async def healthz(self, _: Request) -> Response:
+        """The process is alive, whatever its database does."""
+        return answer({"ok": True})
+
+    async def readyz(self, _: Request) -> Response:
+        """Whether nothing is missed now."""
+        trouble = self.bridge.trouble()
+        if trouble:
+            log.info("api.not_ready", why=trouble)
+        return answer({"ready": trouble is None}, 503 if trouble else 200)
+
+    async def show_metrics(self, _: Request) -> Response:
+        """Prometheus's text."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class Events:
+    """`GET …/events`: checks the caller, then hands the raw connection over."""
+
+    def __init__(self, api: Api, tool: Tool) -> None:
+        self.api = api
+        self.tool = tool
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.method != "GET":
+            raise HTTPException(405, headers={"Allow": "GET"})
+        user, until = self.api.caller(request)
+        cursor = request.headers.get("last-event-id") or request.query_params.get("lastEventId")
+        ends = Ends(scope, receive, send)
+        await self.api.streams.serve(ends, user=user, until=until, tool=self.tool, cursor=cursor)
+
+
+class LateQueue:
+    """The job queue, looked up when it is first needed: the API starts without SQS, and takes orders."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sqs: Sqs | None = None
+        self._queue: Queue | None = None
+
+    async def queue(self) -> Queue | None:
+        """The queue, None while it cannot be had."""
+        try:
+            async with asyncio.timeout(SEND_WITHIN_S):
+                if self._sqs is None:
+                    self._sqs = await Sqs.connect(self._settings)
+                if self._queue is None:
+                    self._queue = await self._sqs.queue(self._settings.queue)
+        except GenctlError as error:
+            log.warning("api.queue.trouble", error=error.message, fix=error.fix)
+        except TimeoutError:
+            log.warning("api.queue.trouble", error="no answer in time")
+        return self._queue
+
+    async def close(self) -> None:
+        """End its connections."""
+        if self._sqs:
+            await self._sqs.__aexit__()
+
+
+class Headers:
+    """Puts the headers of every answer, and counts it."""
+
+    def __init__(self, app: ASGIApp, *, image_hosts: tuple[str, ...], metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+        policy = "; ".join(
+            (
+                "default-src 'none'",
+                "script-src 'self'",
+                "style-src 'self'",
+                "connect-src 'self'",
+                " ".join(("img-src 'self'", *image_hosts)),
+                "form-action 'self'",
+                "base-uri 'none'",
+                "frame-ancestors 'none'",
+            )
+        )
+        self.headers = {
+            b"content-security-policy": policy.encode(),
+            b"x-content-type-options": b"nosniff",
+            b"referrer-policy": b"no-referrer",
+            b"cross-origin-opener-policy": b"same-origin",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        stored = b"no-store" if scope["path"].startswith(("/api/", "/signin")) else b"no-cache"
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = dict(message["headers"])
+                message["headers"] = [*({b"cache-control": stored} | self.headers | given).items()]
+                self.metrics.requests.labels(scope["method"], message["status"]).inc()
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+async def body_of(request: Request) -> bytes:
+    """The body. Raises GenctlError TooLarge."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_BODY_BYTES:
+            raise GenctlError("TooLarge", f"a body has at most {LARGEST_BODY_BYTES:,} bytes", exit_code=2)
+    return body
+
+
+def check_origin(request: HTTPConnection) -> None:
+    """Raises GenctlError ForeignOrigin unless a page of this server has sent the request.
+
+    Every browser names the origin of a POST. A proxy may have ended TLS, so that hosts are compared.
+    """
+    origin = request.headers.get("origin", "")
+    ours = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+    if not origin or not ours or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        raise GenctlError("ForeignOrigin", "the request does not come from this server's page", exit_code=1)
+
+
+def _order(body: bytes, key: str | None, caller: Caller, tool: Tool) -> Order:
+    """What is ordered. Raises GenctlError (exit 2) naming what is wrong."""
+    try:
+        wanted = msgspec.json.decode(body, type=Wanted)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _bad(
+            "BadBody", f"the body cannot be read: {error}", "send {prompt, clientKey?, size?, model?}"
+        ) from None
+    if wanted.size is not None and not SIZE.fullmatch(wanted.size):
+        raise _bad("BadSize", f"there is no size {wanted.size[:40]!r}", "1K, 2K, 4K or WIDTHxHEIGHT")
+    order = Order(
+        session_id=uuid4(),
+        reservation_id=uuid4(),
+        user_id=caller.user,
+        prompt=wanted.prompt,
+        model=wanted.model or tool.default_model,
+        cost=tool.price,
+        client_key=wanted.client_key,
+        params={"size": wanted.size} if wanted.size else None,
+        idempotency_key=key,
+    )
+    if check(order) is not tool:
+        raise _bad(
+            "UnknownModel", f"{tool.name} does not serve the model {order.model[:80]!r}", "leave it away"
+        )
+    return order
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < 1:
+        raise _bad("BadLimit", f"limit is no number: {text[:40]!r}", f"1 to {LARGEST_PAGE}")
+    return min(int(text), LARGEST_PAGE)
+
+
+def _uuid(text: str | None) -> UUID | None:
+    if text is None or _is_uuid(text):
+        return None if text is None else UUID(text)
+    raise _bad("BadCursor", "before is no session", "take it from `next` of the page before")
+
+
+def _is_uuid(text: str) -> bool:
+    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text, re.ASCII | re.IGNORECASE))
+
+
+def _bad(code: str, message: str, fix: str) -> GenctlError:
+    return GenctlError(code, message, fix, exit_code=2)
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON."""
+    return Response(msgspec.json.encode(data), status, headers, media_type="application/json")
+
+
+async def answer_error(_: Request, error: Exception) -> Response:
+    """Our errors: users read what they can mend, and of our dependencies only that one is away."""
+    assert isinstance(error, GenctlError)  # noqa: S101 - registered for nothing else
+    status = STATUS.get(error.code) or STATUS_OF_EXIT.get(error.exit_code, 500)
+    told = {"code": error.code, "message": error.message, "fix": error.fix if status == 422 else ""}
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if status == 429:
+        headers["Retry-After"] = "30"
+    if status >= 500:
+        log.warning("api.trouble", code=error.code, error=error.message, fix=error.fix)
+        away = "Unavailable" if isinstance(error, DatabaseGoneError) else "Trouble"
+        told = {
+            "code": away,
+            "message": "the service is not available at the moment",
+            "fix": "try again soon",
+        }
+        headers["Retry-After"] = "2"
+    if isinstance(error, DataRefusedError):
+        log.warning("api.refused", error=error.message)
+        told = {"code": error.code, "message": "this cannot be stored", "fix": ""}
+    return answer({"error": told}, status, headers)
+
+
+async def answer_http(_: Request, error: Exception) -> Response:
+    """What Starlette itself refuses."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    told = {"code": f"HTTP{error.status_code}", "message": error.detail, "fix": ""}
+    return answer({"error": told}, error.status_code, dict(error.headers or {}))
+
+
+async def answer_bug(request: Request, error: Exception) -> Response:
+    """What nobody foresaw."""
+    log.error("api.bug", path=request.url.path, exc_info=error)
+    return answer({"error": {"code": "InternalError", "message": "unexpected", "fix": ""}}, 500)
+
+
+async def _file(name: str, _: Request) -> Response:
+    if not (PAGE / name).is_file():
+        raise HTTPException(404)
+    return FileResponse(PAGE / name)
