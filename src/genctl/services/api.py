@@ -338,7 +338,7 @@ class Headers:
         self.headers = {
             b"content-security-policy": policy.encode(),
             b"x-content-type-options": b"nosniff",
-            b"referrer-policy": b"no-referrer",
+            b"referrer-policy": b"same-origin",  # without one a form names no origin
             b"cross-origin-opener-policy": b"same-origin",
         }
 

@@ -3,9 +3,9 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import structlog
 import uvicorn
@@ -13,7 +13,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
-from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.services.api import Api, LateQueue
@@ -48,12 +47,27 @@ class Server(uvicorn.Server):
         yield
 
 
+class Running(NamedTuple):
+    """A server that serves; `tasks` end only by a bug."""
+
+    api: Api
+    url: str
+    tasks: tuple["asyncio.Task[None]", ...]
+
+
 async def serve(settings: Settings, *, host: str, port: int) -> None:
-    """Serve until cancelled; then every stream gets its `bye`, and all is over within two seconds.
+    """Serve until cancelled. Raises as running() does."""
+    async with running(settings, host=host, port=port) as server:
+        log.info("api.started", url=server.url)
+        await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[Running]:
+    """A server as long as the body runs; then each stream gets `bye`, and all is over within two seconds.
 
     The database and the queue may come later. Raises GenctlError (exit 3): no secret, cannot listen.
     """
-    Tokens(settings.secret)  # before anything is opened
     dsn, sqs = settings.dsn(), LateQueue(settings)
     with listening(host, port) as sock:
         async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
@@ -61,9 +75,8 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
             server = Server(_config(api))
             bridging = asyncio.create_task(api.bridge.run())
             serving = asyncio.create_task(server.serve([sock]))
-            log.info("api.started", url=_url(sock))
             try:
-                await asyncio.wait([bridging, serving], return_when=asyncio.FIRST_COMPLETED)
+                yield Running(api, _url(sock), (bridging, serving))
             finally:
                 await _stop(api, server, serving)
                 bridging.cancel()

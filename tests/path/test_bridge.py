@@ -1,0 +1,348 @@
+"""From the commit to the streams: every change reaches each of them in order, whatever NOTIFY loses."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from genctl.domain.model import Status
+from genctl.edges import listener
+from genctl.services import bridge
+from tests.ears import BASE, Client, Ear, served
+from tests.kit import Kit, until
+
+
+@pytest.fixture
+async def client(kit: Kit) -> AsyncIterator[Client]:
+    async with served(kit.settings) as client:
+        yield client
+
+
+async def fail(kit: Kit, user: str = "ann") -> UUID:
+    session = await kit.enqueue("sensitive", user=user)
+    await kit.work()
+    return session.id
+
+
+async def change(kit: Kit, status: Status = Status.FAILED, *, user: str = "ann", **facts: Any) -> UUID:
+    """A row that has changed, as a settle or a redrive leaves it, without a NOTIFY."""
+    session_id = uuid4()
+    facts = {"model": "seedream-4-0-250828", "run": 1} | facts
+    async with kit.db._pool.connection() as conn, conn.transaction():
+        await conn.execute(
+            "insert into credit_accounts (user_id, balance) values (%s, 1000) on conflict do nothing", [user]
+        )
+        await conn.execute(
+            "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = %s returning *) "
+            "insert into generation_sessions (id, user_id, model, prompt, status, run, version, completed_at) "
+            "select %s, user_id, %s, 'x', %s, %s, event_seq, now() - interval '1 min' from a",
+            [user, session_id, facts["model"], status, facts["run"]],
+        )
+    return session_id
+
+
+async def notify(kit: Kit, payload: Any, channel: str = "session_completed") -> None:
+    await kit.query(
+        "select pg_notify(%s, %s)", channel, payload if isinstance(payload, str) else json.dumps(payload)
+    )
+
+
+async def kill_listeners(kit: Kit) -> None:
+    await kit.query(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and "
+        "pid <> pg_backend_pid() and (query ilike 'listen%%' or query ilike '%%pg_listening_channels%%')"
+    )
+
+
+def sessions(ear: Ear) -> list[str]:
+    return [event.data["sessionId"] for event in ear.told]
+
+
+async def test_a_failure_reaches_every_stream_of_its_user_on_every_server(kit: Kit, client: Client) -> None:
+    async with served(kit.settings) as other, client.stream() as one, client.stream() as two:
+        async with other.stream() as three, Client(client.url, "bob").stream() as stranger:
+            for ear in (one, two, three, stranger):
+                await ear.ready()
+            failed = await fail(kit)
+            for ear in (one, two, three):
+                await ear.until(lambda ear: ear.told)
+                (event,) = ear.told
+                assert (event.name, event.data["sessionId"], event.data["status"]) == (
+                    "failed",
+                    str(failed),
+                    "failed",
+                )
+                assert event.data["error_details"]["refundedCredits"] == 4
+                assert event.id == one.told[0].id
+            await fail(kit, "bob")
+            await stranger.until(lambda ear: ear.told)
+            assert len(stranger.told) == 1
+            assert str(failed) not in sessions(stranger)
+
+
+async def test_a_success_is_done(kit: Kit, client: Client) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        await kit.enqueue("success")
+        await kit.work()
+        await ear.until(lambda ear: ear.named("done"))
+        assert ear.told[0].data["result"]["images"][0]["url"].startswith("http")
+
+
+async def test_the_first_bytes_come_at_once_and_tell_when_to_come_back(client: Client) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        assert ear.first.startswith(b"retry: ")
+        assert ear.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert ear.headers["x-accel-buffering"] == "no"
+        assert ear.headers["cache-control"] == "no-store, no-transform"
+
+
+async def test_what_happens_while_the_listener_is_away_is_caught_up(kit: Kit, client: Client) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        expected = []
+        for _ in range(3):
+            await kill_listeners(kit)
+            expected.append(str(await fail(kit)))
+            await ear.until(lambda ear: len(ear.told) == len(expected))
+        assert sessions(ear) == expected
+        assert len(set(ear.ids)) == len(ear.ids)
+
+
+async def test_a_change_that_nobody_announced_comes_with_the_backstop_and_is_counted(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "BACKSTOP_S", (0.1, 0.2))
+    async with served(kit.settings) as client, client.stream() as ear:
+        await ear.ready()
+        changed = await change(kit)
+        await ear.until(lambda ear: ear.told)
+        assert sessions(ear) == [str(changed)]
+        assert b"genctl_sse_backstop_found_total 1.0" in client.api.metrics.text()
+
+
+async def test_without_listen_the_backstop_is_enough(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "BACKSTOP_S", (0.1, 0.2))
+    async with served(kit.settings, listen_url="off") as client, client.stream() as ear:
+        await ear.ready()
+        failed = await fail(kit)
+        await ear.until(lambda ear: ear.told)
+        assert sessions(ear) == [str(failed)]
+        assert b"genctl_sse_backstop_found_total 0.0" in client.api.metrics.text()
+        assert await client.ask("GET", "/readyz") == (200, {"ready": True})
+
+
+async def test_a_payload_is_a_hint_and_the_row_decides(kit: Kit, client: Client) -> None:
+    """Forged and foreign payloads move nothing, lead nowhere, and take the listener down in no case."""
+    async with client.stream() as ear, Client(client.url, "mallory").stream() as mallory:
+        await ear.ready()
+        await mallory.ready()
+        failed = await fail(kit)
+        await ear.until(lambda ear: ear.told)
+        for payload in (
+            "", "{}", "no json", "[1]", '"x"', "null", "[" * 3000,
+            {"user_id": "mallory", "session_id": str(failed), "status": "failed"},
+            {"user_id": ["mallory"], "session_id": {}},
+            {"user_id": "mallory", "session_id": "x\nevent: failed"},
+            {"user_id": "\u202e", "session_id": str(uuid4())},
+        ):  # fmt: skip
+            await notify(kit, payload)
+        await fail(kit, "mallory")
+        await mallory.until(lambda ear: ear.told)
+        assert str(failed) not in sessions(mallory)
+        assert len(ear.told) == 1
+
+
+async def test_commits_out_of_their_order_come_in_the_order_of_versions(
+    kit: Kit, client: Client, dsn: str
+) -> None:
+    """A version is drawn under the account's lock: the second waits for the first commit, so none is passed."""
+    draw = (
+        "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = 'ann' returning *) "
+        "update generation_sessions s set version = a.event_seq, run = run + 1, status = 'queued' from a where s.id = %s"
+    )
+    slow, fast = await fail(kit), await fail(kit)
+    async with client.stream() as ear:
+        await ear.ready()
+        async with await psycopg.AsyncConnection.connect(dsn) as one:
+            await one.execute(draw, [slow])
+            async with await psycopg.AsyncConnection.connect(dsn) as two:
+                waits = asyncio.create_task(two.execute(draw, [fast]))
+                done, _ = await asyncio.wait([waits], timeout=0.2)
+                assert not done
+                async with client.stream() as late:
+                    await late.ready()
+                    await one.commit()
+                    await waits
+                    await two.commit()
+                    await notify(kit, {"user_id": "ann", "session_id": str(fast)}, "session_requeued")
+                    for stream in (ear, late):
+                        await stream.until(lambda ear: len(ear.told) == 2)
+                        assert sessions(stream) == [str(slow), str(fast)]
+                        assert [event.data["run"] for event in stream.told] == [2, 2]
+
+
+async def test_a_client_that_comes_back_gets_what_has_changed_since(kit: Kit, client: Client) -> None:
+    """The latest state of each session, ids rising, none twice; the header wins over the query."""
+    known = (await client.get("/sessions"))["lastEventId"]
+    missed = [await fail(kit) for _ in range(3)]
+    async with client.stream(f"?lastEventId={known}") as ear:
+        await ear.ready()
+        assert sessions(ear) == [str(session) for session in missed]
+        assert [event.name for event in ear.events] == ["failed", "failed", "failed", "ready"]
+        assert len(set(ear.ids)) == 4
+        first, newest = ear.told[0].id, ear.events[-1].id
+    assert first and newest
+    async with client.stream(f"?lastEventId={known}", **{"Last-Event-ID": first}) as ear:
+        await ear.ready()
+        assert sessions(ear) == [str(session) for session in missed[1:]]
+    async with client.stream(f"?lastEventId={newest}") as ear:
+        await ear.ready()
+        assert [event.name for event in ear.events] == ["ready"]
+
+
+async def test_without_a_cursor_a_stream_begins_now(kit: Kit, client: Client) -> None:
+    await fail(kit)
+    async with client.stream() as ear:
+        await ear.ready()
+        assert ear.told == []
+
+
+@pytest.mark.parametrize("whose", ["rubbish", "bob", "ahead", "\u00e9", "x" * 4000])
+async def test_a_cursor_that_means_nothing_here_gets_a_reset(kit: Kit, client: Client, whose: str) -> None:
+    """Of rubbish, another user's, or ahead of the database: never silence, and the stream goes on."""
+    await fail(kit)
+    cursors = {"bob": client.api.cursors.write("bob", 1), "ahead": client.api.cursors.write("ann", 99)}
+    async with client.stream(**{"Last-Event-ID": cursors.get(whose, whose)}) as ear:
+        await ear.ready()
+        assert [event.name for event in ear.events] == ["reset", "ready"]
+        assert ear.events[0].id is None
+        failed = await fail(kit)
+        await ear.until(lambda ear: ear.told)
+        assert sessions(ear) == [str(failed)]
+
+
+async def test_a_database_that_went_back_resets_open_streams(kit: Kit, client: Client) -> None:
+    """A restored backup under a living server."""
+    await fail(kit)
+    async with client.stream() as ear:
+        await ear.ready()
+        await kit.query("update credit_accounts set event_seq = 0")
+        await kit.query("update generation_sessions set version = null")
+        await notify(kit, {"user_id": "ann", "session_id": str(uuid4())})
+        await ear.until(lambda ear: ear.named("reset"))
+        changed = await change(kit)
+        await notify(kit, {"user_id": "ann", "session_id": str(changed)})
+        await ear.until(lambda ear: ear.told)
+        assert sessions(ear) == [str(changed)]
+
+
+async def test_a_long_history_is_replayed_whole_and_beside_what_happens(
+    kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far more than a page and than a backlog has room for: nothing is lost, doubled or out of order."""
+    monkeypatch.setattr(bridge, "PAGE", 7)
+    monkeypatch.setattr(bridge, "ROOM", 10)
+    start = (await client.get("/sessions"))["lastEventId"]
+    expected = [str(await change(kit)) for _ in range(60)]
+    async with client.stream() as live, client.stream(f"?lastEventId={start}") as ear:
+        await live.ready()
+        expected += [str(await fail(kit)) for _ in range(2)]
+        await ear.until(lambda ear: len(ear.told) == 62)
+        assert sessions(ear) == expected
+        assert len(set(ear.ids)) == len(ear.ids)
+        await live.until(lambda ear: len(ear.told) == 2)
+        assert sessions(live) == expected[60:]
+
+
+async def test_rows_of_other_tools_are_left_out(kit: Kit, client: Client) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        await change(kit, model="other-1")
+        ours = await change(kit)
+        await notify(kit, {"user_id": "ann", "session_id": str(ours)})
+        await ear.until(lambda ear: ear.told)
+        assert sessions(ear) == [str(ours)]
+        cursor = ear.told[0].id
+    async with client.stream(f"?lastEventId={cursor}") as ear:
+        await ear.ready()
+        assert ear.told == []
+
+
+async def test_a_redriven_session_is_told_as_queued(kit: Kit, client: Client) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        changed = await change(kit, Status.PROCESSING, run=2)
+        await notify(kit, {"user_id": "ann", "session_id": str(changed)}, "session_requeued")
+        await ear.until(lambda ear: ear.told)
+        (event,) = ear.told
+        assert (event.name, event.data["status"], event.data["run"]) == ("queued", "processing", 2)
+        assert "error_details" not in event.data
+
+
+async def test_a_late_refund_is_told_again(kit: Kit, client: Client) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        failed = await fail(kit)
+        await kit.query(
+            "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = 'ann' returning *) "
+            "update generation_sessions s set version = a.event_seq from a where s.id = %s",
+            failed,
+        )
+        await notify(kit, {"user_id": "ann", "session_id": str(failed)})
+        await ear.until(lambda ear: len(ear.told) == 2)
+        assert sessions(ear) == [str(failed)] * 2
+        assert ear.told[0].id != ear.told[1].id
+
+
+async def test_only_users_with_a_stream_here_are_looked_up(kit: Kit, client: Client) -> None:
+    asked: list[str] = []
+    rows = client.api.db.rows
+
+    async def watched(name: str, **params: Any) -> Any:
+        asked.append(name)
+        return await rows(name, **params)
+
+    client.api.db.rows = watched
+    async with client.stream() as ear:
+        await ear.ready()
+        before = len(asked)
+        await fail(kit, "bob")
+        assert len(asked) == before
+        many = [await change(kit) for _ in range(20)]
+        async with kit.db._pool.connection() as conn, conn.transaction():
+            for one in many:
+                payload = json.dumps({"user_id": "ann", "session_id": str(one)})
+                await conn.execute("select pg_notify('session_completed', %s)", [payload])
+        await ear.until(lambda ear: len(ear.told) == 20)
+        assert len(asked) - before <= 3
+
+
+async def test_readiness_is_red_while_the_listener_is_away_and_green_again_by_itself(
+    kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ready(status: int) -> None:
+        async def it() -> bool:
+            assert (await client.ask("GET", "/healthz"))[0] == 200
+            return (await client.ask("GET", "/readyz"))[0] == status
+
+        await until(it)
+
+    await ready(200)
+    connect = listener.connect_directly
+
+    async def refused(dsn: str) -> Any:
+        return await connect("postgresql://127.0.0.1:1/x")
+
+    monkeypatch.setattr(listener, "connect_directly", refused)
+    await kill_listeners(kit)
+    await ready(503)
+    monkeypatch.setattr(listener, "connect_directly", connect)
+    await ready(200)
+    monkeypatch.setattr(bridge, "STALE_S", -1.0)
+    await ready(503)

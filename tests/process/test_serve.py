@@ -1,0 +1,378 @@
+"""API processes as they are run: several at once, killed, without their database, with a thousand streams."""
+
+import asyncio
+import dataclasses
+import json
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from tests.ears import BASE, Client, Ear
+from tests.kit import QueueServer, free_port, until, until_sync
+from tests.process.place import Place, Running, new_place
+
+from genctl.base.tokens import Tokens
+from genctl.edges import migrate
+from genctl.ops.stack.postgres import Postgres
+
+SECRET = "x" * 32  # of place's stack file
+
+
+@dataclasses.dataclass
+class Served:
+    """An API process, and a client of it."""
+
+    running: Running
+    client: Client
+
+    async def ready(self, status: int = 200) -> None:
+        async def it() -> bool:
+            assert self.running.process.poll() is None, self.running.log.read_text()
+            return (await self.client.ask("GET", "/readyz"))[0] == status
+
+        await until(it)
+
+
+@contextmanager
+def serve(place: Place, port: int = 0, user: str = "ann", **env: str) -> Iterator[Served]:
+    with place.start("serve", "--port", str(port), **env) as running:
+        client = Client(running.until("api.started")["url"], user)
+        client.token = Tokens(SECRET).issue(user)
+        yield Served(running, client)
+
+
+def failed_rows(place: Place) -> list[str]:
+    """The failed sessions in the order of their versions."""
+    rows = place.sql("select id from generation_sessions where status = 'failed' order by version")
+    return [str(row["id"]) for row in rows]
+
+
+def heard(ear: Ear) -> list[str]:
+    return [event.data["sessionId"] for event in ear.told]
+
+
+async def run(work: Any) -> Any:
+    return await asyncio.to_thread(work)
+
+
+async def test_two_processes_tell_every_failure_while_their_listeners_are_shot(place: Place) -> None:
+    """At several points: idle, and in the middle of a burst. Each stream has each failure once, in order."""
+    shoot = (
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
+        "and (query ilike 'listen%' or query ilike '%pg_listening_channels%') and pid <> pg_backend_pid()"
+    )
+    with serve(place) as one, serve(place) as two, place.worker():
+        await one.ready()
+        await two.ready()
+        async with one.client.stream() as first, two.client.stream() as second:
+            await first.ready()
+            await second.ready()
+            place.sql(shoot)
+            burst = asyncio.create_task(
+                run(
+                    lambda: place.say(
+                        "enqueue", "--sensitive", "--count", "40", "--user", "ann", "--grant", "200", "--wait"
+                    )
+                )
+            )
+            while not burst.done():
+                place.sql(shoot)
+                await asyncio.sleep(0.3)
+            await burst
+            for ear in (first, second):
+                await ear.until(lambda ear: len(ear.told) >= 40, 40)
+                assert heard(ear) == failed_rows(place)
+                assert len(set(ear.ids)) == len(ear.ids)
+
+
+async def test_a_server_killed_under_its_streams_loses_nothing(place: Place) -> None:
+    """The client goes on behind the last id at the next server on that port."""
+    port = free_port()
+    with place.worker():
+        with serve(place, port) as one:
+            await one.ready()
+            async with one.client.stream() as ear:
+                await ear.ready()
+                await run(lambda: place.enqueue("sensitive", "--user", "ann", "--grant", "100", "--wait"))
+                await ear.until(lambda ear: ear.told)
+                one.running.end(signal.SIGKILL)
+                last = ear.ids[-1]
+        missed = await run(lambda: place.enqueue("sensitive", "--user", "ann", "--wait"))
+        with serve(place, port) as two:
+            async with two.client.stream(**{"Last-Event-ID": last}) as again:
+                await again.ready()
+                assert heard(again) == [missed]
+
+
+@asynccontextmanager
+async def own_postgres(folder: Path) -> AsyncIterator[Postgres]:
+    """A server of this test's own, which it may stop."""
+    server = Postgres(folder / "pg", settings={"fsync": "off"})
+    await server.start()
+    try:
+        await migrate.up(server.dsn)
+        yield server
+    finally:
+        await server.stop()
+
+
+async def test_postgresql_restarted_under_open_streams(
+    sqs_server: QueueServer, simulator: Running, tmp_path: Path
+) -> None:
+    """The streams stay open, readiness turns red and green, what came meanwhile is told in order."""
+    async with own_postgres(tmp_path) as server:
+        with new_place(server.dsn, sqs_server, simulator, tmp_path) as place, serve(place) as api:
+            await api.ready()
+            async with api.client.stream() as ear:
+                await ear.ready()
+                for n in (1, 2):
+                    await server.stop()
+                    await api.ready(503)
+                    assert (await api.client.ask("GET", "/healthz"))[0] == 200
+                    assert (await api.client.ask("GET", f"{BASE}/sessions"))[0] == 503
+                    async with api.client.stream() as early:  # opened while the database is away
+                        await early.until(lambda ear: ear.status)
+                        assert (early.status, early.events) == (200, [])
+                        await server.start()
+                        await run(
+                            lambda: place.say("enqueue", "--sensitive", "--user", "ann", "--grant", "9")
+                        )
+                        with place.worker("--drain") as worker:
+                            await run(worker.process.wait)
+                        await ear.until(lambda ear, n=n: len(ear.told) == n, 30)
+                        await early.ready()
+                    await api.ready()
+                assert heard(ear) == failed_rows(place)
+                assert not ear.named("reset")
+
+
+async def test_a_server_starts_before_its_database(place: Place) -> None:
+    """No 5xx on the stream's route: it is accepted, and `ready` held back."""
+    state = place.folder / "stack.json"
+    right = state.read_text()
+    port = free_port()
+    state.write_text(json.dumps(json.loads(right) | {"database_url": f"postgresql://u@127.0.0.1:{port}/x"}))
+    with serve(place) as api:
+        assert (await api.client.ask("GET", "/healthz"))[0] == 200
+        assert (await api.client.ask("GET", "/readyz"))[0] == 503
+        async with api.client.stream() as ear:
+            await ear.until(lambda ear: ear.status)
+            assert (ear.status, ear.named("ready")) == (200, [])
+            began = time.monotonic()
+            assert await run(lambda: api.running.end(signal.SIGTERM)) == 0
+            assert time.monotonic() - began < 2
+
+
+async def test_a_thousand_streams_get_bye_and_the_process_is_gone_within_two_seconds(place: Place) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < 4096:
+        pytest.skip("this system allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, most))
+    with serve(place, GENCTL_STREAMS_PER_USER="2000") as api:
+        await api.ready()
+        host, port = api.client.url.removeprefix("http://").split(":")
+        head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.client.token}\r\n\r\n"
+        async with AsyncExitStack() as open_streams:
+            readers = []
+            for _ in range(1000):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                open_streams.callback(writer.close)
+                writer.write(head.encode())
+                readers.append(reader)
+            for reader in readers:
+                async with asyncio.timeout(30):
+                    await reader.readuntil(b"event: ready")
+            began = time.monotonic()
+            api.running.process.send_signal(signal.SIGTERM)
+            assert await run(lambda: api.running.process.wait(10)) == 0
+            gone_s = time.monotonic() - began
+            for reader in readers:
+                assert b"event: bye" in await reader.read()
+        assert gone_s < 2
+
+
+async def test_a_reader_that_is_stuck_does_not_hold_up_the_end(place: Place) -> None:
+    place.sql("insert into credit_accounts (user_id, balance, event_seq) values ('ann', 0, 1000)")
+    place.sql(
+        "insert into generation_sessions (id, user_id, model, prompt, status, version, error_details) "
+        "select gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'x', 'failed', n, "
+        "jsonb_build_object('category', 'content_policy', 'userMessage', repeat('x', 20000)) "
+        "from generate_series(1, 1000) n"
+    )
+    with serve(place) as api, socket.socket() as stuck:
+        await api.ready()
+        cursor = (await api.client.get("/sessions?limit=1"))["lastEventId"]
+        assert cursor
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = api.client.url.removeprefix("http://").split(":")
+        stuck.connect((host, int(port)))
+        from genctl.base.tokens import Tokens
+        from genctl.domain.sse import Cursors
+
+        first = Cursors(Tokens(SECRET).cursor_key).write("ann", 0)
+        head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.client.token}\r\n"
+        stuck.sendall(f"{head}Last-Event-ID: {first}\r\n\r\n".encode())
+        await run(lambda: api.running.until("sse.emit"))
+        began = time.monotonic()
+        assert await run(lambda: api.running.end(signal.SIGTERM)) == 0
+        assert time.monotonic() - began < 2
+
+
+def test_what_serve_cannot_do_it_says(place: Place) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert "choose another --port" in place.say("serve", "--port", port, exit_code=3).stderr
+    said = place.say("serve", exit_code=3, DATABASE_URL=place.dsn, AWS_ENDPOINT_URL_SQS="http://127.0.0.1:1")
+    assert "GENCTL_SECRET" in said.stderr
+
+
+def test_tokens_are_never_in_the_logs(place: Place) -> None:
+    with serve(place, GENCTL_LOG_LEVEL="debug") as api:
+
+        async def ask() -> str:
+            ticket = Tokens(SECRET).ticket("ann")
+            await api.client.ask("GET", f"/signin?ticket={ticket}")
+            await api.client.ask("POST", f"/signin?ticket={ticket}", headers={"Origin": api.client.url})
+            await api.client.ask("GET", f"{BASE}/credits")
+            async with api.client.stream() as ear:
+                await ear.ready()
+            return ticket
+
+        ticket = asyncio.run(ask())
+        api.running.end(signal.SIGTERM)
+        log = api.running.log.read_text()
+        assert "api.signed_in" in log
+        for secret in (ticket, api.client.token, SECRET):
+            assert secret not in log
+
+
+# -- the commands on the other side ----------------------------------------------------------------
+
+
+def test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed(place: Place) -> None:
+    port = free_port()
+    at = {"GENCTL_API_URL": f"http://127.0.0.1:{port}"}
+    with place.worker():
+        with (
+            serve(place, port) as one,
+            place.start("watch", "--user", "ann", "--count", "2", "-o", "jsonl", **at) as watch,
+        ):
+            until_sync(lambda: "connected" in watch.log.read_text())
+            first = place.enqueue("sensitive", "--user", "ann", "--grant", "100", "--wait")
+            until_sync(lambda: "sse.emit" in one.running.log.read_text())
+            one.running.end(signal.SIGKILL)
+            until_sync(lambda: "lost, retrying in" in watch.log.read_text())
+            second = place.enqueue("success", "--user", "ann", "--wait")
+            with serve(place, port):
+                out, _ = watch.process.communicate(timeout=30)
+                assert watch.process.returncode == 0, watch.log.read_text()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event.keys() for event in events] == [{"event", "id", "data"}] * 2
+    assert [(event["event"], event["data"]["sessionId"]) for event in events] == [
+        ("failed", first),
+        ("done", second),
+    ]
+    assert "caught up, 1 missed" in watch.log.read_text()
+
+
+def test_watch_ends_as_the_contract_says(place: Place) -> None:
+    nobody = {"GENCTL_API_URL": f"http://127.0.0.1:{free_port()}"}
+    assert "GENCTL_API_URL" in place.say("watch", exit_code=3, **nobody).stderr
+    with serve(place) as api:
+        at = {"GENCTL_API_URL": api.client.url}
+        refused = place.say("watch", "--token", "rubbish", "-o", "json", exit_code=5, **at)
+        assert json.loads(refused.stderr)["error"]["code"] == "TokenRefused"
+        assert refused.stdout == ""
+        place.say("watch", exit_code=3, GENCTL_API_URL=f"{api.client.url}/nowhere")
+        assert place.genctl("watch", "--event", "ready", "--count", "1", **at)[0]["event"] == "ready"
+        with place.start("watch", **at) as watch:
+            until_sync(lambda: "connected" in watch.log.read_text())
+            began = time.monotonic()
+            assert watch.end(signal.SIGINT) == 130
+            assert time.monotonic() - began < 2
+
+
+def test_token_makes_what_the_api_takes(place: Place) -> None:
+    with serve(place) as api:
+        api.client.token = place.say("token", "--user", "ann").stdout.strip()
+        assert asyncio.run(api.client.ask("GET", f"{BASE}/credits"))[0] == 200
+    said = place.genctl("token", "--user", "ann", "--ttl", "15m")
+    assert said.keys() == {"userId", "token", "expiresAt"}
+    assert "/signin?ticket=" in place.genctl("token", "--user", "ann", "--link")["signIn"]
+    place.say("token", "--user", "", exit_code=2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b'event: failed\nid: 1\ndata: {}\n\nevent: failed\nid: 2\ndata: {"cut":', "lost"),
+        (b"", "lost"),
+    ],
+)
+async def test_watch_takes_no_cut_event_for_a_whole_one_and_keeps_the_last_id(
+    place: Place, answer: bytes, says: str
+) -> None:
+    """A server that breaks off: the cut event is dropped, and the next request names the last whole id."""
+    requests: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: ready\nid: 0\ndata: {}\n\n"
+            + answer
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with place.start("watch", "-o", "jsonl", GENCTL_API_URL=f"http://127.0.0.1:{port}") as watch:
+
+        async def twice() -> bool:
+            return len(requests) > 1
+
+        await until(twice)
+        assert says in watch.log.read_text()
+        assert (b"Last-Event-ID: 1" if answer else b"Last-Event-ID: 0") in requests[1]
+        watch.process.terminate()
+        out = await run(lambda: watch.process.communicate(timeout=10)[0])
+    server.close()
+    assert "cut" not in out
+
+
+async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    from genctl.ops import watch
+
+    monkeypatch.setattr(watch, "SILENCE_S", 0.2)
+    opened = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: ready\nid: 0\ndata: {}\n\n"
+        )
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    place = watch.Place(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", lambda: str(uuid4()))
+    notes: list[str] = []
+    readies = 0
+    async for seen in watch.follow(place, last_id=None, fail_after_s=None, note=notes.append):
+        readies += seen.event == "ready"
+        if readies == 2:
+            break
+    assert opened == 2
+    assert notes == ["connected", "lost, retrying in 1 s", "connected", "caught up, 0 missed"]
+    server.close()
