@@ -15,10 +15,11 @@ from uuid import uuid4
 
 import pytest
 from tests.ears import BASE, Client, Ear
-from tests.kit import QueueServer, free_port, until, until_sync
-from tests.process.place import Place, Running, new_place
+from tests.kit import free_port, until, until_sync
+from tests.process.place import Place, Running
 
 from genctl.base.tokens import Tokens
+from genctl.domain.sse import Cursors
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
 
@@ -66,7 +67,7 @@ async def test_two_processes_tell_every_failure_while_their_listeners_are_shot(p
     """At several points: idle, and in the middle of a burst. Each stream has each failure once, in order."""
     shoot = (
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
-        "and (query ilike 'listen%' or query ilike '%pg_listening_channels%') and pid <> pg_backend_pid()"
+        "and (query ilike 'listen%%' or query ilike '%%pg_listening_channels%%') and pid <> pg_backend_pid()"
     )
     with serve(place) as one, serve(place) as two, place.worker():
         await one.ready()
@@ -123,12 +124,18 @@ async def own_postgres(folder: Path) -> AsyncIterator[Postgres]:
         await server.stop()
 
 
-async def test_postgresql_restarted_under_open_streams(
-    sqs_server: QueueServer, simulator: Running, tmp_path: Path
-) -> None:
+def move(place: Place, dsn: str) -> Place:
+    """The same place, another database."""
+    state = place.folder / "stack.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"database_url": dsn}))
+    return dataclasses.replace(place, dsn=dsn)
+
+
+async def test_postgresql_restarted_under_open_streams(place: Place, tmp_path: Path) -> None:
     """The streams stay open, readiness turns red and green, what came meanwhile is told in order."""
     async with own_postgres(tmp_path) as server:
-        with new_place(server.dsn, sqs_server, simulator, tmp_path) as place, serve(place) as api:
+        place = move(place, server.dsn)
+        with serve(place) as api:
             await api.ready()
             async with api.client.stream() as ear:
                 await ear.ready()
@@ -155,10 +162,7 @@ async def test_postgresql_restarted_under_open_streams(
 
 async def test_a_server_starts_before_its_database(place: Place) -> None:
     """No 5xx on the stream's route: it is accepted, and `ready` held back."""
-    state = place.folder / "stack.json"
-    right = state.read_text()
-    port = free_port()
-    state.write_text(json.dumps(json.loads(right) | {"database_url": f"postgresql://u@127.0.0.1:{port}/x"}))
+    place = move(place, f"postgresql://u@127.0.0.1:{free_port()}/x")
     with serve(place) as api:
         assert (await api.client.ask("GET", "/healthz"))[0] == 200
         assert (await api.client.ask("GET", "/readyz"))[0] == 503
@@ -213,9 +217,6 @@ async def test_a_reader_that_is_stuck_does_not_hold_up_the_end(place: Place) -> 
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, port = api.client.url.removeprefix("http://").split(":")
         stuck.connect((host, int(port)))
-        from genctl.base.tokens import Tokens
-        from genctl.domain.sse import Cursors
-
         first = Cursors(Tokens(SECRET).cursor_key).write("ann", 0)
         head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.client.token}\r\n"
         stuck.sendall(f"{head}Last-Event-ID: {first}\r\n\r\n".encode())
@@ -264,7 +265,7 @@ def test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed
     with place.worker():
         with (
             serve(place, port) as one,
-            place.start("watch", "--user", "ann", "--count", "2", "-o", "jsonl", **at) as watch,
+            place.start("watch", "--user", "ann", "--count", "3", "-o", "jsonl", **at) as watch,
         ):
             until_sync(lambda: "connected" in watch.log.read_text())
             first = place.enqueue("sensitive", "--user", "ann", "--grant", "100", "--wait")
@@ -273,15 +274,18 @@ def test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed
             until_sync(lambda: "lost, retrying in" in watch.log.read_text())
             second = place.enqueue("success", "--user", "ann", "--wait")
             with serve(place, port):
+                until_sync(lambda: "caught up, 1 missed" in watch.log.read_text())
+                third = place.enqueue("success", "--user", "ann", "--wait")
                 out, _ = watch.process.communicate(timeout=30)
                 assert watch.process.returncode == 0, watch.log.read_text()
     events = [json.loads(line) for line in out.splitlines()]
-    assert [event.keys() for event in events] == [{"event", "id", "data"}] * 2
+    assert [event.keys() for event in events] == [{"event", "id", "data"}] * 3
     assert [(event["event"], event["data"]["sessionId"]) for event in events] == [
         ("failed", first),
         ("done", second),
+        ("done", third),
     ]
-    assert "caught up, 1 missed" in watch.log.read_text()
+    assert watch.log.read_text().count("connected\n") == 2
 
 
 def test_watch_ends_as_the_contract_says(place: Place) -> None:
