@@ -10,13 +10,13 @@ from uuid import uuid4
 import aiohttp
 import jwt
 import pytest
+from tests.ears import BASE, SECRET, Client, served
+from tests.kit import Kit, until
+from tests.path.test_bridge import change, fail
 
 from genctl.base.tokens import COOKIE, Tokens
 from genctl.domain.orders import LONGEST_PROMPT
 from genctl.services import streams
-from tests.ears import BASE, SECRET, Client, served
-from tests.kit import Kit, until
-from tests.path.test_bridge import change, fail
 
 
 @pytest.fixture
@@ -67,7 +67,8 @@ async def test_what_speaks_of_our_account_is_not_shown(kit: Kit, client: Client)
     [
         b"", b"no json", b"[]", b"{}", b'{"prompt":5}', b'{"prompt":"\\ud800"}', b"\xff\xfe",
         {"prompt": ""}, {"prompt": "  \n"}, {"prompt": "a\0b"}, {"prompt": "x" * (LONGEST_PROMPT + 1)},
-        {"prompt": "x", "model": "dall-e"}, {"prompt": "x", "size": "huge"}, {"prompt": "x", "clientKey": "a\nb"},
+        {"prompt": "x", "model": "dall-e"}, {"prompt": "x", "size": "huge"},
+        {"prompt": "x", "clientKey": "a\nb"},
         {"prompt": "x", "clientKey": "k" * 300}, {"prompt": "x", "clientKey": ""},
     ],
 )  # fmt: skip
@@ -149,7 +150,7 @@ async def test_without_a_good_token_there_is_nothing(client: Client, path: str) 
         {},
         {"Authorization": "Bearer"},
         {"Authorization": f"Basic {client.token}"},
-        {"Authorization": f"Bearer {jwt.encode(good, None, 'none')}"},
+        {"Authorization": f"Bearer {jwt.encode(good, '', 'none')}"},
         {"Authorization": f"Bearer {jwt.encode(good, 'x' * 40, 'HS256')}"},
         {"Authorization": f"Bearer {jwt.encode(good | {'exp': 1}, SECRET, 'HS256')}"},
         {"Authorization": f"Bearer {'x' * 20_000}"},
@@ -232,7 +233,7 @@ async def test_a_change_that_comes_with_the_cookie_must_come_from_our_page(
 
 async def test_every_answer_is_strict_and_no_origin_is_allowed_unless_it_is_set(kit: Kit) -> None:
     app = "https://app.example"
-    async with served(kit.settings, image_hosts=("img.example",)) as closed:
+    async with served(kit.settings, image_hosts=("img.example",)) as closed:  # noqa: SIM117
         async with aiohttp.ClientSession() as http:
             for path in ("/", "/healthz", "/signin", "/nowhere", f"{BASE}/credits"):
                 async with http.get(closed.url + path, headers={"Origin": app}) as answer:
@@ -329,9 +330,8 @@ async def test_a_reader_that_does_not_read_is_cut_off(
 
 
 async def test_the_end_of_the_server_is_told(kit: Kit) -> None:
-    async with served(kit.settings) as client:
-        async with client.stream() as ear:
-            await ear.ready()
-            task = asyncio.create_task(client.api.streams.stop(1.0))
-            await ear.until(lambda ear: ear.named("bye"))
-            await task
+    async with served(kit.settings) as client, client.stream() as ear:
+        await ear.ready()
+        task = asyncio.create_task(client.api.streams.stop(1.0))
+        await ear.until(lambda ear: ear.named("bye"))
+        await task

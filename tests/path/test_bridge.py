@@ -8,12 +8,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from tests.ears import Client, Ear, served
+from tests.kit import Kit, until
 
 from genctl.domain.model import Status
 from genctl.edges import listener
+from genctl.edges.db import connect_directly
 from genctl.services import bridge
-from tests.ears import BASE, Client, Ear, served
-from tests.kit import Kit, until
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ async def change(kit: Kit, status: Status = Status.FAILED, *, user: str = "ann",
         )
         await conn.execute(
             "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = %s returning *) "
-            "insert into generation_sessions (id, user_id, model, prompt, status, run, version, completed_at) "
-            "select %s, user_id, %s, 'x', %s, %s, event_seq, now() - interval '1 min' from a",
+            "insert into generation_sessions (id, user_id, model, prompt, status, run, version, "
+            "completed_at) select %s, user_id, %s, 'x', %s, %s, event_seq, now() - interval '1 min' from a",
             [user, session_id, facts["model"], status, facts["run"]],
         )
     return session_id
@@ -63,8 +64,9 @@ def sessions(ear: Ear) -> list[str]:
 
 
 async def test_a_failure_reaches_every_stream_of_its_user_on_every_server(kit: Kit, client: Client) -> None:
-    async with served(kit.settings) as other, client.stream() as one, client.stream() as two:
-        async with other.stream() as three, Client(client.url, "bob").stream() as stranger:
+    stranger_at = Client(client.url, "bob")
+    async with served(kit.settings) as other, client.stream() as one, client.stream() as two:  # noqa: SIM117
+        async with other.stream() as three, stranger_at.stream() as stranger:
             for ear in (one, two, three, stranger):
                 await ear.ready()
             failed = await fail(kit)
@@ -161,10 +163,11 @@ async def test_a_payload_is_a_hint_and_the_row_decides(kit: Kit, client: Client)
 async def test_commits_out_of_their_order_come_in_the_order_of_versions(
     kit: Kit, client: Client, dsn: str
 ) -> None:
-    """A version is drawn under the account's lock: the second waits for the first commit, so none is passed."""
+    """A version is drawn under the account's lock: the second waits for the first's commit."""
     draw = (
         "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = 'ann' returning *) "
-        "update generation_sessions s set version = a.event_seq, run = run + 1, status = 'queued' from a where s.id = %s"
+        "update generation_sessions s set version = a.event_seq, run = run + 1, status = 'queued' "
+        "from a where s.id = %s"
     )
     slow, fast = await fail(kit), await fail(kit)
     async with client.stream() as ear:
@@ -290,8 +293,8 @@ async def test_a_late_refund_is_told_again(kit: Kit, client: Client) -> None:
         await ear.ready()
         failed = await fail(kit)
         await kit.query(
-            "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = 'ann' returning *) "
-            "update generation_sessions s set version = a.event_seq from a where s.id = %s",
+            "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = 'ann' "
+            "returning *) update generation_sessions s set version = a.event_seq from a where s.id = %s",
             failed,
         )
         await notify(kit, {"user_id": "ann", "session_id": str(failed)})
@@ -334,7 +337,7 @@ async def test_readiness_is_red_while_the_listener_is_away_and_green_again_by_it
         await until(it)
 
     await ready(200)
-    connect = listener.connect_directly
+    connect = connect_directly
 
     async def refused(dsn: str) -> Any:
         return await connect("postgresql://127.0.0.1:1/x")

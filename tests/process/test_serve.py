@@ -21,6 +21,7 @@ from tests.process.place import Place, Running
 from genctl.base.tokens import Tokens
 from genctl.domain.sse import Cursors
 from genctl.edges import migrate
+from genctl.ops import watch
 from genctl.ops.stack.postgres import Postgres
 
 SECRET = "x" * 32  # of place's stack file
@@ -139,7 +140,7 @@ async def test_postgresql_restarted_under_open_streams(place: Place, tmp_path: P
             await api.ready()
             async with api.client.stream() as ear:
                 await ear.ready()
-                for n in (1, 2):
+                for _ in range(2):
                     await server.stop()
                     await api.ready(503)
                     assert (await api.client.ask("GET", "/healthz"))[0] == 200
@@ -153,7 +154,7 @@ async def test_postgresql_restarted_under_open_streams(place: Place, tmp_path: P
                         )
                         with place.worker("--drain") as worker:
                             await run(worker.process.wait)
-                        await ear.until(lambda ear, n=n: len(ear.told) == n, 30)
+                        await ear.until(lambda ear: len(ear.told) == len(failed_rows(place)), 30)
                         await early.ready()
                     await api.ready()
                 assert heard(ear) == failed_rows(place)
@@ -262,22 +263,22 @@ def test_tokens_are_never_in_the_logs(place: Place) -> None:
 def test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed(place: Place) -> None:
     port = free_port()
     at = {"GENCTL_API_URL": f"http://127.0.0.1:{port}"}
-    with place.worker():
-        with (
-            serve(place, port) as one,
-            place.start("watch", "--user", "ann", "--count", "3", "-o", "jsonl", **at) as watch,
-        ):
-            until_sync(lambda: "connected" in watch.log.read_text())
-            first = place.enqueue("sensitive", "--user", "ann", "--grant", "100", "--wait")
-            until_sync(lambda: "sse.emit" in one.running.log.read_text())
-            one.running.end(signal.SIGKILL)
-            until_sync(lambda: "lost, retrying in" in watch.log.read_text())
-            second = place.enqueue("success", "--user", "ann", "--wait")
-            with serve(place, port):
-                until_sync(lambda: "caught up, 1 missed" in watch.log.read_text())
-                third = place.enqueue("success", "--user", "ann", "--wait")
-                out, _ = watch.process.communicate(timeout=30)
-                assert watch.process.returncode == 0, watch.log.read_text()
+    with (
+        place.worker(),
+        serve(place, port) as one,
+        place.start("watch", "--user", "ann", "--count", "3", "-o", "jsonl", **at) as watching,
+    ):
+        until_sync(lambda: "connected" in watching.log.read_text())
+        first = place.enqueue("sensitive", "--user", "ann", "--grant", "100", "--wait")
+        until_sync(lambda: "sse.emit" in one.running.log.read_text())
+        one.running.end(signal.SIGKILL)
+        until_sync(lambda: "lost, retrying in" in watching.log.read_text())
+        second = place.enqueue("success", "--user", "ann", "--wait")
+        with serve(place, port):
+            until_sync(lambda: "caught up, 1 missed" in watching.log.read_text())
+            third = place.enqueue("success", "--user", "ann", "--wait")
+            out, _ = watching.process.communicate(timeout=30)
+            assert watching.process.returncode == 0, watching.log.read_text()
     events = [json.loads(line) for line in out.splitlines()]
     assert [event.keys() for event in events] == [{"event", "id", "data"}] * 3
     assert [(event["event"], event["data"]["sessionId"]) for event in events] == [
@@ -285,7 +286,7 @@ def test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed
         ("done", second),
         ("done", third),
     ]
-    assert watch.log.read_text().count("connected\n") == 2
+    assert watching.log.read_text().count("connected\n") == 2
 
 
 def test_watch_ends_as_the_contract_says(place: Place) -> None:
@@ -297,11 +298,16 @@ def test_watch_ends_as_the_contract_says(place: Place) -> None:
         assert json.loads(refused.stderr)["error"]["code"] == "TokenRefused"
         assert refused.stdout == ""
         place.say("watch", exit_code=3, GENCTL_API_URL=f"{api.client.url}/nowhere")
-        assert place.genctl("watch", "--event", "ready", "--count", "1", **at)[0]["event"] == "ready"
-        with place.start("watch", **at) as watch:
-            until_sync(lambda: "connected" in watch.log.read_text())
+        assert (
+            place.genctl("watch", "--event", "ready", "--count", "1", GENCTL_API_URL=api.client.url)[0][
+                "event"
+            ]
+            == "ready"
+        )
+        with place.start("watch", **at) as watching:
+            until_sync(lambda: "connected" in watching.log.read_text())
             began = time.monotonic()
-            assert watch.end(signal.SIGINT) == 130
+            assert watching.end(signal.SIGINT) == 130
             assert time.monotonic() - began < 2
 
 
@@ -339,23 +345,21 @@ async def test_watch_takes_no_cut_event_for_a_whole_one_and_keeps_the_last_id(
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    with place.start("watch", "-o", "jsonl", GENCTL_API_URL=f"http://127.0.0.1:{port}") as watch:
+    with place.start("watch", "-o", "jsonl", GENCTL_API_URL=f"http://127.0.0.1:{port}") as watching:
 
         async def twice() -> bool:
             return len(requests) > 1
 
         await until(twice)
-        assert says in watch.log.read_text()
+        assert says in watching.log.read_text()
         assert (b"Last-Event-ID: 1" if answer else b"Last-Event-ID: 0") in requests[1]
-        watch.process.terminate()
-        out = await run(lambda: watch.process.communicate(timeout=10)[0])
+        watching.process.terminate()
+        out = await run(lambda: watching.process.communicate(timeout=10)[0])
     server.close()
     assert "cut" not in out
 
 
 async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyPatch) -> None:
-    from genctl.ops import watch
-
     monkeypatch.setattr(watch, "SILENCE_S", 0.2)
     opened = 0
 

@@ -28,7 +28,7 @@ def test_a_token_says_who_and_until_when() -> None:
         "rubbish",
         "a.b.c",
         "x" * (LONGEST_BYTES + 1),
-        jwt.encode({"sub": "ann", "exp": SOON}, None, "none"),
+        jwt.encode({"sub": "ann", "exp": SOON}, "", "none"),
         jwt.encode({"sub": "ann", "exp": SOON}, RSA, "RS256"),
         jwt.encode({"sub": "ann", "exp": SOON}, SECRET, "HS512"),
         jwt.encode({"sub": "ann", "exp": SOON}, "t" * 64, "HS256"),
