@@ -84,6 +84,10 @@ def errors_told(dsn: str) -> Iterator[None]:
             f"cannot use PostgreSQL at {at}: {_first_line(error)}",
             "check that it runs (the embedded stack: `genctl demo --keep`) and that DATABASE_URL is right",
         ) from error
+    except UnicodeEncodeError as error:
+        raise GenctlError(
+            "BadText", "a text is not valid UTF-8", "check the terminal's encoding", exit_code=2
+        ) from error
     except psycopg.ProgrammingError as error:
         # conninfo that does not parse
         raise GenctlError(

@@ -13,7 +13,7 @@ import msgspec
 from genctl import credits
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.domain.orders import Order
+from genctl.domain.orders import Order, check
 from genctl.domain.scenarios import SCENARIOS, SENSITIVE_WORDS, marked
 from genctl.domain.tools import SEEDREAM4, tool_of
 from genctl.edges.db import Database
@@ -43,7 +43,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     expect: str | None = None
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError (exit 2) for what cannot be meant."""
+        """Raises GenctlError (exit 2) for what cannot be meant, before anything is granted or made."""
+        check(next(self.orders()))
         if self.scenario is None:
             return
         if self.scenario not in SCENARIOS:

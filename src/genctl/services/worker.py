@@ -48,31 +48,46 @@ class Worker:
         self._gate_read_at = float("-inf")
 
     async def run(self) -> None:
-        """Work until `until` or a signal; then wait for the calls under way, at most `grace_s` seconds.
+        """Work until `until` or a signal; the calls under way then have `grace_s` seconds.
 
-        A second signal lets them go at once.
+        A second signal lets them go at once, and so does a cancellation.
         """
-        loop = asyncio.get_running_loop()
-        receiver = asyncio.create_task(self._receive())
-        keeper = asyncio.create_task(self._keep())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, receiver)
-        log.info("worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name)
         try:
-            await asyncio.wait([receiver])
-            await self._finish()
+            async with asyncio.TaskGroup() as side:
+                receiver = side.create_task(self._receive())
+                keeper = side.create_task(self._keep())
+                self._heed_signals(receiver)
+                log.info(
+                    "worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name
+                )
+                await asyncio.wait([receiver])
+                while self._jobs:
+                    await self._change()
+                keeper.cancel()
         finally:
-            keeper.cancel()
-        if not receiver.cancelled():
-            receiver.result()
+            self._let_go()
+            while self._jobs:
+                await self._change()
         log.info("worker.stopped", received=self._received)
+
+    def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+                asyncio.get_running_loop().add_signal_handler(number, self._stop, receiver)
 
     def _stop(self, receiver: asyncio.Task[None]) -> None:
         if self._told.is_set():
-            for task in (receiver, *self._jobs):
-                task.cancel()
+            receiver.cancel()
+            self._let_go()
+        else:
+            log.info("worker.stopping", calls=len(self._jobs), graceS=self.grace_s)
+            asyncio.get_running_loop().call_later(self.grace_s, self._let_go)
         self._told.set()
         self._changed.set()
+
+    def _let_go(self) -> None:
+        for task in self._jobs:
+            task.cancel()
 
     async def _receive(self) -> None:
         while not self._told.is_set():
@@ -146,27 +161,18 @@ class Worker:
 
     async def _keep(self) -> None:
         """Renew leases and visibility of everything in our hands."""
+        pause_s: float = RENEW_S
         while True:
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(pause_s)
             try:
                 if self.at.holds:
                     await self.at.extend(self.at.holds)
                 if messages := list(self._jobs.values()):
                     await self.at.queue.hide([(message.receipt, LEASE_S) for message in messages])
+                pause_s = RENEW_S
             except GenctlError as error:
+                pause_s = TROUBLE_PAUSE_S  # a lease outlives few renewals that fail
                 log.warning("worker.renewal.failed", error=error.message)
-
-    async def _finish(self) -> None:
-        if self._jobs:
-            log.info("worker.waiting", calls=len(self._jobs), graceS=self.grace_s)
-        while self._jobs and not self._told.is_set():  # our own end: the calls have all the time they need
-            await self._change()
-        if self._jobs:
-            _, late = await asyncio.wait(self._jobs, timeout=self.grace_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Until a job ends or we are told to stop, at most so long."""
@@ -188,6 +194,7 @@ _DEPTHS = (
 async def serve(settings: Settings, *, concurrency: int, grace_s: float, until: Until, sweeps: bool) -> None:
     """A worker, and with `sweeps` a sweeper beside it. Raises GenctlError (exit 3) when it cannot start."""
     async with Pipeline.open(settings, size=POOL_SIZE) as at, asyncio.TaskGroup() as side:
+        await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
         worker = Worker(at, concurrency=concurrency, grace_s=grace_s, until=until)
         sweeping = (
             side.create_task(sweeper.run(at, queued_timeout_s=settings.queued_timeout_s)) if sweeps else None
