@@ -45,8 +45,11 @@ async def open_accounts(db: Database, users: Sequence[str], credits: int) -> Non
     await db.rows("ensure_accounts", users=sorted(set(users)), opening=credits)
 
 
-async def grant(db: Database, users: Sequence[str], amount: int, reason: str) -> None:
-    """Add credits to each user, whose account is made when there is none. Raises GenctlError, exit 2."""
+async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
+    """Add credits to each user. An account that is missing is made, with `opening` credits.
+
+    Raises GenctlError, exit 2.
+    """
     for user in users:
         check_name("user", user)
     if not 0 < amount <= MOST_CREDITS:
@@ -55,7 +58,7 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str) ->
         )
     everyone = sorted(set(users))
     await db.transact(
-        ("ensure_accounts", {"users": everyone, "opening": 0}),
+        ("ensure_accounts", {"users": everyone, "opening": opening}),
         ("lock_accounts", {"users": everyone}),
         ("grant", {"users": everyone, "amount": amount, "reason": reason}),
     )

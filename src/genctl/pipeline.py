@@ -179,10 +179,11 @@ class Pipeline:
         `lapsed`: one that is processing without a lease, as before adoption, counts as silent too.
         """
         items = as_json([{"session_id": session_id, "run": run}])
+        claim = {"items": items, "lease_s": LEASE_S, "worker": self.worker, "lapsed": lapsed}
         for pause_s in LOCKED_PAUSES_S:
-            row = await self.db.row("claim", items=items, lease_s=LEASE_S, worker=self.worker, lapsed=lapsed)
-            if row:
-                return Session.of(row)
+            (rows,) = await self.db.patiently(("claim", claim))
+            if rows:
+                return Session.of(rows[0])
             if not decide.is_free(await self.read(session_id), run):
                 return None
             await asyncio.sleep(pause_s)

@@ -192,12 +192,13 @@ def test_dlq_list_joins_each_message_to_its_session_and_leaves_it_there(place: P
 
 def test_credits_are_granted_and_shown(place: Place) -> None:
     granted = place.genctl("credits", "grant", "--user", "ann", "--amount", "7", "--reason", "sorry")
-    assert granted == {"granted": 7, "userId": "ann", "balance": 7, "held": 0}
+    assert granted == {"granted": 7, "userId": "ann", "balance": 1007, "held": 0}
     place.enqueue(user="ann")
     shown = place.genctl("credits", "show", "--user", "ann")
     assert list(shown) == ["userId", "balance", "held", "ledger"]
-    assert (shown["balance"], shown["held"]) == (3, 4)
-    assert [(row["delta"], row["kind"]) for row in shown["ledger"]] == [(-4, "reserve"), (7, "grant")]
+    assert (shown["balance"], shown["held"]) == (1003, 4)
+    moved = [(row["delta"], row["kind"], row["reason"]) for row in shown["ledger"]]
+    assert moved == [(-4, "reserve", "enqueue"), (7, "grant", "sorry"), (1000, "grant", "opening credits")]
     assert list(shown["ledger"][0]) == ["id", "delta", "kind", "reservationId", "reason", "createdAt"]
     assert place.error("credits", "show", "nobody", exit_code=4)["code"] == "NoAccount"
 

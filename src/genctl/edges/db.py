@@ -195,6 +195,7 @@ class Database:
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
+                await self._pool.check()  # the connections that wait there have gone the same way
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 

@@ -15,7 +15,7 @@ from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import LEASE_S, RENEW_S, Pipeline, carry
 from genctl.services import sweeper
 
-WAIT_S = 10  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
+WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 GATE_AGE_S = 1.0
 TROUBLE_PAUSE_S = 2.0

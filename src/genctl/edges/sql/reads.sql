@@ -26,7 +26,9 @@ with hit as (
 select s.*, now() as read_at, r.amount as reserved,
   case r.status when 'released' then r.amount else 0 end as refunded
 from hit join generation_sessions s using (id) left join credit_reservations r on r.id = s.reservation_id
-order by s.created_at desc limit 20
+order by %(text)s in (s.id::text, s.reservation_id::text, s.client_key, s.error_details ->> 'requestId') desc nulls last,
+  s.created_at desc
+limit 20
 
 -- name: list_sessions
 -- Newest sessions first, by user, status and failure code.
