@@ -263,7 +263,7 @@ async def test_a_release_that_the_database_refuses_leaves_the_session_failed_and
     row = await kit.work()
     assert row and row.status is Status.FAILED and row.error_details
     assert (row.error_details["refundedCredits"], row.error_details["reservationAmount"]) == (0, 4)
-    assert "not today" in row.error_details["refundError"]
+    assert "the database refused the release" in row.error_details["refundError"]
     assert len(heard()) == 1
     assert await kit.balance() == 996
     assert await kit.violations() == ["refund_pending"]
@@ -359,7 +359,8 @@ async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> No
     session = await kit.enqueue("hang")
     task = await calling(kit, session)
     await kit.query("update generation_sessions set lease = lease + 1")
-    await kit.at.extend(kit.at.holds)
+    (lost,) = await kit.at.extend(kit.at.holds)
+    lost.lose()
     with pytest.raises(LeaseLostError):
         await task
     row = await kit.row(session)

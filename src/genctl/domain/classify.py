@@ -107,7 +107,6 @@ SENTENCES: dict[Category, str] = {
     _RATE: "The image service is busy. Please try again in a few minutes.",
     _SERVER: "The image service had a problem of its own. Please try again later.",
     _NETWORK: "The image service could not be reached or did not answer in time. Please try again later.",
-    Category.INTERNAL: "Something went wrong on our side. Please try again.",
 }
 
 
@@ -126,7 +125,6 @@ OURS: dict[str, Failure] = {
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
         _ours("WorkerCrashed", "Something went wrong on our side while the image was made. Please try again.",
               fatal=False, outcome=Outcome.UNKNOWN),
-        _ours("InternalError", SENTENCES[Category.INTERNAL], fatal=False, outcome=Outcome.UNKNOWN),
     )
 }  # fmt: skip
 

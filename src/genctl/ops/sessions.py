@@ -60,5 +60,5 @@ def like_prefix(text: str) -> str:
 
 
 def _ids(session: Session) -> set[str | None]:
-    request = (session.error_details or {}).get("requestId")
+    request = session.details.get("requestId")
     return {str(session.id), str(session.reservation_id), session.client_key, request}

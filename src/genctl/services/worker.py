@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from contextlib import suppress
 
 import msgspec
 import structlog
@@ -12,7 +13,7 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
-from genctl.pipeline import LEASE_S, RENEW_S, Pipeline, carry
+from genctl.pipeline import LEASE_S, RENEW_S, Hold, Pipeline, carry
 from genctl.services import sweeper
 
 WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
@@ -46,6 +47,7 @@ class Worker:
         self._received = 0
         self._gate = gate.Gate(SEEDREAM4.name)
         self._gate_read_at = float("-inf")
+        self._renewal_pause_s: float = RENEW_S
 
     async def run(self) -> None:
         """Work until `until` or a signal; the calls under way then have `grace_s` seconds.
@@ -107,13 +109,14 @@ class Worker:
                 if messages and (self._told.is_set() or not await self._may_receive()):
                     await self.at.queue.hide([(message.receipt, 0) for message in messages])
                     continue
+                drained = self.until.drain and not messages and await self._is_drained()
             except GenctlError as error:
                 log.warning("worker.trouble", error=error.message, fix=error.fix)
                 await self._change(TROUBLE_PAUSE_S)
                 continue
             for message in messages:
                 self._start(message)
-            if self.until.once or (self.until.drain and not messages and await self._is_drained()):
+            if self.until.once or drained:
                 return
 
     def _jobs_left(self) -> int:
@@ -150,7 +153,8 @@ class Worker:
         try:
             await carry(message, self.at)
         except asyncio.CancelledError:
-            await self.at.queue.hide([(message.receipt, 0)])
+            with suppress(GenctlError):  # then it comes back later
+                await self.at.queue.hide([(message.receipt, 0)])
             raise
         except LeaseLostError:
             pass  # touch nothing more of it
@@ -160,19 +164,28 @@ class Worker:
             log.exception("job.bug", messageId=message.message_id)
 
     async def _keep(self) -> None:
-        """Renew leases and visibility of everything in our hands."""
-        pause_s: float = RENEW_S
+        """Renew the lease and the visibility of every session in our hands."""
         while True:
-            await asyncio.sleep(pause_s)
-            try:
-                if self.at.holds:
-                    await self.at.extend(self.at.holds)
-                if messages := list(self._jobs.values()):
-                    await self.at.queue.hide([(message.receipt, LEASE_S) for message in messages])
-                pause_s = RENEW_S
-            except GenctlError as error:
-                pause_s = TROUBLE_PAUSE_S  # a lease outlives few renewals that fail
-                log.warning("worker.renewal.failed", error=error.message)
+            await asyncio.sleep(self._renewal_pause_s)
+            holds = list(self.at.holds)
+            # a message whose session is not held is being disposed of: its visibility is decided there
+            held = [self._jobs[hold.task] for hold in holds if hold.task in self._jobs]
+            results = await asyncio.gather(
+                self._extend(holds),
+                self.at.queue.hide([(message.receipt, LEASE_S) for message in held]),
+                return_exceptions=True,
+            )
+            trouble = [result for result in results if isinstance(result, BaseException)]
+            for error in trouble:
+                log.warning("worker.renewal.failed", error=str(error))
+            # a lease outlives few renewals that fail
+            self._renewal_pause_s = TROUBLE_PAUSE_S if trouble else RENEW_S
+
+    async def _extend(self, holds: list[Hold]) -> None:
+        for hold in await self.at.extend(holds) if holds else ():
+            if hold in self.at.holds:
+                log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
+                hold.lose()
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Until a job ends or we are told to stop, at most so long."""

@@ -41,10 +41,11 @@ where (%(user)s::text is null or s.user_id = %(user)s)
 order by s.created_at desc, s.id limit %(limit)s
 
 -- name: failures
--- Failed sessions by the time of their failure, oldest first.
+-- Failed sessions by the time of their failure, oldest first; a page behind (since, after).
 select *, now() as read_at from generation_sessions
 where status = 'failed' and completed_at >= %(since)s
-order by completed_at, id
+  and (%(after)s::uuid is null or (completed_at, id) > (%(since)s, %(after)s::uuid))
+order by completed_at, id limit %(limit)s
 
 -- name: reservation
 -- One reservation.
