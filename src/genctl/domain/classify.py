@@ -107,6 +107,7 @@ SENTENCES: dict[Category, str] = {
     _RATE: "The image service is busy. Please try again in a few minutes.",
     _SERVER: "The image service had a problem of its own. Please try again later.",
     _NETWORK: "The image service could not be reached or did not answer in time. Please try again later.",
+    Category.INTERNAL: "Something went wrong on our side. Please try again.",
 }
 
 
