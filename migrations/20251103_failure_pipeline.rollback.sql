@@ -1,7 +1,6 @@
--- Drops what the migration added. The ledger and the trace are lost: export them first.
+-- Drops what the migration added. The trace is lost: export it first.
 drop table if exists tool_gates;
 drop table if exists session_events;
-drop table if exists credit_ledger;
 alter table if exists credit_reservations
   drop column if exists session_id,
   drop column if exists run;

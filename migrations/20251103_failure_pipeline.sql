@@ -1,4 +1,4 @@
--- The state of the protocol: runs, leases, what is owed, versions, the ledger, the trace, the gates.
+-- The state of the protocol: runs, leases, what is owed, versions, the trace, the gates.
 -- Constant defaults only, so that no row is rewritten. Rows that were there before owe nothing:
 -- they read '-infinity' where a new row reads null, "owed".
 
@@ -26,27 +26,6 @@ alter table credit_accounts
 alter table credit_reservations
   add column if not exists session_id uuid,
   add column if not exists run integer not null default 1;
-
-create table if not exists credit_ledger (
-  id bigint generated always as identity primary key,
-  user_id text not null,
-  delta bigint not null,
-  kind text not null check (kind in ('opening', 'grant', 'reserve', 'release', 'capture', 'fix')),
-  reservation_id uuid,
-  reason text,
-  created_at timestamptz not null default now()
-);
--- "One, ever" is an index.
-create unique index if not exists credit_ledger_one_reserve on credit_ledger (reservation_id)
-  where kind = 'reserve';
-create unique index if not exists credit_ledger_one_end on credit_ledger (reservation_id)
-  where kind in ('release', 'capture');
-create index if not exists credit_ledger_user on credit_ledger (user_id, id);
-
-insert into credit_ledger (user_id, delta, kind, reason)
-select user_id, balance, 'opening', 'balance as found'
-from credit_accounts a
-where balance <> 0 and not exists (select from credit_ledger l where l.user_id = a.user_id);
 
 create table if not exists session_events (
   id bigint generated always as identity primary key,

@@ -14,7 +14,6 @@ from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
 from tests.kit import Kit, QueueServer, database_url
 
-
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 

@@ -15,6 +15,23 @@ from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
 
+COUNTED = {"sessions", "reservations", "accounts"}
+# kind -> what to do about it
+FIXES = {
+    "failed_not_released": "the user paid for a failed image: genctl credits grant --user {user_id}",
+    "completed_not_captured": "the user has image and credits: decide whether to take them back",
+    "terminal_holds": "genctl sweep releases what a failed session holds; a completed one needs a person",
+    "refund_amount": "compare the ledger with the reservation and grant the difference",
+    "refund_pending": "genctl sweep tries the release again; look at refundError when it stays",
+    "double_movement": "compare the ledger's rows of this reservation; one is too many",
+    "missing_movement": "somebody changed the status by hand: book what was moved",
+    "balance_ledger": "somebody changed the balance by hand: find out who, and book the difference",
+    "details_ledger": "the ledger is right; error_details tells the user something else",
+    "missing_details": "the session was failed by something that is not genctl",
+    "missing_reservation": "the reservation's row was deleted: restore it",
+    "orphan_reservation": "its session was deleted: genctl sweep releases what is held",
+}
+
 
 class Violation(NamedTuple):
     """One broken invariant, with how to mend it."""
@@ -45,8 +62,11 @@ async def open_accounts(db: Database, users: Sequence[str], credits: int) -> Non
     await db.rows("ensure_accounts", users=sorted(set(users)), opening=credits)
 
 
-async def grant(db: Database, users: Sequence[str], amount: int, reason: str) -> None:
-    """Add credits to each user, whose account is made when there is none. Raises GenctlError, exit 2."""
+async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
+    """Add credits to each user. An account that is missing is made, with `opening` credits.
+
+    Raises GenctlError, exit 2.
+    """
     for user in users:
         check_name("user", user)
     if not 0 < amount <= MOST_CREDITS:
@@ -55,7 +75,7 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str) ->
         )
     everyone = sorted(set(users))
     await db.transact(
-        ("ensure_accounts", {"users": everyone, "opening": 0}),
+        ("ensure_accounts", {"users": everyone, "opening": opening}),
         ("lock_accounts", {"users": everyone}),
         ("grant", {"users": everyone, "amount": amount, "reason": reason}),
     )
@@ -64,7 +84,8 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str) ->
 async def release_reservation(db: Database, reservation_id: UUID, *, reason: str = "release") -> int:
     """Give a held reservation back; the released amount, 0 when nothing was held.
 
-    A failed session that held it is told: details, version and NOTIFY in the same transaction.
+    A failed session that held it is told: details, version and NOTIFY in the same transaction. That the
+    session has ended, or is gone, is the caller's to know.
     """
     reservation = await db.row("reservation", id=reservation_id)
     if reservation is None:
@@ -103,28 +124,10 @@ async def shown(db: Database, user: str, limit: int) -> dict[str, Any]:
 
 async def audit(db: Database, user: str | None = None) -> Audit:
     """Prove the invariants of statuses, ledger and details in one statement, so in one snapshot."""
-    rows = await db.rows("audit", user=user)
+    (rows,) = await db.transact(("audit", {"user": user}), timeout_s=None)
     return Audit(
         checked={row["kind"]: int(row["found"]) for row in rows if row["kind"] in COUNTED},
         violations=[
             Violation(**row, fix=FIXES[row["kind"]].format(**row)) for row in rows if row["kind"] in FIXES
         ],
     )
-
-
-COUNTED = {"sessions", "reservations", "accounts"}
-# kind -> what to do about it
-FIXES = {
-    "failed_not_released": "the user paid for a failed image: genctl credits grant --user {user_id}",
-    "completed_not_captured": "the user has image and credits: decide whether to take them back",
-    "terminal_holds": "genctl sweep releases what a failed session holds; a completed one needs a person",
-    "refund_amount": "compare the ledger with the reservation and grant the difference",
-    "refund_pending": "genctl sweep tries the release again; look at refundError when it stays",
-    "double_movement": "compare the ledger's rows of this reservation; one is too many",
-    "missing_movement": "somebody changed the status by hand: book what was moved",
-    "balance_ledger": "somebody changed the balance by hand: find out who, and book the difference",
-    "details_ledger": "the ledger is right; error_details tells the user something else",
-    "missing_details": "the session was failed by something that is not genctl",
-    "missing_reservation": "the reservation's row was deleted: restore it",
-    "orphan_reservation": "its session was deleted: genctl sweep releases what is held",
-}

@@ -21,7 +21,7 @@ class State(StrEnum):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """A tool's gate as it was read. `until` ends a pause by itself; None: until somebody opens it."""
+    """A tool's gate as it was read. `until` ends a person's pause by itself; None: until it is opened."""
 
     tool: str
     state: State = State.OPEN
@@ -35,7 +35,7 @@ class Gate(msgspec.Struct, frozen=True):
     def is_open(self) -> bool:
         """Whether workers may receive."""
         over = self.until is not None and self.read_at is not None and self.until <= self.read_at
-        return self.state is State.OPEN or over
+        return self.state is State.OPEN or (self.state is State.CLOSED and over)
 
     @property
     def open_for_s(self) -> float:

@@ -15,10 +15,11 @@ import os
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -44,13 +45,18 @@ from genctl.domain.model import (
 )
 from genctl.domain.orders import Order, check
 from genctl.domain.tools import SEEDREAM4, Tool, tool_of
-from genctl.edges.db import Database, DataRefusedError, Row, as_json
+from genctl.edges.db import Database, DatabaseGoneError, Row, as_json
 from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
+
+T = TypeVar("T")
 
 LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
 RENEW_S = 10
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
+CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
+STOP_S = 5.0  # what a cancelled step of the database gets to end in
+RELEASE_REFUSED = "the database refused the release; it will be tried again"
 STALE_S = 20  # no request is sent when the last renewal is older
 
 log = structlog.stdlib.get_logger()
@@ -75,7 +81,7 @@ async def enqueue(
 
     `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
     is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
-    exit 1 when a user's credits are short (then none of that user's orders is stored).
+    exit 1 when a user's credits are short. Then nothing is stored.
     """
     for order in orders:
         check(order)
@@ -86,6 +92,8 @@ async def enqueue(
         ("lock_accounts", {"users": users}),
         ("reserve", {"items": as_json(items)}),
     )
+    if not rows:
+        raise await _short(orders, db)
     sessions = [Session.of(row) for row in rows]
     owed: str | None = "the queue cannot be reached"
     try:
@@ -93,30 +101,38 @@ async def enqueue(
             owed = await send_jobs(sessions, db=db, queue=queue) if queue else owed
     except TimeoutError:
         owed = f"the queue did not answer within {send_within_s:g} s"
-    if short := sorted({o.user_id for o in orders} - {s.user_id for s in sessions}):
-        needed = sum(order.cost for order in orders if order.user_id == short[0])
-        account = await db.row("credits_of", user=short[0])
-        raise GenctlError(
-            "CreditsShort",
-            f"user {short[0]} has {account['balance'] if account else 0} credits and needs {needed}",
-            f"genctl credits grant --user {short[0]} --amount {needed}",
-            exit_code=1,
-        )
     return Enqueued(sessions, owed)
 
 
+async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
+    """The error that names the first user whose credits are short, and by how much."""
+    needed: Counter[str] = Counter()
+    for order in orders:
+        needed[order.user_id] += order.cost
+    balances = {user: (await db.row("credits_of", user=user) or {"balance": 0})["balance"] for user in needed}
+    user = max(needed, key=lambda user: needed[user] - balances[user])
+    return GenctlError(
+        "CreditsShort",
+        f"user {user} has {balances[user]} credits and needs {needed[user]}",
+        f"genctl credits grant --user {user} --amount {needed[user] - balances[user]}",
+        exit_code=1,
+    )
+
+
 async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) -> str | None:
-    """Send the job messages of queued sessions and mark them; why some were not sent, or None."""
-    why = None
+    """Send the job messages of queued sessions and mark them; why some are still owed, or None.
+
+    The sessions are stored: a queue that is away, or a mark that fails, is no failure of theirs.
+    """
     try:
         fates = await queue.send([Outgoing(decide.job_body(session)) for session in sessions])
+        sent = [session for session, fate in zip(sessions, fates, strict=True) if fate.error is None]
+        if sent:
+            items = [{"session_id": session.id, "run": session.run} for session in sent]
+            await db.rows("mark_enqueued", items=as_json(items))
     except GenctlError as error:
-        fates, why = [], error.message
-    sent = [session for session, fate in zip(sessions, fates, strict=False) if fate.error is None]
-    why = why or next((fate.error for fate in fates if fate.error), None)
-    if sent:
-        await db.rows("mark_enqueued", items=as_json([{"session_id": s.id, "run": s.run} for s in sent]))
-    return why
+        return error.message
+    return next((fate.error for fate in fates if fate.error), None)
 
 
 class Hold:
@@ -125,14 +141,22 @@ class Hold:
     def __init__(self, session: Session, claimed_at: float) -> None:
         self.session = session
         self.renewed_at = claimed_at  # monotonic; before the claim was sent
-        self.calling = False  # only a call is worth cancelling; a settle finds out by itself
+        self.calling = False
         self.sent = False  # the provider may have got the request
         self.lost = False
         self.task = asyncio.current_task()
 
     def on_send(self) -> None:
-        """The request is about to leave."""
+        """The request is about to leave. Raises LeaseLostError when we slept: somebody else may be at it."""
+        if self.stale:
+            raise LeaseLostError(self.session.id)
         self.sent = True
+
+    def lose(self) -> None:
+        """The lease is lost: a call under way is cancelled; a settle finds out by itself."""
+        if self.calling and self.task:
+            self.lost = True
+            self.task.cancel()
 
     @property
     def stale(self) -> bool:
@@ -152,8 +176,10 @@ class Pipeline:
         limits: decide.Limits,
         providers: Mapping[str, Ark] | None = None,
         worker: str = "",
+        lifeline: Database | None = None,
     ) -> None:
         self.db = db
+        self.lifeline = lifeline or db  # for renewals: never behind settles that wait for a lock
         self.queue = queue
         self.dlq = dlq
         self.limits = limits
@@ -170,10 +196,12 @@ class Pipeline:
         """
         async with AsyncExitStack() as stack:
             db = await stack.enter_async_context(Database.open(settings.dsn(), size=size))
+            lifeline = await stack.enter_async_context(Database.open(settings.dsn(), size=1)) if calls else db
             sqs = await stack.enter_async_context(await Sqs.connect(settings))
             queue = await sqs.queue(settings.queue)
             yield cls(
                 db=db,
+                lifeline=lifeline,
                 queue=queue,
                 dlq=await queue.dead_letter_queue(settings.dlq),
                 limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries),
@@ -192,14 +220,25 @@ class Pipeline:
         `lapsed`: one that is processing without a lease, as before adoption, counts as silent too.
         """
         items = as_json([{"session_id": session_id, "run": run}])
+        claim = {"items": items, "lease_s": LEASE_S, "worker": self.worker, "lapsed": lapsed}
         for pause_s in LOCKED_PAUSES_S:
-            row = await self.db.row("claim", items=items, lease_s=LEASE_S, worker=self.worker, lapsed=lapsed)
-            if row:
-                return Session.of(row)
+            (rows,) = await self.db.patiently(("claim", claim), patience_s=CLAIM_PATIENCE_S)
+            if rows:
+                return Session.of(rows[0])
             if not decide.is_free(await self.read(session_id), run):
                 return None
             await asyncio.sleep(pause_s)
         return None
+
+    async def take(self, job: Job) -> Session | None:
+        """Claim the job's session; one that we get while we are told to stop is given back at once."""
+        claiming = asyncio.create_task(self.claim(job.session_id, job.run))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            if session := await _last_words(claiming):
+                await self._step_aside(Hold(session, 0.0))
+            raise
 
     @asynccontextmanager
     async def hold(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:
@@ -223,27 +262,26 @@ class Pipeline:
         step = "let_go" if hold.sent else "give_back"
         await self.db.rows(step, session=hold.session.id, lease=hold.session.lease)
 
-    async def extend(self, holds: Iterable[Hold]) -> None:
-        """Renew the leases; the task of one that is lost is cancelled."""
+    async def extend(self, holds: Iterable[Hold]) -> list[Hold]:
+        """Renew the leases; those that are lost."""
         now, holds = time.monotonic(), list(holds)
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        rows = await self.db.rows("extend", items=items, lease_s=LEASE_S)
+        rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
         kept = {(row["id"], row["lease"]) for row in rows}
+        lost = []
         for hold in holds:
             if (hold.session.id, hold.session.lease) in kept:
                 hold.renewed_at = now
-            elif hold.calling and hold.task:
-                hold.lost = True
-                log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
-                hold.task.cancel()
+            else:
+                lost.append(hold)
+        return lost
 
     async def generate(self, hold: Hold, tool: Tool) -> Answer | NoAnswer:
-        """One provider call; cancelled when the lease is lost meanwhile."""
+        """One provider call. Raises LeaseLostError when the session is not ours any more."""
+        if hold.stale and await self.extend([hold]):
+            raise LeaseLostError(hold.session.id)
         hold.calling = True
         try:
-            if hold.stale:
-                await self.extend([hold])
-                await asyncio.sleep(0)  # where a lost lease cancels us
             return await self.providers[tool.provider].generate(hold.session, hold.on_send)
         finally:
             hold.calling = False
@@ -286,9 +324,11 @@ class Pipeline:
         item = self._item(session, result, calls)
         try:
             row = await self._settle(session, item)
-        except DataRefusedError as error:
+        except DatabaseGoneError:
+            raise
+        except GenctlError as error:
             log.warning("session.reservation.refused", sessionId=session.id, error=error.message)
-            row = await self._settle(session, item | {"release": False, "refund_error": error.message})
+            row = await self._settle(session, item | {"release": False, "refund_error": RELEASE_REFUSED})
         if row is None:
             await self._note_late(session, result)
             raise LeaseLostError(session.id)
@@ -303,11 +343,18 @@ class Pipeline:
 
     async def _settle(self, session: Session, item: dict[str, Any]) -> Row | None:
         users = [session.user_id]
-        *_, rows = await self.db.patiently(
-            ("ensure_accounts", {"users": users, "opening": 0}),
-            ("lock_accounts", {"users": users}),
-            ("settle", {"items": as_json([item])}),
+        settling = asyncio.create_task(
+            self.db.patiently(
+                ("ensure_accounts", {"users": users, "opening": 0}),
+                ("lock_accounts", {"users": users}),
+                ("settle", {"items": as_json([item])}),
+            )
         )
+        try:
+            *_, rows = await asyncio.shield(settling)
+        except asyncio.CancelledError:  # an answer that we have is worth the moment that it takes to store it
+            await _last_words(settling)
+            raise
         if rows:
             return rows[0]
         # The answer to a commit may have been lost: an ended row under our lease was ended by us.
@@ -374,7 +421,7 @@ class Pipeline:
         self, body: str, code: str, *, row: Session | None = None, session_id: UUID | None = None
     ) -> str:
         """Put a copy into the DLQ; its message id. Raises GenctlError when it could not be sent."""
-        category = (row.error_details or {}).get("category") if row else None
+        category = row.details.get("category") if row else None
         attributes = decide.copy_attributes(
             row,
             code=code,
@@ -406,7 +453,7 @@ async def process(job: Job, at: Pipeline) -> Session | None:
     LeaseLostError when it is no longer ours.
     """
     claimed_at = time.monotonic()
-    session = await at.claim(job.session_id, job.run)
+    session = await at.take(job)
     if session is None:
         return None
     async with at.hold(session, claimed_at) as hold:
@@ -447,12 +494,20 @@ def provider_of(session: Session) -> str:
     return (tool_of(session.model) or SEEDREAM4).provider
 
 
+async def _last_words(step: asyncio.Task[T]) -> T | None:
+    """The result of a step that goes on although we are cancelled, if it ends soon."""
+    done, _ = await asyncio.wait([step], timeout=STOP_S)
+    if not done:
+        step.cancel()
+    return step.result() if done and not step.cancelled() and step.exception() is None else None
+
+
 def _log_settled(row: Session) -> None:
     whose = {"sessionId": row.id, "userId": row.user_id, "run": row.run}
     if row.status is Status.COMPLETED:
         log.info("session.completed", **whose)
         return
-    stored = row.error_details or {}
+    stored = row.details
     log.info(
         "session.failed.updated", **whose, code=stored["code"], refundedCredits=stored["refundedCredits"]
     )

@@ -43,7 +43,13 @@ class Swept(msgspec.Struct, frozen=True):
 async def sweep(at: Pipeline, *, queued_timeout_s: float, dry_run: bool = False) -> list[Swept]:
     """One pass over at most a batch of each kind. What fails is logged and left to the next pass."""
     found = await _find(at, queued_timeout_s)
-    return found if dry_run else [swept for swept in found if await _carried_out(at, swept)]
+    if dry_run:
+        return found
+    owed = [swept for swept in found if swept.action == "send"]
+    if owed and (why := await send_jobs([swept.session for swept in owed], db=at.db, queue=at.queue)):
+        log.warning("sweep.failed", action="send", error=why)
+        found = [swept for swept in found if swept.action != "send"]
+    return [swept for swept in found if await _carried_out(at, swept)]
 
 
 async def resend_all(settings: Settings) -> int:
@@ -107,9 +113,7 @@ async def _carried_out(at: Pipeline, swept: Swept) -> bool:
 async def _carry_out(at: Pipeline, swept: Swept) -> bool:
     session = swept.session
     match swept.action:
-        case "send":
-            if why := await send_jobs([session], db=at.db, queue=at.queue):
-                raise GenctlError("QueueUnreachable", why)
+        case "send":  # all of them together, before
             return True
         case "copy":
             await at.copy(session, body=decide.job_body(session), code=decide.error_code(session))
@@ -120,13 +124,27 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
         case "refund":
             assert session.reservation_id  # noqa: S101 - refunds_owed joins on it
             return bool(await credits.release_reservation(at.db, session.reservation_id, reason="sweep"))
+        case "fail":
+            return await _fail(at, session, swept.code or "WorkerCrashed")
+    raise AssertionError(swept.action)
+
+
+async def _fail(at: Pipeline, session: Session, code: str) -> bool:
+    """Settle without a call, as a worker that finds the budget used up."""
     claimed = await at.claim(session.id, session.run, lapsed=True)
     if claimed is None:
         return False
-    row = await at.settle(claimed, ours(swept.code or "WorkerCrashed"), calls=claimed.attempts - 1)
+    row = await at.settle(claimed, ours(code), calls=claimed.attempts - 1)
     await at.copy(row, body=decide.job_body(row), code=decide.error_code(row))
     return True
 
 
 async def _sessions(db: Database, name: str, **params: object) -> list[Session]:
-    return [Session.of(row) for row in await db.rows(name, limit=BATCH, **params)]
+    """The rows of a list; one that we cannot read is logged and must not hold up the others."""
+    found = []
+    for row in await db.rows(name, limit=BATCH, **params):
+        try:
+            found.append(Session.of(row))
+        except msgspec.ValidationError as error:
+            log.warning("sweep.odd_row", sessionId=row["id"], error=str(error))
+    return found

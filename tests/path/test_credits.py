@@ -3,10 +3,10 @@
 from uuid import UUID, uuid4
 
 import pytest
+from tests.kit import Kit
 
 from genctl import credits
 from genctl.domain.model import GenctlError
-from tests.kit import Kit
 
 
 async def test_a_grant_makes_the_account_and_books_it(kit: Kit) -> None:

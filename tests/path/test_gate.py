@@ -2,9 +2,10 @@
 
 import asyncio
 
+from tests.kit import Kit
+
 from genctl import gate
 from genctl.gate import State
-from tests.kit import Kit
 
 TOOL = "seedream4"
 

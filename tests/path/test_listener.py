@@ -6,11 +6,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.kit import Kit, until
 
 from genctl.domain.model import GenctlError
 from genctl.edges import listener
 from genctl.ops.tail import tail
-from tests.kit import Kit, until
 
 
 class Followed:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from tests.kit import database_url, until_sync
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
 from genctl.edges import migrate
 from genctl.ops.stack.places import find_binaries
-from tests.kit import database_url, until_sync
 
 FILES = list(migrate.files())
 

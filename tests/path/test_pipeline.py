@@ -12,6 +12,7 @@ from tests.kit import Kit, until
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Status
 from genctl.edges.sqs import Outgoing
+from genctl.ops.sessions import find
 from genctl.ops.smoke import details_complaints
 from genctl.pipeline import LEASE_S, carry, process, send_jobs
 
@@ -262,7 +263,7 @@ async def test_a_release_that_the_database_refuses_leaves_the_session_failed_and
     row = await kit.work()
     assert row and row.status is Status.FAILED and row.error_details
     assert (row.error_details["refundedCredits"], row.error_details["reservationAmount"]) == (0, 4)
-    assert "not today" in row.error_details["refundError"]
+    assert "the database refused the release" in row.error_details["refundError"]
     assert len(heard()) == 1
     assert await kit.balance() == 996
     assert await kit.violations() == ["refund_pending"]
@@ -358,7 +359,8 @@ async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> No
     session = await kit.enqueue("hang")
     task = await calling(kit, session)
     await kit.query("update generation_sessions set lease = lease + 1")
-    await kit.at.extend(kit.at.holds)
+    (lost,) = await kit.at.extend(kit.at.holds)
+    lost.lose()
     with pytest.raises(LeaseLostError):
         await task
     row = await kit.row(session)
@@ -388,3 +390,32 @@ async def test_users_with_many_jobs_ending_at_once_do_not_deadlock(kit: Kit) -> 
     )
     assert all(row["v"] == [1, 2, 3, 4, 5, 6] for row in versions)
     assert await kit.violations() == []
+
+
+async def test_connections_that_all_broke_cost_a_job_no_redelivery(kit: Kit, dsn: str) -> None:
+    """One that fails makes the pool look at the others, which have gone the same way."""
+    await asyncio.gather(*(kit.query("select pg_sleep(0.1)") for _ in range(4)))
+    await kit.enqueue("sensitive")
+    message = await kit.receive()
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("""
+            select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid()""")
+    row = await carry(message, kit.at)
+    assert row and row.status is Status.FAILED
+    assert await depth(kit) == 0
+
+
+async def test_a_whole_id_wins_over_the_beginnings_of_others(kit: Kit) -> None:
+    session = await kit.enqueue()
+    await kit.query("update generation_sessions set client_key = 'cart-1'")
+    for _ in range(21):
+        await kit.enqueue()
+    await kit.query("update generation_sessions set client_key = 'cart-1x' where client_key is null")
+    assert (await find(kit.db, "cart-1")).id == session.id
+    assert (await find(kit.db, str(session.id)[:13])).id == session.id
+    for text in ("cart-1x", "cart"):
+        with pytest.raises(GenctlError, match="several"):
+            await find(kit.db, text)
+    with pytest.raises(GenctlError, match="no session"):
+        await find(kit.db, "cart_1")

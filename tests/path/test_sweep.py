@@ -1,12 +1,12 @@
 """The safety net: what nobody else ends or sends."""
 
 import pytest
+from tests.kit import Kit
 
 from genctl import gate
 from genctl.domain.classify import ours
 from genctl.domain.model import Status
 from genctl.sweep import resend_all, sweep
-from tests.kit import Kit
 
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s' where status = 'processing'"
 

@@ -1,5 +1,6 @@
 """genctl as its users run it: processes in a place of their own, with database, queue pair and simulator."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -18,35 +19,37 @@ import psycopg
 from psycopg.rows import dict_row
 from tests.kit import QueueServer, database_url, until_sync
 
+from genctl.base.settings import Settings, load
+from genctl.credits import audit
+from genctl.edges.db import Database
+from genctl.ops import enqueue
+from genctl.ops.enqueue import Wish
+
 GENCTL = (sys.executable, "-m", "genctl")
+CHANGING = ("enqueue", "credits grant", "sweep", "pause", "resume", "migrate up")
 
 
 @dataclasses.dataclass
 class Running:
-    """A process that runs beside the test; what it says on stderr is in `log`."""
+    """A process that runs beside the test; its stdout is `out`, its stderr `log`."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[bytes]"
+    out: Path
     log: Path
 
     @classmethod
     @contextmanager
     def start(cls, *command: str, env: Mapping[str, str], folder: Path) -> Iterator[Self]:
-        log = folder / f"{uuid4().hex[:8]}.log"
-        with log.open("w") as stderr:
+        out, log = (folder / f"{uuid4().hex[:8]}.{kind}" for kind in ("out", "log"))
+        with out.open("w") as stdout, log.open("w") as stderr:
             process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
+                command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
             )
         try:
-            yield cls(process, log)
+            yield cls(process, out, log)
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
 
     def events(self, name: str, **told: object) -> list[dict[str, Any]]:
         """The log events of that name that tell these things."""
@@ -105,8 +108,32 @@ class Place:
         return done
 
     def genctl(self, *args: str, exit_code: int = 0, **env: str) -> Any:
-        """A command's one JSON document."""
-        return json.loads(self.say(*args, "-o", "json", exit_code=exit_code, **env).stdout)
+        """A command's one JSON document; one that changes something has named its target on stderr."""
+        done = self.say(*args, "-o", "json", exit_code=exit_code, **env)
+        changes = " ".join(args).startswith(CHANGING) and "--dry-run" not in args
+        assert ("target: database " in done.stderr) == changes, done.stderr
+        return json.loads(done.stdout)
+
+    def error(self, *args: str, exit_code: int) -> dict[str, str]:
+        """What a command that fails says with `-o json`; nothing on stdout."""
+        done = self.say(*args, "-o", "json", exit_code=exit_code)
+        assert done.stdout == ""
+        error: dict[str, str] = json.loads(done.stderr.splitlines()[-1])["error"]
+        assert list(error) == ["code", "message", "fix"]
+        return error
+
+    def make_real(self) -> None:
+        """From now on the terminal names database, queue and provider as real services."""
+        stack = json.loads((self.folder / "stack.json").read_text())
+        (self.folder / "stack.json").unlink()
+        self.env |= {
+            "DATABASE_URL": stack["database_url"],
+            "AWS_ENDPOINT_URL_SQS": stack["sqs_endpoint"],
+            "AWS_ACCESS_KEY_ID": stack["aws_access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": stack["aws_secret_access_key"],
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "ARK_BASE_URL": stack["ark_base_url"],
+        }
 
     @contextmanager
     def start(self, *args: str, **env: str) -> Iterator[Running]:
@@ -121,9 +148,26 @@ class Place:
             worker.until("worker.started")
             yield worker
 
-    def enqueue(self, scenario: str, *args: str) -> str:
-        """The id of a new session."""
-        return str(self.genctl("enqueue", "--scenario", scenario, *args)["sessionId"])
+    @property
+    def settings(self) -> Settings:
+        """What a command here would find."""
+        return load(env=self.env, cwd=self.folder)
+
+    def enqueue(self, scenario: str = "success", **wish: Any) -> str:
+        """What `genctl enqueue` does, without its process; the id of the session when it is one."""
+        wanted = Wish(prompt="a test", scenario=scenario, **{"user": "ann"} | wish)
+        said = asyncio.run(enqueue.run(self.settings, wanted, lambda _: None))
+        assert said.owed is None
+        return str(said.data.get("sessionId"))
+
+    def violations(self) -> list[str]:
+        """What `genctl refunds check` finds."""
+
+        async def kinds() -> list[str]:
+            async with Database.open(self.dsn, size=1) as db:
+                return [violation.kind for violation in (await audit(db)).violations]
+
+        return asyncio.run(kinds())
 
     def until_called(self, session: str, attempt: int = 1) -> None:
         """Wait until the provider has got the request of that attempt."""
@@ -131,7 +175,7 @@ class Place:
 
     def sql(self, query: str, *params: object) -> list[dict[str, Any]]:
         with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as conn:
-            cursor = conn.execute(query.encode(), params)
+            cursor = conn.execute(query.encode(), params or None)
             return cursor.fetchall() if cursor.description else []
 
     def row(self, session: str) -> dict[str, Any]:
@@ -156,6 +200,11 @@ class Place:
         """The kinds of the session's events, in their order."""
         rows = self.sql("select kind from session_events where session_id = %s order by id", session)
         return [row["kind"] for row in rows]
+
+    def body(self, session: str) -> str:
+        """The job message of the session's first run."""
+        job = {"version": 1, "tool": "seedream4", "sessionId": session, "run": 1}
+        return json.dumps(job, separators=(",", ":"))
 
     def send(self, body: str, *, dlq: bool = False) -> None:
         self.sqs.send_message(QueueUrl=self.dlq if dlq else self.queue, MessageBody=body)

@@ -21,6 +21,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from tests.kit import until_sync
 
 from genctl import __version__, cli
 from genctl.base.printable import is_printable
@@ -40,7 +41,6 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind.lower()))
-    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[2]))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.chdir(tmp_path)
 
@@ -212,13 +212,17 @@ def test_a_closed_stdin_works() -> None:
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 5)
 
 
+def waiting_bytes(fd: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def test_a_pipe_that_does_not_block_is_waited_for() -> None:
     """A parent such as Node makes its pipes non-blocking; nothing is lost then."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     with subprocess.Popen([*PROGRAM, "rows", "--count", "20000", "-o", "jsonl"], stdout=write) as process:
         os.close(write)
-        time.sleep(0.5)  # the pipe fills up
+        until_sync(lambda: waiting_bytes(read) > 60_000)
         with os.fdopen(read) as lines:
             assert sum(1 for _ in lines) == 20000
     assert process.returncode == 0
@@ -492,24 +496,6 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
     assert run("-c", code, *args, program=[sys.executable]).stderr == "[]\n"
-
-
-def test_help_is_hardly_slower_than_importing_click(tmp_path: Path) -> None:
-    """Fastest of several runs each, taken in turns: a busy machine only ever adds."""
-    limits = {"genctl --help": 1.3, "genctl --version": 1.3, "genctl enqueue --help": 1.6}
-    fastest = dict.fromkeys(["click", *limits], 9.0)
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    env["PYTHONPYCACHEPREFIX"] = str(tmp_path / "pyc")  # as an installed package has its bytecode
-    for attempt in range(20):
-        for line in fastest:
-            args = ["-c", "import click"] if line == "click" else ["-m", *line.split()]
-            began = time.perf_counter()
-            subprocess.run([sys.executable, *args], env=env, stdout=subprocess.DEVNULL, check=True)
-            fastest[line] = min(fastest[line], time.perf_counter() - began)
-        ratios = {line: fastest[line] / fastest["click"] for line in limits}
-        if attempt >= 4 and all(ratios[line] <= most for line, most in limits.items()):
-            return
-    pytest.fail(f"{ratios} of {limits}")
 
 
 # Settings on the command line

@@ -102,11 +102,11 @@ async def test_a_server_killed_under_its_streams_loses_nothing(place: Place) -> 
             await one.ready()
             async with one.client.stream() as ear:
                 await ear.ready()
-                await run(lambda: place.enqueue("sensitive", "--user", "ann", "--grant", "100", "--wait"))
+                await run(lambda: place.enqueue("sensitive", grant=100, wait=True))
                 await ear.until(lambda ear: ear.told)
                 one.running.end(signal.SIGKILL)
                 last = ear.ids[-1]
-        missed = await run(lambda: place.enqueue("sensitive", "--user", "ann", "--wait"))
+        missed = await run(lambda: place.enqueue("sensitive", wait=True))
         with serve(place, port) as two:
             async with two.client.stream(**{"Last-Event-ID": last}) as again:
                 await again.ready()
@@ -269,17 +269,17 @@ def test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed
         place.start("watch", "--user", "ann", "--count", "3", "-o", "jsonl", **at) as watching,
     ):
         until_sync(lambda: "connected" in watching.log.read_text())
-        first = place.enqueue("sensitive", "--user", "ann", "--grant", "100", "--wait")
+        first = place.enqueue("sensitive", grant=100, wait=True)
         until_sync(lambda: "sse.emit" in one.running.log.read_text())
         one.running.end(signal.SIGKILL)
         until_sync(lambda: "lost, retrying in" in watching.log.read_text())
-        second = place.enqueue("success", "--user", "ann", "--wait")
+        second = place.enqueue(wait=True)
         with serve(place, port):
             until_sync(lambda: "caught up, 1 missed" in watching.log.read_text())
-            third = place.enqueue("success", "--user", "ann", "--wait")
+            third = place.enqueue(wait=True)
             out, _ = watching.process.communicate(timeout=30)
             assert watching.process.returncode == 0, watching.log.read_text()
-    events = [json.loads(line) for line in out.splitlines()]
+    events = [json.loads(line) for line in watching.out.read_text().splitlines()]
     assert [event.keys() for event in events] == [{"event", "id", "data"}] * 3
     assert [(event["event"], event["data"]["sessionId"]) for event in events] == [
         ("failed", first),
@@ -353,10 +353,9 @@ async def test_watch_takes_no_cut_event_for_a_whole_one_and_keeps_the_last_id(
         await until(twice)
         assert says in watching.log.read_text()
         assert (b"Last-Event-ID: 1" if answer else b"Last-Event-ID: 0") in requests[1]
-        watching.process.terminate()
-        out = await run(lambda: watching.process.communicate(timeout=10)[0])
+        await run(lambda: watching.end(signal.SIGTERM))
     server.close()
-    assert "cut" not in out
+    assert "cut" not in watching.out.read_text()
 
 
 async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,9 @@ MARKED = session(status=Status.FAILED, dlq_sent_at=NOW)
         (session(due_at=NOW - timedelta(seconds=7)), 1, 1, Hide(0)),
         (session(), 1, 1, Hide(5)),
         (session(status=Status.PROCESSING, lease_until=NOW + timedelta(seconds=20)), 1, 1, Hide(21)),
-        (session(status=Status.PROCESSING), 1, 1, Hide(5)),
+        (session(status=Status.PROCESSING), 1, 1, Hide(300)),
+        (session(), 7, 1, Hide(5)),
+        (session(), 7, 3, Copy("SessionNotFound", mark=False)),
         (session(due_at=NOW + timedelta(days=9)), 1, 1, Hide(43200)),
     ],
 )

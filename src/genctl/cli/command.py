@@ -22,7 +22,7 @@ class Command(click.Command):
         self.params += [*([_output()] if data else []), _setting(), _debug()]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # Its value is optional and never the next word: `discard --yes ID` names an ID.
+        # The value of --yes is optional and never the next word: `discard --yes ID` names an ID.
         if any("--yes" in param.opts for param in self.params):
             args = ["--yes=" if arg == "--yes" else arg for arg in args]
         return super().parse_args(ctx, args)
@@ -130,9 +130,7 @@ def when(text: str) -> datetime:
 
 DURATION = click.types.FuncParamType(duration)
 WHEN = click.types.FuncParamType(when)
-yes_option = click.option(
-    "--yes", flag_value="", is_flag=False, metavar="[=NAME]", help="Answer the question: go on."
-)
+yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question: go on.")
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
     from genctl.domain.model import camel
 
     async def granted(db: "Database") -> "dict[str, Any]":
-        await credits.grant(db, [user], amount, reason)
+        await credits.grant(db, [user], amount, reason, opening=credits.opening(out.settings))
         return {"granted": amount} | camel(await credits.account(db, user))
 
     out.target()

@@ -6,15 +6,7 @@ from genctl.cli.command import Command, Group
 from genctl.cli.output import Output
 
 
-class _UpByDefault(Group):
-    """Bare `genctl migrate` is `genctl migrate up`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ours = not args or (args[0].startswith("-") and not {"-h", "--help"} & set(args))
-        return super().parse_args(ctx, ["up", *args] if ours else args)
-
-
-@click.group(cls=_UpByDefault)
+@click.group(cls=Group, default="up")
 def migrate() -> None:
     """Apply the migrations, or tell their state."""
 

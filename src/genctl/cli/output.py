@@ -45,9 +45,9 @@ class Output:
     ) -> None:
         """Print one thing (a mapping or struct) or many (any other iterable), once in a command's life.
 
-        `columns` are those of table and CSV, else all keys. `rows` are the many that matter inside of one
-        thing: table, CSV and JSON lines show them instead. `text` replaces the table. `empty` goes to
-        stderr where a table would have no row.
+        `columns` are those of table and CSV, else all keys (CSV: of the first row). `rows` are the many
+        that matter inside of one thing: table, CSV and JSON lines show them instead. `text` replaces the
+        table. `empty` goes to stderr where a table would have no row.
         """
         from genctl.cli import formats
 

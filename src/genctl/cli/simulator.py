@@ -36,8 +36,6 @@ def simulator(out: Output, *, host: str, port: int) -> None:
     A prompt that holds `[scenario:NAME]` plays that scenario; one with words that the provider's filter
     refuses is refused; any other gets an image.
     """
-    from genctl.base import log
     from genctl.services.simulator import serve
 
-    log.configure(out.settings.log, out.settings.log_level)
     out.serve(serve(host, port))

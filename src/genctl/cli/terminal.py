@@ -58,9 +58,9 @@ def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> No
 
 
 def _ask(question: str) -> str:
-    sys.stderr.write(printable(question))
-    sys.stderr.flush()
     with _signals_end_it():
+        sys.stderr.write(printable(question))
+        sys.stderr.flush()
         return sys.stdin.readline().strip()
 
 

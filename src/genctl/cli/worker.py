@@ -50,10 +50,8 @@ def worker(
     to the DLQ. SIGTERM: no new jobs, calls under way are awaited for --grace, exit 0; a second one
     lets them go at once.
     """
-    from genctl.base import log
     from genctl.services.worker import Until, serve
 
     settings = out.settings
-    log.configure(settings.log, settings.log_level)
     until = Until(once=once, max_jobs=max_jobs, drain=drain)
     out.serve(serve(settings, concurrency=concurrency, grace_s=grace, until=until, sweeps=not no_sweep))

@@ -126,7 +126,6 @@ OURS: dict[str, Failure] = {
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
         _ours("WorkerCrashed", "Something went wrong on our side while the image was made. Please try again.",
               fatal=False, outcome=Outcome.UNKNOWN),
-        _ours("InternalError", SENTENCES[Category.INTERNAL], fatal=False, outcome=Outcome.UNKNOWN),
     )
 }  # fmt: skip
 

@@ -1,7 +1,5 @@
 """What to do, decided from the message and the row alone: the row decides, the message is a doorbell."""
 
-from typing import Any
-
 import msgspec
 
 from genctl.domain.model import (
@@ -18,6 +16,7 @@ from genctl.domain.tools import SEEDREAM4, TOOLS, tool_of
 PATIENT_RECEIVES = 3  # a message whose row is not there (yet) is looked at so often
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
 FIRST_HIDE_S = 5
+ADOPTED_HIDE_S = 300  # it was processing at adoption, and the sweeper will end it some day
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -102,7 +101,7 @@ def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:
 
 def dispose(job: Job, row: Session | None, receive_count: int) -> Delete | Copy | Hide:
     """The fate of a message, once its job was processed or could not be claimed."""
-    if row is None:
+    if row is None or (job.run is not None and job.run > row.run):
         if receive_count < PATIENT_RECEIVES:
             return Hide(FIRST_HIDE_S * receive_count)
         return Copy("SessionNotFound", mark=False)
@@ -118,20 +117,20 @@ def _rest_s(row: Session) -> int:
     """Seconds until an unended row may be claimed: the rest of its lease, or of its wait."""
     waits_for = row.lease_until if row.status is Status.PROCESSING else row.due_at
     if waits_for is None or row.read_at is None:
-        return FIRST_HIDE_S
+        return ADOPTED_HIDE_S if row.status is Status.PROCESSING else FIRST_HIDE_S
     return min(max(0, int((waits_for - row.read_at).total_seconds()) + 1), LONGEST_HIDE_S)
 
 
 def error_code(row: Session) -> str:
     """The code of a failed row; `Unknown` when nobody stored one."""
-    return str((row.error_details or {}).get("code") or "Unknown")
+    return str(row.details.get("code") or "Unknown")
 
 
 def copy_attributes(
     row: Session | None, *, code: str, category: str, source_queue: str, session_id: str | None = None
 ) -> dict[str, str]:
     """The attributes of a DLQ copy, in the order in which they matter; absent where there is nothing."""
-    details: dict[str, Any] = (row.error_details if row else None) or {}
+    details = row.details if row else {}
     found = {
         "code": code,
         "category": category,

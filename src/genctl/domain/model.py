@@ -6,7 +6,7 @@ Python and SQL say snake_case, JSON says camelCase; this is the one place that t
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 import msgspec
@@ -68,22 +68,28 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
+Run = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
 class Job(msgspec.Struct, frozen=True, rename="camel"):
     """The job message: it only says that there is something to do; the row decides what."""
 
     version: Literal[1]
     tool: str
     session_id: UUID
-    run: int | None = None  # a body without a run means the row's run
+    run: Run | None = None  # a body without a run means the row's run
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A `generation_sessions` row. Times are aware; the database's clock made them."""
+    """A `generation_sessions` row. Times are aware; the database's clock made them.
+
+    What an adopted table may hold is taken as it is: texts may be null, jsonb may be anything.
+    """
 
     id: UUID
     user_id: str
-    model: str
-    prompt: str
+    model: str | None
+    prompt: str | None
     status: Status
     run: int
     attempts: int
@@ -91,10 +97,10 @@ class Session(msgspec.Struct, frozen=True):
     lease: int
     created_at: datetime
     client_key: str | None = None
-    params: dict[str, Any] | None = None
+    params: Any = None
     reservation_id: UUID | None = None
-    result: dict[str, Any] | None = None
-    error_details: dict[str, Any] | None = None
+    result: Any = None
+    error_details: Any = None
     started_at: datetime | None = None
     first_failed_at: datetime | None = None
     completed_at: datetime | None = None
@@ -112,6 +118,11 @@ class Session(msgspec.Struct, frozen=True):
     def of(cls, row: Mapping[str, Any]) -> Self:
         """A row as a statement returned it; columns that we do not know are left out."""
         return msgspec.convert(row, cls)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """`error_details`, empty where there are none."""
+        return self.error_details if isinstance(self.error_details, dict) else {}
 
     @property
     def copy_owed(self) -> bool:

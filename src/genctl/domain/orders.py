@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import TOOLS, Tool, tool_of
+from genctl.domain.tools import TOOLS, tool_of
 
 LONGEST_PROMPT = 10_000  # characters; the providers advise far less and set no limit
 LONGEST_NAME = 200  # characters of a user id, a client key, an idempotency key
@@ -27,10 +27,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
 
 
-def check(order: Order) -> Tool:
-    """The tool that serves the order. Raises GenctlError (exit 2) naming what is wrong."""
-    tool = tool_of(order.model)
-    if tool is None:
+def check(order: Order) -> None:
+    """Raises GenctlError (exit 2) naming what is wrong with it."""
+    if tool_of(order.model) is None:
         known = ", ".join(pattern for t in TOOLS.values() for pattern in t.models)
         raise _refused("UnknownModel", f"no tool serves the model {order.model!r}", f"use one like {known}")
     if not order.prompt.strip():
@@ -44,7 +43,6 @@ def check(order: Order) -> Tool:
             check_name(what, name)
     if not 0 < order.cost <= MOST_CREDITS:
         raise _refused("BadCost", f"a job cannot cost {order.cost} credits", "name a whole number above 0")
-    return tool
 
 
 def check_name(what: str, name: str) -> None:

@@ -34,6 +34,6 @@ SEEDREAM4 = Tool(
 TOOLS: dict[str, Tool] = {tool.name: tool for tool in (SEEDREAM4,)}
 
 
-def tool_of(model: str) -> Tool | None:
+def tool_of(model: str | None) -> Tool | None:
     """The tool whose pattern matches `model`, or None."""
-    return next((t for t in TOOLS.values() if any(fnmatchcase(model, p) for p in t.models)), None)
+    return next((t for t in TOOLS.values() if any(fnmatchcase(model or "", p) for p in t.models)), None)

@@ -30,8 +30,22 @@ Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
 CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
 RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
+STATEMENT_TIMEOUT_S = 15.0  # of one transaction; a silent server or a lock held by a person ends here
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 2.0
+
+HOW: dict[str, Any] = {
+    "autocommit": True,
+    "prepare_threshold": None,
+    "row_factory": dict_row,
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "application_name": "genctl",
+    # a connection whose other end is gone is noticed by the kernel, not after two hours
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
 
 set_json_dumps(msgspec.json.encode)
 set_json_loads(msgspec.json.decode)
@@ -78,16 +92,25 @@ def errors_told(dsn: str) -> Iterator[None]:
             f"database {at} refuses: {_first_line(error)}",
             "grant the rights to the user of DATABASE_URL",
         ) from error
-    except (psycopg.DataError, psycopg.IntegrityError, errors.RaiseException) as error:
+    except _REFUSALS as error:
         raise DataRefusedError(_first_line(error)) from error
+    except TimeoutError as error:
+        raise DatabaseGoneError(
+            "DatabaseSilent",
+            f"PostgreSQL at {at} did not answer in time",
+            "look for a lock that is held for long (pg_stat_activity), or for the network",
+        ) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, _READ_ONLY) as error:
         raise DatabaseGoneError(
             "DatabaseUnreachable",
             f"cannot use PostgreSQL at {at}: {_first_line(error)}",
             "check that it runs (the embedded stack: `genctl demo --keep`) and that DATABASE_URL is right",
         ) from error
-    except psycopg.ProgrammingError as error:
-        # conninfo that does not parse
+    except UnicodeEncodeError as error:
+        raise GenctlError(
+            "BadText", "a text is not valid UTF-8", "check the terminal's encoding", exit_code=2
+        ) from error
+    except psycopg.Error as error:  # a URL that libpq does not take, a trigger with errors of its own
         raise GenctlError(
             "DatabaseMisused",
             f"PostgreSQL at {at}: {_first_line(error)}",
@@ -95,6 +118,12 @@ def errors_told(dsn: str) -> Iterator[None]:
         ) from error
 
 
+_REFUSALS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    errors.RaiseException,
+    errors.ProgramLimitExceeded,
+)
 _READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
 
 
@@ -109,14 +138,7 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
 async def connect_directly(dsn: str) -> Connection:
     """One connection in autocommit, outside the pool (LISTEN, migrate). Raises GenctlError, exit 3."""
     with errors_told(dsn):
-        conn = await psycopg.AsyncConnection.connect(
-            dsn,
-            autocommit=True,
-            prepare_threshold=None,
-            row_factory=dict_row,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            application_name="genctl",
-        )
+        conn = await psycopg.AsyncConnection.connect(dsn, **HOW)
         await _configure(conn)
         return conn
 
@@ -147,13 +169,7 @@ class Database:
                 open=False,
                 configure=_configure,
                 connection_class=cast("type[Connection]", psycopg.AsyncConnection),
-                kwargs={
-                    "autocommit": True,
-                    "prepare_threshold": None,
-                    "row_factory": dict_row,
-                    "connect_timeout": CONNECT_TIMEOUT_S,
-                    "application_name": "genctl",
-                },
+                kwargs=HOW,
             ) as pool:
                 yield cls(dsn, pool)
 
@@ -165,22 +181,24 @@ class Database:
         """The first row of one named statement, or None."""
         return next(iter(await self.rows(name, **params)), None)
 
-    async def transact(self, *steps: Step) -> list[list[Row]]:
+    async def transact(self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S) -> list[list[Row]]:
         """Named statements as one transaction in one round trip; the rows of each.
 
         Raises DataRefusedError (nothing was done), DatabaseGoneError (a commit on its way may or may not
         have happened) or GenctlError.
         """
         with errors_told(self.dsn):
-            async with self._pool.connection() as conn:
+            async with asyncio.timeout(timeout_s), self._pool.connection() as conn:
                 try:
                     if len(steps) == 1:
                         return [await _fetched(await _execute(conn, steps[0]))]
                     async with conn.pipeline(), conn.transaction():
                         cursors = [await _execute(conn, step) for step in steps]
                     return [await _fetched(cursor) for cursor in cursors]
-                except _READ_ONLY:
-                    await conn.close()  # the pool makes a new one, which finds the new primary
+                except (_READ_ONLY, asyncio.CancelledError):
+                    # The next one finds the new primary; a pipeline cut off half-way would swallow
+                    # the commits of whoever got this connection next.
+                    await conn.close()
                     raise
 
     async def patiently(self, *steps: Step, patience_s: float = 60.0) -> list[list[Row]]:
@@ -197,6 +215,7 @@ class Database:
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
+                await self._pool.check()  # the connections that wait there have gone the same way
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 

@@ -9,11 +9,15 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import LiteralString, NamedTuple
+from uuid import UUID
+
+import msgspec
 
 from genctl.domain.model import GenctlError
 from genctl.edges.db import DatabaseGoneError, connect_directly, errors_told
 from genctl.edges.sql import sql
 
+CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out
 MAX_RETRY_S = 30.0
 
@@ -29,6 +33,18 @@ class Heard(NamedTuple):
 
     payload: str
     channel: str
+
+    @property
+    def session_id(self) -> UUID | None:
+        """The session it speaks of; None for a forged or foreign one."""
+        try:
+            return msgspec.json.decode(self.payload, type=_Payload).session_id
+        except (msgspec.DecodeError, RecursionError):
+            return None
+
+
+class _Payload(msgspec.Struct):
+    session_id: UUID
 
 
 class Quiet(NamedTuple):

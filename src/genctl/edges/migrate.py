@@ -6,11 +6,16 @@ statements stands alone and may run twice. Any number of runners at once is safe
 
 import asyncio
 import hashlib
+import random
+import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import LiteralString, NamedTuple
+
+from psycopg import errors
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
@@ -20,6 +25,7 @@ from genctl.edges.sql import sql
 ALONE = "-- genctl: no transaction"
 LOCK_KEY = 0x67656E63746C  # "genctl"
 POLL_S = 0.1
+LOCK_PATIENCE_S = 60.0
 
 
 class Migration(NamedTuple):
@@ -96,17 +102,39 @@ async def _apply(conn: Connection, dsn: str, path: Path) -> None:
     try:
         with errors_told(dsn):
             if content.startswith(ALONE):
+                for remedy in await _half_built(conn, content):
+                    await conn.execute(remedy)
                 for statement in _statements(content):
                     await conn.execute(statement)
                 await conn.execute(_text("record_migration"), record)
             else:
-                async with conn.transaction():
-                    await conn.execute(content)
-                    await conn.execute(_text("record_migration"), record)
+                await _patiently(conn, content, record)
     except GenctlError as error:
         raise GenctlError(
             "MigrationFailed", f"{path.name}: {error.message}", "mend it and run `genctl migrate` again"
         ) from error
+
+
+async def _patiently(conn: Connection, content: str, record: dict[str, str]) -> None:
+    """One transaction that waits for a lock for a second only, again and again for a minute."""
+    give_up_at = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            async with conn.transaction():
+                await conn.execute(_text("wait_shortly"))
+                await conn.execute(content)
+                await conn.execute(_text("record_migration"), record)
+                return
+        except errors.LockNotAvailable:
+            if time.monotonic() > give_up_at:
+                raise
+        await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+
+async def _half_built(conn: Connection, content: str) -> list[str]:
+    """Statements that drop the invalid indexes which this file makes."""
+    rows = await (await conn.execute(_text("half_built_indexes"))).fetchall()
+    return [row["remedy"] for row in rows if re.search(rf"\b{re.escape(row['name'])}\b", content)]
 
 
 def _statements(content: str) -> list[str]:

@@ -49,13 +49,12 @@ class Beat(msgspec.Struct, frozen=True):
     ms: float | None
 
 
-class Shown(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What `demo` has to show; with -o json exactly this. `sign_in` is the page's link, with --keep."""
+class Shown(msgspec.Struct, frozen=True):
+    """What `demo` has to show; with -o json exactly this, and with --keep `signIn`."""
 
     ok: bool
     checks: list[Check]
     timeline: list[Beat]
-    sign_in: str | None = None
 
 
 async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
@@ -187,10 +186,11 @@ async def run(
         if not shown.ok:
             for part in ("worker", "api"):
                 note(f"--- the last lines of {part} ({stack.logs(part)})\n{_tail(stack.logs(part))}")
-        if keep:
-            link = Tokens(stack.settings.secret).sign_in_url(stack.settings.api_url, USER)
-            shown = msgspec.structs.replace(shown, sign_in=link)
-        show(shown, text=lambda: drawn(shown))
+        link = Tokens(stack.settings.secret).sign_in_url(stack.settings.api_url, USER) if keep else None
+        show(
+            msgspec.structs.asdict(shown) | ({"signIn": link} if link else {}),
+            text=lambda: drawn(shown, link),
+        )
         if keep:
             note("the stack runs until Ctrl-C; every genctl command in another terminal finds it")
             await stack.watch()
@@ -209,8 +209,8 @@ def _tail(log: Path, lines: int = 12) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def drawn(shown: Shown) -> str:
-    """The timeline as bars, and the verdict."""
+def drawn(shown: Shown, link: str | None) -> str:
+    """The timeline as bars, the verdict, and the page's link."""
     longest = max((beat.ms or 0.0 for beat in shown.timeline), default=0.0) or 1.0
     bars = [
         f"{beat.hop:<9} {'█' * round(BAR * (beat.ms or 0) / longest):<{BAR}} {beat.ms:8.1f} ms"
@@ -218,5 +218,5 @@ def drawn(shown: Shown) -> str:
         if beat.ms is not None
     ]
     verdict = "everything holds" if shown.ok else "NOT everything holds"
-    link = [f"Sign in: {shown.sign_in}"] if shown.sign_in else []
-    return "\n".join([*bars, f"demo: {verdict}", *link]) + "\n"
+    last = [f"Sign in: {link}"] if link else []
+    return "\n".join([*bars, f"demo: {verdict}", *last]) + "\n"

@@ -13,7 +13,7 @@ import msgspec
 from genctl import credits
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.domain.orders import Order
+from genctl.domain.orders import Order, check
 from genctl.domain.scenarios import SCENARIOS, SENSITIVE_WORDS, marked
 from genctl.domain.tools import SEEDREAM4, tool_of
 from genctl.edges.db import Database
@@ -43,7 +43,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     expect: str | None = None
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError (exit 2) for what cannot be meant."""
+        """Raises GenctlError (exit 2) for what cannot be meant, before anything is granted or made."""
+        check(next(self.orders()))
         if self.scenario is None:
             return
         if self.scenario not in SCENARIOS:
@@ -97,15 +98,15 @@ class Said(msgspec.Struct, frozen=True):
 
 async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> Said:
     """Send the jobs; `step` hears how many were sent just now. Raises GenctlError."""
-    began = time.monotonic()
+    began, opening = time.monotonic(), credits.opening(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue)
         if wish.grant:
-            await credits.grant(db, wish.whose, wish.grant, "genctl enqueue --grant")
+            await credits.grant(db, wish.whose, wish.grant, "genctl enqueue --grant", opening=opening)
         sent: list[Session] = []
         owed = None
         for orders in _batched(wish.orders(), BATCH if wish.rate is None else max(1, int(wish.rate / 10))):
-            made = await enqueue(orders, db=db, queue=queue, opening=credits.opening(settings))
+            made = await enqueue(orders, db=db, queue=queue, opening=opening)
             sent += made.sessions
             owed = owed or made.owed
             step(len(made.sessions))

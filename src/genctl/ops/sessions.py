@@ -21,7 +21,11 @@ async def find(db: Database, text: str) -> Session:
     for several.
     """
     low, high = uuid_range(text)
-    rows = await db.rows("find_sessions", low=low, high=high, pattern=like_prefix(text)) if text else []
+    rows = (
+        await db.rows("find_sessions", low=low, high=high, pattern=like_prefix(text), text=text)
+        if text
+        else []
+    )
     found = [Session.of(row) for row in rows]
     exact = [session for session in found if text in _ids(session)]
     match exact or found:
@@ -56,5 +60,5 @@ def like_prefix(text: str) -> str:
 
 
 def _ids(session: Session) -> set[str | None]:
-    request = (session.error_details or {}).get("requestId")
+    request = session.details.get("requestId")
     return {str(session.id), str(session.reservation_id), session.client_key, request}

@@ -26,10 +26,10 @@ from genctl.edges.sqs import Message, Queue
 from genctl.ops.dlq import look
 from genctl.ops.watch import Place, Seen, follow
 
-CHANNEL = "session_completed"
 HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "isolation", "dlq")
 STRANGER = "genctl-smoke-stranger"  # another user, whose stream must stay silent
 POLL_S = 0.01
+LOOK_EVERY_S = 0.25  # looking into a DLQ raises the receive counts of all that is in it
 
 
 class Hop(msgspec.Struct, frozen=True):
@@ -132,14 +132,13 @@ class Judge:
                 opened.set()
 
     async def _listen(self, dsn: str) -> None:
-        async for event in listener.listen(dsn, CHANNEL):
+        async for event in listener.listen(dsn, listener.CHANNEL):
             match event:
                 case listener.Connected():
                     self._ready.set()
                 case listener.Heard(payload=payload):
                     heard_at = time.monotonic()
-                    with contextlib.suppress(ValueError, TypeError, KeyError):
-                        session_id = UUID(str(json.loads(payload)["session_id"]))
+                    if session_id := event.session_id:
                         row = await self.db.row("smoke_session", session=session_id)
                         self._heard.append((heard_at, payload, row))
 
@@ -186,7 +185,7 @@ class Judge:
                 complaint = str(broken)
             if time.monotonic() > deadline:
                 raise BrokenError(complaint)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(LOOK_EVERY_S if check == self._dlq else POLL_S)
 
     async def _session(self, subject: Subject) -> Row:
         row = await self.db.row("smoke_session", session=subject.session_id)
@@ -253,7 +252,7 @@ class Judge:
     async def _notify(self, subject: Subject) -> tuple[str, float]:
         mine = [heard for heard in self._heard if str(subject.session_id) in heard[1]]
         if not mine:
-            raise BrokenError(f"no NOTIFY on {CHANNEL} was heard for the session")
+            raise BrokenError(f"no NOTIFY on {listener.CHANNEL} was heard for the session")
         heard_at, payload, row = mine[0]
         expected = {
             "user_id": subject.user_id,
@@ -268,7 +267,7 @@ class Judge:
             raise BrokenError(
                 "the NOTIFY came before the failed row was visible: it must be sent in the commit"
             )
-        return f"{CHANNEL}: {len(payload)} bytes, after the row was visible", heard_at
+        return f"{listener.CHANNEL}: {len(payload)} bytes, after the row was visible", heard_at
 
     async def _sse(self, subject: Subject) -> tuple[str, float] | None:
         mine = self._told(subject.user_id, subject.session_id)

@@ -1,18 +1,16 @@
 """Following failures: LISTEN says where to look, the rows say what happened, and the clock finds the rest."""
 
-import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from genctl.domain.model import Session, Status, rfc3339
 from genctl.edges import listener
-from genctl.edges.db import Database, DatabaseGoneError
+from genctl.edges.db import Database, DatabaseGoneError, Row
 
-CHANNEL = "session_completed"
 OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: look so far back again
+PAGE = 1000  # rows of one look
 
 
 class Failures:
@@ -23,30 +21,33 @@ class Failures:
         self.since = since
         self._told: dict[tuple[UUID, int], datetime] = {}
 
-    async def of(self, payload: str) -> list[Session]:
-        """What a NOTIFY speaks of; nothing for a forged or foreign payload."""
-        with suppress(ValueError, TypeError, KeyError):
-            return self._new(
-                await self.db.rows("sessions", ids=[UUID(str(json.loads(payload)["session_id"]))])
-            )
-        return []
+    async def of(self, heard: listener.Heard) -> AsyncIterator[Session]:
+        """What a NOTIFY speaks of."""
+        if session_id := heard.session_id:
+            for session in self._new(await self.db.rows("sessions", ids=[session_id])):
+                yield session
 
-    async def missed(self) -> list[Session]:
+    async def missed(self) -> AsyncIterator[Session]:
         """Everything since the last look, whoever told of it or did not."""
-        new = self._new(await self.db.rows("failures", since=self.since))
+        since, after = self.since, None
+        while rows := await self.db.rows("failures", since=since, after=after, limit=PAGE):
+            for session in self._new(rows):
+                yield session
+            since, after = rows[-1]["completed_at"], rows[-1]["id"]
         if self._told:
             self.since = max(self.since, max(self._told.values()) - OVERLAP)
             self._told = {key: at for key, at in self._told.items() if at >= self.since}
-        return new
 
-    def _new(self, rows: list[dict[str, Any]]) -> list[Session]:
+    def _new(self, rows: list[Row]) -> list[Session]:
         found = []
-        for row in rows:
-            session = Session.of(row)
-            key = (session.id, session.run)
-            if session.status is Status.FAILED and session.completed_at and key not in self._told:
-                self._told[key] = session.completed_at
-                found.append(session)
+        for session in map(Session.of, rows):
+            key, ended_at = (session.id, session.run), session.completed_at
+            if session.status is not Status.FAILED or ended_at is None or key in self._told:
+                continue
+            if ended_at < self.since:  # it was told and forgotten, and a late refund speaks of it again
+                continue
+            self._told[key] = ended_at
+            found.append(session)
         return found
 
 
@@ -66,34 +67,31 @@ async def tail(
     clock = await db.row("clock")
     failures = Failures(db, since or (clock or {})["now"])
     if not follow:
-        for session in await failures.missed():
+        async for session in failures.missed():
             yield item(session)
         return
-    async for event in listener.listen(listen_dsn, CHANNEL, fail_after_s=fail_after_s):
+    async for event in listener.listen(listen_dsn, listener.CHANNEL, fail_after_s=fail_after_s):
+        if isinstance(event, listener.Lost):
+            note(f"lost, retrying in {event.retry_in_s:.0f} s")
+            continue
+        if isinstance(event, listener.Connected):
+            note("connected")
+        found = failures.of(event) if isinstance(event, listener.Heard) else failures.missed()
+        count = 0
         try:
-            match event:
-                case listener.Lost(retry_in_s):
-                    note(f"lost, retrying in {retry_in_s:.0f} s")
-                    continue
-                case listener.Heard(payload=payload):
-                    found = await failures.of(payload)
-                case listener.Connected(again):
-                    found = await failures.missed()
-                    note("connected")
-                    if again:
-                        note(f"caught up, {len(found)} missed")
-                case _:
-                    found = await failures.missed()
+            async for session in found:
+                count += 1
+                yield item(session)
         except DatabaseGoneError as error:  # the listener will say that it is lost; the next look finds it
             note(f"cannot read: {error.message}")
             continue
-        for session in found:
-            yield item(session)
+        if isinstance(event, listener.Connected) and event.again:
+            note(f"caught up, {count} missed")
 
 
 def item(session: Session) -> dict[str, Any]:
     """One failure, in the contract's shape."""
-    details = session.error_details or {}
+    told = ("code", "category", "providerStatus", "userMessage", "refundedCredits")
     return {
         "at": rfc3339(session.completed_at),
         "sessionId": session.id,
@@ -101,8 +99,5 @@ def item(session: Session) -> dict[str, Any]:
         "reservationId": session.reservation_id,
         "run": session.run,
         "attempts": session.attempts,
-        **{
-            name: details.get(name)
-            for name in ("code", "category", "providerStatus", "userMessage", "refundedCredits")
-        },
+        **{name: session.details.get(name) for name in told},
     }

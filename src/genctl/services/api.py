@@ -402,7 +402,8 @@ def _order(body: bytes, key: str | None, caller: Caller, tool: Tool) -> Order:
         params={"size": wanted.size} if wanted.size else None,
         idempotency_key=key,
     )
-    if check(order) is not tool:
+    check(order)
+    if tool_of(order.model) is not tool:
         raise _bad(
             "UnknownModel", f"{tool.name} does not serve the model {order.model[:80]!r}", "leave it away"
         )

@@ -20,4 +20,6 @@ async def run(at: Pipeline, *, queued_timeout_s: float, every_s: float = EVERY_S
             await sweep(at, queued_timeout_s=queued_timeout_s)
         except GenctlError as error:
             log.warning("sweeper.trouble", error=error.message, fix=error.fix)
+        except Exception:  # a bug on one odd row must not end the worker that it runs beside
+            log.exception("sweeper.bug")
         await asyncio.sleep(every_s)

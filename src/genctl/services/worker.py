@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from contextlib import suppress
 
 import msgspec
 import structlog
@@ -12,10 +13,10 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
-from genctl.pipeline import LEASE_S, RENEW_S, Pipeline, carry
+from genctl.pipeline import LEASE_S, RENEW_S, Hold, Pipeline, carry
 from genctl.services import sweeper
 
-WAIT_S = 10  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
+WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 GATE_AGE_S = 1.0
 TROUBLE_PAUSE_S = 2.0
@@ -46,33 +47,49 @@ class Worker:
         self._received = 0
         self._gate = gate.Gate(SEEDREAM4.name)
         self._gate_read_at = float("-inf")
+        self._renewal_pause_s: float = RENEW_S
 
     async def run(self) -> None:
-        """Work until `until` or a signal; then wait for the calls under way, at most `grace_s` seconds.
+        """Work until `until` or a signal; the calls under way then have `grace_s` seconds.
 
-        A second signal lets them go at once.
+        A second signal lets them go at once, and so does a cancellation.
         """
-        loop = asyncio.get_running_loop()
-        receiver = asyncio.create_task(self._receive())
-        keeper = asyncio.create_task(self._keep())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, receiver)
-        log.info("worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name)
         try:
-            await asyncio.wait([receiver])
-            await self._finish()
+            async with asyncio.TaskGroup() as side:
+                receiver = side.create_task(self._receive())
+                keeper = side.create_task(self._keep())
+                self._heed_signals(receiver)
+                log.info(
+                    "worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name
+                )
+                await asyncio.wait([receiver])
+                while self._jobs:
+                    await self._change()
+                keeper.cancel()
         finally:
-            keeper.cancel()
-        if not receiver.cancelled():
-            receiver.result()
+            self._let_go()
+            while self._jobs:
+                await self._change()
         log.info("worker.stopped", received=self._received)
+
+    def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+                asyncio.get_running_loop().add_signal_handler(number, self._stop, receiver)
 
     def _stop(self, receiver: asyncio.Task[None]) -> None:
         if self._told.is_set():
-            for task in (receiver, *self._jobs):
-                task.cancel()
+            receiver.cancel()
+            self._let_go()
+        else:
+            log.info("worker.stopping", calls=len(self._jobs), graceS=self.grace_s)
+            asyncio.get_running_loop().call_later(self.grace_s, self._let_go)
         self._told.set()
         self._changed.set()
+
+    def _let_go(self) -> None:
+        for task in self._jobs:
+            task.cancel()
 
     async def _receive(self) -> None:
         while not self._told.is_set():
@@ -92,13 +109,14 @@ class Worker:
                 if messages and (self._told.is_set() or not await self._may_receive()):
                     await self.at.queue.hide([(message.receipt, 0) for message in messages])
                     continue
+                drained = self.until.drain and not messages and await self._is_drained()
             except GenctlError as error:
                 log.warning("worker.trouble", error=error.message, fix=error.fix)
                 await self._change(TROUBLE_PAUSE_S)
                 continue
             for message in messages:
                 self._start(message)
-            if self.until.once or (self.until.drain and not messages and await self._is_drained()):
+            if self.until.once or drained:
                 return
 
     def _jobs_left(self) -> int:
@@ -135,7 +153,8 @@ class Worker:
         try:
             await carry(message, self.at)
         except asyncio.CancelledError:
-            await self.at.queue.hide([(message.receipt, 0)])
+            with suppress(GenctlError):  # then it comes back later
+                await self.at.queue.hide([(message.receipt, 0)])
             raise
         except LeaseLostError:
             pass  # touch nothing more of it
@@ -145,28 +164,28 @@ class Worker:
             log.exception("job.bug", messageId=message.message_id)
 
     async def _keep(self) -> None:
-        """Renew leases and visibility of everything in our hands."""
+        """Renew the lease and the visibility of every session in our hands."""
         while True:
-            await asyncio.sleep(RENEW_S)
-            try:
-                if self.at.holds:
-                    await self.at.extend(self.at.holds)
-                if messages := list(self._jobs.values()):
-                    await self.at.queue.hide([(message.receipt, LEASE_S) for message in messages])
-            except GenctlError as error:
-                log.warning("worker.renewal.failed", error=error.message)
+            await asyncio.sleep(self._renewal_pause_s)
+            holds = list(self.at.holds)
+            # a message whose session is not held is being disposed of: its visibility is decided there
+            held = [self._jobs[hold.task] for hold in holds if hold.task in self._jobs]
+            results = await asyncio.gather(
+                self._extend(holds),
+                self.at.queue.hide([(message.receipt, LEASE_S) for message in held]),
+                return_exceptions=True,
+            )
+            trouble = [result for result in results if isinstance(result, BaseException)]
+            for error in trouble:
+                log.warning("worker.renewal.failed", error=str(error))
+            # a lease outlives few renewals that fail
+            self._renewal_pause_s = TROUBLE_PAUSE_S if trouble else RENEW_S
 
-    async def _finish(self) -> None:
-        if self._jobs:
-            log.info("worker.waiting", calls=len(self._jobs), graceS=self.grace_s)
-        while self._jobs and not self._told.is_set():  # our own end: the calls have all the time they need
-            await self._change()
-        if self._jobs:
-            _, late = await asyncio.wait(self._jobs, timeout=self.grace_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+    async def _extend(self, holds: list[Hold]) -> None:
+        for hold in await self.at.extend(holds) if holds else ():
+            if hold in self.at.holds:
+                log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
+                hold.lose()
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Until a job ends or we are told to stop, at most so long."""
@@ -188,6 +207,7 @@ _DEPTHS = (
 async def serve(settings: Settings, *, concurrency: int, grace_s: float, until: Until, sweeps: bool) -> None:
     """A worker, and with `sweeps` a sweeper beside it. Raises GenctlError (exit 3) when it cannot start."""
     async with Pipeline.open(settings, size=POOL_SIZE) as at, asyncio.TaskGroup() as side:
+        await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
         worker = Worker(at, concurrency=concurrency, grace_s=grace_s, until=until)
         sweeping = (
             side.create_task(sweeper.run(at, queued_timeout_s=settings.queued_timeout_s)) if sweeps else None

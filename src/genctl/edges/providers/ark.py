@@ -93,7 +93,7 @@ class Ark:
 
 def body_of(session: Session) -> dict[str, Any]:
     """The request's JSON. The watermark is on unless it is sent."""
-    params = session.params or {}
+    params = session.params if isinstance(session.params, dict) else {}
     body = {
         "model": session.model,
         "prompt": session.prompt,

@@ -1,7 +1,7 @@
 -- Movements outside a run's way, and what a user has. After ensure_accounts and lock_accounts.
 
 -- name: grant
--- Adds credits (or takes, when negative) and books it.
+-- Adds credits and books it.
 with booked as (
   insert into credit_ledger (user_id, delta, kind, reason)
   select u, %(amount)s, 'grant', %(reason)s from unnest(%(users)s::text[]) u

@@ -1,21 +1,21 @@
 -- A session's way up to its end. The row decides; `lease` is the fencing token.
 
 -- name: reserve
--- Enqueue: reservation, ledger, balance, session. After ensure_accounts and lock_accounts. A user whose
--- balance is too low gets none of theirs; what comes back was made.
+-- Enqueue: reservation, ledger, balance, session. After ensure_accounts and lock_accounts. All or nothing:
+-- no row comes back when any user's balance is too low.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, user_id text, client_key text, model text, prompt text, params jsonb,
     reservation_id uuid, amount bigint, idempotency_key text)
 ),
 bill as (
-  select i.user_id, sum(i.amount) as credits
+  select i.user_id, sum(i.amount) as credits, a.balance < sum(i.amount) as short
   from item i join credit_accounts a on a.user_id = i.user_id
   group by i.user_id, a.balance
-  having a.balance >= sum(i.amount)
 ),
 paid as (
-  update credit_accounts a set balance = a.balance - b.credits from bill b where a.user_id = b.user_id
+  update credit_accounts a set balance = a.balance - b.credits from bill b
+  where a.user_id = b.user_id and not exists (select from bill where short)
   returning a.user_id
 ),
 made as (
@@ -41,11 +41,15 @@ returning *, now() as read_at
 
 -- name: mark_enqueued
 -- The job messages of these runs are sent. A mark of an older run hits nothing.
-with sent as (
-  update generation_sessions s set enqueued_at = now()
-  from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int)
-  where s.id = i.session_id and s.run = i.run and s.enqueued_at is null
-  returning s.id, s.run
+with owed as (
+  select s.id from generation_sessions s
+  join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int) on s.id = i.session_id and s.run = i.run
+  where s.enqueued_at is null
+  order by s.id
+  for update of s
+),
+sent as (
+  update generation_sessions s set enqueued_at = now() from owed o where s.id = o.id returning s.id, s.run
 )
 insert into session_events (session_id, run, kind) select id, run, 'sent' from sent
 
@@ -83,9 +87,16 @@ select * from taken
 
 -- name: extend
 -- Renews leases. Those that do not come back are lost.
+with held as (
+  select s.id from generation_sessions s
+  join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
+    on s.id = i.session_id and s.lease = i.lease
+  where s.status = 'processing'
+  order by s.id
+  for update of s
+)
 update generation_sessions s set lease_until = now() + make_interval(secs => %(lease_s)s)
-from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
-where s.id = i.session_id and s.status = 'processing' and s.lease = i.lease
+from held h where s.id = h.id
 returning s.id, s.lease
 
 -- name: retry

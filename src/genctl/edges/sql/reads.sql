@@ -26,7 +26,9 @@ with hit as (
 select s.*, now() as read_at, r.amount as reserved,
   case r.status when 'released' then r.amount else 0 end as refunded
 from hit join generation_sessions s using (id) left join credit_reservations r on r.id = s.reservation_id
-order by s.created_at desc limit 20
+order by %(text)s in (s.id::text, s.reservation_id::text, s.client_key, s.error_details ->> 'requestId') desc nulls last,
+  s.created_at desc
+limit 20
 
 -- name: list_sessions
 -- Newest sessions first, by user, status and failure code.
@@ -39,10 +41,11 @@ where (%(user)s::text is null or s.user_id = %(user)s)
 order by s.created_at desc, s.id limit %(limit)s
 
 -- name: failures
--- Failed sessions by the time of their failure, oldest first.
+-- Failed sessions by the time of their failure, oldest first; a page behind (since, after).
 select *, now() as read_at from generation_sessions
 where status = 'failed' and completed_at >= %(since)s
-order by completed_at, id
+  and (%(after)s::uuid is null or (completed_at, id) > (%(since)s, %(after)s::uuid))
+order by completed_at, id limit %(limit)s
 
 -- name: reservation
 -- One reservation.

@@ -53,9 +53,9 @@ account as (
   update credit_accounts a
   set balance = a.balance + d.credits, event_seq = a.event_seq + d.changes
   from (
-    select w.user_id, count(*) as changes, coalesce(sum(m.credits), 0) as credits
-    from won w left join moved m on m.id = w.reservation_id
-    group by w.user_id
+    select c.user_id, c.changes, coalesce((
+      select sum(m.credits) from moved m where m.user_id = c.user_id), 0) as credits
+    from (select user_id, count(*) as changes from won group by user_id) c
   ) d
   where a.user_id = d.user_id
   returning a.user_id, a.event_seq - d.changes as before
@@ -76,6 +76,7 @@ ended as (
         when w.refund_error is not null then w.refund_error
         when w.reservation_id is null then 'the session has no reservation'
         when r.id is null then 'the reservation is missing'
+        when r.user_id <> w.user_id then 'the reservation belongs to another user'
         else 'the reservation was not held but ' || r.status end)
   from won w
   join account a on a.user_id = w.user_id

@@ -37,14 +37,14 @@ select id from back
 -- Runs that have waited longer than the queued time-out.
 select *, now() as read_at from generation_sessions
 where status = 'queued' and coalesce(queued_at, created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
-order by queued_at limit %(limit)s
+order by coalesce(queued_at, created_at) limit %(limit)s
 
 -- name: refunds_owed
 -- Failed sessions that still hold their reservation.
-select s.*, now() as read_at from credit_reservations r
-join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-where r.status = 'held' and s.status = 'failed'
-order by r.created_at limit %(limit)s
+select s.*, now() as read_at from generation_sessions s
+join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
+where s.status = 'failed' and s.error_details ->> 'refundedAt' is null and r.status = 'held'
+order by s.completed_at limit %(limit)s
 
 -- name: note_refund
 -- Tells of a refund that came after the settle: details, version, trace, NOTIFY. Runs right behind

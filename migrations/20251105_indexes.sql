@@ -13,8 +13,14 @@ create index concurrently if not exists generation_sessions_user
 create index concurrently if not exists generation_sessions_created
   on generation_sessions (created_at desc);
 
-create index concurrently if not exists generation_sessions_queued
-  on generation_sessions (queued_at) where status = 'queued';
+create index concurrently if not exists generation_sessions_owed
+  on generation_sessions (queued_at) where status = 'queued' and enqueued_at is null;
+
+create index concurrently if not exists generation_sessions_waiting
+  on generation_sessions (coalesce(queued_at, created_at)) where status = 'queued';
+
+create index concurrently if not exists generation_sessions_unrefunded
+  on generation_sessions (completed_at) where status = 'failed' and error_details ->> 'refundedAt' is null;
 
 create index concurrently if not exists generation_sessions_processing
   on generation_sessions (lease_until) where status = 'processing';
@@ -38,4 +44,4 @@ create unique index concurrently if not exists credit_reservations_run
   on credit_reservations (session_id, run);
 
 create index concurrently if not exists credit_reservations_held
-  on credit_reservations (created_at) where status = 'held';
+  on credit_reservations (user_id) where status = 'held';

@@ -1,0 +1,92 @@
+"""`genctl demo`: what a newcomer sees first, and what it says when a hop is broken."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.kit import until_sync
+from tests.process.place import GENCTL, Running, clean_env
+
+from genctl.ops.smoke import HOPS
+
+PROGRAM = str(Path(__file__).with_name("demo_program.py"))
+CHECKS = [
+    *("every hop holds", "the worker logged it", "the bridge logged it", "the card shows it"),
+    "the balance is whole again",
+    *("a good job completes", "and is paid for"),
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    assert until_sync(lambda: not processes_in(tmp_path)), "a process was left running"
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Living processes whose command line or environment speaks of `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if command and os.fsencode(folder) in command + (process / "environ").read_bytes():
+                found.append(command.decode())
+    return found
+
+
+def demo(home: Path, *args: str, program: tuple[str, ...] = GENCTL, exit_code: int = 0) -> tuple[Any, str]:
+    """The one document on stdout, and stderr."""
+    with Running.start(*program, *args, "-o", "json", env=clean_env(home), folder=home) as running:
+        assert running.end(within_s=60) == exit_code, running.log.read_text()
+    return json.loads(running.out.read_text()), running.log.read_text()
+
+
+def test_demo_shows_every_check_and_hop_with_its_time(home: Path) -> None:
+    """Exactly one document on stdout; what happens meanwhile is told on stderr."""
+    shown, told = demo(home, "demo")
+    assert list(shown) == ["ok", "checks", "timeline"]
+    assert shown["ok"] is True
+    assert [list(check) for check in shown["checks"]] == [["check", "ok", "evidence"]] * len(CHECKS)
+    assert [check["check"] for check in shown["checks"]] == CHECKS
+    assert all(check["ok"] and check["evidence"] for check in shown["checks"])
+    assert [list(beat) for beat in shown["timeline"]] == [["hop", "at", "ms"]] * len(HOPS)
+    assert [beat["hop"] for beat in shown["timeline"]] == list(HOPS)
+    assert all(0 <= beat["ms"] < 30_000 and beat["at"].endswith("Z") for beat in shown["timeline"])
+    for word in (*HOPS, *CHECKS, "postgres is ready", "stopping"):
+        assert word in told
+
+
+def test_a_broken_hop_is_named_with_the_logs_that_matter(home: Path) -> None:
+    """Here a database that swallows NOTIFY; everything else holds."""
+    shown, told = demo(home, "demo", program=(sys.executable, PROGRAM), exit_code=1)
+    why = "no NOTIFY on session_completed was heard for the session"
+    assert shown["ok"] is False
+    assert shown["checks"][0] == {"check": CHECKS[0], "ok": False, "evidence": f"notify: {why}"}
+    bridge = CHECKS.index("the bridge logged it")  # it hears nothing either
+    assert [check["ok"] for check in shown["checks"][1:]] == [n != bridge for n in range(1, len(CHECKS))]
+    passed = [beat["hop"] for beat in shown["timeline"] if beat["ms"] is not None]
+    assert [*passed, "notify"] == [beat["hop"] for beat in shown["timeline"]] == list(HOPS[:6])
+    assert f"  notify      BROKEN     {why}" in told
+    assert "--- the last lines of worker" in told
+    assert '"event":"session.failed.updated"' in told
+
+
+def test_demo_keeps_the_stack_for_other_terminals_until_ctrl_c(home: Path) -> None:
+    """They find it by its folder alone; Ctrl-C ends all of it."""
+    with Running.start(*GENCTL, "demo", "--keep", "-o", "json", env=clean_env(home), folder=home) as kept:
+        until_sync(lambda: "until Ctrl-C" in kept.log.read_text(), within_s=60)
+        shown = json.loads(kept.out.read_text())
+        assert shown["ok"] is True, "shown before it is kept"
+        assert "/signin?ticket=" in shown["signIn"]
+        said, _ = demo(home, "enqueue", "--sensitive", "--wait", "--expect", "failed")
+        assert said["refundedCredits"] == 4
+        found, _ = demo(home, "refunds", "check")
+        assert (found["checked"]["sessions"], found["violations"]) == (3, [])
+        assert kept.end(signal.SIGINT) == 128 + signal.SIGINT
+        assert not processes_in(home)
