@@ -277,7 +277,7 @@ def test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed
         with serve(place, port):
             until_sync(lambda: "caught up, 1 missed" in watching.log.read_text())
             third = place.enqueue(wait=True)
-            out, _ = watching.process.communicate(timeout=30)
+            watching.process.wait(30)
             assert watching.process.returncode == 0, watching.log.read_text()
     events = [json.loads(line) for line in watching.out.read_text().splitlines()]
     assert [event.keys() for event in events] == [{"event", "id", "data"}] * 3
