@@ -1,14 +1,14 @@
 """The API: sessions, credits and streams of the user whose token comes along, and the page.
 
-The table of tools decides paths, models and prices. Every error is `{"error": {code, message, fix}}`.
+The table of tools decides paths, models and prices.
 """
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from typing import NamedTuple
+from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
 import msgspec
@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from genctl import credits
 from genctl.base.assets import PACKAGE
@@ -32,28 +32,26 @@ from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check
 from genctl.domain.tools import TOOLS, Tool, tool_of
-from genctl.edges.db import Database, DatabaseGoneError, DataRefusedError
+from genctl.edges.db import Database, DataRefusedError
 from genctl.edges.sqs import Queue, Sqs
 from genctl.pipeline import enqueue
 from genctl.services.bridge import Bridge
 from genctl.services.streams import Ends, Streams
+from genctl.services.web import (
+    Headers,
+    answer,
+    answer_bug,
+    answer_error,
+    answer_http,
+    body_of,
+    check_origin,
+)
 
 PAGE = PACKAGE / "page"
-LARGEST_BODY_BYTES = 2**20
 SEND_WITHIN_S = 5.0
 PAGE_SIZE, LARGEST_PAGE = 50, 200
 SIZE = re.compile(r"[124]K|\d{2,5}x\d{2,5}", re.ASCII)
 SAFE = {"GET", "HEAD", "OPTIONS"}
-
-# Our code -> HTTP; what is not here goes by the exit code.
-STATUS = {
-    "CreditsShort": 402,
-    "ForeignOrigin": 403,
-    "TooLarge": 413,
-    "TooManyStreams": 429,
-    "DataRefused": 422,
-}
-STATUS_OF_EXIT = {2: 422, 3: 503, 4: 404, 5: 401}
 
 SIGN_IN = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>
 <form method="post"><button>Sign in</button></form></html>"""
@@ -317,68 +315,7 @@ class LateQueue:
             await self._sqs.__aexit__()
 
 
-class Headers:
-    """Puts the headers of every answer, and counts it."""
-
-    def __init__(self, app: ASGIApp, *, image_hosts: tuple[str, ...], metrics: Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-        policy = "; ".join(
-            (
-                "default-src 'none'",
-                "script-src 'self'",
-                "style-src 'self'",
-                "connect-src 'self'",
-                " ".join(("img-src 'self'", *image_hosts)),
-                "form-action 'self'",
-                "base-uri 'none'",
-                "frame-ancestors 'none'",
-            )
-        )
-        self.headers = {
-            b"content-security-policy": policy.encode(),
-            b"x-content-type-options": b"nosniff",
-            b"referrer-policy": b"same-origin",  # without one a form names no origin
-            b"cross-origin-opener-policy": b"same-origin",
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        stored = b"no-store" if scope["path"].startswith(("/api/", "/signin")) else b"no-cache"
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                given = dict(message["headers"])
-                message["headers"] = [*({b"cache-control": stored} | self.headers | given).items()]
-                self.metrics.requests.labels(scope["method"], message["status"]).inc()
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
-
-
 # -- requests --------------------------------------------------------------------------------------
-
-
-async def body_of(request: Request) -> bytes:
-    """The body. Raises GenctlError TooLarge."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_BODY_BYTES:
-            raise GenctlError("TooLarge", f"a body has at most {LARGEST_BODY_BYTES:,} bytes", exit_code=2)
-    return body
-
-
-def check_origin(request: HTTPConnection) -> None:
-    """Raises GenctlError ForeignOrigin unless a page of this server has sent the request.
-
-    Every browser names the origin of a POST. A proxy may have ended TLS, so that hosts are compared.
-    """
-    origin = request.headers.get("origin", "")
-    ours = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
-    if not origin or not ours or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-        raise GenctlError("ForeignOrigin", "the request does not come from this server's page", exit_code=1)
 
 
 def _order(body: bytes, key: str | None, caller: Caller, tool: Tool) -> Order:
@@ -428,50 +365,6 @@ def _is_uuid(text: str) -> bool:
 
 def _bad(code: str, message: str, fix: str) -> GenctlError:
     return GenctlError(code, message, fix, exit_code=2)
-
-
-# -- answers ---------------------------------------------------------------------------------------
-
-
-def answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON."""
-    return Response(msgspec.json.encode(data), status, headers, media_type="application/json")
-
-
-async def answer_error(_: Request, error: Exception) -> Response:
-    """Our errors: users read what they can mend, and of our dependencies only that one is away."""
-    assert isinstance(error, GenctlError)  # noqa: S101 - registered for nothing else
-    status = STATUS.get(error.code) or STATUS_OF_EXIT.get(error.exit_code, 500)
-    told = {"code": error.code, "message": error.message, "fix": error.fix if status == 422 else ""}
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    if status == 429:
-        headers["Retry-After"] = "30"
-    if status >= 500:
-        log.warning("api.trouble", code=error.code, error=error.message, fix=error.fix)
-        away = "Unavailable" if isinstance(error, DatabaseGoneError) else "Trouble"
-        told = {
-            "code": away,
-            "message": "the service is not available at the moment",
-            "fix": "try again soon",
-        }
-        headers["Retry-After"] = "2"
-    if isinstance(error, DataRefusedError):
-        log.warning("api.refused", error=error.message)
-        told = {"code": error.code, "message": "this cannot be stored", "fix": ""}
-    return answer({"error": told}, status, headers)
-
-
-async def answer_http(_: Request, error: Exception) -> Response:
-    """What Starlette itself refuses."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    told = {"code": f"HTTP{error.status_code}", "message": error.detail, "fix": ""}
-    return answer({"error": told}, error.status_code, dict(error.headers or {}))
-
-
-async def answer_bug(request: Request, error: Exception) -> Response:
-    """What nobody foresaw."""
-    log.error("api.bug", path=request.url.path, exc_info=error)
-    return answer({"error": {"code": "InternalError", "message": "unexpected", "fix": ""}}, 500)
 
 
 async def _file(name: str, _: Request) -> Response:
