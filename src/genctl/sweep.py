@@ -95,7 +95,8 @@ async def _send(at: Pipeline, owed: list[Swept]) -> list[Swept]:
     if why := await send_jobs([swept.session for swept in owed], db=at.db, queue=at.queue):
         log.warning("sweep.failed", action="send", error=why)
         return []
-    log.info("sweep.done", action="send", count=len(owed), why=owed[0].why)
+    for swept in owed:
+        _log_done(swept)
     return owed
 
 
@@ -114,8 +115,13 @@ async def _carried_out(at: Pipeline, swept: Swept) -> bool:
         log.warning("sweep.failed", **about, error=error.message)
         return False
     if done:
-        log.info("sweep.done", **about, why=swept.why)
+        _log_done(swept)
     return done
+
+
+def _log_done(swept: Swept) -> None:
+    session = swept.session
+    log.info("sweep.done", action=swept.action, sessionId=session.id, userId=session.user_id, why=swept.why)
 
 
 async def _carry_out(at: Pipeline, swept: Swept) -> bool:

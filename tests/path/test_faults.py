@@ -37,7 +37,7 @@ async def test_a_cancelled_transaction_leaves_no_connection_that_swallows_the_ne
     The cut has to fall into a moment of the exit, so it is tried at every tenth of a millisecond.
     """
     async with Database.open(dsn, size=1) as db:
-        for n in range(600):
+        for n in range(300):
             cut, kept = f"cut-{n}", f"kept-{n}"
             task = asyncio.create_task(db.transact(*opened(cut)))
             asyncio.get_running_loop().call_later(n % 30 / 10_000, task.cancel)
