@@ -12,7 +12,7 @@ import pytest
 from genctl.base.settings import Settings
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
-from tests.kit import Kit, QueueServer, database_url
+from tests.kit import Kit, QueueServer, database_url, fresh_database
 
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
@@ -55,10 +55,8 @@ def sqs_server() -> Iterator[QueueServer]:
 def dsn(postgres: str, request: pytest.FixtureRequest, worker_id: str) -> Iterator[str]:
     """A migrated database of this test's own."""
     name = f"t{abs(hash(request.node.nodeid)):x}"
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(f"create database {name} template {template(worker_id)} strategy file_copy")
-        yield database_url(postgres, name)
-        conn.execute(f"drop database {name} with (force)")
+    with fresh_database(postgres, name, f"template {template(worker_id)} strategy file_copy") as dsn:
+        yield dsn
 
 
 @pytest.fixture

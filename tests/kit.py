@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import aiohttp
 import msgspec
+import psycopg
 from aiohttp.test_utils import TestServer
 
 from genctl.base.settings import Settings
@@ -35,6 +36,15 @@ T = TypeVar("T")
 def database_url(dsn: str, name: str) -> str:
     """The same server, another database."""
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+@contextmanager
+def fresh_database(server: str, name: str, how: str = "") -> Iterator[str]:
+    """The DSN of a new database on a server, dropped at the end; `how` is what follows its name."""
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(f"create database {name} {how}")
+        yield database_url(server, name)
+        conn.execute(f"drop database {name} with (force)")
 
 
 def free_port() -> int:
@@ -132,9 +142,8 @@ class Kit:
         """A test that leaves a job in its hands fails."""
         assert not self.at.holds
 
-    async def enqueue(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Session:
-        """One job of a user with 1,000 credits to start with."""
-        order = Order(
+    def order(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Order:
+        return Order(
             session_id=uuid4(),
             reservation_id=uuid4(),
             user_id=user,
@@ -142,6 +151,10 @@ class Kit:
             model=SEEDREAM4.default_model,
             cost=cost,
         )
+
+    async def enqueue(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Session:
+        """One job of a user with 1,000 credits to start with."""
+        order = self.order(scenario, user=user, cost=cost)
         made = await enqueue([order], db=self.db, queue=self.at.queue, opening=1000)
         assert made.owed is None
         return made.sessions[0]
@@ -187,7 +200,7 @@ class Kit:
         """Any SQL, for what tests alone ask or break."""
         async with self.db._pool.connection() as conn:
             cursor = await conn.execute(text, params)
-            return await cursor.fetchall() if cursor.description else []
+            return await cursor.fetchall() if cursor.description is not None else []
 
     def body(self, session: Session) -> str:
         return job_body(session)

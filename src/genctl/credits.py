@@ -29,7 +29,7 @@ FIXES = {
     "details_ledger": "the ledger is right; error_details tells the user something else",
     "missing_details": "the session was failed by something that is not genctl",
     "missing_reservation": "the reservation's row was deleted: restore it",
-    "orphan_reservation": "its session was deleted: genctl sweep releases what is held",
+    "orphan_reservation": "its session was deleted: restore it, or grant the credits back",
 }
 
 

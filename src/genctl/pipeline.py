@@ -105,7 +105,7 @@ async def enqueue(
 
 
 async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
-    """The error that names the first user whose credits are short, and by how much."""
+    """The error that names the user who is shortest of credits, and by how much."""
     needed: Counter[str] = Counter()
     for order in orders:
         needed[order.user_id] += order.cost

@@ -45,11 +45,8 @@ async def sweep(at: Pipeline, *, queued_timeout_s: float, dry_run: bool = False)
     found = await _find(at, queued_timeout_s)
     if dry_run:
         return found
-    owed = [swept for swept in found if swept.action == "send"]
-    if owed and (why := await send_jobs([swept.session for swept in owed], db=at.db, queue=at.queue)):
-        log.warning("sweep.failed", action="send", error=why)
-        found = [swept for swept in found if swept.action != "send"]
-    return [swept for swept in found if await _carried_out(at, swept)]
+    sent = await _send(at, [swept for swept in found if swept.action == "send"])
+    return sent + [swept for swept in found if swept.action != "send" and await _carried_out(at, swept)]
 
 
 async def resend_all(settings: Settings) -> int:
@@ -91,6 +88,18 @@ async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
     ]
 
 
+async def _send(at: Pipeline, owed: list[Swept]) -> list[Swept]:
+    """Send the owed job messages, all in one go; those that this pass is done with."""
+    if not owed:
+        return []
+    if why := await send_jobs([swept.session for swept in owed], db=at.db, queue=at.queue):
+        log.warning("sweep.failed", action="send", error=why)
+        return []
+    for swept in owed:
+        _log_done(swept)
+    return owed
+
+
 def _dead(session: Session, limits: decide.Limits) -> Swept:
     why = "its worker fell silent"
     code = decide.dead_lease_code(session, limits)
@@ -106,15 +115,18 @@ async def _carried_out(at: Pipeline, swept: Swept) -> bool:
         log.warning("sweep.failed", **about, error=error.message)
         return False
     if done:
-        log.info("sweep.done", **about, why=swept.why)
+        _log_done(swept)
     return done
+
+
+def _log_done(swept: Swept) -> None:
+    session = swept.session
+    log.info("sweep.done", action=swept.action, sessionId=session.id, userId=session.user_id, why=swept.why)
 
 
 async def _carry_out(at: Pipeline, swept: Swept) -> bool:
     session = swept.session
     match swept.action:
-        case "send":  # all of them together, before
-            return True
         case "copy":
             await at.copy(session, body=decide.job_body(session), code=decide.error_code(session))
             return True

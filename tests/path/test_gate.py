@@ -49,3 +49,10 @@ async def test_a_change_of_a_row_that_changed_meanwhile_hits_nothing(kit: Kit) -
 async def test_many_at_once_all_get_their_turn(kit: Kit) -> None:
     turns = [gate.close(kit.db, TOOL, for_s=60, reason=None, who=str(n)) for n in range(8)]
     assert {turned.who for turned in await asyncio.gather(*turns)} == {str(n) for n in range(8)}
+
+
+async def test_a_probe_whose_time_has_run_out_lets_nobody_receive(kit: Kit) -> None:
+    """Only a person's pause ends by itself; of a breaker's closing one worker wins the probe."""
+    await gate.close(kit.db, TOOL, for_s=3600, reason=None, who="breaker")
+    await kit.query("update tool_gates set state = 'probing', until = now() - interval '5 s'")
+    assert not (await gate.read(kit.db, TOOL)).is_open

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.kit import database_url, until_sync
+from tests.kit import fresh_database, until, until_sync
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
@@ -23,11 +23,8 @@ FILES = list(migrate.files())
 @pytest.fixture
 def empty(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """A database with nothing in it."""
-    name = f"e{abs(hash(request.node.nodeid)):x}"
-    with psycopg.connect(postgres, autocommit=True) as conn:
-        conn.execute(f"create database {name}")
-        yield database_url(postgres, name)
-        conn.execute(f"drop database {name} with (force)")
+    with fresh_database(postgres, f"e{abs(hash(request.node.nodeid)):x}") as dsn:
+        yield dsn
 
 
 @pytest.fixture
@@ -175,3 +172,42 @@ async def test_a_database_that_is_away_is_one_clear_line() -> None:
         await migrate.up("postgresql://someone:secret@127.0.0.1:1/nowhere")
     assert caught.value.exit_code == 3
     assert "secret" not in str(caught.value)
+
+
+async def test_an_index_that_a_killed_build_left_half_done_is_built_again(empty: str, files: Path) -> None:
+    """IF NOT EXISTS takes an invalid index for done."""
+    (files / "1.sql").write_text("create table one (a int);")
+    await migrate.up(empty)
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute("insert into one values (1), (1)")
+        with pytest.raises(
+            psycopg.errors.UniqueViolation
+        ):  # what a failed or killed build leaves is the same
+            conn.execute("create unique index concurrently one_a on one (a)")
+        conn.execute("delete from one")
+        (files / "2.sql").write_text(
+            "-- genctl: no transaction\n\ncreate unique index concurrently if not exists one_a on one (a);\n"
+        )
+        assert await migrate.up(empty) == ["2.sql"]
+        assert conn.execute(
+            "select indisvalid from pg_index where indexrelid = 'one_a'::regclass"
+        ).fetchone() == (True,)
+
+
+async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str, files: Path) -> None:
+    (files / "1.sql").write_text("create table one (a int);")
+    await migrate.up(empty)
+    (files / "2.sql").write_text("alter table one add column b int;")
+    with psycopg.connect(empty) as long_one, psycopg.connect(empty, autocommit=True) as reader:
+        long_one.execute("select from one")  # holds its lock until the commit
+        migrating = asyncio.create_task(migrate.up(empty))
+
+        async def waiting() -> bool:
+            row = reader.execute("select count(*) from pg_locks where not granted").fetchone()
+            return bool(row and row[0])
+
+        await until(waiting)
+        reader.execute("set statement_timeout = '3s'")
+        reader.execute("select from one")  # would wait behind the ALTER for as long as that waits
+        long_one.commit()
+        assert await migrating == ["2.sql"]

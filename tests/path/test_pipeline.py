@@ -14,7 +14,7 @@ from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Statu
 from genctl.edges.sqs import Outgoing
 from genctl.ops.sessions import find
 from genctl.ops.smoke import details_complaints
-from genctl.pipeline import LEASE_S, carry, process, send_jobs
+from genctl.pipeline import LEASE_S, carry, enqueue, process, send_jobs
 
 
 @pytest.fixture
@@ -308,6 +308,15 @@ async def test_short_credits_store_nothing(kit: Kit) -> None:
     assert caught.value.exit_code == 1
     assert await kit.query("select from generation_sessions") == []
     assert await kit.balance() == 1000
+
+
+async def test_one_short_user_stops_the_whole_batch(kit: Kit) -> None:
+    orders = [kit.order(user="rich"), kit.order(user="poor", cost=2000)]
+    with pytest.raises(GenctlError, match="user poor has 1000 credits and needs 2000") as caught:
+        await enqueue(orders, db=kit.db, queue=kit.at.queue, opening=1000)
+    assert caught.value.fix.endswith("--user poor --amount 1000")
+    assert await kit.query("select from generation_sessions") == []
+    assert await kit.balance("rich") == 1000
 
 
 async def test_a_job_whose_message_was_not_sent_is_owed_and_swept(kit: Kit) -> None:

@@ -176,7 +176,7 @@ class Place:
     def sql(self, query: str, *params: object) -> list[dict[str, Any]]:
         with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as conn:
             cursor = conn.execute(query.encode(), params or None)
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall() if cursor.description is not None else []
 
     def row(self, session: str) -> dict[str, Any]:
         """The session, with `now` and what became of its reservation as `held_as`."""

@@ -117,6 +117,12 @@ def test_any_body_is_a_job_or_malformed(body: str) -> None:
         assert error.code == "MalformedMessage"
 
 
+@pytest.mark.parametrize("run", ["0", "-1", "99999999999", "1.5", '"1"'])
+def test_a_run_that_no_row_can_have_is_malformed(run: str) -> None:
+    with pytest.raises(MalformedMessageError):
+        decide.read_job(f'{{"version":1,"tool":"seedream4","sessionId":"{ID}","run":{run}}}')
+
+
 def test_attributes_of_a_copy_come_in_the_order_in_which_they_matter() -> None:
     row = session(
         status=Status.FAILED,

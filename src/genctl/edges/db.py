@@ -34,7 +34,7 @@ STATEMENT_TIMEOUT_S = 15.0  # of one transaction; a silent server or a lock held
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 
-HOW: dict[str, Any] = {
+CONNECTION: dict[str, Any] = {
     "autocommit": True,
     "prepare_threshold": None,
     "row_factory": dict_row,
@@ -138,7 +138,7 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
 async def connect_directly(dsn: str) -> Connection:
     """One connection in autocommit, outside the pool (LISTEN, migrate). Raises GenctlError, exit 3."""
     with errors_told(dsn):
-        conn = await psycopg.AsyncConnection.connect(dsn, **HOW)
+        conn = await psycopg.AsyncConnection.connect(dsn, **CONNECTION)
         await _configure(conn)
         return conn
 
@@ -169,7 +169,7 @@ class Database:
                 open=False,
                 configure=_configure,
                 connection_class=cast("type[Connection]", psycopg.AsyncConnection),
-                kwargs=HOW,
+                kwargs=CONNECTION,
             ) as pool:
                 yield cls(dsn, pool)
 
@@ -231,4 +231,4 @@ async def _execute(conn: Connection, step: Step) -> psycopg.AsyncCursor[Row]:
 
 
 async def _fetched(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:
-    return await cursor.fetchall() if cursor.description else []
+    return await cursor.fetchall() if cursor.description is not None else []

@@ -133,7 +133,7 @@ async def _patiently(conn: Connection, content: str, record: dict[str, str]) -> 
 
 async def _half_built(conn: Connection, content: str) -> list[str]:
     """Statements that drop the invalid indexes which this file makes."""
-    rows = await (await conn.execute(_text("half_built_indexes"))).fetchall()
+    rows = await (await conn.execute(_text("half_built_indexes"), {})).fetchall()
     return [row["remedy"] for row in rows if re.search(rf"\b{re.escape(row['name'])}\b", content)]
 
 

@@ -177,7 +177,9 @@ class Worker:
             )
             trouble = [result for result in results if isinstance(result, BaseException)]
             for error in trouble:
-                log.warning("worker.renewal.failed", error=str(error))
+                if not isinstance(error, GenctlError):
+                    raise error  # a bug: better no worker than one whose leases lapse
+                log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
             # a lease outlives few renewals that fail
             self._renewal_pause_s = TROUBLE_PAUSE_S if trouble else RENEW_S
 

@@ -1,0 +1,216 @@
+"""What a cancellation, a lock, a silent server or an odd row must not do to others."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.pq import PipelineStatus
+from tests.kit import Kit, until
+
+from genctl.domain.classify import ours
+from genctl.domain.model import Job, LeaseLostError, Session, Status
+from genctl.edges import db as edge
+from genctl.edges.db import Database, DatabaseGoneError, Step, as_json
+from genctl.edges.listener import Heard
+from genctl.ops.tail import Failures
+from genctl.pipeline import STALE_S, Hold, process, send_jobs
+
+
+async def everything(found: AsyncIterator[Session]) -> list[Session]:
+    return [session async for session in found]
+
+
+async def blocked(kit: Kit) -> bool:
+    """Somebody waits for a lock."""
+    rows = await kit.query("""
+        select from pg_locks l join pg_stat_activity a using (pid)
+        where not l.granted and a.datname = current_database()""")
+    return bool(rows)
+
+
+async def test_a_cancelled_transaction_leaves_no_connection_that_swallows_the_next_commit(dsn: str) -> None:
+    """One that was cut off in its pipeline looks idle and would report commits that never happen.
+
+    The cut has to fall into a moment of the exit, so it is tried at every tenth of a millisecond.
+    """
+    async with Database.open(dsn, size=1) as db:
+        for n in range(300):
+            cut, kept = f"cut-{n}", f"kept-{n}"
+            task = asyncio.create_task(db.transact(*opened(cut)))
+            asyncio.get_running_loop().call_later(n % 30 / 10_000, task.cancel)
+            await asyncio.gather(task, return_exceptions=True)
+            await db.transact(*opened(kept))
+            async with db._pool.connection() as conn:
+                assert conn.pgconn.pipeline_status == PipelineStatus.OFF
+            with psycopg.connect(dsn) as other:
+                assert (
+                    other.execute("select from credit_accounts where user_id = %s", [kept]).fetchone() == ()
+                )
+
+
+def opened(user: str) -> list[Step]:
+    facts = {"users": [user], "opening": 1}
+    return [("ensure_accounts", facts), ("lock_accounts", facts)]
+
+
+async def test_renewals_and_marks_of_the_same_sessions_do_not_deadlock(kit: Kit, dsn: str) -> None:
+    """Both lock by id, in whatever order they are asked for them."""
+    sessions = [await kit.enqueue() for _ in range(30)]
+    claimed = [await kit.at.claim(session.id, 1) for session in sessions]
+    leases = [{"session_id": s.id, "lease": s.lease} for s in claimed if s]
+    marks = [{"session_id": s.id, "run": 1} for s in reversed(sessions)]
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for _ in range(60):
+            conn.execute("update generation_sessions set enqueued_at = null")
+            await asyncio.gather(
+                kit.db.rows("extend", items=as_json(leases), lease_s=30),
+                kit.db.rows("mark_enqueued", items=as_json(marks)),
+            )
+
+
+async def test_a_server_that_does_not_answer_is_told_and_not_waited_for(
+    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.enqueue()
+    with psycopg.connect(dsn) as person:
+        person.execute("select from credit_accounts for update")
+        with pytest.raises(DatabaseGoneError, match="did not answer in time"):
+            await kit.db.transact(("lock_accounts", {"users": ["ann"]}), timeout_s=0.2)
+    assert edge.STATEMENT_TIMEOUT_S < 20
+
+
+async def test_a_mark_that_fails_is_no_failure_of_the_order(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is stored and the message out: a client that is told no would order, and pay, again."""
+    session = await kit.enqueue()
+
+    async def gone(name: str, **_: Any) -> Any:
+        raise DatabaseGoneError("DatabaseUnreachable", f"away during {name}")
+
+    monkeypatch.setattr(kit.db, "rows", gone)
+    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) == "away during mark_enqueued"
+
+
+@pytest.mark.parametrize("odd", ["params = '[1]'", "prompt = null", "error_details = '[1]'", "model = null"])
+async def test_an_odd_adopted_row_is_ended_and_holds_up_nobody(kit: Kit, odd: str) -> None:
+    await kit.query("alter table generation_sessions alter prompt drop not null, alter model drop not null")
+    strange, plain = await kit.enqueue(), await kit.enqueue()
+    for session in (strange, plain):
+        await kit.at.claim(session.id, 1)
+    await kit.query(f"update generation_sessions set {odd} where id = %s", strange.id)
+    await kit.query("update generation_sessions set unknowns = 1, lease_until = now() - interval '1 s'")
+    assert [swept.code for swept in await kit.sweep()] == ["WorkerCrashed"] * 2
+    assert await kit.balance() == 1000
+
+
+async def test_a_row_that_cannot_be_read_does_not_stop_the_sweeper(kit: Kit) -> None:
+    await kit.query("alter table generation_sessions alter user_id drop not null")
+    strange, plain = await kit.enqueue(), await kit.enqueue()
+    for session in (strange, plain):
+        await kit.at.claim(session.id, 1)
+    await kit.query("update generation_sessions set user_id = null where id = %s", strange.id)
+    await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    assert [swept.session.id for swept in await kit.sweep()] == [plain.id]
+
+
+async def test_a_claim_that_is_cancelled_on_its_way_is_given_back(kit: Kit, dsn: str) -> None:
+    """Nothing was sent: no attempt is used, and no outcome is unknown."""
+    session = await kit.enqueue()
+    job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
+    with psycopg.connect(dsn) as person:
+        person.execute("lock table session_events in exclusive mode")  # the claim waits in its last step
+        task = asyncio.create_task(process(job, kit.at))
+        await until(lambda: blocked(kit))
+        task.cancel()
+        person.commit()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    row = await kit.row(session)
+    assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
+
+
+async def test_an_answer_that_we_have_is_stored_although_we_are_told_to_stop(kit: Kit, dsn: str) -> None:
+    """Else it would be an unknown outcome, and asked for, and billed, again."""
+    session = await kit.enqueue("sensitive")
+    job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
+    with psycopg.connect(dsn) as person:
+        person.execute("select from credit_accounts for update")
+        task = asyncio.create_task(process(job, kit.at))
+        await until(lambda: blocked(kit))
+        task.cancel()
+        person.commit()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await kit.row(session)).status is Status.FAILED
+    assert await kit.balance() == 1000
+
+
+async def test_a_request_is_not_sent_by_a_process_that_slept_past_its_renewal(kit: Kit) -> None:
+    session = await kit.enqueue()
+    claimed = await kit.at.claim(session.id, 1)
+    assert claimed
+    hold = Hold(claimed, time.monotonic() - STALE_S - 1)
+    with pytest.raises(LeaseLostError):
+        hold.on_send()
+    assert not hold.sent
+
+
+async def test_a_release_refused_by_any_error_of_a_trigger_ends_the_session(kit: Kit) -> None:
+    await kit.query("""
+        create function refuse() returns trigger language plpgsql as
+        $$ begin assert false, 'an assertion is no exception of the usual class'; end $$""")
+    await kit.query("""
+        create trigger refuse before update on credit_reservations for each row execute function refuse()""")
+    await kit.enqueue("sensitive")
+    row = await kit.work()
+    assert row and row.status is Status.FAILED
+    assert row.details["refundError"]
+
+
+async def test_two_sessions_on_one_reservation_get_it_back_once(kit: Kit) -> None:
+    one, two = await kit.enqueue(), await kit.enqueue()
+    await kit.query(
+        "update generation_sessions set reservation_id = %s where id = %s", one.reservation_id, two.id
+    )
+    claimed = [await kit.at.claim(session.id, 1) for session in (one, two)]
+    items = [kit.at._item(session, ours("WorkerCrashed"), 1) for session in claimed if session]
+    users = {"users": ["ann"], "opening": 0}
+    await kit.db.transact(
+        ("ensure_accounts", users), ("lock_accounts", users), ("settle", {"items": as_json(items)})
+    )
+    assert "balance_ledger" not in await kit.violations()
+
+
+async def test_a_late_refund_is_not_told_as_a_second_failure(kit: Kit) -> None:
+    session = await kit.enqueue("sensitive")
+    await kit.work()
+    row = await kit.row(session)
+    assert row.completed_at
+    failures = Failures(kit.db, row.completed_at)
+    assert len(await everything(failures.missed())) == 1
+    await kit.query("update generation_sessions set completed_at = completed_at - interval '1 hour'")
+    failures._told.clear()  # as after the overlap
+    heard = Heard(f'{{"session_id": "{session.id}", "status": "failed"}}')
+    assert await everything(failures.of(heard)) == []
+
+
+@pytest.mark.parametrize("payload", ["[" * 7900, '{"x":' + "[" * 7900, "", '{"session_id": 5}'])
+def test_a_forged_payload_names_no_session(payload: str) -> None:
+    assert Heard(payload).session_id is None
+
+
+async def test_more_failures_than_a_page_are_all_told_once(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genctl.ops.tail.PAGE", 2)
+    for _ in range(5):
+        session = await kit.enqueue("sensitive")
+        await kit.work()
+    await kit.query("update generation_sessions set completed_at = now()")  # all at one time
+    row = await kit.row(session)
+    assert row.completed_at
+    failures = Failures(kit.db, row.completed_at)
+    assert len(await everything(failures.missed())) == 5
+    assert await everything(failures.missed()) == []
