@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from playwright.async_api import Browser, Page, async_playwright
-
 from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.browser.stub import Stub
 
@@ -94,7 +93,12 @@ async def fill(stub: Stub, image: bytes) -> None:
     stub.complete(done, image)
     busy = stub.enqueue("Product photo of a walnut desk lamp, soft light from the left", ago_s=90)
     busy_words = "The image service is busy. Please try again in a few minutes."
-    about = {"code": "ModelAccountIpmRateLimitExceeded", "category": "rate_limit", "fatal": False, "attempts": 3}
+    about = {
+        "code": "ModelAccountIpmRateLimitExceeded",
+        "category": "rate_limit",
+        "fatal": False,
+        "attempts": 3,
+    }
     stub.fail(busy, ago_s=21, userMessage=busy_words, providerMessage=None, providerStatus=429, **about)
     stub.enqueue("An astronaut feeding pigeons in a rainy square, film grain", ago_s=4)
 
@@ -121,7 +125,10 @@ async def shoot(
     await page.wait_for_load_state("load")
     if details:
         await page.locator(f".card[data-status={details}] .prompt").last.click()
-    await page.evaluate("Promise.all([...document.images].filter(i => !i.hidden && i.src).map(i => i.decode().catch(() => 0)))")
+    await page.evaluate(
+        "Promise.all([...document.images].filter(i => !i.hidden && i.src)"
+        ".map(image => image.decode().catch(() => null)))"
+    )
     await page.screenshot(path=to, full_page=whole)
     await context.close()
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
-
 from tests.browser.stub import Stub
 
 CHROMIUM = "/usr/bin/chromium"
@@ -33,7 +32,7 @@ async def server() -> AsyncIterator[Stub]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, server: Stub) -> AsyncIterator[Page]:
-    """A page that is signed in and live. A test fails when anything was written to its console as an error."""
+    """A page that is signed in and live. An error of a script or a breach of the policy fails the test."""
     context = await browser.new_context(viewport={"width": 1280, "height": 900})
     page = await context.new_page()
     wrong: list[str] = []

@@ -281,7 +281,11 @@ class Stub:
             self.lose_answer = False
             return _error(502, "the answer was lost")
         item = self.sessions[self._by_key[key]]
-        answer = {"sessionId": item["sessionId"], "reservationId": str(uuid4()), "clientKey": item["clientKey"]}
+        answer = {
+            "sessionId": item["sessionId"],
+            "reservationId": str(uuid4()),
+            "clientKey": item["clientKey"],
+        }
         return web.json_response(answer | {"status": item["status"]}, status=202)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:

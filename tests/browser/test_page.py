@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Locator, Page, Route, expect
-
 from tests.browser.stub import SENTENCE, Stub
 from tests.kit import until
 
@@ -271,7 +270,9 @@ async def test_events_that_make_no_sense_hurt_nothing(page: Page, server: Stub) 
     await expect(page.locator(".card")).to_have_count(1)
 
 
-async def test_a_waiting_card_learns_from_the_heartbeat_that_its_job_started(page: Page, server: Stub) -> None:
+async def test_a_waiting_card_learns_from_the_heartbeat_that_its_job_started(
+    page: Page, server: Stub
+) -> None:
     session_id = await shown(page, server)
     server.begin(session_id)
     server.tell_heartbeat()
