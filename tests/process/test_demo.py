@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kit import until_sync
+from tests.kit import free_port, until_sync
 from tests.process.place import GENCTL, Running, clean_env
 
 from genctl.ops.smoke import HOPS
@@ -40,9 +40,14 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
+def stack_env(home: Path) -> dict[str, str]:
+    """A user's, with a port of its own: other tests start stacks at the same moment."""
+    return clean_env(home) | {"GENCTL_API_URL": f"http://127.0.0.1:{free_port()}"}
+
+
 def demo(home: Path, *args: str, program: tuple[str, ...] = GENCTL, exit_code: int = 0) -> tuple[Any, str]:
     """The one document on stdout, and stderr."""
-    with Running.start(*program, *args, "-o", "json", env=clean_env(home), folder=home) as running:
+    with Running.start(*program, *args, "-o", "json", env=stack_env(home), folder=home) as running:
         assert running.end(within_s=60) == exit_code, running.log.read_text()
     return json.loads(running.out.read_text()), running.log.read_text()
 
@@ -79,7 +84,7 @@ def test_a_broken_hop_is_named_with_the_logs_that_matter(home: Path) -> None:
 
 def test_demo_keeps_the_stack_for_other_terminals_until_ctrl_c(home: Path) -> None:
     """They find it by its folder alone; Ctrl-C ends all of it."""
-    with Running.start(*GENCTL, "demo", "--keep", "-o", "json", env=clean_env(home), folder=home) as kept:
+    with Running.start(*GENCTL, "demo", "--keep", "-o", "json", env=stack_env(home), folder=home) as kept:
         until_sync(lambda: "until Ctrl-C" in kept.log.read_text(), within_s=60)
         shown = json.loads(kept.out.read_text())
         assert shown["ok"] is True, "shown before it is kept"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import urlsplit
 
-from genctl.base.settings import API_URL, STACK_FILE, STACK_NAMES, Settings
+from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings
 from genctl.domain.model import GenctlError
 from genctl.ops.stack.part import Part, clean_env, command_of
 from genctl.ops.stack.postgres import Postgres
@@ -155,7 +155,7 @@ class Stack:
             "secret": secrets.token_urlsafe(32),
         }
         urls = {"sqs_endpoint": "http://{}", "ark_base_url": "http://{}/api/v3", "api_url": "http://{}"}
-        wanted = {"api_url": API_URL} | old
+        wanted = old | {"api_url": self.settings.api_url}
         ports = free_ports([urlsplit(wanted.get(name, "")).port for name in urls])
         places = {
             name: url.format(f"{HOST}:{port}") for (name, url), port in zip(urls.items(), ports, strict=True)
@@ -204,7 +204,7 @@ def worker(stack: Stack) -> Part:
 
 def api(stack: Stack) -> Part:
     """API, streams and page; the simulator's images may be shown on it."""
-    port, images = stack.port("api_url"), ",".join(stack.settings.image_hosts)
+    port, images = urlsplit(stack.settings.api_url).port or 80, ",".join(stack.settings.image_hosts)
     simulated = f"{HOST}:{stack.port('ark_base_url')}"
     return Part(
         name="api",
