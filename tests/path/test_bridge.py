@@ -3,11 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.ears import Client, Ear, served
 from tests.kit import Kit, until
 
@@ -114,6 +117,54 @@ async def test_what_happens_while_the_listener_is_away_is_caught_up(kit: Kit, cl
             await ear.until(lambda ear: len(ear.told) == len(expected))
         assert sessions(ear) == expected
         assert len(set(ear.ids)) == len(ear.ids)
+
+
+@asynccontextmanager
+async def half_open(dsn: str, folder: Path) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """The DSN of a way to the server, which forwards until the event is set; then it swallows all, unclosed."""
+    server, deaf, copies = conninfo_to_dict(dsn), asyncio.Event(), set[asyncio.Task[None]]()
+    at, port = str(server["host"]), server.get("port", "5432")
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, begun_deaf: bool) -> None:
+        try:
+            while data := await source.read(65_536):
+                if deaf.is_set() == begun_deaf:  # what was connected later is heard
+                    sink.write(data)
+        finally:
+            sink.close()
+
+    async def forward(near: asyncio.StreamReader, reply: asyncio.StreamWriter) -> None:
+        unix = at.startswith("/")
+        far = (
+            asyncio.open_unix_connection(f"{at}/.s.PGSQL.{port}")
+            if unix
+            else asyncio.open_connection(at, port)
+        )
+        answer, request = await far
+        for way in (copy(near, request, deaf.is_set()), copy(answer, reply, deaf.is_set())):
+            copies.add(asyncio.create_task(way))
+
+    async with await asyncio.start_unix_server(forward, folder / ".s.PGSQL.5432"):
+        yield make_conninfo(dsn, host=str(folder), port=5432), deaf
+        for task in copies:
+            task.cancel()
+
+
+async def test_a_half_open_listener_is_noticed_by_its_probe(
+    kit: Kit, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket stays open and says nothing: what was missed comes with the next connection."""
+    monkeypatch.setattr(listener, "PROBE_S", 0.3)
+    async with (
+        half_open(kit.settings.dsn(), tmp_path_factory.mktemp("p")) as (listen_url, deaf),
+        served(kit.settings, listen_url=listen_url) as client,
+        client.stream() as ear,
+    ):
+        await ear.ready()
+        deaf.set()
+        missed = await fail(kit)
+        await ear.until(lambda ear: ear.told, 5)
+        assert sessions(ear) == [str(missed)]
 
 
 async def test_a_change_that_nobody_announced_comes_with_the_backstop_and_is_counted(
