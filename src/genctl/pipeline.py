@@ -98,7 +98,8 @@ async def enqueue(
     owed: str | None = "the queue cannot be reached"
     try:
         async with asyncio.timeout(send_within_s):
-            owed = await send_jobs(sessions, db=db, queue=queue) if queue else owed
+            if queue:
+                owed = next(iter((await send_jobs(sessions, db=db, queue=queue)).values()), None)
     except TimeoutError:
         owed = f"the queue did not answer within {send_within_s:g} s"
     return Enqueued(sessions, owed)
@@ -119,20 +120,20 @@ async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
     )
 
 
-async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) -> str | None:
-    """Send the job messages of queued sessions and mark them; why some are still owed, or None.
+async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) -> dict[UUID, str]:
+    """Send the job messages of queued sessions and mark them; those that are still owed, and why.
 
     The sessions are stored: a queue that is away, or a mark that fails, is no failure of theirs.
     """
     try:
         fates = await queue.send([Outgoing(decide.job_body(session)) for session in sessions])
-        sent = [session for session, fate in zip(sessions, fates, strict=True) if fate.error is None]
-        if sent:
+        owed = {s.id: fate.error for s, fate in zip(sessions, fates, strict=True) if fate.error is not None}
+        if sent := [session for session in sessions if session.id not in owed]:
             items = [{"session_id": session.id, "run": session.run} for session in sent]
             await db.rows("mark_enqueued", items=as_json(items))
     except GenctlError as error:
-        return error.message
-    return next((fate.error for fate in fates if fate.error), None)
+        return dict.fromkeys((session.id for session in sessions), error.message)
+    return owed
 
 
 class Hold:

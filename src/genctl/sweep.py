@@ -59,7 +59,8 @@ async def resend_all(settings: Settings) -> int:
         queue = await sqs.queue(settings.queue)
         await db.rows("owe_queued")
         while jobs := await _sessions(db, "owed_jobs", age_s=0):
-            if why := await send_jobs(jobs, db=db, queue=queue):
+            if owed := await send_jobs(jobs, db=db, queue=queue):
+                why = next(iter(owed.values()))
                 raise GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "run `genctl sweep`")
             sent += len(jobs)
     return sent
@@ -92,12 +93,13 @@ async def _send(at: Pipeline, owed: list[Swept]) -> list[Swept]:
     """Send the owed job messages, all in one go; those that this pass is done with."""
     if not owed:
         return []
-    if why := await send_jobs([swept.session for swept in owed], db=at.db, queue=at.queue):
-        log.warning("sweep.failed", action="send", error=why)
-        return []
-    for swept in owed:
+    unsent = await send_jobs([swept.session for swept in owed], db=at.db, queue=at.queue)
+    if unsent:
+        log.warning("sweep.failed", action="send", jobs=len(unsent), error=next(iter(unsent.values())))
+    sent = [swept for swept in owed if swept.session.id not in unsent]
+    for swept in sent:
         _log_done(swept)
-    return owed
+    return sent
 
 
 def _dead(session: Session, limits: decide.Limits) -> Swept:

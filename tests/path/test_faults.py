@@ -94,7 +94,9 @@ async def test_a_mark_that_fails_is_no_failure_of_the_order(
         raise DatabaseGoneError("DatabaseUnreachable", f"away during {name}")
 
     monkeypatch.setattr(kit.db, "rows", gone)
-    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) == "away during mark_enqueued"
+    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) == {
+        session.id: "away during mark_enqueued"
+    }
 
 
 @pytest.mark.parametrize("odd", ["params = '[1]'", "prompt = null", "error_details = '[1]'", "model = null"])

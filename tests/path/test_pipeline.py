@@ -334,7 +334,7 @@ async def test_a_job_whose_message_was_not_sent_is_owed_and_swept(kit: Kit) -> N
 async def test_a_mark_of_an_older_run_hits_nothing(kit: Kit) -> None:
     session = await kit.enqueue()
     await kit.query("update generation_sessions set run = 2, enqueued_at = null")
-    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) is None
+    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) == {}
     rows = await kit.query("select enqueued_at from generation_sessions")
     assert rows == [{"enqueued_at": None}]
 

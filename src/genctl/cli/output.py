@@ -129,6 +129,11 @@ class Output:
         where = f"database {host}/{name}" + (f", queue {self.settings.queue}" if queue else "")
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
+    def askable(self, yes: str | None) -> None:
+        """Before any work: raises GenctlError (exit 2) where confirm() could neither ask nor go on."""
+        if yes is not None or not terminal.can_ask():
+            self.confirm("", yes)
+
     def confirm(self, question: str, yes: str | None) -> None:
         """Go on only when `--yes` or a person says so; `yes` is the value of the option of that name.
 

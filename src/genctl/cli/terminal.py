@@ -33,6 +33,11 @@ def _is_able() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def can_ask() -> bool:
+    """Whether a person sits there."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and not os.environ.get("CI")
+
+
 def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> None:
     """As Output.confirm(); `name` is the database's."""
     from genctl.domain.model import GenctlError
@@ -47,7 +52,7 @@ def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> No
             f"answer with {flag}",
             exit_code=2,
         )
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or os.environ.get("CI"):
+    if not can_ask():
         raise GenctlError(
             "NotConfirmed", f"{question} Nobody can be asked here", f"answer with {flag}", exit_code=2
         )

@@ -108,6 +108,7 @@ class Session(msgspec.Struct, frozen=True):
     due_at: datetime | None = None
     lease_until: datetime | None = None
     version: int | None = None  # of the newest change that a stream shows
+    enqueued_at: datetime | None = None
     dlq_sent_at: datetime | None = None
     read_at: datetime | None = None  # the database's time when it was read
     reserved: int | None = None  # credits of the current run's reservation, where they were read
@@ -123,6 +124,11 @@ class Session(msgspec.Struct, frozen=True):
     def details(self) -> dict[str, Any]:
         """`error_details`, empty where there are none."""
         return self.error_details if isinstance(self.error_details, dict) else {}
+
+    @property
+    def job_owed(self) -> bool:
+        """Queued, and the job message is not proven sent."""
+        return self.status is Status.QUEUED and self.enqueued_at is None
 
     @property
     def copy_owed(self) -> bool:

@@ -32,17 +32,22 @@ def check(order: Order) -> None:
     if tool_of(order.model) is None:
         known = ", ".join(pattern for t in TOOLS.values() for pattern in t.models)
         raise _refused("UnknownModel", f"no tool serves the model {order.model!r}", f"use one like {known}")
-    if not order.prompt.strip():
-        raise _refused("BadPrompt", "the prompt is empty", "say what the image shall show")
-    if len(order.prompt) > LONGEST_PROMPT:
-        raise _refused("BadPrompt", f"the prompt is longer than {LONGEST_PROMPT:,} characters", "shorten it")
-    check_text("prompt", order.prompt, "BadPrompt")
+    check_prompt(order.prompt)
     check_name("user", order.user_id)
     for what, name in (("client key", order.client_key), ("idempotency key", order.idempotency_key)):
         if name is not None:
             check_name(what, name)
     if not 0 < order.cost <= MOST_CREDITS:
         raise _refused("BadCost", f"a job cannot cost {order.cost} credits", "name a whole number above 0")
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises GenctlError (exit 2) for one that cannot be ordered."""
+    if not prompt.strip():
+        raise _refused("BadPrompt", "the prompt is empty", "say what the image shall show")
+    if len(prompt) > LONGEST_PROMPT:
+        raise _refused("BadPrompt", f"the prompt is longer than {LONGEST_PROMPT:,} characters", "shorten it")
+    check_text("prompt", prompt, "BadPrompt")
 
 
 def check_name(what: str, name: str) -> None:

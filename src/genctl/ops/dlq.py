@@ -1,123 +1,79 @@
-"""Looking into the DLQ without eating it."""
+"""What the DLQ holds, joined to the sessions, for people."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, timedelta
+from typing import Any
 
 import msgspec
 
 from genctl.base.settings import Settings
-from genctl.domain import decide
-from genctl.domain.model import MalformedMessageError, Session, Status, rfc3339
+from genctl.domain.deadletters import Choice, Letter
+from genctl.domain.model import rfc3339
 from genctl.edges.db import Database
-from genctl.edges.sqs import BATCH, Message, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.ops.sampling import Pass
+from genctl.redrive import letters
 
-LOOK_S = 30  # how long what was seen is hidden at most, should we be killed while looking
-EMPTY_LOOKS = 2  # SQS samples its servers: one empty answer is no proof of the end
-
-
-class Look(msgspec.Struct, frozen=True):
-    """What was seen of about how many there are; SQS promises neither."""
-
-    approximate: int
-    messages: list[Message]
-
-
-async def look(dlq: Queue, *, enough: Callable[[Message], bool] = lambda _: False) -> Look:
-    """Every message once, or until one is `enough`; all are visible again when it returns.
-
-    Looking raises receive counts, as SQS forces. Raises GenctlError, exit 3.
-    """
-    facts = await dlq.attributes()
-    approximate = sum(
-        int(facts.get(name, 0))
-        for name in ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
-    )
-    seen: dict[str, Message] = {}
-    empty = 0
-    try:
-        while empty < EMPTY_LOOKS:
-            messages = await dlq.receive(BATCH, wait_s=0, visibility_s=LOOK_S)
-            new = [message for message in messages if message.message_id not in seen]
-            seen |= {message.message_id: message for message in messages}
-            empty = 0 if new else empty + 1
-            if any(map(enough, new)):
-                break
-    finally:
-        await dlq.hide([(message.receipt, 0) for message in seen.values()])
-    return Look(max(approximate, len(seen)), list(seen.values()))
+GROUPS: dict[str, Callable[[Letter], str | None]] = {
+    "code": lambda letter: letter.code,
+    "category": lambda letter: letter.category,
+    "user": lambda letter: letter.user,
+    "hour": lambda letter: f"{letter.at.astimezone(UTC):%Y-%m-%dT%H:00Z}",
+}
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """`dlq list`: each message joined to its session's row, oldest first."""
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[tuple[Database, Queue]]:
+    """The database and the DLQ. Raises GenctlError, exit 3."""
+    async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
+        queue = await sqs.queue(settings.dlq or settings.queue)
+        yield db, queue if settings.dlq else await queue.dead_letter_queue(None)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The letters that are meant, oldest first, of `seen` messages of about `approximate`."""
 
     approximate: int
     seen: int
-    messages: list[dict[str, object]]
+    letters: list[Letter]
+    kept: timedelta  # how long SQS keeps messages
+    warning: str | None
+
+    def listed(self) -> dict[str, Any]:
+        """`dlq list`."""
+        messages = [x.item() | {"expiresAt": rfc3339(x.sent_at + self.kept)} for x in self.letters]
+        return {"approximate": self.approximate, "seen": self.seen, "messages": messages}
 
 
-async def listed(settings: Settings) -> Listed:
+async def look_at(settings: Settings, choice: Choice) -> Found:
     """What the DLQ holds. Raises GenctlError, exit 3."""
-    async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
-        queue = await sqs.queue(settings.dlq or settings.queue)
-        found = await look(queue if settings.dlq else await queue.dead_letter_queue(None))
-        return await _joined(found, db)
+    async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
+        found: list[Letter] = []
+        while messages := await one.receive():
+            found += [letter for letter in await letters(messages, db) if choice.takes(letter)]
+        return Found(
+            approximate=max(one.approximate, one.seen),
+            seen=one.seen,
+            letters=sorted(found, key=lambda letter: letter.sent_at),
+            kept=timedelta(seconds=int(one.facts.get("MessageRetentionPeriod", 0))),
+            warning=one.warning,
+        )
 
 
-async def _joined(found: Look, db: Database) -> Listed:
-    jobs = {message.message_id: _session_id(message) for message in found.messages}
-    rows = await db.rows("sessions", ids=[job for job in jobs.values() if job])
-    sessions = {str(row["id"]): Session.of(row) for row in rows}
-    messages = sorted(found.messages, key=lambda message: message.sent_at)
-    items = [_item(m, jobs[m.message_id], sessions.get(jobs[m.message_id] or "")) for m in messages]
-    return Listed(found.approximate, len(items), items)
+def grouped(meant: Iterable[Letter], by: str) -> list[dict[str, Any]]:
+    """How many letters of each group, the largest first; hours in their order."""
+    counts = Counter(GROUPS[by](letter) for letter in meant)
+    rows = [{by: name, "messages": count} for name, count in counts.most_common()]
+    return sorted(rows, key=lambda row: str(row[by])) if by == "hour" else rows
 
 
-def _session_id(message: Message) -> str | None:
-    """The session a copy speaks of, by its body; None when it is no job of ours."""
-    try:
-        return str(decide.read_job(message.body).session_id)
-    except MalformedMessageError:
-        return None
-
-
-def _item(message: Message, session_id: str | None, row: Session | None) -> dict[str, object]:
-    sent = message.attributes
-    run = _number(sent.get("run")) if "run" in sent else _run(message)
-    return {
-        "messageId": message.message_id,
-        "sessionId": session_id,
-        "run": run,
-        "userId": row.user_id if row else None,
-        "code": sent.get("code", "Unknown"),
-        "category": sent.get("category"),
-        "attempts": _number(sent.get("attempts")),
-        "providerStatus": _number(sent.get("providerStatus")),
-        "firstFailedAt": sent.get("firstFailedAt"),
-        "failedAt": sent.get("failedAt"),
-        "sentAt": rfc3339(message.sent_at),
-        "receiveCount": message.receive_count,
-        "sessionStatus": row.status if row else None,
-        "sessionRun": row.run if row else None,
-        "state": state(session_id, run, row),
-    }
-
-
-def state(session_id: str | None, run: int | None, row: Session | None) -> str:
-    """What a copy is worth: current, stale, done, active, orphan or foreign."""
-    if session_id is None:
-        return "foreign"
-    if row is None:
-        return "orphan"
-    if run is not None and row.run > run:
-        return "stale"
-    return {Status.COMPLETED: "done", Status.FAILED: "current"}.get(row.status, "active")
-
-
-def _run(message: Message) -> int | None:
-    try:
-        return decide.read_job(message.body).run
-    except MalformedMessageError:
-        return None
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
+def drawn(groups: Sequence[dict[str, Any]], room: int) -> str:
+    """Groups as bars."""
+    names = [str(next(iter(row.values())) or "-") for row in groups]
+    widest, most = max(map(len, names)), max(row["messages"] for row in groups)
+    return "".join(
+        f"{name:<{widest}}  {row['messages']:>6}  {'█' * max(1, round(room * row['messages'] / most))}\n"
+        for name, row in zip(names, groups, strict=True)
+    )

@@ -23,7 +23,7 @@ from genctl.domain.tools import SEEDREAM4
 from genctl.edges import http, listener
 from genctl.edges.db import Database, Row
 from genctl.edges.sqs import Message, Queue
-from genctl.ops.dlq import look
+from genctl.ops.sampling import look
 from genctl.ops.watch import Place, Seen, follow
 
 HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "isolation", "dlq")

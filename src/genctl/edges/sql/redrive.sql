@@ -1,0 +1,82 @@
+-- From the DLQ back to the queue. Run in this order, in one transaction: ensure_accounts, lock_accounts, requeue.
+
+-- name: dead_letters
+-- The rows that DLQ messages name, with what a redrive has to know of their credits.
+select s.*, now() as read_at, r.amount as reserved,
+  case r.status when 'released' then r.amount else 0 end as refunded,
+  r.status as held_as, coalesce(a.balance, 0) as balance
+from generation_sessions s
+left join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
+left join credit_accounts a on a.user_id = s.user_id
+where s.id = any(%(ids)s)
+
+-- name: requeue
+-- A failed run becomes the session's next one: what is still held goes back, the same is reserved again.
+-- Returns the sessions that got it; of a user, as many as the balance allows, by id.
+with item as (
+  select * from jsonb_to_recordset(%(items)s) as i(
+    session_id uuid, run int, reservation_id uuid, prompt text, params jsonb)
+),
+locked as (
+  select s.id, s.user_id, s.run, s.reservation_id as last_reservation, s.error_details,
+    i.reservation_id as next_reservation, i.prompt, i.params
+  from generation_sessions s join item i on i.session_id = s.id and i.run = s.run
+  where s.status = 'failed'
+  order by s.id
+  for update of s
+),
+priced as (
+  select l.*, r.amount, r.status = 'held' as held,
+    sum(case r.status when 'held' then 0 else r.amount end) over (partition by l.user_id order by l.id) as needed
+  from locked l
+  join credit_reservations r on r.id = l.last_reservation and r.user_id = l.user_id
+  where r.status in ('held', 'released')
+),
+won as (
+  select p.*, row_number() over (partition by p.user_id order by p.id) as nth
+  from priced p join credit_accounts a on a.user_id = p.user_id
+  where a.balance >= p.needed
+),
+released as (
+  update credit_reservations r set status = 'released', released_at = now()
+  from won w where r.id = w.last_reservation and w.held
+),
+reserved as (
+  insert into credit_reservations (id, user_id, amount, status, created_at, session_id, run)
+  select next_reservation, user_id, amount, 'held', now(), id, run + 1 from won
+),
+booked as (
+  insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
+  select user_id, amount, 'release', last_reservation, 'redrive' from won where held
+  union all
+  select user_id, -amount, 'reserve', next_reservation, 'redrive' from won
+),
+account as (
+  update credit_accounts a set balance = a.balance - w.needed, event_seq = a.event_seq + w.changes
+  from (
+    select user_id, count(*) as changes, sum(case when held then 0 else amount end) as needed
+    from won group by user_id
+  ) w
+  where a.user_id = w.user_id
+  returning a.user_id, a.event_seq - w.changes as before
+),
+again as (
+  update generation_sessions s
+  set run = w.run + 1, status = 'queued', reservation_id = w.next_reservation, queued_at = now(),
+    prompt = coalesce(w.prompt, s.prompt),
+    params = case when w.params is null then s.params else coalesce(s.params, '{}') || w.params end,
+    attempts = 0, unknowns = 0, started_at = null, first_failed_at = null, completed_at = null, due_at = null,
+    lease_until = null, enqueued_at = null, dlq_sent_at = null, result = null, error_details = null,
+    version = a.before + w.nth
+  from won w join account a on a.user_id = w.user_id
+  where s.id = w.id
+  returning s.*, now() as read_at, w.amount, w.error_details as was
+),
+traced as (
+  insert into session_events (session_id, run, kind, data)
+  select id, run, 'redriven', jsonb_build_object('reserved', amount, 'by', %(who)s::text, 'was', was) from again
+)
+select a.*, pg_notify('session_requeued', jsonb_build_object(
+  'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status, 'run', run
+)::text)
+from again a

@@ -1,0 +1,241 @@
+"""`dlq redrive`: batches of the DLQ through the core's redrive, several at a time, as far as was asked."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+from uuid import UUID
+
+import msgspec
+
+from genctl import gate
+from genctl.base.settings import Settings
+from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
+from genctl.domain.model import GenctlError, Status
+from genctl.domain.orders import check_prompt, check_text
+from genctl.domain.tools import SEEDREAM4
+from genctl.edges.sqs import BATCH, Message
+from genctl.ops.sampling import Pass
+from genctl.pipeline import Pipeline
+from genctl.redrive import Fate, letters, redrive
+
+LANES = 8  # batches under way at once
+GATE_S = 1.0  # how old our knowledge of the gate may be
+POLL_S = 0.1
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What `dlq redrive` was asked for; its options by name."""
+
+    choice: Choice
+    most: int | None = None
+    max_redrives: int = 3
+    rate: float | None = None  # jobs a second
+    canary: int | None = None  # so many first; the rest only when they have completed
+    edit_prompt: str | None = None
+    changes: tuple[str, ...] = ()  # key=value
+
+    def check(self) -> None:
+        """Raises GenctlError (exit 2) for what cannot be meant."""
+        if self.edit_prompt is not None:
+            check_prompt(self.edit_prompt)
+        self.terms  # noqa: B018 - reads the changes
+
+    @property
+    def terms(self) -> Terms:
+        """What the plan needs of it. Raises GenctlError (exit 2) for a change that is none."""
+        named = (self.choice.code, self.choice.category, self.choice.session, self.edit_prompt)
+        return Terms(
+            max_redrives=self.max_redrives,
+            refused_too=any(named),
+            prompt=self.edit_prompt,
+            params=dict(map(_change, self.changes)),
+        )
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """`key=value`; a value that is JSON is taken as such."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise GenctlError(
+            "BadChange", f"{text!r} is no change", "write --set key=value, such as --set size=2K", exit_code=2
+        )
+    check_text(f"value of {key}", text, "BadChange")
+    try:
+        return key, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return key, value
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What would be done, a row a message; `seen` of about `approximate` messages."""
+
+    rows: list[dict[str, Any]]
+    tally: Tally
+    seen: int
+    approximate: int
+
+    def question(self) -> str | None:
+        """What a person is asked, with numbers and credits; None: there is nothing to do."""
+        runs = [row for row in self.rows if row["action"] in {"requeue", "resend"}]
+        if not runs and not self.tally.stale:
+            return None
+        users, reserved = len({row["userId"] for row in runs}), sum(row["credits"] for row in runs)
+        left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
+        return (
+            f"Redrive {self.tally.redriven} jobs of {users} users, reserving {reserved} credits again,"
+            f" and drop {self.tally.stale} stale copies?" + (f" Left where they are: {left}." if left else "")
+        )
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON says it."""
+        return msgspec.structs.asdict(self.tally) | {"plan": self.rows}
+
+
+class Redriven(msgspec.Struct, frozen=True):
+    """What came of it. `stopped` says why it ended early; `seen` of about `approximate` messages."""
+
+    tally: Tally
+    seen: int
+    approximate: int
+    stopped: str | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON says it."""
+        return msgspec.structs.asdict(self.tally)
+
+
+class Redrive:
+    """A redrive under way: the DLQ in one pass, what is left to do, what was done."""
+
+    def __init__(self, at: Pipeline, over: Pass, wish: Wish) -> None:
+        self.at = at
+        self.over = over
+        self.wish = wish
+        self.terms = wish.terms
+        self.tally = Tally()
+        self.stopped: str | None = None
+        self._step: Callable[[int], object] = lambda _: None
+        self._left = wish.most
+        self._batch = min(BATCH, max(1, int(wish.rate))) if wish.rate else BATCH
+        self._began = time.monotonic()
+        self._gate_read_at = 0.0
+        self._running: list[tuple[UUID, int]] = []  # of the canary: sessions and their new runs
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, wish: Wish) -> AsyncIterator[Self]:
+        """Raises GenctlError, exit 3."""
+        async with (
+            Pipeline.open(settings, size=LANES, calls=False) as at,
+            Pass.over(at.dlq, bounded=True) as over,
+        ):
+            yield cls(at, over, wish)
+
+    async def plan(self) -> Plan:
+        """What run() would do, as the DLQ and the rows are now. Nothing is done; all is shown again."""
+        rows, tally, left = [], Tally(), 2**31 if self.wish.most is None else self.wish.most
+        balances: dict[str, int] = {}
+        while messages := await self.over.receive():
+            found = [
+                letter for letter in await letters(messages, self.at.db) if self.wish.choice.takes(letter)
+            ]
+            steps = at_most(plan(found, self.terms, balances), left)
+            left -= sum(step.runs for step in steps)
+            tally.add(steps)
+            rows += [
+                msgspec.structs.asdict(step) | letter.item()
+                for letter, step in zip(found, steps, strict=True)
+            ]
+        seen = self.over.seen
+        await self.over.show()
+        return Plan(rows, tally, seen, max(seen, self.over.approximate))
+
+    async def run(self, step: Callable[[int], object] = lambda _: None) -> Redriven:
+        """Redrive, the canary first; `step` hears how many messages were looked at.
+
+        Raises GenctlError (exit 3) when a dependency goes away: what was done stays done.
+        """
+        self._step, self._began = step, time.monotonic()
+        if self.wish.canary and not await self._gate_is_closed():
+            await self._lanes(self.wish.canary if self._left is None else min(self.wish.canary, self._left))
+            await self._canary_lives()
+        if not await self._gate_is_closed():
+            await self._lanes(self._left)
+        return Redriven(self.tally, self.over.seen, max(self.over.seen, self.over.approximate), self.stopped)
+
+    async def _lanes(self, most: int | None) -> None:
+        """Several batches at a time until the end of the pass, or `most` jobs."""
+        budget = _Budget(most)
+        lanes = 1 if self.wish.rate or most is not None else LANES
+        lanes_over = await asyncio.gather(*(self._lane(budget) for _ in range(lanes)), return_exceptions=True)
+        for trouble in lanes_over:
+            if trouble is not None:
+                raise trouble
+        if self._left is not None:
+            self._left -= budget.spent
+
+    async def _lane(self, budget: "_Budget") -> None:
+        try:
+            await self._drain(budget)
+        except BaseException:
+            budget.most = budget.spent  # the other lanes end after what they have in hand
+            raise
+
+    async def _drain(self, budget: "_Budget") -> None:
+        while budget.left and not await self._gate_is_closed():
+            messages = await self.over.receive(min(self._batch, budget.left), wait_s=1)
+            if not messages:
+                return
+            fates = await redrive(messages, self.at, self.wish.choice, self.terms, most=budget.left)
+            self._count(messages, fates, budget)
+            if self.wish.rate:
+                done = self.tally.redriven + self.tally.failed
+                await asyncio.sleep(max(0.0, self._began + done / self.wish.rate - time.monotonic()))
+
+    def _count(self, messages: Sequence[Message], fates: Sequence[Fate], budget: "_Budget") -> None:
+        self.tally.add(fate.step for fate in fates if fate.error is None)
+        self.tally.failed += sum(fate.error is not None for fate in fates)
+        ran = [fate for fate in fates if fate.step.runs]
+        budget.spent += len(ran)
+        self._running += [
+            (fate.letter.row.id, fate.letter.row.run + (fate.step.action == "requeue"))
+            for fate in ran
+            if self.wish.canary and fate.letter.row
+        ]
+        self.over.forget(fate.message for fate in fates if fate.is_gone)
+        self._step(len(messages))
+
+    async def _gate_is_closed(self) -> bool:
+        if time.monotonic() - self._gate_read_at > GATE_S:
+            self._gate_read_at = time.monotonic()
+            now = await gate.read(self.at.db, SEEDREAM4.name)
+            if not now.is_open:
+                self.stopped = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
+        return self.stopped is not None
+
+    async def _canary_lives(self) -> None:
+        """Wait until the canary's runs have ended; a failed one stops everything."""
+        waiting = dict(self._running)
+        while waiting and not await self._gate_is_closed():
+            for row in await self.at.db.rows("sessions", ids=list(waiting)):
+                if row["run"] > waiting[row["id"]] or row["status"] == Status.COMPLETED:
+                    del waiting[row["id"]]
+                elif row["status"] == Status.FAILED:
+                    code = (row["error_details"] or {}).get("code")
+                    self.stopped = f"the canary failed: session {row['id']} with {code}"
+                    return
+            await asyncio.sleep(POLL_S)
+
+
+class _Budget:
+    """How many jobs may still be redriven; without a limit as many as come."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self.spent = 0
+
+    @property
+    def left(self) -> int:
+        return 2**31 if self.most is None else max(0, self.most - self.spent)

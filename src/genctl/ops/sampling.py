@@ -1,0 +1,127 @@
+"""One pass over a queue that shows a sample at a time: each message once, and all visible again afterwards.
+
+SQS counts roughly, too. So a pass says how many it saw of about how many, and never that these were all
+when the count says more.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Self
+
+import msgspec
+
+from genctl.edges.sqs import BATCH, Message, Queue
+
+LOOK_S = 30  # how long what was seen is hidden at most, should we be killed while looking
+IDLE_RECEIVES = 2  # one receive without news is no proof of the end
+COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+MOST_IN_FLIGHT = 120_000  # SQS's limit of a standard queue: beyond it a receive comes back empty
+
+
+class Pass:
+    """One pass over a queue: each message once. Leave it to show again what it has hidden.
+
+    `approximate` is what the queue said it held; `seen` how many came; `warning` what looking here costs.
+    `bounded`: only what was there when the pass began, so that what comes back at once keeps nobody busy.
+    """
+
+    def __init__(self, queue: Queue, facts: dict[str, str], *, bounded: bool) -> None:
+        self.queue = queue
+        self.facts = facts
+        self.approximate = sum(int(facts.get(name, 0)) for name in COUNTS)
+        self.until = datetime.now(UTC) if bounded else None
+        self.seen = 0
+        self._idle = 0
+        self._hidden: dict[str, tuple[str, float]] = {}  # message -> its newest receipt, hidden until
+
+    @classmethod
+    @asynccontextmanager
+    async def over(cls, queue: Queue, *, bounded: bool = False) -> AsyncIterator[Self]:
+        """A pass. Raises GenctlError, exit 3."""
+        one = cls(queue, await queue.attributes(), bounded=bounded)
+        try:
+            yield one
+        finally:
+            await one.show()
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should know before messages are received here; None: nothing."""
+        if "RedrivePolicy" in self.facts:
+            return f"{self.queue.name} has a redrive policy: receiving too often moves its messages on"
+        if int(self.facts.get(COUNTS[1], 0)) >= MOST_IN_FLIGHT:
+            return f"{self.queue.name} has as many messages in flight as SQS allows: it looks empty now"
+        return None
+
+    async def receive(self, limit: int = BATCH, *, wait_s: int = 0) -> list[Message]:
+        """The next messages, hidden for LOOK_S; none: the end, as far as SQS lets anybody know.
+
+        After a receive without news it waits `wait_s`: only then SQS asks all of its servers.
+        """
+        while self._idle < IDLE_RECEIVES:
+            messages = await self._received(limit, wait_s if self._idle else 0)
+            new = [m for m in messages if m.message_id not in self._hidden and self._is_meant(m)]
+            self._keep(messages)
+            self._idle = 0 if new else self._idle + 1
+            if new:
+                self.seen += len(new)
+                return new
+        return []
+
+    async def _received(self, limit: int, wait_s: int) -> list[Message]:
+        receiving = asyncio.ensure_future(self.queue.receive(limit, wait_s=wait_s, visibility_s=LOOK_S))
+        try:
+            return await asyncio.shield(receiving)
+        except asyncio.CancelledError:  # what it takes from the queue would stay hidden
+            self._keep(await receiving)
+            raise
+
+    def _keep(self, messages: list[Message]) -> None:
+        until = time.monotonic() + LOOK_S
+        self._hidden |= {m.message_id: (m.receipt, until) for m in messages}
+
+    def _is_meant(self, message: Message) -> bool:
+        return self.until is None or message.sent_at <= self.until
+
+    def forget(self, messages: Iterable[Message]) -> None:
+        """These are deleted."""
+        for message in messages:
+            self._hidden.pop(message.message_id, None)
+
+    async def show(self) -> None:
+        """Show at once what is still hidden, and begin anew."""
+        now = time.monotonic()
+        hidden = [(receipt, 0) for receipt, until in self._hidden.values() if until > now]
+        self._hidden, self._idle, self.seen = {}, 0, 0
+        await self.queue.hide(hidden)
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What was seen of about how many there are; SQS promises neither."""
+
+    approximate: int
+    messages: list[Message]
+    warning: str | None = None
+
+
+async def look(dlq: Queue, *, enough: Callable[[Message], bool] = lambda _: False) -> Look:
+    """Every message once, or until one is `enough`; all are visible again when it returns.
+
+    Looking raises receive counts, as SQS forces. Raises GenctlError, exit 3.
+    """
+    seen: list[Message] = []
+    async with Pass.over(dlq) as one:
+        while messages := await one.receive():
+            seen += messages
+            if any(map(enough, messages)):
+                break
+        return Look(max(one.approximate, len(seen)), seen, one.warning)
+
+
+def sampled(seen: int, approximate: int) -> str:
+    """How much was seen, in words that promise no more than SQS does."""
+    more = "; SQS shows a sample at a time: run it again for the rest" if seen < approximate else ""
+    return f"{seen} messages seen of about {approximate}{more}"

@@ -1,0 +1,155 @@
+"""A DLQ copy becomes its session's next run: read the rows, plan, carry out, and only then delete the copy.
+
+In one transaction the failed session is queued again with its credits reserved anew; then its job message is
+sent and marked, then the copy deleted. Killed anywhere, the row says what is owed: the next redrive finds the
+copy stale and sends what is missing, and so does the sweeper.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import structlog
+
+from genctl.domain import decide
+from genctl.domain.deadletters import Choice, Letter, Step, Terms, at_most, plan
+from genctl.domain.model import Job, MalformedMessageError, Session
+from genctl.edges.db import Database, as_json
+from genctl.edges.sqs import Message
+from genctl.pipeline import Pipeline, send_jobs
+
+log = structlog.stdlib.get_logger()
+
+
+class Fate(NamedTuple):
+    """What became of one message: `step` was taken, unless `error` says why it could not be (yet)."""
+
+    message: Message
+    letter: Letter
+    step: Step
+    error: str | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        """It is not in the DLQ any more."""
+        return self.step.action != "skip" and self.error is None
+
+
+async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
+    """The messages joined to the rows they name, in order."""
+    jobs = [_job(message) for message in messages]
+    rows = await db.rows("dead_letters", ids=list({job.session_id for job in jobs if job}))
+    found = {row["id"]: row for row in rows}
+    return [
+        _letter(message, job, found.get(job.session_id) if job else None)
+        for message, job in zip(messages, jobs, strict=True)
+    ]
+
+
+async def redrive(
+    messages: Sequence[Message], at: Pipeline, choice: Choice, terms: Terms, *, most: int
+) -> list[Fate]:
+    """Redrive those of a batch of messages that are meant, at most `most` jobs of them; what became of each.
+
+    Raises GenctlError when a dependency is away: what was done stays done, the rest stays in the DLQ.
+    """
+    meant = await _meant(messages, at.db, choice)
+    steps = at_most(plan([letter for _, letter in meant], terms), most)
+    taken = [Fate(*pair, step) for pair, step in zip(meant, steps, strict=True)]
+    queued = await _requeue([fate for fate in taken if fate.step.action == "requeue"], at, terms)
+    if late := [f for f in taken if f.step.action == "requeue" and f.letter.session_id not in queued]:
+        # somebody was faster, or spent the credits: as the rows are now, what is left to do for these?
+        again = await letters([fate.message for fate in late], at.db)
+        retaken = {
+            fate.message.message_id: fate._replace(letter=letter, step=_without_requeue(step))
+            for fate, letter, step in zip(late, again, plan(again, terms), strict=True)
+        }
+        taken = [retaken.get(fate.message.message_id, fate) for fate in taken]
+    return await _sent_and_deleted(taken, queued, at)
+
+
+def _without_requeue(step: Step) -> Step:
+    return Step("skip", "changed meanwhile") if step.action == "requeue" else step
+
+
+async def _meant(messages: Sequence[Message], db: Database, choice: Choice) -> list[tuple[Message, Letter]]:
+    pairs = zip(messages, await letters(messages, db), strict=True)
+    return [(message, letter) for message, letter in pairs if choice.takes(letter)]
+
+
+async def _requeue(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UUID, Session]:
+    """Give these sessions their next runs, in one transaction; those that got one."""
+    if not fates:
+        return {}
+    users = sorted({fate.letter.row.user_id for fate in fates if fate.letter.row})
+    items = [
+        {
+            "session_id": fate.letter.session_id,
+            "run": fate.letter.row.run,
+            "reservation_id": uuid4(),
+            "prompt": terms.prompt,
+            "params": terms.params or None,
+        }
+        for fate in fates
+        if fate.letter.row
+    ]
+    *_, rows = await at.db.transact(
+        ("ensure_accounts", {"users": users, "opening": 0}),
+        ("lock_accounts", {"users": users}),
+        ("requeue", {"items": as_json(items), "who": at.worker}),
+    )
+    sessions = [Session.of(row) for row in rows]
+    for session in sessions:
+        log.info("session.redriven", sessionId=session.id, userId=session.user_id, run=session.run)
+    return {session.id: session for session in sessions}
+
+
+async def _sent_and_deleted(fates: Sequence[Fate], queued: dict[UUID, Session], at: Pipeline) -> list[Fate]:
+    """Send the jobs that are due, then delete the copies that have nothing more to say."""
+    due = queued | {
+        f.letter.row.id: f.letter.row for f in fates if f.step.action == "resend" and f.letter.row
+    }
+    owed = await send_jobs(list(due.values()), db=at.db, queue=at.queue) if due else {}
+    told = [
+        fate._replace(error=owed.get(fate.letter.session_id))
+        if fate.letter.session_id and fate.step.runs
+        else fate
+        for fate in fates
+    ]
+    done = [fate for fate in told if fate.is_gone]
+    errors = await at.dlq.delete([fate.message.receipt for fate in done]) if done else []
+    kept = {f.message.message_id: why for f, why in zip(done, errors, strict=True) if why is not None}
+    for message_id, why in kept.items():  # stale now: the next redrive drops it
+        log.warning("redrive.delete.failed", messageId=message_id, error=why)
+    return told
+
+
+def _job(message: Message) -> Job | None:
+    try:
+        return decide.read_job(message.body)
+    except MalformedMessageError:
+        return None
+
+
+def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Letter:
+    said = message.attributes
+    return Letter(
+        message_id=message.message_id,
+        sent_at=message.sent_at,
+        receive_count=message.receive_count,
+        code=said.get("code", "Unknown"),
+        session_id=job.session_id if job else None,
+        run=job.run if job else None,
+        category=said.get("category"),
+        attempts=_number(said.get("attempts")),
+        provider_status=_number(said.get("providerStatus")),
+        first_failed_at=said.get("firstFailedAt"),
+        failed_at=said.get("failedAt"),
+        row=Session.of(row) if row else None,
+        held_as=row["held_as"] if row else None,
+        balance=row["balance"] if row else 0,
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
