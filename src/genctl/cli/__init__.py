@@ -35,7 +35,8 @@ TABLE = {
         ),
         "watch": ("genctl.cli.watch:watch", "Show a user's events as their page gets them."),
         "sessions": ("genctl.cli.sessions:sessions", "List sessions, or show one with its error."),
-        "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue."),
+        "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
+        "report": ("genctl.cli.report:report", "Report a time of failures as Markdown."),
     },
     "Credits": {
         "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),

@@ -1,7 +1,9 @@
 """`genctl dlq`."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +20,7 @@ COLUMNS = (
 )  # fmt: skip
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
 BAR = 40
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(cls=Group)
@@ -39,7 +42,8 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def chosen(out: Output, **given: Any) -> None:
         names = ("code", "category", "user", "session", "since", "until")
-        command(out, choose=lambda: _choice(out, **{name: given.pop(name) for name in names}), **given)
+        wanted = {name: given.pop(name) for name in names}
+        command(out, choose=lambda: _choice(out, **wanted), **given)
 
     for option in reversed(options):
         chosen = option(chosen)
@@ -137,7 +141,8 @@ def redrive(
                 return await under_way.run(step)
 
     done = out.run(work())
-    terminal.note(sampled(done.seen, done.approximate))
+    if wish.most is None:
+        terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
         return
@@ -146,6 +151,92 @@ def redrive(
     out.emit(done.shown())
     if done.stopped or done.tally.failed:
         raise SystemExit(1)
+
+
+@dlq.command(
+    cls=Command,
+    examples=(
+        "genctl dlq export incident.jsonl.gz --since 2h",
+        "genctl dlq export incident.jsonl.gz --since 2h --resume",
+    ),
+)
+@click.argument("path", metavar="FILE", type=FILE)
+@click.option("--resume", is_flag=True, help="Go on with a file that is there.")
+@choosing
+def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
+    """Write messages to a file, a line of JSON each, and leave them where they are.
+
+    A name that ends with .gz is compressed.
+    """
+    from genctl.ops import export as ops
+    from genctl.ops.sampling import sampled
+
+    choice = choose()
+    done = out.run(ops.export(out.settings, choice, path, resume=resume, progress=terminal.progress))
+    terminal.note(sampled(done["seen"], done["approximate"]))
+    out.emit(done)
+
+
+@dlq.command(
+    cls=Command,
+    examples=(
+        "genctl dlq discard --code MalformedMessage",
+        "genctl dlq discard --until 7d --export old.jsonl.gz --yes",
+    ),
+)
+@click.option(
+    "--export",
+    "path",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where they are kept.",
+)
+@click.option("--no-export", is_flag=True, help="Keep them nowhere.")
+@click.option("--dry-run", is_flag=True, help="Say how many and delete none.")
+@choosing
+@yes_option
+def discard(
+    out: Output,
+    *,
+    path: Path | None,
+    no_export: bool,
+    dry_run: bool,
+    yes: str | None,
+    choose: "Callable[[], Choice]",
+) -> None:
+    """Delete messages for good; each is written to a file first.
+
+    The file is dlq-TIME.jsonl.gz in this folder unless --export names another. The sessions stay as they are.
+    """
+    from contextlib import ExitStack
+
+    from genctl.ops import export as ops
+    from genctl.ops.dlq import opened
+    from genctl.ops.sampling import Pass
+
+    if path and no_export:
+        raise click.UsageError("--export and --no-export exclude each other")
+    if not dry_run:
+        out.target(queue=True)
+        out.askable(yes)
+    choice = choose()
+    kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
+
+    async def work() -> dict[str, Any]:
+        async with opened(out.settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+            if dry_run or yes is None:
+                found = await ops.counted(over, db, choice)
+                if dry_run or not found["meant"]:
+                    return found
+                out.confirm(f"Delete {found['meant']} messages of {dlq.name}?", yes)
+            with ExitStack() as files, terminal.progress(over.approximate, "discard") as step:
+                file = files.enter_context(ops.Export.to(kept, resume=False)) if kept else None
+                done = await ops.discard(over, db, choice, file, step)
+            if kept and not done["meant"]:
+                kept.unlink()
+            return done
+
+    out.emit(out.run(work()))
 
 
 def _note(warning: str | None) -> None:

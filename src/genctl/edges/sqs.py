@@ -29,15 +29,28 @@ MAX_ATTRIBUTES = 10
 MAX_BYTES = 1_048_576  # of a message and of a batch; a queue may allow less
 
 
+class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """A message attribute as SQS has it; a binary value is base64."""
+
+    data_type: str = "String"
+    string_value: str | None = None
+    binary_value: str | None = None
+
+
 class Message(msgspec.Struct, frozen=True):
-    """One delivery. `attributes` are the sender's String and Number attributes."""
+    """One delivery. `sent` are all of the sender's attributes, `attributes` the texts among them."""
 
     message_id: str
     receipt: str
     body: str
-    attributes: dict[str, str]
+    sent: dict[str, Attribute]
     receive_count: int
     sent_at: datetime
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The String and Number attributes."""
+        return {k: a.string_value for k, a in self.sent.items() if a.string_value is not None}
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -57,16 +70,12 @@ class Fate(NamedTuple):
 # --- the wire's shapes -----------------------------------------------------------------------
 
 
-class _Attribute(msgspec.Struct, rename="pascal"):
-    string_value: str | None = None
-
-
 class _Delivery(msgspec.Struct, rename="pascal"):
     message_id: str
     receipt_handle: str
     body: str
     attributes: dict[str, str] = {}
-    message_attributes: dict[str, _Attribute] = {}
+    message_attributes: dict[str, Attribute] = {}
 
 
 class _Deliveries(msgspec.Struct, rename="pascal"):
@@ -367,7 +376,7 @@ def _message(d: _Delivery) -> Message:
         message_id=d.message_id,
         receipt=d.receipt_handle,
         body=d.body,
-        attributes={k: a.string_value for k, a in d.message_attributes.items() if a.string_value is not None},
+        sent=d.message_attributes,
         receive_count=int(d.attributes.get("ApproximateReceiveCount", 1)),
         sent_at=datetime.fromtimestamp(int(d.attributes.get("SentTimestamp", 0)) / 1000, UTC),
     )

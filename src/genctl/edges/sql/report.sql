@@ -1,0 +1,39 @@
+-- What happened in a time, from the trace and the ledger.
+
+-- name: report_failures
+-- Failed runs by code: how many, of how many sessions and users, and what went back.
+select coalesce(e.data ->> 'code', 'Unknown') as code, e.data ->> 'category' as category, count(*) as runs,
+  count(distinct e.session_id) as sessions, count(distinct s.user_id) as users,
+  coalesce(sum((e.data ->> 'refundedCredits')::bigint), 0)::bigint as credits
+from session_events e left join generation_sessions s on s.id = e.session_id
+where e.kind = 'failed' and e.at >= %(since)s and e.at < %(until)s
+group by 1, 2 order by runs desc, code
+
+-- name: report_totals
+-- Users and sessions that failures hit, credits that went back, calls that may have been billed for nothing.
+select
+  (select count(distinct s.user_id) from session_events e join generation_sessions s on s.id = e.session_id
+   where e.kind = 'failed' and e.at >= %(since)s and e.at < %(until)s) as users,
+  (select count(distinct session_id) from session_events
+   where kind = 'failed' and at >= %(since)s and at < %(until)s) as sessions,
+  (select coalesce(sum(delta), 0)::bigint from credit_ledger
+   where kind = 'release' and created_at >= %(since)s and created_at < %(until)s) as released,
+  (select count(*) from session_events where at >= %(since)s and at < %(until)s
+   and (data ->> 'outcome' = 'unknown' or data ->> 'fromDeadLease' = 'true' or kind = 'requeued_dead')) as unknowns,
+  (select count(*) from session_events
+   where kind = 'late_result' and at >= %(since)s and at < %(until)s) as late_results
+
+-- name: report_redrives
+-- How the runs that redrives began in that time stand now.
+select case when s.run > e.run then 'redriven again' else s.status end as status, count(*) as runs
+from session_events e join generation_sessions s on s.id = e.session_id
+where e.kind = 'redriven' and e.at >= %(since)s and e.at < %(until)s
+group by 1 order by 1
+
+-- name: report_timeline
+-- Failed and completed runs by pieces of time.
+select to_timestamp(floor(extract(epoch from at) / %(piece_s)s) * %(piece_s)s) as at,
+  count(*) filter (where kind = 'failed') as failed, count(*) filter (where kind = 'completed') as completed
+from session_events
+where kind in ('failed', 'completed') and at >= %(since)s and at < %(until)s
+group by 1 order by 1

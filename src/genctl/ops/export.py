@@ -1,0 +1,191 @@
+"""Messages of the DLQ in a file, a line of JSON each, as SQS had them: the whole body, every attribute.
+
+Each batch is on the disk before the next is taken (with gzip as a member of its own), so that a file which a
+kill or a full disk cut short is good up to the cut. Going on drops the torn end and what is there already.
+"""
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import IO, Any, Self
+
+import msgspec
+
+from genctl.base.settings import Settings
+from genctl.domain.deadletters import Choice
+from genctl.domain.model import GenctlError, rfc3339
+from genctl.edges.db import Database
+from genctl.edges.sqs import Message
+from genctl.ops.dlq import opened
+from genctl.ops.sampling import Pass
+from genctl.redrive import letters
+
+CHUNK_BYTES = 1 << 20
+
+
+class Export:
+    """A file that is being written; `known` are the messages in it."""
+
+    def __init__(self, path: Path, file: IO[bytes], known: set[str]) -> None:
+        self.path = path
+        self.known = known
+        self.written = 0
+        self._file = file
+
+    @classmethod
+    @contextmanager
+    def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
+        """A new file, or with `resume` the rest of one.
+
+        Raises GenctlError: exit 2 when it is there already, exit 3 when it cannot be written.
+        """
+        try:
+            with path.open("r+b" if resume and path.exists() else "xb") as file:
+                one = cls(path, file, _read_up_to_the_cut(file, path) if resume else set())
+                if _is_gzip(path) and not file.tell():
+                    file.write(gzip.compress(b""))  # also a file of nothing is gzip
+                yield one
+        except FileExistsError:
+            raise GenctlError(
+                "FileExists",
+                f"{path} is there already",
+                "go on with it by --resume, or name another",
+                exit_code=2,
+            ) from None
+        except OSError as error:
+            raise GenctlError(
+                "CannotWrite",
+                f"cannot write {path}: {error.strerror}",
+                "free some space or name another file; --resume goes on behind what is written",
+            ) from None
+
+    def write(self, messages: Sequence[Message]) -> None:
+        """Have these on the disk, those that are not there yet. Raises OSError."""
+        lines = [_line(message) for message in messages if message.message_id not in self.known]
+        self.known.update(message.message_id for message in messages)
+        if lines:
+            text = b"".join(lines)
+            self._file.write(gzip.compress(text) if _is_gzip(self.path) else text)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.written += len(lines)
+
+
+async def export(
+    settings: Settings,
+    choice: Choice,
+    path: Path,
+    *,
+    resume: bool,
+    progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]],
+) -> dict[str, Any]:
+    """Write the messages that are meant; all stay in the DLQ. Raises GenctlError."""
+    async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+        with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as step:
+            while messages := await over.receive(wait_s=1):
+                file.write(await _meant(messages, db, choice))
+                step(len(messages))
+        approximate = max(over.approximate, over.seen)
+        return {"exported": file.written, "seen": over.seen, "approximate": approximate, "file": path}
+
+
+async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
+    """How many messages are meant; none is deleted, all are shown again."""
+    count = 0
+    while messages := await over.receive():
+        count += len(await _meant(messages, db, choice))
+    found = _shown(over, meant=count)
+    await over.show()
+    return found
+
+
+async def discard(
+    over: Pass, db: Database, choice: Choice, file: Export | None, step: Callable[[int], object]
+) -> dict[str, Any]:
+    """Delete the messages that are meant, each batch after it is in `file`. Raises GenctlError."""
+    count = discarded = 0
+    while messages := await over.receive(wait_s=1):
+        meant = await _meant(messages, db, choice)
+        if file:
+            file.write(meant)
+        errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
+        gone = [message for message, error in zip(meant, errors, strict=True) if error is None]
+        over.forget(gone)
+        count, discarded = count + len(meant), discarded + len(gone)
+        step(len(messages))
+    return _shown(over, meant=count, discarded=discarded, file=file.path if file else None)
+
+
+def _shown(over: Pass, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
+    counts = {"meant": meant, "discarded": discarded, "seen": over.seen}
+    return counts | {"approximate": max(over.seen, over.approximate), "file": file}
+
+
+async def _meant(messages: Sequence[Message], db: Database, choice: Choice) -> list[Message]:
+    pairs = zip(messages, await letters(messages, db), strict=True)
+    return [message for message, letter in pairs if choice.takes(letter)]
+
+
+def _line(message: Message) -> bytes:
+    found = {
+        "messageId": message.message_id,
+        "sentAt": rfc3339(message.sent_at),
+        "receiveCount": message.receive_count,
+        "attributes": message.sent,
+        "body": message.body,
+    }
+    return msgspec.json.encode(found) + b"\n"
+
+
+class _Known(msgspec.Struct, rename="camel"):
+    message_id: str
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.suffix == ".gz"
+
+
+def _read_up_to_the_cut(file: IO[bytes], path: Path) -> set[str]:
+    """The messages in the file, which ends behind the last whole one from now on."""
+    known: set[str] = set()
+    good = 0
+    for end, lines in _members(file) if _is_gzip(path) else _lines(file):
+        try:
+            known.update(msgspec.json.decode(line, type=_Known).message_id for line in lines)
+        except msgspec.DecodeError:
+            break
+        good = end
+    file.seek(good)
+    file.truncate()
+    return known
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    end = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        end += len(line)
+        yield end, [line]
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """The whole gzip members: where each ends, and its lines."""
+    end, rest = 0, b""
+    while True:
+        member, text, size = zlib.decompressobj(wbits=31), b"", 0
+        while not member.eof:
+            chunk = rest or file.read(CHUNK_BYTES)
+            if not chunk:
+                return
+            try:
+                text += member.decompress(chunk)
+            except zlib.error:
+                return
+            rest = member.unused_data
+            size += len(chunk) - len(rest)
+        end += size
+        yield end, text.splitlines()
