@@ -1,14 +1,23 @@
 """From the DLQ back to the queue: nobody pays twice, no run settles twice, no job is lost."""
 
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.kit import Kit
+from tests.kit import Kit, until
 
 from genctl import gate
+from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.domain.tools import SEEDREAM4
+from genctl.edges.sqs import Fate, Outgoing, Queue
 from genctl.ops.redrive import Redrive, Redriven, Wish
 
 
@@ -152,3 +161,132 @@ async def test_the_plan_is_what_runs(kit: Kit) -> None:
         assert plan.tally.redriven == 2
         assert (await under_way.run()).tally.redriven == 2
     assert await kit.balance() == 992
+
+
+@asynccontextmanager
+async def killer() -> AsyncIterator[Callable[[Settings, int], Awaitable[str]]]:
+    """Redrives that kill -9 themselves before or after their n-th call to SQS or the database."""
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.path.redrive_program", stdin=PIPE, stdout=PIPE
+    )
+    assert program.stdin
+    assert program.stdout
+    stdin, stdout = program.stdin, program.stdout
+
+    async def redrive(settings: Settings, at: int) -> str:
+        names = (
+            "database_url",
+            "sqs_endpoint",
+            "aws_access_key_id",
+            "aws_secret_access_key",
+            "queue",
+            "embedded",
+        )
+        asked = {name: getattr(settings, name) for name in names} | {"home": str(settings.home), "at": at}
+        stdin.write(json.dumps(asked).encode() + b"\n")
+        return (await stdout.readline()).decode().strip()
+
+    yield redrive
+    stdin.close()
+    await program.wait()
+
+
+async def test_killed_at_any_call_the_next_run_finishes_it(kit: Kit) -> None:
+    """Each moment on a queue pair of its own, with a job, its twin, and one that only owes its message."""
+    places: list[tuple[Kit, list[Session]]] = []
+    async with AsyncExitStack() as open_places, killer() as redrive:
+        outcome = "killed"
+        while outcome == "killed":
+            at = len(places) + 1
+            settings = replace(kit.settings, queue=f"{kit.settings.queue}-{at}")
+            place = await open_places.enter_async_context(Kit.open(settings))
+            sessions = [await failed(place, user=f"u{at}") for _ in range(2)]
+            await place.at.send_copy(place.body(sessions[0]), "InvalidParameter", row=sessions[0])
+            places.append((place, sessions))
+            outcome = await redrive(settings, at)
+        assert outcome == "done"
+        assert len(places) > 15
+        await asyncio.gather(*(finished(place, sessions) for place, sessions in places))
+    assert await kit.violations() == []
+
+
+async def finished(place: Kit, sessions: list[Session]) -> None:
+    """A second redrive, and the workers: each job has run once more and was paid for once."""
+
+    async def nothing_left() -> bool:
+        await redriven(place, edit_prompt="a lighthouse")
+        return not await place.copies() and not await place.at.dlq.receive(10, wait_s=1, visibility_s=1)
+
+    await until(nothing_left)
+    rows = [await place.row(session) for session in sessions]
+    assert [(row.run, row.status) for row in rows] == [(2, Status.QUEUED)] * 2
+    assert not any(row.job_owed for row in rows)
+    assert await place.balance(rows[0].user_id) == 1000 - 2 * 4
+
+
+async def test_two_at_once_give_each_job_one_run(kit: Kit) -> None:
+    """With twins of every copy, so that both meet the same sessions."""
+    sessions = [await failed(kit) for _ in range(12)]
+    for session in sessions:
+        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+    one, two = await asyncio.gather(redriven(kit), redriven(kit))
+    assert one.tally.redriven + two.tally.redriven == 12
+    assert one.tally.stale + two.tally.stale + one.tally.skipped.get("changed meanwhile", 0) <= 12
+    await redriven(kit)
+    assert await kit.copies() == []
+    assert {(await kit.row(session)).run for session in sessions} == {2}
+    assert await kit.balance() == 1000 - 12 * 4
+    assert await kit.violations() == []
+
+
+async def test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_next(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that fails inside of a 200."""
+    session = await failed(kit)
+    with monkeypatch.context() as broken:
+
+        async def refused(_: object, out: list[Outgoing]) -> list[Fate]:
+            return [Fate("InternalError: not this one") for _ in out]
+
+        broken.setattr(Queue, "send", refused)
+        done = await redriven(kit)
+        assert (done.tally.redriven, done.tally.failed) == (0, 1)
+    assert len(await kit.copies()) == 1
+    assert (await kit.row(session)).job_owed
+    assert (await redriven(kit)).tally.stale == 1
+    assert not (await kit.row(session)).job_owed
+
+
+async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> None:
+    """Bare, of any size, in the same run; one that somebody works at is left alone."""
+    waiting, leased = await kit.enqueue(), await kit.enqueue()
+    while await kit.at.queue.receive(10, wait_s=0, visibility_s=600):
+        pass
+    assert await kit.at.claim(leased.id, 1)
+    padding = " " * (256 * 1024 - 200)
+    await kit.at.dlq.send([Outgoing(kit.body(session) + padding) for session in (waiting, leased)])
+    done = await redriven(kit)
+    assert (done.tally.redriven, done.tally.skipped) == (1, {"active": 1})
+    job = await kit.receive()
+    assert job.body == kit.body(waiting)
+    assert await kit.balance() == 1000 - 2 * 4
+
+
+async def test_the_canary_stops_what_would_fail_again(kit: Kit) -> None:
+    for _ in range(3):
+        await failed(kit)
+    redriving = asyncio.create_task(redriven(kit, canary=1))
+    await kit.work()
+    done = await redriving
+    assert done.tally.redriven == 1
+    assert "the canary failed" in (done.stopped or "")
+
+
+async def test_a_canary_that_lives_is_followed_by_the_rest(kit: Kit) -> None:
+    for _ in range(3):
+        await failed(kit)
+    redriving = asyncio.create_task(redriven(kit, canary=1, edit_prompt="a lighthouse", rate=100.0))
+    await kit.work()
+    done = await redriving
+    assert (done.tally.redriven, done.stopped) == (3, None)
