@@ -1,0 +1,108 @@
+"""The file of an export: lossless, resumable, good up to any cut."""
+
+import gzip
+import json
+import resource
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.kit import Kit
+from tests.path.test_redrive import failed
+
+from genctl.cli import terminal
+from genctl.domain.deadletters import Choice
+from genctl.domain.model import GenctlError
+from genctl.edges.sqs import Attribute, Message
+from genctl.ops import export as ops
+from genctl.ops.export import Export
+from genctl.ops.sampling import Pass
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def exported(kit: Kit, path: Path, *, resume: bool = False) -> dict[str, Any]:
+    return await ops.export(kit.settings, Choice(), path, resume=resume, progress=terminal.progress)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
+    kit: Kit, tmp_path: Path, name: str
+) -> None:
+    for _ in range(3):
+        await failed(kit)
+    await kit.at.send_copy("no job \u2028 of ours", "MalformedMessage")
+    path = tmp_path / name
+    assert (await exported(kit, path))["exported"] == 4
+    copies = {message.message_id: message for message in await kit.copies()}
+    assert len(copies) == 4
+    for line in lines(path):
+        message = copies[line["messageId"]]
+        assert line["body"] == message.body
+        assert {k: v["StringValue"] for k, v in line["attributes"].items()} == message.attributes
+    with pytest.raises(GenctlError) as caught:
+        await exported(kit, path)
+    assert caught.value.exit_code == 2
+    assert (await exported(kit, path, resume=True))["exported"] == 0
+    await failed(kit)
+    assert (await exported(kit, path, resume=True))["exported"] == 1
+    assert len(lines(path)) == 5
+
+
+async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> None:
+    await failed(kit)
+    await kit.at.send_copy("poison", "MalformedMessage")
+    path = tmp_path / "gone.jsonl"
+    async with Pass.over(kit.at.dlq, bounded=True) as over:
+        with Export.to(path, resume=False) as file:
+            done = await ops.discard(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
+    assert (done["meant"], done["discarded"]) == (1, 1)
+    assert [line["body"] for line in lines(path)] == ["poison"]
+    assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
+
+
+async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit, tmp_path: Path) -> None:
+    await failed(kit)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(GenctlError) as caught:
+        async with Pass.over(kit.at.dlq, bounded=True) as over:
+            with Export.to(tmp_path / "x.jsonl", resume=False) as file:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+                try:
+                    await ops.discard(over, kit.db, Choice(), file, lambda _: None)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.exit_code == 3
+    assert "File too large" in caught.value.message
+    assert len(await kit.copies()) == 1
+
+
+def message(number: int) -> Message:
+    sent = {"code": Attribute(string_value="X"), "raw": Attribute("Binary", None, "AAE=")}
+    return Message(f"m{number}", "receipt", "body " * number, sent, 1, datetime.now(UTC))
+
+
+@given(batches=st.lists(st.integers(1, 4), min_size=1, max_size=5), cut=st.floats(0, 1), packed=st.booleans())
+def test_a_file_that_was_cut_anywhere_is_gone_on_with(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[int], cut: float, packed: bool
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / ("x.jsonl.gz" if packed else "x.jsonl")
+    numbers = iter(range(1, 100))
+    parts = [[message(next(numbers)) for _ in range(size)] for size in batches]
+    with Export.to(path, resume=False) as file:
+        for part in parts:
+            file.write(part)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * cut)])
+    with Export.to(path, resume=True) as file:
+        for part in parts:
+            file.write(part)
+    found = lines(path)
+    assert sorted(line["messageId"] for line in found) == sorted(m.message_id for part in parts for m in part)
+    assert all(line["attributes"]["raw"] == {"DataType": "Binary", "BinaryValue": "AAE="} for line in found)
