@@ -14,8 +14,9 @@ from typing import Any, Self, cast
 import msgspec
 import psycopg
 from psycopg import errors
+from psycopg.abc import AdaptContext
+from psycopg.adapt import Loader
 from psycopg.rows import DictRow, dict_row
-from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -62,16 +63,22 @@ class DatabaseGoneError(GenctlError):
     """The connection or the server failed: the same statement may work on a new connection."""
 
 
-class _EndlessLoader(TimestamptzLoader):
+class _EndlessLoader(Loader):
     """'-infinity' marks rows that were there before adoption; Python's nearest is the year 1."""
 
-    def load(self, data: Any) -> datetime:
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        usual = psycopg.adapters.get_loader(oid, self.format)
+        assert usual  # noqa: S101 - the type is built in
+        self._usual = usual(oid, context).load  # psycopg's own in C, where it is installed
+
+    def load(self, data: Any) -> Any:
         match bytes(data):
             case b"-infinity":
                 return datetime.min.replace(tzinfo=UTC)
             case b"infinity":
                 return datetime.max.replace(tzinfo=UTC)
-        return super().load(data)
+        return self._usual(data)
 
 
 @contextmanager

@@ -335,9 +335,13 @@ class Queue:
     async def _batches(
         self, op: str, entries: Sequence[dict[str, Any]], sizes: Sequence[int] | None = None
     ) -> list[Fate]:
+        parts = [entries[part] for part in _parts(sizes or [0] * len(entries), self.max_bytes)]
+        done = await asyncio.gather(*(self._batch(op, part) for part in parts), return_exceptions=True)
         fates: list[Fate] = []
-        for part in _parts(sizes or [0] * len(entries), self.max_bytes):
-            fates += await self._batch(op, entries[part])
+        for part in done:
+            if isinstance(part, BaseException):
+                raise part
+            fates += part
         return fates
 
     async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[Fate]:

@@ -15,12 +15,13 @@ from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
 from genctl.domain.model import GenctlError, Status
 from genctl.domain.orders import check_prompt, check_text
 from genctl.domain.tools import SEEDREAM4
-from genctl.edges.sqs import BATCH, Message
+from genctl.edges.sqs import Message
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
 from genctl.redrive import Fate, letters, redrive
 
-LANES = 8  # batches under way at once
+LANES = 2  # batches under way at once
+BATCH = 100  # messages of one: what is reserved and queued in one transaction
 GATE_S = 1.0  # how old our knowledge of the gate may be
 POLL_S = 0.1
 

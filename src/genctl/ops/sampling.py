@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Self
 
 import msgspec
@@ -59,7 +60,8 @@ class Pass:
     async def receive(self, limit: int = BATCH, *, wait_s: int = 0) -> list[Message]:
         """The next messages, hidden for LOOK_S; none: the end, as far as SQS lets anybody know.
 
-        After a receive without news it waits `wait_s`: only then SQS asks all of its servers.
+        More than ten come by several calls at once. After a receive without news it waits `wait_s`: only
+        then SQS asks all of its servers.
         """
         while self._idle < IDLE_RECEIVES:
             messages = await self._received(limit, wait_s if self._idle else 0)
@@ -72,14 +74,17 @@ class Pass:
         return []
 
     async def _received(self, limit: int, wait_s: int) -> list[Message]:
-        receiving = asyncio.ensure_future(self.queue.receive(limit, wait_s=wait_s, visibility_s=LOOK_S))
+        parts = [min(BATCH, limit - start) for start in range(0, limit, BATCH)]
+        receiving = asyncio.gather(
+            *(self.queue.receive(part, wait_s=wait_s, visibility_s=LOOK_S) for part in parts)
+        )
         try:
-            return await asyncio.shield(receiving)
+            return list(chain.from_iterable(await asyncio.shield(receiving)))
         except asyncio.CancelledError:  # what it takes from the queue would stay hidden
-            self._keep(await receiving)
+            self._keep(chain.from_iterable(await receiving))
             raise
 
-    def _keep(self, messages: list[Message]) -> None:
+    def _keep(self, messages: Iterable[Message]) -> None:
         until = time.monotonic() + LOOK_S
         self._hidden |= {m.message_id: (m.receipt, until) for m in messages}
 
