@@ -193,7 +193,7 @@ async def test_a_refused_order_says_why_and_gives_the_prompt_back(page: Page, se
     server.balance = 2
     await page.locator("#prompt").fill("a fox")
     await page.keyboard.press("Enter")
-    await expect(page.locator("#complaint")).to_have_text("an image costs 4 credits and you have 2")
+    await expect(page.locator("#complaint")).to_have_text("An image costs 4 credits and you have 2.")
     await expect(page.locator("#prompt")).to_have_value("a fox")
     await expect(page.locator("#prompt")).to_be_focused()
     await expect(page.locator(".card")).to_have_count(0)
@@ -407,7 +407,7 @@ async def test_a_page_opened_while_the_database_is_away_says_so_and_recovers(
     session_id = await shown(page, server)
     server.broken = True
     await page.reload()
-    await expect(page.locator("#trouble")).to_contain_text("the database cannot be reached")
+    await expect(page.locator("#trouble")).to_contain_text("The database cannot be reached. Nothing is lost")
     await expect(page.locator("#stream")).to_have_text("Offline")
     server.broken = False
     await expect(card(page, session_id)).to_be_visible(timeout=15_000)
