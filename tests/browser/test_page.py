@@ -3,10 +3,10 @@
 import base64
 import json
 import time
-from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Locator, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
+from tests.browser.screen import card, keep_answering, live
 from tests.browser.stub import SENTENCE, Stub
 from tests.kit import until
 
@@ -18,10 +18,6 @@ PIXEL = base64.b64decode(
 XSS = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&lt;b&gt;"
 
 
-def card(page: Page, session_id: str) -> Locator:
-    return page.locator(f'.card[data-session-id="{session_id}"]')
-
-
 async def shown(page: Page, server: Stub, prompt: str = "a lighthouse at dusk") -> str:
     """A queued session whose card is on the page."""
     session_id = server.enqueue(prompt)
@@ -29,23 +25,6 @@ async def shown(page: Page, server: Stub, prompt: str = "a lighthouse at dusk") 
     await expect(card(page, session_id)).to_have_attribute("data-status", "queued")
     await live(page)
     return session_id
-
-
-async def live(page: Page) -> None:
-    await page.locator("#stream[data-stream=live]").wait_for()
-
-
-async def keep_answering(page: Page, item: dict[str, Any]) -> None:
-    """From now on every fetch of the session, and of the list, shows it as it was."""
-
-    async def one(route: Route) -> None:
-        await route.fulfill(json=item)
-
-    async def all_of_them(route: Route) -> None:
-        await route.fulfill(json={"sessions": [item], "next": None, "lastEventId": None})
-
-    await page.route("**/api/seedream4/sessions/*", one)
-    await page.route("**/api/seedream4/sessions?*", all_of_them)
 
 
 async def test_a_card_flips_within_a_second_of_the_event_without_a_reload(page: Page, server: Stub) -> None:
