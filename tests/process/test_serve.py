@@ -1,53 +1,25 @@
 """API processes as they are run: several at once, killed, without their database, with a thousand streams."""
 
 import asyncio
-import dataclasses
 import json
 import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.ears import BASE, Client, Ear
+from tests.ears import BASE, Ear
 from tests.kit import free_port, until, until_sync
-from tests.process.place import Place, Running
+from tests.process.place import Place
+from tests.process.served import SECRET, move, own_postgres, serve
 
 from genctl.base.tokens import Tokens
 from genctl.domain.sse import Cursors
-from genctl.edges import migrate
 from genctl.ops import watch
-from genctl.ops.stack.postgres import Postgres
-
-SECRET = "x" * 32  # of place's stack file
-
-
-@dataclasses.dataclass
-class Served:
-    """An API process, and a client of it."""
-
-    running: Running
-    client: Client
-
-    async def ready(self, status: int = 200) -> None:
-        async def it() -> bool:
-            assert self.running.process.poll() is None, self.running.log.read_text()
-            return (await self.client.ask("GET", "/readyz"))[0] == status
-
-        await until(it)
-
-
-@contextmanager
-def serve(place: Place, port: int = 0, user: str = "ann", **env: str) -> Iterator[Served]:
-    with place.start("serve", "--port", str(port), **env) as running:
-        client = Client(running.until("api.started")["url"], user)
-        client.token = Tokens(SECRET).issue(user)
-        yield Served(running, client)
 
 
 def failed_rows(place: Place) -> list[str]:
@@ -111,25 +83,6 @@ async def test_a_server_killed_under_its_streams_loses_nothing(place: Place) -> 
             async with two.client.stream(**{"Last-Event-ID": last}) as again:
                 await again.ready()
                 assert heard(again) == [missed]
-
-
-@asynccontextmanager
-async def own_postgres(folder: Path) -> AsyncIterator[Postgres]:
-    """A server of this test's own, which it may stop."""
-    server = Postgres(folder / "pg", settings={"fsync": "off"})
-    await server.start()
-    try:
-        await migrate.up(server.dsn)
-        yield server
-    finally:
-        await server.stop()
-
-
-def move(place: Place, dsn: str) -> Place:
-    """The same place, another database."""
-    state = place.folder / "stack.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"database_url": dsn}))
-    return dataclasses.replace(place, dsn=dsn)
 
 
 async def test_postgresql_restarted_under_open_streams(place: Place, tmp_path: Path) -> None:
