@@ -129,7 +129,7 @@ async def test_a_half_open_listener_is_noticed_by_its_probe(
         await ear.ready()
         deaf.set()
         missed = await fail(kit)
-        await ear.until(lambda ear: ear.told, 5)
+        await ear.until(lambda ear: ear.told)
         assert sessions(ear) == [str(missed)]
 
 
@@ -294,7 +294,6 @@ async def test_rows_that_are_none_of_ours_are_passed_over(
 async def test_readiness_comes_back_though_nobody_is_left_to_look_for(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge, "BACKSTOP_S", (0.1, 0.2))
     async with client.stream() as ear:
         await ear.ready()
         with monkeypatch.context() as away:
@@ -303,6 +302,7 @@ async def test_readiness_comes_back_though_nobody_is_left_to_look_for(
                 raise DatabaseGoneError("DatabaseUnreachable", "away")
 
             away.setattr(client.api.bridge.db, "rows", gone)
+            await notify(kit, {"user_id": "ann", "session_id": str(uuid4())})
             await until(lambda: answered(client, 503))
     await until(lambda: answered(client, 200))
 
