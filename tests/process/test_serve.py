@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -188,7 +188,9 @@ def test_what_serve_cannot_do_it_says(place: Place) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         assert "choose another --port" in place.say("serve", "--port", port, exit_code=3).stderr
-    said = place.say("serve", exit_code=3, DATABASE_URL=place.dsn, AWS_ENDPOINT_URL_SQS="http://127.0.0.1:1")
+    said = place.say(
+        "serve", "--port", "0", exit_code=3, DATABASE_URL=place.dsn, AWS_ENDPOINT_URL_SQS="http://127.0.0.1:1"
+    )
     assert "GENCTL_SECRET" in said.stderr
 
 
@@ -290,13 +292,13 @@ async def test_watch_takes_no_cut_event_for_a_whole_one_and_keeps_the_last_id(
     requests: list[bytes] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: ready\nid: 0\ndata: {}\n\n"
-            + answer
-        )
-        await writer.drain()
-        writer.close()
+        with closing(writer):
+            requests.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: ready\nid: 0\ndata: {}\n\n"
+                + answer
+            )
+            await writer.drain()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -320,12 +322,12 @@ async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyP
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal opened
         opened += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: ready\nid: 0\ndata: {}\n\n"
-        )
-        await reader.read()
-        writer.close()
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: ready\nid: 0\ndata: {}\n\n"
+            )
+            await reader.read()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     place = watch.Place(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", lambda: str(uuid4()))
