@@ -13,7 +13,7 @@ import pytest
 from tests.kit import free_port, until_sync
 from tests.process.place import GENCTL, Running, clean_env
 
-from genctl.ops.smoke import HOPS
+from genctl.ops.smoke.judge import HOPS
 
 PROGRAM = str(Path(__file__).with_name("demo_program.py"))
 CHECKS = [
