@@ -14,7 +14,7 @@ from genctl.edges.db import Row
 from genctl.ops.smoke.deployment import Deployment
 from genctl.ops.watch import Place, Seen, follow
 
-READY_WITHIN_S = 5.0  # a stream that is not ready by then is judged when its hop comes
+READY_WITHIN_S = 5.0  # at most; a stream that is not ready by then is judged when its hop comes
 
 
 class Notice(NamedTuple):
@@ -31,7 +31,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.events: list[tuple[float, Seen]] = []
-        self.trouble: str | None = f"it sent no `ready` within {READY_WITHIN_S:g} s"
+        self.trouble: str | None = "it has not sent `ready`"
         self.settled = asyncio.Event()  # it is ready, or cannot be had
 
     async def follow(self, place: Place) -> None:
@@ -59,8 +59,8 @@ class Ears:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, at: Deployment, user: str, stranger: str) -> AsyncIterator[Self]:
-        """Raises GenctlError (exit 3) when the channel cannot be heard."""
+    async def open(cls, at: Deployment, user: str, stranger: str, within_s: float) -> AsyncIterator[Self]:
+        """Once all are ready, or cannot be within `within_s`. Raises GenctlError (exit 3) when the channel cannot be heard."""
         ears = cls()
         listening = asyncio.create_task(ears._listen(at))
         tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(ears._listening.wait())]
@@ -72,7 +72,7 @@ class Ears:
             if listening.done():
                 listening.result()
             with suppress(TimeoutError):
-                async with asyncio.timeout(READY_WITHIN_S):
+                async with asyncio.timeout(min(within_s, READY_WITHIN_S)):
                     await ears.own.settled.wait()
                     await ears.strangers.settled.wait()
             yield ears

@@ -9,7 +9,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges.db import Database, Step
 
 CREDITS = 100  # more than a job of any tool costs
-TAKE_BACK_WITHIN_S = 10.0
+TAKE_BACK_WITHIN_S = 5.0
 NAME = "genctl-smoke-"
 
 

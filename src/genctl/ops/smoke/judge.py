@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4
@@ -29,7 +29,8 @@ from genctl.ops.watch import Seen
 HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "isolation", "dlq")
 AGAIN = ("refund", "isolation")  # what may still break once it was seen whole: looked at again at the end
 SETTLED = {"details", "refund", "notify"}  # what the row's own transaction brings
-SETTLED_S = 2.0  # how long it may all the same come behind the row
+SETTLED_S = 1.0  # how long it may all the same come behind the row
+AGAIN_S = 5.0  # for the second look, should time be over
 QUIET_S = 0.25  # how long a stranger's stream must stay silent after the user's has spoken
 NOT_TRIED = "not tried"
 SILENT = {"ready", "heartbeat", "reset", "bye"}  # events that speak of no session
@@ -106,7 +107,7 @@ class Judge:
         """
         ends_at = time.monotonic() + timeout_s
         stranger = f"genctl-smoke-stranger-{uuid4().hex[:12]}"
-        async with Ears.open(at, user, stranger) as ears:
+        async with Ears.open(at, user, stranger, timeout_s / 3) as ears:
             yield cls(at, ears, user, stranger, ends_at - time.monotonic())
 
     async def hops(self) -> AsyncIterator[Hop]:
@@ -126,16 +127,16 @@ class Judge:
             "dlq": self._dlq,
         }
         for name in HOPS:
-            left_s = self._ends_at - time.monotonic()
-            hop = await self._hop(name, checks[name], min(left_s, SETTLED_S) if name in SETTLED else left_s)
+            hop = await self._hop(name, checks[name], SETTLED_S if name in SETTLED else None)
             yield hop
             if not hop.ok:
                 return
+        self._ends_at = max(self._ends_at, time.monotonic() + AGAIN_S)
         for name in AGAIN:
-            if not (hop := await self._hop(name, checks[name], SETTLED_S)).ok:
+            if not (hop := await self._hop(name, checks[name], 0.0)).ok:
                 yield hop
 
-    async def _hop(self, name: str, check: Check, patience_s: float) -> Hop:
+    async def _hop(self, name: str, check: Check, patience_s: float | None) -> Hop:
         try:
             text, at = await self._until(name, check, patience_s)
         except BrokenError as broken:
@@ -146,28 +147,29 @@ class Judge:
         ms = round(max(0.0, at - self._ordered_at) * 1000, 1)
         return Hop(name, ok=True, at=rfc3339(when), ms=ms, evidence=text)
 
-    async def _until(self, name: str, check: Check, patience_s: float) -> Evidence:
-        """Ask until there is evidence. When time is over, the last complaint or the silence is raised."""
-        began = time.monotonic()
-        silence = f"no answer within {max(0.0, patience_s):.3g} s"
-        broken = BrokenError(f"to see {name}", silence, "the deployment's parts, one of which hangs")
-        try:
-            async with asyncio.timeout(patience_s):
+    async def _until(self, name: str, check: Check, patience_s: float | None) -> Evidence:
+        """Ask until there is evidence. Raises the last complaint, or of the silence, when time is over.
+
+        Time is what is left for all hops; `patience_s` seconds of it after the first complaint.
+        """
+        began, left_s = time.monotonic(), self._ends_at - time.monotonic()
+        silence = f"no answer in the {max(0.0, left_s):.3g} s that were left"
+        broken = BrokenError(f"to see {name}", silence, "the parts of the deployment: one hangs")
+        # often at first, for the latency; seldom into a DLQ, where a look raises receive counts
+        first_s, growth, most_s = (0.25, 0.1, 2.0) if name == "dlq" else (0.01, 0.02, 0.1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
                 while True:
                     try:
                         return await check()
                     except BrokenError as complaint:
                         broken = complaint
-                        if broken.final:
-                            break
                     except GenctlError as error:
                         broken = BrokenError(f"to see {name}", error.message, error.fix or "its log")
                     asked_s = time.monotonic() - began
-                    # quickly at first, for the latency; a look into a DLQ raises receive counts
-                    often = (0.01, 50, 0.1) if name != "dlq" else (0.25, 10, 2.0)
-                    await asyncio.sleep(min(often[0] + asked_s / often[1], often[2]))
-        except TimeoutError:
-            pass
+                    if broken.final or (patience_s is not None and asked_s >= patience_s):
+                        break
+                    await asyncio.sleep(min(first_s + growth * asked_s, most_s))
         raise broken
 
     # -- the hops ---------------------------------------------------------------------------------
