@@ -60,7 +60,10 @@ class Ears:
     @classmethod
     @asynccontextmanager
     async def open(cls, at: Deployment, user: str, stranger: str, within_s: float) -> AsyncIterator[Self]:
-        """Once all are ready, or cannot be within `within_s`. Raises GenctlError (exit 3) when the channel cannot be heard."""
+        """Once all are open, or `within_s` is over for the streams.
+
+        Raises GenctlError (exit 3) when the channel cannot be heard.
+        """
         ears = cls()
         listening = asyncio.create_task(ears._listen(at))
         tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(ears._listening.wait())]
