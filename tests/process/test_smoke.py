@@ -1,12 +1,11 @@
 """`genctl smoke` as it is typed: its document, its report, its exit codes, and how it is interrupted."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from tests.kit import free_port, until_sync
@@ -30,7 +29,7 @@ def served(place: Place) -> Iterator[None]:
 
 def cases(report: Path) -> dict[str, str]:
     """What a JUnit report says of each hop: its first child's tag."""
-    found = ElementTree.parse(report).getroot()
+    found = ET.parse(report).getroot()
     return {case.attrib["name"]: case[0].tag for case in found.iter("testcase")}
 
 
@@ -114,7 +113,7 @@ def test_a_kill_leaves_the_books_whole(place: Place) -> None:
 
 def test_control_characters_of_a_provider_are_no_xml_error() -> None:
     """And nothing in a hop's words ends a tag."""
-    words = 'expected "a" & <b>, found \x00\x1b[31m \ud800'
-    text = ElementTree.tostring(suite([Hop("accepted", ok=False, why=words)]), "utf-8")
-    (failure,) = ElementTree.fromstring(text).iter("failure")
-    assert failure.attrib["message"] == r'expected "a" & <b>, found \x00\x1b[31m \ud800'
+    words = 'expected "a" & <b>, found \x00\x1b[31m \ud800\uffff'
+    text = ET.tostring(suite([Hop("accepted", ok=False, why=words)]), "utf-8")
+    (failure,) = ET.fromstring(text).iter("failure")
+    assert failure.attrib["message"] == r'expected "a" & <b>, found \x00\x1b[31m \ud800\uffff'

@@ -46,11 +46,11 @@ def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
         case.set("time", f"{max(0.0, at_s - before_s):.3f}")
         before_s = max(before_s, at_s)
         if hop.ok:
-            SubElement(case, "system-out").text = printable(hop.evidence)
+            SubElement(case, "system-out").text = _xml(hop.evidence)
         elif hop.hop in tried:
-            SubElement(case, "failure", message=printable(hop.why)).text = printable(hop.why)
+            SubElement(case, "failure", message=_xml(hop.why)).text = _xml(hop.why)
         elif trouble is not None:
-            SubElement(case, "error", message=printable(trouble))
+            SubElement(case, "error", message=_xml(trouble))
             trouble = None
         else:
             SubElement(case, "skipped", message=hop.why)
@@ -61,3 +61,8 @@ def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
         target.set("time", f"{before_s:.3f}")
     indent(root)
     return root
+
+
+def _xml(text: str) -> str:
+    """What XML 1.0 can hold; it has no way to write the others."""
+    return printable(text).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})
