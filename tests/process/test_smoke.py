@@ -11,7 +11,7 @@ import pytest
 from tests.kit import free_port, until_sync
 from tests.process.place import Place
 
-from genctl.ops.smoke.judge import HOPS, Hop
+from genctl.ops.smoke.hop import HOPS, Hop
 from genctl.ops.smoke.junit import suite
 
 KEYS = ["hop", "ok", "ms", "evidence", "why"]

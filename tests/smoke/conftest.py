@@ -16,7 +16,7 @@ from tests.smoke.foreign import SCHEMA, Foreign
 
 from genctl.base.settings import Settings
 from genctl.ops import smoke
-from genctl.ops.smoke.judge import Hop, verdict
+from genctl.ops.smoke.hop import Hop, verdict
 
 SECRET = "a secret of two deployments, 32 bytes long"
 

@@ -39,7 +39,7 @@ def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, 
     and the fresh user's credits are taken back.
     """
     from genctl.ops.smoke import run
-    from genctl.ops.smoke.judge import Hop, verdict
+    from genctl.ops.smoke.hop import Hop, verdict
     from genctl.ops.smoke.junit import reported
 
     out.target(queue=True)

@@ -19,7 +19,8 @@ from genctl.domain.scenarios import GOOD_PROMPT
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database
 from genctl.ops.smoke.deployment import Deployment, Door
-from genctl.ops.smoke.judge import HOPS, Hop, Judge, verdict
+from genctl.ops.smoke.hop import HOPS, Hop, verdict
+from genctl.ops.smoke.judge import Judge
 from genctl.ops.smoke.sound import details_complaints
 from genctl.ops.stack import Stack
 

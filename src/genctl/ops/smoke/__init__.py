@@ -1,6 +1,6 @@
 """The conformance check of the contract: one job that the provider refuses, on anybody's deployment.
 
-`judge` asks, by the shapes in `sound`; `ears` hear; `guest` pays; here all of it is put away again.
+`judge` asks for each `hop`, by the shapes in `sound`; `ears` hear; `guest` pays; here it is put away again.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from genctl.domain.orders import check_name
 from genctl.ops.dlq import look
 from genctl.ops.smoke.deployment import Deployment
 from genctl.ops.smoke.guest import guest
-from genctl.ops.smoke.judge import Hop, Judge
+from genctl.ops.smoke.hop import Hop
+from genctl.ops.smoke.judge import Judge
 
 Note = Callable[[str], None]
 CLEAR_WITHIN_S = 10.0
@@ -61,11 +62,11 @@ async def run(
 
 async def _clear(judge: Judge, hops: Sequence[Hop], note: Note) -> None:
     """Delete our copy from the DLQ, unless it is the evidence; tell what stays."""
-    if judge.session_id is None:  # the order's answer was lost, perhaps not the order
+    if judge.session_id is None and judge.answer_lost:  # the order may all the same have been taken
         made = await judge.at.db.row("smoke_ordered", user=judge.user, client_key=judge.client_key)
-        if made is None:
-            return
-        judge.session_id = made["id"]
+        judge.session_id = made["id"] if made else None
+    if judge.session_id is None:
+        return
     broken = next((hop.hop for hop in hops if not hop.ok), None)
     patience_s = 0 if broken in {"accepted", "claimed", "row", "dlq"} else COPY_WITHIN_S
     give_up_at = time.monotonic() + patience_s

@@ -27,12 +27,13 @@ class Notice(NamedTuple):
 
 
 class Stream:
-    """One user's stream: what came and when (monotonic), and why it cannot be had."""
+    """One user's stream: what came and when (monotonic), and what is the matter with it."""
 
     def __init__(self) -> None:
         self.events: list[tuple[float, Seen]] = []
         self.trouble: str | None = "it has not sent `ready`"
-        self.settled = asyncio.Event()  # it is ready, or cannot be had
+        self.is_gone = False  # it cannot be had at all
+        self.settled = asyncio.Event()  # it is ready, or gone
 
     async def follow(self, place: Place) -> None:
         """Hear it for ever."""
@@ -43,7 +44,7 @@ class Stream:
                     self.trouble = None
                     self.settled.set()
         except GenctlError as error:
-            self.trouble = error.message
+            self.trouble, self.is_gone = error.message, True
             self.settled.set()
 
 

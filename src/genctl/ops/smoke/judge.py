@@ -7,13 +7,11 @@ streams, the DLQ.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from uuid import UUID, uuid4
-
-import msgspec
 
 from genctl.domain.model import GenctlError, rfc3339
 from genctl.domain.scenarios import SENSITIVE_PROMPT
@@ -24,58 +22,15 @@ from genctl.ops.dlq import look
 from genctl.ops.smoke import sound
 from genctl.ops.smoke.deployment import Deployment
 from genctl.ops.smoke.ears import Ears
+from genctl.ops.smoke.hop import HOPS, BrokenError, Evidence, Hop
 from genctl.ops.watch import Seen
 
-HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "isolation", "dlq")
 AGAIN = ("refund", "isolation")  # what may still break once it was seen whole: looked at again at the end
 SETTLED = {"details", "refund", "notify"}  # what the row's own transaction brings
 SETTLED_S = 1.0  # how long it may all the same come behind the row
 AGAIN_S = 5.0  # for the second look, should time be over
 QUIET_S = 0.25  # how long a stranger's stream must stay silent after the user's has spoken
-NOT_TRIED = "not tried"
 SILENT = {"ready", "heartbeat", "reset", "bye"}  # events that speak of no session
-
-
-class Hop(msgspec.Struct, frozen=True):
-    """One hop: whether it holds, milliseconds after the order was sent, what was seen, what is wrong."""
-
-    hop: str
-    ok: bool
-    at: str | None = None
-    ms: float | None = None
-    evidence: str = ""
-    why: str = ""
-
-    def line(self) -> str:
-        """As people read it."""
-        if self.ok:
-            return f"  {self.hop:<9} {self.ms:8.1f} ms  {self.evidence}"
-        return f"  {self.hop:<9} {'BROKEN':>11}  {self.why}"
-
-
-def verdict(hops: Iterable[Hop]) -> list[Hop]:
-    """All nine; behind the first that is broken none was tried. Of one that came twice the last counts."""
-    known = {hop.hop: hop for hop in hops}
-    found: list[Hop] = []
-    for name in HOPS:
-        tried = name in known and all(hop.ok for hop in found)
-        found.append(known[name] if tried else Hop(name, ok=False, why=NOT_TRIED))
-    return found
-
-
-class Evidence(NamedTuple):
-    """What was seen, and when (monotonic); None is now."""
-
-    text: str
-    at: float | None = None
-
-
-class BrokenError(Exception):
-    """What was expected, what was found, where to look. `final`: waiting will not mend it."""
-
-    def __init__(self, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
-        super().__init__(f"expected {expected}, found {found}; look at {look_at}")
-        self.final = final
 
 
 Check = Callable[[], Awaitable[Evidence]]
@@ -91,8 +46,9 @@ class Judge:
         self.stranger = stranger
         self.client_key = f"smoke-{uuid4().hex[:12]}"
         self.session_id: UUID | None = None
+        self.answer_lost = False  # an order is on its way, or was and nobody knows what became of it
         self._ends_at = time.monotonic() + timeout_s
-        self._ordered_at = 0.0
+        self._ordered_at = self._answered_at = 0.0
         self._reservation_id: UUID | None = None
         self._funds: Row = {}  # of the user, before
         self._failed: tuple[Row, float] | None = None  # the row as it was first seen failed, and when
@@ -175,37 +131,42 @@ class Judge:
     # -- the hops ---------------------------------------------------------------------------------
 
     async def _accepted(self) -> Evidence:
-        self._funds = await self.funds()
-        self._ordered_at = time.monotonic()
-        try:
-            status, said = await self.at.api.order(
-                self.user, prompt=SENSITIVE_PROMPT, clientKey=self.client_key
-            )
-        except GenctlError as error:  # it may have been taken: a second order would be a second job
-            raise BrokenError("202 for the order", error.message, error.fix, final=True) from None
-        answered_at = time.monotonic()
-        if status != 202:
-            hint = _HINTS.get(status, "the API's log").format(user=self.user)
-            raise BrokenError("202 for the order", f"{status} {_short(said)}", hint, final=True)
-        try:
-            ids = UUID(said["sessionId"]), UUID(said["reservationId"])
-        except (TypeError, ValueError, KeyError):
-            raise BrokenError(
-                "sessionId and reservationId in the answer", _short(said), "POST …/generations", final=True
-            ) from None
-        self.session_id, self._reservation_id = ids
-        self.ears.only = self.session_id
+        if self.session_id is None:
+            await self._order()
         row = await self._session(final=True)
-        seen = (row["user_id"], row["reservation_id"], said.get("clientKey"))
-        if seen != (self.user, self._reservation_id, self.client_key):
+        if (row["user_id"], row["reservation_id"]) != (self.user, self._reservation_id):
             raise BrokenError(
-                f"a session of {self.user} with that reservation, and the order's clientKey in the answer",
-                ", ".join(map(str, seen)),
+                f"a session of {self.user} with the reservation of the answer",
+                f"one of {row['user_id']} with {row['reservation_id']}",
                 "what POST …/generations stores",
                 final=True,
             )
         reservation = await self._reservation()
-        return Evidence(f"session {row['id']} of {self.user}, {reservation['amount']} credits", answered_at)
+        evidence = f"session {row['id']} of {self.user}, {reservation['amount']} credits"
+        return Evidence(evidence, self._answered_at)
+
+    async def _order(self) -> None:
+        """Once: whatever is wrong with it is final, since a second order would be a second job."""
+        self._funds = await self.funds()
+        self._ordered_at = time.monotonic()
+        self.answer_lost = True
+        try:
+            status, said = await self.at.api.order(
+                self.user, prompt=SENSITIVE_PROMPT, clientKey=self.client_key
+            )
+        except GenctlError as error:
+            raise BrokenError("202 for the order", error.message, error.fix, final=True) from None
+        self._answered_at = time.monotonic()
+        self.answer_lost = False
+        if status != 202:
+            hint = _HINTS.get(status, "the API's log").format(user=self.user)
+            raise BrokenError("202 for the order", f"{status} {_short(said)}", hint, final=True)
+        try:
+            self.session_id, self._reservation_id = UUID(said["sessionId"]), UUID(said["reservationId"])
+        except (TypeError, ValueError, KeyError, AttributeError):
+            expected = "sessionId and reservationId in the answer"
+            raise BrokenError(expected, _short(said), "what the API answers", final=True) from None
+        self.ears.only = self.session_id
 
     async def _claimed(self) -> Evidence:
         status = (await self._session())["status"]
@@ -314,7 +275,7 @@ class Judge:
             found = f"none: {stream.trouble}" if stream.trouble else "none"
             raise BrokenError(f"an event of the session on {self.user}'s stream", found, "the API's log")
         self._told_at, seen = mine[0]
-        expected = {"sessionId": name, "clientKey": self.client_key, "status": "failed", "run": 1}
+        expected = {"sessionId": name, "clientKey": self.client_key, "status": "failed"}
         if seen.event != "failed" or not expected.items() <= seen.data.items():
             found = f"{seen.event} {_short(seen.data)}"
             raise BrokenError(f"the event failed with {json.dumps(expected)}", found, "the API", final=True)
@@ -327,10 +288,9 @@ class Judge:
                     "what the API sends of the row",
                     final=True,
                 )
-        before = [earlier.id for at, earlier in stream.events if at < self._told_at]
-        if not seen.id or seen.id in before:
-            raise BrokenError("an id with the event, to go on behind it", "none", "the API", final=True)
-        return Evidence(f"failed on {self.user}'s stream, with error_details", self._told_at)
+        known = {earlier.id for at, earlier in stream.events if at < self._told_at}
+        without = ", but without an id of its own" if not seen.id or seen.id in known else ""
+        return Evidence(f"failed on {self.user}'s stream, with error_details{without}", self._told_at)
 
     async def _isolation(self) -> Evidence:
         assert self.session_id  # noqa: S101 - accepted
@@ -345,7 +305,7 @@ class Judge:
                     final=status == 200,
                 )
         stream = self.ears.strangers
-        if stream.trouble:
+        if stream.is_gone:
             raise BrokenError("a stream of another user, to be silent", stream.trouble, "the API's log")
         await asyncio.sleep(self._told_at + QUIET_S - time.monotonic())
         if leaked := [seen for _, seen in stream.events if seen.event not in SILENT]:

@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 from genctl.base.printable import printable
 from genctl.domain.model import GenctlError
-from genctl.ops.smoke.judge import Hop, verdict
+from genctl.ops.smoke.hop import Hop, verdict
 
 
 @contextmanager
