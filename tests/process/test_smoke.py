@@ -117,3 +117,11 @@ def test_control_characters_of_a_provider_are_no_xml_error() -> None:
     text = ET.tostring(suite([Hop("accepted", ok=False, why=words)]), "utf-8")
     (failure,) = ET.fromstring(text).iter("failure")
     assert failure.attrib["message"] == r'expected "a" & <b>, found \x00\x1b[31m \ud800\uffff'
+
+
+def test_what_breaks_at_the_end_takes_its_followers_along() -> None:
+    """A refund that was doubled once all hops were seen: one failure, and what lies behind it is skipped."""
+    late = Hop("refund", ok=False, why="expected 100, found 104; look at credit_accounts")
+    hops = [*(Hop(name, ok=True, ms=1.0, evidence="seen") for name in HOPS), late]
+    report = suite(hops)
+    assert (report.attrib["failures"], report.attrib["skipped"]) == ("1", "4")

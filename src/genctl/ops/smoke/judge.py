@@ -32,7 +32,6 @@ AGAIN_S = 5.0  # for the second look, should time be over
 QUIET_S = 0.25  # how long a stranger's stream must stay silent after the user's has spoken
 SILENT = {"ready", "heartbeat", "reset", "bye"}  # events that speak of no session
 
-
 Check = Callable[[], Awaitable[Evidence]]
 
 
@@ -104,9 +103,9 @@ class Judge:
         return Hop(name, ok=True, at=rfc3339(when), ms=ms, evidence=text)
 
     async def _until(self, name: str, check: Check, patience_s: float | None) -> Evidence:
-        """Ask until there is evidence. Raises the last complaint, or of the silence, when time is over.
+        """Ask until there is evidence. When time is over, raises the last complaint, or one of the silence.
 
-        Time is what is left for all hops; `patience_s` seconds of it after the first complaint.
+        Time is what is left for all hops; a complaint after `patience_s` seconds of it is the last.
         """
         began, left_s = time.monotonic(), self._ends_at - time.monotonic()
         silence = f"no answer in the {max(0.0, left_s):.3g} s that were left"
@@ -272,22 +271,19 @@ class Judge:
         stream, name = self.ears.own, str(self.session_id)
         mine = [(at, seen) for at, seen in stream.events if _names(seen, name)]
         if not mine:
-            found = f"none: {stream.trouble}" if stream.trouble else "none"
-            raise BrokenError(f"an event of the session on {self.user}'s stream", found, "the API's log")
+            none = f"none: {stream.trouble}" if stream.trouble else "none"
+            raise BrokenError(f"an event of the session on {self.user}'s stream", none, "the API's log")
         self._told_at, seen = mine[0]
         expected = {"sessionId": name, "clientKey": self.client_key, "status": "failed"}
         if seen.event != "failed" or not expected.items() <= seen.data.items():
-            found = f"{seen.event} {_short(seen.data)}"
-            raise BrokenError(f"the event failed with {json.dumps(expected)}", found, "the API", final=True)
-        said, stored = seen.data.get("error_details") or {}, (await self._session())["error_details"]
+            told = f"{seen.event} {_short(seen.data)}"
+            raise BrokenError(f"the event failed with {json.dumps(expected)}", told, "the API", final=True)
+        said, stored = seen.data.get("error_details"), (await self._session())["error_details"]
         for key in ("code", "category", "userMessage", "refundedCredits"):
-            if said.get(key) != stored[key]:
-                raise BrokenError(
-                    f"{key} {stored[key]!r} in the event's error_details",
-                    repr(said.get(key)),
-                    "what the API sends of the row",
-                    final=True,
-                )
+            found = said.get(key) if isinstance(said, dict) else None
+            if found != stored[key]:
+                expected_of = f"{key} {stored[key]!r} in the event's error_details"
+                raise BrokenError(expected_of, repr(found), "what the API sends of the row", final=True)
         known = {earlier.id for at, earlier in stream.events if at < self._told_at}
         without = ", but without an id of its own" if not seen.id or seen.id in known else ""
         return Evidence(f"failed on {self.user}'s stream, with error_details{without}", self._told_at)
@@ -349,7 +345,10 @@ class Judge:
         if row := await self.at.db.row("smoke_funds", user=self.user):
             return row
         status, said = await self.at.api.credits(self.user)  # what a user will have who has no account yet
-        return {"balance": said["balance"] if status == 200 else 0, "bound": 0}
+        return {
+            "balance": said.get("balance", 0) if status == 200 and isinstance(said, dict) else 0,
+            "bound": 0,
+        }
 
     async def _session(self, *, final: bool = False) -> Row:
         row = await self.at.db.row("smoke_session", session=self.session_id)
@@ -359,7 +358,7 @@ class Judge:
 
     async def _reservation(self) -> Row:
         row = await self.at.db.row("smoke_reservation", reservation=self._reservation_id)
-        if row is None or row["user_id"] != self.user or row["amount"] <= 0:
+        if row is None or row["user_id"] != self.user or not (row["amount"] or 0) > 0:
             found = f"{row['amount']} credits of {row['user_id']}" if row else "none"
             raise BrokenError(f"a reservation of {self.user}'s credits", found, "credit_reservations")
         return row

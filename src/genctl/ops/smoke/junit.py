@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 from genctl.base.printable import printable
 from genctl.domain.model import GenctlError
-from genctl.ops.smoke.hop import Hop, verdict
+from genctl.ops.smoke.hop import NOT_TRIED, Hop, verdict
 
 
 @contextmanager
@@ -36,7 +36,6 @@ def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
 
     `trouble` is what kept the rest from being tried: an error of the first hop that is not known.
     """
-    tried = {hop.hop for hop in hops}
     root = Element("testsuites")
     top = SubElement(root, "testsuite", name="genctl smoke")
     before_s = 0.0
@@ -47,7 +46,7 @@ def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
         before_s = max(before_s, at_s)
         if hop.ok:
             SubElement(case, "system-out").text = _xml(hop.evidence)
-        elif hop.hop in tried:
+        elif hop.why != NOT_TRIED:
             SubElement(case, "failure", message=_xml(hop.why)).text = _xml(hop.why)
         elif trouble is not None:
             SubElement(case, "error", message=_xml(trouble))
