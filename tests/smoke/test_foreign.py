@@ -12,6 +12,8 @@ import pytest
 from tests.smoke.conftest import Judged, Land, judge
 
 from genctl.domain.model import GenctlError
+from genctl.edges.sqs import Sqs
+from genctl.ops.dlq import look
 from genctl.ops.smoke.hop import HOPS, NOT_TRIED
 
 # What is wrong, the hop that is broken by it, and what smoke says of it.
@@ -226,3 +228,16 @@ async def test_an_interruption_takes_credits_and_copy_back(land: Land) -> None:
             await smoking
     (row,) = land.sql("select status from generation_sessions")
     assert (row["status"], land.balances(), land.bodies(), land.hidden()) == ("failed", [0], [], 0)
+
+
+async def test_a_look_that_is_cut_off_hides_nothing(land: Land) -> None:
+    """What SQS was about to hand over is waited for and shown again."""
+    others = land.leave_in_the_dlq(25)
+    async with await Sqs.connect(land.settings("http://127.0.0.1:9")) as sqs:
+        dlq = await sqs.queue(f"{land.name}-dlq")
+        for delay_s in (0.0, 0.005, 0.01, 0.02, 0.03, 0.05):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await look(dlq)
+            assert land.hidden() == 0
+        assert sorted(message.body for message in (await look(dlq)).messages) == sorted(others)
