@@ -5,21 +5,24 @@ says nothing. So the listener says when it is connected, and whoever follows ask
 """
 
 import asyncio
+import os
 import random
+import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from genctl.domain.model import GenctlError
-from genctl.edges.db import DatabaseGoneError, connect_directly, errors_told
+from genctl.edges.db import Connection, DatabaseGoneError, connect_directly, errors_told
 from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out
-MAX_RETRY_S = 30.0
+MAX_RETRY_S = 10.0
 
 
 class Connected(NamedTuple):
@@ -93,7 +96,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             await asyncio.sleep(PROBE_S)
             yield Quiet()
     async with await connect_directly(dsn) as conn:
-        with errors_told(dsn):
+        with errors_told(dsn), _answering(conn):
             for channel in channels:
                 await conn.execute(f"listen {channel}")
             heard = await (await conn.execute(sql("listening"))).fetchall()
@@ -108,11 +111,24 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             with errors_told(dsn):
                 async for notify in conn.notifies(timeout=PROBE_S):
                     yield Heard(notify.payload, notify.channel)
-                try:
-                    async with asyncio.timeout(PROBE_S):
-                        await conn.execute(sql("clock"))
-                except TimeoutError:
-                    raise DatabaseGoneError(
-                        "DatabaseUnreachable", "the LISTEN connection is silent"
-                    ) from None
+                with _answering(conn):
+                    await conn.execute(sql("clock"))
             yield Quiet()
+
+
+@contextmanager
+def _answering(conn: Connection) -> Iterator[None]:
+    """Cuts a connection that does not answer within PROBE_S, so that who waits for it gets an error.
+
+    A cancellation would not do: psycopg asks the server to cancel, and waits for the silent one again.
+    """
+    alarm = asyncio.get_running_loop().call_later(PROBE_S, _cut, conn)
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+def _cut(conn: Connection) -> None:
+    with socket.socket(fileno=os.dup(conn.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
