@@ -22,7 +22,7 @@ from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out
-MAX_RETRY_S = 30.0
+MAX_RETRY_S = 10.0
 
 
 class Connected(NamedTuple):

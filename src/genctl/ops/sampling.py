@@ -109,13 +109,18 @@ class Look(msgspec.Struct, frozen=True):
 
     approximate: int
     messages: list[Message]
-    warning: str | None = None
 
 
-async def look(dlq: Queue, *, enough: Callable[[Message], bool] = lambda _: False) -> Look:
-    """Every message once, or until one is `enough`; all are visible again when it returns.
+async def look(
+    dlq: Queue,
+    *,
+    enough: Callable[[Message], bool] = lambda _: False,
+    take: Callable[[Message], bool] = lambda _: False,
+) -> Look:
+    """Every message once, or until one is `enough`; those to `take` are deleted.
 
-    Looking raises receive counts, as SQS forces. Raises GenctlError, exit 3.
+    All others are visible again when it ends, also by a cancellation. Looking raises receive counts, as
+    SQS forces. Raises GenctlError, exit 3.
     """
     seen: list[Message] = []
     async with Pass.over(dlq) as one:
@@ -123,7 +128,10 @@ async def look(dlq: Queue, *, enough: Callable[[Message], bool] = lambda _: Fals
             seen += messages
             if any(map(enough, messages)):
                 break
-        return Look(max(one.approximate, len(seen)), seen, one.warning)
+        if taken := list(filter(take, seen)):
+            await dlq.delete([message.receipt for message in taken])
+            one.forget(taken)
+        return Look(max(one.approximate, len(seen)), seen)
 
 
 def sampled(seen: int, approximate: int) -> str:
