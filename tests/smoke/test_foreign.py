@@ -13,7 +13,7 @@ from tests.smoke.conftest import Judged, Land, judge
 
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Sqs
-from genctl.ops.dlq import look
+from genctl.ops.sampling import look
 from genctl.ops.smoke.hop import HOPS, NOT_TRIED
 
 # What is wrong, the hop that is broken by it, and what smoke says of it.
