@@ -34,7 +34,10 @@ TABLE = {
             "Show each failure as the database tells it: a line a failure.",
         ),
         "watch": ("genctl.cli.watch:watch", "Show a user's events as their page gets them."),
-        "sessions": ("genctl.cli.sessions:sessions", "List sessions, or show one with its error."),
+        "sessions": (
+            "genctl.cli.sessions:sessions",
+            "List sessions, show one with its error, or trace its way.",
+        ),
         "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue."),
     },
     "Credits": {
