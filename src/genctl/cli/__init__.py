@@ -40,6 +40,9 @@ TABLE = {
         ),
         "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue."),
     },
+    "Judge": {
+        "status": ("genctl.cli.judge:status", "Show what stands where, and what needs somebody."),
+    },
     "Credits": {
         "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),
         "refunds": ("genctl.cli.refunds:refunds", "Prove from the rows that every refund was made once."),

@@ -101,6 +101,25 @@ def sheet(thing: Row, room: int | None) -> str:
     return _tabulate([[key, _wrapped(text, rest)] for key, text in lines], tablefmt="plain")
 
 
+def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
+    """Level, subject, what is so, and how to go on: beside it where there is room, else below."""
+    cells = [[printable(text) for text in line] for line in lines]
+    first, second = (max((width(line[n]) for line in cells), default=0) + GAP for n in (0, 1))
+    rest = max(room - first - second, 4 * LEAST) if room else None
+    text = ""
+    for level, subject, message, go_on in cells:
+        head = f"{level:{first}}{subject:{second}}"
+        beside = width(message) + GAP + width(go_on) if go_on else 0
+        if rest is None or beside <= rest:
+            gap = max(rest - width(message) - width(go_on), GAP) if rest else GAP
+            parts = [_wrapped(message, rest) + (" " * gap + go_on if go_on else "")]
+        else:
+            parts = [_wrapped(message, rest), go_on]  # a command is never cut or wrapped: it is copied
+        body = "\n".join(parts).replace("\n", "\n" + " " * width(head))
+        text += f"{head}{body}\n"
+    return text
+
+
 def _flat(thing: Row, path: str = "") -> Iterator[tuple[str, str]]:
     for key, value in thing.items():
         if isinstance(value, dict) and value:

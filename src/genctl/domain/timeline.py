@@ -131,11 +131,13 @@ def _wait(event: Event, before: Sequence[Event]) -> tuple[str | None, float | No
 def _since(step: Step, event: Event, before: Sequence[Event]) -> Event | None:
     """The newest event of the run that this one waited for; of a late result, its own claim."""
     lease = event.data.get("lease") if event.kind == "late_result" else None
-    for earlier in reversed(before):
-        mine = lease is None or earlier.data.get("lease") == lease
-        if mine and earlier.run == event.run and earlier.kind in step.since:
-            return earlier
-    return None
+    fitting = (
+        earlier
+        for earlier in reversed(before)
+        if earlier.run == event.run and earlier.kind in step.since
+        if lease is None or earlier.data.get("lease") == lease
+    )
+    return next(fitting, None)
 
 
 def _ms(start: datetime, end: datetime) -> float:
