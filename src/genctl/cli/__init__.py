@@ -42,6 +42,7 @@ TABLE = {
     },
     "Judge": {
         "status": ("genctl.cli.judge:status", "Show what stands where, and what needs somebody."),
+        "doctor": ("genctl.cli.judge:doctor", "Check every dependency, and say how to mend what is wrong."),
     },
     "Credits": {
         "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +12,7 @@ from genctl.cli.command import Command
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
+    from genctl.domain.findings import Finding
     from genctl.domain.status import Line
 
 EVERY_S = 2.0
@@ -68,14 +69,33 @@ def _standing(lines: Sequence["Line"]) -> dict[str, Any]:
     return {"ok": all(line.level == "ok" for line in lines), "lines": list(lines)}
 
 
-def _text(lines: Sequence["Line"]) -> str:
+def _text(lines: "Iterable[Line | Finding]") -> str:
+    from msgspec.structs import astuple
+
     from genctl.cli import formats
 
-    return formats.findings(
-        [(_mark(line.level), line.part, line.message, line.next) for line in lines], terminal.room()
+    return formats.findings(map(astuple, lines), terminal.room())
+
+
+@click.command(
+    cls=Command,
+    examples=("genctl doctor", "genctl doctor -o json | jq '.findings[] | select(.level != \"ok\")'"),
+)
+def doctor(out: Output) -> int:
+    """Check every dependency, and say how to mend what is wrong.
+
+    Settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that cannot be
+    billed), the API and its stream through the public URL. Changes nothing. Exit code 1 on errors only.
+    """
+    from genctl.ops.doctor import CHECKS, examine
+
+    with terminal.progress(len(CHECKS), "doctor") as step:
+        found = out.run(examine(out.settings, step))
+    ok = not any(finding.level == "error" for finding in found)
+    out.emit(
+        {"ok": ok, "findings": found},
+        columns=FINDINGS,
+        rows=found,
+        text=lambda: _text(found),
     )
-
-
-def _mark(level: str) -> str:
-    """Levels that somebody must look at are loud without colour too."""
-    return level if level == "ok" else level.upper()
+    return int(not ok)

@@ -22,7 +22,8 @@ async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | Genc
     except GenctlError as error:
         return error
     except TimeoutError:
-        return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", "genctl doctor")
+        fix = "see whether it hangs, and whether the network between drops what is sent"
+        return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
 
 
 class Pair(NamedTuple):

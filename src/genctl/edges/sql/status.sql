@@ -29,3 +29,27 @@ group by what
 select coalesce(error_details ->> 'code', 'Unknown') as code, count(*) as count
 from generation_sessions where status = 'failed' and completed_at > now() - interval '1 hour'
 group by 1
+
+-- name: notify
+-- An empty payload on a channel.
+select pg_notify(%(channel)s, '')
+
+-- name: server
+-- The server about itself. Of other roles' sessions it tells only members of pg_monitor.
+select current_setting('server_version') as version, current_setting('server_version_num')::int as version_number,
+  pg_is_in_recovery() as is_replica, pg_notification_queue_usage() as notify_usage, clock_timestamp() as now,
+  idle.*
+from (
+  select count(*) as idle_count, extract(epoch from clock_timestamp() - min(state_change))::float8 as idle_s,
+    (array_agg(pid order by state_change))[1] as idle_pid
+  from pg_stat_activity
+  where datname = current_database() and state in ('idle in transaction', 'idle in transaction (aborted)')
+    and state_change < clock_timestamp() - make_interval(secs => %(idle_after_s)s)
+) idle
+
+-- name: missing_rights
+-- What our role may not do with tables that are there; `needed` are relation and privilege.
+select n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
+from jsonb_to_recordset(%(needed)s) as n(relation text, privilege text)
+where not has_table_privilege(to_regclass(format('%%I.%%I', current_schema(), n.relation)), n.privilege)
+group by n.relation order by n.relation

@@ -1,0 +1,95 @@
+"""What stands between genctl and its services in production: PgBouncer and nginx, real ones where installed."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.kit import free_port, until_sync
+
+# PgBouncer refuses to be root; in a user namespace of its own it is not, and may read our files.
+UNPRIVILEGED = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+
+
+@contextmanager
+def pgbouncer(dsn: str, folder: Path, mode: str) -> Iterator[str]:
+    """The DSN of a pooler in that mode before the database of `dsn`."""
+    program, port = _installed("pgbouncer"), free_port()
+    to = conninfo_to_dict(dsn)
+    ini = folder / "pgbouncer.ini"
+    ini.write_text(
+        f"""[databases]
+{to["dbname"]} = host={to["host"]} user={to["user"]} password={to["password"]}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {mode}
+"""
+    )
+    with _running((*UNPRIVILEGED, program, str(ini)), port, folder / "pgbouncer.log"):
+        yield f"postgresql://{to['user']}@127.0.0.1:{port}/{to['dbname']}"
+
+
+@contextmanager
+def nginx(upstream: str, folder: Path, *directives: str) -> Iterator[str]:
+    """The URL of a proxy before the API at `upstream`, with these directives for it."""
+    program, port = _installed("nginx"), free_port()
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "\n".join(f"{kind}_temp_path {folder};" for kind in kinds)
+    conf = folder / "nginx.conf"
+    conf.write_text(
+        f"""daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
+events {{ }}
+http {{
+  access_log off;
+  {temporary}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{ proxy_pass http://{urlsplit(upstream).netloc}; {" ".join(directives)} }}
+  }}
+}}
+"""
+    )
+    with _running((program, "-p", str(folder), "-c", str(conf)), port, folder / "nginx.log"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """The port of a service that hangs: it takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def _running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        until_sync(lambda: _answers(process, port, log))
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _answers(process: "subprocess.Popen[bytes]", port: int, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _installed(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed: apt-get install {name}")
+    return found
