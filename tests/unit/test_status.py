@@ -1,6 +1,7 @@
 """From figures to lines: what needs a person, in figures of a healthy and of a sick deployment."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ OPEN = Gate("seedream4", closed=False, probing=False, until=None, reason=None, w
 AT = datetime(2025, 11, 2, 9, 30, tzinfo=UTC)
 
 
-def line(part: str, *gates: Gate, failures: dict[str, int] | None = None, **piles: Pile) -> Line:
+def line(part: str, *gates: Gate, failures: dict[str, int] | None = None, **piles: Any) -> Line:
     lines = status.of_database(Standing(piles, failures or {}, gates or (OPEN,)))
     return next(line for line in lines if line.part == part)
 
