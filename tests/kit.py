@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 import psycopg
 from aiohttp.test_utils import TestServer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from genctl.base.settings import Settings
 from genctl.credits import audit
@@ -68,6 +69,40 @@ async def until(condition: Callable[[], Awaitable[T | None]], within_s: float = 
         while not (found := await condition()):
             await asyncio.sleep(0.02)
         return found
+
+
+@asynccontextmanager
+async def relayed(dsn: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """The DSN of a way to the server by TCP, which forwards until the event is set; then it swallows all
+    that its connections say, and closes none. What connects later is heard.
+    """
+    server, deaf, copies = conninfo_to_dict(dsn), asyncio.Event(), set[asyncio.Task[None]]()
+    host, port = str(server["host"]), str(server.get("port", "5432"))
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, began_deaf: bool) -> None:
+        try:
+            while data := await source.read(65_536):
+                if deaf.is_set() == began_deaf:
+                    sink.write(data)
+        finally:
+            sink.close()
+
+    async def forward(near: asyncio.StreamReader, reply: asyncio.StreamWriter) -> None:
+        unix = host.startswith("/")
+        far = (
+            asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            if unix
+            else asyncio.open_connection(host, port)
+        )
+        answer, request = await far
+        for way in (copy(near, request, deaf.is_set()), copy(answer, reply, deaf.is_set())):
+            copies.add(asyncio.create_task(way))
+
+    async with await asyncio.start_server(forward, "127.0.0.1") as listening:
+        near = listening.sockets[0].getsockname()
+        yield make_conninfo(dsn, host=near[0], port=near[1]), deaf
+        for task in copies:
+            task.cancel()
 
 
 class QueueServer:

@@ -4,39 +4,31 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.kit import free_port, until_sync
-
-# PgBouncer refuses to be root; in a user namespace of its own it is not, and may read our files.
-UNPRIVILEGED = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if os.geteuid() == 0 else ()
+from tests.kit import free_port, relayed, until_sync
 
 
-@contextmanager
-def pgbouncer(dsn: str, folder: Path, mode: str) -> Iterator[str]:
+@asynccontextmanager
+async def pgbouncer(dsn: str, folder: Path, mode: str) -> AsyncIterator[str]:
     """The DSN of a pooler in that mode before the database of `dsn`."""
-    program, port = _installed("pgbouncer"), free_port()
-    to = conninfo_to_dict(dsn)
-    ini = folder / "pgbouncer.ini"
-    ini.write_text(
-        f"""[databases]
-{to["dbname"]} = host={to["host"]} user={to["user"]} password={to["password"]}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = {mode}
-"""
-    )
-    with _running((*UNPRIVILEGED, program, str(ini)), port, folder / "pgbouncer.log"):
-        yield f"postgresql://{to['user']}@127.0.0.1:{port}/{to['dbname']}"
+    program, port, ini = _installed("pgbouncer"), free_port(), folder / "pgbouncer.ini"
+    user = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to be root, and nobody finds no socket
+    async with relayed(dsn) as (far, _):
+        at = conninfo_to_dict(far)
+        place = " ".join(f"{key}={at[key]}" for key in ("host", "port", "dbname", "user", "password"))
+        ini.write_text(
+            f"[databases]\nit = {place}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+            f"unix_socket_dir =\nauth_type = any\npool_mode = {mode}\ndefault_pool_size = 4\n"
+        )
+        with _running((program, "-q", *user, str(ini)), port, folder / "pgbouncer.log"):
+            yield f"postgresql://{at['user']}@127.0.0.1:{port}/it"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
+from tests.browser.screen import opened
 from tests.browser.stub import Stub
 
 CHROMIUM = "/usr/bin/chromium"
@@ -32,14 +33,6 @@ async def server() -> AsyncIterator[Stub]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, server: Stub) -> AsyncIterator[Page]:
-    """A page that is signed in and live. An error of a script or a breach of the policy fails the test."""
-    context = await browser.new_context(viewport={"width": 1280, "height": 900})
-    page = await context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda line: wrong.append(line.text) if "Content Security" in line.text else None)
-    await page.goto(server.sign_in_link())
-    await page.locator("#stream[data-stream=live]").wait_for()
-    yield page
-    await context.close()
-    assert not wrong
+    """A page of the stub's user."""
+    async with opened(browser, server.sign_in_link()) as page:
+        yield page

@@ -3,10 +3,10 @@
 import base64
 import json
 import time
-from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Locator, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
+from tests.browser.screen import card, keep_answering, live
 from tests.browser.stub import SENTENCE, Stub
 from tests.kit import until
 
@@ -18,10 +18,6 @@ PIXEL = base64.b64decode(
 XSS = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&lt;b&gt;"
 
 
-def card(page: Page, session_id: str) -> Locator:
-    return page.locator(f'.card[data-session-id="{session_id}"]')
-
-
 async def shown(page: Page, server: Stub, prompt: str = "a lighthouse at dusk") -> str:
     """A queued session whose card is on the page."""
     session_id = server.enqueue(prompt)
@@ -29,23 +25,6 @@ async def shown(page: Page, server: Stub, prompt: str = "a lighthouse at dusk") 
     await expect(card(page, session_id)).to_have_attribute("data-status", "queued")
     await live(page)
     return session_id
-
-
-async def live(page: Page) -> None:
-    await page.locator("#stream[data-stream=live]").wait_for()
-
-
-async def keep_answering(page: Page, item: dict[str, Any]) -> None:
-    """From now on every fetch of the session, and of the list, shows it as it was."""
-
-    async def one(route: Route) -> None:
-        await route.fulfill(json=item)
-
-    async def all_of_them(route: Route) -> None:
-        await route.fulfill(json={"sessions": [item], "next": None, "lastEventId": None})
-
-    await page.route("**/api/seedream4/sessions/*", one)
-    await page.route("**/api/seedream4/sessions?*", all_of_them)
 
 
 async def test_a_card_flips_within_a_second_of_the_event_without_a_reload(page: Page, server: Stub) -> None:
@@ -193,7 +172,7 @@ async def test_a_refused_order_says_why_and_gives_the_prompt_back(page: Page, se
     server.balance = 2
     await page.locator("#prompt").fill("a fox")
     await page.keyboard.press("Enter")
-    await expect(page.locator("#complaint")).to_have_text("an image costs 4 credits and you have 2")
+    await expect(page.locator("#complaint")).to_have_text("An image costs 4 credits and you have 2.")
     await expect(page.locator("#prompt")).to_have_value("a fox")
     await expect(page.locator("#prompt")).to_be_focused()
     await expect(page.locator(".card")).to_have_count(0)
@@ -407,7 +386,7 @@ async def test_a_page_opened_while_the_database_is_away_says_so_and_recovers(
     session_id = await shown(page, server)
     server.broken = True
     await page.reload()
-    await expect(page.locator("#trouble")).to_contain_text("the database cannot be reached")
+    await expect(page.locator("#trouble")).to_contain_text("The database cannot be reached. Nothing is lost")
     await expect(page.locator("#stream")).to_have_text("Offline")
     server.broken = False
     await expect(card(page, session_id)).to_be_visible(timeout=15_000)

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ago, announcement, headline, picture, refund, sentence } from '../../src/genctl/page/words.js';
+import { ago, announcement, asSentence, headline, picture, refund, sentence } from '../../src/genctl/page/words.js';
 
 const NOW = Date.parse('2026-11-24T08:32:40Z');
 const card = (more) => ({ status: 'completed', prompt: 'a cat', result: null, errorDetails: null, ...more });
@@ -40,9 +40,10 @@ test('an announcement is sentences with one full stop each', () => {
   const errorDetails = { category: 'server', userMessage: 'Try again later.', refundError: 'x' };
   assert.equal(
     announcement(card({ status: 'failed', errorDetails })),
-    '“a cat” failed: Image service had a problem. Try again later. refund pending.',
+    '“a cat” failed: Image service had a problem. Try again later. Refund pending.',
   );
   assert.equal(announcement(card({})), '“a cat”: completed.');
+  assert.equal(asSentence('the service is away: try again soon'), 'The service is away: try again soon.');
 });
 
 test('a clock behind the server’s says just now', () => {

@@ -70,6 +70,8 @@ async def test_what_speaks_of_our_account_is_not_shown(kit: Kit, client: Client)
         {"prompt": "x", "model": "dall-e"}, {"prompt": "x", "size": "huge"},
         {"prompt": "x", "clientKey": "a\nb"},
         {"prompt": "x", "clientKey": "k" * 300}, {"prompt": "x", "clientKey": ""},
+        {"prompt": "x", "model": "seedream-4-\n"}, {"prompt": "x", "model": "seedream-4-" + "x" * 5000},
+        b'{"prompt":' + b"[" * 200_000,
     ],
 )  # fmt: skip
 async def test_bad_input_is_422_and_says_why(client: Client, body: Any) -> None:
@@ -106,6 +108,16 @@ async def test_a_key_makes_one_session_however_often_it_comes(kit: Kit, client: 
         assert (await client.order(body | changed, **key))[0] == 422
     assert (await Client(client.url, "bob").order({"prompt": "y"}, **key))[0] == 202
     assert (await client.order(body, **{"Idempotency-Key": ""}))[0] == 422
+
+
+async def test_a_key_is_honoured_though_its_order_took_the_last_credits(kit: Kit, client: Client) -> None:
+    await client.order({"prompt": "opens the account"})
+    await kit.query("update credit_accounts set balance = 4")
+    answers = await asyncio.gather(
+        *(client.order({"prompt": "x"}, **{"Idempotency-Key": "k"}) for _ in range(8))
+    )
+    assert {status for status, _ in answers} == {202}
+    assert len({made["sessionId"] for _, made in answers}) == 1
 
 
 async def test_an_order_is_taken_though_the_queue_is_away(kit: Kit) -> None:

@@ -8,12 +8,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from tests.ears import Client, Ear, served
-from tests.kit import Kit, until
+from tests.ears import BASE, Client, Ear, served
+from tests.kit import Kit, relayed, until
 
 from genctl.domain.model import Status
 from genctl.edges import listener
-from genctl.edges.db import connect_directly
+from genctl.edges.db import DatabaseGoneError, connect_directly
 from genctl.services import bridge
 
 
@@ -114,6 +114,23 @@ async def test_what_happens_while_the_listener_is_away_is_caught_up(kit: Kit, cl
             await ear.until(lambda ear: len(ear.told) == len(expected))
         assert sessions(ear) == expected
         assert len(set(ear.ids)) == len(ear.ids)
+
+
+async def test_a_half_open_listener_is_noticed_by_its_probe(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket stays open and says nothing: what was missed comes with the next connection."""
+    monkeypatch.setattr(listener, "PROBE_S", 0.3)
+    async with (
+        relayed(kit.settings.dsn()) as (listen_url, deaf),
+        served(kit.settings, listen_url=listen_url) as client,
+        client.stream() as ear,
+    ):
+        await ear.ready()
+        deaf.set()
+        missed = await fail(kit)
+        await ear.until(lambda ear: ear.told)
+        assert sessions(ear) == [str(missed)]
 
 
 async def test_a_change_that_nobody_announced_comes_with_the_backstop_and_is_counted(
@@ -231,7 +248,7 @@ async def test_a_cursor_that_means_nothing_here_gets_a_reset(kit: Kit, client: C
 
 
 async def test_a_database_that_went_back_resets_open_streams(kit: Kit, client: Client) -> None:
-    """A restored backup under a living server."""
+    """A restored backup under a living server. The stream ends, since its ids would come again."""
     await fail(kit)
     async with client.stream() as ear:
         await ear.ready()
@@ -239,10 +256,59 @@ async def test_a_database_that_went_back_resets_open_streams(kit: Kit, client: C
         await kit.query("update generation_sessions set version = null")
         await notify(kit, {"user_id": "ann", "session_id": str(uuid4())})
         await ear.until(lambda ear: ear.named("reset"))
+        assert ear.task
+        await ear.task
+    async with client.stream(**{"Last-Event-ID": ear.ids[-1]}) as again:
+        await again.ready()
+        assert again.named("reset")
         changed = await change(kit)
         await notify(kit, {"user_id": "ann", "session_id": str(changed)})
-        await ear.until(lambda ear: ear.told)
-        assert sessions(ear) == [str(changed)]
+        await again.until(lambda ear: ear.told)
+        assert sessions(again) == [str(changed)]
+
+
+async def test_rows_that_are_none_of_ours_are_passed_over(
+    kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adopted table may hold another status, or details of another shape; a page may hold nothing else."""
+    monkeypatch.setattr(bridge, "PAGE", 2)
+    odd = [await change(kit) for _ in range(3)]
+    await kit.query("update generation_sessions set status = 'cancelled'")
+    text = await change(kit)
+    await kit.query("update generation_sessions set error_details = '\"text\"' where id = %s", text)
+    cursor = client.api.cursors.write("ann", 0)
+    async with client.stream(**{"Last-Event-ID": cursor}) as ear:
+        await ear.ready()
+        assert sessions(ear) == [str(text)]
+        assert ear.told[0].data["error_details"] is None
+        failed = await fail(kit)
+        await ear.until(lambda ear: sessions(ear)[-1] == str(failed))
+    listed = await client.get("/sessions?limit=2")
+    assert [item["sessionId"] for item in listed["sessions"]] == [str(failed), str(text)]
+    assert await client.get(f"/sessions?before={listed['next']}") | {"lastEventId": ""} == {
+        "sessions": [], "next": None, "lastEventId": "",
+    }  # fmt: skip
+    assert (await client.ask("GET", f"{BASE}/sessions/{odd[0]}"))[0] == 404
+
+
+async def test_readiness_comes_back_though_nobody_is_left_to_look_for(
+    kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        with monkeypatch.context() as away:
+
+            async def gone(*_: Any, **__: Any) -> Any:
+                raise DatabaseGoneError("DatabaseUnreachable", "away")
+
+            away.setattr(client.api.bridge.db, "rows", gone)
+            await notify(kit, {"user_id": "ann", "session_id": str(uuid4())})
+            await until(lambda: answered(client, 503))
+    await until(lambda: answered(client, 200))
+
+
+async def answered(client: Client, status: int) -> bool:
+    return (await client.ask("GET", "/readyz"))[0] == status
 
 
 async def test_a_long_history_is_replayed_whole_and_beside_what_happens(
@@ -292,6 +358,7 @@ async def test_a_late_refund_is_told_again(kit: Kit, client: Client) -> None:
     async with client.stream() as ear:
         await ear.ready()
         failed = await fail(kit)
+        await ear.until(lambda ear: ear.told)
         await kit.query(
             "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = 'ann' "
             "returning *) update generation_sessions s set version = a.event_seq from a where s.id = %s",

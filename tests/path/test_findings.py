@@ -22,7 +22,7 @@ from genctl.ops.doctor import examine
 from genctl.ops.status import look
 
 NAMES = [
-    *("versions", "settings", "postgresql", "rights", "migrations", "listen", "sqs", "redrive", "visibility"),
+    *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
     *("retention", "permissions", "provider", "api", "stream", "files"),
 ]
 
@@ -146,7 +146,7 @@ async def test_a_session_that_is_idle_in_a_transaction_is_named_with_its_pid(
 async def test_listen_through_a_transaction_pooler_is_an_error(kit: Kit, tmp_path: Path) -> None:
     """The NOTIFY comes from another connection: behind a pooler one may hear itself by chance."""
     direct = kit.settings.dsn()
-    with pgbouncer(direct, tmp_path, "transaction") as pooled:
+    async with pgbouncer(direct, tmp_path, "transaction") as pooled:
         settings = replace(kit.settings, database_url=pooled)
         told = (await found(settings, "error"))["listen"]
         assert "GENCTL_LISTEN_URL" in told.fix
@@ -155,7 +155,7 @@ async def test_listen_through_a_transaction_pooler_is_an_error(kit: Kit, tmp_pat
 
 
 async def test_listen_through_a_session_pooler_is_sound(kit: Kit, tmp_path: Path) -> None:
-    with pgbouncer(kit.settings.dsn(), tmp_path, "session") as pooled:
+    async with pgbouncer(kit.settings.dsn(), tmp_path, "session") as pooled:
         assert "listen" in await found(replace(kit.settings, database_url=pooled), "ok")
 
 

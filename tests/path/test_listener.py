@@ -1,15 +1,19 @@
 """LISTEN that loses nothing silently, and the follower that catches up."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from tests.kit import Kit, until
+from tests.kit import Kit, relayed, until
+from tests.proxies import pgbouncer
 
 from genctl.domain.model import GenctlError
-from genctl.edges import listener
+from genctl.edges import listener, migrate
+from genctl.edges.db import Database
 from genctl.ops.tail import tail
 
 
@@ -103,6 +107,38 @@ async def test_without_listen_the_clock_finds_it(kit: Kit, monkeypatch: pytest.M
     await fail(kit)
     await follower.told(1)
     follower.task.cancel()
+
+
+@pytest.fixture
+async def pooled(dsn: str, tmp_path: Path) -> AsyncIterator[str]:
+    """The database behind PgBouncer in transaction mode."""
+    async with pgbouncer(dsn, tmp_path, "transaction") as pooled:
+        yield pooled
+
+
+async def test_a_transaction_pooler_is_refused_where_it_would_lose_notify_and_locks(pooled: str) -> None:
+    """Idle and busy; everything else works through it."""
+    for others in (0, 3):
+        async with Database.open(pooled, size=8) as db, contextlib.AsyncExitStack() as busy:
+            for _ in range(others):
+                task = asyncio.create_task(work_on(db))
+                busy.callback(task.cancel)
+            with pytest.raises(GenctlError) as caught:
+                async for _ in listener.listen(pooled, "session_completed"):
+                    pass
+            assert (caught.value.code, caught.value.exit_code) == ("PooledConnection", 3)
+            with pytest.raises(GenctlError):
+                await migrate.up(pooled)
+
+
+async def work_on(db: Database) -> None:
+    while True:
+        await db.rows("clock")
+
+
+async def test_a_proxy_that_keeps_the_backend_is_none(dsn: str) -> None:
+    async with relayed(dsn) as (far, _):
+        assert await anext(listener.listen(far, "session_completed")) == listener.Connected(again=False)
 
 
 async def test_a_first_connection_that_cannot_be_made_is_exit_3() -> None:

@@ -155,7 +155,7 @@ class Place:
 
     def enqueue(self, scenario: str = "success", **wish: Any) -> str:
         """What `genctl enqueue` does, without its process; the id of the session when it is one."""
-        wanted = Wish(prompt="a test", scenario=scenario, **{"user": "ann"} | wish)
+        wanted = Wish(scenario=scenario, **{"prompt": "a test", "user": "ann"} | wish)
         said = asyncio.run(enqueue.run(self.settings, wanted, lambda _: None))
         assert said.owed is None
         return str(said.data.get("sessionId"))

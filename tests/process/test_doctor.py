@@ -8,13 +8,13 @@ from tests.process.place import GENCTL, Place
 from tests.process.test_cli_manner import OnTerminal
 
 
-def test_warnings_are_exit_0_and_errors_exit_1(served: Place) -> None:
-    report = served.genctl("doctor")
+def test_warnings_are_exit_0_and_errors_exit_1(served_place: Place) -> None:
+    report = served_place.genctl("doctor")
     assert list(report) == ["ok", "findings"]
     assert report["ok"] is True
     assert all(list(one) == ["check", "level", "message", "fix"] for one in report["findings"])
     assert {one["level"] for one in report["findings"]} == {"ok", "warning"}
-    report = served.genctl("doctor", exit_code=1, GENCTL_API_URL=f"http://127.0.0.1:{free_port()}")
+    report = served_place.genctl("doctor", exit_code=1, GENCTL_API_URL=f"http://127.0.0.1:{free_port()}")
     assert report["ok"] is False
     assert [one["check"] for one in report["findings"] if one["level"] == "error"] == ["api"]
 
@@ -37,8 +37,8 @@ def test_where_nothing_can_be_reached_each_command_has_one_line_for_it(place: Pl
         assert len(done.stderr.splitlines()) == 2, done.stderr
 
 
-def test_on_a_terminal_no_command_is_cut(served: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (served.env | {"GENCTL_SECRET": "y" * 32, "TERM": "xterm"}).items():
+def test_on_a_terminal_no_command_is_cut(served_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (served_place.env | {"GENCTL_SECRET": "y" * 32, "TERM": "xterm"}).items():
         monkeypatch.setenv(name, value)
     terminal = OnTerminal("doctor", program=GENCTL)
     assert terminal.end() == 1
@@ -46,4 +46,4 @@ def test_on_a_terminal_no_command_is_cut(served: Place, monkeypatch: pytest.Monk
     command = next(line.strip() for line in lines if "aws sqs set-queue-attributes" in line)
     assert shlex.split(command)[-1] == '{"MessageRetentionPeriod": "1209600"}'
     assert any(line.startswith("ERROR") and "stream" in line for line in lines)
-    assert any(line.startswith("doctor  [") for line in lines), "its progress is shown"
+    assert any("doctor  [" in line for line in lines), "its progress is shown"

@@ -15,9 +15,9 @@ PARTS = [
 
 
 @pytest.fixture
-def place(place: Place, served: Place) -> Place:
+def place(place: Place, served_place: Place) -> Place:
     """A place where nobody works, and an API that is ready."""
-    place.env["GENCTL_API_URL"] = served.env["GENCTL_API_URL"]
+    place.env["GENCTL_API_URL"] = served_place.env["GENCTL_API_URL"]
     return place
 
 

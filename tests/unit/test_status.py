@@ -1,7 +1,6 @@
 """From figures to lines: what needs a person, in figures of a healthy and of a sick deployment."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
@@ -12,8 +11,14 @@ OPEN = Gate("seedream4", closed=False, probing=False, until=None, reason=None, w
 AT = datetime(2025, 11, 2, 9, 30, tzinfo=UTC)
 
 
-def line(part: str, *gates: Gate, failures: dict[str, int] | None = None, **piles: Any) -> Line:
-    lines = status.of_database(Standing(piles, failures or {}, gates or (OPEN,)))
+def line(
+    part: str,
+    piles: dict[str, Pile] | None = None,
+    *,
+    failures: dict[str, int] | None = None,
+    gate: Gate = OPEN,
+) -> Line:
+    lines = status.of_database(Standing(piles or {}, failures or {}, [gate]))
     return next(line for line in lines if line.part == part)
 
 
@@ -35,7 +40,7 @@ CASES: list[tuple[str, dict[str, Pile], str, str]] = [
 def test_what_waits_too_long_needs_a_person(
     part: str, piles: dict[str, Pile], level: str, message: str
 ) -> None:
-    found = line(part, **piles)
+    found = line(part, piles)
     assert (found.level, found.message) == (level, message)
     assert found.next.startswith("genctl ")
 
@@ -51,14 +56,14 @@ def test_what_waits_too_long_needs_a_person(
     ids=["open", "by a person", "by the breaker", "probing"],
 )
 def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> None:
-    found = line("gate", gate)
+    found = line("gate", gate=gate)
     assert found.level == level
     assert (gate.reason or "") in found.message
 
 
 def test_behind_a_closed_gate_waiting_is_no_alarm() -> None:
     closed = OPEN._replace(closed=True, who="ann@desk")
-    assert line("sessions", closed, queued=Pile(9, 3000)).level == OK
+    assert line("sessions", {"queued": Pile(9, 3000)}, gate=closed).level == OK
 
 
 def test_failures_are_named_by_their_commonest_codes() -> None:

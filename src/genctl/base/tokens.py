@@ -95,8 +95,9 @@ def _claims(text: str, key: bytes, *required: str) -> dict[str, Any]:
             options={"require": list(required), "verify_aud": False, "verify_iat": False},
         )
         check_name("user", claims["sub"])
+        float(claims["exp"])  # a number may be larger than any time
     except jwt.ExpiredSignatureError:
         raise refused("the token has expired") from None
-    except (jwt.InvalidTokenError, GenctlError):
+    except (jwt.InvalidTokenError, OverflowError, GenctlError):
         raise refused("the token is not valid") from None
     return claims

@@ -49,6 +49,9 @@ def watch(
 
     if user and token:
         raise click.UsageError("--user and --token exclude each other")
+    for name, text in (("--token", token), ("--last-event-id", last_event_id)):
+        if text is not None and not (text.isascii() and text.isprintable() and text):
+            raise click.UsageError(f"{name} holds what none can: give it as it was issued")
     if token is not None:
         place = Place(out.settings.api_url, lambda: token)
     else:

@@ -29,6 +29,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 def check(order: Order) -> None:
     """Raises GenctlError (exit 2) naming what is wrong with it."""
+    check_name("model", order.model)
     if tool_of(order.model) is None:
         known = ", ".join(pattern for t in TOOLS.values() for pattern in t.models)
         raise _refused("UnknownModel", f"no tool serves the model {order.model!r}", f"use one like {known}")

@@ -62,12 +62,13 @@ def name_of(session: Session) -> str:
     return NAMES.get(session.status, "queued")
 
 
-def for_user(details: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def for_user(details: Any) -> dict[str, Any] | None:
     """What a user may see of `error_details`: the provider's words only where they speak of the request.
 
     The other categories speak of our account. What the database said about a refund is for us as well.
+    None for what an adopted table holds in another shape.
     """
-    if details is None:
+    if not isinstance(details, dict):
         return None
     hidden = {} if details.get("category") in OPEN_CATEGORIES else dict.fromkeys(_OURS)
     late = {"refundError": LATER} if details.get("refundError") else {}

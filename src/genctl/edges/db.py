@@ -31,6 +31,7 @@ CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
 RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
 STATEMENT_TIMEOUT_S = 15.0  # of one transaction; a silent server or a lock held by a person ends here
+POOLER_ROUNDS = 10  # an idle pooler gives the same backend twice at once, a busy one soon
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 
@@ -135,12 +136,45 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
     conn.adapters.register_loader("timestamptz", _EndlessLoader)
 
 
-async def connect_directly(dsn: str) -> Connection:
-    """One connection in autocommit, outside the pool (LISTEN, migrate). Raises GenctlError, exit 3."""
+async def connect(dsn: str) -> Connection:
+    """One connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
     with errors_told(dsn):
         conn = await psycopg.AsyncConnection.connect(dsn, **CONNECTION)
         await _configure(conn)
         return conn
+
+
+async def connect_directly(dsn: str) -> Connection:
+    """One that keeps its backend, as LISTEN and a session's lock need. Raises GenctlError, exit 3."""
+    conn = await connect(dsn)
+    with errors_told(dsn):
+        if await _backend(conn) != conn.info.backend_pid and await _is_shared(conn, dsn):
+            await conn.close()
+            raise GenctlError(
+                "PooledConnection",
+                f"database {'/'.join(place(dsn))} is reached through a transaction pooler,"
+                " which loses NOTIFY and locks",
+                "set GENCTL_LISTEN_URL to a direct connection",
+            )
+    return conn
+
+
+async def _is_shared(conn: Connection, dsn: str) -> bool:
+    """Whether something between us and the server hands backends from transaction to transaction.
+
+    That something is there shows in the backend's number; a proxy or a session pooler does no harm.
+    """
+    mine = await _backend(conn)
+    async with await connect(dsn) as other:
+        for _ in range(POOLER_ROUNDS):
+            if await _backend(other) == mine or await _backend(conn) != mine:
+                return True
+    return False
+
+
+async def _backend(conn: Connection) -> int:
+    row = await (await conn.execute(sql("backend"))).fetchone()
+    return int(row["pid"]) if row else 0
 
 
 class Database:
@@ -159,7 +193,7 @@ class Database:
         """
         with errors_told(dsn):
             if checked:  # the pool only ever says that it waited too long; one by hand says why
-                await (await connect_directly(dsn)).close()
+                await (await connect(dsn)).close()
             async with AsyncConnectionPool[Connection](
                 dsn,
                 min_size=1,

@@ -5,9 +5,12 @@ says nothing. So the listener says when it is connected, and whoever follows ask
 """
 
 import asyncio
+import os
 import random
+import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import LiteralString, NamedTuple
 from uuid import UUID, uuid4
 
@@ -15,12 +18,12 @@ import msgspec
 import psycopg.sql
 
 from genctl.domain.model import GenctlError
-from genctl.edges.db import DatabaseGoneError, connect_directly, errors_told
+from genctl.edges.db import Connection, DatabaseGoneError, connect, connect_directly, errors_told
 from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out
-MAX_RETRY_S = 30.0
+MAX_RETRY_S = 10.0
 
 
 class Connected(NamedTuple):
@@ -94,7 +97,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             await asyncio.sleep(PROBE_S)
             yield Quiet()
     async with await connect_directly(dsn) as conn:
-        with errors_told(dsn):
+        with errors_told(dsn), _answering(conn):
             for channel in channels:
                 await conn.execute(f"listen {channel}")
             heard = await (await conn.execute(sql("listening"))).fetchall()
@@ -109,13 +112,8 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             with errors_told(dsn):
                 async for notify in conn.notifies(timeout=PROBE_S):
                     yield Heard(notify.payload, notify.channel)
-                try:
-                    async with asyncio.timeout(PROBE_S):
-                        await conn.execute(sql("clock"))
-                except TimeoutError:
-                    raise DatabaseGoneError(
-                        "DatabaseUnreachable", "the LISTEN connection is silent"
-                    ) from None
+                with _answering(conn):
+                    await conn.execute(sql("clock"))
             yield Quiet()
 
 
@@ -123,14 +121,14 @@ async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
     """Whether what is notified through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
 
     The NOTIFY comes from another connection: behind a pooler one connection may hear itself by chance.
-    Raises GenctlError (exit 3).
+    Raises GenctlError (exit 3), PooledConnection where the pooler shows itself.
     """
     channel = f"genctl_probe_{uuid4().hex}"
     listen, unlisten = (
         psycopg.sql.SQL(f"{verb} {{}}").format(psycopg.sql.Identifier(channel))
         for verb in ("listen", "unlisten")
     )
-    async with await connect_directly(listen_dsn) as conn, await connect_directly(dsn) as other:
+    async with await connect_directly(listen_dsn) as conn, await connect(dsn) as other:
         with errors_told(listen_dsn):
             await conn.execute(listen)
         with errors_told(dsn):
@@ -139,3 +137,21 @@ async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
             heard = [notify async for notify in conn.notifies(timeout=within_s, stop_after=1)]
             await conn.execute(unlisten)  # a pooler's connection lives on
     return bool(heard)
+
+
+@contextmanager
+def _answering(conn: Connection) -> Iterator[None]:
+    """Cuts a connection that does not answer within PROBE_S, so that who waits for it gets an error.
+
+    A cancellation would not do: psycopg asks the server to cancel, and waits for the silent one again.
+    """
+    alarm = asyncio.get_running_loop().call_later(PROBE_S, _cut, conn)
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+def _cut(conn: Connection) -> None:
+    with socket.socket(fileno=os.dup(conn.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)

@@ -7,7 +7,7 @@ import { cardView, part, setText } from './card.js';
 import { detailsDialog } from './dialog.js';
 import { EMPTY, flips, isFresh, reduce } from './state.js';
 import { follow } from './stream.js';
-import { announcement, count } from './words.js';
+import { announcement, asSentence, count } from './words.js';
 
 const PAGE_SIZE = 48;
 const LONGEST_DELAY_MS = 15_000;
@@ -142,7 +142,7 @@ function refreshCredits() {
  */
 function trouble(error) {
   if (!(error instanceof ApiError)) throw error;
-  if (error.status !== 401) return error.message;
+  if (error.status !== 401) return asSentence(error.message);
   unfollow?.();
   unfollow = null;
   dispatch({ type: 'list', list: 'signed-out' });

@@ -54,7 +54,15 @@ export function announcement(card) {
   if (card.status !== 'failed') return `${prompt}: ${STATUS[card.status].toLowerCase()}.`;
   const credits = refund(card.errorDetails);
   const parts = [`${prompt} failed: ${headline(card.errorDetails)}`, sentence(card.errorDetails), credits?.words];
-  return parts.filter(Boolean).map((part) => String(part).replace(/[.\s]*$/, '.')).join(' ');
+  return parts.filter(Boolean).map((part) => asSentence(String(part))).join(' ');
+}
+
+/**
+ * With a capital and one full stop, so that another sentence may follow.
+ * @param {string} text
+ */
+export function asSentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1).replace(/[.\s]*$/, '.');
 }
 
 /**

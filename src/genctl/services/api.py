@@ -6,8 +6,6 @@ The table of tools decides paths, models and prices.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import NamedTuple
 from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
@@ -27,15 +25,15 @@ from genctl import credits
 from genctl.base.assets import PACKAGE
 from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
-from genctl.base.tokens import COOKIE, SIGNED_IN_S, Tokens, refused
+from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check
 from genctl.domain.tools import TOOLS, Tool, tool_of
-from genctl.edges.db import Database, DataRefusedError
+from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.pipeline import enqueue
-from genctl.services.bridge import Bridge
+from genctl.services.bridge import Bridge, readable
 from genctl.services.streams import Ends, Streams
 from genctl.services.web import (
     Headers,
@@ -53,9 +51,6 @@ PAGE_SIZE, LARGEST_PAGE = 50, 200
 SIZE = re.compile(r"[124]K|\d{2,5}x\d{2,5}", re.ASCII)
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
-SIGN_IN = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>
-<form method="post"><button>Sign in</button></form></html>"""
-
 log = structlog.stdlib.get_logger()
 
 
@@ -68,34 +63,27 @@ class Wanted(msgspec.Struct, rename="camel"):
     model: str | None = None
 
 
-class Caller(NamedTuple):
-    """Who is asking, until when (Unix time)."""
-
-    user: str
-    until: float
-
-
 class Api:
     """The routes and what they need; `app` is the ASGI application."""
 
-    def __init__(self, settings: Settings, db: Database, sqs: "LateQueue", metrics: Metrics) -> None:
-        """Raises GenctlError (exit 3) without a secret."""
+    def __init__(
+        self, settings: Settings, tokens: Tokens, db: Database, sqs: "LateQueue", metrics: Metrics
+    ) -> None:
         self.settings = settings
         self.db = db
         self.sqs = sqs
         self.metrics = metrics
-        self.tokens = Tokens(settings.secret)
+        self.tokens = tokens
         self.cursors = sse.Cursors(self.tokens.cursor_key)
         self.bridge = Bridge(db, listen_dsn=settings.listen_dsn(), cursors=self.cursors, metrics=metrics)
         self.streams = Streams(self.bridge, metrics, per_user=settings.streams_per_user)
         self.app = self._app()
 
     def _app(self) -> ASGIApp:
-        files = [Mount("/page", StaticFiles(directory=PAGE))] if PAGE.is_dir() else []
         routes: list[BaseRoute] = [
             *(Mount(tool.api_path, routes=self._routes(tool)) for tool in TOOLS.values()),
-            Route("/", partial(_file, "index.html")),
-            *files,
+            Route("/", self.show_page),
+            Mount("/page", StaticFiles(directory=PAGE)),
             Route("/signin", self.show_sign_in, methods=["GET"]),
             Route("/signin", self.sign_in, methods=["POST"]),
             Route("/healthz", self.healthz),
@@ -126,32 +114,35 @@ class Api:
 
     # -- who is asking ----------------------------------------------------------------------------
 
-    def caller(self, request: HTTPConnection) -> Caller:
+    def caller(self, request: HTTPConnection) -> Token:
         """Whose token came along. Raises GenctlError: TokenRefused, ForeignOrigin."""
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         if scheme:
             if scheme.lower() != "bearer":
                 raise refused("the Authorization header is not of the kind Bearer")
-            return Caller(*self.tokens.read(bearer.strip()))
+            return self.tokens.read(bearer.strip())
         cookie = request.cookies.get(COOKIE)
         if not cookie:
             raise refused("there is no token")
         if request.scope["method"] not in SAFE:
             check_origin(request)
-        return Caller(*self.tokens.read(cookie))
+        return self.tokens.read(cookie)
 
     def _authenticated(
-        self, handle: Callable[[Request, Caller, Tool], Awaitable[Response]], tool: Tool
+        self, handle: Callable[[Request, Token, Tool], Awaitable[Response]], tool: Tool
     ) -> Callable[[Request], Awaitable[Response]]:
         async def handled(request: Request) -> Response:
             return await handle(request, self.caller(request), tool)
 
         return handled
 
+    async def show_page(self, _: Request) -> Response:
+        """The page."""
+        return FileResponse(PAGE / "index.html")
+
     async def show_sign_in(self, _: Request) -> Response:
         """The form that spends the ticket; looking at the link, as mail scanners do, spends nothing."""
-        page = PAGE / "signin.html"
-        return FileResponse(page) if page.is_file() else Response(SIGN_IN, media_type="text/html")
+        return FileResponse(PAGE / "signin.html")
 
     async def sign_in(self, request: Request) -> Response:
         """Change the ticket, of the link or of a form, for a cookie; once."""
@@ -174,7 +165,7 @@ class Api:
 
     # -- the routes of a tool ---------------------------------------------------------------------
 
-    async def generate(self, request: Request, caller: Caller, tool: Tool) -> Response:
+    async def generate(self, request: Request, caller: Token, tool: Tool) -> Response:
         """Take an order: 202. The same Idempotency-Key with the same body is the same session."""
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
         session = await self._known(order)
@@ -190,7 +181,7 @@ class Api:
                 session = made.sessions[0]
                 if made.owed:
                     log.warning("api.send.owed", sessionId=session.id, userId=caller.user, error=made.owed)
-            except DataRefusedError:  # perhaps the same key, at the same moment
+            except GenctlError:  # perhaps the same key at the same moment, which took the last credits too
                 session = await self._known(order)
                 if session is None:
                     raise
@@ -215,7 +206,7 @@ class Api:
             raise _bad("KeyReused", "this Idempotency-Key came with another body before", "use a new key")
         return Session.of(row)
 
-    async def list_sessions(self, request: Request, caller: Caller, tool: Tool) -> Response:
+    async def list_sessions(self, request: Request, caller: Token, tool: Tool) -> Response:
         """A page of the user's sessions, newest first, and the cursor that a stream goes on from."""
         limit = _number(request.query_params.get("limit", str(PAGE_SIZE)))
         rows = await self.db.rows(
@@ -225,24 +216,25 @@ class Api:
             before=_uuid(request.query_params.get("before")),
             limit=limit + 1,
         )
-        sessions = [Session.of(row) for row in rows if row["id"] is not None]
+        page = [row for row in rows if row["id"] is not None][:limit]
         return answer(
             {
-                "sessions": [sse.item(session) for session in sessions[:limit]],
-                "next": sessions[limit - 1].id if len(sessions) > limit else None,
+                "sessions": [sse.item(session) for row in page if (session := readable(row))],
+                "next": page[-1]["id"] if len(rows) > limit else None,
                 "lastEventId": self.cursors.write(caller.user, rows[0]["head"]),
             }
         )
 
-    async def show_session(self, request: Request, caller: Caller, tool: Tool) -> Response:
+    async def show_session(self, request: Request, caller: Token, tool: Tool) -> Response:
         """One session of the user; somebody else's is not there."""
         text = request.path_params["session"]
         row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
-        if row is None or row["user_id"] != caller.user or tool_of(row["model"]) is not tool:
+        session = readable(row) if row and row["user_id"] == caller.user else None
+        if session is None or tool_of(session.model) is not tool:
             raise GenctlError("SessionNotFound", "there is no such session", exit_code=4)
-        return answer(sse.item(Session.of(row)))
+        return answer(sse.item(session))
 
-    async def show_credits(self, _: Request, caller: Caller, __: Tool) -> Response:
+    async def show_credits(self, _: Request, caller: Token, __: Tool) -> Response:
         """Balance and held credits; a new user has what new users get."""
         row = await self.db.row("credits_of", user=caller.user)
         return answer(
@@ -318,11 +310,11 @@ class LateQueue:
 # -- requests --------------------------------------------------------------------------------------
 
 
-def _order(body: bytes, key: str | None, caller: Caller, tool: Tool) -> Order:
+def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
     """What is ordered. Raises GenctlError (exit 2) naming what is wrong."""
     try:
         wanted = msgspec.json.decode(body, type=Wanted)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(
             "BadBody", f"the body cannot be read: {error}", "send {prompt, clientKey?, size?, model?}"
         ) from None
@@ -349,7 +341,7 @@ def _order(body: bytes, key: str | None, caller: Caller, tool: Tool) -> Order:
 
 def _number(text: str) -> int:
     if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < 1:
-        raise _bad("BadLimit", f"limit is no number: {text[:40]!r}", f"1 to {LARGEST_PAGE}")
+        raise _bad("BadLimit", f"limit is no number above 0: {text[:40]!r}", f"1 to {LARGEST_PAGE}")
     return min(int(text), LARGEST_PAGE)
 
 
@@ -365,9 +357,3 @@ def _is_uuid(text: str) -> bool:
 
 def _bad(code: str, message: str, fix: str) -> GenctlError:
     return GenctlError(code, message, fix, exit_code=2)
-
-
-async def _file(name: str, _: Request) -> Response:
-    if not (PAGE / name).is_file():
-        raise HTTPException(404)
-    return FileResponse(PAGE / name)

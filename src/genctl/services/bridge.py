@@ -11,8 +11,8 @@ import random
 import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from genctl.base.batch import Batch
@@ -48,6 +48,7 @@ class Feed:
         self.tool = tool
         self.last = last
         self.ready = False
+        self.is_over = False  # the stream ends after its backlog, and its client comes back
         self.backlog = sse.Backlog(ROOM)
         self.changed = asyncio.Event()
 
@@ -57,16 +58,31 @@ class Feed:
         self.changed.set()
 
 
-class Found(NamedTuple):
+class Found:
     """What one query says of a user: the newest version, and the rows above the one that was asked."""
 
-    head: int
-    sessions: list[Session]
+    def __init__(self, head: int) -> None:
+        self.head = head
+        self.sessions: list[Session] = []
+        self._rows = 0
+        self._last = 0
+
+    def add(self, row: Row) -> None:
+        """A row; one of an adopted table that is none of ours is passed over."""
+        self._rows += 1
+        self._last = row["version"]
+        if session := readable(row):
+            self.sessions.append(session)
 
     @property
     def is_all(self) -> bool:
         """There are no further rows."""
-        return len(self.sessions) < PAGE
+        return self._rows < PAGE
+
+    @property
+    def through(self) -> int:
+        """The version up to which these are all."""
+        return self.head if self.is_all else self._last
 
 
 class Bridge:
@@ -97,6 +113,7 @@ class Bridge:
         feeds.discard(feed)
         if not feeds:
             self._feeds.pop(feed.user, None)
+            self._unannounced.discard(feed.user)
 
     def look(self, feed: Feed) -> None:
         """There may be more for it: it is new, or has room again."""
@@ -198,6 +215,7 @@ class Bridge:
             if (feeds := [feed for feed in self._feeds.get(user, ()) if not feed.backlog.is_full])
         }
         if not wanting:
+            self._look_trouble = None  # nobody here can miss anything
             return
         asked = [
             {"user_id": user, "after": min((f.last for f in feeds if f.last is not None), default=None)}
@@ -207,6 +225,7 @@ class Bridge:
             rows = await self.db.rows("changes", asked=as_json(asked), limit=PAGE)
         except GenctlError as error:
             self._look_trouble = error.message
+            self._unannounced.difference_update(users)  # what comes late now may well have been announced
             log.warning("sse.look.failed", error=error.message, users=len(users))
             await asyncio.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - jitter
             self._looks.add(users)
@@ -224,14 +243,15 @@ class Bridge:
             if feed.last is not None and feed.last > found.head:  # the database is older than the cursor
                 feed.backlog.clear()
                 feed.put("reset", sse.event("reset", {"reason": "the history has changed"}))
+                feed.is_over = feed.ready  # or ids that were written would be written again
                 feed.last = found.head
             elif feed.last is None:
                 feed.last = found.head
         for session in found.sessions:
             self._hand_out(session, feeds)
         for feed in feeds:
-            if found.is_all and not feed.backlog.is_full:
-                feed.last = max(feed.last or 0, found.head)
+            if not feed.backlog.is_full:
+                feed.last = max(feed.last or 0, found.through)
             if not feed.ready and feed.last == found.head:
                 feed.ready = True
                 cursor = self.cursors.write(user, found.head, ready=True)
@@ -281,10 +301,19 @@ def _is_late(session: Session) -> bool:
 def _by_user(rows: Iterable[Row]) -> dict[str, Found]:
     found: dict[str, Found] = {}
     for row in rows:
-        of_user = found.setdefault(row["asked_of"], Found(row["head"], []))
+        of_user = found.setdefault(row["asked_of"], Found(row["head"]))
         if row["id"] is not None:
-            of_user.sessions.append(Session.of(row))
+            of_user.add(row)
     return found
+
+
+def readable(row: Row) -> Session | None:
+    """The session; None, and a line in the log, for what an adopted table may hold beside ours."""
+    try:
+        return Session.of(row)
+    except msgspec.ValidationError as error:
+        log.warning("sse.odd_row", sessionId=row["id"], error=str(error))
+        return None
 
 
 def _read(payload: str) -> dict[str, object]:

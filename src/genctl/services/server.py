@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
+from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.services.api import Api, LateQueue
@@ -68,10 +69,10 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
 
     The database and the queue may come later. Raises GenctlError (exit 3): no secret, cannot listen.
     """
-    dsn, sqs = settings.dsn(), LateQueue(settings)
+    dsn, tokens, sqs = settings.dsn(), Tokens(settings.secret), LateQueue(settings)
     with listening(host, port) as sock:
         async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
-            api = Api(settings, db, sqs, Metrics())
+            api = Api(settings, tokens, db, sqs, Metrics())
             server = Server(_config(api))
             bridging = asyncio.create_task(api.bridge.run())
             serving = asyncio.create_task(server.serve([sock]))

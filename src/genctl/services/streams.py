@@ -129,6 +129,8 @@ class Stream:
                     self._beat_at += HEARTBEAT_S
                     await self._write(sse.event("heartbeat", {"lastEventId": self._last_id}).text)
                 elif not await self._write_backlog():
+                    if self.feed.is_over:
+                        break
                     await self._change(min(self._beat_at, self._ends_at) - now)
             await self._send({"type": "http.response.body", "body": b""})
         finally:

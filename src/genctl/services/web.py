@@ -15,6 +15,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges.db import DatabaseGoneError, DataRefusedError
 
 LARGEST_BODY_BYTES = 2**20
+METHODS = {"GET", "HEAD", "OPTIONS", "POST"}  # that are counted by name: anybody can invent others
 
 # Our code -> HTTP; what is not here goes by the exit code.
 STATUS = {
@@ -63,7 +64,8 @@ class Headers:
             if message["type"] == "http.response.start":
                 given = dict(message["headers"])
                 message["headers"] = [*({b"cache-control": stored} | self.headers | given).items()]
-                self.metrics.requests.labels(scope["method"], message["status"]).inc()
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                self.metrics.requests.labels(method, message["status"]).inc()
             await send(message)
 
         await self.app(scope, receive, with_headers)
@@ -85,7 +87,10 @@ def check_origin(request: HTTPConnection) -> None:
     Every browser names the origin of a POST. A proxy may have ended TLS, so that hosts are compared.
     """
     origin = request.headers.get("origin", "")
-    ours = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+    try:
+        ours = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+    except ValueError:
+        ours = False
     if not origin or not ours or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
         raise GenctlError("ForeignOrigin", "the request does not come from this server's page", exit_code=1)
 

@@ -58,6 +58,10 @@ from credit_reservations where id = %(id)s
 -- The database's time.
 select now() as now
 
+-- name: backend
+-- The server's process behind this connection.
+select pg_backend_pid() as pid
+
 -- name: listening
 -- The channels this connection listens on.
 select pg_listening_channels() as channel

@@ -63,7 +63,8 @@ account as (
 told as (
   update generation_sessions s
   set version = a.event_seq,
-    error_details = s.error_details || jsonb_build_object(
+    error_details = case jsonb_typeof(s.error_details) when 'object' then s.error_details else '{}' end
+      || jsonb_build_object(
       'refundedCredits', f.amount, 'refundError', null,
       'refundedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))
   from refund f, account a

@@ -1,0 +1,238 @@
+"""The page in a real browser on the whole system: API and worker processes, PostgreSQL, SQS, simulator."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from playwright.async_api import Browser, Locator, Page, Route, expect
+from tests.browser.screen import card, keep_answering, live, opened
+from tests.kit import until
+from tests.process.place import Place
+from tests.process.served import Served, move, own_postgres, serve
+
+from genctl.domain.scenarios import SENSITIVE, SENSITIVE_PROMPT
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NASTY = (
+    "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202egnp.\nlast"
+)
+NOTE_THE_FLIP = """id => {
+  const card = document.querySelector(`.card[data-session-id="${id}"]`);
+  window.flippedAt = new Promise((note) => {
+    new MutationObserver(() => card.dataset.status === 'failed' && note(Date.now())).observe(card, {attributes: true});
+  });
+}"""
+COUNT_NEW_CARDS = """() => {
+  window.newCards = 0;
+  const count = (changes) => changes.forEach(({addedNodes}) => (window.newCards += addedNodes.length));
+  new MutationObserver(count).observe(document.querySelector('#cards'), {childList: true});
+}"""
+POST_BLINDLY = """async (url) => {
+  await fetch(url, {method: 'POST', mode: 'no-cors', credentials: 'include', body: '{"prompt": "stolen"}'});
+}"""
+
+
+@contextmanager
+def page_served(place: Place, port: int = 0) -> Iterator[Served]:
+    """An API process whose page may show the simulator's images, as the embedded stack's may."""
+    with serve(place, port, GENCTL_IMAGE_HOSTS=urlsplit(place.settings.ark_base_url).netloc) as api:
+        yield api
+
+
+def sign_in_link(place: Place, api: Served) -> str:
+    said = place.genctl("token", "--user", "ann", "--link", GENCTL_API_URL=api.client.url)
+    return str(said["signIn"])
+
+
+@pytest.fixture
+def api(place: Place) -> Iterator[Served]:
+    with page_served(place) as api:
+        yield api
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser, place: Place, api: Served) -> AsyncIterator[Page]:
+    """Ann's page."""
+    async with opened(browser, sign_in_link(place, api)) as page:
+        yield page
+
+
+async def enqueue(place: Place, scenario: str = "sensitive", **wish: Any) -> str:
+    return await asyncio.to_thread(place.enqueue, scenario, **wish)
+
+
+async def shown(page: Page, place: Place) -> str:
+    """A job whose card waits on the page. The provider will refuse it."""
+    session = await enqueue(place)
+    await page.reload()
+    await expect(card(page, session)).to_have_attribute("data-status", "queued")
+    await live(page)
+    return session
+
+
+async def ended(place: Place, session: str, status: str = "failed") -> dict[str, Any]:
+    return await asyncio.to_thread(place.until_row, session, status=status)
+
+
+async def order(page: Page, prompt: str) -> Locator:
+    """What a person does; all cards there are, and from here on new ones are counted."""
+    await page.evaluate(COUNT_NEW_CARDS)
+    await page.locator("#prompt").fill(prompt)
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".card .prompt")).to_have_text(prompt)
+    return page.locator(".card")
+
+
+async def test_a_card_flips_within_a_second_of_its_row_without_a_reload(page: Page, place: Place) -> None:
+    session = await shown(page, place)
+    await expect(page.locator("#balance")).to_have_text("996 credits 4 held")
+    await page.evaluate(NOTE_THE_FLIP, session)
+    with place.worker():
+        row = await ended(place, session)
+        failed = card(page, session)
+        await expect(failed).to_have_attribute("data-status", "failed")
+    flipped_ms = await page.evaluate("window.flippedAt")  # gone, had the page been loaded again
+    assert 0 <= flipped_ms - row["completed_at"].timestamp() * 1000 < 1000
+    assert "Request id" in row["error_details"]["providerMessage"]
+    await expect(failed.locator(".sentence")).to_have_text(SENSITIVE.message)
+    await expect(failed.locator(".refund span")).to_have_text("4 credits returned")
+    await expect(page.locator("#balance")).to_have_text("1,000 credits")
+
+
+async def test_an_order_of_the_form_is_one_card_from_the_key_to_the_loaded_image(
+    page: Page, place: Place
+) -> None:
+    own = await order(page, "a fox in fresh snow")
+    await expect(own).to_have_attribute("data-status", "queued")
+    [made] = place.sql("select id from generation_sessions")
+    with place.worker():
+        await ended(place, made["id"], "completed")
+        await expect(card(page, made["id"])).to_have_attribute("data-status", "completed")
+    await expect(own.locator(".picture")).to_be_visible()
+    await expect(own.locator(".picture")).not_to_have_js_property("naturalWidth", 0)
+    assert await page.evaluate("window.newCards") == 1
+
+
+async def test_an_event_before_the_answer_to_the_order_finds_its_card(page: Page, place: Place) -> None:
+    """By the client key, since nothing has told the page a session yet."""
+    settled = asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        answer = await route.fetch()
+        await settled.wait()
+        await route.fulfill(response=answer)
+
+    await page.route("**/generations", answer_late)
+    with place.worker():
+        own = await order(page, SENSITIVE_PROMPT)
+        await expect(own).to_have_attribute("data-status", "failed", timeout=20_000)
+    async with page.expect_request("**/credits"):  # the answer is taken in
+        settled.set()
+    await expect(own).to_have_attribute("data-status", "failed")
+    assert await page.evaluate("window.newCards") == 1
+
+
+async def test_a_failure_that_the_page_did_not_expect_makes_a_card(page: Page, place: Place) -> None:
+    with place.worker():
+        session = await enqueue(place, prompt="made elsewhere")
+        await ended(place, session)
+        await expect(card(page, session)).to_have_attribute("data-status", "failed")
+    await expect(card(page, session).locator(".prompt")).to_contain_text("made elsewhere")
+
+
+async def test_a_prompt_is_text_whatever_it_holds(page: Page, place: Place) -> None:
+    with place.worker():
+        session = await enqueue(place, prompt=NASTY)
+        stored = (await ended(place, session))["prompt"]
+    assert NASTY in stored
+    prompt = card(page, session).locator(".prompt")
+    await expect(prompt).to_have_js_property("textContent", stored)
+    await prompt.click()
+    await expect(page.locator("dialog dd").first).to_have_js_property("textContent", stored)
+    assert await page.locator("body script, [onerror]").count() == 0
+    assert await page.title() == "genctl: your images"
+
+
+async def test_a_failed_card_survives_stale_fetches(page: Page, place: Place, api: Served) -> None:
+    session = await shown(page, place)
+    await keep_answering(page, await api.client.get(f"/sessions/{session}"))
+    asked: list[str] = []
+    page.on("response", lambda response: asked.append(response.url))
+    with place.worker():
+        await ended(place, session)
+
+        async def asked_three_times() -> bool:
+            return len([url for url in asked if url.endswith(session)]) == 3
+
+        await until(asked_three_times)
+    async with page.expect_request("**/credits"):  # a stale list is taken in
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await expect(card(page, session)).to_have_attribute("data-status", "failed")
+    await expect(card(page, session).locator(".sentence")).to_have_text(SENSITIVE.message)
+
+
+async def test_the_native_event_source_brings_what_failed_while_the_server_was_killed(
+    page: Page, place: Place, api: Served
+) -> None:
+    """No card waits, so that nothing but the stream can tell."""
+    await page.evaluate("window.sameDocument = true")
+    api.running.end(signal.SIGKILL)
+    await expect(page.locator("#stream")).to_have_text("Offline")
+    session = await enqueue(place)
+    await asyncio.to_thread(place.say, "worker", "--drain")
+    with page_served(place, urlsplit(api.client.url).port or 0):
+        await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=20_000)
+        await live(page)
+        assert await page.evaluate("window.sameDocument")
+
+
+async def test_a_page_of_another_origin_orders_nothing(page: Page, place: Place, api: Served) -> None:
+    """Another port is another origin but the same site, so that the cookie comes along."""
+    url = f"{api.client.url}/api/seedream4/generations"
+    form = (
+        f"""<form method=post enctype=text/plain action="{url}"><button name='{{"prompt": "' value='"}}'>"""
+    )
+
+    async def foreign(_: web.Request) -> web.Response:
+        return web.Response(text=form, content_type="text/html")
+
+    application = web.Application()
+    application.router.add_get("/", foreign)
+    async with TestServer(application, host="127.0.0.1") as server:
+        other = await page.context.new_page()
+        await other.goto(str(server.make_url("/")))
+        for post in (lambda: other.evaluate(POST_BLINDLY, url), other.get_by_role("button").click):
+            async with other.expect_response(url) as answer:
+                await post()
+            answered = await answer.value
+            assert json.loads(answered.request.post_data or "")["prompt"]
+            assert answered.status == 403  # without the cookie it would be 401
+    assert place.sql("select id from generation_sessions") == []
+
+
+async def test_a_page_opened_while_the_database_is_away_says_so_and_recovers(
+    browser: Browser, place: Place, tmp_path: Path
+) -> None:
+    async with own_postgres(tmp_path) as postgres:
+        place = move(place, postgres.dsn)
+        with page_served(place) as api:
+            async with opened(browser, sign_in_link(place, api)) as page:
+                session = await shown(page, place)
+                await postgres.stop()
+                await page.reload()
+                await expect(page.locator("#trouble")).to_contain_text("not available at the moment")
+                await expect(page.locator("#stream")).to_have_text("Offline")
+                await postgres.start()
+                await expect(card(page, session)).to_be_visible(timeout=20_000)
+                await expect(page.locator("#trouble")).to_be_hidden()
+                await live(page)
