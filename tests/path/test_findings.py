@@ -1,8 +1,10 @@
 """`doctor` and `status` over real parts, sound and broken: each finding names what is wrong and how to mend it."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from tests.ears import SECRET, served
-from tests.kit import Kit, free_port
+from tests.kit import Kit, free_port, until
 from tests.proxies import nginx, pgbouncer, silent
 
 from genctl.base.settings import Settings
@@ -19,6 +21,8 @@ from genctl.domain import findings as judged
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.ops.doctor import examine
+from genctl.ops.stack.places import choose_place
+from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 
 NAMES = [
@@ -131,6 +135,30 @@ async def test_a_missing_right_is_an_error_and_its_fix_grants_it(kit: Kit) -> No
     finally:
         await kit.query(f"drop owned by {role}")
         await kit.query(f"drop role {role}")
+
+
+async def test_a_replica_is_an_error_for_writes_and_for_listen(kit: Kit, tmp_path: Path) -> None:
+    server = Postgres(tmp_path / "replica", settings={"fsync": "off"})
+    await server.start()
+    await server.stop()
+    (choose_place(server.folder, server.namespaces).data / "standby.signal").touch()
+    starting = asyncio.create_task(server.start())  # it waits for a server that takes writes
+
+    async def answers() -> bool:
+        with suppress(psycopg.OperationalError):
+            await (await psycopg.AsyncConnection.connect(server.dsn)).close()
+            return True
+        return False
+
+    try:
+        await until(answers)
+        told = await found(replace(kit.settings, database_url=server.dsn), "error")
+        assert "is a replica" in told["replica"].message
+        assert "during recovery" in told["listen"].message
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await server.stop()
 
 
 async def test_a_session_that_is_idle_in_a_transaction_is_named_with_its_pid(

@@ -27,12 +27,12 @@ CASES: list[tuple[str, dict[str, Pile], str, str]] = [
     ("owed", {}, OK, "nothing"),
     ("owed", {"jobs_owed": Pile(2, 61)}, OK, "2 job messages for 1 min"),
     ("owed", {"copies_owed": Pile(1, 121)}, ATTENTION, "1 DLQ copy for 2 min: is a sweeper running?"),
-    ("leases", {"dead_leases": Pile(1, 14)}, OK, "1 dead (for 14.0 s)"),
+    ("leases", {"dead_leases": Pile(1, 14)}, OK, "1 dead (for 14 s)"),
     ("leases", {"dead_leases": Pile(3, 90)}, ATTENTION, "3 dead (the longest for 2 min): is a sweeper running?"),
     ("refunds", {}, OK, "none is pending"),
-    ("refunds", {"refunds_pending": Pile(1, 1)}, ATTENTION, "1 pending (for 1.0 s)"),
+    ("refunds", {"refunds_pending": Pile(1, 1)}, ATTENTION, "1 pending (for 1 s)"),
     ("sessions", {"queued": Pile(9, 301)}, ATTENTION, "9 queued (the longest for 5 min); 0 processing: is a worker running?"),
-    ("sessions", {"queued": Pile(9, 301), "processing": Pile(1, 2)}, OK, "9 queued (the longest for 5 min); 1 processing (for 2.0 s)"),
+    ("sessions", {"queued": Pile(9, 301), "processing": Pile(1, 2)}, OK, "9 queued (the longest for 5 min); 1 processing (for 2 s)"),
 ]  # fmt: skip
 
 

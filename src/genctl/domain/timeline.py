@@ -124,8 +124,9 @@ def _wait(event: Event, before: Sequence[Event]) -> tuple[str | None, float | No
     since = _since(step, event, before) if step else None
     if step is None or since is None:
         return None, None, False
-    gap_ms = _ms(since.at, event.at)
-    return step.gap, gap_ms, gap_ms > (step.usual_s + since.data.get("delayS", 0)) * 1000
+    gap_ms, planned_s = _ms(since.at, event.at), since.data.get("delayS", 0)
+    gap = "backoff" if since.kind == "retried" else step.gap
+    return gap, gap_ms, gap_ms > (step.usual_s + planned_s) * 1000
 
 
 def _since(step: Step, event: Event, before: Sequence[Event]) -> Event | None:
