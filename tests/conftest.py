@@ -106,3 +106,22 @@ def place(
     """A place of this test's own, where nobody works."""
     with new_place(database_url(postgres, template(worker_id)), sqs_server, simulator, tmp_path) as place:
         yield place
+
+
+@pytest.fixture(scope="session")
+def served_place(
+    postgres: str,
+    sqs_server: QueueServer,
+    simulator: Running,
+    tmp_path_factory: pytest.TempPathFactory,
+    worker_id: str,
+) -> Iterator[Place]:
+    """A place with an API, which GENCTL_API_URL names; its tests leave no trace in it."""
+    url = database_url(postgres, template(worker_id))
+    with (
+        new_place(url, sqs_server, simulator, tmp_path_factory.mktemp("served")) as place,
+        place.start("serve", "--port", "0") as api,
+    ):
+        place.env["GENCTL_API_URL"] = api.until("api.started")["url"]
+        api.until("sse.listen.connected")
+        yield place

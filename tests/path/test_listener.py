@@ -2,16 +2,14 @@
 
 import asyncio
 import contextlib
-import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
-from tests.kit import Kit, free_port, relayed, until
+from tests.kit import Kit, relayed, until
+from tests.proxies import pgbouncer
 
 from genctl.domain.model import GenctlError
 from genctl.edges import listener, migrate
@@ -114,35 +112,8 @@ async def test_without_listen_the_clock_finds_it(kit: Kit, monkeypatch: pytest.M
 @pytest.fixture
 async def pooled(dsn: str, tmp_path: Path) -> AsyncIterator[str]:
     """The database behind PgBouncer in transaction mode."""
-    if shutil.which("pgbouncer") is None:
-        pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
-    port = free_port()
-    async with relayed(dsn) as (far, _):
-        at = conninfo_to_dict(far)
-        place = " ".join(f"{key}={at[key]}" for key in ("host", "port", "dbname", "user", "password"))
-        (tmp_path / "pgbouncer.ini").write_text(
-            f"[databases]\nit = {place}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-            "unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 4\n"
-        )
-        argv = [
-            "pgbouncer",
-            "-q",
-            *(["-u", "nobody"] if os.geteuid() == 0 else []),
-            str(tmp_path / "pgbouncer.ini"),
-        ]
-        bouncer = await asyncio.create_subprocess_exec(*argv)
-
-        async def answers() -> bool:
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                return True
-            return False
-
-        await until(answers)
-        yield f"postgresql://{at['user']}@127.0.0.1:{port}/it"
-        bouncer.terminate()
-        await bouncer.wait()
+    async with pgbouncer(dsn, tmp_path, "transaction") as pooled:
+        yield pooled
 
 
 async def test_a_transaction_pooler_is_refused_where_it_would_lose_notify_and_locks(pooled: str) -> None:

@@ -388,3 +388,17 @@ async def test_a_role_is_renewed_in_a_thread_before_it_expires(no_aws: pytest.Mo
         await sqs.queue(URL)
     assert len(renewed_by) == 2
     assert renewed_by[1] is not threading.main_thread()
+
+
+async def test_what_is_forbidden_is_found_out_by_calls_that_do_nothing(queue: Queue) -> None:
+    """Each asks for nothing; SQS refuses the request when we may make it, and us when we may not."""
+    await queue.send([Outgoing("x")])
+    assert await queue.forbidden() == []
+    (message,) = await take(queue)
+    assert (message.body, message.receive_count) == ("x", 1)
+    async with Script(FACTS, *[fault(403, "AccessDenied")] * 4).serving() as sqs:
+        denied = await (await sqs.queue(URL)).forbidden()
+    assert [error.fix for error in denied] == [
+        f"allow sqs:{action} on it"
+        for action in ("ReceiveMessage", "SendMessage", "DeleteMessage", "ChangeMessageVisibility")
+    ]

@@ -34,9 +34,16 @@ TABLE = {
             "Show each failure as the database tells it: a line a failure.",
         ),
         "watch": ("genctl.cli.watch:watch", "Show a user's events as their page gets them."),
-        "sessions": ("genctl.cli.sessions:sessions", "List sessions, or show one with its error."),
+        "sessions": (
+            "genctl.cli.sessions:sessions",
+            "List sessions, show one with its error, or trace its way.",
+        ),
         "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
         "report": ("genctl.cli.report:report", "Report a time of failures as Markdown."),
+    },
+    "Judge": {
+        "status": ("genctl.cli.judge:status", "Show what stands where, and what needs somebody."),
+        "doctor": ("genctl.cli.judge:doctor", "Check every dependency, and say how to mend what is wrong."),
     },
     "Credits": {
         "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),

@@ -101,6 +101,26 @@ def sheet(thing: Row, room: int | None) -> str:
     return _tabulate([[key, _wrapped(text, rest)] for key, text in lines], tablefmt="plain")
 
 
+def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
+    """Subject, level, what is so, and how to go on: beside it where there is room, else below.
+
+    A level that is not ok is loud without colour; a command is never cut or wrapped, since it is copied.
+    """
+    cells = [[printable(text) for text in line] for line in lines]
+    first, second = (max((width(line[n]) for line in cells), default=0) + GAP for n in (1, 0))
+    rest = max(room - first - second, 4 * LEAST) if room else None
+    text = ""
+    for subject, level, message, go_on in cells:
+        used = width(message) + width(go_on)
+        gap = " " * (max(rest - used, GAP) if rest else GAP)
+        if go_on and rest and used + GAP > rest:
+            gap = "\n"
+        body = _wrapped(message, rest) + (gap + go_on if go_on else "")
+        head = f"{level if level == 'ok' else level.upper():{first}}{subject:{second}}"
+        text += head + body.replace("\n", "\n" + " " * len(head)) + "\n"
+    return text
+
+
 def _flat(thing: Row, path: str = "") -> Iterator[tuple[str, str]]:
     for key, value in thing.items():
         if isinstance(value, dict) and value:

@@ -1,34 +1,49 @@
 """`genctl sessions`."""
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from genctl.cli.command import Command, Group
+from genctl.cli import terminal
+from genctl.cli.command import DURATION, WHEN, Command, Group
 from genctl.cli.output import Output
 
+if TYPE_CHECKING:
+    from genctl.domain.timeline import Hop
+    from genctl.edges.db import Database
+
 COLUMNS = ("createdAt", "sessionId", "userId", "status", "run", "attempts", "code", "reserved", "refunded")
+TIMELINE = {"at": 12, "hop": 13, "took": 10, "bar": 8, "says": 0}
 
 
 @click.group(cls=Group)
 def sessions() -> None:
-    """List sessions, or show one with its error."""
+    """List sessions, show one with its error, or trace its way."""
 
 
 @sessions.command(
     "list",
     cls=Command,
-    examples=("genctl sessions list --status failed --limit 50", "genctl sessions list --user ann -o json"),
+    examples=(
+        "genctl sessions list --status failed --limit 50",
+        "genctl sessions list --user ann --since 2h -o json",
+        "genctl sessions list --status queued --until 15m   # older than that",
+    ),
 )
 @click.option("--user", metavar="U", help="Only this user's.")
 @click.option(
     "--status", type=click.Choice(["queued", "processing", "completed", "failed"]), help="Only these."
 )
 @click.option("--code", metavar="CODE", help="Only this failure code.")
+@click.option("--since", type=WHEN, metavar="T", help="Made since then (15m, or RFC 3339).")
+@click.option("--until", type=WHEN, metavar="T", help="Made before then.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, metavar="N", help="At most so many.")
-def list_(out: Output, *, user: str | None, status: str | None, code: str | None, limit: int) -> None:
+def list_(out: Output, **filters: Any) -> None:
     """List the newest sessions."""
     from genctl.ops.sessions import listed
 
-    found = out.ask(lambda db: listed(db, user=user, status=status, code=code, limit=limit))
+    found = out.ask(lambda db: listed(db, **filters))
     if out.form in {"table", "csv"}:
         found = [{**row, **row["credits"], "code": (row["error_details"] or {}).get("code")} for row in found]
     out.emit(found, columns=COLUMNS, empty="no session")
@@ -49,3 +64,71 @@ def show(out: Output, id_: str) -> None:
     from genctl.ops.sessions import find
 
     out.emit(out.ask(lambda db: find(db, id_)).item())
+
+
+@sessions.command(
+    "trace",
+    cls=Command,
+    examples=(
+        "genctl sessions trace 3f2a",
+        "genctl sessions trace cart-7 --follow",
+        "genctl sessions trace 3f2a -o json",
+    ),
+)
+@click.argument("id_", metavar="ID")
+@click.option("--follow", is_flag=True, help="Show each hop as it comes, until the session ends.")
+@click.option("--fail-after", type=DURATION, metavar="D", help="Give up a lost connection after so long.")
+def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> None:
+    """Trace one session: every hop, the time before it, and what was slow.
+
+    From the order over claims, attempts, settle and NOTIFY to the copy in the DLQ, redrives and late
+    results. ID is any of its ids, as for `show`. A bar of one more block is ten times longer.
+    """
+    from genctl.domain.model import GenctlError, camel
+    from genctl.domain.timeline import hops
+    from genctl.ops import trace as tracing
+    from genctl.ops.sessions import find
+
+    async def run(db: "Database") -> None:
+        session = await find(db, id_)
+        streams = follow and out.form not in {"json", "yaml"}
+        show = _line if out.form == "table" else lambda hop: hop
+        if follow:
+            with out.stream(TIMELINE) if streams else nullcontext() as put:
+                async for hop in tracing.follow(db, session.id, fail_after_s=fail_after, note=terminal.note):
+                    if put:
+                        put(show(hop))
+        events, copy = await tracing.events_of(db, session.id), None
+        try:
+            copy = await tracing.copy_of(out.settings, events)
+        except GenctlError as error:  # the database has told the most
+            terminal.note(f"the DLQ could not be looked into: {error.message}")
+        timeline = hops(events)
+        told = tracing.traced(await find(db, str(session.id)), timeline) | {"dlq": copy and camel(copy)}
+        if not streams:
+            out.emit(
+                told,
+                rows=map(show, timeline),
+                columns=tuple(TIMELINE) if out.form == "table" else (),
+                empty="its trace is empty or pruned",
+            )
+        if out.form == "table":
+            terminal.note(tracing.summary(told))
+
+    out.ask(run, follow=follow)
+
+
+def _line(hop: "Hop") -> dict[str, str]:
+    """A hop as people read it; one more block of the bar is ten times longer, from a millisecond on."""
+    from math import log10
+
+    from genctl.domain.model import rough
+
+    ms = hop.gap_ms
+    return {
+        "at": hop.at.astimezone().isoformat(timespec="milliseconds")[11:23],
+        "hop": hop.hop,
+        "took": "" if ms is None else rough(ms / 1000) + (" !" if hop.slow else ""),
+        "bar": "█" * max(0, min(8, 1 + int(log10(ms)))) if ms else "",
+        "says": hop.says,
+    }

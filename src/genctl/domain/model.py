@@ -34,6 +34,14 @@ def rfc3339(at: datetime | None) -> str | None:
     )
 
 
+def rough(seconds: float) -> str:
+    """A length of time for people: `13.7 ms`, `4.2 s`, `12 min`, `3.1 h`, `2 d`."""
+    for unit, size, digits in (("d", 86400, 0), ("h", 3600, 1), ("min", 60, 0), ("s", 1, 1)):
+        if seconds >= size:
+            return f"{round(seconds / size, digits):g} {unit}"
+    return f"{seconds * 1000:.1f} ms"
+
+
 def camel(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with its keys as JSON says them; what is inside its values stays."""
     return {head + "".join(map(str.title, tail)): row[key] for key in row for head, *tail in [key.split("_")]}

@@ -12,12 +12,13 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import LiteralString, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
+import psycopg.sql
 
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, DatabaseGoneError, connect_directly, errors_told
+from genctl.edges.db import Connection, DatabaseGoneError, connect, connect_directly, errors_told
 from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"
@@ -114,6 +115,28 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
                 with _answering(conn):
                     await conn.execute(sql("clock"))
             yield Quiet()
+
+
+async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
+    """Whether what is notified through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
+
+    The NOTIFY comes from another connection: behind a pooler one connection may hear itself by chance.
+    Raises GenctlError (exit 3), PooledConnection where the pooler shows itself.
+    """
+    channel = f"genctl_probe_{uuid4().hex}"
+    listen, unlisten = (
+        psycopg.sql.SQL(f"{verb} {{}}").format(psycopg.sql.Identifier(channel))
+        for verb in ("listen", "unlisten")
+    )
+    async with await connect_directly(listen_dsn) as conn, await connect(dsn) as other:
+        with errors_told(listen_dsn):
+            await conn.execute(listen)
+        with errors_told(dsn):
+            await other.execute(sql("notify"), {"channel": channel})
+        with errors_told(listen_dsn):
+            heard = [notify async for notify in conn.notifies(timeout=within_s, stop_after=1)]
+            await conn.execute(unlisten)  # a pooler's connection lives on
+    return bool(heard)
 
 
 @contextmanager

@@ -133,7 +133,14 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ),
     ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
 }  # fmt: skip
-REFUSED = "QueueRefused"  # SQS did not like the request itself
+REFUSED, FORBIDDEN = "QueueRefused", "QueueForbidden"  # SQS did not like the request itself; or us
+# Calls that ask for nothing: one that we may make is refused for that, and does nothing.
+HOLLOW: dict[str, dict[str, Any]] = {
+    "ReceiveMessage": {"MaxNumberOfMessages": 0},
+    "SendMessageBatch": {"Entries": []},
+    "DeleteMessageBatch": {"Entries": []},
+    "ChangeMessageVisibilityBatch": {"Entries": []},
+}
 
 
 class _Refusal(NamedTuple):
@@ -159,7 +166,7 @@ class _Refusal(NamedTuple):
         line = f"SQS queue {about} at {endpoint}: {op} was answered {self.code}: {self.message}"
         for codes, (code, fix) in _FAULTS.items():
             if self.code in codes:
-                return GenctlError(code, line, fix.format(op=op))
+                return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
         if self.transient:
             return GenctlError("QueueUnavailable", line, "try again; SQS is throttling or in trouble")
         return GenctlError(REFUSED, line, "check GENCTL_QUEUE, GENCTL_DLQ and AWS_ENDPOINT_URL_SQS")
@@ -328,6 +335,18 @@ class Queue:
         if policy:
             name = msgspec.json.decode(policy, type=_Redrive).target.rpartition(":")[2]
         return await self._sqs.queue(f"{self.url.rpartition('/')[0]}/{name}")  # same account, same region
+
+    async def forbidden(self) -> list[GenctlError]:
+        """Why SQS does not let us receive, send, delete or hide here; asked by calls that do nothing."""
+
+        async def asked(op: str) -> GenctlError | None:
+            try:
+                await self._call(op, msgspec.Raw, **HOLLOW[op])
+            except GenctlError as error:
+                return error if error.code == FORBIDDEN else None
+            return None
+
+        return [error for error in await asyncio.gather(*map(asked, HOLLOW)) if error]
 
     async def _call(self, op: str, shape: type[T], *, patience_s: float = 0, **body: Any) -> T:
         return await self._sqs.call(op, shape, self.name, patience_s=patience_s, QueueUrl=self.url, **body)

@@ -1,6 +1,7 @@
 """Sessions as people look for them: by filters, or by any id."""
 
 import re
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -9,10 +10,19 @@ from genctl.edges.db import Database
 
 
 async def listed(
-    db: Database, *, user: str | None, status: str | None, code: str | None, limit: int
+    db: Database,
+    *,
+    user: str | None,
+    status: str | None,
+    code: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
 ) -> list[dict[str, Any]]:
     """The newest sessions, as the API shows them."""
-    rows = await db.rows("list_sessions", user=user, status=status, code=code, limit=limit)
+    rows = await db.rows(
+        "list_sessions", user=user, status=status, code=code, since=since, until=until, limit=limit
+    )
     return [Session.of(row).item() for row in rows]
 
 

@@ -69,26 +69,36 @@ class Ark:
         `on_send` is called once, right before the request's bytes leave; when it raises, none do,
         and its exception passes through. Nothing else is raised.
         """
-        sending = _Sending(on_send)
+        return await self._post(
+            body_of(session), _Sending(on_send), {"X-Client-Request-Id": client_request_id(session)}
+        )
+
+    async def knock(self) -> Answer | NoAnswer:
+        """Ask for nothing, so that nothing can be billed: whoever refuses the request has taken the key."""
+        return await self._post({}, _Sending(lambda: None), {})
+
+    async def _post(
+        self, body: dict[str, Any], sending: "_Sending", headers: dict[str, str]
+    ) -> Answer | NoAnswer:
         try:
             async with self._http.post(
                 self._url,
-                data=http.payload(msgspec.json.encode(body_of(session))),
-                headers={**self._headers, "X-Client-Request-Id": client_request_id(session)},
+                data=http.payload(msgspec.json.encode(body)),
+                headers=self._headers | headers,
                 timeout=self._timeout,
                 allow_redirects=False,
                 trace_request_ctx=sending,
             ) as response:
-                body = await _read(response)
+                answer = await _read(response)
         except (aiohttp.ClientError, OSError, ValueError) as why:
             if sending.refused is why:
                 raise
             code = next(code for kind, code in CODES if isinstance(why, kind))
             return NoAnswer(code, str(why) or f"no answer within {self._timeout.total:g} s", sending.sent)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        if headers.get("content-encoding", "").lower() in {"gzip", "deflate"}:
-            body = _inflate(body)
-        return Answer(response.status, headers, body)
+        said = {name.lower(): value for name, value in response.headers.items()}
+        if said.get("content-encoding", "").lower() in {"gzip", "deflate"}:
+            answer = _inflate(answer)
+        return Answer(response.status, said, answer)
 
 
 def body_of(session: Session) -> dict[str, Any]:

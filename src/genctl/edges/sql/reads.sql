@@ -31,13 +31,15 @@ order by %(text)s in (s.id::text, s.reservation_id::text, s.client_key, s.error_
 limit 20
 
 -- name: list_sessions
--- Newest sessions first, by user, status and failure code.
+-- Newest sessions first, by user, status, failure code and age.
 select s.*, now() as read_at, r.amount as reserved,
   case r.status when 'released' then r.amount else 0 end as refunded
 from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
 where (%(user)s::text is null or s.user_id = %(user)s)
   and (%(status)s::text is null or s.status = %(status)s)
   and (%(code)s::text is null or s.error_details ->> 'code' = %(code)s)
+  and (%(since)s::timestamptz is null or s.created_at >= %(since)s)
+  and (%(until)s::timestamptz is null or s.created_at < %(until)s)
 order by s.created_at desc, s.id limit %(limit)s
 
 -- name: failures
@@ -63,3 +65,7 @@ select pg_backend_pid() as pid
 -- name: listening
 -- The channels this connection listens on.
 select pg_listening_channels() as channel
+
+-- name: events_of
+-- The trace of a session.
+select run, kind, at, coalesce(data, '{}') as data from session_events where session_id = %(session)s order by at, id

@@ -1,0 +1,101 @@
+"""`genctl status` and `genctl doctor`."""
+
+import asyncio
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from genctl.cli import terminal
+from genctl.cli.command import Command
+from genctl.cli.output import Output, write
+
+if TYPE_CHECKING:
+    from genctl.domain.findings import Finding
+    from genctl.domain.status import Line
+
+EVERY_S = 2.0
+LINES = ("level", "part", "message", "next")
+FINDINGS = ("level", "check", "message", "fix")
+HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+@click.command(
+    cls=Command, examples=("genctl status", "genctl status --watch", "genctl status -o json | jq .ok")
+)
+@click.option("--watch", is_flag=True, help="Look again every 2 s, until Ctrl-C.")
+def status(out: Output, *, watch: bool) -> int:
+    """Show what stands where, and what needs somebody.
+
+    Queue and DLQ, sessions, failures of the last hour, gate, listener, what is owed, refunds pending,
+    migrations: each with the command that goes on from there. A part that does not answer within a few
+    seconds is a line too. Exit code 1 when something needs a person, 3 when nothing can be reached.
+    """
+    from genctl.ops.status import look
+
+    if watch:
+        out.run(_watch(out), follow=True)
+    lines = out.run(look(out.settings))
+    told = _standing(lines)
+    out.emit(told, columns=LINES, rows=lines, text=lambda: _text(lines))
+    return int(not told["ok"])
+
+
+async def _watch(out: Output) -> None:
+    """For ever: a table is drawn over itself on a terminal; of data, and into a pipe, one follows another."""
+    from genctl.domain.model import GenctlError
+    from genctl.domain.status import unreachable
+    from genctl.ops.status import look
+
+    lines = await look(out.settings)
+    with out.stream({}) as put:
+        while True:
+            if out.form != "table":
+                put(_standing(lines))
+            elif terminal.room():
+                write(HOME + _text(lines).replace("\n", f"{CLEAR_LINE}\n") + CLEAR_REST)
+            else:
+                write(f"{_text(lines)}\n")
+            sys.stdout.flush()
+            await asyncio.sleep(EVERY_S)
+            try:
+                lines = await look(out.settings)
+            except GenctlError as error:  # all of it was there, and will be again
+                lines = unreachable("everything", error)
+
+
+def _standing(lines: Sequence["Line"]) -> dict[str, Any]:
+    return {"ok": all(line.level == "ok" for line in lines), "lines": list(lines)}
+
+
+def _text(lines: "Iterable[Line | Finding]") -> str:
+    from msgspec.structs import astuple
+
+    from genctl.cli import formats
+
+    return formats.findings(map(astuple, lines), terminal.room())
+
+
+@click.command(
+    cls=Command,
+    examples=("genctl doctor", "genctl doctor -o json | jq '.findings[] | select(.level != \"ok\")'"),
+)
+def doctor(out: Output) -> int:
+    """Check every dependency, and say how to mend what is wrong.
+
+    Settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that cannot be
+    billed), the API and its stream through the public URL. Changes nothing. Exit code 1 on errors only.
+    """
+    from genctl.ops.doctor import CHECKS, examine
+
+    with terminal.progress(len(CHECKS), "doctor") as step:
+        found = out.run(examine(out.settings, step))
+    ok = not any(finding.level == "error" for finding in found)
+    out.emit(
+        {"ok": ok, "findings": found},
+        columns=FINDINGS,
+        rows=found,
+        text=lambda: _text(found),
+    )
+    return int(not ok)

@@ -1,0 +1,254 @@
+"""What `doctor` makes of what it saw: pure, from facts to findings, each with how to mend it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
+
+OK, WARNING, ERROR = "ok", "warning", "error"
+OLDEST_SERVER = 140000  # PostgreSQL 14, as server_version_num
+# what genctl does with its tables
+NEEDED = {
+    "generation_sessions": ("select", "insert", "update"),
+    "credit_accounts": ("select", "insert", "update"),
+    "credit_reservations": ("select", "insert", "update"),
+    "credit_ledger": ("select", "insert"),
+    "session_events": ("select", "insert"),
+    "tool_gates": ("select", "insert", "update"),
+    "spent_tickets": ("select", "insert", "delete"),
+    "genctl_migrations": ("select",),
+}
+IDLE_AFTER_S = 60.0
+NOTIFY_USAGE = 0.1  # of the queue of all listeners; only one that holds a transaction open fills it
+CLOCKS_S = 2.0
+FEWEST_RECEIVES, ENOUGH_RECEIVES = 10, 50
+VISIBILITY_S = (30, 3600)
+SLOW_BYTE_S = 1.0
+FILES = 4096  # each stream and each call under way takes one
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One finding; `fix` is a command where there is one, empty when all is well."""
+
+    check: str
+    level: str
+    message: str
+    fix: str = ""
+
+
+def of_error(check: str, error: GenctlError) -> list[Finding]:
+    """A part that cannot be used."""
+    return [Finding(check, ERROR, error.message, error.fix)]
+
+
+def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Finding]:
+    """The database's server, from the row of `server`; `clocks_s` is how far its clock is before ours."""
+    found = []
+    if facts["version_number"] < OLDEST_SERVER:
+        found.append(
+            Finding("postgresql", ERROR, f"{place} is {facts['version']}", "use PostgreSQL 14 or newer")
+        )
+    if facts["is_replica"]:
+        found.append(
+            Finding(
+                "replica",
+                ERROR,
+                f"{place} is a replica: it takes no writes",
+                "name the primary in DATABASE_URL",
+            )
+        )
+    if facts["notify_usage"] > NOTIFY_USAGE:
+        used = f"the queue of NOTIFY is {facts['notify_usage']:.0%} full: a listener holds a transaction open"
+        found.append(
+            Finding("notify-queue", WARNING, used, "end the longest transaction in pg_stat_activity")
+        )
+    if facts["idle_count"]:
+        pid = facts["idle_pid"]
+        told = (
+            f"{facts['idle_count']} idle in transaction, the longest for {rough(facts['idle_s'])} (pid {pid})"
+        )
+        fix = f"psql -c 'select pg_terminate_backend({pid})'"
+        found.append(Finding("idle-in-transaction", WARNING, told, fix))
+    if abs(clocks_s) > CLOCKS_S:
+        told = f"the database's clock is {rough(abs(clocks_s))} {'before' if clocks_s > 0 else 'behind'} ours"
+        found.append(Finding("clocks", WARNING, told, "let NTP set both: timedatectl set-ntp true"))
+    return found or [Finding("postgresql", OK, f"PostgreSQL {facts['version']} at {place}")]
+
+
+def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
+    """What the role may not do, from the rows of `missing_rights`."""
+    if not missing:
+        return [Finding("rights", OK, "none is missing on our tables")]
+    return [
+        Finding(
+            "rights",
+            ERROR,
+            f"{row['role']} may not {row['privileges']} on {row['relation']}",
+            f"psql -c 'grant {row['privileges']} on {row['relation']} to \"{row['role']}\"'",
+        )
+        for row in missing
+    ]
+
+
+def of_migrations(states: Mapping[str, str]) -> list[Finding]:
+    """File -> state, as the runner names them."""
+    wrong = {name: state for name, state in states.items() if state != "applied"}
+    if not wrong:
+        return [Finding("migrations", OK, f"all {len(states)} are applied")]
+    told = ", ".join(f"{name} is {state}" for name, state in wrong.items())
+    pending = set(wrong.values()) == {"pending"}
+    return [Finding("migrations", ERROR, told, "genctl migrate" if pending else "genctl migrate status")]
+
+
+def of_listen(*, heard: bool | None) -> list[Finding]:
+    """Whether a NOTIFY came through; None where LISTEN is off."""
+    if heard is None:
+        told = "LISTEN is off: streams ask the database every 15 to 30 s instead"
+        return [Finding("listen", WARNING, told, "set GENCTL_LISTEN_URL to a direct connection")]
+    if heard:
+        return [Finding("listen", OK, "a NOTIFY reaches a LISTEN")]
+    told = (
+        "a NOTIFY does not reach a LISTEN: a transaction pooler is between, or it leads to another database"
+    )
+    return [Finding("listen", ERROR, told, "set GENCTL_LISTEN_URL to a direct connection")]
+
+
+def of_queues(
+    url: str, facts: Mapping[str, str], dlq_url: str, dlq_facts: Mapping[str, str], queued_timeout_s: float
+) -> list[Finding]:
+    """The job queue and its DLQ, from their attributes as SQS names them."""
+    return [
+        *_redrive(url, facts, dlq_facts),
+        *_visibility(url, int(facts.get("VisibilityTimeout", 30))),
+        *_retention(
+            url,
+            int(facts.get("MessageRetentionPeriod", 345_600)),
+            dlq_url,
+            int(dlq_facts.get("MessageRetentionPeriod", 345_600)),
+            queued_timeout_s,
+        ),
+    ]
+
+
+def _redrive(url: str, facts: Mapping[str, str], dlq_facts: Mapping[str, str]) -> list[Finding]:
+    arn = dlq_facts.get("QueueArn", "")
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(ENOUGH_RECEIVES)})
+    fix = _set(url, RedrivePolicy=policy)
+    if not facts.get("RedrivePolicy"):
+        told = "the queue has no redrive policy: a message that always fails to be read comes back for ever"
+        return [Finding("redrive", WARNING, told, fix)]
+    stored = json.loads(facts["RedrivePolicy"])
+    receives = int(stored["maxReceiveCount"])
+    found = []
+    if stored["deadLetterTargetArn"] != arn:
+        told = f"SQS itself moves messages to {stored['deadLetterTargetArn']}, and GENCTL_DLQ names {arn}"
+        found.append(Finding("redrive", WARNING, told, fix))
+    if receives < ENOUGH_RECEIVES:
+        told = f"maxReceiveCount is {receives}: crashes count too, and then SQS itself moves a good job away"
+        found.append(Finding("redrive", ERROR if receives < FEWEST_RECEIVES else WARNING, told, fix))
+    return found or [Finding("redrive", OK, f"after {receives} receives to {arn.rpartition(':')[2]}")]
+
+
+def _visibility(url: str, seconds: int) -> list[Finding]:
+    shortest, longest = VISIBILITY_S
+    if shortest <= seconds <= longest:
+        return [Finding("visibility", OK, f"the queue hides what is received for {rough(seconds)}")]
+    harm = "two consumers may have one message" if seconds < shortest else "what a crash leaves waits so long"
+    told = f"the queue hides what is received for {seconds} s: {harm}"
+    return [Finding("visibility", WARNING, told, _set(url, VisibilityTimeout=str(shortest)))]
+
+
+def _retention(
+    url: str, kept_s: int, dlq_url: str, dlq_kept_s: int, queued_timeout_s: float
+) -> list[Finding]:
+    found = []
+    if kept_s < queued_timeout_s:
+        told = f"the queue forgets after {rough(kept_s)}, the queued time-out is {rough(queued_timeout_s)}"
+        found.append(Finding("retention", WARNING, told, _set(url, MessageRetentionPeriod="345600")))
+    if dlq_kept_s <= kept_s:
+        told = f"the DLQ forgets after {rough(dlq_kept_s)}, and the queue after {rough(kept_s)}"
+        found.append(Finding("retention", WARNING, told, _set(dlq_url, MessageRetentionPeriod="1209600")))
+    return found or [Finding("retention", OK, f"queue {rough(kept_s)}, DLQ {rough(dlq_kept_s)}")]
+
+
+def _set(url: str, **attribute: str) -> str:
+    return f"aws sqs set-queue-attributes --queue-url {url} --attributes '{json.dumps(attribute)}'"
+
+
+def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
+    """What SQS does not let us do."""
+    if not forbidden:
+        return [Finding("permissions", OK, "queue and DLQ let us receive, send, delete and hide")]
+    return [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
+
+
+def of_provider(base_url: str, answer: Answer | NoAnswer) -> list[Finding]:
+    """The answer to a request that asks for nothing: any but 401 and 403 took the key."""
+    match answer:
+        case NoAnswer(code, message):
+            return [
+                Finding(
+                    "provider",
+                    ERROR,
+                    f"no answer from {base_url}: {code}: {message}",
+                    "check ARK_BASE_URL and the network",
+                )
+            ]
+        case Answer(401 | 403 as status):
+            told = f"{base_url} refuses the key ({status})"
+            return [Finding("provider", ERROR, told, "set ARK_API_KEY to a key of that region")]
+        case Answer(status) if status >= 500 or status < 400:
+            return [
+                Finding(
+                    "provider",
+                    WARNING,
+                    f"{base_url} answers {status} to a request without a model",
+                    "check ARK_BASE_URL",
+                )
+            ]
+    return [Finding("provider", OK, f"{base_url} takes the key (asked without a model: {answer.status})")]
+
+
+def of_readiness(api_url: str, status: int) -> list[Finding]:
+    """What /readyz answered."""
+    match status:
+        case 200:
+            return [Finding("api", OK, f"{api_url} is ready")]
+        case 503:
+            told = f"{api_url} is not ready: its listener is silent, streams may miss something"
+            return [Finding("api", ERROR, told, "look for api.not_ready in its log")]
+    return [
+        Finding(
+            "api", ERROR, f"{api_url}/readyz is answered {status}", "check GENCTL_API_URL: is it the API?"
+        )
+    ]
+
+
+def of_stream(url: str, status: int | None, first_byte_s: float | None, waited_s: float) -> list[Finding]:
+    """How the stream began: the status of its head, and the first byte of its body; None: it did not come."""
+    if status == 401:
+        told = f"{url} refuses our token"
+        return [Finding("stream", ERROR, told, "set GENCTL_SECRET to the one of the API's processes")]
+    if status not in {None, 200}:
+        return [Finding("stream", ERROR, f"{url} is answered {status}", "check GENCTL_API_URL")]
+    unbuffered = "let the proxy pass text/event-stream on at once (nginx: proxy_buffering off, gzip off)"
+    if first_byte_s is None:
+        told = (
+            f"nothing came from {url} within {waited_s:g} s, though the API is there: a proxy holds it back"
+        )
+        return [Finding("stream", ERROR, told, unbuffered)]
+    told = f"the first byte of {url} came after {rough(first_byte_s)}"
+    if first_byte_s > SLOW_BYTE_S:
+        return [Finding("stream", WARNING, told, unbuffered)]
+    return [Finding("stream", OK, told)]
+
+
+def of_files(most: int) -> list[Finding]:
+    """The limit of open files of a process that is started here."""
+    if most < FILES:
+        told = f"a process may open {most} files here: each stream and call takes one"
+        return [Finding("files", WARNING, told, "ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit")]
+    return [Finding("files", OK, f"a process may open {most:,} files")]

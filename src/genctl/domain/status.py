@@ -1,0 +1,182 @@
+"""From figures to lines for a person: what stands where, whether it needs somebody, how to go on."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from genctl.domain.model import GenctlError, rfc3339, rough
+
+OK, ATTENTION = "ok", "attention"
+OWED_S = 120.0  # a sweeper sends what is owed for 60 s within 15 s more
+DEAD_S = 60.0  # and takes dead leases back each 15 s
+IDLE_S = 300.0  # jobs are due, the gate is open, and nobody is at any of them
+CODES = 3  # failure codes by name; the rest is a number
+BREAKER = "breaker"  # how `who` begins when no person has closed the gate
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One line; `level` is ok or attention, `next` the command that goes on from there."""
+
+    part: str
+    level: str
+    message: str
+    next: str
+
+
+class Pile(msgspec.Struct, frozen=True):
+    """How many, and for how long the oldest of them; None where there is none."""
+
+    count: int = 0
+    oldest_s: float | None = None
+
+
+class Depth(NamedTuple):
+    """What SQS says of a queue, approximately."""
+
+    name: str
+    waiting: int
+    in_flight: int
+    delayed: int = 0
+
+
+class Gate(NamedTuple):
+    """A tool's gate; `closed` False also when a pause has run out."""
+
+    tool: str
+    closed: bool
+    probing: bool
+    until: datetime | None
+    reason: str | None
+    who: str | None
+
+
+class Standing(NamedTuple):
+    """What the database tells: piles by name, failures of the last hour by code, the gates."""
+
+    piles: Mapping[str, Pile]
+    failures: Mapping[str, int]
+    gates: Sequence[Gate]
+
+    def pile(self, name: str) -> Pile:
+        """An empty one where there is nothing."""
+        return self.piles.get(name, Pile())
+
+
+def unreachable(part: str, error: GenctlError) -> list[Line]:
+    """The line of a part that gave no figures."""
+    return [Line(part, ATTENTION, error.message, "genctl doctor")]
+
+
+def of_queues(queue: Depth, dlq: Depth) -> list[Line]:
+    """The queue and its DLQ. A DLQ that holds copies is how it should be after failures."""
+    delayed = f", {queue.delayed:,} delayed" if queue.delayed else ""
+    moving = f"{queue.waiting:,} waiting, {queue.in_flight:,} in flight{delayed}"
+    dead = _count(dlq.waiting + dlq.in_flight, "message")
+    return [
+        Line("queue", OK, moving, "genctl sessions list --status queued"),
+        Line("dlq", OK, dead, "genctl dlq list"),
+    ]
+
+
+def of_database(now: Standing) -> list[Line]:
+    """Sessions, failures, gates, and what is owed, dead or unpaid."""
+    return [
+        _sessions(now),
+        _failures(now.failures),
+        *map(_gate, now.gates),
+        _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
+        _leases(now.pile("dead_leases")),
+        _refunds(now.pile("refunds_pending")),
+    ]
+
+
+def of_migrations(states: Sequence[str]) -> list[Line]:
+    """Whether each file is applied, as the runner names their states."""
+    wrong = [
+        f"{states.count(state)} {state}" for state in ("pending", "drifted", "missing") if state in states
+    ]
+    if not wrong:
+        return [Line("migrations", OK, f"all {len(states)} applied", "genctl migrate status")]
+    command = "genctl migrate" if set(states) <= {"applied", "pending"} else "genctl migrate status"
+    return [Line("migrations", ATTENTION, ", ".join(wrong), command)]
+
+
+def of_api(status: int) -> list[Line]:
+    """What the API answered to /readyz."""
+    match status:
+        case 200:
+            return [Line("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
+        case 503:
+            return [
+                Line(
+                    "listener", ATTENTION, "silent: what streams show may be late or missing", "genctl doctor"
+                )
+            ]
+    return [Line("listener", ATTENTION, f"/readyz was answered {status}: is it the API?", "genctl doctor")]
+
+
+def _sessions(now: Standing) -> Line:
+    queued, processing = now.pile("queued"), now.pile("processing")
+    idle = not processing.count and (queued.oldest_s or 0) > IDLE_S and not any(g.closed for g in now.gates)
+    message = f"{_pile(queued, 'queued')}; {_pile(processing, 'processing')}"
+    if idle:
+        return Line("sessions", ATTENTION, f"{message}: is a worker running?", "genctl worker")
+    return Line("sessions", OK, message, "genctl sessions list --since 1h")
+
+
+def _failures(by_code: Mapping[str, int]) -> Line:
+    most = sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
+    names = [f"{count:,} {code}" for code, count in most[:CODES]]
+    if rest := sum(count for _, count in most[CODES:]):
+        names.append(f"{rest:,} others")
+    told = f": {', '.join(names)}" if names else ""
+    message = f"{sum(by_code.values()):,} in the last hour{told}"
+    return Line("failures", OK, message, "genctl tail-failures --since 1h --no-follow")
+
+
+def _gate(gate: Gate) -> Line:
+    if not gate.closed:
+        return Line("gate", OK, f"{gate.tool}: open", f"genctl pause --tool {gate.tool}")
+    state = "probing" if gate.probing else "closed"
+    until = f" until {rfc3339(gate.until)}" if gate.until else ""
+    message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
+    by_itself = gate.probing or (gate.who or "").startswith(BREAKER)
+    return Line("gate", ATTENTION if by_itself else OK, message, f"genctl resume --tool {gate.tool}")
+
+
+def _owed(jobs: Pile, copies: Pile) -> Line:
+    owed = [(jobs, "job message"), (copies, "DLQ copy")]
+    told = [
+        f"{_count(pile.count, what)} for {rough(pile.oldest_s or 0)}" for pile, what in owed if pile.count
+    ]
+    late = any((pile.oldest_s or 0) > OWED_S for pile, _ in owed)
+    message = ", ".join(told) + (": is a sweeper running?" if late else "") if told else "nothing"
+    return Line("owed", ATTENTION if late else OK, message, "genctl sweep --dry-run")
+
+
+def _leases(dead: Pile) -> Line:
+    late = (dead.oldest_s or 0) > DEAD_S
+    message = (
+        f"{_pile(dead, 'dead')}{': is a sweeper running?' if late else ''}" if dead.count else "none is dead"
+    )
+    return Line("leases", ATTENTION if late else OK, message, "genctl sweep --dry-run")
+
+
+def _refunds(pending: Pile) -> Line:
+    if not pending.count:
+        return Line("refunds", OK, "none is pending", "genctl refunds check")
+    return Line("refunds", ATTENTION, _pile(pending, "pending"), "genctl refunds check")
+
+
+def _pile(pile: Pile, what: str) -> str:
+    longest = (
+        f" ({'the longest ' if pile.count > 1 else ''}for {rough(pile.oldest_s)})" if pile.oldest_s else ""
+    )
+    return f"{pile.count:,} {what}{longest}"
+
+
+def _count(count: int, what: str) -> str:
+    plural = what.replace("copy", "copies") if what.endswith("copy") else f"{what}s"
+    return f"{count:,} {what if count == 1 else plural}"

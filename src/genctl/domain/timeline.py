@@ -1,0 +1,145 @@
+"""A session's events as a timeline: what each hop waited for, for how long, and whether that was slow.
+
+The time before a hop runs from the event that made it possible, not from the line above it: a worker
+may claim a job before its sender has noted that it was sent.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+
+class Event(NamedTuple):
+    """A row of `session_events`."""
+
+    run: int
+    kind: str
+    at: datetime
+    data: Mapping[str, Any]
+
+
+class Step(NamedTuple):
+    """What leads to an event: the time before it by name, the events it runs from, seconds that are usual."""
+
+    gap: str
+    since: frozenset[str]
+    usual_s: float
+
+
+class Hop(msgspec.Struct, frozen=True, rename="camel"):
+    """One hop; `ms` since the first of the session, `gap_ms` since the event that it waited for."""
+
+    hop: str
+    run: int
+    at: datetime
+    ms: float
+    gap: str | None
+    gap_ms: float | None
+    slow: bool
+    says: str
+
+
+QUEUED = frozenset({"enqueued", "redriven", "retried", "requeued_dead", "given_back", "let_go"})
+ENDS = frozenset({"completed", "failed"})
+CLAIMED = frozenset({"claimed"})
+CALL = Step("provider call", CLAIMED, 60)
+SILENCE = Step("silence of its worker", CLAIMED, 0)
+STEPS: dict[str, Step] = {
+    "sent": Step("send to the queue", QUEUED, 1),
+    "claimed": Step("wait in the queue", QUEUED, 5),
+    "retried": CALL,
+    "completed": CALL,
+    "failed": CALL,
+    "let_go": CALL,
+    "late_result": CALL,
+    "given_back": Step("wait for its turn", CLAIMED, 60),
+    "requeued_dead": SILENCE,
+    "copied": Step("copy to the DLQ", frozenset({"failed"}), 1),
+    "refunded": Step("refused release", frozenset({"failed"}), 0),
+}
+TOLD = {"completed": "session_completed", "failed": "session_completed", "refunded": "session_completed"}
+TOLD |= {"redriven": "session_requeued"}  # kind -> the channel of its NOTIFY
+
+
+def hops(events: Sequence[Event]) -> list[Hop]:
+    """The timeline of events in their order; a NOTIFY is a hop of its own, in its event's transaction."""
+    found: list[Hop] = []
+    for nth, event in enumerate(events):
+        ms = _ms(events[0].at, event.at)
+        gap, gap_ms, slow = _wait(event, events[:nth])
+        found.append(Hop(event.kind, event.run, event.at, ms, gap, gap_ms, slow, says(event)))
+        if channel := TOLD.get(event.kind):
+            told = f"NOTIFY {channel}, in the same transaction"
+            found.append(Hop("notified", event.run, event.at, ms, None, None, slow=False, says=told))
+    return found
+
+
+def slowest(timeline: Sequence[Hop]) -> Hop | None:
+    """The hop that took longest, if any took a time."""
+    return max((hop for hop in timeline if hop.gap_ms), key=lambda hop: hop.gap_ms or 0, default=None)
+
+
+def says(event: Event) -> str:  # noqa: PLR0911 (a table)
+    """An event in a few words, from its data; that may be anything, and may have been pruned."""
+    data = event.data
+    match event.kind:
+        case "enqueued" | "redriven":
+            return f"{data.get('reserved', '?')} credits reserved"
+        case "sent":
+            return "the job message is in the queue"
+        case "claimed":
+            dead = ", after a dead lease" if data.get("fromDeadLease") else ""
+            return f"attempt {data.get('attempt', '?')} by {data.get('worker') or 'a sweeper'}{dead}"
+        case "retried":
+            return f"{_failure(data)}; again after {data.get('delayS', 0):.1f} s"
+        case "failed":
+            return f"{_failure(data)}; {data.get('refundedCredits') or 0} credits released"
+        case "completed":
+            return "the image is stored, the reservation captured"
+        case "copied":
+            return f"message {data.get('messageId', '?')}"
+        case "refunded":
+            return f"{data.get('refundedCredits', '?')} credits released after all"
+    return OTHERS.get(event.kind, "")
+
+
+OTHERS = {
+    "given_back": "its request was not sent: back at once, no attempt used",
+    "let_go": "its request was sent, its worker stopped: an unknown outcome",
+    "requeued_dead": "back to the queue, with an outcome that nobody knows",
+    "late_result": "came when the session was no longer its worker's: kept here, changed nothing",
+}
+
+
+def _failure(data: Mapping[str, Any]) -> str:
+    status = f" {data['providerStatus']}" if data.get("providerStatus") else ""
+    return f"{data.get('code', '?')} ({data.get('category', '?')}{status})"
+
+
+def _wait(event: Event, before: Sequence[Event]) -> tuple[str | None, float | None, bool]:
+    """What the event waited for, for how many milliseconds, and whether that is more than usual."""
+    step = SILENCE if event.data.get("fromDeadLease") else STEPS.get(event.kind)
+    since = _since(step, event, before) if step else None
+    if step is None or since is None:
+        return None, None, False
+    gap_ms, planned_s = _ms(since.at, event.at), since.data.get("delayS", 0)
+    gap = "backoff" if since.kind == "retried" else step.gap
+    return gap, gap_ms, gap_ms > (step.usual_s + planned_s) * 1000
+
+
+def _since(step: Step, event: Event, before: Sequence[Event]) -> Event | None:
+    """The newest event of the run that this one waited for; of a late result, its own claim."""
+    lease = event.data.get("lease") if event.kind == "late_result" else None
+    fitting = (
+        earlier
+        for earlier in reversed(before)
+        if earlier.run == event.run and earlier.kind in step.since
+        if lease is None or earlier.data.get("lease") == lease
+    )
+    return next(fitting, None)
+
+
+def _ms(start: datetime, end: datetime) -> float:
+    return max(0.0, round((end - start).total_seconds() * 1000, 1))

@@ -1,0 +1,55 @@
+-- What stands where, for `status` and `doctor`. Every count has an index of its own.
+
+-- name: piles
+-- What waits, is worked on, owed, dead or unpaid: how many, and the age of the oldest in seconds.
+-- A queued run waits since it was due; a message is owed since the run began or was taken back.
+select what, count(*) as count, greatest(extract(epoch from now() - min(since)), 0)::float8 as oldest_s
+from (
+  select 'queued' as what, greatest(coalesce(queued_at, created_at), due_at) as since
+  from generation_sessions where status = 'queued'
+  union all
+  select 'processing', coalesce(started_at, created_at) from generation_sessions where status = 'processing'
+  union all
+  select 'jobs_owed', greatest(s.queued_at, (
+    select max(e.at) from session_events e where e.session_id = s.id and e.kind = 'requeued_dead'))
+  from generation_sessions s where s.status = 'queued' and s.enqueued_at is null
+  union all
+  select 'copies_owed', completed_at from generation_sessions where status = 'failed' and dlq_sent_at is null
+  union all
+  select 'dead_leases', lease_until from generation_sessions where status = 'processing' and lease_until < now()
+  union all
+  select 'refunds_pending', s.completed_at
+  from credit_reservations r join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
+  where r.status = 'held' and s.status = 'failed'
+) pile
+group by what
+
+-- name: failures_by_code
+-- Failures of the last hour.
+select coalesce(error_details ->> 'code', 'Unknown') as code, count(*) as count
+from generation_sessions where status = 'failed' and completed_at > now() - interval '1 hour'
+group by 1
+
+-- name: notify
+-- An empty payload on a channel.
+select pg_notify(%(channel)s, '')
+
+-- name: server
+-- The server about itself. Of other roles' sessions it tells only members of pg_monitor.
+select current_setting('server_version') as version, current_setting('server_version_num')::int as version_number,
+  pg_is_in_recovery() as is_replica, pg_notification_queue_usage() as notify_usage, clock_timestamp() as now,
+  idle.*
+from (
+  select count(*) as idle_count, extract(epoch from clock_timestamp() - min(state_change))::float8 as idle_s,
+    (array_agg(pid order by state_change))[1] as idle_pid
+  from pg_stat_activity
+  where datname = current_database() and state in ('idle in transaction', 'idle in transaction (aborted)')
+    and state_change < clock_timestamp() - make_interval(secs => %(idle_after_s)s)
+) idle
+
+-- name: missing_rights
+-- What our role may not do with tables that are there; `needed` are relation and privilege.
+select n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
+from jsonb_to_recordset(%(needed)s) as n(relation text, privilege text)
+where not has_table_privilege(to_regclass(format('%%I.%%I', current_schema(), n.relation)), n.privilege)
+group by n.relation order by n.relation

@@ -1,0 +1,161 @@
+"""The facts of `doctor`, asked of every dependency at once; domain.findings judges them."""
+
+import asyncio
+import platform
+import resource
+import time
+from collections.abc import Callable, Coroutine
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from genctl import __version__
+from genctl.base import dsn
+from genctl.base.settings import Settings
+from genctl.base.tokens import Tokens
+from genctl.domain import findings
+from genctl.domain.findings import Finding
+from genctl.domain.model import GenctlError
+from genctl.domain.tools import SEEDREAM4
+from genctl.edges import http, listener, migrate
+from genctl.edges.db import Database, as_json
+from genctl.edges.providers.ark import Ark
+from genctl.edges.sqs import Sqs
+from genctl.ops import parts
+
+WITHIN_S = 7.0  # of each check
+HEARD_WITHIN_S = 2.0
+FIRST_BYTE_WITHIN_S = 4.0
+USER = "genctl-doctor"  # whose stream is opened
+LIBRARIES = ("psycopg", "aiohttp", "boto3")
+
+
+class Check(NamedTuple):
+    """A dependency that is asked by itself."""
+
+    name: str
+    findings: Callable[[Settings], Coroutine[Any, Any, list[Finding]]]
+
+
+async def examine(settings: Settings, step: Callable[[int], object]) -> list[Finding]:
+    """All findings, in the order of CHECKS; `step` hears of each check that is done. Raises nothing.
+
+    What several checks find is told once: a database that is away is one finding.
+    """
+
+    async def checked(check: Check) -> list[Finding]:
+        found = await parts.answered(check.name, check.findings(settings), WITHIN_S)
+        step(1)
+        return findings.of_error(check.name, found) if isinstance(found, GenctlError) else found
+
+    told: dict[str, Finding] = {}
+    for found in await asyncio.gather(*map(checked, CHECKS)):
+        for finding in found:
+            told.setdefault(finding.message, finding)
+    return list(told.values())
+
+
+async def _versions(_: Settings) -> list[Finding]:
+    ours = {"genctl": __version__, "Python": platform.python_version()}
+    all_ = ours | {name: version(name) for name in LIBRARIES}
+    told = ", ".join(f"{name} {number}" for name, number in all_.items())
+    return [Finding("versions", findings.OK, told)]
+
+
+async def _settings(settings: Settings) -> list[Finding]:
+    if not settings.secret:
+        told = (
+            "GENCTL_SECRET is not set: no API can be served, no token issued, and no stream is checked here"
+        )
+        return [Finding("settings", findings.WARNING, told, "set it to at least 32 random bytes")]
+    where = f"the embedded stack in {settings.home}" if settings.embedded else "real services"
+    return [Finding("settings", findings.OK, f"complete, for {where}")]
+
+
+async def _database(settings: Settings) -> list[Finding]:
+    needed = [
+        {"relation": relation, "privilege": privilege}
+        for relation, privileges in findings.NEEDED.items()
+        for privilege in privileges
+    ]
+    async with Database.open(settings.dsn(), size=1) as db:
+        before = time.time()
+        (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
+        clocks_s = server["now"].timestamp() - (before + time.time()) / 2
+        missing = await db.rows("missing_rights", needed=as_json(needed))
+    place = "/".join(dsn.place(settings.dsn()))
+    return findings.of_server(server, place, clocks_s) + findings.of_rights(missing)
+
+
+async def _migrations(settings: Settings) -> list[Finding]:
+    return findings.of_migrations(
+        {one.name: one.state for one in await migrate.status(settings.direct_dsn())}
+    )
+
+
+async def _listen(settings: Settings) -> list[Finding]:
+    direct = settings.listen_dsn()
+    heard = direct and await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
+    return findings.of_listen(heard=None if direct is None else bool(heard))
+
+
+async def _queues(settings: Settings) -> list[Finding]:
+    async with await Sqs.connect(settings) as sqs:
+        queue, facts, dlq, dlq_facts = await parts.queue_pair(sqs, settings)
+        forbidden = [error for each in (queue, dlq) for error in await each.forbidden()]
+    there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
+    judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, settings.queued_timeout_s)
+    return [there, *judged, *findings.of_permissions(forbidden)]
+
+
+async def _provider(settings: Settings) -> list[Finding]:
+    async with Ark(settings) as provider:
+        return findings.of_provider(settings.ark_base_url, await provider.knock())
+
+
+async def _api(settings: Settings) -> list[Finding]:
+    ready = findings.of_readiness(settings.api_url, await parts.readiness(settings))
+    return ready + (await _stream(settings) if settings.secret else [])
+
+
+async def _stream(settings: Settings) -> list[Finding]:
+    """Open a stream as browsers do: through the public URL, and whatever is before the API there."""
+    url = f"{settings.api_url}{SEEDREAM4.api_path}/events"
+    headers = {
+        "Accept": "text/event-stream",
+        "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses holds back too
+        "Authorization": f"Bearer {Tokens(settings.secret).issue(USER)}",
+    }
+    began, status, first_byte_s = time.monotonic(), None, None
+    try:
+        async with (
+            asyncio.timeout(FIRST_BYTE_WITHIN_S),
+            http.session(url) as client,
+            client.get(url, headers=headers, allow_redirects=False) as answer,
+        ):
+            status = answer.status
+            if await answer.content.readany():
+                first_byte_s = time.monotonic() - began
+    except TimeoutError:
+        pass
+    except (aiohttp.ClientError, OSError) as why:
+        raise parts.api_away(settings, why) from None
+    return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
+
+
+async def _files(_: Settings) -> list[Finding]:
+    return findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+CHECKS = (
+    Check("versions", _versions),
+    Check("settings", _settings),
+    Check("postgresql", _database),
+    Check("listen", _listen),
+    Check("migrations", _migrations),
+    Check("sqs", _queues),
+    Check("provider", _provider),
+    Check("api", _api),
+    Check("files", _files),
+)

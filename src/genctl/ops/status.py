@@ -1,0 +1,83 @@
+"""The figures of `status`, asked of all parts at once."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+from genctl import gate
+from genctl.base.settings import Settings
+from genctl.domain import status
+from genctl.domain.model import GenctlError
+from genctl.domain.tools import TOOLS
+from genctl.edges import migrate
+from genctl.edges.db import Database
+from genctl.edges.sqs import Sqs
+from genctl.ops import parts
+
+WITHIN_S = 4.0  # of each part
+
+
+class Part(NamedTuple):
+    """A part that is asked by itself: its figures as lines."""
+
+    name: str
+    lines: Callable[[Settings], Coroutine[Any, Any, list[status.Line]]]
+
+
+async def look(settings: Settings) -> list[status.Line]:
+    """What stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
+    found = await asyncio.gather(
+        *(parts.answered(part.name, part.lines(settings), WITHIN_S) for part in PARTS)
+    )
+    away = [answer for answer in found if isinstance(answer, GenctlError)]
+    if len(away) == len(PARTS):
+        said = dict.fromkeys(error.message for error in away)
+        raise GenctlError("NothingReachable", f"no part can be reached: {'; '.join(said)}", away[0].fix)
+    lines: list[status.Line] = []
+    for part, answer in zip(PARTS, found, strict=True):
+        told = status.unreachable(part.name, answer) if isinstance(answer, GenctlError) else answer
+        lines += [line for line in told if line.message not in {other.message for other in lines}]
+    return lines
+
+
+async def _queues(settings: Settings) -> list[status.Line]:
+    async with await Sqs.connect(settings) as sqs:
+        pair = await parts.queue_pair(sqs, settings)
+    return status.of_queues(_depth(pair.queue.name, pair.facts), _depth(pair.dlq.name, pair.dlq_facts))
+
+
+def _depth(name: str, facts: dict[str, str]) -> status.Depth:
+    kinds = ("", "NotVisible", "Delayed")
+    return status.Depth(name, *(int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in kinds))
+
+
+async def _database(settings: Settings) -> list[status.Line]:
+    async with Database.open(settings.dsn(), size=1) as db:
+        piles, failures = await db.transact(("piles", {}), ("failures_by_code", {}))
+        gates = [await gate.read(db, tool) for tool in TOOLS]
+    return status.of_database(
+        status.Standing(
+            piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
+            failures={row["code"]: row["count"] for row in failures},
+            gates=[
+                status.Gate(g.tool, not g.is_open, g.state is gate.State.PROBING, g.until, g.reason, g.who)
+                for g in gates
+            ],
+        )
+    )
+
+
+async def _migrations(settings: Settings) -> list[status.Line]:
+    return status.of_migrations([one.state for one in await migrate.status(settings.direct_dsn())])
+
+
+async def _api(settings: Settings) -> list[status.Line]:
+    return status.of_api(await parts.readiness(settings))
+
+
+PARTS = (
+    Part("queue", _queues),
+    Part("database", _database),
+    Part("listener", _api),
+    Part("migrations", _migrations),
+)

@@ -1,0 +1,120 @@
+"""The timeline of one session: from its events in the database, and its copy in the DLQ while it is there."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError, Session, rough
+from genctl.domain.timeline import Event, Hop, hops, slowest
+from genctl.edges.db import Database, DatabaseGoneError
+from genctl.edges.sqs import Message, Sqs
+from genctl.ops.sampling import look
+
+POLL_S = 0.3
+COPY_PATIENCE_S = 5.0  # a failed run's copy follows its end at once, or only when a sweeper finds it owed
+LOOK_S = 3.0  # for the copy, in a DLQ that may be long
+SILENT_S = 5.0
+MAX_RETRY_S = 30.0
+
+
+async def events_of(db: Database, session_id: UUID) -> list[Event]:
+    """What the trace holds of a session, oldest first."""
+    rows = await db.rows("events_of", session=session_id)
+    return [
+        Event(row["run"], row["kind"], row["at"], row["data"] if isinstance(row["data"], dict) else {})
+        for row in rows
+    ]
+
+
+async def follow(
+    db: Database, session_id: UUID, *, fail_after_s: float | None, note: Callable[[str], None]
+) -> AsyncIterator[Hop]:
+    """Each hop once, as it comes, until the session has ended and its copy is sent.
+
+    All events are read each time: their numbers are not the order of their commits. Raises
+    DatabaseGoneError when the database was away for `fail_after_s` seconds.
+    """
+    shown: set[tuple[Any, ...]] = set()
+    lost_at = ended_at = None
+    attempt = 0
+    note("connected")
+    while True:
+        try:
+            row = await db.row("sessions", ids=[session_id])
+            found = hops(await events_of(db, session_id))  # after the row, so that its end is among them
+        except DatabaseGoneError:
+            lost_at = lost_at or time.monotonic()
+            if fail_after_s is not None and time.monotonic() - lost_at >= fail_after_s:
+                raise
+            delay_s = random.uniform(0.5, 1) * min(2.0**attempt, MAX_RETRY_S)  # noqa: S311 - jitter
+            attempt += 1
+            note(f"lost, retrying in {delay_s:.0f} s")
+            await asyncio.sleep(delay_s)
+            continue
+        new = [hop for hop in found if (hop.hop, hop.run, hop.at) not in shown]
+        if lost_at:
+            note(f"connected\ncaught up, {len(new)} missed")
+            lost_at, attempt = None, 0
+        for hop in new:
+            shown.add((hop.hop, hop.run, hop.at))
+            yield hop
+        ended_at = (ended_at or time.monotonic()) if row and row["completed_at"] else None
+        if row is None or (ended_at and _is_over(Session.of(row), time.monotonic() - ended_at)):
+            return
+        await asyncio.sleep(POLL_S)
+
+
+def _is_over(session: Session, since_s: float) -> bool:
+    return not session.copy_owed or since_s > COPY_PATIENCE_S
+
+
+async def copy_of(settings: Settings, events: Sequence[Event]) -> dict[str, Any] | None:
+    """The newest copy as it is in the DLQ now; None when none was sent, or it was not seen in a few seconds.
+
+    Raises GenctlError (exit 3) when the DLQ cannot be read.
+    """
+    sent = [event.data.get("messageId") for event in events if event.kind == "copied"]
+    if not sent:
+        return None
+    give_up_at = time.monotonic() + LOOK_S
+
+    def enough(message: Message) -> bool:
+        return message.message_id == sent[-1] or time.monotonic() > give_up_at
+
+    try:
+        async with asyncio.timeout(LOOK_S + SILENT_S), await Sqs.connect(settings) as sqs:
+            dlq = await (await sqs.queue(settings.queue)).dead_letter_queue(settings.dlq)
+            seen = (await look(dlq, enough=enough)).messages
+    except TimeoutError:
+        raise GenctlError("QueueSilent", "the DLQ did not answer in time", "genctl doctor") from None
+    shown = ("message_id", "sent_at", "receive_count")
+    return next(({name: getattr(m, name) for name in shown} for m in seen if m.message_id == sent[-1]), None)
+
+
+def traced(session: Session, found: Sequence[Hop]) -> dict[str, Any]:
+    """What `sessions trace` prints, without the copy in the DLQ."""
+    slow = slowest(found)
+    return {
+        "sessionId": session.id,
+        "userId": session.user_id,
+        "status": session.status,
+        "run": session.run,
+        "hops": list(found),
+        "slowest": slow and {"hop": slow.hop, "run": slow.run, "gap": slow.gap, "gapMs": slow.gap_ms},
+    }
+
+
+def summary(told: dict[str, Any]) -> str:
+    """The outcome of what traced() gave, and what took longest, for people."""
+    whose = f"session {told['sessionId']} of {told['userId']}: {told['status']} in run {told['run']}"
+    slow, copy = told["slowest"], told["dlq"]
+    lines = [whose]
+    if slow:
+        lines.append(f"longest: {slow['gap']}, {rough(slow['gapMs'] / 1000)}")
+    if copy:
+        lines.append(f"its copy is in the DLQ, message {copy['messageId']}: genctl dlq list")
+    return "\n".join(lines)

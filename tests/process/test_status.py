@@ -1,0 +1,106 @@
+"""`status` over real parts: what stands where, and what needs a person."""
+
+import json
+import signal
+from typing import Any
+
+import pytest
+from tests.kit import free_port, until_sync
+from tests.process.place import GENCTL, Place
+from tests.process.test_cli_manner import OnTerminal
+
+PARTS = [
+    *("queue", "dlq", "sessions", "failures", "gate", "owed", "leases", "refunds", "listener", "migrations"),
+]
+
+
+@pytest.fixture
+def place(place: Place, served_place: Place) -> Place:
+    """A place where nobody works, and an API that is ready."""
+    place.env["GENCTL_API_URL"] = served_place.env["GENCTL_API_URL"]
+    return place
+
+
+def attention(place: Place, exit_code: int = 1, **env: str) -> dict[str, Any]:
+    """The lines that need somebody, by part."""
+    standing = place.genctl("status", exit_code=exit_code, **env)
+    assert list(standing) == ["ok", "lines"]
+    assert standing["ok"] == (exit_code == 0)
+    assert all(list(line) == ["part", "level", "message", "next"] for line in standing["lines"])
+    return {line["part"]: line for line in standing["lines"] if line["level"] != "ok"}
+
+
+def test_a_sound_place_needs_nobody_and_every_line_has_its_command(place: Place) -> None:
+    with place.worker() as worker:
+        session = place.enqueue("sensitive", wait=True)
+        until_sync(lambda: "copied" in place.trace(session))
+        worker.end(signal.SIGTERM)
+    place.enqueue()
+    lines = place.genctl("status")["lines"]
+    assert [line["part"] for line in lines] == PARTS
+    assert all(line["next"].startswith("genctl ") for line in lines)
+    said = {line["part"]: line["message"] for line in lines}
+    assert (said["queue"], said["dlq"]) == ("1 waiting, 0 in flight", "1 message")
+    assert said["failures"] == "1 in the last hour: 1 OutputImageSensitiveContentDetected"
+    assert said["sessions"].startswith("1 queued (for ")
+
+
+OLD = "now() - interval '1 hour'"
+NEEDS = {
+    "owed": f"update generation_sessions set enqueued_at = null, queued_at = {OLD}",
+    "leases": f"update generation_sessions set status = 'processing', lease_until = {OLD}",
+    "refunds": "update generation_sessions set status = 'failed', dlq_sent_at = now(), completed_at = now()",
+    "gate": "insert into tool_gates (tool, state, reason, who) values ('seedream4', 'closed', '401', 'breaker')",
+    "sessions": f"update generation_sessions set queued_at = {OLD}",
+    "migrations": "update genctl_migrations set sha256 = 'x' where name = (select max(name) from genctl_migrations)",
+}
+
+
+@pytest.mark.parametrize("part", NEEDS)
+def test_what_needs_a_person_is_a_line_and_exit_1(place: Place, part: str) -> None:
+    place.enqueue()
+    place.sql(NEEDS[part])
+    assert part in attention(place)
+
+
+def test_a_pause_by_a_person_is_told_and_is_no_alarm(place: Place) -> None:
+    place.genctl("pause", "--reason", "maintenance", "--for", "30m")
+    (gate,) = [line for line in place.genctl("status")["lines"] if line["part"] == "gate"]
+    assert "maintenance" in gate["message"]
+    assert gate["next"] == "genctl resume --tool seedream4"
+
+
+def test_a_part_that_is_away_is_a_line_and_hides_no_other(place: Place) -> None:
+    place.sql("drop table session_events cascade")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert list(attention(place, GENCTL_QUEUE="nowhere", GENCTL_API_URL=nowhere)) == [
+        "queue",
+        "database",
+        "listener",
+    ]
+
+
+def test_watch_draws_over_itself_until_ctrl_c(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in place.env.items():
+        monkeypatch.setenv(name, value)
+    terminal = OnTerminal("status", "--watch", program=GENCTL).until("0 waiting")
+    place.enqueue()
+    terminal.until("1 waiting")
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    screens = terminal.seen.split("\x1b[H")
+    assert max(len(line) for screen in screens for line in screen.replace("\x1b[K", "").splitlines()) <= 80
+    assert all(screen.count("\n") < 24 for screen in screens)
+
+
+def test_watch_into_a_pipe_is_a_look_a_line_and_ends_with_its_reader_or_a_signal(place: Place) -> None:
+    with place.start("status", "--watch", "-o", "jsonl") as watching:
+        until_sync(lambda: len(watching.out.read_text().splitlines()) >= 2)
+        assert watching.end(signal.SIGTERM, within_s=2) == 143
+    assert all(json.loads(line)["ok"] for line in watching.out.read_text().splitlines())
+
+
+def test_watch_begins_only_where_something_can_be_reached(place: Place) -> None:
+    (place.folder / "stack.json").unlink()
+    done = place.say("status", "--watch", exit_code=3, GENCTL_API_URL=f"http://127.0.0.1:{free_port()}")
+    assert "the embedded stack is not running" in done.stderr

@@ -1,0 +1,87 @@
+"""What stands between genctl and its services in production: PgBouncer and nginx, real ones where installed."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.kit import free_port, relayed, until_sync
+
+
+@asynccontextmanager
+async def pgbouncer(dsn: str, folder: Path, mode: str) -> AsyncIterator[str]:
+    """The DSN of a pooler in that mode before the database of `dsn`."""
+    program, port, ini = _installed("pgbouncer"), free_port(), folder / "pgbouncer.ini"
+    user = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to be root, and nobody finds no socket
+    async with relayed(dsn) as (far, _):
+        at = conninfo_to_dict(far)
+        place = " ".join(f"{key}={at[key]}" for key in ("host", "port", "dbname", "user", "password"))
+        ini.write_text(
+            f"[databases]\nit = {place}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+            f"unix_socket_dir =\nauth_type = any\npool_mode = {mode}\ndefault_pool_size = 4\n"
+        )
+        with _running((program, "-q", *user, str(ini)), port, folder / "pgbouncer.log"):
+            yield f"postgresql://{at['user']}@127.0.0.1:{port}/it"
+
+
+@contextmanager
+def nginx(upstream: str, folder: Path, *directives: str) -> Iterator[str]:
+    """The URL of a proxy before the API at `upstream`, with these directives for it."""
+    program, port = _installed("nginx"), free_port()
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "\n".join(f"{kind}_temp_path {folder};" for kind in kinds)
+    conf = folder / "nginx.conf"
+    conf.write_text(
+        f"""daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
+events {{ }}
+http {{
+  access_log off;
+  {temporary}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{ proxy_pass http://{urlsplit(upstream).netloc}; {" ".join(directives)} }}
+  }}
+}}
+"""
+    )
+    with _running((program, "-p", str(folder), "-c", str(conf)), port, folder / "nginx.log"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """The port of a service that hangs: it takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def _running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        until_sync(lambda: _answers(process, port, log))
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _answers(process: "subprocess.Popen[bytes]", port: int, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _installed(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed: apt-get install {name}")
+    return found

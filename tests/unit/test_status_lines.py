@@ -1,0 +1,95 @@
+"""From figures to lines: what needs a person, in figures of a healthy and of a sick deployment."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from genctl.domain import status
+from genctl.domain.status import ATTENTION, OK, Depth, Gate, Line, Pile, Standing
+
+OPEN = Gate("seedream4", closed=False, probing=False, until=None, reason=None, who=None)
+AT = datetime(2025, 11, 2, 9, 30, tzinfo=UTC)
+
+
+def line(
+    part: str,
+    piles: dict[str, Pile] | None = None,
+    *,
+    failures: dict[str, int] | None = None,
+    gate: Gate = OPEN,
+) -> Line:
+    lines = status.of_database(Standing(piles or {}, failures or {}, [gate]))
+    return next(line for line in lines if line.part == part)
+
+
+# part, piles -> level, message
+CASES: list[tuple[str, dict[str, Pile], str, str]] = [
+    ("owed", {}, OK, "nothing"),
+    ("owed", {"jobs_owed": Pile(2, 61)}, OK, "2 job messages for 1 min"),
+    ("owed", {"copies_owed": Pile(1, 121)}, ATTENTION, "1 DLQ copy for 2 min: is a sweeper running?"),
+    ("leases", {"dead_leases": Pile(1, 14)}, OK, "1 dead (for 14 s)"),
+    ("leases", {"dead_leases": Pile(3, 90)}, ATTENTION, "3 dead (the longest for 2 min): is a sweeper running?"),
+    ("refunds", {}, OK, "none is pending"),
+    ("refunds", {"refunds_pending": Pile(1, 1)}, ATTENTION, "1 pending (for 1 s)"),
+    ("sessions", {"queued": Pile(9, 301)}, ATTENTION, "9 queued (the longest for 5 min); 0 processing: is a worker running?"),
+    ("sessions", {"queued": Pile(9, 301), "processing": Pile(1, 2)}, OK, "9 queued (the longest for 5 min); 1 processing (for 2 s)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "piles", "level", "message"), CASES)
+def test_what_waits_too_long_needs_a_person(
+    part: str, piles: dict[str, Pile], level: str, message: str
+) -> None:
+    found = line(part, piles)
+    assert (found.level, found.message) == (level, message)
+    assert found.next.startswith("genctl ")
+
+
+@pytest.mark.parametrize(
+    ("gate", "level"),
+    [
+        (OPEN, OK),
+        (OPEN._replace(closed=True, who="ann@desk", reason="maintenance", until=AT), OK),
+        (OPEN._replace(closed=True, who="breaker", reason="401 AuthenticationError"), ATTENTION),
+        (OPEN._replace(closed=True, probing=True, who="host:1"), ATTENTION),
+    ],
+    ids=["open", "by a person", "by the breaker", "probing"],
+)
+def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> None:
+    found = line("gate", gate=gate)
+    assert found.level == level
+    assert (gate.reason or "") in found.message
+
+
+def test_behind_a_closed_gate_waiting_is_no_alarm() -> None:
+    closed = OPEN._replace(closed=True, who="ann@desk")
+    assert line("sessions", {"queued": Pile(9, 3000)}, gate=closed).level == OK
+
+
+def test_failures_are_named_by_their_commonest_codes() -> None:
+    found = line("failures", failures={"A": 1, "B": 20, "C": 3, "D": 1, "E": 1})
+    assert found.message == "26 in the last hour: 20 B, 3 C, 1 A, 2 others"
+
+
+def test_the_dlq_is_counted_hidden_messages_too() -> None:
+    queue, dlq = status.of_queues(Depth("jobs", 1200, 3, 4), Depth("jobs-dlq", 1, 1))
+    assert queue.message == "1,200 waiting, 3 in flight, 4 delayed"
+    assert dlq.message == "2 messages"
+
+
+@pytest.mark.parametrize(("answer", "level"), [(200, OK), (503, ATTENTION), (404, ATTENTION)])
+def test_an_api_that_is_not_ready_needs_a_person(answer: int, level: str) -> None:
+    assert status.of_api(answer)[0].level == level
+
+
+@pytest.mark.parametrize(
+    ("states", "level", "command"),
+    [
+        (["applied", "applied"], OK, "genctl migrate status"),
+        (["applied", "pending"], ATTENTION, "genctl migrate"),
+        (["drifted", "pending", "missing"], ATTENTION, "genctl migrate status"),
+    ],
+)
+def test_migrations_that_are_not_applied_need_a_person(states: list[str], level: str, command: str) -> None:
+    (found,) = status.of_migrations(states)
+    assert (found.level, found.next) == (level, command)
