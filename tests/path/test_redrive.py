@@ -18,6 +18,7 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import Fate, Outgoing, Queue
+from genctl.ops.dlq import shown
 from genctl.ops.redrive import Redrive, Redriven, Wish
 
 
@@ -290,3 +291,17 @@ async def test_a_canary_that_lives_is_followed_by_the_rest(kit: Kit) -> None:
     await kit.work()
     done = await redriving
     assert (done.tally.redriven, done.stopped) == (3, None)
+
+
+async def test_a_message_is_shown_with_all_that_hangs_on_it(kit: Kit) -> None:
+    session = await failed(kit)
+    (copy,) = await kit.copies()
+    for text in (copy.message_id, copy.message_id[:13], str(session.id), str(session.reservation_id)):
+        found = await shown(kit.settings, text)
+        assert found["body"] == kit.body(session)
+        assert (found["session"]["status"], found["reservation"]["status"]) == ("failed", "released")
+        assert [hop.hop for hop in found["trace"]][-1] == "copied"
+    with pytest.raises(GenctlError) as caught:
+        await shown(kit.settings, "nothing")
+    assert caught.value.exit_code == 4
+    assert len(await kit.copies()) == 1

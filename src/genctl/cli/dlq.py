@@ -91,6 +91,22 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     out.emit(listed, rows=listed["messages"], columns=COLUMNS, empty="no message")
 
 
+@dlq.command(cls=Command, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
+@click.argument("id_", metavar="ID")
+def show(out: Output, id_: str) -> None:
+    """Show one message with its session, reservation and trace.
+
+    ID is the message's, or any id of its session, or a beginning of one.
+    """
+    from genctl.ops import dlq as ops
+
+    found = out.run(ops.shown(out.settings, id_))
+    if out.form == "table":
+        lines = [f"{hop.at:%H:%M:%S.%f} run {hop.run} {hop.hop}: {hop.says}" for hop in found["trace"]]
+        found["trace"] = {str(number): line for number, line in enumerate(lines, 1)}
+    out.emit(found)
+
+
 @dlq.command(
     cls=Command,
     examples=(

@@ -5,17 +5,22 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, timedelta
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Letter
-from genctl.domain.model import rfc3339
+from genctl.domain.model import GenctlError, camel, rfc3339
+from genctl.domain.timeline import hops
 from genctl.edges.db import Database
-from genctl.edges.sqs import Queue, Sqs
-from genctl.ops.sampling import Pass
+from genctl.edges.sqs import Message, Queue, Sqs
+from genctl.ops.sampling import Pass, sampled
+from genctl.ops.sessions import find
+from genctl.ops.trace import events_of
 from genctl.redrive import letters
 
+NOT_FOUND = 4
 GROUPS: dict[str, Callable[[Letter], str | None]] = {
     "code": lambda letter: letter.code,
     "category": lambda letter: letter.category,
@@ -60,6 +65,54 @@ async def look_at(settings: Settings, choice: Choice) -> Found:
             kept=timedelta(seconds=int(one.facts.get("MessageRetentionPeriod", 0))),
             warning=one.warning,
         )
+
+
+async def shown(settings: Settings, text: str) -> dict[str, Any]:
+    """One message with its session, reservation and trace; the newest of those that `text` names.
+
+    `text` begins its message id, or is any id of its session. Raises GenctlError: exit 4 for none, 2 for
+    several, 3.
+    """
+    async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
+        session_id = await _session_of(db, text)
+        found: list[tuple[Message, Letter]] = []
+        while messages := await one.receive():
+            pairs = zip(messages, await letters(messages, db), strict=True)
+            found += [pair for pair in pairs if _is_named(pair[1], text, session_id)]
+        if len({letter.session_id or letter.message_id for _, letter in found}) > 1:
+            raise GenctlError("Ambiguous", f"{text!r} begins several ids", "give more of the id", exit_code=2)
+        if not found:
+            raise GenctlError(
+                "MessageNotFound",
+                f"no message of {dlq.name} has an id, or a session with an id, that begins with {text!r}"
+                f" ({sampled(one.seen, max(one.seen, one.approximate))})",
+                "genctl dlq list",
+                exit_code=4,
+            )
+        message, letter = max(found, key=lambda pair: pair[0].sent_at)
+        row = letter.row
+        reservation = await db.row("reservation", id=row.reservation_id) if row else None
+        return letter.item() | {
+            "attributes": message.attributes,
+            "body": message.body,
+            "session": row.item() if row else None,
+            "reservation": camel(reservation) if reservation else None,
+            "trace": hops(await events_of(db, row.id)) if row else [],
+        }
+
+
+async def _session_of(db: Database, text: str) -> UUID | None:
+    try:
+        return (await find(db, text)).id
+    except GenctlError as error:
+        if error.exit_code != NOT_FOUND:
+            raise
+    return None
+
+
+def _is_named(letter: Letter, text: str, session_id: UUID | None) -> bool:
+    own = letter.message_id.startswith(text) or str(letter.session_id).startswith(text)
+    return own or (session_id is not None and letter.session_id == session_id)
 
 
 def grouped(meant: Iterable[Letter], by: str) -> list[dict[str, Any]]:
