@@ -26,7 +26,9 @@ from genctl.ops import enqueue
 from genctl.ops.enqueue import Wish
 
 GENCTL = (sys.executable, "-m", "genctl")
-CHANGING = ("enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "smoke")
+CHANGING = (
+    "enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "smoke", "dlq redrive", "dlq discard",
+)  # fmt: skip
 
 
 @dataclasses.dataclass

@@ -1,0 +1,77 @@
+"""`genctl dlq` and `genctl report` as they are typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.process.place import Place
+
+
+@pytest.fixture
+def failed(place: Place) -> Place:
+    """With a failed job of ann, and a sensitive one of bob."""
+    with place.worker("--drain") as worker:
+        for scenario, user in (("invalid-parameter", "ann"), ("sensitive", "bob")):
+            place.until_row(place.enqueue(scenario, user=user, grant=100), status="failed")
+        worker.end(within_s=60)
+    return place
+
+
+def test_nobody_to_ask_ends_it_before_the_dlq_is_looked_at(place: Place) -> None:
+    """Also when nothing would match, and when there is no DLQ at all."""
+    place.env["GENCTL_DLQ"] = "nowhere"
+    for command in (("redrive", "--code", "X"), ("discard", "--code", "X")):
+        error = place.error("dlq", *command, exit_code=2)
+        assert error["code"] == "NotConfirmed"
+        assert "--yes" in error["fix"]
+    assert place.error("dlq", "list", exit_code=3)["code"] == "QueueNotFound"
+    assert place.error("dlq", "redrive", "--yes", exit_code=3)["code"] == "QueueNotFound"
+
+
+def test_list_redrive_and_report(failed: Place) -> None:
+    listed = failed.genctl("dlq", "list")
+    assert (listed["seen"], listed["approximate"]) == (2, 2)
+    assert {(m["userId"], m["state"]) for m in listed["messages"]} == {("ann", "current"), ("bob", "current")}
+    assert all(message["expiresAt"] > message["sentAt"] for message in listed["messages"])
+    assert [m["userId"] for m in failed.genctl("dlq", "list", "--user", "bob")["messages"]] == ["bob"]
+    groups = failed.genctl("dlq", "list", "--group-by", "user")
+    assert sorted(row["user"] for row in groups) == ["ann", "bob"]
+    assert "█" in failed.say("dlq", "list", "--group-by", "code").stdout
+
+    planned = failed.genctl("dlq", "redrive", "--dry-run")
+    assert list(planned) == ["redriven", "stale", "skipped", "failed", "plan"]
+    assert (planned["redriven"], planned["skipped"]) == (1, {"content policy": 1})
+    done = failed.genctl("dlq", "redrive", "--yes", "--edit-prompt", "a lighthouse", "--set", "size=2K")
+    assert done == {"redriven": 2, "stale": 0, "skipped": {}, "failed": 0}
+    with failed.worker("--drain") as worker:
+        worker.end(within_s=60)
+    rows = failed.sql("select status, run, prompt, params from generation_sessions")
+    assert [tuple(row.values()) for row in rows] == [("completed", 2, "a lighthouse", {"size": "2K"})] * 2
+    assert failed.violations() == []
+
+    told = failed.genctl("report", "--since", "1h")
+    assert (told["users"], told["sessions"], told["creditsReleased"]) == (2, 2, 8)
+    assert told["redrives"] == {"completed": 2}
+    text = failed.say("report", "--since", "1h").stdout
+    assert "2 jobs were redriven: 2 completed" in text
+
+
+def test_a_change_that_is_none_and_a_prompt_that_none_can_be(place: Place) -> None:
+    assert place.error("dlq", "redrive", "--yes", "--set", "size", exit_code=2)["code"] == "BadChange"
+    assert place.error("dlq", "redrive", "--yes", "--edit-prompt", " ", exit_code=2)["code"] == "BadPrompt"
+
+
+def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> None:
+    failed.send("poison", dlq=True)
+    path = tmp_path / "all.jsonl"
+    assert failed.genctl("dlq", "export", str(path))["exported"] == 3
+    assert failed.error("dlq", "export", str(path), exit_code=2)["code"] == "FileExists"
+    bodies = [json.loads(line)["body"] for line in path.read_text().splitlines()]
+    assert "poison" in bodies
+    found = failed.genctl("dlq", "discard", "--code", "Unknown", "--dry-run")
+    assert (found["meant"], found["discarded"]) == (1, 0)
+    gone = failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")
+    assert gone["discarded"] == 1
+    assert (tmp_path / gone["file"]).exists()
+    assert len(failed.copies()) == 2
+    assert failed.genctl("dlq", "show", failed.genctl("dlq", "list")["messages"][0]["messageId"])["session"]
