@@ -508,9 +508,8 @@ def _log_settled(row: Session) -> None:
         log.info("session.completed", **whose)
         return
     stored = row.details
-    log.info(
-        "session.failed.updated", **whose, code=stored["code"], refundedCredits=stored["refundedCredits"]
-    )
+    told = {name: stored.get(name) for name in ("code", "refundedCredits")}  # a trigger may have changed them
+    log.info("session.failed.updated", **whose, **told)
     log.info("session.failed.notify.sent", **whose)
 
 

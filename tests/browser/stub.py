@@ -244,7 +244,7 @@ class Stub:
     async def _signin(self, request: web.Request) -> web.StreamResponse:
         ticket = str((await request.post()).get("ticket"))
         if ticket not in self._tickets:
-            return _error(401, "the ticket was used or is too old")
+            return _error(401, "this sign-in link was used before")
         self._tickets.discard(ticket)
         self._tokens.add(token := uuid4().hex)
         answer = web.Response(status=303, headers={"Location": "/"})

@@ -140,9 +140,7 @@ async def test_a_redriven_session_leaves_failed_and_may_complete(page: Page, ser
 async def test_an_image_that_cannot_be_loaded_says_so(page: Page, server: Stub) -> None:
     session_id = await shown(page, server)
     server.complete(session_id, b"no image")
-    await expect(card(page, session_id).locator(".waiting")).to_have_text(
-        "The image is no longer at its address."
-    )
+    await expect(card(page, session_id).locator(".waiting")).to_have_text("The image cannot be shown here.")
     await expect(card(page, session_id).locator(".picture")).to_be_hidden()
 
 
@@ -352,7 +350,7 @@ async def test_a_page_that_is_not_signed_in_says_how(browser: Browser, server: S
     context = await browser.new_context()
     page = await context.new_page()
     await page.goto(server.url)
-    await expect(page.locator("#signed-out")).to_contain_text("genctl demo --keep")
+    await expect(page.locator("#signed-out")).to_contain_text("genctl token")
     await expect(page.locator("#form")).to_be_hidden()
     await context.close()
 
@@ -374,8 +372,9 @@ async def test_a_used_ticket_signs_nobody_in_and_says_so(browser: Browser, serve
         if context is browser.contexts[0]:
             await page.wait_for_url(f"{server.url}/")
         else:
-            await expect(page.get_by_role("status")).to_contain_text("used already")
-            await expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+            await expect(page.get_by_role("status")).to_contain_text("used before")
+            await expect(page.get_by_role("button", name="Sign in")).to_be_hidden()
+            await expect(page.get_by_role("link", name="To your images")).to_be_visible()
     for context in browser.contexts:
         await context.close()
 

@@ -49,8 +49,8 @@ def page_served(place: Place, port: int = 0) -> Iterator[Served]:
         yield api
 
 
-def sign_in_link(place: Place, api: Served) -> str:
-    said = place.genctl("token", "--user", "ann", "--link", GENCTL_API_URL=api.client.url)
+def sign_in_link(place: Place, api: Served, user: str = "ann") -> str:
+    said = place.genctl("token", "--user", user, "--link", GENCTL_API_URL=api.client.url)
     return str(said["signIn"])
 
 
@@ -236,3 +236,14 @@ async def test_a_page_opened_while_the_database_is_away_says_so_and_recovers(
                 await expect(card(page, session)).to_be_visible(timeout=20_000)
                 await expect(page.locator("#trouble")).to_be_hidden()
                 await live(page)
+
+
+async def test_who_signs_in_as_another_in_a_second_tab_sees_no_cards_mixed(
+    page: Page, place: Place, api: Served
+) -> None:
+    await shown(page, place)
+    second = await page.context.new_page()
+    await second.goto(sign_in_link(place, api, "bob"))
+    await live(second)
+    await expect(page.locator("#empty")).to_be_visible()
+    await expect(page.locator(".card")).to_have_count(0)

@@ -13,7 +13,7 @@ from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Status
 from genctl.edges.sqs import Outgoing
 from genctl.ops.sessions import find
-from genctl.ops.smoke import details_complaints
+from genctl.ops.smoke.sound import details_complaints
 from genctl.pipeline import LEASE_S, carry, enqueue, process, send_jobs
 
 

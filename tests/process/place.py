@@ -26,7 +26,7 @@ from genctl.ops import enqueue
 from genctl.ops.enqueue import Wish
 
 GENCTL = (sys.executable, "-m", "genctl")
-CHANGING = ("enqueue", "credits grant", "sweep", "pause", "resume", "migrate up")
+CHANGING = ("enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "smoke")
 
 
 @dataclasses.dataclass

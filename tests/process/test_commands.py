@@ -14,7 +14,7 @@ from tests.kit import QueueServer, database_url, until_sync
 from tests.process.place import Place, Running, new_place
 
 from genctl import __version__
-from genctl.ops.smoke import DETAILS
+from genctl.ops.smoke.sound import DETAILS
 
 REFUSED = "OutputImageSensitiveContentDetected"
 ENQUEUED = ["sessionId", "reservationId", "clientKey", "userId", "run", "status"]

@@ -13,7 +13,7 @@ import pytest
 from tests.kit import free_port, until_sync
 from tests.process.place import GENCTL, Running, clean_env
 
-from genctl.ops.smoke import HOPS
+from genctl.ops.smoke.hop import HOPS
 
 PROGRAM = str(Path(__file__).with_name("demo_program.py"))
 CHECKS = [
@@ -70,7 +70,10 @@ def test_demo_shows_every_check_and_hop_with_its_time(home: Path) -> None:
 def test_a_broken_hop_is_named_with_the_logs_that_matter(home: Path) -> None:
     """Here a database that swallows NOTIFY; everything else holds."""
     shown, told = demo(home, "demo", program=(sys.executable, PROGRAM), exit_code=1)
-    why = "no NOTIFY on session_completed was heard for the session"
+    why = (
+        "expected a NOTIFY on session_completed for the session, found none; "
+        "look at the transaction that settles"
+    )
     assert shown["ok"] is False
     assert shown["checks"][0] == {"check": CHECKS[0], "ok": False, "evidence": f"notify: {why}"}
     bridge = CHECKS.index("the bridge logged it")  # it hears nothing either

@@ -48,6 +48,9 @@ TABLE = {
         "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),
         "refunds": ("genctl.cli.refunds:refunds", "Prove from the rows that every refund was made once."),
     },
+    "Check": {
+        "smoke": ("genctl.cli.smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
+    },
     "Set up": {
         "migrate": ("genctl.cli.migrate:migrate", "Apply the migrations, or tell their state."),
         "config": (

@@ -15,14 +15,14 @@ from genctl import credits
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import Session, Status
-from genctl.domain.orders import Order
-from genctl.domain.scenarios import GOOD_PROMPT, SENSITIVE_PROMPT
+from genctl.domain.scenarios import GOOD_PROMPT
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database
-from genctl.edges.sqs import Queue, Sqs
-from genctl.ops.smoke import HOPS, BrokenError, Door, Hop, Judge, Subject, details_complaints
+from genctl.ops.smoke.deployment import Deployment, Door
+from genctl.ops.smoke.hop import HOPS, Hop, verdict
+from genctl.ops.smoke.judge import Judge
+from genctl.ops.smoke.sound import details_complaints
 from genctl.ops.stack import Stack
-from genctl.pipeline import enqueue
 
 USER = "demo"
 TIMEOUT_S = 30.0
@@ -66,33 +66,25 @@ async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
         checks.append(Check(name, ok, evidence))
         told(checks[-1])
 
-    async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
-        queue = await sqs.queue(settings.queue)
-        dlq = await queue.dead_letter_queue(settings.dlq)
-        await credits.open_accounts(db, [USER], credits.opening(settings))
-        before = await _balance(db)
-        door = Door(settings.api_url, Tokens(settings.secret))
-        async with Judge.listening(
-            db, dlq, door, dsn=settings.dsn(), user=USER, timeout_s=TIMEOUT_S
-        ) as judge:
-            bad = await _enqueue(db, queue, SENSITIVE_PROMPT)
-            assert bad.reservation_id  # noqa: S101 - enqueue has just made it
-            subject = Subject(bad.id, bad.reservation_id, USER, before)
-            hops = []
-            async for hop in judge.hops(subject):
+    async with Deployment.open(settings) as at:
+        await credits.open_accounts(at.db, [USER], credits.opening(settings))
+        before = await _balance(at.db)
+        hops = []
+        async with Judge.open(at, USER, TIMEOUT_S) as judge:
+            async for hop in judge.hops():
                 hops.append(hop)
                 told(hop)
-        broken = next((hop for hop in hops if not hop.ok), None)
+        broken = next((hop for hop in verdict(hops) if not hop.ok), None)
         check("every hop holds", broken is None, f"{broken.hop}: {broken.why}" if broken else ", ".join(HOPS))
-        check("the worker logged it", *await _logged(stack.logs("worker"), bad.id, WORKER_LOGS))
-        check("the bridge logged it", *await _logged(stack.logs("api"), bad.id, API_LOGS))
-        check("the card shows it", *await _card(door, bad.id))
-        after = await _balance(db)
+        check("the worker logged it", *await _logged(stack.logs("worker"), judge.session_id, WORKER_LOGS))
+        check("the bridge logged it", *await _logged(stack.logs("api"), judge.session_id, API_LOGS))
+        check("the card shows it", *await _card(at.api, judge.session_id))
+        after = await _balance(at.db)
         check("the balance is whole again", after == before, f"{before} credits before, {after} after")
-        good = await _enqueue(db, queue, GOOD_PROMPT)
-        ended = await _ended(db, good)
-        check("a good job completes", ended.status is Status.COMPLETED, _made(ended))
-        left = await _balance(db)
+        status, good = await at.api.order(USER, prompt=GOOD_PROMPT, clientKey=f"demo-{uuid4().hex[:8]}")
+        ended = await _ended(at.db, good["sessionId"]) if status == 202 else None
+        check("a good job completes", *_made(ended))
+        left = await _balance(at.db)
         check("and is paid for", left == after - SEEDREAM4.price, f"{after} credits before, {left} after")
     return Shown(
         ok=all(c.ok for c in checks),
@@ -101,42 +93,29 @@ async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
     )
 
 
-async def _enqueue(db: Database, queue: Queue, prompt: str) -> Session:
-    order = Order(
-        session_id=uuid4(),
-        reservation_id=uuid4(),
-        user_id=USER,
-        prompt=prompt,
-        model=SEEDREAM4.default_model,
-        cost=SEEDREAM4.price,
-        client_key=f"demo-{uuid4().hex[:8]}",
-    )
-    return (await enqueue([order], db=db, queue=queue)).sessions[0]
-
-
 async def _balance(db: Database) -> int:
     return int((await credits.account(db, USER))["balance"])
 
 
-async def _ended(db: Database, session: Session) -> Session:
+async def _ended(db: Database, session_id: str) -> Session:
     """The row once its run has ended; as it is when it does not end in time."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:
-        (row,) = await db.rows("sessions", ids=[session.id])
+        (row,) = await db.rows("sessions", ids=[session_id])
         found = Session.of(row)
         if found.completed_at or time.monotonic() > deadline:
             return found
         await asyncio.sleep(POLL_S)
 
 
-def _made(session: Session) -> str:
-    if session.status is not Status.COMPLETED:
-        return f"it is {session.status}"
+def _made(session: Session | None) -> tuple[bool, str]:
+    if session is None or session.status is not Status.COMPLETED:
+        return False, f"it is {session.status}" if session else "the API took no order"
     image = (session.result or {})["images"][0]
-    return f"one image of {image['size']}"
+    return True, f"one image of {image['size']}"
 
 
-async def _logged(log: Path, session_id: UUID, events: Sequence[str]) -> tuple[bool, str]:
+async def _logged(log: Path, session_id: UUID | None, events: Sequence[str]) -> tuple[bool, str]:
     """Whether the log has all these events of the session, given a moment to be written; which, or not."""
     deadline = time.monotonic() + LOG_TIMEOUT_S
     while True:
@@ -165,12 +144,11 @@ def _lines(log: Path) -> Iterator[dict[str, Any]]:
             yield said
 
 
-async def _card(door: Door, session_id: UUID) -> tuple[bool, str]:
+async def _card(door: Door, session_id: UUID | None) -> tuple[bool, str]:
     """What a page shows of the failure: the provider's sentence without ids, and the refund."""
-    try:
-        status, item = await door.session(USER, session_id)
-    except BrokenError as broken:
-        return False, str(broken)
+    if session_id is None:
+        return False, "there is no session"
+    status, item = await door.session(USER, session_id)
     details = item.get("error_details") or {}
     sound = status == 200 and not details_complaints(details) and details["refundedCredits"] > 0
     text = f"{details.get('userMessage')} — {details.get('refundedCredits')} credits returned"
@@ -199,9 +177,7 @@ async def run(
 
 def _line(known: Hop | Check) -> str:
     if isinstance(known, Hop):
-        if known.ok:
-            return f"  {known.hop:<9} {known.ms:8.1f} ms  {known.evidence}"
-        return f"  {known.hop:<9}   BROKEN     {known.why}"
+        return known.line()
     return f"  {'ok    ' if known.ok else 'BROKEN'} {known.check}: {known.evidence}"
 
 

@@ -1,5 +1,6 @@
 """Looking into the DLQ without eating it."""
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
@@ -21,10 +22,16 @@ class Look(msgspec.Struct, frozen=True):
     messages: list[Message]
 
 
-async def look(dlq: Queue, *, enough: Callable[[Message], bool] = lambda _: False) -> Look:
-    """Every message once, or until one is `enough`; all are visible again when it returns.
+async def look(
+    dlq: Queue,
+    *,
+    enough: Callable[[Message], bool] = lambda _: False,
+    take: Callable[[Message], bool] = lambda _: False,
+) -> Look:
+    """Every message once, or until one is `enough`; those to `take` are deleted.
 
-    Looking raises receive counts, as SQS forces. Raises GenctlError, exit 3.
+    All others are visible again when it ends, also by a cancellation. Looking raises receive counts, as
+    SQS forces. Raises GenctlError, exit 3.
     """
     facts = await dlq.attributes()
     approximate = sum(
@@ -32,18 +39,31 @@ async def look(dlq: Queue, *, enough: Callable[[Message], bool] = lambda _: Fals
         for name in ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
     )
     seen: dict[str, Message] = {}
+    taken: list[str] = []
     empty = 0
     try:
         while empty < EMPTY_LOOKS:
-            messages = await dlq.receive(BATCH, wait_s=0, visibility_s=LOOK_S)
+            messages = await _received(dlq, seen)
             new = [message for message in messages if message.message_id not in seen]
             seen |= {message.message_id: message for message in messages}
             empty = 0 if new else empty + 1
             if any(map(enough, new)):
                 break
+        taken = [message.receipt for message in filter(take, seen.values())]
     finally:
-        await dlq.hide([(message.receipt, 0) for message in seen.values()])
+        await dlq.hide([(m.receipt, 0) for m in seen.values() if m.receipt not in taken])
+        await dlq.delete(taken)
     return Look(max(approximate, len(seen)), list(seen.values()))
+
+
+async def _received(dlq: Queue, seen: dict[str, Message]) -> list[Message]:
+    """The next messages. Cancelled, it waits for those on their way, which SQS would hide: `seen` as well."""
+    receiving = asyncio.create_task(dlq.receive(BATCH, wait_s=0, visibility_s=LOOK_S))
+    try:
+        return await asyncio.shield(receiving)
+    except asyncio.CancelledError:
+        seen |= {message.message_id: message for message in await receiving}
+        raise
 
 
 class Listed(msgspec.Struct, frozen=True):

@@ -268,6 +268,7 @@ prompt.addEventListener('keydown', (event) => {
 part(document, '#older').addEventListener('click', loadOlder);
 for (const button of document.querySelectorAll('.retry')) button.addEventListener('click', load);
 document.addEventListener('visibilitychange', () => document.hidden || load()); // perhaps signed in elsewhere
+addEventListener('storage', ({ key }) => key === 'signed-in' && location.reload()); // as somebody else, perhaps
 setInterval(renderCards, 30_000); // "2 min ago"
 render();
 load();

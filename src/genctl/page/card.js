@@ -42,7 +42,7 @@ export function cardView(open) {
     image.hidden = !visible;
     if (visible && image.src !== shot.url) image.src = shot.url;
     image.alt = card.prompt ?? '';
-    showStage(element, card, shot ? (visible ? '' : 'The image is no longer at its address.') : 'No image came.');
+    showStage(element, card, shot ? (visible ? '' : 'The image cannot be shown here.') : 'No image came.');
     showFailure(element, card, now);
   };
   return { element, show };

@@ -1,7 +1,8 @@
-/** Spends the link's one-use ticket by a POST, at once; the button is for when that went wrong. */
+/** Spends the link's one-use ticket by a POST, at once; the button is for when nobody answered. */
 
 const form = /** @type {HTMLFormElement} */ (document.getElementById('signin'));
 const said = /** @type {HTMLElement} */ (form.querySelector('[role=status]'));
+const button = /** @type {HTMLElement} */ (form.querySelector('button'));
 const field = /** @type {HTMLInputElement} */ (form.elements.namedItem('ticket'));
 
 field.value = new URLSearchParams(location.search).get('ticket') ?? '';
@@ -10,9 +11,20 @@ history.replaceState(null, '', location.pathname); // a spent ticket need not st
 async function signIn() {
   const body = new URLSearchParams({ ticket: field.value });
   const response = await fetch(form.action, { method: 'POST', body, credentials: 'same-origin' });
-  if (response.ok) location.replace('/');
-  else if (response.status >= 500) said.textContent = `The server answered ${response.status}. Please try again.`;
-  else said.textContent = 'This link was used already or is too old. Run “genctl demo --keep” for a new one.';
+  if (response.ok) {
+    localStorage.setItem('signed-in', String(Date.now())); // other tabs show another user's cards: they begin anew
+    location.replace('/');
+  } else if (response.status >= 500) said.textContent = `The server answered ${response.status}. Please try again.`;
+  else {
+    const { error } = await response.json().catch(() => ({}));
+    inVain(error?.message ?? `the server answered ${response.status}`);
+  }
+}
+
+/** @param {string} why */
+function inVain(why) {
+  said.textContent = `You cannot be signed in: ${why}. “genctl token --user U --link” prints a new link.`;
+  button.hidden = true;
 }
 
 form.addEventListener('submit', async (event) => {
@@ -23,4 +35,4 @@ form.addEventListener('submit', async (event) => {
   });
 });
 if (field.value) form.requestSubmit();
-else said.textContent = 'This address holds no ticket. Run “genctl demo --keep”: its last line is a sign-in link.';
+else inVain('this address holds no ticket');

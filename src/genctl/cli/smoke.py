@@ -1,0 +1,66 @@
+"""`genctl smoke`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from genctl.base.printable import printable
+from genctl.cli import terminal
+from genctl.cli.command import DURATION, Command, yes_option
+from genctl.cli.output import Output, write
+
+COLUMNS = ("hop", "ok", "ms", "evidence", "why")
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "genctl smoke",
+        "genctl smoke --junit smoke.xml --timeout 60s",
+        "genctl smoke --user tester -o json | jq .hops[].why",
+    ),
+)
+@click.option("--user", metavar="U", help="Whose job it is, and who pays; else a fresh user's, on credit.")
+@click.option("--timeout", type=DURATION, default="30s", metavar="D", help="For all hops together.")
+@click.option(
+    "--junit",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write a JUnit report.",
+)
+@yes_option
+def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, yes: str | None) -> int:
+    """Judge a deployment by one job that fails, hop by hop.
+
+    Orders a job that the provider refuses through the API, and follows it from outside: database, NOTIFY,
+    stream, DLQ. Works on every deployment of the contract, ours or not. A line a hop; exit code 1 when
+    one is broken, with what was expected, what was found and where to look. Afterwards its copy in the DLQ
+    and the fresh user's credits are taken back.
+    """
+    from genctl.ops.smoke import run
+    from genctl.ops.smoke.hop import Hop, verdict
+    from genctl.ops.smoke.junit import reported
+
+    out.target(queue=True)
+    if out.settings.real_provider:
+        out.confirm(f"Send a job that is refused to {out.settings.ark_base_url}, from your account?", yes)
+    hops: list[Hop] = []
+
+    def told(hop: Hop) -> None:
+        hops.append(hop)
+        if out.form == "table":
+            write(printable(hop.line()) + "\n")
+            sys.stdout.flush()
+
+    with reported(junit, hops):
+        out.run(run(out.settings, user=user, timeout_s=timeout, told=told, note=terminal.note))
+    found = [{name: getattr(hop, name) for name in COLUMNS} for hop in verdict(hops)]
+    broken = next((hop["hop"] for hop in found if not hop["ok"]), None)
+    out.emit(
+        {"ok": broken is None, "hops": found},
+        rows=found,
+        columns=COLUMNS,
+        text=lambda: f"smoke: {f'broken at {broken}' if broken else 'every hop holds'}\n",
+    )
+    return int(broken is not None)

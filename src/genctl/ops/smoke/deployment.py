@@ -1,0 +1,91 @@
+"""What is judged: a database, a queue pair and an API, all of them somebody's."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Self
+from uuid import UUID, uuid4
+
+import aiohttp
+
+from genctl.base.settings import Settings
+from genctl.base.tokens import Tokens
+from genctl.domain.model import GenctlError
+from genctl.domain.tools import SEEDREAM4
+from genctl.edges import http
+from genctl.edges.db import Database
+from genctl.edges.sqs import Queue, Sqs
+
+ANSWER_WITHIN_S = 10.0
+
+
+class Door:
+    """The API as its clients see it. Everything here raises GenctlError (exit 3) when nobody answers."""
+
+    def __init__(self, url: str, tokens: Tokens) -> None:
+        self.url = url
+        self.tokens = tokens
+
+    async def order(self, user: str, **body: str) -> tuple[int, Any]:
+        """Status and body of a user's order."""
+        return await self._ask("POST", "/generations", user, body)
+
+    async def session(self, user: str, session_id: UUID) -> tuple[int, Any]:
+        """Status and body of a user's GET of a session."""
+        return await self._ask("GET", f"/sessions/{session_id}", user)
+
+    async def credits(self, user: str) -> tuple[int, Any]:
+        """Status and body of what a user has."""
+        return await self._ask("GET", "/credits", user)
+
+    async def _ask(
+        self, method: str, path: str, user: str, body: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """The body is what its JSON says, or the text where it is none."""
+        url = f"{self.url}{SEEDREAM4.api_path}{path}"
+        headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
+        timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
+        try:
+            async with (
+                http.session(self.url) as client,
+                client.request(
+                    method, url, headers=headers, json=body, timeout=timeout, allow_redirects=False
+                ) as answer,
+            ):
+                text = await answer.text(errors="replace")
+                try:
+                    return answer.status, await answer.json(content_type=None)
+                except ValueError:
+                    return answer.status, text
+        except (aiohttp.ClientError, TimeoutError) as error:
+            why = str(error) or f"no answer within {ANSWER_WITHIN_S:g} s"
+            raise GenctlError(
+                "ApiUnreachable",
+                f"the API does not answer {method} {url}: {why}",
+                "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
+            ) from None
+
+
+class Deployment(NamedTuple):
+    """Its parts, and what of its secrets is known here."""
+
+    db: Database
+    listen_dsn: str
+    queue: Queue
+    dlq: Queue
+    api: Door
+    secrets: tuple[str, ...] = ()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+        """Raises GenctlError (exit 3) when one of its parts cannot be reached."""
+        api = Door(settings.api_url, Tokens(settings.secret))
+        async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
+            queue = await sqs.queue(settings.queue)
+            dlq, _ = await asyncio.gather(
+                queue.dead_letter_queue(settings.dlq), api.session("genctl-smoke", uuid4())
+            )
+            secrets = (settings.secret, settings.ark_api_key, settings.aws_secret_access_key)
+            known = tuple(secret for secret in secrets if secret and len(secret) >= 8)  # "test" is no secret
+            yield cls(db, settings.direct_dsn(), queue, dlq, api, known)

@@ -1,0 +1,48 @@
+"""A user of smoke's own: the credits that the job costs are lent, and taken back at the end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from genctl.domain.model import GenctlError
+from genctl.edges.db import Database, Step
+
+CREDITS = 100  # more than a job of any tool costs
+TAKE_BACK_WITHIN_S = 5.0
+NAME = "genctl-smoke-"
+
+
+@asynccontextmanager
+async def guest(db: Database, note: Callable[[str], None]) -> AsyncIterator[str]:
+    """The name of a fresh user with credits; `note` hears what cannot be taken back.
+
+    Raises GenctlError (exit 3) when the credits cannot be lent.
+    """
+    user = f"{NAME}{uuid4().hex[:12]}"
+    has_ledger = bool((await db.rows("smoke_has_ledger"))[0]["there"])
+    try:
+        await db.transact(*_movement(user, CREDITS, "lent by genctl smoke", has_ledger=has_ledger))
+        yield user
+    finally:  # also when the answer to the lending was lost: what is not there is not taken back
+        try:
+            async with asyncio.timeout(TAKE_BACK_WITHIN_S):
+                (left,) = (
+                    await db.patiently(
+                        *_movement(user, -CREDITS, "taken back by genctl smoke", has_ledger=has_ledger)
+                    )
+                )[-1]
+            note(f"left behind: user {user} with {left['balance']} credits")
+        except (GenctlError, TimeoutError) as error:
+            note(f"left behind: user {user}, whose {CREDITS} credits could not be taken back: {error}")
+
+
+def _movement(user: str, credits: int, reason: str, *, has_ledger: bool) -> list[Step]:
+    who = {"user": user}
+    book = [("smoke_book", who | {"credits": credits, "reason": reason})] if has_ledger else []
+    return [
+        ("smoke_account", who),
+        ("smoke_lock", who),
+        *book,
+        ("smoke_move", who | {"credits": credits}),
+    ]

@@ -1,0 +1,51 @@
+"""The hops in their order, what is known of one, and the verdict on all."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "isolation", "dlq")
+NOT_TRIED = "not tried"
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """One hop: whether it holds, milliseconds after the order was sent, what was seen, what is wrong."""
+
+    hop: str
+    ok: bool
+    at: str | None = None
+    ms: float | None = None
+    evidence: str = ""
+    why: str = ""
+
+    def line(self) -> str:
+        """As people read it."""
+        if self.ok:
+            return f"  {self.hop:<9} {self.ms:8.1f} ms  {self.evidence}"
+        return f"  {self.hop:<9}   BROKEN     {self.why}"
+
+
+def verdict(hops: Iterable[Hop]) -> list[Hop]:
+    """All nine; behind the first that is broken none was tried. Of one that came twice the last counts."""
+    known = {hop.hop: hop for hop in hops}
+    found: list[Hop] = []
+    for name in HOPS:
+        tried = name in known and all(hop.ok for hop in found)
+        found.append(known[name] if tried else Hop(name, ok=False, why=NOT_TRIED))
+    return found
+
+
+class Evidence(NamedTuple):
+    """What was seen, and when (monotonic); None is now."""
+
+    text: str
+    at: float | None = None
+
+
+class BrokenError(Exception):
+    """What was expected, what was found, where to look. `final`: waiting will not mend it."""
+
+    def __init__(self, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
+        super().__init__(f"expected {expected}, found {found}; look at {look_at}")
+        self.final = final
