@@ -314,7 +314,12 @@ def test_a_command_that_is_missing_is_exit_2_with_the_help_on_stderr() -> None:
 )
 @pytest.mark.parametrize("command", ["work", "follow"])
 def test_a_signal_ends_a_command_cleanly(command: str, number: signal.Signals, code: int) -> None:
-    with subprocess.Popen([*PROGRAM, command, "-o", "json"], stdout=-1, stderr=-1, text=True) as process:
+    def as_in_a_terminal() -> None:  # also when nohup runs the tests
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [*PROGRAM, command, "-o", "json"], stdout=-1, stderr=-1, text=True, preexec_fn=as_in_a_terminal
+    ) as process:
         assert process.stderr
         assert process.stderr.readline() == "waiting\n"
         process.send_signal(number)
