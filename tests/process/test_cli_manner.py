@@ -318,7 +318,11 @@ def test_a_signal_ends_a_command_cleanly(command: str, number: signal.Signals, c
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     with subprocess.Popen(
-        [*PROGRAM, command, "-o", "json"], stdout=-1, stderr=-1, text=True, preexec_fn=as_in_a_terminal
+        [*PROGRAM, command, "-o", "json"],
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        preexec_fn=as_in_a_terminal,  # noqa: PLW1509 - it takes no lock
     ) as process:
         assert process.stderr
         assert process.stderr.readline() == "waiting\n"
