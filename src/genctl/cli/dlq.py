@@ -76,11 +76,14 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 @click.option("--group-by", type=click.Choice(["code", "category", "user", "hour"]), help="Count instead.")
 @choosing
 def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") -> None:
-    """List the messages without consuming them, each joined to its session."""
+    """List the messages without consuming them, each joined to its session.
+
+    Looking raises their receive counts by one, as SQS forces, and hides them for a moment.
+    """
     from genctl.ops import dlq as ops
     from genctl.ops.sampling import sampled
 
-    found = out.run(ops.look_at(out.settings, choose()))
+    found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
     _note(found.warning)
     terminal.note(sampled(found.seen, found.approximate))
     if group_by:
@@ -149,10 +152,13 @@ def redrive(
     async def work() -> Plan | Redriven:
         async with Redrive.open(out.settings, wish) as under_way:
             _note(under_way.over.warning)
-            if dry_run:
-                return await under_way.plan()
-            if yes is None and (question := (await under_way.plan()).question()):
-                out.confirm(question, yes)
+            if dry_run or yes is None:
+                with terminal.progress(under_way.over.approximate, "look") as step:
+                    plan = await under_way.plan(step)
+                if dry_run:
+                    return plan
+                if question := plan.question():
+                    out.confirm(question, yes)
             with terminal.progress(under_way.over.approximate, "redrive") as step:
                 return await under_way.run(step)
 

@@ -15,12 +15,13 @@ from genctl.domain.model import GenctlError, camel, rfc3339
 from genctl.domain.timeline import hops
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Queue, Sqs
-from genctl.ops.sampling import Pass, sampled
+from genctl.ops.sampling import Pass, Progress, sampled
 from genctl.ops.sessions import find
 from genctl.ops.trace import events_of
 from genctl.redrive import letters
 
 NOT_FOUND = 4
+MOST_AT_ONCE = 50  # messages of one look at the rows
 GROUPS: dict[str, Callable[[Letter], str | None]] = {
     "code": lambda letter: letter.code,
     "category": lambda letter: letter.category,
@@ -52,12 +53,14 @@ class Found(msgspec.Struct, frozen=True):
         return {"approximate": self.approximate, "seen": self.seen, "messages": messages}
 
 
-async def look_at(settings: Settings, choice: Choice) -> Found:
+async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Found:
     """What the DLQ holds. Raises GenctlError, exit 3."""
     async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
         found: list[Letter] = []
-        while messages := await one.receive():
-            found += [letter for letter in await letters(messages, db) if choice.takes(letter)]
+        with progress(one.approximate, "look") as step:
+            while messages := await one.receive(MOST_AT_ONCE):
+                found += [letter for letter in await letters(messages, db) if choice.takes(letter)]
+                step(len(messages))
         return Found(
             approximate=max(one.approximate, one.seen),
             seen=one.seen,

@@ -8,7 +8,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -20,7 +20,7 @@ from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message
 from genctl.ops.dlq import opened
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Pass, Progress
 from genctl.redrive import letters
 
 CHUNK_BYTES = 1 << 20
@@ -80,7 +80,7 @@ async def export(
     path: Path,
     *,
     resume: bool,
-    progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write the messages that are meant; all stay in the DLQ. Raises GenctlError."""
     async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:

@@ -134,20 +134,21 @@ class Redrive:
         ):
             yield cls(at, over, wish)
 
-    async def plan(self) -> Plan:
+    async def plan(self, step: Callable[[int], object] = lambda _: None) -> Plan:
         """What run() would do, as the DLQ and the rows are now. Nothing is done; all is shown again."""
         rows, tally, left = [], Tally(), 2**31 if self.wish.most is None else self.wish.most
         balances: dict[str, int] = {}
-        while messages := await self.over.receive():
+        while messages := await self.over.receive(BATCH):
+            step(len(messages))
             found = [
                 letter for letter in await letters(messages, self.at.db) if self.wish.choice.takes(letter)
             ]
             steps = at_most(plan(found, self.terms, balances), left)
-            left -= sum(step.runs for step in steps)
+            left -= sum(planned.runs for planned in steps)
             tally.add(steps)
             rows += [
-                msgspec.structs.asdict(step) | letter.item()
-                for letter, step in zip(found, steps, strict=True)
+                msgspec.structs.asdict(planned) | letter.item()
+                for letter, planned in zip(found, steps, strict=True)
             ]
         seen = self.over.seen
         await self.over.show()

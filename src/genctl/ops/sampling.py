@@ -7,7 +7,7 @@ when the count says more.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Self
@@ -20,6 +20,8 @@ LOOK_S = 30  # how long what was seen is hidden at most, should we be killed whi
 IDLE_RECEIVES = 2  # one receive without news is no proof of the end
 COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
 MOST_IN_FLIGHT = 120_000  # SQS's limit of a standard queue: beyond it a receive comes back empty
+
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]  # of so many, called so
 
 
 class Pass:
