@@ -305,3 +305,14 @@ async def test_a_message_is_shown_with_all_that_hangs_on_it(kit: Kit) -> None:
         await shown(kit.settings, "nothing")
     assert caught.value.exit_code == 4
     assert len(await kit.copies()) == 1
+
+
+async def test_jobs_that_fail_again_at_once_do_not_keep_it_busy(kit: Kit) -> None:
+    """Only what was there when it began: the copies of the new runs are left for another time."""
+    for _ in range(2):
+        await failed(kit)
+    redriving = asyncio.create_task(redriven(kit, rate=1.0))
+    for _ in range(2):
+        await kit.work()
+    assert (await redriving).tally.redriven == 2
+    assert len(await kit.copies()) == 2
