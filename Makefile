@@ -29,8 +29,10 @@ check: $(READY) ## formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## speed as ratios against peers, measured in one run
+bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm for a fast SQS emulator
+	npm install --prefix benchmarks --no-package-lock --no-audit --no-fund
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/redrive.py
 
 clean: ## forget the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -48,7 +48,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # its logs are no answers
-        ops.LANES = 2
+        ops.LANES, ops.BATCH = 2, 10
         sampling.LOOK_S = 1  # hidden by the killed one for a second, not for thirty
         moment = asked.pop("at")
         for owner, name in ((Sqs, "call"), (Database, "transact")):

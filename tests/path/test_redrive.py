@@ -5,7 +5,7 @@ import json
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,16 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import Fate, Outgoing, Queue
+from genctl.ops import redrive as ops
 from genctl.ops.dlq import shown
 from genctl.ops.redrive import Redrive, Redriven, Wish
+
+
+@pytest.fixture(autouse=True)
+def few_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long poll of the test's SQS server keeps a core busy."""
+    monkeypatch.setattr(ops, "BATCH", 10)
+    monkeypatch.setattr(ops, "LANES", 2)
 
 
 async def failed(kit: Kit, scenario: str = "invalid-parameter", **wish: Any) -> Session:
@@ -194,35 +202,37 @@ async def killer() -> AsyncIterator[Callable[[Settings, int], Awaitable[str]]]:
 
 async def test_killed_at_any_call_the_next_run_finishes_it(kit: Kit) -> None:
     """Each moment on a queue pair of its own, with a job, its twin, and one that only owes its message."""
-    places: list[tuple[Kit, list[Session]]] = []
-    async with AsyncExitStack() as open_places, killer() as redrive:
+    places: list[tuple[Settings, list[Session]]] = []
+    async with killer() as redrive:
         outcome = "killed"
         while outcome == "killed":
             at = len(places) + 1
             settings = replace(kit.settings, queue=f"{kit.settings.queue}-{at}")
-            place = await open_places.enter_async_context(Kit.open(settings))
-            sessions = [await failed(place, user=f"u{at}") for _ in range(2)]
-            await place.at.send_copy(place.body(sessions[0]), "InvalidParameter", row=sessions[0])
-            places.append((place, sessions))
+            async with Kit.open(settings) as place:
+                sessions = [await failed(place, user=f"u{at}") for _ in range(2)]
+                await place.at.send_copy(place.body(sessions[0]), "InvalidParameter", row=sessions[0])
+            places.append((settings, sessions))
             outcome = await redrive(settings, at)
-        assert outcome == "done"
-        assert len(places) > 15
-        await asyncio.gather(*(finished(place, sessions) for place, sessions in places))
+    assert outcome == "done"
+    assert len(places) > 15
+    some = asyncio.Semaphore(10)  # of them at a time, for the server's connections
+    await asyncio.gather(*(finished(settings, sessions, some) for settings, sessions in places))
     assert await kit.violations() == []
 
 
-async def finished(place: Kit, sessions: list[Session]) -> None:
-    """A second redrive, and the workers: each job has run once more and was paid for once."""
+async def finished(settings: Settings, sessions: list[Session], some: asyncio.Semaphore) -> None:
+    """A second redrive, and nothing is left: each job has one more run and was paid for once."""
+    async with some, Kit.open(settings) as place:
 
-    async def nothing_left() -> bool:
-        await redriven(place, edit_prompt="a lighthouse")
-        return not await place.copies() and not await place.at.dlq.receive(10, wait_s=1, visibility_s=1)
+        async def nothing_left() -> bool:
+            await redriven(place, edit_prompt="a lighthouse")
+            return not await place.copies() and not await place.at.dlq.receive(10, wait_s=1, visibility_s=1)
 
-    await until(nothing_left)
-    rows = [await place.row(session) for session in sessions]
-    assert [(row.run, row.status) for row in rows] == [(2, Status.QUEUED)] * 2
-    assert not any(row.job_owed for row in rows)
-    assert await place.balance(rows[0].user_id) == 1000 - 2 * 4
+        await until(nothing_left)
+        rows = [await place.row(session) for session in sessions]
+        assert [(row.run, row.status) for row in rows] == [(2, Status.QUEUED)] * 2
+        assert not any(row.job_owed for row in rows)
+        assert await place.balance(rows[0].user_id) == 1000 - 2 * 4
 
 
 async def test_two_at_once_give_each_job_one_run(kit: Kit) -> None:
