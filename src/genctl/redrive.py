@@ -46,6 +46,12 @@ async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
     ]
 
 
+async def chosen(messages: Sequence[Message], db: Database, choice: Choice) -> list[tuple[Message, Letter]]:
+    """Those of the messages that are meant, each with its letter."""
+    pairs = zip(messages, await letters(messages, db), strict=True)
+    return [(message, letter) for message, letter in pairs if choice.takes(letter)]
+
+
 async def redrive(
     messages: Sequence[Message], at: Pipeline, choice: Choice, terms: Terms, *, most: int
 ) -> list[Fate]:
@@ -53,7 +59,7 @@ async def redrive(
 
     Raises GenctlError when a dependency is away: what was done stays done, the rest stays in the DLQ.
     """
-    meant = await _meant(messages, at.db, choice)
+    meant = await chosen(messages, at.db, choice)
     steps = at_most(plan([letter for _, letter in meant], terms), most)
     taken = [Fate(*pair, step) for pair, step in zip(meant, steps, strict=True)]
     queued = await _requeue([fate for fate in taken if fate.step.action == "requeue"], at, terms)
@@ -70,11 +76,6 @@ async def redrive(
 
 def _without_requeue(step: Step) -> Step:
     return Step("skip", "changed meanwhile") if step.action == "requeue" else step
-
-
-async def _meant(messages: Sequence[Message], db: Database, choice: Choice) -> list[tuple[Message, Letter]]:
-    pairs = zip(messages, await letters(messages, db), strict=True)
-    return [(message, letter) for message, letter in pairs if choice.takes(letter)]
 
 
 async def _requeue(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UUID, Session]:

@@ -18,7 +18,7 @@ from genctl.edges.sqs import Message, Queue, Sqs
 from genctl.ops.sampling import Pass, Progress, sampled
 from genctl.ops.sessions import find
 from genctl.ops.trace import events_of
-from genctl.redrive import letters
+from genctl.redrive import chosen, letters
 
 NOT_FOUND = 4
 MOST_AT_ONCE = 50  # messages of one look at the rows
@@ -59,7 +59,7 @@ async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Fou
         found: list[Letter] = []
         with progress(one.approximate, "look") as step:
             while messages := await one.receive(MOST_AT_ONCE):
-                found += [letter for letter in await letters(messages, db) if choice.takes(letter)]
+                found += [letter for _, letter in await chosen(messages, db, choice)]
                 step(len(messages))
         return Found(
             approximate=max(one.approximate, one.seen),

@@ -21,7 +21,7 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Message
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Pass, Progress
-from genctl.redrive import letters
+from genctl.redrive import chosen
 
 CHUNK_BYTES = 1 << 20
 
@@ -86,7 +86,7 @@ async def export(
     async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
         with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as step:
             while messages := await over.receive(wait_s=1):
-                file.write(await _meant(messages, db, choice))
+                file.write([message for message, _ in await chosen(messages, db, choice)])
                 step(len(messages))
         approximate = max(over.approximate, over.seen)
         return {"exported": file.written, "seen": over.seen, "approximate": approximate, "file": path}
@@ -96,7 +96,7 @@ async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
     """How many messages are meant; none is deleted, all are shown again."""
     count = 0
     while messages := await over.receive():
-        count += len(await _meant(messages, db, choice))
+        count += len(await chosen(messages, db, choice))
     found = _shown(over, meant=count)
     await over.show()
     return found
@@ -108,7 +108,7 @@ async def discard(
     """Delete the messages that are meant, each batch after it is in `file`. Raises GenctlError."""
     count = discarded = 0
     while messages := await over.receive(wait_s=1):
-        meant = await _meant(messages, db, choice)
+        meant = [message for message, _ in await chosen(messages, db, choice)]
         if file:
             file.write(meant)
         errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
@@ -122,11 +122,6 @@ async def discard(
 def _shown(over: Pass, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
     counts = {"meant": meant, "discarded": discarded, "seen": over.seen}
     return counts | {"approximate": max(over.seen, over.approximate), "file": file}
-
-
-async def _meant(messages: Sequence[Message], db: Database, choice: Choice) -> list[Message]:
-    pairs = zip(messages, await letters(messages, db), strict=True)
-    return [message for message, letter in pairs if choice.takes(letter)]
 
 
 def _line(message: Message) -> bytes:

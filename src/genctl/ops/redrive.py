@@ -18,7 +18,7 @@ from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import Message
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
-from genctl.redrive import Fate, letters, redrive
+from genctl.redrive import Fate, chosen, redrive
 
 LANES = 2  # batches under way at once
 BATCH = 100  # messages of one: what is reserved and queued in one transaction
@@ -120,9 +120,8 @@ class Redrive:
         self._step: Callable[[int], object] = lambda _: None
         self._left = wish.most
         self._batch = min(BATCH, max(1, int(wish.rate))) if wish.rate else BATCH
-        self._began = time.monotonic()
         self._gate_read_at = 0.0
-        self._running: list[tuple[UUID, int]] = []  # of the canary: sessions and their new runs
+        self._canary: dict[UUID, int] | None = None  # while it is sent: its sessions and their new runs
 
     @classmethod
     @asynccontextmanager
@@ -140,9 +139,7 @@ class Redrive:
         balances: dict[str, int] = {}
         while messages := await self.over.receive(BATCH):
             step(len(messages))
-            found = [
-                letter for letter in await letters(messages, self.at.db) if self.wish.choice.takes(letter)
-            ]
+            found = [letter for _, letter in await chosen(messages, self.at.db, self.wish.choice)]
             steps = at_most(plan(found, self.terms, balances), left)
             left -= sum(planned.runs for planned in steps)
             tally.add(steps)
@@ -159,8 +156,9 @@ class Redrive:
 
         Raises GenctlError (exit 3) when a dependency goes away: what was done stays done.
         """
-        self._step, self._began = step, time.monotonic()
+        self._step = step
         if self.wish.canary and not await self._gate_is_closed():
+            self._canary = {}
             await self._lanes(self.wish.canary if self._left is None else min(self.wish.canary, self._left))
             await self._canary_lives()
         if not await self._gate_is_closed():
@@ -190,22 +188,23 @@ class Redrive:
             messages = await self.over.receive(min(self._batch, budget.left), wait_s=1)
             if not messages:
                 return
+            before = budget.spent
             fates = await redrive(messages, self.at, self.wish.choice, self.terms, most=budget.left)
             self._count(messages, fates, budget)
             if self.wish.rate:
-                done = self.tally.redriven + self.tally.failed
-                await asyncio.sleep(max(0.0, self._began + done / self.wish.rate - time.monotonic()))
+                await asyncio.sleep((budget.spent - before) / self.wish.rate)
 
     def _count(self, messages: Sequence[Message], fates: Sequence[Fate], budget: "_Budget") -> None:
         self.tally.add(fate.step for fate in fates if fate.error is None)
         self.tally.failed += sum(fate.error is not None for fate in fates)
         ran = [fate for fate in fates if fate.step.runs]
         budget.spent += len(ran)
-        self._running += [
-            (fate.letter.row.id, fate.letter.row.run + (fate.step.action == "requeue"))
-            for fate in ran
-            if self.wish.canary and fate.letter.row
-        ]
+        if self._canary is not None:
+            self._canary |= {
+                fate.letter.row.id: fate.letter.row.run + (fate.step.action == "requeue")
+                for fate in ran
+                if fate.letter.row
+            }
         self.over.forget(fate.message for fate in fates if fate.is_gone)
         self._step(len(messages))
 
@@ -219,7 +218,7 @@ class Redrive:
 
     async def _canary_lives(self) -> None:
         """Wait until the canary's runs have ended; a failed one stops everything."""
-        waiting = dict(self._running)
+        waiting, self._canary = self._canary or {}, None
         while waiting and not await self._gate_is_closed():
             for row in await self.at.db.rows("sessions", ids=list(waiting)):
                 if row["run"] > waiting[row["id"]] or row["status"] == Status.COMPLETED:
