@@ -127,6 +127,7 @@ async def test_a_half_open_listener_is_noticed_by_its_probe(
         client.stream() as ear,
     ):
         await ear.ready()
+        assert await until(lambda: answered(client, 200))  # it listens
         deaf.set()
         missed = await fail(kit)
         await ear.until(lambda ear: ear.told)

@@ -91,7 +91,8 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
         out.emit(groups, text=lambda: ops.drawn(groups, BAR) if groups else "", empty="no message")
         return
     listed = found.listed()
-    out.emit(listed, rows=listed["messages"], columns=COLUMNS, empty="no message")
+    rows = found.lines() if out.form == "table" else listed["messages"]
+    out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
 
 
 @dlq.command(cls=Command, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))

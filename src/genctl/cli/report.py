@@ -15,7 +15,10 @@ from genctl.cli.output import Output
 @click.option("--since", type=WHEN, required=True, metavar="T", help="From then (2h, or RFC 3339).")
 @click.option("--until", type=WHEN, metavar="T", help="Up to then; default: now.")
 def report(out: Output, *, since: datetime, until: datetime | None) -> None:
-    """Report a time of failures as Markdown: users, codes, credits, redrives, a timeline."""
+    """Report a time of failures as Markdown.
+
+    Users and jobs that were hit, codes, credits, redrives and how they ended, a timeline.
+    """
     from datetime import UTC
 
     from genctl.ops.report import report as made

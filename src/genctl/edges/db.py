@@ -4,7 +4,9 @@ Everything here works through a transaction pooler: no session state, no prepare
 """
 
 import asyncio
+import os
 import random
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -32,7 +34,9 @@ CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
 RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
 STATEMENT_TIMEOUT_S = 15.0  # of one transaction; a silent server or a lock held by a person ends here
-POOLER_ROUNDS = 10  # an idle pooler gives the same backend twice at once, a busy one soon
+ANSWER_S = 10.0  # what a new connection gets to prove what it is
+POOLER_ROUNDS = 30  # an idle pooler gives the same backend twice at once, a busy one soon
+POOLER_PAUSE_S = 0.01
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 
@@ -154,7 +158,7 @@ async def connect(dsn: str) -> Connection:
 async def connect_directly(dsn: str) -> Connection:
     """One that keeps its backend, as LISTEN and a session's lock need. Raises GenctlError, exit 3."""
     conn = await connect(dsn)
-    with errors_told(dsn):
+    with errors_told(dsn), answering(conn, ANSWER_S):
         if await _backend(conn) != conn.info.backend_pid and await _is_shared(conn, dsn):
             await conn.close()
             raise GenctlError(
@@ -166,6 +170,24 @@ async def connect_directly(dsn: str) -> Connection:
     return conn
 
 
+@contextmanager
+def answering(conn: Connection, within_s: float) -> Iterator[None]:
+    """Cuts a connection that does not answer in time, so that who waits for it gets an error.
+
+    A cancellation would not do: psycopg asks the server to cancel, and waits for the silent one again.
+    """
+    alarm = asyncio.get_running_loop().call_later(within_s, _cut, conn)
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+def _cut(conn: Connection) -> None:
+    with socket.socket(fileno=os.dup(conn.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
 async def _is_shared(conn: Connection, dsn: str) -> bool:
     """Whether something between us and the server hands backends from transaction to transaction.
 
@@ -174,6 +196,7 @@ async def _is_shared(conn: Connection, dsn: str) -> bool:
     mine = await _backend(conn)
     async with await connect(dsn) as other:
         for _ in range(POOLER_ROUNDS):
+            await asyncio.sleep(random.random() * POOLER_PAUSE_S)  # noqa: S311 - out of step with others
             if await _backend(other) == mine or await _backend(conn) != mine:
                 return True
     return False

@@ -5,12 +5,9 @@ says nothing. So the listener says when it is connected, and whoever follows ask
 """
 
 import asyncio
-import os
 import random
-import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from typing import LiteralString, NamedTuple
 from uuid import UUID, uuid4
 
@@ -18,7 +15,7 @@ import msgspec
 import psycopg.sql
 
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, DatabaseGoneError, connect, connect_directly, errors_told
+from genctl.edges.db import DatabaseGoneError, answering, connect, connect_directly, errors_told
 from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"
@@ -97,7 +94,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             await asyncio.sleep(PROBE_S)
             yield Quiet()
     async with await connect_directly(dsn) as conn:
-        with errors_told(dsn), _answering(conn):
+        with errors_told(dsn), answering(conn, PROBE_S):
             for channel in channels:
                 await conn.execute(f"listen {channel}")
             heard = await (await conn.execute(sql("listening"))).fetchall()
@@ -112,7 +109,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             with errors_told(dsn):
                 async for notify in conn.notifies(timeout=PROBE_S):
                     yield Heard(notify.payload, notify.channel)
-                with _answering(conn):
+                with answering(conn, PROBE_S):
                     await conn.execute(sql("clock"))
             yield Quiet()
 
@@ -137,21 +134,3 @@ async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
             heard = [notify async for notify in conn.notifies(timeout=within_s, stop_after=1)]
             await conn.execute(unlisten)  # a pooler's connection lives on
     return bool(heard)
-
-
-@contextmanager
-def _answering(conn: Connection) -> Iterator[None]:
-    """Cuts a connection that does not answer within PROBE_S, so that who waits for it gets an error.
-
-    A cancellation would not do: psycopg asks the server to cancel, and waits for the silent one again.
-    """
-    alarm = asyncio.get_running_loop().call_later(PROBE_S, _cut, conn)
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
-def _cut(conn: Connection) -> None:
-    with socket.socket(fileno=os.dup(conn.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)

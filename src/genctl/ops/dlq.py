@@ -48,9 +48,13 @@ class Found(msgspec.Struct, frozen=True):
     warning: str | None
 
     def listed(self) -> dict[str, Any]:
-        """`dlq list`."""
-        messages = [x.item() | {"expiresAt": rfc3339(x.sent_at + self.kept)} for x in self.letters]
+        """As JSON says it."""
+        messages = [letter.item() for letter in self.letters]
         return {"approximate": self.approximate, "seen": self.seen, "messages": messages}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The messages as people want them: with the time when SQS will forget them."""
+        return [x.item() | {"expiresAt": rfc3339(x.sent_at + self.kept)} for x in self.letters]
 
 
 async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Found:
