@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+import msgspec
 import structlog
 
 from genctl.domain import decide
@@ -17,6 +18,8 @@ from genctl.domain.model import Job, MalformedMessageError, Session
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Message
 from genctl.pipeline import Pipeline, send_jobs
+
+MOST_DIGITS = 12  # anybody may send attributes
 
 log = structlog.stdlib.get_logger()
 
@@ -134,6 +137,7 @@ def _job(message: Message) -> Job | None:
 
 def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Letter:
     said = message.attributes
+    session = _session(row) if row else None
     return Letter(
         message_id=message.message_id,
         sent_at=message.sent_at,
@@ -146,11 +150,20 @@ def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Le
         provider_status=_number(said.get("providerStatus")),
         first_failed_at=said.get("firstFailedAt"),
         failed_at=said.get("failedAt"),
-        row=Session.of(row) if row else None,
+        row=session,
         held_as=row["held_as"] if row else None,
         balance=row["balance"] if row else 0,
     )
 
 
+def _session(row: dict[str, Any]) -> Session | None:
+    """None for what an adopted table may hold beside ours."""
+    try:
+        return Session.of(row)
+    except msgspec.ValidationError as error:
+        log.warning("redrive.odd_row", sessionId=row["id"], error=str(error))
+        return None
+
+
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < MOST_DIGITS else None

@@ -83,6 +83,16 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
     assert len(await kit.copies()) == 1
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "notes.gz"])
+def test_a_file_that_is_no_export_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("dear diary\nnothing happened\n")
+    with pytest.raises(GenctlError) as caught, Export.to(path, resume=True):
+        pass
+    assert caught.value.exit_code == 2
+    assert path.read_text() == "dear diary\nnothing happened\n"
+
+
 def message(number: int) -> Message:
     sent = {"code": Attribute(string_value="X"), "raw": Attribute("Binary", None, "AAE=")}
     return Message(f"m{number}", "receipt", "body " * number, sent, 1, datetime.now(UTC))

@@ -326,3 +326,36 @@ async def test_jobs_that_fail_again_at_once_do_not_keep_it_busy(kit: Kit) -> Non
         await kit.work()
     assert (await redriving).tally.redriven == 2
     assert len(await kit.copies()) == 2
+
+
+async def test_a_plan_counts_twins_once_however_far_apart(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await failed(kit)
+    await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+    monkeypatch.setattr(ops, "BATCH", 1)
+    async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+        plan = await under_way.plan()
+    assert (plan.tally.redriven, plan.tally.stale) == (1, 1)
+    assert sum(row["credits"] for row in plan.rows) == 4
+
+
+async def test_odd_messages_and_rows_stop_nobody(kit: Kit) -> None:
+    session, odd = await failed(kit), await failed(kit)
+    await kit.query("update generation_sessions set status = 'cancelled' where id = %s", odd.id)
+    await kit.at.dlq.send([Outgoing("poison", {"attempts": "9" * 5000})])
+    done = await redriven(kit)
+    assert (done.tally.redriven, done.tally.skipped) == (1, {"orphan": 1, "foreign": 1})
+    assert (await kit.row(session)).run == 2
+
+
+async def test_a_job_queue_that_takes_nothing_stops_it(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(15):
+        await failed(kit)
+
+    async def refused(_: object, out: list[Outgoing]) -> list[Fate]:
+        return [Fate("AccessDenied") for _ in out]
+
+    monkeypatch.setattr(Queue, "send", refused)
+    monkeypatch.setattr(ops, "LANES", 1)
+    done = await redriven(kit)
+    assert "AccessDenied" in (done.stopped or "")
+    assert done.tally.failed <= 10

@@ -158,8 +158,10 @@ def redrive(
                     plan = await under_way.plan(step)
                 if dry_run:
                     return plan
-                if question := plan.question():
-                    out.confirm(question, yes)
+                if not (question := plan.question()):
+                    return under_way.nothing()
+                out.confirm(question, yes)
+                under_way.limit(plan)
             with terminal.progress(under_way.over.approximate, "redrive") as step:
                 return await under_way.run(step)
 
@@ -247,6 +249,7 @@ def discard(
 
     async def work() -> dict[str, Any]:
         async with opened(out.settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+            found = None
             if dry_run or yes is None:
                 found = await ops.counted(over, db, choice)
                 if dry_run or not found["meant"]:
@@ -254,12 +257,16 @@ def discard(
                 out.confirm(f"Delete {found['meant']} messages of {dlq.name}?", yes)
             with ExitStack() as files, terminal.progress(over.approximate, "discard") as step:
                 file = files.enter_context(ops.Export.to(kept, resume=False)) if kept else None
-                done = await ops.discard(over, db, choice, file, step)
+                most = None if found is None else found["meant"]  # no more than was said yes to
+                done = await ops.discard(over, db, choice, file, step, most)
             if kept and not done["meant"]:
                 kept.unlink()
             return done
 
-    out.emit(out.run(work()))
+    done = out.run(work())
+    out.emit(done)
+    if not dry_run and done["discarded"] < done["meant"]:
+        raise SystemExit(1)
 
 
 def _note(warning: str | None) -> None:

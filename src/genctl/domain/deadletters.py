@@ -128,19 +128,25 @@ class Step(msgspec.Struct, frozen=True):
         return self.action in {"requeue", "resend"}
 
 
-def plan(letters: Sequence[Letter], terms: Terms, balances: dict[str, int] | None = None) -> list[Step]:
+def plan(
+    letters: Sequence[Letter],
+    terms: Terms,
+    balances: dict[str, int] | None = None,
+    begun: set[UUID] | None = None,
+) -> list[Step]:
     """A step for each letter, in order.
 
-    `balances` are what the users have left when the steps before were taken; it is kept up to date, for
-    a plan that is made in parts and not carried out.
+    `balances` are what the users have left when the steps before were taken, `begun` the sessions that got
+    a run by them; both are kept up to date, for a plan that is made in parts and not carried out.
     """
     left = {} if balances is None else balances
-    steps, begun = [], set()
+    begun = set() if begun is None else begun
+    steps = []
     for letter in letters:
         step = _step(letter, terms, left)
         if step.action == "requeue" and letter.session_id in begun:  # two copies of one run
             step = Step("drop", "stale")
-        elif step.action == "requeue":
+        elif step.action == "requeue" and letter.session_id:
             begun.add(letter.session_id)
             if letter.held_as == "released" and letter.user is not None:
                 left[letter.user] = left.get(letter.user, letter.balance) - step.credits

@@ -103,12 +103,21 @@ async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
 
 
 async def discard(
-    over: Pass, db: Database, choice: Choice, file: Export | None, step: Callable[[int], object]
+    over: Pass,
+    db: Database,
+    choice: Choice,
+    file: Export | None,
+    step: Callable[[int], object],
+    most: int | None = None,
 ) -> dict[str, Any]:
-    """Delete the messages that are meant, each batch after it is in `file`. Raises GenctlError."""
+    """Delete the messages that are meant, at most `most`; each batch after it is in `file`.
+
+    Raises GenctlError.
+    """
     count = discarded = 0
-    while messages := await over.receive(wait_s=1):
+    while (most is None or count < most) and (messages := await over.receive(wait_s=1)):
         meant = [message for message, _ in await chosen(messages, db, choice)]
+        meant = meant if most is None else meant[: most - count]
         if file:
             file.write(meant)
         errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
@@ -147,12 +156,13 @@ def _read_up_to_the_cut(file: IO[bytes], path: Path) -> set[str]:
     """The messages in the file, which ends behind the last whole one from now on."""
     known: set[str] = set()
     good = 0
-    for end, lines in _members(file) if _is_gzip(path) else _lines(file):
-        try:
+    try:
+        for end, lines in _members(file) if _is_gzip(path) else _lines(file):
             known.update(msgspec.json.decode(line, type=_Known).message_id for line in lines)
-        except msgspec.DecodeError:
-            break
-        good = end
+            good = end
+    except (msgspec.DecodeError, zlib.error) as error:
+        fix = "name another file; this one was left as it is"
+        raise GenctlError("NoExport", f"{path} is no export: {error}", fix, exit_code=2) from None
     file.seek(good)
     file.truncate()
     return known
@@ -176,10 +186,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[int, list[bytes]]]:
             chunk = rest or file.read(CHUNK_BYTES)
             if not chunk:
                 return
-            try:
-                text += member.decompress(chunk)
-            except zlib.error:
-                return
+            text += member.decompress(chunk)
             rest = member.unused_data
             size += len(chunk) - len(rest)
         end += size

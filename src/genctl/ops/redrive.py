@@ -46,7 +46,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def terms(self) -> Terms:
         """What the plan needs of it. Raises GenctlError (exit 2) for a change that is none."""
-        named = (self.choice.code, self.choice.category, self.choice.session, self.edit_prompt)
+        code = self.choice.code if self.choice.code != "Unknown" else None  # which says nothing of the cause
+        named = (code, self.choice.category, self.choice.session, self.edit_prompt)
         return Terms(
             max_redrives=self.max_redrives,
             refused_too=any(named),
@@ -62,7 +63,7 @@ def _change(text: str) -> tuple[str, Any]:
         raise GenctlError(
             "BadChange", f"{text!r} is no change", "write --set key=value, such as --set size=2K", exit_code=2
         )
-    check_text(f"value of {key}", text, "BadChange")
+    check_text(f"value of {key}", value.replace("\\u0000", "\0"), "BadChange")
     try:
         return key, msgspec.json.decode(value)
     except msgspec.DecodeError:
@@ -76,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True):
     tally: Tally
     seen: int
     approximate: int
+    edits: list[str] = []  # what is changed in each job
 
     def question(self) -> str | None:
         """What a person is asked, with numbers and credits; None: there is nothing to do."""
@@ -84,8 +86,9 @@ class Plan(msgspec.Struct, frozen=True):
             return None
         users, reserved = len({row["userId"] for row in runs}), sum(row["credits"] for row in runs)
         left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
+        edit = f", edited by {', '.join(self.edits)}" if self.edits else ""
         return (
-            f"Redrive {self.tally.redriven} jobs of {users} users, reserving {reserved} credits again,"
+            f"Redrive {self.tally.redriven} jobs of {users} users, reserving {reserved} credits again{edit},"
             f" and drop {self.tally.stale} stale copies?" + (f" Left where they are: {left}." if left else "")
         )
 
@@ -137,10 +140,11 @@ class Redrive:
         """What run() would do, as the DLQ and the rows are now. Nothing is done; all is shown again."""
         rows, tally, left = [], Tally(), 2**31 if self.wish.most is None else self.wish.most
         balances: dict[str, int] = {}
-        while messages := await self.over.receive(BATCH):
+        begun: set[UUID] = set()
+        while left and (messages := await self.over.receive(BATCH)):
             step(len(messages))
             found = [letter for _, letter in await chosen(messages, self.at.db, self.wish.choice)]
-            steps = at_most(plan(found, self.terms, balances), left)
+            steps = at_most(plan(found, self.terms, balances, begun), left)
             left -= sum(planned.runs for planned in steps)
             tally.add(steps)
             rows += [
@@ -149,7 +153,16 @@ class Redrive:
             ]
         seen = self.over.seen
         await self.over.show()
-        return Plan(rows, tally, seen, max(seen, self.over.approximate))
+        edits = [*(["--edit-prompt"] if self.terms.prompt else []), *self.wish.changes]
+        return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
+
+    def limit(self, plan: Plan) -> None:
+        """Do no more than the plan that was said yes to."""
+        self._left = plan.tally.redriven
+
+    def nothing(self) -> Redriven:
+        """What came of a plan without a step."""
+        return Redriven(self.tally, self.over.seen, max(self.over.seen, self.over.approximate))
 
     async def run(self, step: Callable[[int], object] = lambda _: None) -> Redriven:
         """Redrive, the canary first; `step` hears how many messages were looked at.
@@ -199,6 +212,8 @@ class Redrive:
         self.tally.failed += sum(fate.error is not None for fate in fates)
         ran = [fate for fate in fates if fate.step.runs]
         budget.spent += len(ran)
+        if ran and all(fate.error for fate in ran):
+            self.stopped = f"no job could be sent ({ran[0].error}); they are owed, and the sweeper sends them"
         if self._canary is not None:
             self._canary |= {
                 fate.letter.row.id: fate.letter.row.run + (fate.step.action == "requeue")
@@ -220,13 +235,16 @@ class Redrive:
         """Wait until the canary's runs have ended; a failed one stops everything."""
         waiting, self._canary = self._canary or {}, None
         while waiting and not await self._gate_is_closed():
-            for row in await self.at.db.rows("sessions", ids=list(waiting)):
-                if row["run"] > waiting[row["id"]] or row["status"] == Status.COMPLETED:
-                    del waiting[row["id"]]
-                elif row["status"] == Status.FAILED:
-                    code = (row["error_details"] or {}).get("code")
-                    self.stopped = f"the canary failed: session {row['id']} with {code}"
+            rows = await self.at.db.rows("sessions", ids=list(waiting))
+            if gone := waiting.keys() - {row["id"] for row in rows}:
+                self.stopped = f"the canary is gone: session {next(iter(gone))}"
+                return
+            for row in rows:
+                if row["status"] == Status.FAILED or row["run"] > waiting[row["id"]]:
+                    self.stopped = f"the canary failed: session {row['id']}"
                     return
+                if row["status"] == Status.COMPLETED:
+                    del waiting[row["id"]]
             await asyncio.sleep(POLL_S)
 
 

@@ -38,6 +38,7 @@ class Pass:
         self.until = datetime.now(UTC) if bounded else None
         self.seen = 0
         self._idle = 0
+        self._seen_again: set[str] = set()
         self._hidden: dict[str, tuple[str, float]] = {}  # message -> its newest receipt, hidden until
 
     @classmethod
@@ -68,12 +69,21 @@ class Pass:
         while self._idle < IDLE_RECEIVES:
             messages = await self._received(limit, wait_s if self._idle else 0)
             new = [m for m in messages if m.message_id not in self._hidden and self._is_meant(m)]
+            again = self._are_back(messages)
             self._keep(messages)
-            self._idle = 0 if new else self._idle + 1
+            self._idle = 0 if new or again else self._idle + 1
             if new:
                 self.seen += len(new)
                 return new
         return []
+
+    def _are_back(self, messages: list[Message]) -> bool:
+        """Some were hidden too short for a long pass: no sign of its end, when it is their first time."""
+        now = time.monotonic()
+        back = {m.message_id for m in messages if self._hidden.get(m.message_id, ("", now))[1] < now}
+        first = back - self._seen_again
+        self._seen_again |= back
+        return bool(first)
 
     async def _received(self, limit: int, wait_s: int) -> list[Message]:
         parts = [min(BATCH, limit - start) for start in range(0, limit, BATCH)]

@@ -35,7 +35,7 @@ priced as (
 won as (
   select p.*, row_number() over (partition by p.user_id order by p.id) as nth
   from priced p join credit_accounts a on a.user_id = p.user_id
-  where a.balance >= p.needed
+  where a.balance >= p.needed or p.held
 ),
 released as (
   update credit_reservations r set status = 'released', released_at = now()
@@ -64,7 +64,8 @@ again as (
   update generation_sessions s
   set run = w.run + 1, status = 'queued', reservation_id = w.next_reservation, queued_at = now(),
     prompt = coalesce(w.prompt, s.prompt),
-    params = case when w.params is null then s.params else coalesce(s.params, '{}') || w.params end,
+    params = case when w.params is null then s.params else 
+      (case jsonb_typeof(s.params) when 'object' then s.params else '{}' end) || w.params end,
     attempts = 0, unknowns = 0, started_at = null, first_failed_at = null, completed_at = null, due_at = null,
     lease_until = null, enqueued_at = null, dlq_sent_at = null, result = null, error_details = null,
     version = a.before + w.nth

@@ -17,9 +17,11 @@ select
   (select count(distinct session_id) from session_events
    where kind = 'failed' and at >= %(since)s and at < %(until)s) as sessions,
   (select coalesce(sum(delta), 0)::bigint from credit_ledger
-   where kind = 'release' and created_at >= %(since)s and created_at < %(until)s) as released,
+   where kind = 'release' and reason is distinct from 'redrive' and created_at >= %(since)s and created_at < %(until)s) as released,
   (select count(*) from session_events where at >= %(since)s and at < %(until)s
-   and (data ->> 'outcome' = 'unknown' or data ->> 'fromDeadLease' = 'true' or kind = 'requeued_dead')) as unknowns,
+   -- a dead lease is told once: by the claim that takes it over, or by the sweeper that gives it back
+   and ((kind in ('retried', 'failed') and data ->> 'outcome' = 'unknown' and data ->> 'code' <> 'WorkerCrashed')
+     or data ->> 'fromDeadLease' = 'true' or kind = 'requeued_dead')) as unknowns,
   (select count(*) from session_events
    where kind = 'late_result' and at >= %(since)s and at < %(until)s) as late_results
 
