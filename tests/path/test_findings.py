@@ -35,8 +35,11 @@ NAMES = [
 async def sound(kit: Kit) -> AsyncIterator[Settings]:
     """Settings of a deployment in which everything is there, an API too."""
     async with served(kit.settings) as client:
-        async with client.stream() as ear:
-            await ear.ready()
+
+        async def ready() -> bool:
+            return (await client.ask("GET", "/readyz"))[0] == 200
+
+        await until(ready)
         yield replace(kit.settings, secret=SECRET, api_url=client.url)
 
 
