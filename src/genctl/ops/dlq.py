@@ -118,7 +118,7 @@ async def _session_of(db: Database, text: str) -> UUID | None:
 
 
 def _is_named(letter: Letter, text: str, session_id: UUID | None) -> bool:
-    own = letter.message_id.startswith(text) or str(letter.session_id).startswith(text)
+    own = letter.message_id.startswith(text) or str(letter.session_id or "").startswith(text)
     return own or (session_id is not None and letter.session_id == session_id)
 
 
