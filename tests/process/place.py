@@ -18,6 +18,7 @@ import boto3
 import psycopg
 from psycopg.rows import dict_row
 from tests.kit import QueueServer, database_url, until_sync
+from tests.process.forks import spawn
 
 from genctl.base.settings import Settings, load
 from genctl.credits import audit
@@ -44,14 +45,16 @@ class Running:
     def start(cls, *command: str, env: Mapping[str, str], folder: Path) -> Iterator[Self]:
         out, log = (folder / f"{uuid4().hex[:8]}.{kind}" for kind in ("out", "log"))
         with out.open("w") as stdout, log.open("w") as stderr:
-            process = subprocess.Popen(
-                command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
-            )
+            process = spawn(command, cwd=folder, env=env, stdout=stdout, stderr=stderr)
         try:
             yield cls(process, out, log)
         finally:
             process.kill()
             process.wait()
+
+    def texts(self) -> tuple[str, str]:
+        """What it has written to stdout and to stderr."""
+        return self.out.read_text(errors="replace"), self.log.read_text(errors="replace")
 
     def events(self, name: str, **told: object) -> list[dict[str, Any]]:
         """The log events of that name that tell these things."""
@@ -95,17 +98,8 @@ class Place:
 
     def say(self, *args: str, exit_code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
         """A command as it is typed."""
-        command = (*GENCTL, *args)
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            cwd=self.folder,
-            env=self.env | env,
-            stdin=subprocess.DEVNULL,
-        )
+        with self.start(*args, **env) as said:
+            done = subprocess.CompletedProcess(args, said.end(within_s=60), *said.texts())
         assert done.returncode == exit_code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

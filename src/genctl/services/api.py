@@ -286,11 +286,12 @@ class LateQueue:
         self._settings = settings
         self._sqs: Sqs | None = None
         self._queue: Queue | None = None
+        self._looking = asyncio.Lock()  # two first orders at once look once
 
     async def queue(self) -> Queue | None:
         """The queue, None while it cannot be had."""
         try:
-            async with asyncio.timeout(SEND_WITHIN_S):
+            async with asyncio.timeout(SEND_WITHIN_S), self._looking:
                 if self._sqs is None:
                     self._sqs = await Sqs.connect(self._settings)
                 if self._queue is None:

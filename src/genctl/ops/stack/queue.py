@@ -8,7 +8,9 @@ each connection and waits 10 ms after each answer; here they are kept alive.
 import argparse
 import json
 import os
+import socket
 import socketserver
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -33,6 +35,24 @@ MAX_BODY_BYTES = 8 * 1024 * 1024  # a batch of 1 MiB, all of it escaped
 vars(models).update(unix_time=time.time, unix_time_millis=lambda: time.time() * 1000)
 
 
+class Caller(threading.local):
+    """The connection that this thread serves."""
+
+    connection: socket.socket
+
+    def has_hung_up(self) -> bool:
+        """Nobody would read an answer."""
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+
+caller = Caller()
+
+
 class Queues(models.SQSBackend):
     """moto's queues, used by many threads: each queue by one at a time.
 
@@ -49,7 +69,12 @@ class Queues(models.SQSBackend):
 
     def receive_message(self, queue_name: str, count: int, wait_s: int, *args: Any) -> list[models.Message]:
         with self._alone(queue_name):
-            return super().receive_message(queue_name, count, min(wait_s, LONGEST_POLL_S), *args)
+            found = super().receive_message(queue_name, count, min(wait_s, LONGEST_POLL_S), *args)
+            if not (found and caller.has_hung_up()):
+                return found
+            for message in found:  # a consumer that was killed while it waited gets none
+                super().change_message_visibility(queue_name, message.receipt_handle or "", 0)
+            return []
 
     def delete_message(self, queue_name: str, receipt_handle: str) -> None:
         with self._alone(queue_name):
@@ -69,6 +94,10 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1  # head and body leave together
     key = secret = ""
+
+    def setup(self) -> None:
+        super().setup()
+        caller.connection = self.connection
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "0")
