@@ -21,7 +21,7 @@ demo: $(READY) ## a job that fails and a job that succeeds, watched hop by hop o
 	$(BIN)/genctl demo
 
 test: $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
-	$(BIN)/python -m pytest -n 4  # they mostly wait: four at once keep two cores busy
+	$(BIN)/python -m pytest -n 6  # they mostly wait: six at once keep two cores busy
 
 check: $(READY) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
