@@ -15,7 +15,7 @@ import structlog
 from genctl.domain import decide
 from genctl.domain.deadletters import Choice, Letter, Step, Terms, at_most, plan
 from genctl.domain.model import Job, MalformedMessageError, Session
-from genctl.edges.db import Database, as_json
+from genctl.edges.db import Database, DataRefusedError, as_json
 from genctl.edges.sqs import Message
 from genctl.pipeline import Pipeline, send_jobs
 
@@ -78,13 +78,27 @@ async def redrive(
 
 
 def _without_requeue(step: Step) -> Step:
-    return Step("skip", "changed meanwhile") if step.action == "requeue" else step
+    return Step("skip", "could not be queued") if step.action == "requeue" else step
 
 
 async def _requeue(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UUID, Session]:
-    """Give these sessions their next runs, in one transaction; those that got one."""
+    """Give these sessions their next runs, in one transaction; those that got one.
+
+    What the database refuses (a trigger, two sessions with one reservation) is parted from the rest.
+    """
     if not fates:
         return {}
+    try:
+        return await _requeue_all(fates, at, terms)
+    except DataRefusedError as error:
+        if len(fates) > 1:
+            half = len(fates) // 2
+            return await _requeue(fates[:half], at, terms) | await _requeue(fates[half:], at, terms)
+        log.warning("redrive.refused", sessionId=fates[0].letter.session_id, error=error.message)
+        return {}
+
+
+async def _requeue_all(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UUID, Session]:
     users = sorted({fate.letter.row.user_id for fate in fates if fate.letter.row})
     items = [
         {
@@ -138,13 +152,14 @@ def _job(message: Message) -> Job | None:
 def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Letter:
     said = message.attributes
     session = _session(row) if row else None
+    run = job.run if job else None
     return Letter(
         message_id=message.message_id,
         sent_at=message.sent_at,
         receive_count=message.receive_count,
         code=said.get("code", "Unknown"),
         session_id=job.session_id if job else None,
-        run=job.run if job else None,
+        run=_number(said.get("run")) if job and run is None else run,
         category=said.get("category"),
         attempts=_number(said.get("attempts")),
         provider_status=_number(said.get("providerStatus")),

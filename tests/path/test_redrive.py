@@ -242,7 +242,7 @@ async def test_two_at_once_give_each_job_one_run(kit: Kit) -> None:
         await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
     one, two = await asyncio.gather(redriven(kit), redriven(kit))
     assert one.tally.redriven + two.tally.redriven == 12
-    assert one.tally.stale + two.tally.stale + one.tally.skipped.get("changed meanwhile", 0) <= 12
+    assert one.tally.stale + two.tally.stale + one.tally.skipped.get("could not be queued", 0) <= 12
     await redriven(kit)
     assert await kit.copies() == []
     assert {(await kit.row(session)).run for session in sessions} == {2}
@@ -359,3 +359,48 @@ async def test_a_job_queue_that_takes_nothing_stops_it(kit: Kit, monkeypatch: py
     done = await redriven(kit)
     assert "AccessDenied" in (done.stopped or "")
     assert done.tally.failed <= 10
+
+
+async def test_what_the_database_refuses_holds_up_nothing_else(kit: Kit) -> None:
+    *sessions, odd = [await failed(kit) for _ in range(4)]
+    await kit.query(
+        f"create function refuse() returns trigger language plpgsql as $$ begin if new.id = '{odd.id}' "
+        "then raise check_violation; end if; return new; end $$"
+    )
+    await kit.query(
+        "create trigger refuse before update on generation_sessions for each row execute function refuse()"
+    )
+    done = await redriven(kit)
+    assert (done.tally.redriven, done.tally.skipped) == (3, {"could not be queued": 1})
+    assert {(await kit.row(session)).run for session in sessions} == {2}
+    assert len(await kit.copies()) == 1
+    assert await kit.violations() == []
+
+
+async def test_a_bare_body_that_says_its_run_by_an_attribute_is_stale_like_any(kit: Kit) -> None:
+    session = await failed(kit)
+    assert (await redriven(kit)).tally.redriven == 1
+    await kit.work()
+    bare = json.dumps({"version": 1, "tool": "seedream4", "sessionId": str(session.id)})
+    for message in await kit.copies():
+        await kit.at.dlq.delete([message.receipt])
+    await kit.at.dlq.send([Outgoing(bare, {"run": "1"})])
+    assert (await redriven(kit)).tally.stale == 1
+
+
+async def test_what_was_done_is_told_also_when_it_ends_early(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await failed(kit)
+    told: list[str] = []
+
+    async def gone(_: object, receipts: list[str]) -> list[str | None]:
+        raise GenctlError("QueueUnreachable", f"{len(receipts)} receipts")
+
+    monkeypatch.setattr(Queue, "delete", gone)
+    async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+        with pytest.raises(GenctlError):
+            await under_way.run(tell=told.append)
+    assert told == [
+        "until then: 0 redriven, 0 stale, 0 skipped, 0 failed; run it again to finish what was under way"
+    ]

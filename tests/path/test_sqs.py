@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 from uuid import uuid4
 
@@ -402,3 +404,17 @@ async def test_what_is_forbidden_is_found_out_by_calls_that_do_nothing(queue: Qu
         f"allow sqs:{action} on it"
         for action in ("ReceiveMessage", "SendMessage", "DeleteMessage", "ChangeMessageVisibility")
     ]
+
+
+@pytest.mark.parametrize("ahead_s", [3600, -3600, 0])
+async def test_what_time_it_is_by_its_clock(ahead_s: int) -> None:
+    """Also where ours goes wrong by an hour."""
+    theirs = datetime.now(UTC) + timedelta(seconds=ahead_s)
+
+    async def dated(_: web.Request) -> web.StreamResponse:
+        return web.json_response({}, headers={"Date": format_datetime(theirs, usegmt=True)})
+
+    async with Script(FACTS, dated).serving() as sqs:
+        queue = await sqs.queue(URL)
+        await queue.attributes()
+        assert abs((queue.now() - theirs).total_seconds()) < 5

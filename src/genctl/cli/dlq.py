@@ -159,14 +159,14 @@ def redrive(
                 if dry_run:
                     return plan
                 if not (question := plan.question()):
-                    return under_way.nothing()
+                    return under_way.so_far()
                 out.confirm(question, yes)
                 under_way.limit(plan)
             with terminal.progress(under_way.over.approximate, "redrive") as step:
-                return await under_way.run(step)
+                return await under_way.run(step, terminal.note)
 
     done = out.run(work())
-    if wish.most is None:
+    if wish.most is None or done.tally.redriven < wish.most:
         terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
@@ -254,7 +254,7 @@ def discard(
                 found = await ops.counted(over, db, choice)
                 if dry_run or not found["meant"]:
                     return found
-                out.confirm(f"Delete {found['meant']} messages of {dlq.name}?", yes)
+                out.confirm(ops.question(found, dlq.name), yes)
             with ExitStack() as files, terminal.progress(over.approximate, "discard") as step:
                 file = files.enter_context(ops.Export.to(kept, resume=False)) if kept else None
                 most = None if found is None else found["meant"]  # no more than was said yes to

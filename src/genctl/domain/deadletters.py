@@ -206,6 +206,11 @@ class Tally(msgspec.Struct):
     skipped: dict[str, int] = {}
     failed: int = 0
 
+    def words(self) -> str:
+        """In a line."""
+        skipped = sum(self.skipped.values())
+        return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
+
     def add(self, steps: Iterable[Step]) -> None:
         """Count steps that were taken."""
         for step in steps:

@@ -5,10 +5,12 @@ costs a fraction of the CPU that boto3 in threads takes.
 """
 
 import asyncio
+import contextlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 import aiohttp
@@ -25,6 +27,7 @@ ATTEMPTS = 4  # of one call, and of the entries of a batch that SQS itself could
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 BATCH = 10
+TICK = timedelta(seconds=1)
 MAX_ATTRIBUTES = 10
 MAX_BYTES = 1_048_576  # of a message and of a batch; a queue may allow less
 
@@ -182,6 +185,7 @@ class Sqs:
         self.endpoint = place.endpoint
         self._signer = signer
         self._http = http.session(place.endpoint, tls=place.tls)
+        self._ahead = timedelta()  # of our clock
 
     @classmethod
     async def connect(cls, settings: Settings) -> Self:
@@ -222,6 +226,16 @@ class Sqs:
         queue.arn = facts.get("QueueArn", "")
         queue.max_bytes = int(facts.get("MaximumMessageSize", MAX_BYTES))
         return queue
+
+    def now(self) -> datetime:
+        """By SQS's clock, as far as its last answer told; a second late where ours goes wrong."""
+        return datetime.now(UTC) + self._ahead
+
+    def _compare_clocks(self, date: str) -> None:
+        """HTTP's Date has whole seconds, rounded down."""
+        with contextlib.suppress(ValueError):
+            ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+            self._ahead = ahead + TICK if abs(ahead) > 2 * TICK else timedelta()
 
     async def call(self, op: str, shape: type[T], about: str, *, patience_s: float = 0, **body: Any) -> T:
         """One operation, tried again after throttling, 5xx and lost connections.
@@ -264,6 +278,7 @@ class Sqs:
             timeout=timeout,
             allow_redirects=False,
         ) as answer:
+            self._compare_clocks(answer.headers.get("Date", ""))
             return answer.status, await answer.read()
 
     def _read(self, answer: bytes, shape: type[T], about: str) -> T:
@@ -292,6 +307,10 @@ class Queue:
         self.arn = ""
         self.max_bytes = MAX_BYTES
         self._sqs = sqs
+
+    def now(self) -> datetime:
+        """As of Sqs.now()."""
+        return self._sqs.now()
 
     async def attributes(self) -> dict[str, str]:
         """All attributes, as SQS names them."""

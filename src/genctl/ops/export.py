@@ -93,13 +93,23 @@ async def export(
 
 
 async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
-    """How many messages are meant; none is deleted, all are shown again."""
-    count = 0
+    """How many messages are meant, and of them of runs that still wait; all are shown again."""
+    count = active = 0
     while messages := await over.receive():
-        count += len(await chosen(messages, db, choice))
-    found = _shown(over, meant=count)
+        meant = await chosen(messages, db, choice)
+        count, active = count + len(meant), active + sum(letter.state == "active" for _, letter in meant)
+    found = _shown(over, meant=count) | {"active": active}
     await over.show()
     return found
+
+
+def question(found: dict[str, Any], name: str) -> str:
+    """What a person is asked before they are deleted."""
+    active = found["active"]
+    of_runs = (
+        f" {active} of them may be all that is left of runs that wait; those fail in time." if active else ""
+    )
+    return f"Delete {found['meant']} messages of {name}?{of_runs}"
 
 
 async def discard(

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any, Self
 from uuid import UUID
 
@@ -63,11 +64,24 @@ def _change(text: str) -> tuple[str, Any]:
         raise GenctlError(
             "BadChange", f"{text!r} is no change", "write --set key=value, such as --set size=2K", exit_code=2
         )
-    check_text(f"value of {key}", value.replace("\\u0000", "\0"), "BadChange")
     try:
-        return key, msgspec.json.decode(value)
+        meant = msgspec.json.decode(value)
     except msgspec.DecodeError:
-        return key, value
+        meant = value
+    for part in _texts(meant):
+        check_text(f"value of {key}", part, "BadChange")
+    return key, meant
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON."""
+    match value:
+        case str():
+            yield value
+        case list():
+            yield from chain.from_iterable(map(_texts, value))
+        case dict():
+            yield from chain.from_iterable(map(_texts, chain.from_iterable(value.items())))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -121,6 +135,7 @@ class Redrive:
         self.tally = Tally()
         self.stopped: str | None = None
         self._step: Callable[[int], object] = lambda _: None
+        self._next_at = 0.0  # monotonic; where a rate is wished
         self._left = wish.most
         self._batch = min(BATCH, max(1, int(wish.rate))) if wish.rate else BATCH
         self._gate_read_at = 0.0
@@ -160,23 +175,34 @@ class Redrive:
         """Do no more than the plan that was said yes to."""
         self._left = plan.tally.redriven
 
-    def nothing(self) -> Redriven:
-        """What came of a plan without a step."""
-        return Redriven(self.tally, self.over.seen, max(self.over.seen, self.over.approximate))
+    def so_far(self) -> Redriven:
+        """What was done until now."""
+        return Redriven(self.tally, self.over.seen, max(self.over.seen, self.over.approximate), self.stopped)
 
-    async def run(self, step: Callable[[int], object] = lambda _: None) -> Redriven:
-        """Redrive, the canary first; `step` hears how many messages were looked at.
+    async def run(
+        self, step: Callable[[int], object] = lambda _: None, tell: Callable[[str], object] = lambda _: None
+    ) -> Redriven:
+        """Redrive, the canary first; `step` hears how many messages were looked at, `tell` lines for people.
 
         Raises GenctlError (exit 3) when a dependency goes away: what was done stays done.
         """
         self._step = step
+        try:
+            await self._run(tell)
+        except BaseException:  # a signal, or a dependency that went away
+            tell(f"until then: {self.tally.words()}; run it again to finish what was under way")
+            raise
+        return self.so_far()
+
+    async def _run(self, tell: Callable[[str], object]) -> None:
         if self.wish.canary and not await self._gate_is_closed():
             self._canary = {}
             await self._lanes(self.wish.canary if self._left is None else min(self.wish.canary, self._left))
+            if self._canary:
+                tell(f"waiting for the {len(self._canary)} jobs of the canary; a worker has to run")
             await self._canary_lives()
         if not await self._gate_is_closed():
             await self._lanes(self._left)
-        return Redriven(self.tally, self.over.seen, max(self.over.seen, self.over.approximate), self.stopped)
 
     async def _lanes(self, most: int | None) -> None:
         """Several batches at a time until the end of the pass, or `most` jobs."""
@@ -198,6 +224,7 @@ class Redrive:
 
     async def _drain(self, budget: "_Budget") -> None:
         while budget.left and not await self._gate_is_closed():
+            await asyncio.sleep(self._next_at - time.monotonic())
             messages = await self.over.receive(min(self._batch, budget.left), wait_s=1)
             if not messages:
                 return
@@ -205,7 +232,7 @@ class Redrive:
             fates = await redrive(messages, self.at, self.wish.choice, self.terms, most=budget.left)
             self._count(messages, fates, budget)
             if self.wish.rate:
-                await asyncio.sleep((budget.spent - before) / self.wish.rate)
+                self._next_at = time.monotonic() + (budget.spent - before) / self.wish.rate
 
     def _count(self, messages: Sequence[Message], fates: Sequence[Fate], budget: "_Budget") -> None:
         self.tally.add(fate.step for fate in fates if fate.error is None)

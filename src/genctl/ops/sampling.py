@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
-from datetime import UTC, datetime
 from itertools import chain
 from typing import Self
 
@@ -35,7 +34,7 @@ class Pass:
         self.queue = queue
         self.facts = facts
         self.approximate = sum(int(facts.get(name, 0)) for name in COUNTS)
-        self.until = datetime.now(UTC) if bounded else None
+        self.until = queue.now() if bounded else None
         self.seen = 0
         self._idle = 0
         self._seen_again: set[str] = set()

@@ -4,8 +4,12 @@
 -- Failed runs by code: how many, of how many sessions and users, and what went back.
 select coalesce(e.data ->> 'code', 'Unknown') as code, e.data ->> 'category' as category, count(*) as runs,
   count(distinct e.session_id) as sessions, count(distinct s.user_id) as users,
-  coalesce(sum((e.data ->> 'refundedCredits')::bigint), 0)::bigint as credits
+  coalesce(sum(coalesce(later.refunded, (e.data ->> 'refundedCredits')::bigint)), 0)::bigint as credits
 from session_events e left join generation_sessions s on s.id = e.session_id
+left join lateral (
+  select (l.data ->> 'refundedCredits')::bigint as refunded from session_events l
+  where l.session_id = e.session_id and l.run = e.run and l.kind = 'refunded' order by l.id desc limit 1
+) later on true
 where e.kind = 'failed' and e.at >= %(since)s and e.at < %(until)s
 group by 1, 2 order by runs desc, code
 
@@ -34,8 +38,13 @@ group by 1 order by 1
 
 -- name: report_timeline
 -- Failed and completed runs by pieces of time.
-select to_timestamp(floor(extract(epoch from at) / %(piece_s)s) * %(piece_s)s) as at,
-  count(*) filter (where kind = 'failed') as failed, count(*) filter (where kind = 'completed') as completed
-from session_events
-where kind in ('failed', 'completed') and at >= %(since)s and at < %(until)s
-group by 1 order by 1
+with told as (
+  select floor(extract(epoch from at) / %(piece_s)s)::bigint as piece,
+    count(*) filter (where kind = 'failed') as failed, count(*) filter (where kind = 'completed') as completed
+  from session_events
+  where kind in ('failed', 'completed') and at >= %(since)s and at < %(until)s
+  group by 1
+)
+select to_timestamp(piece * %(piece_s)s) as at, coalesce(failed, 0) as failed, coalesce(completed, 0) as completed
+from (select generate_series(min(piece), max(piece)) as piece from told) pieces left join told using (piece)
+order by 1
