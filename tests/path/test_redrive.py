@@ -338,6 +338,22 @@ async def test_a_plan_counts_twins_once_however_far_apart(kit: Kit, monkeypatch:
     assert sum(row["credits"] for row in plan.rows) == 4
 
 
+async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the stale copies behind the last job, and where the plan holds nothing else."""
+    session = await failed(kit)
+    for _ in range(2):
+        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+    monkeypatch.setattr(ops, "BATCH", 1)
+    for redriven, stale in ((1, 2), (0, 1)):
+        async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+            plan = await under_way.plan()
+            assert (plan.tally.redriven, plan.tally.stale) == (redriven, stale)
+            under_way.limit(plan)
+            assert (await under_way.run()).tally == plan.tally
+        assert await kit.copies() == []
+        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+
+
 async def test_odd_messages_and_rows_stop_nobody(kit: Kit) -> None:
     session, odd = await failed(kit), await failed(kit)
     await kit.query("update generation_sessions set status = 'cancelled' where id = %s", odd.id)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Command, Group, yes_option
+from genctl.cli.command import WHEN, Command, Group, Rate, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
         out.emit(groups, text=lambda: ops.drawn(groups, BAR) if groups else "", empty="no message")
         return
     listed = found.listed()
-    rows = found.lines() if out.form == "table" else listed["messages"]
+    rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]
     out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
 
 
@@ -124,7 +124,7 @@ def show(out: Output, id_: str) -> None:
 @click.option(
     "--max-redrives", type=click.IntRange(1), default=3, metavar="N", help="Of one session, ever. Default 3."
 )
-@click.option("--rate", type=click.FloatRange(0.01), metavar="R", help="Jobs a second.")
+@click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
     "--canary", type=click.IntRange(1), metavar="N", help="So many first; on only if they complete."
 )

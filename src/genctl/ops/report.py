@@ -83,7 +83,7 @@ def _redrives(redrives: Sequence[Row]) -> str:
     if not redrives:
         return "Nothing was redriven."
     ways = ", ".join(f"{row['runs']} {row['status']}" for row in redrives)
-    return f"{sum(row['runs'] for row in redrives)} jobs were redriven: {ways}."
+    return f"Redrives: {sum(row['runs'] for row in redrives)}; of these runs {ways}."
 
 
 def _bars(timeline: Sequence[Row]) -> list[str]:
