@@ -81,5 +81,7 @@ def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> Non
     gone = failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")
     assert gone["discarded"] == 1
     assert (tmp_path / gone["file"]).exists()
+    assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["file"] is None
+    assert failed.error("dlq", "export", "/dev/zero", "--resume", exit_code=2)["code"] == "FileExists"
     assert len(failed.copies()) == 2
     assert failed.genctl("dlq", "show", failed.genctl("dlq", "list")["messages"][0]["messageId"])["session"]

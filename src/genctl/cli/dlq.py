@@ -166,15 +166,16 @@ def redrive(
                 return await under_way.run(step, terminal.note)
 
     done = out.run(work())
-    if wish.most is None or done.tally.redriven < wish.most:
+    stopped = done.stopped if isinstance(done, Redriven) else None
+    if not stopped and (wish.most is None or done.tally.redriven < wish.most):
         terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
         return
-    if done.stopped:
-        terminal.note(f"stopped: {done.stopped}; run it again to go on")
+    if stopped:
+        terminal.note(f"stopped: {stopped}; run it again to go on")
     out.emit(done.shown())
-    if done.stopped or done.tally.failed:
+    if stopped or done.tally.failed:
         raise SystemExit(1)
 
 
@@ -261,6 +262,7 @@ def discard(
                 done = await ops.discard(over, db, choice, file, step, most)
             if kept and not done["meant"]:
                 kept.unlink()
+                done["file"] = None
             return done
 
     done = out.run(work())

@@ -208,7 +208,7 @@ class Redrive:
 
     async def _lanes(self, most: int | None, *, to_the_end: bool = False) -> None:
         """Several batches at a time until the end of the pass, or unless `to_the_end` until `most` jobs."""
-        budget = _Budget(most, to_the_end)
+        budget = _Budget(most, to_the_end=to_the_end)
         lanes = 1 if self.wish.rate or most is not None else LANES
         lanes_over = await asyncio.gather(*(self._lane(budget) for _ in range(lanes)), return_exceptions=True)
         for trouble in lanes_over:
@@ -280,7 +280,7 @@ class Redrive:
 class _Budget:
     """How many jobs may still be redriven; without a limit as many as come."""
 
-    def __init__(self, most: int | None, to_the_end: bool) -> None:
+    def __init__(self, most: int | None, *, to_the_end: bool) -> None:
         self.most = most
         self.to_the_end = to_the_end
         self.spent = 0
