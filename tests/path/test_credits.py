@@ -1,5 +1,6 @@
 """Movements outside a run's way, and the audit that proves the rest."""
 
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -88,3 +89,60 @@ async def test_a_refund_that_is_still_owed_is_its_own_kind(kit: Kit) -> None:
     await kit.query("""
         update generation_sessions set error_details = error_details || '{"refundError": "no", "refundedCredits": 0}'""")
     assert await kit.violations() == ["refund_pending"]
+
+
+MENDED = ("failed_not_released", "refund_amount", "details_ledger", "orphan_reservation")
+
+
+@pytest.mark.parametrize("kind", MENDED)
+async def test_a_fix_gives_the_user_what_is_theirs_once_and_says_so(kit: Kit, kind: str) -> None:
+    failed = await kit.enqueue("sensitive")
+    await kit.work()
+    queued = await kit.enqueue("success")
+    async with kit.db._pool.connection() as conn, conn.transaction():
+        await conn.execute("set local session_replication_role = replica")  # no guard in our way
+        await conn.execute(
+            PLANTED[kind], {"failed": failed.id, "failed_r": failed.reservation_id, "queued": queued.id}
+        )
+        if kind == "failed_not_released":
+            await conn.execute("delete from credit_ledger where kind = 'release'")
+            await conn.execute(
+                "insert into credit_ledger (user_id, delta, kind, reservation_id) values ('ann', 0, 'capture', %s)",
+                [failed.reservation_id],
+            )
+            await conn.execute("update credit_accounts set balance = balance - 4")
+        if kind == "refund_amount":
+            await conn.execute("update credit_accounts set balance = balance - 1")
+    found = (await credits.audit(kit.db)).violations
+    assert kind in {violation.kind for violation in found}
+    before = await kit.row(failed)
+    assert len(await credits.fix_all(kit.db, found)) >= 1
+    assert await credits.fix_all(kit.db, found) == []
+    assert await kit.violations() == []
+    assert await kit.balance() == {"orphan_reservation": 1000}.get(kind, 996)
+    after = await kit.row(failed)
+    assert after.details["refundedCredits"] == 4
+    assert ((after.version or 0) > (before.version or 0)) == (kind == "details_ledger")
+
+
+async def test_what_needs_a_person_is_left_alone(kit: Kit) -> None:
+    """Also what a completed session holds: to release it would give image and credits."""
+    done = await kit.enqueue("success")
+    await kit.work()
+    async with kit.db._pool.connection() as conn, conn.transaction():
+        await conn.execute("set local session_replication_role = replica")
+        await conn.execute(
+            "update credit_reservations set status = 'held' where id = %s", [done.reservation_id]
+        )
+        await conn.execute("update credit_accounts set balance = balance + 1")
+    found = (await credits.audit(kit.db)).violations
+    assert {violation.kind for violation in found} == {"terminal_holds", "balance_ledger"}
+    assert await credits.fix_all(kit.db, found) == []
+
+
+async def test_an_audit_can_begin_at_a_time(kit: Kit) -> None:
+    await kit.enqueue("sensitive")
+    await kit.work()
+    later = datetime.now(UTC) + timedelta(hours=1)
+    assert (await credits.audit(kit.db, since=later)).checked["sessions"] == 0
+    assert (await credits.audit(kit.db, since=later - timedelta(hours=2))).checked["sessions"] == 1

@@ -354,3 +354,18 @@ def test_a_database_that_is_not_migrated_is_told_at_once(place: Place) -> None:
     for command in ("worker", "enqueue", "refunds check"):
         done = place.say(*command.split(), exit_code=3)
         assert done.stderr.splitlines()[-1] == "  fix: run `genctl migrate`", command
+
+
+def test_a_fix_is_asked_for_and_then_made_once(place: Place) -> None:
+    session = place.enqueue("sensitive")
+    with place.worker("--drain") as worker:
+        worker.end(within_s=60)
+    place.sql("update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'")
+    assert place.error("refunds", "check", "--fix", exit_code=2)["code"] == "NotConfirmed"
+    planned = place.say("refunds", "check", "--fix", "--dry-run", exit_code=1)
+    assert "would mend: details_ledger of user ann" in planned.stderr
+    assert place.row(session)["error_details"]["refundedCredits"] == 9
+    assert "mended: details_ledger" in place.say("refunds", "check", "--fix", "--yes").stderr
+    assert place.row(session)["error_details"]["refundedCredits"] == 4
+    assert "all sound" in place.say("refunds", "check", "--since", "1h").stderr
+    place.say("refunds", "check", "--dry-run", exit_code=2)

@@ -47,14 +47,15 @@ where s.status = 'failed' and s.error_details ->> 'refundedAt' is null and r.sta
 order by s.completed_at limit %(limit)s
 
 -- name: note_refund
--- Tells of a refund that came after the settle: details, version, trace, NOTIFY. Runs right behind
--- release_reservation in its transaction.
+-- Tells a failed session what it got back where it was told something else: details, version, trace, NOTIFY.
+-- Runs right behind the movement in its transaction.
 with refund as (
-  select s.id, s.user_id, r.amount
+  select s.id, s.user_id, coalesce(sum(l.delta), 0)::bigint as amount
   from generation_sessions s
-  join credit_reservations r on r.id = s.reservation_id
+  left join credit_ledger l on l.reservation_id = s.reservation_id and l.kind in ('release', 'fix')
   where s.reservation_id = %(reservation)s and s.status = 'failed'
-    and r.status = 'released' and r.released_at = now()
+  group by s.id
+  having coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
 ),
 account as (
   update credit_accounts a set event_seq = event_seq + 1 from refund f where a.user_id = f.user_id
