@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -236,6 +236,12 @@ class Kit:
         async with self.db._pool.connection() as conn:
             cursor = await conn.execute(text, params)
             return await cursor.fetchall() if cursor.description is not None else []
+
+    async def plant(self, text: str, params: Mapping[str, object] | None = None) -> None:
+        """SQL that breaks what the guards keep: they are off for its transaction."""
+        async with self.db._pool.connection() as conn, conn.transaction():
+            await conn.execute("set local session_replication_role = replica")
+            await conn.execute(text, params)
 
     def body(self, session: Session) -> str:
         return job_body(session)
