@@ -29,7 +29,7 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Sqs
 from genctl.pipeline import LEASE_S, Pipeline, carry, enqueue
 from genctl.services.simulator import app
-from genctl.sweep import Swept, sweep
+from genctl.sweep import Ages, Swept, sweep
 
 T = TypeVar("T")
 
@@ -208,7 +208,7 @@ class Kit:
         return await carry(await self.receive(), self.at)
 
     async def sweep(self) -> list[Swept]:
-        return await sweep(self.at, queued_timeout_s=self.settings.queued_timeout_s)
+        return await sweep(self.at, Ages.of(self.settings))
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)

@@ -88,7 +88,9 @@ async def test_two_jobs_and_credits_for_one(kit: Kit) -> None:
     for _ in range(2):
         await failed(kit)
     await kit.query("update credit_accounts set balance = 5")
-    await kit.query("insert into credit_ledger (user_id, delta, kind, reason) values ('ann', -995, 'fix', 'test')")
+    await kit.query(
+        "insert into credit_ledger (user_id, delta, kind, reason) values ('ann', -995, 'fix', 'test')"
+    )
     done = await redriven(kit)
     assert (done.tally.redriven, done.tally.skipped) == (1, {"credits short": 1})
     assert await kit.balance() == 1

@@ -6,7 +6,7 @@ from tests.kit import Kit
 from genctl import gate
 from genctl.domain.classify import ours
 from genctl.domain.model import Status
-from genctl.sweep import resend_all, sweep
+from genctl.sweep import Ages, resend_all, sweep
 
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s' where status = 'processing'"
 
@@ -65,7 +65,7 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
     session = await kit.enqueue()
     await kit.at.claim(session.id, 1)
     await kit.query(DEAD)
-    (swept,) = await sweep(kit.at, queued_timeout_s=86400, dry_run=True)
+    (swept,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "requeue",
         "sessionId": session.id,
