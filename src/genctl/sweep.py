@@ -38,13 +38,15 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Raises GenctlError (exit 2) when good runs would be failed while they are retried."""
-        longest_s = longest_run_s(settings.max_attempts, settings.provider_timeout_s)
-        if settings.queued_timeout_s < longest_s:
+        attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
+        longest_s = longest_run_s(attempts, settings.provider_timeout_s)
+        if waits_s < longest_s:
             raise GenctlError(
                 "BadSetting",
-                f"GENCTL_QUEUED_TIMEOUT is {rough(settings.queued_timeout_s)}, and {settings.max_attempts} attempts"
-                f" may last {rough(longest_s)}: runs would be failed while they are retried",
-                f"raise it to {math.ceil(longest_s)}s, or lower GENCTL_MAX_ATTEMPTS or GENCTL_PROVIDER_TIMEOUT",
+                f"GENCTL_QUEUED_TIMEOUT is {waits_s:g} s, and {attempts} attempts may last {longest_s:g} s:"
+                " runs would be failed while they are retried",
+                f"set GENCTL_QUEUED_TIMEOUT={math.ceil(longest_s)}s or more, or lower GENCTL_MAX_ATTEMPTS"
+                " or GENCTL_PROVIDER_TIMEOUT",
                 exit_code=2,
             )
         return cls(queued_timeout_s=settings.queued_timeout_s, trace_retention_s=settings.trace_retention_s)
