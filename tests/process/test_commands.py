@@ -308,6 +308,37 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["enqueue"],
         {"AWS_ENDPOINT_URL_SQS": "http://127.0.0.1:9"},
     ),
+    "a grant of nothing": (
+        2,
+        "cannot grant 0 credits",
+        ["credits", "grant", "--user", "jo", "--amount", "0"],
+        {},
+    ),
+    "a grant that takes": (
+        2,
+        "cannot grant -3 credits",
+        ["credits", "grant", "--user", "jo", "--amount=-3"],
+        {},
+    ),
+    "a grant of a fraction": (
+        2,
+        "'1.5' is not a valid",
+        ["credits", "grant", "--user", "jo", "--amount", "1.5"],
+        {},
+    ),
+    "credits of nobody": (4, "user nobody has no account", ["credits", "show", "nobody"], {}),
+    "a worker that gives up too early": (
+        2,
+        "GENCTL_QUEUED_TIMEOUT is 60 s, and 3 attempts may last 1500 s",
+        ["worker"],
+        {"GENCTL_QUEUED_TIMEOUT": "1m"},
+    ),
+    "a sweep that gives up too early": (
+        2,
+        "runs would be failed while they are retried",
+        ["sweep"],
+        {"GENCTL_QUEUED_TIMEOUT": "1m"},
+    ),
     "nothing that was": (2, "--since", ["tail-failures", "--no-follow"], {}),
 }
 
