@@ -54,7 +54,9 @@ class Violation(NamedTuple):
             return int(self.found) < int(self.expected)
         if self.kind == "details_ledger":
             return self.reservation_id is not None
-        return self.kind == "failed_not_released" or (self.kind in RELEASED and self.expected != "captured")
+        if self.kind in RELEASED:  # without a session_id it may be held for something else
+            return self.session_id is not None and self.expected != "captured"
+        return self.kind == "failed_not_released"
 
 
 class Audit(msgspec.Struct, frozen=True):
@@ -173,9 +175,10 @@ async def fix(db: Database, violation: Violation) -> bool:
     reservation_id, user = violation.reservation_id, violation.user_id
     if not violation.is_safe or reservation_id is None or user is None:
         return False
+    reason = f"fix: {violation.kind}"
     if violation.kind in RELEASED:
-        return bool(await release_reservation(db, reservation_id, reason=f"fix: {violation.kind}"))
-    about = {"reservation": reservation_id, "reason": violation.kind}
+        return bool(await release_reservation(db, reservation_id, reason=reason))
+    about = {"reservation": reservation_id, "reason": reason}
     *_, repaid, told = await db.transact(
         ("ensure_accounts", {"users": [user], "opening": 0}),
         ("lock_accounts", {"users": [user]}),

@@ -170,20 +170,14 @@ async def test_a_fix_gives_the_user_what_is_theirs_once_and_says_so(kit: Kit, ki
     failed = await kit.enqueue("sensitive")
     await kit.work()
     queued = await kit.enqueue("success")
-    async with kit.db._pool.connection() as conn, conn.transaction():
-        await conn.execute("set local session_replication_role = replica")  # no guard in our way
-        await conn.execute(
-            PLANTED[kind], {"failed": failed.id, "failed_r": failed.reservation_id, "queued": queued.id}
-        )
-        if kind == "failed_not_released":
-            await conn.execute("delete from credit_ledger where kind = 'release'")
-            await conn.execute(
-                "insert into credit_ledger (user_id, delta, kind, reservation_id) values ('ann', 0, 'capture', %s)",
-                [failed.reservation_id],
-            )
-            await conn.execute("update credit_accounts set balance = balance - 4")
-        if kind == "refund_amount":
-            await conn.execute("update credit_accounts set balance = balance - 1")
+    ids = {"failed": failed.id, "failed_r": failed.reservation_id, "queued": queued.id}
+    await kit.plant(PLANTED[kind], ids)
+    if kind == "failed_not_released":
+        await kit.plant("delete from credit_ledger where kind = 'release'")
+        await kit.plant(PLANTED["double_movement"], ids)
+        await kit.plant("update credit_accounts set balance = balance - 4")
+    if kind == "refund_amount":
+        await kit.plant("update credit_accounts set balance = balance - 1")
     found = (await credits.audit(kit.db)).violations
     assert kind in {violation.kind for violation in found}
     before = await kit.row(failed)
@@ -200,12 +194,8 @@ async def test_what_needs_a_person_is_left_alone(kit: Kit) -> None:
     """Also what a completed session holds: to release it would give image and credits."""
     done = await kit.enqueue("success")
     await kit.work()
-    async with kit.db._pool.connection() as conn, conn.transaction():
-        await conn.execute("set local session_replication_role = replica")
-        await conn.execute(
-            "update credit_reservations set status = 'held' where id = %s", [done.reservation_id]
-        )
-        await conn.execute("update credit_accounts set balance = balance + 1")
+    await kit.plant(PLANTED["terminal_holds"], {"done_r": done.reservation_id})
+    await kit.plant(PLANTED["balance_ledger"])
     found = (await credits.audit(kit.db)).violations
     assert {violation.kind for violation in found} == {"terminal_holds", "balance_ledger"}
     assert await credits.fix_all(kit.db, found) == []
@@ -217,3 +207,32 @@ async def test_an_audit_can_begin_at_a_time(kit: Kit) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     assert (await credits.audit(kit.db, since=later)).checked["sessions"] == 0
     assert (await credits.audit(kit.db, since=later - timedelta(hours=2))).checked["sessions"] == 1
+
+
+async def test_what_an_adopted_database_holds_for_something_else_is_no_fix(kit: Kit) -> None:
+    await kit.enqueue()
+    await kit.query("delete from generation_sessions")
+    await kit.query("update credit_reservations set session_id = null")
+    found = (await credits.audit(kit.db)).violations
+    assert [violation.kind for violation in found] == ["orphan_reservation"]
+    assert await credits.fix_all(kit.db, found) == []
+
+
+async def test_a_ledger_without_its_account_is_found(kit: Kit) -> None:
+    await credits.grant(kit.db, ["ann"], 5, "because")
+    await kit.plant("delete from credit_accounts")
+    (violation,) = (await credits.audit(kit.db)).violations
+    assert (violation.kind, violation.user_id, violation.expected, violation.found) == (
+        "balance_ledger",
+        "ann",
+        "5",
+        "no account",
+    )
+
+
+async def test_more_than_can_be_listed_is_counted(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credits, "MOST", 2)
+    await credits.grant(kit.db, ["ann", "bob", "cid"], 5, "because")
+    await kit.plant(PLANTED["balance_ledger"])
+    found = await credits.audit(kit.db)
+    assert (len(found.violations), found.total) == (2, 3)

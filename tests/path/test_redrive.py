@@ -286,6 +286,20 @@ async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> Non
     assert await kit.balance() == 1000 - 2 * 4
 
 
+@pytest.mark.parametrize("change", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
+def test_a_change_that_cannot_be_stored_is_refused(change: str) -> None:
+    with pytest.raises(GenctlError) as caught:
+        Wish(choice=Choice(), changes=(change,)).check()
+    assert (caught.value.code, caught.value.exit_code) == ("BadChange", 2)
+
+
+def test_a_change_is_taken_as_json_where_it_is_some() -> None:
+    """A backslash that is meant is no NUL."""
+    changes = ("size=2K", "n=2", r'text="\\u0000"')
+    params = Wish(choice=Choice(), changes=changes).terms.params
+    assert params == {"size": "2K", "n": 2, "text": r"\u0000"}
+
+
 async def test_the_canary_stops_what_would_fail_again(kit: Kit) -> None:
     for _ in range(3):
         await failed(kit)

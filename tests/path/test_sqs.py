@@ -418,3 +418,14 @@ async def test_what_time_it_is_by_its_clock(ahead_s: int) -> None:
         queue = await sqs.queue(URL)
         await queue.attributes()
         assert abs((queue.now() - theirs).total_seconds()) < 5
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Tue, 24 Nov 2026 18:00:00 -0000"])
+async def test_a_date_that_says_nothing_is_passed_over(date: str) -> None:
+    async def dated(_: web.Request) -> web.StreamResponse:
+        return web.json_response({}, headers={"Date": date})
+
+    async with Script(FACTS, dated).serving() as sqs:
+        queue = await sqs.queue(URL)
+        await queue.attributes()
+        assert abs((queue.now() - datetime.now(UTC)).total_seconds()) < 1

@@ -151,6 +151,23 @@ async def test_a_refund_is_made_though_the_details_speak_of_one(kit: Kit) -> Non
     assert await kit.violations() == []
 
 
+async def test_a_refund_that_was_made_is_under_way_no_longer(kit: Kit) -> None:
+    """Also where the details spoke of its amount already."""
+    session = await kit.enqueue("sensitive")
+    await kit.work()
+    await kit.plant("update credit_reservations set status = 'held', released_at = null")
+    await kit.plant("delete from credit_ledger where kind = 'release'")
+    await kit.plant("update credit_accounts set balance = balance - 4")
+    await kit.query(
+        'update generation_sessions set error_details = error_details || \'{"refundError": "no"}\''
+    )
+    before = await kit.row(session)
+    await kit.sweep()
+    after = await kit.row(session)
+    assert after.details["refundError"] is None
+    assert (after.version or 0) > (before.version or 0)
+
+
 async def test_several_sweepers_release_each_reservation_once(kit: Kit) -> None:
     for user in ("ann", "bob", "ann", "bob"):
         await kit.enqueue(user=user)

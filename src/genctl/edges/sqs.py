@@ -233,7 +233,7 @@ class Sqs:
 
     def _compare_clocks(self, date: str) -> None:
         """HTTP's Date has whole seconds, rounded down."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):  # no date; one without a zone
             ahead = parsedate_to_datetime(date) - datetime.now(UTC)
             self._ahead = ahead + TICK if abs(ahead) > 2 * TICK else timedelta()
 

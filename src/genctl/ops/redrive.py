@@ -64,6 +64,7 @@ def _change(text: str) -> tuple[str, Any]:
         raise GenctlError(
             "BadChange", f"{text!r} is no change", "write --set key=value, such as --set size=2K", exit_code=2
         )
+    check_text(f"value of {key!r}", text, "BadChange")
     try:
         meant = msgspec.json.decode(value)
     except msgspec.DecodeError:

@@ -114,14 +114,14 @@ select *, count(*) over () as total from wrong limit %(most)s
 
 -- name: audit_balances
 -- Balances against the sum of their ledger; with `since`, those that moved since.
-select 'balance_ledger' as kind, null::uuid as session_id, null::uuid as reservation_id, a.user_id,
-  coalesce(l.credits, 0)::text as expected, a.balance::text as found, count(*) over () as total
+select 'balance_ledger' as kind, null::uuid as session_id, null::uuid as reservation_id, user_id,
+  coalesce(l.credits, 0)::text as expected, coalesce(a.balance::text, 'no account') as found, count(*) over () as total
 from credit_accounts a
-left join (
+full join (
   select user_id, sum(delta) as credits, max(created_at) as moved_at from credit_ledger
   where %(user)s::text is null or user_id = %(user)s
   group by user_id
-) l on l.user_id = a.user_id
-where (%(user)s::text is null or a.user_id = %(user)s) and a.balance <> coalesce(l.credits, 0)
+) l using (user_id)
+where (%(user)s::text is null or user_id = %(user)s) and coalesce(a.balance, 0) <> coalesce(l.credits, 0)
   and (%(since)s::timestamptz is null or coalesce(l.moved_at, 'infinity') >= %(since)s)
 limit %(most)s

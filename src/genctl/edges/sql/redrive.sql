@@ -64,7 +64,7 @@ again as (
   update generation_sessions s
   set run = w.run + 1, status = 'queued', reservation_id = w.next_reservation, queued_at = now(),
     prompt = coalesce(w.prompt, s.prompt),
-    params = case when w.params is null then s.params else 
+    params = case when w.params is null then s.params else
       (case jsonb_typeof(s.params) when 'object' then s.params else '{}' end) || w.params end,
     attempts = 0, unknowns = 0, started_at = null, first_failed_at = null, completed_at = null, due_at = null,
     lease_until = null, enqueued_at = null, dlq_sent_at = null, result = null, error_details = null,

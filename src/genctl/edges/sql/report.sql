@@ -21,7 +21,8 @@ select
   (select count(distinct session_id) from session_events
    where kind = 'failed' and at >= %(since)s and at < %(until)s) as sessions,
   (select coalesce(sum(delta), 0)::bigint from credit_ledger
-   where kind = 'release' and reason is distinct from 'redrive' and created_at >= %(since)s and created_at < %(until)s) as released
+   where (kind = 'release' and reason is distinct from 'redrive' or kind = 'fix' and reservation_id is not null)
+     and created_at >= %(since)s and created_at < %(until)s) as released
 
 -- name: report_redrives
 -- How the runs that redrives began in that time stand now.

@@ -81,10 +81,12 @@ select count(*) as events from pruned
 with refund as (
   select s.id, s.user_id, coalesce(sum(l.delta), 0)::bigint as amount
   from generation_sessions s
+  left join credit_reservations r on r.id = s.reservation_id
   left join credit_ledger l on l.reservation_id = s.reservation_id and l.kind in ('release', 'fix')
   where s.reservation_id = %(reservation)s and s.status = 'failed'
-  group by s.id
+  group by s.id, r.status
   having coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
+    or (s.error_details ->> 'refundError' is not null and r.status = 'released')
 ),
 account as (
   update credit_accounts a set event_seq = event_seq + 1 from refund f where a.user_id = f.user_id
