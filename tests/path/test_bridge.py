@@ -146,6 +146,32 @@ async def test_a_change_that_nobody_announced_comes_with_the_backstop_and_is_cou
         assert b"genctl_sse_backstop_found_total 1.0" in client.api.metrics.text()
 
 
+async def test_a_look_that_began_before_the_backstop_leaves_the_finding_to_it(
+    kit: Kit, client: Client
+) -> None:
+    """A slow query, and the backstop in the middle of it: what the next one finds is the backstop's."""
+    bridge, rows = client.api.bridge, client.api.db.rows
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(name: str, **params: Any) -> Any:
+        found = await rows(name, **params)
+        asked.set()
+        await answer.wait()
+        return found
+
+    async with client.stream() as ear:
+        await ear.ready()
+        client.api.db.rows = slow
+        bridge._looks.add(["ann"])
+        await asked.wait()
+        await change(kit)
+        bridge._unannounced.add("ann")
+        bridge._looks.add(["ann"])
+        answer.set()
+        await ear.until(lambda ear: ear.told)
+        assert b"genctl_sse_backstop_found_total 1.0" in client.api.metrics.text()
+
+
 async def test_without_listen_the_backstop_is_enough(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge, "BACKSTOP_S", (0.1, 0.2))
     async with served(kit.settings, listen_url="off") as client, client.stream() as ear:

@@ -217,6 +217,8 @@ class Bridge:
         if not wanting:
             self._look_trouble = None  # nobody here can miss anything
             return
+        backstopped = self._unannounced & wanting.keys()  # now: what is said meanwhile is for the next look
+        self._unannounced -= backstopped
         asked = [
             {"user_id": user, "after": min((f.last for f in feeds if f.last is not None), default=None)}
             for user, feeds in wanting.items()
@@ -233,12 +235,11 @@ class Bridge:
         self._look_trouble = None
         for user, found in _by_user(rows).items():
             feeds = [feed for feed in wanting[user] if feed in self._feeds.get(user, ())]
+            if user in backstopped:
+                self._count_late(found, feeds)
             self._feed(user, feeds, found)
 
     def _feed(self, user: str, feeds: list[Feed], found: Found) -> None:
-        if user in self._unannounced:
-            self._unannounced.discard(user)
-            self._count_late(found, feeds)
         for feed in feeds:
             if feed.last is not None and feed.last > found.head:  # the database is older than the cursor
                 feed.backlog.clear()
