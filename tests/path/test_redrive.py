@@ -170,6 +170,7 @@ async def test_the_plan_is_what_runs(kit: Kit) -> None:
     async with Redrive.open(kit.settings, wish) as under_way:
         plan = await under_way.plan()
         assert plan.tally.redriven == 2
+        assert "beyond the limit" not in plan.tally.skipped
         assert (await under_way.run()).tally.redriven == 2
     assert await kit.balance() == 992
 
@@ -308,6 +309,23 @@ async def test_the_canary_stops_what_would_fail_again(kit: Kit) -> None:
     done = await redriving
     assert done.tally.redriven == 1
     assert "the canary failed" in (done.stopped or "")
+
+
+async def test_a_canary_that_nobody_works_at_says_so_until_a_signal(kit: Kit) -> None:
+    await failed(kit)
+    told: list[str] = []
+
+    async def waits() -> bool:
+        return bool(told)
+
+    async with Redrive.open(kit.settings, Wish(choice=Choice(), canary=1)) as under_way:
+        running = asyncio.create_task(under_way.run(tell=told.append))
+        await until(waits)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert told[0] == "waiting for the 1 jobs of the canary; a worker has to run"
+    assert told[1].startswith("until then: 1 redriven")
 
 
 async def test_a_canary_that_lives_is_followed_by_the_rest(kit: Kit) -> None:

@@ -158,7 +158,7 @@ class Redrive:
         rows, tally, left = [], Tally(), 2**31 if self.wish.most is None else self.wish.most
         balances: dict[str, int] = {}
         begun: set[UUID] = set()
-        while left and (messages := await self.over.receive(BATCH)):
+        while left and (messages := await self.over.receive(min(BATCH, left))):  # as run() does
             step(len(messages))
             found = [letter for _, letter in await chosen(messages, self.at.db, self.wish.choice)]
             steps = at_most(plan(found, self.terms, balances, begun), left)
