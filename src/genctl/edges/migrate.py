@@ -59,7 +59,9 @@ async def up(dsn: str) -> list[str]:
         for migration in await _compare(conn):
             if migration.state == "pending":
                 path = files()[migration.name]
-                await _carry_out(conn, dsn, path, "record_migration", {"name": path.name, "sha256": _hash(path)})
+                await _carry_out(
+                    conn, dsn, path, "record_migration", {"name": path.name, "sha256": _hash(path)}
+                )
                 applied.append(migration.name)
     return applied
 
@@ -121,7 +123,9 @@ async def _compare(conn: Connection) -> list[Migration]:
         elif rows[name]["sha256"] != _hash(found[name]):
             state = "drifted"
         else:
-            state = "pending" if await _half_built(conn, found[name].read_text(encoding="utf-8")) else "applied"
+            state = (
+                "pending" if await _half_built(conn, found[name].read_text(encoding="utf-8")) else "applied"
+            )
         states.append(Migration(name, state, rows[name]["applied_at"] if name in rows else None))
     return states
 
