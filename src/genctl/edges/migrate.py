@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -57,12 +57,15 @@ async def up(dsn: str) -> list[str]:
     applied: list[str] = []
     async with _alone(dsn) as conn:
         for migration in await _compare(conn):
-            if migration.state == "pending":
-                path = files()[migration.name]
-                await _carry_out(
-                    conn, dsn, path, "record_migration", {"name": path.name, "sha256": _hash(path)}
-                )
-                applied.append(migration.name)
+            if migration.state != "pending":
+                continue
+            path = files()[migration.name]
+            if migration.applied_at:
+                await _build_again(conn, dsn, path)
+            else:
+                record = {"name": path.name, "sha256": _hash(path)}
+                await _carry_out(conn, dsn, path, "record_migration", record)
+            applied.append(path.name)
     return applied
 
 
@@ -123,9 +126,7 @@ async def _compare(conn: Connection) -> list[Migration]:
         elif rows[name]["sha256"] != _hash(found[name]):
             state = "drifted"
         else:
-            state = (
-                "pending" if await _half_built(conn, found[name].read_text(encoding="utf-8")) else "applied"
-            )
+            state = "pending" if await _half_built(conn, found[name]) else "applied"
         states.append(Migration(name, state, rows[name]["applied_at"] if name in rows else None))
     return states
 
@@ -158,7 +159,7 @@ async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: d
     try:
         with errors_told(dsn):
             if content.startswith(ALONE):
-                for statement in await _half_built(conn, content) + _statements(content):
+                for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
                 await conn.execute(_text("create_migrations"))
                 await conn.execute(_text(note), noted)
@@ -187,12 +188,26 @@ async def _patiently(conn: Connection, content: str, note: str, noted: dict[str,
         await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-async def _half_built(conn: Connection, content: str) -> list[str]:
-    """Statements that drop the invalid indexes which this file makes, if it makes them concurrently."""
+async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
+    """Only what is half-built: a later file may have dropped another index of this one."""
+    with errors_told(dsn):
+        broken = await _half_built(conn, path)
+        builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _named(broken, one)]
+        for statement in [*broken.values(), *builds]:
+            await conn.execute(statement)
+
+
+async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
+    """The invalid indexes that this file makes concurrently, each with the statement that drops it."""
+    content = path.read_text(encoding="utf-8")
     if not content.startswith(ALONE):
-        return []
+        return {}
     rows = await (await conn.execute(_text("half_built_indexes"), {})).fetchall()
-    return [row["remedy"] for row in rows if re.search(rf"\b{re.escape(row['name'])}\b", content)]
+    return {row["name"]: row["remedy"] for row in rows if _named([row["name"]], content)}
+
+
+def _named(names: Iterable[str], text: str) -> bool:
+    return any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
 
 
 def _statements(content: str) -> list[str]:

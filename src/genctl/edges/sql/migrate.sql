@@ -21,8 +21,8 @@ select to_regclass(format('%%I.genctl_migrations', current_schema())) is not nul
 select name, sha256, applied_at from genctl_migrations
 
 -- name: record_migration
--- This file is applied; one with a half-built index was, and is once more.
-insert into genctl_migrations (name, sha256) values (%(name)s, %(sha256)s) on conflict (name) do nothing
+-- This file is applied.
+insert into genctl_migrations (name, sha256) values (%(name)s, %(sha256)s)
 
 -- name: forget_migration
 -- This file is undone.
