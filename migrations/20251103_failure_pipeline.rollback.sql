@@ -1,22 +1,24 @@
--- Drops what the migration added. The trace is lost: export it first.
-drop table if exists tool_gates;
-drop table if exists session_events;
-alter table if exists credit_reservations
-  drop column if exists session_id,
-  drop column if exists run;
-alter table if exists credit_accounts
-  drop column if exists event_seq;
-alter table if exists generation_sessions
-  drop column if exists run,
-  drop column if exists attempts,
-  drop column if exists unknowns,
-  drop column if exists started_at,
-  drop column if exists first_failed_at,
-  drop column if exists queued_at,
-  drop column if exists lease,
-  drop column if exists lease_until,
-  drop column if exists due_at,
-  drop column if exists version,
-  drop column if exists idempotency_key,
-  drop column if exists enqueued_at,
-  drop column if exists dlq_sent_at;
+-- Drops what the migration made; what was there before stays. The trace is lost: export it first.
+do $$
+declare
+  made record;
+begin
+  for made in
+    select c.relname as tab, a.attname as name
+    from pg_attribute a join pg_class c on c.oid = a.attrelid
+    where c.relnamespace = current_schema()::regnamespace
+      and c.relname in ('generation_sessions', 'credit_accounts', 'credit_reservations')
+      and col_description(a.attrelid, a.attnum) = 'made by genctl' and not a.attisdropped
+      and a.attname <> 'error_details'  -- of a migration of its own
+  loop
+    execute format('alter table %I drop column %I', made.tab, made.name);
+  end loop;
+  for made in
+    select relname as tab from pg_class
+    where relnamespace = current_schema()::regnamespace and relname in ('tool_gates', 'session_events')
+      and obj_description(oid, 'pg_class') = 'made by genctl'
+  loop
+    execute format('drop table %I', made.tab);
+  end loop;
+end
+$$;

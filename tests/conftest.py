@@ -61,6 +61,13 @@ def dsn(postgres: str, request: pytest.FixtureRequest, worker_id: str) -> Iterat
 
 
 @pytest.fixture
+def empty(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database with nothing in it."""
+    with fresh_database(postgres, f"e{abs(hash(request.node.nodeid)):x}") as dsn:
+        yield dsn
+
+
+@pytest.fixture
 def settings(dsn: str, sqs_server: QueueServer, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     return sqs_server.settings(dsn, home=tmp_path, queue=f"q{abs(hash(request.node.nodeid)):x}")
 

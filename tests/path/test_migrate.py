@@ -2,15 +2,15 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
-from tests.kit import fresh_database, until, until_sync
+from tests.kit import until_sync
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
@@ -18,13 +18,6 @@ from genctl.edges import migrate
 from genctl.ops.stack.places import find_binaries
 
 FILES = list(migrate.files())
-
-
-@pytest.fixture
-def empty(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database with nothing in it."""
-    with fresh_database(postgres, f"e{abs(hash(request.node.nodeid)):x}") as dsn:
-        yield dsn
 
 
 @pytest.fixture
@@ -134,34 +127,6 @@ def test_the_error_details_column_survives_a_second_run_with_its_data(dsn: str) 
         assert conn.execute("select error_details from generation_sessions").fetchall() == [({"code": "X"},)]
 
 
-BASE = """
-    create table generation_sessions (id uuid primary key, user_id text, client_key text, model text, prompt text,
-      params jsonb, status text, reservation_id uuid, result jsonb, created_at timestamptz, completed_at timestamptz);
-    create table credit_accounts (user_id text primary key, balance bigint);
-    create table credit_reservations (id uuid primary key, user_id text, amount bigint, status text,
-      created_at timestamptz, released_at timestamptz, captured_at timestamptz);
-    insert into credit_accounts values ('ann', 7);
-    insert into generation_sessions (id, user_id, model, prompt, status) values (gen_random_uuid(), 'ann', 'm', 'p', 'failed');
-"""
-
-
-async def test_tables_that_were_there_are_adopted_and_never_dropped(empty: str) -> None:
-    """Old rows owe nothing, and the opening balance is in the ledger."""
-    with psycopg.connect(empty, autocommit=True) as conn:
-        conn.execute(BASE)
-        await migrate.up(empty)
-        owed = conn.execute(
-            "select from generation_sessions where dlq_sent_at is null or enqueued_at is null"
-        )
-        assert owed.fetchall() == []
-        ledger = conn.execute("select user_id, delta, kind from credit_ledger").fetchall()
-        assert ledger == [("ann", 7, "opening")]
-    folder = assets.folder("migrations")
-    for name in reversed(FILES):
-        psql(empty, folder / name.replace(".sql", ".rollback.sql"))
-    assert tables(empty) >= {"generation_sessions", "credit_accounts", "credit_reservations"}
-
-
 def test_every_file_has_its_way_back() -> None:
     folder = assets.folder("migrations")
     assert [name for name in FILES if not (folder / name.replace(".sql", ".rollback.sql")).exists()] == []
@@ -194,20 +159,60 @@ async def test_an_index_that_a_killed_build_left_half_done_is_built_again(empty:
         ).fetchone() == (True,)
 
 
-async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str, files: Path) -> None:
-    (files / "1.sql").write_text("create table one (a int);")
+async def test_an_index_that_became_invalid_makes_its_file_pending_again(dsn: str) -> None:
+    """However it came about. What a later file dropped stays dropped."""
+    indexes = "select indexrelid::regclass::text from pg_index where indisvalid order by 1"
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        before = conn.execute(indexes).fetchall()
+        conn.execute(
+            "update pg_index set indisvalid = false where indexrelid = 'credit_reservations_run'::regclass"
+        )
+        assert [one.name for one in await migrate.status(dsn) if one.state == "pending"] == [
+            "20251105_indexes.sql"
+        ]
+        assert await migrate.up(dsn) == ["20251105_indexes.sql"]
+        assert conn.execute(indexes).fetchall() == before
+    assert await states(dsn) == ["applied"] * len(FILES)
+
+
+def test_what_is_no_transaction_holds_only_statements_that_may_run_twice() -> None:
+    alone = [
+        statement
+        for path in assets.folder("migrations").glob("*.sql")
+        if (content := path.read_text()).startswith(migrate.ALONE)
+        for statement in migrate._statements(content)
+    ]
+    assert len(alone) > 30
+    assert [one for one in alone if not re.search(r"\bindex concurrently if (not )?exists ", one)] == []
+
+
+async def test_down_undoes_the_newest_or_all_back_to_one_and_up_goes_on_from_there(dsn: str) -> None:
+    assert await migrate.undoable(dsn, None) == FILES[-1:]
+    await migrate.down(dsn, FILES[-1:])
+    assert await states(dsn) == ["applied"] * (len(FILES) - 1) + ["pending"]
+    names = await migrate.undoable(dsn, FILES[1])
+    assert names == FILES[-2:0:-1]
+    await migrate.down(dsn, names)
+    assert await migrate.up(dsn) == FILES[1:]
+    await migrate.down(dsn, await migrate.undoable(dsn, FILES[0]))
+    assert tables(dsn) == {"genctl_migrations"}, "all of it was ours"
+    assert await migrate.undoable(dsn, None) == []
+
+
+async def test_down_undoes_nothing_but_what_was_said_yes_to(dsn: str) -> None:
+    names = await migrate.undoable(dsn, FILES[-2])
+    await migrate.down(dsn, FILES[-1:])  # somebody else
+    with pytest.raises(GenctlError, match="somebody else"):
+        await migrate.down(dsn, names)
+    assert await states(dsn) == ["applied"] * (len(FILES) - 1) + ["pending"]
+
+
+async def test_what_is_not_applied_or_has_no_way_back_is_not_undone(empty: str, files: Path) -> None:
+    (files / "1.sql").write_text("create table one ();")
     await migrate.up(empty)
-    (files / "2.sql").write_text("alter table one add column b int;")
-    with psycopg.connect(empty) as long_one, psycopg.connect(empty, autocommit=True) as reader:
-        long_one.execute("select from one")  # holds its lock until the commit
-        migrating = asyncio.create_task(migrate.up(empty))
-
-        async def waiting() -> bool:
-            row = reader.execute("select count(*) from pg_locks where not granted").fetchone()
-            return bool(row and row[0])
-
-        await until(waiting)
-        reader.execute("set statement_timeout = '3s'")
-        reader.execute("select from one")  # would wait behind the ALTER for as long as that waits
-        long_one.commit()
-        assert await migrating == ["2.sql"]
+    with pytest.raises(GenctlError, match=r"no migration 2\.sql is applied") as caught:
+        await migrate.undoable(empty, "2.sql")
+    assert caught.value.exit_code == 4
+    with pytest.raises(GenctlError, match=r"1\.rollback\.sql is missing") as caught:
+        await migrate.undoable(empty, None)
+    assert caught.value.exit_code == 3

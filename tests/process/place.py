@@ -28,7 +28,7 @@ from genctl.ops.enqueue import Wish
 
 GENCTL = (sys.executable, "-m", "genctl")
 CHANGING = (
-    "enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "smoke", "dlq redrive", "dlq discard",
+    "enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "migrate down", "smoke", "dlq redrive", "dlq discard",
 )  # fmt: skip
 
 

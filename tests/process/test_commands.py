@@ -272,6 +272,15 @@ def test_migrate_applies_what_is_pending_once_and_status_tells_what_is_wrong(pla
     assert states == ["missing", "drifted", *["applied"] * (len(pending) - 1)]
 
 
+def test_migrate_down_asks_and_undoes_the_newest(place: Place) -> None:
+    newest = place.genctl("migrate", "status")[-1]["name"]
+    assert place.genctl("migrate", "down", "--dry-run") == [{"name": newest, "state": "applied"}]
+    assert place.error("migrate", "down", exit_code=2)["fix"] == "answer with --yes"
+    assert place.error("migrate", "down", "--yes", "--to", "x.sql", exit_code=4)["code"] == "NotFound"
+    assert place.genctl("migrate", "down", "--yes") == [{"name": newest, "state": "pending"}]
+    assert [one["state"] for one in place.genctl("migrate", "status")][-2:] == ["applied", "pending"]
+
+
 def test_version_and_config_tell_what_runs_here(place: Place) -> None:
     assert place.genctl("version")["version"] == __version__
     found = {row["setting"]: row for row in place.genctl("config", "show", "-S", "max_attempts=5")}

@@ -53,7 +53,7 @@ TABLE = {
         "smoke": ("genctl.cli.smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
     },
     "Set up": {
-        "migrate": ("genctl.cli.migrate:migrate", "Apply the migrations, or tell their state."),
+        "migrate": ("genctl.cli.migrate:migrate", "Apply or undo the migrations, or tell their state."),
         "config": (
             "genctl.cli.config:config",
             "Show the settings and where they come from, or write a file.",

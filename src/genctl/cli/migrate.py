@@ -2,13 +2,13 @@
 
 import click
 
-from genctl.cli.command import Command, Group
+from genctl.cli.command import Command, Group, yes_option
 from genctl.cli.output import Output
 
 
 @click.group(cls=Group, default="up")
 def migrate() -> None:
-    """Apply the migrations, or tell their state."""
+    """Apply or undo the migrations, or tell their state."""
 
 
 @migrate.command("up", cls=Command, examples=("genctl migrate", "genctl migrate up -o json"))
@@ -22,6 +22,37 @@ def up(out: Output) -> None:
         [{"name": name, "state": "applied"} for name in applied],
         empty="nothing to apply: the database is up to date",
     )
+
+
+@migrate.command(
+    "down",
+    cls=Command,
+    examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes"),
+)
+@click.option("--to", metavar="NAME", help="Undo all files back to this one, and this one too.")
+@click.option("--dry-run", is_flag=True, help="Name the files and undo none.")
+@yes_option
+def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None:
+    """Undo the newest applied file. What it made is dropped, with all that is in it.
+
+    A table or column that was there before genctl stays.
+    """
+    from genctl.edges import migrate as runner
+
+    dsn = out.settings.direct_dsn()
+    if not dry_run:
+        out.target()
+        out.askable(yes)
+
+    async def work() -> list[str]:
+        names = await runner.undoable(dsn, to)
+        if names and not dry_run:
+            out.confirm(f"Undo {', '.join(names)}, and drop what they made?", yes)
+            await runner.down(dsn, names)
+        return names
+
+    state = "applied" if dry_run else "pending"
+    out.emit([{"name": name, "state": state} for name in out.run(work())], empty="nothing is applied")
 
 
 @migrate.command("status", cls=Command, examples=("genctl migrate status", "genctl migrate status -o json"))

@@ -1,7 +1,8 @@
 """Migrations: plain SQL files, each applied once, recorded with its content's hash.
 
 A file is one transaction, unless its first line says `-- genctl: no transaction`: then each of its
-statements stands alone and may run twice. Any number of runners at once is safe: they take turns.
+statements stands alone and may run twice. Each has its way back in `NAME.rollback.sql`. Any number of
+runners at once is safe: they take turns.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +30,10 @@ LOCK_PATIENCE_S = 60.0
 
 
 class Migration(NamedTuple):
-    """A file of the set, a row of the table, or both; `state` is applied, pending, drifted or missing."""
+    """A file of the set, a row of the table, or both; `state` is applied, pending, drifted or missing.
+
+    One that was applied, and of whose indexes one is half-built, is pending again.
+    """
 
     name: str
     state: str
@@ -53,10 +57,40 @@ async def up(dsn: str) -> list[str]:
     applied: list[str] = []
     async with _alone(dsn) as conn:
         for migration in await _compare(conn):
-            if migration.state == "pending":
-                await _apply(conn, dsn, files()[migration.name])
-                applied.append(migration.name)
+            if migration.state != "pending":
+                continue
+            path = files()[migration.name]
+            if migration.applied_at:
+                await _build_again(conn, dsn, path)
+            else:
+                record = {"name": path.name, "sha256": _hash(path)}
+                await _carry_out(conn, dsn, path, "record_migration", record)
+            applied.append(path.name)
     return applied
+
+
+async def undoable(dsn: str, to: str | None) -> list[str]:
+    """What down() would undo: the newest applied file, or all back to and with `to`; newest first.
+
+    Raises GenctlError: exit 4 when `to` is not applied, exit 3 when one has no way back.
+    """
+    with errors_told(dsn):
+        async with await connect_directly(dsn) as conn:
+            return _undoable(await _compare(conn), to)
+
+
+async def down(dsn: str, names: list[str]) -> None:
+    """Undoes these files, which undoable() named. `dsn` must be a direct connection.
+
+    Raises GenctlError (exit 3) when others have come or gone since; else as up() does.
+    """
+    async with _alone(dsn) as conn:
+        if names and names != _undoable(await _compare(conn), names[-1]):
+            raise GenctlError(
+                "MigrationsChanged", "somebody else migrates this database", "run `genctl migrate status`"
+            )
+        for name in names:
+            await _carry_out(conn, dsn, _way_back(name), "forget_migration", {"name": name})
 
 
 async def status(dsn: str) -> list[Migration]:
@@ -74,7 +108,6 @@ async def _alone(dsn: str) -> AsyncIterator[Connection]:
             # Polled: waiting inside the server would deadlock with an index built concurrently.
             while not (await _row(conn, "try_migration_lock", key=LOCK_KEY))["locked"]:
                 await asyncio.sleep(POLL_S)
-            await conn.execute(_text("create_migrations"))
             yield conn
 
 
@@ -90,40 +123,64 @@ async def _compare(conn: Connection) -> list[Migration]:
             state = "pending"
         elif name not in found:
             state = "missing"
+        elif rows[name]["sha256"] != _hash(found[name]):
+            state = "drifted"
         else:
-            state = "applied" if rows[name]["sha256"] == _hash(found[name]) else "drifted"
+            state = "pending" if await _half_built(conn, found[name]) else "applied"
         states.append(Migration(name, state, rows[name]["applied_at"] if name in rows else None))
     return states
 
 
-async def _apply(conn: Connection, dsn: str, path: Path) -> None:
+def _undoable(found: list[Migration], to: str | None) -> list[str]:
+    applied = [migration.name for migration in reversed(found) if migration.applied_at]
+    if to is None:
+        names = applied[:1]
+    elif to in applied:
+        names = applied[: applied.index(to) + 1]
+    else:
+        raise GenctlError(
+            "NotFound", f"no migration {to} is applied", "see `genctl migrate status`", exit_code=4
+        )
+    for name in names:
+        if not _way_back(name).exists():
+            raise GenctlError(
+                "NoWayBack", f"{_way_back(name).name} is missing", "undo it with the genctl that applied it"
+            )
+    return names
+
+
+def _way_back(name: str) -> Path:
+    return assets.folder("migrations") / name.replace(".sql", ".rollback.sql")
+
+
+async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: dict[str, str]) -> None:
+    """Run a file, and the statement that notes it; a transaction, where it is one, holds both."""
     content = path.read_text(encoding="utf-8")
-    record = {"name": path.name, "sha256": _hash(path)}
     try:
         with errors_told(dsn):
             if content.startswith(ALONE):
-                for remedy in await _half_built(conn, content):
-                    await conn.execute(remedy)
-                for statement in _statements(content):
+                for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
-                await conn.execute(_text("record_migration"), record)
+                await conn.execute(_text("create_migrations"))
+                await conn.execute(_text(note), noted)
             else:
-                await _patiently(conn, content, record)
+                await _patiently(conn, content, note, noted)
     except GenctlError as error:
         raise GenctlError(
             "MigrationFailed", f"{path.name}: {error.message}", "mend it and run `genctl migrate` again"
         ) from error
 
 
-async def _patiently(conn: Connection, content: str, record: dict[str, str]) -> None:
-    """One transaction that waits for a lock for a second only, again and again for a minute."""
+async def _patiently(conn: Connection, content: str, note: str, noted: dict[str, str]) -> None:
+    """One transaction that waits for each lock for a moment only, again and again for a minute."""
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
             async with conn.transaction():
                 await conn.execute(_text("wait_shortly"))
                 await conn.execute(content)
-                await conn.execute(_text("record_migration"), record)
+                await conn.execute(_text("create_migrations"))
+                await conn.execute(_text(note), noted)
                 return
         except errors.LockNotAvailable:
             if time.monotonic() > give_up_at:
@@ -131,10 +188,26 @@ async def _patiently(conn: Connection, content: str, record: dict[str, str]) -> 
         await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-async def _half_built(conn: Connection, content: str) -> list[str]:
-    """Statements that drop the invalid indexes which this file makes."""
+async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
+    """Only what is half-built: a later file may have dropped another index of this one."""
+    with errors_told(dsn):
+        broken = await _half_built(conn, path)
+        builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _named(broken, one)]
+        for statement in [*broken.values(), *builds]:
+            await conn.execute(statement)
+
+
+async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
+    """The invalid indexes that this file makes concurrently, each with the statement that drops it."""
+    content = path.read_text(encoding="utf-8")
+    if not content.startswith(ALONE):
+        return {}
     rows = await (await conn.execute(_text("half_built_indexes"), {})).fetchall()
-    return [row["remedy"] for row in rows if re.search(rf"\b{re.escape(row['name'])}\b", content)]
+    return {row["name"]: row["remedy"] for row in rows if _named([row["name"]], content)}
+
+
+def _named(names: Iterable[str], text: str) -> bool:
+    return any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
 
 
 def _statements(content: str) -> list[str]:

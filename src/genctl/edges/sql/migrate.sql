@@ -24,6 +24,10 @@ select name, sha256, applied_at from genctl_migrations
 -- This file is applied.
 insert into genctl_migrations (name, sha256) values (%(name)s, %(sha256)s)
 
+-- name: forget_migration
+-- This file is undone.
+delete from genctl_migrations where name = %(name)s
+
 -- name: half_built_indexes
 -- Statements that drop what a killed concurrent build left: IF NOT EXISTS would take it for done.
 select c.relname as name, format('drop index concurrently %%I', c.relname) as remedy
@@ -31,5 +35,6 @@ from pg_index i join pg_class c on c.oid = i.indexrelid
 where not i.indisvalid and c.relnamespace = current_schema()::regnamespace
 
 -- name: wait_shortly
--- Readers are not held up behind an ALTER that waits for a long transaction.
-set local lock_timeout = '1s'
+-- Readers queue behind an ALTER that waits, and behind the locks that it holds meanwhile: a file waits for
+-- three tables at most, so that they are held up for less than a second in all.
+set local lock_timeout = '300ms'
