@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, TypeVar
@@ -20,7 +21,14 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from psycopg.rows import dict_row
 
 from genctl import credits
@@ -47,6 +55,8 @@ DAY_S = 86400.0
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger", "session_events")
 
 PICK = st.integers(0, 15)
+MOOD = st.sampled_from(["well", "refuses", "silent"])
+KIND = st.sampled_from(["success", "fatal", "transient", "unknown"])
 
 
 class Mailbox(Queue):
@@ -61,7 +71,10 @@ class Mailbox(Queue):
     async def send(self, out: Sequence[Outgoing]) -> list[Fate]:
         if self.mood == "refuses":
             return [Fate("refused") for _ in out]
-        fates = [Fate(None, self.put(o.body, {k: Attribute(string_value=v) for k, v in o.attributes.items()})) for o in out]
+        fates = [
+            Fate(None, self.put(o.body, {k: Attribute(string_value=v) for k, v in o.attributes.items()}))
+            for o in out
+        ]
         self._lose_the_answer()
         return fates
 
@@ -207,6 +220,10 @@ class Interleavings(RuleBasedStateMachine):
 
     # -- what happens ---------------------------------------------------------------------------------
 
+    @initialize(users=st.lists(st.sampled_from(USERS), min_size=2, max_size=3))
+    def some_jobs_are_there(self, users: list[str]) -> None:
+        self.enqueue(users, cost=4)
+
     @rule(users=st.lists(st.sampled_from(USERS), min_size=1, max_size=3), cost=st.integers(3, 6))
     def enqueue(self, users: list[str], cost: int) -> None:
         orders = [
@@ -228,19 +245,27 @@ class Interleavings(RuleBasedStateMachine):
         self.world.run(credits.grant(self.world.db, [user], amount, "a test", opening=OPENING))
 
     @precondition(lambda self: self.queue.waiting)
-    @rule(pick=PICK, slow=st.booleans())
-    def deliver(self, pick: int, slow: bool) -> None:
+    @rule(pick=PICK, slow=st.booleans(), kind=st.none() | KIND)
+    def deliver(self, pick: int, slow: bool, kind: str | None) -> None:
+        """A worker takes it; if it calls, the provider answers at once with a `kind`, or later."""
         self.provider.slow_to_send = slow
-        self.world.run(self._begin(pick))
+        self.world.run(self._begin(self.queue.deliver(pick), kind))
 
-    @precondition(lambda self: self.queue.sent)
-    @rule(pick=PICK)
-    def a_message_comes_again(self, pick: int) -> None:
-        message = nth(self.queue.sent, pick)
-        self.queue.put(message.body, message.sent)
+    @precondition(lambda self: self.queue.waiting)
+    @rule(pick=PICK, kind=KIND)
+    def work(self, pick: int, kind: str) -> None:
+        self.deliver(pick, slow=False, kind=kind)
+
+    @rule(box=st.sampled_from(["queue", "dlq"]), pick=PICK)
+    def a_message_comes_again(self, box: str, pick: int) -> None:
+        """A duplicate, or one that was deleted long ago."""
+        mailbox: Mailbox = getattr(self, box)
+        if mailbox.sent:
+            message = nth(mailbox.sent, pick)
+            mailbox.put(message.body, message.sent)
 
     @precondition(lambda self: self.provider.calls)
-    @rule(pick=PICK, kind=st.sampled_from(["success", "fatal", "transient", "unknown"]))
+    @rule(pick=PICK, kind=KIND)
     def answer(self, pick: int, kind: str) -> None:
         self.world.run(self._answer(nth(self.provider.calls, pick), kind))
 
@@ -251,24 +276,28 @@ class Interleavings(RuleBasedStateMachine):
         self.world.run(self._stop(nth(self.provider.calls, pick)))
 
     @precondition(lambda self: self.provider.calls)
-    @rule(pick=PICK)
-    def a_lease_runs_out(self, pick: int) -> None:
+    @rule(pick=PICK, passed_on=st.booleans(), kind=st.none() | KIND)
+    def a_lease_runs_out(self, pick: int, passed_on: bool, kind: str | None) -> None:
+        """And another worker may have got a second delivery."""
+        session = nth(self.provider.calls, pick).session
         self.world.conn.execute(
             """update generation_sessions set lease_until = now() - interval '1 s'
             where id = %s and status = 'processing'""",
-            [nth(self.provider.calls, pick).session.id],
+            [session.id],
         )
+        if passed_on:
+            receipt = self.queue.put(decide.job_body(session), {})
+            self.world.run(self._begin(self.queue.waiting[receipt], kind))
 
-    @rule()
-    def time_passes(self) -> None:
+    @rule(a_day_for_the_oldest=st.booleans())
+    def time_passes(self, a_day_for_the_oldest: bool) -> None:
         self.world.conn.execute("""
             update generation_sessions set due_at = due_at - interval '10 min',
               queued_at = queued_at - interval '10 min', completed_at = completed_at - interval '10 min'""")
-
-    @rule()
-    def a_day_passes(self) -> None:
-        self.world.conn.execute("""
-            update generation_sessions set queued_at = queued_at - interval '25 h' where status = 'queued'""")
+        if a_day_for_the_oldest:
+            self.world.conn.execute("""
+                update generation_sessions set queued_at = queued_at - interval '25 h' where id = (
+                  select id from generation_sessions where status = 'queued' order by queued_at limit 1)""")
 
     @rule()
     def sweep(self) -> None:
@@ -279,19 +308,11 @@ class Interleavings(RuleBasedStateMachine):
     def redrive(self, most: int) -> None:
         self.world.run(self._redrive(most))
 
-    @precondition(lambda self: self.dlq.sent)
-    @rule(pick=PICK)
-    def a_copy_comes_again(self, pick: int) -> None:
-        message = nth(self.dlq.sent, pick)
-        self.dlq.put(message.body, message.sent)
-
-    @rule(which=st.sampled_from(["queue", "dlq"]), mood=st.sampled_from(["well", "refuses", "silent"]))
-    def the_queue_changes(self, which: str, mood: str) -> None:
-        (self.queue if which == "queue" else self.dlq).mood = mood
-
-    @rule(yes=st.booleans())
-    def releases_are_refused(self, yes: bool) -> None:
-        self.world.conn.execute("insert into refusals default values" if yes else "delete from refusals")
+    @rule(queue=MOOD, dlq=MOOD, refused=st.booleans())
+    def trouble_comes_and_goes(self, queue: str, dlq: str, refused: bool) -> None:
+        """Of either queue; and the database refuses to release reservations."""
+        self.queue.mood, self.dlq.mood = queue, dlq
+        self.world.conn.execute("insert into refusals default values" if refused else "delete from refusals")
 
     @precondition(lambda self: self.queue.waiting and self.provider.calls)
     @rule(picks=st.tuples(PICK, PICK, PICK), kinds=st.tuples(*[st.sampled_from(["success", "fatal"])] * 2))
@@ -305,24 +326,26 @@ class Interleavings(RuleBasedStateMachine):
         steps += [self._redrive(3) for _ in range(2)]
 
         async def together() -> None:
-            await asyncio.gather(self._begin(picks[2]), *steps)
+            await asyncio.gather(self._begin(self.queue.deliver(picks[2]), None), *steps)
 
         self.world.run(together())
 
     # -- how it happens -------------------------------------------------------------------------------
 
-    async def _begin(self, pick: int) -> None:
+    async def _begin(self, message: Message, kind: str | None) -> None:
         """A worker takes the message, up to its call or to its end."""
-        before = len(self.provider.calls)
-        task = asyncio.create_task(self._carry(self.queue.deliver(pick)))
-        while not task.done() and len(self.provider.calls) == before:
+        task = asyncio.create_task(self._carry(message))
+        while not task.done() and not (call := self._call_of(task)):
             await asyncio.sleep(0.0005)
+        if not task.done() and call and kind:
+            await self._answer(call, kind)
+
+    def _call_of(self, task: asyncio.Task[None]) -> Call | None:
+        return next((call for call in self.provider.calls if call.task is task), None)
 
     async def _carry(self, message: Message) -> None:
-        try:
+        with suppress(GenctlError):  # the lease is lost, or a queue is away: the message comes back
             await carry(message, self.at)
-        except GenctlError:  # the lease is lost, or a queue is away: the message comes back
-            pass
 
     async def _answer(self, call: Call, kind: str) -> None:
         assert call.task
@@ -336,10 +359,8 @@ class Interleavings(RuleBasedStateMachine):
 
     async def _redrive(self, most: int) -> None:
         terms = Terms(max_redrives=2)
-        try:
+        with suppress(GenctlError):  # ended early: the next one finishes it
             await redrive(list(self.dlq.waiting.values()), self.at, Choice(), terms, most=most)
-        except GenctlError:  # killed: the next one finishes it
-            pass
 
     # -- what must hold -------------------------------------------------------------------------------
 
@@ -367,7 +388,11 @@ class Interleavings(RuleBasedStateMachine):
         assert {row["user_id"]: row["credits"] for row in found} == dict(self.given)
 
     def _the_audit_finds_what_is_pending_and_no_more(self, rows: list[dict[str, Any]]) -> None:
-        pending = [("refund_pending", row["id"]) for row in rows if (row["status"], row["held_as"]) == ("failed", "held")]
+        pending = [
+            ("refund_pending", row["id"])
+            for row in rows
+            if (row["status"], row["held_as"]) == ("failed", "held")
+        ]
         found = self.world.run(credits.audit(self.world.db)).violations
         assert sorted((violation.kind, violation.session_id) for violation in found) == pending
 
@@ -423,18 +448,17 @@ class Interleavings(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When all is well again everything comes to its end by itself."""
         try:
-            self.queue.mood = self.dlq.mood = "well"
-            self.releases_are_refused(yes=False)
+            self.trouble_comes_and_goes("well", "well", refused=False)
             for call in list(self.provider.calls):  # these workers never come back
-                self.a_lease_runs_out(self.provider.calls.index(call))
+                self.a_lease_runs_out(self.provider.calls.index(call), passed_on=False, kind=None)
             for _ in range(10 * len(self.world.rows("select from generation_sessions"))):
                 if not self._is_open():
                     break
-                self.time_passes()
+                self.time_passes(a_day_for_the_oldest=False)
                 self.sweep()
                 for pick in range(len(self.queue.waiting)):
                     if self.queue.waiting:
-                        self._work_off(pick)
+                        self.deliver(pick, slow=False, kind="success")
             assert not self._is_open()
             self.everything_holds()
             assert self.world.run(credits.audit(self.world.db)).violations == []
@@ -449,12 +473,6 @@ class Interleavings(RuleBasedStateMachine):
                 where s.status in ('queued', 'processing') or s.status = 'failed' and s.dlq_sent_at is null
                   or s.status = 'failed' and r.status = 'held'""")
         )
-
-    def _work_off(self, pick: int) -> None:
-        before = set(map(id, self.provider.calls))
-        self.deliver(pick, slow=False)
-        for call in [call for call in self.provider.calls if id(call) not in before]:
-            self.answer(self.provider.calls.index(call), "success")
 
 
 @pytest.fixture
