@@ -55,7 +55,7 @@ DAY_S = 86400.0
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger", "session_events")
 
 PICK = st.integers(0, 15)
-MOOD = st.sampled_from(["well", "refuses", "silent"])
+MOOD = st.sampled_from(["well", "well", "refuses", "silent"])
 KIND = st.sampled_from(["success", "fatal", "transient", "unknown"])
 
 
@@ -254,6 +254,8 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: self.queue.waiting)
     @rule(pick=PICK, kind=KIND)
     def work(self, pick: int, kind: str) -> None:
+        """The usual case: a delivery when the job is due, an answer at once."""
+        self.world.conn.execute("update generation_sessions set due_at = null")
         self.deliver(pick, slow=False, kind=kind)
 
     @rule(box=st.sampled_from(["queue", "dlq"]), pick=PICK)
@@ -276,18 +278,16 @@ class Interleavings(RuleBasedStateMachine):
         self.world.run(self._stop(nth(self.provider.calls, pick)))
 
     @precondition(lambda self: self.provider.calls)
-    @rule(pick=PICK, passed_on=st.booleans(), kind=st.none() | KIND)
-    def a_lease_runs_out(self, pick: int, passed_on: bool, kind: str | None) -> None:
-        """And another worker may have got a second delivery."""
-        session = nth(self.provider.calls, pick).session
-        self.world.conn.execute(
-            """update generation_sessions set lease_until = now() - interval '1 s'
-            where id = %s and status = 'processing'""",
-            [session.id],
-        )
-        if passed_on:
-            receipt = self.queue.put(decide.job_body(session), {})
-            self.world.run(self._begin(self.queue.waiting[receipt], kind))
+    @rule(pick=PICK, second=st.none() | KIND, late=st.none() | KIND)
+    def a_worker_sleeps(self, pick: int, second: str | None, late: str | None) -> None:
+        """Past its lease; another may get a second delivery, and it wakes up late or never."""
+        call = nth(self.provider.calls, pick)
+        self._end_lease(call)
+        if second:
+            receipt = self.queue.put(decide.job_body(call.session), {})
+            self.world.run(self._begin(self.queue.waiting[receipt], second))
+        if late:
+            self.world.run(self._answer(call, late))
 
     @rule(a_day_for_the_oldest=st.booleans())
     def time_passes(self, a_day_for_the_oldest: bool) -> None:
@@ -331,6 +331,13 @@ class Interleavings(RuleBasedStateMachine):
         self.world.run(together())
 
     # -- how it happens -------------------------------------------------------------------------------
+
+    def _end_lease(self, call: Call) -> None:
+        self.world.conn.execute(
+            """update generation_sessions set lease_until = now() - interval '1 s'
+            where id = %s and status = 'processing'""",
+            [call.session.id],
+        )
 
     async def _begin(self, message: Message, kind: str | None) -> None:
         """A worker takes the message, up to its call or to its end."""
@@ -449,8 +456,8 @@ class Interleavings(RuleBasedStateMachine):
         """When all is well again everything comes to its end by itself."""
         try:
             self.trouble_comes_and_goes("well", "well", refused=False)
-            for call in list(self.provider.calls):  # these workers never come back
-                self.a_lease_runs_out(self.provider.calls.index(call), passed_on=False, kind=None)
+            for call in self.provider.calls:  # these workers never come back
+                self._end_lease(call)
             for _ in range(10 * len(self.world.rows("select from generation_sessions"))):
                 if not self._is_open():
                     break
@@ -492,7 +499,7 @@ def test_whatever_happens_in_whatever_order_everything_holds(world: World) -> No
         machine,
         settings=settings(
             max_examples=EXAMPLES,
-            stateful_step_count=30,
+            stateful_step_count=60,
             deadline=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
