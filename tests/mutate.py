@@ -108,7 +108,6 @@ MUTANTS = (
     Mutant("release: the reservation is held", CREDITS, "release_reservation", " and status = 'held'", first=MOVEMENTS),
     Mutant("late refund: the session has failed", NET, "note_refund", " and s.status = 'failed'"),
     Mutant("sweep: the lease is over when it goes back", NET, "requeue_dead", " and s.lease_until < now()"),
-    Mutant("sweep: the row is processing when it goes back", NET, "requeue_dead", " and s.status = 'processing'"),
     Mutant("dispose: the copy before the delete", "pipeline.py", None,
            "                await self.copy(row, body=message.body, code=code)\n",
            "                await self._delete(message)\n                await self.copy(row, body=message.body, code=code)\n"),
