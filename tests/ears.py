@@ -136,10 +136,15 @@ class Client:
 
 
 @asynccontextmanager
-async def served(settings: Settings, **other: Any) -> AsyncIterator[Client]:
-    """An API in this process, and a client of the user ann."""
+async def served(settings: Settings, *, deaf: bool = False, **other: Any) -> AsyncIterator[Client]:
+    """An API in this process, and a client of the user ann. Unless it is `deaf`, it hears of every change by now."""
     settings = dataclasses.replace(settings, secret=SECRET, **other)
     async with running(settings, host="127.0.0.1", port=0) as server:
         client = Client(server.url)
         client.api = server.api
+
+        async def listens() -> bool:
+            return deaf or server.api.bridge.trouble() is None
+
+        await until(listens)
         yield client

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -29,7 +29,7 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Sqs
 from genctl.pipeline import LEASE_S, Pipeline, carry, enqueue
 from genctl.services.simulator import app
-from genctl.sweep import Swept, sweep
+from genctl.sweep import Ages, Swept, sweep
 
 T = TypeVar("T")
 
@@ -208,7 +208,7 @@ class Kit:
         return await carry(await self.receive(), self.at)
 
     async def sweep(self) -> list[Swept]:
-        return await sweep(self.at, queued_timeout_s=self.settings.queued_timeout_s)
+        return await sweep(self.at, Ages.of(self.settings))
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)
@@ -236,6 +236,12 @@ class Kit:
         async with self.db._pool.connection() as conn:
             cursor = await conn.execute(text, params)
             return await cursor.fetchall() if cursor.description is not None else []
+
+    async def plant(self, text: str, params: Mapping[str, object] | None = None) -> None:
+        """SQL that breaks what the guards keep: they are off for its transaction."""
+        async with self.db._pool.connection() as conn, conn.transaction():
+            await conn.execute("set local session_replication_role = replica")
+            await conn.execute(text, params)
 
     def body(self, session: Session) -> str:
         return job_body(session)

@@ -4,7 +4,8 @@ Reserve moves credits from the balance to a held reservation, capture spends it,
 back. Each movement is one row of the ledger; the sum of a user's rows is the balance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -15,21 +16,23 @@ from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
 
-COUNTED = {"sessions", "reservations", "accounts"}
+PARTS = ("audit_runs", "audit_reservations", "audit_balances")
+MOST = 10_000
+RELEASED = {"terminal_holds", "refund_pending", "orphan_reservation"}  # held, though nothing will end it
 # kind -> what to do about it
 FIXES = {
-    "failed_not_released": "the user paid for a failed image: genctl credits grant --user {user_id}",
+    "failed_not_released": "the user paid for a failed image: genctl refunds check --fix gives it back",
     "completed_not_captured": "the user has image and credits: decide whether to take them back",
     "terminal_holds": "genctl sweep releases what a failed session holds; a completed one needs a person",
-    "refund_amount": "compare the ledger with the reservation and grant the difference",
+    "refund_amount": "genctl refunds check --fix gives back what is missing; what is too much needs a person",
     "refund_pending": "genctl sweep tries the release again; look at refundError when it stays",
     "double_movement": "compare the ledger's rows of this reservation; one is too many",
     "missing_movement": "somebody changed the status by hand: book what was moved",
     "balance_ledger": "somebody changed the balance by hand: find out who, and book the difference",
-    "details_ledger": "the ledger is right; error_details tells the user something else",
+    "details_ledger": "the ledger is right; genctl refunds check --fix tells the user so",
     "missing_details": "the session was failed by something that is not genctl",
     "missing_reservation": "the reservation's row was deleted: restore it",
-    "orphan_reservation": "its session was deleted: restore it, or grant the credits back",
+    "orphan_reservation": "its session is gone: restore it, or let refunds check --fix give the credits back",
 }
 
 
@@ -44,12 +47,24 @@ class Violation(NamedTuple):
     found: str
     fix: str
 
+    @property
+    def is_safe(self) -> bool:
+        """fix() can mend it: the user gets what is theirs, or is told what they got."""
+        if self.kind == "refund_amount":
+            return int(self.found) < int(self.expected)
+        if self.kind == "details_ledger":
+            return self.reservation_id is not None
+        return self.kind == "failed_not_released" or (self.kind in RELEASED and self.expected != "captured")
+
 
 class Audit(msgspec.Struct, frozen=True):
     """What was looked at (sessions, reservations, accounts), and what is wrong with it."""
 
     checked: dict[str, int]
     violations: list[Violation]
+    total: int  # of the violations, listed or not
+    unknowns: int  # calls whose outcome nobody knows, and
+    late_results: int  # results that came after the refund: the provider may have billed both
 
 
 def opening(settings: Settings) -> int:
@@ -122,12 +137,54 @@ async def shown(db: Database, user: str, limit: int) -> dict[str, Any]:
     return camel(await account(db, user)) | {"ledger": [camel(row) for row in rows]}
 
 
-async def audit(db: Database, user: str | None = None) -> Audit:
-    """Prove the invariants of statuses, ledger and details in one statement, so in one snapshot."""
-    (rows,) = await db.transact(("audit", {"user": user}), timeout_s=None)
-    return Audit(
-        checked={row["kind"]: int(row["found"]) for row in rows if row["kind"] in COUNTED},
-        violations=[
-            Violation(**row, fix=FIXES[row["kind"]].format(**row)) for row in rows if row["kind"] in FIXES
-        ],
+async def audit(
+    db: Database,
+    user: str | None = None,
+    *,
+    since: datetime | None = None,
+    step: Callable[[int], object] = lambda _: None,
+) -> Audit:
+    """Prove the invariants of statuses, ledger and details in one snapshot; nobody waits for it.
+
+    `user` and `since` (what changed since then) narrow it; `step` hears of each of the PARTS. Memory is
+    bounded: of each part at most MOST violations are listed, and all are counted.
+    """
+    about = {"user": user, "since": since}
+    found: list[Violation] = []
+    total = 0
+    async with db.snapshot() as rows:
+        (checked,) = await rows("audit_counts", **about)
+        for part in PARTS:
+            wrong = await rows(part, **about, most=MOST)
+            total += wrong[0]["total"] if wrong else 0
+            for row in wrong:
+                del row["total"]
+                found.append(Violation(**row, fix=FIXES[row["kind"]].format(**row)))
+            step(1)
+        (unsure,) = await rows("unsure_calls", **about, until=None)
+    return Audit(checked=checked, violations=found, total=total, **unsure)
+
+
+async def fix(db: Database, violation: Violation) -> bool:
+    """Mend what can be mended safely, in a transaction of its own; whether it did.
+
+    Each looks again under the lock, so that a second one does nothing. Raises GenctlError.
+    """
+    reservation_id, user = violation.reservation_id, violation.user_id
+    if not violation.is_safe or reservation_id is None or user is None:
+        return False
+    if violation.kind in RELEASED:
+        return bool(await release_reservation(db, reservation_id, reason=f"fix: {violation.kind}"))
+    about = {"reservation": reservation_id, "reason": violation.kind}
+    *_, repaid, told = await db.transact(
+        ("ensure_accounts", {"users": [user], "opening": 0}),
+        ("lock_accounts", {"users": [user]}),
+        ("repay", about),
+        ("note_refund", about),
     )
+    return bool(repaid or told)
+
+
+async def fix_all(db: Database, violations: Sequence[Violation]) -> list[Violation]:
+    """Mend these one by one; those that were. Raises GenctlError: what was mended stays so."""
+    return [violation for violation in violations if await fix(db, violation)]

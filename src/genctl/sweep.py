@@ -3,7 +3,9 @@
 Safe beside any number of workers and sweepers: every step is gated by the row, as theirs are.
 """
 
-from typing import Any
+import math
+from typing import Any, Self
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -11,42 +13,79 @@ import structlog
 from genctl import credits, gate
 from genctl.base.settings import Settings
 from genctl.domain import decide
-from genctl.domain.classify import ours
-from genctl.domain.model import GenctlError, Session
+from genctl.domain.classify import longest_run_s, ours
+from genctl.domain.model import GenctlError, Session, rough
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.pipeline import Pipeline, send_jobs
 
+ORPHAN_AFTER_S = 3600
 OWED_AFTER_S = 60  # what is younger is still in the hands of whoever made it
 GATE_REST_S = 3600  # after a pause the backlog gets so long before the queued time-out counts again
 BATCH = 100
+PRUNED = 10_000  # rows of the trace in one pass
 
 log = structlog.stdlib.get_logger()
 
 
+class Ages(msgspec.Struct, frozen=True, kw_only=True):
+    """How old, in seconds, a waiting run and a row of the trace may become."""
+
+    queued_timeout_s: float
+    trace_retention_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Raises GenctlError (exit 2) when good runs would be failed while they are retried."""
+        attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
+        longest_s = longest_run_s(attempts, settings.provider_timeout_s)
+        if waits_s < longest_s:
+            raise GenctlError(
+                "BadSetting",
+                f"GENCTL_QUEUED_TIMEOUT is {waits_s:g} s, and {attempts} attempts may last {longest_s:g} s:"
+                " runs would be failed while they are retried",
+                f"set GENCTL_QUEUED_TIMEOUT={math.ceil(longest_s)}s or more, or lower GENCTL_MAX_ATTEMPTS"
+                " or GENCTL_PROVIDER_TIMEOUT",
+                exit_code=2,
+            )
+        return cls(queued_timeout_s=settings.queued_timeout_s, trace_retention_s=settings.trace_retention_s)
+
+
+class Orphan(msgspec.Struct, frozen=True):
+    """What a held reservation tells of its session that is gone."""
+
+    id: UUID
+    user_id: str
+    run: int
+    reservation_id: UUID
+
+
 class Swept(msgspec.Struct, frozen=True):
-    """One thing that was done, or would be: send, copy, requeue, fail (with its code) or refund."""
+    """One thing that was done, or would be: send, copy, requeue, fail (with its code), refund or prune."""
 
     action: str
-    session: Session
+    session: Session | Orphan | None  # None: prune, which is about no session
     why: str
     code: str | None = None
 
     def item(self) -> dict[str, Any]:
         """As `sweep` prints it."""
         session = self.session
-        whose = {"sessionId": session.id, "userId": session.user_id, "run": session.run}
+        whose = dict.fromkeys(("sessionId", "userId", "run"))
+        if session:
+            whose = {"sessionId": session.id, "userId": session.user_id, "run": session.run}
         return {"action": self.action, **whose, "code": self.code, "why": self.why}
 
 
-async def sweep(at: Pipeline, *, queued_timeout_s: float, dry_run: bool = False) -> list[Swept]:
+async def sweep(at: Pipeline, ages: Ages, *, dry_run: bool = False) -> list[Swept]:
     """One pass over at most a batch of each kind. What fails is logged and left to the next pass."""
-    found = await _find(at, queued_timeout_s)
+    found = await _find(at, ages.queued_timeout_s)
     if dry_run:
-        return found
-    sent = await _send(at, [swept for swept in found if swept.action == "send"])
-    return sent + [swept for swept in found if swept.action != "send" and await _carried_out(at, swept)]
+        return found + await _pruned("old_trace", at.db, ages)
+    done = await _send(at, [swept for swept in found if swept.action == "send"])
+    done += [swept for swept in found if swept.action != "send" and await _carried_out(at, swept)]
+    return done + await _pruned("prune_trace", at.db, ages)
 
 
 async def resend_all(settings: Settings) -> int:
@@ -83,20 +122,38 @@ async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
             Swept("fail", s, "it waited longer than the queued time-out", "SweptTimeout")
             for s in await _sessions(at.db, "overdue", queued_timeout_s=queued_timeout_s)
         ]
-    return found + [
+    found += [
         Swept("refund", s, "it failed and still holds its reservation")
         for s in await _sessions(at.db, "refunds_owed")
     ]
+    return found + [
+        Swept("refund", msgspec.convert(row, Orphan), "its session is gone and its reservation still held")
+        for row in await at.db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
+    ]
+
+
+async def _pruned(name: str, db: Database, ages: Ages) -> list[Swept]:
+    """The rows of the trace that are too old, as one thing done, or to do; nothing when there are none."""
+    try:
+        row = await db.row(name, age_s=ages.trace_retention_s, limit=PRUNED)
+    except GenctlError as error:
+        log.warning("sweep.failed", action="prune", error=error.message)
+        return []
+    if row is None or not row["events"]:
+        return []
+    age = rough(ages.trace_retention_s)
+    return [Swept("prune", None, f"{row['events']} events of the trace are older than {age}")]
 
 
 async def _send(at: Pipeline, owed: list[Swept]) -> list[Swept]:
     """Send the owed job messages, all in one go; those that this pass is done with."""
     if not owed:
         return []
-    unsent = await send_jobs([swept.session for swept in owed], db=at.db, queue=at.queue)
+    jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
+    unsent = await send_jobs(jobs, db=at.db, queue=at.queue)
     if unsent:
         log.warning("sweep.failed", action="send", jobs=len(unsent), error=next(iter(unsent.values())))
-    sent = [swept for swept in owed if swept.session.id not in unsent]
+    sent = [swept for swept in owed if swept.session and swept.session.id not in unsent]
     for swept in sent:
         _log_done(swept)
     return sent
@@ -110,11 +167,10 @@ def _dead(session: Session, limits: decide.Limits) -> Swept:
 
 async def _carried_out(at: Pipeline, swept: Swept) -> bool:
     """Whether this pass did it; somebody else may have been faster."""
-    about = {"action": swept.action, "sessionId": swept.session.id, "userId": swept.session.user_id}
     try:
         done = await _carry_out(at, swept)
     except GenctlError as error:
-        log.warning("sweep.failed", **about, error=error.message)
+        log.warning("sweep.failed", **_about(swept), error=error.message)
         return False
     if done:
         _log_done(swept)
@@ -122,12 +178,20 @@ async def _carried_out(at: Pipeline, swept: Swept) -> bool:
 
 
 def _log_done(swept: Swept) -> None:
-    session = swept.session
-    log.info("sweep.done", action=swept.action, sessionId=session.id, userId=session.user_id, why=swept.why)
+    log.info("sweep.done", **_about(swept), why=swept.why)
+
+
+def _about(swept: Swept) -> dict[str, Any]:
+    item = swept.item()
+    return {name: item[name] for name in ("action", "sessionId", "userId")}
 
 
 async def _carry_out(at: Pipeline, swept: Swept) -> bool:
     session = swept.session
+    if swept.action == "refund" and session and session.reservation_id:
+        reason = "sweep" if isinstance(session, Session) else "sweep: no session"
+        return bool(await credits.release_reservation(at.db, session.reservation_id, reason=reason))
+    assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
     match swept.action:
         case "copy":
             await at.copy(session, body=decide.job_body(session), code=decide.error_code(session))
@@ -135,9 +199,6 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
         case "requeue":
             items = [{"session_id": session.id, "lease": session.lease}]
             return bool(await at.db.rows("requeue_dead", items=as_json(items)))
-        case "refund":
-            assert session.reservation_id  # noqa: S101 - refunds_owed joins on it
-            return bool(await credits.release_reservation(at.db, session.reservation_id, reason="sweep"))
         case "fail":
             return await _fail(at, session, swept.code or "WorkerCrashed")
     raise AssertionError(swept.action)

@@ -93,6 +93,17 @@ def test_a_file_that_is_no_export_is_left_as_it_is(tmp_path: Path, name: str) ->
     assert path.read_text() == "dear diary\nnothing happened\n"
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_two_do_not_write_one_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with Export.to(path, resume=False) as file:
+        with pytest.raises(GenctlError) as caught, Export.to(path, resume=True):
+            pass
+        assert (caught.value.code, caught.value.exit_code) == ("FileInUse", 2)
+        file.write([message(1)])
+    assert [line["messageId"] for line in lines(path)] == ["m1"]
+
+
 def message(number: int) -> Message:
     sent = {"code": Attribute(string_value="X"), "raw": Attribute("Binary", None, "AAE=")}
     return Message(f"m{number}", "receipt", "body " * number, sent, 1, datetime.now(UTC))

@@ -118,7 +118,7 @@ async def test_a_row_that_cannot_be_read_does_not_stop_the_sweeper(kit: Kit) -> 
         await kit.at.claim(session.id, 1)
     await kit.query("update generation_sessions set user_id = null where id = %s", strange.id)
     await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
-    assert [swept.session.id for swept in await kit.sweep()] == [plain.id]
+    assert [swept.item()["sessionId"] for swept in await kit.sweep()] == [plain.id]
 
 
 async def test_a_claim_that_is_cancelled_on_its_way_is_given_back(kit: Kit, dsn: str) -> None:

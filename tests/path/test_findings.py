@@ -218,7 +218,7 @@ async def test_a_token_of_another_secret_and_a_key_that_is_refused_are_errors(so
 
 async def test_an_api_whose_listener_is_silent_needs_a_person(kit: Kit) -> None:
     nowhere = f"postgresql://ann@127.0.0.1:{free_port()}/shop"
-    async with served(replace(kit.settings, listen_url=nowhere)) as client:
+    async with served(kit.settings, deaf=True, listen_url=nowhere) as client:
         settings = replace(kit.settings, secret=SECRET, api_url=client.url)
         assert list(await found(settings, "error")) == ["api"]
         assert [line.part for line in await look(settings) if line.level == "attention"] == ["listener"]

@@ -11,6 +11,7 @@ from tests.kit import Kit, until
 
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Status
+from genctl.domain.sse import for_user
 from genctl.edges.sqs import Outgoing
 from genctl.ops.sessions import find
 from genctl.ops.smoke.sound import details_complaints
@@ -265,6 +266,10 @@ async def test_a_release_that_the_database_refuses_leaves_the_session_failed_and
     assert (row.error_details["refundedCredits"], row.error_details["reservationAmount"]) == (0, 4)
     assert "the database refused the release" in row.error_details["refundError"]
     assert len(heard()) == 1
+    shown = for_user(
+        row.error_details
+    )  # of the stream's event and the API's item; the page: "refund pending"
+    assert shown and shown["refundError"] == "The refund is under way."
     assert await kit.balance() == 996
     assert await kit.violations() == ["refund_pending"]
 
@@ -273,8 +278,9 @@ async def test_a_release_that_the_database_refuses_leaves_the_session_failed_and
     assert [swept.action for swept in await kit.sweep()] == ["refund"]
 
     later = await kit.row(session)
-    assert later.error_details
+    assert later.error_details and later.version and row.version and later.version > row.version
     assert (later.error_details["refundedCredits"], later.error_details["refundError"]) == (4, None)
+    assert later.error_details["refundedAt"] > later.error_details["failedAt"]
     assert await kit.balance() == 1000
     assert len(heard()) == 1
     assert await kit.violations() == []

@@ -88,7 +88,9 @@ async def test_two_jobs_and_credits_for_one(kit: Kit) -> None:
     for _ in range(2):
         await failed(kit)
     await kit.query("update credit_accounts set balance = 5")
-    await kit.query("insert into credit_ledger (user_id, delta, kind) values ('ann', -995, 'fix')")
+    await kit.query(
+        "insert into credit_ledger (user_id, delta, kind, reason) values ('ann', -995, 'fix', 'test')"
+    )
     done = await redriven(kit)
     assert (done.tally.redriven, done.tally.skipped) == (1, {"credits short": 1})
     assert await kit.balance() == 1
@@ -143,8 +145,8 @@ async def test_orphans_and_foreign_messages_stay(kit: Kit) -> None:
 
 async def test_what_is_held_still_goes_back_before_it_is_reserved_again(kit: Kit) -> None:
     session = await failed(kit)
-    await kit.query("update credit_reservations set status = 'held', released_at = null")
-    await kit.query("delete from credit_ledger where kind = 'release'")
+    await kit.plant("update credit_reservations set status = 'held', released_at = null")
+    await kit.plant("delete from credit_ledger where kind = 'release'")
     await kit.query("update credit_accounts set balance = balance - 4")
     assert (await redriven(kit)).tally.redriven == 1
     assert await kit.balance() == 996
@@ -336,6 +338,22 @@ async def test_a_plan_counts_twins_once_however_far_apart(kit: Kit, monkeypatch:
         plan = await under_way.plan()
     assert (plan.tally.redriven, plan.tally.stale) == (1, 1)
     assert sum(row["credits"] for row in plan.rows) == 4
+
+
+async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the stale copies behind the last job, and where the plan holds nothing else."""
+    session = await failed(kit)
+    for _ in range(2):
+        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+    monkeypatch.setattr(ops, "BATCH", 1)
+    for redriven, stale in ((1, 2), (0, 1)):
+        async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+            plan = await under_way.plan()
+            assert (plan.tally.redriven, plan.tally.stale) == (redriven, stale)
+            under_way.limit(plan)
+            assert (await under_way.run()).tally == plan.tally
+        assert await kit.copies() == []
+        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
 
 
 async def test_odd_messages_and_rows_stop_nobody(kit: Kit) -> None:

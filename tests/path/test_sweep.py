@@ -1,12 +1,17 @@
 """The safety net: what nobody else ends or sends."""
 
+import asyncio
+import dataclasses
+
 import pytest
 from tests.kit import Kit
 
 from genctl import gate
-from genctl.domain.classify import ours
-from genctl.domain.model import Status
-from genctl.sweep import resend_all, sweep
+from genctl.base.settings import Settings
+from genctl.domain.classify import MAX_DELAY_S, ours
+from genctl.domain.model import GenctlError, Status
+from genctl.edges.sql import sql
+from genctl.sweep import Ages, resend_all, sweep
 
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s' where status = 'processing'"
 
@@ -65,7 +70,7 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
     session = await kit.enqueue()
     await kit.at.claim(session.id, 1)
     await kit.query(DEAD)
-    (swept,) = await sweep(kit.at, queued_timeout_s=86400, dry_run=True)
+    (swept,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "requeue",
         "sessionId": session.id,
@@ -97,3 +102,111 @@ async def test_a_queue_in_memory_that_was_lost_gets_all_its_jobs_again(kit: Kit,
     assert await resend_all(kit.settings) == jobs
     facts = await kit.at.queue.attributes()
     assert int(facts["ApproximateNumberOfMessages"]) == jobs
+
+
+OLDER = "update credit_reservations set created_at = created_at - interval '2 hours'"
+
+
+async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> None:
+    """Only when it is old enough, and only what we made ourselves; the ledger says why."""
+    gone = await kit.enqueue()
+    await kit.query("delete from generation_sessions")
+    there = await kit.enqueue()
+    assert await kit.sweep() == []
+    await kit.query(OLDER)
+    (swept,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    assert swept.item() == {
+        "action": "refund",
+        "sessionId": gone.id,
+        "userId": "ann",
+        "run": 1,
+        "code": None,
+        "why": "its session is gone and its reservation still held",
+    }
+    assert await kit.balance() == 992
+    assert [swept.item()["sessionId"] for swept in await kit.sweep()] == [gone.id]
+    (row,) = await kit.query("select delta, reservation_id, reason from credit_ledger where kind = 'release'")
+    assert row == {"delta": 4, "reservation_id": gone.reservation_id, "reason": "sweep: no session"}
+    assert await kit.balance() == 996
+    assert await kit.sweep() == []
+    assert (await kit.row(there)).status is Status.QUEUED
+
+
+async def test_what_an_adopted_database_holds_for_something_else_is_left_alone(kit: Kit) -> None:
+    await kit.enqueue()
+    await kit.query("delete from generation_sessions")
+    await kit.query("update credit_reservations set session_id = null")
+    await kit.query(OLDER)
+    assert await kit.sweep() == []
+
+
+async def test_a_refund_is_made_though_the_details_speak_of_one(kit: Kit) -> None:
+    """What is held decides, not what somebody wrote."""
+    await kit.enqueue("sensitive")
+    await kit.work()
+    await kit.plant("update credit_reservations set status = 'held', released_at = null")
+    await kit.plant("delete from credit_ledger where kind = 'release'")
+    await kit.plant("update credit_accounts set balance = balance - 4")
+    assert [swept.action for swept in await kit.sweep()] == ["refund"]
+    assert await kit.violations() == []
+
+
+async def test_several_sweepers_release_each_reservation_once(kit: Kit) -> None:
+    for user in ("ann", "bob", "ann", "bob"):
+        await kit.enqueue(user=user)
+    await kit.query("delete from generation_sessions")
+    await kit.query(OLDER)
+    passes = await asyncio.gather(*(kit.sweep() for _ in range(4)))
+    assert sum(map(len, passes)) == 4
+    assert await kit.balance("ann") == await kit.balance("bob") == 1000
+
+
+async def test_the_trace_is_pruned_by_age_in_bounded_batches(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genctl.sweep.PRUNED", 3)
+    await kit.query("""
+        insert into session_events (session_id, run, kind, at)
+        select gen_random_uuid(), 1, 'enqueued', now() - interval '91 days' from generate_series(1, 5)""")
+    await kit.enqueue()
+    (told,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    assert told.item() == {
+        **dict.fromkeys(("sessionId", "userId", "run", "code")),
+        "action": "prune",
+        "why": "3 events of the trace are older than 90 d",
+    }
+    counts = []
+    for _ in range(3):
+        counts += [swept.why.split()[0] for swept in await kit.sweep()]
+    assert counts == ["3", "2"]
+    (row,) = await kit.query("select count(*) from session_events where at < now() - interval '90 days'")
+    assert row["count"] == 0
+    assert (await kit.query("select count(*) from session_events"))[0]["count"] >= 1
+
+
+def test_a_queued_timeout_shorter_than_the_longest_legal_run_is_refused() -> None:
+    at_least = 3 * 100 + 2 * MAX_DELAY_S
+    settings = Settings(max_attempts=3, provider_timeout_s=100, queued_timeout_s=at_least)
+    assert Ages.of(settings).queued_timeout_s == at_least
+    with pytest.raises(GenctlError, match="runs would be failed while they are retried") as caught:
+        Ages.of(dataclasses.replace(settings, queued_timeout_s=at_least - 1))
+    assert caught.value.exit_code == 2
+    assert "GENCTL_QUEUED_TIMEOUT=900s" in caught.value.fix
+
+
+async def test_what_is_owed_is_found_by_what_is_held_and_not_by_all_that_failed(kit: Kit) -> None:
+    """Adopted failures have no refundedAt, for ever: a pass must not walk them."""
+    await kit.query("""
+        with made as (
+          insert into generation_sessions (id, user_id, model, prompt, status, reservation_id, completed_at)
+          select gen_random_uuid(), 'ann', 'm', 'p', 'failed', gen_random_uuid(), now()
+          from generate_series(1, 5000) returning id, reservation_id
+        )
+        insert into credit_reservations (id, user_id, amount, session_id, status)
+        select reservation_id, 'ann', 4, id, case when random() < 0.001 then 'held' else 'released' end from made""")
+    await kit.query("analyze generation_sessions, credit_reservations")
+    for name in ("refunds_owed", "orphans"):
+        text = sql(name).replace("%(limit)s", "100").replace("%(age_s)s", "3600")
+        plan = "\n".join(row["QUERY PLAN"] for row in await kit.query(f"explain {text}"))
+        assert "credit_reservations_held" in plan
+        assert "Seq Scan on generation_sessions" not in plan

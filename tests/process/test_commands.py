@@ -308,6 +308,37 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["enqueue"],
         {"AWS_ENDPOINT_URL_SQS": "http://127.0.0.1:9"},
     ),
+    "a grant of nothing": (
+        2,
+        "cannot grant 0 credits",
+        ["credits", "grant", "--user", "jo", "--amount", "0"],
+        {},
+    ),
+    "a grant that takes": (
+        2,
+        "cannot grant -3 credits",
+        ["credits", "grant", "--user", "jo", "--amount=-3"],
+        {},
+    ),
+    "a grant of a fraction": (
+        2,
+        "'1.5' is not a valid",
+        ["credits", "grant", "--user", "jo", "--amount", "1.5"],
+        {},
+    ),
+    "credits of nobody": (4, "user nobody has no account", ["credits", "show", "nobody"], {}),
+    "a worker that gives up too early": (
+        2,
+        "GENCTL_QUEUED_TIMEOUT is 60 s, and 3 attempts may last 1500 s",
+        ["worker"],
+        {"GENCTL_QUEUED_TIMEOUT": "1m"},
+    ),
+    "a sweep that gives up too early": (
+        2,
+        "runs would be failed while they are retried",
+        ["sweep"],
+        {"GENCTL_QUEUED_TIMEOUT": "1m"},
+    ),
     "nothing that was": (2, "--since", ["tail-failures", "--no-follow"], {}),
 }
 
@@ -354,3 +385,18 @@ def test_a_database_that_is_not_migrated_is_told_at_once(place: Place) -> None:
     for command in ("worker", "enqueue", "refunds check"):
         done = place.say(*command.split(), exit_code=3)
         assert done.stderr.splitlines()[-1] == "  fix: run `genctl migrate`", command
+
+
+def test_a_fix_is_asked_for_and_then_made_once(place: Place) -> None:
+    session = place.enqueue("sensitive")
+    with place.worker("--drain") as worker:
+        worker.end(within_s=60)
+    place.sql("update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'")
+    assert place.error("refunds", "check", "--fix", exit_code=2)["code"] == "NotConfirmed"
+    planned = place.say("refunds", "check", "--fix", "--dry-run", exit_code=1)
+    assert "would mend: details_ledger of user ann" in planned.stderr
+    assert place.row(session)["error_details"]["refundedCredits"] == 9
+    assert "mended: details_ledger" in place.say("refunds", "check", "--fix", "--yes").stderr
+    assert place.row(session)["error_details"]["refundedCredits"] == 4
+    assert "all sound" in place.say("refunds", "check", "--since", "1h").stderr
+    place.say("refunds", "check", "--dry-run", exit_code=2)

@@ -33,6 +33,8 @@ def test_list_redrive_and_report(failed: Place) -> None:
     assert (listed["seen"], listed["approximate"]) == (2, 2)
     assert {(m["userId"], m["state"]) for m in listed["messages"]} == {("ann", "current"), ("bob", "current")}
     assert "expiresAt" in failed.say("dlq", "list").stdout
+    header, first, *_ = failed.say("dlq", "list", "-o", "csv").stdout.splitlines()
+    assert first.split(",")[header.split(",").index("expiresAt")]
     assert [m["userId"] for m in failed.genctl("dlq", "list", "--user", "bob")["messages"]] == ["bob"]
     groups = failed.genctl("dlq", "list", "--group-by", "user")
     assert sorted(row["user"] for row in groups) == ["ann", "bob"]
@@ -53,12 +55,18 @@ def test_list_redrive_and_report(failed: Place) -> None:
     assert (told["users"], told["sessions"], told["creditsReleased"]) == (2, 2, 8)
     assert told["redrives"] == {"completed": 2}
     text = failed.say("report", "--since", "1h").stdout
-    assert "2 jobs were redriven: 2 completed" in text
+    assert "Redrives: 2; of these runs 2 completed." in text  # a job may have had several
+    assert failed.error("report", "--since", "1h", "--until", "2h", exit_code=2)["code"] == "Usage"
 
 
 def test_a_change_that_is_none_and_a_prompt_that_none_can_be(place: Place) -> None:
     assert place.error("dlq", "redrive", "--yes", "--set", "size", exit_code=2)["code"] == "BadChange"
     assert place.error("dlq", "redrive", "--yes", "--edit-prompt", " ", exit_code=2)["code"] == "BadPrompt"
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf"])
+def test_a_rate_is_a_number(place: Place, rate: str) -> None:
+    assert place.error("dlq", "redrive", "--yes", "--rate", rate, exit_code=2)["code"] == "Usage"
 
 
 def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> None:
@@ -73,5 +81,7 @@ def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> Non
     gone = failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")
     assert gone["discarded"] == 1
     assert (tmp_path / gone["file"]).exists()
+    assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["file"] is None
+    assert failed.error("dlq", "export", "/dev/zero", "--resume", exit_code=2)["code"] == "FileExists"
     assert len(failed.copies()) == 2
     assert failed.genctl("dlq", "show", failed.genctl("dlq", "list")["messages"][0]["messageId"])["session"]

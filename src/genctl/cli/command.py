@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
+from math import isfinite
 from typing import Any
 
 import click
@@ -106,6 +107,16 @@ class LazyGroup(Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         _write_examples(formatter, self.examples)
+
+
+class Rate(click.FloatRange):
+    """So many a second: click takes nan for a number in any range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        rate: float = super().convert(value, param, ctx)
+        if not isfinite(rate):
+            self.fail(f"{value} is no rate.", param, ctx)
+        return rate
 
 
 def duration(text: str) -> float:

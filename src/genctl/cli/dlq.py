@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Command, Group, yes_option
+from genctl.cli.command import WHEN, Command, Group, Rate, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
         out.emit(groups, text=lambda: ops.drawn(groups, BAR) if groups else "", empty="no message")
         return
     listed = found.listed()
-    rows = found.lines() if out.form == "table" else listed["messages"]
+    rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]
     out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
 
 
@@ -124,7 +124,7 @@ def show(out: Output, id_: str) -> None:
 @click.option(
     "--max-redrives", type=click.IntRange(1), default=3, metavar="N", help="Of one session, ever. Default 3."
 )
-@click.option("--rate", type=click.FloatRange(0.01), metavar="R", help="Jobs a second.")
+@click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
     "--canary", type=click.IntRange(1), metavar="N", help="So many first; on only if they complete."
 )
@@ -166,15 +166,16 @@ def redrive(
                 return await under_way.run(step, terminal.note)
 
     done = out.run(work())
-    if wish.most is None or done.tally.redriven < wish.most:
+    stopped = done.stopped if isinstance(done, Redriven) else None
+    if not stopped and (wish.most is None or done.tally.redriven < wish.most):
         terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
         return
-    if done.stopped:
-        terminal.note(f"stopped: {done.stopped}; run it again to go on")
+    if stopped:
+        terminal.note(f"stopped: {stopped}; run it again to go on")
     out.emit(done.shown())
-    if done.stopped or done.tally.failed:
+    if stopped or done.tally.failed:
         raise SystemExit(1)
 
 
@@ -261,6 +262,7 @@ def discard(
                 done = await ops.discard(over, db, choice, file, step, most)
             if kept and not done["meant"]:
                 kept.unlink()
+                done["file"] = None
             return done
 
     done = out.run(work())

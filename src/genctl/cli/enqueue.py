@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import Command, yes_option
+from genctl.cli.command import Command, Rate, yes_option
 from genctl.cli.output import Output
 
 
@@ -30,7 +30,7 @@ from genctl.cli.output import Output
 @click.option("--client-key", metavar="K", help="The client's own key of the job.")
 @click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Jobs a second at most.")
+@click.option("--rate", type=Rate(0, min_open=True), metavar="R", help="Jobs a second at most.")
 @click.option("--wait", is_flag=True, help="Wait until they are settled.")
 @click.option(
     "--expect", type=click.Choice(["failed", "completed"]), help="With --wait: else the exit code is 1."

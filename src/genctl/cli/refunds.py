@@ -1,10 +1,16 @@
 """`genctl refunds`."""
 
+from datetime import datetime
+from typing import TYPE_CHECKING
+
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import Command, Group
+from genctl.cli.command import WHEN, Command, Group, yes_option
 from genctl.cli.output import Output
+
+if TYPE_CHECKING:
+    from genctl import credits
 
 
 @click.group(cls=Group)
@@ -13,10 +19,22 @@ def refunds() -> None:
 
 
 @refunds.command(
-    "check", cls=Command, examples=("genctl refunds check", "genctl refunds check --user ann -o json")
+    "check",
+    cls=Command,
+    examples=(
+        "genctl refunds check",
+        "genctl refunds check --since 24h --user ann -o json",
+        "genctl refunds check --fix --dry-run",
+    ),
 )
 @click.option("--user", metavar="U", help="Only this user's rows.")
-def check(out: Output, *, user: str | None) -> int:
+@click.option("--since", type=WHEN, metavar="T", help="Only what changed since then (2h, or RFC 3339).")
+@click.option("--fix", is_flag=True, help="Mend what can be mended safely, each in the ledger.")
+@click.option("--dry-run", is_flag=True, help="With --fix: say what would be mended.")
+@yes_option
+def check(
+    out: Output, *, user: str | None, since: datetime | None, fix: bool, dry_run: bool, yes: str | None
+) -> int:
     """Prove the invariants of statuses, ledger and details in one snapshot.
 
     Every failed session is refunded once and in full, no completed one is, nothing ended holds credits,
@@ -24,10 +42,41 @@ def check(out: Output, *, user: str | None) -> int:
     """
     from genctl import credits
     from genctl.domain.model import camel
+    from genctl.domain.tools import SEEDREAM4
 
-    found = out.ask(lambda db: credits.audit(db, user))
+    if dry_run and not fix:
+        raise click.UsageError("--dry-run shows what --fix would do: add --fix")
+    if fix and not dry_run:
+        out.target()
+        out.askable(yes)
+
+    def look() -> credits.Audit:
+        with terminal.progress(len(credits.PARTS), "check") as step:
+            return out.ask(lambda db: credits.audit(db, user, since=since, step=step))
+
+    found = look()
+    safe = [violation for violation in found.violations if violation.is_safe]
+    if fix and safe:
+        if dry_run:
+            _note("would mend", safe)
+        else:
+            out.confirm(f"Mend {len(safe)} of {found.total} violations?", yes)
+            _note("mended", out.ask(lambda db: credits.fix_all(db, safe)))
+            found = look()
     checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
+    terminal.note(f"checked {checked}: {f'{found.total} violations' if found.total else 'all sound'}")
+    if found.total > len(found.violations):
+        terminal.note(f"the first {len(found.violations):,} violations are listed")
+    if unsure := found.unknowns + found.late_results:
+        terminal.note(
+            f"{unsure} calls, worth {unsure * SEEDREAM4.price} credits, may have been billed while their"
+            f" users were refunded: {found.unknowns} of unknown outcome, {found.late_results} late results"
+        )
     violations = [camel(violation._asdict()) for violation in found.violations]
-    terminal.note(f"checked {checked}: {f'{len(violations)} violations' if violations else 'all sound'}")
     out.emit({"checked": found.checked, "violations": violations}, rows=violations, empty="")
-    return int(bool(violations))
+    return int(bool(found.total))
+
+
+def _note(what: str, some: "list[credits.Violation]") -> None:
+    for one in some:
+        terminal.note(f"{what}: {one.kind} of user {one.user_id}, reservation {one.reservation_id}")

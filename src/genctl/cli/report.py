@@ -21,6 +21,8 @@ def report(out: Output, *, since: datetime, until: datetime | None) -> None:
     """
     from datetime import UTC
 
+    if until and until < since:
+        raise click.UsageError("--until is before --since")
     from genctl.ops.report import report as made
 
     found = out.ask(lambda db: made(db, since, until or datetime.now(UTC)))

@@ -18,7 +18,7 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> None:
     """Settle and send again what nothing else did: the safety net.
 
     Sends owed job messages and DLQ copies, takes runs back whose worker fell silent, fails what waited
-    too long, releases what a failed session still holds.
+    too long, releases what a failed or missing session still holds, prunes the trace.
     """
     from genctl import sweep as net
     from genctl.base import log
@@ -29,16 +29,17 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> None:
         raise click.UsageError("--dry-run shows one pass: leave --every away")
     settings = out.settings
     log.configure(settings.log, settings.log_level)
+    ages = net.Ages.of(settings)
     if not dry_run:
         out.target(queue=True)
 
     async def once() -> list[net.Swept]:
         async with Pipeline.open(settings, calls=False) as at:
-            return await net.sweep(at, queued_timeout_s=settings.queued_timeout_s, dry_run=dry_run)
+            return await net.sweep(at, ages, dry_run=dry_run)
 
     async def again_and_again(every_s: float) -> None:
         async with Pipeline.open(settings, calls=False) as at:
-            await sweeper.run(at, queued_timeout_s=settings.queued_timeout_s, every_s=every_s)
+            await sweeper.run(at, ages, every_s=every_s)
 
     if every:
         out.serve(again_and_again(every))

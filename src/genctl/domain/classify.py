@@ -218,6 +218,11 @@ def backoff_s(attempt: int, *, retry_after_s: float | None, random: float) -> fl
     return random * min(FIRST_DELAY_S * 2.0 ** min(attempt - 1, 10), MAX_DELAY_S)
 
 
+def longest_run_s(attempts: int, call_s: float) -> float:
+    """Seconds that a run may legally last: each attempt a whole call, and the longest wait between two."""
+    return attempts * call_s + (attempts - 1) * MAX_DELAY_S
+
+
 # -- images ---------------------------------------------------------------------------------------
 
 _URL = re.compile(r"https?://[!-~\u00a1-\ud7ff\uf900-\U0010ffff]{1,8000}")

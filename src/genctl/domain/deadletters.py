@@ -4,7 +4,7 @@ Pure: the same letters and balances give the same steps, so that a plan that was
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -52,9 +52,9 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
         """When the job failed, as far as the copy says."""
         try:
             at = datetime.fromisoformat(self.failed_at or "")
-        except ValueError:
+            return at.astimezone(UTC) if at.tzinfo else self.sent_at
+        except (ValueError, OverflowError):  # anybody may send attributes
             return self.sent_at
-        return at if at.tzinfo else self.sent_at
 
     def item(self) -> dict[str, Any]:
         """As the CLI shows it."""
@@ -158,7 +158,7 @@ def at_most(steps: Sequence[Step], most: int) -> list[Step]:
     """The steps; beyond the first `most` that send a job such letters are left alone."""
     kept = []
     for step in steps:
-        kept.append(Step("skip", "beyond --max") if step.runs and most <= 0 else step)
+        kept.append(Step("skip", "beyond the limit") if step.runs and most <= 0 else step)
         most -= step.runs
     return kept
 

@@ -16,7 +16,7 @@ NEEDED = {
     "credit_accounts": ("select", "insert", "update"),
     "credit_reservations": ("select", "insert", "update"),
     "credit_ledger": ("select", "insert"),
-    "session_events": ("select", "insert"),
+    "session_events": ("select", "insert", "delete"),
     "tool_gates": ("select", "insert", "update"),
     "spent_tickets": ("select", "insert", "delete"),
     "genctl_migrations": ("select",),

@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, cast
@@ -264,6 +264,21 @@ class Database:
                     # the commits of whoever got this connection next.
                     await conn.close()
                     raise
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Callable[..., Awaitable[list[Row]]]]:
+        """Several statements on the database as it is now, read only; call what it gives as rows().
+
+        Raises GenctlError.
+        """
+        with errors_told(self.dsn):
+            async with self._pool.connection() as conn, conn.transaction():
+                await _execute(conn, ("snapshot", {}))
+
+                async def rows(name: str, **params: Any) -> list[Row]:
+                    return await _fetched(await _execute(conn, (name, params)))
+
+                yield rows
 
     async def patiently(self, *steps: Step, patience_s: float = 60.0) -> list[list[Row]]:
         """`transact`, again on a new connection while the server is away, for at most `patience_s`.

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from genctl.base.printable import printable
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Letter
 from genctl.domain.model import GenctlError, camel, rfc3339
@@ -26,7 +27,7 @@ GROUPS: dict[str, Callable[[Letter], str | None]] = {
     "code": lambda letter: letter.code,
     "category": lambda letter: letter.category,
     "user": lambda letter: letter.user,
-    "hour": lambda letter: f"{letter.at.astimezone(UTC):%Y-%m-%dT%H:00Z}",
+    "hour": lambda letter: f"{letter.at:%Y-%m-%dT%H:00Z}",
 }
 
 
@@ -131,7 +132,7 @@ def grouped(meant: Iterable[Letter], by: str) -> list[dict[str, Any]]:
 
 def drawn(groups: Sequence[dict[str, Any]], room: int) -> str:
     """Groups as bars."""
-    names = [str(next(iter(row.values())) or "-") for row in groups]
+    names = [printable(str(next(iter(row.values())) or "-")) for row in groups]
     widest, most = max(map(len, names)), max(row["messages"] for row in groups)
     return "".join(
         f"{name:<{widest}}  {row['messages']:>6}  {'█' * max(1, round(room * row['messages'] / most))}\n"

@@ -4,6 +4,7 @@ Each batch is on the disk before the next is taken (with gzip as a member of its
 kill or a full disk cut short is good up to the cut. Going on drops the torn end and what is there already.
 """
 
+import fcntl
 import gzip
 import os
 import zlib
@@ -40,10 +41,11 @@ class Export:
     def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
         """A new file, or with `resume` the rest of one.
 
-        Raises GenctlError: exit 2 when it is there already, exit 3 when it cannot be written.
+        Raises GenctlError: exit 2 when it is there already or being written, exit 3 when it cannot be.
         """
         try:
-            with path.open("r+b" if resume and path.exists() else "xb") as file:
+            with path.open("r+b" if resume and path.is_file() else "xb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two writers would overwrite each other
                 one = cls(path, file, _read_up_to_the_cut(file, path) if resume else set())
                 if _is_gzip(path) and not file.tell():
                     file.write(gzip.compress(b""))  # also a file of nothing is gzip
@@ -52,8 +54,12 @@ class Export:
             raise GenctlError(
                 "FileExists",
                 f"{path} is there already",
-                "go on with it by --resume, or name another",
+                "go on with it by `dlq export --resume`, or name another",
                 exit_code=2,
+            ) from None
+        except BlockingIOError:
+            raise GenctlError(
+                "FileInUse", f"{path} is being written by another command", "wait for its end", exit_code=2
             ) from None
         except OSError as error:
             raise GenctlError(

@@ -137,6 +137,7 @@ class Redrive:
         self._step: Callable[[int], object] = lambda _: None
         self._next_at = 0.0  # monotonic; where a rate is wished
         self._left = wish.most
+        self._to_the_end = False  # past the last job, for the stale copies
         self._batch = min(BATCH, max(1, int(wish.rate))) if wish.rate else BATCH
         self._gate_read_at = 0.0
         self._canary: dict[UUID, int] | None = None  # while it is sent: its sessions and their new runs
@@ -172,8 +173,9 @@ class Redrive:
         return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
 
     def limit(self, plan: Plan) -> None:
-        """Do no more than the plan that was said yes to."""
-        self._left = plan.tally.redriven
+        """Do no more jobs than the plan that was said yes to, and look at as much of the DLQ as it did."""
+        self._left = sum(row["action"] in {"requeue", "resend"} for row in plan.rows)
+        self._to_the_end = self.wish.most is None or self._left < self.wish.most
 
     def so_far(self) -> Redriven:
         """What was done until now."""
@@ -202,11 +204,11 @@ class Redrive:
                 tell(f"waiting for the {len(self._canary)} jobs of the canary; a worker has to run")
             await self._canary_lives()
         if not await self._gate_is_closed():
-            await self._lanes(self._left)
+            await self._lanes(self._left, to_the_end=self._to_the_end)
 
-    async def _lanes(self, most: int | None) -> None:
-        """Several batches at a time until the end of the pass, or `most` jobs."""
-        budget = _Budget(most)
+    async def _lanes(self, most: int | None, *, to_the_end: bool = False) -> None:
+        """Several batches at a time until the end of the pass, or unless `to_the_end` until `most` jobs."""
+        budget = _Budget(most, to_the_end=to_the_end)
         lanes = 1 if self.wish.rate or most is not None else LANES
         lanes_over = await asyncio.gather(*(self._lane(budget) for _ in range(lanes)), return_exceptions=True)
         for trouble in lanes_over:
@@ -219,13 +221,13 @@ class Redrive:
         try:
             await self._drain(budget)
         except BaseException:
-            budget.most = budget.spent  # the other lanes end after what they have in hand
+            budget.close()  # the other lanes end after what they have in hand
             raise
 
     async def _drain(self, budget: "_Budget") -> None:
-        while budget.left and not await self._gate_is_closed():
+        while (budget.left or budget.to_the_end) and not await self._gate_is_closed():
             await asyncio.sleep(self._next_at - time.monotonic())
-            messages = await self.over.receive(min(self._batch, budget.left), wait_s=1)
+            messages = await self.over.receive(min(self._batch, budget.left or BATCH), wait_s=1)
             if not messages:
                 return
             before = budget.spent
@@ -278,10 +280,14 @@ class Redrive:
 class _Budget:
     """How many jobs may still be redriven; without a limit as many as come."""
 
-    def __init__(self, most: int | None) -> None:
+    def __init__(self, most: int | None, *, to_the_end: bool) -> None:
         self.most = most
+        self.to_the_end = to_the_end
         self.spent = 0
 
     @property
     def left(self) -> int:
         return 2**31 if self.most is None else max(0, self.most - self.spent)
+
+    def close(self) -> None:
+        self.most, self.to_the_end = self.spent, False

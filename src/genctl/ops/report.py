@@ -69,21 +69,22 @@ async def report(db: Database, since: datetime, until: datetime) -> Report:
     since, until = since.astimezone(UTC), until.astimezone(UTC)
     window = {"since": since, "until": until}
     piece = next((p for p in PIECES if (until - since) / p <= MOST_PIECES), PIECES[-1])
-    totals, failures, redrives, timeline = await db.transact(
+    totals, unsure, failures, redrives, timeline = await db.transact(
         ("report_totals", window),
+        ("unsure_calls", window | {"user": None}),
         ("report_failures", window),
         ("report_redrives", window),
         ("report_timeline", window | {"piece_s": piece.total_seconds()}),
         timeout_s=None,
     )
-    return Report(since, until, totals[0], failures, redrives, timeline)
+    return Report(since, until, totals[0] | unsure[0], failures, redrives, timeline)
 
 
 def _redrives(redrives: Sequence[Row]) -> str:
     if not redrives:
         return "Nothing was redriven."
     ways = ", ".join(f"{row['runs']} {row['status']}" for row in redrives)
-    return f"{sum(row['runs'] for row in redrives)} jobs were redriven: {ways}."
+    return f"Redrives: {sum(row['runs'] for row in redrives)}; of these runs {ways}."
 
 
 def _bars(timeline: Sequence[Row]) -> list[str]:

@@ -6,18 +6,18 @@ import structlog
 
 from genctl.domain.model import GenctlError
 from genctl.pipeline import Pipeline
-from genctl.sweep import sweep
+from genctl.sweep import Ages, sweep
 
 EVERY_S = 15.0
 
 log = structlog.stdlib.get_logger()
 
 
-async def run(at: Pipeline, *, queued_timeout_s: float, every_s: float = EVERY_S) -> None:
+async def run(at: Pipeline, ages: Ages, *, every_s: float = EVERY_S) -> None:
     """Sweep for ever; trouble is logged, and the next pass tries again."""
     while True:
         try:
-            await sweep(at, queued_timeout_s=queued_timeout_s)
+            await sweep(at, ages)
         except GenctlError as error:
             log.warning("sweeper.trouble", error=error.message, fix=error.fix)
         except Exception:  # a bug on one odd row must not end the worker that it runs beside

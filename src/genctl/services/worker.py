@@ -15,6 +15,7 @@ from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import LEASE_S, RENEW_S, Hold, Pipeline, carry
 from genctl.services import sweeper
+from genctl.sweep import Ages
 
 WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
@@ -207,13 +208,15 @@ _DEPTHS = (
 
 
 async def serve(settings: Settings, *, concurrency: int, grace_s: float, until: Until, sweeps: bool) -> None:
-    """A worker, and with `sweeps` a sweeper beside it. Raises GenctlError (exit 3) when it cannot start."""
+    """A worker, and with `sweeps` a sweeper beside it.
+
+    Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs.
+    """
+    ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
     async with Pipeline.open(settings, size=POOL_SIZE) as at, asyncio.TaskGroup() as side:
         await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
         worker = Worker(at, concurrency=concurrency, grace_s=grace_s, until=until)
-        sweeping = (
-            side.create_task(sweeper.run(at, queued_timeout_s=settings.queued_timeout_s)) if sweeps else None
-        )
+        sweeping = side.create_task(sweeper.run(at, ages)) if sweeps else None
         await worker.run()
         if sweeping:
             sweeping.cancel()

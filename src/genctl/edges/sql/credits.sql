@@ -23,6 +23,25 @@ booked as (
 update credit_accounts a set balance = a.balance + m.amount from moved m where a.user_id = m.user_id
 returning m.amount
 
+-- name: repay
+-- Gives back what a failed session paid and did not get: a row of its own, which names the reservation.
+with owed as (
+  select r.id, r.user_id, r.amount - coalesce((
+    select sum(delta) from credit_ledger l where l.reservation_id = r.id and l.kind in ('release', 'fix')
+  ), 0) as credits
+  from credit_reservations r
+  join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
+  where r.id = %(reservation)s and s.status = 'failed' and (r.status = 'captured' or exists (
+    select from credit_ledger l where l.reservation_id = r.id and l.kind = 'release'))
+),
+booked as (
+  insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
+  select user_id, credits, 'fix', id, %(reason)s from owed where credits > 0
+)
+update credit_accounts a set balance = a.balance + o.credits from owed o
+where a.user_id = o.user_id and o.credits > 0
+returning o.credits
+
 -- name: credits_of
 -- A user's balance and what is held.
 select a.user_id, a.balance, coalesce((

@@ -14,20 +14,14 @@ where e.kind = 'failed' and e.at >= %(since)s and e.at < %(until)s
 group by 1, 2 order by runs desc, code
 
 -- name: report_totals
--- Users and sessions that failures hit, credits that went back, calls that may have been billed for nothing.
+-- Users and sessions that failures hit, and the credits that went back.
 select
   (select count(distinct s.user_id) from session_events e join generation_sessions s on s.id = e.session_id
    where e.kind = 'failed' and e.at >= %(since)s and e.at < %(until)s) as users,
   (select count(distinct session_id) from session_events
    where kind = 'failed' and at >= %(since)s and at < %(until)s) as sessions,
   (select coalesce(sum(delta), 0)::bigint from credit_ledger
-   where kind = 'release' and reason is distinct from 'redrive' and created_at >= %(since)s and created_at < %(until)s) as released,
-  (select count(*) from session_events where at >= %(since)s and at < %(until)s
-   -- a dead lease is told once: by the claim that takes it over, or by the sweeper that gives it back
-   and ((kind in ('retried', 'failed') and data ->> 'outcome' = 'unknown' and data ->> 'code' <> 'WorkerCrashed')
-     or data ->> 'fromDeadLease' = 'true' or kind = 'requeued_dead')) as unknowns,
-  (select count(*) from session_events
-   where kind = 'late_result' and at >= %(since)s and at < %(until)s) as late_results
+   where kind = 'release' and reason is distinct from 'redrive' and created_at >= %(since)s and created_at < %(until)s) as released
 
 -- name: report_redrives
 -- How the runs that redrives began in that time stand now.
@@ -48,3 +42,16 @@ with told as (
 select to_timestamp(piece * %(piece_s)s) as at, coalesce(failed, 0) as failed, coalesce(completed, 0) as completed
 from (select generate_series(min(piece), max(piece)) as piece from told) pieces left join told using (piece)
 order by 1
+
+-- name: unsure_calls
+-- Calls that may have been billed while the user was refunded: outcomes that nobody knows, and late results.
+select
+  -- a dead lease is told once: by the claim that takes it over, or by the sweeper that gives it back
+  count(*) filter (where (kind in ('retried', 'failed') and data ->> 'outcome' = 'unknown'
+      and data ->> 'code' <> 'WorkerCrashed')
+    or data ->> 'fromDeadLease' = 'true' or kind = 'requeued_dead') as unknowns,
+  count(*) filter (where kind = 'late_result') as late_results
+from session_events e
+where (%(since)s::timestamptz is null or at >= %(since)s) and (%(until)s::timestamptz is null or at < %(until)s)
+  and (%(user)s::text is null or exists (
+    select from generation_sessions s where s.id = e.session_id and s.user_id = %(user)s))

@@ -40,21 +40,51 @@ where status = 'queued' and coalesce(queued_at, created_at) < now() - make_inter
 order by coalesce(queued_at, created_at) limit %(limit)s
 
 -- name: refunds_owed
--- Failed sessions that still hold their reservation.
-select s.*, now() as read_at from generation_sessions s
-join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
-where s.status = 'failed' and s.error_details ->> 'refundedAt' is null and r.status = 'held'
-order by s.completed_at limit %(limit)s
+-- Failed sessions that still hold their reservation, from the few that are held and not from all that ever
+-- failed. In no order, so that some which are refused again and again do not keep the rest waiting.
+select s.*, now() as read_at from credit_reservations r
+join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
+where r.status = 'held' and s.status = 'failed'
+order by random() limit %(limit)s
+
+-- name: orphans
+-- Held reservations whose session is gone. Only those that we made: one without a session_id may be held for
+-- something else of an adopted database. An enqueue commits both at once; the age is for a hand at work.
+select r.session_id as id, r.user_id, r.run, r.id as reservation_id from credit_reservations r
+where r.status = 'held' and r.session_id is not null
+  and r.created_at < now() - make_interval(secs => %(age_s)s)
+  and not exists (select from generation_sessions s where s.id = r.session_id)
+  and not exists (select from generation_sessions s where s.reservation_id = r.id)
+order by random() limit %(limit)s
+
+-- name: old_trace
+-- How many of the oldest rows of the trace are too old. By id, which is nearly by time: no pass reads more.
+select count(*) as events from (
+  select at from session_events order by id limit %(limit)s
+) oldest
+where at < now() - make_interval(secs => %(age_s)s)
+
+-- name: prune_trace
+-- Deletes those and says how many; in the order of their ids, so that two sweepers do not deadlock.
+with pruned as (
+  delete from session_events where id = any(array(
+    select id from (select id, at from session_events order by id limit %(limit)s) oldest
+    where at < now() - make_interval(secs => %(age_s)s)
+  ))
+  returning id
+)
+select count(*) as events from pruned
 
 -- name: note_refund
--- Tells of a refund that came after the settle: details, version, trace, NOTIFY. Runs right behind
--- release_reservation in its transaction.
+-- Tells a failed session what it got back where it was told something else: details, version, trace, NOTIFY.
+-- Runs right behind the movement in its transaction.
 with refund as (
-  select s.id, s.user_id, r.amount
+  select s.id, s.user_id, coalesce(sum(l.delta), 0)::bigint as amount
   from generation_sessions s
-  join credit_reservations r on r.id = s.reservation_id
+  left join credit_ledger l on l.reservation_id = s.reservation_id and l.kind in ('release', 'fix')
   where s.reservation_id = %(reservation)s and s.status = 'failed'
-    and r.status = 'released' and r.released_at = now()
+  group by s.id
+  having coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
 ),
 account as (
   update credit_accounts a set event_seq = event_seq + 1 from refund f where a.user_id = f.user_id
