@@ -42,7 +42,7 @@ from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Attribute, Fate, Message, Outgoing, Queue
 from genctl.pipeline import Pipeline, carry, enqueue
 from genctl.redrive import redrive
-from genctl.sweep import sweep
+from genctl.sweep import Ages, sweep
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ EXAMPLES = int(os.environ.get("GENCTL_TEST_INTERLEAVINGS", "25"))
 USERS = ("ann", "bob")
 OPENING = 20
 LIMITS = decide.Limits(attempts=3, unknowns=1)
-DAY_S = 86400.0
+AGES = Ages(queued_timeout_s=86_400, trace_retention_s=7_776_000)
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger", "session_events")
 
 PICK = st.integers(0, 15)
@@ -304,7 +304,11 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.world.run(sweep(self.at, queued_timeout_s=DAY_S))
+        self.world.run(sweep(self.at, AGES))
+
+    @rule()
+    def fix(self) -> None:
+        self.world.run(self._fix())
 
     @rule(most=st.integers(1, 3))
     def redrive(self, most: int) -> None:
@@ -318,7 +322,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(picks=st.tuples(PICK, PICK, PICK), kinds=st.tuples(*[st.sampled_from(["success", "fatal"])] * 2))
     def all_at_once(self, picks: tuple[int, int, int], kinds: tuple[str, str]) -> None:
-        """Two answers, a delivery, two sweeps and two redrives, as the machine's two cores have it."""
+        """Two answers, a delivery, two sweeps, two redrives and a fix, as chance has it."""
         self.deliver(picks[0], slow=False, kind=None)
         if not self.queue.waiting or not self.provider.calls:
             return
@@ -326,8 +330,8 @@ class Interleavings(RuleBasedStateMachine):
         steps: list[Coroutine[Any, Any, Any]] = [
             self._answer(call, kind) for call, kind in zip(calls.values(), kinds, strict=False)
         ]
-        steps += [sweep(self.at, queued_timeout_s=DAY_S) for _ in range(2)]
-        steps += [self._redrive(3) for _ in range(2)]
+        steps += [sweep(self.at, AGES) for _ in range(2)]
+        steps += [self._redrive(3) for _ in range(2)] + [self._fix()]
 
         async def together() -> None:
             await asyncio.gather(self._begin(self.queue.deliver(picks[2]), None), *steps)
@@ -372,6 +376,10 @@ class Interleavings(RuleBasedStateMachine):
         terms = Terms(max_redrives=2)
         with suppress(GenctlError):  # ended early: the next one finishes it
             await redrive(list(self.dlq.waiting.values()), self.at, Choice(), terms, most=most)
+
+    async def _fix(self) -> None:
+        with suppress(GenctlError):  # the database refuses the release still
+            await credits.fix_all(self.world.db, (await credits.audit(self.world.db)).violations)
 
     # -- what must hold -------------------------------------------------------------------------------
 
