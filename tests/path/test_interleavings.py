@@ -55,7 +55,8 @@ TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "cred
 
 PICK = st.integers(0, 15)
 MOOD = st.sampled_from(["well", "well", "refuses", "silent"])
-KIND = st.sampled_from(["success", "fatal", "transient", "unknown"])
+KINDS = ("success", "fatal", "transient", "unknown")
+KIND = st.sampled_from(KINDS)
 
 
 class Mailbox(Queue):
@@ -278,17 +279,18 @@ class Interleavings(RuleBasedStateMachine):
         if self.provider.calls:
             self.world.run(self._stop(nth(self.provider.calls, pick)))
 
-    @rule(pick=PICK, second=st.none() | KIND, late=st.none() | KIND)
-    def a_worker_sleeps(self, pick: int, second: str | None, late: str | None) -> None:
-        """Past its lease; another may get a second delivery, and it wakes up late or never."""
+    @rule(pick=PICK, second=st.sampled_from(["nobody", "calls", "calls", *KINDS]), late=st.none() | KIND)
+    def a_worker_sleeps(self, pick: int, second: str, late: str | None) -> None:
+        """Past its lease; another gets a second delivery, and may still call when the first wakes up."""
         self.deliver(pick, slow=False, kind=None)
         if not self.provider.calls:
             return
         call = nth(self.provider.calls, pick)
         self._end_lease(call)
-        if second:
+        if second != "nobody":
             receipt = self.queue.put(decide.job_body(call.session), {})
-            self.world.run(self._begin(self.queue.waiting[receipt], second))
+            kind = None if second == "calls" else second
+            self.world.run(self._begin(self.queue.waiting[receipt], kind))
         if late:
             self.world.run(self._answer(call, late))
 
