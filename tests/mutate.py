@@ -134,7 +134,7 @@ MUTANTS = (
            "pipeline::test_whoever_lost_the_lease_changes_nothing"),
     Mutant("extend: the lease is the row's", LIFECYCLE, "extend",
            " and s.lease = i.lease", "",
-           "pipeline::test_a_lost_lease_cancels_the_call_and_touches_nothing"),
+           "guards::test_an_old_lease_does_not_renew_the_new_one"),
     Mutant("extend: the row is processing", LIFECYCLE, "extend",
            "s.status = 'processing'", "true",
            "guards::test_a_lease_is_not_renewed_once_the_run_waits_again"),

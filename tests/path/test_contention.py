@@ -63,7 +63,7 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
             at._settle(
                 stuck, at._item(stuck, crashed, 1) | {"release": False, "refund_error": RELEASE_REFUSED}
             ),
-            credits.grant(at.db, users, 3, "a test"),
+            *(credits.grant(at.db, users, 1, "a test") for _ in range(3)),
         )
         assert stuck.reservation_id
         copies = [copy_of(kit, session) for session in chance.sample([bad, stuck], 2)]

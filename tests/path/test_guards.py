@@ -101,6 +101,11 @@ async def test_a_lease_is_not_renewed_once_the_run_waits_again(kit: Kit) -> None
     assert await kit.at.extend([hold]) == [hold]
 
 
+async def test_an_old_lease_does_not_renew_the_new_one(kit: Kit) -> None:
+    old, new = await passed_on(kit)
+    await unchanged(kit, new, lambda: kit.at.extend([Hold(old, 0.0)]))
+
+
 @pytest.mark.parametrize("step", ["give_back", "let_go"])
 async def test_an_old_lease_moves_nothing(kit: Kit, step: str) -> None:
     old, new = await passed_on(kit)
