@@ -167,7 +167,7 @@ MUTANTS = (
            "guards::test_only_what_has_failed_is_redriven"),
     Mutant("redrive: the balance suffices", AGAIN, "requeue",
            "where a.balance >= p.needed or p.held", "where true",
-           "redrive::test_two_jobs_and_credits_for_one"),
+           "guards::test_of_two_that_a_redriver_could_pay_one_is_queued_when_the_balance_fell"),
     Mutant("redrive: a copy whose job was not sent stays", "redrive.py", None,
            "for fate in told if fate.is_gone", "for fate in told",
            "redrive::test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_next"),

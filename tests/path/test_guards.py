@@ -37,14 +37,15 @@ async def unchanged(kit: Kit, session: Session, step: Callable[[], Awaitable[Any
     assert await kit.query("select * from generation_sessions where id = %s", session.id) == before
 
 
-async def requeue(kit: Kit, session: Session, run: int) -> list[Row]:
-    """What a redriver does that has read the row a while ago."""
-    item = {"session_id": session.id, "run": run, "reservation_id": uuid4(), "prompt": None, "params": None}
-    users = [session.user_id]
+async def requeue(kit: Kit, run: int, *sessions: Session) -> list[Row]:
+    """What a redriver does that has read the rows a while ago."""
+    item = {"run": run, "prompt": None, "params": None}
+    items = [item | {"session_id": session.id, "reservation_id": uuid4()} for session in sessions]
+    users = sorted({session.user_id for session in sessions})
     *_, rows = await kit.db.transact(
         ("ensure_accounts", {"users": users, "opening": 0}),
         ("lock_accounts", {"users": users}),
-        ("requeue", {"items": as_json([item]), "who": "a test"}),
+        ("requeue", {"items": as_json(items), "who": "a test"}),
     )
     return rows
 
@@ -124,7 +125,7 @@ async def test_what_has_ended_is_neither_retried_nor_given_back(kit: Kit) -> Non
 async def test_a_late_mark_of_a_copy_hits_neither_the_next_run_nor_its_failure(kit: Kit) -> None:
     first = await kit.at.settle(await claimed(kit), CRASHED, calls=1)
     mark = {"session_id": first.id, "run": 1, "message_id": "late"}
-    assert await requeue(kit, first, 1)
+    assert await requeue(kit, 1, first)
     second = await kit.at.claim(first.id, 2)
     assert second
     await kit.at.settle(second, CRASHED, calls=1)
@@ -139,18 +140,26 @@ async def test_a_mark_of_a_copy_hits_only_what_has_failed(kit: Kit) -> None:
 
 async def test_a_redriver_that_is_a_run_behind_queues_nothing(kit: Kit) -> None:
     first = await kit.at.settle(await claimed(kit), CRASHED, calls=1)
-    await requeue(kit, first, 1)
+    await requeue(kit, 1, first)
     second = await kit.at.claim(first.id, 2)
     assert second
     await kit.at.settle(second, CRASHED, calls=1)
-    assert await requeue(kit, first, 1) == []
+    assert await requeue(kit, 1, first) == []
     assert (await kit.row(first)).run == 2
     assert await kit.balance() == 1000
 
 
+async def test_of_two_that_a_redriver_could_pay_one_is_queued_when_the_balance_fell(kit: Kit) -> None:
+    """The table would refuse a balance below 0, and both with it."""
+    failed = [await kit.at.settle(await claimed(kit), CRASHED, calls=1) for _ in range(2)]
+    await kit.plant("update credit_accounts set balance = 5")
+    assert len(await requeue(kit, 1, *failed)) == 1
+    assert await kit.balance() == 1
+
+
 async def test_only_what_has_failed_is_redriven(kit: Kit) -> None:
     session = await claimed(kit)
-    assert await requeue(kit, session, 1) == []
+    assert await requeue(kit, 1, session) == []
     assert (await kit.row(session)).status is Status.PROCESSING
     assert await kit.balance() == 996
 
