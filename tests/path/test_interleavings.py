@@ -46,7 +46,7 @@ from genctl.sweep import Ages, sweep
 
 T = TypeVar("T")
 
-EXAMPLES = int(os.environ.get("GENCTL_TEST_INTERLEAVINGS", "25"))
+EXAMPLES = int(os.environ.get("GENCTL_TEST_INTERLEAVINGS", "15"))
 USERS = ("ann", "bob")
 OPENING = 20
 LIMITS = decide.Limits(attempts=3, unknowns=1)
