@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check mutate bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(READY) ## formatting, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutate: $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
+	$(BIN)/python -m tests.mutate
 
 bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm for a fast SQS emulator
 	npm install --prefix benchmarks --no-package-lock --no-audit --no-fund
