@@ -121,7 +121,7 @@ async def measured() -> int:
             for count in (SMALL, LARGE):
                 await asyncio.to_thread(fill, dsn, count)
                 ratios = []
-                for n in range(ROUNDS):
+                for _ in range(ROUNDS):
                     ours = await asyncio.to_thread(booked_meanwhile, dsn, lambda: alone("audit", dsn))
                     dumped = await asyncio.to_thread(booked_meanwhile, dsn, lambda: alone("dump", dsn))
                     ratios.append(ours[0] / dumped[0])

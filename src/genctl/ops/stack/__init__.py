@@ -54,7 +54,7 @@ class Stack:
         self._undo = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Raises GenctlError: exit 2 when real services or an age that cannot be are set, 3 when a part cannot be started."""
+        """Raises GenctlError: exit 2 for real services or a bad age, 3 when a part cannot be started."""
         if not self.settings.embedded:
             raise GenctlError(
                 "NotEmbedded",
