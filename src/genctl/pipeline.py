@@ -25,6 +25,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from genctl.base.batch import Together, attempted
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
 from genctl.domain.classify import backoff_s, classify, ours
@@ -47,7 +48,7 @@ from genctl.domain.orders import Order, check
 from genctl.domain.tools import SEEDREAM4, Tool, tool_of
 from genctl.edges.db import Database, DatabaseGoneError, Row, as_json
 from genctl.edges.providers.ark import Ark
-from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
+from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
 
 T = TypeVar("T")
 
@@ -136,6 +137,14 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) 
     return owed
 
 
+class Claim(msgspec.Struct, frozen=True):
+    """Whose session is wanted: of this run (None: whichever it is); `lapsed` as for Pipeline.claim."""
+
+    session_id: UUID
+    run: int | None
+    lapsed: bool
+
+
 class Hold:
     """A claimed session in our hands: renewed until the hold ends, cancelled when the lease is lost."""
 
@@ -187,6 +196,15 @@ class Pipeline:
         self.providers = providers or {}
         self.worker = worker
         self.holds: set[Hold] = set()
+        # What many jobs do at the same moment is done in one go.
+        self._reads = Together(self._read_all)
+        self._claims = Together(self._claim_all)
+        self._settles = Together(self._settle_all)
+        self._retries = Together(self._retry_all)
+        self._marks = Together(self._mark_all)
+        self._copies = Together(dlq.send, most=BATCH)
+        self._deletes = Together(queue.delete, most=BATCH)
+        self._hides = Together(queue.hide, most=BATCH)
 
     @classmethod
     @asynccontextmanager
@@ -212,24 +230,36 @@ class Pipeline:
 
     async def read(self, session_id: UUID) -> Session | None:
         """The session's row as it is now."""
-        row = await self.db.row("sessions", ids=[session_id])
-        return Session.of(row) if row else None
+        return await self._reads(session_id)
+
+    async def _read_all(self, ids: list[UUID]) -> list[Session | Exception | None]:
+        rows = {row["id"]: row for row in await self.db.rows("sessions", ids=ids)}
+        return [attempted(Session.of, rows[id_]) if id_ in rows else None for id_ in ids]
 
     async def claim(self, session_id: UUID, run: int | None, *, lapsed: bool = False) -> Session | None:
         """Take the session if it is queued and due, or its owner fell silent; else None.
 
         `lapsed`: one that is processing without a lease, as before adoption, counts as silent too.
         """
-        items = as_json([{"session_id": session_id, "run": run}])
-        claim = {"items": items, "lease_s": LEASE_S, "worker": self.worker, "lapsed": lapsed}
         for pause_s in LOCKED_PAUSES_S:
-            (rows,) = await self.db.patiently(("claim", claim), patience_s=CLAIM_PATIENCE_S)
-            if rows:
-                return Session.of(rows[0])
+            if session := await self._claims(Claim(session_id, run, lapsed)):
+                return session
             if not decide.is_free(await self.read(session_id), run):
                 return None
             await asyncio.sleep(pause_s)
         return None
+
+    async def _claim_all(self, claims: list["Claim"]) -> list[Session | Exception | None]:
+        """Of two claims of one session in one go, one gets it."""
+        params = {"items": as_json(claims), "lease_s": LEASE_S, "worker": self.worker}
+        (rows,) = await self.db.patiently(("claim", params), patience_s=CLAIM_PATIENCE_S)
+        taken = {row["id"]: row for row in rows}
+        return [
+            attempted(Session.of, taken.pop(claim.session_id))
+            if claim.session_id in taken and claim.run in {None, taken[claim.session_id]["run"]}
+            else None
+            for claim in claims
+        ]
 
     async def take(self, job: Job) -> Session | None:
         """Claim the job's session; one that we get while we are told to stop is given back at once."""
@@ -290,19 +320,16 @@ class Pipeline:
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
         delay_s = backoff_s(session.attempts, retry_after_s=failure.retry_after_s, random=random.random())  # noqa: S311 - jitter
-        (rows,) = await self.db.patiently(
-            (
-                "retry",
-                {
-                    "session": session.id,
-                    "lease": session.lease,
-                    "delay_s": delay_s,
-                    "unknown": failure.outcome is Outcome.UNKNOWN,
-                    "trace": as_json(_trace(session, failure)),
-                },
-            )
+        row = await self._retries(
+            {
+                "session_id": session.id,
+                "lease": session.lease,
+                "delay_s": delay_s,
+                "unknown": int(failure.outcome is Outcome.UNKNOWN),
+                "trace": _trace(session, failure) | {"delayS": delay_s},
+            }
         )
-        if not rows:
+        if row is None:
             raise LeaseLostError(session.id)
         log.info(
             "session.retried",
@@ -312,7 +339,11 @@ class Pipeline:
             attempt=session.attempts,
             delayS=round(delay_s, 1),
         )
-        return Session.of(rows[0])
+        return Session.of(row)
+
+    async def _retry_all(self, items: list[dict[str, Any]]) -> list[Row | None]:
+        (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}))
+        return _by_session(rows, items)
 
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
         """End the run in one transaction: reservation, ledger, balance, session, trace, NOTIFY.
@@ -343,25 +374,36 @@ class Pipeline:
         return JobProcessingError(f"DLQ:{failure.code}", permanent=True, session=row)
 
     async def _settle(self, session: Session, item: dict[str, Any]) -> Row | None:
-        users = [session.user_id]
-        settling = asyncio.create_task(
-            self.db.patiently(
-                ("ensure_accounts", {"users": users, "opening": 0}),
-                ("lock_accounts", {"users": users}),
-                ("settle", {"items": as_json([item])}),
-            )
-        )
+        settling = self._settles((session.user_id, item))
         try:
-            *_, rows = await asyncio.shield(settling)
+            row = await asyncio.shield(settling)
         except asyncio.CancelledError:  # an answer that we have is worth the moment that it takes to store it
             await _last_words(settling)
             raise
-        if rows:
-            return rows[0]
+        if row:
+            return row
         # The answer to a commit may have been lost: an ended row under our lease was ended by us.
         row = await self.db.row("sessions", ids=[session.id])
         ended = row and row["lease"] == session.lease and row["status"] in {Status.COMPLETED, Status.FAILED}
         return row if ended else None
+
+    async def _settle_all(self, ended: list[tuple[str, dict[str, Any]]]) -> list[Row | Exception | None]:
+        """In one transaction; when the data of one is refused, each in its own."""
+        users = sorted({user for user, _ in ended})
+        items = [item for _, item in ended]
+        try:
+            *_, rows = await self.db.patiently(
+                ("ensure_accounts", {"users": users, "opening": 0}),
+                ("lock_accounts", {"users": users}),
+                ("settle", {"items": as_json(items)}),
+            )
+        except DatabaseGoneError:
+            raise
+        except GenctlError as error:
+            if len(ended) == 1:
+                return [error]
+            return [(await self._settle_all([one]))[0] for one in ended]
+        return [*_by_session(rows, items)]
 
     def _item(self, session: Session, result: Success | Failure, calls: int) -> dict[str, Any]:
         item = {"session_id": session.id, "lease": session.lease, "attempts": calls, "release": True}
@@ -414,9 +456,12 @@ class Pipeline:
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
         message_id = await self.send_copy(body, code, row=row)
-        items = [{"session_id": row.id, "run": row.run, "message_id": message_id}]
-        await self.db.patiently(("mark_copied", {"items": as_json(items)}))
+        await self._marks({"session_id": row.id, "run": row.run, "message_id": message_id})
         log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
+
+    async def _mark_all(self, items: list[dict[str, Any]]) -> list[None]:
+        await self.db.patiently(("mark_copied", {"items": as_json(items)}))
+        return [None for _ in items]
 
     async def send_copy(
         self, body: str, code: str, *, row: Session | None = None, session_id: UUID | None = None
@@ -430,18 +475,18 @@ class Pipeline:
             source_queue=self.queue.name,
             session_id=str(session_id) if session_id else None,
         )
-        (fate,) = await self.dlq.send([Outgoing(body, attributes)])
+        fate = await self._copies(Outgoing(body, attributes))
         if fate.error is not None:
             raise GenctlError("CopyNotSent", f"the copy for DLQ {self.dlq.name} was refused: {fate.error}")
         return fate.message_id
 
     async def _delete(self, message: Message) -> None:
-        (error,) = await self.queue.delete([message.receipt])
+        error = await self._deletes(message.receipt)
         if error:  # it comes back, and the row ends it then
             log.warning("message.delete.failed", messageId=message.message_id, error=error)
 
     async def _hide(self, message: Message, seconds: int) -> None:
-        (error,) = await self.queue.hide([(message.receipt, seconds)])
+        error = await self._hides((message.receipt, seconds))
         if error:
             log.warning("message.hide.failed", messageId=message.message_id, error=error)
 
@@ -495,12 +540,17 @@ def provider_of(session: Session) -> str:
     return (tool_of(session.model) or SEEDREAM4).provider
 
 
-async def _last_words(step: asyncio.Task[T]) -> T | None:
+async def _last_words(step: asyncio.Future[T]) -> T | None:
     """The result of a step that goes on although we are cancelled, if it ends soon."""
     done, _ = await asyncio.wait([step], timeout=STOP_S)
     if not done:
         step.cancel()
     return step.result() if done and not step.cancelled() and step.exception() is None else None
+
+
+def _by_session(rows: Iterable[Row], items: Iterable[Mapping[str, Any]]) -> list[Row | None]:
+    found = {row["id"]: row for row in rows}
+    return [found.get(item["session_id"]) for item in items]
 
 
 def _log_settled(row: Session) -> None:

@@ -184,20 +184,16 @@ async def test_a_message_whose_copy_was_not_taken_is_not_deleted(
 ) -> None:
     await kit.enqueue("sensitive")
     message = await kit.receive()
-    deleted = []
+    asked = []
 
-    async def refused(_: object, out: list[Outgoing]) -> list[Fate]:
-        return [Fate("AccessDenied") for _ in out]
+    async def refused(_: object, op: str, entries: list[object], __: object = None) -> list[Fate]:
+        asked.append(op)
+        return [Fate("AccessDenied") for _ in entries]
 
-    async def noted(_: object, receipts: list[str]) -> list[str | None]:
-        deleted.extend(receipts)
-        return [None for _ in receipts]
-
-    monkeypatch.setattr(Queue, "send", refused)
-    monkeypatch.setattr(Queue, "delete", noted)
+    monkeypatch.setattr(Queue, "_batches", refused)
     with pytest.raises(GenctlError, match="AccessDenied"):
         await carry(message, kit.at)
-    assert deleted == []
+    assert asked == ["SendMessageBatch"]
 
 
 async def test_no_request_leaves_on_a_lease_that_may_be_over(kit: Kit) -> None:

@@ -1,10 +1,11 @@
-"""Calls that come within a few milliseconds become one."""
+"""Calls that come within a few milliseconds become one: of keys that need a look, of items with results."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Batch(Generic[K]):
@@ -37,3 +38,66 @@ class Batch(Generic[K]):
             if not self._keys:
                 self._some.clear()
             await self._work(keys)
+
+
+class Together(Generic[K, V]):
+    """Calls with one item each become one call of `work` with at most `most` of them.
+
+    The first waits `within_s` for company, so a lone one is late by that. `work` returns a result for each
+    item, in order; one that is an exception is raised to its caller alone.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[K]], Awaitable[Sequence[V | Exception]]],
+        *,
+        within_s: float = 0.004,
+        most: int = 100,
+    ) -> None:
+        self._work = work
+        self._within_s = within_s
+        self._most = most
+        self._waiting: list[tuple[K, asyncio.Future[V]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def __call__(self, item: K) -> asyncio.Future[V]:
+        """The item's result, to come. Cancelling it does not take the item out."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[V] = loop.create_future()
+        self._waiting.append((item, future))
+        if len(self._waiting) >= self._most:
+            self._go()
+        elif self._timer is None:
+            self._timer = loop.call_later(self._within_s, self._go)
+        return future
+
+    def _go(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        some, self._waiting, self._timer = self._waiting, [], None
+        task = asyncio.create_task(self._carry_out(some))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _carry_out(self, some: list[tuple[K, asyncio.Future[V]]]) -> None:
+        results: Sequence[V | Exception]
+        try:
+            results = await self._work([item for item, _ in some])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it
+            results = [error] * len(some)
+        for (_, future), result in zip(some, results, strict=True):
+            if future.done():  # nobody waits for it any more
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+
+def attempted(call: Callable[[K], V], item: K) -> V | Exception:
+    """What the call returns or raises, as a result of one item among others."""
+    try:
+        return call(item)
+    except Exception as error:  # noqa: BLE001 - it is raised to the item's caller
+        return error

@@ -56,14 +56,14 @@ insert into session_events (session_id, run, kind) select id, run, 'sent' from s
 -- name: claim
 -- Takes sessions that are queued and due, or whose owner fell silent. Returns those that are ours now.
 with item as (
-  select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int)
+  select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, lapsed boolean)
 ),
 ready as (
   select s.id, s.status = 'processing' as from_dead_lease
   from generation_sessions s
   join item i on i.session_id = s.id and coalesce(i.run, s.run) = s.run
   where (s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
-    or (s.status = 'processing' and (s.lease_until < now() or (s.lease_until is null and %(lapsed)s)))
+    or (s.status = 'processing' and (s.lease_until < now() or (s.lease_until is null and i.lapsed)))
   order by s.id
   for update of s skip locked
 ),
@@ -101,16 +101,24 @@ returning s.id, s.lease
 
 -- name: retry
 -- Back to the queue for a later attempt.
-with waiting as (
+with item as (
+  select s.id, i.* from generation_sessions s
+  join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint, delay_s float8, unknown int, trace jsonb)
+    on s.id = i.session_id and s.lease = i.lease
+  where s.status = 'processing'
+  order by s.id
+  for update of s
+),
+waiting as (
   update generation_sessions s
-  set status = 'queued', lease_until = null, due_at = now() + make_interval(secs => %(delay_s)s),
-    unknowns = s.unknowns + %(unknown)s::int, first_failed_at = coalesce(s.first_failed_at, now())
-  where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
-  returning s.*, now() as read_at
+  set status = 'queued', lease_until = null, due_at = now() + make_interval(secs => i.delay_s),
+    unknowns = s.unknowns + i.unknown, first_failed_at = coalesce(s.first_failed_at, now())
+  from item i
+  where s.id = i.id
+  returning s.*, now() as read_at, i.trace
 ),
 traced as (
-  insert into session_events (session_id, run, kind, data)
-  select id, run, 'retried', %(trace)s::jsonb || jsonb_build_object('delayS', %(delay_s)s::float8) from waiting
+  insert into session_events (session_id, run, kind, data) select id, run, 'retried', trace from waiting
 )
 select * from waiting
 
