@@ -11,7 +11,7 @@ from genctl.credits import release_reservation
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
-from genctl.edges.sqs import Fate, Outgoing, Queue
+from genctl.edges.sqs import Fate, Queue
 from genctl.pipeline import STALE_S, Hold, carry
 
 CRASHED = ours("WorkerCrashed")

@@ -1,0 +1,68 @@
+"""What the benchmarks stand on: a fast SQS emulator, settings that point at it, what a process took."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from genctl.base.settings import Settings
+from genctl.ops.stack import free_ports
+
+HERE = Path(__file__).parent
+FAUXQS = HERE / "node_modules/.bin/fauxqs"
+
+
+def needs_npm() -> None:
+    """Ends the program when the emulator is not installed."""
+    if not FAUXQS.exists() or not shutil.which("node"):
+        sys.exit("fauxqs is not installed: npm install --prefix benchmarks")
+
+
+@contextmanager
+def emulator() -> Iterator[str]:
+    """fauxqs; its endpoint."""
+    (port,) = free_ports([None])
+    env = os.environ | {"FAUXQS_PORT": str(port), "FAUXQS_LOGGER": "false"}
+    with subprocess.Popen([FAUXQS], env=env, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def settings(dsn: str, endpoint: str) -> Settings:
+    """Of all parts of a benchmark."""
+    return Settings(
+        home=Path(tempfile.gettempdir()),
+        embedded=True,
+        database_url=dsn,
+        sqs_endpoint=endpoint,
+        queue="jobs",
+        dlq="jobs-dlq",
+        aws_access_key_id="benchmark",
+        aws_secret_access_key="benchmark",
+    )
+
+
+def peak_mb(pid: int | str = "self") -> float:
+    """Peak memory of a process in MB; not ru_maxrss, which is inherited from the one that starts it."""
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(peak[1]) / 1024 if peak else 0.0
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process and its children have taken so far."""
+    took = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(") ")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if pid in {int(stat.parent.name), int(fields[1])}:
+            took += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return took
