@@ -102,6 +102,8 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
         ("The image is too large, please contact support.", "The image is too large."),
         ("Please shorten the prompt or contact technical support.", "Please shorten the prompt."),
         ("Contact support.", UNREADABLE),
+        ("It was filtered. If you think this was an error, send feedback. Support codes: 58061214, 17301594",
+         "It was filtered."),
         # markup, banners, characters
         ("<!DOCTYPE html><html><body>nginx</body></html>", UNREADABLE),
         ("<Error><Code>AccessDenied</Code></Error>", UNREADABLE),

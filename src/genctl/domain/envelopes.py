@@ -203,15 +203,14 @@ def read(answer: Answer, provider: str) -> Said:
     if not spoken and not MARKUP.match(text):
         message = text.strip() or None
 
-    documents = [document]
+    documents, inside = [document], message
     for _ in range(_MAX_WRAPS):
-        inner = _wrapped(message or "")
-        inner_code, inner_message = _words(inner, (own, GENERIC))
-        if not inner_code:
-            break
-        code, message, spoken = inner_code, inner_message, True
-        documents.append(inner)
-    wait = answer.headers.get("retry-after") or _first(document, own.wait)
+        documents.append(_wrapped(inside or ""))
+        inner_code, inside = _words(documents[-1], (own, GENERIC))
+        if inner_code:
+            code, message, spoken = inner_code, inside, True
+    waits = (_first(wrapped, own.wait) for wrapped in documents)
+    wait = answer.headers.get("retry-after") or next(filter(None, waits), None)
     return Said(document, code, message, _request_id(answer, own, documents, message), spoken, wait)
 
 
