@@ -76,7 +76,7 @@ def classify(
         # an error inside a 200 has no status of its own: the one that its code comes with counts
         status = rule.status if rule and good else answer.status
         failure = _failure(answer, said, rule, status, now)
-    verdict = _chosen(failure.code, rule, status, verdicts)
+    verdict = chosen(failure.code, rule, status, verdicts)
     return msgspec.structs.replace(failure, fatal=verdict == "fatal") if verdict else failure
 
 
@@ -124,7 +124,7 @@ def is_fatal(status: int) -> bool:
     return 400 <= status < 500 and status != 429
 
 
-def _chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[str]) -> str | None:
+def chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[str]) -> str | None:
     """What explicit settings say: of the code, of its family, of the table's advice, of the status."""
     chosen = dict(verdict.split("=") for verdict in verdicts if verdict != ADVICE)
     for name in names_of(code):
