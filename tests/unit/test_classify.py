@@ -1,6 +1,5 @@
 """What a provider's answer means: the recorded answers, the base rule, and that nothing raises."""
 
-import base64
 import json
 import re
 from datetime import UTC, datetime
@@ -27,13 +26,14 @@ from genctl.domain.details import build, for_people
 from genctl.domain.envelopes import ENVELOPES, GENERIC
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, NoAnswer, Outcome, Success
 from genctl.domain.rules import BY_STATUS, RULES, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.ops.recorded import Line
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
 TESTS = Path(__file__).parents[1]
 CORPUS = [
-    pytest.param(path.stem, json.loads(line), id=f"{path.stem}: {json.loads(line)['name']}")
+    pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
     for path in sorted((TESTS / "corpus").glob("*.jsonl"))
-    for line in path.read_text("utf-8").splitlines()
+    for line in msgspec.json.Decoder(Line).decode_lines(path.read_bytes())
 ]
 
 
@@ -54,17 +54,10 @@ def error(code: object, message: str = "No.") -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "param": "", "type": "BadRequest"}}
 
 
-def recorded(line: dict[str, Any]) -> Answer | NoAnswer:
-    if "noAnswer" in line:
-        return NoAnswer(**line["noAnswer"])
-    body = base64.b64decode(line["bodyBase64"]) if "bodyBase64" in line else line["body"].encode()
-    return Answer(line["status"], line["headers"], body)
-
-
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
-def test_a_recorded_answer_gets_its_verdict(provider: str, line: dict[str, Any]) -> None:
+def test_a_recorded_answer_gets_its_verdict(provider: str, line: Line) -> None:
     """Every line of tests/corpus/<provider>.jsonl; only the keys that it expects are compared."""
-    verdict = classify(recorded(line), provider, now=NOW)
+    verdict = classify(line.answer(), provider, now=NOW)
     found: dict[str, Any] = {"requestId": verdict.request_id}
     if isinstance(verdict, Success):
         found["images"] = [{"url": i.url, "size": i.size, "expiresAt": i.expires_at} for i in verdict.images]
@@ -73,7 +66,7 @@ def test_a_recorded_answer_gets_its_verdict(provider: str, line: dict[str, Any])
         found |= {"code": details.code, "category": details.category, "fatal": details.fatal}
         found |= {"outcome": details.outcome, "userMessage": details.user_message}
         found |= {"retryAfterS": verdict.retry_after_s}
-    assert {key: found.get(key, "-") for key in line["expect"]} == line["expect"]
+    assert {key: found.get(key, "-") for key in line.expect} == line.expect
 
 
 # -- the base rule --------------------------------------------------------------------------------
@@ -355,39 +348,69 @@ def test_an_image_dies_as_its_signature_says_else_after_a_day(
     assert verdict.images[0].url.endswith(query)  # whole: without its signature it is worth nothing
 
 
-# -- the page for operators -----------------------------------------------------------------------
+# -- the pages for operators ----------------------------------------------------------------------
 
 
 def table(provider: str) -> str:
-    """The provider's rules as docs/failures.md shows them."""
+    """The provider's rules as the docs show them."""
     lines = ["| HTTP | code | category | base rule | advice | |", "|---|---|---|---|---|---|"]
     for rule in RULES[provider]:
         code = ", ".join(f"`{code}`" for code in rule.codes) + (", by its text" if rule.says else "")
-        base = "retry" if rule.status == 429 or rule.status >= 500 else "fatal"
+        base = "fatal" if is_fatal(rule.status) else "retry"
         lines.append(f"| {rule.status} | {code} | {rule.category} | {base} | {rule.advice} | {rule.note} |")
     return "\n".join(lines)
 
 
-PAGE = TESTS.parent / "docs" / "failures.md"
+def places() -> str:
+    """Where each provider keeps its words, as the docs show it."""
+    lines = ["| provider | code | message | request id |", "|---|---|---|---|"]
+    for name, row in ENVELOPES.items():
+        cells = (
+            [*row.code, *(f"{header}:" for header in row.code_headers)],
+            row.message,
+            [*row.request_id, *(f"{header}:" for header in row.headers)],
+        )
+        lines.append(
+            f"| {' | '.join([name, *(', '.join(f'`{word}`' for word in cell) for cell in cells)])} |"
+        )
+    return "\n".join(lines)
+
+
+DOCS = TESTS.parent / "docs"
+PAGE = (DOCS / "failures.md").read_text("utf-8")
 
 
 def test_the_page_for_operators_tells_the_truth_about_each_status() -> None:
-    row = re.compile(r"^\| (.*?) \| .*? \| (\w+) \| (fatal|retry) \| \**(\w+)\** \|$", re.MULTILINE)
+    row = re.compile(
+        r"^\| (.*?) \| .*? \| (\w+) \| (fatal|retry) \| \**(refused|unknown)\** \| (?:(\d+) s)? ?\|$",
+        re.MULTILINE,
+    )
     seen = set()
-    for cell, category, verdict, outcome in row.findall(PAGE.read_text("utf-8")):
+    for cell, category, verdict, outcome, first_s in row.findall(PAGE):
         for status in map(int, re.findall(r"[345]\d\d", cell.replace("xx", "66"))):
             found = failure(status, error("NeverHeardOf"))
             assert (found.category, found.fatal, found.outcome) == (category, verdict == "fatal", outcome)
+            assert bool(first_s) is not found.fatal
+            assert found.fatal or backoff_s(found, 1, random=1.0) == float(first_s)
             seen.add(status)
     assert seen >= {*BY_STATUS, *UNKNOWN_STATUSES, 366, 466, 566}
 
 
 def test_the_page_for_operators_shows_the_tables_of_the_code() -> None:
-    page = PAGE.read_text("utf-8")
-    assert table("ark") in page
+    assert table("ark") in PAGE
     for code, own in OURS.items():
         disposition = "fatal" if own.fatal else "retry"
-        assert f"| `{code}` | {disposition} | {own.outcome} | {own.user_message} |" in page
+        assert f"| `{code}` | {disposition} | {own.outcome} | {own.user_message} |" in PAGE
     for category, sentence in SENTENCES.items():
-        assert f"| `{category}` |" in page
-        assert sentence in page
+        assert f"| `{category}` |" in PAGE
+        assert sentence in PAGE
+
+
+def test_the_page_of_other_providers_shows_the_tables_of_the_code() -> None:
+    page = (DOCS / "providers.md").read_text("utf-8")
+    assert places() in page
+    assert [name for name in RULES if name != "ark" and table(name) not in page] == []
+
+
+def test_every_provider_has_its_envelope_its_rules_and_its_recorded_answers() -> None:
+    assert {*ENVELOPES} == {*RULES} == {path.stem for path in (TESTS / "corpus").glob("*.jsonl")}
