@@ -1,6 +1,7 @@
 """The whole path on real parts: an order becomes a settled row, a refund, a NOTIFY and a DLQ copy."""
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from genctl.domain.sse import for_user
 from genctl.edges.sqs import Outgoing
 from genctl.ops.sessions import find
 from genctl.ops.smoke.sound import details_complaints
-from genctl.pipeline import LEASE_S, carry, enqueue, process, send_jobs
+from genctl.pipeline import LEASE_S, Pipeline, carry, enqueue, process, send_jobs
 
 
 @pytest.fixture
@@ -140,6 +141,18 @@ async def test_each_scenario_ends_with_its_row_its_refund_and_its_copy(
     (copy,) = await kit.copies()
     assert copy.attributes["code"] == code
     assert await depth(kit) == 0
+
+
+async def test_an_operators_verdict_decides_whether_a_run_goes_on(kit: Kit) -> None:
+    """The setting reaches the worker: a 429 that no wait mends ends the run at once."""
+    settings = dataclasses.replace(kit.settings, verdicts=("ModelAccountIpm*=fatal",))
+    session = await kit.enqueue("rate-limit")
+    async with Pipeline.open(settings) as at:
+        row = await carry(await kit.receive(), at)
+    assert row and row.status is Status.FAILED and row.attempts == 1
+    assert (row.details["fatal"], row.details["providerStatus"]) == (True, 429)
+    assert details_complaints(row.details) == []
+    assert (await kit.row(session)).status is Status.FAILED
 
 
 @pytest.mark.usefixtures("no_backoff")

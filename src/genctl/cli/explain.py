@@ -34,7 +34,7 @@ def explain(out: Output, code: str, provider: str | None) -> None:
     cls=Command,
     examples=(
         "genctl classify answer.txt",
-        "curl -si … | genctl classify - --provider openai",
+        "genctl classify - --provider openai --status 429 < body.json",
         "genctl classify answer.txt --corpus >> tests/corpus/ark.jsonl",
     ),
 )

@@ -19,7 +19,7 @@ PRIVATE = re.compile(
     r"(?:revised_)?prompt|input|text|image(?:_url)?|user|e?mail|b64_json|data", re.IGNORECASE
 )
 EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
-HTTP = re.compile(rb"HTTP/[\d.]+ (\d{3})[^\n]*\n(.*?)\r?\n\r?\n", re.DOTALL)
+HTTP = re.compile(rb"HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
 
 class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
