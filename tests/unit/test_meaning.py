@@ -97,6 +97,10 @@ def test_a_setting_that_changes_the_verdict_is_told_beside_the_rule() -> None:
     assert found.delay
 
 
+def test_a_code_that_is_told_apart_by_its_text_says_so() -> None:
+    assert "by its text: free trial used up (quota)" in (explain("QuotaExceeded", None, ()).note or "")
+
+
 def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named() -> None:
     with pytest.raises(GenctlError) as caught:
         explain("AccountOverdueErorr", None, ())
@@ -134,9 +138,12 @@ REFUSAL = {"error": {"code": "SetLimitExceeded", "message": f"Paused. Request id
         f"HTTP/1.1 429 Too Many\r\nRetry-After: 7\r\n\r\n{json.dumps(REFUSAL)}",
         f"HTTP/1.1 100 Continue\r\n\r\nHTTP/2 429 \nretry-after: 7\n\n{json.dumps(REFUSAL)}",
         json.dumps({"status": 429, "headers": {"Retry-After": "7"}, "body": json.dumps(REFUSAL)}),
-        json.dumps({"providerStatus": 429, "providerBody": json.dumps(REFUSAL)}),
+        json.dumps({"code": "X", "providerStatus": 429, "providerBody": json.dumps(REFUSAL)}),
         json.dumps(
-            {"sessionId": "x", "error_details": {"providerStatus": 429, "providerBody": json.dumps(REFUSAL)}}
+            {
+                "sessionId": "x",
+                "error_details": {"code": "X", "providerStatus": 429, "providerBody": json.dumps(REFUSAL)},
+            }
         ),
     ],
     ids=["a body alone", "curl -i", "curl -i after 100", "a line", "error_details", "a session"],
@@ -163,6 +170,14 @@ def test_a_body_of_no_known_code_needs_its_status(genctl: Any, tmp_path: Path) -
     assert genctl("classify", "no such file")[0] == 2
 
 
+def test_error_details_of_a_call_without_an_answer_are_one(genctl: Any, tmp_path: Path) -> None:
+    details = {"code": "Timeout", "providerStatus": None, "providerBody": None, "outcome": "unknown"}
+    (tmp_path / "details").write_text(json.dumps(details))
+    code, out, _ = genctl("classify", "details", "-o", "json")
+    found = json.loads(out)
+    assert (code, found["code"], found["category"], found["outcome"]) == (0, "Timeout", "network", "unknown")
+
+
 def test_a_success_is_told_with_its_images(genctl: Any, tmp_path: Path) -> None:
     (tmp_path / "answer").write_text('{"data": [{"url": "https://img.example/a.jpeg"}]}')
     code, out, _ = genctl("classify", "answer", "--status", "200", "-o", "json")
@@ -173,7 +188,8 @@ def test_a_success_is_told_with_its_images(genctl: Any, tmp_path: Path) -> None:
 @given(st.binary(), st.sampled_from([*ENVELOPES]), st.none() | st.integers(100, 599))
 @example(b"HTTP/1.1 999\n\n\n", "ark", None)
 @example(b'{"noAnswer": 1}', "ark", 400)
-@example(b'{"error_details": {"providerBody": "\\ud800", "providerStatus": 1e99}}', "ark", 400)
+@example(b'{"error_details": {"code": [], "providerBody": "\\ud800", "providerStatus": 1e99}}', "ark", 400)
+@example(b'{"code": "", "providerBody": {}, "providerStatus": true}', "ark", None)
 @example(b"[" * 100_000, "ark", 400)
 def test_no_file_makes_it_raise_but_for_its_own_errors(raw: bytes, provider: str, status: int | None) -> None:
     try:

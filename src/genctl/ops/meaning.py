@@ -123,7 +123,14 @@ def _ruled(code: str, rule: Rule, provider: str, verdicts: Sequence[str]) -> Mea
         else sentence,
         provider_status=rule.status,
     )
-    return _meaning(failure, provider, fatal=base, note=rule.note or None)
+    return _meaning(failure, provider, fatal=base, note=_note(rule, provider))
+
+
+def _note(rule: Rule, provider: str) -> str | None:
+    """The row's note, and those of the rows that are told from it by their text."""
+    others = [other for other in RULES[provider] if other.says and {*other.codes} & {*rule.codes}]
+    by_text = [f"by its text: {other.note or other.category} ({other.category})" for other in others]
+    return "; ".join(filter(None, [rule.note, *by_text])) or None
 
 
 def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str | None = None) -> Meaning:

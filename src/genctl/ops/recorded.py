@@ -56,8 +56,8 @@ def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | 
         document = None
     if isinstance(document, dict):
         details = document.get("error_details", document)
-        if isinstance(details, dict) and isinstance(details.get("providerBody"), str):
-            return Answer(_status(details.get("providerStatus")), {}, details["providerBody"].encode())
+        if isinstance(details, dict) and {"providerStatus", "providerBody", "code"} <= details.keys():
+            return _stored(details)
         if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
             try:
                 return msgspec.convert(document, Line).answer()
@@ -78,8 +78,13 @@ def _headers(text: str) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
-def _status(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
+    """The answer of which error_details were made, as far as they tell it."""
+    status, body = details["providerStatus"], details["providerBody"]
+    if type(status) is int:
+        return Answer(status, {}, str(body or "").encode("utf-8", "replace"))
+    message = str(details.get("providerMessage") or "")
+    return NoAnswer(str(details["code"])[:100], message, sent=details.get("outcome") == "unknown")
 
 
 def corpus_line(answer: Answer | NoAnswer, provider: str, now: datetime, name: str = "") -> Line:
