@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import psycopg
 import pytest
@@ -20,11 +19,11 @@ from genctl.domain.model import Session, rfc3339
 from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.sqs import Message
 from genctl.ops.smoke.sound import details_complaints
+from genctl.pipeline import enqueue
 from genctl.services.worker import Until, Worker
 
 PAGE = Path(__file__).parents[2] / "docs" / "scenarios.md"
 SHOWN = ("content_policy", "invalid_request")  # of these a user reads the provider's own words
-TIMEOUT_S = 3.0
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -91,12 +90,14 @@ async def test_every_scenario_ends_as_the_page_says(
 ) -> None:
     slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=0.5)
     monkeypatch.setitem(SCENARIOS, "slow-success", slow)
-    monkeypatch.setattr(kit.at.providers["ark"], "_timeout", aiohttp.ClientTimeout(total=TIMEOUT_S))
+    kit.shorten_the_call(3.0)
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("listen session_completed")
         async with served(kit.settings) as client, client.stream() as ear:
             await ear.ready()
-            sessions = {name: await kit.enqueue(name) for name in SCENARIOS}
+            orders = [kit.order(name) for name in SCENARIOS]
+            made = await enqueue(orders, db=kit.db, queue=kit.at.queue, opening=1000)
+            sessions = dict(zip(SCENARIOS, made.sessions, strict=True))
             await Worker(kit.at, concurrency=32, grace_s=0.0, until=Until(drain=True)).run()
             await ear.until(lambda ear: len(ear.told) >= len(sessions))
             events = ear.told
