@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -14,26 +15,31 @@ async def raw(rude: Rude, *, reads: bool = True) -> AsyncIterator[str]:
     """A server that hands each request to `rude`, then closes; without `reads` it does not look at it."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handling.add(cast("asyncio.Task[None]", asyncio.current_task()))
         request = b""
-        if reads:
-            request = await reader.readuntil(b"\r\n\r\n")
-            length = request.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            request += await reader.readexactly(int(length))
         try:
+            if reads:
+                request = await reader.readuntil(b"\r\n\r\n")
+                length = request.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                request += await reader.readexactly(int(length))
             await rude(request, writer)
             await writer.drain()
             writer.close()
             await writer.wait_closed()
-        except ConnectionError:
+        except (ConnectionError, EOFError, asyncio.CancelledError):  # the client, or the test, has had enough
             pass
         finally:
             writer.transport.abort()
 
+    handling: set[asyncio.Task[None]] = set()
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        for task in handling:
+            task.cancel()
+        await asyncio.gather(*handling, return_exceptions=True)
         await server.wait_closed()
 
 
