@@ -234,3 +234,22 @@ async def test_what_came_counts_whatever_is_missing(rude: Rude, status: int, bod
     assert answer.status == status
     assert answer.body == body
     assert status != 429 or answer.headers["retry-after"] == "7"
+
+
+async def test_a_large_answer_is_not_drained() -> None:
+    """The connection is closed at the cap: what got out is what the sockets' buffers hold."""
+    out, whole = 0, 100 * 2**20
+
+    async def pours(_: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal out
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % whole)
+        while out < whole:
+            writer.write(b"x" * 2**16)
+            await writer.drain()
+            out += 2**16
+
+    async with raw(pours) as base:
+        answer = await call(base)
+    assert isinstance(answer, Answer)
+    assert answer.body == b"x" * MAX_BODY_BYTES
+    assert out < whole / 4
