@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -17,8 +18,10 @@ import pytest
 from tests.kit import Kit
 from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
 
+from genctl.domain.classify import classify
 from genctl.domain.deadletters import Choice
-from genctl.domain.model import Status
+from genctl.domain.model import Answer, Status, Success
+from genctl.domain.tools import SEEDREAM4
 from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Message, Outgoing
 from genctl.ops import dlq
@@ -220,6 +223,14 @@ ANSWERS: dict[str, tuple[Rude, str, str, int]] = {
     "a redirect to nowhere": (says(307, b"", "Location: ftp://\x7f/"), "HTTP307", "network", 3),
     "an odd Retry-After": (says(429, b"", "Retry-After: " + "9" * 4000), "HTTP429", "rate_limit", 3),
 }  # fmt: skip
+
+
+def test_of_a_flood_of_images_no_more_are_kept_than_a_set_can_have() -> None:
+    """One answer would else be a row, an event and a card of megabytes."""
+    body = json.dumps({"data": [{"url": f"https://a.example/{n}.jpeg"} for n in range(20_000)]})
+    success = classify(Answer(200, {}, body.encode()), SEEDREAM4, now=datetime.now(UTC))
+    assert isinstance(success, Success)
+    assert len(success.images) == 15
 
 
 @asynccontextmanager

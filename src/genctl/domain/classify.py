@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from genctl.domain.tools import Tool
 FIRST_DELAY_S = 2.0
 MAX_DELAY_S = 300.0
 IMAGE_LIFE = timedelta(hours=24)
+MAX_IMAGES = 15  # of a set, as the provider says
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +150,7 @@ def classify(answer: Answer | NoAnswer, tool: Tool, *, now: datetime) -> Success
         )
     said = read(answer, tool.provider)
     if 200 <= answer.status < 300:
-        images = tuple(_images(said.document, now))
+        images = tuple(islice(_images(said.document, now), MAX_IMAGES))
         if images:
             return Success(images, said.request_id)
     return _failure(answer, said, rule_of(said.code, said.message, tool.provider), now)
