@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from aiohttp.test_utils import unused_port
 from tests.kit import Kit
 from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
 
@@ -278,3 +279,18 @@ async def test_any_answer_ends_its_job_and_the_worker_goes_on(
     assert wrong == {}
     assert await kit.balance() == 996
     assert await kit.violations() == []
+
+
+async def test_where_nobody_listens_nothing_was_sent_and_all_attempts_are_used(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
+    settings = dataclasses.replace(kit.settings, ark_base_url=f"http://127.0.0.1:{unused_port()}/api/v3")
+    async with Ark(settings) as provider:
+        kit.at.providers = {"ark": provider}
+        session = await kit.enqueue()
+        await drain(kit)
+    row = await kit.row(session)
+    found = (row.details["code"], row.details["category"], row.details["outcome"], row.attempts)
+    assert found == ("ConnectionError", "network", "refused", 3)
+    assert await kit.balance() == 1000
