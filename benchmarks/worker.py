@@ -72,7 +72,7 @@ class Stage(NamedTuple):
 
     def env(self) -> dict[str, str]:
         """Of every contender."""
-        queues = f"{self.endpoint}/000000000000"
+        queues = f"{self.endpoint}/000000000000"  # its own URLs name a host that may not resolve
         return os.environ | {
             "DATABASE_URL": self.dsn,
             "AWS_ENDPOINT_URL_SQS": self.endpoint,
