@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import psycopg
 
@@ -72,7 +73,7 @@ class Stage(NamedTuple):
 
     def env(self) -> dict[str, str]:
         """Of every contender."""
-        queues = f"{self.endpoint}/000000000000"  # its own URLs name a host that may not resolve
+        queues = f"http://sqs.us-east-1.localhost:{urlsplit(self.endpoint).port}/000000000000"  # as fauxqs says
         return os.environ | {
             "DATABASE_URL": self.dsn,
             "AWS_ENDPOINT_URL_SQS": self.endpoint,
