@@ -7,6 +7,9 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
+LANES = 2
+PATIENCE_S = 0.05  # a call that hangs on somebody's lock must not hold up the others
+
 
 class Batch(Generic[K]):
     """Hands keys to `work`, many at once and each once, while no other work is under way.
@@ -43,8 +46,9 @@ class Batch(Generic[K]):
 class Together(Generic[K, V]):
     """Calls with one item each become one call of `work` with at most `most` of them.
 
-    The first waits `within_s` for company, so a lone one is late by that. `work` returns a result for each
-    item, in order; one that is an exception is raised to its caller alone.
+    The first waits `within_s` for company, so a lone one is late by that; while `LANES` calls are under way
+    it waits for one of them to end, but not for long. `work` returns a result for each item, in order; one
+    that is an exception is raised to its caller alone.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Together(Generic[K, V]):
         self._most = most
         self._waiting: list[tuple[K, asyncio.Future[V]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._due = False  # the time for company is over
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __call__(self, item: K) -> asyncio.Future[V]:
@@ -69,16 +74,28 @@ class Together(Generic[K, V]):
         if len(self._waiting) >= self._most:
             self._go()
         elif self._timer is None:
-            self._timer = loop.call_later(self._within_s, self._go)
+            self._timer = loop.call_later(self._within_s, self._go_if_free)
         return future
+
+    def _go_if_free(self) -> None:
+        if len(self._under_way) < LANES:
+            self._go()
+        else:
+            self._due = True
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._go)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.remove(task)
+        if self._due:
+            self._go()
 
     def _go(self) -> None:
         if self._timer:
             self._timer.cancel()
-        some, self._waiting, self._timer = self._waiting, [], None
+        some, self._waiting, self._timer, self._due = self._waiting, [], None, False
         task = asyncio.create_task(self._carry_out(some))
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._ended)
 
     async def _carry_out(self, some: list[tuple[K, asyncio.Future[V]]]) -> None:
         results: Sequence[V | Exception]

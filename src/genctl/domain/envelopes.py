@@ -6,6 +6,7 @@ A new provider is a new row. Texts come out as they came in; details.py cleans a
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -205,7 +206,9 @@ def read(answer: Answer, provider: str) -> Said:
 
     documents, inside = [document], message
     for _ in range(_MAX_WRAPS):
-        documents.append(_wrapped(inside or ""))
+        if (wrapped := _wrapped(inside or "")) is None:
+            break
+        documents.append(wrapped)
         inner_code, inside = _words(documents[-1], (own, GENERIC))
         if inner_code:
             code, message, spoken = inner_code, inside, True
@@ -217,12 +220,17 @@ def read(answer: Answer, provider: str) -> Said:
 def find(document: object, path: str) -> Iterator[Any]:
     """Every value at `path`, in order; nothing where the document has another shape."""
     nodes = [document]
-    for key in path.split("."):
+    for key in _keys(path):
+        if not nodes:
+            break
         if key == "*":
             nodes = [item for node in nodes if isinstance(node, list) for item in node]
         else:
             nodes = [node[key] for node in nodes if isinstance(node, dict) and key in node]
     return iter(nodes)
+
+
+_keys = cache(partial(str.split, sep="."))
 
 
 def _texts(document: object, paths: Sequence[str]) -> Iterator[str]:
