@@ -1,0 +1,139 @@
+"""Exactly one end of each run, whatever happens: a table of steps and of what befalls them there.
+
+Real workers; the proxies of `fire` stop, cut or spoil each step on the wire, so that the worker knows
+nothing of the test. `-s` prints what was tried and what was found.
+"""
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from tabulate import tabulate
+from tests.kit import QueueServer, until_sync
+from tests.process.fire import Fire
+from tests.process.place import Place
+from tests.script import ANY, Act
+
+KINDS = {"good": "success", "refused": "sensitive", "retried": "server-error-once"}
+ENDS = {
+    "good": ("completed", "captured"),
+    "refused": ("failed", "released"),
+    "retried": ("completed", "captured"),
+}
+OPEN = """
+select id, status from generation_sessions where completed_at is null or (status = 'failed' and dlq_sent_at is null)
+"""
+FACTS = """
+select s.id::text, s.run, s.status, s.attempts, s.unknowns, s.error_details ->> 'code' as code, r.status as held_as,
+  (select array_agg(e.kind order by e.id) from session_events e where e.session_id = s.id) as trace,
+  (select array_agg(l.kind order by l.id) from credit_ledger l where l.reservation_id = s.reservation_id) as ledger
+from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
+"""
+AGED = """
+update generation_sessions set due_at = null, queued_at = queued_at - interval '2 minutes',
+  completed_at = completed_at - interval '2 minutes',
+  lease_until = case status when 'processing' then now() - interval '1 second' end
+"""
+
+
+@pytest.fixture
+def fire(place: Place, sqs_server: QueueServer) -> Iterator[Fire]:
+    with Fire.before(place, sqs_server) as fire:
+        yield fire
+
+
+def enqueue(fire: Fire, kind: str, what: list[tuple[str, Act]]) -> dict[str, tuple[str, str, Act]]:
+    """A job of that kind, each of a user of its own, for each of what shall befall one: session -> all three."""
+    count = len(what)
+    known = {row["id"] for row in fire.place.sql("select id from generation_sessions")}
+    alone = {"count": count, "users": count} if count > 1 else {}
+    fire.place.enqueue(KINDS[kind], user=f"{kind}{len(known)}", **alone)
+    rows = fire.place.sql("select id from generation_sessions order by id")
+    made = [str(row["id"]) for row in rows if row["id"] not in known]
+    return {session: (kind, *befalls) for session, befalls in zip(made, what, strict=True)}
+
+
+def prove(fire: Fire, tried: dict[str, tuple[str, str, Act]]) -> None:
+    """One end and one movement a run, a copy for each failure, nothing left in the queue, sound books."""
+    place, table, wrong = fire.place, [], []
+    copied = Counter(message["sessionId"] for message in place.genctl("dlq", "list")["messages"])
+    for row in place.sql(FACTS):
+        kind, step, act = tried[row["id"]]
+        ends = [event for event in row["trace"] if event in ("completed", "failed")]
+        moved = {"captured": "capture", "released": "release"}[ENDS[kind][1]]
+        sound = (
+            (row["status"], row["held_as"]) == ENDS[kind]
+            and ends == [row["status"]]
+            and row["ledger"] == ["reserve", moved]
+            and (copied[row["id"]] >= 1) == (row["status"] == "failed")
+        )
+        found = (row["status"], row["held_as"], row["attempts"], row["unknowns"], copied[row["id"]])
+        table.append((kind, step, act, *found, "" if sound else "WRONG"))
+        if not sound:
+            wrong.append((tried[row["id"]], row))
+    heads = ("job", "step", "what befell it", "status", "credits", "attempts", "unknowns", "copies", "")
+    print("\n" + tabulate(sorted(table), heads))  # noqa: T201 - what -s is for
+    assert not wrong
+    assert len(table) == len(tried)
+    assert place.depth() == 0
+    assert place.genctl("refunds", "check")["violations"] == []
+    assert place.genctl("sweep", "--dry-run") == []
+
+
+# Killed
+
+
+def at(*steps: str) -> list[tuple[str, Act]]:
+    """Each step twice: it has not reached the other side; it is done there, and the answer is not read."""
+    acts: tuple[Act, ...] = ("hold before", "hold after")
+    return [(step, act) for step in steps for act in acts]
+
+
+KILLED: dict[str, list[tuple[str, Act]]] = {
+    "good": [*at("claim", "call"), ("settle", "hold before"), *at("commit", "delete")],
+    "refused": [
+        *at("claim", "call"),
+        ("settle", "hold before"),
+        *at("commit", "copy", "mark_copied", "delete"),
+    ],
+    "retried": at("claim", "call", "retry", "hide"),
+}
+
+
+@pytest.mark.parametrize("first", ["its message", "the sweeper"])
+def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, first: str) -> None:
+    """The message alone suffices, after its time-out; and a sweeper that comes before it does no harm."""
+    place, tried = fire.place, {}
+    for kind, what in KILLED.items():
+        tried |= killed(fire, enqueue(fire, kind, what))
+    received: dict[str, tuple[str, str, Act]] = {}
+    for kind in KINDS:
+        received |= enqueue(fire, kind, [("receive", "hold after")])
+    tried |= killed(fire, received)
+    place.sql(AGED)
+    if first == "the sweeper":
+        with place.worker("--no-sweep"):
+            assert {"requeue", "copy"} <= {swept["action"] for swept in place.genctl("sweep")}
+            until_sync(lambda: not place.genctl("sweep"))
+            until_sync(lambda: {row["status"] for row in place.sql(OPEN)} <= {"queued"})
+    fire.show_all()
+    drain(fire)
+    prove(fire, tried)
+
+
+def drain(fire: Fire) -> None:
+    """What is left, done by a worker that has no sweeper, and ends when the queue is empty."""
+    with fire.place.start("worker", "--drain", "--no-sweep") as worker:
+        assert worker.end(within_s=40) == 0
+
+
+def killed(fire: Fire, tried: dict[str, tuple[str, str, Act]]) -> dict[str, tuple[str, str, Act]]:
+    """Kill a worker as soon as each job has come to its step."""
+    for session, (_, step, act) in tried.items():
+        fire.script.plan(session, step, act)
+    with fire.place.worker("--no-sweep") as worker:
+        until_sync(lambda: fire.script.is_over)
+        assert worker.end(signal.SIGKILL) == -signal.SIGKILL
+    fire.park_all()
+    return tried
