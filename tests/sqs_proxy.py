@@ -78,6 +78,9 @@ class SqsProxy:
         for found in (after := [found for found in taken if found.act.endswith("after")]):
             self._script.done(found)
         if after:
+            if after[0].act == "drop after" and op == "ReceiveMessage":  # hidden from all, but for no time
+                for message in answer["Messages"]:
+                    await self._show(self.flights[message["MessageId"]])
             return await (hang_up if after[0].act == "drop after" else hold)(request)
         status = 400 if "__type" in answer else 200
         return web.Response(status=status, body=json.dumps(answer).encode(), content_type=TYPE)
@@ -149,14 +152,17 @@ class SqsProxy:
     async def _again(self, said: dict[str, Any], session: str) -> list[dict[str, Any]]:
         """The session's message, delivered once more under a receipt of its own."""
         first = next(flight for flight in self.flights.values() if session in flight.body)
-        shown = {"QueueUrl": first.queue_url, "ReceiptHandle": first.receipt, "VisibilityTimeout": 0}
-        await self.ask("ChangeMessageVisibility", shown)
+        await self._show(first)
         messages: list[dict[str, Any]] = []
         while not any(session in message["Body"] for message in messages):
             answer = await self.ask("ReceiveMessage", said | {"MaxNumberOfMessages": 1, "WaitTimeSeconds": 0})
             self._note("ReceiveMessage", said, answer)
             messages += answer["Messages"]
         return messages
+
+    async def _show(self, flight: Flight) -> None:
+        shown = {"QueueUrl": flight.queue_url, "ReceiptHandle": flight.receipt, "VisibilityTimeout": 0}
+        await self.ask("ChangeMessageVisibility", shown)
 
     async def ask(self, op: str, said: dict[str, Any]) -> dict[str, Any]:
         """One call of the server itself."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import web
-from tests.kit import QueueServer
+from tests.kit import QueueServer, until_sync
 from tests.postgres_proxy import PostgresProxy
 from tests.process.place import Place
 from tests.script import Script, hang_up, hold
@@ -51,6 +51,13 @@ class Fire:
             there["database_url"] = self.postgres.url(self.place.dsn)
             path.write_text(json.dumps(stack | there))
             yield
+
+    def until_over(self, within_s: float = 30.0) -> None:
+        """Wait until all of the script has come to pass."""
+        try:
+            until_sync(lambda: self.script.is_over, within_s)
+        except AssertionError:
+            raise AssertionError(f"it never came to {self.script.open}") from None
 
     def show_all(self) -> None:
         """What is in flight comes back now, as it would after its visibility time-out."""

@@ -15,6 +15,8 @@ from tests.process.fire import Fire
 from tests.process.place import Place
 from tests.script import ANY, Act
 
+from genctl.edges.sqs import ATTEMPTS
+
 KINDS = {"good": "success", "refused": "sensitive", "retried": "server-error-once"}
 ENDS = {
     "good": ("completed", "captured"),
@@ -133,7 +135,44 @@ def killed(fire: Fire, tried: dict[str, tuple[str, str, Act]]) -> dict[str, tupl
     for session, (_, step, act) in tried.items():
         fire.script.plan(session, step, act)
     with fire.place.worker("--no-sweep") as worker:
-        until_sync(lambda: fire.script.is_over)
+        fire.until_over()
         assert worker.end(signal.SIGKILL) == -signal.SIGKILL
     fire.park_all()
     return tried
+
+
+# Cut off, refused, told twice
+
+CUT: tuple[Act, ...] = ("drop before", "drop after")
+SQS: tuple[Act, ...] = (*CUT, "503", "fail the entry", "refuse the entry")
+DELIVERED: tuple[Act, ...] = ("drop after", "deliver twice")
+UNHEARD: tuple[Act, ...] = ("drop before", "503")  # receives of which SQS learns nothing
+SPOILT: dict[str, dict[str, tuple[Act, ...]]] = {
+    "good": {
+        "receive": (*UNHEARD, *DELIVERED), "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT,
+        "delete": (*SQS, "deliver late"),
+    },
+    "refused": {
+        "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT, "copy": SQS,
+        "mark_copied": CUT, "delete": (*SQS, "deliver late"),
+    },
+    "retried": {"receive": DELIVERED, "claim": CUT, "call": CUT, "retry": CUT, "hide": SQS},
+}  # fmt: skip
+IN_VAIN = ("503", "fail the entry")  # SQS's own trouble, which the client tries again: as often as it does
+
+
+def test_a_worker_lives_through_any_answer_and_each_run_ends_once(fire: Fire) -> None:
+    tried: dict[str, tuple[str, str, Act]] = {}
+    for kind, steps in SPOILT.items():
+        tried |= enqueue(fire, kind, [(step, act) for step, acts in steps.items() for act in acts])
+    for session, (_, step, act) in tried.items():
+        whose = ANY if step == "receive" and act in UNHEARD else session
+        fire.script.plan(whose, step, act, times=ATTEMPTS if act in IN_VAIN else 1)
+    with fire.place.worker("--no-sweep") as worker:
+        fire.until_over()
+        assert worker.end(signal.SIGTERM) == 0
+        assert worker.events("job.bug") == []
+    fire.place.sql(AGED)
+    fire.show_all()
+    drain(fire)
+    prove(fire, tried)
