@@ -9,9 +9,9 @@ from functools import cache
 from urllib.parse import urlsplit, urlunsplit
 
 from psycopg.conninfo import conninfo_to_dict
-from tests.script import Act, Planned, Script
 
 from genctl.edges.sql import statements
+from tests.script import Act, Planned, Script
 
 PROTOCOL_3 = 196_608
 IDLE = b"Z\0\0\0\5I"  # ReadyForQuery, outside of a transaction

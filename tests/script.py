@@ -3,15 +3,13 @@
 import asyncio
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
 from aiohttp import web
 
-# before or after the other side has got it and done it; `hold` waits until the caller is gone
-Act = Literal[
-    "hold before", "hold after", "drop before", "drop after",
-    "503", "fail the entry", "refuse the entry", "deliver twice", "deliver late",
-]  # fmt: skip
+# `hold`, `drop` the connection: `before` the other side gets it, or `after` that has done it and answered; a
+# hold lasts until the caller is gone. Of SQS also `503`, `fail the entry` (SQS's fault) and `refuse the entry`
+# (ours) inside of a 200, `deliver twice`, and `deliver late`: a delete that is answered and not done.
+Act = str
 ANY = "*"  # in place of a session: whoever calls
 
 

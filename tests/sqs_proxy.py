@@ -15,6 +15,8 @@ from aiohttp import web
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+
+from genctl.edges.http import payload
 from tests.kit import QueueServer
 from tests.script import ANY, Planned, Script, hang_up, hold
 
@@ -53,37 +55,39 @@ class SqsProxy:
         if why := violation(op, said):
             self.violations.append(f"{op}: {why}")
             return _error(400, "InvalidParameterValue", why)
-        step = _step(op, said.get("QueueUrl", ""))
         about = [self._about(entry) for entry in said.get("Entries", ())] or [ANY]
+        step = _step(op, said.get("QueueUrl", ""))
         taken = [found for text in about if (found := self._script.take(step, text))]
         for found in taken:
             match found.act:
                 case "503":
                     self._script.done(found)
                     return _error(503, "ServiceUnavailable", "the script wants it so")
-                case "drop before":
+                case "drop before" | "hold before":
                     self._script.done(found)
-                    return await hang_up(request)
-                case "hold before":
-                    self._script.done(found)
-                    return await hold(request)
+                    return await (hang_up if found.act == "drop before" else hold)(request)
         answer = await self._carry_out(op, said, taken)
-        if op == "ReceiveMessage" and "Messages" in answer:
-            bodies = " ".join(message["Body"] for message in answer["Messages"])
-            while found := self._script.take(step, bodies):
-                taken.append(found)
-                if found.act == "deliver twice":
-                    answer["Messages"] += await self._again(said, found.session)
-                    self._script.done(found)
+        if answer.get("Messages"):
+            taken += await self._delivered(said, answer["Messages"])
         for found in (after := [found for found in taken if found.act.endswith("after")]):
             self._script.done(found)
         if after:
-            if after[0].act == "drop after" and op == "ReceiveMessage":  # hidden from all, but for no time
-                for message in answer["Messages"]:
-                    await self._show(self.flights[message["MessageId"]])
             return await (hang_up if after[0].act == "drop after" else hold)(request)
         status = 400 if "__type" in answer else 200
         return web.Response(status=status, body=json.dumps(answer).encode(), content_type=TYPE)
+
+    async def _delivered(self, said: dict[str, Any], messages: list[dict[str, Any]]) -> list[Planned]:
+        """What was planned for the receive of these messages; one to come twice is there twice."""
+        taken = []
+        while found := self._script.take("receive", " ".join(message["Body"] for message in messages)):
+            taken.append(found)
+            if found.act == "deliver twice":
+                messages += await self._again(said, found.session)
+                self._script.done(found)
+        if any(found.act == "drop after" for found in taken):  # nobody got them: hidden, but for no time
+            for message in messages:
+                await self._show(self.flights[message["MessageId"]])
+        return taken
 
     def _about(self, entry: dict[str, Any]) -> str:
         """The body of the message that an entry is about: it names the session."""
@@ -161,6 +165,7 @@ class SqsProxy:
         return messages
 
     async def _show(self, flight: Flight) -> None:
+        """Its message can be received at once."""
         shown = {"QueueUrl": flight.queue_url, "ReceiptHandle": flight.receipt, "VisibilityTimeout": 0}
         await self.ask("ChangeMessageVisibility", shown)
 
@@ -173,7 +178,7 @@ class SqsProxy:
         SigV4Auth(keys, "sqs", "us-east-1").add_auth(signed)
         async with (
             aiohttp.ClientSession() as client,
-            client.post(url, data=data, headers=dict(signed.headers)) as answer,
+            client.post(url, data=payload(data), headers=dict(signed.headers)) as answer,
         ):
             text = await answer.read()
         found: dict[str, Any] = json.loads(text or b"{}")

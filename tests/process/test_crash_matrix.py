@@ -4,19 +4,25 @@ Real workers; the proxies of `fire` stop, cut or spoil each step on the wire, so
 nothing of the test. `-s` prints what was tried and what was found.
 """
 
+import asyncio
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import psycopg
 import pytest
 from tabulate import tabulate
-from tests.kit import QueueServer, until_sync
+from tests.kit import QueueServer, database_url, until_sync
 from tests.process.fire import Fire
-from tests.process.place import Place
+from tests.process.place import Place, Running, new_place
 from tests.script import ANY, Act
 
+from genctl.edges import migrate
 from genctl.edges.sqs import ATTEMPTS
+from genctl.ops.stack.postgres import Postgres
 
+Tried = tuple[str, str, Act]  # the kind of job, the step, what befalls it there
 KINDS = {"good": "success", "refused": "sensitive", "retried": "server-error-once"}
 ENDS = {
     "good": ("completed", "captured"),
@@ -45,7 +51,7 @@ def fire(place: Place, sqs_server: QueueServer) -> Iterator[Fire]:
         yield fire
 
 
-def enqueue(fire: Fire, kind: str, what: list[tuple[str, Act]]) -> dict[str, tuple[str, str, Act]]:
+def enqueue(fire: Fire, kind: str, what: Sequence[tuple[str, str]]) -> dict[str, Tried]:
     """A job of that kind, each of a user of its own, for each of what shall befall one: session -> all three."""
     count = len(what)
     known = {row["id"] for row in fire.place.sql("select id from generation_sessions")}
@@ -56,7 +62,7 @@ def enqueue(fire: Fire, kind: str, what: list[tuple[str, Act]]) -> dict[str, tup
     return {session: (kind, *befalls) for session, befalls in zip(made, what, strict=True)}
 
 
-def prove(fire: Fire, tried: dict[str, tuple[str, str, Act]]) -> None:
+def prove(fire: Fire, tried: dict[str, Tried]) -> None:
     """One end and one movement a run, a copy for each failure, nothing left in the queue, sound books."""
     place, table, wrong = fire.place, [], []
     copied = Counter(message["sessionId"] for message in place.genctl("dlq", "list")["messages"])
@@ -67,6 +73,7 @@ def prove(fire: Fire, tried: dict[str, tuple[str, str, Act]]) -> None:
         sound = (
             (row["status"], row["held_as"]) == ENDS[kind]
             and ends == [row["status"]]
+            and "late_result" not in row["trace"]
             and row["ledger"] == ["reserve", moved]
             and (copied[row["id"]] >= 1) == (row["status"] == "failed")
         )
@@ -106,10 +113,11 @@ KILLED: dict[str, list[tuple[str, Act]]] = {
 @pytest.mark.parametrize("first", ["its message", "the sweeper"])
 def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, first: str) -> None:
     """The message alone suffices, after its time-out; and a sweeper that comes before it does no harm."""
-    place, tried = fire.place, {}
+    tried: dict[str, Tried] = {}
+    place = fire.place
     for kind, what in KILLED.items():
         tried |= killed(fire, enqueue(fire, kind, what))
-    received: dict[str, tuple[str, str, Act]] = {}
+    received: dict[str, Tried] = {}
     for kind in KINDS:
         received |= enqueue(fire, kind, [("receive", "hold after")])
     tried |= killed(fire, received)
@@ -130,7 +138,7 @@ def drain(fire: Fire) -> None:
         assert worker.end(within_s=40) == 0
 
 
-def killed(fire: Fire, tried: dict[str, tuple[str, str, Act]]) -> dict[str, tuple[str, str, Act]]:
+def killed(fire: Fire, tried: dict[str, Tried]) -> dict[str, Tried]:
     """Kill a worker as soon as each job has come to its step."""
     for session, (_, step, act) in tried.items():
         fire.script.plan(session, step, act)
@@ -162,7 +170,7 @@ IN_VAIN = ("503", "fail the entry")  # SQS's own trouble, which the client tries
 
 
 def test_a_worker_lives_through_any_answer_and_each_run_ends_once(fire: Fire) -> None:
-    tried: dict[str, tuple[str, str, Act]] = {}
+    tried: dict[str, Tried] = {}
     for kind, steps in SPOILT.items():
         tried |= enqueue(fire, kind, [(step, act) for step, acts in steps.items() for act in acts])
     for session, (_, step, act) in tried.items():
@@ -176,3 +184,69 @@ def test_a_worker_lives_through_any_answer_and_each_run_ends_once(fire: Fire) ->
     fire.show_all()
     drain(fire)
     prove(fire, tried)
+
+
+# A database that is shot, and one that only reads
+
+READ_ONLY = "in a read-only transaction"
+
+
+def test_each_run_ends_once_while_the_database_is_restarted_and_read_only(
+    sqs_server: QueueServer, simulator: Running, tmp_path: Path
+) -> None:
+    """Restarted at once, as by a crash, under load; then read-only for a while, as after a fail-over."""
+    server = Postgres(tmp_path / "pg", settings={"fsync": "off"})
+    asyncio.run(server.start())
+    try:
+        asyncio.run(migrate.up(server.dsn))
+        tried: dict[str, Tried] = {}
+        with (
+            new_place(server.dsn, sqs_server, simulator, tmp_path) as place,
+            Fire.before(place, sqs_server) as fire,
+        ):
+            for kind in KINDS:
+                tried |= enqueue(fire, kind, [("any", "restart, read-only")] * 30)
+            few = ("--concurrency", "4", "--no-sweep")
+            with place.worker(*few) as one, place.worker(*few) as two:
+                for count in (10, 20, 30):
+                    until_ended(place, count)
+                    crash(server)
+                until_ended(place, 40)
+                only_read(place, on=True)
+                until_sync(lambda: server.log.read_text().count(READ_ONLY) >= 4)
+                only_read(place, on=False)
+                until_ended(place, 50)
+                for worker in (one, two):
+                    assert worker.end(signal.SIGTERM) == 0
+                    assert worker.events("job.bug") == []
+            place.sql(AGED)
+            fire.show_all()
+            drain(fire)
+            prove(fire, tried)
+    finally:
+        asyncio.run(server.stop())
+
+
+def until_ended(place: Place, count: int) -> None:
+    """Wait until so many runs have ended."""
+    ended = "select from generation_sessions where completed_at is not null"
+    until_sync(lambda: len(place.sql(ended)) >= count)
+
+
+def crash(server: Postgres) -> None:
+    """As `pg_ctl restart -m immediate`: nobody is asked, and what was not committed is gone."""
+    assert server.part
+    server.part.stop_signal = signal.SIGQUIT
+
+    async def restart() -> None:
+        await server.stop()
+        await server.start()
+
+    asyncio.run(restart())
+
+
+def only_read(place: Place, *, on: bool) -> None:
+    """Whether new transactions may write."""
+    with psycopg.connect(database_url(place.dsn, "postgres"), autocommit=True) as conn:
+        conn.execute(f"alter system set default_transaction_read_only = {'on' if on else 'off'}".encode())
+        conn.execute("select pg_reload_conf()")
