@@ -24,11 +24,9 @@ from genctl.ops.stack.postgres import Postgres
 
 Tried = tuple[str, str, Act]  # the kind of job, the step, what befalls it there
 KINDS = {"good": "success", "refused": "sensitive", "retried": "server-error-once"}
-ENDS = {
-    "good": ("completed", "captured"),
-    "refused": ("failed", "released"),
-    "retried": ("completed", "captured"),
-}
+SWEPT = {"owed": "success", "silent": "success", "used up": "success"}  # what a sweeper finds
+COMPLETED, FAILED = ("completed", "captured"), ("failed", "released")
+ENDS = dict.fromkeys(KINDS | SWEPT, COMPLETED) | {"refused": FAILED, "used up": FAILED}
 OPEN = """
 select id, status from generation_sessions where completed_at is null or (status = 'failed' and dlq_sent_at is null)
 """
@@ -56,7 +54,7 @@ def enqueue(fire: Fire, kind: str, what: Sequence[tuple[str, str]]) -> dict[str,
     count = len(what)
     known = {row["id"] for row in fire.place.sql("select id from generation_sessions")}
     alone = {"count": count, "users": count} if count > 1 else {}
-    fire.place.enqueue(KINDS[kind], user=f"{kind}{len(known)}", **alone)
+    fire.place.enqueue((KINDS | SWEPT)[kind], user=f"{kind}{len(known)}", **alone)
     rows = fire.place.sql("select id from generation_sessions order by id")
     made = [str(row["id"]) for row in rows if row["id"] not in known]
     return {session: (kind, *befalls) for session, befalls in zip(made, what, strict=True)}
@@ -113,11 +111,10 @@ KILLED: dict[str, list[tuple[str, Act]]] = {
 @pytest.mark.parametrize("first", ["its message", "the sweeper"])
 def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, first: str) -> None:
     """The message alone suffices, after its time-out; and a sweeper that comes before it does no harm."""
-    tried: dict[str, Tried] = {}
-    place = fire.place
+    place, tried = fire.place, dict[str, Tried]()
     for kind, what in KILLED.items():
         tried |= killed(fire, enqueue(fire, kind, what))
-    received: dict[str, Tried] = {}
+    received = dict[str, Tried]()
     for kind in KINDS:
         received |= enqueue(fire, kind, [("receive", "hold after")])
     tried |= killed(fire, received)
@@ -149,6 +146,35 @@ def killed(fire: Fire, tried: dict[str, Tried]) -> dict[str, Tried]:
     return tried
 
 
+SILENT = "status = 'processing', attempts = 1, lease = 1, lease_until = now() - interval '1 s', unknowns = "
+STATES = {  # of a run; and at which steps of a sweep a kill is tried
+    "owed": ("enqueued_at = null, queued_at = now() - interval '2 minutes'", at("send", "mark_enqueued")),
+    "silent": (SILENT + "0", at("requeue_dead")),
+    "used up": (
+        SILENT + "1",
+        [*at("claim"), ("settle", "hold before"), *at("commit", "copy", "mark_copied")],
+    ),
+}
+
+
+def test_a_sweeper_killed_at_any_step_leaves_what_others_end_once(fire: Fire) -> None:
+    """It sends, sends back and ends runs as workers do, one after the other: a kill for each step."""
+    place, tried = fire.place, dict[str, Tried]()
+    for kind, (state, what) in STATES.items():
+        for step, act in what:
+            ((session, row),) = enqueue(fire, kind, [(step, act)]).items()
+            tried[session] = row
+            place.sql(f"update generation_sessions set {state} where id = %s", session)
+            fire.script.plan(session, step, act)
+            with place.start("sweep") as sweep:
+                fire.until_over()
+                assert sweep.end(signal.SIGKILL) == -signal.SIGKILL
+            place.sql(AGED)
+    until_sync(lambda: not place.genctl("sweep"))
+    drain(fire)
+    prove(fire, tried)
+
+
 # Cut off, refused, told twice
 
 CUT: tuple[Act, ...] = ("drop before", "drop after")
@@ -170,7 +196,7 @@ IN_VAIN = ("503", "fail the entry")  # SQS's own trouble, which the client tries
 
 
 def test_a_worker_lives_through_any_answer_and_each_run_ends_once(fire: Fire) -> None:
-    tried: dict[str, Tried] = {}
+    tried = dict[str, Tried]()
     for kind, steps in SPOILT.items():
         tried |= enqueue(fire, kind, [(step, act) for step, acts in steps.items() for act in acts])
     for session, (_, step, act) in tried.items():
@@ -199,7 +225,7 @@ def test_each_run_ends_once_while_the_database_is_restarted_and_read_only(
     asyncio.run(server.start())
     try:
         asyncio.run(migrate.up(server.dsn))
-        tried: dict[str, Tried] = {}
+        tried = dict[str, Tried]()
         with (
             new_place(server.dsn, sqs_server, simulator, tmp_path) as place,
             Fire.before(place, sqs_server) as fire,
