@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
 
 from aiohttp import web
 
@@ -10,7 +9,7 @@ from aiohttp import web
 # hold lasts until the caller is gone. Of SQS also `503`, `fail the entry` (SQS's fault) and `refuse the entry`
 # (ours) inside of a 200, `deliver twice`, and `deliver late`: a delete that is answered and not done.
 Act = str
-ANY = "*"  # in place of a session: whoever calls
+ANY = ""  # in place of a session: whoever calls
 
 
 @dataclasses.dataclass
@@ -60,13 +59,8 @@ class Script:
 def _names(about: str | bytes, session: str) -> bool:
     if isinstance(about, str):
         return session in about
-    return any(form in about for form in _forms(session))
-
-
-def _forms(session: str) -> Iterator[bytes]:
-    """An id as PostgreSQL's protocol carries it: in a JSON text, or as a parameter of its own."""
-    yield session.encode()
-    yield bytes.fromhex(session.replace("-", "")) if session != ANY else session.encode()
+    # as PostgreSQL's protocol carries it: in a JSON text, or as a parameter of its own
+    return session.encode() in about or bytes.fromhex(session.replace("-", "")) in about
 
 
 async def hang_up(request: web.Request) -> web.Response:

@@ -38,7 +38,11 @@ class Flight(NamedTuple):
 
 
 class SqsProxy:
-    """One before one server. Steps: `receive`, `send`, `copy` (a send to the DLQ), `delete`, `hide`."""
+    """One before one server.
+
+    Steps: `poll` (a receive, before it is known what it brings), `receive` (what it has brought), `send`,
+    `copy` (a send to the DLQ), `delete`, `hide`.
+    """
 
     def __init__(self, server: QueueServer, script: Script) -> None:
         self.violations: list[str] = []
@@ -192,7 +196,7 @@ def _now() -> float:
 def _step(op: str, queue_url: str) -> str:
     if op == "SendMessageBatch":
         return "copy" if queue_url.endswith("-dlq") else "send"
-    steps = {"ReceiveMessage": "receive", "DeleteMessageBatch": "delete"}
+    steps = {"ReceiveMessage": "poll", "DeleteMessageBatch": "delete"}
     return steps.get(op, "hide" if op == "ChangeMessageVisibilityBatch" else op)
 
 

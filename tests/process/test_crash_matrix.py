@@ -23,8 +23,13 @@ from genctl.edges.sqs import ATTEMPTS
 from genctl.ops.stack.postgres import Postgres
 
 Tried = tuple[str, str, Act]  # the kind of job, the step, what befalls it there
-KINDS = {"good": "success", "refused": "sensitive", "retried": "server-error-once"}
-SWEPT = {"owed": "success", "silent": "success", "used up": "success"}  # what a sweeper finds
+KINDS = {"good": "success", "refused": "sensitive", "retried": "rate-limit-once"}
+SWEPT = {
+    "ordered": "success",
+    "owed": "success",
+    "silent": "success",
+    "used up": "success",
+}  # what a client, and a sweeper, begin
 COMPLETED, FAILED = ("completed", "captured"), ("failed", "released")
 ENDS = dict.fromkeys(KINDS | SWEPT, COMPLETED) | {"refused": FAILED, "used up": FAILED}
 OPEN = """
@@ -120,10 +125,11 @@ def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, fir
     tried |= killed(fire, received)
     place.sql(AGED)
     if first == "the sweeper":
-        with place.worker("--no-sweep"):
+        with place.worker("--no-sweep") as worker:
             assert {"requeue", "copy"} <= {swept["action"] for swept in place.genctl("sweep")}
             until_sync(lambda: not place.genctl("sweep"))
             until_sync(lambda: {row["status"] for row in place.sql(OPEN)} <= {"queued"})
+            assert worker.end(signal.SIGTERM) == 0
     fire.show_all()
     drain(fire)
     prove(fire, tried)
@@ -146,6 +152,25 @@ def killed(fire: Fire, tried: dict[str, Tried]) -> dict[str, Tried]:
     return tried
 
 
+ORDERED = [("reserve", "hold before"), *at("commit", "send", "mark_enqueued")]
+
+
+def test_an_order_killed_at_any_step_is_stored_and_carried_out_or_leaves_nothing(fire: Fire) -> None:
+    place, tried = fire.place, dict[str, Tried]()
+    for step, act in ORDERED:
+        fire.script.plan(ANY, step, act)
+        with place.start("enqueue", "--prompt", "a test") as order:
+            fire.until_over()
+            assert order.end(signal.SIGKILL) == -signal.SIGKILL
+        found = {row["id"] for row in place.sql("select id::text from generation_sessions")} - set(tried)
+        assert len(found) == (0 if act == "hold before" and step in ("reserve", "commit") else 1)
+        tried |= dict.fromkeys(found, ("ordered", step, act))
+    place.sql(AGED)
+    assert {swept["action"] for swept in place.genctl("sweep")} == {"send"}
+    drain(fire)
+    prove(fire, tried)
+
+
 SILENT = "status = 'processing', attempts = 1, lease = 1, lease_until = now() - interval '1 s', unknowns = "
 STATES = {  # of a run; and at which steps of a sweep a kill is tried
     "owed": ("enqueued_at = null, queued_at = now() - interval '2 minutes'", at("send", "mark_enqueued")),
@@ -160,16 +185,16 @@ STATES = {  # of a run; and at which steps of a sweep a kill is tried
 def test_a_sweeper_killed_at_any_step_leaves_what_others_end_once(fire: Fire) -> None:
     """It sends, sends back and ends runs as workers do, one after the other: a kill for each step."""
     place, tried = fire.place, dict[str, Tried]()
-    for kind, (state, what) in STATES.items():
-        for step, act in what:
-            ((session, row),) = enqueue(fire, kind, [(step, act)]).items()
-            tried[session] = row
-            place.sql(f"update generation_sessions set {state} where id = %s", session)
-            fire.script.plan(session, step, act)
-            with place.start("sweep") as sweep:
-                fire.until_over()
-                assert sweep.end(signal.SIGKILL) == -signal.SIGKILL
-            place.sql(AGED)
+    for kind, (_, what) in STATES.items():
+        tried |= enqueue(fire, kind, what)
+    for session, (kind, step, act) in tried.items():
+        state, _ = STATES[kind]
+        place.sql(f"update generation_sessions set {state} where id = %s", session)
+        fire.script.plan(session, step, act)
+        with place.start("sweep") as sweep:
+            fire.until_over()
+            assert sweep.end(signal.SIGKILL) == -signal.SIGKILL
+        place.sql(AGED)
     until_sync(lambda: not place.genctl("sweep"))
     drain(fire)
     prove(fire, tried)
@@ -180,10 +205,9 @@ def test_a_sweeper_killed_at_any_step_leaves_what_others_end_once(fire: Fire) ->
 CUT: tuple[Act, ...] = ("drop before", "drop after")
 SQS: tuple[Act, ...] = (*CUT, "503", "fail the entry", "refuse the entry")
 DELIVERED: tuple[Act, ...] = ("drop after", "deliver twice")
-UNHEARD: tuple[Act, ...] = ("drop before", "503")  # receives of which SQS learns nothing
 SPOILT: dict[str, dict[str, tuple[Act, ...]]] = {
     "good": {
-        "receive": (*UNHEARD, *DELIVERED), "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT,
+        "poll": ("drop before", "503"), "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT,
         "delete": (*SQS, "deliver late"),
     },
     "refused": {
@@ -200,8 +224,9 @@ def test_a_worker_lives_through_any_answer_and_each_run_ends_once(fire: Fire) ->
     for kind, steps in SPOILT.items():
         tried |= enqueue(fire, kind, [(step, act) for step, acts in steps.items() for act in acts])
     for session, (_, step, act) in tried.items():
-        whose = ANY if step == "receive" and act in UNHEARD else session
-        fire.script.plan(whose, step, act, times=ATTEMPTS if act in IN_VAIN else 1)
+        fire.script.plan(
+            ANY if step == "poll" else session, step, act, times=ATTEMPTS if act in IN_VAIN else 1
+        )
     with fire.place.worker("--no-sweep") as worker:
         fire.until_over()
         assert worker.end(signal.SIGTERM) == 0
@@ -231,17 +256,17 @@ def test_each_run_ends_once_while_the_database_is_restarted_and_read_only(
             Fire.before(place, sqs_server) as fire,
         ):
             for kind in KINDS:
-                tried |= enqueue(fire, kind, [("any", "restart, read-only")] * 30)
+                tried |= enqueue(fire, kind, [("any", "restart, read-only")] * 20)
             few = ("--concurrency", "4", "--no-sweep")
             with place.worker(*few) as one, place.worker(*few) as two:
-                for count in (10, 20, 30):
+                for count in (10, 20):
                     until_ended(place, count)
                     crash(server)
-                until_ended(place, 40)
+                until_ended(place, 30)
                 only_read(place, on=True)
                 until_sync(lambda: server.log.read_text().count(READ_ONLY) >= 4)
                 only_read(place, on=False)
-                until_ended(place, 50)
+                until_ended(place, 40)
                 for worker in (one, two):
                     assert worker.end(signal.SIGTERM) == 0
                     assert worker.events("job.bug") == []
