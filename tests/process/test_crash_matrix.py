@@ -24,14 +24,9 @@ from genctl.ops.stack.postgres import Postgres
 
 Tried = tuple[str, str, Act]  # the kind of job, the step, what befalls it there
 KINDS = {"good": "success", "refused": "sensitive", "retried": "rate-limit-once"}
-SWEPT = {
-    "ordered": "success",
-    "owed": "success",
-    "silent": "success",
-    "used up": "success",
-}  # what a client, and a sweeper, begin
+BEGUN = dict.fromkeys(("ordered", "owed", "silent", "used up"), "success")  # what others than workers work at
 COMPLETED, FAILED = ("completed", "captured"), ("failed", "released")
-ENDS = dict.fromkeys(KINDS | SWEPT, COMPLETED) | {"refused": FAILED, "used up": FAILED}
+ENDS = dict.fromkeys(KINDS | BEGUN, COMPLETED) | {"refused": FAILED, "used up": FAILED}
 OPEN = """
 select id, status from generation_sessions where completed_at is null or (status = 'failed' and dlq_sent_at is null)
 """
@@ -59,7 +54,7 @@ def enqueue(fire: Fire, kind: str, what: Sequence[tuple[str, str]]) -> dict[str,
     count = len(what)
     known = {row["id"] for row in fire.place.sql("select id from generation_sessions")}
     alone = {"count": count, "users": count} if count > 1 else {}
-    fire.place.enqueue((KINDS | SWEPT)[kind], user=f"{kind}{len(known)}", **alone)
+    fire.place.enqueue((KINDS | BEGUN)[kind], user=f"{kind}{len(known)}", **alone)
     rows = fire.place.sql("select id from generation_sessions order by id")
     made = [str(row["id"]) for row in rows if row["id"] not in known]
     return {session: (kind, *befalls) for session, befalls in zip(made, what, strict=True)}
@@ -81,7 +76,7 @@ def prove(fire: Fire, tried: dict[str, Tried]) -> None:
             and (copied[row["id"]] >= 1) == (row["status"] == "failed")
         )
         found = (row["status"], row["held_as"], row["attempts"], row["unknowns"], copied[row["id"]])
-        table.append((kind, step, act, *found, "" if sound else "WRONG"))
+        table.append((kind, step, act.replace("hold", "killed"), *found, "" if sound else "WRONG"))
         if not sound:
             wrong.append((tried[row["id"]], row))
     heads = ("job", "step", "what befell it", "status", "credits", "attempts", "unknowns", "copies", "")
