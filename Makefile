@@ -36,6 +36,7 @@ bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm
 	npm install --prefix benchmarks --no-package-lock --no-audit --no-fund
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/redrive.py
+	$(BIN)/python benchmarks/audit.py
 
 clean: ## forget the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

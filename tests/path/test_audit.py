@@ -61,6 +61,17 @@ PLANTED = {
     "a reservation's row is gone": ("missing_reservation", "done", "delete from credit_reservations where id = %(r)s"),
     "a reservation of another user": ("missing_reservation", "done",
         "update credit_reservations set user_id = 'bob' where id = %(r)s"),
+    "a run forgot its reservation": ("missing_reservation", "done", """
+        update generation_sessions set reservation_id = null where id = %(s)s"""),
+    "an open run's reservation has ended": ("missing_reservation", "queued", f"""
+        update credit_reservations set status = 'released', released_at = now() where id = %(r)s;
+        {BOOK.format("release").replace("0,", "4,")}; update credit_accounts set balance = balance + 4"""),
+    "a reserve of another amount": ("missing_movement", "done", """
+        update credit_ledger set delta = -3 where reservation_id = %(r)s and kind = 'reserve';
+        update credit_accounts set balance = balance + 1"""),
+    "a capture that took more": ("missing_movement", "done", f"""
+        update credit_ledger set delta = -4 where reservation_id = %(r)s and kind = 'capture'; {BACK}"""),
+    "a movement of nothing": ("missing_reservation", "nobody's", "delete from credit_reservations where id = %(r)s"),
     "a session is gone": ("orphan_reservation", "queued", "delete from generation_sessions where id = %(s)s"),
 }  # fmt: skip
 
@@ -82,7 +93,7 @@ async def test_the_audit_finds_exactly_what_is_planted(kit: Kit) -> None:
     done = await kit.enqueue("success")
     await kit.work()
     queued = await kit.enqueue("success")
-    jobs = {"failed": failed, "before": again, "done": done, "queued": queued}
+    jobs = {"failed": failed, "before": again, "nobody's": again, "done": done, "queued": queued}
     audit = await credits.audit(kit.db)
     assert audit.violations == []
     assert audit.checked == {"sessions": 4, "reservations": 5, "accounts": 1}
@@ -96,6 +107,7 @@ async def test_the_audit_finds_exactly_what_is_planted(kit: Kit) -> None:
         ids = {"s": session.id, "r": session.reservation_id} if session else {"s": None, "r": None}
         await plant(kit, text, ids)
         found = (await credits.audit(kit.db)).violations
+        ids |= {"s": None} if whose == "nobody's" else {"r": None} if "forgot" in what else {}
         named = [(v.kind, v.session_id, v.reservation_id, v.user_id) for v in found]
 
         assert named == [(kind, ids["s"], ids["r"], "ann")], what
