@@ -1,0 +1,253 @@
+"""Whose job it is: one call however long it lasts, and nothing touched by whoever is no longer sure."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from tests.kit import Kit, until
+
+from genctl.domain.model import Category, Failure, LeaseLostError, Outcome, Session, Status
+from genctl.domain.scenarios import SCENARIOS
+from genctl.edges.db import DatabaseGoneError
+from genctl.edges.sqs import Outgoing
+from genctl.pipeline import Hold, Pipeline
+from genctl.services.worker import Until, Worker
+
+RATE_LIMITED = Failure(
+    code="RateLimitExceeded",
+    category=Category.RATE_LIMIT,
+    fatal=False,
+    outcome=Outcome.REFUSED,
+    user_message="-",
+)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
+    for name, value in {"pipeline.LEASE_S": 1, "services.worker.LEASE_S": 1, "pipeline.STALE_S": 0.6}.items():
+        monkeypatch.setattr(f"genctl.{name}", value)
+    for name in ("RENEW_S", "TROUBLE_PAUSE_S"):
+        monkeypatch.setattr(f"genctl.services.worker.{name}", 0.2)
+    slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=2.3)
+    monkeypatch.setitem(SCENARIOS, "slow-success", slow)
+
+
+@asynccontextmanager
+async def working(at: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Worker]:
+    """A worker as long as the body runs, or until it has had so many messages."""
+    worker = Worker(at, concurrency=5, grace_s=0.0, until=Until(max_jobs=max_jobs))
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+        if max_jobs:
+            await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What the kit's pipeline has asked of deliveries: hidden for so long, or deleted."""
+    found: list[tuple[str, Any]] = []
+    queue = kit.at.queue
+    hide, delete = queue.hide, queue.delete
+
+    async def hiding(items: Any) -> Any:
+        found.extend(("hide", seconds) for _, seconds in items)
+        return await hide(items)
+
+    async def deleting(receipts: Any) -> Any:
+        found.extend(("delete", receipt) for receipt in receipts)
+        return await delete(receipts)
+
+    monkeypatch.setattr(queue, "hide", hiding)
+    monkeypatch.setattr(queue, "delete", deleting)
+    return found
+
+
+async def held(kit: Kit, is_so: Callable[[Hold], bool] = lambda hold: hold.sent) -> Hold:
+    async def one() -> Hold | None:
+        return next(filter(is_so, kit.at.holds), None)
+
+    return await until(one)
+
+
+async def until_status(kit: Kit, session: Session, status: Status) -> Session:
+    async def row() -> Session | None:
+        found = await kit.row(session)
+        return found if found.status is status else None
+
+    return await until(row)
+
+
+async def kinds(kit: Kit, session: Session) -> list[str]:
+    rows = await kit.query("select kind from session_events where session_id = %s order by id", session.id)
+    return [row["kind"] for row in rows]
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_call_longer_than_the_visibility_and_the_lease_is_one_call(kit: Kit) -> None:
+    """Both are extended while the provider works, beside a second delivery and a second worker."""
+    session = await kit.enqueue("slow-success")
+    async with Pipeline.open(kit.settings) as other, working(kit.at), working(other):
+        await until(lambda: claimed(kit, session))
+        await kit.at.queue.send([Outgoing(kit.body(session))])
+        row = await until_status(kit, session, Status.COMPLETED)
+        assert (row.attempts, row.lease) == (1, 1)
+        assert (await kinds(kit, session)).count("claimed") == 1
+        await until(lambda: emptied(kit))
+    assert await kit.copies() == []
+
+
+async def claimed(kit: Kit, session: Session) -> bool:
+    return (await kit.row(session)).status is Status.PROCESSING
+
+
+async def emptied(kit: Kit) -> bool:
+    facts = await kit.at.queue.attributes()
+    return facts["ApproximateNumberOfMessages"] == facts["ApproximateNumberOfMessagesNotVisible"] == "0"
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touches_none(
+    kit: Kit, touched: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
+    session = await kit.enqueue("slow-success")
+    rows = kit.at.lifeline.rows
+
+    async def cut(name: str, **_: Any) -> Any:
+        raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {name}")
+
+    async with working(kit.at, max_jobs=1):
+        hold = await held(kit)
+        await kit.query("update generation_sessions set prompt = 'quick'")
+        monkeypatch.setattr(kit.at.lifeline, "rows", cut)
+        await until(lambda: true(hold.stale))
+        before = list(touched)
+        async with Pipeline.open(kit.settings) as other, working(other):
+            row = await until_status(kit, session, Status.COMPLETED)
+        assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
+        assert hold in kit.at.holds, "the cut one still waits for its answer"
+    monkeypatch.setattr(kit.at.lifeline, "rows", rows)
+    assert touched == before
+    assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
+    assert (await kit.row(session)).result == row.result
+    assert await kit.violations() == []
+
+
+async def true(value: object) -> bool:
+    return bool(value)
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_queue_that_hangs_lets_no_lease_lapse(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await kit.enqueue("slow-success")
+
+    async def hang(_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with working(kit.at, max_jobs=1):
+        await held(kit)
+        monkeypatch.setattr(kit.at.queue, "hide", hang)
+    row = await kit.row(session)
+    assert (row.status, row.lease) == (Status.COMPLETED, 1)
+    leases = await kit.query(
+        "select extract(epoch from completed_at - started_at) as s from generation_sessions"
+    )
+    assert leases[0]["s"] > 2, "a lease lasts one"
+    assert await kit.sweep() == []
+
+
+async def test_a_stop_shows_no_message_of_a_lease_that_was_lost(
+    kit: Kit, touched: list[tuple[str, Any]]
+) -> None:
+    """It may be the message of whoever has the session now."""
+    session = await kit.enqueue("hang")
+    async with working(kit.at, max_jobs=1):
+        await held(kit)
+        await kit.query("update generation_sessions set lease = lease + 1")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert touched == []
+    row = await kit.row(session)
+    assert (row.status, row.lease, row.attempts) == (Status.PROCESSING, 2, 1)
+    assert "let_go" not in await kinds(kit, session)
+
+
+async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
+    kit: Kit, dsn: str, touched: list[tuple[str, Any]]
+) -> None:
+    """The row has ended under our lease, so the message is ours to show; the next worker ends it."""
+    session = await kit.enqueue("sensitive")
+    with psycopg.connect(dsn) as person:
+        person.execute("select from credit_accounts for update")
+        async with working(kit.at, max_jobs=1):
+            hold = await held(kit)
+            await until(lambda: true(not hold.calling))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: true(hold.task and hold.task.cancelling()))
+            person.commit()
+    assert (await kit.row(session)).status is Status.FAILED
+    assert touched == [("hide", 0)]
+
+
+async def test_a_failure_that_came_late_is_kept_in_the_trace(kit: Kit) -> None:
+    session = await kit.enqueue()
+    old = await kit.at.claim(session.id, 1)
+    assert old
+    await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    await kit.sweep()  # back to the queue, under the same lease
+    with pytest.raises(LeaseLostError):
+        await kit.at.retry(old, RATE_LIMITED)
+    assert (await kinds(kit, session))[-2:] == ["requeued_dead", "late_result"]
+    assert (await kit.row(session)).due_at is None
+
+
+async def test_a_retry_whose_commit_answer_was_lost_counts_as_ours(kit: Kit) -> None:
+    session = await kit.enqueue()
+    mine = await kit.at.claim(session.id, 1)
+    assert mine
+    once = await kit.at.retry(mine, RATE_LIMITED)
+    again = await kit.at.retry(mine, RATE_LIMITED)
+    assert (again.due_at, again.attempts) == (once.due_at, 1)
+    assert "late_result" not in await kinds(kit, session)
+
+
+async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(kit: Kit, dsn: str) -> None:
+    """Let go it would count as an outcome that nobody knows, though the provider has refused."""
+    session = await kit.enqueue("rate-limit")
+    with psycopg.connect(dsn) as person:
+        async with working(kit.at, max_jobs=1):
+            hold = await held(kit)
+            person.execute("select from generation_sessions for update")
+            await until(lambda: true(not hold.calling))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: true(hold.task and hold.task.cancelling()))
+            person.commit()
+    row = await kit.row(session)
+    assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 1, 0)
+    assert row.due_at
+
+
+async def test_a_second_cancellation_does_not_cut_off_the_give_back(kit: Kit, dsn: str) -> None:
+    """Two signals, or a signal and the end of the grace: what was not sent still costs no attempt."""
+    session = await kit.enqueue("hang")
+    with psycopg.connect(dsn) as person:
+        async with working(kit.at, max_jobs=1) as worker:
+            hold = await held(kit)
+            hold.sent = False  # as while it connects
+            person.execute("select from generation_sessions for update")
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: true(hold.task and hold.task.cancelling()))
+            worker._let_go()
+            person.commit()
+    row = await kit.row(session)
+    assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
