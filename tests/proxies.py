@@ -121,8 +121,7 @@ class Relay:
 
     def mend(self) -> None:
         """What connects from now on passes; the lines that were cut are gone."""
-        lines, self._lines = self._lines, []
-        for line in lines:
+        for line in list(self._lines):
             with suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
         self._whole.set()
