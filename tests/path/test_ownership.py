@@ -3,20 +3,24 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import msgspec
 import psycopg
 import pytest
-from tests.kit import Kit, until
+from tests.kit import Kit, free_port, until
 
-from genctl.domain.model import Category, Failure, LeaseLostError, Outcome, Session, Status
+from genctl import gate
+from genctl.domain.model import Category, Failure, GenctlError, LeaseLostError, Outcome, Session, Status
 from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import DatabaseGoneError
 from genctl.edges.sqs import Outgoing
 from genctl.pipeline import Hold, Pipeline
+from genctl.services.liveness import Liveness, telling
 from genctl.services.worker import Until, Worker
 
 RATE_LIMITED = Failure(
@@ -262,3 +266,67 @@ async def test_a_second_cancellation_does_not_cut_off_the_give_back(kit: Kit, ds
             person.commit()
     row = await kit.row(session)
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
+
+
+# Whether it lives
+
+
+@pytest.fixture
+def minutes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A worker's clock of liveness, in minutes; add to it."""
+    passed = [0.0]
+    monkeypatch.setattr(
+        "genctl.services.worker.Liveness", lambda: Liveness(lambda: time.monotonic() + 60 * sum(passed))
+    )
+    monkeypatch.setattr("genctl.services.worker.TROUBLE_PAUSE_S", 0.05)
+    monkeypatch.setattr("genctl.services.worker.GATE_AGE_S", 0.05)
+    return passed
+
+
+async def test_healthz_is_red_while_no_receive_is_answered(
+    kit: Kit, minutes: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute after the last answer, with the reason; green again with the next one, though it is empty."""
+    receive, port, looks = kit.at.queue.receive, free_port(), 0
+
+    async def away(*_: Any, **__: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        raise GenctlError("QueueUnreachable", "SQS is away")
+
+    async with (
+        working(kit.at) as worker,
+        telling(port, worker.liveness, worker.metrics),
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+    ):
+
+        async def healthz(status: int, **expected: object) -> dict[str, Any] | None:
+            async with http.get("/healthz") as answer:
+                told: dict[str, Any] = await answer.json()
+                return told if answer.status == status and expected.items() <= told.items() else None
+
+        assert await healthz(200)
+        monkeypatch.setattr(kit.at.queue, "receive", away)
+        await until(lambda: true(looks > 1))
+        assert await healthz(200, trouble="SQS is away")
+        minutes.append(1)
+        assert await healthz(503, trouble="SQS is away")
+        monkeypatch.setattr(kit.at.queue, "receive", receive)
+        assert await until(lambda: healthz(200, trouble=None))
+
+
+async def test_healthz_is_green_while_the_gate_is_closed_or_all_hands_are_full(
+    kit: Kit, minutes: list[float]
+) -> None:
+    """A restart would help nobody, and would leave calls behind that may be billed."""
+    await gate.close(kit.db, "seedream4", for_s=None, reason=None, who="a test")
+    async with working(kit.at) as worker:
+        await until(lambda: true(worker.liveness.told()["why"] == "the gate is closed"))
+        minutes.append(60)
+        assert worker.liveness.told()["ok"]
+        await gate.open_(kit.db, "seedream4", reason=None, who="a test")
+        for _ in range(worker.concurrency):
+            await kit.enqueue("hang")
+        await until(lambda: true(worker.liveness.told()["why"].startswith("as many jobs")))
+        minutes.append(60)
+        assert worker.liveness.told()["ok"]

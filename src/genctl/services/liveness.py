@@ -72,11 +72,11 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/metrics", exposition)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
     with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
         await runner.setup()
         try:
-            await web.SockSite(runner, sock, shutdown_timeout=0.5).start()
+            await web.SockSite(runner, sock).start()
             log.info("worker.metrics.started", url=url_of(sock))
             yield
         finally:
