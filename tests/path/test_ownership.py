@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,7 +17,16 @@ import pytest
 from tests.kit import Kit, free_port, until
 
 from genctl import gate
-from genctl.domain.model import Category, Failure, GenctlError, LeaseLostError, Outcome, Session, Status
+from genctl.domain.model import (
+    Category,
+    Failure,
+    GenctlError,
+    LeaseLostError,
+    Outcome,
+    Session,
+    Status,
+    Success,
+)
 from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import DatabaseGoneError
 from genctl.edges.sqs import Outgoing
@@ -23,6 +34,7 @@ from genctl.pipeline import Hold, Pipeline
 from genctl.services.liveness import Liveness, telling
 from genctl.services.worker import Until, Worker
 
+ROOT = Path(__file__).parents[2]
 RATE_LIMITED = Failure(
     code="RateLimitExceeded",
     category=Category.RATE_LIMIT,
@@ -266,6 +278,44 @@ async def test_a_second_cancellation_does_not_cut_off_the_give_back(kit: Kit, ds
             person.commit()
     row = await kit.row(session)
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
+
+
+async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the id that the provider got: lost, cut off by a stop or a crash, late; no call that is accounted for."""
+    monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
+    (query,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/pipeline.md").read_text(), re.DOTALL)
+    for scenario in ("success", "sensitive", "server-error-once"):
+        await kit.enqueue(scenario)
+    for _ in range(4):
+        await kit.work()
+    lost = await kit.enqueue("dropped")
+    for _ in range(2):
+        await kit.work()
+    crashed, refused, made, waiting, back = [await kit.enqueue() for _ in range(5)]
+    for _ in range(2):
+        await kit.at.claim(crashed.id, 1)
+        await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    assert await kit.sweep()
+    for late, answer in ((refused, RATE_LIMITED), (made, Success(images=()))):
+        mine = await kit.at.claim(late.id, 1)
+        assert mine
+        await kit.query("update generation_sessions set lease = 7 where id = %s", late.id)
+        with pytest.raises(LeaseLostError):
+            await kit.at.settle(mine, answer, calls=1)
+    await kit.at.claim(waiting.id, 1)
+    given = await kit.at.claim(back.id, 1)
+    assert given
+    await kit.at._step_aside(Hold(given, 0.0))
+    found = [row["client_request_id"] for row in await kit.query(query.replace("%", "%%"))]
+    assert found == [
+        f"{lost.id}-1-1",
+        f"{lost.id}-1-2",
+        f"{crashed.id}-1-1",
+        f"{crashed.id}-1-2",
+        f"{made.id}-1-1",
+    ]
 
 
 # Whether it lives

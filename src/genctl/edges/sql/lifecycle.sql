@@ -123,7 +123,8 @@ with back as (
   returning s.*, now() as read_at
 ),
 traced as (
-  insert into session_events (session_id, run, kind) select id, run, 'given_back' from back
+  insert into session_events (session_id, run, kind, data)
+  select id, run, 'given_back', jsonb_build_object('lease', lease) from back
 )
 select * from back
 
