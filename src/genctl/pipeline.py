@@ -315,6 +315,8 @@ class Pipeline:
             "trace": as_json(_trace(session, failure)),
         }
         row = await self._store(session, failure, ("retry", facts))
+        if row["status"] != Status.QUEUED:  # we have ended it
+            raise LeaseLostError(session.id)
         log.info(
             "session.retried",
             sessionId=session.id,
