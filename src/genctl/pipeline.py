@@ -169,6 +169,11 @@ class Hold:
             self.task.cancel()
 
     @property
+    def waiting(self) -> bool:
+        """On the way to its call, and no byte of the request is out."""
+        return self.calling and not self.sent
+
+    @property
     def stale(self) -> bool:
         """The last renewal is too long ago to be sure that the session is still ours."""
         return time.monotonic() - self.renewed_at > STALE_S
@@ -205,6 +210,7 @@ class Pipeline:
         self._copies = Together(dlq.send, most=BATCH)
         self._deletes = Together(queue.delete, most=BATCH)
         self._hides = Together(queue.hide, most=BATCH)
+        self._claiming: set[asyncio.Task[Any]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -227,6 +233,10 @@ class Pipeline:
                 providers={"ark": await stack.enter_async_context(Ark(settings))} if calls else {},
                 worker=f"{socket.gethostname()}:{os.getpid()}",
             )
+
+    def unsent(self) -> set[asyncio.Task[Any]]:
+        """The tasks of jobs whose request is not out yet: cancelled, they go back and no attempt is used."""
+        return self._claiming | {hold.task for hold in self.holds if hold.task and hold.waiting}
 
     async def read(self, session_id: UUID) -> Session | None:
         """The session's row as it is now."""
@@ -263,13 +273,16 @@ class Pipeline:
 
     async def take(self, job: Job) -> Session | None:
         """Claim the job's session; one that we get while we are told to stop is given back at once."""
-        claiming = asyncio.create_task(self.claim(job.session_id, job.run))
+        claiming, task = asyncio.create_task(self.claim(job.session_id, job.run)), asyncio.current_task()
+        self._claiming |= {task} if task else set()
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             if session := await _last_words(claiming):
                 await self._step_aside(Hold(session, 0.0))
             raise
+        finally:
+            self._claiming -= {task}
 
     @asynccontextmanager
     async def hold(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:
@@ -290,8 +303,12 @@ class Pipeline:
             self.holds.remove(hold)
 
     async def _step_aside(self, hold: Hold) -> None:
+        """Give back what was not sent, let go what was. Raises LeaseLostError when it is no longer ours."""
+        facts = {"session": hold.session.id, "lease": hold.session.lease}
         step = "let_go" if hold.sent else "give_back"
-        await self.db.rows(step, session=hold.session.id, lease=hold.session.lease)
+        (rows,) = await self.db.patiently((step, facts), patience_s=STOP_S)
+        if not rows and not await self._left_by_us(hold.session):
+            raise LeaseLostError(hold.session.id)
 
     async def extend(self, holds: Iterable[Hold]) -> list[Hold]:
         """Renew the leases; those that are lost."""
@@ -309,10 +326,10 @@ class Pipeline:
 
     async def generate(self, hold: Hold, tool: Tool) -> Answer | NoAnswer:
         """One provider call. Raises LeaseLostError when the session is not ours any more."""
-        if hold.stale and await self.extend([hold]):
-            raise LeaseLostError(hold.session.id)
         hold.calling = True
         try:
+            if hold.stale and await self.extend([hold]):
+                raise LeaseLostError(hold.session.id)
             return await self.providers[tool.provider].generate(hold.session, hold.on_send)
         finally:
             hold.calling = False
@@ -320,16 +337,20 @@ class Pipeline:
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
         delay_s = backoff_s(failure, session.attempts, random=random.random())  # noqa: S311 - jitter
-        row = await self._retries(
-            {
-                "session_id": session.id,
-                "lease": session.lease,
-                "delay_s": delay_s,
-                "unknown": int(failure.outcome is Outcome.UNKNOWN),
-                "trace": _trace(session, failure) | {"delayS": delay_s},
-            }
+        row = await self._store(
+            session,
+            failure,
+            self._retries(
+                {
+                    "session_id": session.id,
+                    "lease": session.lease,
+                    "delay_s": delay_s,
+                    "unknown": int(failure.outcome is Outcome.UNKNOWN),
+                    "trace": _trace(session, failure) | {"delayS": delay_s},
+                }
+            ),
         )
-        if row is None:
+        if row["status"] != Status.QUEUED:  # we have ended it
             raise LeaseLostError(session.id)
         log.info(
             "session.retried",
@@ -355,15 +376,13 @@ class Pipeline:
         """
         item = self._item(session, result, calls)
         try:
-            row = await self._settle(session, item)
-        except DatabaseGoneError:
+            row = await self._settle(session, result, item)
+        except (DatabaseGoneError, LeaseLostError):
             raise
         except GenctlError as error:
             log.warning("session.reservation.refused", sessionId=session.id, error=error.message)
-            row = await self._settle(session, item | {"release": False, "refund_error": RELEASE_REFUSED})
-        if row is None:
-            await self._note_late(session, result)
-            raise LeaseLostError(session.id)
+            item |= {"release": False, "refund_error": RELEASE_REFUSED}
+            row = await self._settle(session, result, item)
         settled = Session.of(row)
         _log_settled(settled)
         return settled
@@ -373,19 +392,38 @@ class Pipeline:
         row = await self.settle(session, failure, calls=calls)
         return JobProcessingError(f"DLQ:{failure.code}", permanent=True, session=row)
 
-    async def _settle(self, session: Session, item: dict[str, Any]) -> Row | None:
-        settling = self._settles((session.user_id, item))
+    async def _settle(self, session: Session, result: Success | Failure, item: dict[str, Any]) -> Row:
+        return await self._store(session, result, self._settles((session.user_id, item)))
+
+    async def _store(
+        self, session: Session, result: Success | Failure, step: asyncio.Future[Row | None]
+    ) -> Row:
+        """The row as this step left it, awaited although we are cancelled: an answer that we have is worth
+        the moment. Raises LeaseLostError when it is no longer ours.
+        """
+        storing = asyncio.create_task(self._stored(session, result, step))
         try:
-            row = await asyncio.shield(settling)
-        except asyncio.CancelledError:  # an answer that we have is worth the moment that it takes to store it
-            await _last_words(settling)
+            return await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await _last_words(storing)
             raise
-        if row:
+
+    async def _stored(
+        self, session: Session, result: Success | Failure, step: asyncio.Future[Row | None]
+    ) -> Row:
+        if row := await step or await self._left_by_us(session):
             return row
-        # The answer to a commit may have been lost: an ended row under our lease was ended by us.
+        await self._note_late(session, result)
+        raise LeaseLostError(session.id)
+
+    async def _left_by_us(self, session: Session) -> Row | None:
+        """The row, if it was we who ended it or sent it back: the answer to a commit may have been lost."""
         row = await self.db.row("sessions", ids=[session.id])
-        ended = row and row["lease"] == session.lease and row["status"] in {Status.COMPLETED, Status.FAILED}
-        return row if ended else None
+        if row is None or row["lease"] != session.lease:
+            return None
+        # the sweeper sends back under the same lease, but sets no time
+        retried = row["status"] == Status.QUEUED and row["due_at"] is not None
+        return row if retried or row["status"] in {Status.COMPLETED, Status.FAILED} else None
 
     async def _settle_all(self, ended: list[tuple[str, dict[str, Any]]]) -> list[Row | Exception | None]:
         """In one transaction; when the data of one is refused, each in its own."""
