@@ -211,7 +211,7 @@ class Pipeline:
                 lifeline=lifeline,
                 queue=queue,
                 dlq=await queue.dead_letter_queue(settings.dlq),
-                limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries),
+                limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries, settings.verdicts),
                 providers={"ark": await stack.enter_async_context(Ark(settings))} if calls else {},
                 worker=f"{socket.gethostname()}:{os.getpid()}",
             )
@@ -306,7 +306,7 @@ class Pipeline:
 
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
-        delay_s = backoff_s(session.attempts, retry_after_s=failure.retry_after_s, random=random.random())  # noqa: S311 - jitter
+        delay_s = backoff_s(failure, session.attempts, random=random.random())  # noqa: S311 - jitter
         facts = {
             "session": session.id,
             "lease": session.lease,
@@ -484,7 +484,8 @@ async def process(job: Job, at: Pipeline) -> Session | None:
         code = decide.exhausted(session, at.limits)
         if tool is None or code:
             raise await at.fail(session, ours(code or "UnknownModel"), calls=session.attempts - 1)
-        match classify(await at.generate(hold, tool), tool, now=datetime.now(UTC)):
+        answer = await at.generate(hold, tool)
+        match classify(answer, tool.provider, now=datetime.now(UTC), verdicts=at.limits.verdicts):
             case Failure() as failure if decide.may_retry(session, failure, at.limits):
                 return await at.retry(session, failure)
             case Failure() as failure:
