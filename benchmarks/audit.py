@@ -5,7 +5,6 @@ take says whether the audit holds anybody up.
 """
 
 import asyncio
-import re
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
+import stage
 
 from genctl import credits
 from genctl.base import log
@@ -144,9 +144,7 @@ def main() -> int:
     else:
         assert asyncio.run(audit(dsn)).total == 0
     seconds = time.perf_counter() - began
-    # not ru_maxrss, which a process inherits from the one that starts it
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(seconds, int(peak[1]) / 1024 if peak else 0)
+    print(seconds, stage.peak_mb())
     return 0
 
 

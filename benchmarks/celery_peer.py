@@ -67,21 +67,23 @@ def job(session_id: str, run: int) -> None:
     body = json.dumps({"version": 1, "tool": "seedream4", "sessionId": session_id, "run": run})
     with pool.connection() as conn:
         claims = Jsonb([{"session_id": session_id, "run": run, "lapsed": False}])
-        session = conn.execute(statements["claim"], {"items": claims, "lease_s": 30, "worker": "peer"}).fetchone()
+        facts = {"items": claims, "lease_s": 30, "worker": "peer"}
+        session = conn.execute(statements["claim"], facts).fetchone()
     if not session:
         return
     asked = {"model": session["model"], "prompt": session["prompt"], "size": "2048x2048", "watermark": False}
-    answer = http.request("POST", os.environ["PROVIDER"], json=asked, headers={"authorization": "Bearer benchmark"})
+    key = {"authorization": "Bearer benchmark"}
+    answer = http.request("POST", os.environ["PROVIDER"], json=asked, headers=key)
     error = answer.json()["error"]
     details = {
         "providerStatus": answer.status, "providerCode": error["code"], "providerMessage": error["message"],
         "userMessage": error["message"], "code": error["code"], "category": "content_policy", "fatal": True,
-        "outcome": "refused", "attempts": 1, "maxAttempts": 3, "firstAttemptAt": session["started_at"].isoformat(),
-        "requestId": None, "provider": "ark",
+        "outcome": "refused", "attempts": 1, "maxAttempts": 3, "requestId": None, "provider": "ark",
+        "firstAttemptAt": session["started_at"].isoformat(),
     }  # fmt: skip
     item = {
-        "session_id": session_id, "lease": session["lease"], "status": "failed", "attempts": 1, "release": True,
-        "details": details, "trace": {},
+        "session_id": session_id, "lease": session["lease"], "status": "failed", "attempts": 1,
+        "release": True, "details": details, "trace": {},
     }  # fmt: skip
     users = [session["user_id"]]
     with pool.connection() as conn:
@@ -91,8 +93,9 @@ def job(session_id: str, run: int) -> None:
     say("session.failed.updated", sessionId=session_id, userId=users[0], code=error["code"])
     say("session.failed.notify.sent", sessionId=session_id, userId=users[0])
     told = {
-        "code": error["code"], "category": "content_policy", "sessionId": session_id, "run": run, "attempts": 1,
-        "failedAt": datetime.now(UTC).isoformat(), "sourceQueue": "jobs", "providerStatus": 400,
+        "code": error["code"], "category": "content_policy", "sessionId": session_id, "run": run,
+        "attempts": 1, "failedAt": datetime.now(UTC).isoformat(), "sourceQueue": "jobs",
+        "providerStatus": 400,
     }  # fmt: skip
     copy = sqs.send_message(
         QueueUrl=DLQ_URL,

@@ -6,21 +6,17 @@ gives each session its next run, and marks what is sent.
 """
 
 import asyncio
-import os
-import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 import psycopg
+import stage
 
 from genctl.base import log
 from genctl.base.settings import Settings
@@ -28,10 +24,8 @@ from genctl.domain.deadletters import Choice
 from genctl.edges import migrate
 from genctl.edges.sqs import Outgoing, Sqs
 from genctl.ops.redrive import BATCH, LANES, Redrive, Wish
-from genctl.ops.stack import free_ports
 from genctl.ops.stack.postgres import Postgres
 
-FAUXQS = Path(__file__).parent / "node_modules/.bin/fauxqs"
 MESSAGES = 10_000
 ROUNDS = 3
 SMALL, LARGE = 1_000, 100_000
@@ -51,32 +45,6 @@ held as (
 )
 select id::text from made
 """
-
-
-@contextmanager
-def emulator() -> Iterator[str]:
-    """fauxqs; its endpoint."""
-    (port,) = free_ports([None])
-    env = os.environ | {"FAUXQS_PORT": str(port), "FAUXQS_LOGGER": "false"}
-    with subprocess.Popen([FAUXQS], env=env, stdout=subprocess.DEVNULL) as process:
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def settings(dsn: str, endpoint: str) -> Settings:
-    """Of all parts of the benchmark."""
-    return Settings(
-        home=Path(tempfile.gettempdir()),
-        embedded=True,
-        database_url=dsn,
-        sqs_endpoint=endpoint,
-        queue="jobs",
-        dlq="jobs-dlq",
-        aws_access_key_id="benchmark",
-        aws_secret_access_key="benchmark",
-    )
 
 
 async def fill(at: Settings, count: int) -> None:
@@ -157,10 +125,10 @@ def megabytes(at: Settings, count: int) -> float:
 async def measured() -> int:
     """Print ratio and memory; 1 when the redrive is slower than the loop."""
     ratios = []
-    with emulator() as endpoint, tempfile.TemporaryDirectory() as folder:
+    with stage.emulator() as endpoint, tempfile.TemporaryDirectory() as folder:
         async with Postgres(Path(folder) / "pg") as postgres:
             await migrate.up(postgres.dsn)
-            at = settings(postgres.dsn, endpoint)
+            at = stage.settings(postgres.dsn, endpoint)
             for n in range(ROUNDS):
                 await fill(at, MESSAGES)
                 ours = await redrive(at, MESSAGES)
@@ -183,14 +151,10 @@ def main() -> int:
     log.configure("json", "critical")  # as the command does
     if "--alone" in sys.argv:
         dsn, endpoint, count = sys.argv[-3:]
-        asyncio.run(redrive(settings(dsn, endpoint), int(count)))
-        # not ru_maxrss, which a process inherits from the one that starts it
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        print(int(peak[1]) / 1024 if peak else 0)
+        asyncio.run(redrive(stage.settings(dsn, endpoint), int(count)))
+        print(stage.peak_mb())
         return 0
-    if not FAUXQS.exists() or not shutil.which("node"):
-        print("fauxqs is not installed: npm install --prefix benchmarks", file=sys.stderr)
-        return 1
+    stage.needs_npm()
     return asyncio.run(measured())
 
 

@@ -15,15 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import psycopg
+import stage
 
-from benchmarks import stage
 from genctl.base import log
 from genctl.edges import migrate
 from genctl.edges.sqs import Outgoing, Sqs
@@ -39,8 +39,8 @@ FILL = """
 with made as (
   insert into generation_sessions (id, user_id, client_key, model, prompt, params, status, reservation_id,
     created_at, queued_at, enqueued_at)
-  select gen_random_uuid(), 'user-' || n %% 500, 'key-' || n, 'seedream-4-0-250828', 'a benchmark', '{}', 'queued',
-    gen_random_uuid(), now(), now(), now()
+  select gen_random_uuid(), 'user-' || n %% 500, 'key-' || n, 'seedream-4-0-250828', 'a benchmark', '{}',
+    'queued', gen_random_uuid(), now(), now(), now()
   from generate_series(1, %s) n returning id, user_id, reservation_id
 ),
 held as (
@@ -73,7 +73,8 @@ class Stage(NamedTuple):
 
     def env(self) -> dict[str, str]:
         """Of every contender."""
-        queues = f"http://sqs.us-east-1.localhost:{urlsplit(self.endpoint).port}/000000000000"  # as fauxqs says
+        port = urlsplit(self.endpoint).port
+        queues = f"http://sqs.us-east-1.localhost:{port}/000000000000"  # as fauxqs names them
         return os.environ | {
             "DATABASE_URL": self.dsn,
             "AWS_ENDPOINT_URL_SQS": self.endpoint,
@@ -127,7 +128,8 @@ async def fill(at: Stage, jobs: int) -> None:
         conn.execute("set session_replication_role = replica")  # the guards off: a ledger is never emptied
         conn.execute(f"truncate {TABLES}")
         conn.execute(
-            "insert into credit_accounts (user_id, balance) select 'user-' || n, 1000 from generate_series(0, %s) n",
+            "insert into credit_accounts (user_id, balance)"
+            " select 'user-' || n, 1000 from generate_series(0, %s) n",
             [USERS - 1],
         )
         ids = [row[0] for row in conn.execute(FILL, [jobs])]
@@ -142,25 +144,25 @@ async def fill(at: Stage, jobs: int) -> None:
             await queues["jobs"].send(messages[start : start + 200])
 
 
-def run(at: Stage, command: Sequence[str], jobs: int, env: Mapping[str, str] | None = None) -> Took:
+def run(at: Stage, command: Sequence[str], jobs: int) -> Took:
     """Start it, wait until all jobs have their copy's mark, end it."""
-    with tempfile.TemporaryFile() as lines:
-        argv = [*command]
-        with subprocess.Popen(argv, cwd=stage.HERE, env=at.env() | (env or {}), stdout=lines, stderr=lines) as process:
-            try:
-                began, cpu_s = watched(at, process, jobs)
-                memory_mb = stage.peak_mb(process.pid)
-            except BaseException:
-                lines.seek(0)
-                sys.stderr.write(lines.read()[-2000:].decode(errors="replace"))
-                raise
-            finally:
-                process.terminate()
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-    return Took(jobs / began, cpu_s / jobs * 1000, memory_mb)
+    with (
+        tempfile.TemporaryFile() as lines,
+        subprocess.Popen(command, cwd=stage.HERE, env=at.env(), stdout=lines, stderr=lines) as process,
+    ):
+        try:
+            seconds, cpu_s = watched(at, process, jobs)
+            memory_mb = stage.peak_mb(process.pid)
+        except RuntimeError:
+            lines.seek(0)
+            sys.stderr.write(lines.read()[-2000:].decode(errors="replace"))
+            raise
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+    return Took(jobs / seconds, cpu_s / jobs * 1000, memory_mb)
 
 
 def watched(at: Stage, process: "subprocess.Popen[bytes]", jobs: int) -> tuple[float, float]:
@@ -219,14 +221,18 @@ async def scaled(at: Stage, slow: Stage) -> int:
 
 async def measured(wish: Sequence[str]) -> int:
     """Set the stage, and do what is wished."""
-    with stage.emulator() as endpoint, provider(0) as fast, provider(2_000) as slow:
-        with tempfile.TemporaryDirectory() as folder:
-            async with Postgres(Path(folder) / "pg") as postgres:
-                await migrate.up(postgres.dsn)
-                at = Stage(postgres.dsn, endpoint, fast)
-                if "scale" in wish:
-                    return await scaled(at, Stage(postgres.dsn, endpoint, slow))
-                return await compared(at, [*wish] or [*PEERS])
+    with (
+        stage.emulator() as endpoint,
+        provider(0) as fast,
+        provider(2_000) as slow,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        async with Postgres(Path(folder) / "pg") as postgres:
+            await migrate.up(postgres.dsn)
+            at = Stage(postgres.dsn, endpoint, fast)
+            if "scale" in wish:
+                return await scaled(at, Stage(postgres.dsn, endpoint, slow))
+            return await compared(at, [*wish] or [*PEERS])
 
 
 if __name__ == "__main__":
