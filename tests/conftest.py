@@ -16,6 +16,7 @@ from tests.kit import Kit, QueueServer, database_url, fresh_database
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 
 hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.register_profile("first failure", deadline=None, phases=[hypothesis.Phase.generate])
 hypothesis.settings.load_profile("shared machine")
 
 

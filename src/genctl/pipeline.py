@@ -315,6 +315,8 @@ class Pipeline:
             "trace": as_json(_trace(session, failure)),
         }
         row = await self._store(session, failure, ("retry", facts))
+        if row["status"] != Status.QUEUED:  # we have ended it
+            raise LeaseLostError(session.id)
         log.info(
             "session.retried",
             sessionId=session.id,
@@ -334,16 +336,14 @@ class Pipeline:
         session is no longer ours; what came is kept in the trace.
         """
         item = self._item(session, result, calls)
-        users = {"users": [session.user_id], "opening": 0}
-        steps = ("ensure_accounts", users), ("lock_accounts", users)
         try:
-            row = await self._store(session, result, *steps, ("settle", {"items": as_json([item])}))
+            row = await self._settle(session, result, item)
         except (DatabaseGoneError, LeaseLostError):
             raise
         except GenctlError as error:
             log.warning("session.reservation.refused", sessionId=session.id, error=error.message)
             item |= {"release": False, "refund_error": RELEASE_REFUSED}
-            row = await self._store(session, result, *steps, ("settle", {"items": as_json([item])}))
+            row = await self._settle(session, result, item)
         settled = Session.of(row)
         _log_settled(settled)
         return settled
@@ -352,6 +352,11 @@ class Pipeline:
         """Settle a failed run; the error to raise, with the row as it is now. Raises LeaseLostError."""
         row = await self.settle(session, failure, calls=calls)
         return JobProcessingError(f"DLQ:{failure.code}", permanent=True, session=row)
+
+    async def _settle(self, session: Session, result: Success | Failure, item: dict[str, Any]) -> Row:
+        users = {"users": [session.user_id], "opening": 0}
+        steps = ("ensure_accounts", users), ("lock_accounts", users), ("settle", {"items": as_json([item])})
+        return await self._store(session, result, *steps)
 
     async def _store(self, session: Session, result: Success | Failure, *steps: Step) -> Row:
         """The row as these steps left it, carried out although we are cancelled: an answer that we have is

@@ -31,7 +31,7 @@ ROWS = """
       ('ann', 'completed', 'captured', interval '9 days'), ('ann', 'failed', 'released', '9 days'),
       ('ann', 'failed', null, '9 days'), ('debt', 'completed', null, '9 days'), ('gone', 'failed', 'released', '9 days'),
       ('ann', 'queued', 'held', '1 minute'), ('ann', 'processing', 'held', '1 minute'),
-      ('none', 'processing', 'held', '1 minute')),
+      ('none', 'processing', 'held', '1 minute'), ('zero', 'queued', null, '1 minute')),
     numbered as (select *, case when held_as is not null then gen_random_uuid() end as reservation from old),
     reserved as (
       insert into credit_reservations
@@ -74,13 +74,16 @@ async def test_old_rows_are_sound_and_owe_nothing(
         swept = [(one, one.session) for one in await kit.sweep() if isinstance(one.session, Session)]
         assert sorted((one.action, session.user_id, one.code) for one, session in swept) == [
             ("fail", "ann", "SweptTimeout"), ("fail", "ann", "WorkerCrashed"), ("fail", "none", "WorkerCrashed"),
+            ("fail", "zero", "SweptTimeout"),
         ]  # fmt: skip
         for _, session in swept:
             row = await kit.row(session)
-            assert (row.status, row.error_details["refundedCredits"]) == (Status.FAILED, 4)
+            assert (row.status, row.error_details["refundedCredits"]) == (
+                Status.FAILED, 4 if session.reservation_id else 0,
+            )  # fmt: skip
         assert (await kit.balance("ann"), await kit.balance("none")) == (7 + 4 + 4, 4)
         assert await kit.violations() == []
-        assert len(await kit.copies()) == 3, "a run that ends after adoption owes its copy"
+        assert len(await kit.copies()) == 4, "a run that ends after adoption owes its copy"
 
 
 OTHER = {

@@ -245,13 +245,22 @@ async def test_a_retry_whose_commit_answer_was_lost_counts_as_ours(kit: Kit) -> 
     assert "late_result" not in await kinds(kit, session)
 
 
-async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(kit: Kit, dsn: str) -> None:
+async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(
+    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Let go it would count as an outcome that nobody knows, though the provider has refused."""
     session = await kit.enqueue("rate-limit")
+    generate = kit.at.providers["ark"].generate
     with psycopg.connect(dsn) as person:
+
+        async def then_locked(*args: Any) -> Any:
+            answer = await generate(*args)
+            person.execute("select from generation_sessions for update")
+            return answer
+
+        monkeypatch.setattr(kit.at.providers["ark"], "generate", then_locked)
         async with working(kit.at, max_jobs=1):
             hold = await held(kit)
-            person.execute("select from generation_sessions for update")
             await until(lambda: true(not hold.calling))
             os.kill(os.getpid(), signal.SIGTERM)
             await until(lambda: true(hold.task and hold.task.cancelling()))

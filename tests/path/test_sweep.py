@@ -2,12 +2,16 @@
 
 import asyncio
 import dataclasses
+import itertools
+from pathlib import Path
 
 import pytest
-from tests.kit import Kit
+from tests.kit import Kit, QueueServer
+from tests.proxies import pgbouncer
 
-from genctl import gate
+from genctl import credits, gate
 from genctl.base.settings import Settings
+from genctl.domain import decide
 from genctl.domain.classify import MAX_DELAY_S, ours
 from genctl.domain.model import GenctlError, Status
 from genctl.edges.sql import sql
@@ -80,6 +84,17 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
         "why": "its worker fell silent",
     }
     assert (await kit.row(session)).status is Status.PROCESSING
+
+
+async def test_an_adopted_run_whose_worker_fell_silent_is_sent_again(kit: Kit) -> None:
+    session = await kit.enqueue()
+    await kit.query("""
+        update generation_sessions set queued_at = null, created_at = now() - interval '5 minutes',
+          enqueued_at = '-infinity', dlq_sent_at = '-infinity'""")
+    await kit.at.claim(session.id, 1)
+    await kit.query(DEAD)
+    assert [swept.action for swept in await kit.sweep()] == ["requeue"]
+    assert [swept.action for swept in await kit.sweep()] == ["send"]
 
 
 async def test_a_row_that_was_processing_at_adoption_is_settled_without_a_call(kit: Kit) -> None:
@@ -176,6 +191,52 @@ async def test_several_sweepers_release_each_reservation_once(kit: Kit) -> None:
     passes = await asyncio.gather(*(kit.sweep() for _ in range(4)))
     assert sum(map(len, passes)) == 4
     assert await kit.balance("ann") == await kit.balance("bob") == 1000
+
+
+async def test_sweep_audit_and_fix_work_through_a_transaction_pooler(
+    dsn: str, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    """Each kind of step, several sweepers at once on few connections."""
+    async with (
+        pgbouncer(dsn, tmp_path, "transaction") as pooled,
+        Kit.open(sqs_server.settings(pooled, home=tmp_path, queue="pooled")) as kit,
+    ):
+        for user in ("ann", "bob", "cyd", "dan", "eve"):
+            await kit.enqueue("sensitive", user=user)
+        for message in await kit.at.queue.receive(10, wait_s=0, visibility_s=600):
+            session = await kit.row(decide.read_job(message.body).session_id)
+            if session.user_id == "cyd":  # its worker falls silent
+                await kit.at.claim(session.id, 1)
+            if session.user_id == "dan":  # its copy is owed
+                claimed = await kit.at.claim(session.id, 1)
+                assert claimed
+                await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
+        await kit.query(DEAD)
+        await kit.query(
+            "update generation_sessions set completed_at = now() - interval '2 minutes' where user_id = 'dan'"
+        )
+        await kit.query("delete from generation_sessions where user_id = 'ann'")
+        await kit.query(OLDER)
+        await kit.query(
+            "update generation_sessions set queued_at = now() - interval '25 hours' where user_id = 'bob'"
+        )
+        await kit.query(
+            "update generation_sessions set enqueued_at = null, queued_at = now() - interval '2 minutes' where user_id = 'eve'"
+        )
+        await kit.query("update session_events set at = now() - interval '91 days' where kind = 'enqueued'")
+        passes = await asyncio.gather(*(kit.sweep() for _ in range(3)))
+        done = [swept.action for swept in itertools.chain(*passes)]
+        assert set(done) == {"send", "copy", "requeue", "fail", "refund", "prune"}
+        assert done.count("refund") == 1
+        assert await kit.violations() == []
+        await kit.plant(
+            "update credit_reservations set status = 'held', released_at = null where user_id = 'bob'"
+        )
+        await kit.plant("delete from credit_ledger where kind = 'release' and user_id = 'bob'")
+        await kit.plant("update credit_accounts set balance = balance - 4 where user_id = 'bob'")
+        found = (await credits.audit(kit.db)).violations
+        assert len(await credits.fix_all(kit.db, found)) == 1
+        assert await kit.violations() == []
 
 
 async def test_the_trace_is_pruned_by_age_in_bounded_batches(

@@ -526,6 +526,13 @@ def test_real_services_and_an_embedded_stack_exclude_each_other(home: Path) -> N
     assert raised.value.exit_code == 2
 
 
+def test_an_age_that_cannot_be_is_refused_before_anything_starts(home: Path) -> None:
+    with pytest.raises(GenctlError, match="runs would be failed while they are retried") as caught:
+        asyncio.run(Stack(Settings(home=home, embedded=True, queued_timeout_s=60)).__aenter__())
+    assert caught.value.exit_code == 2
+    assert not home.exists()
+
+
 def test_what_the_user_has_set_wins_over_the_stack(home: Path) -> None:
     settings = load(env={"GENCTL_HOME": str(home), "ARK_BASE_URL": "https://ark.example/api/v3"})
     addresses = dict.fromkeys(STACK_NAMES, "of the stack")

@@ -29,6 +29,7 @@ TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # what a stop waits for
 TOLD = 20  # sessions in such a line
 NOW_S = 2.0  # after a second signal, to let the rows know
+LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs keeps no process
 POOL_SIZE = 16
 
 log = structlog.stdlib.get_logger()
@@ -55,6 +56,7 @@ class Worker:
         self._jobs: dict[asyncio.Task[None], Message] = {}
         self._received = 0
         self._grace_ends = float("inf")  # monotonic
+        self._exit: asyncio.TimerHandle | None = None
         self.liveness = Liveness()
         self.metrics = WorkerMetrics()
         self.metrics.jobs.set_function(lambda: len(self._jobs))
@@ -86,6 +88,8 @@ class Worker:
             self._let_go()
             while self._jobs:
                 await self._change()
+            if self._exit:
+                self._exit.cancel()
         log.info("worker.stopped", received=self._received)
 
     def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
@@ -98,14 +102,20 @@ class Worker:
         if self._told.is_set():
             receiver.cancel()
             self._let_go()
-            loop.call_later(NOW_S, os._exit, 0)
-        else:
-            self._told.set()
-            self._changed.set()
-            self._grace_ends = time.monotonic() + self.grace_s
-            loop.call_later(self.grace_s, self._let_go)
-            _cancel(self.at.unsent())
-            self._tell("worker.stopping", graceS=self.grace_s)
+            loop.call_later(NOW_S, self._leave)
+            return
+        self._told.set()
+        self._changed.set()
+        self._grace_ends = time.monotonic() + self.grace_s
+        loop.call_later(self.grace_s, self._let_go)
+        self._exit = loop.call_later(self.grace_s + LAST_S, self._leave)
+        _cancel(self.at.unsent())
+        self._tell("worker.stopping", graceS=self.grace_s)
+
+    def _leave(self) -> None:
+        """End the process although something hangs; what it had in its hands comes back by itself."""
+        log.warning("worker.left", jobs=len(self._jobs))
+        os._exit(0)
 
     def _let_go(self) -> None:
         _cancel(self._jobs)
@@ -113,14 +123,10 @@ class Worker:
     def _tell(self, event: str, **more: object) -> None:
         """Say what a stop waits for, and again while it does."""
         calls = [hold.session.id for hold in self.at.holds if hold.task in self._jobs and hold.sent]
-        left_s = max(0.0, self._grace_ends - time.monotonic())
-        log.info(event, calls=len(calls), sessions=calls[:TOLD], leftS=round(left_s, 1), **more)
-        if left_s and calls:
-            asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell_again)
-
-    def _tell_again(self) -> None:
-        if self._jobs:
-            self._tell("worker.waiting")
+        left_s = self._grace_ends - time.monotonic()
+        if more or (calls and left_s > 0):
+            log.info(event, calls=len(calls), sessions=calls[:TOLD], leftS=round(left_s, 1), **more)
+            asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _receive(self) -> None:
         while not self._told.is_set():

@@ -1,6 +1,7 @@
 -- The audit: every broken invariant of statuses, ledger and details, in one snapshot. Runs that ended before
--- adoption (dlq_sent_at is -infinity) are judged by their statuses only; a reservation without a session_id
--- was there before adoption and has no `reserve` row. `most` rows of each statement at most; `total` counts all.
+-- adoption (dlq_sent_at is -infinity) are judged by their statuses only; so is what holds for one that was open
+-- then (queued_at is null); a reservation without a session_id was there before and has no `reserve` row.
+-- `most` rows of each statement at most; `total` counts all.
 
 -- name: snapshot
 set transaction isolation level repeatable read, read only
@@ -19,7 +20,8 @@ select
 -- or by a fix.
 with s as (
   select id, user_id, run, status, reservation_id, error_details,
-    dlq_sent_at is not distinct from '-infinity' and status in ('completed', 'failed') as old
+    dlq_sent_at is not distinct from '-infinity' and status in ('completed', 'failed') as old,
+    queued_at is null as adopted
   from generation_sessions
   where (%(user)s::text is null or user_id = %(user)s)
     and (%(since)s::timestamptz is null or coalesce(completed_at, created_at) >= %(since)s)
@@ -31,7 +33,7 @@ moved as (
   group by reservation_id
 ),
 run as (
-  select s.id as session_id, s.user_id, s.status, s.reservation_id, s.error_details, s.old,
+  select s.id as session_id, s.user_id, s.status, s.reservation_id, s.error_details, s.old, s.adopted,
     r.id as found_reservation, r.status as held_as, r.amount,
     coalesce(m.releases, 0) as releases, coalesce(m.returned, 0)::bigint as returned
   from s
@@ -66,7 +68,11 @@ wrong as (
   union all
   select 'missing_reservation', session_id, reservation_id, user_id, 'a reservation',
     case when reservation_id is null then 'none' else 'its row is gone' end
-  from run where not old and found_reservation is null
+  from run where not old and found_reservation is null and (reservation_id is not null
+    or exists (select from credit_reservations r where r.session_id = run.session_id))  -- some cost nothing
+  union all
+  select 'missing_reservation', session_id, reservation_id, user_id, 'held', held_as
+  from run where not adopted and status in ('queued', 'processing') and held_as <> 'held'
 )
 select *, count(*) over () as total from wrong limit %(most)s
 
@@ -81,7 +87,9 @@ moved as (
   select reservation_id,
     count(*) filter (where kind = 'reserve') as reserves,
     count(*) filter (where kind = 'release') as releases,
-    count(*) filter (where kind = 'capture') as captures
+    count(*) filter (where kind = 'capture') as captures,
+    sum(delta) filter (where kind in ('reserve', 'capture'))::bigint as taken,
+    min(user_id) as user_id, max(created_at) as moved_at
   from credit_ledger
   where reservation_id is not null and (%(user)s::text is null or user_id = %(user)s)
   group by reservation_id
@@ -100,6 +108,16 @@ wrong as (
     ('capture', r.session_id is not null and r.status = 'captured' and coalesce(m.captures, 0) = 0)
   ) w(kind, missing)
   where w.missing
+  union all
+  select 'missing_movement', r.session_id, r.id, r.user_id, (-r.amount)::text, m.taken::text
+  from r join moved m on m.reservation_id = r.id
+  where r.session_id is not null and m.reserves = 1 and m.captures <= 1 and m.taken <> -r.amount
+  union all
+  select 'missing_reservation', null, m.reservation_id, m.user_id, 'a reservation', 'its row is gone'
+  from moved m
+  where not exists (select from credit_reservations r where r.id = m.reservation_id)
+    and not exists (select from generation_sessions s where s.reservation_id = m.reservation_id)
+    and (%(since)s::timestamptz is null or m.moved_at >= %(since)s)
   union all
   select 'orphan_reservation', r.session_id, r.id, r.user_id, 'a session', 'none'
   from r left join generation_sessions a on a.id = r.session_id

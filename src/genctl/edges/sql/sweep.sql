@@ -23,7 +23,8 @@ order by lease_until limit %(limit)s
 -- Back to the queue, owed, with one more outcome that nobody knows.
 with back as (
   update generation_sessions s
-  set status = 'queued', unknowns = s.unknowns + 1, lease_until = null, enqueued_at = null
+  set status = 'queued', unknowns = s.unknowns + 1, lease_until = null, enqueued_at = null,
+    queued_at = coalesce(s.queued_at, s.created_at)  -- null on adopted rows, which owed nothing until now
   from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
   where s.id = i.session_id and s.status = 'processing' and s.lease = i.lease and s.lease_until < now()
   returning s.id, s.run

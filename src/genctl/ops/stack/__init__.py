@@ -54,7 +54,7 @@ class Stack:
         self._undo = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Raises GenctlError: exit 2 when real services are set, 3 when a part cannot be started."""
+        """Raises GenctlError: exit 2 for real services or a bad age, 3 when a part cannot be started."""
         if not self.settings.embedded:
             raise GenctlError(
                 "NotEmbedded",
@@ -62,6 +62,9 @@ class Stack:
                 "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack",
                 exit_code=2,
             )
+        from genctl.sweep import Ages  # noqa: PLC0415 - see resend()
+
+        Ages.of(self.settings)  # refused now, and not by the worker when all the rest is up
         async with AsyncExitStack() as undo:
             private_folder(self.home)
             undo.enter_context(only_one(self.home))

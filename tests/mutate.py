@@ -1,0 +1,290 @@
+"""Takes one guard out of the protocol at a time and sees which test notices: `make mutate`.
+
+A guard that nobody would miss is a guard that the next change loses. Each is removed in a copy of the
+tree; the tests of the protocol run until the first fails. Exit 1 when all of them pass. The table is
+docs/mutations.md.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from genctl.ops.stack.postgres import Postgres
+
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "docs" / "mutations.md"
+SOURCE = Path("src", "genctl")
+TIMEOUT_S = 300
+KEPT = ("src", "tests", "migrations", "runbooks", "pyproject.toml")
+
+EVERYTHING = ("guards", "pipeline", "sweep", "credits", "contention", "interleavings", "redrive")
+
+
+class Mutant(NamedTuple):
+    """`guard` in words; in `file` (within its named `statement`) `old`, found once, becomes `new`.
+
+    `test` is the one that should notice; the others are only asked when it does not.
+    """
+
+    guard: str
+    file: str
+    statement: str | None
+    old: str
+    new: str
+    test: str
+
+    @property
+    def path(self) -> Path:
+        """Below the root."""
+        return SOURCE / self.file
+
+    def apply(self, text: str) -> str:
+        """The file's text without the guard. Raises ValueError when the guard is not found once."""
+        head, section, tail = "", text, ""
+        if self.statement:
+            found = re.search(
+                rf"^-- name: {self.statement}\n(.*?)(?=^-- name: |\Z)", text, re.DOTALL | re.MULTILINE
+            )
+            if not found:
+                raise ValueError(f"{self.file}: there is no statement {self.statement}")
+            head, section, tail = text[: found.start()], found[0], text[found.end() :]
+        if section.count(self.old) != 1:
+            raise ValueError(
+                f"{self.file}: {self.old!r} is there {section.count(self.old)} times; {self.guard}"
+            )
+        return head + section.replace(self.old, self.new) + tail
+
+
+SETTLE, LIFECYCLE, AGAIN, CREDITS, NET = (
+    f"edges/sql/{name}.sql" for name in ("settle", "lifecycle", "redrive", "credits", "sweep")
+)
+LOCK = '        ("lock_accounts", {"users": users}),\n'
+OWNER = "where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s"
+BY_LEASE = "where s.id = %(session)s and s.lease = %(lease)s"
+BY_STATUS = "where s.id = %(session)s and s.status = 'processing'"
+
+MUTANTS = (
+    Mutant("settle: the lease is the row's", SETTLE, "settle",
+           " and s.lease = i.lease", "",
+           "interleavings"),
+    Mutant("settle: the row is processing", SETTLE, "settle",
+           "s.status = 'processing' and ", "",
+           "guards::test_a_second_settle_of_one_lease_leaves_what_the_first_one_stored"),
+    Mutant("settle: the reservation is held", SETTLE, "settle",
+           "and r.status = 'held' ", "",
+           "guards::test_a_reservation_that_was_released_before_is_not_released_again"),
+    Mutant("settle: the reservation is the user's", SETTLE, "settle",
+           "and r.user_id = w.user_id and", "and",
+           "guards::test_the_reservation_of_another_user_stays_where_it_is"),
+    Mutant("settle: the run owes its copy", SETTLE, "settle",
+           "dlq_sent_at = null, ", "",
+           "guards::test_a_run_that_ends_after_adoption_owes_its_copy"),
+    Mutant("settle: versions are drawn", SETTLE, "settle",
+           "event_seq = a.event_seq + d.changes", "event_seq = a.event_seq",
+           "pipeline::test_users_with_many_jobs_ending_at_once_do_not_deadlock"),
+    Mutant("settle: a version for each session", SETTLE, "settle",
+           "a.before + w.nth", "(extract(epoch from now()) * 1000000)::bigint",
+           "pipeline::test_users_with_many_jobs_ending_at_once_do_not_deadlock"),
+    Mutant("locks: the accounts are locked", SETTLE, "lock_accounts",
+           " for update", "",
+           "contention"),
+    Mutant("locks: in one order", SETTLE, "lock_accounts",
+           " order by user_id", "",
+           "contention"),
+    Mutant("locks: a missing account is made first", SETTLE, "ensure_accounts",
+           "order by u", "where false",
+           "guards::test_a_user_whose_account_is_missing_gets_one_at_the_settle"),
+    Mutant("locks: enqueue takes them", "pipeline.py", None,
+           LOCK + '        ("reserve"', '        ("reserve"',
+           "contention"),
+    Mutant("locks: redrive takes them", "redrive.py", None,
+           LOCK, "",
+           "contention"),
+    Mutant("locks: grant takes them", "credits.py", None,
+           LOCK.replace(": users", ": everyone"), "",
+           "contention"),
+    Mutant("reserve: the balance suffices", LIFECYCLE, "reserve",
+           " and not exists (select from bill where short)", "",
+           "pipeline::test_short_credits_store_nothing"),
+    Mutant("enqueue's mark: the run is this one", LIFECYCLE, "mark_enqueued",
+           " and s.run = i.run", "",
+           "pipeline::test_a_mark_of_an_older_run_hits_nothing"),
+    Mutant("claim: the run is the message's", LIFECYCLE, "claim",
+           " and coalesce(i.run, s.run) = s.run", "",
+           "pipeline::test_a_message_of_an_older_run_is_deleted"),
+    Mutant("claim: another's lease is over", LIFECYCLE, "claim",
+           "s.lease_until < now() or", "true or",
+           "pipeline::test_a_session_that_is_being_worked_on_is_left_alone"),
+    Mutant("claim: the wait is over", LIFECYCLE, "claim",
+           "(s.due_at is null or s.due_at <= now())", "true",
+           "guards::test_a_retry_is_not_taken_before_it_is_due"),
+    Mutant("claim: the lease grows", LIFECYCLE, "claim",
+           "lease = s.lease + 1", "lease = s.lease",
+           "pipeline::test_whoever_lost_the_lease_changes_nothing"),
+    Mutant("claim: a dead lease is an unknown outcome", LIFECYCLE, "claim",
+           " + r.from_dead_lease::int", "",
+           "pipeline::test_whoever_lost_the_lease_changes_nothing"),
+    Mutant("extend: the lease is the row's", LIFECYCLE, "extend",
+           " and s.lease = i.lease", "",
+           "guards::test_an_old_lease_does_not_renew_the_new_one"),
+    Mutant("extend: the row is processing", LIFECYCLE, "extend",
+           "s.status = 'processing'", "true",
+           "guards::test_a_lease_is_not_renewed_once_the_run_waits_again"),
+    Mutant("retry: the lease is the row's", LIFECYCLE, "retry",
+           OWNER, BY_STATUS,
+           "pipeline::test_whoever_lost_the_lease_changes_nothing"),
+    Mutant("retry: the row is processing", LIFECYCLE, "retry",
+           OWNER, BY_LEASE,
+           "guards::test_what_has_ended_is_neither_retried_nor_given_back"),
+    Mutant("give back: the lease is the row's", LIFECYCLE, "give_back",
+           OWNER, BY_STATUS,
+           "guards::test_an_old_lease_moves_nothing"),
+    Mutant("give back: the row is processing", LIFECYCLE, "give_back",
+           OWNER, BY_LEASE,
+           "guards::test_what_has_ended_is_neither_retried_nor_given_back"),
+    Mutant("let go: the lease is the row's", LIFECYCLE, "let_go",
+           OWNER, BY_STATUS,
+           "guards::test_an_old_lease_moves_nothing"),
+    Mutant("the copy's mark: the run is this one", LIFECYCLE, "mark_copied",
+           " and s.run = i.run", "",
+           "guards::test_a_late_mark_of_a_copy_hits_neither_the_next_run_nor_its_failure"),
+    Mutant("the copy's mark: the run has failed", LIFECYCLE, "mark_copied",
+           " and s.status = 'failed'", "",
+           "guards::test_a_mark_of_a_copy_hits_only_what_has_failed"),
+    Mutant("redrive: the run is the copy's", AGAIN, "requeue",
+           " and i.run = s.run", "",
+           "guards::test_a_redriver_that_is_a_run_behind_queues_nothing"),
+    Mutant("redrive: the run has failed", AGAIN, "requeue",
+           "where s.status = 'failed'", "where true",
+           "guards::test_only_what_has_failed_is_redriven"),
+    Mutant("redrive: the balance suffices", AGAIN, "requeue",
+           "where a.balance >= p.needed or p.held", "where true",
+           "guards::test_of_two_that_a_redriver_could_pay_one_is_queued_when_the_balance_fell"),
+    Mutant("redrive: a copy whose job was not sent stays", "redrive.py", None,
+           "for fate in told if fate.is_gone", "for fate in told",
+           "redrive::test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_next"),
+    Mutant("release: the reservation is held", CREDITS, "release_reservation",
+           " and status = 'held'", "",
+           "credits::test_release_returns_the_amount_once_and_then_nothing"),
+    Mutant("late refund: the session has failed", NET, "note_refund",
+           " and s.status = 'failed'", "",
+           "guards::test_a_release_tells_a_session_that_has_not_failed_nothing"),
+    Mutant("sweep: the lease is over when it goes back", NET, "requeue_dead",
+           " and s.lease_until < now()", "",
+           "guards::test_a_lease_that_was_renewed_after_the_sweeper_looked_goes_on"),
+    Mutant("dispose: the copy before the delete", "pipeline.py", None,
+           "                await self.copy(row, body=message.body, code=code)\n", "                await self._delete(message)\n                await self.copy(row, body=message.body, code=code)\n",
+           "guards::test_a_message_whose_copy_was_not_taken_is_not_deleted"),
+    Mutant("send: only what was sent is marked", "pipeline.py", None,
+           "if session.id not in owed]", "]",
+           "redrive::test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_next"),
+    Mutant("call: none on a lease that may be over", "pipeline.py", None,
+           "        if self.stale:\n", "        if False:\n",
+           "guards::test_no_request_leaves_on_a_lease_that_may_be_over"),
+    Mutant("call: none once the attempts are used up", "pipeline.py", None,
+           "if tool is None or code:", "if tool is None:",
+           "pipeline::test_a_job_that_kills_its_workers_ends_as_crashed"),
+    Mutant("owner: hides no message on a lease that may be over", "services/worker.py", None,
+           " and not hold.stale]", "]",
+           "ownership::test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touches_none"),
+    Mutant("owner: renewals wait for no queue", "services/worker.py", None,
+           "                await self._extend(list(self.at.holds))\n",
+           "                await self._extend(list(self.at.holds))\n                await self.at.queue.hide([])\n",
+           "ownership::test_a_queue_that_hangs_lets_no_lease_lapse"),
+    Mutant("owner: a stop shows no message of a lost lease", "pipeline.py", None,
+           "if not rows and not await self._left_by_us(hold.session):", "if False:",
+           "ownership::test_a_stop_shows_no_message_of_a_lease_that_was_lost"),
+    Mutant("owner: what the sweeper sent back was not sent back by us", "pipeline.py", None,
+           ' and row["due_at"] is not None', "",
+           "ownership::test_a_failure_that_came_late_is_kept_in_the_trace"),
+    Mutant("stop: a known answer is stored", "pipeline.py", None,
+           "            await _last_words(storing)\n", "            storing.cancel()\n",
+           "ownership::test_a_retry_that_meets_a_stop_is_stored_as_what_is_known"),
+    Mutant("stop: a job is cancelled once", "services/worker.py", None,
+           "if not task.cancelling():", "if True:",
+           "ownership::test_a_second_cancellation_does_not_cut_off_the_give_back"),
+)  # fmt: skip
+
+
+def copied(to: Path) -> None:
+    """What the tests need of the tree."""
+    to.mkdir()
+    for name in KEPT:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, to / name)
+
+
+def tested(tree: Path, server: str, *tests: str) -> str | None:
+    """The first test that fails in the tree; None when all pass. Raises SystemExit when none ran."""
+    paths = ["tests/path/test_{}.py{}{}".format(*test.partition("::")) for test in tests]
+    argv = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=1",
+            "--hypothesis-profile=first failure", *paths]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(tree / "src"), "GENCTL_TEST_POSTGRES": server}
+    try:
+        done = subprocess.run(
+            argv, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"nothing within {TIMEOUT_S} s"
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) \S+::(\w+)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or not failed:
+        sys.exit(f"pytest did not get to run:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    return failed[1]
+
+
+async def tried(chosen: Sequence[Mutant]) -> list[tuple[str, bool]]:
+    """The row of each in the table, and whether a test noticed."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="genctl-mutate-") as folder:
+        tree = Path(folder, "tree")
+        copied(tree)
+        async with Postgres(
+            Path(folder, "pg"), settings={"fsync": "off", "max_connections": "200"}
+        ) as server:
+            if failed := tested(tree, server.dsn, *sorted({m.test for m in chosen})):
+                sys.exit(f"{failed} fails with every guard in place")
+            for mutant in chosen:
+                path, began = tree / mutant.path, time.monotonic()
+                text = path.read_text()
+                path.write_text(mutant.apply(text))
+                killer = tested(tree, server.dsn, mutant.test) or tested(tree, server.dsn, *EVERYTHING)
+                path.write_text(text)
+                told = f"`{killer}`" if killer else "**nothing**"
+                where = f"{mutant.path.name}{f': {mutant.statement}' if mutant.statement else ''}"
+                row = f"| {mutant.guard} | {where} | {told} | {time.monotonic() - began:.0f} |"
+                print(row, flush=True)  # noqa: T201
+                rows.append((row, killer is not None))
+    return rows
+
+
+def main() -> None:
+    """Every mutant whose guard holds one of the words given, or all; only all of them make the table."""
+    wanted = sys.argv[1:]
+    chosen = [m for m in MUTANTS if not wanted or any(word in m.guard for word in wanted)]
+    rows = asyncio.run(tried(chosen))
+    if not wanted:
+        head = TABLE.read_text().partition("| guard |")[0]
+        lines = [
+            "| guard | where | the test that fails without it | s |",
+            "|---|---|---|---|",
+            *(row for row, _ in rows),
+        ]
+        TABLE.write_text(head + "\n".join(lines) + "\n")
+    lost = [row for row, noticed in rows if not noticed]
+    sys.exit(f"{len(lost)} of {len(rows)} guards can be lost unnoticed" if lost else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Each way in which rows can be wrong, planted alone with the guards off: the audit finds exactly it."""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from tests.kit import Kit
+
+from genctl import credits
+from genctl.domain.deadletters import Choice, Terms
+from genctl.redrive import redrive
+
+TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger")
+INDEXES = ("credit_ledger_one_end", "credit_ledger_one_reserve", "credit_reservations_run")
+
+BACK = "update credit_accounts set balance = balance - 4"
+UNBOOKED = f"delete from credit_ledger where kind = 'release' and reservation_id = %(r)s; {BACK}"
+HELD = (
+    "update credit_reservations set status = 'held', released_at = null, captured_at = null where id = %(r)s"
+)
+DETAILS = "update generation_sessions set error_details = error_details || '{}' where id = %(s)s"
+NOT_REFUNDED = DETAILS.replace("{}", '{"refundedCredits": 0}')
+BOOK = "insert into credit_ledger (user_id, delta, kind, reservation_id, reason) values ('ann', 0, '{}', %(r)s, 'x')"
+
+# what is wrong -> its kind, the job it is wrong with, how it is planted
+PLANTED = {
+    "a failed run was paid for": ("failed_not_released", "failed", f"""
+        update credit_reservations set status = 'captured', captured_at = released_at, released_at = null where id = %(r)s;
+        update credit_ledger set kind = 'capture', delta = 0 where reservation_id = %(r)s and kind = 'release';
+        {BACK}; {NOT_REFUNDED}"""),
+    "a completed run was refunded": ("completed_not_captured", "done", """
+        update credit_reservations set status = 'released', released_at = captured_at, captured_at = null where id = %(r)s;
+        update credit_ledger set kind = 'release', delta = 4 where reservation_id = %(r)s and kind = 'capture';
+        update credit_accounts set balance = balance + 4"""),
+    "a completed run holds": ("terminal_holds", "done", f"""
+        {HELD}; delete from credit_ledger where reservation_id = %(r)s and kind = 'capture'"""),
+    "a failed run holds": ("terminal_holds", "failed", f"{HELD}; {UNBOOKED}; {NOT_REFUNDED}"),
+    "the run before a redrive holds": ("terminal_holds", "before", f"{HELD}; {UNBOOKED}"),
+    "a refund is owed": ("refund_pending", "failed", f"{HELD}; {UNBOOKED}; {NOT_REFUNDED};"
+        + DETAILS.replace("{}", '{"refundError": "no"}')),
+    "a refund of too little": ("refund_amount", "failed", """
+        update credit_ledger set delta = 3 where reservation_id = %(r)s and kind = 'release';
+        update credit_accounts set balance = balance - 1;""" + DETAILS.replace("{}", '{"refundedCredits": 3}')),
+    "a release and a capture": ("double_movement", "failed", BOOK.format("capture")),
+    "two releases": ("double_movement", "failed", BOOK.format("release")),
+    "two captures": ("double_movement", "done", BOOK.format("capture")),
+    "two reserves": ("double_movement", "queued", BOOK.format("reserve")),
+    "two ends in one row": ("double_movement", "done",
+        "update credit_reservations set released_at = now() where id = %(r)s"),
+    "no reserve": ("missing_movement", "queued", """
+        delete from credit_ledger where reservation_id = %(r)s;
+        update credit_accounts set balance = balance + 4"""),
+    "no release": ("missing_movement", "failed", f"{UNBOOKED}; {NOT_REFUNDED}"),
+    "no capture": ("missing_movement", "done",
+        "delete from credit_ledger where kind = 'capture' and reservation_id = %(r)s"),
+    "a balance that nobody booked": ("balance_ledger", None, "update credit_accounts set balance = balance + 1"),
+    "a user is told another refund": ("details_ledger", "failed", DETAILS.replace("{}", '{"refundedCredits": 9}')),
+    "a user is told no refund": ("details_ledger", "failed",
+        "update generation_sessions set error_details = error_details - 'refundedCredits' where id = %(s)s"),
+    "a failed run without a word": ("missing_details", "failed",
+        "update generation_sessions set error_details = null where id = %(s)s"),
+    "a reservation's row is gone": ("missing_reservation", "done", "delete from credit_reservations where id = %(r)s"),
+    "a reservation of another user": ("missing_reservation", "done",
+        "update credit_reservations set user_id = 'bob' where id = %(r)s"),
+    "a run forgot its reservation": ("missing_reservation", "done", """
+        update generation_sessions set reservation_id = null where id = %(s)s"""),
+    "an open run's reservation has ended": ("missing_reservation", "queued", f"""
+        update credit_reservations set status = 'released', released_at = now() where id = %(r)s;
+        {BOOK.format("release").replace("0,", "4,")}; update credit_accounts set balance = balance + 4"""),
+    "a reserve of another amount": ("missing_movement", "done", """
+        update credit_ledger set delta = -3 where reservation_id = %(r)s and kind = 'reserve';
+        update credit_accounts set balance = balance + 1"""),
+    "a capture that took more": ("missing_movement", "done", f"""
+        update credit_ledger set delta = -4 where reservation_id = %(r)s and kind = 'capture'; {BACK}"""),
+    "a movement of nothing": ("missing_reservation", "nobody's", "delete from credit_reservations where id = %(r)s"),
+    "a session is gone": ("orphan_reservation", "queued", "delete from generation_sessions where id = %(s)s"),
+}  # fmt: skip
+
+
+async def plant(kit: Kit, text: str, ids: Mapping[str, UUID | None]) -> None:
+    for statement in filter(str.strip, text.split(";")):
+        await kit.plant(statement, ids)
+
+
+async def test_the_audit_finds_exactly_what_is_planted(kit: Kit) -> None:
+    failed = await kit.enqueue("invalid-parameter")
+    await kit.work()
+    again = await kit.enqueue("invalid-parameter")
+    await kit.work()
+    copies = [copy for copy in await kit.copies() if str(again.id) in copy.body]
+    await redrive(copies, kit.at, Choice(), Terms(), most=1)
+    while await kit.at.queue.receive(10, wait_s=0, visibility_s=600):
+        pass
+    done = await kit.enqueue("success")
+    await kit.work()
+    queued = await kit.enqueue("success")
+    jobs = {"failed": failed, "before": again, "nobody's": again, "done": done, "queued": queued}
+    audit = await credits.audit(kit.db)
+    assert audit.violations == []
+    assert audit.checked == {"sessions": 4, "reservations": 5, "accounts": 1}
+    for index in INDEXES:
+        await kit.query(f"drop index {index}")
+    for table in TABLES:
+        await kit.query(f"create table good_{table} as table {table}")
+
+    for what, (kind, whose, text) in PLANTED.items():
+        session = jobs[whose] if whose else None
+        ids = {"s": session.id, "r": session.reservation_id} if session else {"s": None, "r": None}
+        await plant(kit, text, ids)
+        found = (await credits.audit(kit.db)).violations
+        ids |= {"s": None} if whose == "nobody's" else {"r": None} if "forgot" in what else {}
+        named = [(v.kind, v.session_id, v.reservation_id, v.user_id) for v in found]
+
+        assert named == [(kind, ids["s"], ids["r"], "ann")], what
+        assert found[0].fix
+        assert (await credits.audit(kit.db, "cyd")).violations == []
+        for table in TABLES:
+            await kit.plant(f"delete from {table}")
+            await kit.plant(f"insert into {table} overriding system value select * from good_{table}")
+    assert await kit.violations() == []
+    assert {kind for kind, _, _ in PLANTED.values()} == credits.FIXES.keys()

@@ -1,0 +1,209 @@
+"""Whoever comes late, or a second time, hits nothing: the guards of each statement, one by one."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from tests.kit import Kit
+
+from genctl.credits import release_reservation
+from genctl.domain.classify import ours
+from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
+from genctl.edges.db import Row, as_json
+from genctl.edges.sqs import Fate, Outgoing, Queue
+from genctl.pipeline import STALE_S, Hold, carry
+
+CRASHED = ours("WorkerCrashed")
+DEAD = "update generation_sessions set lease_until = now() - interval '1 s'"
+
+
+async def claimed(kit: Kit, session: Session | None = None) -> Session:
+    found = await kit.at.claim((session or await kit.enqueue()).id, 1)
+    assert found
+    return found
+
+
+async def passed_on(kit: Kit) -> tuple[Session, Session]:
+    """A claim that fell silent, and the one that took over."""
+    old = await claimed(kit)
+    await kit.query(DEAD)
+    return old, await claimed(kit, old)
+
+
+async def unchanged(kit: Kit, session: Session, step: Callable[[], Awaitable[Any]]) -> None:
+    before = await kit.query("select * from generation_sessions where id = %s", session.id)
+    await step()
+    assert await kit.query("select * from generation_sessions where id = %s", session.id) == before
+
+
+async def requeue(kit: Kit, run: int, *sessions: Session) -> list[Row]:
+    """What a redriver does that has read the rows a while ago."""
+    item = {"run": run, "prompt": None, "params": None}
+    items = [item | {"session_id": session.id, "reservation_id": uuid4()} for session in sessions]
+    users = sorted({session.user_id for session in sessions})
+    *_, rows = await kit.db.transact(
+        ("ensure_accounts", {"users": users, "opening": 0}),
+        ("lock_accounts", {"users": users}),
+        ("requeue", {"items": as_json(items), "who": "a test"}),
+    )
+    return rows
+
+
+async def test_a_second_settle_of_one_lease_leaves_what_the_first_one_stored(kit: Kit) -> None:
+    session = await claimed(kit)
+    await kit.at.settle(session, CRASHED, calls=1)
+    await unchanged(kit, session, lambda: kit.at.settle(session, CRASHED, calls=1))
+
+
+async def test_a_reservation_that_was_released_before_is_not_released_again(kit: Kit) -> None:
+    session = await claimed(kit)
+    assert session.reservation_id
+    await release_reservation(kit.db, session.reservation_id)
+    row = await kit.at.settle(session, CRASHED, calls=1)
+    assert row.details["refundError"] == "the reservation was not held but released"
+    assert row.details["refundedCredits"] == 0
+    assert await kit.balance() == 1000
+
+
+async def test_the_reservation_of_another_user_stays_where_it_is(kit: Kit) -> None:
+    session, other = await claimed(kit), await kit.enqueue(user="bob")
+    await kit.query(
+        "update generation_sessions set reservation_id = %s where id = %s", other.reservation_id, session.id
+    )
+    row = await kit.at.settle(session, CRASHED, calls=1)
+    assert row.details["refundError"] == "the reservation belongs to another user"
+    assert await kit.balance("bob") == await kit.balance("ann") == 996
+
+
+async def test_a_run_that_ends_after_adoption_owes_its_copy(kit: Kit) -> None:
+    session = await claimed(kit)
+    await kit.query("update generation_sessions set dlq_sent_at = '-infinity'")
+    assert (await kit.at.settle(session, CRASHED, calls=1)).copy_owed
+
+
+async def test_a_user_whose_account_is_missing_gets_one_at_the_settle(kit: Kit) -> None:
+    session = await claimed(kit)
+    await kit.query("delete from credit_accounts")
+    assert (await kit.at.settle(session, CRASHED, calls=1)).status is Status.FAILED
+    assert await kit.balance() == 4
+
+
+async def test_a_retry_is_not_taken_before_it_is_due(kit: Kit) -> None:
+    session = await kit.enqueue()
+    await kit.query("update generation_sessions set due_at = now() + interval '1 h'")
+    assert await kit.at.claim(session.id, 1) is None
+
+
+async def test_a_lease_is_not_renewed_once_the_run_waits_again(kit: Kit) -> None:
+    session = await claimed(kit)
+    await kit.at.retry(session, CRASHED)
+    hold = Hold(session, 0.0)
+    assert await kit.at.extend([hold]) == [hold]
+
+
+async def test_an_old_lease_does_not_renew_the_new_one(kit: Kit) -> None:
+    old, new = await passed_on(kit)
+    await unchanged(kit, new, lambda: kit.at.extend([Hold(old, 0.0)]))
+
+
+@pytest.mark.parametrize("step", ["give_back", "let_go"])
+async def test_an_old_lease_moves_nothing(kit: Kit, step: str) -> None:
+    old, new = await passed_on(kit)
+    await unchanged(kit, new, lambda: kit.db.rows(step, session=old.id, lease=old.lease))
+
+
+async def test_what_has_ended_is_neither_retried_nor_given_back(kit: Kit) -> None:
+    session = await claimed(kit)
+    await kit.at.settle(session, CRASHED, calls=1)
+    await unchanged(kit, session, lambda: kit.db.rows("give_back", session=session.id, lease=session.lease))
+    with pytest.raises(LeaseLostError):
+        await kit.at.retry(session, CRASHED)
+    assert (await kit.row(session)).status is Status.FAILED
+
+
+async def test_a_late_mark_of_a_copy_hits_neither_the_next_run_nor_its_failure(kit: Kit) -> None:
+    first = await kit.at.settle(await claimed(kit), CRASHED, calls=1)
+    mark = {"session_id": first.id, "run": 1, "message_id": "late"}
+    assert await requeue(kit, 1, first)
+    second = await kit.at.claim(first.id, 2)
+    assert second
+    await kit.at.settle(second, CRASHED, calls=1)
+    await unchanged(kit, first, lambda: kit.db.rows("mark_copied", items=as_json([mark])))
+
+
+async def test_a_mark_of_a_copy_hits_only_what_has_failed(kit: Kit) -> None:
+    session = await kit.enqueue()
+    mark = {"session_id": session.id, "run": 1, "message_id": "odd"}
+    await unchanged(kit, session, lambda: kit.db.rows("mark_copied", items=as_json([mark])))
+
+
+async def test_a_redriver_that_is_a_run_behind_queues_nothing(kit: Kit) -> None:
+    first = await kit.at.settle(await claimed(kit), CRASHED, calls=1)
+    await requeue(kit, 1, first)
+    second = await kit.at.claim(first.id, 2)
+    assert second
+    await kit.at.settle(second, CRASHED, calls=1)
+    assert await requeue(kit, 1, first) == []
+    assert (await kit.row(first)).run == 2
+    assert await kit.balance() == 1000
+
+
+async def test_of_two_that_a_redriver_could_pay_one_is_queued_when_the_balance_fell(kit: Kit) -> None:
+    """The table would refuse a balance below 0, and both with it."""
+    failed = [await kit.at.settle(await claimed(kit), CRASHED, calls=1) for _ in range(2)]
+    await kit.plant("update credit_accounts set balance = 5")
+    assert len(await requeue(kit, 1, *failed)) == 1
+    assert await kit.balance() == 1
+
+
+async def test_only_what_has_failed_is_redriven(kit: Kit) -> None:
+    session = await claimed(kit)
+    assert await requeue(kit, 1, session) == []
+    assert (await kit.row(session)).status is Status.PROCESSING
+    assert await kit.balance() == 996
+
+
+async def test_a_release_tells_a_session_that_has_not_failed_nothing(kit: Kit) -> None:
+    session = await kit.enqueue()
+    assert session.reservation_id
+    await unchanged(kit, session, lambda: release_reservation(kit.db, session.reservation_id or uuid4()))
+
+
+async def test_a_lease_that_was_renewed_after_the_sweeper_looked_goes_on(kit: Kit) -> None:
+    session = await claimed(kit)
+    await kit.query(DEAD)
+    assert len(await kit.db.rows("dead_leases", limit=1, queued_timeout_s=86400)) == 1
+    assert await kit.at.extend([Hold(session, 0.0)]) == []
+    item = {"session_id": session.id, "lease": session.lease}
+    await unchanged(kit, session, lambda: kit.db.rows("requeue_dead", items=as_json([item])))
+
+
+async def test_a_message_whose_copy_was_not_taken_is_not_deleted(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.enqueue("sensitive")
+    message = await kit.receive()
+    deleted = []
+
+    async def refused(_: object, out: list[Outgoing]) -> list[Fate]:
+        return [Fate("AccessDenied") for _ in out]
+
+    async def noted(_: object, receipts: list[str]) -> list[str | None]:
+        deleted.extend(receipts)
+        return [None for _ in receipts]
+
+    monkeypatch.setattr(Queue, "send", refused)
+    monkeypatch.setattr(Queue, "delete", noted)
+    with pytest.raises(GenctlError, match="AccessDenied"):
+        await carry(message, kit.at)
+    assert deleted == []
+
+
+async def test_no_request_leaves_on_a_lease_that_may_be_over(kit: Kit) -> None:
+    session = await claimed(kit)
+    hold = Hold(session, 0.0)
+    hold.renewed_at -= STALE_S + 1  # on the monotonic clock, which may have begun a moment ago
+    with pytest.raises(LeaseLostError):
+        hold.on_send()
+    assert not hold.sent
