@@ -49,7 +49,8 @@ class Gate(msgspec.Struct, frozen=True):
     @property
     def closed_s(self) -> float:
         """For how long a breaker has closed it; 0 when none has."""
-        if self.state is not State.CLOSED or not is_breaker(self.who) or not self.until or not self.changed_at:
+        by_breaker = self.state is State.CLOSED and is_breaker(self.who)
+        if not (by_breaker and self.until and self.changed_at):
             return 0.0
         return max(0.0, (self.until - self.changed_at).total_seconds())
 
@@ -88,7 +89,7 @@ async def open_(db: Database, tool: str, *, reason: str | None, who: str) -> Gat
             return turned
 
 
-async def turn(  # noqa: PLR0913 (a row)
+async def turn(
     db: Database, seen: Gate, state: State, *, for_s: float | None, reason: str | None, who: str
 ) -> Gate | None:
     """Change the gate as it was `seen`; None when somebody has changed it since."""
