@@ -78,10 +78,10 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         if epoch != self.epoch or self.phase is Phase.SHUT:
             return self, None
         if self.phase is Phase.PROBING:
-            again_s = self.closed_s or FIRST_S
+            if sign is Sign.SOUND:
+                return self._shut(), Open()
             longer_s = closing_s(self.closed_s, random=random)
-            does = {Sign.SOUND: Open(), Sign.BROKEN: Close(longer_s), Sign.NEITHER: Close(again_s)}[sign]
-            return self._shut(), does
+            return self._shut(), Close(longer_s if sign is Sign.BROKEN else self.closed_s or FIRST_S)
         if sign is Sign.NEITHER:
             return self, None
         failures = self.failures + 1 if sign is Sign.BROKEN else 0
