@@ -150,7 +150,6 @@ class Gatekeeper:
             await self._turn(State.OPEN, None, why)
         else:
             await self._turn(State.CLOSED, does.for_s, why)
-        self._decision = None
 
     async def _win(self) -> None:
         self.probe = None
@@ -180,6 +179,7 @@ class Gatekeeper:
         mine = found.state is State.PROBING and found.changed_at == self._won
         phase = Phase.OPEN if found.is_open else Phase.PROBING if mine else Phase.SHUT
         self._breaker = self._breaker.turned(phase, found.closed_s)
+        self._decision = None  # it is carried out, or was about a gate that somebody else has turned
         self._turned.set()
         self._turned = asyncio.Event()
         _tell(found, was)
