@@ -12,7 +12,7 @@ from tests.kit import Kit, until
 from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain.breaker import FIRST_S, JITTER
-from genctl.domain.model import Category, Failure, GenctlError, Outcome, Status
+from genctl.domain.model import Category, Failure, GenctlError, Outcome, Status, Success
 from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.sqs import Outgoing
 from genctl.gate import Gate, State
@@ -378,13 +378,9 @@ async def is_completed(kit: Kit, session: Any) -> bool:
 # People
 
 
-@pytest.mark.parametrize("scenario", ["slow-success", "auth"])
-async def test_the_end_of_a_probe_does_not_undo_what_a_person_decided_meanwhile(
-    kit: Kit, release: asyncio.Event, scenario: str
-) -> None:
-    """A success opens nothing that ann has closed; a failure shortens nothing."""
-    await kit.enqueue("slow-success")
-    waiting = await kit.enqueue(scenario)
+async def test_the_end_of_a_probe_does_not_undo_a_pause(kit: Kit, release: asyncio.Event) -> None:
+    for _ in range(2):
+        await kit.enqueue("slow-success")
     await close_by_breaker(kit)
     await time_passes(kit)
     async with working(kit.at) as worker:
@@ -395,15 +391,30 @@ async def test_the_end_of_a_probe_does_not_undo_what_a_person_decided_meanwhile(
         await a_while(kit, worker)
         assert (await now(kit)).changed_at == paused.changed_at
         await gate.open_(kit.db, TOOL, reason=None, who="ann@desk")
-        await until(lambda: is_over(kit, waiting.id))
+        await became(kit, completed=2)
+
+
+@pytest.mark.parametrize("is_seen", [False, True], ids=["unseen", "seen before it is carried out"])
+@pytest.mark.parametrize("brought", [Success(images=()), REFUSED_KEY], ids=["an image", "a refusal"])
+@pytest.mark.parametrize("by", [State.CLOSED, State.OPEN])
+async def test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_since(
+    kit: Kit, is_seen: bool, brought: Success | Failure, by: State
+) -> None:
+    await close_by_breaker(kit)
+    await time_passes(kit)
+    prober = keeper(kit)
+    assert await prober.allowance(1) == 1
+    told = prober.called()
+    await gate.turn(kit.db, prober.gate, by, for_s=None, reason="mine", who="ann@desk")
+    told(brought)
+    if is_seen:
+        await prober._look()
+    await prober.leave()
+    assert (await now(kit)).who == "ann@desk"
 
 
 async def some_completed(kit: Kit) -> bool:
     return "completed" in await counts(kit)
-
-
-async def is_over(kit: Kit, session: Any) -> bool:
-    return (await kit.row(session)).status in {Status.COMPLETED, Status.FAILED}
 
 
 async def test_a_persons_pause_over_a_breakers_ends_by_itself(kit: Kit) -> None:
