@@ -18,6 +18,8 @@ def test_workers_that_die_one_after_the_other_burn_no_more_jobs_than_they_must(p
         assert closed["who"].startswith("breaker ")
         assert closed["reason"] == "2 calls in a row failed, the last with AuthenticationError (auth)"
         assert closed["until"]
+        failed = "select from generation_sessions where status = 'failed'"
+        until_sync(lambda: len(place.sql(failed)) == 2)
         first.end(signal.SIGKILL)
     place.enqueue("hang", count=4)
     (line,) = [line for line in place.genctl("status", exit_code=1)["lines"] if line["part"] == "gate"]

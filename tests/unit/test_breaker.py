@@ -1,5 +1,6 @@
 """The breaker as a value: what closes the gate, what opens it, and what says nothing."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_closings_grow_to_ten_minutes_and_start_anew_once_it_was_open(randoms: l
         lengths.append(does.for_s)
         breaker = probing.turned(Phase.SHUT, does.for_s)
     cap = LONGEST_S * (1 - JITTER)
-    assert all(later > before or later >= cap for before, later in zip(lengths, lengths[1:], strict=False))
+    assert all(later > before or later >= cap for before, later in pairwise(lengths))
     assert cap <= lengths[-1] <= LONGEST_S
     assert breaker.turned(Phase.OPEN).closed_s == 0
 
