@@ -219,7 +219,7 @@ class Pipeline:
                 lifeline=lifeline,
                 queue=queue,
                 dlq=await queue.dead_letter_queue(settings.dlq),
-                limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries),
+                limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries, settings.verdicts),
                 providers={"ark": await stack.enter_async_context(Ark(settings))} if calls else {},
                 worker=f"{socket.gethostname()}:{os.getpid()}",
             )
@@ -314,13 +314,13 @@ class Pipeline:
             answer = await self.providers[tool.provider].generate(hold.session, hold.on_send)
         finally:
             hold.calling = False
-        result = classify(answer, tool, now=datetime.now(UTC))
+        result = classify(answer, tool.provider, now=datetime.now(UTC), verdicts=self.limits.verdicts)
         hear(result)
         return result
 
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
-        delay_s = backoff_s(session.attempts, retry_after_s=failure.retry_after_s, random=random.random())  # noqa: S311 - jitter
+        delay_s = backoff_s(failure, session.attempts, random=random.random())  # noqa: S311 - jitter
         facts = {
             "session": session.id,
             "lease": session.lease,

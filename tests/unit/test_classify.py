@@ -1,40 +1,39 @@
 """What a provider's answer means: the recorded answers, the base rule, and that nothing raises."""
 
-import base64
 import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genctl.domain.classify import (
-    BY_STATUS,
+    FIRST_DELAY_OF_429_S,
+    FIRST_DELAY_S,
     MAX_DELAY_S,
     OURS,
-    RULES,
-    SENTENCES,
-    UNKNOWN_STATUSES,
-    Rule,
     backoff_s,
     classify,
+    is_fatal,
     ours,
     retry_after_s,
-    rule_of,
 )
 from genctl.domain.details import build, for_people
-from genctl.domain.model import Answer, Category, Failure, NoAnswer, Outcome, Success
-from genctl.domain.tools import SEEDREAM4, TOOLS, Tool
+from genctl.domain.envelopes import ENVELOPES, GENERIC
+from genctl.domain.model import Answer, Category, ErrorDetails, Failure, NoAnswer, Outcome, Success
+from genctl.domain.rules import BY_STATUS, RULES, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.ops.recorded import Line
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
 TESTS = Path(__file__).parents[1]
 CORPUS = [
-    pytest.param(path.stem, json.loads(line), id=f"{path.stem}: {json.loads(line)['name']}")
+    pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
     for path in sorted((TESTS / "corpus").glob("*.jsonl"))
-    for line in path.read_text("utf-8").splitlines()
+    for line in msgspec.json.Decoder(Line).decode_lines(path.read_bytes())
 ]
 
 
@@ -43,8 +42,10 @@ def answer(status: int, body: object = b"", **headers: str) -> Answer:
     return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw)
 
 
-def failure(status: int, body: object = b"", **headers: str) -> Failure:
-    verdict = classify(answer(status, body, **headers), SEEDREAM4, now=NOW)
+def failure(
+    status: int, body: object = b"", provider: str = "ark", verdicts: tuple[str, ...] = (), **headers: str
+) -> Failure:
+    verdict = classify(answer(status, body, **headers), provider, now=NOW, verdicts=verdicts)
     assert isinstance(verdict, Failure)
     return verdict
 
@@ -53,19 +54,10 @@ def error(code: object, message: str = "No.") -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "param": "", "type": "BadRequest"}}
 
 
-def recorded(line: dict[str, Any]) -> Answer | NoAnswer:
-    if "noAnswer" in line:
-        return NoAnswer(**line["noAnswer"])
-    body = base64.b64decode(line["bodyBase64"]) if "bodyBase64" in line else line["body"].encode()
-    return Answer(line["status"], line["headers"], body)
-
-
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
-def test_a_recorded_answer_gets_its_verdict(provider: str, line: dict[str, Any]) -> None:
+def test_a_recorded_answer_gets_its_verdict(provider: str, line: Line) -> None:
     """Every line of tests/corpus/<provider>.jsonl; only the keys that it expects are compared."""
-    tool = next((tool for tool in TOOLS.values() if tool.provider == provider), None)
-    tool = tool or Tool("recorded", ("*",), "any", provider, 1, "/")
-    verdict = classify(recorded(line), tool, now=NOW)
+    verdict = classify(line.answer(), provider, now=NOW)
     found: dict[str, Any] = {"requestId": verdict.request_id}
     if isinstance(verdict, Success):
         found["images"] = [{"url": i.url, "size": i.size, "expiresAt": i.expires_at} for i in verdict.images]
@@ -74,7 +66,7 @@ def test_a_recorded_answer_gets_its_verdict(provider: str, line: dict[str, Any])
         found |= {"code": details.code, "category": details.category, "fatal": details.fatal}
         found |= {"outcome": details.outcome, "userMessage": details.user_message}
         found |= {"retryAfterS": verdict.retry_after_s}
-    assert {key: found.get(key, "-") for key in line["expect"]} == line["expect"]
+    assert {key: found.get(key, "-") for key in line.expect} == line.expect
 
 
 # -- the base rule --------------------------------------------------------------------------------
@@ -85,9 +77,20 @@ json_values = st.recursive(
     max_leaves=12,
 )
 keys = st.sampled_from(
-    ["error", "code", "message", "data", "url", "created", "ResponseMetadata", "Error", "*"]
+    sorted(
+        {
+            key
+            for row in (GENERIC, *ENVELOPES.values())
+            for path in (*row.code, *row.message, *row.request_id, *row.wait, *row.images)
+            for key in path.split(".")
+        }
+        | {"url", "created"}
+    )
 )
-codes = st.sampled_from([c.replace("*", "X") for rule in RULES["ark"] for c in rule.codes]) | st.text()
+codes = (
+    st.sampled_from([c.replace("*", "X") for rules in RULES.values() for rule in rules for c in rule.codes])
+    | st.text()
+)
 odd = st.sampled_from(["https://a.example/x", 10**400, -1, "\x00", "{'error': {'code': 'X'}}"])
 envelopes = st.recursive(
     json_values | codes | odd,
@@ -113,16 +116,25 @@ def test_everything_else_may_be_tried_again_whatever_it_says(status: int, body: 
     assert not failure(status, body).fatal
 
 
-headers = st.dictionaries(st.sampled_from(["x-request-id", "retry-after", "content-type", "x"]), st.text())
+headers = st.dictionaries(
+    st.sampled_from(
+        ["x-request-id", "retry-after", "content-type", "x-amzn-errortype", "finish-reason", "x"]
+    ),
+    st.text(),
+)
 
 
-@given(status=st.integers(0, 999), body=bodies, headers=headers)
-def test_no_bytes_make_it_raise(status: int, body: bytes, headers: dict[str, str]) -> None:
-    """And the code of a failure can always follow `DLQ:` and be a message attribute."""
-    verdict = classify(Answer(status, headers, body), SEEDREAM4, now=NOW)
+@given(st.sampled_from([*ENVELOPES, "nobody"]), st.integers(0, 999), bodies, headers)
+def test_no_bytes_make_it_raise(provider: str, status: int, body: bytes, headers: dict[str, str]) -> None:
+    """And of each failure the details can be stored, its code can follow `DLQ:`, and there is a sentence."""
+    verdict = classify(Answer(status, headers, body), provider, now=NOW, verdicts=("X=retry", "408=retry"))
     if isinstance(verdict, Failure):
         assert re.fullmatch(r"[\w.-]{1,100}", verdict.code, re.ASCII)
-        assert verdict.user_message
+        details = build(verdict, attempts=1, max_attempts=3, first_attempt_at=NOW, provider=provider)
+        assert "\x00" not in "".join(map(str, msgspec.structs.astuple(details)))
+        encoded = msgspec.json.encode(details)  # raises on a lone surrogate
+        assert msgspec.json.decode(encoded, type=ErrorDetails) == details
+        assert details.user_message.strip()
 
 
 @pytest.mark.parametrize(
@@ -145,20 +157,76 @@ def test_hostile_bodies_are_answers_like_others(body: bytes) -> None:
     assert not failure(500, body).fatal
 
 
-@pytest.mark.parametrize("rule", RULES["ark"], ids=lambda rule: f"{rule.codes[0]} {rule.says}")
-def test_a_known_code_gets_its_category_with_any_tail(rule: Rule) -> None:
-    says = "Timeout while downloading; free trial" if rule.says else "No."
+SAYS = {  # what a row that also looks at the text wants to find there
+    "(?i)timed? ?out (?:while|when) (?:download|fetch)": "Timeout while downloading.",
+    "(?i)free trial": "Your free trial is used up.",
+    "(?i)plan and billing|per day": "Too many tokens per day.",
+    "(?i)per day": "Too many tokens per day.",
+    "(?i)exhausted balance": "User is locked. Reason: Exhausted balance.",
+    "(?i)^input validation": "Input validation error",
+    "Responsible AI|sensitive words|usage guidelines": "It violates the usage guidelines.",
+}
+EVERY_RULE = [
+    pytest.param(provider, rule, id=f"{provider}: {rule.codes[0]} {rule.says}")
+    for provider, rules in RULES.items()
+    for rule in rules
+]
+
+
+def says(rule: Rule) -> str:
+    return SAYS.get(rule.says, "It was flagged as sensitive by our content filters." if rule.says else "No.")
+
+
+@pytest.mark.parametrize(("provider", "rule"), EVERY_RULE)
+def test_a_known_code_gets_its_category_with_any_tail(provider: str, rule: Rule) -> None:
     for pattern in rule.codes:
         for code in (pattern.replace("*", "X"), pattern.replace("*", "X") + ".NewTail"):
-            found = failure(rule.status, error(code, says))
-            assert (found.code, found.category) == (code, rule.category)
+            found = rule_of(code, says(rule), provider)
+            assert found and found.category is rule.category
 
 
-def test_advice_against_the_base_rule_is_not_followed_by_itself() -> None:
+def test_advice_against_the_base_rule_is_followed_only_when_it_is_asked_for() -> None:
     for rule in RULES["ark"]:
+        given = (rule.status, error(rule.codes[0], says(rule)), "ark")
+        assert failure(*given).fatal is is_fatal(rule.status)
+        asked = failure(*given, verdicts=("advice",)).fatal
+        assert asked is (rule.advice == "fatal" if rule.advice else is_fatal(rule.status))
         if rule.advice:
-            found = failure(rule.status, error(rule.codes[0], "Timeout while downloading; free trial"))
-            assert found.fatal is (rule.advice == "retry")
+            assert (rule.advice == "retry") is is_fatal(rule.status), "advice that says what the rule says"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status", "code", "fatal"),
+    [
+        (("408=retry",), 408, "NeverHeardOf", False),
+        (("408=retry",), 400, "NeverHeardOf", True),
+        (("429=fatal",), 429, "QuotaExceeded", True),
+        (("QuotaExceeded=fatal",), 429, "QuotaExceeded", True),
+        (("QuotaExceeded=fatal",), 429, "QuotaExceeded.Monthly", True),
+        (("QuotaExceeded=fatal",), 429, "ServerOverloaded", False),
+        (("Quota*=fatal", "429=retry"), 429, "QuotaExceeded", True),
+        (("429=fatal", "Server*=retry"), 429, "ServerOverloaded", False),
+        (("InvalidParameter=retry", "InvalidParameter.Size=fatal"), 400, "InvalidParameter.Size", True),
+        (("HTTP418=retry",), 418, "", False),
+        (("advice", "SetLimitExceeded=retry"), 429, "SetLimitExceeded", False),
+        (("advice", "429=retry"), 429, "SetLimitExceeded", True),
+    ],
+)
+def test_an_explicit_setting_changes_the_verdict_and_nothing_else(
+    verdicts: tuple[str, ...], status: int, code: str, fatal: bool
+) -> None:
+    """A code wins over its family, that over the advice of the table, that over the status."""
+    found, base = failure(status, error(code), "ark", verdicts), failure(status, error(code))
+    assert found.fatal is fatal
+    assert msgspec.structs.replace(found, fatal=base.fatal) == base
+
+
+def test_an_explicit_setting_can_stop_what_was_never_answered() -> None:
+    lost = NoAnswer("Timeout", "no answer within 300 s", sent=True)
+    for verdicts, fatal in (((), False), (("Timeout=fatal",), True), (("408=fatal", "advice"), False)):
+        verdict = classify(lost, "ark", now=NOW, verdicts=verdicts)
+        assert isinstance(verdict, Failure)
+        assert verdict.fatal is fatal
 
 
 def test_an_unknown_code_is_judged_by_its_status() -> None:
@@ -206,6 +274,7 @@ def test_a_crash_is_an_outcome_that_nobody_knows() -> None:
     [
         ("7", 7.0),
         (" 1.5 ", 1.5),
+        ("38s", 38.0),
         ("0", 0.0),
         ("99999999999999999999", MAX_DELAY_S),
         ("9" * 400, None),
@@ -227,29 +296,31 @@ def test_a_crash_is_an_outcome_that_nobody_knows() -> None:
 def test_retry_after_is_seconds_or_a_date_never_negative_and_capped(
     value: str, seconds: float | None
 ) -> None:
-    assert retry_after_s({"retry-after": value}, NOW) == seconds
+    assert retry_after_s(value, NOW) == seconds
 
 
 @given(st.text() | st.from_regex(r"\A[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ [+-]?\w*\Z"))
 def test_a_rubbish_retry_after_is_none_and_never_raises(value: str) -> None:
-    seconds = retry_after_s({"retry-after": value}, NOW)
+    seconds = retry_after_s(value, NOW)
     assert seconds is None or 0 <= seconds <= MAX_DELAY_S
 
 
-@given(attempt=st.integers(1, 10**6), random=st.floats(0, 1, exclude_max=True))
-def test_backoff_is_full_jitter_below_a_doubling_bound(attempt: int, random: float) -> None:
-    assert (
-        0
-        <= backoff_s(attempt, retry_after_s=None, random=random)
-        <= min(2.0 ** min(attempt, 20), MAX_DELAY_S)
-    )
+@given(attempt=st.integers(1, 10**6), random=st.floats(0, 1, exclude_max=True), status=st.integers(400, 599))
+def test_backoff_is_full_jitter_below_a_doubling_bound(attempt: int, random: float, status: int) -> None:
+    first_s = FIRST_DELAY_OF_429_S if status == 429 else FIRST_DELAY_S
+    bound_s = min(first_s * 2.0 ** min(attempt - 1, 20), MAX_DELAY_S)
+    assert 0 <= backoff_s(failure(status), attempt, random=random) <= bound_s
 
 
-def test_backoff_obeys_retry_after_and_can_reach_a_minute() -> None:
-    assert backoff_s(1, retry_after_s=42.0, random=0.0) == 42.0
-    assert backoff_s(1, retry_after_s=9_999.0, random=0.0) == MAX_DELAY_S
-    assert backoff_s(1, retry_after_s=-1.0, random=0.0) == 0.0
-    assert backoff_s(6, retry_after_s=None, random=0.99) > 60
+def test_backoff_obeys_retry_after_up_to_a_cap() -> None:
+    for said, waited in (("42", 42.0), ("9999", MAX_DELAY_S), ("0", 0.0)):
+        assert backoff_s(failure(500, retry_after=said), 1, random=0.5) == waited
+
+
+def test_limits_are_per_minute_and_the_waits_of_three_attempts_can_reach_one() -> None:
+    assert sum(backoff_s(failure(429), attempt, random=0.999) for attempt in (1, 2)) > 59
+    assert sum(backoff_s(failure(500), attempt, random=0.999) for attempt in (1, 2)) < 6
+    assert backoff_s(failure(500), 6, random=0.99) > 60
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -271,45 +342,75 @@ def test_an_image_dies_as_its_signature_says_else_after_a_day(
     query: str, created: object, expires: str
 ) -> None:
     body = {"created": created, "data": [{"url": f"https://img.example/a.jpeg{query}", "size": "evil\n"}]}
-    verdict = classify(answer(200, body), SEEDREAM4, now=NOW)
+    verdict = classify(answer(200, body), "ark", now=NOW)
     assert isinstance(verdict, Success)
     assert [(i.expires_at, i.size) for i in verdict.images] == [(expires, None)]
     assert verdict.images[0].url.endswith(query)  # whole: without its signature it is worth nothing
 
 
-# -- the page for operators -----------------------------------------------------------------------
+# -- the pages for operators ----------------------------------------------------------------------
 
 
 def table(provider: str) -> str:
-    """The provider's rules as docs/failures.md shows them."""
+    """The provider's rules as the docs show them."""
     lines = ["| HTTP | code | category | base rule | advice | |", "|---|---|---|---|---|---|"]
     for rule in RULES[provider]:
         code = ", ".join(f"`{code}`" for code in rule.codes) + (", by its text" if rule.says else "")
-        base = "retry" if rule.status == 429 or rule.status >= 500 else "fatal"
+        base = "fatal" if is_fatal(rule.status) else "retry"
         lines.append(f"| {rule.status} | {code} | {rule.category} | {base} | {rule.advice} | {rule.note} |")
     return "\n".join(lines)
 
 
-PAGE = TESTS.parent / "docs" / "failures.md"
+def places() -> str:
+    """Where each provider keeps its words, as the docs show it."""
+    lines = ["| provider | code | message | request id |", "|---|---|---|---|"]
+    for name, row in ENVELOPES.items():
+        cells = (
+            [*row.code, *(f"{header}:" for header in row.code_headers)],
+            row.message,
+            [*row.request_id, *(f"{header}:" for header in row.headers)],
+        )
+        lines.append(
+            f"| {' | '.join([name, *(', '.join(f'`{word}`' for word in cell) for cell in cells)])} |"
+        )
+    return "\n".join(lines)
+
+
+DOCS = TESTS.parent / "docs"
+PAGE = (DOCS / "failures.md").read_text("utf-8")
 
 
 def test_the_page_for_operators_tells_the_truth_about_each_status() -> None:
-    row = re.compile(r"^\| (.*?) \| .*? \| (\w+) \| (fatal|retry) \| \**(\w+)\** \|$", re.MULTILINE)
+    row = re.compile(
+        r"^\| (.*?) \| .*? \| (\w+) \| (fatal|retry) \| \**(refused|unknown)\** \| (?:(\d+) s)? ?\|$",
+        re.MULTILINE,
+    )
     seen = set()
-    for cell, category, verdict, outcome in row.findall(PAGE.read_text("utf-8")):
+    for cell, category, verdict, outcome, first_s in row.findall(PAGE):
         for status in map(int, re.findall(r"[345]\d\d", cell.replace("xx", "66"))):
             found = failure(status, error("NeverHeardOf"))
             assert (found.category, found.fatal, found.outcome) == (category, verdict == "fatal", outcome)
+            assert bool(first_s) is not found.fatal
+            assert found.fatal or backoff_s(found, 1, random=1.0) == float(first_s)
             seen.add(status)
     assert seen >= {*BY_STATUS, *UNKNOWN_STATUSES, 366, 466, 566}
 
 
 def test_the_page_for_operators_shows_the_tables_of_the_code() -> None:
-    page = PAGE.read_text("utf-8")
-    assert table("ark") in page
+    assert table("ark") in PAGE
     for code, own in OURS.items():
         disposition = "fatal" if own.fatal else "retry"
-        assert f"| `{code}` | {disposition} | {own.outcome} | {own.user_message} |" in page
+        assert f"| `{code}` | {disposition} | {own.outcome} | {own.user_message} |" in PAGE
     for category, sentence in SENTENCES.items():
-        assert f"| `{category}` |" in page
-        assert sentence in page
+        assert f"| `{category}` |" in PAGE
+        assert sentence in PAGE
+
+
+def test_the_page_of_other_providers_shows_the_tables_of_the_code() -> None:
+    page = (DOCS / "providers.md").read_text("utf-8")
+    assert places() in page
+    assert [name for name in RULES if name != "ark" and table(name) not in page] == []
+
+
+def test_every_provider_has_its_envelope_its_rules_and_its_recorded_answers() -> None:
+    assert {*ENVELOPES} == {*RULES} == {path.stem for path in (TESTS / "corpus").glob("*.jsonl")}

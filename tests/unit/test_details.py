@@ -14,7 +14,6 @@ from genctl.domain.classify import classify
 from genctl.domain.details import BODY_BYTES, MESSAGE_BYTES, REMOVED, UNREADABLE, build, for_people, stored
 from genctl.domain.envelopes import ID_SHAPES
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, Outcome
-from genctl.domain.tools import SEEDREAM4
 
 ARK = "021762078271000d6f8e1a2b3c4d5e6f708192a3b4c5d6e7f8091"
 UUID = "0b9a3b2c-1d2e-4f50-8a9b-0c1d2e3f4a5b"
@@ -103,6 +102,8 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
         ("The image is too large, please contact support.", "The image is too large."),
         ("Please shorten the prompt or contact technical support.", "Please shorten the prompt."),
         ("Contact support.", UNREADABLE),
+        ("It was filtered. If you think this was an error, send feedback. Support codes: 58061214, 17301594",
+         "It was filtered."),
         # markup, banners, characters
         ("<!DOCTYPE html><html><body>nginx</body></html>", UNREADABLE),
         ("<Error><Code>AccessDenied</Code></Error>", UNREADABLE),
@@ -292,7 +293,7 @@ def test_a_megabyte_costs_less_than_a_tenth_of_a_second(unit: str) -> None:
 
     def cost() -> float:
         start = time.process_time()
-        verdict = classify(Answer(400, {}, body), SEEDREAM4, now=datetime.now(UTC))
+        verdict = classify(Answer(400, {}, body), "ark", now=datetime.now(UTC))
         assert isinstance(verdict, Failure)
         build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider="ark")
         return time.process_time() - start

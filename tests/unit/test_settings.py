@@ -51,6 +51,7 @@ def test_without_anything_set_the_defaults_of_the_contract_hold() -> None:
         secret=None,
         max_attempts=3,
         max_unknown_retries=1,
+        verdicts=(),
         provider_timeout_s=300.0,
         queued_timeout_s=86400.0,
         rate=None,
@@ -201,6 +202,24 @@ def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
         ("provider_timeout", "0s"),
         ("provider_timeout", "300"),
         ("queued_timeout", "9" * 12 + "d"),
+        *(
+            ("verdicts", bad)
+            for bad in (
+                "408",
+                "408=",
+                "408=maybe",
+                "=retry",
+                "*=fatal",
+                "42=retry",
+                "200=retry",
+                "4xx=fatal",
+                "advise",
+                "408=retry,408=fatal",
+                "X=retry=fatal",
+                "a b;c=retry",
+                "advice,advice",
+            )
+        ),
         ("rate", "0"),
         ("rate", "nan"),
         ("rate", "inf"),
@@ -226,6 +245,12 @@ def test_secrets_are_not_in_the_repr() -> None:
     env = REAL | {"GENCTL_SECRET": "hunter2" * 8, "ARK_API_KEY": "hunter2"}
     assert "hunter2" not in repr(load({}, env))
     assert "s3cret" not in repr(load({}, env))
+
+
+def test_verdicts_are_read_from_a_line_or_a_list(tmp_path: Path) -> None:
+    (tmp_path / "genctl.yaml").write_text("verdicts: [408=retry, 'Quota*=fatal', advice]\n")
+    assert load({}, REAL).verdicts == ("408=retry", "Quota*=fatal", "advice")
+    assert load({"verdicts": " 408 = retry, *.Tail=fatal,"}, REAL).verdicts == ("408=retry", "*.Tail=fatal")
 
 
 # The embedded stack

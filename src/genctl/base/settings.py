@@ -105,6 +105,12 @@ class Settings:
     max_unknown_retries: int = setting(
         "GENCTL_MAX_UNKNOWN_RETRIES", values.as_count(0), "1", "of those, after an outcome that nobody knows"
     )
+    verdicts: tuple[str, ...] = setting(
+        "GENCTL_VERDICTS",
+        values.as_verdicts,
+        "",
+        "exceptions from the rule, such as 408=retry, SetLimitExceeded=fatal, advice",
+    )
     provider_timeout_s: float = setting(
         "GENCTL_PROVIDER_TIMEOUT", values.as_duration, "300s", "longest legal provider call"
     )

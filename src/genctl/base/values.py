@@ -116,3 +116,15 @@ as_origins = _as_list(
     r"https?://[A-Za-z0-9.\[\]:-]+", "origins such as https://app.example.com, between commas"
 )
 as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.example.com, between commas")
+
+
+def as_verdicts(value: str) -> tuple[str, ...]:
+    """`<status or pattern of codes>=fatal|retry`, each once, or `advice`."""
+    items = tuple(item for part in value.split(",") if (item := "".join(part.split())))
+    pattern = r"advice|(?:[3-5]\d\d|(?!\d+(?:xx)?=)[.*?-]*\w[\w.*?-]{0,99})=(?:fatal|retry)"
+    if not all(re.fullmatch(pattern, item, re.ASCII) for item in items):
+        raise ValueError("verdicts such as 408=retry or SetLimitExceeded=fatal, or advice, between commas")
+    names = [item.partition("=")[0] for item in items]
+    if len({*names}) < len(names):
+        raise ValueError("a verdict on each status and code once")
+    return items

@@ -44,6 +44,14 @@ TABLE = {
     "Judge": {
         "status": ("genctl.cli.judge:status", "Show what stands where, and what needs somebody."),
         "doctor": ("genctl.cli.judge:doctor", "Check every dependency, and say how to mend what is wrong."),
+        "explain": (
+            "genctl.cli.explain:explain",
+            "Explain a failure code: what is done, what users read, whether a redrive helps.",
+        ),
+        "classify": (
+            "genctl.cli.explain:classify",
+            "Classify a recorded provider answer, as the worker would.",
+        ),
     },
     "Credits": {
         "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),

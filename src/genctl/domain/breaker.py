@@ -97,7 +97,7 @@ def sign_of(result: Success | Failure) -> Sign:
     """What the outcome of a call says."""
     if isinstance(result, Success):
         return Sign.SOUND
-    if result.category is Category.NETWORK and result.provider_status == 400:
+    if result.category is Category.NETWORK and result.provider_status in {400, 422}:
         return Sign.NEITHER  # the provider could not fetch the job's reference image
     return SIGNS[result.category]
 

@@ -20,10 +20,14 @@ ADOPTED_HIDE_S = 300  # it was processing at adoption, and the sweeper will end 
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How often a run may be tried; `unknowns` counts re-sends after an outcome that nobody knows."""
+    """How often a run may be tried; `unknowns` counts re-sends after an outcome that nobody knows.
+
+    `verdicts` are an operator's exceptions from what is tried at all.
+    """
 
     attempts: int
     unknowns: int
+    verdicts: tuple[str, ...] = ()
 
 
 class Delete(msgspec.Struct, frozen=True):

@@ -134,12 +134,12 @@ _ADVICE = re.compile(
     r"\bsupport (?:ticket|team|request|portal|engineer|staff)|\bcustomer (?:support|service)|"
     r"\b(?:open|submit|file|raise|create) an? (?:ticket|case|issue)|\bhelp ?(?:cent(?:er|re)|desk)\b|"
     r"\bhelp\.\w+\.\w|\bsupport@|\binclude .{0,30}\b(?:request|trace|error|ray|log)[-_ ]?id\b|"
-    r"联系|聯繫|工单|客服",
+    r"\bsend (?:us )?feedback\b|\bsupport codes?\b|联系|聯繫|工单|客服",
     re.IGNORECASE,
 )
 _ADVICE_WORDS = (  # without one of them there is none
     "contact", "mail", "write", "reach", "touch", "report", "support", "customer", "ticket", "case", "issue",
-    "help", "include", "联系", "聯繫", "工单", "客服",
+    "help", "include", "feedback", "联系", "聯繫", "工单", "客服",
 )  # fmt: skip
 _ASIDE = re.compile(  # "…, please contact support": what stands before it is kept
     r"[,;，；(（] ?(?=(?:or |and |或者?)?(?:please|kindly|contact|reach|open|submit|if|you can|[请如联提]))"

@@ -5,7 +5,7 @@ A new provider is a new row. Texts come out as they came in; details.py cleans a
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -23,21 +23,102 @@ class Envelope(msgspec.Struct, frozen=True):
     code: tuple[str, ...]
     message: tuple[str, ...]
     request_id: tuple[str, ...] = ()
-    headers: tuple[str, ...] = ("x-request-id",)
+    headers: tuple[str, ...] = ("x-request-id",)  # of the request id
     id_shape: str = ""  # what an id of this provider looks like, told from those of gateways
+    code_headers: tuple[str, ...] = ()
+    code_shape: str = ""  # where the code is only a part of what stands there: its first group
+    fine: frozenset[str] = frozenset()  # stands where codes stand, and is no error
+    wait: tuple[str, ...] = ()  # seconds to wait, where there is no Retry-After
+    images: tuple[str, ...] = ("images.*",)  # URLs, or objects with `url` and `size`
+    image_life_s: int = 86_400
 
 
 # 13 digits are Unix milliseconds; resellers cut the tail short.
 ARK_ID = r"02\d{13}[0-9a-f]{6,38}"
+UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
+REPLICATE_ID = r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}"
 
+# Providers that answer with an image's bytes: their client keeps them and hands `images` on.
 ENVELOPES: dict[str, Envelope] = {
     "ark": Envelope(
         code=("error.code", "ResponseMetadata.Error.Code", "data.*.error.code"),  # error.type is a mess
         message=("error.message", "ResponseMetadata.Error.Message", "data.*.error.message"),
         request_id=("ResponseMetadata.RequestId", "request_id"),
         id_shape=ARK_ID,
+        images=("data.*",),
     ),
-}
+    "openai": Envelope(
+        code=("error.code", "error.type"),
+        message=("error.message",),
+        images=("data.*",),
+        image_life_s=3_600,
+    ),
+    "azure": Envelope(
+        code=("error.code", "error.inner_error.code", "error.innererror.code"),
+        message=("error.message", "message"),
+        request_id=("requestid", "error.requestid"),
+        headers=("apim-request-id", "x-ms-request-id", "x-request-id"),
+        id_shape=UUID,
+        images=("data.*",),
+    ),
+    "bedrock": Envelope(
+        code=("__type",),
+        message=("message", "Message", "error", "finish_reasons.*"),
+        headers=("x-amzn-requestid",),
+        id_shape=UUID,
+        code_headers=("x-amzn-errortype",),
+        code_shape=r"^(?:[\w.]+#)?(\w+)",  # com.amazon.bedrock#ThrottlingException:http://…
+    ),
+    "google": Envelope(  # Gemini and Vertex; their streams answer with a list
+        code=(
+            "error.details.*.reason", "error.status", "*.error.details.*.reason", "*.error.status",
+            "promptFeedback.blockReason", "candidates.*.finishReason",
+        ),
+        message=(
+            "error.message", "*.error.message", "promptFeedback.blockReasonMessage",
+            "candidates.*.finishMessage", "predictions.*.raiFilteredReason",
+        ),
+        request_id=("responseId",),
+        fine=frozenset({"STOP"}),
+        wait=("error.details.*.retryDelay", "*.error.details.*.retryDelay"),
+    ),
+    "stability": Envelope(
+        code=("name", "finish_reason", "artifacts.*.finishReason"),
+        message=("errors.*", "message"),
+        request_id=("id",),
+        id_shape=r"[0-9a-f]{32}",
+        code_headers=("finish-reason",),
+        fine=frozenset({"SUCCESS"}),
+    ),
+    "bfl": Envelope(  # Black Forest Labs
+        code=("status", "detail.*.type"),
+        message=("detail", "detail.*.msg"),
+        request_id=("id",),
+        id_shape=UUID,
+        fine=frozenset({"Ready", "Pending", "Queued", "Processing"}),
+        images=("result.sample",),
+        image_life_s=600,
+    ),
+    "fal": Envelope(
+        code=("detail.*.type", "error_type", "*.type"),
+        message=("detail.*.msg", "detail", "*.msg", "error"),
+        request_id=("request_id",),
+        headers=("x-fal-request-id",),
+        id_shape=UUID,
+        code_headers=("x-fal-error-type",),
+        images=("images.*", "image"),
+    ),
+    "replicate": Envelope(
+        code=("error", "detail"),  # texts; models put a code in brackets
+        message=("error", "detail", "title"),
+        request_id=("id",),
+        id_shape=REPLICATE_ID,
+        code_shape=r"\((E\d{3,5})\)",
+        wait=("retry_after",),
+        images=("output", "output.*"),
+        image_life_s=3_600,
+    ),
+}  # fmt: skip
 
 # Gateways and frameworks between us and the provider; read after the provider's own row.
 GENERIC = Envelope(
@@ -65,12 +146,12 @@ LABELLED_ID = re.compile(
 # What is an id without any label, best known first.
 ID_SHAPES: dict[str, str] = {
     "ark": ARK_ID,
-    "uuid": r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}",
+    "uuid": UUID,
     "openai": r"req_[0-9a-z]{6,64}",
     "hex": r"[0-9a-f]{32}",
     "new-api": r"20\d{12,21}[a-z]{4,8}",
     "ark sdk": r"20\d{12}[0-9a-z]{20}",
-    "replicate": r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}",
+    "replicate": REPLICATE_ID,
     "cloudflare": r"[0-9a-f]{16}-[a-z]{3}",
     "aws": r"1-[0-9a-f]{8}-[0-9a-f]{24}",
     "w3c": r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
@@ -93,7 +174,8 @@ _DECODER = json.JSONDecoder(strict=False)
 class Said(msgspec.Struct, frozen=True):
     """What an answer says of itself. `document` is its JSON, None when it is not JSON.
 
-    `spoken`: the message stood in an error envelope, so it is meant for a caller's eyes.
+    `spoken`: the message stood in an error envelope, so it is meant for a caller's eyes. `wait` is
+    the time that the provider asks for, as it wrote it.
     """
 
     document: object
@@ -101,6 +183,7 @@ class Said(msgspec.Struct, frozen=True):
     message: str | None
     request_id: str | None
     spoken: bool
+    wait: str | None
 
 
 def read(answer: Answer, provider: str) -> Said:
@@ -115,19 +198,20 @@ def read(answer: Answer, provider: str) -> Said:
     text = answer.body.decode("utf-8-sig", "replace")
     document = _json(text)
     code, message = _words(document, rows)
+    code = code or _code(own, (answer.headers.get(name) for name in own.code_headers))
     spoken = document is not None
     if not spoken and not MARKUP.match(text):
         message = text.strip() or None
 
-    documents = [document]
+    documents, inside = [document], message
     for _ in range(_MAX_WRAPS):
-        inner = _wrapped(message or "")
-        inner_code, inner_message = _words(inner, (own, GENERIC))
-        if not inner_code:
-            break
-        code, message, spoken = inner_code, inner_message, True
-        documents.append(inner)
-    return Said(document, code, message, _request_id(answer, own, documents, message), spoken)
+        documents.append(_wrapped(inside or ""))
+        inner_code, inside = _words(documents[-1], (own, GENERIC))
+        if inner_code:
+            code, message, spoken = inner_code, inside, True
+    waits = (_first(wrapped, own.wait) for wrapped in documents)
+    wait = answer.headers.get("retry-after") or next(filter(None, waits), None)
+    return Said(document, code, message, _request_id(answer, own, documents, message), spoken, wait)
 
 
 def find(document: object, path: str) -> Iterator[Any]:
@@ -141,19 +225,31 @@ def find(document: object, path: str) -> Iterator[Any]:
     return iter(nodes)
 
 
-def _first(document: object, paths: Sequence[str]) -> str | None:
-    """The first text or whole number at one of `paths`, as text."""
+def _texts(document: object, paths: Sequence[str]) -> Iterator[str]:
+    """Every text or whole number at the paths, as text."""
     for path in paths:
         for value in find(document, path):
             if isinstance(value, int) and not isinstance(value, bool):
-                return str(value)
+                yield str(value)
             if isinstance(value, str) and value.strip():
-                return value.strip()
+                yield value.strip()
+
+
+def _first(document: object, paths: Sequence[str]) -> str | None:
+    return next(_texts(document, paths), None)
+
+
+def _code(row: Envelope, texts: Iterable[str | None]) -> str | None:
+    """The first text that holds a code, and of it what the code's shape says."""
+    for text in texts:
+        found = re.search(row.code_shape or r"(?s)^(.+)", (text or "")[:_WRAPPED_CHARS])
+        if found and found[1] not in row.fine:
+            return found[1]
     return None
 
 
 def _words(document: object, rows: Sequence[Envelope]) -> tuple[str | None, str | None]:
-    codes = (_first(document, row.code) for row in rows)
+    codes = (_code(row, _texts(document, row.code)) for row in rows)
     messages = (_first(document, row.message) for row in rows)
     return next(filter(None, codes), None), next(filter(None, messages), None)
 

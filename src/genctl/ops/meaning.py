@@ -1,0 +1,164 @@
+"""What a failure means for those who run the pipeline: a code's look-up, and an answer's verdict."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+
+from genctl.base.assets import folder
+from genctl.domain.classify import FIRST_DELAY_OF_429_S, FIRST_DELAY_S, OURS, chosen, classify, is_fatal
+from genctl.domain.details import build
+from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
+from genctl.domain.rules import RULES, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.edges.providers.ark import CODES
+
+NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})
+OF_THE_JOB = frozenset({Category.CONTENT_POLICY, Category.INVALID_REQUEST})
+REDRIVE = {
+    Category.CONTENT_POLICY: "no: the same job would be refused again",
+    Category.INVALID_REQUEST: "no: the same job would be refused again",
+    Category.AUTH: "yes, once the provider takes our key",
+    Category.QUOTA: "yes, once the account has quota again",
+    Category.RATE_LIMIT: "yes, slowly",
+    Category.SERVER: "yes, once the provider answers again",
+    Category.NETWORK: "yes, once the provider is reached again",
+    Category.INTERNAL: "yes, once the cause is mended",
+}
+OUTAGE, FIXED = "provider-outage", "dlq-redrive-after-fix"
+RUNBOOKS = {
+    Category.AUTH: OUTAGE,
+    Category.QUOTA: OUTAGE,
+    Category.RATE_LIMIT: OUTAGE,
+    Category.SERVER: OUTAGE,
+    Category.NETWORK: OUTAGE,
+    Category.INTERNAL: FIXED,
+}
+
+
+class Meaning(msgspec.Struct, rename="camel", kw_only=True):
+    """`verdict` is in force; `rule` is what the base rule says, without the setting `verdicts`."""
+
+    code: str
+    provider: str | None
+    category: Category
+    verdict: str
+    rule: str
+    status: int | None
+    outcome: Outcome
+    delay: str | None
+    user_message: str
+    redrive: str
+    runbook: str | None
+    note: str | None = None
+
+
+def explain(code: str, provider: str | None, verdicts: Sequence[str]) -> Meaning:
+    """What a code means; without `provider`, with the first that knows it.
+
+    Raises GenctlError (exit 4): nobody's code.
+    """
+    code = code.strip().removeprefix("DLQ:")
+    if own := OURS.get(code):
+        return _meaning(own, None, fatal=own.fatal)
+    if http := re.fullmatch(r"(?:HTTP)?([1-5]\d\d)", code, re.ASCII):
+        return _judged(Answer(int(http[1]), {}, b"{}"), provider, verdicts)
+    if code in {name for _, name in CODES}:
+        return _judged(NoAnswer(code, "", sent=code not in NEVER_SENT), provider, verdicts)
+    for name in [provider] if provider else RULES:
+        if rule := rule_of(code, None, name):
+            return _ruled(code, rule, name, verdicts)
+    known = [code for name in RULES for rule in RULES[name] for code in rule.codes]
+    close = get_close_matches(code, [*OURS, *known], 1)
+    raise GenctlError(
+        "NotFound",
+        f"no code {code[:100]!r} is known{f' of {provider}' if provider else ''}",
+        f"did you mean {close[0]}?" if close else "its HTTP status decides: genctl explain HTTP400",
+        exit_code=4,
+    )
+
+
+def of_answer(
+    answer: Answer | NoAnswer, provider: str, verdicts: Sequence[str], now: datetime
+) -> dict[str, Any]:
+    """What an answer means, and what would be stored of it."""
+    verdict = classify(answer, provider, now=now, verdicts=verdicts)
+    if isinstance(verdict, Success):
+        told = {"verdict": "success", "provider": provider, "images": verdict.images}
+        return told | {"requestId": verdict.request_id}
+    details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
+    failure = msgspec.structs.replace(verdict, user_message=details.user_message)
+    base = classify(answer, provider, now=now)
+    found = _meaning(failure, provider, fatal=isinstance(base, Failure) and base.fatal)
+    return {
+        **msgspec.to_builtins(found),
+        "providerCode": details.provider_code,
+        "providerMessage": details.provider_message,
+        "providerBody": details.provider_body,
+        "requestId": details.request_id,
+    }
+
+
+def _judged(answer: Answer | NoAnswer, provider: str | None, verdicts: Sequence[str]) -> Meaning:
+    """Of an answer without words."""
+    now = datetime.now(UTC)
+    failure, base = (classify(answer, provider or "", now=now, verdicts=said) for said in (verdicts, ()))
+    assert isinstance(failure, Failure) and isinstance(base, Failure)  # noqa: S101, PT018 - it has no image
+    return _meaning(failure, provider, fatal=base.fatal)
+
+
+def _ruled(code: str, rule: Rule, provider: str, verdicts: Sequence[str]) -> Meaning:
+    base = is_fatal(rule.status)
+    verdict = chosen(code, rule, rule.status, verdicts)
+    sentence = rule.sentence or SENTENCES[rule.category]
+    failure = Failure(
+        code=code,
+        category=rule.category,
+        fatal=verdict == "fatal" if verdict else base,
+        outcome=Outcome.UNKNOWN if rule.status in UNKNOWN_STATUSES else Outcome.REFUSED,
+        user_message=f"the provider's sentence, cleaned; without one: {sentence}"
+        if rule.category in OF_THE_JOB
+        else sentence,
+        provider_status=rule.status,
+    )
+    return _meaning(failure, provider, fatal=base, note=_note(rule, provider))
+
+
+def _note(rule: Rule, provider: str) -> str | None:
+    """The row's note, and those of the rows that are told from it by their text."""
+    others = [other for other in RULES[provider] if other.says and {*other.codes} & {*rule.codes}]
+    by_text = [f"by its text: {other.note or other.category} ({other.category})" for other in others]
+    return "; ".join(filter(None, [rule.note, *by_text])) or None
+
+
+def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str | None = None) -> Meaning:
+    """`fatal` is what the base rule says."""
+    internal = failure.category is Category.INTERNAL
+    runbook = RUNBOOKS.get(failure.category)
+    return Meaning(
+        code=failure.code,
+        provider=provider,
+        category=failure.category,
+        verdict=_word(fatal=failure.fatal),
+        rule=_word(fatal=fatal),
+        status=failure.provider_status,
+        outcome=failure.outcome,
+        delay=None if failure.fatal or internal else _delay(failure),
+        user_message=failure.user_message,
+        redrive="no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
+        runbook=runbook if runbook and (folder("runbooks") / f"{runbook}.yaml").exists() else None,
+        note=note,
+    )
+
+
+def _word(*, fatal: bool) -> str:
+    return "fatal" if fatal else "retry"
+
+
+def _delay(failure: Failure) -> str:
+    if failure.retry_after_s is not None:
+        return f"{failure.retry_after_s:g} s, as the provider asks"
+    first_s = FIRST_DELAY_OF_429_S if failure.provider_status == 429 else FIRST_DELAY_S
+    return f"up to {first_s:g} s, doubled with each attempt"
