@@ -1,6 +1,7 @@
 """The breaker on the real row, with workers that share it: who closes, who probes, what the rest does."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from tests.kit import Kit, until
 from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain.breaker import FIRST_S, JITTER
-from genctl.domain.model import Category, Failure, GenctlError, Outcome, Status, Success
+from genctl.domain.model import Category, Failure, GenctlError, Job, Outcome, Session, Status, Success
 from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.sqs import Outgoing
 from genctl.gate import Gate, State
@@ -203,6 +204,32 @@ async def holds(kit: Kit, *, sent: bool | int) -> bool:
     return any(hold.sent == bool(sent) and hold.calling for hold in kit.at.holds)
 
 
+async def test_a_job_that_was_received_before_the_gate_closed_makes_no_call(kit: Kit) -> None:
+    """It has just been claimed when the gate is seen closed: it goes back."""
+    session = await kit.enqueue("hang")
+    async with working(kit.at) as worker:
+        take = kit.at.take
+
+        async def slow(job: Job) -> Session | None:
+            claimed = await take(job)
+            await close_by_breaker(kit)
+            await has_seen(worker, State.CLOSED)
+            return claimed
+
+        kit.at.take = slow  # type: ignore[method-assign] # between the claim and the call
+        await turned(kit, lambda found: not found.is_open)
+        await until(lambda: is_back(kit, session))
+    assert (await kit.row(session)).attempts == 0
+
+
+async def is_back(kit: Kit, session: Session) -> bool:
+    return bool(
+        await kit.query(
+            "select from session_events where session_id = %s and kind = 'given_back'", session.id
+        )
+    )
+
+
 async def test_a_decision_outlives_a_database_that_is_away(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the row says it too, this worker at least receives nothing."""
     turn, refusals = gate.turn, 0
@@ -330,6 +357,17 @@ async def test_a_probe_cut_off_by_a_stop_is_left_to_the_next_worker(kit: Kit) ->
 
 async def wins(keeper: Gatekeeper) -> bool:
     return await keeper.allowance(1) == 1
+
+
+async def test_a_probe_that_waits_for_its_turn_is_not_sent_back(kit: Kit) -> None:
+    """Its worker looks at the closed gate all the while."""
+    session = await kit.enqueue("success")
+    await close_by_breaker(kit)
+    await time_passes(kit)
+    async with working(kit.at, rate=60) as worker:
+        worker._turns._pace = worker._turns._pace.held_back(time.monotonic() + 0.5)
+        await until(lambda: is_completed(kit, session.id))
+    assert (await kit.row(session)).lease == 1
 
 
 async def test_a_probe_whose_worker_died_is_anothers_when_its_time_has_run_out(kit: Kit) -> None:

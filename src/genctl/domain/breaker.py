@@ -103,7 +103,7 @@ def sign_of(result: Success | Failure) -> Sign:
 
 
 def closing_s(last_s: float, *, random: float) -> float:
-    """How long to close for after a closing of `last_s`, 0 if there was none: doubling from 30 s to 10 min, less
-    up to a fifth, so that gates which were closed together are not probed together.
+    """How long to close for after a closing of `last_s`, 0 if there was none: doubling from 30 s to
+    10 min, less up to a fifth, so that gates which were closed together are not probed together.
     """
     return min(max(2 * last_s, FIRST_S), LONGEST_S) * (1 - JITTER * random)
