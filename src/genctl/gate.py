@@ -1,7 +1,7 @@
 """The gate: one row a tool that every worker reads before it receives. Closed: jobs wait, nothing fails.
 
-Every change is a compare-and-set on the row as it was read, so that nobody undoes what somebody
-else decided meanwhile.
+People close and open it, and so do the workers' breakers. Every change is a compare-and-set on the
+row as it was read, so that nobody undoes what somebody else decided meanwhile.
 """
 
 from datetime import datetime
@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from genctl.domain.model import is_breaker
 from genctl.edges.db import Database
 
 
@@ -21,7 +22,10 @@ class State(StrEnum):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """A tool's gate as it was read. `until` ends a person's pause by itself; None: until it is opened."""
+    """A tool's gate as it was read. `until` ends a person's pause; None: until it is opened.
+
+    What a breaker has closed is not open when `until` is over: then a worker may try one job.
+    """
 
     tool: str
     state: State = State.OPEN
@@ -34,8 +38,25 @@ class Gate(msgspec.Struct, frozen=True):
     @property
     def is_open(self) -> bool:
         """Whether workers may receive."""
-        over = self.until is not None and self.read_at is not None and self.until <= self.read_at
-        return self.state is State.OPEN or (self.state is State.CLOSED and over)
+        paused = self.state is State.CLOSED and not is_breaker(self.who)
+        return self.state is State.OPEN or (paused and self._is_over)
+
+    @property
+    def may_be_probed(self) -> bool:
+        """Whether a worker may win the right to try one job: nobody does, or whoever did fell silent."""
+        return not self.is_open and self._is_over
+
+    @property
+    def closed_s(self) -> float:
+        """For how long a breaker has closed it; 0 when none has."""
+        by_breaker = self.state is State.CLOSED and is_breaker(self.who)
+        if not (by_breaker and self.until and self.changed_at):
+            return 0.0
+        return max(0.0, (self.until - self.changed_at).total_seconds())
+
+    @property
+    def _is_over(self) -> bool:
+        return self.until is not None and self.read_at is not None and self.until <= self.read_at
 
     @property
     def open_for_s(self) -> float:
@@ -54,21 +75,25 @@ async def read(db: Database, tool: str) -> Gate:
 
 async def close(db: Database, tool: str, *, for_s: float | None, reason: str | None, who: str) -> Gate:
     """Close it for so long, or until somebody opens it; over whatever it was. The gate as it is then."""
-    return await _turn(db, tool, State.CLOSED, for_s=for_s, reason=reason, who=who)
+    while True:
+        seen = await read(db, tool)
+        if turned := await turn(db, seen, State.CLOSED, for_s=for_s, reason=reason, who=who):
+            return turned
 
 
 async def open_(db: Database, tool: str, *, reason: str | None, who: str) -> Gate:
     """Open it. The gate as it is then."""
-    return await _turn(db, tool, State.OPEN, for_s=None, reason=reason, who=who)
-
-
-async def _turn(
-    db: Database, tool: str, state: State, *, for_s: float | None, reason: str | None, who: str
-) -> Gate:
     while True:
-        seen = (await read(db, tool)).changed_at
-        row = await db.row(
-            "turn_gate", tool=tool, state=state, for_s=for_s, reason=reason, who=who, seen=seen
-        )
-        if row:
-            return msgspec.convert(row, Gate)
+        seen = await read(db, tool)
+        if turned := await turn(db, seen, State.OPEN, for_s=None, reason=reason, who=who):
+            return turned
+
+
+async def turn(
+    db: Database, seen: Gate, state: State, *, for_s: float | None, reason: str | None, who: str
+) -> Gate | None:
+    """Change the gate as it was `seen`; None when somebody has changed it since."""
+    row = await db.row(
+        "turn_gate", tool=seen.tool, state=state, for_s=for_s, reason=reason, who=who, seen=seen.changed_at
+    )
+    return msgspec.convert(row, Gate) if row else None

@@ -16,7 +16,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
@@ -30,7 +30,6 @@ from genctl.base.settings import Settings
 from genctl.domain import decide, details
 from genctl.domain.classify import backoff_s, classify, ours
 from genctl.domain.model import (
-    Answer,
     Category,
     Failure,
     GenctlError,
@@ -38,7 +37,6 @@ from genctl.domain.model import (
     JobProcessingError,
     LeaseLostError,
     MalformedMessageError,
-    NoAnswer,
     Outcome,
     Session,
     Status,
@@ -51,6 +49,7 @@ from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
 
 T = TypeVar("T")
+Hear = Callable[[Success | Failure], None]  # what a provider call came to
 
 LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
 RENEW_S = 10
@@ -179,8 +178,16 @@ class Hold:
         return time.monotonic() - self.renewed_at > STALE_S
 
 
+async def at_once() -> Hear:
+    """A turn to call the provider, for whoever need not wait for one."""
+    return lambda _: None
+
+
 class Pipeline:
-    """The steps of a run and what they need. `holds` are the sessions that are ours now."""
+    """The steps of a run and what they need. `holds` are the sessions that are ours now.
+
+    `turn` is awaited before each provider call; what it gives is told what the call came to.
+    """
 
     def __init__(
         self,
@@ -201,6 +208,7 @@ class Pipeline:
         self.providers = providers or {}
         self.worker = worker
         self.holds: set[Hold] = set()
+        self.turn: Callable[[], Awaitable[Hear]] = at_once
         # What many jobs do at the same moment is done in one go.
         self._reads = Together(self._read_all)
         self._claims = Together(self._claim_all)
@@ -324,15 +332,21 @@ class Pipeline:
                 lost.append(hold)
         return lost
 
-    async def generate(self, hold: Hold, tool: Tool) -> Answer | NoAnswer:
-        """One provider call. Raises LeaseLostError when the session is not ours any more."""
+    async def attempt(self, hold: Hold, tool: Tool) -> Success | Failure:
+        """One provider call, when its turn has come. Raises LeaseLostError when the session is not ours
+        any more.
+        """
         hold.calling = True
         try:
+            hear = await self.turn()
             if hold.stale and await self.extend([hold]):
                 raise LeaseLostError(hold.session.id)
-            return await self.providers[tool.provider].generate(hold.session, hold.on_send)
+            answer = await self.providers[tool.provider].generate(hold.session, hold.on_send)
         finally:
             hold.calling = False
+        result = classify(answer, tool.provider, now=datetime.now(UTC), verdicts=self.limits.verdicts)
+        hear(result)
+        return result
 
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
@@ -545,8 +559,7 @@ async def process(job: Job, at: Pipeline) -> Session | None:
         code = decide.exhausted(session, at.limits)
         if tool is None or code:
             raise await at.fail(session, ours(code or "UnknownModel"), calls=session.attempts - 1)
-        answer = await at.generate(hold, tool)
-        match classify(answer, tool.provider, now=datetime.now(UTC), verdicts=at.limits.verdicts):
+        match await at.attempt(hold, tool):
             case Failure() as failure if decide.may_retry(session, failure, at.limits):
                 return await at.retry(session, failure)
             case Failure() as failure:

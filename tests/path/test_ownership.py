@@ -338,7 +338,7 @@ def minutes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         "genctl.services.worker.Liveness", lambda: Liveness(lambda: time.monotonic() + 60 * sum(passed))
     )
     monkeypatch.setattr("genctl.services.worker.TROUBLE_PAUSE_S", 0.05)
-    monkeypatch.setattr("genctl.services.worker.GATE_AGE_S", 0.05)
+    monkeypatch.setattr("genctl.services.gatekeeper.LOOK_S", 0.05)
     return passed
 
 

@@ -50,15 +50,27 @@ def test_what_waits_too_long_needs_a_person(
     [
         (OPEN, OK),
         (OPEN._replace(closed=True, who="ann@desk", reason="maintenance", until=AT), OK),
-        (OPEN._replace(closed=True, who="breaker", reason="401 AuthenticationError"), ATTENTION),
+        (OPEN._replace(closed=True, who="breaker@desk", until=AT), OK),
+        (OPEN._replace(closed=True, who="breaker host:1", reason="401 AuthenticationError"), ATTENTION),
         (OPEN._replace(closed=True, probing=True, who="host:1"), ATTENTION),
     ],
-    ids=["open", "by a person", "by the breaker", "probing"],
+    ids=["open", "by a person", "by a person of that name", "by the breaker", "probing"],
 )
 def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> None:
     found = line("gate", gate=gate)
     assert found.level == level
     assert (gate.reason or "") in found.message
+
+
+def test_of_what_a_breaker_has_closed_it_is_told_when_a_job_is_tried() -> None:
+    closed = OPEN._replace(closed=True, who="breaker host:1", reason="a test", until=AT)
+    at = "2025-11-02T09:30:00.000Z"
+    assert (
+        line("gate", gate=closed).message
+        == f"seedream4: closed by breaker host:1, one job is tried at {at}: a test"
+    )
+    probing = line("gate", gate=closed._replace(probing=True)).message
+    assert probing == f"seedream4: one job is tried by breaker host:1 until {at}: a test"
 
 
 def test_behind_a_closed_gate_waiting_is_no_alarm() -> None:

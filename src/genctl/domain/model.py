@@ -42,6 +42,11 @@ def rough(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
+def is_breaker(who: str | None) -> bool:
+    """Whether a gate was turned by a worker's breaker: `breaker host:pid`. People are `name@host`."""
+    return (who or "").split(" ")[0] == "breaker"
+
+
 def camel(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with its keys as JSON says them; what is inside its values stays."""
     return {head + "".join(map(str.title, tail)): row[key] for key in row for head, *tail in [key.split("_")]}

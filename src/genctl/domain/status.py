@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from genctl.domain.model import GenctlError, rfc3339, rough
+from genctl.domain.model import GenctlError, is_breaker, rfc3339, rough
 
 OK, ATTENTION = "ok", "attention"
 OWED_S = 120.0  # a sweeper sends what is owed for 60 s within 15 s more
 DEAD_S = 60.0  # and takes dead leases back each 15 s
 IDLE_S = 300.0  # jobs are due, the gate is open, and nobody is at any of them
 CODES = 3  # failure codes by name; the rest is a number
-BREAKER = "breaker"  # how `who` begins when no person has closed the gate
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -139,10 +138,11 @@ def _failures(by_code: Mapping[str, int]) -> Line:
 def _gate(gate: Gate) -> Line:
     if not gate.closed:
         return Line("gate", OK, f"{gate.tool}: open", f"genctl pause --tool {gate.tool}")
-    state = "probing" if gate.probing else "closed"
-    until = f" until {rfc3339(gate.until)}" if gate.until else ""
+    state = "one job is tried" if gate.probing else "closed"
+    by_itself = gate.probing or is_breaker(gate.who)
+    then = ", one job is tried at" if by_itself and not gate.probing else " until"
+    until = f"{then} {rfc3339(gate.until)}" if gate.until else ""
     message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
-    by_itself = gate.probing or (gate.who or "").startswith(BREAKER)
     return Line("gate", ATTENTION if by_itself else OK, message, f"genctl resume --tool {gate.tool}")
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import structlog
@@ -19,12 +19,13 @@ from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import LEASE_S, RENEW_S, Hold, Pipeline, carry
 from genctl.services import sweeper
+from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.liveness import Liveness, telling
+from genctl.services.turns import Turns
 from genctl.sweep import Ages
 
 WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
-GATE_AGE_S = 1.0
 TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # what a stop waits for
 TOLD = 20  # sessions in such a line
@@ -43,12 +44,43 @@ class Until(msgspec.Struct, frozen=True, kw_only=True):
     drain: bool = False  # when the queue is empty
 
 
+class Manners(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker treats the provider; None: no limit."""
+
+    call_s: float = 300.0  # the longest legal call
+    rate: float | None = None  # calls a minute
+    in_flight: int | None = None  # calls at once
+    breaker_failures: int | None = None  # in a row, which close the gate
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """As it is set."""
+        return cls(
+            call_s=settings.provider_timeout_s,
+            rate=settings.rate,
+            in_flight=settings.max_in_flight,
+            breaker_failures=settings.breaker_failures if settings.breaker else None,
+        )
+
+
+WITHOUT_LIMITS = Manners()
+
+
 class Worker:
     """One asyncio process: a receiver, a keeper of leases and visibility, a task for each message."""
 
-    def __init__(self, at: Pipeline, *, concurrency: int, grace_s: float, until: Until) -> None:
+    def __init__(
+        self,
+        at: Pipeline,
+        *,
+        concurrency: int,
+        grace_s: float,
+        until: Until,
+        manners: Manners = WITHOUT_LIMITS,
+    ) -> None:
         self.at = at
-        self.concurrency = concurrency
+        # a job makes one call at a time: so many jobs are so many calls at once
+        self.concurrency = min(concurrency, manners.in_flight or concurrency)
         self.grace_s = grace_s
         self.until = until
         self._told = asyncio.Event()
@@ -60,8 +92,15 @@ class Worker:
         self.liveness = Liveness()
         self.metrics = WorkerMetrics()
         self.metrics.jobs.set_function(lambda: len(self._jobs))
-        self._gate = gate.Gate(SEEDREAM4.name)
-        self._gate_read_at = float("-inf")
+        self.gatekeeper = Gatekeeper(
+            at.db,
+            SEEDREAM4.name,
+            failures=manners.breaker_failures,
+            call_s=manners.call_s,
+            send_back=self._send_back,
+        )
+        self._turns = Turns(self.gatekeeper, manners.rate)
+        at.turn = self._turns.take
         self._renewal_pause_s: float = RENEW_S
 
     async def run(self) -> None:
@@ -73,7 +112,8 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as side:
                 receiver = side.create_task(self._receive())
-                keepers = [side.create_task(self._keep_leases()), side.create_task(self._keep_hidden())]
+                keeping = (self._keep_leases(), self._keep_hidden(), self.gatekeeper.watch())
+                keepers = [side.create_task(keep) for keep in keeping]
                 self._heed_signals(receiver)
                 log.info(
                     "worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name
@@ -88,6 +128,7 @@ class Worker:
             self._let_go()
             while self._jobs:
                 await self._change()
+            await self.gatekeeper.leave()
             if self._exit:
                 self._exit.cancel()
         log.info("worker.stopped", received=self._received)
@@ -137,18 +178,20 @@ class Worker:
                 self.liveness.rest("as many jobs as it may have are in its hands")
                 await self._change()
                 continue
-            if self._gate.is_open:
+            if self.gatekeeper.is_open:
                 self.liveness.ask()
             try:
-                if not await self._may_receive():
-                    self.liveness.rest("the gate is closed")
-                    await self._change(GATE_AGE_S)
+                wanted = await self._allowance(wanted)
+                if not wanted:
+                    await self._change(LOOK_S)
                     continue
                 messages = await self.at.queue.receive(
                     wanted, wait_s=DRAIN_WAIT_S if self.until.drain else WAIT_S, visibility_s=LEASE_S
                 )
                 self.liveness.answered()
-                if messages and (self._told.is_set() or not await self._may_receive()):
+                if messages and (
+                    self._told.is_set() or await self.gatekeeper.allowance(BATCH) < len(messages)
+                ):
                     await self.at.queue.hide([(message.receipt, 0) for message in messages])
                     continue
                 drained = self.until.drain and not messages and await self._is_drained()
@@ -165,14 +208,19 @@ class Worker:
     def _jobs_left(self) -> int:
         return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
 
-    async def _may_receive(self) -> bool:
-        if time.monotonic() - self._gate_read_at >= GATE_AGE_S:
-            was_open, self._gate = self._gate.is_open, await gate.read(self.at.db, SEEDREAM4.name)
-            self._gate_read_at = time.monotonic()
-            if was_open != self._gate.is_open:
-                event = "gate.opened" if self._gate.is_open else "gate.closed"
-                log.warning(event, tool=self._gate.tool, who=self._gate.who, reason=self._gate.reason)
-        return self._gate.is_open
+    async def _allowance(self, most: int) -> int:
+        """How many messages may be received now, at most so many; and why none, for /healthz."""
+        allowed = await self.gatekeeper.allowance(most)
+        waiting = len(self._jobs) - sum(hold.sent for hold in self.at.holds)
+        room = self._turns.room(waiting, allowed)
+        if not room:
+            held = "their turn is not soon: the rate, or a Retry-After" if allowed else "the gate is closed"
+            self.liveness.rest(held)
+        return room
+
+    def _send_back(self) -> None:
+        """The gate is closed: jobs whose request was not sent go back, and use no attempt."""
+        _cancel(task for task in self.at.unsent() if task is not self.gatekeeper.probe)
 
     async def _is_drained(self) -> bool:
         """Nothing waits, is hidden or is in our hands; SQS counts only about right, so it is asked last."""
@@ -187,6 +235,7 @@ class Worker:
         self.metrics.received.inc()
         task = asyncio.create_task(self._handle(message))
         self._jobs[task] = message
+        self.gatekeeper.started(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -282,7 +331,9 @@ async def serve(
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
     async with Pipeline.open(settings, size=POOL_SIZE) as at:
         await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
-        worker = Worker(at, concurrency=concurrency, grace_s=grace_s, until=until)
+        worker = Worker(
+            at, concurrency=concurrency, grace_s=grace_s, until=until, manners=Manners.of(settings)
+        )
         async with telling(metrics_port, worker.liveness, worker.metrics), asyncio.TaskGroup() as side:
             sweeping = side.create_task(sweeper.run(at, ages)) if sweeps else None
             await worker.run()

@@ -1,0 +1,202 @@
+"""One worker's part in the gate: watches the row, closes it when its breaker says so, probes.
+
+Outcomes only leave a decision behind, so that no job waits for the row; the watch carries it out.
+"""
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from genctl import gate
+from genctl.domain.breaker import Breaker, Close, Open, Phase, sign_of
+from genctl.domain.model import Failure, GenctlError, Success, rfc3339
+from genctl.edges.db import Database
+from genctl.edges.providers.ark import CONNECT_TIMEOUT_S
+from genctl.gate import Gate, State
+from genctl.pipeline import Hear
+
+LOOK_S = 1.0  # how old a reading may be
+PROBE_MARGIN_S = 60.0  # of a probe, beyond the longest legal call
+RENEW_S = 10.0
+LEAVE_S = 5.0
+
+log = structlog.stdlib.get_logger()
+
+
+class Gatekeeper:
+    """`send_back` is called while the gate is closed: what was not sent goes back, except for the probe."""
+
+    def __init__(
+        self,
+        db: Database,
+        tool: str,
+        *,
+        failures: int | None,
+        call_s: float,
+        send_back: Callable[[], None],
+    ) -> None:
+        """`failures` in a row close the gate, None: never; `call_s`: the longest legal provider call."""
+        self.gate = Gate(tool)
+        self.probe: asyncio.Task[Any] | None = None  # the one job of a probe of ours
+        self._db = db
+        self._who = f"breaker {socket.gethostname()}:{os.getpid()}"
+        self._probe_s = CONNECT_TIMEOUT_S + call_s + PROBE_MARGIN_S
+        self._send_back = send_back
+        self._breaker = Breaker(limit=failures)
+        self._decision: tuple[Open | Close, str] | None = None  # and its reason
+        self._won: datetime | None = None  # changed_at of the row as our probe has left it
+        self._won_at = float("-inf")  # monotonic
+        self._read_at = float("-inf")  # monotonic
+        self._row = asyncio.Lock()  # a reading that comes late undoes nothing that we did meanwhile
+        self._wake = asyncio.Event()
+        self._turned = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages may be received, a probe's included, as far as is known."""
+        return self._breaker.phase is not Phase.SHUT
+
+    # What the worker asks
+
+    async def watch(self) -> None:
+        """Read the row every second and carry out what the breaker has decided. Until it is cancelled."""
+        while True:
+            try:
+                async with self._row:
+                    await self._carry_out()
+                    await self._look()
+            except GenctlError as error:
+                if self._decision:
+                    log.warning("gate.unchanged", tool=self.gate.tool, error=error.message, fix=error.fix)
+            if self._breaker.phase is not Phase.OPEN:
+                self._send_back()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    async def allowance(self, most: int) -> int:
+        """How many messages may be received now: `most`, none behind a closed gate, one for a probe.
+
+        Wins the probe, where it is time for one. Raises GenctlError when the row cannot be read.
+        """
+        async with self._row:
+            if time.monotonic() - self._read_at >= LOOK_S:
+                await self._look()
+            if self._breaker.phase is Phase.SHUT and not self._decision and self.gate.may_be_probed:
+                await self._win()
+            if self._breaker.phase is Phase.PROBING:
+                if self.probe and not self.probe.done():
+                    return 0
+                await self._renew()
+        return {Phase.OPEN: most, Phase.PROBING: 1, Phase.SHUT: 0}[self._breaker.phase]
+
+    def started(self, job: asyncio.Task[Any]) -> None:
+        """A message was received and its job begins."""
+        if self._breaker.phase is Phase.PROBING:
+            self.probe = job
+
+    async def leave(self) -> None:
+        """Carry out what is decided, and leave a probe that has shown nothing to the next worker."""
+        with suppress(GenctlError, TimeoutError):
+            async with asyncio.timeout(LEAVE_S), self._row:
+                await self._carry_out()
+                if self._breaker.phase is Phase.PROBING:
+                    await self._turn(State.CLOSED, 0.0, self.gate.reason)
+
+    # What a call asks
+
+    def lets_pass(self) -> bool:
+        """Whether the job of this task may call the provider now."""
+        mine = asyncio.current_task() is self.probe
+        return self._breaker.phase is Phase.OPEN or (self._breaker.phase is Phase.PROBING and mine)
+
+    async def passed(self) -> None:
+        """Wait until the job of this task may call the provider."""
+        while not self.lets_pass():
+            await self._turned.wait()
+
+    def called(self) -> Hear:
+        """A call begins; what it gives is to be told what the call came to."""
+        epoch = self._breaker.epoch
+
+        def hear(result: Success | Failure) -> None:
+            was = self._breaker
+            self._breaker, does = was.heard(sign_of(result), epoch, random=random.random())  # noqa: S311 - jitter
+            if does:
+                self._decision = does, _reason(was, result)
+                self._wake.set()
+
+        return hear
+
+    # The row; all of it under its lock
+
+    async def _look(self) -> None:
+        self._see(await gate.read(self._db, self.gate.tool))
+
+    async def _carry_out(self) -> None:
+        if self._decision is None:
+            return
+        does, why = self._decision
+        if isinstance(does, Open):
+            await self._turn(State.OPEN, None, why)
+        else:
+            await self._turn(State.CLOSED, does.for_s, why)
+
+    async def _win(self) -> None:
+        self.probe = None
+        await self._turn(State.PROBING, self._probe_s, self.gate.reason)
+
+    async def _renew(self) -> None:
+        if time.monotonic() - self._won_at >= RENEW_S:
+            await self._turn(State.PROBING, self._probe_s, self.gate.reason)
+
+    async def _turn(self, state: State, for_s: float | None, reason: str | None) -> None:
+        """Change the row as it was read; when somebody else was faster, the row is as they have left it."""
+        turned = await gate.turn(self._db, self.gate, state, for_s=for_s, reason=reason, who=self._who)
+        if turned is None:
+            await self._look()
+            return
+        if state is State.PROBING:
+            self._won, self._won_at = turned.changed_at, time.monotonic()
+        if state is State.PROBING and self._breaker.phase is Phase.PROBING:
+            self.gate = turned  # the same probe goes on, and its call counts
+        else:
+            self._see(turned)
+
+    def _see(self, found: Gate) -> None:
+        was, self.gate, self._read_at = self.gate, found, time.monotonic()
+        if found.changed_at == was.changed_at and found.is_open == was.is_open:
+            return
+        mine = found.state is State.PROBING and found.changed_at == self._won
+        phase = Phase.OPEN if found.is_open else Phase.PROBING if mine else Phase.SHUT
+        self._breaker = self._breaker.turned(phase, found.closed_s)
+        self._decision = None  # it is carried out, or was about a gate that somebody else has turned
+        self._turned.set()
+        self._turned = asyncio.Event()
+        _tell(found, was)
+
+
+def _reason(was: Breaker, result: Success | Failure) -> str:
+    came = f"{result.code} ({result.category})" if isinstance(result, Failure) else "an image"
+    if was.phase is Phase.PROBING:
+        return f"a probe brought {came}"
+    return f"{was.failures + 1} calls in a row failed, the last with {came}"
+
+
+def _tell(found: Gate, was: Gate) -> None:
+    """A line for each change that somebody may want to know of; a probe that is renewed is none."""
+    state = State.OPEN if found.is_open else found.state
+    if (was.is_open and found.is_open) or (state is was.state is State.PROBING and found.who == was.who):
+        return
+    event = {State.OPEN: "gate.opened", State.CLOSED: "gate.closed", State.PROBING: "gate.probing"}[state]
+    until = {} if found.is_open else {"until": rfc3339(found.until)}
+    log.warning(event, tool=found.tool, who=found.who, reason=found.reason, **until)

@@ -1,0 +1,163 @@
+"""A worker's manners towards the provider: its rate, its calls at once, Retry-After; others get the rest."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from tests.kit import Kit, until
+
+from genctl.base.settings import Settings
+from genctl.domain.scenarios import SCENARIOS
+from genctl.pipeline import Hear, Pipeline
+from genctl.services.worker import Manners, Until, Worker
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gatekeeper", "worker"):
+        monkeypatch.setattr(f"genctl.services.{name}.LOOK_S", 0.05)
+
+
+@asynccontextmanager
+async def working(at: Pipeline, **manners: Any) -> AsyncIterator[Worker]:
+    """A worker as long as the body runs."""
+    worker = Worker(at, concurrency=8, grace_s=0.0, until=Until(), manners=Manners(**manners))
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def clocked(turn: Callable[[], Awaitable[Hear]], turns: list[float]) -> Callable[[], Awaitable[Hear]]:
+    """The same turns, noted."""
+
+    async def take() -> Hear:
+        hear = await turn()
+        turns.append(time.monotonic())
+        return hear
+
+    return take
+
+
+async def statuses(kit: Kit, **expected: int) -> None:
+    """Wait until so many sessions stand so."""
+
+    async def it() -> bool:
+        rows = await kit.query("select status, count(*) from generation_sessions group by 1")
+        return {row["status"]: row["count"] for row in rows} == expected
+
+    await until(it)
+
+
+async def says(worker: Worker, why: str) -> None:
+    async def it() -> bool:
+        return str(worker.liveness.told()["why"]).startswith(why)
+
+    await until(it)
+
+
+async def test_calls_begin_no_faster_than_the_rate(kit: Kit) -> None:
+    for _ in range(6):
+        await kit.enqueue()
+    turns: list[float] = []
+    async with working(kit.at, rate=600):
+        kit.at.turn = clocked(kit.at.turn, turns)
+        await statuses(kit, completed=6)
+    assert turns[-1] - turns[0] > 5 * 0.1 - 0.05
+
+
+async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a lease lasts, beside a sweeper and a worker without limits: each is called once."""
+    for name, value in {"pipeline.LEASE_S": 1, "services.worker.LEASE_S": 1, "pipeline.STALE_S": 0.6}.items():
+        monkeypatch.setattr(f"genctl.{name}", value)
+    monkeypatch.setattr("genctl.services.worker.RENEW_S", 0.2)
+    for _ in range(2):
+        await kit.enqueue()
+    async with working(kit.at, rate=25), Pipeline.open(kit.settings) as other:
+        await statuses(kit, completed=1, processing=1)
+        async with working(other):
+
+            async def swept() -> bool:
+                assert await kit.sweep() == []
+                return not kit.at.holds
+
+            await until(swept)
+    rows = await kit.query("select status, attempts, lease from generation_sessions")
+    assert [tuple(row.values()) for row in rows] == [("completed", 1, 1)] * 2
+
+
+async def test_only_what_can_begin_soon_is_received_and_other_workers_get_the_rest(kit: Kit) -> None:
+    for _ in range(6):
+        await kit.enqueue()
+    async with working(kit.at, rate=1) as slow:
+        await statuses(kit, completed=1, queued=5)
+        await says(slow, "their turn is not soon")
+        async with Pipeline.open(kit.settings) as other, working(other):
+            await statuses(kit, completed=6)
+        assert slow._received == 1
+
+
+async def test_so_many_calls_at_once_and_no_more(kit: Kit) -> None:
+    for _ in range(5):
+        await kit.enqueue("hang")
+    async with working(kit.at, in_flight=2) as worker:
+        await statuses(kit, processing=2, queued=3)
+        await says(worker, "as many jobs")
+        assert (await kit.at.queue.attributes())["ApproximateNumberOfMessages"] == "3"
+
+
+async def test_retry_after_of_one_job_holds_back_the_others(kit: Kit) -> None:
+    """The scenario says one second; a job that came later waits for it too."""
+    limited = await kit.enqueue("rate-limit-once")
+    turns: list[float] = []
+    async with working(kit.at):
+        kit.at.turn = clocked(kit.at.turn, turns)
+
+        async def retried() -> bool:
+            return (await kit.row(limited)).due_at is not None
+
+        await until(retried)
+        await kit.enqueue()
+        await statuses(kit, completed=2)
+    assert len(turns) == 3
+    assert turns[1] - turns[0] >= 1
+
+
+async def test_behind_a_long_retry_after_nothing_is_received(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits in the queue is another worker's, whose limit may be another."""
+    longer = msgspec.structs.replace(SCENARIOS["rate-limit"], headers={"Retry-After": "60"})
+    monkeypatch.setitem(SCENARIOS, "rate-limit", longer)
+    await kit.enqueue("rate-limit")
+    async with working(kit.at) as worker:
+        await says(worker, "their turn is not soon")
+        await kit.enqueue()
+        async with Pipeline.open(kit.settings) as other, working(other):
+            await statuses(kit, completed=1, queued=1)
+        assert worker._received == 1
+
+
+@pytest.mark.parametrize("scenario", ["sensitive", "server-error"])
+async def test_what_names_no_time_holds_nobody_back(kit: Kit, scenario: str) -> None:
+    await kit.enqueue(scenario)
+    async with working(kit.at) as worker:
+        await until(lambda: has_ended(kit))
+        assert worker._turns._pace.wait_s(time.monotonic()) == 0
+
+
+async def has_ended(kit: Kit) -> bool:
+    return bool(await kit.query("select from session_events where kind in ('retried', 'failed')"))
+
+
+def test_the_settings_are_the_manners() -> None:
+    manners = Manners.of(Settings(rate=90.0, max_in_flight=4, provider_timeout_s=60.0))
+    assert (manners.rate, manners.in_flight, manners.call_s) == (90.0, 4, 60.0)

@@ -1,0 +1,157 @@
+"""The breaker as a value: what closes the gate, what opens it, and what says nothing."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genctl.domain.breaker import (
+    FIRST_S,
+    JITTER,
+    LONGEST_S,
+    SIGNS,
+    Breaker,
+    Close,
+    Open,
+    Phase,
+    Sign,
+    closing_s,
+    sign_of,
+)
+from genctl.domain.model import Category, Failure, Outcome, Success
+
+SOUND, BROKEN, NEITHER = Sign.SOUND, Sign.BROKEN, Sign.NEITHER
+LIMIT = 3
+RANDOM = st.floats(0, 1, exclude_max=True)
+SIGN = st.sampled_from(Sign)
+
+
+def after(signs: list[Sign], limit: int | None = LIMIT) -> tuple[Breaker, list[object]]:
+    """An open gate's breaker after these outcomes, and what it asked for."""
+    breaker, asked = Breaker(limit=limit), []
+    for sign in signs:
+        breaker, does = breaker.heard(sign, breaker.epoch, random=0.0)
+        asked.append(does)
+    return breaker, [does for does in asked if does]
+
+
+def failure(category: Category, status: int | None = None) -> Failure:
+    outcome: Any = {"outcome": Outcome.REFUSED, "fatal": False, "user_message": "-"}
+    return Failure(code="X", category=category, provider_status=status, **outcome)
+
+
+@pytest.mark.parametrize(
+    ("signs", "closes"),
+    [
+        ([BROKEN] * 2, False),
+        ([BROKEN] * 3, True),
+        ([BROKEN, BROKEN, SOUND, BROKEN, BROKEN], False),
+        ([BROKEN, BROKEN, NEITHER, BROKEN], True),
+        ([NEITHER] * 9, False),
+    ],
+    ids=["too few", "in a row", "one speaks of its job", "a 429 between them says nothing", "only 429s"],
+)
+def test_so_many_failures_in_a_row_that_do_not_speak_of_the_job_close_the_gate(
+    signs: list[Sign], closes: bool
+) -> None:
+    assert after(signs)[1] == [Close(FIRST_S)] * closes
+
+
+@given(st.lists(SIGN, max_size=30), st.integers(1, 5))
+def test_the_gate_closes_exactly_once_there_are_that_many_in_a_row(signs: list[Sign], limit: int) -> None:
+    told = [sign for sign in signs if sign is not NEITHER]
+    runs = any(told[at : at + limit] == [BROKEN] * limit for at in range(len(told)))
+    assert after(signs, limit)[1] == [Close(FIRST_S)] * runs
+
+
+@given(st.lists(SIGN, max_size=30))
+def test_switched_off_it_closes_nothing(signs: list[Sign]) -> None:
+    assert after(signs, None)[1] == []
+
+
+@given(SIGN, RANDOM, st.floats(0, LONGEST_S), st.sampled_from([LIMIT, None]))
+def test_a_probe_decides_with_its_first_outcome(
+    sign: Sign, random: float, closed_s: float, limit: int | None
+) -> None:
+    """Open when the provider is sound; closed for longer when it is broken; a 429 has shown nothing."""
+    breaker = Breaker(limit=limit).turned(Phase.SHUT, closed_s).turned(Phase.PROBING)
+    decided, does = breaker.heard(sign, breaker.epoch, random=random)
+    match sign:
+        case Sign.SOUND:
+            assert does == Open()
+        case Sign.BROKEN:
+            assert does == Close(closing_s(closed_s, random=random))
+        case Sign.NEITHER:
+            assert does == Close(closed_s or FIRST_S)
+    assert decided.heard(sign, decided.epoch, random=random) == (decided, None), "it is decided"
+
+
+@given(st.lists(SIGN, max_size=5), st.lists(st.sampled_from(Phase), min_size=1, max_size=5), SIGN, RANDOM)
+def test_a_call_that_began_before_the_gate_turned_counts_for_nothing(
+    signs: list[Sign], phases: list[Phase], sign: Sign, random: float
+) -> None:
+    """An old slow success opens nothing, an old slow failure closes nothing."""
+    breaker, _ = after(signs)
+    old = breaker.epoch
+    for phase in phases:
+        breaker = breaker.turned(phase)
+        assert breaker.heard(sign, old, random=random) == (breaker, None)
+
+
+@given(SIGN, RANDOM)
+def test_while_another_worker_probes_nothing_counts(sign: Sign, random: float) -> None:
+    shut = Breaker(limit=1).turned(Phase.SHUT, 30)
+    assert shut.heard(sign, shut.epoch, random=random) == (shut, None)
+
+
+@given(st.lists(RANDOM, min_size=8, max_size=8))
+def test_closings_grow_to_ten_minutes_and_start_anew_once_it_was_open(randoms: list[float]) -> None:
+    breaker = Breaker(limit=1).turned(Phase.SHUT, FIRST_S)
+    lengths = [FIRST_S]
+    for random in randoms:
+        probing = breaker.turned(Phase.PROBING)
+        _, does = probing.heard(BROKEN, probing.epoch, random=random)
+        assert isinstance(does, Close)
+        lengths.append(does.for_s)
+        breaker = probing.turned(Phase.SHUT, does.for_s)
+    cap = LONGEST_S * (1 - JITTER)
+    assert all(later > before or later >= cap for before, later in pairwise(lengths))
+    assert cap <= lengths[-1] <= LONGEST_S
+    assert breaker.turned(Phase.OPEN).closed_s == 0
+
+
+def test_a_probe_that_was_left_takes_nothing_off_the_closings() -> None:
+    """It is closed for no time at all then, so that the next worker may probe at once."""
+    left = Breaker(limit=1).turned(Phase.SHUT, 240).turned(Phase.PROBING).turned(Phase.SHUT, 0)
+    assert left.closed_s == 240
+
+
+@given(st.floats(0, 10 * LONGEST_S), RANDOM)
+def test_a_closing_is_never_too_short_nor_too_long(last_s: float, random: float) -> None:
+    assert FIRST_S * (1 - JITTER) <= closing_s(last_s, random=random) <= LONGEST_S
+    assert closing_s(0, random=random) <= FIRST_S
+
+
+@pytest.mark.parametrize(
+    ("result", "sign"),
+    [
+        (Success(images=()), SOUND),
+        (failure(Category.CONTENT_POLICY, 400), SOUND),
+        (failure(Category.INVALID_REQUEST, 400), SOUND),
+        (failure(Category.AUTH, 401), BROKEN),
+        (failure(Category.QUOTA, 403), BROKEN),
+        (failure(Category.SERVER, 500), BROKEN),
+        (failure(Category.NETWORK), BROKEN),
+        (failure(Category.NETWORK, 400), NEITHER),  # the reference image of the job
+        (failure(Category.NETWORK, 504), BROKEN),
+        (failure(Category.RATE_LIMIT, 429), NEITHER),
+    ],
+)
+def test_what_an_outcome_says_of_provider_and_account(result: Success | Failure, sign: Sign) -> None:
+    assert sign_of(result) is sign
+
+
+def test_every_category_has_a_sign() -> None:
+    assert set(SIGNS) == set(Category)
