@@ -27,7 +27,9 @@ from genctl.domain.orders import Order
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Sqs
-from genctl.pipeline import LEASE_S, Pipeline, carry, enqueue
+from genctl.enqueue import enqueue
+from genctl.pipeline import Pipeline, carry
+from genctl.rows import LEASE_S
 from genctl.services.simulator import app
 from genctl.sweep import Ages, Swept, sweep
 

@@ -1,6 +1,6 @@
 """The pipeline, from a job message to a settled session.
 
-A client's order becomes a reservation, a row and a message in `enqueue`. A worker gives each
+A client's order becomes a reservation, a row and a message in `enqueue.py`. A worker gives each
 message to `process`: claim the session, call the provider, classify what came; a success is settled
 with its reservation captured; a failure that may pass is retried; any other is settled as failed,
 its reservation released and `session_completed` notified, all in one transaction. Then `dispose`
@@ -15,17 +15,15 @@ import os
 import random
 import socket
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
-import msgspec
 import structlog
 
-from genctl.base.batch import Together, attempted
+from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
 from genctl.domain.classify import backoff_s, classify, ours
@@ -42,140 +40,22 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.domain.orders import Order, check
 from genctl.domain.tools import SEEDREAM4, Tool, tool_of
 from genctl.edges.db import Database, DatabaseGoneError, Row, as_json
 from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
+from genctl.hold import Hold
+from genctl.rows import LEASE_S, Claim, Rows
 
 T = TypeVar("T")
 Hear = Callable[[Success | Failure], None]  # what a provider call came to
 
-LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
 RENEW_S = 10
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
-CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
 STOP_S = 5.0  # what a cancelled step of the database gets to end in
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
-STALE_S = 20  # no request is sent when the last renewal is older
 
 log = structlog.stdlib.get_logger()
-
-
-class Enqueued(msgspec.Struct, frozen=True):
-    """`owed` says why messages could not be sent: the sweeper sends them within about a minute."""
-
-    sessions: list[Session]
-    owed: str | None
-
-
-async def enqueue(
-    orders: Sequence[Order],
-    *,
-    db: Database,
-    queue: Queue | None,
-    opening: int = 0,
-    send_within_s: float | None = None,
-) -> Enqueued:
-    """Reserve the credits and store the sessions in one transaction, send the jobs, mark them sent.
-
-    `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
-    is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
-    exit 1 when a user's credits are short. Then nothing is stored.
-    """
-    for order in orders:
-        check(order)
-    users = sorted({order.user_id for order in orders})
-    items = [msgspec.structs.asdict(order) | {"amount": order.cost} for order in orders]
-    *_, rows = await db.transact(
-        ("ensure_accounts", {"users": users, "opening": opening}),
-        ("lock_accounts", {"users": users}),
-        ("reserve", {"items": as_json(items)}),
-    )
-    if not rows:
-        raise await _short(orders, db)
-    sessions = [Session.of(row) for row in rows]
-    owed: str | None = "the queue cannot be reached"
-    try:
-        async with asyncio.timeout(send_within_s):
-            if queue:
-                owed = next(iter((await send_jobs(sessions, db=db, queue=queue)).values()), None)
-    except TimeoutError:
-        owed = f"the queue did not answer within {send_within_s:g} s"
-    return Enqueued(sessions, owed)
-
-
-async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
-    """The error that names the user who is shortest of credits, and by how much."""
-    needed: Counter[str] = Counter()
-    for order in orders:
-        needed[order.user_id] += order.cost
-    balances = {user: (await db.row("credits_of", user=user) or {"balance": 0})["balance"] for user in needed}
-    user = max(needed, key=lambda user: needed[user] - balances[user])
-    return GenctlError(
-        "CreditsShort",
-        f"user {user} has {balances[user]} credits and needs {needed[user]}",
-        f"genctl credits grant --user {user} --amount {needed[user] - balances[user]}",
-        exit_code=1,
-    )
-
-
-async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) -> dict[UUID, str]:
-    """Send the job messages of queued sessions and mark them; those that are still owed, and why.
-
-    The sessions are stored: a queue that is away, or a mark that fails, is no failure of theirs.
-    """
-    try:
-        fates = await queue.send([Outgoing(decide.job_body(session)) for session in sessions])
-        owed = {s.id: fate.error for s, fate in zip(sessions, fates, strict=True) if fate.error is not None}
-        if sent := [session for session in sessions if session.id not in owed]:
-            items = [{"session_id": session.id, "run": session.run} for session in sent]
-            await db.rows("mark_enqueued", items=as_json(items))
-    except GenctlError as error:
-        return dict.fromkeys((session.id for session in sessions), error.message)
-    return owed
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """Whose session is wanted: of this run (None: whichever it is); `lapsed` as for Pipeline.claim."""
-
-    session_id: UUID
-    run: int | None
-    lapsed: bool
-
-
-class Hold:
-    """A claimed session in our hands: renewed until the hold ends, cancelled when the lease is lost."""
-
-    def __init__(self, session: Session, claimed_at: float) -> None:
-        self.session = session
-        self.renewed_at = claimed_at  # monotonic; before the claim was sent
-        self.calling = False
-        self.sent = False  # the provider may have got the request
-        self.lost = False
-        self.task = asyncio.current_task()
-
-    def on_send(self) -> None:
-        """The request is about to leave. Raises LeaseLostError when we slept: somebody else may be at it."""
-        if self.stale:
-            raise LeaseLostError(self.session.id)
-        self.sent = True
-
-    def lose(self) -> None:
-        """The lease is lost: a call under way is cancelled; a settle finds out by itself."""
-        if self.calling and self.task:
-            self.lost = True
-            self.task.cancel()
-
-    @property
-    def waiting(self) -> bool:
-        """On the way to its call, and no byte of the request is out."""
-        return self.calling and not self.sent
-
-    @property
-    def stale(self) -> bool:
-        """The last renewal is too long ago to be sure that the session is still ours."""
-        return time.monotonic() - self.renewed_at > STALE_S
 
 
 async def at_once() -> Hear:
@@ -209,12 +89,8 @@ class Pipeline:
         self.worker = worker
         self.holds: set[Hold] = set()
         self.turn: Callable[[], Awaitable[Hear]] = at_once
-        # What many jobs do at the same moment is done in one go.
-        self._reads = Together(self._read_all)
-        self._claims = Together(self._claim_all)
-        self._settles = Together(self._settle_all)
-        self._retries = Together(self._retry_all)
-        self._marks = Together(self._mark_all)
+        self._rows = Rows(db, worker)
+        # What many jobs ask of SQS at the same moment is one call.
         self._copies = Together(dlq.send, most=BATCH)
         self._deletes = Together(queue.delete, most=BATCH)
         self._hides = Together(queue.hide, most=BATCH)
@@ -248,11 +124,7 @@ class Pipeline:
 
     async def read(self, session_id: UUID) -> Session | None:
         """The session's row as it is now."""
-        return await self._reads(session_id)
-
-    async def _read_all(self, ids: list[UUID]) -> list[Session | Exception | None]:
-        rows = {row["id"]: row for row in await self.db.rows("sessions", ids=ids)}
-        return [attempted(Session.of, rows[id_]) if id_ in rows else None for id_ in ids]
+        return await self._rows.read(session_id)
 
     async def claim(self, session_id: UUID, run: int | None, *, lapsed: bool = False) -> Session | None:
         """Take the session if it is queued and due, or its owner fell silent; else None.
@@ -260,24 +132,12 @@ class Pipeline:
         `lapsed`: one that is processing without a lease, as before adoption, counts as silent too.
         """
         for pause_s in LOCKED_PAUSES_S:
-            if session := await self._claims(Claim(session_id, run, lapsed)):
+            if session := await self._rows.claim(Claim(session_id, run, lapsed)):
                 return session
             if not decide.is_free(await self.read(session_id), run):
                 return None
             await asyncio.sleep(pause_s)
         return None
-
-    async def _claim_all(self, claims: list["Claim"]) -> list[Session | Exception | None]:
-        """Of two claims of one session in one go, one gets it."""
-        params = {"items": as_json(claims), "lease_s": LEASE_S, "worker": self.worker}
-        (rows,) = await self.db.patiently(("claim", params), patience_s=CLAIM_PATIENCE_S)
-        taken = {row["id"]: row for row in rows}
-        return [
-            attempted(Session.of, taken.pop(claim.session_id))
-            if claim.session_id in taken and claim.run in {None, taken[claim.session_id]["run"]}
-            else None
-            for claim in claims
-        ]
 
     async def take(self, job: Job) -> Session | None:
         """Claim the job's session; one that we get while we are told to stop is given back at once."""
@@ -354,7 +214,7 @@ class Pipeline:
         row = await self._store(
             session,
             failure,
-            self._retries(
+            self._rows.retry(
                 {
                     "session_id": session.id,
                     "lease": session.lease,
@@ -375,10 +235,6 @@ class Pipeline:
             delayS=round(delay_s, 1),
         )
         return Session.of(row)
-
-    async def _retry_all(self, items: list[dict[str, Any]]) -> list[Row | None]:
-        (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}))
-        return _by_session(rows, items)
 
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
         """End the run in one transaction: reservation, ledger, balance, session, trace, NOTIFY.
@@ -407,7 +263,7 @@ class Pipeline:
         return JobProcessingError(f"DLQ:{failure.code}", permanent=True, session=row)
 
     async def _settle(self, session: Session, result: Success | Failure, item: dict[str, Any]) -> Row:
-        return await self._store(session, result, self._settles((session.user_id, item)))
+        return await self._store(session, result, self._rows.settle((session.user_id, item)))
 
     async def _store(
         self, session: Session, result: Success | Failure, step: asyncio.Future[Row | None]
@@ -438,24 +294,6 @@ class Pipeline:
         # the sweeper sends back under the same lease, but sets no time
         retried = row["status"] == Status.QUEUED and row["due_at"] is not None
         return row if retried or row["status"] in {Status.COMPLETED, Status.FAILED} else None
-
-    async def _settle_all(self, ended: list[tuple[str, dict[str, Any]]]) -> list[Row | Exception | None]:
-        """In one transaction; when the data of one is refused, each in its own."""
-        users = sorted({user for user, _ in ended})
-        items = [item for _, item in ended]
-        try:
-            *_, rows = await self.db.patiently(
-                ("ensure_accounts", {"users": users, "opening": 0}),
-                ("lock_accounts", {"users": users}),
-                ("settle", {"items": as_json(items)}),
-            )
-        except DatabaseGoneError:
-            raise
-        except GenctlError as error:
-            if len(ended) == 1:
-                return [error]
-            return [(await self._settle_all([one]))[0] for one in ended]
-        return [*_by_session(rows, items)]
 
     def _item(self, session: Session, result: Success | Failure, calls: int) -> dict[str, Any]:
         item = {"session_id": session.id, "lease": session.lease, "attempts": calls, "release": True}
@@ -508,12 +346,8 @@ class Pipeline:
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
         message_id = await self.send_copy(body, code, row=row)
-        await self._marks({"session_id": row.id, "run": row.run, "message_id": message_id})
+        await self._rows.mark({"session_id": row.id, "run": row.run, "message_id": message_id})
         log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
-
-    async def _mark_all(self, items: list[dict[str, Any]]) -> list[None]:
-        await self.db.patiently(("mark_copied", {"items": as_json(items)}))
-        return [None for _ in items]
 
     async def send_copy(
         self, body: str, code: str, *, row: Session | None = None, session_id: UUID | None = None
@@ -598,11 +432,6 @@ async def _last_words(step: asyncio.Future[T]) -> T | None:
     if not done:
         step.cancel()
     return step.result() if done and not step.cancelled() and step.exception() is None else None
-
-
-def _by_session(rows: Iterable[Row], items: Iterable[Mapping[str, Any]]) -> list[Row | None]:
-    found = {row["id"]: row for row in rows}
-    return [found.get(item["session_id"]) for item in items]
 
 
 def _log_settled(row: Session) -> None:

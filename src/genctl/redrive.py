@@ -17,7 +17,8 @@ from genctl.domain.deadletters import Choice, Letter, Step, Terms, at_most, plan
 from genctl.domain.model import Job, MalformedMessageError, Session
 from genctl.edges.db import Database, DataRefusedError, as_json
 from genctl.edges.sqs import Message
-from genctl.pipeline import Pipeline, send_jobs
+from genctl.enqueue import send_jobs
+from genctl.pipeline import Pipeline
 
 MOST_DIGITS = 12  # anybody may send attributes
 

@@ -18,7 +18,8 @@ from genctl.domain.model import GenctlError, Session, rough
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
-from genctl.pipeline import Pipeline, send_jobs
+from genctl.enqueue import send_jobs
+from genctl.pipeline import Pipeline
 
 ORPHAN_AFTER_S = 3600
 OWED_AFTER_S = 60  # what is younger is still in the hands of whoever made it

@@ -24,10 +24,10 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import Answer, Status, Success
 from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Message, Outgoing
+from genctl.enqueue import enqueue
 from genctl.ops import dlq
 from genctl.ops.redrive import Redrive, Wish
 from genctl.ops.smoke.sound import details_complaints
-from genctl.pipeline import enqueue
 from genctl.services.worker import Until, Worker
 
 MIB = 2**20

@@ -17,7 +17,8 @@ from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import Image, Session, Success
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Message
-from genctl.pipeline import RELEASE_REFUSED, Pipeline, enqueue
+from genctl.enqueue import enqueue
+from genctl.pipeline import RELEASE_REFUSED, Pipeline
 from genctl.redrive import redrive
 
 USERS = ("ann", "bob", "cyd", "dan")

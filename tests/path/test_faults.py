@@ -15,8 +15,10 @@ from genctl.domain.model import Job, LeaseLostError, Session, Status
 from genctl.edges import db as edge
 from genctl.edges.db import Database, DatabaseGoneError, Step, as_json
 from genctl.edges.listener import Heard
+from genctl.enqueue import send_jobs
+from genctl.hold import STALE_S, Hold
 from genctl.ops.tail import Failures
-from genctl.pipeline import STALE_S, Hold, process, send_jobs
+from genctl.pipeline import process
 
 
 async def everything(found: AsyncIterator[Session]) -> list[Session]:

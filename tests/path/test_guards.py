@@ -1,5 +1,6 @@
 """Whoever comes late, or a second time, hits nothing: the guards of each statement, one by one."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
@@ -12,7 +13,8 @@ from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
 from genctl.edges.sqs import Fate, Queue
-from genctl.pipeline import STALE_S, Hold, carry
+from genctl.hold import STALE_S, Hold
+from genctl.pipeline import carry
 
 CRASHED = ours("WorkerCrashed")
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s'"
@@ -203,3 +205,31 @@ async def test_no_request_leaves_on_a_lease_that_may_be_over(kit: Kit) -> None:
     with pytest.raises(LeaseLostError):
         hold.on_send()
     assert not hold.sent
+
+
+async def test_of_two_claims_of_one_session_at_once_one_gets_it(kit: Kit) -> None:
+    """Claims that come together are one statement; whoever does not get it finds the session taken."""
+    session = await kit.enqueue()
+    first, second, older = await asyncio.gather(
+        kit.at.claim(session.id, 1), kit.at.claim(session.id, None), kit.at.claim(session.id, 0)
+    )
+    assert [got is not None for got in (first, second, older)] == [True, False, False]
+    assert (await kit.row(session)).attempts == 1
+
+
+async def test_what_many_jobs_end_with_at_once_is_few_transactions(kit: Kit) -> None:
+    """One whose release is refused ends alone, and takes none of the others with it."""
+    sessions = [await kit.enqueue(user=user) for user in ("ann", "bob", "ann", "cyd")]
+    owned = await asyncio.gather(*(kit.at.claim(session.id, 1) for session in sessions))
+    await kit.query("""
+        create function refuse() returns trigger language plpgsql as
+        $$ begin raise exception 'not bob'; end $$""")
+    await kit.query("""
+        create trigger refuse before insert on credit_ledger for each row
+        when (new.user_id = 'bob' and new.kind = 'release') execute function refuse()""")
+    ended = await asyncio.gather(
+        *(kit.at.settle(one, ours("WorkerCrashed"), calls=1) for one in owned if one)
+    )
+    assert [row.details["refundedCredits"] for row in ended] == [4, 0, 4, 4]
+    xids = await kit.query("select distinct xmin::text from generation_sessions where status = 'failed'")
+    assert len(xids) <= 4

@@ -40,7 +40,8 @@ from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database, as_json
 from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Attribute, Fate, Message, Outgoing, Queue
-from genctl.pipeline import Pipeline, carry, enqueue
+from genctl.enqueue import enqueue
+from genctl.pipeline import Pipeline, carry
 from genctl.redrive import redrive
 from genctl.sweep import Ages, sweep
 

@@ -30,7 +30,8 @@ from genctl.domain.model import (
 from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import DatabaseGoneError
 from genctl.edges.sqs import Outgoing
-from genctl.pipeline import Hold, Pipeline
+from genctl.hold import Hold
+from genctl.pipeline import Pipeline
 from genctl.services.liveness import Liveness, telling
 from genctl.services.worker import Until, Worker
 
@@ -47,7 +48,7 @@ RATE_LIMITED = Failure(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
-    for name, value in {"pipeline.LEASE_S": 1, "services.worker.LEASE_S": 1, "pipeline.STALE_S": 0.6}.items():
+    for name, value in {"rows.LEASE_S": 1, "services.worker.LEASE_S": 1, "hold.STALE_S": 0.6}.items():
         monkeypatch.setattr(f"genctl.{name}", value)
     for name in ("RENEW_S", "TROUBLE_PAUSE_S"):
         monkeypatch.setattr(f"genctl.services.worker.{name}", 0.2)

@@ -13,9 +13,11 @@ from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Status
 from genctl.domain.sse import for_user
 from genctl.edges.sqs import Outgoing
+from genctl.enqueue import enqueue, send_jobs
 from genctl.ops.sessions import find
 from genctl.ops.smoke.sound import details_complaints
-from genctl.pipeline import LEASE_S, Pipeline, carry, enqueue, process, send_jobs
+from genctl.pipeline import Pipeline, carry, process
+from genctl.rows import LEASE_S
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from tests.kit import Kit
 from genctl.domain.model import Failure, Session, rfc3339
 from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.sqs import Message
+from genctl.enqueue import enqueue
 from genctl.ops.smoke.sound import details_complaints
-from genctl.pipeline import enqueue
 from genctl.services.worker import Until, Worker
 
 PAGE = Path(__file__).parents[2] / "docs" / "scenarios.md"

@@ -18,7 +18,7 @@ from genctl.domain.scenarios import SCENARIOS, SENSITIVE_WORDS, marked
 from genctl.domain.tools import SEEDREAM4, tool_of
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
-from genctl.pipeline import enqueue
+from genctl.enqueue import enqueue
 
 BATCH = 100  # jobs of one transaction
 MOST_AT_ONCE = 1000  # sessions of one look

@@ -32,7 +32,7 @@ from genctl.domain.orders import Order, check
 from genctl.domain.tools import TOOLS, Tool, tool_of
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
-from genctl.pipeline import enqueue
+from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
 from genctl.services.streams import Ends, Streams
 from genctl.services.web import (

@@ -17,7 +17,9 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
-from genctl.pipeline import LEASE_S, RENEW_S, Hold, Pipeline, carry
+from genctl.hold import Hold
+from genctl.pipeline import RENEW_S, Pipeline, carry
+from genctl.rows import LEASE_S
 from genctl.services import sweeper
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.liveness import Liveness, telling

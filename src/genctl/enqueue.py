@@ -1,0 +1,88 @@
+"""An order becomes a reservation, a row and a message. What cannot be sent is owed: the sweeper sends it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from uuid import UUID
+
+import msgspec
+
+from genctl.domain import decide
+from genctl.domain.model import GenctlError, Session
+from genctl.domain.orders import Order, check
+from genctl.edges.db import Database, as_json
+from genctl.edges.sqs import Outgoing, Queue
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """`owed` says why messages could not be sent: the sweeper sends them within about a minute."""
+
+    sessions: list[Session]
+    owed: str | None
+
+
+async def enqueue(
+    orders: Sequence[Order],
+    *,
+    db: Database,
+    queue: Queue | None,
+    opening: int = 0,
+    send_within_s: float | None = None,
+) -> Enqueued:
+    """Reserve the credits and store the sessions in one transaction, send the jobs, mark them sent.
+
+    `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
+    is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
+    exit 1 when a user's credits are short. Then nothing is stored.
+    """
+    for order in orders:
+        check(order)
+    users = sorted({order.user_id for order in orders})
+    items = [msgspec.structs.asdict(order) | {"amount": order.cost} for order in orders]
+    *_, rows = await db.transact(
+        ("ensure_accounts", {"users": users, "opening": opening}),
+        ("lock_accounts", {"users": users}),
+        ("reserve", {"items": as_json(items)}),
+    )
+    if not rows:
+        raise await _short(orders, db)
+    sessions = [Session.of(row) for row in rows]
+    owed: str | None = "the queue cannot be reached"
+    try:
+        async with asyncio.timeout(send_within_s):
+            if queue:
+                owed = next(iter((await send_jobs(sessions, db=db, queue=queue)).values()), None)
+    except TimeoutError:
+        owed = f"the queue did not answer within {send_within_s:g} s"
+    return Enqueued(sessions, owed)
+
+
+async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
+    """The error that names the user who is shortest of credits, and by how much."""
+    needed: Counter[str] = Counter()
+    for order in orders:
+        needed[order.user_id] += order.cost
+    balances = {user: (await db.row("credits_of", user=user) or {"balance": 0})["balance"] for user in needed}
+    user = max(needed, key=lambda user: needed[user] - balances[user])
+    return GenctlError(
+        "CreditsShort",
+        f"user {user} has {balances[user]} credits and needs {needed[user]}",
+        f"genctl credits grant --user {user} --amount {needed[user] - balances[user]}",
+        exit_code=1,
+    )
+
+
+async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) -> dict[UUID, str]:
+    """Send the job messages of queued sessions and mark them; those that are still owed, and why.
+
+    The sessions are stored: a queue that is away, or a mark that fails, is no failure of theirs.
+    """
+    try:
+        fates = await queue.send([Outgoing(decide.job_body(session)) for session in sessions])
+        owed = {s.id: fate.error for s, fate in zip(sessions, fates, strict=True) if fate.error is not None}
+        if sent := [session for session in sessions if session.id not in owed]:
+            items = [{"session_id": session.id, "run": session.run} for session in sent]
+            await db.rows("mark_enqueued", items=as_json(items))
+    except GenctlError as error:
+        return dict.fromkeys((session.id for session in sessions), error.message)
+    return owed
