@@ -4,7 +4,7 @@ Safe beside any number of workers and sweepers: every step is gated by the row, 
 """
 
 import math
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -78,14 +78,24 @@ class Swept(msgspec.Struct, frozen=True):
         return {"action": self.action, **whose, "code": self.code, "why": self.why}
 
 
-async def sweep(at: Pipeline, ages: Ages, *, dry_run: bool = False) -> list[Swept]:
-    """One pass over at most a batch of each kind. What fails is logged and left to the next pass."""
-    found = await _find(at, ages.queued_timeout_s)
+class Pass(NamedTuple):
+    """What one pass did, or would do, and what kept it from the rest."""
+
+    done: list[Swept]
+    failed: list[GenctlError]
+
+
+async def sweep(at: Pipeline, ages: Ages, *, dry_run: bool = False) -> Pass:
+    """One pass over at most a batch of each kind. What fails is logged and left to the next pass.
+
+    Raises GenctlError when what is to do cannot be read.
+    """
+    found, failed = await _find(at, ages.queued_timeout_s), list[GenctlError]()
     if dry_run:
-        return found + await _pruned("old_trace", at.db, ages)
-    done = await _send(at, [swept for swept in found if swept.action == "send"])
-    done += [swept for swept in found if swept.action != "send" and await _carried_out(at, swept)]
-    return done + await _pruned("prune_trace", at.db, ages)
+        return Pass(found + await _pruned("old_trace", at.db, ages, failed), failed)
+    done = await _send(at, [swept for swept in found if swept.action == "send"], failed)
+    done += [swept for swept in found if swept.action != "send" and await _carried_out(at, swept, failed)]
+    return Pass(done + await _pruned("prune_trace", at.db, ages, failed), failed)
 
 
 async def resend_all(settings: Settings) -> int:
@@ -132,12 +142,13 @@ async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
     ]
 
 
-async def _pruned(name: str, db: Database, ages: Ages) -> list[Swept]:
+async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]) -> list[Swept]:
     """The rows of the trace that are too old, as one thing done, or to do; nothing when there are none."""
     try:
         row = await db.row(name, age_s=ages.trace_retention_s, limit=PRUNED)
     except GenctlError as error:
         log.warning("sweep.failed", action="prune", error=error.message)
+        failed.append(error)
         return []
     if row is None or not row["events"]:
         return []
@@ -145,14 +156,16 @@ async def _pruned(name: str, db: Database, ages: Ages) -> list[Swept]:
     return [Swept("prune", None, f"{row['events']} events of the trace are older than {age}")]
 
 
-async def _send(at: Pipeline, owed: list[Swept]) -> list[Swept]:
+async def _send(at: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
     """Send the owed job messages, all in one go; those that this pass is done with."""
     if not owed:
         return []
     jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
     unsent = await send_jobs(jobs, db=at.db, queue=at.queue)
     if unsent:
-        log.warning("sweep.failed", action="send", jobs=len(unsent), error=next(iter(unsent.values())))
+        why = next(iter(unsent.values()))
+        log.warning("sweep.failed", action="send", jobs=len(unsent), error=why)
+        failed.append(GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "genctl doctor"))
     sent = [swept for swept in owed if swept.session and swept.session.id not in unsent]
     for swept in sent:
         _log_done(swept)
@@ -165,12 +178,13 @@ def _dead(session: Session, limits: decide.Limits) -> Swept:
     return Swept("fail", session, why, code) if code else Swept("requeue", session, why)
 
 
-async def _carried_out(at: Pipeline, swept: Swept) -> bool:
+async def _carried_out(at: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
     """Whether this pass did it; somebody else may have been faster."""
     try:
         done = await _carry_out(at, swept)
     except GenctlError as error:
         log.warning("sweep.failed", **_about(swept), error=error.message)
+        failed.append(error)
         return False
     if done:
         _log_done(swept)

@@ -10,7 +10,7 @@ from genctl.domain.deadletters import Choice, Terms
 from genctl.redrive import redrive
 
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger")
-INDEXES = ("credit_ledger_one_end", "credit_ledger_one_reserve", "credit_reservations_run")
+INDEXES = ("credit_ledger_one_end", "credit_ledger_one_reserve", "genctl_reservations_run")
 
 BACK = "update credit_accounts set balance = balance - 4"
 UNBOOKED = f"delete from credit_ledger where kind = 'release' and reservation_id = %(r)s; {BACK}"

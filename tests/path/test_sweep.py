@@ -74,7 +74,7 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
     session = await kit.enqueue()
     await kit.at.claim(session.id, 1)
     await kit.query(DEAD)
-    (swept,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "requeue",
         "sessionId": session.id,
@@ -129,7 +129,7 @@ async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> 
     there = await kit.enqueue()
     assert await kit.sweep() == []
     await kit.query(OLDER)
-    (swept,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "refund",
         "sessionId": gone.id,
@@ -247,7 +247,7 @@ async def test_the_trace_is_pruned_by_age_in_bounded_batches(
         insert into session_events (session_id, run, kind, at)
         select gen_random_uuid(), 1, 'enqueued', now() - interval '91 days' from generate_series(1, 5)""")
     await kit.enqueue()
-    (told,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (told,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert told.item() == {
         **dict.fromkeys(("sessionId", "userId", "run", "code")),
         "action": "prune",
@@ -286,7 +286,7 @@ async def test_what_is_owed_is_found_by_what_is_held_and_not_by_all_that_failed(
     for name in ("refunds_owed", "orphans"):
         text = sql(name).replace("%(limit)s", "100").replace("%(age_s)s", "3600")
         plan = "\n".join(row["QUERY PLAN"] for row in await kit.query(f"explain {text}"))
-        assert "credit_reservations_held" in plan
+        assert "genctl_reservations_held" in plan
         assert "Seq Scan on generation_sessions" not in plan
 
 

@@ -238,6 +238,20 @@ def test_sweep_shows_what_it_would_do_and_then_does_it(place: Place) -> None:
     assert (place.depth(), place.genctl("sweep", "--dry-run")) == (2, [])
 
 
+def test_a_sweep_of_which_something_failed_does_not_say_that_there_was_nothing_to_do(place: Place) -> None:
+    place.enqueue()
+    place.sql("update generation_sessions set status = 'failed', completed_at = now()")
+    place.sql("""
+        create trigger refused before update on credit_reservations
+        for each row execute function genctl_refuse('not now')""")
+    refused = place.say("sweep", exit_code=1)
+    assert refused.stdout == ""
+    assert refused.stderr.splitlines()[-1] == "nothing was done"
+    database = place.dsn.rsplit("/", 1)[1]
+    place.sql(f"alter database {database} set default_transaction_read_only = on")
+    assert "only reads" in place.say("sweep", exit_code=3).stderr
+
+
 def test_a_sweeper_of_its_own_sweeps_again_and_again_until_a_signal(place: Place) -> None:
     with place.start("sweep", "--every", "100ms") as sweeper:
         for _ in range(2):
@@ -348,6 +362,7 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["sweep"],
         {"GENCTL_QUEUED_TIMEOUT": "1m"},
     ),
+    "a sweeper that never rests": (2, "--every 0s would never rest", ["sweep", "--every", "0s"], {}),
     "nothing that was": (2, "--since", ["tail-failures", "--no-follow"], {}),
 }
 
