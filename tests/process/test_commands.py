@@ -238,6 +238,23 @@ def test_sweep_shows_what_it_would_do_and_then_does_it(place: Place) -> None:
     assert (place.depth(), place.genctl("sweep", "--dry-run")) == (2, [])
 
 
+def test_rows_that_are_none_of_ours_are_named_and_passed_over(place: Place) -> None:
+    """An adopted table may hold another status, and users and times that are null."""
+    sound, cancelled, nobodys = place.enqueue(), place.enqueue(), place.enqueue()
+    place.sql("alter table generation_sessions alter user_id drop not null, alter created_at drop not null")
+    place.sql("update generation_sessions set status = 'failed', completed_at = now(), created_at = null")
+    place.sql("update generation_sessions set status = 'cancelled' where id = %s", cancelled)
+    place.sql("update generation_sessions set user_id = null where id = %s", nobodys)
+    listed = place.say("sessions", "list", "-o", "json")
+    assert [(row["sessionId"], row["createdAt"]) for row in json.loads(listed.stdout)] == [(sound, None)]
+    for odd in (cancelled, nobodys):
+        assert f"session {odd} is not one that genctl can read" in listed.stderr
+    failures = place.say("tail-failures", "--no-follow", "--since", "1h", "-o", "json")
+    assert [row["sessionId"] for row in json.loads(failures.stdout)] == [sound]
+    assert failures.stderr.count(f"session {nobodys} is not one") == 1
+    assert place.error("sessions", "show", cancelled, exit_code=4)["code"] == "OddRow"
+
+
 def test_a_sweep_of_which_something_failed_does_not_say_that_there_was_nothing_to_do(place: Place) -> None:
     place.enqueue()
     place.sql("update generation_sessions set status = 'failed', completed_at = now()")
@@ -247,8 +264,9 @@ def test_a_sweep_of_which_something_failed_does_not_say_that_there_was_nothing_t
     refused = place.say("sweep", exit_code=1)
     assert refused.stdout == ""
     assert refused.stderr.splitlines()[-1] == "nothing was done"
-    database = place.dsn.rsplit("/", 1)[1]
-    place.sql(f"alter database {database} set default_transaction_read_only = on")
+    place.sql("""do $$ begin
+        execute format('alter database %I set default_transaction_read_only = on', current_database());
+        end $$""")
     assert "only reads" in place.say("sweep", exit_code=3).stderr
 
 
