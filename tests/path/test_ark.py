@@ -173,6 +173,21 @@ async def test_once_it_is_out_a_lost_call_may_be_billed(rude: Rude, reads: bool,
     assert KEY not in lost.message
 
 
+async def test_the_longest_legal_call_has_all_of_its_time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What connecting took is not taken off: an image made in the last second would be billed and lost."""
+    monkeypatch.setattr(ark, "CONNECT_TIMEOUT_S", 0.7)
+    began = asyncio.get_running_loop().time()
+    async with raw(silent, reads=True) as base:
+        lost = await call(base, timeout_s=0.5)
+    assert isinstance(lost, NoAnswer)
+    assert lost.message == "no answer within 0.5 s"
+    assert 0.5 <= asyncio.get_running_loop().time() - began < 1.2
+    async with client("http://127.0.0.1:1", timeout_s=300) as provider:
+        limits = provider._timeout
+    assert limits.sock_read == 300
+    assert limits.total and limits.connect and limits.total - limits.connect >= 300
+
+
 async def test_tls_that_fails_or_hangs_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async with raw(writes(b"no TLS here"), reads=False) as base:
         lost = await call(base.replace("http:", "https:"))
