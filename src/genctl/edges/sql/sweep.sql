@@ -48,6 +48,13 @@ join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
 where r.status = 'held' and s.status = 'failed'
 order by random() limit %(limit)s
 
+-- name: captures_owed
+-- Completed sessions that still hold their reservation: the capture was refused.
+select s.*, now() as read_at from credit_reservations r
+join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
+where r.status = 'held' and s.status = 'completed'
+order by random() limit %(limit)s
+
 -- name: orphans
 -- Held reservations whose session is gone. Only those that we made: one without a session_id may be held for
 -- something else of an adopted database. An enqueue commits both at once; the age is for a hand at work.
