@@ -288,3 +288,57 @@ async def test_what_is_owed_is_found_by_what_is_held_and_not_by_all_that_failed(
         plan = "\n".join(row["QUERY PLAN"] for row in await kit.query(f"explain {text}"))
         assert "credit_reservations_held" in plan
         assert "Seq Scan on generation_sessions" not in plan
+
+
+async def test_each_of_two_users_whose_rows_name_one_reservation_is_told_what_is_theirs(kit: Kit) -> None:
+    """An adopted base may hold that; the owner's second row gets a version of its own."""
+    ann = await kit.enqueue("sensitive")
+    more = {user: await kit.enqueue(user=user) for user in ("ann", "bob")}
+    await kit.query(
+        """
+        update generation_sessions set status = 'failed', completed_at = now() - interval '9 days',
+          reservation_id = %s, dlq_sent_at = '-infinity'""",
+        ann.reservation_id,
+    )
+    assert [swept.item()["userId"] for swept in await kit.sweep()] == ["ann"]
+    told = [await kit.row(session) for session in (ann, more["ann"])]
+    assert {row.details["refundedCredits"] for row in told} == {4}
+    assert len({row.version for row in told}) == 2
+    assert (await kit.row(more["bob"])).error_details is None
+    assert len(await kit.query("select from session_events where kind = 'refunded'")) == 2
+
+
+async def test_one_that_failed_elsewhere_is_told_of_its_refund_in_details_of_full_shape(kit: Kit) -> None:
+    ended = await kit.enqueue("sensitive")
+    await kit.work()
+    session = await kit.enqueue()
+    await kit.query(
+        """
+        update generation_sessions set status = 'failed', completed_at = '2025-01-02 03:04:05Z',
+          error_details = '{"hint": "old"}', dlq_sent_at = '-infinity' where id = %s""",
+        session.id,
+    )
+    assert [swept.action for swept in await kit.sweep()] == ["refund"]
+    details = (await kit.row(session)).details
+    assert details.keys() == (await kit.row(ended)).details.keys() | {"hint"}
+    assert (details["code"], details["category"], details["failedAt"]) == (
+        "Unknown", "internal", "2025-01-02T03:04:05.000Z",
+    )  # fmt: skip
+    assert (details["reservationAmount"], details["refundedCredits"], details["hint"]) == (4, 4, "old")
+
+
+async def test_rows_without_a_user_keep_nobody_waiting(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genctl.sweep.BATCH", 2)
+    await kit.query("alter table generation_sessions alter user_id drop not null")
+    for status in ("queued", "processing", "failed"):
+        await kit.query(
+            """
+            insert into generation_sessions (id, model, prompt, status, created_at, queued_at, completed_at)
+            select gen_random_uuid(), 'm', 'p', %s, now() - interval '9 days', now() - interval '9 days',
+              now() - interval '9 days' from generate_series(1, 2)""",
+            status,
+        )
+    for age in ("queued_at = now() - interval '2 days'", "status = 'processing', lease_until = now()"):
+        session = await kit.enqueue()
+        await kit.query(f"update generation_sessions set {age} where id = %s", session.id)
+    assert sorted(swept.action for swept in await kit.sweep()) == ["fail", "requeue"]
