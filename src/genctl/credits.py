@@ -24,7 +24,7 @@ SAFE = {*HELD, "failed_not_released", "refund_amount", "details_ledger"}  # fix(
 FIXES = {
     "failed_not_released": "the user paid for a failed image: genctl refunds check --fix gives it back",
     "completed_not_captured": "the user has image and credits: decide whether to take them back",
-    "terminal_holds": "genctl sweep releases what a failed session holds and captures what a completed one does",
+    "terminal_holds": "genctl sweep releases it for a failed session and captures it for a completed one",
     "refund_amount": "genctl refunds check --fix gives back what is missing; what is too much needs a person",
     "refund_pending": "genctl sweep tries the release again; look at refundError when it stays",
     "double_movement": "compare the ledger's rows of this reservation; one is too many",

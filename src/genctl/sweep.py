@@ -62,7 +62,10 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """One thing that was done, or would be: send, copy, requeue, fail (with its code), refund, capture, prune."""
+    """One thing that was done, or would be.
+
+    send, copy, requeue, fail (with its code), refund, capture, or prune.
+    """
 
     action: str
     session: Session | Orphan | None  # None: prune, which is about no session

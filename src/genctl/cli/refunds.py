@@ -10,6 +10,8 @@ from genctl.cli.command import WHEN, Command, Group, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from genctl import credits
     from genctl.domain.model import GenctlError
 
@@ -60,9 +62,7 @@ def check(
             _note("would mend", violation)
     elif fix and found.safe:
         out.confirm(f"Mend {len(found.safe)} of {found.total} violations?", yes)
-        while out.ask(lambda db: credits.fix_all(db, found.safe, _told)) and found.is_cut:
-            found = look()
-        found = look()
+        found = _mended(out, found, look)
     checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
     terminal.note(f"checked {checked}: {f'{found.total} violations' if found.total else 'all sound'}")
     if found.is_cut:
@@ -75,6 +75,18 @@ def check(
     violations = [camel(violation._asdict()) for violation in found.violations]
     out.emit({"checked": found.checked, "violations": violations}, rows=violations, empty="")
     return int(bool(found.total))
+
+
+def _mended(out: Output, found: "credits.Audit", look: "Callable[[], credits.Audit]") -> "credits.Audit":
+    """What is wrong when all is mended that can be, also what was not listed at first."""
+    from genctl import credits
+
+    def mend(some: "list[credits.Violation]") -> "list[credits.Violation]":
+        return out.ask(lambda db: credits.fix_all(db, some, _told))
+
+    while mend(found.safe) and found.is_cut:
+        found = look()
+    return look()
 
 
 def _told(violation: "credits.Violation", refused: "GenctlError | None") -> None:
