@@ -79,7 +79,7 @@ for each row when (
     and new.captured_at is not null)
   or (new.status is distinct from 'released' and new.released_at is distinct from old.released_at
     and new.released_at is not null))
-execute function genctl_refuse('a held reservation is captured or released, once, and in full');
+execute function genctl_refuse('a held reservation is captured or released, once and in full; what it is for never changes');
 
 -- One that was adopted is the product's to delete.
 create or replace trigger reservation_stays before delete on credit_reservations
