@@ -384,3 +384,21 @@ async def test_what_can_be_mended_is_listed_before_what_cannot(
     await kit.plant("delete from generation_sessions where id = %(id)s", {"id": sessions[-1].id})
     found = await credits.audit(kit.db)
     assert [violation.session_id for violation in found.safe] == [sessions[-1].id]
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("update credit_reservations set user_id = 'bob'", "one of user bob"),
+        ("delete from credit_reservations", "its row is gone"),
+    ],
+)
+async def test_a_reservation_that_is_somebody_elses_is_not_called_gone(
+    kit: Kit, planted: str, found: str
+) -> None:
+    await kit.enqueue()
+    await kit.plant(planted)
+    told = [
+        one.found for one in (await credits.audit(kit.db)).violations if one.kind == "missing_reservation"
+    ]
+    assert told == [found]
