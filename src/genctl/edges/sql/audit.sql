@@ -116,31 +116,32 @@ moved as (
   where reservation_id is not null and (%(user)s::text is null or user_id = %(user)s)
   group by reservation_id
 ),
-wrong as (
-  select 'double_movement' as kind, r.session_id, r.id as reservation_id, r.user_id,
-    'one end at most, as its status says' as expected,
-    format('%%s, %%s releases, %%s captures', r.status, m.releases, m.captures) as found
-  from r join moved m on m.reservation_id = r.id
-  where m.releases + m.captures > 1 or m.reserves > 1 or (r.released_at is not null and r.captured_at is not null)
-    or m.releases > 0 and r.status <> 'released' or m.captures > 0 and r.status <> 'captured'
-  union all
-  select 'missing_movement', r.session_id, r.id, r.user_id, 'a ' || w.kind || ' row in the ledger', 'none'
+pair as (
+  select r.*, coalesce(m.reserves, 0) as reserves, coalesce(m.releases, 0) as releases,
+    coalesce(m.captures, 0) as captures, m.taken, coalesce(m.returned, 0) as returned,
+    case m.user_id when r.user_id then m.last_user else m.user_id end as booked_to
   from r left join moved m on m.reservation_id = r.id
-  cross join lateral (values
-    ('reserve', r.booked and coalesce(m.reserves, 0) = 0),
-    ('release', r.end_booked and r.status = 'released' and coalesce(m.releases + m.captures, 0) = 0),
-    ('capture', r.end_booked and r.status = 'captured' and coalesce(m.releases + m.captures, 0) = 0)
-  ) w(kind, missing)
-  where w.missing
+),
+wrong as (
+  select 'double_movement' as kind, session_id, id as reservation_id, user_id,
+    'one end at most, as its status says' as expected,
+    format('%%s, %%s releases, %%s captures', status, releases, captures) as found
+  from pair
+  where releases + captures > 1 or reserves > 1 or (released_at is not null and captured_at is not null)
+    or releases > 0 and status <> 'released' or captures > 0 and status <> 'captured'
   union all
-  select 'missing_movement', r.session_id, r.id, r.user_id, (-r.amount)::text, m.taken::text
-  from r join moved m on m.reservation_id = r.id
-  where r.booked and m.reserves = 1 and m.captures <= 1 and m.taken <> -r.amount
+  select 'missing_movement', session_id, id, user_id, 'a reserve row in the ledger', 'none'
+  from pair where booked and reserves = 0
   union all
-  select 'missing_movement', r.session_id, r.id, r.user_id, 'rows of user ' || r.user_id,
-    'rows of user ' || case m.user_id when r.user_id then m.last_user else m.user_id end
-  from r join moved m on m.reservation_id = r.id
-  where m.user_id <> r.user_id or m.last_user <> r.user_id
+  select 'missing_movement', session_id, id, user_id,
+    case status when 'released' then 'a release row in the ledger' else 'a capture row in the ledger' end, 'none'
+  from pair where end_booked and status in ('released', 'captured') and releases + captures = 0
+  union all
+  select 'missing_movement', session_id, id, user_id, (-amount)::text, taken::text
+  from pair where booked and reserves = 1 and captures <= 1 and taken <> -amount
+  union all
+  select 'missing_movement', session_id, id, user_id, 'rows of user ' || user_id, 'rows of user ' || booked_to
+  from pair where booked_to <> user_id
   union all
   select 'missing_reservation', null, m.reservation_id, m.user_id, 'a reservation', 'its row is gone'
   from moved m
@@ -153,15 +154,14 @@ wrong as (
     left join generation_sessions b on b.reservation_id = r.id
   where r.status = 'held' and r.session_id is not null and a.id is null and b.id is null
   union all
-  select e.kind, r.session_id, r.id, r.user_id, e.expected, e.found
-  from r join generation_sessions s on s.id = r.session_id and s.run > r.run
-  left join moved m on m.reservation_id = r.id
+  select e.kind, p.session_id, p.id, p.user_id, e.expected, e.found
+  from pair p join generation_sessions s on s.id = p.session_id and s.run > p.run
   cross join lateral (values
-    ('terminal_holds', 'released before the next run', r.status, r.status = 'held'),
-    ('failed_not_released', 'released before the next run', r.status,
-      r.end_booked and r.status = 'captured' and coalesce(m.returned, 0) < r.amount),
-    ('refund_amount', r.amount::text, m.returned::text,
-      r.end_booked and r.status = 'released' and m.releases > 0 and m.returned <> r.amount)
+    ('terminal_holds', 'released before the next run', p.status, p.status = 'held'),
+    ('failed_not_released', 'released before the next run', p.status,
+      p.end_booked and p.status = 'captured' and p.returned < p.amount),
+    ('refund_amount', p.amount::text, p.returned::text,
+      p.end_booked and p.status = 'released' and p.releases > 0 and p.returned <> p.amount)
   ) e(kind, expected, found, is_wrong)
   where e.is_wrong
 )
