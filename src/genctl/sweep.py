@@ -62,7 +62,10 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """One thing that was done, or would be: send, copy, requeue, fail (with its code), refund or prune."""
+    """One thing that was done, or would be.
+
+    send, copy, requeue, fail (with its code), refund, capture, or prune.
+    """
 
     action: str
     session: Session | Orphan | None  # None: prune, which is about no session
@@ -136,6 +139,10 @@ async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
         Swept("refund", s, "it failed and still holds its reservation")
         for s in await _sessions(at.db, "refunds_owed")
     ]
+    found += [
+        Swept("capture", s, "it completed and still holds its reservation")
+        for s in await _sessions(at.db, "captures_owed")
+    ]
     return found + [
         Swept("refund", msgspec.convert(row, Orphan), "its session is gone and its reservation still held")
         for row in await at.db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
@@ -207,6 +214,8 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
         return bool(await credits.release_reservation(at.db, session.reservation_id, reason=reason))
     assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
     match swept.action:
+        case "capture" if session.reservation_id:
+            return await credits.capture_reservation(at.db, session.reservation_id, reason="sweep")
         case "copy":
             await at.copy(session, body=decide.job_body(session), code=decide.error_code(session))
             return True

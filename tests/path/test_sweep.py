@@ -150,7 +150,7 @@ async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> 
 async def test_what_an_adopted_database_holds_for_something_else_is_left_alone(kit: Kit) -> None:
     await kit.enqueue()
     await kit.query("delete from generation_sessions")
-    await kit.query("update credit_reservations set session_id = null")
+    await kit.plant("update credit_reservations set session_id = null")
     await kit.query(OLDER)
     assert await kit.sweep() == []
 

@@ -215,7 +215,7 @@ def test_refunds_check_is_1_and_names_what_is_wrong(place: Place) -> None:
     assert set(kinds) == {"terminal_holds", "missing_details", "balance_ledger"}
     assert kinds["terminal_holds"]["sessionId"] == session
     assert (kinds["balance_ledger"]["expected"], kinds["balance_ledger"]["found"]) == ("996", "997")
-    assert place.genctl("refunds", "check", "--user", "bo")["violations"] == []
+    assert place.error("refunds", "check", "--user", "bo", exit_code=4)["code"] == "NoAccount"
 
 
 # The safety net, the gate, the schema
@@ -367,6 +367,14 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["credits", "grant", "--user", "jo", "--amount", "1.5"],
         {},
     ),
+    "a grant of more than there is": (
+        2,
+        "cannot grant 99999999999999999999 credits",
+        ["credits", "grant", "--user", "jo", "--amount", "99999999999999999999"],
+        {},
+    ),
+    "credits of two": (2, "name one user", ["credits", "show", "jo", "--user", "ann"], {}),
+    "a yes to nothing": (2, "add --fix", ["refunds", "check", "--yes"], {}),
     "credits of nobody": (4, "user nobody has no account", ["credits", "show", "nobody"], {}),
     "a worker that gives up too early": (
         2,
@@ -441,4 +449,10 @@ def test_a_fix_is_asked_for_and_then_made_once(place: Place) -> None:
     assert "mended: details_ledger" in place.say("refunds", "check", "--fix", "--yes").stderr
     assert place.row(session)["error_details"]["refundedCredits"] == 4
     assert "all sound" in place.say("refunds", "check", "--since", "1h").stderr
+    place.sql("update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'")
+    place.sql("create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$")
+    place.sql("create trigger refuse before insert on session_events for each row execute function refuse()")
+    refused = place.say("refunds", "check", "--fix", "--yes", "-o", "json", exit_code=1)
+    assert "not mended, the database refused the data: no: details_ledger of user ann" in refused.stderr
+    assert [violation["kind"] for violation in json.loads(refused.stdout)["violations"]] == ["details_ledger"]
     place.say("refunds", "check", "--dry-run", exit_code=2)

@@ -18,8 +18,8 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     """Settle and send again what nothing else did: the safety net.
 
     Sends owed job messages and DLQ copies, takes runs back whose worker fell silent, fails what waited
-    too long, releases what a failed or missing session still holds, prunes the trace. Exit code 1 when
-    something of it failed, 3 when database or queue is away.
+    too long, releases what a failed or missing session still holds, captures what a completed one does,
+    prunes the trace. Exit code 1 when something of it failed, 3 when database or queue is away.
     """
     from genctl import sweep as net
     from genctl.base import log

@@ -52,6 +52,13 @@ join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
 where r.status = 'held' and s.status = 'failed'
 order by random() limit %(limit)s
 
+-- name: captures_owed
+-- Completed sessions that still hold their reservation: the capture was refused.
+select s.*, now() as read_at from credit_reservations r
+join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
+where r.status = 'held' and s.status = 'completed'
+order by random() limit %(limit)s
+
 -- name: orphans
 -- Held reservations whose session is gone. Only those that we made: one without a session_id may be held for
 -- something else of an adopted database. An enqueue commits both at once; the age is for a hand at work.
@@ -91,8 +98,12 @@ with refund as (
   left join credit_ledger l on l.reservation_id = r.id and l.kind in ('release', 'fix')
   where s.reservation_id = %(reservation)s and s.status = 'failed'
   group by s.id, r.id
-  having coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
-    or (s.error_details ->> 'refundError' is not null and r.status = 'released')
+  -- where the release was never booked, the ledger is no judge of the details
+  having (r.status <> 'released' or bool_or(l.kind = 'release'))
+    and (coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
+      or s.error_details ->> 'reservationAmount' <> r.amount::text
+      or s.error_details ->> 'refundedAt' is null and sum(l.delta) > 0
+      or s.error_details ->> 'refundError' is not null and (r.status = 'released' or sum(l.delta) > 0))
 ),
 account as (
   update credit_accounts a set event_seq = event_seq + f.changes from refund f
@@ -109,10 +120,10 @@ told as (
       'category', 'internal', 'fatal', false, 'outcome', 'unknown', 'attempts', s.attempts, 'maxAttempts', s.attempts,
       'firstAttemptAt', null,
       'failedAt', to_char(s.completed_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
-      'reservationAmount', f.reserved, 'requestId', null, 'provider', null)
+      'requestId', null, 'provider', null)
       || case jsonb_typeof(s.error_details) when 'object' then s.error_details else '{}' end
       || jsonb_build_object(
-      'refundedCredits', f.amount, 'refundError', null,
+      'reservationAmount', f.reserved, 'refundedCredits', f.amount, 'refundError', null,
       'refundedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))
   from refund f, account a
   where s.id = f.id
