@@ -48,8 +48,9 @@ RATE_LIMITED = Failure(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
-    for name, value in {"rows.LEASE_S": 1, "services.worker.LEASE_S": 1, "hold.STALE_S": 0.6}.items():
-        monkeypatch.setattr(f"genctl.{name}", value)
+    for name in ("rows.LEASE_S", "pipeline.LEASE_S", "services.worker.LEASE_S"):
+        monkeypatch.setattr(f"genctl.{name}", 1)
+    monkeypatch.setattr("genctl.hold.STALE_S", 0.6)
     for name in ("RENEW_S", "TROUBLE_PAUSE_S"):
         monkeypatch.setattr(f"genctl.services.worker.{name}", 0.2)
     slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=2.3)
