@@ -1,0 +1,341 @@
+"""What a runbook's step says, judged and filled in: conditions, values, secrets, what a resumed run keeps."""
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+import jmespath
+import msgspec
+from jmespath.exceptions import JMESPathError
+
+MASK = "***"
+LONGEST_FOUND = 300  # characters of a found value in a complaint
+_VALUE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
+_REFERENCE = re.compile(r"\$\{[^}]*\}?")
+
+Operator = Literal[
+    "equals", "not_equals", "less", "at_most", "greater", "at_least", "contains", "lacks", "one_of", "exists"
+]
+SAYS = {
+    "equals": "is",
+    "not_equals": "is not",
+    "less": "is less than",
+    "at_most": "is at most",
+    "greater": "is more than",
+    "at_least": "is at least",
+    "contains": "contains",
+    "lacks": "does not contain",
+    "one_of": "is one of",
+}
+ORDERED = {"less", "at_most", "greater", "at_least"}
+
+
+class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is found at a JMESPath, compared with a value. What is not there satisfies `exists: false` alone."""
+
+    path: str
+    operator: Operator
+    value: Any
+
+    def __str__(self) -> str:
+        if self.operator == "exists":
+            return f"{self.path} {'is there' if self.value else 'is not there'}"
+        return f"{self.path} {SAYS[self.operator]} {as_text(self.value)}"
+
+
+def mistake(condition: Condition) -> str | None:
+    """What is wrong with a condition, whatever it is asked of."""
+    value = condition.value
+    if (complaint := path_mistake(condition.path)) is not None:
+        return complaint
+    if is_reference(value):
+        return None
+    match condition.operator:
+        case "exists":
+            return None if isinstance(value, bool) else "exists takes true or false"
+        case "one_of":
+            good = isinstance(value, list) and value and None not in value
+            return None if good else "one_of takes a list of values"
+        case operator if operator in ORDERED:
+            good = _kind(value) in {"a number", "a text"}
+            return None if good else f"{operator} takes a number or a text, not {_kind(value)}"
+    return "null is no value to compare with: use exists" if value is None else None
+
+
+def path_mistake(path: str) -> str | None:
+    """Why it is no JMESPath."""
+    try:
+        jmespath.compile(path)
+    except JMESPathError as error:
+        return f"no JMESPath: {str(error).splitlines()[0]}"
+    return None
+
+
+def find(path: str, document: Any) -> Any:
+    """What the JMESPath finds, None where there is nothing. Raises ValueError where it does not fit."""
+    try:
+        return jmespath.search(path, document)
+    except JMESPathError as error:
+        raise ValueError(f"{path} does not fit what was found: {str(error).splitlines()[0]}") from None
+
+
+def holds(condition: Condition, document: Any) -> bool:
+    """Whether it is so. Raises ValueError where values of two kinds are compared: that is a mistake, no no."""
+    return _compared(condition, find(condition.path, document))
+
+
+def complaint(condition: Condition, document: Any) -> str | None:
+    """The expectation against what was found; None where it holds."""
+    try:
+        found = find(condition.path, document)
+        if _compared(condition, found):
+            return None
+    except ValueError as error:
+        return f"expected that {condition}; {error}"
+    return f"expected that {condition}; found {'nothing there' if found is None else as_text(found)}"
+
+
+def _compared(condition: Condition, found: Any) -> bool:
+    operator, value = condition.operator, condition.value
+    if operator == "exists":
+        if not isinstance(value, bool):
+            raise ValueError(f"exists takes true or false, not {_kind(value)}")
+        return (found is not None) == value
+    if found is None:
+        return False
+    if operator in {"contains", "lacks"}:
+        return _contains(found, value) == (operator == "contains")
+    if operator == "one_of":
+        if not isinstance(value, list):
+            raise ValueError(f"one_of takes a list, not {_kind(value)}")
+        return any([_same(found, one) for one in value])
+    if operator in ORDERED:
+        return _ordered(operator, found, value)
+    return _same(found, value) == (operator == "equals")
+
+
+def _contains(found: Any, value: Any) -> bool:
+    if isinstance(found, str):
+        if not isinstance(value, str):
+            raise ValueError(f"a text is found, which never contains {_kind(value)}")
+        return value in found
+    if not isinstance(found, list):
+        raise ValueError(f"{_kind(found)} is found, which contains nothing")
+    return any([_same(one, value) for one in found])
+
+
+def _ordered(operator: str, found: Any, value: Any) -> bool:
+    if _kind(found) != _kind(value) or _kind(found) not in {"a number", "a text"}:
+        raise ValueError(f"{_kind(found)} is found, and {_kind(value)} is no measure of it")
+    match operator:
+        case "less":
+            return bool(found < value)
+        case "at_most":
+            return bool(found <= value)
+        case "greater":
+            return bool(found > value)
+    return bool(found >= value)
+
+
+def _same(found: Any, value: Any) -> bool:
+    if found is None:
+        return False
+    if _kind(found) != _kind(value):
+        raise ValueError(f"{_kind(found)} is found ({as_text(found)}), and {_kind(value)} is compared with it")
+    return _exactly(found, value)
+
+
+def _exactly(one: Any, other: Any) -> bool:
+    """Equal also within: Python takes true for 1."""
+    if isinstance(one, list) and isinstance(other, list):
+        return all(_exactly(*pair) for pair in zip_longest(one, other, fillvalue=...))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_exactly(one[key], other[key]) for key in one)
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list():
+            return "a list"
+    return "a map"
+
+
+def as_text(value: Any) -> str:
+    """A value in one line, at most so long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_FOUND else text[:LONGEST_FOUND] + "…"
+
+
+# --- values --------------------------------------------------------------------------------------------
+
+
+def is_reference(value: Any) -> bool:
+    """Whether it stands for a value as a whole: `${name}`."""
+    return isinstance(value, str) and bool(_VALUE.fullmatch(value))
+
+
+def references(value: Any) -> Iterator[tuple[str, bool]]:
+    """Each `${…}` of a text, or of the texts within: what it names, and whether it is the whole text."""
+    if isinstance(value, str):
+        for match in _REFERENCE.finditer(value):
+            named = _VALUE.fullmatch(match[0])
+            yield (named[1] if named else match[0]), match[0] == value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from references(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from references(one)
+
+
+def names_in(text: str) -> list[str]:
+    """The values that a statement or a script mentions; `${1%,}` of a shell is none."""
+    return list(dict.fromkeys(_VALUE.findall(text)))
+
+
+def fill(value: Any, values: Mapping[str, Any]) -> Any:
+    """The same with each `${name}` replaced by its value, of its own kind. Raises KeyError with the name."""
+    if isinstance(value, str):
+        match = _VALUE.fullmatch(value)
+        return values[match[1]] if match else value
+    if isinstance(value, Mapping):
+        return {key: fill(one, values) for key, one in value.items()}
+    return [fill(one, values) for one in value] if isinstance(value, list | tuple) else value
+
+
+def as_word(value: Any) -> str:
+    """A value as an argument or in the environment: texts as they are, true and false, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def statement(text: str) -> str:
+    """A statement with `${name}` as the driver's bound parameter."""
+    return _VALUE.sub(r"%(\1)s", text.replace("%", "%%"))
+
+
+# --- secrets -------------------------------------------------------------------------------------------
+
+
+class Masker:
+    """Hides secrets wherever they turn up: as they are, quoted for a URL, in JSON, in base64."""
+
+    def __init__(self, secrets: Iterable[Any] = ()) -> None:
+        self._forms: list[str] = []
+        self.add(*secrets)
+
+    def add(self, *secrets: Any) -> None:
+        """Values that are secret from here on; true, false and what is empty hide nothing."""
+        texts = {as_word(one) for one in secrets if one is not None and not isinstance(one, bool)} - {"", MASK}
+        for text in list(texts):
+            texts |= {line for line in text.splitlines() if len(line) >= 8}
+        forms = {form for text in texts for form in _forms(text)}
+        self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        """The text with a mask for each secret."""
+        for form in self._forms:
+            text = text.replace(form, MASK)
+        return text
+
+    def __call__(self, value: Any) -> Any:
+        """The same for texts, numbers and keys within a value."""
+        match value:
+            case str():
+                return self.text(value)
+            case bool() | None:
+                return value
+            case int() | float():
+                return MASK if json.dumps(value) in self._forms else value
+            case Mapping():
+                return {self.text(str(key)): self(one) for key, one in value.items()}
+            case list() | tuple():
+                return [self(one) for one in value]
+        return self.text(str(value))
+
+
+def _forms(text: str) -> set[str]:
+    raw = text.encode("utf-8", "surrogatepass")
+    return {
+        text,
+        quote(raw, safe=""),
+        quote(raw),
+        json.dumps(text)[1:-1],
+        json.dumps(text, ensure_ascii=False)[1:-1],
+        b64encode(raw).decode(),
+    }
+
+
+# --- history -------------------------------------------------------------------------------------------
+
+Event = Mapping[str, Any]
+
+
+class Past(NamedTuple):
+    """A run as its journal tells it. `state` is ok, failed or interrupted, the last also of a killed one.
+
+    `done` are the steps that need not run again; `values` what is known of theirs and of the variables,
+    `hidden` the names of those that the journal has masked.
+    """
+
+    run: str
+    runbook: str
+    file: str
+    sha256: str
+    who: str
+    at: str
+    state: str
+    exit_code: int | None
+    failed: str | None
+    done: Sequence[str]
+    values: Mapping[str, Any]
+    hidden: Sequence[str]
+
+
+def past(events: Sequence[Event]) -> Past:
+    """What became of a run. Raises KeyError or IndexError where that is no journal."""
+    begun = events[0]
+    end: Event = next((event for event in events if event["event"] == "ended"), {})
+    ended = [event for event in events if event["event"] == "step.ended"]
+    values, hidden = dict(begun["values"]), set(begun["hidden"])
+    for event in ended:
+        values |= event["saved"]
+        hidden |= set(event["hidden"])
+    return Past(
+        run=begun["run"],
+        runbook=begun["runbook"],
+        file=begun["file"],
+        sha256=begun["sha256"],
+        who=begun["who"],
+        at=begun["at"],
+        state=end.get("state", "interrupted"),
+        exit_code=end.get("exitCode"),
+        failed=next((event["step"] for event in ended if event["state"] in {"failed", "interrupted"}), None),
+        done=[
+            *begun["done"],
+            *(event["step"] for event in ended if event["state"] in {"ok", "skipped"} and not event["always"]),
+        ],
+        values={name: value for name, value in values.items() if name not in hidden},
+        hidden=sorted(hidden),
+    )
+
+
+def refusal(was: Past, sha256: str, *, force: bool) -> str | None:
+    """Why that run cannot be resumed by the file as it is now."""
+    if was.state == "ok":
+        return f"run {was.run} has ended well: there is nothing to resume"
+    if was.sha256 != sha256 and not force:
+        return f"the runbook has changed since run {was.run}"
+    return None
