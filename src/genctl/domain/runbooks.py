@@ -5,12 +5,14 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import jmespath
 import msgspec
 from jmespath.exceptions import JMESPathError
+
+T = TypeVar("T")
 
 MASK = "***"
 LONGEST_FOUND = 300  # characters of a found value in a complaint
@@ -31,11 +33,23 @@ SAYS = {
     "lacks": "does not contain",
     "one_of": "is one of",
 }
+# Nodes of a JMESPath whose later children are asked of what the first has found.
+_OF_THE_FIRST = {
+    *("subexpression", "index_expression", "pipe", "flatten"),
+    *("projection", "value_projection", "filter_projection"),
+}
 ORDERED = {"less", "at_most", "greater", "at_least"}
 
 
+class UncomparableError(ValueError):
+    """A condition that does not fit what was found."""
+
+
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is found at a JMESPath, compared with a value. What is not there satisfies `exists: false` alone."""
+    """What is found at a JMESPath, compared with a value.
+
+    What is not there satisfies `exists: false` alone.
+    """
 
     path: str
     operator: Operator
@@ -75,16 +89,29 @@ def path_mistake(path: str) -> str | None:
     return None
 
 
+def roots(path: str) -> set[str]:
+    """The names that a JMESPath asks of the document itself. Raises JMESPathError."""
+    return set(_roots(jmespath.compile(path).parsed))
+
+
+def _roots(node: Mapping[str, Any]) -> Iterator[str]:
+    if node["type"] == "field":
+        yield node["value"]
+    inner = node["children"][:1] if node["type"] in _OF_THE_FIRST else node["children"]
+    for child in inner:
+        yield from _roots(child)
+
+
 def find(path: str, document: Any) -> Any:
     """What the JMESPath finds, None where there is nothing. Raises ValueError where it does not fit."""
     try:
         return jmespath.search(path, document)
     except JMESPathError as error:
-        raise ValueError(f"{path} does not fit what was found: {str(error).splitlines()[0]}") from None
+        raise UncomparableError(f"{path} does not fit: {str(error).splitlines()[0]}") from None
 
 
 def holds(condition: Condition, document: Any) -> bool:
-    """Whether it is so. Raises ValueError where values of two kinds are compared: that is a mistake, no no."""
+    """Whether it is so. Raises ValueError where values of two kinds are compared: a mistake is no "no"."""
     return _compared(condition, find(condition.path, document))
 
 
@@ -102,35 +129,44 @@ def complaint(condition: Condition, document: Any) -> str | None:
 def _compared(condition: Condition, found: Any) -> bool:
     operator, value = condition.operator, condition.value
     if operator == "exists":
-        if not isinstance(value, bool):
-            raise ValueError(f"exists takes true or false, not {_kind(value)}")
-        return (found is not None) == value
+        return (found is not None) == _of_kind(bool, value)
     if found is None:
         return False
-    if operator in {"contains", "lacks"}:
-        return _contains(found, value) == (operator == "contains")
-    if operator == "one_of":
-        if not isinstance(value, list):
-            raise ValueError(f"one_of takes a list, not {_kind(value)}")
-        return any([_same(found, one) for one in value])
-    if operator in ORDERED:
-        return _ordered(operator, found, value)
-    return _same(found, value) == (operator == "equals")
+    match operator:
+        case "contains" | "lacks":
+            return _contains(found, value) == (operator == "contains")
+        case "one_of":
+            return _is_among(found, _of_kind(list, value))
+        case "equals" | "not_equals":
+            return _is_among(found, [value]) == (operator == "equals")
+    return _ordered(operator, found, value)
+
+
+def _of_kind(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise UncomparableError(f"{_kind(value)} is compared with, not {_kind(kind())}")
+    return value
+
+
+def _is_among(one: Any, many: Sequence[Any]) -> bool:
+    """Raises UncomparableError where all of them are of other kinds."""
+    kinds = {_kind(other) for other in many}
+    if kinds and _kind(one) not in kinds:
+        raise UncomparableError(
+            f"{_kind(one)} ({as_text(one)}) is compared with {' and '.join(sorted(kinds))}"
+        )
+    return any(_exactly(one, other) for other in many)
 
 
 def _contains(found: Any, value: Any) -> bool:
     if isinstance(found, str):
-        if not isinstance(value, str):
-            raise ValueError(f"a text is found, which never contains {_kind(value)}")
-        return value in found
-    if not isinstance(found, list):
-        raise ValueError(f"{_kind(found)} is found, which contains nothing")
-    return any([_same(one, value) for one in found])
+        return _of_kind(str, value) in found
+    return _is_among(value, _of_kind(list, found))
 
 
 def _ordered(operator: str, found: Any, value: Any) -> bool:
     if _kind(found) != _kind(value) or _kind(found) not in {"a number", "a text"}:
-        raise ValueError(f"{_kind(found)} is found, and {_kind(value)} is no measure of it")
+        raise UncomparableError(f"{_kind(found)} ({as_text(found)}) is measured by {_kind(value)}")
     match operator:
         case "less":
             return bool(found < value)
@@ -139,14 +175,6 @@ def _ordered(operator: str, found: Any, value: Any) -> bool:
         case "greater":
             return bool(found > value)
     return bool(found >= value)
-
-
-def _same(found: Any, value: Any) -> bool:
-    if found is None:
-        return False
-    if _kind(found) != _kind(value):
-        raise ValueError(f"{_kind(found)} is found ({as_text(found)}), and {_kind(value)} is compared with it")
-    return _exactly(found, value)
 
 
 def _exactly(one: Any, other: Any) -> bool:
@@ -238,10 +266,13 @@ class Masker:
 
     def add(self, *secrets: Any) -> None:
         """Values that are secret from here on; true, false and what is empty hide nothing."""
-        texts = {as_word(one) for one in secrets if one is not None and not isinstance(one, bool)} - {"", MASK}
+        texts = {as_word(one) for one in secrets if one is not None and not isinstance(one, bool)} - {
+            "",
+            MASK,
+        }
         for text in list(texts):
             texts |= {line for line in text.splitlines() if len(line) >= 8}
-        forms = {form for text in texts for form in _forms(text)}
+        forms = {form for text in texts - {"", MASK} for form in _forms(text)}
         self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
 
     def text(self, text: str) -> str:
@@ -281,6 +312,7 @@ def _forms(text: str) -> set[str]:
 # --- history -------------------------------------------------------------------------------------------
 
 Event = Mapping[str, Any]
+DONE = {"ok", "skipped"}
 
 
 class Past(NamedTuple):
@@ -325,7 +357,11 @@ def past(events: Sequence[Event]) -> Past:
         failed=next((event["step"] for event in ended if event["state"] in {"failed", "interrupted"}), None),
         done=[
             *begun["done"],
-            *(event["step"] for event in ended if event["state"] in {"ok", "skipped"} and not event["always"]),
+            *(
+                event["step"]
+                for event in ended
+                if event["state"] in {"ok", "skipped"} and not event["always"]
+            ),
         ],
         values={name: value for name, value in values.items() if name not in hidden},
         hidden=sorted(hidden),

@@ -27,7 +27,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """No key that is not known; null is no value."""
 
 
-class Variable(Strict, kw_only=True):
+class Variable(Strict, frozen=True, kw_only=True):
     """A value that is given with `--var`. Exactly one of `default`, `required` and `optional`.
 
     A step that uses an optional one that was not given is skipped.
@@ -65,7 +65,9 @@ class Variable(Strict, kw_only=True):
         """What is wrong with it, whatever its name."""
         ways = [name for name in ("default", "required", "optional") if getattr(self, name) is not UNSET]
         if len(ways) != 1:
-            return f"exactly one of default, required and optional is needed, not {' and '.join(ways) or 'none'}"
+            return (
+                f"exactly one of default, required and optional is needed, not {' and '.join(ways) or 'none'}"
+            )
         kinds = {"integer": (int,), "number": (int, float), "boolean": (bool,)}.get(self.type, (str,))
         if self.default is UNSET:
             return None
@@ -78,14 +80,14 @@ class Variable(Strict, kw_only=True):
         return None
 
 
-class Sql(Strict, kw_only=True):
+class Sql(Strict, frozen=True, kw_only=True):
     """A statement; `${name}` in it is a bound parameter. Without `writes` its transaction is read-only."""
 
     query: Text
     writes: bool = False
 
 
-class Http(Strict, kw_only=True):
+class Http(Strict, frozen=True, kw_only=True):
     """A request; `path` and `query` are added to `url`, quoted. Redirects are not followed."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -97,7 +99,7 @@ class Http(Strict, kw_only=True):
     json: Any = UNSET
 
 
-class Ask(Strict, kw_only=True):
+class Ask(Strict, frozen=True, kw_only=True):
     """Text for the person, who confirms it, does something by hand, or gives an answer to save."""
 
     text: Text
@@ -106,7 +108,7 @@ class Ask(Strict, kw_only=True):
     secret: bool = False
 
 
-class Wait(Strict, kw_only=True):
+class Wait(Strict, frozen=True, kw_only=True):
     """Something to look at `every` so long until what the step expects is so, `within` so long."""
 
     every: Duration = "1s"
@@ -117,21 +119,21 @@ class Wait(Strict, kw_only=True):
     shell: Text | UnsetType = UNSET
 
 
-class Retry(Strict, kw_only=True):
+class Retry(Strict, frozen=True, kw_only=True):
     """So many tries in all."""
 
     tries: Annotated[int, msgspec.Meta(ge=2, le=1000)]
     every: Duration
 
 
-class Save(Strict, kw_only=True):
+class Save(Strict, frozen=True, kw_only=True):
     """What of the output is kept under a name."""
 
     path: Text
     secret: bool = False
 
 
-class Step(Strict, kw_only=True):
+class Step(Strict, frozen=True, kw_only=True):
     """One thing to do: exactly one of `genctl`, `sql`, `http`, `shell`, `wait` and `ask`."""
 
     step: StepName
@@ -174,7 +176,7 @@ class Step(Strict, kw_only=True):
 KINDS = ("genctl", "sql", "http", "shell", "wait", "ask")
 
 
-class Runbook(Strict, kw_only=True):
+class Runbook(Strict, frozen=True, kw_only=True):
     """A page for three in the morning: what for, when, what it touches, then steps in plain words."""
 
     name: StepName
