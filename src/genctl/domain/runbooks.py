@@ -1,12 +1,10 @@
-"""What a runbook's step says, judged and filled in: conditions, values, secrets, what a resumed run keeps."""
+"""What a runbook's step says, judged and filled in: conditions, values, and what a resumed run keeps."""
 
 import json
 import re
-from base64 import b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple, TypeVar
-from urllib.parse import quote
 
 import jmespath
 import msgspec
@@ -14,7 +12,6 @@ from jmespath.exceptions import JMESPathError
 
 T = TypeVar("T")
 
-MASK = "***"
 LONGEST_FOUND = 300  # characters of a found value in a complaint
 _VALUE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 _REFERENCE = re.compile(r"\$\{[^}]*\}?")
@@ -252,61 +249,6 @@ def as_word(value: Any) -> str:
 def statement(text: str) -> str:
     """A statement with `${name}` as the driver's bound parameter."""
     return _VALUE.sub(r"%(\1)s", text.replace("%", "%%"))
-
-
-# --- secrets -------------------------------------------------------------------------------------------
-
-
-class Masker:
-    """Hides secrets wherever they turn up: as they are, quoted for a URL, in JSON, in base64."""
-
-    def __init__(self, secrets: Iterable[Any] = ()) -> None:
-        self._forms: list[str] = []
-        self.add(*secrets)
-
-    def add(self, *secrets: Any) -> None:
-        """Values that are secret from here on; true, false and what is empty hide nothing."""
-        texts = {as_word(one) for one in secrets if one is not None and not isinstance(one, bool)} - {
-            "",
-            MASK,
-        }
-        for text in list(texts):
-            texts |= {line for line in text.splitlines() if len(line) >= 8}
-        forms = {form for text in texts - {"", MASK} for form in _forms(text)}
-        self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
-
-    def text(self, text: str) -> str:
-        """The text with a mask for each secret."""
-        for form in self._forms:
-            text = text.replace(form, MASK)
-        return text
-
-    def __call__(self, value: Any) -> Any:
-        """The same for texts, numbers and keys within a value."""
-        match value:
-            case str():
-                return self.text(value)
-            case bool() | None:
-                return value
-            case int() | float():
-                return MASK if json.dumps(value) in self._forms else value
-            case Mapping():
-                return {self.text(str(key)): self(one) for key, one in value.items()}
-            case list() | tuple():
-                return [self(one) for one in value]
-        return self.text(str(value))
-
-
-def _forms(text: str) -> set[str]:
-    raw = text.encode("utf-8", "surrogatepass")
-    return {
-        text,
-        quote(raw, safe=""),
-        quote(raw),
-        json.dumps(text)[1:-1],
-        json.dumps(text, ensure_ascii=False)[1:-1],
-        b64encode(raw).decode(),
-    }
 
 
 # --- history -------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from genctl.domain.runbooks import is_reference, mistake, path_mistake, referenc
 from genctl.ops.runbook.model import KINDS, Runbook, Step
 from genctl.ops.runbook.source import Finding, Place, Source
 
-
 Words = Callable[[Sequence[str | int]], str | None]  # what the command line has against these words
 LOOKS = ("genctl", "sql", "http", "shell")
 
