@@ -246,6 +246,11 @@ def as_word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def spoken(text: str, values: Mapping[str, Any]) -> str:
+    """A text for a person, its values put in."""
+    return _VALUE.sub(lambda match: as_word(values.get(match[1], match[0])), text)
+
+
 def statement(text: str) -> str:
     """A statement with `${name}` as the driver's bound parameter."""
     return _VALUE.sub(r"%(\1)s", text.replace("%", "%%"))

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from genctl.base.durations import parse_duration
-from genctl.domain.runbooks import Condition
+from genctl.domain.runbooks import Condition, references
 
 SCHEMA_FILE = "schema.json"  # beside the runbooks
 DEFAULT_TIMEOUT = "60s"
@@ -164,8 +164,19 @@ class Step(Strict, frozen=True, kw_only=True):
         return kind, getattr(holder, kind)
 
     @property
-    def conditions(self) -> list[Condition]:
-        return [*(self.only_if or []), *(self.expect or [])]
+    def timeout_s(self) -> float:
+        """Of one try; of a wait, of all of them."""
+        return parse_duration(self.wait.within if self.wait else self.timeout or DEFAULT_TIMEOUT)
+
+    def needs(self) -> set[str]:
+        """The names of the values that it cannot do without."""
+        used = msgspec.to_builtins([self.action()[1], [one.value for one in self.expect or []]])
+        return {name for name, _ in references(used) if name.isidentifier()}
+
+    @property
+    def asks(self) -> bool:
+        """Whether a person is asked before it goes on."""
+        return self.dangerous or bool(self.ask)
 
     def saves(self) -> Iterator[tuple[str, Save]]:
         """Names, and what is saved under them."""
