@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from genctl.base.settings import Settings
+from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import as_word, fill, names_in, statement
 from genctl.edges import db, http
@@ -39,10 +40,11 @@ class Within(Protocol):
 
 class Actions(NamedTuple):
     """The means of a run. `invoke` runs a command: words and the value of its `--yes`; its exit code,
-    stdout and stderr. `run` is the event loop.
+    stdout and stderr. `run` is the event loop. `mask` hides what is secret.
     """
 
     settings: Settings
+    mask: Masker
     invoke: Callable[[list[str], str | None], tuple[int, str, str]]
     run: Callable[[Coroutine[Any, Any, Document]], Document]
     within: Within

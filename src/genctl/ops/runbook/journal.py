@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 from platformdirs import user_state_path
 
 from genctl.domain.model import GenctlError, rfc3339
-from genctl.domain.runbooks import Past, past
+from genctl.domain.runbooks import past
 
 LONGEST_OUTPUT = 65_536  # characters of a step's output
 
@@ -74,11 +74,38 @@ def shortened(output: Any) -> Any:
     return output if len(text) <= LONGEST_OUTPUT else {"cut": text[:LONGEST_OUTPUT]}
 
 
-def runs() -> Iterator[Past]:
-    """All runs, the newest first; what is no journal is passed over."""
+def runs() -> Iterator[dict[str, Any]]:
+    """All runs in short, the newest first; what is no journal is passed over."""
     for path in sorted(folder().glob("*.jsonl"), reverse=True):
         with suppress(OSError, KeyError, IndexError, TypeError):
-            yield past(events(path))
+            yield summary(path)
+
+
+def shown(path: Path) -> dict[str, Any]:
+    """A run with its steps: what they gave, and what was kept. Raises GenctlError where that is no journal."""
+    try:
+        told = summary(path)
+    except (OSError, KeyError, IndexError, TypeError) as error:
+        raise GenctlError(
+            "BadJournal", f"{path} is no journal of a run: {error!r}", "", exit_code=4
+        ) from None
+    steps = [event for event in events(path) if event["event"] == "step.ended"]
+    return told | {"steps": [{key: one[key] for key in one if key != "event"} for one in steps]}
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """A run in short. Raises KeyError, IndexError, TypeError or OSError where that is no journal."""
+    was = past(events(path))
+    return {
+        "run": was.run,
+        "runbook": was.runbook,
+        "at": was.at,
+        "who": was.who,
+        "state": "running" if is_running(path) else was.state,
+        "exitCode": was.exit_code,
+        "failed": was.failed,
+        "file": was.file,
+    }
 
 
 def find(run: str) -> Path:

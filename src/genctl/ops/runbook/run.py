@@ -10,7 +10,6 @@ import msgspec
 
 from genctl import __version__
 from genctl.base.durations import format_duration, parse_duration
-from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import Condition, UncomparableError, complaint, fill, find, holds, spoken
 from genctl.ops.runbook.actions import Actions, Document, SkippedError
@@ -81,7 +80,8 @@ class Run:
         self.person = person
         self.journal = journal
         self.secret = loaded.runbook.secrets()
-        self.mask = Masker(values[name] for name in self.secret & values.keys())
+        self.mask = means.mask
+        self.mask.add(*(values[name] for name in self.secret & values.keys()))
 
     def go(self, begun: Callable[[Step], None], told: Callable[[Told], None]) -> Report:
         """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up."""
@@ -135,6 +135,8 @@ class Run:
                 why = "interrupted" if number == 130 else "terminated"
                 one = self._told(step, "interrupted", why=why)
                 code = code or (number if isinstance(number, int) and number > 1 else 130)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the clean-up follows
+                one = self._told(step, "failed", why=f"unexpected {type(error).__name__}: {error}")
             self._note(step, one)
             tell(one)
             if one.state == "failed" and not step.always:
