@@ -123,6 +123,9 @@ def _conditions(step: Step, source: Source, at: Place) -> Iterator[Finding]:
 def _names(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
     """Where a value is used, and its name."""
     in_shell = bool(step.shell or (step.wait and step.wait.shell))
+    for key in ("timeout", "retry"):
+        for name, _ in references(msgspec.to_builtins(getattr(step, key) or None)):
+            yield (*at, key), name
     for kind in step.kinds:
         for name, _ in references(msgspec.to_builtins(getattr(step, kind))):
             if name.isidentifier() or not in_shell:  # the shell has more to say between braces

@@ -18,7 +18,9 @@ TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 StepName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
 ValueName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
-Duration = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,6})?(ms|s|m|h|d)$")]
+Duration = Annotated[
+    str, msgspec.Meta(pattern=r"^([0-9]{1,12}(\.[0-9]{1,6})?(ms|s|m|h|d)|\$\{[a-z][a-z0-9_]*\})$")
+]
 Conditions = Annotated[list[Condition], msgspec.Meta(min_length=1)]
 Words = Annotated[list[str | int], msgspec.Meta(min_length=1)]
 
@@ -164,13 +166,20 @@ class Step(Strict, frozen=True, kw_only=True):
         return kind, getattr(holder, kind)
 
     @property
-    def timeout_s(self) -> float:
-        """Of one try; of a wait, of all of them."""
-        return parse_duration(self.wait.within if self.wait else self.timeout or DEFAULT_TIMEOUT)
+    def patience(self) -> str:
+        """How long one try may take; of a wait, all of them."""
+        return self.wait.within if self.wait else self.timeout or DEFAULT_TIMEOUT
+
+    @property
+    def pause(self) -> str:
+        """How long it is waited between two tries."""
+        return self.wait.every if self.wait else self.retry.every if self.retry else "0s"
 
     def needs(self) -> set[str]:
         """The names of the values that it cannot do without."""
-        used = msgspec.to_builtins([self.action()[1], [one.value for one in self.expect or []]])
+        used = msgspec.to_builtins(
+            [self.action()[1], self.patience, self.pause, [one.value for one in self.expect or []]]
+        )
         return {name for name, _ in references(used) if name.isidentifier()}
 
     @property

@@ -59,7 +59,8 @@ def junit(report: Report) -> bytes:
     for kind, name in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(kind, str(len(suite.findall(f"*/{name}"))))
     indent(root)
-    return tostring(root, "utf-8", xml_declaration=True)
+    made: bytes = tostring(root, "utf-8", xml_declaration=True)
+    return made
 
 
 def as_json(report: Report) -> bytes:

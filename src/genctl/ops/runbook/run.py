@@ -11,7 +11,7 @@ import msgspec
 from genctl import __version__
 from genctl.base.durations import format_duration, parse_duration
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import Condition, UncomparableError, complaint, fill, find, holds, spoken
+from genctl.domain.runbooks import Condition, UncomparableError, as_word, complaint, fill, find, holds, spoken
 from genctl.ops.runbook.actions import Actions, Document, SkippedError
 from genctl.ops.runbook.inputs import Start
 from genctl.ops.runbook.journal import Journal, shortened
@@ -220,20 +220,26 @@ class Run:
             return self._asked(step)
         if step.dangerous or self.person.each:
             yes = self.person.confirm(f"{step.step}: {step.does}")
-        deadline = time.monotonic() + step.timeout_s if step.wait else None
+        patience_s, pause_s = self._seconds(step.patience), self._seconds(step.pause)
+        deadline = time.monotonic() + patience_s if step.wait else None
         tries = step.retry.tries if step.retry else 1
-        every = step.wait.every if step.wait else step.retry.every if step.retry else "1s"
         while True:
             self._tries += 1
-            left_s = deadline - time.monotonic() if deadline else step.timeout_s
+            left_s = deadline - time.monotonic() if deadline else patience_s
             why = self._try(step, left_s, yes if step.dangerous else None)
             if why is None:
                 return "ok", ""
-            left_s = deadline - time.monotonic() if deadline else float(tries - self._tries)
-            if left_s <= 0:
-                return "failed", why + (f", after {step.wait.within}" if step.wait else "")
-            pause_s = parse_duration(every)
-            self.means.pause(min(pause_s, left_s) if deadline else pause_s)
+            if deadline and time.monotonic() + pause_s > deadline:
+                return "failed", f"{why}, after {format_duration(patience_s)}"
+            if not deadline and self._tries == tries:
+                return "failed", why
+            self.means.pause(pause_s)
+
+    def _seconds(self, duration: str) -> float:
+        try:
+            return parse_duration(as_word(fill(duration, self.values)))
+        except ValueError as error:
+            raise UncomparableError(f"{duration}: expected {error}") from None
 
     def _asked(self, step: Step) -> tuple[str, str]:
         assert step.ask  # noqa: S101 - of its kind
