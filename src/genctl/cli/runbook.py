@@ -1,5 +1,6 @@
 """`genctl runbook`."""
 
+import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from genctl.ops.runbook.model import Loaded, Step
     from genctl.ops.runbook.run import Person, Told
 
-LISTED = ("name", "purpose", "steps")
+LISTED = ("name", "steps", "purpose")
 RUNS = ("run", "runbook", "at", "who", "state", "failed")
 LINES = ("state", "step", "ms", "tries", "why")
 PLAN = ("step", "asks", "does", "action")
@@ -46,7 +47,8 @@ def list_(out: Output) -> None:
         }
         for one in found
     ]
-    out.emit(rows, columns=LISTED)
+    short = [row | {"purpose": re.split(r"(?<=[.?:])\s", str(row["purpose"]))[0]} for row in rows]
+    out.emit(rows, rows=short if out.form == "table" else None, columns=LISTED)
 
 
 @runbook.command(

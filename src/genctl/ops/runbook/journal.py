@@ -82,7 +82,7 @@ def runs() -> Iterator[dict[str, Any]]:
 
 
 def shown(path: Path) -> dict[str, Any]:
-    """A run with its steps: what they gave, and what was kept. Raises GenctlError where that is no journal."""
+    """A run with its steps: what they gave, what was kept. Raises GenctlError where that is no journal."""
     try:
         told = summary(path)
     except (OSError, KeyError, IndexError, TypeError) as error:

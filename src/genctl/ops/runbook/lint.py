@@ -123,13 +123,14 @@ def _conditions(step: Step, source: Source, at: Place) -> Iterator[Finding]:
 def _names(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
     """Where a value is used, and its name."""
     in_shell = bool(step.shell or (step.wait and step.wait.shell))
-    for key in ("timeout", "retry"):
-        for name, _ in references(msgspec.to_builtins(getattr(step, key) or None)):
-            yield (*at, key), name
-    for kind in step.kinds:
-        for name, _ in references(msgspec.to_builtins(getattr(step, kind))):
+    for part in (*step.kinds, "timeout", "retry"):
+        for name, _ in references(msgspec.to_builtins(getattr(step, part) or None)):
             if name.isidentifier() or not in_shell:  # the shell has more to say between braces
-                yield (*at, kind), name
+                yield (*at, part), name
+    yield from _names_in_conditions(step, at)
+
+
+def _names_in_conditions(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
     for key, conditions in (("if", step.only_if), ("expect", step.expect)):
         for number, condition in enumerate(conditions or []):
             for name, _ in references(condition.value):

@@ -56,12 +56,10 @@ def _lines(runbook: Runbook) -> Iterator[str]:
 
 
 def _given(one: Variable) -> str:
-    secret = ", secret" if one.secret else ""
+    kind = f"{one.type}, secret" if one.secret else one.type
     if one.required:
-        return f"{one.type}{secret}, required"
-    return f"{one.type}{secret}, " + (
-        "may be left out" if one.optional else f"default `{as_word(one.default)}`"
-    )
+        return f"{kind}, required"
+    return f"{kind}, may be left out" if one.optional else f"{kind}, default `{as_word(one.default)}`"
 
 
 def _step(number: int, step: Step) -> Iterator[str]:
@@ -88,7 +86,8 @@ def _notes(step: Step) -> Iterator[str]:
     if step.sql and step.sql.writes:
         yield "writes to the database"
     if step.wait:
-        yield f"looks every {step.wait.every}, for {step.wait.within} at most, until {_all(step.expect or [])}"
+        often = f"every {step.wait.every}, for {step.wait.within} at most"
+        yield f"looks {often}, until {_all(step.expect or [])}"
     elif step.expect:
         yield f"expects that {_all(step.expect)}"
     if step.retry:
