@@ -151,7 +151,7 @@ async def _shell(script: str, env: Mapping[str, str]) -> Document:
     ours = str(Path(sys.executable).parent)
     try:
         process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", script),
+            *("/bin/sh", "-c", script),
             env={**os.environ, **env, "PATH": f"{ours}:{os.environ.get('PATH', os.defpath)}"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
