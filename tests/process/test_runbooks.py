@@ -130,12 +130,15 @@ def test_listener_silent(place: Place) -> None:
     nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/nothing"
     place.make_real()  # the embedded stack's listener is never sent elsewhere
     place.env["GENCTL_SECRET"] = "x" * 32
-    with place.worker(), served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf:
-        with place.start("runbook", "run", "listener-silent", "--yes", "-o", "json") as running:
-            until_sync(lambda: "ready ..." in running.log.read_text())
-            deaf.end(signal.SIGTERM)
-            with served(place, port):
-                assert running.end(within_s=60) == 0, running.texts()
+    with (
+        place.worker(),
+        served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf,
+        place.start("runbook", "run", "listener-silent", "--yes", "-o", "json") as running,
+    ):
+        until_sync(lambda: "ready ..." in running.log.read_text())
+        deaf.end(signal.SIGTERM)
+        with served(place, port):
+            assert running.end(within_s=60) == 0, running.texts()
     done = states(json.loads(running.out.read_text()))
     assert set(done.values()) == {"ok"}, done
     assert place.violations() == []
