@@ -23,7 +23,7 @@ touches: Nothing.
 variables:
   who: {type: text, default: ann, help: Who}
   often: {type: integer, default: 2, help: How often}
-  slow: {type: duration, default: 5s, help: How long}
+  slow: {type: duration, default: 200ms, help: How long}
   key: {type: text, optional: true, secret: true, help: A key}
 steps:
   - step: version
@@ -65,11 +65,11 @@ steps:
     always: true
     expect: [{path: exit, operator: equals, value: 0}]
 """
-OTHERS: tuple[Any, ...] = (7, True, None, "zzz", [1], {"a": 1})
+OTHERS = [yaml.compose(text) for text in ("7", "true", "null", "zzz", "[1]")]
 NAMES = {"variables", "save", "headers", "query", "json"}  # whose keys are names
 
 
-def pairs(node: yaml.Node, above: str = "") -> Iterator[tuple[str, list[Any], int]]:
+def pairs(node: yaml.Node | None, above: str = "") -> Iterator[tuple[str, list[Any], int]]:
     """Each key with what holds it and where; `above` is the key of what holds it."""
     if isinstance(node, yaml.MappingNode):
         for number, (key, value) in enumerate(node.value):
@@ -90,13 +90,12 @@ def mutations() -> Iterator[tuple[str, str]]:
         renamed = copy.copy(key)
         renamed.value += "x"
         changed["renamed"] = [(renamed, value)]
-        for other in OTHERS:
-            node = yaml.compose(json.dumps(other))
-            if node.tag != value.tag:
-                changed[f"retyped as {json.dumps(other)}"] = [(key, node)]
+        for node in OTHERS:
+            if node and node.tag != value.tag:
+                changed[f"retyped as {node.tag} {node.value}"] = [(key, node)]
         for how, instead in changed.items():
             holder[number : number + 1] = instead
-            yield f"{what} {how}", yaml.serialize(tree)
+            yield f"{what} {how}", yaml.serialize(tree, Dumper=yaml.CSafeDumper)
             holder[number : number + len(instead)] = [(key, value)]
 
 
@@ -139,7 +138,8 @@ BAD = {
     "[" * 5000: "nested too deeply",
     "name: \xff".encode("latin-1"): "no UTF-8",
     "name: \x00": "does not allow",
-    "!!python/object:os.system {}": "no YAML",
+    "!!python/object:os.system {}": "a tag",
+    "name: !!python/name:os.system x": "a tag",
     "? [a]\n: b\n": "a key must be a text",
     "- 1\n": "a runbook is a map",
     "a: 1\n---\nb: 2\n": "no YAML",
@@ -163,8 +163,7 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
 ) -> None:
     for name, said in {
         "no.yaml": "No such file",
-        str(home): "no runbook",
-        f"{home}/": "directory",
+        str(home): "directory",
         "missing-refund": "did you mean missing-refunds?",
     }.items():
         assert cli.main(["runbook", "run", name, "--yes"]) == 2
@@ -182,12 +181,12 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("[version]", "[verson]", "14:13: No such command 'verson'. Did you mean 'version'?"),
-        ("[version]", "[version, --all]", "14:13: No such option: --all"),
+        ("[version]", "[verson]", "13:13: No such command 'verson'. Did you mean 'version'?"),
+        ("[version]", "[version, --all]", "13:13: No such option"),
         ("[version]", "[sessions, list, --limit, many]", "'many' is not a valid integer"),
         ("[version]", "[sessions, show]", "Missing argument 'ID'"),
         ("[version]", "[refunds, check, extra]", "takes no 'extra'"),
-        ("[version]", "[dlq]", "genctl dlq needs one of list"),
+        ("[version]", "[dlq]", "genctl dlq needs one of discard, export, list"),
         ("[version]", "[dlq, redrive, --yes]", "mark the step dangerous"),
         ("[version]", "[version, -o, yaml]", "the output is JSON anyway"),
         ("[version]", "[runbook, list]", "a runbook runs no runbook"),

@@ -1,6 +1,7 @@
 """Each runbook of the set is run for real, its incident staged first: none of them can rot."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from tests.process.place import GENCTL, Place, Running
 from genctl.ops.runbook.load import names
 
 
-def run(place: Place, name: str, *args: str, **env: str) -> dict[str, Any]:
+def run(place: Place, name: str, *args: str, path: str = os.environ["PATH"]) -> dict[str, Any]:
     """The report of a run whose questions are all answered with yes."""
-    said = place.say("runbook", "run", name, "--yes", *args, "-o", "json", **env)
+    said = place.say("runbook", "run", name, "--yes", *args, "-o", "json", PATH=path)
     done: dict[str, Any] = json.loads(said.stdout)
     return done
 
@@ -55,7 +56,7 @@ def test_quick_sanity_checks(place: Place) -> None:
 def test_without_logs_and_browser_the_rest_is_checked(place: Place) -> None:
     """A step whose input is missing is skipped with its reason, and fails nothing."""
     with served(place), place.worker():
-        done = run(place, "quick-sanity-checks", PATH="/nowhere")
+        done = run(place, "quick-sanity-checks", path="/nowhere")
     why = {step["step"]: step["why"] for step in done["steps"] if step["state"] == "skipped"}
     assert list(why) == ["worker-log", "api-log", "browser", "link", "card"]
     assert "--var worker_log=..." in why["worker-log"]

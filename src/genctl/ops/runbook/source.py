@@ -101,6 +101,8 @@ def read(file: str, raw: bytes) -> Source:
 def _plain(loader: _Loader, node: yaml.Node, place: Place, source: Source) -> Any:
     at = node.start_mark.line + 1, node.start_mark.column + 1
     source.values[place] = at
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        raise LoadError(*at, "a tag: write the value alone")
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, one, (*place, number), source) for number, one in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
