@@ -261,7 +261,7 @@ def _person(out: Output, *, each: bool, yes: str | None) -> "Person":
 
     settings = out.settings
     name = dsn.place(settings.database_url)[1] if settings.database_url else ""
-    if yes:
+    if yes is not None:
         terminal.confirm("", yes, name, protected=settings.protected)
 
     def confirm(question: str) -> str:

@@ -42,8 +42,12 @@ def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: flo
     """
     ends: list[Stopped | OutputLost] = []
     try:
-        with _handlers_kept():
-            return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
+        with _handlers_kept(), asyncio.Runner() as runner:
+            try:
+                return runner.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
+            finally:
+                if Bound.current:  # a loop that closes has no handler any more, and still a wakeup fd
+                    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     except asyncio.CancelledError:
         if ends:
             raise ends[0] from None
@@ -90,6 +94,7 @@ def _handlers_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 
 
 async def _watched(
