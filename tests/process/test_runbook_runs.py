@@ -168,7 +168,7 @@ def test_a_secret_is_masked_wherever_it_turns_up(book: Book) -> None:
     book.say("run", str(book.file), "--var", "key=open-sesame", "--dry-run")
     texts = [path.read_bytes() for path in book.folder.rglob("*") if path.is_file() and path != book.file]
     assert len(texts) > 10
-    for leak in (SECRET, "open-sesame", "aHVudGVyMi1vZi1hbm4"):
+    for leak in (SECRET, "open-sesame", "aHVudGVyMi1vZi1h"):
         assert [text for text in texts if leak.encode() in text] == []
     assert (book.folder / "r.md").read_text().count("***")
 

@@ -190,6 +190,15 @@ def test_without_secrets_nothing_changes(thing: Any) -> None:
     assert Masker(["", None, True])(thing) == thing
 
 
+@given(st.binary(max_size=9), st.text("abcdefgh-_%é", min_size=8), st.binary(max_size=9))
+def test_base64_of_a_longer_text_tells_no_more_than_its_ends(
+    before: bytes, secret: str, after: bytes
+) -> None:
+    seen = Masker([secret]).text(b64encode(before + secret.encode() + after).decode())
+    assert MASK in seen
+    assert len(seen) <= (len(before) + len(after)) * 4 / 3 + 4 + 4 + len(MASK)
+
+
 def test_numbers_and_lines_of_a_secret_are_masked_too() -> None:
     mask = Masker([90210, "-----BEGIN-----\nMIIEvQIBADANBg\n-----END-----"])
     assert mask({"zip": 90210, "key": "it is MIIEvQIBADANBg"}) == {"zip": MASK, "key": f"it is {MASK}"}

@@ -2,11 +2,12 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 MASK = "***"
+LEAST_BASE64 = 8  # characters; fewer turn up by chance
 
 
 class Masker:
@@ -58,7 +59,17 @@ def _forms(text: str) -> set[str]:
         json.dumps(text)[1:-1],
         json.dumps(text, ensure_ascii=False)[1:-1],
         b64encode(raw).decode(),
+        *_within_base64(raw),
     }
+
+
+def _within_base64(raw: bytes) -> Iterator[str]:
+    """What is the same of its base64 wherever it stands in a longer text."""
+    for before in range(3):
+        encoded = b64encode(bytes(before) + raw + bytes(2)).decode()
+        inner = encoded[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
+        if len(inner) >= LEAST_BASE64:
+            yield inner
 
 
 def _text(value: Any) -> str:
