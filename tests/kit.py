@@ -44,8 +44,11 @@ def fresh_database(server: str, name: str, how: str = "") -> Iterator[str]:
     """The DSN of a new database on a server, dropped at the end; `how` is what follows its name."""
     with psycopg.connect(server, autocommit=True) as conn:
         conn.execute(f"create database {name} {how}")
+    try:
         yield database_url(server, name)
-        conn.execute(f"drop database {name} with (force)")
+    finally:  # on a new connection: a test may have restarted the server
+        with psycopg.connect(server, autocommit=True) as conn:
+            conn.execute(f"drop database {name} with (force)")
 
 
 def free_port() -> int:

@@ -1,12 +1,15 @@
 """What stands between genctl and its services in production: PgBouncer and nginx, real ones where installed."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -85,3 +88,63 @@ def _installed(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed: apt-get install {name}")
     return found
+
+
+class Relay:
+    """A port that leads to another, keeps what went there, and can be cut as a cable is: both ends stay
+    open and hear nothing more. What connects after the cut hears nothing either, until it is mended.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._to = (f"{host}/.s.PGSQL.{port}", None) if host.startswith("/") else (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.port: int = self._listener.getsockname()[1]
+        self.said = bytearray()  # by those who came through here
+        self._whole = threading.Event()
+        self._whole.set()
+        self._lines: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._whole.set()
+        for line in (self._listener, *self._lines):
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            line.close()
+
+    def cut(self) -> None:
+        """Nothing passes any more, what is on its way neither."""
+        self._whole.clear()
+
+    def mend(self) -> None:
+        """What connects from now on passes; the lines that were cut are gone."""
+        for line in list(self._lines):
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+        self._whole.set()
+
+    def asked(self) -> list[str]:
+        """The operations that SQS was asked for, in their order."""
+        return [op.decode() for op in re.findall(rb"X-Amz-Target: AmazonSQS\.(\w+)", bytes(self.said))]
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.socket(socket.AF_INET if self._to[1] else socket.AF_UNIX)
+                far.connect(self._to if self._to[1] else self._to[0])
+                self._lines += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(source, sink, sink is far), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, is_request: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                self._whole.wait()
+                if is_request:
+                    self.said += data
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)

@@ -45,7 +45,7 @@ from genctl.domain.model import (
 )
 from genctl.domain.orders import Order, check
 from genctl.domain.tools import SEEDREAM4, Tool, tool_of
-from genctl.edges.db import Database, DatabaseGoneError, Row, as_json
+from genctl.edges.db import Database, DatabaseGoneError, Row, Step, as_json
 from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
 
@@ -160,6 +160,11 @@ class Hold:
             self.task.cancel()
 
     @property
+    def waiting(self) -> bool:
+        """On the way to its call, and no byte of the request is out."""
+        return self.calling and not self.sent
+
+    @property
     def stale(self) -> bool:
         """The last renewal is too long ago to be sure that the session is still ours."""
         return time.monotonic() - self.renewed_at > STALE_S
@@ -187,6 +192,7 @@ class Pipeline:
         self.providers = providers or {}
         self.worker = worker
         self.holds: set[Hold] = set()
+        self._claiming: set[asyncio.Task[Any]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -209,6 +215,10 @@ class Pipeline:
                 providers={"ark": await stack.enter_async_context(Ark(settings))} if calls else {},
                 worker=f"{socket.gethostname()}:{os.getpid()}",
             )
+
+    def unsent(self) -> set[asyncio.Task[Any]]:
+        """The tasks of jobs whose request is not out yet: cancelled, they go back and no attempt is used."""
+        return self._claiming | {hold.task for hold in self.holds if hold.task and hold.waiting}
 
     async def read(self, session_id: UUID) -> Session | None:
         """The session's row as it is now."""
@@ -233,13 +243,16 @@ class Pipeline:
 
     async def take(self, job: Job) -> Session | None:
         """Claim the job's session; one that we get while we are told to stop is given back at once."""
-        claiming = asyncio.create_task(self.claim(job.session_id, job.run))
+        claiming, task = asyncio.create_task(self.claim(job.session_id, job.run)), asyncio.current_task()
+        self._claiming |= {task} if task else set()
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             if session := await _last_words(claiming):
                 await self._step_aside(Hold(session, 0.0))
             raise
+        finally:
+            self._claiming -= {task}
 
     @asynccontextmanager
     async def hold(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:
@@ -260,8 +273,12 @@ class Pipeline:
             self.holds.remove(hold)
 
     async def _step_aside(self, hold: Hold) -> None:
+        """Give back what was not sent, let go what was. Raises LeaseLostError when it is no longer ours."""
+        facts = {"session": hold.session.id, "lease": hold.session.lease}
         step = "let_go" if hold.sent else "give_back"
-        await self.db.rows(step, session=hold.session.id, lease=hold.session.lease)
+        (rows,) = await self.db.patiently((step, facts), patience_s=STOP_S)
+        if not rows and not await self._left_by_us(hold.session):
+            raise LeaseLostError(hold.session.id)
 
     async def extend(self, holds: Iterable[Hold]) -> list[Hold]:
         """Renew the leases; those that are lost."""
@@ -279,10 +296,10 @@ class Pipeline:
 
     async def generate(self, hold: Hold, tool: Tool) -> Answer | NoAnswer:
         """One provider call. Raises LeaseLostError when the session is not ours any more."""
-        if hold.stale and await self.extend([hold]):
-            raise LeaseLostError(hold.session.id)
         hold.calling = True
         try:
+            if hold.stale and await self.extend([hold]):
+                raise LeaseLostError(hold.session.id)
             return await self.providers[tool.provider].generate(hold.session, hold.on_send)
         finally:
             hold.calling = False
@@ -290,19 +307,15 @@ class Pipeline:
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
         delay_s = backoff_s(failure, session.attempts, random=random.random())  # noqa: S311 - jitter
-        (rows,) = await self.db.patiently(
-            (
-                "retry",
-                {
-                    "session": session.id,
-                    "lease": session.lease,
-                    "delay_s": delay_s,
-                    "unknown": failure.outcome is Outcome.UNKNOWN,
-                    "trace": as_json(_trace(session, failure)),
-                },
-            )
-        )
-        if not rows:
+        facts = {
+            "session": session.id,
+            "lease": session.lease,
+            "delay_s": delay_s,
+            "unknown": failure.outcome is Outcome.UNKNOWN,
+            "trace": as_json(_trace(session, failure)),
+        }
+        row = await self._store(session, failure, ("retry", facts))
+        if row["status"] != Status.QUEUED:  # we have ended it
             raise LeaseLostError(session.id)
         log.info(
             "session.retried",
@@ -312,7 +325,7 @@ class Pipeline:
             attempt=session.attempts,
             delayS=round(delay_s, 1),
         )
-        return Session.of(rows[0])
+        return Session.of(row)
 
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
         """End the run in one transaction: reservation, ledger, balance, session, trace, NOTIFY.
@@ -324,15 +337,13 @@ class Pipeline:
         """
         item = self._item(session, result, calls)
         try:
-            row = await self._settle(session, item)
-        except DatabaseGoneError:
+            row = await self._settle(session, result, item)
+        except (DatabaseGoneError, LeaseLostError):
             raise
         except GenctlError as error:
             log.warning("session.reservation.refused", sessionId=session.id, error=error.message)
-            row = await self._settle(session, item | {"release": False, "refund_error": RELEASE_REFUSED})
-        if row is None:
-            await self._note_late(session, result)
-            raise LeaseLostError(session.id)
+            item |= {"release": False, "refund_error": RELEASE_REFUSED}
+            row = await self._settle(session, result, item)
         settled = Session.of(row)
         _log_settled(settled)
         return settled
@@ -342,26 +353,37 @@ class Pipeline:
         row = await self.settle(session, failure, calls=calls)
         return JobProcessingError(f"DLQ:{failure.code}", permanent=True, session=row)
 
-    async def _settle(self, session: Session, item: dict[str, Any]) -> Row | None:
-        users = [session.user_id]
-        settling = asyncio.create_task(
-            self.db.patiently(
-                ("ensure_accounts", {"users": users, "opening": 0}),
-                ("lock_accounts", {"users": users}),
-                ("settle", {"items": as_json([item])}),
-            )
-        )
+    async def _settle(self, session: Session, result: Success | Failure, item: dict[str, Any]) -> Row:
+        users = {"users": [session.user_id], "opening": 0}
+        steps = ("ensure_accounts", users), ("lock_accounts", users), ("settle", {"items": as_json([item])})
+        return await self._store(session, result, *steps)
+
+    async def _store(self, session: Session, result: Success | Failure, *steps: Step) -> Row:
+        """The row as these steps left it, carried out although we are cancelled: an answer that we have is
+        worth the moment. Raises LeaseLostError when it is no longer ours.
+        """
+        storing = asyncio.create_task(self._stored(session, result, steps))
         try:
-            *_, rows = await asyncio.shield(settling)
-        except asyncio.CancelledError:  # an answer that we have is worth the moment that it takes to store it
-            await _last_words(settling)
+            return await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await _last_words(storing)
             raise
-        if rows:
-            return rows[0]
-        # The answer to a commit may have been lost: an ended row under our lease was ended by us.
+
+    async def _stored(self, session: Session, result: Success | Failure, steps: Sequence[Step]) -> Row:
+        *_, rows = await self.db.patiently(*steps)
+        if row := rows[0] if rows else await self._left_by_us(session):
+            return row
+        await self._note_late(session, result)
+        raise LeaseLostError(session.id)
+
+    async def _left_by_us(self, session: Session) -> Row | None:
+        """The row, if it was we who ended it or sent it back: the answer to a commit may have been lost."""
         row = await self.db.row("sessions", ids=[session.id])
-        ended = row and row["lease"] == session.lease and row["status"] in {Status.COMPLETED, Status.FAILED}
-        return row if ended else None
+        if row is None or row["lease"] != session.lease:
+            return None
+        # the sweeper sends back under the same lease, but sets no time
+        retried = row["status"] == Status.QUEUED and row["due_at"] is not None
+        return row if retried or row["status"] in {Status.COMPLETED, Status.FAILED} else None
 
     def _item(self, session: Session, result: Success | Failure, calls: int) -> dict[str, Any]:
         item = {"session_id": session.id, "lease": session.lease, "attempts": calls, "release": True}

@@ -61,7 +61,9 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
             at.settle(good, IMAGE, calls=1),
             at.settle(bad, crashed, calls=1),
             at._settle(
-                stuck, at._item(stuck, crashed, 1) | {"release": False, "refund_error": RELEASE_REFUSED}
+                stuck,
+                crashed,
+                at._item(stuck, crashed, 1) | {"release": False, "refund_error": RELEASE_REFUSED},
             ),
             *(credits.grant(at.db, users, 1, "a test") for _ in range(3)),
         )

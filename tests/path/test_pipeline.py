@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +16,6 @@ from genctl.edges.sqs import Outgoing
 from genctl.ops.sessions import find
 from genctl.ops.smoke.sound import details_complaints
 from genctl.pipeline import LEASE_S, Pipeline, carry, enqueue, process, send_jobs
-
-
-@pytest.fixture
-def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries are due at once: chance is 0."""
-    monkeypatch.setattr(random, "random", lambda: 0.0)
 
 
 @pytest.fixture
@@ -105,44 +98,6 @@ async def test_a_good_job_is_completed_and_its_reservation_captured(kit: Kit, he
     assert await depth(kit) == 0
 
 
-# scenario -> code, category, fatal, outcome, attempts of a run that ends
-ENDINGS = {
-    "sensitive": ("OutputImageSensitiveContentDetected", "content_policy", True, "refused", 1),
-    "invalid-parameter": ("InvalidParameter", "invalid_request", True, "refused", 1),
-    "auth": ("AuthenticationError", "auth", True, "refused", 1),
-    "rate-limit": ("ModelAccountIpmRateLimitExceeded", "rate_limit", False, "refused", 3),
-    "server-error": ("InternalServiceError", "server", False, "refused", 3),
-    "dropped": ("ConnectionError", "network", False, "unknown", 2),
-    "hang": ("Timeout", "network", False, "unknown", 2),
-}
-
-
-@pytest.mark.parametrize("scenario", ENDINGS)
-@pytest.mark.usefixtures("no_backoff")
-async def test_each_scenario_ends_with_its_row_its_refund_and_its_copy(
-    kit: Kit, scenario: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A last failed call keeps its own code; an outcome that nobody knows is sent again once only."""
-    monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
-    if scenario == "hang":
-        kit.shorten_the_call(0.3)
-    session = await kit.enqueue(scenario)
-    while (await kit.row(session)).status is not Status.FAILED:
-        await kit.work()
-    code, category, fatal, outcome, attempts = ENDINGS[scenario]
-    row = await kit.row(session)
-    details = row.error_details or {}
-    assert details_complaints(details) == []
-    found = (details["code"], details["category"], details["fatal"], details["outcome"], row.attempts)
-    assert found == (code, category, fatal, outcome, attempts)
-    assert details["attempts"] == attempts
-    assert details["refundedCredits"] == 4
-    assert await kit.balance() == 1000
-    (copy,) = await kit.copies()
-    assert copy.attributes["code"] == code
-    assert await depth(kit) == 0
-
-
 async def test_an_operators_verdict_decides_whether_a_run_goes_on(kit: Kit) -> None:
     """The setting reaches the worker: a 429 that no wait mends ends the run at once."""
     settings = dataclasses.replace(kit.settings, verdicts=("ModelAccountIpm*=fatal",))
@@ -153,37 +108,6 @@ async def test_an_operators_verdict_decides_whether_a_run_goes_on(kit: Kit) -> N
     assert (row.details["fatal"], row.details["providerStatus"]) == (True, 429)
     assert details_complaints(row.details) == []
     assert (await kit.row(session)).status is Status.FAILED
-
-
-@pytest.mark.usefixtures("no_backoff")
-async def test_what_passes_is_tried_again_and_then_completes(kit: Kit) -> None:
-    session = await kit.enqueue("server-error-once")
-    first = await kit.work()
-    assert first and first.status is Status.QUEUED and first.attempts == 1
-    second = await kit.work()
-    assert second and second.status is Status.COMPLETED and second.attempts == 2
-    assert "retried" in await trace(kit, session)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "",
-        "no json",
-        "[" * 5000,
-        '{"version":2}',
-        '{"tool":"other"}',
-        '{"version":1,"tool":"x","sessionId":"y"}',
-    ],
-)
-async def test_a_message_that_is_no_job_goes_to_the_dlq_as_it_is(kit: Kit, body: str) -> None:
-    await kit.at.queue.send([Outgoing(body or " ")])
-    message = await kit.receive()
-    await carry(message, kit.at)
-    (copy,) = await kit.copies()
-    assert copy.body == message.body
-    assert copy.attributes["code"] == "MalformedMessage"
-    assert await depth(kit) == 0
 
 
 async def test_a_job_without_a_session_is_looked_for_a_few_times_and_then_copied(kit: Kit) -> None:

@@ -15,10 +15,10 @@ import pytest
 from aiohttp.test_utils import BaseTestServer, TestServer, unused_port
 
 from genctl.domain.model import GenctlError
-from genctl.domain.scenarios import SCENARIOS, SENSITIVE_PROMPT, SENSITIVE_WORDS, Scenario, marked
-from genctl.services.simulator import app, serve
+from genctl.domain.scenarios import REQUEST_ID, SCENARIOS, SENSITIVE_PROMPT, SENSITIVE_WORDS, Scenario, marked
+from genctl.services.simulator import TYPES, app, serve
 
-REQUEST_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
+AN_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
 BODY: dict[str, Any] = {"model": "seedream-4-0-250828", "prompt": "a lighthouse"}
 PATH = "/api/v3/images/generations"
 
@@ -43,7 +43,7 @@ async def client() -> AsyncIterator[Client]:
         yield Client(server, http)
 
 
-FAILURES = [s for s in SCENARIOS.values() if s.status != 200]
+FAILURES = [s for s in SCENARIOS.values() if s.code]
 
 
 @pytest.mark.parametrize("scenario", FAILURES, ids=lambda s: s.name)
@@ -58,14 +58,24 @@ async def test_each_failure_has_the_providers_envelope_headers_and_ids(
     assert set(body["error"]) == {"code", "message", "param", "type"}
     assert body["error"]["code"] == scenario.code
     request_id = response.headers["x-request-id"]
-    assert REQUEST_ID.fullmatch(request_id)
+    assert AN_ID.fullmatch(request_id)
     assert abs(int(request_id[2:15]) / 1000 - time.time()) < 60
-    assert body["error"]["message"].endswith(f". Request id: {request_id}")
+    assert body["error"]["message"].startswith(scenario.message.partition(REQUEST_ID)[0])
+    assert body["error"]["message"].count(request_id) == 1
+    assert (body["error"]["type"] != "") == (scenario.status in TYPES)
     assert response.headers["x-client-request-id"] == "s-1-1"
     assert response.headers["server"] == "istio-envoy"
     assert response.headers["content-encoding"] == "gzip"
     assert response.content_type == "application/json"
-    assert response.headers.get("retry-after") == ("1" if scenario.status == 429 else None)
+    assert response.headers.get("retry-after") == scenario.headers.get("Retry-After")
+
+
+async def test_a_set_holds_its_errors_beside_its_images(client: Client) -> None:
+    _, body = await client.ask({**BODY, "prompt": marked("x", "set-partial")})
+    images = [sorted(item) for item in body["data"]]
+    assert images == [["size", "url"], ["error"], ["size", "url"], ["error"]]
+    assert set(body["data"][1]["error"]) == {"code", "message"}
+    assert body["usage"] == {"generated_images": 2, "output_tokens": 32768, "total_tokens": 32768}
 
 
 async def test_the_sensitive_answer_is_the_one_that_was_seen(client: Client) -> None:

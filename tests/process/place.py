@@ -17,7 +17,7 @@ from uuid import uuid4
 import boto3
 import psycopg
 from psycopg.rows import dict_row
-from tests.kit import QueueServer, database_url, until_sync
+from tests.kit import QueueServer, database_url, fresh_database, until_sync
 from tests.process.forks import spawn
 
 from genctl.base.settings import Settings, load
@@ -248,13 +248,9 @@ def new_place(template: str, server: QueueServer, simulator: Running, folder: Pa
     }
     (folder / "stack.json").write_text(json.dumps(stack))
     env = clean_env(folder) | {"GENCTL_QUEUE": name}
-    made = f"create database {name} template {urlsplit(template).path[1:]} strategy file_copy"
-    with psycopg.connect(database_url(template, "postgres"), autocommit=True) as conn:
-        conn.execute(made.encode())
-        try:
-            yield Place(url, folder, env, sqs, queue, dlq, simulator)
-        finally:
-            conn.execute(f"drop database {name} with (force)".encode())
+    made = f"template {urlsplit(template).path[1:]} strategy file_copy"
+    with fresh_database(database_url(template, "postgres"), name, made):
+        yield Place(url, folder, env, sqs, queue, dlq, simulator)
 
 
 def clean_env(home: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from click.shell_completion import ShellComplete
 from tests.kit import until_sync
 
 from genctl import __version__, cli
@@ -482,6 +483,12 @@ def test_every_option_says_what_it_is_for() -> None:
     for path, command in every_command():
         for param in command.params:
             assert not isinstance(param, click.Option) or param.help, f"{path} {param.name}"
+
+
+def test_a_scenario_is_completed() -> None:
+    shell = ShellComplete(cli.genctl, {}, "genctl", "_GENCTL_COMPLETE")
+    found = shell.get_completions(["enqueue", "--scenario"], "rate-")
+    assert [item.value for item in found] == ["rate-limit", "rate-limit-bare", "rate-limit-once"]
 
 
 def test_h_is_help_and_version_is_one_line() -> None:

@@ -1,10 +1,10 @@
-"""What the API process counts, in Prometheus's words."""
+"""What the processes count, in Prometheus's words."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
 
 class Metrics:
-    """The meters of one process, on a registry of their own."""
+    """The meters of an API process, on a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -27,6 +27,21 @@ class Metrics:
             registry=self.registry,
         )
         self.listening = Gauge("genctl_listening", "1 while LISTEN is proven.", registry=self.registry)
+
+    def text(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)
+
+
+class WorkerMetrics:
+    """The meters of a worker."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.received = Counter("genctl_worker_received", "Messages received.", registry=self.registry)
+        self.jobs = Gauge("genctl_worker_jobs", "Messages in our hands.", registry=self.registry)
 
     def text(self) -> bytes:
         """The exposition text."""

@@ -9,6 +9,12 @@ from genctl.cli.command import Command, Rate, yes_option
 from genctl.cli.output import Output
 
 
+def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    from genctl.domain.scenarios import SCENARIOS
+
+    return [name for name in SCENARIOS if name.startswith(begun)]
+
+
 @click.command(
     cls=Command,
     examples=(
@@ -21,7 +27,10 @@ from genctl.cli.output import Output
 @click.option("--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What to show.")
 @click.option("--sensitive", is_flag=True, help="Add words that the provider's filter refuses.")
 @click.option(
-    "--scenario", metavar="NAME", help="What the simulator shall do; `genctl simulator -h` lists them."
+    "--scenario",
+    metavar="NAME",
+    shell_complete=_scenarios,
+    help="What the simulator shall do; `genctl simulator -h` lists them.",
 )
 @click.option("--user", default="demo", show_default=True, metavar="U", help="Whose job it is.")
 @click.option("--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs over U-1 ... U-N.")

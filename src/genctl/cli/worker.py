@@ -33,8 +33,14 @@ from genctl.cli.output import Output
 @click.option("--once", is_flag=True, help="End after one receive.")
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
 @click.option("--drain", is_flag=True, help="End when the queue is empty.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    metavar="P",
+    help="Serve /healthz and /metrics there; 0 picks one.",
+)
 @click.option("--no-sweep", is_flag=True, help="Leave the sweeping to others.")
-def worker(
+def worker(  # noqa: PLR0913 (its options)
     out: Output,
     *,
     concurrency: int,
@@ -42,16 +48,23 @@ def worker(
     once: bool,
     max_jobs: int | None,
     drain: bool,
+    metrics_port: int | None,
     no_sweep: bool,
 ) -> None:
     """Carry jobs from the queue to their settled rows.
 
     Receives job messages, claims their sessions, calls the provider and settles them; failed jobs go
-    to the DLQ. SIGTERM: no new jobs, calls under way are awaited for --grace, exit 0; a second one
-    lets them go at once.
+    to the DLQ. SIGTERM: no new jobs, what was not sent goes back, calls under way are awaited for
+    --grace, exit 0; a second one lets them go at once.
     """
     from genctl.services.worker import Until, serve
 
-    settings = out.settings
-    until = Until(once=once, max_jobs=max_jobs, drain=drain)
-    out.serve(serve(settings, concurrency=concurrency, grace_s=grace, until=until, sweeps=not no_sweep))
+    work = serve(
+        out.settings,
+        concurrency=concurrency,
+        grace_s=grace,
+        until=Until(once=once, max_jobs=max_jobs, drain=drain),
+        sweeps=not no_sweep,
+        metrics_port=metrics_port,
+    )
+    out.serve(work)

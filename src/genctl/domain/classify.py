@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from genctl.domain.rules import (
 FIRST_DELAY_S = 2.0
 FIRST_DELAY_OF_429_S = 20.0  # limits are per minute: the waits of three attempts can reach one
 MAX_DELAY_S = 300.0
+MAX_IMAGES = 15  # of a set, as Ark says
 ADVICE = "advice"
 
 
@@ -70,7 +72,7 @@ def classify(
         said = read(answer, provider)
         good = 200 <= answer.status < 300
         row = ENVELOPES.get(provider, GENERIC)
-        if good and (images := tuple(_images(said.document, row, now))):
+        if good and (images := tuple(islice(_images(said.document, row, now), MAX_IMAGES))):
             return Success(images, said.request_id)
         rule = rule_of(said.code, said.message, provider)
         # an error inside a 200 has no status of its own: the one that its code comes with counts

@@ -50,7 +50,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         if self.scenario not in SCENARIOS:
             close = get_close_matches(self.scenario, SCENARIOS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise _refused(f"there is no scenario {self.scenario!r}{hint}", f"one of {', '.join(SCENARIOS)}")
+            raise _refused(f"there is no scenario {self.scenario!r}{hint}", "genctl simulator -h lists them")
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if settings.real_provider:

@@ -1,7 +1,6 @@
 """The API process: from the socket to the last `bye`."""
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -14,12 +13,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
-from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.services.api import Api, LateQueue
+from genctl.services.listening import BACKLOG, listening, url_of
 
 POOL_SIZE = 8
-BACKLOG = 2048
 LARGEST_HEAD_BYTES = 32 * 1024
 KEEP_ALIVE_S = 20
 DEAD_PEER_MS = 45_000
@@ -70,14 +68,14 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
     The database and the queue may come later. Raises GenctlError (exit 3): no secret, cannot listen.
     """
     dsn, tokens, sqs = settings.dsn(), Tokens(settings.secret), LateQueue(settings)
-    with listening(host, port) as sock:
+    with listening("API", host, port) as sock:
         async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
             api = Api(settings, tokens, db, sqs, Metrics())
             server = Server(_config(api))
             bridging = asyncio.create_task(api.bridge.run())
             serving = asyncio.create_task(server.serve([sock]))
             try:
-                yield Running(api, _url(sock), (bridging, serving))
+                yield Running(api, url_of(sock), (bridging, serving))
             finally:
                 await _stop(api, server, serving)
                 bridging.cancel()
@@ -110,27 +108,3 @@ def _config(api: Api) -> uvicorn.Config:
         h11_max_incomplete_event_size=LARGEST_HEAD_BYTES,
         **more,
     )
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises GenctlError (exit 3)."""
-    sock = None
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, proto)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as why:
-        if sock:
-            sock.close()
-        reason = os.strerror(why.errno) if why.errno and why.errno > 0 else str(why)
-        raise GenctlError(
-            "CannotListen", f"API: cannot listen on {host}:{port}: {reason}", "choose another --port"
-        ) from None
-    return sock
-
-
-def _url(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +18,18 @@ import structlog
 from aiohttp import web
 
 from genctl.domain.model import GenctlError
-from genctl.domain.scenarios import SCENARIOS, SUCCESS, Scenario, scenario_of
+from genctl.domain.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario, scenario_of
 
 MAX_REQUEST_BYTES = 64 * 2**20  # reference images come inside of the request
 MAX_IMAGES = 14
 MAX_PIXELS = 16_777_216
 PRESETS = {"1K": (1024, 1024), "2K": (2048, 2048), "4K": (4096, 4096)}
 URL_LIFE_S = 86_400
+DROP = b"~" * 2**16
+TYPES = {
+    400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 429: "TooManyRequests",
+    500: "InternalServerError",
+}  # fmt: skip
 
 PICTURE = Path(__file__).with_suffix(".jpeg").read_bytes()
 STOPPING = web.AppKey("stopping", asyncio.Event)
@@ -79,12 +84,12 @@ async def healthz(_: web.Request) -> web.Response:
 
 async def image(request: web.Request) -> web.Response:
     """The one picture, under the name of any request."""
-    if not re.fullmatch(r"02\d{13}[0-9a-f]{38}_0\.jpeg", request.match_info["file"]):
+    if not re.fullmatch(r"02\d{13}[0-9a-f]{38}_\d\.jpeg", request.match_info["file"]):
         raise web.HTTPNotFound
     return web.Response(body=PICTURE, content_type="image/jpeg")
 
 
-async def generations(request: web.Request) -> web.Response:
+async def generations(request: web.Request) -> web.StreamResponse:
     """`POST /api/v3/images/generations`: one image, or the scenario's failure."""
     began = time.monotonic()
     request_id = f"02{time.time_ns() // 1_000_000:013}{secrets.token_hex(19)}"
@@ -96,36 +101,45 @@ async def generations(request: web.Request) -> web.Response:
     except RefusedError as refused:
         scenario = refused.scenario
     log.info("simulator.asked", scenario=scenario.name, requestId=request_id, clientRequestId=client_id)
-    await _play(scenario, request)
-    good = scenario.status == 200
-    answer = made(asked, request_id, str(request.url.origin())) if good else failed(scenario, request_id)
-    response = web.Response(
-        body=msgspec.json.encode(answer),
-        status=scenario.status,
-        content_type="application/json",
-        charset="utf-8",
-        headers={
-            "Server": "istio-envoy",
-            "X-Request-Id": request_id,
-            "X-Client-Request-Id": client_id,
-            "X-Envoy-Upstream-Service-Time": str(round((time.monotonic() - began) * 1000)),
-            **scenario.headers,
-        },
-    )
+    if scenario.after_s:
+        await _wait(request, scenario.after_s)
+    headers = {
+        "Content-Type": f"{scenario.content_type}; charset=utf-8",
+        "Server": "istio-envoy",
+        "X-Request-Id": request_id,
+        "X-Client-Request-Id": client_id,
+        "X-Envoy-Upstream-Service-Time": str(round((time.monotonic() - began) * 1000)),
+        **scenario.headers,
+    }
+    body = body_of(scenario, asked, request_id, str(request.url.origin()))
+    if scenario.act != "answer":
+        return await _misbehave(scenario, request, headers, body)
+    response = web.Response(body=body, status=scenario.status, headers=headers)
     if "gzip" in request.headers.get("Accept-Encoding", ""):
         response.enable_compression(web.ContentCoding.gzip)
     return response
 
 
-async def _play(scenario: Scenario, request: web.Request) -> None:
-    """What comes before the answer, which nobody hears after a drop or a hang."""
-    if scenario.act == "drop" and request.transport:
-        request.transport.close()
-    if scenario.act == "hang":
+async def _misbehave(
+    scenario: Scenario, request: web.Request, headers: dict[str, str], body: bytes
+) -> web.StreamResponse:
+    """Play an act, in which a whole answer is never heard."""
+    response = web.StreamResponse(status=scenario.status, headers=headers)
+    if scenario.act in {"cut", "stall"}:
+        response.content_length = len(body)
+        await response.prepare(request)
+        await response.write(body[: len(body) // 2])
+    if scenario.act == "flood":
+        await response.prepare(request)
+        with suppress(ConnectionError):  # who has read enough goes away
+            for _ in range(FLOOD_BYTES // len(DROP)):
+                await response.write(DROP)
+    if scenario.act in {"hang", "stall"}:
         while request.transport and not request.app[STOPPING].is_set():
             await _wait(request, 0.2)
-    if scenario.after_s:
-        await _wait(request, scenario.after_s)
+    if request.transport:
+        request.transport.close()
+    return response
 
 
 async def _wait(request: web.Request, seconds: float) -> None:
@@ -221,26 +235,49 @@ def _missing(param: str) -> RefusedError:
 # --- what is answered ------------------------------------------------------------------------
 
 
-def failed(scenario: Scenario, request_id: str) -> dict[str, Any]:
-    """The error envelope."""
-    message = f"{scenario.message} Request id: {request_id}"
-    error = {"code": scenario.code, "message": message, "param": scenario.param, "type": scenario.type}
-    return {"error": error}
+def body_of(scenario: Scenario, asked: dict[str, Any], request_id: str, origin: str) -> bytes:
+    """The answer's body, before a content coding."""
+    if scenario.body is not None:
+        return scenario.body.replace(REQUEST_ID, request_id).encode()
+    if scenario.code:
+        return msgspec.json.encode({"error": failed(scenario, request_id)})
+    return msgspec.json.encode(made(scenario.images or (SUCCESS,), asked, request_id, origin))
 
 
-def made(asked: dict[str, Any], request_id: str, origin: str) -> dict[str, Any]:
-    """A success with one image."""
+def failed(scenario: Scenario, request_id: str) -> dict[str, str | None]:
+    """What the error envelope holds."""
+    message = scenario.message + "A" * scenario.padding
+    if REQUEST_ID not in message:
+        message = f"{message} Request id: {REQUEST_ID}"
+    return {
+        "code": scenario.code,
+        "message": message.replace(REQUEST_ID, request_id),
+        "param": scenario.param,
+        "type": TYPES.get(scenario.status, ""),
+    }
+
+
+def made(images: Sequence[Scenario], asked: dict[str, Any], request_id: str, origin: str) -> dict[str, Any]:
+    """A success, each of its items an image or an error."""
     width, height = size_of(asked)
-    if asked.get("response_format") == "b64_json":
-        made = {"b64_json": base64.b64encode(PICTURE).decode()}
-    else:
-        made = {"url": signed(f"{origin}/images/{request_id}_0.jpeg")}
-    tokens = width * height // 256
+    good = sum(not image.code for image in images)
+    tokens = good * width * height // 256
+
+    def item(number: int, image: Scenario) -> dict[str, Any]:
+        if image.code:
+            said = failed(image, request_id)
+            return {"error": {"code": said["code"], "message": said["message"]}}
+        if asked.get("response_format") == "b64_json":
+            picture = {"b64_json": base64.b64encode(PICTURE).decode()}
+        else:
+            picture = {"url": signed(f"{origin}/images/{request_id}_{number}.jpeg")}
+        return {**picture, "size": f"{width}x{height}"}
+
     return {
         "model": asked["model"],
         "created": int(time.time()),
-        "data": [{**made, "size": f"{width}x{height}"}],
-        "usage": {"generated_images": 1, "output_tokens": tokens, "total_tokens": tokens},
+        "data": [item(number, image) for number, image in enumerate(images)],
+        "usage": {"generated_images": good, "output_tokens": tokens, "total_tokens": tokens},
     }
 
 

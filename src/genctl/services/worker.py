@@ -1,26 +1,35 @@
 """The worker: receives job messages and carries each through the pipeline until it is told to stop."""
 
 import asyncio
+import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 import structlog
 
 from genctl import gate
+from genctl.base.metrics import WorkerMetrics
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import LEASE_S, RENEW_S, Hold, Pipeline, carry
 from genctl.services import sweeper
+from genctl.services.liveness import Liveness, telling
 from genctl.sweep import Ages
 
 WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 GATE_AGE_S = 1.0
 TROUBLE_PAUSE_S = 2.0
+TELL_EVERY_S = 10.0  # what a stop waits for
+TOLD = 20  # sessions in such a line
+NOW_S = 2.0  # after a second signal, to let the rows know
+LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs keeps no process
 POOL_SIZE = 16
 
 log = structlog.stdlib.get_logger()
@@ -46,6 +55,11 @@ class Worker:
         self._changed = asyncio.Event()  # a job has ended, or we are told to stop
         self._jobs: dict[asyncio.Task[None], Message] = {}
         self._received = 0
+        self._grace_ends = float("inf")  # monotonic
+        self._exit: asyncio.TimerHandle | None = None
+        self.liveness = Liveness()
+        self.metrics = WorkerMetrics()
+        self.metrics.jobs.set_function(lambda: len(self._jobs))
         self._gate = gate.Gate(SEEDREAM4.name)
         self._gate_read_at = float("-inf")
         self._renewal_pause_s: float = RENEW_S
@@ -53,24 +67,29 @@ class Worker:
     async def run(self) -> None:
         """Work until `until` or a signal; the calls under way then have `grace_s` seconds.
 
-        A second signal lets them go at once, and so does a cancellation.
+        A second signal lets them go at once and ends the process whatever still hangs; so does a
+        cancellation, but it waits.
         """
         try:
             async with asyncio.TaskGroup() as side:
                 receiver = side.create_task(self._receive())
-                keeper = side.create_task(self._keep())
+                keepers = [side.create_task(self._keep_leases()), side.create_task(self._keep_hidden())]
                 self._heed_signals(receiver)
                 log.info(
                     "worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name
                 )
                 await asyncio.wait([receiver])
+                self.liveness.rest("nothing more is received")
                 while self._jobs:
                     await self._change()
-                keeper.cancel()
+                for keeper in keepers:
+                    keeper.cancel()
         finally:
             self._let_go()
             while self._jobs:
                 await self._change()
+            if self._exit:
+                self._exit.cancel()
         log.info("worker.stopped", received=self._received)
 
     def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
@@ -79,18 +98,35 @@ class Worker:
                 asyncio.get_running_loop().add_signal_handler(number, self._stop, receiver)
 
     def _stop(self, receiver: asyncio.Task[None]) -> None:
+        loop = asyncio.get_running_loop()
         if self._told.is_set():
             receiver.cancel()
             self._let_go()
-        else:
-            log.info("worker.stopping", calls=len(self._jobs), graceS=self.grace_s)
-            asyncio.get_running_loop().call_later(self.grace_s, self._let_go)
+            loop.call_later(NOW_S, self._leave)
+            return
         self._told.set()
         self._changed.set()
+        self._grace_ends = time.monotonic() + self.grace_s
+        loop.call_later(self.grace_s, self._let_go)
+        self._exit = loop.call_later(self.grace_s + LAST_S, self._leave)
+        _cancel(self.at.unsent())
+        self._tell("worker.stopping", graceS=self.grace_s)
+
+    def _leave(self) -> None:
+        """End the process although something hangs; what it had in its hands comes back by itself."""
+        log.warning("worker.left", jobs=len(self._jobs))
+        os._exit(0)
 
     def _let_go(self) -> None:
-        for task in self._jobs:
-            task.cancel()
+        _cancel(self._jobs)
+
+    def _tell(self, event: str, **more: object) -> None:
+        """Say what a stop waits for, and again while it does."""
+        calls = [hold.session.id for hold in self.at.holds if hold.task in self._jobs and hold.sent]
+        left_s = self._grace_ends - time.monotonic()
+        if more or (calls and left_s > 0):
+            log.info(event, calls=len(calls), sessions=calls[:TOLD], leftS=round(left_s, 1), **more)
+            asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _receive(self) -> None:
         while not self._told.is_set():
@@ -98,21 +134,27 @@ class Worker:
             if wanted <= 0:
                 if self._jobs_left() <= 0:
                     return
+                self.liveness.rest("as many jobs as it may have are in its hands")
                 await self._change()
                 continue
+            if self._gate.is_open:
+                self.liveness.ask()
             try:
                 if not await self._may_receive():
+                    self.liveness.rest("the gate is closed")
                     await self._change(GATE_AGE_S)
                     continue
                 messages = await self.at.queue.receive(
                     wanted, wait_s=DRAIN_WAIT_S if self.until.drain else WAIT_S, visibility_s=LEASE_S
                 )
+                self.liveness.answered()
                 if messages and (self._told.is_set() or not await self._may_receive()):
                     await self.at.queue.hide([(message.receipt, 0) for message in messages])
                     continue
                 drained = self.until.drain and not messages and await self._is_drained()
             except GenctlError as error:
                 log.warning("worker.trouble", error=error.message, fix=error.fix)
+                self.liveness.trouble = error.message
                 await self._change(TROUBLE_PAUSE_S)
                 continue
             for message in messages:
@@ -142,6 +184,7 @@ class Worker:
 
     def _start(self, message: Message) -> None:
         self._received += 1
+        self.metrics.received.inc()
         task = asyncio.create_task(self._handle(message))
         self._jobs[task] = message
         task.add_done_callback(self._ended)
@@ -164,25 +207,34 @@ class Worker:
         except Exception:  # a bug in one job must not take the others with it
             log.exception("job.bug", messageId=message.message_id)
 
-    async def _keep(self) -> None:
-        """Renew the lease and the visibility of every session in our hands."""
+    async def _keep_leases(self) -> None:
+        """Renew the lease of every session in our hands; never behind a queue that is slow."""
         while True:
             await asyncio.sleep(self._renewal_pause_s)
-            holds = list(self.at.holds)
-            # a message whose session is not held is being disposed of: its visibility is decided there
-            held = [self._jobs[hold.task] for hold in holds if hold.task in self._jobs]
-            results = await asyncio.gather(
-                self._extend(holds),
-                self.at.queue.hide([(message.receipt, LEASE_S) for message in held]),
-                return_exceptions=True,
-            )
-            trouble = [result for result in results if isinstance(result, BaseException)]
-            for error in trouble:
-                if not isinstance(error, GenctlError):
-                    raise error  # a bug: better no worker than one whose leases lapse
+            try:
+                await self._extend(list(self.at.holds))
+            except GenctlError as error:
                 log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
-            # a lease outlives few renewals that fail
-            self._renewal_pause_s = TROUBLE_PAUSE_S if trouble else RENEW_S
+                self._renewal_pause_s = TROUBLE_PAUSE_S  # a lease outlives few renewals that fail
+            else:
+                self._renewal_pause_s = RENEW_S
+
+    async def _keep_hidden(self) -> None:
+        """Keep the message of every session in our hands hidden.
+
+        Not of one whose lease may have passed to somebody else: whose message it is then, is not for us to
+        say. Nor of one that is not held any more: it is being disposed of, and its visibility decided there.
+        """
+        while True:
+            await asyncio.sleep(RENEW_S)
+            ours = [hold.task for hold in self.at.holds if hold.task in self._jobs and not hold.stale]
+            try:
+                async with asyncio.timeout(RENEW_S):  # what is sent later, a lease would not cover
+                    await self.at.queue.hide([(self._jobs[task].receipt, LEASE_S) for task in ours])
+            except TimeoutError:
+                log.warning("worker.hiding.failed", error=f"SQS did not answer within {RENEW_S} s")
+            except GenctlError as error:
+                log.warning("worker.hiding.failed", error=error.message, fix=error.fix)
 
     async def _extend(self, holds: list[Hold]) -> None:
         for hold in await self.at.extend(holds) if holds else ():
@@ -200,6 +252,13 @@ class Worker:
             pass
 
 
+def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Once each: a second one would cut off the step that puts the session where it belongs."""
+    for task in tasks:
+        if not task.cancelling():
+            task.cancel()
+
+
 _DEPTHS = (
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
@@ -207,16 +266,25 @@ _DEPTHS = (
 )
 
 
-async def serve(settings: Settings, *, concurrency: int, grace_s: float, until: Until, sweeps: bool) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    concurrency: int,
+    grace_s: float,
+    until: Until,
+    sweeps: bool,
+    metrics_port: int | None = None,
+) -> None:
     """A worker, and with `sweeps` a sweeper beside it.
 
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs.
     """
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
-    async with Pipeline.open(settings, size=POOL_SIZE) as at, asyncio.TaskGroup() as side:
+    async with Pipeline.open(settings, size=POOL_SIZE) as at:
         await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
         worker = Worker(at, concurrency=concurrency, grace_s=grace_s, until=until)
-        sweeping = side.create_task(sweeper.run(at, ages)) if sweeps else None
-        await worker.run()
-        if sweeping:
-            sweeping.cancel()
+        async with telling(metrics_port, worker.liveness, worker.metrics), asyncio.TaskGroup() as side:
+            sweeping = side.create_task(sweeper.run(at, ages)) if sweeps else None
+            await worker.run()
+            if sweeping:
+                sweeping.cancel()

@@ -52,7 +52,11 @@ class Ark:
             "Accept-Encoding": "gzip",
             "User-Agent": f"genctl/{__version__}",
         }
-        self._timeout = aiohttp.ClientTimeout(total=settings.provider_timeout_s, connect=CONNECT_TIMEOUT_S)
+        self._longest_s = settings.provider_timeout_s
+        # connecting is no part of the call: the provider has all of its time to answer in
+        self._timeout = aiohttp.ClientTimeout(
+            total=CONNECT_TIMEOUT_S + self._longest_s, connect=CONNECT_TIMEOUT_S, sock_read=self._longest_s
+        )
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_leaving)
         self._http = http.session(self._url, traces=[trace], auto_decompress=False)
@@ -94,7 +98,8 @@ class Ark:
             if sending.refused is why:
                 raise
             code = next(code for kind, code in CODES if isinstance(why, kind))
-            return NoAnswer(code, str(why) or f"no answer within {self._timeout.total:g} s", sending.sent)
+            text = f"no answer within {self._longest_s:g} s" if code == "Timeout" else str(why)
+            return NoAnswer(code, text or type(why).__name__, sending.sent)
         said = {name.lower(): value for name, value in response.headers.items()}
         if said.get("content-encoding", "").lower() in {"gzip", "deflate"}:
             answer = _inflate(answer)

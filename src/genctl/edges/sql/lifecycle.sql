@@ -123,7 +123,8 @@ with back as (
   returning s.*, now() as read_at
 ),
 traced as (
-  insert into session_events (session_id, run, kind) select id, run, 'given_back' from back
+  insert into session_events (session_id, run, kind, data)
+  select id, run, 'given_back', jsonb_build_object('lease', lease) from back
 )
 select * from back
 
@@ -135,7 +136,8 @@ with gone as (
   returning s.*, now() as read_at
 ),
 traced as (
-  insert into session_events (session_id, run, kind) select id, run, 'let_go' from gone
+  insert into session_events (session_id, run, kind, data)
+  select id, run, 'let_go', jsonb_build_object('attempt', attempts) from gone
 )
 select * from gone
 

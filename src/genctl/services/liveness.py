@@ -1,0 +1,83 @@
+"""Whether a worker's receives are answered, and the port on which it says so."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from genctl.base.metrics import WorkerMetrics
+from genctl.services.listening import listening, url_of
+
+SILENT_S = 60.0
+
+log = structlog.stdlib.get_logger()
+
+
+class Liveness:
+    """Red when a receive was wanted and none was answered for a minute; an empty answer counts.
+
+    No receive is wanted while the gate is closed, while as many jobs as we may have are in our hands, and
+    once we are told to stop: a worker that is restarted then would leave calls behind that may be billed.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock  # seconds, which only grow
+        self._since: float | None = clock()  # the last answer, or when one was first wanted
+        self._rests = ""
+        self.trouble = ""  # what the last receive ran into
+
+    def ask(self) -> None:
+        """A receive is wanted from now on, if not from before."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def answered(self) -> None:
+        """SQS has answered, whatever it brought."""
+        self._since, self.trouble = self._clock(), ""
+
+    def rest(self, why: str) -> None:
+        """No receive is wanted."""
+        self._since, self._rests = None, why
+
+    def told(self) -> dict[str, Any]:
+        """`{ok, why}`, of a receive that is wanted also `silentS`, and the `trouble` it ran into."""
+        if self._since is None:
+            return {"ok": True, "why": self._rests}
+        silent_s = self._clock() - self._since
+        ok = silent_s < SILENT_S
+        why = "receives are answered" if ok else f"no receive was answered for {silent_s:.0f} s"
+        return {"ok": ok, "why": why, "silentS": round(silent_s, 1), "trouble": self.trouble or None}
+
+
+@asynccontextmanager
+async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) -> AsyncIterator[None]:
+    """`/healthz` and `/metrics` on all addresses, for probes and scrapers; nothing without a port.
+
+    Raises GenctlError (exit 3): cannot listen there.
+    """
+    if port is None:
+        yield
+        return
+
+    async def healthz(_: web.Request) -> web.Response:
+        told = liveness.told()
+        return web.json_response(told, status=200 if told["ok"] else 503)
+
+    async def exposition(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.text(), headers={"Content-Type": metrics.content_type})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/metrics", exposition)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
+        await runner.setup()
+        try:
+            await web.SockSite(runner, sock).start()
+            log.info("worker.metrics.started", url=url_of(sock))
+            yield
+        finally:
+            await runner.cleanup()

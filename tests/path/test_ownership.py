@@ -1,0 +1,391 @@
+"""Whose job it is: one call however long it lasts, and nothing touched by whoever is no longer sure."""
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import psycopg
+import pytest
+from tests.kit import Kit, free_port, until
+
+from genctl import gate
+from genctl.domain.model import (
+    Category,
+    Failure,
+    GenctlError,
+    LeaseLostError,
+    Outcome,
+    Session,
+    Status,
+    Success,
+)
+from genctl.domain.scenarios import SCENARIOS
+from genctl.edges.db import DatabaseGoneError
+from genctl.edges.sqs import Outgoing
+from genctl.pipeline import Hold, Pipeline
+from genctl.services.liveness import Liveness, telling
+from genctl.services.worker import Until, Worker
+
+ROOT = Path(__file__).parents[2]
+RATE_LIMITED = Failure(
+    code="RateLimitExceeded",
+    category=Category.RATE_LIMIT,
+    fatal=False,
+    outcome=Outcome.REFUSED,
+    user_message="-",
+)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
+    for name, value in {"pipeline.LEASE_S": 1, "services.worker.LEASE_S": 1, "pipeline.STALE_S": 0.6}.items():
+        monkeypatch.setattr(f"genctl.{name}", value)
+    for name in ("RENEW_S", "TROUBLE_PAUSE_S"):
+        monkeypatch.setattr(f"genctl.services.worker.{name}", 0.2)
+    slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=2.3)
+    monkeypatch.setitem(SCENARIOS, "slow-success", slow)
+
+
+@asynccontextmanager
+async def working(at: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Worker]:
+    """A worker as long as the body runs, or until it has had so many messages."""
+    worker = Worker(at, concurrency=5, grace_s=0.0, until=Until(max_jobs=max_jobs))
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+        if max_jobs:
+            await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What the kit's pipeline has asked of deliveries: hidden for so long, or deleted."""
+    found: list[tuple[str, Any]] = []
+    queue = kit.at.queue
+    hide, delete = queue.hide, queue.delete
+
+    async def hiding(items: Any) -> Any:
+        found.extend(("hide", seconds) for _, seconds in items)
+        return await hide(items)
+
+    async def deleting(receipts: Any) -> Any:
+        found.extend(("delete", receipt) for receipt in receipts)
+        return await delete(receipts)
+
+    monkeypatch.setattr(queue, "hide", hiding)
+    monkeypatch.setattr(queue, "delete", deleting)
+    return found
+
+
+async def held(kit: Kit, is_so: Callable[[Hold], bool] = lambda hold: hold.sent) -> Hold:
+    async def one() -> Hold | None:
+        return next(filter(is_so, kit.at.holds), None)
+
+    return await until(one)
+
+
+async def until_status(kit: Kit, session: Session, status: Status) -> Session:
+    async def row() -> Session | None:
+        found = await kit.row(session)
+        return found if found.status is status else None
+
+    return await until(row)
+
+
+async def kinds(kit: Kit, session: Session) -> list[str]:
+    rows = await kit.query("select kind from session_events where session_id = %s order by id", session.id)
+    return [row["kind"] for row in rows]
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_call_longer_than_the_visibility_and_the_lease_is_one_call(kit: Kit) -> None:
+    """Both are extended while the provider works, beside a second delivery and a second worker."""
+    session = await kit.enqueue("slow-success")
+    async with Pipeline.open(kit.settings) as other, working(kit.at), working(other):
+        await until(lambda: claimed(kit, session))
+        await kit.at.queue.send([Outgoing(kit.body(session))])
+        row = await until_status(kit, session, Status.COMPLETED)
+        assert (row.attempts, row.lease) == (1, 1)
+        assert (await kinds(kit, session)).count("claimed") == 1
+        await until(lambda: emptied(kit))
+    assert await kit.copies() == []
+
+
+async def claimed(kit: Kit, session: Session) -> bool:
+    return (await kit.row(session)).status is Status.PROCESSING
+
+
+async def emptied(kit: Kit) -> bool:
+    facts = await kit.at.queue.attributes()
+    return facts["ApproximateNumberOfMessages"] == facts["ApproximateNumberOfMessagesNotVisible"] == "0"
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touches_none(
+    kit: Kit, touched: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
+    session = await kit.enqueue("slow-success")
+    rows = kit.at.lifeline.rows
+
+    async def cut(name: str, **_: Any) -> Any:
+        raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {name}")
+
+    async with working(kit.at, max_jobs=1):
+        hold = await held(kit)
+        await kit.query("update generation_sessions set prompt = 'quick'")
+        monkeypatch.setattr(kit.at.lifeline, "rows", cut)
+        await until(lambda: true(hold.stale))
+        before = list(touched)
+        async with Pipeline.open(kit.settings) as other, working(other):
+            row = await until_status(kit, session, Status.COMPLETED)
+        assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
+        assert hold in kit.at.holds, "the cut one still waits for its answer"
+    monkeypatch.setattr(kit.at.lifeline, "rows", rows)
+    assert touched == before
+    assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
+    assert (await kit.row(session)).result == row.result
+    assert await kit.violations() == []
+
+
+async def true(value: object) -> bool:
+    return bool(value)
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_queue_that_hangs_lets_no_lease_lapse(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await kit.enqueue("slow-success")
+
+    async def hang(_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with working(kit.at, max_jobs=1):
+        await held(kit)
+        monkeypatch.setattr(kit.at.queue, "hide", hang)
+        await until(lambda: older_than(kit, 1.7))
+        assert await kit.sweep() == []
+    row = await kit.row(session)
+    assert (row.status, row.lease) == (Status.COMPLETED, 1)
+
+
+async def older_than(kit: Kit, lease_s: float) -> bool:
+    query = "select from generation_sessions where started_at < now() - make_interval(secs => %s)"
+    return bool(await kit.query(query, lease_s))
+
+
+async def a_while(kit: Kit) -> None:
+    """As long as some questions to the database take: a step that is cut off has been cut off by then."""
+    for _ in range(30):
+        await kit.query("select")
+
+
+async def test_a_stop_shows_no_message_of_a_lease_that_was_lost(
+    kit: Kit, touched: list[tuple[str, Any]]
+) -> None:
+    """It may be the message of whoever has the session now."""
+    session = await kit.enqueue("hang")
+    async with working(kit.at, max_jobs=1):
+        await held(kit)
+        await kit.query("update generation_sessions set lease = lease + 1")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert touched == []
+    row = await kit.row(session)
+    assert (row.status, row.lease, row.attempts) == (Status.PROCESSING, 2, 1)
+    assert "let_go" not in await kinds(kit, session)
+
+
+async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
+    kit: Kit, dsn: str, touched: list[tuple[str, Any]]
+) -> None:
+    """The row has ended under our lease, so the message is ours to show; the next worker ends it."""
+    session = await kit.enqueue("sensitive")
+    with psycopg.connect(dsn) as person:
+        person.execute("select from credit_accounts for update")
+        async with working(kit.at, max_jobs=1):
+            hold = await held(kit)
+            await until(lambda: true(not hold.calling))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: true(hold.task and hold.task.cancelling()))
+            person.commit()
+    assert (await kit.row(session)).status is Status.FAILED
+    assert touched == [("hide", 0)]
+
+
+async def test_a_failure_that_came_late_is_kept_in_the_trace(kit: Kit) -> None:
+    session = await kit.enqueue()
+    old = await kit.at.claim(session.id, 1)
+    assert old
+    await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    await kit.sweep()  # back to the queue, under the same lease
+    with pytest.raises(LeaseLostError):
+        await kit.at.retry(old, RATE_LIMITED)
+    assert (await kinds(kit, session))[-2:] == ["requeued_dead", "late_result"]
+    assert (await kit.row(session)).due_at is None
+
+
+async def test_a_retry_whose_commit_answer_was_lost_counts_as_ours(kit: Kit) -> None:
+    session = await kit.enqueue()
+    mine = await kit.at.claim(session.id, 1)
+    assert mine
+    once = await kit.at.retry(mine, RATE_LIMITED)
+    again = await kit.at.retry(mine, RATE_LIMITED)
+    assert (again.due_at, again.attempts) == (once.due_at, 1)
+    assert "late_result" not in await kinds(kit, session)
+
+
+async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(
+    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let go it would count as an outcome that nobody knows, though the provider has refused."""
+    session = await kit.enqueue("rate-limit")
+    generate = kit.at.providers["ark"].generate
+    with psycopg.connect(dsn) as person:
+
+        async def then_locked(*args: Any) -> Any:
+            answer = await generate(*args)
+            person.execute("select from generation_sessions for update")
+            return answer
+
+        monkeypatch.setattr(kit.at.providers["ark"], "generate", then_locked)
+        async with working(kit.at, max_jobs=1):
+            hold = await held(kit)
+            await until(lambda: true(not hold.calling))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: true(hold.task and hold.task.cancelling()))
+            await a_while(kit)
+            person.commit()
+    row = await kit.row(session)
+    assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 1, 0)
+    assert row.due_at
+
+
+async def test_a_second_cancellation_does_not_cut_off_the_give_back(kit: Kit, dsn: str) -> None:
+    """Two signals, or a signal and the end of the grace: what was not sent still costs no attempt."""
+    session = await kit.enqueue("hang")
+    with psycopg.connect(dsn) as person:
+        async with working(kit.at, max_jobs=1) as worker:
+            hold = await held(kit)
+            hold.sent = False  # as while it connects
+            person.execute("select from generation_sessions for update")
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: true(hold.task and hold.task.cancelling()))
+            await a_while(kit)
+            worker._let_go()
+            await a_while(kit)
+            person.commit()
+    row = await kit.row(session)
+    assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
+
+
+async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the id that the provider got: lost, cut off by a stop or a crash, late; no call that is accounted for."""
+    monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
+    (query,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/pipeline.md").read_text(), re.DOTALL)
+    for scenario in ("success", "sensitive", "server-error-once"):
+        await kit.enqueue(scenario)
+    for _ in range(4):
+        await kit.work()
+    lost = await kit.enqueue("dropped")
+    for _ in range(2):
+        await kit.work()
+    crashed, refused, made, waiting, back = [await kit.enqueue() for _ in range(5)]
+    for _ in range(2):
+        await kit.at.claim(crashed.id, 1)
+        await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    assert await kit.sweep()
+    for late, answer in ((refused, RATE_LIMITED), (made, Success(images=()))):
+        mine = await kit.at.claim(late.id, 1)
+        assert mine
+        await kit.query("update generation_sessions set lease = 7 where id = %s", late.id)
+        with pytest.raises(LeaseLostError):
+            await kit.at.settle(mine, answer, calls=1)
+    await kit.at.claim(waiting.id, 1)
+    given = await kit.at.claim(back.id, 1)
+    assert given
+    await kit.at._step_aside(Hold(given, 0.0))
+    found = [row["client_request_id"] for row in await kit.query(query.replace("%", "%%"))]
+    assert found == [
+        f"{lost.id}-1-1",
+        f"{lost.id}-1-2",
+        f"{crashed.id}-1-1",
+        f"{crashed.id}-1-2",
+        f"{made.id}-1-1",
+    ]
+
+
+# Whether it lives
+
+
+@pytest.fixture
+def minutes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A worker's clock of liveness, in minutes; add to it."""
+    passed = [0.0]
+    monkeypatch.setattr(
+        "genctl.services.worker.Liveness", lambda: Liveness(lambda: time.monotonic() + 60 * sum(passed))
+    )
+    monkeypatch.setattr("genctl.services.worker.TROUBLE_PAUSE_S", 0.05)
+    monkeypatch.setattr("genctl.services.worker.GATE_AGE_S", 0.05)
+    return passed
+
+
+async def test_healthz_is_red_while_no_receive_is_answered(
+    kit: Kit, minutes: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute after the last answer, with the reason; green again with the next one, though it is empty."""
+    receive, port, looks = kit.at.queue.receive, free_port(), 0
+
+    async def away(*_: Any, **__: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        raise GenctlError("QueueUnreachable", "SQS is away")
+
+    async with (
+        working(kit.at) as worker,
+        telling(port, worker.liveness, worker.metrics),
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+    ):
+
+        async def healthz(status: int, **expected: object) -> dict[str, Any] | None:
+            async with http.get("/healthz") as answer:
+                told: dict[str, Any] = await answer.json()
+                return told if answer.status == status and expected.items() <= told.items() else None
+
+        assert await healthz(200)
+        monkeypatch.setattr(kit.at.queue, "receive", away)
+        await until(lambda: true(looks > 1))
+        assert await healthz(200, trouble="SQS is away")
+        minutes.append(1)
+        assert await healthz(503, trouble="SQS is away")
+        monkeypatch.setattr(kit.at.queue, "receive", receive)
+        assert await until(lambda: healthz(200, trouble=None))
+
+
+async def test_healthz_is_green_while_the_gate_is_closed_or_all_hands_are_full(
+    kit: Kit, minutes: list[float]
+) -> None:
+    """A restart would help nobody, and would leave calls behind that may be billed."""
+    await gate.close(kit.db, "seedream4", for_s=None, reason=None, who="a test")
+    async with working(kit.at) as worker:
+        await until(lambda: true(worker.liveness.told()["why"] == "the gate is closed"))
+        minutes.append(60)
+        assert worker.liveness.told()["ok"]
+        await gate.open_(kit.db, "seedream4", reason=None, who="a test")
+        for _ in range(worker.concurrency):
+            await kit.enqueue("hang")
+        await until(lambda: true(worker.liveness.told()["why"].startswith("as many jobs")))
+        minutes.append(60)
+        assert worker.liveness.told()["ok"]

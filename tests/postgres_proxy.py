@@ -1,0 +1,136 @@
+"""Stands before PostgreSQL, reads its protocol, and plays faults from a script at single statements.
+
+Steps are the names of genctl's statements, and `commit`, which is about what its transaction did last.
+"""
+
+import asyncio
+from contextlib import suppress
+from functools import cache
+from urllib.parse import urlsplit, urlunsplit
+
+from psycopg.conninfo import conninfo_to_dict
+
+from genctl.edges.sql import statements
+from tests.script import Act, Planned, Script
+
+PROTOCOL_3 = 196_608
+IDLE = b"Z\0\0\0\5I"  # ReadyForQuery, outside of a transaction
+
+
+class PostgresProxy:
+    """One before one server; `url(dsn)` leads through it once it listens."""
+
+    def __init__(self, dsn: str, script: Script) -> None:
+        server = conninfo_to_dict(dsn)
+        self._host, self._port = str(server["host"]), str(server.get("port", "5432"))
+        self._script = script
+        self.port = 0
+
+    def url(self, dsn: str) -> str:
+        """The same database by way of us."""
+        parts = urlsplit(dsn)
+        who = parts.netloc.rpartition("@")[0]
+        return urlunsplit(parts._replace(netloc=f"{who}@127.0.0.1:{self.port}", query=""))
+
+    async def serve(self, near: asyncio.StreamReader, reply: asyncio.StreamWriter) -> None:
+        """One connection, to its end on either side."""
+        unix = self._host.startswith("/")
+        try:
+            far, request = await (
+                asyncio.open_unix_connection(f"{self._host}/.s.PGSQL.{self._port}")
+                if unix
+                else asyncio.open_connection(self._host, int(self._port))
+            )
+        except OSError:  # it is away
+            reply.transport.abort()
+            return
+        line = _Line(self._script, near, reply, far, request)
+        ways = [asyncio.create_task(line.ask()), asyncio.create_task(line.answer())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            for writer in (reply, request):
+                writer.transport.abort()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+
+class _Line:
+    """Both ways of one connection. `planned` is what befalls the answer that is awaited."""
+
+    def __init__(
+        self,
+        script: Script,
+        near: asyncio.StreamReader,
+        reply: asyncio.StreamWriter,
+        far: asyncio.StreamReader,
+        request: asyncio.StreamWriter,
+    ) -> None:
+        self.script, self.near, self.reply, self.far, self.request = script, near, reply, far, request
+        self.planned: Planned | None = None
+        self.done: set[Act] = set()
+
+    async def ask(self) -> None:
+        """Client to server, message by message."""
+        with suppress(asyncio.IncompleteReadError, OSError):
+            await self._start_up()
+            step, about = "", b""
+            while True:
+                kind = await self.near.readexactly(1)
+                length = await self.near.readexactly(4)
+                content = await self.near.readexactly(int.from_bytes(length, "big") - 4)
+                if kind == b"P":  # Parse: the statement's text
+                    step = _step(content)
+                elif kind == b"B":  # Bind: its parameters
+                    about = about if step == "commit" else content
+                    if await self._befallen(step, about):
+                        return
+                self.request.write(kind + length + content)
+
+    async def _start_up(self) -> None:
+        """Messages without a kind, the last of which is the start-up; before it may come a wish for TLS."""
+        code = 0
+        while code != PROTOCOL_3:
+            length = await self.near.readexactly(4)
+            content = await self.near.readexactly(int.from_bytes(length, "big") - 4)
+            code = int.from_bytes(content[:4], "big") >> 16 << 16
+            self.request.write(length + content)
+
+    async def _befallen(self, step: str, about: bytes) -> bool:
+        """Whether the line ends here."""
+        planned = self.script.take(step, about)
+        match planned and planned.act:
+            case "hold before" | "drop before" if planned:
+                self.script.done(planned)
+                if planned.act == "hold before":
+                    await self.near.read(-1)  # until the client is gone
+                return True
+            case "hold after" | "drop after":
+                self.planned = planned
+        return False
+
+    async def answer(self) -> None:
+        """Server to client."""
+        with suppress(OSError):
+            while data := await self.far.read(65_536):
+                if self.planned is None:
+                    self.reply.write(data)
+                elif data.endswith(IDLE):  # it is done, and nobody will hear of it
+                    self.script.done(self.planned)
+                    if self.planned.act == "drop after":
+                        return
+
+
+@cache
+def _beginnings() -> dict[bytes, str]:
+    """The text of each statement up to its first parameter, which psycopg rewrites."""
+    return {text.partition("%(")[0].encode(): name for name, text in statements().items()}
+
+
+def _step(parse: bytes) -> str:
+    text = parse.partition(b"\0")[2]  # after the name of the prepared statement, which is empty
+    if text.startswith(b"COMMIT"):
+        return "commit"
+    fitting = [known for known in _beginnings() if text.startswith(known)]
+    return _beginnings()[max(fitting, key=len)] if fitting else ""

@@ -1,0 +1,298 @@
+"""Exactly one end of each run, whatever happens: a table of steps and of what befalls them there.
+
+Real workers; the proxies of `fire` stop, cut or spoil each step on the wire, so that the worker knows
+nothing of the test. `-s` prints what was tried and what was found.
+"""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+from tabulate import tabulate
+from tests.kit import QueueServer, database_url, until_sync
+from tests.process.fire import Fire
+from tests.process.place import Place, Running, new_place
+from tests.script import ANY, Act
+
+from genctl.edges import migrate
+from genctl.edges.sqs import ATTEMPTS
+from genctl.ops.stack.postgres import Postgres
+
+Tried = tuple[str, str, Act]  # the kind of job, the step, what befalls it there
+KINDS = {"good": "success", "refused": "sensitive", "retried": "rate-limit-once"}
+BEGUN = dict.fromkeys(("ordered", "owed", "silent", "used up"), "success")  # what others than workers work at
+COMPLETED, FAILED = ("completed", "captured"), ("failed", "released")
+ENDS = dict.fromkeys(KINDS | BEGUN, COMPLETED) | {"refused": FAILED, "used up": FAILED}
+OPEN = """
+select id, status from generation_sessions where completed_at is null or (status = 'failed' and dlq_sent_at is null)
+"""
+FACTS = """
+select s.id::text, s.run, s.status, s.attempts, s.unknowns, s.error_details ->> 'code' as code, r.status as held_as,
+  (select array_agg(e.kind order by e.id) from session_events e where e.session_id = s.id) as trace,
+  (select array_agg(l.kind order by l.id) from credit_ledger l where l.reservation_id = s.reservation_id) as ledger
+from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
+"""
+AGED = """
+update generation_sessions set due_at = null, queued_at = queued_at - interval '2 minutes',
+  completed_at = completed_at - interval '2 minutes',
+  lease_until = case status when 'processing' then now() - interval '1 second' end
+"""
+
+
+@pytest.fixture
+def fire(place: Place, sqs_server: QueueServer) -> Iterator[Fire]:
+    with Fire.before(place, sqs_server) as fire:
+        yield fire
+
+
+def enqueue(fire: Fire, kind: str, what: Sequence[tuple[str, str]]) -> dict[str, Tried]:
+    """A job of that kind, each of a user of its own, for each of what shall befall one: session -> all three."""
+    count = len(what)
+    known = {row["id"] for row in fire.place.sql("select id from generation_sessions")}
+    alone = {"count": count, "users": count} if count > 1 else {}
+    fire.place.enqueue((KINDS | BEGUN)[kind], user=f"{kind}{len(known)}", **alone)
+    rows = fire.place.sql("select id from generation_sessions order by id")
+    made = [str(row["id"]) for row in rows if row["id"] not in known]
+    return {session: (kind, *befalls) for session, befalls in zip(made, what, strict=True)}
+
+
+def prove(fire: Fire, tried: dict[str, Tried]) -> None:
+    """One end and one movement a run, a copy for each failure, nothing left in the queue, sound books."""
+    place, table, wrong = fire.place, [], []
+    copied = Counter(message["sessionId"] for message in place.genctl("dlq", "list")["messages"])
+    for row in place.sql(FACTS):
+        kind, step, act = tried[row["id"]]
+        ends = [event for event in row["trace"] if event in ("completed", "failed")]
+        moved = {"captured": "capture", "released": "release"}[ENDS[kind][1]]
+        sound = (
+            (row["status"], row["held_as"]) == ENDS[kind]
+            and ends == [row["status"]]
+            and "late_result" not in row["trace"]
+            and row["ledger"] == ["reserve", moved]
+            and (copied[row["id"]] >= 1) == (row["status"] == "failed")
+        )
+        found = (row["status"], row["held_as"], row["attempts"], row["unknowns"], copied[row["id"]])
+        table.append((kind, step, act.replace("hold", "killed"), *found, "" if sound else "WRONG"))
+        if not sound:
+            wrong.append((tried[row["id"]], row))
+    heads = ("job", "step", "what befell it", "status", "credits", "attempts", "unknowns", "copies", "")
+    print("\n" + tabulate(sorted(table), heads))  # noqa: T201 - what -s is for
+    assert not wrong
+    assert len(table) == len(tried)
+    assert place.depth() == 0
+    assert place.genctl("refunds", "check")["violations"] == []
+    assert place.genctl("sweep", "--dry-run") == []
+
+
+# Killed
+
+
+def at(*steps: str) -> list[tuple[str, Act]]:
+    """Each step twice: it has not reached the other side; it is done there, and the answer is not read."""
+    acts: tuple[Act, ...] = ("hold before", "hold after")
+    return [(step, act) for step in steps for act in acts]
+
+
+KILLED: dict[str, list[tuple[str, Act]]] = {
+    "good": [*at("claim", "call"), ("settle", "hold before"), *at("commit", "delete")],
+    "refused": [
+        *at("claim", "call"),
+        ("settle", "hold before"),
+        *at("commit", "copy", "mark_copied", "delete"),
+    ],
+    "retried": at("claim", "call", "retry", "hide"),
+}
+
+
+@pytest.mark.parametrize("first", ["its message", "the sweeper"])
+def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, first: str) -> None:
+    """The message alone suffices, after its time-out; and a sweeper that comes before it does no harm."""
+    place, tried = fire.place, dict[str, Tried]()
+    for kind, what in KILLED.items():
+        tried |= killed(fire, enqueue(fire, kind, what))
+    received = dict[str, Tried]()
+    for kind in KINDS:
+        received |= enqueue(fire, kind, [("receive", "hold after")])
+    tried |= killed(fire, received)
+    place.sql(AGED)
+    if first == "the sweeper":
+        with place.worker("--no-sweep") as worker:
+            assert {"requeue", "copy"} <= {swept["action"] for swept in place.genctl("sweep")}
+            until_sync(lambda: not place.genctl("sweep"))
+            until_sync(lambda: {row["status"] for row in place.sql(OPEN)} <= {"queued"})
+            assert worker.end(signal.SIGTERM) == 0
+    fire.show_all()
+    drain(fire)
+    prove(fire, tried)
+
+
+def drain(fire: Fire) -> None:
+    """What is left, done by a worker that has no sweeper, and ends when the queue is empty."""
+    with fire.place.start("worker", "--drain", "--no-sweep") as worker:
+        assert worker.end(within_s=40) == 0
+
+
+def killed(fire: Fire, tried: dict[str, Tried]) -> dict[str, Tried]:
+    """Kill a worker as soon as each job has come to its step."""
+    for session, (_, step, act) in tried.items():
+        fire.script.plan(session, step, act)
+    with fire.place.worker("--no-sweep") as worker:
+        fire.until_over()
+        assert worker.end(signal.SIGKILL) == -signal.SIGKILL
+    fire.park_all()
+    return tried
+
+
+ORDERED = [("reserve", "hold before"), *at("commit", "send", "mark_enqueued")]
+
+
+def test_an_order_killed_at_any_step_is_stored_and_carried_out_or_leaves_nothing(fire: Fire) -> None:
+    place, tried = fire.place, dict[str, Tried]()
+    for step, act in ORDERED:
+        fire.script.plan(ANY, step, act)
+        with place.start("enqueue", "--prompt", "a test") as order:
+            fire.until_over()
+            assert order.end(signal.SIGKILL) == -signal.SIGKILL
+        found = {row["id"] for row in place.sql("select id::text from generation_sessions")} - set(tried)
+        assert len(found) == (0 if act == "hold before" and step in ("reserve", "commit") else 1)
+        tried |= dict.fromkeys(found, ("ordered", step, act))
+    place.sql(AGED)
+    assert {swept["action"] for swept in place.genctl("sweep")} == {"send"}
+    drain(fire)
+    prove(fire, tried)
+
+
+SILENT = "status = 'processing', attempts = 1, lease = 1, lease_until = now() - interval '1 s', unknowns = "
+STATES = {  # of a run; and at which steps of a sweep a kill is tried
+    "owed": ("enqueued_at = null, queued_at = now() - interval '2 minutes'", at("send", "mark_enqueued")),
+    "silent": (SILENT + "0", at("requeue_dead")),
+    "used up": (
+        SILENT + "1",
+        [*at("claim"), ("settle", "hold before"), *at("commit", "copy", "mark_copied")],
+    ),
+}
+
+
+def test_a_sweeper_killed_at_any_step_leaves_what_others_end_once(fire: Fire) -> None:
+    """It sends, sends back and ends runs as workers do, one after the other: a kill for each step."""
+    place, tried = fire.place, dict[str, Tried]()
+    for kind, (_, what) in STATES.items():
+        tried |= enqueue(fire, kind, what)
+    for session, (kind, step, act) in tried.items():
+        state, _ = STATES[kind]
+        place.sql(f"update generation_sessions set {state} where id = %s", session)
+        fire.script.plan(session, step, act)
+        with place.start("sweep") as sweep:
+            fire.until_over()
+            assert sweep.end(signal.SIGKILL) == -signal.SIGKILL
+        place.sql(AGED)
+    until_sync(lambda: not place.genctl("sweep"))
+    drain(fire)
+    prove(fire, tried)
+
+
+# Cut off, refused, told twice
+
+CUT: tuple[Act, ...] = ("drop before", "drop after")
+SQS: tuple[Act, ...] = (*CUT, "503", "fail the entry", "refuse the entry")
+DELIVERED: tuple[Act, ...] = ("drop after", "deliver twice")
+SPOILT: dict[str, dict[str, tuple[Act, ...]]] = {
+    "good": {
+        "poll": ("drop before", "503"), "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT,
+        "delete": (*SQS, "deliver late"),
+    },
+    "refused": {
+        "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT, "copy": SQS,
+        "mark_copied": CUT, "delete": (*SQS, "deliver late"),
+    },
+    "retried": {"receive": DELIVERED, "claim": CUT, "call": CUT, "retry": CUT, "hide": SQS},
+}  # fmt: skip
+IN_VAIN = ("503", "fail the entry")  # SQS's own trouble, which the client tries again: as often as it does
+
+
+def test_a_worker_lives_through_any_answer_and_each_run_ends_once(fire: Fire) -> None:
+    tried = dict[str, Tried]()
+    for kind, steps in SPOILT.items():
+        tried |= enqueue(fire, kind, [(step, act) for step, acts in steps.items() for act in acts])
+    for session, (_, step, act) in tried.items():
+        fire.script.plan(
+            ANY if step == "poll" else session, step, act, times=ATTEMPTS if act in IN_VAIN else 1
+        )
+    with fire.place.worker("--no-sweep") as worker:
+        fire.until_over()
+        assert worker.end(signal.SIGTERM) == 0
+        assert worker.events("job.bug") == []
+    fire.place.sql(AGED)
+    fire.show_all()
+    drain(fire)
+    prove(fire, tried)
+
+
+# A database that is shot, and one that only reads
+
+READ_ONLY = "in a read-only transaction"
+
+
+def test_each_run_ends_once_while_the_database_is_restarted_and_read_only(
+    sqs_server: QueueServer, simulator: Running, tmp_path: Path
+) -> None:
+    """Restarted at once, as by a crash, under load; then read-only for a while, as after a fail-over."""
+    server = Postgres(tmp_path / "pg", settings={"fsync": "off"})
+    asyncio.run(server.start())
+    try:
+        asyncio.run(migrate.up(server.dsn))
+        tried = dict[str, Tried]()
+        with (
+            new_place(server.dsn, sqs_server, simulator, tmp_path) as place,
+            Fire.before(place, sqs_server) as fire,
+        ):
+            for kind in KINDS:
+                tried |= enqueue(fire, kind, [("any", "restart, read-only")] * 20)
+            few = ("--concurrency", "4", "--no-sweep")
+            with place.worker(*few) as one, place.worker(*few) as two:
+                for count in (10, 20):
+                    until_ended(place, count)
+                    crash(server)
+                until_ended(place, 30)
+                only_read(place, on=True)
+                until_sync(lambda: server.log.read_text().count(READ_ONLY) >= 4)
+                only_read(place, on=False)
+                until_ended(place, 40)
+                for worker in (one, two):
+                    assert worker.end(signal.SIGTERM) == 0
+                    assert worker.events("job.bug") == []
+            place.sql(AGED)
+            fire.show_all()
+            drain(fire)
+            prove(fire, tried)
+    finally:
+        asyncio.run(server.stop())
+
+
+def until_ended(place: Place, count: int) -> None:
+    """Wait until so many runs have ended."""
+    ended = "select from generation_sessions where completed_at is not null"
+    until_sync(lambda: len(place.sql(ended)) >= count)
+
+
+def crash(server: Postgres) -> None:
+    """As `pg_ctl restart -m immediate`: nobody is asked, and what was not committed is gone."""
+    assert server.part
+    server.part.stop_signal = signal.SIGQUIT
+
+    async def restart() -> None:
+        await server.stop()
+        await server.start()
+
+    asyncio.run(restart())
+
+
+def only_read(place: Place, *, on: bool) -> None:
+    """Whether new transactions may write."""
+    with psycopg.connect(database_url(place.dsn, "postgres"), autocommit=True) as conn:
+        conn.execute(f"alter system set default_transaction_read_only = {'on' if on else 'off'}".encode())
+        conn.execute("select pg_reload_conf()")
