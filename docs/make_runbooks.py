@@ -1,6 +1,6 @@
 """Writes what is made from the runbooks' YAML and its model: docs/runbooks/*.md and runbooks/schema.json.
 
-    make docs
+make docs
 """
 
 import json

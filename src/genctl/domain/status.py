@@ -111,7 +111,10 @@ def of_api(status: int) -> list[Line]:
         case 503:
             return [
                 Line(
-                    "listener", ATTENTION, "silent: what streams show may be late or missing", "genctl doctor"
+                    "listener",
+                    ATTENTION,
+                    "silent: what streams show may be late or missing",
+                    "genctl runbook run listener-silent",
                 )
             ]
     return [Line("listener", ATTENTION, f"/readyz was answered {status}: is it the API?", "genctl doctor")]
@@ -142,8 +145,9 @@ def _gate(gate: Gate) -> Line:
     state = "probing" if gate.probing else "closed"
     until = f" until {rfc3339(gate.until)}" if gate.until else ""
     message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
-    by_itself = gate.probing or (gate.who or "").startswith(BREAKER)
-    return Line("gate", ATTENTION if by_itself else OK, message, f"genctl resume --tool {gate.tool}")
+    if gate.probing or (gate.who or "").startswith(BREAKER):
+        return Line("gate", ATTENTION, message, "genctl runbook run provider-outage")
+    return Line("gate", OK, message, f"genctl resume --tool {gate.tool}")
 
 
 def _owed(jobs: Pile, copies: Pile) -> Line:
@@ -167,7 +171,7 @@ def _leases(dead: Pile) -> Line:
 def _refunds(pending: Pile) -> Line:
     if not pending.count:
         return Line("refunds", OK, "none is pending", "genctl refunds check")
-    return Line("refunds", ATTENTION, _pile(pending, "pending"), "genctl refunds check")
+    return Line("refunds", ATTENTION, _pile(pending, "pending"), "genctl runbook run missing-refunds")
 
 
 def _pile(pile: Pile, what: str) -> str:
