@@ -224,3 +224,10 @@ def test_the_set_is_without_a_fault_and_each_goes_by_its_files_name() -> None:
 
 def test_the_schema_for_editors_is_that_of_the_model() -> None:
     assert json.loads((ROOT / "runbooks" / "schema.json").read_text()) == schema()
+
+
+def test_the_example_of_the_docs_is_without_a_fault(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "runbooks.md").read_text()
+    file = tmp_path / "example.yaml"
+    file.write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    assert examine(file, complaint)[1] == []

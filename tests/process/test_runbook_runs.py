@@ -206,6 +206,22 @@ def test_an_interrupted_run_cleans_up_and_is_resumed_where_it_was(book: Book) ->
     assert "no run" in book.say("run", "--resume", "1999", exit_code=4)[1]
 
 
+def test_a_value_that_the_journal_has_masked_is_never_replaced_by_its_default(book: Book) -> None:
+    """A variable that holds a secret of the settings; and a secret variable."""
+    book.env["GENCTL_SECRET"] = "x1" * 16
+    book.write(
+        f"shell: test -e go\n{OK}",
+        f'shell: test "${{url}}" = "http://y" && test "${{key}}" = k2\n{OK}',
+        variables="{url: {type: text, default: z, help: x},"
+        " key: {type: text, default: k, secret: true, help: x}}",
+    )
+    run = book.run("--var", f"url=http://{'x1' * 16}", exit_code=1)["run"]
+    (book.folder / "go").touch()
+    assert "the value key is missing" in book.say("run", "--resume", run, exit_code=2)[1]
+    assert "the value url is missing" in book.say("run", "--resume", run, "--var", "key=k2", exit_code=2)[1]
+    book.say("run", "--resume", run, "--var", "key=k2", "--var", "url=http://y")
+
+
 def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
     book.write(f"shell: touch began; sleep 600\n{OK}")
     with book.start("run", str(book.file)) as running:

@@ -67,7 +67,8 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
     with _handlers_kept():
         for number in (*ENDING, signal.SIGALRM):
-            signal.signal(number, end)
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                signal.signal(number, end)
         Bound.current = bound
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), AGAIN_S)
         try:
@@ -110,7 +111,7 @@ async def _watched(
     def end(why: Stopped | OutputLost) -> None:
         code = why.code if isinstance(why, Stopped) else 0
         if bound := Bound.current:
-            bound.number = bound.number or code - 128
+            bound.number = bound.number or (code - 128 if code else None)
         elif ends:
             os._exit(code)
         ends.append(why)

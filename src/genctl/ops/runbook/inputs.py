@@ -56,7 +56,7 @@ def values(
     found = {
         name: one.parse(one.default) if one.type == "file" and isinstance(one.default, str) else one.default
         for name, one in runbook.variables.items()
-        if isinstance(one.default, str | int | float)
+        if isinstance(one.default, str | int | float) and name not in start.hidden
     }
     found |= start.values
     saved = {name for step in runbook.steps if step.step in start.done for name in step.save}

@@ -1,6 +1,7 @@
 """Carrying out a runbook: steps in their order, the clean-up always, all of it in the journal."""
 
 import getpass
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -151,7 +152,7 @@ class Run:
             runbook=self.runbook.name,
             file=str(self.loaded.file.absolute()),
             sha256=self.loaded.sha256,
-            who=f"{getpass.getuser()}@{socket.gethostname()}",
+            who=_who(),
             version=__version__,
             values=kept,
             hidden=hidden,
@@ -285,6 +286,15 @@ class Run:
             if name in self.secret:
                 self.mask.add(found)
         return None
+
+
+def _who() -> str:
+    """The person at this keyboard, as well as the system knows."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
 
 
 def _said(error: Exception) -> str:
