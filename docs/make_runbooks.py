@@ -18,7 +18,8 @@ def pages() -> dict[Path, str]:
     """Each file that is made, and its text."""
     made = {ROOT / "runbooks" / "schema.json": json.dumps(schema(), indent=1) + "\n"}
     for name in names():
-        made[ROOT / "docs" / "runbooks" / f"{name}.md"] = page(load(name, complaint).runbook)
+        foot = f"\nMade from [{name}.yaml](../../runbooks/{name}.yaml) by `make docs`.\n"
+        made[ROOT / "docs" / "runbooks" / f"{name}.md"] = page(load(name, complaint).runbook) + foot
     return made
 
 

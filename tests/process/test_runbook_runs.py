@@ -381,3 +381,35 @@ def test_a_protected_database_is_named(place: Place) -> None:
     for yes in ("--yes=other", "--yes"):
         assert name in place.say("runbook", "run", str(file), yes, exit_code=2).stderr
     place.say("runbook", "run", str(file), f"--yes={name}")
+
+
+def test_a_command_gives_what_the_command_line_gives(place: Place) -> None:
+    """The same document, exit code and settings; where it would ask, the runbook does."""
+    file, session = place.folder / "book.yaml", place.enqueue()
+    place.env["ARK_BASE_URL"] = "https://ark.example.test/api/v3"
+    words = {
+        "show": f"[sessions, show, {session}]",
+        "none": "[sessions, show, nothing]",
+        "config": "[config, show]",
+        "order": "[enqueue, --sensitive, --grant, 100]",
+    }
+    file.write_text(
+        HEAD.format(name="book")
+        + "steps:\n"
+        + "".join(
+            f"  - step: {name}\n    does: It.\n    genctl: {text}\n"
+            f"    expect: [{{path: exit, operator: equals, value: {4 if name == 'none' else 0}}}]\n"
+            for name, text in words.items()
+        )
+    )
+    run = ("runbook", "run", str(file), "-S", "max_attempts=7", "-o", "json")
+    assert "answer with --yes" in json.loads(place.say(*run, exit_code=1).stdout)["why"]
+    done = json.loads(place.say(*run, "--yes").stdout)
+    steps = json.loads(place.say("runbook", "history", done["run"], "-o", "json").stdout)["steps"]
+    gave = {step["step"]: step["output"] for step in steps}
+    assert gave["show"]["json"] == place.genctl("sessions", "show", session)
+    assert gave["none"]["error"] == place.error("sessions", "show", "nothing", exit_code=4)
+    (attempts,) = [row for row in gave["config"]["json"] if row["setting"] == "max_attempts"]
+    assert attempts["value"] == 7
+    assert gave["order"]["json"]["status"] == "queued"
+    assert "target: database" in gave["order"]["stderr"]

@@ -105,8 +105,9 @@ def call(
     ours = sys.stderr
 
     def said(line: str) -> None:
-        with redirect_stderr(ours):
-            say(line)
+        if not line.startswith('{"error": '):  # the step tells it in its own words
+            with redirect_stderr(ours):
+                say(line)
 
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(_Lines(said)) as err:
         code = main([*words[: len(words) - len(rest)], *more, *rest])

@@ -305,8 +305,8 @@ def _said(error: Exception) -> str:
 def _told_by(output: Document) -> str:
     """What a command or a script has said of its failure."""
     match output:
-        case {"error": {"message": message}}:
-            return f"; it said: {message}"
+        case {"error": {"message": message, "fix": fix}}:
+            return f"; it said: {message}" + (f"; {fix}" if fix else "")
         case {"stderr": str(said)} if said.strip() and output.get("exit"):
             return f"; it said: {said.strip().splitlines()[-1]}"
     return ""
