@@ -9,22 +9,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from genctl.domain.masking import MASK, Masker
-from genctl.domain.runbooks import (
+from genctl.domain.conditions import (
     Condition,
     UncomparableError,
     complaint,
-    fill,
     holds,
     mistake,
-    names_in,
-    past,
-    references,
-    refusal,
+    path_mistake,
     roots,
-    spoken,
-    statement,
 )
+from genctl.domain.masking import MASK, Masker
+from genctl.domain.runbooks import fill, names_in, past, references, refusal, spoken, statement
 
 OPERATORS: list[Any] = [
     *("equals", "not_equals", "less", "at_most", "greater", "at_least", "contains", "lacks", "one_of"),
@@ -116,11 +111,15 @@ def test_every_condition_is_so_or_not_or_a_mistake(found: Any, operator: Any, va
     "bad",
     [
         *[at("equals", None), at("one_of", 3), at("one_of", []), at("less", [1]), at("exists", 1)],
-        *[at("equals", 1, "a["), at("equals", 1, "")],
     ],
 )
 def test_a_condition_that_can_never_be_right_is_told_beforehand(bad: Condition) -> None:
     assert mistake(bad)
+
+
+@pytest.mark.parametrize("path", ["a[", "", "a b", "length("])
+def test_a_path_that_is_none_is_told_beforehand(path: str) -> None:
+    assert path_mistake(path)
 
 
 @pytest.mark.parametrize(

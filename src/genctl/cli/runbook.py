@@ -155,21 +155,10 @@ def run(
 
 def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any]) -> None:
     from genctl.domain.masking import MASK
-    from genctl.ops.runbook.page import action
+    from genctl.ops.runbook.page import plan
 
     secret = loaded.runbook.secrets()
-    rows = [
-        {
-            "step": step.step,
-            "does": step.does.strip(),
-            "asks": step.asks,
-            "always": step.always,
-            "kind": step.kinds[0],
-            "action": action(*step.action()),
-        }
-        for step in loaded.runbook.steps
-        if step.always or step.step not in start.done
-    ]
+    rows = plan(loaded.runbook, start.done)
     shown = {name: MASK if name in secret else value for name, value in values.items()}
     terminal.note("\n".join(f"{name} = {value}" for name, value in shown.items()))
     told = {"runbook": loaded.runbook.name, "values": shown, "plan": rows}

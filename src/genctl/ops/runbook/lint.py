@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from genctl.domain.runbooks import is_reference, mistake, path_mistake, references, roots
+from genctl.domain.conditions import mistake, path_mistake, roots
+from genctl.domain.runbooks import is_reference, references
 from genctl.ops.runbook.model import KINDS, Runbook, Step
 from genctl.ops.runbook.source import Finding, Place, Source
 
@@ -113,7 +114,8 @@ def _action(step: Step, source: Source, at: Place, words: Words) -> Iterator[Fin
 def _conditions(step: Step, source: Source, at: Place) -> Iterator[Finding]:
     for key, conditions in (("if", step.only_if), ("expect", step.expect)):
         for number, condition in enumerate(conditions or []):
-            if complaint := mistake(condition):
+            complaint = None if is_reference(condition.value) else mistake(condition)
+            if complaint := path_mistake(condition.path) or complaint:
                 yield source.finding((*at, key, number), complaint)
             for name, whole in references(condition.value):
                 if not whole:

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from genctl.base.durations import parse_duration
-from genctl.domain.runbooks import Condition, references
+from genctl.domain.conditions import Condition
+from genctl.domain.runbooks import references
 
 SCHEMA_FILE = "schema.json"  # beside the runbooks
 DEFAULT_TIMEOUT = "60s"

@@ -1,16 +1,33 @@
 """A runbook as a page in Markdown: what for, when, what it touches, then its steps in plain words."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from genctl.domain.runbooks import Condition, as_word
+from genctl.domain.conditions import Condition
+from genctl.domain.runbooks import as_word
 from genctl.ops.runbook.model import DEFAULT_TIMEOUT, Runbook, Step, Variable
 
 
 def page(runbook: Runbook) -> str:
     """The page; the same runbook gives the same text."""
     return "\n".join(_lines(runbook)) + "\n"
+
+
+def plan(runbook: Runbook, done: Sequence[str]) -> list[dict[str, Any]]:
+    """The steps that are to be run, and whether each asks first."""
+    return [
+        {
+            "step": step.step,
+            "does": step.does.strip(),
+            "asks": step.asks,
+            "always": step.always,
+            "kind": step.kinds[0],
+            "action": action(*step.action()),
+        }
+        for step in runbook.steps
+        if step.always or step.step not in done
+    ]
 
 
 def action(kind: str, what: Any) -> str:

@@ -11,8 +11,9 @@ import msgspec
 
 from genctl import __version__
 from genctl.base.durations import format_duration, parse_duration
+from genctl.domain.conditions import Condition, UncomparableError, complaint, find, holds
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import Condition, UncomparableError, as_word, complaint, fill, find, holds, spoken
+from genctl.domain.runbooks import as_word, fill, spoken
 from genctl.ops.runbook.actions import Actions, Document, SkippedError
 from genctl.ops.runbook.inputs import Start
 from genctl.ops.runbook.journal import Journal, shortened

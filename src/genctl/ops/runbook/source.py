@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
-from genctl.domain.runbooks import Condition
+from genctl.domain.conditions import Condition
 from genctl.ops.runbook import model
 from genctl.ops.runbook.model import Runbook, Step, Variable
 
