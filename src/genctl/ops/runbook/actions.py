@@ -23,6 +23,7 @@ from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql
 
 LARGEST_BYTES = 2**20  # of an output that is kept
+GONE_WITHIN_S = 1.0
 SKIPPED = 77  # how a script says that it cannot be run here
 Document = dict[str, Any]
 Values = Mapping[str, Any]
@@ -166,7 +167,9 @@ async def _shell(script: str, env: Mapping[str, str]) -> Document:
     finally:
         with suppress(ProcessLookupError):  # with all that it has started
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        with suppress(TimeoutError):  # asyncio sees the end of what it has read to the end alone
+            async with asyncio.timeout(GONE_WITHIN_S):
+                await process.communicate()
     text, said = (data.decode(errors="replace").rstrip("\n") for data in (out, err))
     if code == SKIPPED:
         raise SkippedError((said or text or "it cannot be run here").splitlines()[-1])
