@@ -42,12 +42,9 @@ def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: flo
     """
     ends: list[Stopped | OutputLost] = []
     try:
-        with _handlers_kept(), asyncio.Runner() as runner:
-            try:
-                return runner.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
-            finally:
-                if Bound.current:  # a loop that closes has no handler any more, and still a wakeup fd
-                    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        with _handlers_kept():
+            _alarm(signal.SIG_BLOCK)  # a loop that begins or closes would lose it
+            return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
     except asyncio.CancelledError:
         if ends:
             raise ends[0] from None
@@ -95,7 +92,11 @@ def _handlers_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        _alarm(signal.SIG_UNBLOCK)
+
+
+def _alarm(how: int) -> None:
+    signal.pthread_sigmask(how, [signal.SIGALRM])
 
 
 async def _watched(
@@ -129,7 +130,11 @@ async def _watched(
     if follow:
         gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
-    return await work
+    _alarm(signal.SIG_UNBLOCK)
+    try:
+        return await work
+    finally:
+        _alarm(signal.SIG_BLOCK)
 
 
 def _exit_after(seconds: float, code: int) -> None:
