@@ -36,7 +36,8 @@ with made as (
     queued_at, error_details, result, enqueued_at, dlq_sent_at, attempts)
   select gen_random_uuid(), 'user-' || n % 10000, 'seedream-4-0-250828', 'a benchmark',
     case n % 4 when 0 then 'failed' else 'completed' end, gen_random_uuid(), now(), now(),
-    case n % 4 when 0 then '{"refundedCredits": 4, "refundError": null}'::jsonb end,
+    case n % 4 when 0 then '{"reservationAmount": 4, "refundedCredits": 4,
+      "refundedAt": "2025-11-08T00:00:00.000Z", "refundError": null}'::jsonb end,
     case n % 4 when 0 then null else '{"images": []}'::jsonb end, now(), now(), 1
   from generate_series(1, COUNT) n returning id, user_id, reservation_id, status
 ),

@@ -53,6 +53,10 @@ begin
   select string_agg(difference, '; ') into differences from (
     select format('there is no table %s', name) as difference from found where id is null
     union all
+    select format('%s is not an ordinary table but of relkind %s', name, relkind)  -- a view, partitioned, foreign
+    from found join pg_class c on c.oid = found.id
+    where relkind <> 'r'
+    union all
     select case when a.attname is null then format('%s has no column %s', name, c.key)
       else format('%s.%s is %s, not %s', name, c.key, format_type(a.atttypid, a.atttypmod), c.value) end
     from found f cross join jsonb_each_text(f.columns) c

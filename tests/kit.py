@@ -211,7 +211,7 @@ class Kit:
         return await carry(await self.receive(), self.at)
 
     async def sweep(self) -> list[Swept]:
-        return await sweep(self.at, Ages.of(self.settings))
+        return (await sweep(self.at, Ages.of(self.settings))).done
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)

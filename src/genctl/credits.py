@@ -14,16 +14,17 @@ import msgspec
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
-from genctl.edges.db import Database, Row
+from genctl.edges.db import Database, DatabaseGoneError, Row
 
 PARTS = ("audit_runs", "audit_reservations", "audit_balances")
 MOST = 10_000
-RELEASED = {"terminal_holds", "refund_pending", "orphan_reservation"}  # held, though nothing will end it
+HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # though nothing will end it
+SAFE = {*HELD, "failed_not_released", "refund_amount", "details_ledger"}  # fix() mends these, or most
 # kind -> what to do about it
 FIXES = {
     "failed_not_released": "the user paid for a failed image: genctl refunds check --fix gives it back",
     "completed_not_captured": "the user has image and credits: decide whether to take them back",
-    "terminal_holds": "genctl sweep releases what a failed session holds; a completed one needs a person",
+    "terminal_holds": "genctl sweep releases it for a failed session and captures it for a completed one",
     "refund_amount": "genctl refunds check --fix gives back what is missing; what is too much needs a person",
     "refund_pending": "genctl sweep tries the release again; look at refundError when it stays",
     "double_movement": "compare the ledger's rows of this reservation; one is too many",
@@ -31,7 +32,7 @@ FIXES = {
     "balance_ledger": "somebody changed the balance by hand: find out who, and book the difference",
     "details_ledger": "the ledger is right; genctl refunds check --fix tells the user so",
     "missing_details": "the session was failed by something that is not genctl",
-    "missing_reservation": "the reservation's row was deleted: restore it",
+    "missing_reservation": "find out who deleted or changed the reservation's row, and restore it",
     "orphan_reservation": "its session is gone: restore it, or let refunds check --fix give the credits back",
 }
 
@@ -54,9 +55,7 @@ class Violation(NamedTuple):
             return int(self.found) < int(self.expected)
         if self.kind == "details_ledger":
             return self.reservation_id is not None
-        if self.kind in RELEASED:  # without a session_id it may be held for something else
-            return self.session_id is not None and self.expected != "captured"
-        return self.kind == "failed_not_released"
+        return self.kind in HELD or self.kind == "failed_not_released"
 
 
 class Audit(msgspec.Struct, frozen=True):
@@ -66,7 +65,18 @@ class Audit(msgspec.Struct, frozen=True):
     violations: list[Violation]
     total: int  # of the violations, listed or not
     unknowns: int  # calls whose outcome nobody knows, and
-    late_results: int  # results that came after the refund: the provider may have billed both
+    late_results: int  # results that came after the refund: the provider may have billed both,
+    worth: int  # though users got so many credits back
+
+    @property
+    def safe(self) -> list[Violation]:
+        """The listed ones that fix() can mend."""
+        return [violation for violation in self.violations if violation.is_safe]
+
+    @property
+    def is_cut(self) -> bool:
+        """There are more than are listed."""
+        return self.total > len(self.violations)
 
 
 def opening(settings: Settings) -> int:
@@ -80,16 +90,17 @@ async def open_accounts(db: Database, users: Sequence[str], credits: int) -> Non
 
 
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
-    """Add credits to each user. An account that is missing is made, with `opening` credits.
+    """Add credits to each user, and say why. An account that is missing is made, with `opening` credits.
 
     Raises GenctlError, exit 2.
     """
     for user in users:
         check_name("user", user)
     if not 0 < amount <= MOST_CREDITS:
-        raise GenctlError(
-            "BadAmount", f"cannot grant {amount} credits", "name a whole number above 0", exit_code=2
-        )
+        fix = f"name a whole number from 1 to {MOST_CREDITS}"
+        raise GenctlError("BadAmount", f"cannot grant {amount} credits", fix, exit_code=2)
+    if not reason.strip():
+        raise GenctlError("BadReason", "the reason is empty", "say why: the ledger keeps it", exit_code=2)
     everyone = sorted(set(users))
     await db.transact(
         ("ensure_accounts", {"users": everyone, "opening": opening}),
@@ -117,17 +128,29 @@ async def release_reservation(db: Database, reservation_id: UUID, *, reason: str
     return int(released[0]["amount"]) if released else 0
 
 
+async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str) -> bool:
+    """Capture what a completed session still holds, because its settle could not; whether there was any.
+
+    Moves no balance and tells no page, so it needs no account's lock.
+    """
+    return bool(await db.rows("capture_reservation", reservation=reservation_id, reason=reason))
+
+
 async def account(db: Database, user: str) -> Row:
     """`balance` and `held` of a user. Raises GenctlError, exit 4."""
     row = await db.row("credits_of", user=user)
     if row is None:
-        raise GenctlError(
-            "NoAccount",
-            f"user {user} has no account",
-            f"genctl credits grant --user {user} --amount N makes one",
-            exit_code=4,
-        )
+        raise _no_account(user)
     return row
+
+
+def _no_account(user: str) -> GenctlError:
+    return GenctlError(
+        "NoAccount",
+        f"user {user} has no account",
+        f"genctl credits grant --user {user} --amount N makes one",
+        exit_code=4,
+    )
 
 
 async def shown(db: Database, user: str, limit: int) -> dict[str, Any]:
@@ -149,7 +172,8 @@ async def audit(
     """Prove the invariants of statuses, ledger and details in one snapshot; nobody waits for it.
 
     `user` and `since` (what changed since then) narrow it; `step` hears of each of the PARTS. Memory is
-    bounded: of each part at most MOST violations are listed, and all are counted.
+    bounded: of each part at most MOST violations are listed, and all are counted. Raises GenctlError,
+    exit 4 when there is nothing of that user.
     """
     about = {"user": user, "since": since}
     found: list[Violation] = []
@@ -157,13 +181,15 @@ async def audit(
     async with db.snapshot() as rows:
         (checked,) = await rows("audit_counts", **about)
         for part in PARTS:
-            wrong = await rows(part, **about, most=MOST)
+            wrong = await rows(part, **about, safe=[*SAFE], most=MOST)
             total += wrong[0]["total"] if wrong else 0
             for row in wrong:
                 del row["total"]
                 found.append(Violation(**row, fix=FIXES[row["kind"]].format(**row)))
             step(1)
         (unsure,) = await rows("unsure_calls", **about, until=None)
+    if user and not found and not any(checked.values()):
+        raise _no_account(user)
     return Audit(checked=checked, violations=found, total=total, **unsure)
 
 
@@ -176,7 +202,9 @@ async def fix(db: Database, violation: Violation) -> bool:
     if not violation.is_safe or reservation_id is None or user is None:
         return False
     reason = f"fix: {violation.kind}"
-    if violation.kind in RELEASED:
+    if violation.expected == "captured":
+        return await capture_reservation(db, reservation_id, reason=reason)
+    if violation.kind in HELD:
         return bool(await release_reservation(db, reservation_id, reason=reason))
     about = {"reservation": reservation_id, "reason": reason}
     *_, repaid, told = await db.transact(
@@ -188,6 +216,25 @@ async def fix(db: Database, violation: Violation) -> bool:
     return bool(repaid or told)
 
 
-async def fix_all(db: Database, violations: Sequence[Violation]) -> list[Violation]:
-    """Mend these one by one; those that were. Raises GenctlError: what was mended stays so."""
-    return [violation for violation in violations if await fix(db, violation)]
+async def fix_all(
+    db: Database,
+    violations: Sequence[Violation],
+    tell: Callable[[Violation, GenctlError | None], object] = lambda *_: None,
+) -> list[Violation]:
+    """Mend these one by one; those that were. `tell` hears of each at once, also of one that is refused.
+
+    Raises DatabaseGoneError: what was mended stays so.
+    """
+    mended = []
+    for violation in violations:
+        try:
+            if not await fix(db, violation):
+                continue
+        except DatabaseGoneError:
+            raise
+        except GenctlError as refused:  # of this user; the others get what is theirs
+            tell(violation, refused)
+        else:
+            tell(violation, None)
+            mended.append(violation)
+    return mended

@@ -4,7 +4,7 @@ Safe beside any number of workers and sweepers: every step is gated by the row, 
 """
 
 import math
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -62,7 +62,10 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """One thing that was done, or would be: send, copy, requeue, fail (with its code), refund or prune."""
+    """One thing that was done, or would be.
+
+    send, copy, requeue, fail (with its code), refund, capture, or prune.
+    """
 
     action: str
     session: Session | Orphan | None  # None: prune, which is about no session
@@ -78,14 +81,24 @@ class Swept(msgspec.Struct, frozen=True):
         return {"action": self.action, **whose, "code": self.code, "why": self.why}
 
 
-async def sweep(at: Pipeline, ages: Ages, *, dry_run: bool = False) -> list[Swept]:
-    """One pass over at most a batch of each kind. What fails is logged and left to the next pass."""
-    found = await _find(at, ages.queued_timeout_s)
+class Pass(NamedTuple):
+    """What one pass did, or would do, and what kept it from the rest."""
+
+    done: list[Swept]
+    failed: list[GenctlError]
+
+
+async def sweep(at: Pipeline, ages: Ages, *, dry_run: bool = False) -> Pass:
+    """One pass over at most a batch of each kind. What fails is logged and left to the next pass.
+
+    Raises GenctlError when what is to do cannot be read.
+    """
+    found, failed = await _find(at, ages.queued_timeout_s), list[GenctlError]()
     if dry_run:
-        return found + await _pruned("old_trace", at.db, ages)
-    done = await _send(at, [swept for swept in found if swept.action == "send"])
-    done += [swept for swept in found if swept.action != "send" and await _carried_out(at, swept)]
-    return done + await _pruned("prune_trace", at.db, ages)
+        return Pass(found + await _pruned("old_trace", at.db, ages, failed), failed)
+    done = await _send(at, [swept for swept in found if swept.action == "send"], failed)
+    done += [swept for swept in found if swept.action != "send" and await _carried_out(at, swept, failed)]
+    return Pass(done + await _pruned("prune_trace", at.db, ages, failed), failed)
 
 
 async def resend_all(settings: Settings) -> int:
@@ -126,18 +139,23 @@ async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
         Swept("refund", s, "it failed and still holds its reservation")
         for s in await _sessions(at.db, "refunds_owed")
     ]
+    found += [
+        Swept("capture", s, "it completed and still holds its reservation")
+        for s in await _sessions(at.db, "captures_owed")
+    ]
     return found + [
         Swept("refund", msgspec.convert(row, Orphan), "its session is gone and its reservation still held")
         for row in await at.db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
     ]
 
 
-async def _pruned(name: str, db: Database, ages: Ages) -> list[Swept]:
+async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]) -> list[Swept]:
     """The rows of the trace that are too old, as one thing done, or to do; nothing when there are none."""
     try:
         row = await db.row(name, age_s=ages.trace_retention_s, limit=PRUNED)
     except GenctlError as error:
         log.warning("sweep.failed", action="prune", error=error.message)
+        failed.append(error)
         return []
     if row is None or not row["events"]:
         return []
@@ -145,14 +163,16 @@ async def _pruned(name: str, db: Database, ages: Ages) -> list[Swept]:
     return [Swept("prune", None, f"{row['events']} events of the trace are older than {age}")]
 
 
-async def _send(at: Pipeline, owed: list[Swept]) -> list[Swept]:
+async def _send(at: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
     """Send the owed job messages, all in one go; those that this pass is done with."""
     if not owed:
         return []
     jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
     unsent = await send_jobs(jobs, db=at.db, queue=at.queue)
     if unsent:
-        log.warning("sweep.failed", action="send", jobs=len(unsent), error=next(iter(unsent.values())))
+        why = next(iter(unsent.values()))
+        log.warning("sweep.failed", action="send", jobs=len(unsent), error=why)
+        failed.append(GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "genctl doctor"))
     sent = [swept for swept in owed if swept.session and swept.session.id not in unsent]
     for swept in sent:
         _log_done(swept)
@@ -165,12 +185,13 @@ def _dead(session: Session, limits: decide.Limits) -> Swept:
     return Swept("fail", session, why, code) if code else Swept("requeue", session, why)
 
 
-async def _carried_out(at: Pipeline, swept: Swept) -> bool:
+async def _carried_out(at: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
     """Whether this pass did it; somebody else may have been faster."""
     try:
         done = await _carry_out(at, swept)
     except GenctlError as error:
         log.warning("sweep.failed", **_about(swept), error=error.message)
+        failed.append(error)
         return False
     if done:
         _log_done(swept)
@@ -193,6 +214,8 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
         return bool(await credits.release_reservation(at.db, session.reservation_id, reason=reason))
     assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
     match swept.action:
+        case "capture" if session.reservation_id:
+            return await credits.capture_reservation(at.db, session.reservation_id, reason="sweep")
         case "copy":
             await at.copy(session, body=decide.job_body(session), code=decide.error_code(session))
             return True
@@ -215,11 +238,4 @@ async def _fail(at: Pipeline, session: Session, code: str) -> bool:
 
 
 async def _sessions(db: Database, name: str, **params: object) -> list[Session]:
-    """The rows of a list; one that we cannot read is logged and must not hold up the others."""
-    found = []
-    for row in await db.rows(name, limit=BATCH, **params):
-        try:
-            found.append(Session.of(row))
-        except msgspec.ValidationError as error:
-            log.warning("sweep.odd_row", sessionId=row["id"], error=str(error))
-    return found
+    return [Session.of(row) for row in await db.rows(name, limit=BATCH, **params)]

@@ -109,7 +109,11 @@ OTHER = {
     ),
     "a view": (
         "drop table credit_accounts; create view credit_accounts as select 'a'::text as user_id, 1::bigint as balance",
-        "the primary key of credit_accounts is not (user_id)",
+        "credit_accounts is not an ordinary table but of relkind v; the primary key of credit_accounts is not (user_id)",
+    ),
+    "a partitioned table": (
+        "alter table generation_sessions rename to old; create table generation_sessions (like old, primary key (id)) partition by hash (id)",
+        "generation_sessions is not an ordinary table but of relkind p",
     ),
 }
 
@@ -159,6 +163,26 @@ async def test_down_leaves_every_table_and_column_that_was_there_and_up_adopts_a
         kept = conn.execute("select distinct error_details, attempts from generation_sessions").fetchall()
         assert kept == [({"old": 1}, 3)]
     assert await migrate.up(empty) == FILES
+
+
+async def test_indexes_that_were_there_under_whatever_name_are_no_business_of_ours(empty: str) -> None:
+    """Neither taken for ours, which would switch a unique one off, nor dropped on the way back."""
+    there = "select indexname, indexdef from pg_indexes where tablename in ('generation_sessions', 'credit_reservations')"
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(BASE)
+        conn.execute("""
+            create index generation_sessions_user on generation_sessions (user_id);
+            create index generation_sessions_idempotency on generation_sessions (model);
+            create index credit_reservations_run on credit_reservations (user_id);
+            create index credit_reservations_held on credit_reservations (created_at)""")
+        before = set(conn.execute(there).fetchall())
+        await migrate.up(empty)
+        assert [name for (name,) in conn.execute("""
+            select indexrelid::regclass::text from pg_index where indisunique and not indisprimary
+              and indrelid in ('generation_sessions'::regclass, 'credit_reservations'::regclass) order by 1""")
+        ] == ["genctl_reservations_run", "genctl_sessions_idempotency"]  # fmt: skip
+        await migrate.down(empty, await migrate.undoable(empty, FILES[0]))
+        assert set(conn.execute(there).fetchall()) == before
 
 
 async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str) -> None:

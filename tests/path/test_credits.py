@@ -9,6 +9,8 @@ from tests.kit import Kit
 
 from genctl import credits
 from genctl.domain.model import GenctlError
+from genctl.edges import migrate
+from genctl.edges.db import as_json
 
 
 async def test_a_grant_makes_the_account_and_books_it(kit: Kit) -> None:
@@ -20,11 +22,17 @@ async def test_a_grant_makes_the_account_and_books_it(kit: Kit) -> None:
     ]
 
 
-@pytest.mark.parametrize("amount", [0, -5, 2**60])
-async def test_a_grant_of_nothing_is_refused(kit: Kit, amount: int) -> None:
+@pytest.mark.parametrize(
+    ("amount", "reason", "fix"),
+    [(amount, "because", f"from 1 to {2**53}") for amount in (0, -5, 2**60)] + [(5, " ", "say why")],
+)
+async def test_a_grant_of_nothing_or_for_nothing_is_refused(
+    kit: Kit, amount: int, reason: str, fix: str
+) -> None:
     with pytest.raises(GenctlError) as caught:
-        await credits.grant(kit.db, ["ann"], amount, "because")
+        await credits.grant(kit.db, ["ann"], amount, reason)
     assert caught.value.exit_code == 2
+    assert fix in caught.value.fix
 
 
 async def test_release_returns_the_amount_once_and_then_nothing(kit: Kit) -> None:
@@ -65,6 +73,24 @@ REFUSED = {
     "a status of no kind": "update credit_reservations set status = 'gone' where id = %(held)s",
     "no status": "insert into credit_reservations (id, user_id, amount, status) values (gen_random_uuid(), 'ann', 4, 'gone')",
     "less than nothing held": "insert into credit_reservations (id, user_id, amount, status) values (gen_random_uuid(), 'ann', -4, 'held')",
+    "a movement for no reason": "insert into credit_ledger (user_id, delta, kind, reason) values ('ann', 5, 'grant', ' ')",
+    "a grant of nothing": "insert into credit_ledger (user_id, delta, kind, reason) values ('ann', 0, 'grant', 'x')",
+    "a grant that takes": "insert into credit_ledger (user_id, delta, kind, reason) values ('ann', -5, 'grant', 'x')",
+    "a second opening": "insert into credit_ledger (user_id, delta, kind, reason) values ('bob', 1, 'opening', 'x'), ('bob', 1, 'opening', 'x')",
+    "a second fix": "insert into credit_ledger (user_id, delta, kind, reservation_id, reason) values ('ann', 4, 'fix', %(captured)s, 'x'), ('ann', 4, 'fix', %(captured)s, 'x')",
+    "a release of more than was held": "insert into credit_ledger (user_id, delta, kind, reservation_id, reason) values ('ann', 400, 'release', %(held)s, 'x')",
+    "a release of what is held still": "insert into credit_ledger (user_id, delta, kind, reservation_id, reason) values ('ann', 4, 'release', %(held)s, 'x')",
+    "a capture of what is held still": "insert into credit_ledger (user_id, delta, kind, reservation_id, reason) values ('ann', 0, 'capture', %(held)s, 'x')",
+    "a release of what was never reserved": "insert into credit_ledger (user_id, delta, kind, reservation_id, reason) values ('ann', 4, 'release', gen_random_uuid(), 'x')",
+    "a reserve of what was never reserved": "insert into credit_ledger (user_id, delta, kind, reservation_id, reason) values ('ann', -4, 'reserve', gen_random_uuid(), 'x')",
+    "captured and released at first": "insert into credit_reservations (id, user_id, amount, status, released_at) values (gen_random_uuid(), 'ann', 4, 'captured', now())",
+    "held and captured at first": "insert into credit_reservations (id, user_id, amount, status, captured_at) values (gen_random_uuid(), 'ann', 4, 'held', now())",
+    "another session": "update credit_reservations set session_id = gen_random_uuid() where id = %(held)s",
+    "another run": "update credit_reservations set run = 2 where id = %(held)s",
+    "no time of the release": "update credit_reservations set released_at = null where id = %(released)s",
+    "another time of the capture": "update credit_reservations set captured_at = now() where id = %(captured)s",
+    "a reservation deleted": "delete from credit_reservations where id = %(held)s",
+    "the reservations emptied": "truncate credit_reservations",
     "a second reservation of a run": "insert into credit_reservations (id, user_id, amount, status, session_id, run) select gen_random_uuid(), user_id, amount, status, session_id, run from credit_reservations where id = %(held)s",
 }
 
@@ -163,15 +189,105 @@ async def test_a_fix_gives_the_user_what_is_theirs_once_and_says_so(kit: Kit, ki
 
 
 async def test_what_needs_a_person_is_left_alone(kit: Kit) -> None:
-    """Also what a completed session holds: to release it would give image and credits."""
     await kit.enqueue("success")
     await kit.work()
-    await kit.plant("update credit_reservations set status = 'held', captured_at = null")
-    await kit.plant("delete from credit_ledger where kind = 'capture'")
+    await kit.plant("update credit_reservations set status = 'released', captured_at = null")
+    await kit.plant("update credit_ledger set kind = 'release' where kind = 'capture'")
     await kit.plant(UNBOOKED)
     found = (await credits.audit(kit.db)).violations
-    assert {violation.kind for violation in found} == {"terminal_holds", "balance_ledger"}
+    assert {violation.kind for violation in found} == {"completed_not_captured", "balance_ledger"}
     assert await credits.fix_all(kit.db, found) == []
+
+
+REFUSING = """
+    create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
+    create trigger refuse before insert on credit_ledger for each row when (new.kind = '{}') execute function refuse()"""
+
+
+@pytest.mark.parametrize("way", ["sweep", "fix"])
+async def test_a_capture_that_was_refused_is_made_up_for(kit: Kit, way: str) -> None:
+    """The user has the image; what is held for it is spent, once, and no balance moves."""
+    await kit.query(REFUSING.format("capture"))
+    session = await kit.enqueue("success")
+    await kit.work()
+    (violation,) = (await credits.audit(kit.db)).violations
+    assert (violation.kind, violation.expected) == ("terminal_holds", "captured")
+    assert await kit.sweep() == []
+    await kit.query("drop trigger refuse on credit_ledger")
+    if way == "sweep":
+        (swept,) = await kit.sweep()
+        assert (swept.action, swept.item()["sessionId"]) == ("capture", session.id)
+        assert await kit.sweep() == []
+    else:
+        assert await credits.fix(kit.db, violation)
+        assert not await credits.fix(kit.db, violation)
+    assert await kit.violations() == []
+    assert await kit.balance() == 996
+    (booked,) = await kit.query("select delta, reason from credit_ledger where kind = 'capture'")
+    assert booked == {"delta": 0, "reason": {"sweep": "sweep", "fix": "fix: terminal_holds"}[way]}
+
+
+async def test_what_is_held_for_an_open_job_is_not_captured(kit: Kit) -> None:
+    session = await kit.enqueue()
+    assert session.reservation_id
+    assert not await credits.capture_reservation(kit.db, session.reservation_id, reason="x")
+
+
+async def test_a_fix_that_is_refused_stops_nobody_elses(kit: Kit) -> None:
+    for user in ("poison", "ann", "bob"):
+        await kit.enqueue("sensitive", user=user)
+    await kit.query(REFUSING.format("release"))
+    for _ in range(3):
+        await kit.work()
+    await kit.query("drop trigger refuse on credit_ledger")
+    await kit.query(
+        REFUSING.partition(";")[2]
+        .partition(";")[2]
+        .format("release")
+        .replace("(new", "(new.user_id = 'poison' and new")
+    )
+    found = sorted((await credits.audit(kit.db)).safe, key=lambda violation: violation.user_id != "poison")
+    told: dict[str | None, object] = {}
+    mended = await credits.fix_all(
+        kit.db,
+        found,
+        lambda violation, refused: told.update({violation.user_id: refused and refused.message}),
+    )
+    assert {violation.user_id for violation in mended} == {"ann", "bob"}
+    assert told == {"poison": "the database refused the data: no", "ann": None, "bob": None}
+    assert await kit.violations() == ["refund_pending"]
+
+
+async def test_a_fix_trusts_no_ledger_that_lacks_the_release(kit: Kit) -> None:
+    """The user has the credits and was told so: what is missing is the row."""
+    session = await kit.enqueue("sensitive")
+    await kit.work()
+    await kit.plant("delete from credit_ledger where kind = 'release'")
+    found = (await credits.audit(kit.db)).violations
+    assert {violation.kind for violation in found} == {"missing_movement", "balance_ledger"}
+    stale = found[0]._replace(
+        kind="details_ledger", session_id=session.id, reservation_id=session.reservation_id
+    )
+    assert await credits.fix_all(kit.db, [*found, stale]) == []
+    assert (await kit.row(session)).details["refundedCredits"] == 4
+
+
+async def test_what_was_before_a_ledger_that_was_made_again_is_judged_by_statuses(kit: Kit) -> None:
+    await kit.enqueue("sensitive")
+    await kit.enqueue("success")
+    held = [await kit.enqueue(user=user) for user in ("ann", "bob")]
+    for _ in range(2):
+        await kit.work()
+    await migrate.down(kit.db.dsn, await migrate.undoable(kit.db.dsn, "20251104_credit_ledger.sql"))
+    await migrate.up(kit.db.dsn)
+    assert await kit.violations() == []
+    for _ in held:
+        await kit.work()
+    await kit.enqueue("sensitive", user="cyd")
+    await kit.work()
+    assert await kit.violations() == []
+    await kit.plant("delete from credit_ledger where kind in ('release', 'capture')")
+    assert await kit.violations() == ["balance_ledger", *["missing_movement"] * 3]
 
 
 async def test_an_audit_can_begin_at_a_time(kit: Kit) -> None:
@@ -182,13 +298,61 @@ async def test_an_audit_can_begin_at_a_time(kit: Kit) -> None:
     assert (await credits.audit(kit.db, since=later - timedelta(hours=2))).checked["sessions"] == 1
 
 
-async def test_what_an_adopted_database_holds_for_something_else_is_no_fix(kit: Kit) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "queued_at = now()",
+        """
+    error_details = error_details || jsonb_build_object('refundedAt', to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))""",
+    ],
+)
+async def test_what_was_redriven_or_refunded_late_has_changed_since(kit: Kit, changed: str) -> None:
+    await kit.enqueue("sensitive")
+    await kit.work()
+    long_ago = "now() - interval '9 days'"
+    await kit.query(f"""update generation_sessions set created_at = {long_ago}, queued_at = {long_ago},
+        completed_at = {long_ago}, error_details = error_details || '{{"refundedAt": "2020-01-01T00:00:00Z"}}'""")
+    hour = datetime.now(UTC) - timedelta(hours=1)
+    assert (await credits.audit(kit.db, since=hour)).checked["sessions"] == 0
+    await kit.query(f"update generation_sessions set {changed}")
+    await kit.plant("update credit_reservations set status = 'captured'")
+    found = await credits.audit(kit.db, since=hour)
+    assert found.checked["sessions"] == 1
+    assert "failed_not_released" in {violation.kind for violation in found.violations}
+
+
+async def test_a_balance_that_was_changed_by_hand_is_found_whatever_the_time(kit: Kit) -> None:
+    await credits.grant(kit.db, ["ann"], 5, "because")
+    await kit.plant(UNBOOKED)
+    found = await credits.audit(kit.db, since=datetime.now(UTC) + timedelta(hours=1))
+    assert [violation.kind for violation in found.violations] == ["balance_ledger"]
+
+
+async def test_an_audit_of_a_user_of_whom_there_is_nothing_proves_nothing(kit: Kit) -> None:
+    with pytest.raises(GenctlError, match="user nobody has no account") as caught:
+        await credits.audit(kit.db, "nobody")
+    assert caught.value.exit_code == 4
+
+
+async def test_calls_that_may_have_been_billed_are_those_of_runs_that_were_refunded(kit: Kit) -> None:
+    """By what such a run cost, whatever that was."""
+    failed = await kit.enqueue("sensitive", cost=7)
+    await kit.work()
+    done = await kit.enqueue("success")
+    await kit.work()
+    unknown = as_json({"outcome": "unknown", "code": "HTTP502"})
+    for session in (failed, done):
+        await kit.db.rows("note", session=session.id, run=1, kind="retried", data=unknown)
+        await kit.db.rows("note", session=session.id, run=1, kind="late_result", data=None)
+    found = await credits.audit(kit.db)
+    assert (found.unknowns, found.late_results, found.worth) == (1, 1, 14)
+
+
+async def test_what_an_adopted_database_holds_for_something_else_is_no_violation(kit: Kit) -> None:
     await kit.enqueue()
     await kit.query("delete from generation_sessions")
-    await kit.query("update credit_reservations set session_id = null")
-    found = (await credits.audit(kit.db)).violations
-    assert [violation.kind for violation in found] == ["orphan_reservation"]
-    assert await credits.fix_all(kit.db, found) == []
+    await kit.plant("update credit_reservations set session_id = null")
+    assert await kit.violations() == []
 
 
 async def test_a_ledger_without_its_account_is_found(kit: Kit) -> None:
@@ -208,4 +372,33 @@ async def test_more_than_can_be_listed_is_counted(kit: Kit, monkeypatch: pytest.
     await credits.grant(kit.db, ["ann", "bob", "cid"], 5, "because")
     await kit.plant(UNBOOKED)
     found = await credits.audit(kit.db)
-    assert (len(found.violations), found.total) == (2, 3)
+    assert (len(found.violations), found.total, found.is_cut) == (2, 3, True)
+
+
+async def test_what_can_be_mended_is_listed_before_what_cannot(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credits, "MOST", 2)
+    sessions = [await kit.enqueue() for _ in range(4)]
+    await kit.plant("delete from credit_ledger where kind = 'reserve'")
+    await kit.plant("delete from generation_sessions where id = %(id)s", {"id": sessions[-1].id})
+    found = await credits.audit(kit.db)
+    assert [violation.session_id for violation in found.safe] == [sessions[-1].id]
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("update credit_reservations set user_id = 'bob'", "one of user bob"),
+        ("delete from credit_reservations", "its row is gone"),
+    ],
+)
+async def test_a_reservation_that_is_somebody_elses_is_not_called_gone(
+    kit: Kit, planted: str, found: str
+) -> None:
+    await kit.enqueue()
+    await kit.plant(planted)
+    told = [
+        one.found for one in (await credits.audit(kit.db)).violations if one.kind == "missing_reservation"
+    ]
+    assert told == [found]

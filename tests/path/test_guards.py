@@ -1,16 +1,18 @@
 """Whoever comes late, or a second time, hits nothing: the guards of each statement, one by one."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.kit import Kit
+from tests.kit import Kit, until
 
-from genctl.credits import release_reservation
+from genctl.credits import Violation, fix, release_reservation
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
+from genctl.edges.sql import sql
 from genctl.edges.sqs import Fate, Outgoing, Queue
 from genctl.pipeline import STALE_S, Hold, carry
 
@@ -168,6 +170,55 @@ async def test_a_release_tells_a_session_that_has_not_failed_nothing(kit: Kit) -
     session = await kit.enqueue()
     assert session.reservation_id
     await unchanged(kit, session, lambda: release_reservation(kit.db, session.reservation_id or uuid4()))
+
+
+@pytest.mark.parametrize("what", ["release", "fix"])
+async def test_a_late_refund_waits_for_the_account_before_it_touches_anything(kit: Kit, what: str) -> None:
+    """Another one holds the account and makes the same refund: it is neither in its way nor second."""
+    session = await claimed(kit)
+    reservation = session.reservation_id
+    assert reservation
+    if what == "fix":
+        await kit.at.settle(session, CRASHED, calls=1)
+        await kit.plant("update credit_reservations set status = 'captured', released_at = null")
+        await kit.plant("delete from credit_ledger where kind = 'release'")
+        await kit.plant("update credit_accounts set balance = 996")
+    late: asyncio.Task[object]
+    async with kit.db._pool.connection() as conn, conn.transaction():
+        await conn.execute("select from credit_accounts for update")
+        if what == "fix":
+            late = asyncio.create_task(fix(kit.db, violation("failed_not_released", session)))
+        else:
+            late = asyncio.create_task(release_reservation(kit.db, reservation))
+        await until(lambda: kit.query("select from pg_locks where not granted"))
+        await conn.execute("set local lock_timeout = '2 s'")
+        about = {"reservation": reservation, "reason": "first"}
+        await conn.execute(sql("release_reservation" if what == "release" else "repay"), about)
+    assert not await late
+    assert await kit.balance() == 1000
+
+
+def violation(kind: str, session: Session) -> Violation:
+    return Violation(kind, session.id, session.reservation_id, session.user_id, "released", "captured", "")
+
+
+async def test_a_fix_gives_nothing_to_a_run_that_has_not_failed(kit: Kit) -> None:
+    await kit.enqueue("success")
+    done = await kit.work()
+    assert done
+    await unchanged(kit, done, lambda: fix(kit.db, violation("failed_not_released", done)))
+    assert await kit.balance() == 996
+
+
+async def test_a_fix_gives_nothing_for_what_is_held_still(kit: Kit) -> None:
+    """The sweeper releases it: together they would give twice."""
+    session = await claimed(kit)
+    await kit.at.settle(session, CRASHED, calls=1)
+    await kit.plant("update credit_reservations set status = 'held', released_at = null")
+    await kit.plant("delete from credit_ledger where kind = 'release'")
+    await kit.plant("update credit_accounts set balance = 996")
+    await fix(kit.db, violation("failed_not_released", session))
+    assert await kit.balance() == 996
 
 
 async def test_a_lease_that_was_renewed_after_the_sweeper_looked_goes_on(kit: Kit) -> None:

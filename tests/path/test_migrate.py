@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.kit import until_sync
+from psycopg.conninfo import make_conninfo
+from tests.kit import until, until_sync
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
@@ -165,7 +166,7 @@ async def test_an_index_that_became_invalid_makes_its_file_pending_again(dsn: st
     with psycopg.connect(dsn, autocommit=True) as conn:
         before = conn.execute(indexes).fetchall()
         conn.execute(
-            "update pg_index set indisvalid = false where indexrelid = 'credit_reservations_run'::regclass"
+            "update pg_index set indisvalid = false where indexrelid = 'genctl_reservations_run'::regclass"
         )
         assert [one.name for one in await migrate.status(dsn) if one.state == "pending"] == [
             "20251105_indexes.sql"
@@ -205,6 +206,47 @@ async def test_down_undoes_nothing_but_what_was_said_yes_to(dsn: str) -> None:
     with pytest.raises(GenctlError, match="somebody else"):
         await migrate.down(dsn, names)
     assert await states(dsn) == ["applied"] * (len(FILES) - 1) + ["pending"]
+
+
+async def test_of_two_that_go_back_at_once_the_second_hears_of_the_first(dsn: str) -> None:
+    names = await migrate.undoable(dsn, None)
+    await migrate.down(dsn, names)
+    with pytest.raises(GenctlError, match="somebody else") as caught:
+        await migrate.down(dsn, names)
+    assert caught.value.exit_code == 3
+
+
+async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "SILENT_S", 0.0)
+    said: asyncio.Queue[str] = asyncio.Queue()
+    with psycopg.connect(dsn) as reader, psycopg.connect(dsn, autocommit=True) as observer:
+        reader.execute("select from spent_tickets")
+        async with await psycopg.AsyncConnection.connect(dsn) as dead:
+            await dead.execute("select pg_advisory_lock(%s)", [migrate.LOCK_KEY])
+            building = asyncio.create_task(dead.execute("lock table spent_tickets"))
+
+            async def is_held_up() -> bool:
+                return observer.execute("select from pg_locks where not granted").fetchone() is not None
+
+            await until(is_held_up)
+            migrating = asyncio.create_task(migrate.up(dsn, said.put_nowait))
+            told = await asyncio.wait_for(said.get(), 20)
+            assert f"backend {dead.info.backend_pid} of" in told
+            assert f"waits itself for backend {reader.info.backend_pid};" in told
+            reader.rollback()
+            await building
+        assert await migrating == []
+    assert said.empty()
+
+
+async def test_a_search_path_without_a_schema_is_named(empty: str) -> None:
+    lost = make_conninfo(empty, options="-csearch_path=nosuch")
+    for work in (migrate.up, migrate.status):
+        with pytest.raises(GenctlError, match="search path nosuch") as caught:
+            await work(lost)
+        assert caught.value.exit_code == 3
 
 
 async def test_what_is_not_applied_or_has_no_way_back_is_not_undone(empty: str, files: Path) -> None:

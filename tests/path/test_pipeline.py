@@ -235,7 +235,7 @@ async def test_a_settle_whose_commit_answer_was_lost_counts_as_won(kit: Kit) -> 
 
 async def test_a_session_without_its_reservation_fails_all_the_same(kit: Kit) -> None:
     session = await kit.enqueue("sensitive")
-    await kit.query("delete from credit_reservations")
+    await kit.plant("delete from credit_reservations")
     row = await kit.work()
     assert row and row.status is Status.FAILED and row.error_details
     assert (row.error_details["refundedCredits"], row.error_details["refundError"]) == (

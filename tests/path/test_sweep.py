@@ -74,7 +74,7 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
     session = await kit.enqueue()
     await kit.at.claim(session.id, 1)
     await kit.query(DEAD)
-    (swept,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "requeue",
         "sessionId": session.id,
@@ -129,7 +129,7 @@ async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> 
     there = await kit.enqueue()
     assert await kit.sweep() == []
     await kit.query(OLDER)
-    (swept,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "refund",
         "sessionId": gone.id,
@@ -150,7 +150,7 @@ async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> 
 async def test_what_an_adopted_database_holds_for_something_else_is_left_alone(kit: Kit) -> None:
     await kit.enqueue()
     await kit.query("delete from generation_sessions")
-    await kit.query("update credit_reservations set session_id = null")
+    await kit.plant("update credit_reservations set session_id = null")
     await kit.query(OLDER)
     assert await kit.sweep() == []
 
@@ -247,7 +247,7 @@ async def test_the_trace_is_pruned_by_age_in_bounded_batches(
         insert into session_events (session_id, run, kind, at)
         select gen_random_uuid(), 1, 'enqueued', now() - interval '91 days' from generate_series(1, 5)""")
     await kit.enqueue()
-    (told,) = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (told,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
     assert told.item() == {
         **dict.fromkeys(("sessionId", "userId", "run", "code")),
         "action": "prune",
@@ -286,5 +286,59 @@ async def test_what_is_owed_is_found_by_what_is_held_and_not_by_all_that_failed(
     for name in ("refunds_owed", "orphans"):
         text = sql(name).replace("%(limit)s", "100").replace("%(age_s)s", "3600")
         plan = "\n".join(row["QUERY PLAN"] for row in await kit.query(f"explain {text}"))
-        assert "credit_reservations_held" in plan
+        assert "genctl_reservations_held" in plan
         assert "Seq Scan on generation_sessions" not in plan
+
+
+async def test_each_of_two_users_whose_rows_name_one_reservation_is_told_what_is_theirs(kit: Kit) -> None:
+    """An adopted base may hold that; the owner's second row gets a version of its own."""
+    ann = await kit.enqueue("sensitive")
+    more = {user: await kit.enqueue(user=user) for user in ("ann", "bob")}
+    await kit.query(
+        """
+        update generation_sessions set status = 'failed', completed_at = now() - interval '9 days',
+          reservation_id = %s, dlq_sent_at = '-infinity'""",
+        ann.reservation_id,
+    )
+    assert [swept.item()["userId"] for swept in await kit.sweep()] == ["ann"]
+    told = [await kit.row(session) for session in (ann, more["ann"])]
+    assert {row.details["refundedCredits"] for row in told} == {4}
+    assert len({row.version for row in told}) == 2
+    assert (await kit.row(more["bob"])).error_details is None
+    assert len(await kit.query("select from session_events where kind = 'refunded'")) == 2
+
+
+async def test_one_that_failed_elsewhere_is_told_of_its_refund_in_details_of_full_shape(kit: Kit) -> None:
+    ended = await kit.enqueue("sensitive")
+    await kit.work()
+    session = await kit.enqueue()
+    await kit.query(
+        """
+        update generation_sessions set status = 'failed', completed_at = '2025-01-02 03:04:05Z',
+          error_details = '{"hint": "old"}', dlq_sent_at = '-infinity' where id = %s""",
+        session.id,
+    )
+    assert [swept.action for swept in await kit.sweep()] == ["refund"]
+    details = (await kit.row(session)).details
+    assert details.keys() == (await kit.row(ended)).details.keys() | {"hint"}
+    assert (details["code"], details["category"], details["failedAt"]) == (
+        "Unknown", "internal", "2025-01-02T03:04:05.000Z",
+    )  # fmt: skip
+    assert (details["reservationAmount"], details["refundedCredits"], details["hint"]) == (4, 4, "old")
+
+
+async def test_rows_without_a_user_keep_nobody_waiting(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genctl.sweep.BATCH", 2)
+    await kit.query("alter table generation_sessions alter user_id drop not null")
+    for status in ("queued", "processing", "failed"):
+        await kit.query(
+            """
+            insert into generation_sessions (id, model, prompt, status, created_at, queued_at, completed_at)
+            select gen_random_uuid(), 'm', 'p', %s, now() - interval '9 days', now() - interval '9 days',
+              now() - interval '9 days' from generate_series(1, 2)""",
+            status,
+        )
+    for age in ("queued_at = now() - interval '2 days'", "status = 'processing', lease_until = now()"):
+        session = await kit.enqueue()
+        await kit.query(f"update generation_sessions set {age} where id = %s", session.id)
+    assert sorted(swept.action for swept in await kit.sweep()) == ["fail", "requeue"]

@@ -215,7 +215,7 @@ def test_refunds_check_is_1_and_names_what_is_wrong(place: Place) -> None:
     assert set(kinds) == {"terminal_holds", "missing_details", "balance_ledger"}
     assert kinds["terminal_holds"]["sessionId"] == session
     assert (kinds["balance_ledger"]["expected"], kinds["balance_ledger"]["found"]) == ("996", "997")
-    assert place.genctl("refunds", "check", "--user", "bo")["violations"] == []
+    assert place.error("refunds", "check", "--user", "bo", exit_code=4)["code"] == "NoAccount"
 
 
 # The safety net, the gate, the schema
@@ -236,6 +236,38 @@ def test_sweep_shows_what_it_would_do_and_then_does_it(place: Place) -> None:
     assert place.depth() == 1
     assert place.genctl("sweep") == [expected]
     assert (place.depth(), place.genctl("sweep", "--dry-run")) == (2, [])
+
+
+def test_rows_that_are_none_of_ours_are_named_and_passed_over(place: Place) -> None:
+    """An adopted table may hold another status, and users and times that are null."""
+    sound, cancelled, nobodys = place.enqueue(), place.enqueue(), place.enqueue()
+    place.sql("alter table generation_sessions alter user_id drop not null, alter created_at drop not null")
+    place.sql("update generation_sessions set status = 'failed', completed_at = now(), created_at = null")
+    place.sql("update generation_sessions set status = 'cancelled' where id = %s", cancelled)
+    place.sql("update generation_sessions set user_id = null where id = %s", nobodys)
+    listed = place.say("sessions", "list", "-o", "json")
+    assert [(row["sessionId"], row["createdAt"]) for row in json.loads(listed.stdout)] == [(sound, None)]
+    for odd in (cancelled, nobodys):
+        assert f"session {odd} is not one that genctl can read" in listed.stderr
+    failures = place.say("tail-failures", "--no-follow", "--since", "1h", "-o", "json")
+    assert [row["sessionId"] for row in json.loads(failures.stdout)] == [sound]
+    assert failures.stderr.count(f"session {nobodys} is not one") == 1
+    assert place.error("sessions", "show", cancelled, exit_code=4)["code"] == "OddRow"
+
+
+def test_a_sweep_of_which_something_failed_does_not_say_that_there_was_nothing_to_do(place: Place) -> None:
+    place.enqueue()
+    place.sql("update generation_sessions set status = 'failed', completed_at = now()")
+    place.sql("""
+        create trigger refused before update on credit_reservations
+        for each row execute function genctl_refuse('not now')""")
+    refused = place.say("sweep", exit_code=1)
+    assert refused.stdout == ""
+    assert refused.stderr.splitlines()[-1] == "nothing was done"
+    place.sql("""do $$ begin
+        execute format('alter database %I set default_transaction_read_only = on', current_database());
+        end $$""")
+    assert "only reads" in place.say("sweep", exit_code=3).stderr
 
 
 def test_a_sweeper_of_its_own_sweeps_again_and_again_until_a_signal(place: Place) -> None:
@@ -335,6 +367,14 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["credits", "grant", "--user", "jo", "--amount", "1.5"],
         {},
     ),
+    "a grant of more than there is": (
+        2,
+        "cannot grant 99999999999999999999 credits",
+        ["credits", "grant", "--user", "jo", "--amount", "99999999999999999999"],
+        {},
+    ),
+    "credits of two": (2, "name one user", ["credits", "show", "jo", "--user", "ann"], {}),
+    "a yes to nothing": (2, "add --fix", ["refunds", "check", "--yes"], {}),
     "credits of nobody": (4, "user nobody has no account", ["credits", "show", "nobody"], {}),
     "a worker that gives up too early": (
         2,
@@ -348,6 +388,7 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["sweep"],
         {"GENCTL_QUEUED_TIMEOUT": "1m"},
     ),
+    "a sweeper that never rests": (2, "--every 0s would never rest", ["sweep", "--every", "0s"], {}),
     "nothing that was": (2, "--since", ["tail-failures", "--no-follow"], {}),
 }
 
@@ -408,4 +449,10 @@ def test_a_fix_is_asked_for_and_then_made_once(place: Place) -> None:
     assert "mended: details_ledger" in place.say("refunds", "check", "--fix", "--yes").stderr
     assert place.row(session)["error_details"]["refundedCredits"] == 4
     assert "all sound" in place.say("refunds", "check", "--since", "1h").stderr
+    place.sql("update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'")
+    place.sql("create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$")
+    place.sql("create trigger refuse before insert on session_events for each row execute function refuse()")
+    refused = place.say("refunds", "check", "--fix", "--yes", "-o", "json", exit_code=1)
+    assert "not mended, the database refused the data: no: details_ledger of user ann" in refused.stderr
+    assert [violation["kind"] for violation in json.loads(refused.stdout)["violations"]] == ["details_ledger"]
     place.say("refunds", "check", "--dry-run", exit_code=2)

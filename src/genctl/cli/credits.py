@@ -29,8 +29,8 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
     """Show balance, held credits and the newest rows of the ledger."""
     from genctl import credits
 
-    if not (whose := user or who):
-        raise click.UsageError("name the user: --user U")
+    if not (whose := user or who) or (user and who and user != who):
+        raise click.UsageError("name one user: --user U")
     found = out.ask(lambda db: credits.shown(db, whose, limit))
     if out.form == "table":
         terminal.note(f"{whose}: balance {found['balance']}, held {found['held']}")

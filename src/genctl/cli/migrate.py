@@ -2,6 +2,7 @@
 
 import click
 
+from genctl.cli import terminal
 from genctl.cli.command import Command, Group, yes_option
 from genctl.cli.output import Output
 
@@ -17,7 +18,7 @@ def up(out: Output) -> None:
     from genctl.edges import migrate as runner
 
     out.target()
-    applied = out.run(runner.up(out.settings.direct_dsn()))
+    applied = out.run(runner.up(out.settings.direct_dsn(), terminal.note))
     out.emit(
         [{"name": name, "state": "applied"} for name in applied],
         empty="nothing to apply: the database is up to date",
@@ -48,7 +49,7 @@ def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None
         names = await runner.undoable(dsn, to)
         if names and not dry_run:
             out.confirm(f"Undo {', '.join(names)}, and drop what they made?", yes)
-            await runner.down(dsn, names)
+            await runner.down(dsn, names, terminal.note)
         return names
 
     state = "applied" if dry_run else "pending"

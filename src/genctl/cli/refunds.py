@@ -10,7 +10,10 @@ from genctl.cli.command import WHEN, Command, Group, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from genctl import credits
+    from genctl.domain.model import GenctlError
 
 
 @click.group(cls=Group)
@@ -42,10 +45,9 @@ def check(
     """
     from genctl import credits
     from genctl.domain.model import camel
-    from genctl.domain.tools import SEEDREAM4
 
-    if dry_run and not fix:
-        raise click.UsageError("--dry-run shows what --fix would do: add --fix")
+    if (dry_run or yes is not None) and not fix:
+        raise click.UsageError("--dry-run and --yes are about what --fix does: add --fix")
     if fix and not dry_run:
         out.target()
         out.askable(yes)
@@ -55,21 +57,19 @@ def check(
             return out.ask(lambda db: credits.audit(db, user, since=since, step=step))
 
     found = look()
-    safe = [violation for violation in found.violations if violation.is_safe]
-    if fix and safe:
-        if dry_run:
-            _note("would mend", safe)
-        else:
-            out.confirm(f"Mend {len(safe)} of {found.total} violations?", yes)
-            _note("mended", out.ask(lambda db: credits.fix_all(db, safe)))
-            found = look()
+    if fix and dry_run:
+        for violation in found.safe:
+            _note("would mend", violation)
+    elif fix and found.safe:
+        out.confirm(f"Mend {len(found.safe)} of {found.total} violations?", yes)
+        found = _mended(out, found, look)
     checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
     terminal.note(f"checked {checked}: {f'{found.total} violations' if found.total else 'all sound'}")
-    if found.total > len(found.violations):
+    if found.is_cut:
         terminal.note(f"the first {len(found.violations):,} violations are listed")
     if unsure := found.unknowns + found.late_results:
         terminal.note(
-            f"{unsure} calls, worth {unsure * SEEDREAM4.price} credits, may have been billed while their"
+            f"{unsure} calls, worth {found.worth} credits, may have been billed while their"
             f" users were refunded: {found.unknowns} of unknown outcome, {found.late_results} late results"
         )
     violations = [camel(violation._asdict()) for violation in found.violations]
@@ -77,6 +77,21 @@ def check(
     return int(bool(found.total))
 
 
-def _note(what: str, some: "list[credits.Violation]") -> None:
-    for one in some:
-        terminal.note(f"{what}: {one.kind} of user {one.user_id}, reservation {one.reservation_id}")
+def _mended(out: Output, found: "credits.Audit", look: "Callable[[], credits.Audit]") -> "credits.Audit":
+    """What is wrong when all is mended that can be, also what was not listed at first."""
+    from genctl import credits
+
+    def mend(some: "list[credits.Violation]") -> "list[credits.Violation]":
+        return out.ask(lambda db: credits.fix_all(db, some, _told))
+
+    while mend(found.safe) and found.is_cut:
+        found = look()
+    return look()
+
+
+def _told(violation: "credits.Violation", refused: "GenctlError | None") -> None:
+    _note(f"not mended, {refused.message}" if refused else "mended", violation)
+
+
+def _note(what: str, one: "credits.Violation") -> None:
+    terminal.note(f"{what}: {one.kind} of user {one.user_id}, reservation {one.reservation_id}")

@@ -43,7 +43,7 @@ def list_(out: Output, **filters: Any) -> None:
     """List the newest sessions."""
     from genctl.ops.sessions import listed
 
-    found = out.ask(lambda db: listed(db, **filters))
+    found = out.ask(lambda db: listed(db, terminal.note, **filters))
     if out.form in {"table", "csv"}:
         found = [{**row, **row["credits"], "code": (row["error_details"] or {}).get("code")} for row in found]
     out.emit(found, columns=COLUMNS, empty="no session")

@@ -14,17 +14,20 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done and why, change nothing.")
 @click.option("--every", type=DURATION, metavar="D", help="Sweep again and again, until a signal.")
-def sweep(out: Output, *, dry_run: bool, every: float | None) -> None:
+def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     """Settle and send again what nothing else did: the safety net.
 
     Sends owed job messages and DLQ copies, takes runs back whose worker fell silent, fails what waited
-    too long, releases what a failed or missing session still holds, prunes the trace.
+    too long, releases what a failed or missing session still holds, captures what a completed one does,
+    prunes the trace. Exit code 1 when something of it failed, 3 when database or queue is away.
     """
     from genctl import sweep as net
     from genctl.base import log
     from genctl.pipeline import Pipeline
     from genctl.services import sweeper
 
+    if every == 0:
+        raise click.UsageError("--every 0s would never rest: name a longer time")
     if dry_run and every:
         raise click.UsageError("--dry-run shows one pass: leave --every away")
     settings = out.settings
@@ -33,7 +36,7 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> None:
     if not dry_run:
         out.target(queue=True)
 
-    async def once() -> list[net.Swept]:
+    async def once() -> net.Pass:
         async with Pipeline.open(settings, calls=False) as at:
             return await net.sweep(at, ages, dry_run=dry_run)
 
@@ -43,5 +46,8 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> None:
 
     if every:
         out.serve(again_and_again(every))
-    else:
-        out.emit([swept.item() for swept in out.run(once())], columns=COLUMNS, empty="nothing to do")
+        return 0
+    done, failed = out.run(once())
+    empty = "nothing was done" if failed else "nothing to do"
+    out.emit([swept.item() for swept in done], columns=COLUMNS, empty=empty)
+    return max((error.exit_code for error in failed), default=0)

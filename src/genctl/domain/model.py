@@ -103,7 +103,7 @@ class Session(msgspec.Struct, frozen=True):
     attempts: int
     unknowns: int
     lease: int
-    created_at: datetime
+    created_at: datetime | None = None
     client_key: str | None = None
     params: Any = None
     reservation_id: UUID | None = None

@@ -112,7 +112,13 @@ def errors_told(dsn: str) -> Iterator[None]:
             f"PostgreSQL at {at} did not answer in time",
             "look for a lock that is held for long (pg_stat_activity), or for the network",
         ) from error
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, _READ_ONLY) as error:
+    except _READ_ONLY as error:
+        raise DatabaseGoneError(
+            "DatabaseReadOnly",
+            f"PostgreSQL at {at} only reads: {_first_line(error)}",
+            "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL",
+        ) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
         raise DatabaseGoneError(
             "DatabaseUnreachable",
             f"cannot use PostgreSQL at {at}: {_first_line(error)}",

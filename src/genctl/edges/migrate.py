@@ -7,10 +7,11 @@ runners at once is safe: they take turns.
 
 import asyncio
 import hashlib
+import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from genctl.edges.sql import sql
 ALONE = "-- genctl: no transaction"
 LOCK_KEY = 0x67656E63746C  # "genctl"
 POLL_S = 0.1
+SILENT_S = 2.0  # waiting for another runner, before it is told
 LOCK_PATIENCE_S = 60.0
 
 
@@ -49,13 +51,17 @@ def files() -> dict[str, Path]:
     }
 
 
-async def up(dsn: str) -> list[str]:
+def _untold(_: str) -> None: ...
+
+
+async def up(dsn: str, note: Callable[[str], None] = _untold) -> list[str]:
     """Applies what is pending and returns the names. `dsn` must be a direct connection.
 
-    Raises GenctlError (exit 3) when the database is away or a file fails; what came before it stays.
+    `note` hears of another runner for which it waits. Raises GenctlError (exit 3) when the database is
+    away or a file fails; what came before it stays.
     """
     applied: list[str] = []
-    async with _alone(dsn) as conn:
+    async with _alone(dsn, note) as conn:
         for migration in await _compare(conn):
             if migration.state != "pending":
                 continue
@@ -79,13 +85,13 @@ async def undoable(dsn: str, to: str | None) -> list[str]:
             return _undoable(await _compare(conn), to)
 
 
-async def down(dsn: str, names: list[str]) -> None:
+async def down(dsn: str, names: list[str], note: Callable[[str], None] = _untold) -> None:
     """Undoes these files, which undoable() named. `dsn` must be a direct connection.
 
     Raises GenctlError (exit 3) when others have come or gone since; else as up() does.
     """
-    async with _alone(dsn) as conn:
-        if names and names != _undoable(await _compare(conn), names[-1]):
+    async with _alone(dsn, note) as conn:
+        if names != _applied(await _compare(conn))[: len(names)]:
             raise GenctlError(
                 "MigrationsChanged", "somebody else migrates this database", "run `genctl migrate status`"
             )
@@ -101,19 +107,43 @@ async def status(dsn: str) -> list[Migration]:
 
 
 @asynccontextmanager
-async def _alone(dsn: str) -> AsyncIterator[Connection]:
+async def _alone(dsn: str, note: Callable[[str], None]) -> AsyncIterator[Connection]:
     """A direct connection that holds the lock, which the server frees when we are killed."""
+    tell_at = time.monotonic() + SILENT_S
     with errors_told(dsn):
         async with await connect_directly(dsn) as conn:
             # Polled: waiting inside the server would deadlock with an index built concurrently.
             while not (await _row(conn, "try_migration_lock", key=LOCK_KEY))["locked"]:
+                if time.monotonic() > tell_at and (holder := await _holder(conn)):
+                    note(holder)
+                    tell_at = math.inf
                 await asyncio.sleep(POLL_S)
             yield conn
 
 
+async def _holder(conn: Connection) -> str | None:
+    """Who is at it; a killed runner's backend goes on until its statement is done."""
+    row = await (await conn.execute(_text("migration_lock_holder"), {"key": LOCK_KEY})).fetchone()
+    if row is None:
+        return None
+    others = ", ".join(map(str, row["waits_for"]))
+    return (
+        f"waiting: backend {row['pid']} of {row['client_addr'] or 'this host'} migrates this database"
+        + (f", and waits itself for backend {others}" if others else "")
+        + f"; if its runner is dead: select pg_terminate_backend({row['pid']})"
+    )
+
+
 async def _compare(conn: Connection) -> list[Migration]:
     rows = {}
-    if (await _row(conn, "has_migrations"))["there"]:
+    table = await _row(conn, "has_migrations")
+    if table["there"] is None:
+        raise GenctlError(
+            "NoSchema",
+            f"no schema of the search path {table['path']} is in the database, or may be used",
+            "make it (create schema), or mend search_path in DATABASE_URL",
+        )
+    if table["there"]:
         cursor = await conn.execute(_text("applied_migrations"))
         rows = {row["name"]: row for row in await cursor.fetchall()}
     found = files()
@@ -131,8 +161,12 @@ async def _compare(conn: Connection) -> list[Migration]:
     return states
 
 
+def _applied(found: list[Migration]) -> list[str]:
+    return [migration.name for migration in reversed(found) if migration.applied_at]
+
+
 def _undoable(found: list[Migration], to: str | None) -> list[str]:
-    applied = [migration.name for migration in reversed(found) if migration.applied_at]
+    applied = _applied(found)
     if to is None:
         names = applied[:1]
     elif to in applied:

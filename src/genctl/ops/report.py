@@ -8,7 +8,6 @@ import msgspec
 from tabulate import tabulate
 
 from genctl.domain.model import rfc3339
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database, Row
 
 PIECES = [timedelta(minutes=1), timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)]
@@ -50,7 +49,7 @@ class Report(msgspec.Struct, frozen=True):
             "",
             f"- {totals['sessions']} jobs of {totals['users']} users failed.",
             f"- {totals['released']} credits were returned.",
-            f"- {unsure} calls, worth {unsure * SEEDREAM4.price} credits, may have been billed for nothing:",
+            f"- {unsure} calls, worth {totals['worth']} credits, may have been billed for nothing:",
             f"  {totals['unknowns']} ended in ways that nobody knows, {totals['late_results']} came late.",
             f"- {_redrives(self.redrives)}",
         ]

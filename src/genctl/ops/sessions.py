@@ -1,29 +1,34 @@
 """Sessions as people look for them: by filters, or by any id."""
 
 import re
-from datetime import datetime
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from genctl.domain.model import GenctlError, Session
-from genctl.edges.db import Database
+from genctl.edges.db import Database, Row
 
 
-async def listed(
-    db: Database,
-    *,
-    user: str | None,
-    status: str | None,
-    code: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    limit: int,
-) -> list[dict[str, Any]]:
-    """The newest sessions, as the API shows them."""
-    rows = await db.rows(
-        "list_sessions", user=user, status=status, code=code, since=since, until=until, limit=limit
-    )
-    return [Session.of(row).item() for row in rows]
+async def listed(db: Database, note: Callable[[str], None], **filters: Any) -> list[dict[str, Any]]:
+    """The newest sessions, as the API shows them; `note` hears of rows that are left out.
+
+    Filters (None: any): `user`, `status`, `code`, `since` and `until` (datetimes), and `limit`.
+    """
+    rows = await db.rows("list_sessions", **filters)
+    return [session.item() for session in readable(rows, note)]
+
+
+def readable(rows: Iterable[Row], note: Callable[[str], None]) -> list[Session]:
+    """The sessions among these rows; `note` hears of what an adopted table holds beside ours."""
+    found = []
+    for row in rows:
+        try:
+            found.append(Session.of(row))
+        except msgspec.ValidationError as error:
+            note(f"session {row['id']} is not one that genctl can read: {error}")
+    return found
 
 
 async def find(db: Database, text: str) -> Session:
@@ -36,11 +41,14 @@ async def find(db: Database, text: str) -> Session:
         if text
         else []
     )
-    found = [Session.of(row) for row in rows]
+    odd: list[str] = []
+    found = readable(rows, odd.append)
     exact = [session for session in found if text in _ids(session)]
     match exact or found:
         case [session]:
             return session
+        case [] if odd:
+            raise GenctlError("OddRow", odd[0], "mend the row with psql, or leave it as it is", exit_code=4)
         case []:
             raise GenctlError(
                 "SessionNotFound",

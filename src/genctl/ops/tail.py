@@ -8,6 +8,7 @@ from uuid import UUID
 from genctl.domain.model import Session, Status, rfc3339
 from genctl.edges import listener
 from genctl.edges.db import Database, DatabaseGoneError, Row
+from genctl.ops.sessions import readable
 
 OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: look so far back again
 PAGE = 1000  # rows of one look
@@ -16,9 +17,10 @@ PAGE = 1000  # rows of one look
 class Failures:
     """The failures that were not told yet."""
 
-    def __init__(self, db: Database, since: datetime) -> None:
+    def __init__(self, db: Database, since: datetime, note: Callable[[str], None] = lambda _: None) -> None:
         self.db = db
         self.since = since
+        self.note = note  # hears of rows that cannot be read
         self._told: dict[tuple[UUID, int], datetime] = {}
 
     async def of(self, heard: listener.Heard) -> AsyncIterator[Session]:
@@ -39,16 +41,16 @@ class Failures:
             self._told = {key: at for key, at in self._told.items() if at >= self.since}
 
     def _new(self, rows: list[Row]) -> list[Session]:
-        found = []
-        for session in map(Session.of, rows):
-            key, ended_at = (session.id, session.run), session.completed_at
-            if session.status is not Status.FAILED or ended_at is None or key in self._told:
+        new = []
+        for row in rows:
+            key, ended_at = (row["id"], row["run"]), row["completed_at"]
+            if row["status"] != Status.FAILED or ended_at is None or key in self._told:
                 continue
             if ended_at < self.since:  # it was told and forgotten, and a late refund speaks of it again
                 continue
             self._told[key] = ended_at
-            found.append(session)
-        return found
+            new.append(row)
+        return readable(new, self.note)
 
 
 async def tail(
@@ -65,7 +67,7 @@ async def tail(
     Raises GenctlError (exit 3) when the first connection cannot be made.
     """
     clock = await db.row("clock")
-    failures = Failures(db, since or (clock or {})["now"])
+    failures = Failures(db, since or (clock or {})["now"], note)
     if not follow:
         async for session in failures.missed():
             yield item(session)

@@ -23,16 +23,32 @@ booked as (
 update credit_accounts a set balance = a.balance + m.amount from moved m where a.user_id = m.user_id
 returning m.amount
 
+-- name: capture_reservation
+-- Captures what a completed session still holds, because its settle could not. Moves no balance.
+with moved as (
+  update credit_reservations r set status = 'captured', captured_at = now()
+  from generation_sessions s
+  where r.id = %(reservation)s and r.status = 'held'
+    and s.reservation_id = r.id and s.user_id = r.user_id and s.status = 'completed'
+  returning r.id, r.user_id
+)
+insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
+select user_id, 0, 'capture', id, %(reason)s from moved
+returning reservation_id
+
 -- name: repay
--- Gives back what a failed session paid and did not get: a row of its own, which names the reservation.
+-- Gives back what a failed run paid and did not get: a row of its own, which names the reservation.
 with owed as (
   select r.id, r.user_id, r.amount - coalesce((
     select sum(delta) from credit_ledger l where l.reservation_id = r.id and l.kind in ('release', 'fix')
   ), 0) as credits
   from credit_reservations r
-  join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-  where r.id = %(reservation)s and s.status = 'failed' and (r.status = 'captured' or exists (
-    select from credit_ledger l where l.reservation_id = r.id and l.kind = 'release'))
+  where r.id = %(reservation)s
+    and (exists (select from generation_sessions s
+        where s.reservation_id = r.id and s.user_id = r.user_id and s.status = 'failed')
+      or exists (select from generation_sessions s where s.id = r.session_id and s.run > r.run))
+    and (r.status = 'captured' or exists (
+      select from credit_ledger l where l.reservation_id = r.id and l.kind = 'release'))
 ),
 booked as (
   insert into credit_ledger (user_id, delta, kind, reservation_id, reason)

@@ -12,9 +12,18 @@ create table if not exists genctl_migrations (
   applied_at timestamptz not null default now()
 )
 
+-- name: migration_lock_holder
+-- Who holds it, and whom that one waits for.
+select a.pid, a.client_addr, pg_blocking_pids(a.pid) as waits_for
+from pg_locks l join pg_stat_activity a using (pid)
+where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+  and l.database = (select oid from pg_database where datname = current_database())
+  and (l.classid::bigint << 32) + l.objid::bigint = %(key)s
+
 -- name: has_migrations
--- Whether the table is there.
-select to_regclass(format('%%I.genctl_migrations', current_schema())) is not null as there
+-- Whether the table is there; null where the search path names no schema that is.
+select current_setting('search_path') as path, case when current_schema() is not null
+  then to_regclass(format('%%I.genctl_migrations', current_schema())) is not null end as there
 
 -- name: applied_migrations
 -- What was applied.

@@ -45,14 +45,23 @@ from (select generate_series(min(piece), max(piece)) as piece from told) pieces 
 order by 1
 
 -- name: unsure_calls
--- Calls that may have been billed while the user was refunded: outcomes that nobody knows, and late results.
-select
+-- Calls of failed runs, which may have been billed while the user was refunded: outcomes that nobody knows, and
+-- late results; and the credits that these runs cost.
+with unsure as (
+  select session_id, run, kind = 'late_result' as late
+  from session_events e
   -- a dead lease is told once: by the claim that takes it over, or by the sweeper that gives it back
-  count(*) filter (where (kind in ('retried', 'failed') and data ->> 'outcome' = 'unknown'
-      and data ->> 'code' <> 'WorkerCrashed')
-    or data ->> 'fromDeadLease' = 'true' or kind = 'requeued_dead') as unknowns,
-  count(*) filter (where kind = 'late_result') as late_results
-from session_events e
-where (%(since)s::timestamptz is null or at >= %(since)s) and (%(until)s::timestamptz is null or at < %(until)s)
-  and (%(user)s::text is null or exists (
-    select from generation_sessions s where s.id = e.session_id and s.user_id = %(user)s))
+  where (kind in ('late_result', 'requeued_dead') or data ->> 'fromDeadLease' = 'true'
+      or kind in ('retried', 'failed') and data ->> 'outcome' = 'unknown' and data ->> 'code' <> 'WorkerCrashed')
+    and (%(since)s::timestamptz is null or at >= %(since)s) and (%(until)s::timestamptz is null or at < %(until)s)
+    and (%(user)s::text is null or exists (
+      select from generation_sessions s where s.id = e.session_id and s.user_id = %(user)s))
+    and exists (
+      select from session_events f where f.session_id = e.session_id and f.run = e.run and f.kind = 'failed')
+)
+select count(*) filter (where not late) as unknowns, count(*) filter (where late) as late_results,
+  coalesce(sum(coalesce(r.amount, adopted.amount)), 0)::bigint as worth
+from unsure u
+left join credit_reservations r on r.session_id = u.session_id and r.run = u.run
+left join generation_sessions s on s.id = u.session_id and s.run = u.run
+left join credit_reservations adopted on adopted.id = s.reservation_id

@@ -1,21 +1,24 @@
--- The safety net: what is owed, dead or stuck. Every list is bounded.
+-- The safety net: what is owed, dead or stuck. Every list is bounded, and an adopted row without a user, for whom
+-- nothing can be done, takes up no place in it.
 
 -- name: owed_jobs
 -- Queued runs whose job message is not proven sent.
 select *, now() as read_at from generation_sessions
 where status = 'queued' and enqueued_at is null and queued_at < now() - make_interval(secs => %(age_s)s)
+  and user_id is not null
 order by queued_at limit %(limit)s
 
 -- name: owed_copies
 -- Failed runs whose DLQ copy is not proven sent.
 select *, now() as read_at from generation_sessions
 where status = 'failed' and dlq_sent_at is null and completed_at < now() - make_interval(secs => %(age_s)s)
+  and user_id is not null
 order by completed_at limit %(limit)s
 
 -- name: dead_leases
 -- Runs whose worker fell silent. One that was processing at adoption has no lease: its age counts.
 select *, now() as read_at from generation_sessions
-where status = 'processing' and (lease_until < now() or (
+where status = 'processing' and user_id is not null and (lease_until < now() or (
   lease_until is null and created_at < now() - make_interval(secs => %(queued_timeout_s)s)))
 order by lease_until limit %(limit)s
 
@@ -38,6 +41,7 @@ select id from back
 -- Runs that have waited longer than the queued time-out.
 select *, now() as read_at from generation_sessions
 where status = 'queued' and coalesce(queued_at, created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
+  and user_id is not null
 order by coalesce(queued_at, created_at) limit %(limit)s
 
 -- name: refunds_owed
@@ -46,6 +50,13 @@ order by coalesce(queued_at, created_at) limit %(limit)s
 select s.*, now() as read_at from credit_reservations r
 join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
 where r.status = 'held' and s.status = 'failed'
+order by random() limit %(limit)s
+
+-- name: captures_owed
+-- Completed sessions that still hold their reservation: the capture was refused.
+select s.*, now() as read_at from credit_reservations r
+join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
+where r.status = 'held' and s.status = 'completed'
 order by random() limit %(limit)s
 
 -- name: orphans
@@ -77,28 +88,42 @@ with pruned as (
 select count(*) as events from pruned
 
 -- name: note_refund
--- Tells a failed session what it got back where it was told something else: details, version, trace, NOTIFY.
--- Runs right behind the movement in its transaction.
+-- Tells a failed session what its user got back where it was told something else: details, version, trace,
+-- NOTIFY. Runs right behind the movement in its transaction. Several adopted sessions may name one reservation.
 with refund as (
-  select s.id, s.user_id, coalesce(sum(l.delta), 0)::bigint as amount
+  select s.id, s.user_id, r.amount as reserved, coalesce(sum(l.delta), 0)::bigint as amount,
+    row_number() over (order by s.id) as nth, count(*) over () as changes
   from generation_sessions s
-  left join credit_reservations r on r.id = s.reservation_id
-  left join credit_ledger l on l.reservation_id = s.reservation_id and l.kind in ('release', 'fix')
+  join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
+  left join credit_ledger l on l.reservation_id = r.id and l.kind in ('release', 'fix')
   where s.reservation_id = %(reservation)s and s.status = 'failed'
-  group by s.id, r.status
-  having coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
-    or (s.error_details ->> 'refundError' is not null and r.status = 'released')
+  group by s.id, r.id
+  -- where the release was never booked, the ledger is no judge of the details
+  having (r.status <> 'released' or bool_or(l.kind = 'release'))
+    and (coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
+      or s.error_details ->> 'reservationAmount' <> r.amount::text
+      or s.error_details ->> 'refundedAt' is null and sum(l.delta) > 0
+      or s.error_details ->> 'refundError' is not null and (r.status = 'released' or sum(l.delta) > 0))
 ),
 account as (
-  update credit_accounts a set event_seq = event_seq + 1 from refund f where a.user_id = f.user_id
-  returning a.event_seq
+  update credit_accounts a set event_seq = event_seq + f.changes from refund f
+  where a.user_id = f.user_id and f.nth = 1
+  returning a.event_seq - f.changes as before
 ),
 told as (
   update generation_sessions s
-  set version = a.event_seq,
-    error_details = case jsonb_typeof(s.error_details) when 'object' then s.error_details else '{}' end
+  set version = a.before + f.nth,
+    -- One that failed elsewhere, before adoption, has no details, or others: nobody knows the cause.
+    error_details = jsonb_build_object(
+      'providerStatus', null, 'providerCode', null, 'providerMessage', null, 'providerBody', null,
+      'userMessage', 'Something went wrong on our side. Please try again.', 'code', 'Unknown',
+      'category', 'internal', 'fatal', false, 'outcome', 'unknown', 'attempts', s.attempts, 'maxAttempts', s.attempts,
+      'firstAttemptAt', null,
+      'failedAt', to_char(s.completed_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+      'requestId', null, 'provider', null)
+      || case jsonb_typeof(s.error_details) when 'object' then s.error_details else '{}' end
       || jsonb_build_object(
-      'refundedCredits', f.amount, 'refundError', null,
+      'reservationAmount', f.reserved, 'refundedCredits', f.amount, 'refundError', null,
       'refundedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))
   from refund f, account a
   where s.id = f.id
@@ -106,7 +131,8 @@ told as (
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
-  select t.id, t.run, 'refunded', jsonb_build_object('refundedCredits', f.amount) from told t, refund f
+  select t.id, t.run, 'refunded', jsonb_build_object('refundedCredits', f.amount)
+  from told t join refund f using (id)
 )
 select t.*, now() as read_at, pg_notify('session_completed', jsonb_build_object(
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
