@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check mutate bench clean
+.PHONY: help demo test check docs mutate bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(READY) ## formatting, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
+	$(BIN)/python docs/make_runbooks.py
 
 mutate: $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
 	$(BIN)/python -m tests.mutate

@@ -1,6 +1,7 @@
 """The docs name what there is: a command, a setting or a file that is not written down fails here."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,17 @@ from genctl.base.settings import Entry
 from genctl.cli import TABLE as COMMANDS
 from genctl.credits import FIXES
 from genctl.domain.model import Category, ErrorDetails
+from genctl.ops.meaning import RUNBOOKS
+from genctl.ops.runbook.load import names
 
 ROOT = Path(__file__).parents[2]
+MAKER = ROOT / "docs" / "make_runbooks.py"
+NAMING = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("src/**/*.py"),
+    *ROOT.glob("deploy/**/*.*"),
+]
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
@@ -42,3 +52,23 @@ def test_every_violation_says_what_to_do() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_runbook_that_is_named_is_there() -> None:
+    """By status, doctor, explain, alerts and the docs."""
+    told = {
+        name
+        for page in NAMING
+        for name in re.findall(r"runbook (?:run|show|lint) ([a-z]+-[a-z-]+)", page.read_text())
+    }
+    assert sorted((told | set(RUNBOOKS.values())) - set(names())) == []
+    assert {"listener-silent", "missing-refunds", "provider-outage"} <= told
+
+
+def test_what_is_made_from_the_runbooks_is_fresh() -> None:
+    """Else: make docs."""
+    made: dict[Path, str] = runpy.run_path(str(MAKER))["pages"]()
+    assert [path.name for path, text in made.items() if not path.exists() or path.read_text() != text] == []
+    assert {path.name for path in made if path.suffix == ".md"} == {
+        path.name for path in (ROOT / "docs" / "runbooks").iterdir()
+    }

@@ -33,6 +33,12 @@ def masked(url: str) -> str:
     return _SECRET_IN_QUERY.sub(rf"\1={MASK}", url)
 
 
+def password(url: str) -> str | None:
+    """The password in it, None where there is none."""
+    match = _URL.fullmatch(url)
+    return unquote(match["password"]) if match and match["password"] else None
+
+
 def place(url: str) -> tuple[str, str]:
     """Host (with port, or socket folder) and database name, never the password."""
     if not (match := _URL.fullmatch(url)):

@@ -58,6 +58,10 @@ TABLE = {
         "refunds": ("genctl.cli.refunds:refunds", "Prove from the rows that every refund was made once."),
     },
     "Check": {
+        "runbook": (
+            "genctl.cli.runbook:runbook",
+            "Run what an incident asks for, step by step, or read it.",
+        ),
         "smoke": ("genctl.cli.smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
     },
     "Set up": {

@@ -7,15 +7,24 @@ import select
 import signal
 import stat
 import threading
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TypeVar
 
 from genctl.cli.streams import OutputLost
 
 T = TypeVar("T")
 
 FOLLOWER_LIMIT_S = 1.5  # a follower is gone so long after a signal, whatever still hangs
+AGAIN_S = 10.0  # what does not end by its time-out is told again
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Bound:
+    """Work that the process outlives; `number` is the signal that has ended it."""
+
+    current: "Bound | None" = None
+    number: int | None = None
 
 
 class Stopped(SystemExit):
@@ -33,11 +42,63 @@ def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: flo
     """
     ends: list[Stopped | OutputLost] = []
     try:
-        return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
+        with _handlers_kept():
+            _alarm(signal.SIG_BLOCK)  # a loop that begins or closes would lose it
+            return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
     except asyncio.CancelledError:
         if ends:
             raise ends[0] from None
         raise
+    finally:
+        work.close()  # it may never have begun
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`, which may run commands; the process lives on after what ends it.
+
+    Raises TimeoutError after so long, and SystemExit when a signal has ended it, whatever it made of that.
+    """
+    bound, outer = Bound(), Bound.current
+
+    def end(number: int, _: object) -> NoReturn:
+        bound.number = number
+        raise SystemExit(128 + number)
+
+    with _handlers_kept():
+        for number in (*ENDING, signal.SIGALRM):
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                signal.signal(number, end)
+        Bound.current = bound
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), AGAIN_S)
+        try:
+            result = work()
+        except SystemExit:
+            if bound.number is None:
+                raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            Bound.current = outer
+    if bound.number == signal.SIGALRM:
+        raise TimeoutError
+    if bound.number is not None:
+        raise SystemExit(128 + bound.number)
+    return result
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """An event loop leaves the system's handlers behind, whatever was there."""
+    before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _alarm(signal.SIG_UNBLOCK)
+
+
+def _alarm(how: int) -> None:
+    signal.pthread_sigmask(how, [signal.SIGALRM])
 
 
 async def _watched(
@@ -52,24 +113,30 @@ async def _watched(
 
     def end(why: Stopped | OutputLost) -> None:
         code = why.code if isinstance(why, Stopped) else 0
-        if ends:
+        if bound := Bound.current:
+            bound.number = bound.number or (code - 128 if code else None)
+        elif ends:
             os._exit(code)
         ends.append(why)
-        if follow:
+        if follow and not bound:
             _exit_after(FOLLOWER_LIMIT_S, code)
-        if gone_after_s is not None:
+        if gone_after_s is not None and not bound:
             _exit_after(gone_after_s, 0)
         if task:
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (*ENDING, *((signal.SIGALRM,) if Bound.current else ())):
         # nohup's wish stands; SIGINT is ignored where a script started us with &, yet kill -INT means us
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, end, Stopped(128 + number))
     if follow:
         gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
-    return await work
+    _alarm(signal.SIG_UNBLOCK)
+    try:
+        return await work
+    finally:
+        _alarm(signal.SIG_BLOCK)
 
 
 def _exit_after(seconds: float, code: int) -> None:

@@ -57,16 +57,25 @@ def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> No
             "NotConfirmed", f"{question} Nobody can be asked here", f"answer with {flag}", exit_code=2
         )
     how = f"Type the database's name ({name}) to go on: " if protected else "[y/N] "
-    answer = _ask(f"{question} {how}")
+    answer = ask(f"{question} {how}")
     if answer != name if protected else answer.lower() not in {"y", "yes"}:
         raise GenctlError("NotConfirmed", "nothing was changed", exit_code=1)
 
 
-def _ask(question: str) -> str:
+def ask(question: str) -> str:
+    """What the person types in one line."""
     with _signals_end_it():
         sys.stderr.write(printable(question))
         sys.stderr.flush()
         return sys.stdin.readline().strip()
+
+
+def ask_secret(question: str) -> str:
+    """The same, unseen."""
+    import getpass
+
+    with _signals_end_it():
+        return getpass.getpass(printable(f"{question}: "), sys.stderr)
 
 
 @contextmanager

@@ -219,7 +219,8 @@ def of_readiness(api_url: str, status: int) -> list[Finding]:
             return [Finding("api", OK, f"{api_url} is ready")]
         case 503:
             told = f"{api_url} is not ready: its listener is silent, streams may miss something"
-            return [Finding("api", ERROR, told, "look for api.not_ready in its log")]
+            fix = "genctl runbook run listener-silent; api.not_ready in its log says why"
+            return [Finding("api", ERROR, told, fix)]
     return [
         Finding(
             "api", ERROR, f"{api_url}/readyz is answered {status}", "check GENCTL_API_URL: is it the API?"

@@ -110,7 +110,10 @@ def of_api(status: int) -> list[Line]:
         case 503:
             return [
                 Line(
-                    "listener", ATTENTION, "silent: what streams show may be late or missing", "genctl doctor"
+                    "listener",
+                    ATTENTION,
+                    "silent: what streams show may be late or missing",
+                    "genctl runbook run listener-silent",
                 )
             ]
     return [Line("listener", ATTENTION, f"/readyz was answered {status}: is it the API?", "genctl doctor")]
@@ -143,7 +146,9 @@ def _gate(gate: Gate) -> Line:
     then = ", one job is tried at" if by_itself and not gate.probing else " until"
     until = f"{then} {rfc3339(gate.until)}" if gate.until else ""
     message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
-    return Line("gate", ATTENTION if by_itself else OK, message, f"genctl resume --tool {gate.tool}")
+    if by_itself:
+        return Line("gate", ATTENTION, message, "genctl runbook run provider-outage")
+    return Line("gate", OK, message, f"genctl resume --tool {gate.tool}")
 
 
 def _owed(jobs: Pile, copies: Pile) -> Line:
@@ -167,7 +172,7 @@ def _leases(dead: Pile) -> Line:
 def _refunds(pending: Pile) -> Line:
     if not pending.count:
         return Line("refunds", OK, "none is pending", "genctl refunds check")
-    return Line("refunds", ATTENTION, _pile(pending, "pending"), "genctl refunds check")
+    return Line("refunds", ATTENTION, _pile(pending, "pending"), "genctl runbook run missing-refunds")
 
 
 def _pile(pile: Pile, what: str) -> str:

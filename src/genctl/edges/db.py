@@ -305,6 +305,26 @@ class Database:
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
 
+async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -> list[Row]:
+    """The rows of one statement that a person has written, in a transaction of its own; read-only unless
+    it `writes`. Raises GenctlError.
+    """
+    async with await connect(dsn) as conn:
+        with errors_told(dsn):
+            try:
+                async with conn.transaction():
+                    if not writes:
+                        await _execute(conn, ("snapshot", {}))
+                        await _execute(conn, ("backend", {}))  # once one was asked, nothing takes it back
+                    async with conn.pipeline():  # this way of asking takes one statement, never several
+                        cursor = await conn.execute(text, params)
+                    return await _fetched(cursor)
+            except _READ_ONLY as error:
+                raise GenctlError(
+                    "ReadOnly", _first_line(error), "declare writes: true", exit_code=1
+                ) from error
+
+
 def as_json(value: Any) -> Any:
     """A value that a statement takes as jsonb (a list of items, an object)."""
     return Jsonb(value)

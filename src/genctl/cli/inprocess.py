@@ -1,0 +1,114 @@
+"""Commands as the steps of a runbook: checked against the real command line, and run in this process."""
+
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+
+import click
+
+from genctl.cli.command import Command, Group
+
+OURS = {
+    "-o": "the output is JSON anyway",
+    "--output": "the output is JSON anyway",
+    "--yes": "the runbook asks: mark the step dangerous",
+    "-h": "help is no step",
+    "--help": "help is no step",
+}
+NEVER = {"runbook": "a runbook runs no runbook", "demo": "it has a stack of its own", "up": "it never ends"}
+
+
+def complaint(words: Sequence[str | int]) -> str | None:
+    """What the command line has against these words; those with `${` stand for values."""
+    texts = [str(word) for word in words]
+    for text in texts:
+        if why := OURS.get(text.split("=")[0]):
+            return f"{text}: {why}"
+    if why := NEVER.get(texts[0]):
+        return f"{texts[0]}: {why}"
+    try:
+        command, context, rest = _resolved(texts)
+        _check(command, context, rest)
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
+def _resolved(texts: list[str]) -> tuple[click.Command, click.Context, list[str]]:
+    """The command that the words lead to, and the words behind it. Raises click.UsageError."""
+    from genctl.cli import genctl
+
+    command: click.Command = genctl
+    context = click.Context(command, info_name="genctl")
+    while isinstance(command, Group):
+        if texts and (not texts[0].startswith("-") or not command.default):
+            _, found = command.resolve_command(context, texts)[:2]
+            texts = texts[1:]
+        elif command.default:
+            found = command.get_command(context, command.default)
+        else:
+            raise click.UsageError(
+                f"{context.command_path} needs one of {', '.join(command.list_commands(context))}"
+            )
+        assert found  # noqa: S101 - resolve_command has raised otherwise
+        command = found
+        context = click.Context(command, context, info_name=command.name)
+    return command, context, texts
+
+
+def _check(command: click.Command, context: click.Context, rest: list[str]) -> None:
+    given, left, _ = command.make_parser(context).parse_args(list(rest))
+    if left:
+        raise click.UsageError(f"{context.command_path} takes no {left[0]!r}")
+    for param in command.params:
+        value = given.get(param.name or "")
+        if param.required and param.value_is_missing(value):
+            raise click.MissingParameter(ctx=context, param=param)
+        if value is not None and "${" not in str(value) and not isinstance(param.type, click.File):
+            param.type_cast_value(context, value)
+
+
+class _Lines(io.TextIOBase):
+    """What a command says to people, kept, and passed on line by line."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._texts: list[str] = []
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        self._texts.append(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._say(line)
+        return len(text)
+
+    def text(self) -> str:
+        return "".join(self._texts)
+
+
+def call(
+    words: Sequence[str], *, yes: str | None, flags: Mapping[str, str], say: Callable[[str], None]
+) -> tuple[int, str, str]:
+    """Run a command as the command line does; its exit code, stdout and stderr. It asks nobody.
+
+    `yes` is the value of its `--yes`, None without. `say` hears each line of stderr.
+    """
+    from genctl.cli import main
+
+    command, _, rest = _resolved(list(words))
+    shared = {option for param in command.params for option in param.opts}
+    more = ["-o", "json"] if isinstance(command, Command) and "-o" in shared else []
+    more += [word for key, value in flags.items() for word in ("-S", f"{key}={value}")]
+    more += [f"--yes={yes}"] if yes is not None and "--yes" in shared else []
+    ours = sys.stderr
+
+    def said(line: str) -> None:
+        if not line.startswith('{"error": '):  # the step tells it in its own words
+            with redirect_stderr(ours):
+                say(line)
+
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(_Lines(said)) as err:
+        code = main([*words[: len(words) - len(rest)], *more, *rest])
+    return code, out.getvalue(), err.text()

@@ -1,0 +1,76 @@
+"""Secrets are hidden wherever they turn up."""
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+MASK = "***"
+LEAST_BASE64 = 8  # characters; fewer turn up by chance
+
+
+class Masker:
+    """Hides secrets wherever they turn up: as they are, quoted for a URL, in JSON, in base64."""
+
+    def __init__(self, secrets: Iterable[Any] = ()) -> None:
+        self._forms: list[str] = []
+        self.add(*secrets)
+
+    def add(self, *secrets: Any) -> None:
+        """Values that are secret from here on; true, false and what is empty hide nothing."""
+        texts = {_text(one) for one in secrets if one is not None and not isinstance(one, bool)} - {
+            "",
+            MASK,
+        }
+        for text in list(texts):
+            texts |= {line for line in text.splitlines() if len(line) >= 8}
+        forms = {form for text in texts - {"", MASK} for form in _forms(text)}
+        self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        """The text with a mask for each secret."""
+        for form in self._forms:
+            text = text.replace(form, MASK)
+        return text
+
+    def __call__(self, value: Any) -> Any:
+        """The same for texts, numbers and keys within a value."""
+        match value:
+            case str():
+                return self.text(value)
+            case bool() | None:
+                return value
+            case int() | float():
+                return MASK if json.dumps(value) in self._forms else value
+            case Mapping():
+                return {self.text(str(key)): self(one) for key, one in value.items()}
+            case list() | tuple():
+                return [self(one) for one in value]
+        return self.text(str(value))
+
+
+def _forms(text: str) -> set[str]:
+    raw = text.encode("utf-8", "surrogatepass")
+    return {
+        text,
+        quote(raw, safe=""),
+        quote(raw),
+        json.dumps(text)[1:-1],
+        json.dumps(text, ensure_ascii=False)[1:-1],
+        b64encode(raw).decode(),
+        *_within_base64(raw),
+    }
+
+
+def _within_base64(raw: bytes) -> Iterator[str]:
+    """What is the same of its base64 wherever it stands in a longer text."""
+    for before in range(3):
+        encoded = b64encode(bytes(before) + raw + bytes(2)).decode()
+        inner = encoded[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
+        if len(inner) >= LEAST_BASE64:
+            yield inner
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

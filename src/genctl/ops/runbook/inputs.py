@@ -1,0 +1,111 @@
+"""The values that a run begins with: given, by default, asked for, or those of the run that is resumed."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from genctl.base import settings as table
+from genctl.base.dsn import password
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError
+from genctl.domain.runbooks import Past, refusal
+from genctl.ops.runbook import journal
+from genctl.ops.runbook.model import Loaded, Runbook
+
+SECRET_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
+
+
+class Start(NamedTuple):
+    """Where a run begins: the steps that are not run, and the values that they have left."""
+
+    done: Sequence[str] = ()
+    values: Mapping[str, Any] = {}
+    hidden: Sequence[str] = ()
+    resumes: str | None = None
+
+
+def at_step(runbook: Runbook, step: str) -> Start:
+    """A start at that step. Raises GenctlError (exit 2) where there is none."""
+    names = [one.step for one in runbook.steps]
+    if step not in names:
+        raise _usage(f"no step {step!r}{_close(step, names)}", f"its steps are {', '.join(names)}")
+    return Start(done=names[: names.index(step)])
+
+
+def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
+    """A start where that run has ended. Raises GenctlError (exit 2) where it cannot be."""
+    if journal.is_running(journal.find(past.run)):
+        raise _usage(f"run {past.run} is still running", "wait for it, or end it")
+    if why := refusal(past, loaded.sha256, force=force):
+        raise _usage(why, "add --force to go on all the same, or begin anew")
+    return Start(past.done, past.values, past.hidden, past.run)
+
+
+def values(
+    runbook: Runbook,
+    given: Sequence[str],
+    start: Start,
+    ask: Callable[[str], str] | None,
+) -> dict[str, Any]:
+    """By name. `ask` asks a person for a secret, None where nobody can be asked.
+
+    Raises GenctlError (exit 2) for an unknown name, a value of the wrong type, and one that is missing.
+    """
+    found = {
+        name: one.parse(one.default) if one.type == "file" and isinstance(one.default, str) else one.default
+        for name, one in runbook.variables.items()
+        if isinstance(one.default, str | int | float) and name not in start.hidden
+    }
+    found |= start.values
+    saved = {name for step in runbook.steps if step.step in start.done for name in step.save}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise _usage(f"--var {text!r}: expected NAME=VALUE")
+        found[name] = _parsed(runbook, saved, name, value)
+    left = [step for step in runbook.steps if step.step not in start.done]
+    used = {name for step in left for name in step.needs()}
+    required = {name for name, one in runbook.variables.items() if one.required}
+    lost = saved & used if start.resumes is None else set(start.hidden) & used
+    for name in sorted((required | lost) - found.keys()):
+        if ask is None or name not in runbook.secrets():
+            raise _usage(f"the value {name} is missing", f"give it with --var {name}=...")
+        found[name] = _parsed(runbook, saved, name, ask(name))
+    return found
+
+
+def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
+    if variable := runbook.variables.get(name):
+        try:
+            return variable.parse(text)
+        except ValueError as error:
+            got = "" if variable.secret else f", got {text[:80]!r}"
+            raise _usage(f"--var {name}: expected {error}{got}") from None
+    if name not in saved:
+        known = [*runbook.variables, *sorted(saved)]
+        raise _usage(
+            f"no variable {name!r}{_close(name, known)}", f"its variables are {', '.join(known) or 'none'}"
+        )
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, 1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def _usage(message: str, fix: str = "") -> GenctlError:
+    return GenctlError("BadRun", message, fix, exit_code=2)
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """What is secret before a step is run: keys, passwords and URLs that hold them."""
+    own = [getattr(settings, entry.name) for entry in table.TABLE if entry.secret]
+    passwords = [password(url) for url in (settings.database_url, settings.listen_url) if url]
+    others = [settings.aws_secret_access_key, *(os.environ.get(name) for name in SECRET_ENVIRONMENT)]
+    return [one for one in (*own, *passwords, *others) if one and one != "off"]

@@ -1,0 +1,142 @@
+"""What is wrong with a runbook whose shape is right: its values, its commands, its conditions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from urllib.parse import urlsplit
+
+import msgspec
+
+from genctl.domain.conditions import mistake, path_mistake, roots
+from genctl.domain.runbooks import is_reference, references
+from genctl.ops.runbook.model import KINDS, Runbook, Step
+from genctl.ops.runbook.source import Finding, Place, Source
+
+Words = Callable[[Sequence[str | int]], str | None]  # what the command line has against these words
+LOOKS = ("genctl", "sql", "http", "shell")
+
+
+def lint(runbook: Runbook, source: Source, words: Words) -> Iterator[Finding]:
+    """All findings, in the order of the file but for the names."""
+    for name, variable in runbook.variables.items():
+        if complaint := variable.mistake():
+            yield source.finding(("variables", name), complaint, key=True)
+    seen: set[str] = set()
+    cleaning = False
+    for number, step in enumerate(runbook.steps):
+        at: Place = ("steps", number)
+        if step.step in seen:
+            yield source.finding((*at, "step"), f"a second step {step.step}")
+        if cleaning and not step.always:
+            yield source.finding(at, "behind a clean-up step (always) only others may come")
+        seen.add(step.step)
+        cleaning = step.always
+        sound = list(_kinds(step, source, at))
+        yield from sound
+        if not sound:
+            yield from _action(step, source, at, words)
+        yield from _keys(step, source, at)
+        yield from _conditions(step, source, at)
+    yield from _values(runbook, source)
+
+
+def _values(runbook: Runbook, source: Source) -> Iterator[Finding]:
+    """Every value is known where it is used, and every variable is used."""
+    known, used = set(runbook.variables), set[str]()
+    later = {name: step.step for step in runbook.steps for name in step.save}
+    for number, step in enumerate(runbook.steps):
+        for place, name in _names(step, ("steps", number)):
+            used.add(name)
+            if name not in known:
+                yield source.finding(place, _unknown(name, known, later))
+        for name in step.save:
+            if name in known:
+                place = ("steps", number, "save", name)
+                yield source.finding(place, f"{name} is the name of another value", key=True)
+            known.add(name)
+    for name in sorted(runbook.variables.keys() - used):
+        yield source.finding(("variables", name), f"no step uses {name}", key=True)
+
+
+def _unknown(name: str, known: set[str], later: dict[str, str]) -> str:
+    if name in later:
+        return f"{name} is saved later, by step {later[name]}"
+    close = get_close_matches(name, known, 1)
+    return f"unknown value {name}" + (f": did you mean {close[0]}?" if close else "")
+
+
+def _kinds(step: Step, source: Source, at: Place) -> Iterator[Finding]:
+    if len(step.kinds) != 1:
+        yield source.finding(at, _exactly_one(KINDS, step.kinds))
+    elif step.wait and len(looks := [kind for kind in LOOKS if getattr(step.wait, kind)]) != 1:
+        yield source.finding((*at, "wait"), _exactly_one(LOOKS, looks))
+
+
+def _exactly_one(of: Sequence[str], there: Sequence[str]) -> str:
+    return f"exactly one of {', '.join(of)} is needed, not {' and '.join(there) or 'none'}"
+
+
+def _keys(step: Step, source: Source, at: Place) -> Iterator[Finding]:
+    """Which keys go together."""
+    if not step.expect and not step.ask:
+        yield source.finding(at, "the key expect is missing: what shows that it went well?")
+    for key in ("timeout", "retry"):
+        if (step.wait or step.ask) and getattr(step, key):
+            yield source.finding((*at, key), f"{key} is not for wait and ask", key=True)
+    for name, what in step.saves():
+        if complaint := path_mistake(what.path):
+            yield source.finding((*at, "save", name), complaint)
+        if step.ask and (step.ask.kind != "answer" or what.path != "answer"):
+            yield source.finding(
+                (*at, "save", name), "an ask has nothing to save but the `answer` of that kind"
+            )
+    if step.ask and step.ask.kind == "answer" and not step.save:
+        yield source.finding((*at, "ask"), "the answer is not saved")
+
+
+def _action(step: Step, source: Source, at: Place, words: Words) -> Iterator[Finding]:
+    kind, what = step.action()
+    place = (*at, *(("wait",) if step.wait else ()), kind)
+    if kind == "genctl" and (complaint := words(what)):
+        yield source.finding(place, complaint)
+    if kind == "http" and not is_reference(what.url):
+        try:
+            good = urlsplit(what.url).scheme in {"http", "https"} and urlsplit(what.url).hostname
+        except ValueError:
+            good = None
+        if not good:
+            yield source.finding((*place, "url"), "expected a URL such as https://host/path, or ${name}")
+    if kind in {"genctl", "http"}:
+        for name, whole in references(msgspec.to_builtins(what)):
+            if not whole:
+                yield source.finding(place, f"{name} must be a whole argument: nothing is put into a text")
+
+
+def _conditions(step: Step, source: Source, at: Place) -> Iterator[Finding]:
+    for key, conditions in (("if", step.only_if), ("expect", step.expect)):
+        for number, condition in enumerate(conditions or []):
+            complaint = None if is_reference(condition.value) else mistake(condition)
+            if complaint := path_mistake(condition.path) or complaint:
+                yield source.finding((*at, key, number), complaint)
+            for name, whole in references(condition.value):
+                if not whole:
+                    yield source.finding((*at, key, number), f"{name} must be the whole value")
+
+
+def _names(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
+    """Where a value is used, and its name."""
+    in_shell = bool(step.shell or (step.wait and step.wait.shell))
+    for part in (*step.kinds, "timeout", "retry"):
+        for name, _ in references(msgspec.to_builtins(getattr(step, part) or None)):
+            if name.isidentifier() or not in_shell:  # the shell has more to say between braces
+                yield (*at, part), name
+    yield from _names_in_conditions(step, at)
+
+
+def _names_in_conditions(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
+    for key, conditions in (("if", step.only_if), ("expect", step.expect)):
+        for number, condition in enumerate(conditions or []):
+            for name, _ in references(condition.value):
+                yield (*at, key, number, "value"), name
+            if key == "if" and path_mistake(condition.path) is None:
+                for name in sorted(roots(condition.path)):
+                    yield (*at, key, number, "path"), name

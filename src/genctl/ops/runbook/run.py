@@ -1,0 +1,313 @@
+"""Carrying out a runbook: steps in their order, the clean-up always, all of it in the journal."""
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from genctl import __version__
+from genctl.base.durations import format_duration, parse_duration
+from genctl.domain.conditions import Condition, UncomparableError, complaint, find, holds
+from genctl.domain.model import GenctlError
+from genctl.domain.runbooks import as_word, fill, spoken
+from genctl.ops.runbook.actions import Actions, Document, SkippedError
+from genctl.ops.runbook.inputs import Start
+from genctl.ops.runbook.journal import Journal, shortened
+from genctl.ops.runbook.model import Loaded, Step
+
+
+class Person(NamedTuple):
+    """Who answers. `confirm` gives the value of `--yes`; both raise GenctlError when the answer is no,
+    or when nobody can be asked.
+    """
+
+    confirm: Callable[[str], str]
+    answer: Callable[[str, str | None, bool], str]  # question, default, whether it is a secret
+    each: bool = False  # is asked before each step
+
+
+class Told(msgspec.Struct, rename="camel", kw_only=True):
+    """What became of a step; `state` is ok, failed, skipped, interrupted or not run."""
+
+    step: str
+    does: str
+    kind: str
+    state: str
+    always: bool
+    ms: float | None = None
+    tries: int = 0
+    why: str = ""
+
+    def line(self) -> str:
+        """For people."""
+        took = f"{self.ms / 1000:6.1f} s" if self.ms is not None else " " * 8
+        again = f" ({self.tries} tries)" if self.tries > 1 else ""
+        loud = self.state if self.state in {"ok", "skipped", "not run"} else self.state.upper()
+        return f"  {loud:<11} {took}  {self.step}{again}" + (f": {self.why}" if self.why else "")
+
+
+class Report(msgspec.Struct, rename="camel", kw_only=True):
+    """A run; `state` is ok, failed or interrupted."""
+
+    run: str
+    runbook: str
+    state: str
+    exit_code: int
+    seconds: float
+    why: str
+    steps: list[Told]
+
+
+class Run:
+    """One run of a runbook."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        start: Start,
+        values: dict[str, Any],
+        means: Actions,
+        person: Person,
+        journal: Journal,
+    ) -> None:
+        self.runbook = loaded.runbook
+        self.loaded = loaded
+        self.start = start
+        self.values = values
+        self.means = means
+        self.person = person
+        self.journal = journal
+        self.secret = loaded.runbook.secrets()
+        self.mask = means.mask
+        self.mask.add(*(values[name] for name in self.secret & values.keys()))
+
+    def go(self, begun: Callable[[Step], None], told: Callable[[Told], None]) -> Report:
+        """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up."""
+        began = time.monotonic()
+        self._begin()
+        steps: list[Told] = []
+        lost: BaseException | None = None
+
+        def tell(one: Told) -> None:
+            nonlocal lost
+            steps.append(one)
+            if lost is None:
+                try:
+                    told(one)
+                except BaseException as error:  # noqa: BLE001 - the clean-up comes first, it is raised then
+                    lost = error
+
+        code = self._steps(begun, tell, lambda: lost)
+        bad = next((one for one in steps if one.state in {"failed", "interrupted"} and not one.always), None)
+        report = Report(
+            run=self.journal.run,
+            runbook=self.runbook.name,
+            state="ok" if code == 0 else "failed" if code == 1 else "interrupted",
+            exit_code=code,
+            seconds=round(time.monotonic() - began, 3),
+            why=f"step {bad.step}: {bad.why}" if bad else "",
+            steps=steps,
+        )
+        self.journal.write("ended", state=report.state, exitCode=code, why=report.why)
+        self.journal.close()
+        if lost:
+            raise lost
+        return report
+
+    def _steps(
+        self, begun: Callable[[Step], None], tell: Callable[[Told], None], lost: Callable[[], object]
+    ) -> int:
+        """All of them; the exit code that the first failure or signal has made."""
+        code = 0
+        for step in self.runbook.steps:
+            if step.step in self.start.done and not step.always:
+                continue
+            if (code or lost()) and not step.always:
+                tell(self._told(step, "not run"))
+                continue
+            try:
+                begun(step)
+                one = self._step(step)
+            except (KeyboardInterrupt, SystemExit) as signal:
+                number = signal.code if isinstance(signal, SystemExit) else 130
+                why = "interrupted" if number == 130 else "terminated"
+                one = self._told(step, "interrupted", why=why)
+                code = code or (number if isinstance(number, int) and number > 1 else 130)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the clean-up follows
+                one = self._told(step, "failed", why=f"unexpected {type(error).__name__}: {error}")
+            self._note(step, one)
+            tell(one)
+            if one.state == "failed" and not step.always:
+                code = code or 1
+        return code or int(bool(lost()))
+
+    def _begin(self) -> None:
+        kept, hidden = self._as_kept(self.values)
+        self.journal.write(
+            "begun",
+            run=self.journal.run,
+            runbook=self.runbook.name,
+            file=str(self.loaded.file.absolute()),
+            sha256=self.loaded.sha256,
+            who=_who(),
+            version=__version__,
+            values=kept,
+            hidden=hidden,
+            done=list(self.start.done),
+            resumes=self.start.resumes,
+        )
+
+    def _as_kept(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Values as the journal has them, and the names of those that are masked in it."""
+        kept = {name: self.mask(value) for name, value in values.items()}
+        return kept, [name for name, value in values.items() if name in self.secret or kept[name] != value]
+
+    def _note(self, step: Step, one: Told) -> None:
+        saved, hidden = self._as_kept({name: self.values[name] for name in step.save if name in self.values})
+        output = shortened(self.mask(self._output))
+        self.journal.write(
+            "step.ended", **msgspec.to_builtins(one), output=output, saved=saved, hidden=hidden
+        )
+
+    def _told(self, step: Step, state: str, why: str = "", **more: Any) -> Told:
+        kind = step.kinds[0]
+        return Told(
+            step=step.step,
+            does=step.does,
+            kind=kind,
+            state=state,
+            always=step.always,
+            why=self.mask.text(why),
+            **more,
+        )
+
+    # --- one step ------------------------------------------------------------------------------------
+
+    def _step(self, step: Step) -> Told:
+        """Raises SystemExit or KeyboardInterrupt when a signal came."""
+        self._output: Document | None = None
+        began, self._tries = time.monotonic(), 0
+        try:
+            self._fits(step)
+            state, why = self._done(step)
+        except SkippedError as reason:
+            return self._told(step, "skipped", why=str(reason))
+        except (GenctlError, UncomparableError) as error:
+            state, why = "failed", _said(error)
+        ms = round((time.monotonic() - began) * 1000, 1)
+        return self._told(step, state, why=why, ms=ms, tries=self._tries)
+
+    def _fits(self, step: Step) -> None:
+        """Raises SkippedError where its condition does not hold or a value of its is not there."""
+        for condition in step.only_if or []:
+            if not holds(self._filled(condition), self.values):
+                raise SkippedError(f"it is only for when {condition}")
+        for name in sorted(step.needs() - self.values.keys()):
+            if name in self.runbook.variables:
+                raise SkippedError(f"{name} was not given (--var {name}=...)")
+            by = next(one.step for one in self.runbook.steps if name in one.save)
+            raise SkippedError(f"{name} is not known: step {by} was not run")
+
+    def _filled(self, condition: Condition) -> Condition:
+        return msgspec.structs.replace(condition, value=fill(condition.value, self.values))
+
+    def _done(self, step: Step) -> tuple[str, str]:
+        """State and reason."""
+        yes = None
+        if step.ask:
+            return self._asked(step)
+        if step.dangerous or self.person.each:
+            yes = self.person.confirm(f"{step.step}: {step.does}")
+        patience_s, pause_s = self._seconds(step.patience), self._seconds(step.pause)
+        deadline = time.monotonic() + patience_s if step.wait else None
+        tries = step.retry.tries if step.retry else 1
+        while True:
+            self._tries += 1
+            left_s = deadline - time.monotonic() if deadline else patience_s
+            why = self._try(step, left_s, yes if step.dangerous else None)
+            if why is None:
+                return "ok", ""
+            if deadline and time.monotonic() + pause_s > deadline:
+                return "failed", f"{why}, after {format_duration(patience_s)}"
+            if not deadline and self._tries == tries:
+                return "failed", why
+            self.means.pause(pause_s)
+
+    def _seconds(self, duration: str) -> float:
+        try:
+            return parse_duration(as_word(fill(duration, self.values)))
+        except ValueError as error:
+            raise UncomparableError(f"{duration}: expected {error}") from None
+
+    def _asked(self, step: Step) -> tuple[str, str]:
+        assert step.ask  # noqa: S101 - of its kind
+        text = spoken(step.ask.text, self.values)
+        if step.ask.kind != "answer":
+            self.person.confirm(f"{step.step}: {self.mask.text(text)}")
+            answer = "yes"
+        else:
+            default = step.ask.default or None
+            answer = self.person.answer(f"{step.step}: {self.mask.text(text)}", default, step.ask.secret)
+        why = self._judged(step, {"answer": answer})
+        return ("failed", why) if why else ("ok", "")
+
+    def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
+        """Do it once; what is wrong with what came of it."""
+        kind, what = step.action()
+        try:
+            output = self.means.perform(kind, what, self.values, timeout_s, yes)
+            error = output.get("error") if kind == "genctl" else None
+            if yes is None and isinstance(error, dict) and error.get("code") == "NotConfirmed":
+                yes = self.person.confirm(f"{step.step}: {error['message']}")
+                output = self.means.perform(kind, what, self.values, timeout_s, yes)
+        except TimeoutError:
+            return f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
+        except GenctlError as error:
+            return _said(error)
+        return self._judged(step, output)
+
+    def _judged(self, step: Step, output: Document) -> str | None:
+        """What is expected and not so; else what is to be saved is saved."""
+        self._output = output
+        for condition in step.expect or []:
+            if why := complaint(self._filled(condition), output):
+                return why + _told_by(output)
+        for name, what in step.saves():
+            try:
+                found = find(what.path, output)
+            except UncomparableError as error:
+                return str(error)
+            if found is None:
+                return f"nothing is found at {what.path}, which is to be saved as {name}"
+            self.values[name] = found
+            if name in self.secret:
+                self.mask.add(found)
+        return None
+
+
+def _who() -> str:
+    """The person at this keyboard, as well as the system knows."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"
+
+
+def _said(error: Exception) -> str:
+    fix = error.fix if isinstance(error, GenctlError) else ""
+    return f"{error}; {fix}" if fix else str(error)
+
+
+def _told_by(output: Document) -> str:
+    """What a command or a script has said of its failure."""
+    match output:
+        case {"error": {"message": message, "fix": fix}}:
+            return f"; it said: {message}" + (f"; {fix}" if fix else "")
+        case {"stderr": str(said)} if said.strip() and output.get("exit"):
+            return f"; it said: {said.strip().splitlines()[-1]}"
+    return ""

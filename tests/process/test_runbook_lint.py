@@ -1,0 +1,233 @@
+"""Bad runbooks: lint names file, line and column, and no change of a failing one makes it end well."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from genctl import cli
+from genctl.cli.inprocess import complaint
+from genctl.ops.runbook.load import examine, names
+from genctl.ops.runbook.model import schema
+
+ROOT = Path(__file__).parents[2]
+FAILING = """\
+name: failing
+purpose: A run that fails.
+when: Never.
+touches: Nothing.
+variables:
+  who: {type: text, default: ann, help: Who}
+  often: {type: integer, default: 2, help: How often}
+  slow: {type: duration, default: 200ms, help: How long}
+  key: {type: text, optional: true, secret: true, help: A key}
+steps:
+  - step: version
+    does: Save something.
+    genctl: [version]
+    expect: [{path: exit, operator: equals, value: 0}]
+    save: {version: json.version, exit: {path: exit, secret: false}}
+  - step: ask
+    does: Ask.
+    ask: {text: "Is it ${who}?", kind: answer, default: yes-it-is}
+    save: {answer: answer}
+  - step: wait
+    does: Wait.
+    wait: {every: 10ms, within: "${slow}", shell: 'test "${answer}" = yes-it-is'}
+    expect: [{path: exit, operator: equals, value: 0}]
+  - step: fail
+    does: Fail.
+    if:
+      - {path: exit, operator: equals, value: 0}
+      - {path: version, operator: exists, value: true}
+      - {path: who, operator: one_of, value: [ann, bob]}
+    shell: exit 3
+    timeout: 5s
+    retry: {tries: 2, every: 1ms}
+    dangerous: true
+    expect: [{path: exit, operator: one_of, value: [0, 1]}]
+  - step: sql
+    does: Ask the database.
+    sql: {query: 'select ${often}', writes: false}
+    expect: [{path: count, operator: greater, value: 0}]
+  - step: http
+    does: Ask a server.
+    http:
+      {method: POST, url: 'http://127.0.0.1:9/', path: [a], query: {b: c}, headers: {d: e}, bearer: "${key}", json: {f: 1}}
+    expect: [{path: status, operator: less, value: 300}]
+  - step: clean
+    does: Clean up.
+    shell: "true"
+    always: true
+    expect: [{path: exit, operator: equals, value: 0}]
+"""
+OTHERS = [yaml.compose(text) for text in ("7", "null", "zzz", "[1]")]
+NAMES = {"variables", "save", "headers", "query", "json"}  # whose keys are names
+
+
+def pairs(node: yaml.Node | None, above: str = "") -> Iterator[tuple[str, list[Any], int]]:
+    """Each key with what holds it and where; `above` is the key of what holds it."""
+    if isinstance(node, yaml.MappingNode):
+        for number, (key, value) in enumerate(node.value):
+            yield above, node.value, number
+            yield from pairs(value, str(key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for one in node.value:
+            yield from pairs(one, above)
+
+
+def mutations() -> Iterator[tuple[str, str]]:
+    """What was done, and the file that came of it."""
+    tree = yaml.compose(FAILING)
+    for above, holder, number in list(pairs(tree)):
+        key, value = holder[number]
+        what = f"{above}.{key.value}"
+        changed = {"deleted": [], "doubled": [(key, value)] * 2}
+        renamed = copy.copy(key)
+        renamed.value += "x"
+        changed["renamed"] = [(renamed, value)]
+        for node in OTHERS:
+            if node and node.tag != value.tag:
+                changed[f"retyped as {node.tag} {node.value}"] = [(key, node)]
+        for how, instead in changed.items():
+            holder[number : number + 1] = instead
+            yield f"{what} {how}", yaml.serialize(tree, Dumper=yaml.CSafeDumper)
+            holder[number : number + len(instead)] = [(key, value)]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user who has set nothing."""
+    for name in ("DATABASE_URL", "GENCTL_SECRET", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    for kind in ("GENCTL_HOME", "HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(kind, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_no_mutation_of_a_failing_runbook_makes_it_end_well(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each key deleted, renamed, retyped or doubled: lint's exit code 2 with line and column, or still 1."""
+    file, codes = home / "failing.yaml", dict[str, int]()
+    file.write_text(FAILING.replace("200ms", "20s"))
+    assert examine(file, complaint)[1] == []
+    assert cli.main(["runbook", "run", str(file), "--yes"]) == 1
+    assert "step fail: expected that exit is one of [0, 1]; found 3" in capsys.readouterr().out
+    for what, text in mutations():
+        file.write_text(text)
+        _, found = examine(file, complaint)
+        lines = text.splitlines()
+        assert all(1 <= one.line <= len(lines) and one.column >= 1 for one in found), what
+        codes[what] = 2 if found else cli.main(["runbook", "run", str(file), "--yes"])
+    assert {what: code for what, code in codes.items() if code not in {1, 2}} == {}
+    structural = {what: code for what, code in codes.items() if what.partition(".")[0] not in NAMES}
+    assert [what for what, code in structural.items() if what.endswith("doubled") and code != 2] == []
+    assert [what for what, code in structural.items() if what.endswith("renamed") and code != 2] == []
+
+
+BAD = {
+    "": "empty",
+    "name: a: b\n": "no YAML",
+    "a: &x [1]\nb: *x\n": "alias",
+    "[" * 5000: "nested too deeply",
+    "name: \xff".encode("latin-1"): "no UTF-8",
+    "name: \x00": "does not allow",
+    "!!python/object:os.system {}": "a tag",
+    "name: !!python/name:os.system x": "a tag",
+    "? [a]\n: b\n": "a key must be a text",
+    "- 1\n": "a runbook is a map",
+    "a: 1\n---\nb: 2\n": "no YAML",
+    "x" * 300_000: "larger than",
+    f"name: {'1' * 5000}\n": "",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
+def test_what_is_no_runbook_is_told_with_its_place(tmp_path: Path, text: str | bytes) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    _, found = examine(file, complaint)
+    assert found
+    assert str(found[0]).startswith(f"{file}:")
+    assert BAD[text] in found[0].message
+
+
+def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, said in {
+        "no.yaml": "No such file",
+        str(home): "directory",
+        "missing-refund": "did you mean missing-refunds?",
+    }.items():
+        assert cli.main(["runbook", "run", name, "--yes"]) == 2
+        assert said in capsys.readouterr().err
+    assert cli.main(["runbook", "lint", "no.yaml", "-o", "json"]) == 2
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding == {
+        "file": "no.yaml",
+        "line": 1,
+        "column": 1,
+        "message": "cannot be read: No such file or directory",
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[version]", "[verson]", "13:13: No such command 'verson'. Did you mean 'version'?"),
+        ("[version]", "[version, --all]", "13:13: No such option"),
+        ("[version]", "[sessions, list, --limit, many]", "'many' is not a valid integer"),
+        ("[version]", "[sessions, show]", "Missing argument 'ID'"),
+        ("[version]", "[refunds, check, extra]", "takes no 'extra'"),
+        ("[version]", "[dlq]", "genctl dlq needs one of discard, export, list"),
+        ("[version]", "[dlq, redrive, --yes]", "mark the step dangerous"),
+        ("[version]", "[version, -o, yaml]", "the output is JSON anyway"),
+        ("[version]", "[runbook, list]", "a runbook runs no runbook"),
+        ("[version]", '["${often}"]', "No such command"),
+        ("[version]", '[sessions, show, "x${who}"]', "who must be a whole argument"),
+        ("[version]", '[sessions, show, "${whom}"]', "unknown value whom: did you mean who?"),
+        ("[version]", '[sessions, show, "${answer}"]', "answer is saved later, by step ask"),
+        ("purpose:", "porpose:", "2:1: unknown key 'porpose': did you mean purpose?"),
+        ("secret: true, help: A key", "secret: true, help: A key, default: 5", "exactly one of default"),
+        ("step: wait", "step: version", "a second step version"),
+        ("path: exit, secret: false", "path: 'exit[', secret: false", "no JMESPath"),
+        ("    always: true\n", "", ""),
+        ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "expected a URL"),
+        ("{path: who,", "{path: hwo,", "unknown value hwo: did you mean who?"),
+        ("shell: exit 3", "shell: exit 3\n    sql: {query: select 1}", "not sql and shell"),
+    ],
+)
+def test_findings(tmp_path: Path, old: str, new: str, said: str) -> None:
+    file = tmp_path / "x.yaml"
+    assert old in FAILING
+    file.write_text(FAILING.replace(old, new))
+    found = [str(finding) for finding in examine(file, complaint)[1]]
+    assert any(said in one for one in found) if said else not found, found
+
+
+def test_the_set_is_without_a_fault_and_each_goes_by_its_files_name() -> None:
+    for name in names():
+        loaded, found = examine(ROOT / "runbooks" / f"{name}.yaml", complaint)
+        assert found == []
+        assert loaded
+        assert loaded.runbook.name == name
+        first = loaded.file.read_text().splitlines()[0]
+        assert first == "# yaml-language-server: $schema=schema.json"
+
+
+def test_the_schema_for_editors_is_that_of_the_model() -> None:
+    assert json.loads((ROOT / "runbooks" / "schema.json").read_text()) == schema()
+
+
+def test_the_example_of_the_docs_is_without_a_fault(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "runbooks.md").read_text()
+    file = tmp_path / "example.yaml"
+    file.write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    assert examine(file, complaint)[1] == []

@@ -1,0 +1,416 @@
+"""How runbooks run: order, clean-up, time-outs, Ctrl-C, resume, secrets, read-only SQL, questions, reports."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from tests.kit import until_sync
+from tests.process.place import GENCTL, Place, Running, clean_env
+from tests.process.test_cli_manner import OnTerminal
+
+HEAD = "name: {name}\npurpose: A test.\nwhen: Now.\ntouches: Nothing.\n"
+OK = "expect: [{path: exit, operator: equals, value: 0}]"
+
+
+class Book:
+    """A runbook of this test's own, and a terminal without any database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = clean_env(folder)
+        self.file = folder / "book.yaml"
+
+    def write(self, *steps: str, variables: str = "{}") -> "Book":
+        """Steps are the lines of each behind `step: s1`, `step: s2`, ..."""
+        text = HEAD.format(name="book") + f"variables: {variables}\nsteps:\n"
+        for number, step in enumerate(steps, 1):
+            text += f"  - step: s{number}\n    does: Number {number}.\n"
+            text += "".join(f"    {line}\n" for line in step.splitlines())
+        self.file.write_text(text)
+        return self
+
+    def start(self, *args: str) -> Any:
+        return Running.start(*GENCTL, "runbook", *args, env=self.env, folder=self.folder)
+
+    def say(self, *args: str, exit_code: int = 0) -> tuple[str, str]:
+        """stdout and stderr of `genctl runbook ...`."""
+        with self.start(*args) as running:
+            code = running.end(within_s=30)
+            out, err = running.texts()
+        assert code == exit_code, (out, err)
+        return out, err
+
+    def run(self, *args: str, exit_code: int = 0) -> dict[str, Any]:
+        """The report of a run."""
+        out, _ = self.say("run", str(self.file), *args, "-o", "json", exit_code=exit_code)
+        report: dict[str, Any] = json.loads(out)
+        return report
+
+    def history(self, run: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.say("history", run, "-o", "json")[0])
+        return found
+
+    def journals(self) -> list[Path]:
+        return sorted((self.folder / "STATE" / "genctl" / "runbooks").glob("*.jsonl"))
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    return Book(tmp_path)
+
+
+def states(report: dict[str, Any]) -> list[str]:
+    return [step["state"] for step in report["steps"]]
+
+
+def test_a_failure_ends_it_and_the_clean_up_hides_nothing(book: Book) -> None:
+    """Exit code 1 names the step and its expectation; the clean-up fails too, and is told apart."""
+    book.write(
+        f"shell: echo one >> trace\n{OK}",
+        f"shell: echo broken >&2; exit 4\n{OK}",
+        f"shell: echo never >> trace\n{OK}",
+        f"shell: echo cleaned >> trace; exit 9\nalways: true\n{OK}",
+        f"shell: echo too >> trace\nalways: true\n{OK}",
+    )
+    report = book.run(exit_code=1)
+    assert states(report) == ["ok", "failed", "not run", "failed", "ok"]
+    assert report["why"] == "step s2: expected that exit is 0; found 4; it said: broken"
+    assert (report["state"], report["exitCode"]) == ("failed", 1)
+    assert (book.folder / "trace").read_text().split() == ["one", "cleaned", "too"]
+    book.write(f"shell: 'true'\n{OK}", f"shell: exit 9\nalways: true\n{OK}")
+    assert states(book.run()) == ["ok", "failed"], "and its failure changes no exit code"
+
+
+def test_a_step_that_never_ends_ends_by_its_time_out(book: Book) -> None:
+    """A script with children that ignore signals, a command that follows, one that prints for ever."""
+    for never in (
+        "shell: trap '' TERM INT; sleep 600 & wait; sleep 600",
+        "shell: setsid sleep 20",
+        "shell: 'yes'",
+        "http: {method: GET, url: 'http://10.255.255.1/'}",
+        "genctl: [simulator, --port, 0]",
+    ):
+        report = book.write(f"{never}\ntimeout: 300ms\n{OK}", f"shell: 'true'\nalways: true\n{OK}").run(
+            exit_code=1
+        )
+        assert states(report) == ["failed", "ok"], never
+        assert "no end within 300ms" in report["why"] or "http" in never
+        assert report["seconds"] < 9, never
+
+
+def test_a_wait_looks_until_it_is_so_and_a_retry_counts(book: Book) -> None:
+    count = "printf x >> n; test $(wc -c < n) -ge 3"
+    report = book.write(f"wait: {{every: 1ms, within: 20s, shell: '{count}'}}\n{OK}").run()
+    assert (states(report), report["steps"][0]["tries"]) == (["ok"], 3)
+    assert states(
+        book.write(f"wait: {{every: 1ms, within: 50ms, shell: exit 1}}\n{OK}").run(exit_code=1)
+    ) == ["failed"]
+    (book.folder / "n").unlink()
+    for tries, code in ((2, 1), (3, 0)):
+        (book.folder / "n").unlink(missing_ok=True)
+        book.write(f"shell: {count}\nretry: {{tries: {tries}, every: 1ms}}\n{OK}").run(exit_code=code)
+
+
+def test_values_go_in_whole_whatever_they_hold(book: Book) -> None:
+    """As environment of a script, as one word of a command: nothing in them is run or split."""
+    nasty = "$(touch owned); `touch owned` '\"\n ${user} %s -- x"
+    book.write(
+        f'shell: printf %s "${{user}}" > got\n{OK}\nsave: {{again: exit}}',
+        'genctl: [token, --user, "${user}"]\nexpect: [{path: error.message, operator: exists, value: true}]',
+        'genctl: [explain, "${flag}"]\nexpect: [{path: exit, operator: at_least, value: 0}]',
+        variables="{user: {type: text, required: true, help: x}, flag: {type: text, default: --debug, help: x}}",
+    )
+    report = book.run("--var", f"user={nasty}", exit_code=1)
+    assert (book.folder / "got").read_text() == nasty
+    assert not (book.folder / "owned").exists()
+    assert "would be read as an option" in report["why"]
+
+
+def test_conditions_skip_with_a_reason(book: Book) -> None:
+    book.write(
+        f"shell: |\n  echo '{{\"n\": 3}}'\n{OK}\nsave: {{n: json.n}}",
+        f"if: [{{path: n, operator: less, value: 3}}]\nshell: echo a\n{OK}\nsave: {{a: text}}",
+        f'shell: test "${{a}}"\n{OK}',
+        f'shell: test "${{opt}}"\n{OK}',
+        "if: [{path: n, operator: equals, value: three}]\nshell: 'true'\n" + OK,
+        variables="{opt: {type: text, optional: true, help: x}}",
+    )
+    report = book.run(exit_code=1)
+    assert states(report) == ["ok", "skipped", "skipped", "skipped", "failed"]
+    assert [step["why"] for step in report["steps"]][1:4] == [
+        "it is only for when n is less than 3",
+        "a is not known: step s2 was not run",
+        "opt was not given (--var opt=...)",
+    ]
+
+
+SECRET = "hunter2-of-ann"
+LEAKY = """\
+shell: |
+  printf '{"token": "%s%s", "url": "http://x/?t=%s%s", "n": 1}' hunter2 -of-ann hunter2 -of-ann
+expect: [{path: json.n, operator: equals, value: 1}]
+save: {token: {path: json.token, secret: true}, url: json.url}"""
+
+
+def test_a_secret_is_masked_wherever_it_turns_up(book: Book) -> None:
+    """In outputs, errors, arguments, values made of it, reports, the journal; also a secret variable."""
+    book.write(
+        LEAKY,
+        f'shell: echo "key ${{key}}"; echo "${{token}}" | base64 -w0; exit 3\n{OK}',
+        f'shell: echo "${{token}} ${{key}}" >&2; exit 2\nalways: true\n{OK}',
+        variables="{key: {type: text, required: true, secret: true, help: x}}",
+    )
+    for form in ("md", "json", "xml"):
+        book.say("run", str(book.file), "--var", "key=open-sesame", "--report", f"r.{form}", exit_code=1)
+    book.say("run", str(book.file), "--var", "key=open-sesame", "--dry-run")
+    texts = [path.read_bytes() for path in book.folder.rglob("*") if path.is_file() and path != book.file]
+    assert len(texts) > 10
+    for leak in (SECRET, "open-sesame", "aHVudGVyMi1vZi1h"):
+        assert [text for text in texts if leak.encode() in text] == []
+    assert (book.folder / "r.md").read_text().count("***")
+
+
+def test_an_interrupted_run_cleans_up_and_is_resumed_where_it_was(book: Book) -> None:
+    """Values of the steps before are kept; a secret is asked for again, and its mask is never used."""
+    book.write(
+        LEAKY + "\ndangerous: false",
+        f'shell: echo "$$" >> began; until test -e go; do sleep 0.02; done; echo "${{token}}" > got\n{OK}',
+        f"shell: echo >> cleaned\nalways: true\n{OK}",
+    )
+    with book.start("run", str(book.file), "-o", "json") as running:
+        until_sync((book.folder / "began").exists)
+        run = json.loads(book.journals()[0].read_text().splitlines()[0])["run"]
+        assert book.history(run)["state"] == "running"
+        assert "still running" in book.say("run", "--resume", run, exit_code=2)[1]
+        assert running.end(signal.SIGINT) == 130
+        assert states(json.loads(running.out.read_text())) == ["ok", "interrupted", "ok"]
+    assert (book.folder / "cleaned").read_text() == "\n"
+    assert not Path(f"/proc/{(book.folder / 'began').read_text().strip()}").exists()
+    (told,) = json.loads(book.say("history", "-o", "json")[0])
+    assert (told["run"], told["state"], told["failed"]) == (run, "interrupted", "s2")
+
+    (book.folder / "go").touch()
+    assert "the value token is missing" in book.say("run", "--resume", run, exit_code=2)[1]
+    assert "did you mean token?" in book.say("run", "--resume", run, "--var", "tokn=x", exit_code=2)[1]
+    out, _ = book.say("run", "--resume", run[:13], "--var", "token=again", "-o", "json")
+    assert [step["step"] for step in json.loads(out)["steps"]] == ["s2", "s3"]
+    assert (book.folder / "got").read_text() == "again\n"
+
+    book.file.write_text(book.file.read_text() + "# changed\n")
+    again = ("run", "--resume", run, "--var", "token=x")
+    assert "has changed since" in book.say(*again, exit_code=2)[1]
+    book.say(*again, "--force")
+    assert "no run" in book.say("run", "--resume", "1999", exit_code=4)[1]
+
+
+def test_a_value_that_the_journal_has_masked_is_never_replaced_by_its_default(book: Book) -> None:
+    """A variable that holds a secret of the settings; and a secret variable."""
+    book.env["GENCTL_SECRET"] = "x1" * 16
+    book.write(
+        f"shell: test -e go\n{OK}",
+        f'shell: test "${{url}}" = "http://y" && test "${{key}}" = k2\n{OK}',
+        variables="{url: {type: text, default: z, help: x},"
+        " key: {type: text, default: k, secret: true, help: x}}",
+    )
+    run = book.run("--var", f"url=http://{'x1' * 16}", exit_code=1)["run"]
+    (book.folder / "go").touch()
+    assert "the value key is missing" in book.say("run", "--resume", run, exit_code=2)[1]
+    assert "the value url is missing" in book.say("run", "--resume", run, "--var", "key=k2", exit_code=2)[1]
+    book.say("run", "--resume", run, "--var", "key=k2", "--var", "url=http://y")
+
+
+def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
+    book.write(f"shell: touch began; sleep 600\n{OK}")
+    with book.start("run", str(book.file)) as running:
+        until_sync((book.folder / "began").exists)
+        os.kill(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+    (path,) = book.journals()
+    path.write_text(path.read_text() + '{"event": "step.en')
+    assert book.history(path.stem)["state"] == "interrupted"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_sigterm_cleans_up_too(book: Book) -> None:
+    book.write(f"genctl: [simulator, --port, 0]\n{OK}", f"shell: touch cleaned\nalways: true\n{OK}")
+    with book.start("run", str(book.file)) as running:
+        until_sync(lambda: "simulator.started" in running.log.read_text())
+        assert running.end(signal.SIGTERM) == 143
+    assert (book.folder / "cleaned").exists()
+
+
+def test_questions_need_a_person_or_yes_before_the_first_step(book: Book) -> None:
+    first = f"shell: touch began\n{OK}"
+    for asking in (
+        f"shell: 'true'\ndangerous: true\n{OK}",
+        "ask: {text: Is it so, kind: confirm}",
+        "ask: {text: What, kind: answer, default: x}\nsave: {it: answer}",
+    ):
+        book.write(first, asking)
+        assert "answer with --yes" in book.say("run", str(book.file), exit_code=2)[1]
+        assert not (book.folder / "began").exists()
+        book.run("--yes")
+        (book.folder / "began").unlink()
+    book.write(first, "ask: {text: What, kind: answer}\nsave: {it: answer}")
+    assert "--yes cannot answer" in book.say("run", str(book.file), "--yes", exit_code=2)[1]
+    assert book.say("run", str(book.file), "--step", exit_code=2)
+
+
+@pytest.fixture
+def on_terminal(book: Book, monkeypatch: pytest.MonkeyPatch) -> Book:
+    for name, value in (book.env | {"TERM": "xterm"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.chdir(book.folder)
+    return book
+
+
+def test_a_person_answers_on_a_terminal(on_terminal: Book) -> None:
+    book = on_terminal.write(
+        "ask: {text: 'Which one, ${who}?', kind: answer, default: first}\nsave: {one: answer}",
+        f'shell: echo "${{one}}" > got\ndangerous: true\n{OK}',
+        f"shell: touch never\ndangerous: true\n{OK}",
+        variables="{who: {type: text, default: ann, help: x}}",
+    )
+    terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
+    terminal.until("Which one, ann?").type("second\n").until("s2: Number 2. [y/N]").type("y\n")
+    terminal.until("s3: Number 3. [y/N]").type("n\n")
+    assert terminal.end() == 1
+    assert "nothing was changed" in terminal.seen
+    assert (book.folder / "got").read_text() == "second\n"
+    assert not (book.folder / "never").exists()
+
+
+def test_from_a_step_needs_the_values_of_those_before(book: Book) -> None:
+    book.write(f"shell: echo one\n{OK}\nsave: {{one: text}}", f'shell: test "${{one}}" = 1\n{OK}')
+    assert "the value one is missing" in book.say("run", str(book.file), "--from", "s2", exit_code=2)[1]
+    assert "its steps are s1, s2" in book.say("run", str(book.file), "--from", "s3", exit_code=2)[1]
+    assert states(book.run("--from", "s2", "--var", "one=1")) == ["ok"]
+
+
+def test_variables_have_types(book: Book) -> None:
+    kinds = {
+        "text": ("x", None),
+        "integer": ("7", "x"),
+        "number": ("7.5", "nan"),
+        "boolean": ("yes", "7"),
+        "duration": ("5m", "5"),
+        "file": ("x", None),
+    }
+    for kind, (good, bad) in kinds.items():
+        book.write(
+            f'shell: test "${{it}}"\n{OK}', variables=f"{{it: {{type: {kind}, required: true, help: x}}}}"
+        )
+        book.run("--var", f"it={good}")
+        if bad:
+            assert "expected" in book.say("run", str(book.file), "--var", f"it={bad}", exit_code=2)[1]
+    assert "the value it is missing" in book.say("run", str(book.file), exit_code=2)[1]
+    assert "no variable 'at'" in book.say("run", str(book.file), "--var", "at=x", exit_code=2)[1]
+
+
+def test_reports_and_dry_run(book: Book) -> None:
+    book.write(f"shell: touch ran\n{OK}", f"shell: 'echo \"<|>\" >&2; exit 2'\n{OK}", f"shell: 'true'\n{OK}")
+    plan = book.run("--dry-run")["plan"]
+    assert plan[0]["action"] == "touch ran"
+    assert not (book.folder / "ran").exists()
+    assert book.journals() == []
+    book.run("--report", "r.xml", exit_code=1)
+    (suite,) = ET.parse(book.folder / "r.xml").getroot()
+    assert [case[0].tag for case in suite] == ["system-out", "failure", "skipped"]
+    book.run("--report", "r.json", exit_code=1)
+    assert json.loads((book.folder / "r.json").read_text())["why"].startswith("step s2")
+    book.run("--report", "r.md", exit_code=1)
+    assert r"<\|>" in (book.folder / "r.md").read_text()
+    (book.folder / "ran").unlink()
+    assert "name it .md" in book.say("run", str(book.file), "--report", "r.doc", exit_code=2)[1]
+    assert book.say("run", str(book.file), "--report", "no/r.md", exit_code=3)
+    assert not (book.folder / "ran").exists()
+
+
+def test_without_a_state_folder_it_runs_all_the_same(book: Book) -> None:
+    book.write(f"shell: 'true'\n{OK}")
+    (book.folder / "STATE").write_text("a file")
+    out, err = book.say("run", str(book.file))
+    assert "no journal of this run can be written" in err
+    assert "book: ok" in out
+
+
+SQL = [
+    "delete from credit_accounts",
+    "commit; delete from credit_accounts",
+    "set transaction read write; delete from credit_accounts",
+    "do $$ begin set transaction read write; delete from credit_accounts; end $$",
+    "select set_config('transaction_read_only', 'off', true); delete from credit_accounts",
+    "with gone as (delete from credit_accounts returning 1) select * from gone",
+]
+
+
+def test_sql_is_read_only_unless_declared_and_its_values_are_bound(place: Place) -> None:
+    place.sql("insert into credit_accounts values ('ann', 5)")
+    file = place.folder / "book.yaml"
+
+    def run(sql: str, *args: str, exit_code: int) -> str:
+        variables = "variables: {who: {type: text, default: x, help: x}}\n"
+        expect = "expect: [{path: 'rows[0].balance', operator: equals, value: 5}]"
+        step = f"  - step: sql\n    does: It.\n    sql: {sql}\n    {expect}\n"
+        use = '  - step: use\n    does: It.\n    shell: test "${who}"\n    ' + OK + "\n"
+        file.write_text(HEAD.format(name="book") + variables + "steps:\n" + step + use)
+        return place.say("runbook", "run", str(file), *args, exit_code=exit_code).stdout
+
+    for text in SQL:
+        run(f"{{query: {json.dumps(text)}}}", exit_code=1)
+        assert len(place.sql("select from credit_accounts")) == 1, text
+    who = "{query: 'select balance from credit_accounts where user_id = ${who}'}"
+    assert "found nothing there" in run(who, "--var", "who=x' or 'a' = 'a", exit_code=1)
+    assert "book: ok" in run(who, "--var", "who=ann", exit_code=0)
+    change = "update credit_accounts set balance = balance where user_id = 'ann' returning balance"
+    run(f'{{query: "{change}"}}', exit_code=1)
+    run(f'{{query: "{change}", writes: true}}', exit_code=0)
+
+
+def test_a_protected_database_is_named(place: Place) -> None:
+    place.env["GENCTL_PROTECTED"] = "on"
+    file = place.folder / "book.yaml"
+    step = "steps:\n  - step: pause\n    does: It.\n    dangerous: true\n    genctl: [sweep]\n    "
+    file.write_text(HEAD.format(name="book") + step + OK + "\n")
+    name = place.dsn.split("?")[0].rpartition("/")[2]
+    for yes in ("--yes=other", "--yes"):
+        assert name in place.say("runbook", "run", str(file), yes, exit_code=2).stderr
+    place.say("runbook", "run", str(file), f"--yes={name}")
+
+
+def test_a_command_gives_what_the_command_line_gives(place: Place) -> None:
+    """The same document, exit code and settings; where it would ask, the runbook does."""
+    file, session = place.folder / "book.yaml", place.enqueue()
+    place.env["ARK_BASE_URL"] = "https://ark.example.test/api/v3"
+    words = {
+        "show": f"[sessions, show, {session}]",
+        "none": "[sessions, show, nothing]",
+        "config": "[config, show]",
+        "order": "[enqueue, --sensitive, --grant, 100]",
+    }
+    file.write_text(
+        HEAD.format(name="book")
+        + "steps:\n"
+        + "".join(
+            f"  - step: {name}\n    does: It.\n    genctl: {text}\n"
+            f"    expect: [{{path: exit, operator: equals, value: {4 if name == 'none' else 0}}}]\n"
+            for name, text in words.items()
+        )
+    )
+    run = ("runbook", "run", str(file), "-S", "max_attempts=7", "-o", "json")
+    assert "answer with --yes" in json.loads(place.say(*run, exit_code=1).stdout)["why"]
+    done = json.loads(place.say(*run, "--yes").stdout)
+    steps = json.loads(place.say("runbook", "history", done["run"], "-o", "json").stdout)["steps"]
+    gave = {step["step"]: step["output"] for step in steps}
+    assert gave["show"]["json"] == place.genctl("sessions", "show", session)
+    assert gave["none"]["error"] == place.error("sessions", "show", "nothing", exit_code=4)
+    (attempts,) = [row for row in gave["config"]["json"] if row["setting"] == "max_attempts"]
+    assert attempts["value"] == 7
+    assert gave["order"]["json"]["status"] == "queued"
+    assert "target: database" in gave["order"]["stderr"]

@@ -1,0 +1,259 @@
+"""Conditions, values, masks and what is resumed: pure functions, and what always holds of them."""
+
+import json
+from base64 import b64encode
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from genctl.domain.conditions import (
+    Condition,
+    UncomparableError,
+    complaint,
+    holds,
+    mistake,
+    path_mistake,
+    roots,
+)
+from genctl.domain.masking import MASK, Masker
+from genctl.domain.runbooks import fill, names_in, past, references, refusal, spoken, statement
+
+OPERATORS: list[Any] = [
+    *("equals", "not_equals", "less", "at_most", "greater", "at_least", "contains", "lacks", "one_of"),
+]
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+DOCUMENTS = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+SECRETS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="*x"), min_size=1, max_size=30)
+
+
+def at(operator: Any, value: Any, path: str = "x") -> Condition:
+    return Condition(path=path, operator=operator, value=value)
+
+
+@pytest.mark.parametrize(
+    ("found", "operator", "value", "so"),
+    [
+        *[
+            (3, "equals", 3, True),
+            (3, "equals", 3.0, True),
+            (3, "not_equals", 4, True),
+            ("a", "equals", "b", False),
+        ],
+        *[(3, "less", 4, True), (4, "at_most", 4, True), (5, "greater", 4, True), (3, "at_least", 4, False)],
+        *[("abc", "contains", "b", True), ("abc", "lacks", "b", False), ([1, "a"], "contains", "a", True)],
+        *[
+            ([], "contains", 1, False),
+            ([], "lacks", 1, True),
+            (2, "one_of", [1, 2], True),
+            (2, "one_of", [3], False),
+        ],
+        *[(None, "exists", False, True), (0, "exists", True, True), ("", "exists", False, False)],
+        *[
+            ([1, [2]], "equals", [1, [2]], True),
+            ([1], "equals", [True], False),
+            ({"a": 1}, "equals", {"a": 1}, True),
+        ],
+    ],
+)
+def test_operators(found: Any, operator: Any, value: Any, so: bool) -> None:
+    condition = at(operator, value)
+    assert holds(condition, {"x": found}) == so
+    assert (complaint(condition, {"x": found}) is None) == so
+
+
+@pytest.mark.parametrize(
+    ("found", "operator", "value"),
+    [
+        *[
+            (1, "equals", "1"),
+            (1, "equals", True),
+            ("1", "not_equals", 1),
+            (1, "less", "2"),
+            ([1], "less", 2),
+        ],
+        *[("abc", "contains", 1), (3, "contains", 3), ([1], "contains", "1"), (1, "one_of", ["1"])],
+        *[(1, "exists", "yes"), (1, "one_of", 1)],
+    ],
+)
+def test_values_of_two_kinds_are_a_mistake_and_never_merely_unequal(
+    found: Any, operator: Any, value: Any
+) -> None:
+    """Or a condition whose value was mistyped would pass over a step in silence."""
+    with pytest.raises(UncomparableError):
+        holds(at(operator, value), {"x": found})
+    assert complaint(at(operator, value), {"x": found})
+
+
+@given(st.sampled_from(OPERATORS), DOCUMENTS.filter(lambda value: value is not None))
+def test_what_is_not_there_satisfies_nothing_but_its_absence(operator: Any, value: Any) -> None:
+    assume(operator != "one_of" or isinstance(value, list))
+    assert "nothing there" in str(complaint(at(operator, value), {"y": 1}))
+    assert complaint(at("exists", value=False), {"y": 1}) is None
+
+
+@given(DOCUMENTS, st.sampled_from([*OPERATORS, "exists"]), DOCUMENTS)
+def test_every_condition_is_so_or_not_or_a_mistake(found: Any, operator: Any, value: Any) -> None:
+    told = complaint(at(operator, value), {"x": found})
+    try:
+        assert holds(at(operator, value), {"x": found}) == (told is None)
+    except UncomparableError:
+        assert told is not None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *[at("equals", None), at("one_of", 3), at("one_of", []), at("less", [1]), at("exists", 1)],
+    ],
+)
+def test_a_condition_that_can_never_be_right_is_told_beforehand(bad: Condition) -> None:
+    assert mistake(bad)
+
+
+@pytest.mark.parametrize("path", ["a[", "", "a b", "length("])
+def test_a_path_that_is_none_is_told_beforehand(path: str) -> None:
+    assert path_mistake(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("a", {"a"}),
+        ("a.b[0].c", {"a"}),
+        ("a[?b==`1`].c | [0]", {"a"}),
+        ("length(a) == b", {"a", "b"}),
+        ("{x: a, y: b.c}", {"a", "b"}),
+        ("@", set()),
+    ],
+)
+def test_the_values_that_a_path_asks_for(path: str, names: set[str]) -> None:
+    assert roots(path) == names
+
+
+# --- values
+
+
+@given(
+    DOCUMENTS, st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True), DOCUMENTS, max_size=3)
+)
+def test_a_value_is_put_in_whole_and_never_read_again(thing: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        assert fill(f"${{{name}}}", values) == value
+        assert fill({"a": [f"${{{name}}}"]}, values) == {"a": [value]}
+        assert fill(f"x ${{{name}}}", values) == f"x ${{{name}}}"
+    if not any(references(thing)):
+        assert fill(thing, values) == thing
+
+
+def test_a_value_that_is_not_known_is_an_error_with_its_name() -> None:
+    with pytest.raises(KeyError, match="lost"):
+        fill(["${lost}"], {})
+
+
+def test_a_statement_binds_its_values() -> None:
+    text = "select '100%' from t where id = ${id} and name like ${name} or id = ${id}"
+    assert statement(text) == "select '100%%' from t where id = %(id)s and name like %(name)s or id = %(id)s"
+    assert names_in(text) == ["id", "name"]
+    assert names_in('set -- ${a}; echo "${1%,} $HOME ${A}"') == ["a"]
+    assert spoken("mend ${code}, then ${what}", {"code": 5}) == "mend 5, then ${what}"
+
+
+# --- secrets
+
+
+@given(SECRETS, st.text(), st.text())
+def test_a_secret_is_nowhere_to_be_found(secret: str, before: str, after: str) -> None:
+    """Neither as it is, nor as URLs, JSON or base64 spell it, in values and in keys."""
+    forms = {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], b64encode(secret.encode()).decode()}
+    thing = {before + form + after: [form, {"x": form + after}] for form in forms}
+    for text in texts(Masker([secret])(thing)):
+        assert [form for form in forms if form in text.replace("x", "")] == []
+
+
+def texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return [text for one in inner for text in texts(one)]
+
+
+@given(DOCUMENTS)
+def test_without_secrets_nothing_changes(thing: Any) -> None:
+    assert Masker(["", None, True])(thing) == thing
+
+
+@given(st.binary(max_size=9), st.text("abcdefgh-_%é", min_size=8), st.binary(max_size=9))
+def test_base64_of_a_longer_text_tells_no_more_than_its_ends(
+    before: bytes, secret: str, after: bytes
+) -> None:
+    seen = Masker([secret]).text(b64encode(before + secret.encode() + after).decode())
+    assert MASK in seen
+    assert len(seen) <= (len(before) + len(after)) * 4 / 3 + 4 + 4 + len(MASK)
+
+
+def test_numbers_and_lines_of_a_secret_are_masked_too() -> None:
+    mask = Masker([90210, "-----BEGIN-----\nMIIEvQIBADANBg\n-----END-----"])
+    assert mask({"zip": 90210, "key": "it is MIIEvQIBADANBg"}) == {"zip": MASK, "key": f"it is {MASK}"}
+
+
+# --- history
+
+BEGUN = {
+    "event": "begun",
+    "run": "r1",
+    "runbook": "x",
+    "file": "/x.yaml",
+    "sha256": "1",
+    "who": "ann",
+    "at": "now",
+    "values": {"user": "ann", "key": MASK},
+    "hidden": ["key"],
+    "done": [],
+}
+
+
+def ended(step: str, state: str, **more: Any) -> dict[str, Any]:
+    return {
+        "event": "step.ended",
+        "step": step,
+        "state": state,
+        "always": False,
+        "saved": {},
+        "hidden": [],
+    } | more
+
+
+def test_a_run_that_was_killed_is_interrupted_and_its_masks_are_no_values() -> None:
+    events = [
+        BEGUN,
+        ended("a", "ok", saved={"token": MASK, "count": 3}, hidden=["token"]),
+        ended("b", "skipped"),
+        ended("c", "failed"),
+        ended("z", "ok", always=True),
+    ]
+    was = past(events)
+    assert (was.state, was.exit_code, was.failed, list(was.done)) == ("interrupted", None, "c", ["a", "b"])
+    assert (was.values, list(was.hidden)) == ({"user": "ann", "count": 3}, ["key", "token"])
+    assert refusal(was, "1", force=False) is None
+    assert "changed" in str(refusal(was, "2", force=False))
+    assert refusal(was, "2", force=True) is None
+    over = past([*events, {"event": "ended", "state": "ok", "exitCode": 0}])
+    assert "nothing to resume" in str(refusal(over, "1", force=True))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(["ok", "failed", "skipped", "interrupted"]))
+    )
+)
+def test_only_what_went_well_is_done(steps: list[tuple[str, str]]) -> None:
+    was = past([BEGUN, *(ended(step, state) for step, state in steps)])
+    assert list(was.done) == [step for step, state in steps if state in {"ok", "skipped"}]
+    assert MASK not in was.values.values()
