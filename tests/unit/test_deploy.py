@@ -36,8 +36,9 @@ def _texts() -> list[str]:
     """What a worker and an API process show once everything has happened in them."""
     worker, api = WorkerMetrics(), Metrics()
     worker.follow(jobs=lambda: 1, calls=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open")
-    success = Success((Image("https://host/i.png"),))
-    for result in (success, *(failure(c, o) for c in Category for o in Outcome)):
+    results: list[Success | Failure] = [Success((Image("https://host/i.png"),))]
+    results += [failure(category, outcome) for category in Category for outcome in Outcome]
+    for result in results:
         worker.called(result, 1.0)
         worker.settled(result, 0.1)
         if isinstance(result, Failure):

@@ -5,13 +5,17 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
+import structlog
+
 from genctl.base.metrics import WorkerMetrics
 from genctl.domain.model import GenctlError
 from genctl.pipeline import Pipeline
 
+EVERY_S = 15.0
+
 T = TypeVar("T")
 
-EVERY_S = 15.0
+log = structlog.stdlib.get_logger()
 
 
 async def watch(at: Pipeline, metrics: WorkerMetrics) -> None:
@@ -28,4 +32,7 @@ async def _keep(ask: Callable[[], Awaitable[T]], tell: Callable[[T | None], None
             tell(await ask())
         except GenctlError:
             tell(None)
+        except Exception:  # a bug in what only tells must not end the worker
+            tell(None)
+            log.exception("standing.bug")
         await asyncio.sleep(EVERY_S)
