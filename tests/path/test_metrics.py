@@ -17,7 +17,7 @@ from genctl.services.worker import Until, Worker
 
 
 def told(metrics: WorkerMetrics) -> dict[str, float]:
-    """Samples by name and label values: `genctl_worker_settled_total failed content_policy Code`."""
+    """Samples by name and label values: in the labels' order: `genctl_sessions queued`."""
     families = text_string_to_metric_families(metrics.text().decode())
     samples = (sample for family in families for sample in family.samples)
     return {" ".join(filter(None, [s.name, *s.labels.values()])): s.value for s in samples}
@@ -42,7 +42,7 @@ async def test_each_job_is_counted_by_what_it_came_to(kit: Kit, metrics: WorkerM
     found = told(metrics)
     expected = {
         "settled_total completed": 1,
-        "settled_total failed content_policy OutputImageSensitiveContentDetected": 1,
+        "settled_total content_policy OutputImageSensitiveContentDetected failed": 1,
         "retries_total InternalServiceError": 1,
         "dlq_sends_total": 1,
         "duplicate_deliveries_total": 1,

@@ -20,6 +20,7 @@ from genctl.domain.rules import RULES, rule_of
 
 MOST_CODES = 100
 OTHER = "other"
+IMAGE = "image"
 CALL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300)  # seconds
 SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
 PILES = ("queued", "processing", "jobs_owed", "copies_owed", "dead_leases", "refunds_pending")
@@ -116,13 +117,14 @@ class WorkerMetrics(Meters):
             "duplicate_deliveries",
             "Deliveries that found nothing to claim: somebody else's, over, or not due yet.",
         )
-        self._calls = Histogram(
+        calls = Histogram(
             "genctl_worker_call_seconds",
             "Provider calls by outcome: image, refused or unknown.",
             ["outcome"],
             buckets=CALL_BUCKETS,
             registry=self.registry,
         )
+        self._calls = {outcome: calls.labels(outcome) for outcome in (IMAGE, *Outcome)}
         self._settles = Histogram(
             "genctl_worker_settle_seconds",
             "From an answer to its settled row.",
@@ -162,8 +164,8 @@ class WorkerMetrics(Meters):
 
     def called(self, result: Success | Failure, seconds: float) -> None:
         """A provider call has come to this."""
-        outcome = result.outcome if isinstance(result, Failure) else "image"
-        self._calls.labels(outcome).observe(seconds)
+        outcome = result.outcome if isinstance(result, Failure) else IMAGE
+        self._calls[outcome].observe(seconds)
         if outcome is Outcome.UNKNOWN:
             self._unknown.inc()
 
