@@ -17,6 +17,7 @@ import pytest
 from tests.kit import Kit, free_port, until
 
 from genctl import gate
+from genctl.base.batch import Together
 from genctl.domain.model import (
     Category,
     Failure,
@@ -87,7 +88,8 @@ def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         return await delete(receipts)
 
     monkeypatch.setattr(queue, "hide", hiding)
-    monkeypatch.setattr(queue, "delete", deleting)
+    monkeypatch.setattr(kit.at, "_hides", Together(hiding))
+    monkeypatch.setattr(kit.at, "_deletes", Together(deleting))
     return found
 
 
