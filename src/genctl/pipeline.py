@@ -380,6 +380,10 @@ class Pipeline:
         if error:  # it comes back, and the row ends it then
             log.warning("message.delete.failed", messageId=message.message_id, error=error)
 
+    async def show(self, message: Message) -> None:
+        """Let the message be received again at once. Raises GenctlError."""
+        await self._hide(message, 0)
+
     async def _hide(self, message: Message, seconds: int) -> None:
         error = await self._hides((message.receipt, seconds))
         if error:

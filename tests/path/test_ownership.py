@@ -17,6 +17,7 @@ import pytest
 from tests.kit import Kit, free_port, until
 
 from genctl import gate
+from genctl.base.batch import Together
 from genctl.domain.model import (
     Category,
     Failure,
@@ -29,7 +30,7 @@ from genctl.domain.model import (
 )
 from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import DatabaseGoneError
-from genctl.edges.sqs import Outgoing
+from genctl.edges.sqs import Message, Outgoing
 from genctl.hold import Hold
 from genctl.pipeline import Pipeline
 from genctl.services.liveness import Liveness, telling
@@ -87,7 +88,8 @@ def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         return await delete(receipts)
 
     monkeypatch.setattr(queue, "hide", hiding)
-    monkeypatch.setattr(queue, "delete", deleting)
+    monkeypatch.setattr(kit.at, "_hides", Together(hiding))
+    monkeypatch.setattr(kit.at, "_deletes", Together(deleting))
     return found
 
 
@@ -223,6 +225,47 @@ async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
             person.commit()
     assert (await kit.row(session)).status is Status.FAILED
     assert touched == [("hide", 0)]
+
+
+async def test_a_stop_that_meets_a_look_at_the_gate_asks_for_nothing_more(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(kit.at, concurrency=5, grace_s=0.0, until=Until())
+    looking, seen = asyncio.Event(), asyncio.Event()
+
+    async def allowance(most: int) -> int:
+        looking.set()
+        await seen.wait()
+        return most
+
+    async def receive(*_: object, **__: object) -> list[Message]:
+        pytest.fail("it asked for more")
+
+    monkeypatch.setattr(worker.gatekeeper, "allowance", allowance)
+    monkeypatch.setattr(kit.at.queue, "receive", receive)
+    running = asyncio.create_task(worker.run())
+    await looking.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await until(lambda: true(worker._told.is_set()))
+    seen.set()
+    await running
+
+
+async def test_as_long_as_answers_are_full_more_is_asked_for_at_once(kit: Kit) -> None:
+    """And no more is received than the worker has hands for."""
+    for _ in range(60):
+        await kit.enqueue("slow-success")
+    most = 0
+    async with working(kit.at) as worker:
+        worker.concurrency = 35
+
+        async def all_hands() -> bool:
+            nonlocal most
+            most = max(most, len(worker._jobs))
+            return most == 35
+
+        await until(all_hands)
+    assert most == 35
 
 
 async def test_a_failure_that_came_late_is_kept_in_the_trace(kit: Kit) -> None:

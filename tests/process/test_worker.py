@@ -63,7 +63,7 @@ def test_the_two_events_of_a_failure_are_logged_as_json_with_their_ids(place: Pl
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_idle_worker_ends_by_a_signal(place: Place, number: signal.Signals) -> None:
     with place.worker() as worker:
-        assert worker.end(number, within_s=5) == 0
+        assert worker.end(number, within_s=10) == 0  # a long poll is awaited
         assert worker.events("worker.stopped")
 
 

@@ -181,6 +181,7 @@ def test_a_second_signal_ends_a_worker_whose_database_hangs(place: Place, tmp_pa
             worker.until("worker.stopping", calls=1)
             assert worker.end(TERM, within_s=5) == 0
     assert worker.events("worker.left", jobs=1)
+    assert in_flight(place) == (1, 0), "its message is shown, though its row could not be told"
 
 
 # Whether it lives

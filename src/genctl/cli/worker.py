@@ -30,9 +30,9 @@ from genctl.cli.output import Output
     show_default=True,
     help="After a signal, how long calls under way are awaited.",
 )
-@click.option("--once", is_flag=True, help="End after one receive.")
+@click.option("--once", is_flag=True, help="End after one receive; behind a closed gate it waits for that.")
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
-@click.option("--drain", is_flag=True, help="End when the queue is empty.")
+@click.option("--drain", is_flag=True, help="End when the queue is empty; not behind a closed gate.")
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),

@@ -31,8 +31,10 @@ DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # what a stop waits for
 TOLD = 20  # sessions in such a line
-NOW_S = 2.0  # after a second signal, to let the rows know
+NOW_S = 1.5  # after a second signal, to let the rows know
 LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs keeps no process
+SHOW_S = 0.4  # and then to show the messages
+MORE = 2  # receives at once beside the first, while the answers are full
 POOL_SIZE = 16
 
 log = structlog.stdlib.get_logger()
@@ -89,6 +91,10 @@ class Worker:
         self._changed = asyncio.Event()  # a job has ended, or we are told to stop
         self._jobs: dict[asyncio.Task[None], Message] = {}
         self._received = 0
+        self._asked = 0  # messages that receives under way may bring
+        self._full = asyncio.Event()  # the last answer was full: there is more
+        self._over = False  # the first receiver has ended
+        self._leaving: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")  # monotonic
         self._exit: asyncio.TimerHandle | None = None
         self.liveness = Liveness()
@@ -161,8 +167,16 @@ class Worker:
         self._tell("worker.stopping", graceS=self.grace_s)
 
     def _leave(self) -> None:
+        self._leaving = asyncio.create_task(self._left())
+
+    async def _left(self) -> None:
         """End the process although something hangs; what it had in its hands comes back by itself."""
         log.warning("worker.left", jobs=len(self._jobs))
+        lost = {hold.task for hold in self.at.holds if hold.stale}
+        ours = [(message.receipt, 0) for task, message in self._jobs.items() if task not in lost]
+        with suppress(GenctlError, TimeoutError):
+            async with asyncio.timeout(SHOW_S):
+                await self.at.queue.hide(ours)
         os._exit(0)
 
     def _let_go(self) -> None:
@@ -177,8 +191,19 @@ class Worker:
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _receive(self) -> None:
+        """Receive until we are told to stop or have what we are to have."""
+        alone = self.until.once or self.until.max_jobs is not None
+        async with asyncio.TaskGroup() as more:
+            for _ in range(0 if alone else MORE):
+                more.create_task(self._ask_for_more())
+            await self._ask()
+            self._over = True
+            self._full.set()
+
+    async def _ask(self) -> None:
+        wait_s = DRAIN_WAIT_S if self.until.drain else WAIT_S
         while not self._told.is_set():
-            wanted = min(BATCH, self.concurrency - len(self._jobs), self._jobs_left())
+            wanted = min(BATCH, self._free(), self._jobs_left())
             if wanted <= 0:
                 if self._jobs_left() <= 0:
                     return
@@ -192,25 +217,54 @@ class Worker:
                 if not wanted:
                     await self._change(LOOK_S)
                     continue
-                messages = await self.at.queue.receive(
-                    wanted, wait_s=DRAIN_WAIT_S if self.until.drain else WAIT_S, visibility_s=LEASE_S
-                )
-                self.liveness.answered()
-                if messages and (
-                    self._told.is_set() or await self.gatekeeper.allowance(BATCH) < len(messages)
-                ):
-                    await self.at.queue.hide([(message.receipt, 0) for message in messages])
-                    continue
-                drained = self.until.drain and not messages and await self._is_drained()
+                found = await self._take(wanted, wait_s)
+                drained = self.until.drain and found == 0 and await self._is_drained()
             except GenctlError as error:
                 log.warning("worker.trouble", error=error.message, fix=error.fix)
                 self.liveness.trouble = error.message
                 await self._change(TROUBLE_PAUSE_S)
                 continue
-            for message in messages:
-                self._start(message)
-            if self.until.once or drained:
+            if found is not None and (self.until.once or drained):
                 return
+
+    async def _ask_for_more(self) -> None:
+        """As the first receiver does, as long as it and we get all that we ask for."""
+        while not self._over:
+            await self._full.wait()
+            if self._told.is_set() or self._over:
+                return
+            try:
+                wanted = min(BATCH, self._free())
+                if wanted == BATCH and await self._allowance(BATCH) == BATCH and self.gatekeeper.is_open:
+                    await self._take(BATCH, DRAIN_WAIT_S)
+                else:
+                    self._full.clear()
+            except GenctlError:  # the first will meet it, and say so
+                self._full.clear()
+
+    async def _take(self, wanted: int, wait_s: int) -> int | None:
+        """Receive at most so many and begin with them; how many, None when they were given back."""
+        if self._told.is_set():
+            return None
+        self._asked += wanted
+        try:
+            messages = await self.at.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
+        finally:
+            self._asked -= wanted
+        self.liveness.answered()
+        if len(messages) < BATCH:
+            self._full.clear()
+        elif not self._over:
+            self._full.set()
+        if messages and (self._told.is_set() or await self.gatekeeper.allowance(BATCH) < len(messages)):
+            await self.at.queue.hide([(message.receipt, 0) for message in messages])
+            return None
+        for message in messages:
+            self._start(message)
+        return len(messages)
+
+    def _free(self) -> int:
+        return self.concurrency - len(self._jobs) - self._asked
 
     def _jobs_left(self) -> int:
         return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
@@ -218,7 +272,7 @@ class Worker:
     async def _allowance(self, most: int) -> int:
         """How many messages may be received now, at most so many; and why none, for /healthz."""
         allowed = await self.gatekeeper.allowance(most)
-        waiting = len(self._jobs) - sum(hold.sent for hold in self.at.holds)
+        waiting = len(self._jobs) - sum(hold.sent for hold in self.at.holds) + self._asked
         room = self._turns.room(waiting, allowed)
         if not room:
             held = "their turn is not soon: the rate, or a Retry-After" if allowed else "the gate is closed"
@@ -253,15 +307,20 @@ class Worker:
         try:
             await carry(message, self.at)
         except asyncio.CancelledError:
-            with suppress(GenctlError):  # then it comes back later
-                await self.at.queue.hide([(message.receipt, 0)])
+            await self._show(message)
             raise
         except LeaseLostError:
             self.metrics.lease_losses.inc()  # touch nothing more of it
         except GenctlError as error:  # the message comes back, and the row says what is left to do
             log.warning("job.trouble", messageId=message.message_id, error=error.message, fix=error.fix)
+            if self._told.is_set():
+                await self._show(message)
         except Exception:  # a bug in one job must not take the others with it
             log.exception("job.bug", messageId=message.message_id)
+
+    async def _show(self, message: Message) -> None:
+        with suppress(GenctlError):  # then it comes back later
+            await self.at.show(message)
 
     async def _keep_leases(self) -> None:
         """Renew the lease of every session in our hands; never behind a queue that is slow."""
