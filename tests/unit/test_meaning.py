@@ -1,5 +1,6 @@
 """`explain` and `classify`: what a code and a recorded answer mean, and the redacted line for the corpus."""
 
+import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -249,3 +250,46 @@ def test_an_answer_that_never_came_is_a_line_too() -> None:
 
 def test_a_surrogate_in_a_recorded_body_stays_an_answer() -> None:
     assert Line(status=400, body="\ud800").answer() == Answer(400, {}, b"\xed\xa0\x80")
+
+
+SECRETS = {
+    "api_key": "sesame-1", "password": "sesame-2", "access_token": "sesame-3", "cookie": "a=sesame-4; b=sesame-5",
+    "X-Tos-Signature": "sesame-6", "request_id": "AbC-xyz-sesame", "id": "pred-sesame", "user_id": "sesame-7",
+    "negative_prompt": "sesame", "prompts": ["sesame"], "input": {"prompt": "sesame"}, "caption": "sesame",
+    "messages": [{"content": "sesame"}], "user": {"name": "sesame", "phone": "sesame", "ip": "sesame"},
+    "ada@sesame.example": 1, "url": "https://a.example/x.jpeg?st=sesame&Policy=sesame",
+}  # fmt: skip
+
+
+def test_a_line_of_the_corpus_holds_nothing_private() -> None:
+    """Whatever it is called and however deep it lies; the verdict is as before."""
+    body = {
+        "error": {"code": "InvalidParameter", "message": "The size is not valid.", "more": [SECRETS]}
+    } | SECRETS
+    headers = {"x-request-id": "AbCdEf-sesame-77", "server": "x"}
+    line = corpus_line(Answer(400, headers, json.dumps(body).encode()), "ark", NOW)
+    written = msgspec.json.encode(line).decode()
+    assert "sesame" not in written
+    assert line.expect["code"] == "InvalidParameter"
+    assert line.expect["userMessage"] == "The size is not valid."
+
+
+def test_a_line_whose_verdict_hangs_on_something_private_is_refused() -> None:
+    body = json.dumps({"error": {"code": "sk-proj-sesame1234567890", "message": "no"}})
+    with pytest.raises(GenctlError, match="would be another") as caught:
+        corpus_line(Answer(400, {}, body.encode()), "ark", NOW)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("status", [99999, -5, 0])
+def test_a_line_with_no_http_status_is_refused(status: int) -> None:
+    with pytest.raises(GenctlError, match="no HTTP status"):
+        answer_of(json.dumps({"status": status, "body": "x"}).encode(), "ark")
+
+
+def test_an_answer_that_was_packed_is_read_as_the_worker_reads_it() -> None:
+    packed = gzip.compress(b'{"error":{"code":"InvalidParameter","message":"no"}}')
+    head = b"HTTP/1.1 400 Bad Request\r\ncontent-encoding: gzip\r\n\r\n"
+    answer = answer_of(head + packed, "ark")
+    assert isinstance(answer, Answer)
+    assert b"InvalidParameter" in answer.body

@@ -151,6 +151,8 @@ _NO_SENTENCE = re.compile(
 )
 # What removals leave behind, in this order.
 _TIDY = (
+    (re.compile(r" ?\(E\d{3,5}\)(?: \([\w-]{8,32}\))?"), ""),  # Replicate's code, and the prediction
+    (re.compile(r"([。！？])(?: ?[。！？])+"), r"\1"),
     (re.compile(r"\s+"), " "),
     (re.compile(r"(?<![^ ])[(\[（【][ ,;:.]*[)\]）】]"), ""),
     (re.compile(r"[ ,;:]+(?=[)\]）】])"), ""),

@@ -136,7 +136,7 @@ GENERIC = Envelope(
 
 _LABEL = (
     r"[\"']?(?<![a-z0-9])(?:x[-_])?(?:(?:ark|csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?)?"
-    r"(?:request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?(?![a-z])"
+    r"(?:req(?:uest)?|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?(?![a-z])"
 )
 # With a colon whatever follows is the id; without one it must look like an id.
 LABELLED_ID = re.compile(
@@ -169,6 +169,7 @@ _TAIL = 2_048  # ids stand at the end of a message
 MARKUP = re.compile(r"\s*<(?:!doctype|!--|\?xml|[a-z][\w-]*[\s/>])", re.IGNORECASE)
 _MAX_WRAPS = 3  # a provider's answer in a gateway's in an SDK's text
 _WRAPPED_CHARS = 32_768
+_CUT = re.compile(r'^\s*\{.{0,200}"code"\s*:\s*"([\w.]{1,100})"', re.DOTALL)
 _DECODER = json.JSONDecoder(strict=False)
 
 
@@ -203,6 +204,10 @@ def read(answer: Answer, provider: str) -> Said:
     spoken = document is not None
     if not spoken and not MARKUP.match(text):
         message = text.strip() or None
+        if len(rows) > 1 and (
+            cut := _CUT.search(text[:_TAIL])
+        ):  # of an answer that broke off or was too long
+            code = code or cut[1]
 
     documents, inside = [document], message
     for _ in range(_MAX_WRAPS):
@@ -212,7 +217,9 @@ def read(answer: Answer, provider: str) -> Said:
         inner_code, inside = _words(documents[-1], (own, GENERIC))
         if inner_code:
             code, message, spoken = inner_code, inside, True
-    waits = (_first(wrapped, own.wait) for wrapped in documents)
+        elif inside and (message or "").startswith("{"):  # nothing but an envelope, without a code
+            message = inside
+    waits = (str(value) for wrapped in documents for path in own.wait for value in find(wrapped, path))
     wait = answer.headers.get("retry-after") or next(filter(None, waits), None)
     return Said(document, code, message, _request_id(answer, own, documents, message), spoken, wait)
 
@@ -291,7 +298,9 @@ def _as_json(printed: str) -> str:
         inside = match[0][1:-1].replace("\\'", "'").replace('\\"', '"').replace('"', '\\"')
         return '"' + inside.replace("\\x", "\\u00") + '"'
 
-    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b(?:None|True|False)\b", token, printed)
+    # possessive, and a quote that never ends goes to the end: a body of quotes alone would take for ever
+    quoted = r"'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|\"(?:[^\"\\]|\\.)*+(?:\"|\\?\Z)"
+    return re.sub(rf"{quoted}|\b(?:None|True|False)\b", token, printed, flags=re.DOTALL)
 
 
 def _request_id(answer: Answer, own: Envelope, documents: list[object], message: str | None) -> str | None:

@@ -9,15 +9,22 @@ import msgspec
 
 from genctl.domain.classify import classify
 from genctl.domain.details import BODY_BYTES, REMOVED, build, stored
-from genctl.domain.envelopes import BARE_ID, ENVELOPES, GENERIC, LABELLED_ID, read
+from genctl.domain.envelopes import BARE_ID, ENVELOPES, GENERIC, LABELLED_ID, Envelope, find, read
 from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer
 from genctl.domain.rules import rule_of
+from genctl.edges.providers.ark import inflated
 
 KEPT_HEADERS = {"content-type", "server", "retry-after"}
-# What people wrote or are, wherever a provider repeats it.
+# What people wrote or are, with all that is below it; and what is a text that they wrote, or a secret.
 PRIVATE = re.compile(
-    r"(?:revised_)?prompt|input|text|image(?:_url)?|user|e?mail|b64_json|data", re.IGNORECASE
+    r".*prompt(?!Feedback).*|.*user.*|inputs?|content|messages|caption|phone|ip|e?mail", re.IGNORECASE
 )
+PRIVATE_TEXT = re.compile(
+    r"text|image(?:_url)?|b64_json|data|name|.*(?:key|passw|secret|token|cookie|signature|credential|auth).*",
+    re.IGNORECASE,
+)
+AN_ID = re.compile(r"id|.*_id|.*[a-z]Id|.*ID")
+QUERY = re.compile(r"(https?://[^\s?\"'<>]+\?)[^\s\"'<>]+")
 EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 HTTP = re.compile(rb"HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
@@ -49,7 +56,9 @@ def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | 
     if http := HTTP.match(raw):
         while following := HTTP.match(raw, http.end()):  # after 100 Continue
             http = following
-        return Answer(int(http[1]), _headers(http[2].decode("latin-1")), raw[http.end() :])
+        headers, body = _headers(http[2].decode("latin-1")), raw[http.end() :]
+        packed = headers.pop("content-encoding", "").lower() in {"gzip", "deflate"}
+        return Answer(int(http[1]), headers, inflated(body) if packed else body)
     try:
         document = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -60,9 +69,12 @@ def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | 
             return _stored(details)
         if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
             try:
-                return msgspec.convert(document, Line).answer()
+                line = msgspec.convert(document, Line)
             except msgspec.ValidationError as error:
                 raise GenctlError("NoAnswer", f"no recorded answer: {error}", exit_code=2) from None
+            if not line.no_answer and not 100 <= line.status <= 599:
+                raise GenctlError("NoAnswer", f"{line.status} is no HTTP status", exit_code=2)
+            return line.answer()
     said = read(Answer(status or 400, {}, raw), provider)
     rule = rule_of(said.code, said.message, provider)
     if not status and not rule:
@@ -88,53 +100,77 @@ def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
 
 
 def corpus_line(answer: Answer | NoAnswer, provider: str, now: datetime, name: str = "") -> Line:
-    """A line for tests/corpus/<provider>.jsonl: without secrets, people's words and real ids."""
-    line = Line(name=name, source="recorded")
+    """A line for tests/corpus/<provider>.jsonl: without secrets, people's words and real ids.
+
+    Raises GenctlError (exit 1) when what had to go decides the verdict.
+    """
+    line = Line(name=_redacted(name), source="recorded")
     if isinstance(answer, NoAnswer):
-        line.no_answer = msgspec.structs.replace(answer, message=_redacted(answer.message))
+        code, message = _redacted(answer.code), _redacted(answer.message)
+        line.no_answer = msgspec.structs.replace(answer, code=code, message=message)
     else:
         row = ENVELOPES.get(provider, GENERIC)
-        kept = KEPT_HEADERS.union(row.headers, row.code_headers, GENERIC.headers)
+        ids = {*row.headers, *GENERIC.headers}
         line.status = answer.status
-        line.headers = {name: _redacted(value) for name, value in answer.headers.items() if name in kept}
-        line.body = _body(answer.body)
-    verdict = classify(line.answer(), provider, now=now)
-    line.expect = {"requestId": verdict.request_id}
-    if isinstance(verdict, Failure):
-        details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
-        line.expect |= {"code": details.code, "category": details.category, "fatal": details.fatal}
-        line.expect |= {"outcome": details.outcome, "userMessage": details.user_message}
-    line.name = name or line.expect.get("code", "success")
+        line.headers = {
+            name: _mask(value) if name in ids else _redacted(value)
+            for name, value in answer.headers.items()
+            if name in KEPT_HEADERS or name in ids or name in row.code_headers
+        }
+        line.body = _body(answer.body, row)
+    line.expect, true = _verdict(line.answer(), provider, now), _verdict(answer, provider, now)
+    if changed := [key for key in ("code", "category", "fatal") if line.expect.get(key) != true.get(key)]:
+        raise GenctlError(
+            "VerdictLost", f"without what is private its {' and '.join(changed)} would be another",
+            "write the line by hand", exit_code=1,
+        )  # fmt: skip
+    line.name = line.name or line.expect.get("code", "success")
     return line
 
 
-def _body(raw: bytes) -> str:
+def _verdict(answer: Answer | NoAnswer, provider: str, now: datetime) -> dict[str, Any]:
+    verdict = classify(answer, provider, now=now)
+    told: dict[str, Any] = {"requestId": verdict.request_id}
+    if isinstance(verdict, Failure):
+        details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
+        told |= {"code": details.code, "category": details.category, "fatal": details.fatal}
+        told |= {"outcome": details.outcome, "userMessage": details.user_message}
+    return told
+
+
+def _body(raw: bytes, row: Envelope) -> str:
     text = raw.decode("utf-8-sig", "replace")
     try:
-        document = _without_people(msgspec.json.decode(text))
+        document = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return _redacted(text)
-    return msgspec.json.encode(document).decode()
+    paths = (*row.request_id, *GENERIC.request_id)
+    ids = {value for path in paths for value in find(document, path) if isinstance(value, str)}
+    codes = {value for path in row.code for value in find(document, path) if isinstance(value, str)}
+    return msgspec.json.encode(_without_people(document, "", ids, codes)).decode()
 
 
-def _without_people(value: Any) -> Any:
-    match value:
-        case Mapping():
-            return {
-                key: REMOVED
-                if PRIVATE.fullmatch(key) and isinstance(inside, str)
-                else _without_people(inside)
-                for key, inside in value.items()
-            }
-        case list():
-            return [_without_people(inside) for inside in value]
-        case str():
-            return _redacted(value)
-    return value
+def _without_people(value: Any, key: str, ids: set[str], codes: set[str]) -> Any:
+    if PRIVATE.fullmatch(key):
+        return REMOVED
+    if isinstance(value, Mapping):
+        return {_redacted(k): _without_people(inside, k, ids, codes) for k, inside in value.items()}
+    if isinstance(value, list):
+        return [_without_people(inside, key, ids, codes) for inside in value]
+    return _text(value, key, ids, codes) if isinstance(value, str) else value
+
+
+def _text(text: str, key: str, ids: set[str], codes: set[str]) -> str:
+    if text not in codes:
+        if text in ids or AN_ID.fullmatch(key):
+            return _mask(text)
+        if PRIVATE_TEXT.fullmatch(key) and not text.startswith(("https://", "http://")):
+            return REMOVED
+    return _redacted(text)
 
 
 def _redacted(text: str) -> str:
-    text = EMAIL.sub(REMOVED, stored(text, BODY_BYTES) or "")
+    text = EMAIL.sub(REMOVED, QUERY.sub(rf"\1{REMOVED}", stored(text, BODY_BYTES) or ""))
     return BARE_ID.sub(_masked, LABELLED_ID.sub(_masked, text))
 
 
@@ -142,5 +178,9 @@ def _masked(match: re.Match[str]) -> str:
     """An id of the same shape, from which nobody finds the request."""
     labelled = (match[1] or match[2] or "") if match.groups() else match[0]
     found = re.sub(r"^.*[^\w+/=-]", "", labelled)
-    masked = re.sub("[b-z]", "a", re.sub("[B-Z]", "A", re.sub(r"\d", "0", found[4:])))
-    return match[0].replace(found, found[:4] + masked) if found else match[0]
+    return match[0].replace(found, _mask(found)) if found else match[0]
+
+
+def _mask(text: str) -> str:
+    rest = re.sub("[b-z]", "a", re.sub("[B-Z]", "A", re.sub(r"\d", "0", text[4:])))
+    return text[:4] + rest

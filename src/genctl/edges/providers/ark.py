@@ -102,7 +102,7 @@ class Ark:
             return NoAnswer(code, text or type(why).__name__, sending.sent)
         said = {name.lower(): value for name, value in response.headers.items()}
         if said.get("content-encoding", "").lower() in {"gzip", "deflate"}:
-            answer = _inflate(answer)
+            answer = inflated(answer)
         return Answer(response.status, said, answer)
 
 
@@ -159,7 +159,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body[:MAX_BODY_BYTES])
 
 
-def _inflate(body: bytes) -> bytes:
+def inflated(body: bytes) -> bytes:
     """As much of a compressed body as is sound, up to the cap; the body as it came when nothing is."""
     try:
         return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_BODY_BYTES)
