@@ -149,6 +149,7 @@ def test_no_bytes_make_it_raise(provider: str, status: int, body: bytes, headers
         b"\xff" * 1_000_000,
         b'{"error":{"code":"\\ud800","message":"\\udfff"}}',
         b"\x00" * 1_000,
+        b'{"code"' * 100_000,
     ],
     ids=lambda body: repr(body[:40]),
 )
@@ -160,7 +161,10 @@ def test_hostile_bodies_are_answers_like_others(body: bytes) -> None:
 SAYS = {  # what a row that also looks at the text wants to find there
     "(?i)timed? ?out (?:while|when) (?:download|fetch)": "Timeout while downloading.",
     "(?i)free trial": "Your free trial is used up.",
-    "(?i)plan and billing|per day": "Too many tokens per day.",
+    "PerDay|(?i:per day)": "quotaId GenerateRequestsPerDayPerProject",
+    r"\bblockReason ": "blockReason OTHER",
+    r"(?i)\bbilled users\b": "It is only accessible to billed users.",
+    "has_nsfw_concepts True": "has_nsfw_concepts True",
     "(?i)per day": "Too many tokens per day.",
     "(?i)exhausted balance": "User is locked. Reason: Exhausted balance.",
     "(?i)^input validation": "Input validation error",

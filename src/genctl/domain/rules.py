@@ -15,8 +15,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     `codes` are shell patterns of codes without blanks; a code that none matches is looked up again
     without its last dotted part, and at last as no code at all, which only `*` matches. `says`, when
-    there, must be found in the message. `status` is the HTTP status that the
-    code comes with. `advice` is what an explicit setting may choose against the base rule.
+    there, must be found in the message and in what the envelope `tells` beside it. `status` is the
+    HTTP status that the code comes with, or counts as where it comes `inside` a 200. `advice` is what an explicit setting may choose against the base rule.
     `sentence` is what people read where that of the category would mislead.
     """
 
@@ -24,6 +24,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     codes: tuple[str, ...]
     category: Category
     says: str = ""
+    inside: bool = False
     advice: Literal["", "retry", "fatal"] = ""
     sentence: str = ""
     note: str = ""
@@ -117,32 +118,37 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "google": (
         Rule(status=400, codes=("SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT", "IMAGE_PROHIBITED_CONTENT",
-                                "BLOCKLIST", "SPII", "RECITATION", "IMAGE_RECITATION"), category=_POLICY,
+                                "BLOCKLIST", "SPII", "RECITATION", "IMAGE_RECITATION", "MODEL_ARMOR",
+                                "JAILBREAK"), category=_POLICY, inside=True,
              note="inside a 200: why a prompt was blocked, or why a candidate has no image"),
+        Rule(status=400, codes=("*",), category=_POLICY, says=r"\bblockReason ", inside=True,
+             note="inside a 200: any other `blockReason`"),
         Rule(status=400, codes=("*",), category=_POLICY,
              says=r"Responsible AI|sensitive words|usage guidelines",
              note="Imagen, as `raiFilteredReason` or as INVALID_ARGUMENT"),
         Rule(status=400, codes=("API_KEY_INVALID", "API_KEY_EXPIRED"), category=_AUTH),
         Rule(status=400, codes=("FAILED_PRECONDITION",), category=_AUTH,
              note="a country or a plan without access"),
+        Rule(status=400, codes=("INVALID_ARGUMENT",), says=r"(?i)\bbilled users\b", category=_AUTH,
+             note="the account has no billing"),
         Rule(status=400, codes=("INVALID_ARGUMENT", "OUT_OF_RANGE", "LANGUAGE"), category=_REQUEST),
         Rule(status=401, codes=("UNAUTHENTICATED", "ACCESS_TOKEN_*"), category=_AUTH),
         Rule(status=403, codes=("BILLING_DISABLED",), category=_QUOTA),
         Rule(status=403, codes=("PERMISSION_DENIED", "SERVICE_DISABLED", "CONSUMER_*", "API_KEY_*",
                                 "IAM_PERMISSION_DENIED"), category=_AUTH),
         Rule(status=404, codes=("NOT_FOUND",), category=_REQUEST),
-        Rule(status=429, codes=("RESOURCE_EXHAUSTED",), says=r"(?i)plan and billing|per day", category=_QUOTA,
-             advice="fatal", note="a quota of the plan"),
+        Rule(status=429, codes=("RESOURCE_EXHAUSTED",), says=r"PerDay|(?i:per day)", category=_QUOTA,
+             advice="fatal", note="a day's quota, by its `quotaId`"),
         Rule(status=429, codes=("RESOURCE_EXHAUSTED", "RATE_LIMIT_EXCEEDED"), category=_RATE),
         Rule(status=500, codes=("INTERNAL", "UNKNOWN"), category=_SERVER),
         Rule(status=503, codes=("UNAVAILABLE",), category=_SERVER),
         Rule(status=504, codes=("DEADLINE_EXCEEDED",), category=_SERVER),
         Rule(status=500, codes=("NO_IMAGE", "OTHER", "IMAGE_OTHER", "MALFORMED_*", "MAX_TOKENS"),
-             category=_SERVER, note="inside a 200: no image, for no reason of the job's"),
+             category=_SERVER, inside=True, note="inside a 200: no image, for no reason of the job's"),
     ),
     "stability": (
-        Rule(status=403, codes=("content_moderation", "CONTENT_FILTERED"), category=_POLICY,
-             note="`CONTENT_FILTERED` inside a 200"),
+        Rule(status=403, codes=("content_moderation",), category=_POLICY),
+        Rule(status=403, codes=("CONTENT_FILTERED",), category=_POLICY, inside=True, note="inside a 200"),
         Rule(status=400, codes=("invalid_prompts",), category=_POLICY),
         Rule(status=400, codes=("bad_request",), category=_REQUEST),
         Rule(status=401, codes=("unauthorized", "missing_authorization"), category=_AUTH),
@@ -150,16 +156,19 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(status=403, codes=("permission_denied",), category=_AUTH),
         Rule(status=429, codes=("insufficient_balance",), category=_QUOTA, advice="fatal"),
         Rule(status=429, codes=("rate_limit_exceeded",), category=_RATE),
-        Rule(status=500, codes=("internal_error", "internal_server_error", "ERROR"), category=_SERVER),
+        Rule(status=500, codes=("internal_error", "internal_server_error"), category=_SERVER),
+        Rule(status=500, codes=("ERROR",), category=_SERVER, inside=True, note="inside a 200"),
     ),
     "bfl": (
-        Rule(status=400, codes=("RequestModerated", "ContentModerated"), category=_POLICY,
+        Rule(status=400, codes=("RequestModerated", "ContentModerated"), category=_POLICY, inside=True,
              note="inside a 200: the prompt, or the image"),
         Rule(status=404, codes=("Tasknotfound",), category=_REQUEST, note="results live for minutes"),
-        Rule(status=500, codes=("Error", "Failed"), category=_SERVER, note="inside a 200"),
+        Rule(status=500, codes=("Error", "Failed"), category=_SERVER, inside=True, note="inside a 200"),
     ),
     "fal": (
         Rule(status=422, codes=("content_policy_violation",), category=_POLICY),
+        Rule(status=422, codes=("*",), category=_POLICY, says="has_nsfw_concepts True", inside=True,
+             note="inside a 200: the checker blacked out every image"),
         Rule(status=422, codes=("file_download_error", "image_load_error"), category=_NETWORK, advice="retry",
              sentence=REFERENCE, note="the reference image could not be fetched"),
         Rule(status=400, codes=("downstream_service_error",), category=_SERVER, advice="retry"),
@@ -172,7 +181,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(status=400, codes=("*",), category=_POLICY,
              says=r"(?i)\bnsfw\b|flagged as sensitive|content (?:policy|moderation)",
              note="a prediction that failed, inside a 200; with `E005` of some models"),
-        Rule(status=400, codes=("E005",), category=_POLICY),
+        Rule(status=400, codes=("E005",), category=_POLICY, inside=True, note="inside a 200"),
         Rule(status=422, codes=("*",), says=r"(?i)^input validation", category=_REQUEST),
     ),
 }  # fmt: skip
