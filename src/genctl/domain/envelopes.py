@@ -144,7 +144,7 @@ GENERIC = Envelope(
 
 _LABEL = (
     r"[\"']?(?<![a-z0-9])(?:x[-_])?(?:(?:ark|csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?)?"
-    r"(?:request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?(?![a-z])"
+    r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?|rid)(?![a-z])"
 )
 # With a colon whatever follows is the id; without one it must look like an id.
 LABELLED_ID = re.compile(
@@ -158,6 +158,7 @@ ID_SHAPES: dict[str, str] = {
     "ark": ARK_ID,
     "uuid": UUID,
     "openai": r"req_[0-9a-z]{6,64}",
+    "req-": r"req-(?=[a-z]{0,64}\d)[0-9a-z]{6,64}",
     "hex": r"[0-9a-f]{32}",
     "new-api": r"20\d{12,21}[a-z]{4,8}",
     "ark sdk": r"20\d{12}[0-9a-z]{20}",
@@ -167,7 +168,7 @@ ID_SHAPES: dict[str, str] = {
     "w3c": r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
 }
 BARE_ID = re.compile(
-    rf"(?<![0-9a-z])(?:id[:=：]?\s?)?(?<![0-9a-z])(?:{'|'.join(reversed(ID_SHAPES.values()))})(?![0-9a-z])",
+    rf"(?<![0-9a-z])(?:(?:session|identifier|ray|trace|request)[:=：]\s?|id[:=：]?\s?)?(?<![0-9a-z])(?:{'|'.join(reversed(ID_SHAPES.values()))})(?![0-9a-z])",
     re.IGNORECASE,
 )
 
