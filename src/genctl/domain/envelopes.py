@@ -172,6 +172,7 @@ BARE_ID = re.compile(
     re.IGNORECASE,
 )
 
+
 def id_in(match: re.Match[str]) -> str:
     """The id of a match of `LABELLED_ID` or `BARE_ID`; empty without one."""
     return next(filter(None, match.groups()), "") if match.re.groups else match[0]

@@ -15,9 +15,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     `codes` are shell patterns of codes without blanks; a code that none matches is looked up again
     without its last dotted part, and at last as no code at all, which only `*` matches. `says`, when
-    there, must be found in the message and in what the envelope `tells` beside it. `status` is the
-    HTTP status that the code comes with, or counts as where it comes `inside` a 200. `advice` is what an explicit setting may choose against the base rule.
-    `sentence` is what people read where that of the category would mislead.
+    there, must be found in the message or in what the envelope `tells` beside it. `status` is the HTTP
+    status that the code comes with, or counts as where it comes `inside` a 200. `advice` is what an
+    explicit setting may choose against the base rule. `sentence` is what people read where that of
+    the category would mislead.
     """
 
     status: int

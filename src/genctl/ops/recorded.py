@@ -24,12 +24,12 @@ PRIVATE = re.compile(
     re.IGNORECASE,
 )
 ID = re.compile(r"(?i:(?:.*[-_ ])?ids?)|.*[a-z]I[dD]s?|(?i:(?:request|session|trace)ids?)")
-EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+WHO = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+|(?<![\w-])org-\w{8,64}")
 QUERY = re.compile(  # of a URL, whole
     r"(https?(?::|%3A)[^\s?\"'<>]{1,2000}?(?:\?|%3F)|[\w/]\?(?=[\w.~-]{1,64}=))(?:[^\s\"'<>\\]|\\(?=u0026|/))+",
     re.IGNORECASE | re.ASCII,
 )
-HTTP = re.compile(rb"HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
+HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
 
 class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
@@ -77,7 +77,7 @@ def _recorded(raw: bytes) -> Answer | NoAnswer | None:
             http = following
         headers = _headers(http[2].decode("latin-1"))
         return Answer(int(http[1]), headers, inflated(headers, raw[http.end() :]))
-    if re.match(rb"HTTP/[\d.]+ \d{3}\b", raw):
+    if re.match(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ \d{3}\b", raw):
         raise _no_answer("the headers do not end with an empty line")
     document = _json(raw)
     if isinstance(document, dict):
@@ -92,7 +92,11 @@ def _recorded(raw: bytes) -> Answer | NoAnswer | None:
             except msgspec.ValidationError as error:
                 raise _no_answer(str(error)) from None
     several = document if isinstance(document, list) else [_json(line) for line in raw.splitlines()[:2]]
-    if several and several != [document] and all(isinstance(one, dict) and one.keys() & OURS for one in several):
+    if (
+        several
+        and several != [document]
+        and all(isinstance(one, dict) and one.keys() & OURS for one in several)
+    ):
         raise _no_answer("it holds several, or a list")
     return None
 
@@ -193,7 +197,10 @@ class _Redactor:
             case Mapping():
                 return {
                     _redacted(name): self._clean(
-                        inside, f"{path}.{name}".lstrip("."), name, private=private or bool(PRIVATE.fullmatch(name))
+                        inside,
+                        f"{path}.{name}".lstrip("."),
+                        name,
+                        private=private or bool(PRIVATE.fullmatch(name)),
                     )
                     for name, inside in value.items()
                 }
@@ -202,15 +209,16 @@ class _Redactor:
                 return [self._clean(inside, path, key, private=private) for inside in value]
             case None | bool():
                 return value
+        return self._leaf(value, path, key, private=private)
+
+    def _leaf(self, value: Any, path: str, key: str, *, private: bool) -> Any:
         text = value if isinstance(value, str) else ""
-        if path in self._ids:
-            return _masked(str(value))
         if path in self._words:
             return self(text) if text else value
+        if path in self._ids or (ID.fullmatch(key) and not private):
+            return _masked(str(value))
         if private:
             return REMOVED
-        if ID.fullmatch(key):
-            return _masked(str(value))
         return _field(key, self(text)) if text else value
 
 
@@ -221,7 +229,7 @@ def _field(key: str, text: str) -> str:
 
 
 def _redacted(text: str) -> str:
-    text = QUERY.sub(rf"\1{REMOVED}", EMAIL.sub(REMOVED, stored(text, BODY_BYTES) or ""))
+    text = QUERY.sub(rf"\1{REMOVED}", WHO.sub(REMOVED, stored(text, BODY_BYTES) or ""))
     for ids in (LABELLED_ID, BARE_ID):
         text = ids.sub(_with_masked_id, text)
     return text
