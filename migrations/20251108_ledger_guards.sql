@@ -22,12 +22,12 @@ for each statement execute function genctl_refuse('rows are only ever added; cor
 -- "One, ever" of each kind is an index; here, that a movement says what it moves and why.
 create or replace trigger ledger_movement before insert on credit_ledger
 for each row when (coalesce(new.reason, '') !~ '\S' or case new.kind
-  when 'grant' then new.delta <= 0
+  when 'grant' then new.delta = 0
   when 'reserve' then new.delta > 0 or new.reservation_id is null
   when 'release' then new.delta < 0 or new.reservation_id is null
   when 'capture' then new.delta <> 0 or new.reservation_id is null
   else false end)
-execute function genctl_refuse('a grant and a release give, a reserve takes, a capture moves nothing; the last three name their reservation, and every row its reason');
+execute function genctl_refuse('a release gives, a reserve takes, a grant moves something, a capture moves nothing; the last three name their reservation, and every row its reason');
 
 -- After the statement, which moves reservation and ledger at once: one look-up by key.
 create or replace function genctl_movement_fits() returns trigger language plpgsql as $$

@@ -42,6 +42,11 @@ class Gate(msgspec.Struct, frozen=True):
         return self.state is State.OPEN or (paused and self._is_over)
 
     @property
+    def stands(self) -> State:
+        """Its state, a pause that is over counted as open."""
+        return State.OPEN if self.is_open else self.state
+
+    @property
     def may_be_probed(self) -> bool:
         """Whether a worker may win the right to try one job: nobody does, or whoever did fell silent."""
         return not self.is_open and self._is_over

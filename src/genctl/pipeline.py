@@ -24,6 +24,7 @@ from uuid import UUID
 import structlog
 
 from genctl.base.batch import Together
+from genctl.base.meters import Meters
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
 from genctl.domain.classify import backoff_s, classify, ours
@@ -89,6 +90,7 @@ class Pipeline:
         self.worker = worker
         self.holds: set[Hold] = set()
         self.turn: Callable[[], Awaitable[Hear]] = at_once
+        self.meters = Meters()
         self._rows = Rows(db, worker)
         # What many jobs ask of SQS at the same moment is one call.
         self._copies = Together(dlq.send, most=BATCH)
@@ -133,6 +135,8 @@ class Pipeline:
         """
         for pause_s in LOCKED_PAUSES_S:
             if session := await self._rows.claim(Claim(session_id, run, lapsed)):
+                if session.from_dead_lease:
+                    self.meters.orphaned()
                 return session
             if not decide.is_free(await self.read(session_id), run):
                 return None
@@ -201,10 +205,12 @@ class Pipeline:
             hear = await self.turn()
             if hold.stale and await self.extend([hold]):
                 raise LeaseLostError(hold.session.id)
+            began_at = time.monotonic()
             answer = await self.providers[tool.provider].generate(hold.session, hold.on_send)
         finally:
             hold.calling = False
         result = classify(answer, tool.provider, now=datetime.now(UTC), verdicts=self.limits.verdicts)
+        self.meters.called(result, time.monotonic() - began_at)
         hear(result)
         return result
 
@@ -226,6 +232,7 @@ class Pipeline:
         )
         if row["status"] != Status.QUEUED:  # we have ended it
             raise LeaseLostError(session.id)
+        self.meters.retried(failure)
         log.info(
             "session.retried",
             sessionId=session.id,
@@ -244,7 +251,7 @@ class Pipeline:
         `refundError`, and the sweeper refunds later. Raises LeaseLostError when the
         session is no longer ours; what came is kept in the trace.
         """
-        item = self._item(session, result, calls)
+        item, began_at = self._item(session, result, calls), time.monotonic()
         try:
             row = await self._settle(session, result, item)
         except (DatabaseGoneError, LeaseLostError):
@@ -254,6 +261,7 @@ class Pipeline:
             item |= {"release": False, "refund_error": RELEASE_REFUSED}
             row = await self._settle(session, result, item)
         settled = Session.of(row)
+        self.meters.settled(result, time.monotonic() - began_at)
         _log_settled(settled)
         return settled
 
@@ -364,6 +372,7 @@ class Pipeline:
         fate = await self._copies(Outgoing(body, attributes))
         if fate.error is not None:
             raise GenctlError("CopyNotSent", f"the copy for DLQ {self.dlq.name} was refused: {fate.error}")
+        self.meters.copied()
         return fate.message_id
 
     async def _delete(self, message: Message) -> None:
@@ -391,6 +400,7 @@ async def process(job: Job, at: Pipeline) -> Session | None:
     claimed_at = time.monotonic()
     session = await at.take(job)
     if session is None:
+        at.meters.repeated()
         return None
     async with at.hold(session, claimed_at) as hold:
         tool = tool_of(session.model)

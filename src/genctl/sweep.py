@@ -222,7 +222,10 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
             return True
         case "requeue":
             items = [{"session_id": session.id, "lease": session.lease}]
-            return bool(await at.db.rows("requeue_dead", items=as_json(items)))
+            requeued = await at.db.rows("requeue_dead", items=as_json(items))
+            if requeued:
+                at.meters.orphaned()
+            return bool(requeued)
         case "fail":
             return await _fail(at, session, swept.code or "WorkerCrashed")
     raise AssertionError(swept.action)

@@ -52,8 +52,8 @@ class Fire:
             path.write_text(json.dumps(stack | there))
             yield
 
-    def until_over(self, within_s: float = 30.0) -> None:
-        """Wait until all of the script has come to pass."""
+    def until_over(self, within_s: float = 75.0) -> None:
+        """Wait until all of the script has come to pass; what a lost receive took comes back after 30 s."""
         try:
             until_sync(lambda: self.script.is_over, within_s)
         except AssertionError:

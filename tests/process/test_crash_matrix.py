@@ -6,8 +6,10 @@ nothing of the test. `-s` prints what was tried and what was found.
 
 import asyncio
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -130,6 +132,16 @@ def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, fir
     prove(fire, tried)
 
 
+@contextmanager
+def alone(fire: Fire) -> Iterator[Running]:
+    """A worker whose jobs share no statement and no call, so that what befalls one befalls it alone."""
+    program = (sys.executable, "-m", "tests.process.alone_program", "worker", "--no-sweep")
+    env = fire.place.env | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with Running.start(*program, env=env, folder=fire.place.folder) as worker:
+        worker.until("worker.started")
+        yield worker
+
+
 def drain(fire: Fire) -> None:
     """What is left, done by a worker that has no sweeper, and ends when the queue is empty."""
     with fire.place.start("worker", "--drain", "--no-sweep") as worker:
@@ -140,7 +152,7 @@ def killed(fire: Fire, tried: dict[str, Tried]) -> dict[str, Tried]:
     """Kill a worker as soon as each job has come to its step."""
     for session, (_, step, act) in tried.items():
         fire.script.plan(session, step, act)
-    with fire.place.worker("--no-sweep") as worker:
+    with alone(fire) as worker:
         fire.until_over()
         assert worker.end(signal.SIGKILL) == -signal.SIGKILL
     fire.park_all()
@@ -222,7 +234,7 @@ def test_a_worker_lives_through_any_answer_and_each_run_ends_once(fire: Fire) ->
         fire.script.plan(
             ANY if step == "poll" else session, step, act, times=ATTEMPTS if act in IN_VAIN else 1
         )
-    with fire.place.worker("--no-sweep") as worker:
+    with alone(fire) as worker:
         fire.until_over()
         assert worker.end(signal.SIGTERM) == 0
         assert worker.events("job.bug") == []

@@ -163,7 +163,7 @@ SAYS = {  # what a row that also looks at the text wants to find there
     "(?i)free trial": "Your free trial is used up.",
     "PerDay|(?i:per day)": "quotaId GenerateRequestsPerDayPerProject",
     r"\bblockReason ": "blockReason OTHER",
-    r"(?i)\bbilled users\b": "It is only accessible to billed users.",
+    "billed users|billing account": "It is only accessible to billed users.",
     "has_nsfw_concepts True": "has_nsfw_concepts True",
     "(?i)per day": "Too many tokens per day.",
     "(?i)exhausted balance": "User is locked. Reason: Exhausted balance.",

@@ -1,6 +1,31 @@
 """What the processes count, in Prometheus's words."""
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from genctl.base.meters import Meters
+from genctl.domain.model import Failure, Outcome, Success
+from genctl.domain.rules import RULES, rule_of
+
+MOST_CODES = 100
+OTHER = "other"
+IMAGE = "image"
+CALL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300)  # seconds
+SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
+PILES = ("queued", "processing", "jobs_owed", "copies_owed", "dead_leases", "refunds_pending")
+GATE_STATES = ("open", "closed", "probing")
+DEPTHS = {"waiting": "", "hidden": "NotVisible", "delayed": "Delayed"}  # as SQS names its counts
 
 
 class Metrics:
@@ -33,15 +58,154 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class WorkerMetrics:
-    """The meters of a worker."""
+class Codes:
+    """The values of a label `code`: ours and those of the tables, at most `MOST_CODES`; the rest is `other`.
+
+    So a provider that makes up codes fills neither our memory nor Prometheus's.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def label(self, failure: Failure) -> str:
+        """What the failure counts as."""
+        code = failure.code
+        if code in self._seen:
+            return code
+        ours = failure.provider_status is None or code == f"HTTP{failure.provider_status}"
+        if len(self._seen) >= MOST_CODES or not (ours or _is_in_a_table(code)):
+            return OTHER
+        self._seen.add(code)
+        return code
+
+
+@lru_cache(1_000)
+def _is_in_a_table(code: str) -> bool:
+    return any(rule_of(code, None, provider) for provider in RULES)
+
+
+def _is(gate: Callable[[], str], state: str) -> float:
+    return float(gate() == state)
+
+
+class WorkerMetrics(Meters):
+    """The meters of a worker. Those that begin with `genctl_worker_` are its own; the others tell of database
+    and queue, and each worker tells the same.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.received = Counter("genctl_worker_received", "Messages received.", registry=self.registry)
-        self.jobs = Gauge("genctl_worker_jobs", "Messages in our hands.", registry=self.registry)
+        self._codes = Codes()
+        self.received = self._counter("received", "Messages received.")
+        self.lease_losses = self._counter("lease_losses", "Jobs that passed to somebody else meanwhile.")
+        self._settled = self._counter(
+            "settled",
+            "Runs ended; of completed ones category and code are empty.",
+            "status",
+            "category",
+            "code",
+        )
+        self._retries = self._counter("retries", "Runs that went back to the queue after a failure.", "code")
+        self._unknown = self._counter(
+            "unknown_outcomes",
+            "Calls that may have been billed and brought nothing, those of dead workers too.",
+        )
+        self._copies = self._counter("dlq_sends", "Copies sent to the DLQ.")
+        self._repeats = self._counter(
+            "duplicate_deliveries",
+            "Deliveries that found nothing to claim: somebody else's, over, or not due yet.",
+        )
+        calls = Histogram(
+            "genctl_worker_call_seconds",
+            "Provider calls by outcome: image, refused or unknown.",
+            ["outcome"],
+            buckets=CALL_BUCKETS,
+            registry=self.registry,
+        )
+        self._calls = {outcome: calls.labels(outcome) for outcome in (IMAGE, *Outcome)}
+        self._settles = Histogram(
+            "genctl_worker_settle_seconds",
+            "From an answer to its settled row.",
+            buckets=SETTLE_BUCKETS,
+            registry=self.registry,
+        )
+        self._jobs = self._gauge("worker_jobs", "Messages in our hands.")
+        self._in_flight = self._gauge("worker_calls_in_flight", "Provider calls under way.")
+        self._silent = self._gauge(
+            "worker_silent_seconds", "Since a receive was answered, while one is wanted; 0 while none is."
+        )
+        self._gate = self._gauge("worker_gate", "1 for the gate's state as this worker sees it.", "state")
+        self._piles = self._gauge("sessions", "What waits, is worked on, owed, dead or unpaid.", "pile")
+        self._oldest = self._gauge("sessions_oldest_seconds", "Age of the oldest of each pile.", "pile")
+        self._depths = self._gauge("queue_messages", "About how many messages there are.", "queue", "state")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"genctl_worker_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"genctl_{name}", text, labels, registry=self.registry)
+
+    def follow(
+        self,
+        *,
+        jobs: Callable[[], int],
+        calls: Callable[[], int],
+        silent_s: Callable[[], float],
+        gate: Callable[[], str],
+    ) -> None:
+        """What is asked at each scrape."""
+        self._jobs.set_function(jobs)
+        self._in_flight.set_function(calls)
+        self._silent.set_function(silent_s)
+        for state in GATE_STATES:
+            self._gate.labels(state).set_function(partial(_is, gate, state))
+
+    def called(self, result: Success | Failure, seconds: float) -> None:
+        """A provider call has come to this."""
+        outcome = result.outcome if isinstance(result, Failure) else IMAGE
+        self._calls[outcome].observe(seconds)
+        if outcome is Outcome.UNKNOWN:
+            self._unknown.inc()
+
+    def retried(self, failure: Failure) -> None:
+        """A run went back to the queue."""
+        self._retries.labels(self._codes.label(failure)).inc()
+
+    def settled(self, result: Success | Failure, seconds: float) -> None:
+        """A run has ended; the settle took so long."""
+        if isinstance(result, Failure):
+            self._settled.labels("failed", result.category, self._codes.label(result)).inc()
+        else:
+            self._settled.labels("completed", "", "").inc()
+        self._settles.observe(seconds)
+
+    def copied(self) -> None:
+        """A copy went into the DLQ."""
+        self._copies.inc()
+
+    def repeated(self) -> None:
+        """A delivery found nothing to claim."""
+        self._repeats.inc()
+
+    def orphaned(self) -> None:
+        """A call was let go, or its worker died."""
+        self._unknown.inc()
+
+    def piled(self, rows: Iterable[Mapping[str, Any]] | None) -> None:
+        """What the statement `piles` tells; None: not known."""
+        found = {row["what"]: row for row in rows or ()}
+        for pile in PILES:
+            row = found.get(pile) or {"count": 0, "oldest_s": 0.0}
+            self._piles.labels(pile).set(math.nan if rows is None else row["count"])
+            self._oldest.labels(pile).set(math.nan if rows is None else row["oldest_s"])
+
+    def queued(self, queue: str, facts: Mapping[str, str] | None) -> None:
+        """The attributes of `jobs` or `dlq` as SQS tells them; None: not known."""
+        for state, kind in DEPTHS.items():
+            count = math.nan if facts is None else float(facts.get(f"ApproximateNumberOfMessages{kind}", 0))
+            self._depths.labels(queue, state).set(count)
 
     def text(self) -> bytes:
         """The exposition text."""

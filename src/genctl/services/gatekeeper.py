@@ -194,7 +194,7 @@ def _reason(was: Breaker, result: Success | Failure) -> str:
 
 def _tell(found: Gate, was: Gate) -> None:
     """A line for each change that somebody may want to know of; a probe that is renewed is none."""
-    state = State.OPEN if found.is_open else found.state
+    state = found.stands
     if (was.is_open and found.is_open) or (state is was.state is State.PROBING and found.who == was.who):
         return
     event = {State.OPEN: "gate.opened", State.CLOSED: "gate.closed", State.PROBING: "gate.probing"}[state]

@@ -42,11 +42,16 @@ class Liveness:
         """No receive is wanted."""
         self._since, self._rests = None, why
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last answer, while a receive is wanted; 0 while none is."""
+        return 0.0 if self._since is None else self._clock() - self._since
+
     def told(self) -> dict[str, Any]:
         """`{ok, why}`, of a receive that is wanted also `silentS`, and the `trouble` it ran into."""
         if self._since is None:
             return {"ok": True, "why": self._rests}
-        silent_s = self._clock() - self._since
+        silent_s = self.silent_s
         ok = silent_s < SILENT_S
         why = "receives are answered" if ok else f"no receive was answered for {silent_s:.0f} s"
         return {"ok": ok, "why": why, "silentS": round(silent_s, 1), "trouble": self.trouble or None}

@@ -20,7 +20,7 @@ from genctl.edges.sqs import BATCH, Message
 from genctl.hold import Hold
 from genctl.pipeline import RENEW_S, Pipeline, carry
 from genctl.rows import LEASE_S
-from genctl.services import sweeper
+from genctl.services import standing, sweeper
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.turns import Turns
@@ -98,8 +98,7 @@ class Worker:
         self._grace_ends = float("inf")  # monotonic
         self._exit: asyncio.TimerHandle | None = None
         self.liveness = Liveness()
-        self.metrics = WorkerMetrics()
-        self.metrics.jobs.set_function(lambda: len(self._jobs))
+        self.metrics = at.meters = WorkerMetrics()
         self.gatekeeper = Gatekeeper(
             at.db,
             SEEDREAM4.name,
@@ -109,6 +108,12 @@ class Worker:
         )
         self._turns = Turns(self.gatekeeper, manners.rate)
         at.turn = self._turns.take
+        self.metrics.follow(
+            jobs=lambda: len(self._jobs),
+            calls=lambda: sum(hold.calling and hold.sent for hold in at.holds),
+            silent_s=lambda: self.liveness.silent_s,
+            gate=lambda: self.gatekeeper.gate.stands,
+        )
         self._renewal_pause_s: float = RENEW_S
 
     async def run(self) -> None:
@@ -305,7 +310,7 @@ class Worker:
             await self._show(message)
             raise
         except LeaseLostError:
-            pass  # touch nothing more of it
+            self.metrics.lease_losses.inc()  # touch nothing more of it
         except GenctlError as error:  # the message comes back, and the row says what is left to do
             log.warning("job.trouble", messageId=message.message_id, error=error.message, fix=error.fix)
             if self._told.is_set():
@@ -396,7 +401,8 @@ async def serve(
             at, concurrency=concurrency, grace_s=grace_s, until=until, manners=Manners.of(settings)
         )
         async with telling(metrics_port, worker.liveness, worker.metrics), asyncio.TaskGroup() as side:
-            sweeping = side.create_task(sweeper.run(at, ages)) if sweeps else None
+            beside = [sweeper.run(at, ages)] if sweeps else []
+            beside += [standing.watch(at, worker.metrics)] if metrics_port is not None else []
+            tasks = [side.create_task(one) for one in beside]
             await worker.run()
-            if sweeping:
-                sweeping.cancel()
+            _cancel(tasks)

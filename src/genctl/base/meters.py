@@ -1,0 +1,25 @@
+"""What a pipeline tells of its jobs to whoever counts; here nobody does."""
+
+from genctl.domain.model import Failure, Success
+
+
+class Meters:
+    """A worker's metrics take its place; commands count nothing and need no metrics library."""
+
+    def called(self, result: Success | Failure, seconds: float) -> None:
+        """A provider call has come to this."""
+
+    def retried(self, failure: Failure) -> None:
+        """A run went back to the queue."""
+
+    def settled(self, result: Success | Failure, seconds: float) -> None:
+        """A run has ended; the settle took so long."""
+
+    def copied(self) -> None:
+        """A copy went into the DLQ."""
+
+    def repeated(self) -> None:
+        """A delivery found nothing to claim: somebody else has the run, or it is over, or not due yet."""
+
+    def orphaned(self) -> None:
+        """A call was let go, or its worker died: nobody knows what it came to."""

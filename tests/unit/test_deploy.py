@@ -1,0 +1,172 @@
+"""Alerts, dashboard and reference speak of metrics, labels and commands that there are."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from genctl.base.durations import parse_duration
+from genctl.base.metrics import PILES, Metrics, WorkerMetrics
+from genctl.cli.inprocess import complaint
+from genctl.domain.model import Category, Failure, Image, Outcome, Success
+from genctl.ops.runbook.load import names
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+RULES = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
+PANELS = [
+    panel
+    for panel in json.loads((DEPLOY / "grafana-dashboard.json").read_text())["panels"]
+    if panel["type"] != "row"
+]
+QUERIES = [(target["expr"], target["legendFormat"]) for panel in PANELS for target in panel["targets"]]
+OF_THE_SCRAPE = {"instance", "job", "le"}
+
+
+def failure(category: Category, outcome: Outcome = Outcome.REFUSED) -> Failure:
+    return Failure(code="Timeout", category=category, fatal=False, outcome=outcome, user_message="-")
+
+
+def _texts() -> list[str]:
+    """What a worker and an API process show once everything has happened in them."""
+    worker, api = WorkerMetrics(), Metrics()
+    worker.follow(jobs=lambda: 1, calls=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open")
+    results: list[Success | Failure] = [Success((Image("https://host/i.png"),))]
+    results += [failure(category, outcome) for category in Category for outcome in Outcome]
+    for result in results:
+        worker.called(result, 1.0)
+        worker.settled(result, 0.1)
+        if isinstance(result, Failure):
+            worker.retried(result)
+    worker.piled([])
+    worker.queued("jobs", {})
+    worker.queued("dlq", {})
+    for status in (200, 503):
+        api.requests.labels("GET", status).inc()
+    api.emitted.labels("failed").inc()
+    return [worker.text().decode(), api.text().decode()]
+
+
+FAMILIES = [family for text in _texts() for family in text_string_to_metric_families(text)]
+FAMILIES = [family for family in FAMILIES if not family.name.endswith("_created")]
+
+
+def _values() -> dict[str, dict[str, set[str]]]:
+    """By sample and label."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for sample in (sample for family in FAMILIES for sample in family.samples):
+        labels = found.setdefault(sample.name, {})
+        for label, value in sample.labels.items():
+            labels.setdefault(label, set()).add(value)
+    return found
+
+
+VALUES = _values()
+
+
+def mistakes(expr: str, told: str = "") -> list[str]:
+    """What a query, and the labels that the text beside it tells, have against what there is."""
+    metrics = re.findall(r"\bgenctl_\w+", expr)
+    wrong = [name for name in metrics if name not in VALUES]
+    labels = {label for name in metrics for label in VALUES.get(name, ())} | OF_THE_SCRAPE
+    for name, selector in re.findall(r"(genctl_\w+)\{([^}]*)\}", expr):
+        for label, pattern in re.findall(r'(\w+)[=!]~?"([^"]*)"', selector):
+            known = VALUES.get(name, {}).get(label, set())
+            wrong += [
+                f"{label}={one}"
+                for one in pattern.split("|")
+                if not any(map(re.compile(one).fullmatch, known))
+            ]
+    grouped = {label for some in re.findall(r"\bby \(([^)]*)\)", expr) for label in re.findall(r"\w+", some)}
+    wrong += sorted(grouped - labels)
+    kept = grouped if re.search(r"\b(sum|max|topk)\b", expr) else labels
+    return wrong + sorted(set(re.findall(r"\{\{ ?(?:\$labels\.)?(\w+) ?\}\}", told)) - kept)
+
+
+def unknown(command: str) -> str | None:
+    """What the command line, or the list of runbooks, has against it."""
+    words = command.split()[1:]
+    if words[:2] == ["runbook", "run"]:
+        return None if words[2:] in [[name] for name in names()] else "no such runbook"
+    return complaint(words)
+
+
+@pytest.mark.parametrize(
+    ("expr", "told", "wrong"),
+    [
+        ("sum by (code) (rate(genctl_worker_settled_total[5m]))", "{{code}}", []),
+        ("genctl_worker_settled", "", ["genctl_worker_settled"]),
+        ('genctl_sessions{pile="refund_pending"} > 0', "", ["pile=refund_pending"]),
+        ('genctl_worker_gate{gate="open"}', "", ["gate=open"]),
+        ("sum by (tool) (genctl_worker_jobs)", "", ["tool"]),
+        ("sum(genctl_worker_jobs)", "{{ $labels.instance }}", ["instance"]),
+    ],
+)
+def test_a_wrong_name_label_or_value_is_seen(expr: str, told: str, wrong: list[str]) -> None:
+    assert mistakes(expr, told) == wrong
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_asks_for_what_there_is_and_names_what_to_run(rule: dict[str, Any]) -> None:
+    notes = rule["annotations"]
+    assert mistakes(rule["expr"], notes["summary"]) == []
+    assert notes["run"].startswith("genctl ")
+    assert unknown(notes["run"]) is None
+    assert rule["labels"]["severity"] in {"page", "ticket"}
+
+
+@pytest.mark.parametrize(("expr", "legend"), QUERIES, ids=[expr for expr, _ in QUERIES])
+def test_a_panel_asks_for_what_there_is(expr: str, legend: str) -> None:
+    assert mistakes(expr, legend) == []
+
+
+def test_a_command_that_a_panel_names_is_one() -> None:
+    told = [re.search(r"genctl ([a-z].*)", panel["description"]) for panel in PANELS]
+    commands = [match[0].replace("CODE", "Timeout") for match in told if match]
+    assert commands
+    assert [command for command in commands if unknown(command)] == []
+
+
+def test_every_metric_has_a_panel() -> None:
+    shown = " ".join(expr for expr, _ in QUERIES)
+    assert [family.name for family in FAMILIES if family.name not in shown] == []
+
+
+def test_every_metric_is_in_the_reference_as_it_tells_of_itself() -> None:
+    table = set(re.findall(r"^\| `(genctl_\w+)` \| (.*) \| (.*) \|$", REFERENCE, re.MULTILINE))
+    assert table == {
+        (
+            family.name + "_total" * (family.type == "counter"),
+            ", ".join(
+                f"`{label}`"
+                for label in sorted(
+                    {*(label for sample in family.samples for label in sample.labels)} - {"le"}
+                )
+            ),
+            family.documentation,
+        )
+        for family in FAMILIES
+    }
+
+
+def test_the_piles_are_those_that_the_database_tells() -> None:
+    sql = (ROOT / "src/genctl/edges/sql/status.sql").read_text()
+    statement = sql.partition("-- name: piles")[2].partition("-- name:")[0]
+    assert {pile for pile in PILES if f"'{pile}'" in statement} == {*PILES}
+    assert statement.count("union all") == len(PILES) - 1
+
+
+def test_the_end_of_a_worker_fits_its_pod() -> None:
+    """The grace and twenty seconds; and the arguments are those of the command line."""
+    for pod in yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text()):
+        spec = pod["spec"]["template"]["spec"]
+        args = spec["containers"][0]["args"]
+        assert complaint(args) is None
+        if args[0] == "worker":
+            grace_s = parse_duration(args[args.index("--grace") + 1])
+            assert spec["terminationGracePeriodSeconds"] >= grace_s + 20
