@@ -106,7 +106,7 @@ def redact(text: str) -> str:
     window = text[:_WINDOW]
     lower = window.lower()
     for words, pattern in _SECRETS:
-        if any(word in lower for word in words):
+        if any(map(lower.__contains__, words)):
             window = pattern.sub(rf"\1{REMOVED}", window)
     return window if len(text) <= _WINDOW else window[:-_EDGE]
 
@@ -199,7 +199,7 @@ def _cleaned(text: str) -> str:
 
 def _without_advice(sentence: str) -> str:
     lower = sentence.lower()
-    if not any(word in lower for word in _ADVICE_WORDS) or not _ADVICE.search(sentence):
+    if not any(map(lower.__contains__, _ADVICE_WORDS)) or not _ADVICE.search(sentence):
         return sentence
     head = _ASIDE.split(sentence, maxsplit=1)[0].strip()
     if head == sentence.strip() or _ADVICE.search(head) or _NO_SENTENCE.match(head):

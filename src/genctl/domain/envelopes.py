@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -168,14 +169,10 @@ ID_SHAPES: dict[str, str] = {
     "w3c": r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
 }
 BARE_ID = re.compile(
-    rf"(?<![0-9a-z])(?:(?:session|identifier|ray|trace|request)[:=：]\s?|id[:=：]?\s?)?(?<![0-9a-z])(?:{'|'.join(reversed(ID_SHAPES.values()))})(?![0-9a-z])",
+    r"(?<![0-9a-z])(?:(?:session|identifier|ray|trace|request)[:=：]\s?|id[:=：]?\s?)?"
+    rf"(?<![0-9a-z])(?:{'|'.join(reversed(ID_SHAPES.values()))})(?![0-9a-z])",
     re.IGNORECASE,
 )
-
-
-def id_in(match: re.Match[str]) -> str:
-    """The id of a match of `LABELLED_ID` or `BARE_ID`; empty without one."""
-    return next(filter(None, match.groups()), "") if match.re.groups else match[0]
 
 
 _ID = re.compile(r"[\w.:/+=-]{4,128}", re.ASCII)
@@ -192,7 +189,7 @@ _TOKEN = re.compile(
     r"'(?:[^'\\]|\\.?)*+(?:'|\Z)|\"(?:[^\"\\]|\\.?)*+(?:\"|\Z)|\b(?:None|True|False)\b", re.DOTALL
 )
 # The code of a JSON answer that was cut, or of which only the beginning was read.
-_CUT_CODE = re.compile(r'\s*+[\[{].{0,2048}?"code"\s*:\s*"([\w.]+)"', re.DOTALL | re.ASCII)
+_CUT_CODE = re.compile(r'\s*+[\[{].{0,2048}?"code"\s*:\s*"([\w.-]{1,100})"', re.DOTALL | re.ASCII)
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -242,7 +239,8 @@ def read(answer: Answer, provider: str) -> Said:
         inside = inner or ""
     waits = (value for _, value in _named(documents, own.wait))
     wait = answer.headers.get("retry-after") or next(waits, None)
-    told = " ".join([message or "", *(f"{name} {value}" for name, value in _named(documents, own.tells))])
+    beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
+    told = " ".join([(message or "")[:_TAIL], *beside])
     return Said(document, code, message, _request_id(answer, own, documents, message), spoken, wait, told)
 
 
@@ -330,6 +328,11 @@ def _as_json(printed: str) -> str:
         return '"' + inside.replace("\\x", "\\u00") + '"'
 
     return _TOKEN.sub(token, printed)
+
+
+def id_in(match: re.Match[str]) -> str:
+    """The id of a match of `LABELLED_ID` or `BARE_ID`; empty without one."""
+    return next(filter(None, match.groups()), "") if match.re.groups else match[0]
 
 
 def _request_id(answer: Answer, own: Envelope, documents: list[object], message: str | None) -> str | None:

@@ -223,11 +223,11 @@ def names_of(code: str | None) -> Iterator[str]:
 
 
 def rule_of(code: str | None, message: str | None, provider: str) -> Rule | None:
-    """The row for a code, of its whole name before its family."""
+    """The row for a code, of its whole name before its family; `message` is what `says` is looked for in."""
     for name in names_of(code):
         for rule in RULES.get(provider, ()):
-            if any(fnmatchcase(name, pattern) for pattern in rule.codes) and (
-                not rule.says or re.search(rule.says, (message or "")[:2_048])
+            if any(name == code or ("*" in code and fnmatchcase(name, code)) for code in rule.codes) and (
+                not rule.says or re.search(rule.says, (message or "")[:4_096])
             ):
                 return rule
     return None
