@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -150,6 +149,7 @@ def test_no_bytes_make_it_raise(provider: str, status: int, body: bytes, headers
         b"\xff" * 1_000_000,
         b'{"error":{"code":"\\ud800","message":"\\udfff"}}',
         b"\x00" * 1_000,
+        b'{"code"' * 100_000,
     ],
     ids=lambda body: repr(body[:40]),
 )
@@ -158,38 +158,13 @@ def test_hostile_bodies_are_answers_like_others(body: bytes) -> None:
     assert not failure(500, body).fatal
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        '{"error":{"code":"InvalidParameter","message":"{\'' + "\\\\'" * 16_000 + '"}}',
-        "Error code: 400 - {'error': {'message': '" + "it\\'s " * 7_000,
-        "{'" * 8_000, '{"a":"' * 5_000, "'" * 48_000, "\\" * 48_000,
-    ],
-)  # fmt: skip
-def test_no_body_holds_up_the_other_jobs(body: str) -> None:
-    """A worker's leases are renewed by the same loop: quotes that never end took ten seconds."""
-    began = time.process_time()
-    failure(400, body.encode())
-    assert time.process_time() - began < 1.0  # CPU; 0.02 s as measured, 2 to 10 s without the bound
-
-
-def test_an_answer_that_broke_off_keeps_its_code() -> None:
-    cut = b'{"error":{"code":"InputTextSensitiveContentDetected","message":"The request failed because'
-    assert failure(400, cut).code == "InputTextSensitiveContentDetected"
-    assert failure(400, cut).category is Category.CONTENT_POLICY
-
-
-def test_what_is_nothing_but_an_envelope_is_opened_though_it_has_no_code() -> None:
-    body = b'{"message":"{\\"detail\\":\\"Invalid field text_prompts\\"}"}'
-    said = classify(Answer(400, {}, body), "bedrock", now=NOW)
-    assert isinstance(said, Failure)
-    assert said.user_message == "Invalid field text_prompts"
-
-
 SAYS = {  # what a row that also looks at the text wants to find there
     "(?i)timed? ?out (?:while|when) (?:download|fetch)": "Timeout while downloading.",
     "(?i)free trial": "Your free trial is used up.",
-    "billed users|billing account": "Imagen API is only accessible to billed users at this time.",
+    "PerDay|(?i:per day)": "quotaId GenerateRequestsPerDayPerProject",
+    r"\bblockReason ": "blockReason OTHER",
+    "billed users|billing account": "It is only accessible to billed users.",
+    "has_nsfw_concepts True": "has_nsfw_concepts True",
     "(?i)per day": "Too many tokens per day.",
     "(?i)exhausted balance": "User is locked. Reason: Exhausted balance.",
     "(?i)^input validation": "Input validation error",

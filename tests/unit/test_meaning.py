@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from genctl import cli
 from genctl.domain.envelopes import ENVELOPES
 from genctl.domain.model import Answer, Category, GenctlError, NoAnswer
+from genctl.domain.rules import rule_of
 from genctl.ops import meaning
 from genctl.ops.meaning import explain
 from genctl.ops.recorded import Line, answer_of, corpus_line
@@ -60,16 +61,20 @@ def genctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ("AccountOverdueError", "ark", "quota", "fatal", "refused", "yes"),
         ("ModelAccountIpmRateLimitExceeded", "ark", "rate_limit", "retry", "refused", "yes"),
         ("moderation_blocked", "openai", "content_policy", "fatal", "refused", "no"),
-        ("RequestModerated", "bfl", "content_policy", "fatal", "refused", "no"),
+        ("RequestModerated", "bfl", "content_policy", "fatal", "unknown", "no"),
+        ("IMAGE_SAFETY", "google", "content_policy", "fatal", "unknown", "no"),
+        ("CONTENT_FILTERED", "stability", "content_policy", "fatal", "unknown", "no"),
         ("DEADLINE_EXCEEDED", "google", "server", "retry", "unknown", "yes"),
         ("HTTP404", None, "invalid_request", "fatal", "refused", "no"),
         ("503", None, "server", "retry", "refused", "yes"),
+        ("http429", None, "rate_limit", "retry", "refused", "yes"),
         ("HTTP504", None, "server", "retry", "unknown", "yes"),
         ("HTTP200", None, "server", "retry", "unknown", "yes"),
         ("Timeout", None, "network", "retry", "unknown", "yes"),
         ("ConnectTimeout", None, "network", "retry", "refused", "yes"),
         ("MalformedMessage", None, "internal", "fatal", "refused", "no"),
         ("WorkerCrashed", None, "internal", "retry", "unknown", "yes"),
+        ("DLQ:Unknown", None, "internal", "retry", "unknown", "yes"),
     ],
 )
 def test_a_code_is_explained_with_its_family_its_status_or_as_our_own(
@@ -102,13 +107,32 @@ def test_a_code_that_is_told_apart_by_its_text_says_so() -> None:
     assert "by its text: free trial used up (quota)" in (explain("QuotaExceeded", None, ()).note or "")
 
 
-def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named() -> None:
+@pytest.mark.parametrize(
+    ("code", "fix"),
+    [
+        ("AccountOverdueErorr", "did you mean AccountOverdueError?"),
+        ("outputimagesensitivecontentdetected", "did you mean OutputImageSensitiveContentDetected?"),
+        ("OutputImageSensitive", "did you mean OutputImageSensitiveContentDetected?"),
+        ("Timout", "did you mean Timeout?"),
+        ("HTTP 429", "did you mean HTTP429?"),
+        ("*", "its HTTP status decides: genctl explain HTTP400"),
+        ("\x1b[31m" * 99, "its HTTP status decides: genctl explain HTTP400"),
+    ],
+)
+def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named(code: str, fix: str) -> None:
     with pytest.raises(GenctlError) as caught:
-        explain("AccountOverdueErorr", None, ())
-    assert (caught.value.exit_code, caught.value.fix) == (4, "did you mean AccountOverdueError?")
-    with pytest.raises(GenctlError) as caught:
-        explain("\x1b[31m" * 99, "fal", ())
-    assert caught.value.exit_code == 4
+        explain(code, None, ())
+    assert (caught.value.exit_code, caught.value.fix) == (4, fix)
+
+
+@pytest.mark.parametrize(("provider", "line"), CORPUS)
+def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged(provider: str, line: Line) -> None:
+    told = meaning.of_answer(line.answer(), provider, (), NOW)
+    rule = rule_of(told.get("code"), None, provider)
+    if rule and rule.inside:
+        found = explain(told["code"], provider, ())
+        assert found.status == 200 == told["status"] // 100 * 100
+        assert found.outcome == told["outcome"]
 
 
 def test_every_category_says_whether_a_redrive_helps() -> None:
@@ -171,6 +195,39 @@ def test_a_body_of_no_known_code_needs_its_status(genctl: Any, tmp_path: Path) -
     assert genctl("classify", "no such file")[0] == 2
 
 
+LINE = json.dumps({"status": 429, "body": "{}"})
+
+
+@pytest.mark.parametrize(
+    ("raw", "args", "why"),
+    [
+        ('{"status": 99999, "body": ""}', (), "<= 599"),
+        ('{"status": -5, "body": ""}', (), ">= 100"),
+        ('{"status": 0, "body": ""}', (), ">= 100"),
+        (f'{LINE[:-1]}, "expect": {{}}}}\n{LINE[:-1]}, "expect": {{}}}}\n', (), "it holds several"),
+        ('[{"sessionId": "x", "status": "failed"}]', (), "it holds several, or a list"),
+        ('{"sessionId": "x", "status": "queued", "error_details": null}', (), "it has not failed"),
+        ("HTTP/1.1 503 No\r\nserver: x", (), "do not end with an empty line"),
+        ("HTTP/1.1 503 No\r\n\r\n", ("--status", "400"), "drop --status"),
+        (LINE, ("--status", "400"), "drop --status"),
+        (LINE, ("--corpus", "-o", "yaml"), "is JSON, not yaml"),
+    ],
+)
+def test_what_is_not_one_answer_is_refused_by_its_name(
+    genctl: Any, tmp_path: Path, raw: str, args: tuple[str, ...], why: str
+) -> None:
+    (tmp_path / "answer").write_text(raw)
+    code, out, err = genctl("classify", "answer", *args)
+    assert (code, out, why in err) == (2, "", True), err
+
+
+def test_a_compressed_answer_is_read_as_the_worker_reads_it() -> None:
+    head = b"HTTP/1.1 400 No\r\nContent-Encoding: gzip\r\n\r\n"
+    read = answer_of(head + gzip.compress(json.dumps(REFUSAL).encode()), "ark")
+    assert isinstance(read, Answer)
+    assert json.loads(read.body) == REFUSAL
+
+
 def test_error_details_of_a_call_without_an_answer_are_one(genctl: Any, tmp_path: Path) -> None:
     details = {"code": "Timeout", "providerStatus": None, "providerBody": None, "outcome": "unknown"}
     (tmp_path / "details").write_text(json.dumps(details))
@@ -199,7 +256,10 @@ def test_no_file_makes_it_raise_but_for_its_own_errors(raw: bytes, provider: str
         assert error.exit_code == 2
         return
     meaning.of_answer(answer, provider, (), NOW)
-    corpus_line(answer, provider, NOW)
+    try:
+        corpus_line(answer, provider, NOW)
+    except GenctlError as error:
+        assert error.exit_code == 1
 
 
 # -- the line for the corpus ----------------------------------------------------------------------
@@ -241,55 +301,79 @@ def test_a_line_for_the_corpus_has_no_secret_no_prompt_and_no_real_id(genctl: An
     assert {*line.headers} == {"x-request-id"}
 
 
+GRANNY: tuple[dict[str, Any], ...] = (
+    # secrets, by the names of their fields
+    *({key: "granny;secret=granny, granny"} for key in (
+        "api_key", "password", "secret", "access_token", "cookie", "X-Tos-Signature", "private_key",
+    )),
+    {"Authorization": "Bearer granny"},
+    # as keys
+    {"sk-proj-granny1234567": 1}, {"granny@example.com": "x"},
+    # ids
+    {"request_id": "AbC-granny-998877"}, {"id": "pred-granny12"}, {"traceId": "0000granny"},
+    {"user_id": "granny"}, {"userId": "granny"}, {"error": {"message": "org-granny123 of granny@example.com"}},
+    # what people wrote and are
+    *({key: value} for key in (
+        "prompt", "negative_prompt", "original_prompt", "prompts", "input", "content", "messages", "caption", "user",
+        "image_urls", "b64_json", "bytesBase64Encoded",
+    ) for value in ("granny", ["granny"], [{"content": "granny"}], {"name": "granny", "x": {"ip": "granny"}})),
+    {"error": {"message": json.dumps({"error": {"code": "InvalidParameter", "prompt": "granny"}})}},
+    # addresses
+    *({"error": {"message": f"see https://h.example/a?{query} there"}} for query in (
+        "st=granny", "x=1&hm=granny", "Policy=granny&Key-Pair-Id=granny", "granny", "a=b\\u0026sig=granny",
+    )),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_nothing_private_stays_in_a_line_for_the_corpus(encoding: str) -> None:
+    for private in GRANNY:
+        error = {"code": "InvalidParameter"} | private.get("error", {})
+        body = {"wrap": [private], "é": "é"} | private | {"error": error}
+        raw = json.dumps(body, ensure_ascii=False).encode(encoding)
+        line = corpus_line(Answer(400, {}, raw), "ark", NOW)
+        assert "granny" not in str(line)
+        kept = line.body.encode() or line.body_base64
+        assert json.loads(kept.decode(encoding)).keys() >= {"error", "wrap", "é"}
+
+
+def test_ids_are_masked_where_they_stand_whatever_their_shape() -> None:
+    heard = {"x-request-id": "AbCdEf-ZyXw-opaque-Id-77", "x-amzn-requestid": "not kept"}
+    line = corpus_line(
+        Answer(400, heard, b'{"userId": 4711000222, "id": "gran", "logId": 471100}'), "ark", NOW
+    )
+    assert line.headers == {"x-request-id": "AbCdAa-AaAa-aaaaaa-Aa-00"}
+    assert line.expect["requestId"] == "AbCdAa-AaAa-aaaaaa-Aa-00"
+    assert json.loads(line.body) == {"userId": "[removed]", "id": "gran", "logId": "471100"[:4] + "00"}
+
+
+def test_images_keep_their_place_and_lose_their_query() -> None:
+    body = {"image": "https://img.example/a.jpeg?sig=x", "prompt": "granny"}
+    line = corpus_line(Answer(200, {}, json.dumps(body).encode()), "fal", NOW)
+    assert json.loads(line.body) == {"image": "https://img.example/a.jpeg?[removed]", "prompt": "[removed]"}
+    assert "code" not in line.expect
+
+
+def test_bytes_that_are_no_text_stay_what_they_are() -> None:
+    line = corpus_line(Answer(502, {}, b"\xff\xfe upstream, ann@example.com"), "ark", NOW)
+    assert line.body_base64 == b"\xff\xfe upstream, [removed]"
+    assert msgspec.json.decode(msgspec.json.encode(line), type=Line) == line
+
+
+def test_a_line_whose_verdict_the_redaction_would_change_is_refused(genctl: Any, tmp_path: Path) -> None:
+    (tmp_path / "answer").write_text('HTTP/1.1 400 No\n\n{"error": {"code": "ark-0123456789abcdefgh"}}')
+    code, out, err = genctl("classify", "answer", "--corpus")
+    assert (code, out) == (1, "")
+    assert "judged otherwise" in err
+
+
 def test_an_answer_that_never_came_is_a_line_too() -> None:
     lost = NoAnswer("Timeout", "no answer for ann@example.com", sent=True)
-    line = corpus_line(lost, "ark", NOW)
+    line = corpus_line(lost, "ark", NOW, "of ann@example.com")
+    assert line.name == "of [removed]"
     assert line.no_answer == NoAnswer("Timeout", "no answer for [removed]", sent=True)
     assert msgspec.json.decode(msgspec.json.encode(line), type=Line) == line
 
 
 def test_a_surrogate_in_a_recorded_body_stays_an_answer() -> None:
     assert Line(status=400, body="\ud800").answer() == Answer(400, {}, b"\xed\xa0\x80")
-
-
-SECRETS = {
-    "api_key": "sesame-1", "password": "sesame-2", "access_token": "sesame-3", "cookie": "a=sesame-4; b=sesame-5",
-    "X-Tos-Signature": "sesame-6", "request_id": "AbC-xyz-sesame", "id": "pred-sesame", "user_id": "sesame-7",
-    "negative_prompt": "sesame", "prompts": ["sesame"], "input": {"prompt": "sesame"}, "caption": "sesame",
-    "messages": [{"content": "sesame"}], "user": {"name": "sesame", "phone": "sesame", "ip": "sesame"},
-    "ada@sesame.example": 1, "url": "https://a.example/x.jpeg?st=sesame&Policy=sesame",
-}  # fmt: skip
-
-
-def test_a_line_of_the_corpus_holds_nothing_private() -> None:
-    """Whatever it is called and however deep it lies; the verdict is as before."""
-    body = {
-        "error": {"code": "InvalidParameter", "message": "The size is not valid.", "more": [SECRETS]}
-    } | SECRETS
-    headers = {"x-request-id": "AbCdEf-sesame-77", "server": "x"}
-    line = corpus_line(Answer(400, headers, json.dumps(body).encode()), "ark", NOW)
-    written = msgspec.json.encode(line).decode()
-    assert "sesame" not in written
-    assert line.expect["code"] == "InvalidParameter"
-    assert line.expect["userMessage"] == "The size is not valid."
-
-
-def test_a_line_whose_verdict_hangs_on_something_private_is_refused() -> None:
-    body = json.dumps({"error": {"code": "sk-proj-sesame1234567890", "message": "no"}})
-    with pytest.raises(GenctlError, match="would be another") as caught:
-        corpus_line(Answer(400, {}, body.encode()), "ark", NOW)
-    assert caught.value.exit_code == 1
-
-
-@pytest.mark.parametrize("status", [99999, -5, 0])
-def test_a_line_with_no_http_status_is_refused(status: int) -> None:
-    with pytest.raises(GenctlError, match="no HTTP status"):
-        answer_of(json.dumps({"status": status, "body": "x"}).encode(), "ark")
-
-
-def test_an_answer_that_was_packed_is_read_as_the_worker_reads_it() -> None:
-    packed = gzip.compress(b'{"error":{"code":"InvalidParameter","message":"no"}}')
-    head = b"HTTP/1.1 400 Bad Request\r\ncontent-encoding: gzip\r\n\r\n"
-    answer = answer_of(head + packed, "ark")
-    assert isinstance(answer, Answer)
-    assert b"InvalidParameter" in answer.body

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from genctl.base import dsn
 from genctl.base.durations import format_duration, parse_duration, parse_when
 from genctl.base.settings import BYTEPLUS, SIMULATOR, STACK_FILE, TABLE, Settings, load
+from genctl.base.values import OUR_CODES
+from genctl.domain.classify import OURS
 from genctl.domain.model import GenctlError
 
 DATABASE = "postgresql://ann:s3cret@db.example.com:5432/shop"
@@ -148,7 +150,7 @@ def test_variables_of_other_programs_are_none_of_our_business() -> None:
     [
         ("max_attempts: 3\n\nqueu: x\n", 3, "'queu' is no setting"),
         ("max_attempts: 3\nmax_attempts: 3\n", 2, "set twice"),
-        ("max_attempts: many\n", 1, "max_attempts: expected a whole number of at least 1, got 'many'"),
+        ("max_attempts: many\n", 1, "max_attempts: expected a whole number from 1 to 999999999, got 'many'"),
         ("max_attempts: {a: b}\n", 1, "a plain value"),
         ("max_attempts: [[1]]\n", 1, "a plain value"),
         ("- max_attempts\n", 1, "lines of `key: value`"),
@@ -197,6 +199,7 @@ def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
         ("max_attempts", "0"),
         ("max_attempts", "-1"),
         ("max_attempts", "1.5"),
+        ("max_attempts", "99999999999999"),
         ("max_attempts", "٣"),
         ("max_unknown_retries", "-1"),
         ("provider_timeout", "0s"),
@@ -218,6 +221,9 @@ def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
                 "X=retry=fatal",
                 "a b;c=retry",
                 "advice,advice",
+                "advice=retry",
+                "WorkerCrashed=fatal",
+                "408=retry,Unknown=fatal",
             )
         ),
         ("rate", "0"),
@@ -252,6 +258,10 @@ def test_secrets_are_not_in_the_repr() -> None:
     env = REAL | {"GENCTL_SECRET": "hunter2" * 8, "ARK_API_KEY": "hunter2"}
     assert "hunter2" not in repr(load({}, env))
     assert "s3cret" not in repr(load({}, env))
+
+
+def test_no_verdict_can_be_set_on_a_code_of_ours() -> None:
+    assert {*OURS} == OUR_CODES
 
 
 def test_verdicts_are_read_from_a_line_or_a_list(tmp_path: Path) -> None:

@@ -20,6 +20,15 @@ _SWITCH = {
 }
 
 
+# Codes that no provider's answer has: there is no verdict on them to choose.
+OUR_CODES = frozenset(
+    {
+        "MalformedMessage", "SessionNotFound", "UnknownModel", "AttemptsExhausted", "SweptTimeout",
+        "WorkerCrashed", "Unknown",
+    }
+)  # fmt: skip
+
+
 def as_text(value: str) -> str:
     if not value.isprintable():
         raise ValueError("text without control characters")
@@ -41,7 +50,7 @@ def as_switch(value: str) -> bool:
 def as_count(least: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or int(value) < least:
-            raise ValueError(f"a whole number of at least {least}")
+            raise ValueError(f"a whole number from {least} to 999999999")
         return int(value)
 
     return parse
@@ -119,12 +128,14 @@ as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.exam
 
 
 def as_verdicts(value: str) -> tuple[str, ...]:
-    """`<status or pattern of codes>=fatal|retry`, each once, or `advice`."""
+    """`<status or pattern of codes>=fatal|retry`, each once, or `advice`; never of our own codes."""
     items = tuple(item for part in value.split(",") if (item := "".join(part.split())))
-    pattern = r"advice|(?:[3-5]\d\d|(?!\d+(?:xx)?=)[.*?-]*\w[\w.*?-]{0,99})=(?:fatal|retry)"
+    pattern = r"advice|(?!advice=)(?:[3-5]\d\d|(?!\d+(?:xx)?=)[.*?-]*\w[\w.*?-]{0,99})=(?:fatal|retry)"
     if not all(re.fullmatch(pattern, item, re.ASCII) for item in items):
         raise ValueError("verdicts such as 408=retry or SetLimitExceeded=fatal, or advice, between commas")
     names = [item.partition("=")[0] for item in items]
+    if nothing := next((name for name in names if name in OUR_CODES), None):
+        raise ValueError(f"verdicts on codes of providers, of which {nothing} is none")
     if len({*names}) < len(names):
         raise ValueError("a verdict on each status and code once")
     return items

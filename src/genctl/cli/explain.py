@@ -55,8 +55,11 @@ def classify(
     import msgspec
 
     from genctl.cli import formats
+    from genctl.domain.model import GenctlError
     from genctl.ops import meaning, recorded
 
+    if corpus and out.form not in {"table", "json", "jsonl"}:
+        raise GenctlError("BadForm", f"a line for the corpus is JSON, not {out.form}", exit_code=2)
     answer, now = recorded.answer_of(file.read(MOST_BYTES), provider, status), datetime.now(UTC)
     if corpus:
         line = recorded.corpus_line(answer, provider, now, name)

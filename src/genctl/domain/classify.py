@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import msgspec
@@ -49,6 +49,8 @@ OURS: dict[str, Failure] = {
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
         _ours("WorkerCrashed", "Something went wrong on our side while the image was made. Please try again.",
               fatal=False, outcome=Outcome.UNKNOWN),
+        _ours("Unknown", "Something went wrong on our side. Please try again.",  # a row that tells none
+              fatal=False, outcome=Outcome.UNKNOWN),
     )
 }  # fmt: skip
 
@@ -74,7 +76,7 @@ def classify(
         row = ENVELOPES.get(provider, GENERIC)
         if good and (images := tuple(islice(_images(said.document, row, now), MAX_IMAGES))):
             return Success(images, said.request_id)
-        rule = rule_of(said.code, said.message, provider)
+        rule = rule_of(said.code, said.told, provider)
         # an error inside a 200 has no status of its own: the one that its code comes with counts
         status = rule.status if rule and good else answer.status
         failure = _failure(answer, said, rule, status, now)
@@ -140,7 +142,7 @@ def chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[
 def retry_after_s(text: str | None, now: datetime) -> float | None:
     """Retry-After, seconds or HTTP date, as seconds from `now` in [0, 300]; None without a sound one."""
     text = (text or "").strip()
-    if match := re.fullmatch(r"(\d{1,300}(?:\.\d{1,9})?)s?", text, re.ASCII):
+    if match := re.fullmatch(r"(\d{1,300}(?:\.\d{1,20})?)s?", text, re.ASCII):
         seconds = float(match[1])
     else:
         try:
@@ -178,7 +180,11 @@ _LIFE_S = re.compile(r"[?&]X-Tos-Expires=(\d{1,7})", re.ASCII)
 def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
     """The images of a success. Only http(s) URLs count: we ask for no others, and keep no bytes."""
     created = next(find(document, "created"), None)
-    for item in (item for path in row.images for item in find(document, path)):
+    items = (item for path in row.images for item in find(document, path))
+    flags = (flag for path in row.flags for flag in find(document, path))
+    for item, refused in zip(items, chain(flags, repeat(None)), strict=False):
+        if refused is True:
+            continue
         url, size = (item.get("url"), item.get("size")) if isinstance(item, dict) else (item, None)
         if isinstance(url, str) and _URL.fullmatch(url):
             sound = isinstance(size, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", size, re.ASCII)

@@ -106,7 +106,7 @@ def redact(text: str) -> str:
     window = text[:_WINDOW]
     lower = window.lower()
     for words, pattern in _SECRETS:
-        if any(word in lower for word in words):
+        if any(map(lower.__contains__, words)):
             window = pattern.sub(rf"\1{REMOVED}", window)
     return window if len(text) <= _WINDOW else window[:-_EDGE]
 
@@ -151,11 +151,12 @@ _NO_SENTENCE = re.compile(
 )
 # What removals leave behind, in this order.
 _TIDY = (
-    (re.compile(r" ?\(E\d{3,5}\)(?: \([\w-]{8,32}\))?"), ""),  # Replicate's code, and the prediction
-    (re.compile(r"([。！？])(?: ?[。！？])+"), r"\1"),
     (re.compile(r"\s+"), " "),
     (re.compile(r"(?<![^ ])[(\[（【][ ,;:.]*[)\]）】]"), ""),
     (re.compile(r"[ ,;:]+(?=[)\]）】])"), ""),
+    (re.compile(r"\A([^\[\]]*)\]+"), r"\1"),
+    (re.compile(r"(?<![^ ])[\w-]{1,32}[:=](?= ?[;,](?: |$))"), ""),
+    (re.compile(r"([。！？])(?: ?\1)+"), r"\1"),
     (re.compile(r"([;,])(?: ?[;,])+"), r"\1"),
     (re.compile(r"[,;:] ?(?=[.!?](?: |$))"), ""),
     (re.compile(r" +(?=[.,;:!?](?: |$))"), ""),
@@ -198,7 +199,7 @@ def _cleaned(text: str) -> str:
 
 def _without_advice(sentence: str) -> str:
     lower = sentence.lower()
-    if not any(word in lower for word in _ADVICE_WORDS) or not _ADVICE.search(sentence):
+    if not any(map(lower.__contains__, _ADVICE_WORDS)) or not _ADVICE.search(sentence):
         return sentence
     head = _ASIDE.split(sentence, maxsplit=1)[0].strip()
     if head == sentence.strip() or _ADVICE.search(head) or _NO_SENTENCE.match(head):

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -30,7 +31,9 @@ class Envelope(msgspec.Struct, frozen=True):
     code_shape: str = ""  # where the code is only a part of what stands there: its first group
     fine: frozenset[str] = frozenset()  # stands where codes stand, and is no error
     wait: tuple[str, ...] = ()  # seconds to wait, where there is no Retry-After
+    tells: tuple[str, ...] = ()  # beside the message: what rows that look at the text find too
     images: tuple[str, ...] = ("images.*",)  # URLs, or objects with `url` and `size`
+    flags: tuple[str, ...] = ()  # one for each image: true where it was refused
     image_life_s: int = 86_400
 
 
@@ -82,6 +85,10 @@ ENVELOPES: dict[str, Envelope] = {
         request_id=("responseId",),
         fine=frozenset({"STOP"}),
         wait=("error.details.*.retryDelay", "*.error.details.*.retryDelay"),
+        tells=(
+            "error.details.*.violations.*.quotaId", "*.error.details.*.violations.*.quotaId",
+            "promptFeedback.blockReason",
+        ),
     ),
     "stability": Envelope(
         code=("name", "finish_reason", "artifacts.*.finishReason"),
@@ -107,7 +114,9 @@ ENVELOPES: dict[str, Envelope] = {
         headers=("x-fal-request-id",),
         id_shape=UUID,
         code_headers=("x-fal-error-type",),
+        tells=("has_nsfw_concepts.*",),
         images=("images.*", "image"),
+        flags=("has_nsfw_concepts.*",),
     ),
     "replicate": Envelope(
         code=("error", "detail"),  # texts; models put a code in brackets
@@ -136,12 +145,13 @@ GENERIC = Envelope(
 
 _LABEL = (
     r"[\"']?(?<![a-z0-9])(?:x[-_])?(?:(?:ark|csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?)?"
-    r"(?:req(?:uest)?|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?(?![a-z])"
+    r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?|rid)(?![a-z])"
 )
 # With a colon whatever follows is the id; without one it must look like an id.
 LABELLED_ID = re.compile(
     rf"{_LABEL}(?:[\"']?\s?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
-    rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)",
+    rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)"
+    rf"|\(E\d{{3,5}}\)(?:\s\(([\w-]{{4,64}})\))?(?=\W*\Z)",  # Replicate: a code and an id at the end
     re.IGNORECASE | re.ASCII,
 )
 # What is an id without any label, best known first.
@@ -149,6 +159,7 @@ ID_SHAPES: dict[str, str] = {
     "ark": ARK_ID,
     "uuid": UUID,
     "openai": r"req_[0-9a-z]{6,64}",
+    "req-": r"req-(?=[a-z]{0,64}\d)[0-9a-z]{6,64}",
     "hex": r"[0-9a-f]{32}",
     "new-api": r"20\d{12,21}[a-z]{4,8}",
     "ark sdk": r"20\d{12}[0-9a-z]{20}",
@@ -158,9 +169,12 @@ ID_SHAPES: dict[str, str] = {
     "w3c": r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
 }
 BARE_ID = re.compile(
-    rf"(?<![0-9a-z])(?:id[:=：]?\s?)?(?<![0-9a-z])(?:{'|'.join(reversed(ID_SHAPES.values()))})(?![0-9a-z])",
+    r"(?<![0-9a-z])(?:(?:session|identifier|ray|trace|request)[:=：]\s?|id[:=：]?\s?)?"
+    rf"(?<![0-9a-z])(?:{'|'.join(reversed(ID_SHAPES.values()))})(?![0-9a-z])",
     re.IGNORECASE,
 )
+
+
 _ID = re.compile(r"[\w.:/+=-]{4,128}", re.ASCII)
 _TAIL = 2_048  # ids stand at the end of a message
 
@@ -169,15 +183,21 @@ _TAIL = 2_048  # ids stand at the end of a message
 MARKUP = re.compile(r"\s*<(?:!doctype|!--|\?xml|[a-z][\w-]*[\s/>])", re.IGNORECASE)
 _MAX_WRAPS = 3  # a provider's answer in a gateway's in an SDK's text
 _WRAPPED_CHARS = 32_768
-_CUT = re.compile(r'^\s*\{.{0,200}"code"\s*:\s*"([\w.]{1,100})"', re.DOTALL)
 _DECODER = json.JSONDecoder(strict=False)
+# A string of a Python print, or what is left of one that was cut; nothing is tried twice.
+_TOKEN = re.compile(
+    r"'(?:[^'\\]|\\.?)*+(?:'|\Z)|\"(?:[^\"\\]|\\.?)*+(?:\"|\Z)|\b(?:None|True|False)\b", re.DOTALL
+)
+# The code of a JSON answer that was cut, or of which only the beginning was read.
+_CUT_CODE = re.compile(r'\s*+[\[{].{0,2048}?"code"\s*:\s*"([\w.-]{1,100})"', re.DOTALL | re.ASCII)
 
 
 class Said(msgspec.Struct, frozen=True):
     """What an answer says of itself. `document` is its JSON, None when it is not JSON.
 
     `spoken`: the message stood in an error envelope, so it is meant for a caller's eyes. `wait` is
-    the time that the provider asks for, as it wrote it.
+    the time that the provider asks for, as it wrote it. `told` is the message and what the row
+    `tells` beside it, as `name value`.
     """
 
     document: object
@@ -186,6 +206,7 @@ class Said(msgspec.Struct, frozen=True):
     request_id: str | None
     spoken: bool
     wait: str | None
+    told: str
 
 
 def read(answer: Answer, provider: str) -> Said:
@@ -204,24 +225,23 @@ def read(answer: Answer, provider: str) -> Said:
     spoken = document is not None
     if not spoken and not MARKUP.match(text):
         message = text.strip() or None
-        if len(rows) > 1 and (
-            cut := _CUT.search(text[:_TAIL])
-        ):  # of an answer that broke off or was too long
-            code = code or cut[1]
+        if not code and answer.status >= 300 and (cut := _CUT_CODE.match(text, 0, 4_096)):
+            code = cut[1]
 
-    documents, inside = [document], message
+    documents, inside = [document], message or ""
     for _ in range(_MAX_WRAPS):
-        if (wrapped := _wrapped(inside or "")) is None:
+        if (wrapped := _wrapped(inside)) is None:
             break
         documents.append(wrapped)
-        inner_code, inside = _words(documents[-1], (own, GENERIC))
-        if inner_code:
-            code, message, spoken = inner_code, inside, True
-        elif inside and (message or "").startswith("{"):  # nothing but an envelope, without a code
-            message = inside
-    waits = (str(value) for wrapped in documents for path in own.wait for value in find(wrapped, path))
-    wait = answer.headers.get("retry-after") or next(filter(None, waits), None)
-    return Said(document, code, message, _request_id(answer, own, documents, message), spoken, wait)
+        inner_code, inner = _words(documents[-1], (own, GENERIC))
+        if inner_code or (inner and inside.startswith("{")):
+            code, message, spoken = inner_code or code, inner, True
+        inside = inner or ""
+    waits = (value for _, value in _named(documents, own.wait))
+    wait = answer.headers.get("retry-after") or next(waits, None)
+    beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
+    told = " ".join([(message or "")[:_TAIL], *beside])
+    return Said(document, code, message, _request_id(answer, own, documents, message), spoken, wait, told)
 
 
 def find(document: object, path: str) -> Iterator[Any]:
@@ -248,6 +268,15 @@ def _texts(document: object, paths: Sequence[str]) -> Iterator[str]:
                 yield str(value)
             if isinstance(value, str) and value.strip():
                 yield value.strip()
+
+
+def _named(documents: Iterable[object], paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The last key and the value, as text, of every text, number and truth value at the paths."""
+    for document in documents:
+        for path in paths:
+            for value in find(document, path):
+                if isinstance(value, str | int | float):
+                    yield _keys(path.removesuffix(".*"))[-1], str(value)
 
 
 def _first(document: object, paths: Sequence[str]) -> str | None:
@@ -298,9 +327,12 @@ def _as_json(printed: str) -> str:
         inside = match[0][1:-1].replace("\\'", "'").replace('\\"', '"').replace('"', '\\"')
         return '"' + inside.replace("\\x", "\\u00") + '"'
 
-    # possessive, and a quote that never ends goes to the end: a body of quotes alone would take for ever
-    quoted = r"'(?:[^'\\]|\\.)*+(?:'|\\?\Z)|\"(?:[^\"\\]|\\.)*+(?:\"|\\?\Z)"
-    return re.sub(rf"{quoted}|\b(?:None|True|False)\b", token, printed, flags=re.DOTALL)
+    return _TOKEN.sub(token, printed)
+
+
+def id_in(match: re.Match[str]) -> str:
+    """The id of a match of `LABELLED_ID` or `BARE_ID`; empty without one."""
+    return next(filter(None, match.groups()), "") if match.re.groups else match[0]
 
 
 def _request_id(answer: Answer, own: Envelope, documents: list[object], message: str | None) -> str | None:
@@ -308,6 +340,6 @@ def _request_id(answer: Answer, own: Envelope, documents: list[object], message:
     heard = [answer.headers.get(name) for name in (*own.headers, *GENERIC.headers)]
     paths = (*own.request_id, *GENERIC.request_id)
     heard += [_first(document, paths) for document in reversed(documents)]
-    heard += [match[1] or match[2] for match in LABELLED_ID.finditer((message or "")[-_TAIL:])]
+    heard += [id_in(match) for match in LABELLED_ID.finditer((message or "")[-_TAIL:])]
     ids = [text for text in heard if text and _ID.fullmatch(text)]
     return next((text for text in ids if re.fullmatch(own.id_shape or "(?!)", text)), next(iter(ids), None))

@@ -15,15 +15,17 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     `codes` are shell patterns of codes without blanks; a code that none matches is looked up again
     without its last dotted part, and at last as no code at all, which only `*` matches. `says`, when
-    there, must be found in the message. `status` is the HTTP status that the
-    code comes with. `advice` is what an explicit setting may choose against the base rule.
-    `sentence` is what people read where that of the category would mislead.
+    there, must be found in the message or in what the envelope `tells` beside it. `status` is the HTTP
+    status that the code comes with, or counts as where it comes `inside` a 200. `advice` is what an
+    explicit setting may choose against the base rule. `sentence` is what people read where that of
+    the category would mislead.
     """
 
     status: int
     codes: tuple[str, ...]
     category: Category
     says: str = ""
+    inside: bool = False
     advice: Literal["", "retry", "fatal"] = ""
     sentence: str = ""
     note: str = ""
@@ -118,8 +120,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "google": (
         Rule(status=400, codes=("SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT", "IMAGE_PROHIBITED_CONTENT",
                                 "BLOCKLIST", "SPII", "RECITATION", "IMAGE_RECITATION", "MODEL_ARMOR",
-                                "JAILBREAK"), category=_POLICY,
+                                "JAILBREAK"), category=_POLICY, inside=True,
              note="inside a 200: why a prompt was blocked, or why a candidate has no image"),
+        Rule(status=400, codes=("*",), category=_POLICY, says=r"\bblockReason ", inside=True,
+             note="inside a 200: any other `blockReason`"),
         Rule(status=400, codes=("*",), category=_POLICY,
              says=r"Responsible AI|sensitive words|usage guidelines",
              note="Imagen, as `raiFilteredReason` or as INVALID_ARGUMENT"),
@@ -134,18 +138,18 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(status=403, codes=("PERMISSION_DENIED", "SERVICE_DISABLED", "CONSUMER_*", "API_KEY_*",
                                 "IAM_PERMISSION_DENIED"), category=_AUTH),
         Rule(status=404, codes=("NOT_FOUND",), category=_REQUEST),
-        Rule(status=429, codes=("RESOURCE_EXHAUSTED",), says=r"(?i)per day", category=_QUOTA,
-             advice="fatal", note="a day's quota; limits a minute speak of plan and billing too"),
+        Rule(status=429, codes=("RESOURCE_EXHAUSTED",), says=r"PerDay|(?i:per day)", category=_QUOTA,
+             advice="fatal", note="a day's quota, by its `quotaId`"),
         Rule(status=429, codes=("RESOURCE_EXHAUSTED", "RATE_LIMIT_EXCEEDED"), category=_RATE),
         Rule(status=500, codes=("INTERNAL", "UNKNOWN"), category=_SERVER),
         Rule(status=503, codes=("UNAVAILABLE",), category=_SERVER),
         Rule(status=504, codes=("DEADLINE_EXCEEDED",), category=_SERVER),
         Rule(status=500, codes=("NO_IMAGE", "OTHER", "IMAGE_OTHER", "MALFORMED_*", "MAX_TOKENS"),
-             category=_SERVER, note="inside a 200: no image, for no reason of the job's"),
+             category=_SERVER, inside=True, note="inside a 200: no image, for no reason of the job's"),
     ),
     "stability": (
-        Rule(status=403, codes=("content_moderation", "CONTENT_FILTERED"), category=_POLICY,
-             note="`CONTENT_FILTERED` inside a 200"),
+        Rule(status=403, codes=("content_moderation",), category=_POLICY),
+        Rule(status=403, codes=("CONTENT_FILTERED",), category=_POLICY, inside=True, note="inside a 200"),
         Rule(status=400, codes=("invalid_prompts",), category=_POLICY),
         Rule(status=400, codes=("bad_request",), category=_REQUEST),
         Rule(status=401, codes=("unauthorized", "missing_authorization"), category=_AUTH),
@@ -153,16 +157,19 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(status=403, codes=("permission_denied",), category=_AUTH),
         Rule(status=429, codes=("insufficient_balance",), category=_QUOTA, advice="fatal"),
         Rule(status=429, codes=("rate_limit_exceeded",), category=_RATE),
-        Rule(status=500, codes=("internal_error", "internal_server_error", "ERROR"), category=_SERVER),
+        Rule(status=500, codes=("internal_error", "internal_server_error"), category=_SERVER),
+        Rule(status=500, codes=("ERROR",), category=_SERVER, inside=True, note="inside a 200"),
     ),
     "bfl": (
-        Rule(status=400, codes=("RequestModerated", "ContentModerated"), category=_POLICY,
+        Rule(status=400, codes=("RequestModerated", "ContentModerated"), category=_POLICY, inside=True,
              note="inside a 200: the prompt, or the image"),
         Rule(status=404, codes=("Tasknotfound",), category=_REQUEST, note="results live for minutes"),
-        Rule(status=500, codes=("Error", "Failed"), category=_SERVER, note="inside a 200"),
+        Rule(status=500, codes=("Error", "Failed"), category=_SERVER, inside=True, note="inside a 200"),
     ),
     "fal": (
         Rule(status=422, codes=("content_policy_violation",), category=_POLICY),
+        Rule(status=422, codes=("*",), category=_POLICY, says="has_nsfw_concepts True", inside=True,
+             note="inside a 200: the checker blacked out every image"),
         Rule(status=422, codes=("file_download_error", "image_load_error"), category=_NETWORK, advice="retry",
              sentence=REFERENCE, note="the reference image could not be fetched"),
         Rule(status=400, codes=("downstream_service_error",), category=_SERVER, advice="retry"),
@@ -175,7 +182,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(status=400, codes=("*",), category=_POLICY,
              says=r"(?i)\bnsfw\b|flagged as sensitive|content (?:policy|moderation)",
              note="a prediction that failed, inside a 200; with `E005` of some models"),
-        Rule(status=400, codes=("E005",), category=_POLICY),
+        Rule(status=400, codes=("E005",), category=_POLICY, inside=True, note="inside a 200"),
         Rule(status=422, codes=("*",), says=r"(?i)^input validation", category=_REQUEST),
     ),
 }  # fmt: skip
@@ -216,11 +223,11 @@ def names_of(code: str | None) -> Iterator[str]:
 
 
 def rule_of(code: str | None, message: str | None, provider: str) -> Rule | None:
-    """The row for a code, of its whole name before its family."""
+    """The row for a code, of its whole name before its family; `message` is what `says` is looked for in."""
     for name in names_of(code):
         for rule in RULES.get(provider, ()):
-            if any(fnmatchcase(name, pattern) for pattern in rule.codes) and (
-                not rule.says or re.search(rule.says, (message or "")[:2_048])
+            if any(name == code or ("*" in code and fnmatchcase(name, code)) for code in rule.codes) and (
+                not rule.says or re.search(rule.says, (message or "")[:4_096])
             ):
                 return rule
     return None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from genctl.domain.classify import FIRST_DELAY_OF_429_S, FIRST_DELAY_S, OURS, ch
 from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
 from genctl.domain.rules import RULES, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.providers.ark import CODES
 
 NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})
@@ -63,21 +65,28 @@ def explain(code: str, provider: str | None, verdicts: Sequence[str]) -> Meaning
     code = code.strip().removeprefix("DLQ:")
     if own := OURS.get(code):
         return _meaning(own, None, fatal=own.fatal)
-    if http := re.fullmatch(r"(?:HTTP)?([1-5]\d\d)", code, re.ASCII):
+    if http := re.fullmatch(r"(?:HTTP)?([1-5]\d\d)", code, re.ASCII | re.IGNORECASE):
         return _judged(Answer(int(http[1]), {}, b"{}"), provider, verdicts)
     if code in {name for _, name in CODES}:
         return _judged(NoAnswer(code, "", sent=code not in NEVER_SENT), provider, verdicts)
     for name in [provider] if provider else RULES:
         if rule := rule_of(code, None, name):
             return _ruled(code, rule, name, verdicts)
-    known = [code for name in RULES for rule in RULES[name] for code in rule.codes]
-    close = get_close_matches(code, [*OURS, *known], 1)
+    close = get_close_matches(code.lower(), known := _known(), 1)
     raise GenctlError(
         "NotFound",
         f"no code {code[:100]!r} is known{f' of {provider}' if provider else ''}",
-        f"did you mean {close[0]}?" if close else "its HTTP status decides: genctl explain HTTP400",
+        f"did you mean {known[close[0]]}?" if close else "its HTTP status decides: genctl explain HTTP400",
         exit_code=4,
     )
+
+
+def _known() -> dict[str, str]:
+    """Every code that is written out somewhere, behind its lower-case spelling."""
+    codes = [code for rules in RULES.values() for rule in rules for code in rule.codes if "*" not in code]
+    codes += [scenario.code for scenario in SCENARIOS.values() if scenario.code]
+    codes += [*OURS, *(name for _, name in CODES), *(f"HTTP{status.value}" for status in HTTPStatus)]
+    return {code.lower(): code for code in codes}
 
 
 def of_answer(
@@ -117,11 +126,11 @@ def _ruled(code: str, rule: Rule, provider: str, verdicts: Sequence[str]) -> Mea
         code=code,
         category=rule.category,
         fatal=verdict == "fatal" if verdict else base,
-        outcome=Outcome.UNKNOWN if rule.status in UNKNOWN_STATUSES else Outcome.REFUSED,
+        outcome=Outcome.UNKNOWN if rule.inside or rule.status in UNKNOWN_STATUSES else Outcome.REFUSED,
         user_message=f"the provider's sentence, cleaned; without one: {sentence}"
         if rule.category in OF_THE_JOB
         else sentence,
-        provider_status=rule.status,
+        provider_status=200 if rule.inside else rule.status,
     )
     return _meaning(failure, provider, fatal=base, note=_note(rule, provider))
 

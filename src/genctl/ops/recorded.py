@@ -3,30 +3,33 @@
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from genctl.domain.classify import classify
 from genctl.domain.details import BODY_BYTES, REMOVED, build, stored
-from genctl.domain.envelopes import BARE_ID, ENVELOPES, GENERIC, LABELLED_ID, Envelope, find, read
-from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer
+from genctl.domain.envelopes import BARE_ID, ENVELOPES, GENERIC, LABELLED_ID, Envelope, id_in, read
+from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer, Success
 from genctl.domain.rules import rule_of
 from genctl.edges.providers.ark import inflated
 
+OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has
+FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
 KEPT_HEADERS = {"content-type", "server", "retry-after"}
-# What people wrote or are, with all that is below it; and what is a text that they wrote, or a secret.
+# What people wrote or are, wherever a provider repeats it: everything below such a key.
 PRIVATE = re.compile(
-    r".*prompt(?!Feedback).*|.*user.*|inputs?|content|messages|caption|phone|ip|e?mail", re.IGNORECASE
-)
-PRIVATE_TEXT = re.compile(
-    r"text|image(?:_url)?|b64_json|data|name|.*(?:key|passw|secret|token|cookie|signature|credential|auth).*",
+    r".*prompt.*|input|text|content|messages|caption|image(?:_urls?)?|data|.*(?:b64|base64).*|"
+    r".*(?:user|account|owner).*|(?:(?:first|last|full|display|file)_?)?name|e?mail|phone|ip",
     re.IGNORECASE,
 )
-AN_ID = re.compile(r"id|.*_id|.*[a-z]Id|.*ID")
-QUERY = re.compile(r"(https?://[^\s?\"'<>]+\?)[^\s\"'<>]+")
-EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
-HTTP = re.compile(rb"HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
+ID = re.compile(r"(?i:(?:.*[-_ ])?ids?)|.*[a-z]I[dD]s?|(?i:(?:request|session|trace)ids?)")
+WHO = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+|(?<![\w-])org-\w{8,64}")
+QUERY = re.compile(  # of a URL, whole
+    r"(https?(?::|%3A)[^\s?\"'<>]{1,2000}?(?:\?|%3F)|[\w/]\?(?=[\w.~-]{1,64}=))(?:[^\s\"'<>\\]|\\(?=u0026|/))+",
+    re.IGNORECASE | re.ASCII,
+)
+HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
 
 class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
@@ -34,7 +37,7 @@ class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
 
     name: str = ""
     source: str = ""
-    status: int = 0
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)] = 0  # 0: no answer
     headers: dict[str, str] = {}
     body: str = ""
     body_base64: bytes = b""
@@ -51,38 +54,62 @@ def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | 
     """The answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
 
     A body alone gets `status`, else the one that its code comes with. Raises GenctlError (exit 2):
-    neither is known, or a line is malformed.
+    neither is known, what the file says is told by `status` too, or it holds no answer or several.
     """
-    if http := HTTP.match(raw):
-        while following := HTTP.match(raw, http.end()):  # after 100 Continue
-            http = following
-        headers, body = _headers(http[2].decode("latin-1")), raw[http.end() :]
-        packed = headers.pop("content-encoding", "").lower() in {"gzip", "deflate"}
-        return Answer(int(http[1]), headers, inflated(body) if packed else body)
-    try:
-        document = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        document = None
-    if isinstance(document, dict):
-        details = document.get("error_details", document)
-        if isinstance(details, dict) and {"providerStatus", "providerBody", "code"} <= details.keys():
-            return _stored(details)
-        if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
-            try:
-                line = msgspec.convert(document, Line)
-            except msgspec.ValidationError as error:
-                raise GenctlError("NoAnswer", f"no recorded answer: {error}", exit_code=2) from None
-            if not line.no_answer and not 100 <= line.status <= 599:
-                raise GenctlError("NoAnswer", f"{line.status} is no HTTP status", exit_code=2)
-            return line.answer()
+    if recorded := _recorded(raw):
+        if status:
+            raise GenctlError("Ambiguous", "the file tells its HTTP status", "drop --status", exit_code=2)
+        return recorded
     said = read(Answer(status or 400, {}, raw), provider)
-    rule = rule_of(said.code, said.message, provider)
+    rule = rule_of(said.code, said.told, provider)
     if not status and not rule:
         raise GenctlError(
             "NoStatus", f"a body without its HTTP status, and no code of {provider} in it",
             "add --status, or save the answer with its headers, as `curl -i` does", exit_code=2,
         )  # fmt: skip
     return Answer(status or (rule.status if rule else 0), {}, raw)
+
+
+def _recorded(raw: bytes) -> Answer | NoAnswer | None:
+    """The answer of a file that tells its status; None for a body alone."""
+    if http := HTTP.match(raw):
+        while following := HTTP.match(raw, http.end()):  # after 100 Continue
+            http = following
+        headers = _headers(http[2].decode("latin-1"))
+        return Answer(int(http[1]), headers, inflated(headers, raw[http.end() :]))
+    if re.match(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ \d{3}\b", raw):
+        raise _no_answer("the headers do not end with an empty line")
+    document = _json(raw)
+    if isinstance(document, dict):
+        details = document.get("error_details", document)
+        if details is None:
+            raise _no_answer("the session's error_details are null: it has not failed")
+        if isinstance(details, dict) and {"providerStatus", "providerBody", "code"} <= details.keys():
+            return _stored(details)
+        if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
+            try:
+                return msgspec.convert(document, Line).answer()
+            except msgspec.ValidationError as error:
+                raise _no_answer(str(error)) from None
+    several = document if isinstance(document, list) else [_json(line) for line in raw.splitlines()[:2]]
+    if (
+        several
+        and several != [document]
+        and all(isinstance(one, dict) and one.keys() & OURS for one in several)
+    ):
+        raise _no_answer("it holds several, or a list")
+    return None
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _no_answer(why: str) -> GenctlError:
+    return GenctlError("NoAnswer", f"not one recorded answer: {why}", FORMS, exit_code=2)
 
 
 def _headers(text: str) -> dict[str, str]:
@@ -102,85 +129,118 @@ def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
 def corpus_line(answer: Answer | NoAnswer, provider: str, now: datetime, name: str = "") -> Line:
     """A line for tests/corpus/<provider>.jsonl: without secrets, people's words and real ids.
 
-    Raises GenctlError (exit 1) when what had to go decides the verdict.
+    Raises GenctlError (exit 1): without them the answer would be judged otherwise.
     """
     line = Line(name=_redacted(name), source="recorded")
     if isinstance(answer, NoAnswer):
-        code, message = _redacted(answer.code), _redacted(answer.message)
-        line.no_answer = msgspec.structs.replace(answer, code=code, message=message)
+        line.no_answer = NoAnswer(_redacted(answer.code), _redacted(answer.message), answer.sent)
     else:
         row = ENVELOPES.get(provider, GENERIC)
         ids = {*row.headers, *GENERIC.headers}
+        kept = KEPT_HEADERS.union(ids, row.code_headers)
         line.status = answer.status
         line.headers = {
-            name: _mask(value) if name in ids else _redacted(value)
-            for name, value in answer.headers.items()
-            if name in KEPT_HEADERS or name in ids or name in row.code_headers
+            key: _masked(value) if key in ids else _field(key, value)
+            for key, value in answer.headers.items()
+            if key in kept
         }
-        line.body = _body(answer.body, row)
-    line.expect, true = _verdict(line.answer(), provider, now), _verdict(answer, provider, now)
-    if changed := [key for key in ("code", "category", "fatal") if line.expect.get(key) != true.get(key)]:
+        try:
+            line.body = _Redactor(row)(answer.body.decode("utf-8-sig"))
+        except UnicodeDecodeError:  # another encoding: what is to be removed is ASCII in most
+            text = _Redactor(row)(answer.body.decode("latin-1"))
+            line.body_base64 = text.encode("latin-1", "replace")
+    was, verdict = (classify(one, provider, now=now) for one in (answer, line.answer()))
+    if _essence(was) != _essence(verdict):
         raise GenctlError(
-            "VerdictLost", f"without what is private its {' and '.join(changed)} would be another",
-            "write the line by hand", exit_code=1,
-        )  # fmt: skip
+            "VerdictChanged",
+            f"redacted it would be judged otherwise: {_essence(verdict)} instead of {_essence(was)}",
+            "write the line by hand, as docs/failures.md shows it",
+            exit_code=1,
+        )
+    line.expect = {"requestId": verdict.request_id}
+    if isinstance(verdict, Failure):
+        details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
+        line.expect |= {"code": details.code, "category": details.category, "fatal": details.fatal}
+        line.expect |= {"outcome": details.outcome, "userMessage": details.user_message}
     line.name = line.name or line.expect.get("code", "success")
     return line
 
 
-def _verdict(answer: Answer | NoAnswer, provider: str, now: datetime) -> dict[str, Any]:
-    verdict = classify(answer, provider, now=now)
-    told: dict[str, Any] = {"requestId": verdict.request_id}
-    if isinstance(verdict, Failure):
-        details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
-        told |= {"code": details.code, "category": details.category, "fatal": details.fatal}
-        told |= {"outcome": details.outcome, "userMessage": details.user_message}
-    return told
+def _essence(verdict: Success | Failure) -> str:
+    if isinstance(verdict, Success):
+        return f"success, {len(verdict.images)} images"
+    return f"{verdict.code}, {verdict.category}, {'fatal' if verdict.fatal else 'retry'}"
 
 
-def _body(raw: bytes, row: Envelope) -> str:
-    text = raw.decode("utf-8-sig", "replace")
-    try:
-        document = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+class _Redactor:
+    """Of a body: what the row reads stays readable, what people wrote or are goes whatever it holds."""
+
+    def __init__(self, row: Envelope) -> None:
+        rows = (row, GENERIC)
+        self._ids = {path for one in rows for path in one.request_id}
+        self._words = {path for one in rows for path in (*one.code, *one.message, *one.wait, *one.tells)}
+        self._words |= {f"{path}{part}" for path in row.images for part in ("", ".url", ".size")}
+
+    def __call__(self, text: str) -> str:
+        """A text; one that is JSON, also within a text of JSON, is gone through leaf by leaf."""
+        if text.lstrip().startswith(("{", "[")):
+            try:
+                document = self._clean(msgspec.json.decode(text), "", "", private=False)
+                return msgspec.json.encode(document).decode()
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                pass
         return _redacted(text)
-    paths = (*row.request_id, *GENERIC.request_id)
-    ids = {value for path in paths for value in find(document, path) if isinstance(value, str)}
-    codes = {value for path in row.code for value in find(document, path) if isinstance(value, str)}
-    return msgspec.json.encode(_without_people(document, "", ids, codes)).decode()
 
+    def _clean(self, value: Any, path: str, key: str, *, private: bool) -> Any:
+        """`key` is that of the nearest mapping; `private`: one above it is."""
+        match value:
+            case Mapping():
+                return {
+                    _redacted(name): self._clean(
+                        inside,
+                        f"{path}.{name}".lstrip("."),
+                        name,
+                        private=private or bool(PRIVATE.fullmatch(name)),
+                    )
+                    for name, inside in value.items()
+                }
+            case list():
+                path = f"{path}.*".lstrip(".")
+                return [self._clean(inside, path, key, private=private) for inside in value]
+            case None | bool():
+                return value
+        return self._leaf(value, path, key, private=private)
 
-def _without_people(value: Any, key: str, ids: set[str], codes: set[str]) -> Any:
-    if PRIVATE.fullmatch(key):
-        return REMOVED
-    if isinstance(value, Mapping):
-        return {_redacted(k): _without_people(inside, k, ids, codes) for k, inside in value.items()}
-    if isinstance(value, list):
-        return [_without_people(inside, key, ids, codes) for inside in value]
-    return _text(value, key, ids, codes) if isinstance(value, str) else value
-
-
-def _text(text: str, key: str, ids: set[str], codes: set[str]) -> str:
-    if text not in codes:
-        if text in ids or AN_ID.fullmatch(key):
-            return _mask(text)
-        if PRIVATE_TEXT.fullmatch(key) and not text.startswith(("https://", "http://")):
+    def _leaf(self, value: Any, path: str, key: str, *, private: bool) -> Any:
+        text = value if isinstance(value, str) else ""
+        if path in self._words:
+            return self(text) if text else value
+        if path in self._ids or (ID.fullmatch(key) and not private):
+            return _masked(str(value))
+        if private:
             return REMOVED
-    return _redacted(text)
+        return _field(key, self(text)) if text else value
+
+
+def _field(key: str, text: str) -> str:
+    """A value beside its key: what the key says is secret goes whole."""
+    kept = _redacted(f"{key}: {text}").removeprefix(f"{key}: ")
+    return REMOVED if kept.startswith(REMOVED) else kept
 
 
 def _redacted(text: str) -> str:
-    text = EMAIL.sub(REMOVED, QUERY.sub(rf"\1{REMOVED}", stored(text, BODY_BYTES) or ""))
-    return BARE_ID.sub(_masked, LABELLED_ID.sub(_masked, text))
+    text = QUERY.sub(rf"\1{REMOVED}", WHO.sub(REMOVED, stored(text, BODY_BYTES) or ""))
+    for ids in (LABELLED_ID, BARE_ID):
+        text = ids.sub(_with_masked_id, text)
+    return text
 
 
-def _masked(match: re.Match[str]) -> str:
+def _with_masked_id(match: re.Match[str]) -> str:
+    found = re.sub(r"^.*[^\w+/=-]", "", id_in(match))
+    return match[0].replace(found, _masked(found)) if found else match[0]
+
+
+def _masked(text: str) -> str:
     """An id of the same shape, from which nobody finds the request."""
-    labelled = (match[1] or match[2] or "") if match.groups() else match[0]
-    found = re.sub(r"^.*[^\w+/=-]", "", labelled)
-    return match[0].replace(found, _mask(found)) if found else match[0]
-
-
-def _mask(text: str) -> str:
-    rest = re.sub("[b-z]", "a", re.sub("[B-Z]", "A", re.sub(r"\d", "0", text[4:])))
-    return text[:4] + rest
+    masked = re.sub("[b-z]", "a", re.sub("[B-Z]", "A", re.sub(r"\d", "0", text[4:])))
+    return text if REMOVED in text else text[:4] + masked

@@ -4,7 +4,7 @@ Never tried again here: Ark has no idempotency key, and a hidden retry would be 
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -101,9 +101,7 @@ class Ark:
             text = f"no answer within {self._longest_s:g} s" if code == "Timeout" else str(why)
             return NoAnswer(code, text or type(why).__name__, sending.sent)
         said = {name.lower(): value for name, value in response.headers.items()}
-        if said.get("content-encoding", "").lower() in {"gzip", "deflate"}:
-            answer = inflated(answer)
-        return Answer(response.status, said, answer)
+        return Answer(response.status, said, inflated(said, answer))
 
 
 def body_of(session: Session) -> dict[str, Any]:
@@ -159,8 +157,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body[:MAX_BODY_BYTES])
 
 
-def inflated(body: bytes) -> bytes:
-    """As much of a compressed body as is sound, up to the cap; the body as it came when nothing is."""
+def inflated(headers: Mapping[str, str], body: bytes) -> bytes:
+    """As much of a compressed body as is sound, up to the cap; the body as it came when nothing is.
+
+    `headers` are those of the answer, named in lower case.
+    """
+    if headers.get("content-encoding", "").lower() not in {"gzip", "deflate"}:
+        return body
     try:
         return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_BODY_BYTES)
     except zlib.error:
