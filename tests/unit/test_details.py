@@ -292,7 +292,7 @@ def test_a_body_is_cut_at_the_byte_not_before() -> None:
     ("head", "unit"),
     [("{'", "\\'"), ("{'", "it\\'s "), ('{"', '\\"'), *(("", unit) for unit in (
         "x", " ", "[", "<a", "request id: ", "api key ", "Bearer ", "contact us, ", "((, ", "x-", "if. ",
-        "&#60;", "include ", "://a:", "{'", '\\"', "A.", "021762078271000", "é", "(E005) (", '{"a":"', "'", "\\", "token=", "request-", "<b>",
+        "&#60;", "include ", "://a:", "{'", '\\"', "A.", "021762078271000", "é", "(E005) (", '{"a":"', "'", "\\", "\0", "token=", "request-", "<b>",
     ))],
 )  # fmt: skip
 def test_a_megabyte_costs_less_than_a_tenth_of_a_second(head: str, unit: str) -> None:

@@ -49,8 +49,9 @@ def stored(text: str | bytes | None, limit: int) -> str | None:
     """
     if text is None:
         return None
+    text = text[: 4 * _WINDOW]
     if isinstance(text, bytes):
-        text = text[: 4 * _WINDOW].decode("utf-8", "replace")
+        text = text.decode("utf-8", "replace")
     return cut(redact(re.sub(r"[\x00\ud800-\udfff]", "", text)), limit)
 
 
