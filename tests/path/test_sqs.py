@@ -420,6 +420,28 @@ async def test_what_time_it_is_by_its_clock(ahead_s: int) -> None:
         assert abs((queue.now() - theirs).total_seconds()) < 5
 
 
+@pytest.mark.parametrize("ahead_s", [3600, -3600])
+async def test_a_clock_that_is_an_hour_off_signs_as_of_sqs_time(ahead_s: int) -> None:
+    """SQS refuses what is signed too long ago or too far ahead; its answer tells its time."""
+    asked: list[bool] = []
+
+    async def strict(request: web.Request) -> web.StreamResponse:
+        now = datetime.now(UTC) + timedelta(seconds=ahead_s)
+        signed = datetime.strptime(request.headers["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        asked.append(abs((now - signed).total_seconds()) < 300)
+        date = {"Date": format_datetime(now, usegmt=True)}
+        if asked[-1]:
+            return web.json_response({"Attributes": {}}, headers=date)
+        body = {"__type": "com.amazonaws.sqs#SignatureDoesNotMatch", "message": "Signature expired"}
+        return web.json_response(body, status=403, headers=date)
+
+    async with Script(*[strict] * 3).serving() as sqs:
+        queue = Queue(sqs, URL)
+        await queue.attributes()
+        await queue.attributes()
+    assert asked == [False, True, True]
+
+
 @pytest.mark.parametrize("date", ["", "soon", "Tue, 24 Nov 2026 18:00:00 -0000"])
 async def test_a_date_that_says_nothing_is_passed_over(date: str) -> None:
     async def dated(_: web.Request) -> web.StreamResponse:

@@ -5,7 +5,8 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from datetime import datetime
+from typing import Any, NamedTuple, Self
 
 import botocore.session
 from botocore.auth import SigV4Auth
@@ -88,6 +89,16 @@ def _misconfigured(why: Exception) -> GenctlError:
     )
 
 
+class _Auth(SigV4Auth):
+    """SigV4 as of a time that is given: SQS refuses what is signed more than 15 minutes off its clock."""
+
+    now: datetime
+
+    def _modify_request_before_signing(self, request: Any) -> None:
+        request.context["timestamp"] = self.now.strftime("%Y%m%dT%H%M%SZ")
+        super()._modify_request_before_signing(request)  # type: ignore[misc]  # the stubs leave it out
+
+
 class Signer:
     """Signs requests with frozen credentials, which a thread renews: never the event loop."""
 
@@ -106,14 +117,15 @@ class Signer:
         self._freeze()
 
     def _freeze(self) -> None:
-        self._auth = SigV4Auth(self._source.get_frozen_credentials(), "sqs", self._place.region)
+        self._auth = _Auth(self._source.get_frozen_credentials(), "sqs", self._place.region)
 
-    async def headers(self, body: bytes, headers: dict[str, str]) -> dict[str, str]:
-        """`headers` of a POST of `body` to the endpoint, with those of its signature."""
+    async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
+        """`headers` of a POST of `body` to the endpoint, with its signature; `now` is SQS's, in UTC."""
         source = self._source
         if isinstance(source, RefreshableCredentials) and source.refresh_needed():
             await self._renew(self._freeze)
         request = AWSRequest(method="POST", url=self._place.endpoint, headers=headers, data=body)
+        self._auth.now = now
         self._auth.add_auth(request)
         return dict(request.headers.items())
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import aiohttp
 import msgspec
+import structlog
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -22,6 +23,8 @@ from genctl.edges import http
 from genctl.edges.aws import Place, Signer
 
 T = TypeVar("T")
+
+log = structlog.stdlib.get_logger()
 
 ATTEMPTS = 4  # of one call, and of the entries of a batch that SQS itself could not carry out
 CALL_TIMEOUT_S = 10.0
@@ -118,6 +121,7 @@ class _Fault(msgspec.Struct):
 
 # --- what goes wrong -------------------------------------------------------------------------
 
+_UNSIGNED = ("SignatureDoesNotMatch", "InvalidSignatureException", "RequestTimeTooSkewed", "RequestExpired")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException")
 _THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
 # SQS's codes -> our code, and the fix
@@ -260,8 +264,7 @@ class Sqs:
                     return self._read(answer, shape, about)
                 refusal = _Refusal.of(status, answer)
                 error = refusal.error(op, about, self.endpoint)
-                if refusal.code in _EXPIRED and attempt == 1:
-                    await self._signer.look_again()
+                if attempt == 1 and await self._signs_better(refusal):
                     continue
                 if not refusal.transient:
                     raise error
@@ -269,12 +272,22 @@ class Sqs:
                 await pause(attempt)
         raise error
 
+    async def _signs_better(self, refusal: _Refusal) -> bool:
+        """Whether the next try will be signed by other credentials, or as of SQS's time."""
+        if refusal.code in _EXPIRED:
+            await self._signer.look_again()
+            return True
+        if refusal.code in _UNSIGNED and self._ahead:
+            log.warning("sqs.clock.wrong", aheadS=round(self._ahead.total_seconds()))
+            return True
+        return False
+
     async def _post(self, op: str, data: bytes, timeout: aiohttp.ClientTimeout) -> tuple[int, bytes]:
         target = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{op}"}
         async with self._http.post(
             self.endpoint,
             data=http.payload(data),
-            headers=await self._signer.headers(data, target),
+            headers=await self._signer.headers(data, target, self.now()),
             timeout=timeout,
             allow_redirects=False,
         ) as answer:
