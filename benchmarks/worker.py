@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import plot
 import psycopg
 import stage
 
@@ -197,6 +198,10 @@ async def compared(at: Stage, names: Sequence[str]) -> int:
             took[name].append(await asyncio.to_thread(run, at, PEERS[name], JOBS[name]))
             rate, cpu_ms, memory_mb = took[name][-1]
             print(f"round {n + 1}: {name:12} {rate:6.0f}/s, {cpu_ms:5.2f} ms CPU a job, {memory_mb:4.0f} MB")
+    rates = {name: [one.rate for one in rounds] for name, rounds in took.items()}
+    costs = {name: [one.cpu_ms for one in rounds] for name, rounds in took.items()}
+    (stage.HERE / "worker-rate.svg").write_text(plot.bars("Refused jobs settled a second", "/s", rates))
+    (stage.HERE / "worker-cpu.svg").write_text(plot.bars("CPU of the process for one job", "ms", costs))
     for name in names[1:]:
         pairs = list(zip(took[names[0]], took[name], strict=True))
         faster = statistics.median(ours.rate / peer.rate for ours, peer in pairs)

@@ -158,7 +158,7 @@ def _converted(source: Source, base: Place, value: Any, kind: Any) -> Iterator[F
         steps = re.findall(r"\.([a-z_]+)|\[(\d+)\]", path)
         place = (*base, *(name or int(number) for name, number in steps))
         if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
-            close = get_close_matches(match[1], KEYS, 1)
+            close = [] if match[1] in KEYS else get_close_matches(match[1], KEYS, 1)  # it is one, elsewhere
             hint = f": did you mean {close[0]}?" if close else ""
             yield source.finding((*place, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
         elif match := re.fullmatch("Object missing required field `(.*)`", message):
