@@ -125,7 +125,7 @@ MUTANTS = (
            "pipeline::test_a_mark_of_an_older_run_hits_nothing"),
     Mutant("claim: the run is the message's", LIFECYCLE, "claim",
            " and coalesce(i.run, s.run) = s.run", "",
-           "pipeline::test_a_message_of_an_older_run_is_deleted"),
+           "interleavings"),
     Mutant("claim: another's lease is over", LIFECYCLE, "claim",
            "s.lease_until < now() or", "true or",
            "pipeline::test_a_session_that_is_being_worked_on_is_left_alone"),
