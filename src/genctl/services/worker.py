@@ -235,7 +235,7 @@ class Worker:
                 return
             try:
                 wanted = min(BATCH, self._free())
-                if wanted == BATCH and await self._allowance(BATCH) == BATCH and self.gatekeeper.is_open:
+                if wanted == BATCH and await self._room(BATCH) == BATCH and self.gatekeeper.is_open:
                     await self._take(BATCH, DRAIN_WAIT_S)
                 else:
                     self._full.clear()
@@ -271,13 +271,16 @@ class Worker:
 
     async def _allowance(self, most: int) -> int:
         """How many messages may be received now, at most so many; and why none, for /healthz."""
+        room = await self._room(most)
+        if not room:
+            turn = "their turn is not soon: the rate, or a Retry-After"
+            self.liveness.rest(turn if self.gatekeeper.is_open else "the gate is closed")
+        return room
+
+    async def _room(self, most: int) -> int:
         allowed = await self.gatekeeper.allowance(most)
         waiting = len(self._jobs) - sum(hold.sent for hold in self.at.holds) + self._asked
-        room = self._turns.room(waiting, allowed)
-        if not room:
-            held = "their turn is not soon: the rate, or a Retry-After" if allowed else "the gate is closed"
-            self.liveness.rest(held)
-        return room
+        return self._turns.room(waiting, allowed)
 
     def _send_back(self) -> None:
         """The gate is closed: jobs whose request was not sent go back, and use no attempt."""
