@@ -73,11 +73,10 @@ async def test_who_does_not_wait_any_more_is_no_trouble_for_the_others() -> None
     assert await there == 9
 
 
-async def test_calls_that_hang_do_not_hold_up_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While two are under way the next waits for one of them, but not for long."""
-    monkeypatch.setattr(batch, "PATIENCE_S", 0.01)
-    released = asyncio.Event()
-    calls: list[list[int]] = []
+async def all_lanes_taken(
+    calls: list[list[int]], released: asyncio.Event
+) -> tuple[Together[int, int], list[asyncio.Future[int]]]:
+    """As many calls as may be under way, which hang until they are released."""
 
     async def work(items: list[int]) -> list[int]:
         calls.append(items)
@@ -85,12 +84,19 @@ async def test_calls_that_hang_do_not_hold_up_what_comes_later(monkeypatch: pyte
             await released.wait()
         return items
 
-    together = Together(work, within_s=0)
-    hanging = []
+    together, hanging = Together(work, within_s=0), []
     for n in range(batch.LANES):
         hanging.append(together(n))
         while len(calls) <= n:
             await asyncio.sleep(0)
+    return together, hanging
+
+
+async def test_calls_that_hang_do_not_hold_up_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While two are under way the next waits for one of them, but not for long."""
+    monkeypatch.setattr(batch, "PATIENCE_S", 0.01)
+    released = asyncio.Event()
+    together, hanging = await all_lanes_taken([], released)
     assert await together(9) == 9
     released.set()
     assert await asyncio.gather(*hanging) == list(range(batch.LANES))
@@ -98,22 +104,11 @@ async def test_calls_that_hang_do_not_hold_up_what_comes_later(monkeypatch: pyte
 
 async def test_what_waits_goes_as_soon_as_a_call_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "PATIENCE_S", 3600)
-    released = asyncio.Event()
-    calls: list[list[int]] = []
-
-    async def work(items: list[int]) -> list[int]:
-        calls.append(items)
-        if len(calls) <= batch.LANES:
-            await released.wait()
-        return items
-
-    together = Together(work, within_s=0)
-    for n in range(batch.LANES):
-        together(n)
-        while len(calls) <= n:
-            await asyncio.sleep(0)
+    released, calls = asyncio.Event(), list[list[int]]()
+    together, _ = await all_lanes_taken(calls, released)
     later = [together(8), together(9)]
-    await asyncio.sleep(0.002)  # the time for company is over
+    while not together._due:  # the time for company is not over
+        await asyncio.sleep(0)
     released.set()
     assert await asyncio.gather(*later) == [8, 9]
     assert calls[-1] == [8, 9]
