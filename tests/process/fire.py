@@ -52,7 +52,7 @@ class Fire:
             path.write_text(json.dumps(stack | there))
             yield
 
-    def until_over(self, within_s: float = 40.0) -> None:
+    def until_over(self, within_s: float = 90.0) -> None:
         """Wait until all of the script has come to pass; what a lost receive took comes back after 30 s."""
         try:
             until_sync(lambda: self.script.is_over, within_s)
