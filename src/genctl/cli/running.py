@@ -24,6 +24,7 @@ class Bound:
     """Work that the process outlives; `number` is the signal that has ended it."""
 
     current: "Bound | None" = None
+    is_over_time = False
     number: int | None = None
 
 
@@ -44,7 +45,11 @@ def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: flo
     try:
         with _handlers_kept():
             _alarm(signal.SIG_BLOCK)  # a loop that begins or closes would lose it
-            return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
+            result = asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
+            if Bound.current and Bound.current.is_over_time:  # told when the loop listened no more
+                Bound.current.number = signal.SIGALRM
+                raise Stopped(128 + signal.SIGALRM)
+            return result
     except asyncio.CancelledError:
         if ends:
             raise ends[0] from None
@@ -64,20 +69,19 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         bound.number = number
         raise SystemExit(128 + number)
 
-    with _handlers_kept():
-        for number in (*ENDING, signal.SIGALRM):
-            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
-                signal.signal(number, end)
-        Bound.current = bound
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), AGAIN_S)
-        try:
-            result = work()
-        except SystemExit:
-            if bound.number is None:
-                raise
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            Bound.current = outer
+    try:
+        with _handlers_kept():
+            for number in (*ENDING, signal.SIGALRM):
+                if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                    signal.signal(number, end)
+            Bound.current = bound
+            with _alarmed_after(seconds, bound):
+                result = work()
+    except SystemExit:
+        if bound.number is None:
+            raise
+    finally:
+        Bound.current = outer
     if bound.number == signal.SIGALRM:
         raise TimeoutError
     if bound.number is not None:
@@ -95,6 +99,31 @@ def _handlers_kept() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _alarm(signal.SIG_UNBLOCK)
+
+
+@contextmanager
+def _alarmed_after(seconds: float, bound: Bound) -> Iterator[None]:
+    """SIGALRM after so long, to this thread: that of a timer goes to any thread that does not block it."""
+    mine, over, telling = threading.get_ident(), threading.Event(), threading.Lock()
+
+    def tell() -> None:
+        left_s = seconds
+        while not over.wait(left_s):
+            with telling:
+                if not over.is_set():
+                    bound.is_over_time = True
+                    signal.pthread_kill(mine, signal.SIGALRM)
+            left_s = AGAIN_S
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        try:
+            with telling:
+                over.set()
+        finally:  # if that was just when it was told
+            over.set()
 
 
 def _alarm(how: int) -> None:
