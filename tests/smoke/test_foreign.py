@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from uuid import uuid4
 
@@ -230,8 +231,8 @@ async def test_an_interruption_takes_credits_and_copy_back(land: Land) -> None:
     assert (row["status"], land.balances(), land.bodies(), land.hidden()) == ("failed", [0], [], 0)
 
 
-async def test_a_look_that_is_cut_off_hides_nothing(land: Land) -> None:
-    """What SQS was about to hand over is waited for and shown again."""
+async def test_a_look_that_is_cut_off_hides_nothing(land: Land, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SQS was about to hand over is waited for and shown again, also when that is cut off."""
     others = land.leave_in_the_dlq(25)
     async with await Sqs.connect(land.settings("http://127.0.0.1:9")) as sqs:
         dlq = await sqs.queue(f"{land.name}-dlq")
@@ -240,4 +241,14 @@ async def test_a_look_that_is_cut_off_hides_nothing(land: Land) -> None:
                 async with asyncio.timeout(delay_s):
                     await look(dlq)
             assert land.hidden() == 0
+        hide, looking = dlq.hide, asyncio.create_task(look(dlq))
+
+        async def cut_off(items: Sequence[tuple[str, int]]) -> list[str | None]:
+            looking.cancel()
+            return await hide(items)
+
+        with monkeypatch.context() as patched, pytest.raises(asyncio.CancelledError):
+            patched.setattr(dlq, "hide", cut_off)
+            await looking
+        assert land.hidden() == 0
         assert sorted(message.body for message in (await look(dlq)).messages) == sorted(others)

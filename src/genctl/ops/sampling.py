@@ -108,11 +108,16 @@ class Pass:
             self._hidden.pop(message.message_id, None)
 
     async def show(self) -> None:
-        """Show at once what is still hidden, and begin anew."""
+        """Show at once what is still hidden, also when we are cancelled meanwhile, and begin anew."""
         now = time.monotonic()
         hidden = [(receipt, 0) for receipt, until in self._hidden.values() if until > now]
         self._hidden, self._idle, self.seen = {}, 0, 0
-        await self.queue.hide(hidden)
+        showing = asyncio.create_task(self.queue.hide(hidden))
+        try:
+            await asyncio.shield(showing)
+        except asyncio.CancelledError:
+            await showing
+            raise
 
 
 class Look(msgspec.Struct, frozen=True):
