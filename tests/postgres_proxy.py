@@ -54,6 +54,7 @@ class PostgresProxy:
             for writer in (reply, request):
                 writer.transport.abort()
             await asyncio.gather(*ways, return_exceptions=True)
+            self._script.give_back([line.planned] if line.planned else [])
 
 
 class _Line:
@@ -112,14 +113,17 @@ class _Line:
 
     async def answer(self) -> None:
         """Server to client."""
+        end = b""
         with suppress(OSError):
             while data := await self.far.read(65_536):
+                end = (end + data)[-len(IDLE) :]
                 if self.planned is None:
                     self.reply.write(data)
-                elif data.endswith(IDLE):  # it is done, and nobody will hear of it
+                elif end == IDLE:  # it is done, and nobody will hear of it
                     self.script.done(self.planned)
-                    if self.planned.act == "drop after":
-                        return
+                    while self.planned.act == "hold after" and await self.far.read(65_536):
+                        pass
+                    return
 
 
 @cache

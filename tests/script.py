@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -12,7 +13,7 @@ Act = str
 ANY = ""  # in place of a session: whoever calls
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Planned:
     """At a step of a session: this act, so many times more."""
 
@@ -27,7 +28,7 @@ class Script:
 
     def __init__(self) -> None:
         self.planned: list[Planned] = []
-        self.played: list[tuple[str, str, Act]] = []
+        self.under_way: list[Planned] = []  # taken, and neither done nor given back
 
     def plan(self, session: str, step: str, act: Act, times: int = 1) -> None:
         """Let `act` befall the next `times` calls of that step which are about the session."""
@@ -37,23 +38,31 @@ class Script:
         """What was planned for a call that says `about`, which names its session somewhere."""
         for found in self.planned:
             if found.step == step and found.times > 0 and _names(about, found.session):
+                self.under_way.append(found)
                 found.times -= 1
                 return found
         return None
 
+    def give_back(self, taken: Sequence[Planned]) -> None:
+        """What of these has not come to pass shall befall a later call."""
+        for found in taken:
+            if found in self.under_way:
+                found.times += 1
+                self.under_way.remove(found)
+
     def done(self, taken: Planned) -> None:
         """It has come to pass: a test may wait for it."""
-        self.played.append((taken.session, taken.step, taken.act))
+        self.under_way.remove(taken)
 
     @property
     def open(self) -> list[Planned]:
         """What has not come to pass as often as it was planned."""
-        return [found for found in self.planned if found.times > 0]
+        return [found for found in self.planned if found.times > 0] + self.under_way
 
     @property
     def is_over(self) -> bool:
         """Whether everything has come to pass."""
-        return not self.open and {(p.session, p.step, p.act) for p in self.planned} <= set(self.played)
+        return not self.open
 
 
 def _names(about: str | bytes, session: str) -> bool:

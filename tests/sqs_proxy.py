@@ -53,7 +53,14 @@ class SqsProxy:
         self._script = script
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """One call, as SQS answers it or as the script wants it."""
+        """One call, as SQS answers it or as the script wants it; of several wishes it may be but one."""
+        taken: list[Planned] = []
+        try:
+            return await self._answered(request, taken)
+        finally:
+            self._script.give_back(taken)
+
+    async def _answered(self, request: web.Request, taken: list[Planned]) -> web.StreamResponse:
         op = request.headers["X-Amz-Target"].rpartition(".")[2]
         said: dict[str, Any] = json.loads(await request.read())
         if why := violation(op, said):
@@ -61,7 +68,7 @@ class SqsProxy:
             return _error(400, "InvalidParameterValue", why)
         about = [self._about(entry) for entry in said.get("Entries", ())] or [ANY]
         step = _step(op, said.get("QueueUrl", ""))
-        taken = [found for text in about if (found := self._script.take(step, text))]
+        taken += [found for text in about if (found := self._script.take(step, text))]
         for found in taken:
             match found.act:
                 case "503":
@@ -72,7 +79,7 @@ class SqsProxy:
                     return await (hang_up if found.act == "drop before" else hold)(request)
         answer = await self._carry_out(op, said, taken)
         if answer.get("Messages"):
-            taken += await self._delivered(said, answer["Messages"])
+            await self._delivered(said, answer["Messages"], taken)
         for found in (after := [found for found in taken if found.act.endswith("after")]):
             self._script.done(found)
         if after:
@@ -80,9 +87,10 @@ class SqsProxy:
         status = 400 if "__type" in answer else 200
         return web.Response(status=status, body=json.dumps(answer).encode(), content_type=TYPE)
 
-    async def _delivered(self, said: dict[str, Any], messages: list[dict[str, Any]]) -> list[Planned]:
-        """What was planned for the receive of these messages; one to come twice is there twice."""
-        taken = []
+    async def _delivered(
+        self, said: dict[str, Any], messages: list[dict[str, Any]], taken: list[Planned]
+    ) -> None:
+        """Take what was planned for the receive of these messages; one to come twice is there twice."""
         while found := self._script.take("receive", " ".join(message["Body"] for message in messages)):
             taken.append(found)
             if found.act == "deliver twice":
@@ -91,7 +99,6 @@ class SqsProxy:
         if any(found.act == "drop after" for found in taken):  # nobody got them: hidden, but for no time
             for message in messages:
                 await self._show(self.flights[message["MessageId"]])
-        return taken
 
     def _about(self, entry: dict[str, Any]) -> str:
         """The body of the message that an entry is about: it names the session."""
