@@ -33,6 +33,21 @@ async def blocked(kit: Kit) -> bool:
     return bool(rows)
 
 
+async def test_a_cancellation_that_comes_with_the_connection_is_heard(dsn: str) -> None:
+    """A worker whose watch of the gate was cancelled so never ended; tried some steps of the loop after."""
+    async with Database.open(dsn, size=1) as db:
+        for steps in range(8):
+            async with db._pool.connection():
+                waiting = asyncio.create_task(db.rows("backend"))
+                while not db._pool.get_stats()["requests_waiting"]:
+                    await asyncio.sleep(0)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            cancelled = waiting.cancel()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled() == cancelled, f"after {steps} steps"
+
+
 # psycopg drops the generator of a pipeline's exit that was cut off, and Python speaks of it
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_cancelled_transaction_leaves_no_connection_that_swallows_the_next_commit(dsn: str) -> None:

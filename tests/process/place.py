@@ -81,7 +81,10 @@ class Running:
         """Send the signals, if any; the exit code."""
         for number in signals:
             self.process.send_signal(number)
-        return self.process.wait(within_s)
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"{late}; it said\n{self.log.read_text()}") from None
 
 
 @dataclasses.dataclass

@@ -243,6 +243,20 @@ class Database:
             ) as pool:
                 yield cls(dsn, pool)
 
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """One of the pool's.
+
+        The pool waits by asyncio.wait_for, which before Python 3.12 swallows a cancellation that comes
+        together with the connection (python/cpython#86296).
+        """
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
+        async with self._pool.connection() as conn:
+            if task and task.cancelling() > cancelled:
+                raise asyncio.CancelledError
+            yield conn
+
     async def rows(self, name: str, **params: Any) -> list[Row]:
         """The rows of one named statement, committed by itself."""
         return (await self.transact((name, params)))[0]
@@ -258,7 +272,7 @@ class Database:
         have happened) or GenctlError.
         """
         with errors_told(self.dsn):
-            async with asyncio.timeout(timeout_s), self._pool.connection() as conn:
+            async with asyncio.timeout(timeout_s), self._connection() as conn:
                 try:
                     if len(steps) == 1:
                         return [await _fetched(await _execute(conn, steps[0]))]
@@ -278,7 +292,7 @@ class Database:
         Raises GenctlError.
         """
         with errors_told(self.dsn):
-            async with self._pool.connection() as conn, conn.transaction():
+            async with self._connection() as conn, conn.transaction():
                 await _execute(conn, ("snapshot", {}))
 
                 async def rows(name: str, **params: Any) -> list[Row]:
