@@ -88,7 +88,7 @@ class Worker:
         self.grace_s = grace_s
         self.until = until
         self._told = asyncio.Event()
-        self._changed = asyncio.Event()  # a job has ended, or we are told to stop
+        self._changed = asyncio.Event()  # a job or a receive has ended, or we are told to stop
         self._jobs: dict[asyncio.Task[None], Message] = {}
         self._received = 0
         self._asked = 0  # messages that receives under way may bring
@@ -249,19 +249,26 @@ class Worker:
         self._asked += wanted
         try:
             messages = await self.at.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
-        finally:
+            self.liveness.answered()
+            if len(messages) < BATCH:
+                self._full.clear()
+            elif not self._over:
+                self._full.set()
+            if messages and not await self._may_begin(len(messages)):
+                await self.at.queue.hide([(message.receipt, 0) for message in messages])
+                return None
+            for message in messages:
+                self._start(message)
+            return len(messages)
+        finally:  # not before they are jobs: else another receiver would ask for as many
             self._asked -= wanted
-        self.liveness.answered()
-        if len(messages) < BATCH:
-            self._full.clear()
-        elif not self._over:
-            self._full.set()
-        if messages and (self._told.is_set() or await self.gatekeeper.allowance(BATCH) < len(messages)):
-            await self.at.queue.hide([(message.receipt, 0) for message in messages])
-            return None
-        for message in messages:
-            self._start(message)
-        return len(messages)
+            self._changed.set()
+
+    async def _may_begin(self, many: int) -> bool:
+        """Whether so many messages, just received, may become jobs; not when nobody can tell."""
+        with suppress(GenctlError):
+            return not self._told.is_set() and await self.gatekeeper.allowance(BATCH) >= many
+        return False
 
     def _free(self) -> int:
         return self.concurrency - len(self._jobs) - self._asked
@@ -278,7 +285,7 @@ class Worker:
         return room
 
     async def _room(self, most: int) -> int:
-        allowed = await self.gatekeeper.allowance(most)
+        allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
         waiting = len(self._jobs) - sum(hold.sent for hold in self.at.holds) + self._asked
         return self._turns.room(waiting, allowed)
 
@@ -361,7 +368,7 @@ class Worker:
                 hold.lose()
 
     async def _change(self, timeout_s: float | None = None) -> None:
-        """Until a job ends or we are told to stop, at most so long."""
+        """Until a job or a receive ends or we are told to stop, at most so long."""
         self._changed.clear()
         try:
             async with asyncio.timeout(timeout_s):
