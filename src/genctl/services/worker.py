@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs kee
 SHOW_S = 0.4  # and then to show the messages
 MORE = 2  # receives at once beside the first, while the answers are full
 POOL_SIZE = 16
+FILES = 100  # of a worker without jobs: connections, streams, modules
 
 log = structlog.stdlib.get_logger()
 
@@ -391,6 +393,26 @@ _DEPTHS = (
 )
 
 
+def _open_enough(jobs: int) -> None:
+    """Let this process open as many files as so many jobs take; the soft limit is lower on many machines.
+
+    Without them calls fail like calls to a provider that is away, and the breaker closes the gate for all.
+    Raises GenctlError (exit 2) where it may not.
+    """
+    wanted = FILES + jobs + 2 * -(-jobs // BATCH)  # a call each; deletes and hides in batches
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return
+    if hard < wanted and hard != resource.RLIM_INFINITY:
+        raise GenctlError(
+            "TooFewFiles",
+            f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here",
+            "lower --concurrency, or: ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit",
+            exit_code=2,
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def serve(
     settings: Settings,
     *,
@@ -402,8 +424,10 @@ async def serve(
 ) -> None:
     """A worker, and with `sweeps` a sweeper beside it.
 
-    Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs.
+    Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
+    for more jobs than there are files.
     """
+    _open_enough(min(concurrency, settings.max_in_flight or concurrency))
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
     async with Pipeline.open(settings, size=POOL_SIZE) as at:
         await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
