@@ -377,6 +377,18 @@ async def test_credentials_that_are_refused_are_looked_up_again_once(
     assert used == ["OLD", "NEW", "NEW"]
 
 
+async def test_credentials_that_expire_between_two_tries_are_looked_up_again(
+    no_aws: pytest.MonkeyPatch,
+) -> None:
+    keys = iter(["OLD", "NEW"])
+    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    script = Script(fault(503, "ServiceUnavailable"), fault(403, "ExpiredToken"), FACTS)
+    async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
+        await sqs.queue(URL)
+    assert script.steps == []
+
+
 def fresh(key: str) -> dict[str, str]:
     return {"access_key": key, "secret_key": SECRET, "token": "t", "expiry_time": "2999-01-01T00:00:00Z"}
 

@@ -251,6 +251,7 @@ class Sqs:
         """
         data = msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
+        better = False  # signed than at first
         for attempt in range(1, ATTEMPTS + 1):
             signed_by = self._signer.credentials
             try:
@@ -266,7 +267,7 @@ class Sqs:
                     return self._read(answer, shape, about)
                 refusal = _Refusal.of(status, answer)
                 error = refusal.error(op, about, self.endpoint)
-                if attempt == 1 and await self._signs_better(refusal, signed_by):
+                if not better and (better := await self._signs_better(refusal, signed_by)):
                     continue
                 if not refusal.transient:
                     raise error
