@@ -11,6 +11,7 @@ import pytest
 from tests.kit import Kit, until
 
 from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError
 from genctl.domain.scenarios import SCENARIOS
 from genctl.pipeline import Hear, Pipeline
 from genctl.services.worker import Manners, Until, Worker
@@ -23,9 +24,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def working(at: Pipeline, **manners: Any) -> AsyncIterator[Worker]:
+async def working(at: Pipeline, *, concurrency: int = 10, **manners: Any) -> AsyncIterator[Worker]:
     """A worker as long as the body runs."""
-    worker = Worker(at, concurrency=8, grace_s=0.0, until=Until(), manners=Manners(**manners))
+    worker = Worker(at, concurrency=concurrency, grace_s=0.0, until=Until(), manners=Manners(**manners))
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -113,6 +114,69 @@ async def test_so_many_calls_at_once_and_no_more(kit: Kit) -> None:
         await statuses(kit, processing=2, queued=3)
         await says(worker, "as many jobs")
         assert (await kit.at.queue.attributes())["ApproximateNumberOfMessages"] == "3"
+
+
+async def test_no_receiver_asks_for_what_another_one_may_bring(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them wait for the gate's row meanwhile, and nothing of what they see may be old then."""
+    for _ in range(50):
+        await kit.enqueue()
+    most = 0
+    async with working(kit.at, in_flight=10, concurrency=64) as worker:
+        usual = worker.gatekeeper.allowance
+
+        async def slow(wanted: int) -> int:
+            nonlocal most
+            for _ in range(20):  # turns of the loop, in which the others get as far as this
+                await asyncio.sleep(0.002)
+            allowed = await usual(wanted)
+            most = max(most, len(worker._jobs) + worker._asked)
+            return allowed
+
+        monkeypatch.setattr(worker.gatekeeper, "allowance", slow)
+        await statuses(kit, completed=50)
+    assert most <= 10
+
+
+async def test_a_receiver_that_waits_for_room_gets_that_of_receives_which_brought_nothing(kit: Kit) -> None:
+    """Else, with no job left whose end could wake it, it would wait for ever and seem well."""
+    async with working(kit.at, in_flight=10) as worker:
+        await says(worker, "receives are answered")
+        worker._asked += 10  # as another receiver does
+        await says(worker, "as many jobs")
+        worker._asked -= 10
+        await worker._take(10, 0)
+        await kit.enqueue()
+        await statuses(kit, completed=1)
+
+
+async def test_what_was_received_as_the_database_went_away_is_given_back(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not begun, and need not be hidden until its time is over."""
+    async with working(kit.at) as worker:
+        usual = worker.at.queue.receive
+
+        async def last(*args: Any, **kwargs: Any) -> Any:
+            found = await usual(*args, **kwargs)
+            if found:
+                monkeypatch.setattr(worker.gatekeeper, "allowance", away)
+            return found
+
+        async def away(_: int) -> int:
+            raise GenctlError("DatabaseUnreachable", "the database is away")
+
+        monkeypatch.setattr(worker.at.queue, "receive", last)
+        await kit.enqueue()
+        await says(worker, "receives are answered")
+
+        async def back() -> bool:
+            facts = await kit.at.queue.attributes()
+            return (worker.liveness.trouble != "") and facts["ApproximateNumberOfMessages"] == "1"
+
+        await until(back)
+        assert worker._received == 0
 
 
 async def test_retry_after_of_one_job_holds_back_the_others(kit: Kit) -> None:

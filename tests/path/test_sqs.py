@@ -12,11 +12,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import structlog
 from aiohttp import web
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
-from tests.kit import QueueServer
+from botocore.exceptions import ClientError
+from tests.kit import QueueServer, until
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -238,6 +240,7 @@ async def test_what_does_not_pass_ends_after_a_few_tries() -> None:
         (fault(403, "AccessDenied"), "QueueForbidden"),
         (fault(403, "InvalidClientTokenId"), "CredentialsRefused"),
         (fault(403, "SignatureDoesNotMatch"), "CredentialsRefused"),
+        (fault(403, "RequestExpired"), "CredentialsRefused"),
         (fault(400, "InvalidAddress"), "QueueRefused"),
         (says(404, "lost"), "QueueRefused"),
         (says(200, ["no SQS"]), "QueueUnreachable"),
@@ -357,39 +360,97 @@ async def test_region_endpoint_and_session_token_come_from_where_boto3_looks(
     assert "/cn-north-1/sqs/" in headers["Authorization"]
 
 
-async def test_credentials_that_expired_are_looked_up_again_once(no_aws: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidClientTokenId", "SignatureDoesNotMatch"])
+async def test_credentials_that_are_refused_are_looked_up_again_once(
+    no_aws: pytest.MonkeyPatch, code: str
+) -> None:
+    """Somebody may have renewed a session, or changed a key, since we looked."""
     keys = iter(["OLD", "NEW"])
     no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    script = Script(fault(403, "ExpiredToken"), FACTS, *[fault(403, "ExpiredToken")] * 2)
+    script = Script(fault(403, code), FACTS, fault(403, code))
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
         await sqs.queue(URL)
-        await refused(lambda: sqs.queue(URL), "CredentialsExpired")
+        with pytest.raises(GenctlError, match=code):
+            await sqs.queue(URL)
     used = [r.headers["Authorization"].partition("Credential=")[2][:3] for r, _ in script.requests]
-    assert used == ["OLD", "NEW", "NEW", "NEW"]
+    assert used == ["OLD", "NEW", "NEW"]
 
 
-async def test_a_role_is_renewed_in_a_thread_before_it_expires(no_aws: pytest.MonkeyPatch) -> None:
+async def test_credentials_that_expire_between_two_tries_are_looked_up_again(
+    no_aws: pytest.MonkeyPatch,
+) -> None:
+    keys = iter(["OLD", "NEW"])
+    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    script = Script(fault(503, "ServiceUnavailable"), fault(403, "ExpiredToken"), FACTS)
+    async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
+        await sqs.queue(URL)
+    assert script.steps == []
+
+
+def fresh(key: str) -> dict[str, str]:
+    return {"access_key": key, "secret_key": SECRET, "token": "t", "expiry_time": "2999-01-01T00:00:00Z"}
+
+
+def due(no_aws: pytest.MonkeyPatch) -> None:
+    """From now on the role's credentials are to be renewed, and at once."""
+    for kind in ("advisory", "mandatory"):
+        no_aws.setattr(RefreshableCredentials, f"_{kind}_refresh_timeout", 10**12)
+
+
+async def test_a_role_is_renewed_in_a_thread_for_which_nobody_waits(no_aws: pytest.MonkeyPatch) -> None:
+    """The old credentials work for minutes yet, and whoever hands out new ones may hang."""
     renewed_by: list[threading.Thread] = []
+    release = threading.Event()
 
     def renew() -> dict[str, str]:
         renewed_by.append(threading.current_thread())
-        soon = "2999-01-01T00:00:00Z" if len(renewed_by) > 1 else "2000-01-01T00:00:00Z"
-        return {"access_key": KEY, "secret_key": SECRET, "token": "t", "expiry_time": soon}
+        no_aws.undo()  # new ones are not due
+        release.wait(10)
+        return fresh("NEW")
 
-    role = RefreshableCredentials.create_from_metadata(
-        {**renew(), "expiry_time": "2999-01-01T00:00:00Z"}, refresh_using=renew, method="test"
-    )
+    role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
     no_aws.setattr(aws, "_find", lambda: role)
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    script = Script(FACTS, FACTS)
+    script = Script(FACTS, FACTS, FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
+        due(no_aws)
+        old = sqs._signer.credentials
         await sqs.queue(URL)
-        assert len(renewed_by) == 1
-        no_aws.setattr(RefreshableCredentials, "_advisory_refresh_timeout", 10**12)
         await sqs.queue(URL)
-    assert len(renewed_by) == 2
-    assert renewed_by[1] is not threading.main_thread()
+        release.set()
+        await until(lambda: asyncio.sleep(0, sqs._signer.credentials != old))
+        await sqs.queue(URL)
+    assert [thread is threading.main_thread() for thread in renewed_by] == [False]
+    used = [r.headers["Authorization"].partition("Credential=")[2][:3] for r, _ in script.requests]
+    assert used == ["OLD", "OLD", "NEW"]
+
+
+DENIED = ClientError({"Error": {"Code": "AccessDenied", "Message": "not authorized"}}, "AssumeRole")
+
+
+@pytest.mark.parametrize("why", [DENIED, ValueError("no JSON"), FileNotFoundError("/no/such/tool")])
+async def test_credentials_that_cannot_be_had_end_no_worker(
+    no_aws: pytest.MonkeyPatch, why: Exception
+) -> None:
+    """STS, or the output of a credential_process. One line says why, and the old ones go on."""
+
+    def renew() -> dict[str, str]:
+        raise why
+
+    role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
+    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    async with Script(FACTS, FACTS).serving(embedded=False, database_url="postgresql://db/x") as sqs:
+        due(no_aws)
+        with structlog.testing.capture_logs() as lines:
+            await sqs.queue(URL)
+            await until(lambda: asyncio.sleep(0, bool(lines)))
+        await sqs.queue(URL)
+        assert [line["event"] for line in lines] == ["aws.credentials.not_renewed"]
+    error = await refused(lambda: Sqs.connect(REAL), "AwsMisconfigured")
+    assert str(why) in error.message
 
 
 async def test_what_is_forbidden_is_found_out_by_calls_that_do_nothing(queue: Queue) -> None:

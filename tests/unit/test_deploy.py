@@ -120,6 +120,12 @@ def test_an_alert_asks_for_what_there_is_and_names_what_to_run(rule: dict[str, A
     assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
+def test_a_probe_does_not_begin_the_wait_of_an_alert_about_the_gate_anew() -> None:
+    """A breaker's gate goes from closed to probing and back: a series for each state would never last."""
+    (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlGateClosed"]
+    assert rule["expr"].startswith('max(genctl_worker_gate{state=~"closed|probing"})')
+
+
 @pytest.mark.parametrize(("expr", "legend"), QUERIES, ids=[expr for expr, _ in QUERIES])
 def test_a_panel_asks_for_what_there_is(expr: str, legend: str) -> None:
     assert mistakes(expr, legend) == []

@@ -1,7 +1,6 @@
 """AWS as boto3 finds it: endpoint, region, TLS, and credentials that sign requests to SQS."""
 
 import asyncio
-import contextlib
 import ssl
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self
 
 import botocore.session
+import structlog
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, RefreshableCredentials
@@ -18,7 +18,10 @@ from botocore.httpsession import get_cert_path
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 
-RENEW_EVERY_S = 30.0  # between two tries to renew credentials that still work
+RENEW_EVERY_S = 30.0  # between two tries to renew credentials
+LOOK_S = 10.0  # how long a refused call waits for other ones
+
+log = structlog.stdlib.get_logger()
 
 
 class Place(NamedTuple):
@@ -48,7 +51,7 @@ class Place(NamedTuple):
                 "SQS: no AWS region is set",
                 "set AWS_DEFAULT_REGION, or region in the AWS profile",
             ) from None
-        except (BotoCoreError, OSError, ValueError) as why:
+        except Exception as why:
             raise _misconfigured(why) from why
         return cls(endpoint, client.meta.region_name, _find, tls)
 
@@ -70,10 +73,7 @@ class Place(NamedTuple):
 
 def _find() -> Credentials:
     """The credentials that boto3 would use, by a fresh look at environment, files and roles."""
-    try:
-        found = botocore.session.Session().get_credentials()
-    except BotoCoreError as why:
-        raise _misconfigured(why) from why
+    found = botocore.session.Session().get_credentials()
     if found is None:
         raise GenctlError(
             "CredentialsMissing",
@@ -84,9 +84,10 @@ def _find() -> Credentials:
 
 
 def _misconfigured(why: Exception) -> GenctlError:
-    return GenctlError(
-        "AwsMisconfigured", f"SQS: {why}", "check AWS_PROFILE, ~/.aws/config and ~/.aws/credentials"
-    )
+    """Of whatever boto3, STS or the output of somebody's credential_process runs into."""
+    said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
+    fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
+    return GenctlError("AwsMisconfigured", f"SQS: AWS credentials or settings: {said}", fix)
 
 
 class _Auth(SigV4Auth):
@@ -105,12 +106,19 @@ class Signer:
     def __init__(self, place: Place) -> None:
         """Looks credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
         self._place = place
-        self._lock = asyncio.Lock()
+        self._renewal: asyncio.Task[None] | None = None
         self._next_try = 0.0
         try:
             self._look_up()
-        except (BotoCoreError, RuntimeError) as why:  # RuntimeError: fetched, but expired already
+        except GenctlError:
+            raise
+        except Exception as why:
             raise _misconfigured(why) from why
+
+    @property
+    def credentials(self) -> object:
+        """Those that sign now, to be compared."""
+        return self._auth.credentials
 
     def _look_up(self) -> None:
         self._source = self._place.find()
@@ -120,24 +128,33 @@ class Signer:
         self._auth = _Auth(self._source.get_frozen_credentials(), "sqs", self._place.region)
 
     async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
-        """`headers` of a POST of `body` to the endpoint, with its signature; `now` is SQS's, in UTC."""
-        source = self._source
+        """`headers` of a POST of `body` to the endpoint, with its signature; `now` is SQS's, in UTC.
+
+        Credentials that are due are renewed meanwhile: the old ones may work for minutes yet, and when
+        they don't, SQS says so.
+        """
+        source, auth = self._source, self._auth
         if isinstance(source, RefreshableCredentials) and source.refresh_needed():
-            await self._renew(self._freeze)
+            self._renew(self._freeze)
         request = AWSRequest(method="POST", url=self._place.endpoint, headers=headers, data=body)
-        self._auth.now = now
-        self._auth.add_auth(request)
+        auth.now = now
+        auth.add_auth(request)
         return dict(request.headers.items())
 
     async def look_again(self) -> None:
-        """Once SQS called the credentials expired: there may be new ones where boto3 looks."""
-        await self._renew(self._look_up)
+        """Once SQS refused the credentials: there may be new ones where boto3 looks."""
+        await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
 
-    async def _renew(self, how: Callable[[], None]) -> None:
-        async with self._lock:
-            if time.monotonic() < self._next_try:
-                return
-            # The old ones may work for minutes yet; when they don't, SQS says so.
-            with contextlib.suppress(BotoCoreError, RuntimeError, GenctlError):
-                await asyncio.to_thread(how)
-            self._next_try = time.monotonic() + RENEW_EVERY_S
+    def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
+        """The renewal that is under way; a new one not before it is time for it."""
+        if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
+            self._renewal = asyncio.create_task(self._renewed(how))
+        return self._renewal
+
+    async def _renewed(self, how: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(how)
+        except Exception as why:  # noqa: BLE001 - whatever it is, the next try may do better
+            error = why if isinstance(why, GenctlError) else _misconfigured(why)
+            log.warning("aws.credentials.not_renewed", error=error.message, fix=error.fix)
+        self._next_try = time.monotonic() + RENEW_EVERY_S

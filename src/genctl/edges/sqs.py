@@ -123,6 +123,10 @@ class _Fault(msgspec.Struct):
 
 _UNSIGNED = ("SignatureDoesNotMatch", "InvalidSignatureException", "RequestTimeTooSkewed", "RequestExpired")
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException")
+_NOT_OURS = (
+    "IncompleteSignature", "InvalidAccessKeyId", "InvalidClientTokenId", "MissingAuthenticationToken",
+    "UnrecognizedClientException", *_UNSIGNED,
+)  # fmt: skip
 _THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
 # SQS's codes -> our code, and the fix
 _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
@@ -131,10 +135,7 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
         "create it, or set GENCTL_QUEUE or GENCTL_DLQ (and the AWS region) to where it is",
     ),
     _EXPIRED: ("CredentialsExpired", "renew the AWS credentials (for instance: aws sso login)"),
-    (
-        "IncompleteSignature", "InvalidAccessKeyId", "InvalidClientTokenId",
-        "MissingAuthenticationToken", "SignatureDoesNotMatch", "UnrecognizedClientException",
-    ): (
+    _NOT_OURS: (
         "CredentialsRefused",
         "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
     ),
@@ -250,7 +251,9 @@ class Sqs:
         """
         data = msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
+        better = False  # signed than at first
         for attempt in range(1, ATTEMPTS + 1):
+            signed_by = self._signer.credentials
             try:
                 status, answer = await self._post(op, data, timeout)
             except aiohttp.ClientError as lost:
@@ -264,7 +267,7 @@ class Sqs:
                     return self._read(answer, shape, about)
                 refusal = _Refusal.of(status, answer)
                 error = refusal.error(op, about, self.endpoint)
-                if attempt == 1 and await self._signs_better(refusal):
+                if not better and (better := await self._signs_better(refusal, signed_by)):
                     continue
                 if not refusal.transient:
                     raise error
@@ -272,15 +275,14 @@ class Sqs:
                 await pause(attempt)
         raise error
 
-    async def _signs_better(self, refusal: _Refusal) -> bool:
-        """Whether the next try will be signed by other credentials, or as of SQS's time."""
-        if refusal.code in _EXPIRED:
-            await self._signer.look_again()
-            return True
+    async def _signs_better(self, refusal: _Refusal, signed_by: object) -> bool:
+        """Whether the next try will be signed as of SQS's time, or by other credentials."""
         if refusal.code in _UNSIGNED and self._ahead:
             log.warning("sqs.clock.wrong", aheadS=round(self._ahead.total_seconds()))
             return True
-        return False
+        if refusal.code in (*_EXPIRED, *_NOT_OURS):
+            await self._signer.look_again()
+        return self._signer.credentials != signed_by
 
     async def _post(self, op: str, data: bytes, timeout: aiohttp.ClientTimeout) -> tuple[int, bytes]:
         target = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{op}"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs kee
 SHOW_S = 0.4  # and then to show the messages
 MORE = 2  # receives at once beside the first, while the answers are full
 POOL_SIZE = 16
+FILES = 100  # of a worker without jobs: connections, streams, modules
 
 log = structlog.stdlib.get_logger()
 
@@ -88,7 +90,7 @@ class Worker:
         self.grace_s = grace_s
         self.until = until
         self._told = asyncio.Event()
-        self._changed = asyncio.Event()  # a job has ended, or we are told to stop
+        self._changed = asyncio.Event()  # a job or a receive has ended, or we are told to stop
         self._jobs: dict[asyncio.Task[None], Message] = {}
         self._received = 0
         self._asked = 0  # messages that receives under way may bring
@@ -249,19 +251,26 @@ class Worker:
         self._asked += wanted
         try:
             messages = await self.at.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
-        finally:
+            self.liveness.answered()
+            if len(messages) < BATCH:
+                self._full.clear()
+            elif not self._over:
+                self._full.set()
+            if messages and not await self._may_begin(len(messages)):
+                await self.at.queue.hide([(message.receipt, 0) for message in messages])
+                return None
+            for message in messages:
+                self._start(message)
+            return len(messages)
+        finally:  # not before they are jobs: else another receiver would ask for as many
             self._asked -= wanted
-        self.liveness.answered()
-        if len(messages) < BATCH:
-            self._full.clear()
-        elif not self._over:
-            self._full.set()
-        if messages and (self._told.is_set() or await self.gatekeeper.allowance(BATCH) < len(messages)):
-            await self.at.queue.hide([(message.receipt, 0) for message in messages])
-            return None
-        for message in messages:
-            self._start(message)
-        return len(messages)
+            self._changed.set()
+
+    async def _may_begin(self, many: int) -> bool:
+        """Whether so many messages, just received, may become jobs; not when nobody can tell."""
+        with suppress(GenctlError):
+            return not self._told.is_set() and await self.gatekeeper.allowance(BATCH) >= many
+        return False
 
     def _free(self) -> int:
         return self.concurrency - len(self._jobs) - self._asked
@@ -278,7 +287,7 @@ class Worker:
         return room
 
     async def _room(self, most: int) -> int:
-        allowed = await self.gatekeeper.allowance(most)
+        allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
         waiting = len(self._jobs) - sum(hold.sent for hold in self.at.holds) + self._asked
         return self._turns.room(waiting, allowed)
 
@@ -361,7 +370,7 @@ class Worker:
                 hold.lose()
 
     async def _change(self, timeout_s: float | None = None) -> None:
-        """Until a job ends or we are told to stop, at most so long."""
+        """Until a job or a receive ends or we are told to stop, at most so long."""
         self._changed.clear()
         try:
             async with asyncio.timeout(timeout_s):
@@ -384,6 +393,26 @@ _DEPTHS = (
 )
 
 
+def _open_enough(jobs: int) -> None:
+    """Let this process open as many files as so many jobs take; the soft limit is lower on many machines.
+
+    Without them calls fail like calls to a provider that is away, and the breaker closes the gate for all.
+    Raises GenctlError (exit 2) where it may not.
+    """
+    wanted = FILES + jobs + 2 * -(-jobs // BATCH)  # a call each; deletes and hides in batches
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return
+    if hard < wanted and hard != resource.RLIM_INFINITY:
+        raise GenctlError(
+            "TooFewFiles",
+            f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here",
+            "lower --concurrency, or: ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit",
+            exit_code=2,
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def serve(
     settings: Settings,
     *,
@@ -395,8 +424,10 @@ async def serve(
 ) -> None:
     """A worker, and with `sweeps` a sweeper beside it.
 
-    Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs.
+    Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
+    for more jobs than there are files.
     """
+    _open_enough(min(concurrency, settings.max_in_flight or concurrency))
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
     async with Pipeline.open(settings, size=POOL_SIZE) as at:
         await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever

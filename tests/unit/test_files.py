@@ -1,0 +1,33 @@
+"""A worker may open the files that its jobs take, or says that it may not."""
+
+import resource
+
+import pytest
+
+from genctl.domain.model import GenctlError
+from genctl.services.worker import _open_enough
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Soft and hard limit of the process, as they were and as they are set."""
+    known = [(256, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: known[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: known.append(both))
+    return known
+
+
+@pytest.mark.parametrize(("jobs", "soft"), [(64, 256), (2000, 2500)])
+def test_the_soft_limit_is_raised_where_it_is_too_low(
+    limits: list[tuple[int, int]], jobs: int, soft: int
+) -> None:
+    _open_enough(jobs)
+    assert limits[-1] == (soft, 4096)
+
+
+def test_more_jobs_than_the_hard_limit_allows_are_refused(limits: list[tuple[int, int]]) -> None:
+    with pytest.raises(GenctlError, match="10000 jobs at once .* a process may open 4096 here") as caught:
+        _open_enough(10_000)
+    assert caught.value.exit_code == 2
+    assert "--concurrency" in caught.value.fix
+    assert len(limits) == 1
