@@ -20,8 +20,8 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
 ENDPOINT = os.environ["ENDPOINT"]
-QUEUE, DLQ_URL = "celery-jobs", os.environ["DLQ_URL"]
-QUEUE_URL = os.environ["QUEUE_URL"].rpartition("/")[0] + "/" + QUEUE
+QUEUE_URL, DLQ_URL = os.environ["QUEUE_URL"] + "-celery", os.environ["DLQ_URL"]
+QUEUE = QUEUE_URL.rpartition("/")[2]
 
 app = Celery("peer", broker=f"sqs://benchmark:benchmark@{ENDPOINT.removeprefix('http://')}")
 app.conf.update(

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import plot
 import psycopg
@@ -71,6 +72,7 @@ class Stage(NamedTuple):
     dsn: str
     endpoint: str
     provider: str
+    queue: str = ""
 
     def env(self) -> dict[str, str]:
         """Of every contender."""
@@ -82,15 +84,15 @@ class Stage(NamedTuple):
             "AWS_ACCESS_KEY_ID": "benchmark",
             "AWS_SECRET_ACCESS_KEY": "benchmark",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "GENCTL_QUEUE": "jobs",
-            "GENCTL_DLQ": "jobs-dlq",
+            "GENCTL_QUEUE": self.queue,
+            "GENCTL_DLQ": f"{self.queue}-dlq",
             "GENCTL_LOG": "json",
             "GENCTL_BREAKER": "off",
             "ARK_BASE_URL": self.provider,
             "PROVIDER": f"{self.provider}/images/generations",
             "ENDPOINT": self.endpoint,
-            "QUEUE_URL": f"{queues}/jobs",
-            "DLQ_URL": f"{queues}/jobs-dlq",
+            "QUEUE_URL": f"{queues}/{self.queue}",
+            "DLQ_URL": f"{queues}/{self.queue}-dlq",
             "SQL": str(Path(migrate.__file__).with_name("sql")),
         }
 
@@ -123,8 +125,10 @@ def provider(wait_ms: int) -> Iterator[str]:
             process.terminate()
 
 
-async def fill(at: Stage, jobs: int) -> None:
-    """So many queued sessions and their messages; both queues are emptied."""
+async def fill(at: Stage, jobs: int) -> Stage:
+    """So many queued sessions and their messages in new queues: from an old one a poll whose caller has gone
+    may still take some.
+    """
     with psycopg.connect(at.dsn, autocommit=True) as conn:
         conn.execute("set session_replication_role = replica")  # the guards off: a ledger is never emptied
         conn.execute(f"truncate {TABLES}")
@@ -136,13 +140,13 @@ async def fill(at: Stage, jobs: int) -> None:
         ids = [row[0] for row in conn.execute(FILL, [jobs])]
         conn.execute("vacuum analyze")
     async with await Sqs.connect(stage.settings(at.dsn, at.endpoint)) as sqs:
-        queues = {name: await sqs.create(name) for name in ("jobs", "jobs-dlq")}
-        for name, queue in queues.items():
-            await sqs.call("PurgeQueue", dict, name, QueueUrl=queue.url)
+        queue = await sqs.create(f"jobs-{uuid4().hex[:8]}")
+        await sqs.create(f"{queue.name}-dlq")
         body = '{{"version":1,"tool":"seedream4","sessionId":"{}","run":1}}'
         messages = [Outgoing(body.format(id_)) for id_ in ids]
         for start in range(0, len(messages), 200):
-            await queues["jobs"].send(messages[start : start + 200])
+            await queue.send(messages[start : start + 200])
+    return at._replace(queue=queue.name)
 
 
 def run(at: Stage, command: Sequence[str], jobs: int) -> Took:
@@ -191,11 +195,11 @@ async def compared(at: Stage, names: Sequence[str]) -> int:
     took: dict[str, list[Took]] = {name: [] for name in names}
     for n in range(ROUNDS):
         for name in names:
-            await fill(at, JOBS[name])
+            full = await fill(at, JOBS[name])
             if name == "celery":
                 argv = [str(stage.HERE / ".venv/bin/python"), "celery_peer.py"]
-                await asyncio.to_thread(subprocess.run, argv, cwd=stage.HERE, env=at.env(), check=True)
-            took[name].append(await asyncio.to_thread(run, at, PEERS[name], JOBS[name]))
+                await asyncio.to_thread(subprocess.run, argv, cwd=stage.HERE, env=full.env(), check=True)
+            took[name].append(await asyncio.to_thread(run, full, PEERS[name], JOBS[name]))
             rate, cpu_ms, memory_mb = took[name][-1]
             print(f"round {n + 1}: {name:12} {rate:6.0f}/s, {cpu_ms:5.2f} ms CPU a job, {memory_mb:4.0f} MB")
     rates = {name: [one.rate for one in rounds] for name, rounds in took.items()}
@@ -213,13 +217,13 @@ async def compared(at: Stage, names: Sequence[str]) -> int:
 async def scaled(at: Stage, slow: Stage) -> int:
     """Print how rate and memory change."""
     for jobs in (1_000, 10_000, 100_000):
-        await fill(at, jobs)
-        rate, cpu_ms, memory_mb = await asyncio.to_thread(run, at, genctl(64), jobs)
+        full = await fill(at, jobs)
+        rate, cpu_ms, memory_mb = await asyncio.to_thread(run, full, genctl(64), jobs)
         print(f"{jobs:7,} queued: {rate:5.0f}/s, {cpu_ms:.2f} ms CPU a job, {memory_mb:.0f} MB")
     for concurrency in (64, 500, 2_000):
         jobs = concurrency * 4
-        await fill(slow, jobs)
-        rate, cpu_ms, memory_mb = await asyncio.to_thread(run, slow, genctl(concurrency), jobs)
+        full = await fill(slow, jobs)
+        rate, cpu_ms, memory_mb = await asyncio.to_thread(run, full, genctl(concurrency), jobs)
         print(f"{concurrency:7,} in flight, 2 s a call: {rate:5.0f}/s, {cpu_ms:.2f} ms, {memory_mb:.0f} MB")
     return 0
 
