@@ -1,8 +1,9 @@
-"""How fast the worker settles refused jobs, and at what CPU, as ratios to sqs-consumer and to Celery on SQS.
+"""How fast the worker settles refused jobs, and at what CPU, as ratios to sqs-consumer, Celery and pgbench.
 
 All do the same work on the same emulator (fauxqs), database and provider, which answers 400 at once: receive,
-claim, POST, settle with refund, version and NOTIFY, DLQ copy and its mark, delete, two log lines a job. They
-take turns; the ratio of each round counts, and of these the median.
+claim, POST, settle with refund, version and NOTIFY, DLQ copy and its mark, delete, two log lines a job; but
+pgbench runs the statements of the settle alone. They take turns; the ratio of each round counts, and of these
+the median.
 
 `worker.py` alone compares; `worker.py scale` tells how rate and memory change with the queue and the calls
 under way.
@@ -24,6 +25,7 @@ from uuid import uuid4
 
 import plot
 import psycopg
+import settles
 import stage
 
 from genctl.base import log
@@ -193,6 +195,7 @@ def watched(at: Stage, process: "subprocess.Popen[bytes]", jobs: int) -> tuple[f
 async def compared(at: Stage, names: Sequence[str]) -> int:
     """Print a line a run and the medians of the ratios."""
     took: dict[str, list[Took]] = {name: [] for name in names}
+    bare: list[float] = []  # settles a second by pgbench
     for n in range(ROUNDS):
         for name in names:
             full = await fill(at, JOBS[name])
@@ -202,6 +205,9 @@ async def compared(at: Stage, names: Sequence[str]) -> int:
             took[name].append(await asyncio.to_thread(run, full, PEERS[name], JOBS[name]))
             rate, cpu_ms, memory_mb = took[name][-1]
             print(f"round {n + 1}: {name:12} {rate:6.0f}/s, {cpu_ms:5.2f} ms CPU a job, {memory_mb:4.0f} MB")
+        await fill(at, JOBS[names[0]])
+        bare.append(await asyncio.to_thread(settles.rate, at.dsn, JOBS[names[0]]))
+        print(f"round {n + 1}: {'pgbench':12} {bare[-1]:6.0f}/s")
     rates = {name: [one.rate for one in rounds] for name, rounds in took.items()}
     costs = {name: [one.cpu_ms for one in rounds] for name, rounds in took.items()}
     (stage.HERE / "worker-rate.svg").write_text(plot.bars("Refused jobs settled a second", "/s", rates))
@@ -211,6 +217,8 @@ async def compared(at: Stage, names: Sequence[str]) -> int:
         faster = statistics.median(ours.rate / peer.rate for ours, peer in pairs)
         cpu = statistics.median(ours.cpu_ms / peer.cpu_ms for ours, peer in pairs)
         print(f"against {name}: {faster:.2f} times its rate, {cpu:.2f} of its CPU a job")
+    faster = statistics.median(ours.rate / rate for ours, rate in zip(took[names[0]], bare, strict=True))
+    print(f"against pgbench, which only settles: {faster:.2f} times its rate")
     return 0
 
 
