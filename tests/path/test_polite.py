@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 from tests.kit import Kit, until
 
 from genctl.base.settings import Settings
@@ -177,6 +178,24 @@ async def test_what_was_received_as_the_database_went_away_is_given_back(
 
         await until(back)
         assert worker._received == 0
+
+
+async def test_what_many_jobs_run_into_is_a_line_for_each_moment(kit: Kit) -> None:
+    """Not one for each of them: a worker may have two thousand."""
+    for _ in range(20):
+        await kit.enqueue("sensitive")
+    await kit.at.queue._sqs.call("DeleteQueue", dict, kit.at.dlq.name, QueueUrl=kit.at.dlq.url)
+    with structlog.testing.capture_logs() as lines:
+
+        def met() -> list[int]:
+            return [line["jobs"] for line in lines if line["event"] == "job.trouble"]
+
+        async def all_met() -> bool:
+            return sum(met()) == 20
+
+        async with working(kit.at, concurrency=20):
+            await until(all_met)
+    assert len(met()) <= 5
 
 
 async def test_retry_after_of_one_job_holds_back_the_others(kit: Kit) -> None:

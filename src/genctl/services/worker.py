@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from genctl import gate
+from genctl.base.batch import Together
 from genctl.base.metrics import WorkerMetrics
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
@@ -31,7 +32,8 @@ WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a canc
 DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # what a stop waits for
-TOLD = 20  # sessions in such a line
+TOLD = 20  # sessions or messages in a line
+COMPANY_S = 0.1  # for which a trouble waits, to be told once for all jobs that meet it
 NOW_S = 1.5  # after a second signal, to let the rows know
 LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs keeps no process
 SHOW_S = 0.4  # and then to show the messages
@@ -99,6 +101,7 @@ class Worker:
         self._leaving: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")  # monotonic
         self._exit: asyncio.TimerHandle | None = None
+        self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
         self.metrics = at.meters = WorkerMetrics()
         self.gatekeeper = Gatekeeper(
@@ -324,11 +327,20 @@ class Worker:
         except LeaseLostError:
             self.metrics.lease_losses.inc()  # touch nothing more of it
         except GenctlError as error:  # the message comes back, and the row says what is left to do
-            log.warning("job.trouble", messageId=message.message_id, error=error.message, fix=error.fix)
             if self._told.is_set():
                 await self._show(message)
+            await self._troubles((message.message_id, error))
         except Exception:  # a bug in one job must not take the others with it
             log.exception("job.bug", messageId=message.message_id)
+
+    async def _tell_troubles(self, met: list[tuple[str, GenctlError]]) -> list[None]:
+        """A line for each trouble, however many jobs have met it."""
+        ids: dict[tuple[str, str], list[str]] = {}
+        for message_id, error in met:
+            ids.setdefault((error.message, error.fix), []).append(message_id)
+        for (text, fix), those in ids.items():
+            log.warning("job.trouble", jobs=len(those), messageIds=those[:TOLD], error=text, fix=fix)
+        return [None for _ in met]
 
     async def _show(self, message: Message) -> None:
         with suppress(GenctlError):  # then it comes back later
@@ -357,7 +369,10 @@ class Worker:
             ours = [hold.task for hold in self.at.holds if hold.task in self._jobs and not hold.stale]
             try:
                 async with asyncio.timeout(RENEW_S):  # what is sent later, a lease would not cover
-                    await self.at.queue.hide([(self._jobs[task].receipt, LEASE_S) for task in ours])
+                    fates = await self.at.queue.hide([(self._jobs[task].receipt, LEASE_S) for task in ours])
+                refused = [why for task, why in zip(ours, fates, strict=True) if why and task in self._jobs]
+                if refused:
+                    log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
             except TimeoutError:
                 log.warning("worker.hiding.failed", error=f"SQS did not answer within {RENEW_S} s")
             except GenctlError as error:
