@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +139,43 @@ def test_a_command_that_a_panel_names_is_one() -> None:
     commands = [match[0].replace("CODE", "Timeout") for match in told if match]
     assert commands
     assert [command for command in commands if unknown(command)] == []
+
+
+@pytest.fixture
+def promtool(tmp_path: Path) -> Callable[..., None]:
+    """Prometheus's own judge of a file of rules or of tests of rules."""
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+
+    def judge(what: str, content: object) -> None:
+        (tmp_path / "judged.yml").write_text(yaml.safe_dump(content))
+        command = [found, *what.split(), str(tmp_path / "judged.yml")]
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert said.returncode == 0, said.stdout + said.stderr
+
+    return judge
+
+
+def test_prometheus_takes_all_rules_and_the_queries_of_all_panels(promtool: Callable[..., None]) -> None:
+    shown = [{"record": f"panel:{number}", "expr": expr} for number, (expr, _) in enumerate(QUERIES)]
+    promtool("check rules", {"groups": [{"name": "all", "rules": [*RULES, *shown]}]})
+
+
+def test_a_gate_that_is_probed_now_and_then_is_told_as_closed(promtool: Callable[..., None]) -> None:
+    states = {"open": "0x9", "closed": "1 1 0 1 1 0 1 1 0 1", "probing": "0 0 1 0 0 1 0 0 1 0"}
+    series = [
+        {"series": f'genctl_worker_gate{{state="{state}"}}', "values": values}
+        for state, values in states.items()
+    ]
+    (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlGateClosed"]
+    fired = {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"]}
+    looks = [
+        {"eval_time": at, "alertname": rule["alert"], "exp_alerts": alerts}
+        for at, alerts in (("4m", []), ("6m", [fired]), ("9m", [fired]))
+    ]
+    tests = [{"interval": "1m", "input_series": series, "alert_rule_test": looks}]
+    promtool("test rules", {"rule_files": [str(DEPLOY / "alerts.yml")], "tests": tests})
 
 
 def test_every_metric_has_a_panel() -> None:
