@@ -49,11 +49,11 @@ RATE_LIMITED = Failure(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
-    for name in ("rows.LEASE_S", "pipeline.LEASE_S", "services.worker.LEASE_S"):
+    for name in ("rows.LEASE_S", "pipeline.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
         monkeypatch.setattr(f"genctl.{name}", 1)
     monkeypatch.setattr("genctl.hold.STALE_S", 0.6)
-    for name in ("RENEW_S", "TROUBLE_PAUSE_S"):
-        monkeypatch.setattr(f"genctl.services.worker.{name}", 0.2)
+    for name in ("keeper.RENEW_S", "keeper.AGAIN_S", "worker.TROUBLE_PAUSE_S"):
+        monkeypatch.setattr(f"genctl.services.{name}", 0.2)
     slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=2.3)
     monkeypatch.setitem(SCENARIOS, "slow-success", slow)
 

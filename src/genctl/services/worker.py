@@ -19,11 +19,11 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
-from genctl.hold import Hold
-from genctl.pipeline import RENEW_S, Pipeline, carry
+from genctl.pipeline import Pipeline, carry
 from genctl.rows import LEASE_S
 from genctl.services import standing, sweeper
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
+from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.turns import Turns
 from genctl.sweep import Ages
@@ -111,6 +111,7 @@ class Worker:
             call_s=manners.call_s,
             send_back=self._send_back,
         )
+        self.keeper = Keeper(at, self._jobs)
         self._turns = Turns(self.gatekeeper, manners.rate)
         at.turn = self._turns.take
         self.metrics.follow(
@@ -119,7 +120,6 @@ class Worker:
             silent_s=lambda: self.liveness.silent_s,
             gate=lambda: self.gatekeeper.gate.stands,
         )
-        self._renewal_pause_s: float = RENEW_S
 
     async def run(self) -> None:
         """Work until `until` or a signal; the calls under way then have `grace_s` seconds.
@@ -130,7 +130,7 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as side:
                 receiver = side.create_task(self._receive())
-                keeping = (self._keep_leases(), self._keep_hidden(), self.gatekeeper.watch())
+                keeping = (self.keeper.keep_leases(), self.keeper.keep_hidden(), self.gatekeeper.watch())
                 keepers = [side.create_task(keep) for keep in keeping]
                 self._heed_signals(receiver)
                 log.info(
@@ -345,44 +345,6 @@ class Worker:
     async def _show(self, message: Message) -> None:
         with suppress(GenctlError):  # then it comes back later
             await self.at.show(message)
-
-    async def _keep_leases(self) -> None:
-        """Renew the lease of every session in our hands; never behind a queue that is slow."""
-        while True:
-            await asyncio.sleep(self._renewal_pause_s)
-            try:
-                await self._extend(list(self.at.holds))
-            except GenctlError as error:
-                log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
-                self._renewal_pause_s = TROUBLE_PAUSE_S  # a lease outlives few renewals that fail
-            else:
-                self._renewal_pause_s = RENEW_S
-
-    async def _keep_hidden(self) -> None:
-        """Keep the message of every session in our hands hidden.
-
-        Not of one whose lease may have passed to somebody else: whose message it is then, is not for us to
-        say. Nor of one that is not held any more: it is being disposed of, and its visibility decided there.
-        """
-        while True:
-            await asyncio.sleep(RENEW_S)
-            ours = [hold.task for hold in self.at.holds if hold.task in self._jobs and not hold.stale]
-            try:
-                async with asyncio.timeout(RENEW_S):  # what is sent later, a lease would not cover
-                    fates = await self.at.queue.hide([(self._jobs[task].receipt, LEASE_S) for task in ours])
-                refused = [why for task, why in zip(ours, fates, strict=True) if why and task in self._jobs]
-                if refused:
-                    log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
-            except TimeoutError:
-                log.warning("worker.hiding.failed", error=f"SQS did not answer within {RENEW_S} s")
-            except GenctlError as error:
-                log.warning("worker.hiding.failed", error=error.message, fix=error.fix)
-
-    async def _extend(self, holds: list[Hold]) -> None:
-        for hold in await self.at.extend(holds) if holds else ():
-            if hold in self.at.holds:
-                log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
-                hold.lose()
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Until a job or a receive ends or we are told to stop, at most so long."""

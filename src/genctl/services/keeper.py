@@ -1,0 +1,66 @@
+"""Keeps what a worker has in its hands: leases are renewed, messages stay hidden."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from genctl.domain.model import GenctlError
+from genctl.edges.sqs import Message
+from genctl.hold import Hold
+from genctl.pipeline import RENEW_S, Pipeline
+from genctl.rows import LEASE_S
+
+AGAIN_S = 2.0  # after a renewal that failed
+
+log = structlog.stdlib.get_logger()
+
+
+class Keeper:
+    """Of one worker: its pipeline's holds, and the messages of its jobs by their tasks."""
+
+    def __init__(self, at: Pipeline, jobs: Mapping[asyncio.Task[Any], Message]) -> None:
+        self.at = at
+        self._jobs = jobs
+
+    async def keep_leases(self) -> None:
+        """Renew the lease of every session in our hands; never behind a queue that is slow."""
+        pause_s: float = RENEW_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self.extend(list(self.at.holds))
+            except GenctlError as error:
+                log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
+                pause_s = AGAIN_S  # a lease outlives few renewals that fail
+            else:
+                pause_s = RENEW_S
+
+    async def keep_hidden(self) -> None:
+        """Keep the message of every session in our hands hidden.
+
+        Not of one whose lease may have passed to somebody else: whose message it is then, is not for us to
+        say. Nor of one that is not held any more: it is being disposed of, and its visibility decided there.
+        """
+        while True:
+            await asyncio.sleep(RENEW_S)
+            held = {hold.task for hold in self.at.holds if not hold.stale}
+            ours = {task: message.receipt for task, message in self._jobs.items() if task in held}
+            try:
+                async with asyncio.timeout(RENEW_S):  # what is sent later, a lease would not cover
+                    fates = await self.at.queue.hide([(receipt, LEASE_S) for receipt in ours.values()])
+                refused = [why for task, why in zip(ours, fates, strict=True) if why and task in self._jobs]
+                if refused:
+                    log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
+            except TimeoutError:
+                log.warning("worker.hiding.failed", error=f"SQS did not answer within {RENEW_S} s")
+            except GenctlError as error:
+                log.warning("worker.hiding.failed", error=error.message, fix=error.fix)
+
+    async def extend(self, holds: list[Hold]) -> None:
+        """Renew these leases, and let go what is lost. Raises GenctlError."""
+        for hold in await self.at.extend(holds) if holds else ():
+            if hold in self.at.holds:
+                log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
+                hold.lose()
