@@ -6,6 +6,7 @@ import signal
 import threading
 
 import pytest
+from tests.kit import until_sync
 
 from genctl.cli import running
 
@@ -16,17 +17,21 @@ def loops() -> None:
         running.run(asyncio.sleep(0))
 
 
-def test_an_alarm_finds_neither_a_loop_that_closes_nor_what_comes_after() -> None:
+def test_an_alarm_finds_neither_a_loop_that_closes_nor_what_comes_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One that another thread took met a loop that was half closed: pytest fails what such a signal cannot tell."""
-    over = threading.Event()
+    before, over = threading.active_count(), threading.Event()
     other = threading.Thread(target=over.wait)
     other.start()
     try:
-        for _ in range(100):
+        monkeypatch.setattr(running, "AGAIN_S", 0.05)
+        for _ in range(300):
             with pytest.raises(TimeoutError):
                 running.within(random.random() / 500, loops)
     finally:
         over.set()
         other.join()
+    until_sync(lambda: threading.active_count() == before)  # nobody is left who could tell again
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     assert signal.SIGALRM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

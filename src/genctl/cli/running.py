@@ -64,6 +64,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     Raises TimeoutError after so long, and SystemExit when a signal has ended it, whatever it made of that.
     """
     bound, outer = Bound(), Bound.current
+    alarm = _Alarm(seconds, bound)
 
     def end(number: int, _: object) -> NoReturn:
         bound.number = number
@@ -75,12 +76,16 @@ def within(seconds: float, work: Callable[[], T]) -> T:
                 if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
                     signal.signal(number, end)
             Bound.current = bound
-            with _alarmed_after(seconds, bound):
+            try:
+                alarm.start()
                 result = work()
+            finally:
+                alarm.stop()
     except SystemExit:
         if bound.number is None:
             raise
     finally:
+        alarm.stop()
         Bound.current = outer
     if bound.number == signal.SIGALRM:
         raise TimeoutError
@@ -101,29 +106,32 @@ def _handlers_kept() -> Iterator[None]:
         _alarm(signal.SIG_UNBLOCK)
 
 
-@contextmanager
-def _alarmed_after(seconds: float, bound: Bound) -> Iterator[None]:
-    """SIGALRM after so long, to this thread: that of a timer goes to any thread that does not block it."""
-    mine, over, telling = threading.get_ident(), threading.Event(), threading.Lock()
+class _Alarm:
+    """SIGALRM after so long, to the thread that makes it: a timer's goes to any that does not block it."""
 
-    def tell() -> None:
-        left_s = seconds
-        while not over.wait(left_s):
-            with telling:
-                if not over.is_set():
-                    bound.is_over_time = True
-                    signal.pthread_kill(mine, signal.SIGALRM)
+    def __init__(self, seconds: float, bound: Bound) -> None:
+        self._seconds = seconds
+        self._bound = bound
+        self._whom = threading.get_ident()
+        self._over = threading.Event()
+        self._telling = threading.Lock()
+
+    def start(self) -> None:
+        threading.Thread(target=self._tell, daemon=True).start()
+
+    def stop(self) -> None:
+        """No more of it. It may come just now, so that this does not end: call it again then."""
+        with self._telling:
+            self._over.set()
+
+    def _tell(self) -> None:
+        left_s = self._seconds
+        while not self._over.wait(left_s):
+            with self._telling:
+                if not self._over.is_set():
+                    self._bound.is_over_time = True
+                    signal.pthread_kill(self._whom, signal.SIGALRM)
             left_s = AGAIN_S
-
-    threading.Thread(target=tell, daemon=True).start()
-    try:
-        yield
-    finally:
-        try:
-            with telling:
-                over.set()
-        finally:  # if that was just when it was told
-            over.set()
 
 
 def _alarm(how: int) -> None:
