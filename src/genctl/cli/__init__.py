@@ -97,10 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     With `argv` None the process is ours: its arguments, streams and signals.
     """
-    if argv is None:
-        _own_process()
     args = list(sys.argv[1:] if argv is None else argv)
     try:
+        if argv is None:
+            _own_process()
         code = _invoke(args)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (every end of a command gets its line and code here)
@@ -130,6 +130,8 @@ def _own_process() -> None:
 
     streams.guard()
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "--debug" not in sys.argv:  # what destructors, threads and libraries mutter is not for users
         sys.unraisablehook = lambda _: None
         threading.excepthook = lambda _: None
