@@ -15,7 +15,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
@@ -23,7 +23,6 @@ from uuid import UUID
 
 import structlog
 
-from genctl.base.batch import Together
 from genctl.base.meters import Meters
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
@@ -44,16 +43,15 @@ from genctl.domain.model import (
 from genctl.domain.tools import SEEDREAM4, Tool, tool_of
 from genctl.edges.db import Database, DatabaseGoneError, Row, as_json
 from genctl.edges.providers.ark import Ark
-from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
-from genctl.hold import Hold
-from genctl.rows import LEASE_S, Claim, Rows
+from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
+from genctl.hold import Hold, Holds
+from genctl.messages import Messages
+from genctl.rows import STOP_S, Claim, Rows
 
 T = TypeVar("T")
 Hear = Callable[[Success | Failure], None]  # what a provider call came to
 
-RENEW_S = 10
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
-STOP_S = 5.0  # what a cancelled step of the database gets to end in
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
 
 log = structlog.stdlib.get_logger()
@@ -82,20 +80,17 @@ class Pipeline:
         lifeline: Database | None = None,
     ) -> None:
         self.db = db
-        self.lifeline = lifeline or db  # for renewals: never behind settles that wait for a lock
         self.queue = queue
         self.dlq = dlq
         self.limits = limits
         self.providers = providers or {}
         self.worker = worker
-        self.holds: set[Hold] = set()
         self.turn: Callable[[], Awaitable[Hear]] = at_once
         self.meters = Meters()
         self._rows = Rows(db, worker)
-        # What many jobs ask of SQS at the same moment is one call.
-        self._copies = Together(dlq.send, most=BATCH)
-        self._deletes = Together(queue.delete, most=BATCH)
-        self._hides = Together(queue.hide, most=BATCH)
+        # renewals have a connection of their own: never behind settles that wait for a lock
+        self.holds = Holds(self._rows, lifeline or db)
+        self._messages = Messages(queue, dlq)
         self._claiming: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -151,50 +146,10 @@ class Pipeline:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             if session := await _last_words(claiming):
-                await self._step_aside(Hold(session, 0.0))
+                await self.holds.step_aside(Hold(session, 0.0))
             raise
         finally:
             self._claiming -= {task}
-
-    @asynccontextmanager
-    async def hold(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:
-        """Keep the session in `holds`, for extend(). A stop in the middle puts it where it belongs:
-        back, when its request was not sent; let go as an unknown outcome, when it was.
-        """
-        hold = Hold(session, claimed_at)
-        self.holds.add(hold)
-        try:
-            yield hold
-        except asyncio.CancelledError:
-            if hold.lost and hold.task:
-                hold.task.uncancel()
-                raise LeaseLostError(session.id) from None
-            await self._step_aside(hold)
-            raise
-        finally:
-            self.holds.remove(hold)
-
-    async def _step_aside(self, hold: Hold) -> None:
-        """Give back what was not sent, let go what was. Raises LeaseLostError when it is no longer ours."""
-        facts = {"session": hold.session.id, "lease": hold.session.lease}
-        step = "let_go" if hold.sent else "give_back"
-        (rows,) = await self.db.patiently((step, facts), patience_s=STOP_S)
-        if not rows and not await self._left_by_us(hold.session):
-            raise LeaseLostError(hold.session.id)
-
-    async def extend(self, holds: Iterable[Hold]) -> list[Hold]:
-        """Renew the leases; those that are lost."""
-        now, holds = time.monotonic(), list(holds)
-        items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
-        kept = {(row["id"], row["lease"]) for row in rows}
-        lost = []
-        for hold in holds:
-            if (hold.session.id, hold.session.lease) in kept:
-                hold.renewed_at = now
-            else:
-                lost.append(hold)
-        return lost
 
     async def attempt(self, hold: Hold, tool: Tool) -> Success | Failure:
         """One provider call, when its turn has come. Raises LeaseLostError when the session is not ours
@@ -203,7 +158,7 @@ class Pipeline:
         hold.calling = True
         try:
             hear = await self.turn()
-            if hold.stale and await self.extend([hold]):
+            if hold.stale and await self.holds.extend([hold]):
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
             answer = await self.providers[tool.provider].generate(hold.session, hold.on_send)
@@ -289,19 +244,10 @@ class Pipeline:
     async def _stored(
         self, session: Session, result: Success | Failure, step: asyncio.Future[Row | None]
     ) -> Row:
-        if row := await step or await self._left_by_us(session):
+        if row := await step or await self._rows.left_by_us(session):
             return row
         await self._note_late(session, result)
         raise LeaseLostError(session.id)
-
-    async def _left_by_us(self, session: Session) -> Row | None:
-        """The row, if it was we who ended it or sent it back: the answer to a commit may have been lost."""
-        row = await self.db.row("sessions", ids=[session.id])
-        if row is None or row["lease"] != session.lease:
-            return None
-        # the sweeper sends back under the same lease, but sets no time
-        retried = row["status"] == Status.QUEUED and row["due_at"] is not None
-        return row if retried or row["status"] in {Status.COMPLETED, Status.FAILED} else None
 
     def _item(self, session: Session, result: Success | Failure, calls: int) -> dict[str, Any]:
         item = {"session_id": session.id, "lease": session.lease, "attempts": calls, "release": True}
@@ -337,19 +283,19 @@ class Pipeline:
             case decide.Delete():
                 pass
             case decide.Hide(seconds):
-                await self._hide(message, seconds)
+                await self._messages.hide(message, seconds)
                 return
             case decide.Copy(code, mark=True) if row is not None:
                 await self.copy(row, body=message.body, code=code)
             case decide.Copy(code):
                 await self.send_copy(message.body, code, session_id=job.session_id)
-        await self._delete(message)
+        await self._messages.delete(message)
 
     async def refuse(self, message: Message, why: str) -> None:
         """A message that is no job of ours goes to the DLQ as it is."""
         log.warning("message.malformed", messageId=message.message_id, why=why)
         await self.send_copy(message.body, "MalformedMessage")
-        await self._delete(message)
+        await self._messages.delete(message)
 
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
@@ -369,25 +315,13 @@ class Pipeline:
             source_queue=self.queue.name,
             session_id=str(session_id) if session_id else None,
         )
-        fate = await self._copies(Outgoing(body, attributes))
-        if fate.error is not None:
-            raise GenctlError("CopyNotSent", f"the copy for DLQ {self.dlq.name} was refused: {fate.error}")
+        message_id = await self._messages.copy(Outgoing(body, attributes))
         self.meters.copied()
-        return fate.message_id
-
-    async def _delete(self, message: Message) -> None:
-        error = await self._deletes(message.receipt)
-        if error:  # it comes back, and the row ends it then
-            log.warning("message.delete.failed", messageId=message.message_id, error=error)
+        return message_id
 
     async def show(self, message: Message) -> None:
         """Let the message be received again at once. Raises GenctlError."""
-        await self._hide(message, 0)
-
-    async def _hide(self, message: Message, seconds: int) -> None:
-        error = await self._hides((message.receipt, seconds))
-        if error:
-            log.warning("message.hide.failed", messageId=message.message_id, error=error)
+        await self._messages.hide(message, 0)
 
 
 async def process(job: Job, at: Pipeline) -> Session | None:
@@ -402,7 +336,7 @@ async def process(job: Job, at: Pipeline) -> Session | None:
     if session is None:
         at.meters.repeated()
         return None
-    async with at.hold(session, claimed_at) as hold:
+    async with at.holds.keep(session, claimed_at) as hold:
         tool = tool_of(session.model)
         code = decide.exhausted(session, at.limits)
         if tool is None or code:

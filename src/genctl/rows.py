@@ -7,10 +7,11 @@ from uuid import UUID
 import msgspec
 
 from genctl.base.batch import Together, attempted
-from genctl.domain.model import GenctlError, Session
+from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges.db import Database, DatabaseGoneError, Row, as_json
 
 LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
+STOP_S = 5.0  # what a cancelled step of the database gets to end in
 CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
 
 
@@ -38,6 +39,21 @@ class Rows:
         self.retry = Together(self._retry)
         self.settle = Together(self._settle)
         self.mark = Together(self._mark)
+
+    async def put_back(self, session: Session, *, sent: bool) -> bool:
+        """Give the session back, or let it go when its request was sent; False: it is not ours."""
+        facts = {"session": session.id, "lease": session.lease}
+        (rows,) = await self._db.patiently(("let_go" if sent else "give_back", facts), patience_s=STOP_S)
+        return bool(rows)
+
+    async def left_by_us(self, session: Session) -> Row | None:
+        """The row, if it was we who ended it or sent it back: the answer to a commit may have been lost."""
+        row = await self._db.row("sessions", ids=[session.id])
+        if row is None or row["lease"] != session.lease:
+            return None
+        # the sweeper sends back under the same lease, but sets no time
+        retried = row["status"] == Status.QUEUED and row["due_at"] is not None
+        return row if retried or row["status"] in {Status.COMPLETED, Status.FAILED} else None
 
     async def _read(self, ids: list[UUID]) -> list[Session | Exception | None]:
         rows = {row["id"]: row for row in await self._db.rows("sessions", ids=ids)}

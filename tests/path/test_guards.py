@@ -102,12 +102,12 @@ async def test_a_lease_is_not_renewed_once_the_run_waits_again(kit: Kit) -> None
     session = await claimed(kit)
     await kit.at.retry(session, CRASHED)
     hold = Hold(session, 0.0)
-    assert await kit.at.extend([hold]) == [hold]
+    assert await kit.at.holds.extend([hold]) == [hold]
 
 
 async def test_an_old_lease_does_not_renew_the_new_one(kit: Kit) -> None:
     old, new = await passed_on(kit)
-    await unchanged(kit, new, lambda: kit.at.extend([Hold(old, 0.0)]))
+    await unchanged(kit, new, lambda: kit.at.holds.extend([Hold(old, 0.0)]))
 
 
 @pytest.mark.parametrize("step", ["give_back", "let_go"])
@@ -226,7 +226,7 @@ async def test_a_lease_that_was_renewed_after_the_sweeper_looked_goes_on(kit: Ki
     session = await claimed(kit)
     await kit.query(DEAD)
     assert len(await kit.db.rows("dead_leases", limit=1, queued_timeout_s=86400)) == 1
-    assert await kit.at.extend([Hold(session, 0.0)]) == []
+    assert await kit.at.holds.extend([Hold(session, 0.0)]) == []
     item = {"session_id": session.id, "lease": session.lease}
     await unchanged(kit, session, lambda: kit.db.rows("requeue_dead", items=as_json([item])))
 

@@ -17,7 +17,6 @@ import pytest
 from tests.kit import Kit, free_port, until
 
 from genctl import gate
-from genctl.base.batch import Together
 from genctl.domain.model import (
     Category,
     Failure,
@@ -32,6 +31,7 @@ from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import DatabaseGoneError
 from genctl.edges.sqs import Message, Outgoing
 from genctl.hold import Hold
+from genctl.messages import Messages
 from genctl.pipeline import Pipeline
 from genctl.services.liveness import Liveness, telling
 from genctl.services.worker import Until, Worker
@@ -49,7 +49,7 @@ RATE_LIMITED = Failure(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
-    for name in ("rows.LEASE_S", "pipeline.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
+    for name in ("rows.LEASE_S", "hold.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
         monkeypatch.setattr(f"genctl.{name}", 1)
     monkeypatch.setattr("genctl.hold.STALE_S", 0.6)
     for name in ("keeper.RENEW_S", "keeper.AGAIN_S", "worker.TROUBLE_PAUSE_S"):
@@ -88,8 +88,8 @@ def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         return await delete(receipts)
 
     monkeypatch.setattr(queue, "hide", hiding)
-    monkeypatch.setattr(kit.at, "_hides", Together(hiding))
-    monkeypatch.setattr(kit.at, "_deletes", Together(deleting))
+    monkeypatch.setattr(queue, "delete", deleting)
+    monkeypatch.setattr(kit.at, "_messages", Messages(queue, kit.at.dlq))
     return found
 
 
@@ -142,7 +142,7 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
 ) -> None:
     """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
     session = await kit.enqueue("slow-success")
-    rows = kit.at.lifeline.rows
+    rows = kit.at.holds.lifeline.rows
 
     async def cut(name: str, **_: Any) -> Any:
         raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {name}")
@@ -150,14 +150,14 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
     async with working(kit.at, max_jobs=1):
         hold = await held(kit)
         await kit.query("update generation_sessions set prompt = 'quick'")
-        monkeypatch.setattr(kit.at.lifeline, "rows", cut)
+        monkeypatch.setattr(kit.at.holds.lifeline, "rows", cut)
         await until(lambda: true(hold.stale))
         before = list(touched)
         async with Pipeline.open(kit.settings) as other, working(other):
             row = await until_status(kit, session, Status.COMPLETED)
         assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
         assert hold in kit.at.holds, "the cut one still waits for its answer"
-    monkeypatch.setattr(kit.at.lifeline, "rows", rows)
+    monkeypatch.setattr(kit.at.holds.lifeline, "rows", rows)
     assert touched == before
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
     assert (await kit.row(session)).result == row.result
@@ -361,7 +361,7 @@ async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
     await kit.at.claim(waiting.id, 1)
     given = await kit.at.claim(back.id, 1)
     assert given
-    await kit.at._step_aside(Hold(given, 0.0))
+    await kit.at.holds.step_aside(Hold(given, 0.0))
     found = [row["client_request_id"] for row in await kit.query(query.replace("%", "%%"))]
     assert found == [
         f"{lost.id}-1-1",

@@ -313,7 +313,7 @@ async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> No
     session = await kit.enqueue("hang")
     task = await calling(kit, session)
     await kit.query("update generation_sessions set lease = lease + 1")
-    (lost,) = await kit.at.extend(kit.at.holds)
+    (lost,) = await kit.at.holds.extend(kit.at.holds)
     lost.lose()
     with pytest.raises(LeaseLostError):
         await task
@@ -325,9 +325,9 @@ async def test_extending_keeps_a_long_call_ours(kit: Kit) -> None:
     session = await kit.enqueue()
     claimed = await kit.at.claim(session.id, 1)
     assert claimed
-    async with kit.at.hold(claimed, 0.0) as hold:
+    async with kit.at.holds.keep(claimed, 0.0) as hold:
         await kit.query("update generation_sessions set lease_until = now() + interval '1 s'")
-        await kit.at.extend([hold])
+        await kit.at.holds.extend([hold])
         assert hold.renewed_at > 0.0 and not hold.stale
     row = await kit.row(session)
     assert row.lease_until and row.read_at

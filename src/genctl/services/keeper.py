@@ -8,8 +8,8 @@ import structlog
 
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Message
-from genctl.hold import Hold
-from genctl.pipeline import RENEW_S, Pipeline
+from genctl.hold import RENEW_S, Hold
+from genctl.pipeline import Pipeline
 from genctl.rows import LEASE_S
 
 AGAIN_S = 2.0  # after a renewal that failed
@@ -60,7 +60,7 @@ class Keeper:
 
     async def extend(self, holds: list[Hold]) -> None:
         """Renew these leases, and let go what is lost. Raises GenctlError."""
-        for hold in await self.at.extend(holds) if holds else ():
+        for hold in await self.at.holds.extend(holds) if holds else ():
             if hold in self.at.holds:
                 log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
                 hold.lose()
