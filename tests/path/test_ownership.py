@@ -17,6 +17,7 @@ import pytest
 from tests.kit import Kit, free_port, until
 
 from genctl import gate
+from genctl.base.batch import Together
 from genctl.domain.model import (
     Category,
     Failure,
@@ -291,26 +292,18 @@ async def test_a_retry_whose_commit_answer_was_lost_counts_as_ours(kit: Kit) -> 
 
 
 async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(
-    kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let go it would count as an outcome that nobody knows, though the provider has refused."""
+    """Let go it would count as an outcome that nobody knows, though the provider has refused.
+
+    The stop comes while the retry waits to be written together with others.
+    """
     session = await kit.enqueue("rate-limit")
-    generate = kit.at.providers["ark"].generate
-    with psycopg.connect(dsn) as person:
-
-        async def then_locked(*args: Any) -> Any:
-            answer = await generate(*args)
-            person.execute("select from generation_sessions for update")
-            return answer
-
-        monkeypatch.setattr(kit.at.providers["ark"], "generate", then_locked)
-        async with working(kit.at, max_jobs=1):
-            hold = await held(kit)
-            await until(lambda: true(not hold.calling))
-            os.kill(os.getpid(), signal.SIGTERM)
-            await until(lambda: true(hold.task and hold.task.cancelling()))
-            await a_while(kit)
-            person.commit()
+    monkeypatch.setattr(kit.at._rows, "retry", Together(kit.at._rows._retry, within_s=0.5))
+    async with working(kit.at, max_jobs=1):
+        await held(kit, lambda hold: hold.sent and not hold.calling)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: true(not kit.at.holds))
     row = await kit.row(session)
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 1, 0)
     assert row.due_at
