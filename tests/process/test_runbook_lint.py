@@ -201,6 +201,12 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("    always: true\n", "", ""),
         ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "expected a URL"),
         ("{path: who,", "{path: hwo,", "unknown value hwo: did you mean who?"),
+        (
+            "'select ${often}'",
+            "'/* select */ delete from x where n = ${often}'",
+            "that reads begins with select",
+        ),
+        ("'select ${often}'", '"-- a * b\\n (SELECT ${often})"', ""),
         ("shell: exit 3", "shell: exit 3\n    sql: {query: select 1}", "not sql and shell"),
     ],
 )

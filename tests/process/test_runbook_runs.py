@@ -1,5 +1,6 @@
 """How runbooks run: order, clean-up, time-outs, Ctrl-C, resume, secrets, read-only SQL, questions, reports."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ import pytest
 from tests.kit import until_sync
 from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
+
+from genctl.domain.model import GenctlError
+from genctl.edges import db
 
 HEAD = "name: {name}\npurpose: A test.\nwhen: Now.\ntouches: Nothing.\n"
 OK = "expect: [{path: exit, operator: equals, value: 0}]"
@@ -363,14 +367,20 @@ def test_sql_is_read_only_unless_declared_and_its_values_are_bound(place: Place)
         return place.say("runbook", "run", str(file), *args, exit_code=exit_code).stdout
 
     for text in SQL:
-        run(f"{{query: {json.dumps(text)}}}", exit_code=1)
+        run(f"{{query: {json.dumps(text)}}}", exit_code=1 if text.startswith(("select", "with")) else 2)
+        with pytest.raises(GenctlError):  # whatever lint lets through
+            asyncio.run(db.ask(place.dsn, text, {}, writes=False))
         assert len(place.sql("select from credit_accounts")) == 1, text
+    assert "more than 1,000 rows" in run("{query: 'select generate_series(1, 10000000)'}", exit_code=1)
+    assert 'column "nothing" does not exist' in run("{query: select nothing}", exit_code=1)
     who = "{query: 'select balance from credit_accounts where user_id = ${who}'}"
     assert "found nothing there" in run(who, "--var", "who=x' or 'a' = 'a", exit_code=1)
     assert "book: ok" in run(who, "--var", "who=ann", exit_code=0)
     change = "update credit_accounts set balance = balance where user_id = 'ann' returning balance"
-    run(f'{{query: "{change}"}}', exit_code=1)
+    run(f'{{query: "{change}"}}', exit_code=2)
     run(f'{{query: "{change}", writes: true}}', exit_code=0)
+    silent = "{query: update credit_accounts set balance = balance, writes: true}"
+    assert "found nothing there" in run(silent, exit_code=1)
 
 
 def test_a_protected_database_is_named(place: Place) -> None:

@@ -33,6 +33,7 @@ Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
 CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
 RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
+MOST_ROWS = 1_000  # of a person's statement
 STATEMENT_TIMEOUT_S = 15.0  # of one transaction; a silent server or a lock held by a person ends here
 ANSWER_S = 10.0  # what a new connection gets to prove what it is
 POOLER_ROUNDS = 30  # an idle pooler gives the same backend twice at once, a busy one soon
@@ -321,7 +322,7 @@ class Database:
 
 async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -> list[Row]:
     """The rows of one statement that a person has written, in a transaction of its own; read-only unless
-    it `writes`. Raises GenctlError.
+    it `writes`. Raises GenctlError, also for more than MOST_ROWS: nothing is written then.
     """
     async with await connect(dsn) as conn:
         with errors_told(dsn):
@@ -330,13 +331,34 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
                     if not writes:
                         await _execute(conn, ("snapshot", {}))
                         await _execute(conn, ("backend", {}))  # once one was asked, nothing takes it back
-                    async with conn.pipeline():  # this way of asking takes one statement, never several
-                        cursor = await conn.execute(text, params)
-                    return await _fetched(cursor)
+                    return await _few(conn.cursor(), text, params)
             except _READ_ONLY as error:
                 raise GenctlError(
                     "ReadOnly", _first_line(error), "declare writes: true", exit_code=1
                 ) from error
+            except psycopg.Error as error:
+                if not error.sqlstate:  # not the statement's fault
+                    raise
+                raise GenctlError("BadStatement", f"PostgreSQL: {_first_line(error)}", exit_code=1) from error
+
+
+async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str, Any]) -> list[Row]:
+    """At most MOST_ROWS, as they come. This way of asking takes one statement, never several."""
+    rows: list[Row] = []
+    try:
+        async for row in cursor.stream(text, params):
+            if len(rows) == MOST_ROWS:
+                raise GenctlError(
+                    "TooManyRows",
+                    f"it gives more than {MOST_ROWS:,} rows",
+                    "count in SQL, or add a limit",
+                    exit_code=1,
+                )
+            rows.append(row)
+    except psycopg.ProgrammingError as error:
+        if error.sqlstate:  # else psycopg's own word: a statement that gives none
+            raise
+    return rows
 
 
 def as_json(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What is wrong with a runbook whose shape is right: its values, its commands, its conditions."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from urllib.parse import urlsplit
@@ -12,6 +13,9 @@ from genctl.ops.runbook.model import KINDS, Runbook, Step
 from genctl.ops.runbook.source import Finding, Place, Source
 
 Words = Callable[[Sequence[str | int]], str | None]  # what the command line has against these words
+READS = ("select", "with", "values", "table", "show", "explain")
+WRITES = "one that writes says so: writes: true"
+_READS = re.compile(rf"(\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/|\()*({'|'.join(READS)})\b", re.IGNORECASE)
 LOOKS = ("genctl", "sql", "http", "shell")
 
 
@@ -105,6 +109,10 @@ def _action(step: Step, source: Source, at: Place, words: Words) -> Iterator[Fin
             good = None
         if not good:
             yield source.finding((*place, "url"), "expected a URL such as https://host/path, or ${name}")
+    if kind == "sql" and not what.writes and not _READS.match(what.query):
+        yield source.finding(
+            (*place, "query"), f"a query that reads begins with {', '.join(READS)}; {WRITES}"
+        )
     if kind in {"genctl", "http"}:
         for name, whole in references(msgspec.to_builtins(what)):
             if not whole:
