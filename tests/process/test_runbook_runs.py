@@ -282,12 +282,39 @@ def test_a_person_answers_on_a_terminal(on_terminal: Book) -> None:
         variables="{who: {type: text, default: ann, help: x}}",
     )
     terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
-    terminal.until("Which one, ann?").type("second\n").until("s2: Number 2. [y/N]").type("y\n")
+    terminal.until("Which one, ann? [first] ").type("second\n").until("s2: Number 2. [y/N]").type("y\n")
     terminal.until("s3: Number 3. [y/N]").type("n\n")
     assert terminal.end() == 1
-    assert "nothing was changed" in terminal.seen
+    assert "s3: the answer was no" in terminal.seen
     assert (book.folder / "got").read_text() == "second\n"
     assert not (book.folder / "never").exists()
+
+
+def test_a_secret_is_asked_for_unseen_and_each_step_before_it_is_done(on_terminal: Book) -> None:
+    book = on_terminal.write(
+        f'shell: test "${{key}}" = hush-hush\n{OK}',
+        "ask: {text: 'And which?', kind: answer, secret: true}\nsave: {other: answer}",
+        f'shell: echo "${{key}} ${{other}}"; touch done\n{OK}',
+        variables="{key: {type: text, secret: true, required: true, help: Of the provider}}",
+    )
+    terminal = OnTerminal("runbook", "run", "book.yaml", "--step", program=GENCTL, columns=200)
+    terminal.until("key (Of the provider): ").type("hush-hush\n").until("s1: Number 1. [y/N]").type("y\n")
+    terminal.until("s2: And which? ").type("still-more\n").until("s3: Number 3. [y/N]").type("y\n")
+    assert terminal.end() == 0
+    assert (book.folder / "done").exists()
+    (journal,) = (book.folder / "STATE").rglob("*.jsonl")
+    for told in (terminal.seen, journal.read_text()):
+        assert "hush" not in told
+        assert "still" not in told
+
+
+def test_ctrl_c_at_a_question_ends_its_line_and_cleans_up(on_terminal: Book) -> None:
+    on_terminal.write("ask: {text: 'Really?', kind: confirm}", f"shell: touch clean\nalways: true\n{OK}")
+    terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
+    terminal.until("Really? [y/N] ").type("\x03")
+    assert terminal.end() == 130
+    assert "^C\n  INTERRUPTED" in terminal.seen
+    assert (on_terminal.folder / "clean").exists()
 
 
 def test_from_a_step_needs_the_values_of_those_before(book: Book) -> None:

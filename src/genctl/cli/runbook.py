@@ -246,6 +246,7 @@ def _can_be_answered(steps: "list[Step]", *, each: bool, yes: str | None) -> Non
 
 def _person(out: Output, *, each: bool, yes: str | None) -> "Person":
     from genctl.base import dsn
+    from genctl.domain.model import GenctlError
     from genctl.ops.runbook.run import Person
 
     settings = out.settings
@@ -254,13 +255,18 @@ def _person(out: Output, *, each: bool, yes: str | None) -> "Person":
         terminal.confirm("", yes, name, protected=settings.protected)
 
     def confirm(question: str) -> str:
-        terminal.confirm(question, yes, name, protected=settings.protected)
+        try:
+            terminal.confirm(question, yes, name, protected=settings.protected)
+        except GenctlError as error:
+            no = GenctlError(error.code, "the answer was no", exit_code=1)
+            raise no if error.exit_code == no.exit_code else error from None
         return name if settings.protected else ""
 
     def answer(question: str, default: str | None, secret: bool) -> str:  # noqa: FBT001 - of the engine
         if yes is not None:
             return default or ""
-        return (terminal.ask_secret(question) if secret else terminal.ask(question)) or default or ""
+        asked = f"{question} [{default}] " if default else f"{question} "
+        return (terminal.ask_secret(asked) if secret else terminal.ask(asked)) or default or ""
 
     return Person(confirm, answer, each)
 

@@ -75,7 +75,7 @@ def ask_secret(question: str) -> str:
     import getpass
 
     with _signals_end_it():
-        return getpass.getpass(printable(f"{question}: "), sys.stderr)
+        return getpass.getpass(printable(question), sys.stderr)
 
 
 @contextmanager
@@ -83,6 +83,7 @@ def _signals_end_it() -> Iterator[None]:
     """A question may be asked inside the event loop, whose handlers could not end the waiting."""
 
     def end(number: int, _: object) -> None:
+        sys.stderr.write("\n")  # behind the question
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}

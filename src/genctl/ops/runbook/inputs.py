@@ -72,7 +72,9 @@ def values(
     for name in sorted((required | lost) - found.keys()):
         if ask is None or name not in runbook.secrets():
             raise _usage(f"the value {name} is missing", f"give it with --var {name}=...")
-        found[name] = _parsed(runbook, saved, name, ask(name))
+        variable = runbook.variables.get(name)
+        what = variable.help if variable else "as an earlier step saved it"
+        found[name] = _parsed(runbook, saved, name, ask(f"{name} ({what}): "))
     return found
 
 
