@@ -265,7 +265,7 @@ def _person(out: Output, *, each: bool, yes: str | None) -> "Person":
     def answer(question: str, default: str | None, secret: bool) -> str:  # noqa: FBT001 - of the engine
         if yes is not None:
             return default or ""
-        asked = f"{question} [{default}] " if default else f"{question} "
+        asked = f"{question} [{default}] " if default and not secret else f"{question} "
         return (terminal.ask_secret(asked) if secret else terminal.ask(asked)) or default or ""
 
     return Person(confirm, answer, each)
