@@ -356,7 +356,7 @@ async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str,
                 )
             rows.append(row)
     except psycopg.ProgrammingError as error:
-        if error.sqlstate:  # else psycopg's own word: a statement that gives none
+        if "didn't produce a result" not in str(error):  # psycopg's word for a statement that gives none
             raise
     return rows
 
