@@ -8,8 +8,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, cast
 
@@ -346,15 +346,12 @@ async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str,
     """At most MOST_ROWS, as they come. This way of asking takes one statement, never several."""
     rows: list[Row] = []
     try:
-        async for row in cursor.stream(text, params):
-            if len(rows) == MOST_ROWS:
-                raise GenctlError(
-                    "TooManyRows",
-                    f"it gives more than {MOST_ROWS:,} rows",
-                    "count in SQL, or add a limit",
-                    exit_code=1,
-                )
-            rows.append(row)
+        async with aclosing(cast("AsyncGenerator[Row]", cursor.stream(text, params))) as stream:
+            async for row in stream:
+                if len(rows) == MOST_ROWS:
+                    said, fix = f"it gives more than {MOST_ROWS:,} rows", "count in SQL, or add a limit"
+                    raise GenctlError("TooManyRows", said, fix, exit_code=1)
+                rows.append(row)
     except psycopg.ProgrammingError as error:
         if "didn't produce a result" not in str(error):  # psycopg's word for a statement that gives none
             raise
