@@ -231,13 +231,13 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
 
 def test_ctrl_c_while_it_is_loading_is_quiet() -> None:
     """It takes a tenth of a second, and click's modules have no answer to it."""
-    command = [sys.executable, "-X", "importtime", "-m", "genctl", "version"]
+    command = [sys.executable, "-X", "importtime", "-m", "genctl", "simulator", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr
         assert any("click" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.stderr.read()
-    assert process.returncode in (-signal.SIGINT, 130)
+    assert process.returncode in (-signal.SIGINT, 130, 0)  # 0: we were slow, and it was at work
 
 
 # Errors

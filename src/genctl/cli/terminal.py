@@ -83,12 +83,14 @@ def _signals_end_it() -> Iterator[None]:
     """A question may be asked inside the event loop, whose handlers could not end the waiting."""
 
     def end(number: int, _: object) -> None:
-        sys.stderr.write("\n")  # behind the question
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except SystemExit:
+        sys.stderr.write("\n")  # behind the question
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
