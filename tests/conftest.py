@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.register_profile("first failure", deadline=None, phases=[hypothesis.Phase.generate])
 hypothesis.settings.load_profile("shared machine")
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job has our children ignore it
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,7 @@ def test_a_value_that_the_journal_has_masked_is_never_replaced_by_its_default(bo
 
 
 def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
-    book.write(f"shell: touch began; sleep 600\n{OK}")
+    book.write(f"shell: touch began; sleep 30\n{OK}")
     with book.start("run", str(book.file)) as running:
         until_sync((book.folder / "began").exists)
         os.kill(running.process.pid, signal.SIGKILL)
