@@ -144,7 +144,7 @@ BAD = {
     "- 1\n": "a runbook is a map",
     "a: 1\n---\nb: 2\n": "no YAML",
     "x" * 300_000: "larger than",
-    f"name: {'1' * 5000}\n": "",
+    f"name: {'1' * 5000}\n": "quote it",
 }
 
 
@@ -207,6 +207,9 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
             "that reads begins with select",
         ),
         ("'select ${often}'", '"-- a * b\\n (SELECT ${often})"', ""),
+        ("every: 10ms", "every: 10", "expected a text, got a whole number"),
+        ("timeout: 5s", "timeout: 99999d", "expected a duration such as 250ms"),
+        ("step: wait", "step: Wait", "expected a name of small letters, digits and -"),
         ("shell: exit 3", "shell: exit 3\n    sql: {query: select 1}", "not sql and shell"),
     ],
 )

@@ -189,7 +189,7 @@ def _carry_out(
             terminal.note("no journal of this run can be written in the state folder")
         of_this = Run(loaded, start, values, means, person, journal)
         if out.form == "table":
-            write(f"{loaded.runbook.name}: {len(steps)} steps, run {journal.run}\n")
+            write(f"{loaded.runbook.name}: run {journal.run}\n")
             for number, step in enumerate(steps, 1):
                 write(printable(f"  {number}. {step.step}: {step.does.strip()}") + "\n")
 

@@ -17,11 +17,17 @@ DEFAULT_TIMEOUT = "60s"
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
-StepName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
-ValueName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
-Duration = Annotated[
-    str, msgspec.Meta(pattern=r"^([0-9]{1,12}(\.[0-9]{1,6})?(ms|s|m|h|d)|\$\{[a-z][a-z0-9_]*\})$")
-]
+_NAME = r"^[a-z][a-z0-9-]{0,40}$"
+_VALUE = r"^[a-z][a-z0-9_]{0,40}$"
+_DURATION = r"^([0-9]{1,4}(\.[0-9]{1,6})?d|[0-9]{1,5}(\.[0-9]{1,6})?(ms|s|m|h)|\$\{[a-z][a-z0-9_]*\})$"
+FORMS = {  # what lint says of them
+    _NAME: "a name of small letters, digits and -, of at most 41, that begins with a letter",
+    _VALUE: "a name of small letters, digits and _, of at most 41, that begins with a letter",
+    _DURATION: "a duration such as 250ms, 30s, 15m, 2h or 90d",
+}
+StepName = Annotated[str, msgspec.Meta(pattern=_NAME)]
+ValueName = Annotated[str, msgspec.Meta(pattern=_VALUE)]
+Duration = Annotated[str, msgspec.Meta(pattern=_DURATION)]
 Conditions = Annotated[list[Condition], msgspec.Meta(min_length=1)]
 Words = Annotated[list[str | int], msgspec.Meta(min_length=1)]
 

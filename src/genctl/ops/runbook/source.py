@@ -10,7 +10,7 @@ import yaml
 
 from genctl.domain.conditions import Condition
 from genctl.ops.runbook import model
-from genctl.ops.runbook.model import Runbook, Step, Variable
+from genctl.ops.runbook.model import FORMS, Runbook, Step, Variable
 
 KEYS = sorted(
     {
@@ -121,8 +121,8 @@ def _plain(loader: _Loader, node: yaml.Node, place: Place, source: Source) -> An
         return node.value
     try:
         return loader.construct_object(node)
-    except ValueError as error:
-        raise LoadError(*at, str(error)) from None
+    except ValueError:
+        raise LoadError(*at, "a value that cannot be read: quote it if it is a text") from None
 
 
 def shape(source: Source) -> Iterator[Finding]:
@@ -168,6 +168,8 @@ def _converted(source: Source, base: Place, value: Any, kind: Any) -> Iterator[F
 
 
 def _in_words(message: str) -> str:
+    for pattern, form in FORMS.items():
+        message = message.replace(f"`str` matching regex {pattern!r}", form)
     words = re.sub(
         "`([a-z |]+)`", lambda found: " or ".join(KINDS.get(k, k) for k in found[1].split(" | ")), message
     )
