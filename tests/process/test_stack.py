@@ -148,7 +148,10 @@ def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(home: Path) -> No
         until_sync(lambda: not processes_of(home))
     with program(home) as process:
         assert line(process) == "ready"
-        assert state(home) == before, "ports, keys and secret are those of the last run"
+        after = state(home)
+        moved = {name for name in before if after[name] != before[name]}
+        assert len(moved) <= 1, "keys and secret are those of the last run, and so are free ports"
+        assert moved <= {"sqs_endpoint", "ark_base_url", "api_url"}, "another process may have taken one"
         with psycopg.connect(before["database_url"]) as conn:
             assert conn.execute("select answer from kept").fetchone() == (42,)
 
