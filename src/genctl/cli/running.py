@@ -44,11 +44,12 @@ def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: flo
     ends: list[Stopped | OutputLost] = []
     try:
         with _handlers_kept():
-            _alarm(signal.SIG_BLOCK)  # a loop that begins or closes would lose it
+            _signals(signal.SIG_BLOCK)  # a loop that begins or closes would lose them, or let them kill
             result = asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
-            if Bound.current and Bound.current.is_over_time:  # told when the loop listened no more
-                Bound.current.number = signal.SIGALRM
-                raise Stopped(128 + signal.SIGALRM)
+            if (bound := Bound.current) and bound.is_over_time:
+                bound.number = bound.number or signal.SIGALRM
+            if bound and bound.number:  # told when the loop listened no more
+                raise Stopped(128 + bound.number)
             return result
     except asyncio.CancelledError:
         if ends:
@@ -103,7 +104,7 @@ def _handlers_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _alarm(signal.SIG_UNBLOCK)
+        _signals(signal.SIG_UNBLOCK)
 
 
 class _Alarm:
@@ -125,6 +126,7 @@ class _Alarm:
             self._over.set()
 
     def _tell(self) -> None:
+        _signals(signal.SIG_BLOCK)  # those that the other thread blocks would come here
         left_s = self._seconds
         while not self._over.wait(left_s):
             with self._telling:
@@ -134,8 +136,8 @@ class _Alarm:
             left_s = AGAIN_S
 
 
-def _alarm(how: int) -> None:
-    signal.pthread_sigmask(how, [signal.SIGALRM])
+def _signals(how: int) -> None:
+    signal.pthread_sigmask(how, [*ENDING, signal.SIGALRM])
 
 
 async def _watched(
@@ -169,11 +171,11 @@ async def _watched(
     if follow:
         gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
-    _alarm(signal.SIG_UNBLOCK)
+    _signals(signal.SIG_UNBLOCK)
     try:
         return await work
     finally:
-        _alarm(signal.SIG_BLOCK)
+        _signals(signal.SIG_BLOCK)
 
 
 def _exit_after(seconds: float, code: int) -> None:
