@@ -138,6 +138,7 @@ BAD = {
     "[" * 5000: "nested too deeply",
     "name: \xff".encode("latin-1"): "no UTF-8",
     "name: \x00": "does not allow",
+    'name: "\\ud800"': "half a character",
     "!!python/object:os.system {}": "a tag",
     "name: !!python/name:os.system x": "a tag",
     "? [a]\n: b\n": "a key must be a text",

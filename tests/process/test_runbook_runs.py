@@ -178,6 +178,49 @@ def test_a_secret_is_masked_wherever_it_turns_up(book: Book) -> None:
     assert (book.folder / "r.md").read_text().count("***")
 
 
+LEAKS = {
+    "cut off": """\
+shell: printf '%0590d%s' 0 "${key}"; exit 3
+expect: [{path: text, operator: equals, value: x}]""",
+    "with a space in a URL": """\
+http: {method: GET, url: 'http://127.0.0.1:9/', query: {q: '${key}'}}
+expect: [{path: status, operator: equals, value: 200}]""",
+    "saved by a step that failed": """\
+shell: echo open-sesame; exit 3
+expect: [{path: exit, operator: equals, value: 0}]
+save: {it: {path: text, secret: true}}""",
+    "found where another was expected": """\
+shell: echo open-sesame
+expect: [{path: text, operator: equals, value: x}]
+save: {it: {path: text, secret: true}}""",
+}
+
+
+@pytest.mark.parametrize("where", LEAKS)
+def test_a_secret_is_masked_where_a_step_fails(book: Book, where: str) -> None:
+    book.write(
+        f'shell: test "${{key}}"\n{OK}',
+        LEAKS[where],
+        variables="{key: {type: text, required: true, secret: true, help: x}}",
+    )
+    out, err = book.say("run", str(book.file), "--var", "key=open-sesame of ann", exit_code=1)
+    (journal,) = book.journals()
+    assert [text for text in (out, err, journal.read_text()) if "open-s" in text] == []
+    assert "***" in out + journal.read_text()
+
+
+def test_a_plan_masks_what_a_run_masks(book: Book) -> None:
+    book.write(
+        f'shell: test "${{url}}" "${{key}}"\n{OK}',
+        variables="{url: {type: text, required: true, help: x},"
+        " key: {type: text, required: true, secret: true, help: x}}",
+    )
+    args = ("--var", "key=open-sesame", "--var", "url=http://x/?key=open-sesame", "--dry-run")
+    out, err = book.say("run", str(book.file), *args, "-o", "json")
+    assert "open-sesame" not in out + err
+    assert json.loads(out)["values"]["url"] == "http://x/?key=***"
+
+
 def test_an_interrupted_run_cleans_up_and_is_resumed_where_it_was(book: Book) -> None:
     """Values of the steps before are kept; a secret is asked for again, and its mask is never used."""
     book.write(
@@ -361,6 +404,14 @@ def test_reports_and_dry_run(book: Book) -> None:
     assert "name it .md" in book.say("run", str(book.file), "--report", "r.doc", exit_code=2)[1]
     assert book.say("run", str(book.file), "--report", "no/r.md", exit_code=3)
     assert not (book.folder / "ran").exists()
+
+
+def test_half_a_character_fails_its_step_and_no_form_of_the_report(book: Book) -> None:
+    """A lone surrogate: JSON can spell it, UTF-8 cannot."""
+    book.write('shell: |\n  echo \'{"a": "\\ud800"}\'\nexpect: [{path: json.a, operator: equals, value: b}]')
+    for form in ("json", "md", "xml"):
+        assert "ud800" in book.run("--report", f"r.{form}", exit_code=1)["why"]
+        assert "ud800" in (book.folder / f"r.{form}").read_text()
 
 
 def test_without_a_state_folder_it_runs_all_the_same(book: Book) -> None:

@@ -154,12 +154,14 @@ def run(
 
 
 def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any]) -> None:
-    from genctl.domain.masking import MASK
+    from genctl.domain.masking import MASK, Masker
+    from genctl.ops.runbook.inputs import secrets_of
     from genctl.ops.runbook.page import plan
 
-    secret = loaded.runbook.secrets()
+    secret = loaded.runbook.secrets() & values.keys()
     rows = plan(loaded.runbook, start.done)
-    shown = {name: MASK if name in secret else value for name, value in values.items()}
+    mask = Masker([*secrets_of(out.settings), *(values[name] for name in secret)])
+    shown = {name: MASK if name in secret else mask(value) for name, value in values.items()}
     terminal.note("\n".join(f"{name} = {value}" for name, value in shown.items()))
     told = {"runbook": loaded.runbook.name, "values": shown, "plan": rows}
     out.emit(told, rows=rows, columns=PLAN)

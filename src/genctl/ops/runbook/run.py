@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,6 +19,8 @@ from genctl.ops.runbook.actions import Actions, Document, SkippedError
 from genctl.ops.runbook.inputs import Start
 from genctl.ops.runbook.journal import Journal, shortened
 from genctl.ops.runbook.model import Loaded, Step
+
+LONGEST_WHY = 600  # characters
 
 
 class Person(NamedTuple):
@@ -181,7 +184,7 @@ class Run:
             kind=kind,
             state=state,
             always=step.always,
-            why=self.mask.text(why),
+            why=_fitting(self.mask.text(why)),
             **more,
         )
 
@@ -273,6 +276,10 @@ class Run:
     def _judged(self, step: Step, output: Document) -> str | None:
         """What is expected and not so; else what is to be saved is saved."""
         self._output = output
+        for name, what in step.saves():
+            if name in self.secret:  # whatever else is found wrong with it
+                with suppress(UncomparableError):
+                    self.mask.add(find(what.path, output))
         for condition in step.expect or []:
             if why := complaint(self._filled(condition), output):
                 return why + _told_by(output)
@@ -284,8 +291,6 @@ class Run:
             if found is None:
                 return f"nothing is found at {what.path}, which is to be saved as {name}"
             self.values[name] = found
-            if name in self.secret:
-                self.mask.add(found)
         return None
 
 
@@ -296,6 +301,12 @@ def _who() -> str:
     except (KeyError, OSError):  # a container whose user has no name
         name = f"uid {os.getuid()}"
     return f"{name}@{socket.gethostname()}"
+
+
+def _fitting(why: str) -> str:
+    """A reason that fits a line and any encoding; its end is kept too, where a command has said its own."""
+    text, half = why.encode(errors="backslashreplace").decode(), LONGEST_WHY // 2
+    return text if len(text) <= LONGEST_WHY else f"{text[:half]} … {text[-half:]}"
 
 
 def _said(error: Exception) -> str:
