@@ -202,6 +202,9 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("    always: true\n", "", ""),
         ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "expected a URL"),
         ("{path: who,", "{path: hwo,", "unknown value hwo: did you mean who?"),
+        ("path: exit, secret", "path: " + "(" * 3000 + ", secret", "no JMESPath: nested too deeply"),
+        ("query: {b: c}", "query: {'${who}': c}", "who must be a whole argument"),
+        ("genctl: [version]", "genctl: [worker, --drain]", "it owns its process"),
         (
             "'select ${often}'",
             "'/* select */ delete from x where n = ${often}'",

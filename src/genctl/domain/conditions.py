@@ -71,9 +71,11 @@ def mistake(condition: Condition) -> str | None:
 def path_mistake(path: str) -> str | None:
     """Why it is no JMESPath."""
     try:
-        jmespath.compile(path)
+        roots(path)
     except JMESPathError as error:
         return f"no JMESPath: {str(error).splitlines()[0]}"
+    except RecursionError:
+        return "no JMESPath: nested too deeply"
     return None
 
 
