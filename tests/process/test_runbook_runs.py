@@ -303,6 +303,12 @@ def test_questions_need_a_person_or_yes_before_the_first_step(book: Book) -> Non
         assert not (book.folder / "began").exists()
         book.run("--yes")
         (book.folder / "began").unlink()
+    book.write(
+        "ask: {text: What, kind: answer, default: '${who}'}\nsave: {it: answer}",
+        f'shell: test "${{it}}" = ann\n{OK}',
+        variables="{who: {type: text, default: ann, help: x}}",
+    )
+    book.run("--yes")
     book.write(first, "ask: {text: What, kind: answer}\nsave: {it: answer}")
     assert "--yes cannot answer" in book.say("run", str(book.file), "--yes", exit_code=2)[1]
     assert book.say("run", str(book.file), "--step", exit_code=2)
@@ -319,13 +325,13 @@ def on_terminal(book: Book, monkeypatch: pytest.MonkeyPatch) -> Book:
 
 def test_a_person_answers_on_a_terminal(on_terminal: Book) -> None:
     book = on_terminal.write(
-        "ask: {text: 'Which one, ${who}?', kind: answer, default: first}\nsave: {one: answer}",
+        "ask: {text: 'Which one, ${who}?', kind: answer, default: '${who}'}\nsave: {one: answer}",
         f'shell: echo "${{one}}" > got\ndangerous: true\n{OK}',
         f"shell: touch never\ndangerous: true\n{OK}",
         variables="{who: {type: text, default: ann, help: x}}",
     )
     terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
-    terminal.until("Which one, ann? [first] ").type("second\n").until("s2: Number 2. [y/N]").type("y\n")
+    terminal.until("Which one, ann? [ann] ").type("second\n").until("s2: Number 2. [y/N]").type("y\n")
     terminal.until("s3: Number 3. [y/N]").type("n\n")
     assert terminal.end() == 1
     assert "s3: the answer was no" in terminal.seen
@@ -365,6 +371,24 @@ def test_from_a_step_needs_the_values_of_those_before(book: Book) -> None:
     assert "the value one is missing" in book.say("run", str(book.file), "--from", "s2", exit_code=2)[1]
     assert "its steps are s1, s2" in book.say("run", str(book.file), "--from", "s3", exit_code=2)[1]
     assert states(book.run("--from", "s2", "--var", "one=1")) == ["ok"]
+
+
+def test_a_condition_whose_value_is_missing_skips_and_one_on_an_earlier_step_is_asked_for(book: Book) -> None:
+    """Begun later or resumed, a step is not passed over for want of what its condition looks at."""
+    book.write(
+        f"shell: echo one\n{OK}\nsave: {{one: {{path: text, secret: true}}}}",
+        f"if: [{{path: one, operator: equals, value: '${{opt}}'}}]\nshell: 'true'\n{OK}",
+        f"if: [{{path: one, operator: equals, value: one}}]\nshell: test -e go\n{OK}",
+        variables="{opt: {type: text, optional: true, help: x}}",
+    )
+    report = book.run(exit_code=1)
+    assert states(report) == ["ok", "skipped", "failed"]
+    assert report["steps"][1]["why"] == "opt was not given (--var opt=...)"
+    (book.folder / "go").touch()
+    for again in (("--resume", report["run"]), (str(book.file), "--from", "s3")):
+        assert "the value one is missing" in book.say("run", *again, exit_code=2)[1]
+        out, _ = book.say("run", *again, "--var", "one=one", "-o", "json")
+        assert states(json.loads(out)) == ["ok"]
 
 
 def test_variables_have_types(book: Book) -> None:

@@ -264,11 +264,9 @@ def _person(out: Output, *, each: bool, yes: str | None) -> "Person":
             raise no if error.exit_code == no.exit_code else error from None
         return name if settings.protected else ""
 
-    def answer(question: str, default: str | None, secret: bool) -> str:  # noqa: FBT001 - of the engine
-        if yes is not None:
-            return default or ""
-        asked = f"{question} [{default}] " if default and not secret else f"{question} "
-        return (terminal.ask_secret(asked) if secret else terminal.ask(asked)) or default or ""
+    def answer(question: str, secret: bool) -> str:  # noqa: FBT001 - of the engine
+        ask = terminal.ask_secret if secret else terminal.ask
+        return ask(f"{question} ") if yes is None else ""
 
     return Person(confirm, answer, each)
 

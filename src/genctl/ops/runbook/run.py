@@ -29,7 +29,7 @@ class Person(NamedTuple):
     """
 
     confirm: Callable[[str], str]
-    answer: Callable[[str, str | None, bool], str]  # question, default, whether it is a secret
+    answer: Callable[[str, bool], str]  # the question, whether the answer is a secret; "" for the default
     each: bool = False  # is asked before each step
 
 
@@ -206,14 +206,14 @@ class Run:
 
     def _fits(self, step: Step) -> None:
         """Raises SkippedError where its condition does not hold or a value of its is not there."""
-        for condition in step.only_if or []:
-            if not holds(self._filled(condition), self.values):
-                raise SkippedError(f"it is only for when {condition}")
         for name in sorted(step.needs() - self.values.keys()):
             if name in self.runbook.variables:
                 raise SkippedError(f"{name} was not given (--var {name}=...)")
             by = next(one.step for one in self.runbook.steps if name in one.save)
             raise SkippedError(f"{name} is not known: step {by} was not run")
+        for condition in step.only_if or []:
+            if not holds(self._filled(condition), self.values):
+                raise SkippedError(f"it is only for when {condition}")
 
     def _filled(self, condition: Condition) -> Condition:
         return msgspec.structs.replace(condition, value=fill(condition.value, self.values))
@@ -248,13 +248,15 @@ class Run:
 
     def _asked(self, step: Step) -> tuple[str, str]:
         assert step.ask  # noqa: S101 - of its kind
-        text = spoken(step.ask.text, self.values)
+        question = f"{step.step}: {self.mask.text(spoken(step.ask.text, self.values))}"
         if step.ask.kind != "answer":
-            self.person.confirm(f"{step.step}: {self.mask.text(text)}")
+            self.person.confirm(question)
             answer = "yes"
         else:
-            default = step.ask.default or None
-            answer = self.person.answer(f"{step.step}: {self.mask.text(text)}", default, step.ask.secret)
+            default = as_word(fill(step.ask.default or "", self.values))
+            if default and not step.ask.secret:
+                question += f" [{self.mask.text(default)}]"
+            answer = self.person.answer(question, step.ask.secret) or default
         why = self._judged(step, {"answer": answer})
         return ("failed", why) if why else ("ok", "")
 
