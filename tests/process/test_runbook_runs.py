@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -436,6 +437,48 @@ def test_half_a_character_fails_its_step_and_no_form_of_the_report(book: Book) -
     for form in ("json", "md", "xml"):
         assert "ud800" in book.run("--report", f"r.{form}", exit_code=1)["why"]
         assert "ud800" in (book.folder / f"r.{form}").read_text()
+
+
+def test_a_report_that_cannot_be_written_hides_no_verdict(book: Book) -> None:
+    book.write(f"shell: exit 2\n{OK}")
+    (book.folder / "r.md").symlink_to("/dev/full")
+    out, err = book.say("run", str(book.file), "--report", "r.md", exit_code=3)
+    assert "book: failed at step s1: expected that exit is 0; found 2" in out
+    assert "r.md: No space left on device" in err
+
+
+def test_the_plan_is_there_before_the_first_step(book: Book) -> None:
+    book.write(f"shell: until test -e go; do sleep 0.02; done\n{OK}")
+    with book.start("run", str(book.file)) as running:
+        until_sync(lambda: "s1 ..." in running.log.read_text())
+        assert "1. s1: Number 1." in running.out.read_text()
+        (book.folder / "go").touch()
+        assert running.end() == 0
+
+
+def test_a_journal_that_is_lost_is_told_and_offers_no_resume(book: Book) -> None:
+    """The state folder fills up while the run goes on; what was begun there can be named all the same."""
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (3000, 3000))"
+    book.write(f"shell: printf '%05000d' 0\n{OK}", f"shell: exit 2\n{OK}")
+    run = f"{limit}; from genctl.cli import main; raise SystemExit(main())"
+    with Running.start(
+        sys.executable, "-B", "-c", run, "runbook", "run", str(book.file), env=book.env, folder=book.folder
+    ) as running:
+        assert running.end() == 1
+        _, err = running.texts()
+    assert "no journal of this run can be written" in err
+    assert "--resume" not in err
+    (path,) = book.journals()
+    path.write_text("")
+    assert "is no journal of a run" in book.say("run", "--resume", path.stem, exit_code=4)[1]
+
+
+def test_a_wait_tells_what_it_has_found_though_its_last_look_was_cut_off(book: Book) -> None:
+    book.write(
+        "wait: {every: 1ms, within: 700ms, shell: 'echo seen; test ! -e old || sleep 9; touch old'}\n"
+        "expect: [{path: text, operator: equals, value: done}]"
+    )
+    assert book.run(exit_code=1)["why"].startswith('step s1: expected that text is "done"; found "seen"')
 
 
 def test_without_a_state_folder_it_runs_all_the_same(book: Book) -> None:

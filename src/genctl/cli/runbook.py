@@ -128,7 +128,6 @@ def run(
     step that failed, with what was expected and what was found.
     """
     from genctl.cli.inprocess import complaint
-    from genctl.domain.runbooks import past
     from genctl.ops.runbook import inputs, journal
     from genctl.ops.runbook.load import load
 
@@ -138,7 +137,7 @@ def run(
         raise click.UsageError("--from and --resume exclude each other")
     if asked["each"] and asked["yes"] is not None:
         raise click.UsageError("--step and --yes exclude each other")
-    was = past(journal.events(journal.find(resume))) if resume else None
+    was = journal.read(journal.find(resume)) if resume else None
     loaded = load(was.file if was else str(name), complaint)
     start = inputs.Start()
     if was:
@@ -184,16 +183,15 @@ def _carry_out(
     person, means = _person(out, **answers), _means(out)
     with ExitStack() as files:
         if path:
-            file, form = report.opened(path)
+            file, write_report = report.opened(path)
             files.enter_context(file)
         journal = Journal.open()
-        if not journal.is_kept:
-            terminal.note("no journal of this run can be written in the state folder")
         of_this = Run(loaded, start, values, means, person, journal)
         if out.form == "table":
             write(f"{loaded.runbook.name}: {len(steps)} steps, run {journal.run}\n")
             for number, step in enumerate(steps, 1):
                 write(printable(f"  {number}. {step.step}: {step.does.strip()}") + "\n")
+            sys.stdout.flush()
 
         def told(one: "Told") -> None:
             if out.form == "table":
@@ -201,11 +199,13 @@ def _carry_out(
                 sys.stdout.flush()
 
         done = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told)
+        verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
+        out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
         if path:
-            file.write(form(done))
-    verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
-    out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
-    if done.exit_code:
+            write_report(done)
+    if not journal.is_kept:
+        terminal.note("no journal of this run can be written in the state folder")
+    elif done.exit_code:
         terminal.note(f"to go on there: genctl runbook run --resume {done.run}")
     return done.exit_code
 

@@ -193,6 +193,7 @@ class Run:
     def _step(self, step: Step) -> Told:
         """Raises SystemExit or KeyboardInterrupt when a signal came."""
         self._output: Document | None = None
+        self._lacking: str | None = None
         began, self._tries = time.monotonic(), 0
         try:
             self._fits(step)
@@ -270,10 +271,13 @@ class Run:
                 yes = self.person.confirm(f"{step.step}: {error['message']}")
                 output = self.means.perform(kind, what, self.values, timeout_s, yes)
         except TimeoutError:
+            if step.wait and self._lacking:  # its last look was cut off
+                return self._lacking
             return f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
         except GenctlError as error:
             return _said(error)
-        return self._judged(step, output)
+        self._lacking = self._judged(step, output)
+        return self._lacking
 
     def _judged(self, step: Step, output: Document) -> str | None:
         """What is expected and not so; else what is to be saved is saved."""
