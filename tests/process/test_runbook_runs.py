@@ -284,12 +284,44 @@ def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
+SLOW = """
+import pathlib, time
+from genctl.cli import main
+from genctl.ops.runbook import run
+
+def slowly(output):
+    pathlib.Path("noting").touch()
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        pass
+    return output
+
+run.shortened = slowly
+raise SystemExit(main())
+"""
+
+
 def test_sigterm_cleans_up_too(book: Book) -> None:
     book.write(f"genctl: [simulator, --port, 0]\n{OK}", f"shell: touch cleaned\nalways: true\n{OK}")
     with book.start("run", str(book.file)) as running:
         until_sync(lambda: "simulator.started" in running.log.read_text())
         assert running.end(signal.SIGTERM) == 143
     assert (book.folder / "cleaned").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_two_steps_cleans_up_too(book: Book, number: signal.Signals) -> None:
+    """The journal is slow: it is written when the signal comes."""
+    book.write(f"shell: 'true'\n{OK}", f"shell: touch never\n{OK}", f"shell: touch clean\nalways: true\n{OK}")
+    with Running.start(
+        sys.executable, "-c", SLOW, "runbook", "run", "book.yaml", env=book.env, folder=book.folder
+    ) as running:
+        until_sync((book.folder / "noting").exists)
+        assert running.end(number) == 128 + number
+        out, _ = running.texts()
+    assert "INTERRUPTED" in out
+    assert (book.folder / "clean").exists()
+    assert not (book.folder / "never").exists()
 
 
 def test_questions_need_a_person_or_yes_before_the_first_step(book: Book) -> None:

@@ -174,6 +174,7 @@ def _carry_out(
     path: Path | None,
     **answers: Any,
 ) -> int:
+    from genctl.cli import running
     from genctl.ops.runbook import report
     from genctl.ops.runbook.journal import Journal
     from genctl.ops.runbook.run import Run
@@ -198,7 +199,8 @@ def _carry_out(
                 write(printable(one.line()) + "\n")
                 sys.stdout.flush()
 
-        done = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told)
+        with running.heeded() as signalled:
+            done = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told, signalled)
         verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
         out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
         if path:

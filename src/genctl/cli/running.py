@@ -7,8 +7,9 @@ import select
 import signal
 import stat
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from genctl.cli.streams import OutputLost
@@ -73,9 +74,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
     try:
         with _handlers_kept():
-            for number in (*ENDING, signal.SIGALRM):
-                if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
-                    signal.signal(number, end)
+            _handle((*ENDING, signal.SIGALRM), end)
             Bound.current = bound
             try:
                 alarm.start()
@@ -93,6 +92,21 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     if bound.number is not None:
         raise SystemExit(128 + bound.number)
     return result
+
+
+@contextmanager
+def heeded() -> Iterator[Callable[[], int]]:
+    """Between pieces of work signals interrupt nothing; gives the exit code of the first, else 0."""
+    numbers: list[int] = []
+    with _handlers_kept():
+        _handle(ENDING, lambda number, _: numbers.append(number))
+        yield lambda: 128 + numbers[0] if numbers else 0
+
+
+def _handle(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -88,9 +88,14 @@ class Run:
         self.mask = means.mask
         self.mask.add(*(values[name] for name in self.secret & values.keys()))
 
-    def go(self, begun: Callable[[Step], None], told: Callable[[Told], None]) -> Report:
-        """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up."""
-        began = time.monotonic()
+    def go(
+        self, begun: Callable[[Step], None], told: Callable[[Told], None], signalled: Callable[[], int]
+    ) -> Report:
+        """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up.
+
+        `signalled` gives the exit code of a signal that came between steps, else 0.
+        """
+        began, self._signalled = time.monotonic(), signalled
         self._begin()
         steps: list[Told] = []
         lost: BaseException | None = None
@@ -146,7 +151,7 @@ class Run:
             tell(one)
             if one.state == "failed" and not step.always:
                 code = code or 1
-        return code or int(bool(lost()))
+        return code or self._signalled() or int(bool(lost()))
 
     def _begin(self) -> None:
         kept, hidden = self._as_kept(self.values)
@@ -195,6 +200,8 @@ class Run:
         self._output: Document | None = None
         self._lacking: str | None = None
         began, self._tries = time.monotonic(), 0
+        if not step.always and (number := self._signalled()):
+            raise SystemExit(number)
         try:
             self._fits(step)
             state, why = self._done(step)
