@@ -399,6 +399,14 @@ def test_ctrl_c_at_a_question_ends_its_line_and_cleans_up(on_terminal: Book) -> 
     assert (on_terminal.folder / "clean").exists()
 
 
+def test_a_question_ends_by_a_hang_up_and_it_cleans_up(on_terminal: Book) -> None:
+    on_terminal.write("ask: {text: 'Really?', kind: confirm}", f"shell: touch clean\nalways: true\n{OK}")
+    terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
+    terminal.until("Really? [y/N] ").process.send_signal(signal.SIGHUP)
+    assert terminal.end() == 129
+    assert (on_terminal.folder / "clean").exists()
+
+
 def test_from_a_step_needs_the_values_of_those_before(book: Book) -> None:
     book.write(f"shell: echo one\n{OK}\nsave: {{one: text}}", f'shell: test "${{one}}" = 1\n{OK}')
     assert "the value one is missing" in book.say("run", str(book.file), "--from", "s2", exit_code=2)[1]
