@@ -289,14 +289,14 @@ import pathlib, time
 from genctl.cli import main
 from genctl.ops.runbook import run
 
-def slowly(output):
-    pathlib.Path("noting").touch()
+def slowly(*args, at_once=run.{slow}):
+    pathlib.Path("begun").touch()
     until = time.monotonic() + 0.3
     while time.monotonic() < until:
         pass
-    return output
+    return at_once(*args)
 
-run.shortened = slowly
+run.{slow} = slowly
 raise SystemExit(main())
 """
 
@@ -309,14 +309,23 @@ def test_sigterm_cleans_up_too(book: Book) -> None:
     assert (book.folder / "cleaned").exists()
 
 
+@pytest.mark.parametrize("slow", ["shortened", "complaint"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_between_two_steps_cleans_up_too(book: Book, number: signal.Signals) -> None:
-    """The journal is slow: it is written when the signal comes."""
-    book.write(f"shell: 'true'\n{OK}", f"shell: touch never\n{OK}", f"shell: touch clean\nalways: true\n{OK}")
+def test_a_signal_between_two_steps_cleans_up_too(book: Book, number: signal.Signals, slow: str) -> None:
+    """Also between two looks of a wait: the journal, or the judgement, is slow when the signal comes."""
+    first = "shell: 'true'" if slow == "shortened" else "wait: {every: 0s, within: 9s, shell: exit 1}"
+    book.write(f"{first}\n{OK}", f"shell: touch never\n{OK}", f"shell: touch clean\nalways: true\n{OK}")
     with Running.start(
-        sys.executable, "-c", SLOW, "runbook", "run", "book.yaml", env=book.env, folder=book.folder
+        sys.executable,
+        "-c",
+        SLOW.format(slow=slow),
+        "runbook",
+        "run",
+        "book.yaml",
+        env=book.env,
+        folder=book.folder,
     ) as running:
-        until_sync((book.folder / "noting").exists)
+        until_sync((book.folder / "begun").exists)
         assert running.end(number) == 128 + number
         out, _ = running.texts()
     assert "INTERRUPTED" in out

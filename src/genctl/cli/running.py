@@ -96,11 +96,17 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 @contextmanager
 def heeded() -> Iterator[Callable[[], int]]:
-    """Between pieces of work signals interrupt nothing; gives the exit code of the first, else 0."""
+    """Between pieces of work signals interrupt nothing; what it gives takes one: its exit code, else 0."""
     numbers: list[int] = []
+
+    def taken() -> int:
+        code = 128 + numbers[0] if numbers else 0
+        numbers.clear()
+        return code
+
     with _handlers_kept():
         _handle(ENDING, lambda number, _: numbers.append(number))
-        yield lambda: 128 + numbers[0] if numbers else 0
+        yield taken
 
 
 def _handle(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> None:

@@ -93,7 +93,7 @@ class Run:
     ) -> Report:
         """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up.
 
-        `signalled` gives the exit code of a signal that came between steps, else 0.
+        `signalled` takes a signal that came between two pieces of work: its exit code, else 0.
         """
         began, self._signalled = time.monotonic(), signalled
         self._begin()
@@ -134,7 +134,9 @@ class Run:
         for step in self.runbook.steps:
             if step.step in self.start.done and not step.always:
                 continue
-            if (code or lost()) and not step.always:
+            if step.always:
+                code = code or self._signalled()
+            elif code or lost():
                 tell(self._told(step, "not run"))
                 continue
             try:
@@ -200,8 +202,6 @@ class Run:
         self._output: Document | None = None
         self._lacking: str | None = None
         began, self._tries = time.monotonic(), 0
-        if not step.always and (number := self._signalled()):
-            raise SystemExit(number)
         try:
             self._fits(step)
             state, why = self._done(step)
@@ -229,6 +229,7 @@ class Run:
     def _done(self, step: Step) -> tuple[str, str]:
         """State and reason."""
         yes = None
+        self._heed()
         if step.ask:
             return self._asked(step)
         if step.dangerous or self.person.each:
@@ -247,6 +248,11 @@ class Run:
             if not deadline and self._tries == tries:
                 return "failed", why
             self.means.pause(pause_s)
+            self._heed()
+
+    def _heed(self) -> None:
+        if number := self._signalled():
+            raise SystemExit(number)
 
     def _seconds(self, duration: str) -> float:
         try:
