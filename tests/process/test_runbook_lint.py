@@ -13,6 +13,7 @@ from genctl import cli
 from genctl.cli.inprocess import complaint
 from genctl.ops.runbook.load import examine, names
 from genctl.ops.runbook.model import schema
+from genctl.ops.runbook.page import page
 
 ROOT = Path(__file__).parents[2]
 FAILING = """\
@@ -138,6 +139,7 @@ BAD = {
     "[" * 5000: "nested too deeply",
     "name: \xff".encode("latin-1"): "no UTF-8",
     "name: \x00": "does not allow",
+    'name: "\\ud800"': "half a character",
     "!!python/object:os.system {}": "a tag",
     "name: !!python/name:os.system x": "a tag",
     "? [a]\n: b\n": "a key must be a text",
@@ -201,6 +203,9 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("    always: true\n", "", ""),
         ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "expected a URL"),
         ("{path: who,", "{path: hwo,", "unknown value hwo: did you mean who?"),
+        ("path: exit, secret", "path: " + "(" * 3000 + ", secret", "no JMESPath: nested too deeply"),
+        ("query: {b: c}", "query: {'${who}': c}", "who must be a whole argument"),
+        ("genctl: [version]", "genctl: [worker, --drain]", "it owns its process"),
         (
             "'select ${often}'",
             "'/* select */ delete from x where n = ${often}'",
@@ -219,6 +224,18 @@ def test_findings(tmp_path: Path, old: str, new: str, said: str) -> None:
     file.write_text(FAILING.replace(old, new))
     found = [str(finding) for finding in examine(file, complaint)[1]]
     assert any(said in one for one in found) if said else not found, found
+
+
+def test_a_page_can_be_followed_by_hand(tmp_path: Path) -> None:
+    """The command with what it cannot do without, and all of a request."""
+    file = tmp_path / "x.yaml"
+    file.write_text(FAILING.replace("default: ann", "required: true"))
+    loaded, _ = examine(file, complaint)
+    assert loaded
+    text = page(loaded.runbook)
+    assert "    genctl runbook run failing --var who=...\n" in text
+    request = 'POST http://127.0.0.1:9/a?b=c\nd: e\nAuthorization: Bearer ${key}\n\n{"f": 1}\n'
+    assert f"```http\n{request}```" in text
 
 
 def test_the_set_is_without_a_fault_and_each_goes_by_its_files_name() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -178,6 +179,49 @@ def test_a_secret_is_masked_wherever_it_turns_up(book: Book) -> None:
     assert (book.folder / "r.md").read_text().count("***")
 
 
+LEAKS = {
+    "cut off": """\
+shell: printf '%0590d%s' 0 "${key}"; exit 3
+expect: [{path: text, operator: equals, value: x}]""",
+    "with a space in a URL": """\
+http: {method: GET, url: 'http://127.0.0.1:9/', query: {q: '${key}'}}
+expect: [{path: status, operator: equals, value: 200}]""",
+    "saved by a step that failed": """\
+shell: echo open-sesame; exit 3
+expect: [{path: exit, operator: equals, value: 0}]
+save: {it: {path: text, secret: true}}""",
+    "found where another was expected": """\
+shell: echo open-sesame
+expect: [{path: text, operator: equals, value: x}]
+save: {it: {path: text, secret: true}}""",
+}
+
+
+@pytest.mark.parametrize("where", LEAKS)
+def test_a_secret_is_masked_where_a_step_fails(book: Book, where: str) -> None:
+    book.write(
+        f'shell: test "${{key}}"\n{OK}',
+        LEAKS[where],
+        variables="{key: {type: text, required: true, secret: true, help: x}}",
+    )
+    out, err = book.say("run", str(book.file), "--var", "key=open-sesame of ann", exit_code=1)
+    (journal,) = book.journals()
+    assert [text for text in (out, err, journal.read_text()) if "open-s" in text] == []
+    assert "***" in out + journal.read_text()
+
+
+def test_a_plan_masks_what_a_run_masks(book: Book) -> None:
+    book.write(
+        f'shell: test "${{url}}" "${{key}}"\n{OK}',
+        variables="{url: {type: text, required: true, help: x},"
+        " key: {type: text, required: true, secret: true, help: x}}",
+    )
+    args = ("--var", "key=open-sesame", "--var", "url=http://x/?key=open-sesame", "--dry-run")
+    out, err = book.say("run", str(book.file), *args, "-o", "json")
+    assert "open-sesame" not in out + err
+    assert json.loads(out)["values"]["url"] == "http://x/?key=***"
+
+
 def test_an_interrupted_run_cleans_up_and_is_resumed_where_it_was(book: Book) -> None:
     """Values of the steps before are kept; a secret is asked for again, and its mask is never used."""
     book.write(
@@ -240,12 +284,53 @@ def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
+SLOW = """
+import pathlib, time
+from genctl.cli import main
+from genctl.ops.runbook import run
+
+def slowly(*args, at_once=run.{slow}):
+    pathlib.Path("begun").touch()
+    until = time.monotonic() + 0.3
+    while time.monotonic() < until:
+        pass
+    return at_once(*args)
+
+run.{slow} = slowly
+raise SystemExit(main())
+"""
+
+
 def test_sigterm_cleans_up_too(book: Book) -> None:
     book.write(f"genctl: [simulator, --port, 0]\n{OK}", f"shell: touch cleaned\nalways: true\n{OK}")
     with book.start("run", str(book.file)) as running:
         until_sync(lambda: "simulator.started" in running.log.read_text())
         assert running.end(signal.SIGTERM) == 143
     assert (book.folder / "cleaned").exists()
+
+
+@pytest.mark.parametrize("slow", ["shortened", "complaint"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_two_steps_cleans_up_too(book: Book, number: signal.Signals, slow: str) -> None:
+    """Also between two looks of a wait: the journal, or the judgement, is slow when the signal comes."""
+    first = "shell: 'true'" if slow == "shortened" else "wait: {every: 0s, within: 9s, shell: exit 1}"
+    book.write(f"{first}\n{OK}", f"shell: touch never\n{OK}", f"shell: touch clean\nalways: true\n{OK}")
+    with Running.start(
+        sys.executable,
+        "-c",
+        SLOW.format(slow=slow),
+        "runbook",
+        "run",
+        "book.yaml",
+        env=book.env,
+        folder=book.folder,
+    ) as running:
+        until_sync((book.folder / "begun").exists)
+        assert running.end(number) == 128 + number
+        out, _ = running.texts()
+    assert "INTERRUPTED" in out
+    assert (book.folder / "clean").exists()
+    assert not (book.folder / "never").exists()
 
 
 def test_questions_need_a_person_or_yes_before_the_first_step(book: Book) -> None:
@@ -260,6 +345,12 @@ def test_questions_need_a_person_or_yes_before_the_first_step(book: Book) -> Non
         assert not (book.folder / "began").exists()
         book.run("--yes")
         (book.folder / "began").unlink()
+    book.write(
+        "ask: {text: What, kind: answer, default: '${who}'}\nsave: {it: answer}",
+        f'shell: test "${{it}}" = ann\n{OK}',
+        variables="{who: {type: text, default: ann, help: x}}",
+    )
+    book.run("--yes")
     book.write(first, "ask: {text: What, kind: answer}\nsave: {it: answer}")
     assert "--yes cannot answer" in book.say("run", str(book.file), "--yes", exit_code=2)[1]
     assert book.say("run", str(book.file), "--step", exit_code=2)
@@ -276,13 +367,13 @@ def on_terminal(book: Book, monkeypatch: pytest.MonkeyPatch) -> Book:
 
 def test_a_person_answers_on_a_terminal(on_terminal: Book) -> None:
     book = on_terminal.write(
-        "ask: {text: 'Which one, ${who}?', kind: answer, default: first}\nsave: {one: answer}",
+        "ask: {text: 'Which one, ${who}?', kind: answer, default: '${who}'}\nsave: {one: answer}",
         f'shell: echo "${{one}}" > got\ndangerous: true\n{OK}',
         f"shell: touch never\ndangerous: true\n{OK}",
         variables="{who: {type: text, default: ann, help: x}}",
     )
     terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
-    terminal.until("Which one, ann? [first] ").type("second\n").until("s2: Number 2. [y/N]").type("y\n")
+    terminal.until("Which one, ann? [ann] ").type("second\n").until("s2: Number 2. [y/N]").type("y\n")
     terminal.until("s3: Number 3. [y/N]").type("n\n")
     assert terminal.end() == 1
     assert "s3: the answer was no" in terminal.seen
@@ -317,11 +408,37 @@ def test_ctrl_c_at_a_question_ends_its_line_and_cleans_up(on_terminal: Book) -> 
     assert (on_terminal.folder / "clean").exists()
 
 
+def test_a_question_ends_by_a_hang_up_and_it_cleans_up(on_terminal: Book) -> None:
+    on_terminal.write("ask: {text: 'Really?', kind: confirm}", f"shell: touch clean\nalways: true\n{OK}")
+    terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
+    terminal.until("Really? [y/N] ").process.send_signal(signal.SIGHUP)
+    assert terminal.end() == 129
+    assert (on_terminal.folder / "clean").exists()
+
+
 def test_from_a_step_needs_the_values_of_those_before(book: Book) -> None:
     book.write(f"shell: echo one\n{OK}\nsave: {{one: text}}", f'shell: test "${{one}}" = 1\n{OK}')
     assert "the value one is missing" in book.say("run", str(book.file), "--from", "s2", exit_code=2)[1]
     assert "its steps are s1, s2" in book.say("run", str(book.file), "--from", "s3", exit_code=2)[1]
     assert states(book.run("--from", "s2", "--var", "one=1")) == ["ok"]
+
+
+def test_a_condition_whose_value_is_missing_skips_and_one_on_an_earlier_step_is_asked_for(book: Book) -> None:
+    """Begun later or resumed, a step is not passed over for want of what its condition looks at."""
+    book.write(
+        f"shell: echo one\n{OK}\nsave: {{one: {{path: text, secret: true}}}}",
+        f"if: [{{path: one, operator: equals, value: '${{opt}}'}}]\nshell: 'true'\n{OK}",
+        f"if: [{{path: one, operator: equals, value: one}}]\nshell: test -e go\n{OK}",
+        variables="{opt: {type: text, optional: true, help: x}}",
+    )
+    report = book.run(exit_code=1)
+    assert states(report) == ["ok", "skipped", "failed"]
+    assert report["steps"][1]["why"] == "opt was not given (--var opt=...)"
+    (book.folder / "go").touch()
+    for again in (("--resume", report["run"]), (str(book.file), "--from", "s3")):
+        assert "the value one is missing" in book.say("run", *again, exit_code=2)[1]
+        out, _ = book.say("run", *again, "--var", "one=one", "-o", "json")
+        assert states(json.loads(out)) == ["ok"]
 
 
 def test_variables_have_types(book: Book) -> None:
@@ -361,6 +478,56 @@ def test_reports_and_dry_run(book: Book) -> None:
     assert "name it .md" in book.say("run", str(book.file), "--report", "r.doc", exit_code=2)[1]
     assert book.say("run", str(book.file), "--report", "no/r.md", exit_code=3)
     assert not (book.folder / "ran").exists()
+
+
+def test_half_a_character_fails_its_step_and_no_form_of_the_report(book: Book) -> None:
+    """A lone surrogate: JSON can spell it, UTF-8 cannot."""
+    book.write('shell: |\n  echo \'{"a": "\\ud800"}\'\nexpect: [{path: json.a, operator: equals, value: b}]')
+    for form in ("json", "md", "xml"):
+        assert "ud800" in book.run("--report", f"r.{form}", exit_code=1)["why"]
+        assert "ud800" in (book.folder / f"r.{form}").read_text()
+
+
+def test_a_report_that_cannot_be_written_hides_no_verdict(book: Book) -> None:
+    book.write(f"shell: exit 2\n{OK}")
+    (book.folder / "r.md").symlink_to("/dev/full")
+    out, err = book.say("run", str(book.file), "--report", "r.md", exit_code=3)
+    assert "book: failed at step s1: expected that exit is 0; found 2" in out
+    assert "r.md: No space left on device" in err
+
+
+def test_the_plan_is_there_before_the_first_step(book: Book) -> None:
+    book.write(f"shell: until test -e go; do sleep 0.02; done\n{OK}")
+    with book.start("run", str(book.file)) as running:
+        until_sync(lambda: "s1 ..." in running.log.read_text())
+        assert "1. s1: Number 1." in running.out.read_text()
+        (book.folder / "go").touch()
+        assert running.end() == 0
+
+
+def test_a_journal_that_is_lost_is_told_and_offers_no_resume(book: Book) -> None:
+    """The state folder fills up while the run goes on; what was begun there can be named all the same."""
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (3000, 3000))"
+    book.write(f"shell: printf '%05000d' 0\n{OK}", f"shell: exit 2\n{OK}")
+    run = f"{limit}; from genctl.cli import main; raise SystemExit(main())"
+    with Running.start(
+        sys.executable, "-B", "-c", run, "runbook", "run", str(book.file), env=book.env, folder=book.folder
+    ) as running:
+        assert running.end() == 1
+        _, err = running.texts()
+    assert "no journal of this run can be written" in err
+    assert "--resume" not in err
+    (path,) = book.journals()
+    path.write_text("")
+    assert "is no journal of a run" in book.say("run", "--resume", path.stem, exit_code=4)[1]
+
+
+def test_a_wait_tells_what_it_has_found_though_its_last_look_was_cut_off(book: Book) -> None:
+    book.write(
+        "wait: {every: 1ms, within: 700ms, shell: 'echo seen; test ! -e old || sleep 9; touch old'}\n"
+        "expect: [{path: text, operator: equals, value: done}]"
+    )
+    assert book.run(exit_code=1)["why"].startswith('step s1: expected that text is "done"; found "seen"')
 
 
 def test_without_a_state_folder_it_runs_all_the_same(book: Book) -> None:

@@ -3,7 +3,7 @@
 import json
 from base64 import b64encode
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import assume, given
@@ -171,7 +171,8 @@ def test_a_statement_binds_its_values() -> None:
 @given(SECRETS, st.text(), st.text())
 def test_a_secret_is_nowhere_to_be_found(secret: str, before: str, after: str) -> None:
     """Neither as it is, nor as URLs, JSON or base64 spell it, in values and in keys."""
-    forms = {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], b64encode(secret.encode()).decode()}
+    urls = {quote(secret, safe=""), quote_plus(secret)}
+    forms = {secret, *urls, json.dumps(secret)[1:-1], b64encode(secret.encode()).decode()}
     thing = {before + form + after: [form, {"x": form + after}] for form in forms}
     for text in texts(Masker([secret])(thing)):
         assert [form for form in forms if form in text.replace("x", "")] == []
@@ -201,6 +202,11 @@ def test_base64_of_a_longer_text_tells_no_more_than_its_ends(
 def test_numbers_and_lines_of_a_secret_are_masked_too() -> None:
     mask = Masker([90210, "-----BEGIN-----\nMIIEvQIBADANBg\n-----END-----"])
     assert mask({"zip": 90210, "key": "it is MIIEvQIBADANBg"}) == {"zip": MASK, "key": f"it is {MASK}"}
+
+
+def test_a_secret_map_hides_the_texts_within() -> None:
+    mask = Masker([{"user": "ann", "keys": [{"key": "open-sesame"}]}])
+    assert mask.text("ann has open-sesame") == f"ann has {MASK}"
 
 
 # --- history

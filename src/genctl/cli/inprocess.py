@@ -16,7 +16,12 @@ OURS = {
     "-h": "help is no step",
     "--help": "help is no step",
 }
-NEVER = {"runbook": "a runbook runs no runbook", "demo": "it has a stack of its own", "up": "it never ends"}
+NEVER = {
+    "runbook": "a runbook runs no runbook",
+    "demo": "it has a stack of its own",
+    "up": "it never ends",
+    "worker": "it owns its process, signals and end: `shell: genctl worker`",
+}
 
 
 def complaint(words: Sequence[str | int]) -> str | None:

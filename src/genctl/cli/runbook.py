@@ -128,7 +128,6 @@ def run(
     step that failed, with what was expected and what was found.
     """
     from genctl.cli.inprocess import complaint
-    from genctl.domain.runbooks import past
     from genctl.ops.runbook import inputs, journal
     from genctl.ops.runbook.load import load
 
@@ -138,7 +137,7 @@ def run(
         raise click.UsageError("--from and --resume exclude each other")
     if asked["each"] and asked["yes"] is not None:
         raise click.UsageError("--step and --yes exclude each other")
-    was = past(journal.events(journal.find(resume))) if resume else None
+    was = journal.read(journal.find(resume)) if resume else None
     loaded = load(was.file if was else str(name), complaint)
     start = inputs.Start()
     if was:
@@ -154,12 +153,14 @@ def run(
 
 
 def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any]) -> None:
-    from genctl.domain.masking import MASK
+    from genctl.domain.masking import MASK, Masker
+    from genctl.ops.runbook.inputs import secrets_of
     from genctl.ops.runbook.page import plan
 
-    secret = loaded.runbook.secrets()
+    secret = loaded.runbook.secrets() & values.keys()
     rows = plan(loaded.runbook, start.done)
-    shown = {name: MASK if name in secret else value for name, value in values.items()}
+    mask = Masker([*secrets_of(out.settings), *(values[name] for name in secret)])
+    shown = {name: MASK if name in secret else mask(value) for name, value in values.items()}
     terminal.note("\n".join(f"{name} = {value}" for name, value in shown.items()))
     told = {"runbook": loaded.runbook.name, "values": shown, "plan": rows}
     out.emit(told, rows=rows, columns=PLAN)
@@ -173,6 +174,7 @@ def _carry_out(
     path: Path | None,
     **answers: Any,
 ) -> int:
+    from genctl.cli import running
     from genctl.ops.runbook import report
     from genctl.ops.runbook.journal import Journal
     from genctl.ops.runbook.run import Run
@@ -182,28 +184,30 @@ def _carry_out(
     person, means = _person(out, **answers), _means(out)
     with ExitStack() as files:
         if path:
-            file, form = report.opened(path)
+            file, write_report = report.opened(path)
             files.enter_context(file)
         journal = Journal.open()
-        if not journal.is_kept:
-            terminal.note("no journal of this run can be written in the state folder")
         of_this = Run(loaded, start, values, means, person, journal)
         if out.form == "table":
             write(f"{loaded.runbook.name}: run {journal.run}\n")
             for number, step in enumerate(steps, 1):
                 write(printable(f"  {number}. {step.step}: {step.does.strip()}") + "\n")
+            sys.stdout.flush()
 
         def told(one: "Told") -> None:
             if out.form == "table":
                 write(printable(one.line()) + "\n")
                 sys.stdout.flush()
 
-        done = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told)
+        with running.heeded() as signalled:
+            done = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told, signalled)
+        verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
+        out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
         if path:
-            file.write(form(done))
-    verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
-    out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
-    if done.exit_code:
+            write_report(done)
+    if not journal.is_kept:
+        terminal.note("no journal of this run can be written in the state folder")
+    elif done.exit_code:
         terminal.note(f"to go on there: genctl runbook run --resume {done.run}")
     return done.exit_code
 
@@ -262,11 +266,9 @@ def _person(out: Output, *, each: bool, yes: str | None) -> "Person":
             raise no if error.exit_code == no.exit_code else error from None
         return name if settings.protected else ""
 
-    def answer(question: str, default: str | None, secret: bool) -> str:  # noqa: FBT001 - of the engine
-        if yes is not None:
-            return default or ""
-        asked = f"{question} [{default}] " if default and not secret else f"{question} "
-        return (terminal.ask_secret(asked) if secret else terminal.ask(asked)) or default or ""
+    def answer(question: str, secret: bool) -> str:  # noqa: FBT001 - of the engine
+        ask = terminal.ask_secret if secret else terminal.ask
+        return ask(f"{question} ") if yes is None else ""
 
     return Person(confirm, answer, each)
 

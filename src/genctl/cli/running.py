@@ -7,8 +7,9 @@ import select
 import signal
 import stat
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from genctl.cli.streams import OutputLost
@@ -44,11 +45,12 @@ def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: flo
     ends: list[Stopped | OutputLost] = []
     try:
         with _handlers_kept():
-            _alarm(signal.SIG_BLOCK)  # a loop that begins or closes would lose it
+            _signals(signal.SIG_BLOCK)  # a loop that begins or closes would lose them, or let them kill
             result = asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
-            if Bound.current and Bound.current.is_over_time:  # told when the loop listened no more
-                Bound.current.number = signal.SIGALRM
-                raise Stopped(128 + signal.SIGALRM)
+            if (bound := Bound.current) and bound.is_over_time:
+                bound.number = bound.number or signal.SIGALRM
+            if bound and bound.number:  # told when the loop listened no more
+                raise Stopped(128 + bound.number)
             return result
     except asyncio.CancelledError:
         if ends:
@@ -72,9 +74,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
     try:
         with _handlers_kept():
-            for number in (*ENDING, signal.SIGALRM):
-                if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
-                    signal.signal(number, end)
+            _handle((*ENDING, signal.SIGALRM), end)
             Bound.current = bound
             try:
                 alarm.start()
@@ -95,6 +95,27 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 
 @contextmanager
+def heeded() -> Iterator[Callable[[], int]]:
+    """Between pieces of work signals interrupt nothing; what it gives takes one: its exit code, else 0."""
+    numbers: list[int] = []
+
+    def taken() -> int:
+        code = 128 + numbers[0] if numbers else 0
+        numbers.clear()
+        return code
+
+    with _handlers_kept():
+        _handle(ENDING, lambda number, _: numbers.append(number))
+        yield taken
+
+
+def _handle(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _handlers_kept() -> Iterator[None]:
     """An event loop leaves the system's handlers behind, whatever was there."""
     before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGALRM)}
@@ -103,7 +124,7 @@ def _handlers_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _alarm(signal.SIG_UNBLOCK)
+        _signals(signal.SIG_UNBLOCK)
 
 
 class _Alarm:
@@ -125,6 +146,7 @@ class _Alarm:
             self._over.set()
 
     def _tell(self) -> None:
+        _signals(signal.SIG_BLOCK)  # those that the other thread blocks would come here
         left_s = self._seconds
         while not self._over.wait(left_s):
             with self._telling:
@@ -134,8 +156,8 @@ class _Alarm:
             left_s = AGAIN_S
 
 
-def _alarm(how: int) -> None:
-    signal.pthread_sigmask(how, [signal.SIGALRM])
+def _signals(how: int) -> None:
+    signal.pthread_sigmask(how, [*ENDING, signal.SIGALRM])
 
 
 async def _watched(
@@ -169,11 +191,11 @@ async def _watched(
     if follow:
         gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
-    _alarm(signal.SIG_UNBLOCK)
+    _signals(signal.SIG_UNBLOCK)
     try:
         return await work
     finally:
-        _alarm(signal.SIG_BLOCK)
+        _signals(signal.SIG_BLOCK)
 
 
 def _exit_after(seconds: float, code: int) -> None:

@@ -11,8 +11,6 @@ from jmespath.exceptions import JMESPathError
 
 T = TypeVar("T")
 
-LONGEST_FOUND = 300  # characters of a found value in a complaint
-
 Operator = Literal[
     "equals", "not_equals", "less", "at_most", "greater", "at_least", "contains", "lacks", "one_of", "exists"
 ]
@@ -73,9 +71,11 @@ def mistake(condition: Condition) -> str | None:
 def path_mistake(path: str) -> str | None:
     """Why it is no JMESPath."""
     try:
-        jmespath.compile(path)
+        roots(path)
     except JMESPathError as error:
         return f"no JMESPath: {str(error).splitlines()[0]}"
+    except RecursionError:
+        return "no JMESPath: nested too deeply"
     return None
 
 
@@ -192,6 +192,5 @@ def _kind(value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value in one line, at most so long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= LONGEST_FOUND else text[:LONGEST_FOUND] + "…"
+    """A value in one line; whoever shortens it has masked it before."""
+    return json.dumps(value, ensure_ascii=False, default=str)

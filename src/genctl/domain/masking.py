@@ -4,10 +4,10 @@ import json
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 MASK = "***"
-LEAST_BASE64 = 8  # characters; fewer turn up by chance
+LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
 
 
 class Masker:
@@ -18,13 +18,12 @@ class Masker:
         self.add(*secrets)
 
     def add(self, *secrets: Any) -> None:
-        """Values that are secret from here on; true, false and what is empty hide nothing."""
-        texts = {_text(one) for one in secrets if one is not None and not isinstance(one, bool)} - {
-            "",
-            MASK,
-        }
+        """Values that are secret from here on, with the texts within; true, false and what is empty hide
+        nothing.
+        """
+        texts = {text for one in secrets for text in _texts(one)} - {"", MASK}
         for text in list(texts):
-            texts |= {line for line in text.splitlines() if len(line) >= 8}
+            texts |= {line for line in text.splitlines() if len(line) >= LEAST_PART}
         forms = {form for text in texts - {"", MASK} for form in _forms(text)}
         self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
 
@@ -56,6 +55,7 @@ def _forms(text: str) -> set[str]:
         text,
         quote(raw, safe=""),
         quote(raw),
+        quote_plus(raw),
         json.dumps(text)[1:-1],
         json.dumps(text, ensure_ascii=False)[1:-1],
         b64encode(raw).decode(),
@@ -68,9 +68,17 @@ def _within_base64(raw: bytes) -> Iterator[str]:
     for before in range(3):
         encoded = b64encode(bytes(before) + raw + bytes(2)).decode()
         inner = encoded[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
-        if len(inner) >= LEAST_BASE64:
+        if len(inner) >= LEAST_PART:
             yield inner
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case int() | float() if not isinstance(value, bool):
+            yield json.dumps(value)
+        case Mapping() | list():
+            yield json.dumps(value, ensure_ascii=False)
+            within = value.values() if isinstance(value, Mapping) else value
+            yield from (text for one in within for text in _texts(one) if len(text) >= LEAST_PART)

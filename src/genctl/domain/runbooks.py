@@ -15,13 +15,17 @@ def is_reference(value: Any) -> bool:
 
 
 def references(value: Any) -> Iterator[tuple[str, bool]]:
-    """Each `${…}` of a text, or of the texts within: what it names, and whether it is the whole text."""
+    """Each `${…}` of a text, or of the texts within: what it names, and whether it is the whole text.
+
+    That of a key is never whole: a key is not filled.
+    """
     if isinstance(value, str):
         for match in _REFERENCE.finditer(value):
             named = _VALUE.fullmatch(match[0])
             yield (named[1] if named else match[0]), match[0] == value
     elif isinstance(value, Mapping):
-        for one in value.values():
+        for key, one in value.items():
+            yield from ((name, False) for name, _ in references(key))
             yield from references(one)
     elif isinstance(value, list | tuple):
         for one in value:

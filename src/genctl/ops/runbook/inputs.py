@@ -66,7 +66,7 @@ def values(
             raise _usage(f"--var {text!r}: expected NAME=VALUE")
         found[name] = _parsed(runbook, saved, name, value)
     left = [step for step in runbook.steps if step.step not in start.done]
-    used = {name for step in left for name in step.needs()}
+    used = {name for step in left for name in step.looks_at()}
     required = {name for name, one in runbook.variables.items() if one.required}
     lost = saved & used if start.resumes is None else set(start.hidden) & used
     for name in sorted((required | lost) - found.keys()):

@@ -13,13 +13,13 @@ from typing import IO, Any, Self
 from platformdirs import user_state_path
 
 from genctl.domain.model import GenctlError, rfc3339
-from genctl.domain.runbooks import past
+from genctl.domain.runbooks import Past, past
 
 LONGEST_OUTPUT = 65_536  # characters of a step's output
 
 
 class Journal:
-    """The file of a run; what cannot be written is told once, and stops nothing."""
+    """The file of a run; what cannot be written stops nothing, and is no more kept."""
 
     def __init__(self, run: str, file: IO[str] | None) -> None:
         self.run = run
@@ -77,25 +77,20 @@ def shortened(output: Any) -> Any:
 def runs() -> Iterator[dict[str, Any]]:
     """All runs in short, the newest first; what is no journal is passed over."""
     for path in sorted(folder().glob("*.jsonl"), reverse=True):
-        with suppress(OSError, KeyError, IndexError, TypeError):
+        with suppress(GenctlError):
             yield summary(path)
 
 
 def shown(path: Path) -> dict[str, Any]:
-    """A run with its steps: what they gave, what was kept. Raises GenctlError where that is no journal."""
-    try:
-        told = summary(path)
-    except (OSError, KeyError, IndexError, TypeError) as error:
-        raise GenctlError(
-            "BadJournal", f"{path} is no journal of a run: {error!r}", "", exit_code=4
-        ) from None
+    """A run with its steps: what they gave, what was kept. Raises GenctlError as read() does."""
+    told = summary(path)
     steps = [event for event in events(path) if event["event"] == "step.ended"]
     return told | {"steps": [{key: one[key] for key in one if key != "event"} for one in steps]}
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """A run in short. Raises KeyError, IndexError, TypeError or OSError where that is no journal."""
-    was = past(events(path))
+    """A run in short. Raises GenctlError as read() does."""
+    was = read(path)
     return {
         "run": was.run,
         "runbook": was.runbook,
@@ -106,6 +101,16 @@ def summary(path: Path) -> dict[str, Any]:
         "failed": was.failed,
         "file": was.file,
     }
+
+
+def read(path: Path) -> Past:
+    """A run. Raises GenctlError (exit 4) where that is no journal."""
+    try:
+        return past(events(path))
+    except (OSError, KeyError, IndexError, TypeError) as error:
+        raise GenctlError(
+            "BadJournal", f"{path} is no journal of a run: {error!r}", "", exit_code=4
+        ) from None
 
 
 def find(run: str) -> Path:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from genctl.base.durations import parse_duration
-from genctl.domain.conditions import Condition
+from genctl.domain.conditions import Condition, roots
 from genctl.domain.runbooks import references
 
 SCHEMA_FILE = "schema.json"  # beside the runbooks
@@ -184,10 +184,13 @@ class Step(Strict, frozen=True, kw_only=True):
 
     def needs(self) -> set[str]:
         """The names of the values that it cannot do without."""
-        used = msgspec.to_builtins(
-            [self.action()[1], self.patience, self.pause, [one.value for one in self.expect or []]]
-        )
+        compared = [one.value for one in (*(self.only_if or []), *(self.expect or []))]
+        used = msgspec.to_builtins([self.action()[1], self.patience, self.pause, compared])
         return {name for name, _ in references(used) if name.isidentifier()}
+
+    def looks_at(self) -> set[str]:
+        """The same, and the names that its condition asks of."""
+        return self.needs().union(*(roots(one.path) for one in self.only_if or []))
 
     @property
     def asks(self) -> bool:

@@ -1,12 +1,15 @@
 """A runbook as a page in Markdown: what for, when, what it touches, then its steps in plain words."""
 
+import json
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from msgspec import UNSET
+
 from genctl.domain.conditions import Condition
 from genctl.domain.runbooks import as_word
-from genctl.ops.runbook.model import DEFAULT_TIMEOUT, Runbook, Step, Variable
+from genctl.ops.runbook.model import DEFAULT_TIMEOUT, Http, Runbook, Step, Variable
 
 
 def page(runbook: Runbook) -> str:
@@ -38,12 +41,22 @@ def action(kind: str, what: Any) -> str:
         case "sql":
             return str(what.query).strip()
         case "http":
-            path = "".join(f"/{part}" for part in what.path)
-            query = "&".join(f"{key}={as_word(value)}" for key, value in what.query.items())
-            return f"{what.method} {what.url}{path}" + (f"?{query}" if query else "")
+            return "\n".join(_request(what))
         case "ask":
             return str(what.text).strip()
     return str(what).strip()
+
+
+def _request(what: Http) -> Iterator[str]:
+    path = "".join(f"/{part}" for part in what.path)
+    query = "&".join(f"{key}={as_word(value)}" for key, value in what.query.items())
+    url = what.url.rstrip("/") if path else what.url
+    yield f"{what.method} {url}{path}" + (f"?{query}" if query else "")
+    yield from (f"{key}: {value}" for key, value in what.headers.items())
+    if what.bearer:
+        yield f"Authorization: Bearer {what.bearer}"
+    if what.json is not UNSET:
+        yield from ("", json.dumps(what.json, ensure_ascii=False))
 
 
 def _quoted(word: str) -> str:
@@ -59,7 +72,8 @@ def _lines(runbook: Runbook) -> Iterator[str]:
     yield ""
     yield f"**What it touches.** {runbook.touches.strip()}"
     yield ""
-    yield f"    genctl runbook run {runbook.name}"
+    given = "".join(f" --var {name}=..." for name, one in runbook.variables.items() if one.required)
+    yield f"    genctl runbook run {runbook.name}{given}"
     if runbook.variables:
         yield from ("", "| `--var` | | |", "|---|---|---|")
         for name, one in runbook.variables.items():

@@ -12,8 +12,8 @@ from genctl.domain.model import GenctlError
 from genctl.ops.runbook.run import Report
 
 
-def opened(path: Path) -> tuple[IO[bytes], Callable[[Report], bytes]]:
-    """The file and how it is written, by the end of its name: .md, .json or .xml.
+def opened(path: Path) -> tuple[IO[bytes], Callable[[Report], None]]:
+    """The file and what writes it, by the end of its name: .md, .json or .xml.
 
     Raises GenctlError (exit 2) for another end, and OSError, both before anything is done.
     """
@@ -21,7 +21,18 @@ def opened(path: Path) -> tuple[IO[bytes], Callable[[Report], bytes]]:
     if form is None:
         told = f"no form of a report is known by {path.name!r}"
         raise GenctlError("BadReport", told, "name it .md, .json or .xml", exit_code=2)
-    return path.open("wb"), form
+    file = path.open("wb", buffering=0)
+
+    def write(report: Report) -> None:
+        data = form(report)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError as error:
+            error.filename = str(path)
+            raise
+
+    return file, write
 
 
 def markdown(report: Report) -> bytes:

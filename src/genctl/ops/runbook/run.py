@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +20,8 @@ from genctl.ops.runbook.inputs import Start
 from genctl.ops.runbook.journal import Journal, shortened
 from genctl.ops.runbook.model import Loaded, Step
 
+LONGEST_WHY = 600  # characters
+
 
 class Person(NamedTuple):
     """Who answers. `confirm` gives the value of `--yes`; both raise GenctlError when the answer is no,
@@ -26,7 +29,7 @@ class Person(NamedTuple):
     """
 
     confirm: Callable[[str], str]
-    answer: Callable[[str, str | None, bool], str]  # question, default, whether it is a secret
+    answer: Callable[[str, bool], str]  # the question, whether the answer is a secret; "" for the default
     each: bool = False  # is asked before each step
 
 
@@ -85,9 +88,14 @@ class Run:
         self.mask = means.mask
         self.mask.add(*(values[name] for name in self.secret & values.keys()))
 
-    def go(self, begun: Callable[[Step], None], told: Callable[[Told], None]) -> Report:
-        """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up."""
-        began = time.monotonic()
+    def go(
+        self, begun: Callable[[Step], None], told: Callable[[Told], None], signalled: Callable[[], int]
+    ) -> Report:
+        """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up.
+
+        `signalled` takes a signal that came between two pieces of work: its exit code, else 0.
+        """
+        began, self._signalled = time.monotonic(), signalled
         self._begin()
         steps: list[Told] = []
         lost: BaseException | None = None
@@ -126,7 +134,9 @@ class Run:
         for step in self.runbook.steps:
             if step.step in self.start.done and not step.always:
                 continue
-            if (code or lost()) and not step.always:
+            if step.always:
+                code = code or self._signalled()
+            elif code or lost():
                 tell(self._told(step, "not run"))
                 continue
             try:
@@ -143,7 +153,7 @@ class Run:
             tell(one)
             if one.state == "failed" and not step.always:
                 code = code or 1
-        return code or int(bool(lost()))
+        return code or self._signalled() or int(bool(lost()))
 
     def _begin(self) -> None:
         kept, hidden = self._as_kept(self.values)
@@ -181,7 +191,7 @@ class Run:
             kind=kind,
             state=state,
             always=step.always,
-            why=self.mask.text(why),
+            why=_fitting(self.mask.text(why)),
             **more,
         )
 
@@ -190,6 +200,7 @@ class Run:
     def _step(self, step: Step) -> Told:
         """Raises SystemExit or KeyboardInterrupt when a signal came."""
         self._output: Document | None = None
+        self._lacking: str | None = None
         began, self._tries = time.monotonic(), 0
         try:
             self._fits(step)
@@ -203,14 +214,14 @@ class Run:
 
     def _fits(self, step: Step) -> None:
         """Raises SkippedError where its condition does not hold or a value of its is not there."""
-        for condition in step.only_if or []:
-            if not holds(self._filled(condition), self.values):
-                raise SkippedError(f"it is only for when {condition}")
         for name in sorted(step.needs() - self.values.keys()):
             if name in self.runbook.variables:
                 raise SkippedError(f"{name} was not given (--var {name}=...)")
             by = next(one.step for one in self.runbook.steps if name in one.save)
             raise SkippedError(f"{name} is not known: step {by} was not run")
+        for condition in step.only_if or []:
+            if not holds(self._filled(condition), self.values):
+                raise SkippedError(f"it is only for when {condition}")
 
     def _filled(self, condition: Condition) -> Condition:
         return msgspec.structs.replace(condition, value=fill(condition.value, self.values))
@@ -218,6 +229,7 @@ class Run:
     def _done(self, step: Step) -> tuple[str, str]:
         """State and reason."""
         yes = None
+        self._heed()
         if step.ask:
             return self._asked(step)
         if step.dangerous or self.person.each:
@@ -236,6 +248,11 @@ class Run:
             if not deadline and self._tries == tries:
                 return "failed", why
             self.means.pause(pause_s)
+            self._heed()
+
+    def _heed(self) -> None:
+        if number := self._signalled():
+            raise SystemExit(number)
 
     def _seconds(self, duration: str) -> float:
         try:
@@ -245,13 +262,15 @@ class Run:
 
     def _asked(self, step: Step) -> tuple[str, str]:
         assert step.ask  # noqa: S101 - of its kind
-        text = spoken(step.ask.text, self.values)
+        question = f"{step.step}: {self.mask.text(spoken(step.ask.text, self.values))}"
         if step.ask.kind != "answer":
-            self.person.confirm(f"{step.step}: {self.mask.text(text)}")
+            self.person.confirm(question)
             answer = "yes"
         else:
-            default = step.ask.default or None
-            answer = self.person.answer(f"{step.step}: {self.mask.text(text)}", default, step.ask.secret)
+            default = as_word(fill(step.ask.default or "", self.values))
+            if default and not step.ask.secret:
+                question += f" [{self.mask.text(default)}]"
+            answer = self.person.answer(question, step.ask.secret) or default
         why = self._judged(step, {"answer": answer})
         return ("failed", why) if why else ("ok", "")
 
@@ -265,14 +284,21 @@ class Run:
                 yes = self.person.confirm(f"{step.step}: {error['message']}")
                 output = self.means.perform(kind, what, self.values, timeout_s, yes)
         except TimeoutError:
+            if step.wait and self._lacking:  # its last look was cut off
+                return self._lacking
             return f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
         except GenctlError as error:
             return _said(error)
-        return self._judged(step, output)
+        self._lacking = self._judged(step, output)
+        return self._lacking
 
     def _judged(self, step: Step, output: Document) -> str | None:
         """What is expected and not so; else what is to be saved is saved."""
         self._output = output
+        for name, what in step.saves():
+            if name in self.secret:  # whatever else is found wrong with it
+                with suppress(UncomparableError):
+                    self.mask.add(find(what.path, output))
         for condition in step.expect or []:
             if why := complaint(self._filled(condition), output):
                 return why + _told_by(output)
@@ -284,8 +310,6 @@ class Run:
             if found is None:
                 return f"nothing is found at {what.path}, which is to be saved as {name}"
             self.values[name] = found
-            if name in self.secret:
-                self.mask.add(found)
         return None
 
 
@@ -296,6 +320,12 @@ def _who() -> str:
     except (KeyError, OSError):  # a container whose user has no name
         name = f"uid {os.getuid()}"
     return f"{name}@{socket.gethostname()}"
+
+
+def _fitting(why: str) -> str:
+    """A reason that fits a line and any encoding; its end is kept too, where a command has said its own."""
+    text, half = why.encode(errors="backslashreplace").decode(), LONGEST_WHY // 2
+    return text if len(text) <= LONGEST_WHY else f"{text[:half]} … {text[-half:]}"
 
 
 def _said(error: Exception) -> str:

@@ -120,7 +120,10 @@ def _plain(loader: _Loader, node: yaml.Node, place: Place, source: Source) -> An
     if node.tag == "tag:yaml.org,2002:timestamp":
         return node.value
     try:
+        node.value.encode()
         return loader.construct_object(node)
+    except UnicodeEncodeError:
+        raise LoadError(*at, "half a character (a lone surrogate)") from None
     except ValueError:
         raise LoadError(*at, "a value that cannot be read: quote it if it is a text") from None
 
