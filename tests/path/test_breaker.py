@@ -169,7 +169,6 @@ async def test_what_was_claimed_and_not_sent_goes_back_and_uses_no_attempt(kit: 
         await kit.enqueue("auth")
     async with working(kit.at, concurrency=8, rate=600) as worker:
         await turned(kit, lambda found: not found.is_open)
-        await became(kit, failed=LIMIT, queued=5)
 
         async def empty() -> bool:
             return not worker._jobs
@@ -179,9 +178,10 @@ async def test_what_was_claimed_and_not_sent_goes_back_and_uses_no_attempt(kit: 
         "select s.attempts, array_agg(e.kind order by e.id) as kinds from generation_sessions s"
         " join session_events e on e.session_id = s.id where s.status = 'queued' group by s.id"
     )
-    assert [row["attempts"] for row in rows] == [0] * 5
+    assert 1 <= len(rows) <= 8 - LIMIT  # one more may have been sent before the third answer was told
+    assert {row["attempts"] for row in rows} == {0}
     assert any(row["kinds"][-2:] == ["claimed", "given_back"] for row in rows)
-    assert (await kit.at.queue.attributes())["ApproximateNumberOfMessages"] == "5"
+    assert (await kit.at.queue.attributes())["ApproximateNumberOfMessages"] == str(len(rows))
 
 
 async def test_a_persons_pause_sends_back_what_was_not_sent_and_lets_calls_go_on(

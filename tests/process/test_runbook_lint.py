@@ -191,6 +191,8 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("[version]", "[dlq]", "genctl dlq needs one of discard, export, list"),
         ("[version]", "[dlq, redrive, --yes]", "mark the step dangerous"),
         ("[version]", "[version, -o, yaml]", "the output is JSON anyway"),
+        ("[version]", "[version, -oyaml]", "the output is JSON anyway"),
+        ("value: 0}]\n    save: {version", "value: .nan}]\n    save: {version", "no number"),
         ("[version]", "[runbook, list]", "a runbook runs no runbook"),
         ("[version]", '["${often}"]', "No such command"),
         ("[version]", '[sessions, show, "x${who}"]', "who must be a whole argument"),

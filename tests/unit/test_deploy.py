@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from genctl.base.durations import parse_duration
 from genctl.base.metrics import PILES, Metrics, WorkerMetrics
-from genctl.cli.inprocess import complaint
+from genctl.cli.inprocess import usage_mistake
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
 from genctl.ops.runbook.load import names
 
@@ -96,7 +96,7 @@ def unknown(command: str) -> str | None:
     words = command.split()[1:]
     if words[:2] == ["runbook", "run"]:
         return None if words[2:] in [[name] for name in names()] else "no such runbook"
-    return complaint(words)
+    return usage_mistake(words)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_the_end_of_a_worker_fits_its_pod() -> None:
     for pod in yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text()):
         spec = pod["spec"]["template"]["spec"]
         args = spec["containers"][0]["args"]
-        assert complaint(args) is None
+        assert usage_mistake(args) is None
         if args[0] == "worker":
             grace_s = parse_duration(args[args.index("--grace") + 1])
             assert spec["terminationGracePeriodSeconds"] >= grace_s + 20

@@ -25,15 +25,20 @@ NEVER = {
 
 
 def complaint(words: Sequence[str | int]) -> str | None:
-    """What the command line has against these words; those with `${` stand for values."""
+    """What is to be said against these words as a step; those with `${` stand for values."""
     texts = [str(word) for word in words]
     for text in texts:
-        if why := OURS.get(text.split("=")[0]):
+        if why := OURS.get(text.split("=")[0] if text.startswith("--") else text[:2]):  # -oyaml is -o yaml
             return f"{text}: {why}"
     if why := NEVER.get(texts[0]):
         return f"{texts[0]}: {why}"
+    return usage_mistake(texts)
+
+
+def usage_mistake(words: Sequence[str]) -> str | None:
+    """What the command line has against these words."""
     try:
-        command, context, rest = _resolved(texts)
+        command, context, rest = _resolved([*words])
         _check(command, context, rest)
     except click.UsageError as error:
         return error.format_message()

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -74,8 +74,9 @@ def ask_secret(question: str) -> str:
     """The same, unseen."""
     import getpass
 
-    with _signals_end_it():
+    with _signals_end_it(), suppress(EOFError):
         return getpass.getpass(printable(question), sys.stderr)
+    return ""
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Conditions of runbooks: what is found at a path, compared with a value, and said in words."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal, TypeVar
@@ -56,6 +57,8 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def mistake(condition: Condition) -> str | None:
     """What is wrong with its value, whatever it is compared with."""
     value = condition.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is no number to compare with"
     match condition.operator:
         case "exists":
             return None if isinstance(value, bool) else "exists takes true or false"
