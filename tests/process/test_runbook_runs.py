@@ -480,6 +480,36 @@ def test_reports_and_dry_run(book: Book) -> None:
     assert not (book.folder / "ran").exists()
 
 
+def test_a_step_shows_what_a_person_is_to_see(book: Book) -> None:
+    """Rows as a table, a text as it is, masked, never too long; also in the report."""
+    rows = [{"job": "a\x1b[31m", "why": "key open-sesame"}, {"job": "b", "credits": 4}]
+    book.write(
+        f"shell: |\n  echo '{json.dumps(rows)}'\n{OK}\nshow: json",
+        f"shell: seq 40\n{OK}\nshow: text",
+        f"shell: echo '[]'\n{OK}\nshow: json",
+        f"shell: echo '\"\\ud800\"'\n{OK}\nshow: json",
+        f"shell: echo '${{key}}'\n{OK}\nshow: 'length(exit)'",
+        variables="{key: {type: text, required: true, secret: true, help: x}}",
+    )
+    out, _ = book.say("run", str(book.file), "--var", "key=open-sesame")
+    lines = [line.rstrip() for line in out.splitlines()]
+    below = lines.index(next(line for line in lines if line.endswith("  s1")))
+    assert [line.split() for line in lines[below + 1 : below + 5]] == [
+        ["job", "why", "credits"],
+        ["---------", "-------", "-------"],
+        ["a\\x1b[31m", "key", "***", "-"],
+        ["b", "-", "4"],
+    ]
+    assert "    25" in lines
+    assert "    26" not in lines
+    assert "    … and 15 lines more" in lines
+    assert "    nothing" in lines
+    assert "    ?" in lines
+    assert [line for line in lines if "invalid type" in line]
+    report = book.run("--var", "key=open-sesame")
+    assert report["steps"][0]["shown"][0]["why"] == "key ***"
+
+
 def test_half_a_character_fails_its_step_and_no_form_of_the_report(book: Book) -> None:
     """A lone surrogate: JSON can spell it, UTF-8 cannot."""
     book.write('shell: |\n  echo \'{"a": "\\ud800"}\'\nexpect: [{path: json.a, operator: equals, value: b}]')

@@ -14,6 +14,11 @@ from tests.process.place import GENCTL, Place, Running
 
 from genctl.ops.runbook.load import names
 
+LISTENERS = (
+    "select 1 from pg_stat_activity"
+    " where datname = current_database() and application_name = 'genctl listener'"
+)
+
 
 def run(place: Place, name: str, *args: str, path: str = os.environ["PATH"]) -> dict[str, Any]:
     """The report of a run whose questions are all answered with yes."""
@@ -134,13 +139,18 @@ def test_listener_silent(place: Place) -> None:
     with (
         place.worker(),
         served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf,
-        place.start("runbook", "run", "listener-silent", "--yes", "-o", "json") as running,
+        place.start("tail-failures"),
     ):
-        until_sync(lambda: "ready ..." in running.log.read_text())
-        deaf.end(signal.SIGTERM)
-        with served(place, port):
-            assert running.end(within_s=60) == 0, running.texts()
-    done = states(json.loads(running.out.read_text()))
+        until_sync(lambda: place.sql(LISTENERS))
+        with place.start("runbook", "run", "listener-silent", "--yes", "-o", "json") as running:
+            until_sync(lambda: "ready ..." in running.log.read_text())
+            deaf.end(signal.SIGTERM)
+            with served(place, port):
+                assert running.end(within_s=60) == 0, running.texts()
+    report = json.loads(running.out.read_text())
+    (listening,) = [step["shown"] for step in report["steps"] if step["step"] == "who-listens"]
+    assert len(listening) == 1, "the tail listens, the API does not"
+    done = states(report)
     assert set(done.values()) == {"ok"}, done
     assert place.violations() == []
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LISTED = ("name", "steps", "purpose")
 RUNS = ("run", "runbook", "at", "who", "state", "failed")
 LINES = ("state", "step", "ms", "tries", "why")
+INDENT = " " * 4
+MOST_SHOWN = 25  # lines of what a step shows
 PLAN = ("step", "asks", "does", "action")
 
 
@@ -196,7 +198,7 @@ def _carry_out(
 
         def told(one: "Told") -> None:
             if out.form == "table":
-                write(printable(one.line()) + "\n")
+                write(printable(one.line()) + "\n" + _indented(one.shown))
                 sys.stdout.flush()
 
         with running.heeded() as signalled:
@@ -210,6 +212,24 @@ def _carry_out(
     elif done.exit_code:
         terminal.note(f"to go on there: genctl runbook run --resume {done.run}")
     return done.exit_code
+
+
+def _indented(shown: Any) -> str:
+    """What a step shows, below its line: rows as a table, else as YAML."""
+    from genctl.cli import formats
+
+    if shown is None:
+        return ""
+    if isinstance(shown, list) and shown and all(isinstance(row, dict) for row in shown):
+        room = terminal.room()
+        columns = dict.fromkeys(name for row in shown for name in row)
+        text = formats.table(shown, list(columns), room - len(INDENT) if room else None)
+    else:
+        text = shown if isinstance(shown, str) else formats.to_yaml(shown)
+    lines = [printable(line) for line in text.splitlines()] if shown else ["nothing"]
+    if len(lines) > MOST_SHOWN:
+        lines[MOST_SHOWN:] = [f"… and {len(lines) - MOST_SHOWN} lines more"]
+    return "".join(f"{INDENT}{line}\n" for line in lines)
 
 
 def _means(out: Output) -> "Actions":

@@ -95,6 +95,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             yield Quiet()
     async with await connect_directly(dsn) as conn:
         with errors_told(dsn), answering(conn, PROBE_S):
+            await conn.execute("set application_name to 'genctl listener'")  # for pg_stat_activity
             for channel in channels:
                 await conn.execute(f"listen {channel}")
             heard = await (await conn.execute(sql("listening"))).fetchall()

@@ -93,6 +93,8 @@ def _keys(step: Step, source: Source, at: Place) -> Iterator[Finding]:
             yield source.finding(
                 (*at, "save", name), "an ask has nothing to save but the `answer` of that kind"
             )
+    if step.show and (complaint := "show is not for ask" if step.ask else path_mistake(step.show)):
+        yield source.finding((*at, "show"), complaint)
     if step.ask and step.ask.kind == "answer" and not step.save:
         yield source.finding((*at, "ask"), "the answer is not saved")
 

@@ -156,6 +156,7 @@ class Step(Strict, frozen=True, kw_only=True):
     only_if: Conditions | UnsetType = msgspec.field(default=UNSET, name="if")
     expect: Conditions | UnsetType = UNSET
     save: dict[ValueName, Text | Save] = {}
+    show: Text | UnsetType = UNSET
     timeout: Duration | UnsetType = UNSET
     retry: Retry | UnsetType = UNSET
     dangerous: bool = False

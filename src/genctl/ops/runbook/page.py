@@ -125,6 +125,8 @@ def _notes(step: Step) -> Iterator[str]:
         yield f"tries {step.retry.tries} times, every {step.retry.every}"
     if step.timeout and step.timeout != DEFAULT_TIMEOUT:
         yield f"ends after {step.timeout} at the latest"
+    if step.show:
+        yield f"shows `{step.show}`"
     for name, what in step.saves():
         yield f"keeps `{what.path}` as `{name}`" + (", a secret" if what.secret else "")
 

@@ -1,6 +1,7 @@
 """Carrying out a runbook: steps in their order, the clean-up always, all of it in the journal."""
 
 import getpass
+import json
 import os
 import socket
 import time
@@ -44,6 +45,7 @@ class Told(msgspec.Struct, rename="camel", kw_only=True):
     ms: float | None = None
     tries: int = 0
     why: str = ""
+    shown: Any = None
 
     def line(self) -> str:
         """For people."""
@@ -210,7 +212,17 @@ class Run:
         except (GenctlError, UncomparableError) as error:
             state, why = "failed", _said(error)
         ms = round((time.monotonic() - began) * 1000, 1)
-        return self._told(step, state, why=why, ms=ms, tries=self._tries)
+        return self._told(step, state, why=why, ms=ms, tries=self._tries, shown=self._shown(step))
+
+    def _shown(self, step: Step) -> Any:
+        """What of its output a person is to see: masked, no longer than the journal keeps it, and JSON."""
+        if not step.show or self._output is None:
+            return None
+        try:
+            found = shortened(self.mask(find(step.show, self._output)))
+        except UncomparableError as error:
+            found = str(error)
+        return json.loads(json.dumps(found, ensure_ascii=False, default=str).encode(errors="replace"))
 
     def _fits(self, step: Step) -> None:
         """Raises SkippedError where its condition does not hold or a value of its is not there."""
