@@ -76,6 +76,23 @@ async def until(condition: Callable[[], Awaitable[T | None]], within_s: float = 
         return found
 
 
+@contextmanager
+def told_by_the_database(dsn: str) -> Iterator[Callable[[], list[str]]]:
+    """The payloads of session_completed since it was last asked.
+
+    A mark sent after them ends the reading: NOTIFY comes in the order of commits, so no clock is needed.
+    """
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("listen session_completed")
+
+        def told() -> list[str]:
+            conn.execute("notify session_completed, 'mark'")
+            payloads = (notify.payload for notify in conn.notifies(timeout=60))
+            return list(iter(lambda: next(payloads), "mark"))
+
+        yield told
+
+
 @asynccontextmanager
 async def relayed(dsn: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """The DSN of a way to the server by TCP, which forwards until the event is set; then it swallows all

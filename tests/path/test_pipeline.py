@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.kit import Kit, until
+from tests.kit import Kit, told_by_the_database, until
 
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Status
@@ -23,9 +23,8 @@ from genctl.rows import LEASE_S
 @pytest.fixture
 def heard(dsn: str) -> Iterator[Any]:
     """The payloads of session_completed that have come so far."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("listen session_completed")
-        yield lambda: [notify.payload for notify in conn.notifies(timeout=0.05)]
+    with told_by_the_database(dsn) as told:
+        yield told
 
 
 async def depth(kit: Kit) -> int:

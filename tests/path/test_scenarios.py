@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psycopg
 import pytest
 from tests.ears import Event, served
-from tests.kit import Kit
+from tests.kit import Kit, told_by_the_database
 
 from genctl.domain.model import Failure, Session, rfc3339
 from genctl.domain.scenarios import SCENARIOS
@@ -91,8 +90,7 @@ async def test_every_scenario_ends_as_the_page_says(
     slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=0.5)
     monkeypatch.setitem(SCENARIOS, "slow-success", slow)
     kit.shorten_the_call(3.0)
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("listen session_completed")
+    with told_by_the_database(dsn) as heard:
         async with served(kit.settings) as client, client.stream() as ear:
             await ear.ready()
             orders = [kit.order(name) for name in SCENARIOS]
@@ -101,7 +99,7 @@ async def test_every_scenario_ends_as_the_page_says(
             await Worker(kit.at, concurrency=32, grace_s=0.0, until=Until(drain=True)).run()
             await ear.until(lambda ear: len(ear.told) >= len(sessions))
             events = ear.told
-        told = Counter(json.loads(notify.payload)["session_id"] for notify in conn.notifies(timeout=0.1))
+        told = Counter(json.loads(payload)["session_id"] for payload in heard())
     copies = await dead_letters(kit)
     wrong = {}
     for expected in TABLE:
