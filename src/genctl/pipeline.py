@@ -152,9 +152,7 @@ class Pipeline:
             self._claiming -= {task}
 
     async def attempt(self, hold: Hold, tool: Tool) -> Success | Failure:
-        """One provider call, when its turn has come. Raises LeaseLostError when the session is not ours
-        any more.
-        """
+        """One provider call, when its turn has come. Raises LeaseLostError: no longer ours."""
         hold.calling = True
         try:
             hear = await self.turn()

@@ -177,6 +177,7 @@ def test_a_worker_lives_through_a_database_that_goes_away(place: Place) -> None:
         for session in sessions:
             place.until_row(session, status="completed")
         place.until_row(late, status="failed")
+        worker.until("worker.recovered")
         assert worker.process.poll() is None
     for session in (*sessions, late):
         settled_once(place, session)

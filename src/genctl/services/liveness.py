@@ -9,9 +9,11 @@ import structlog
 from aiohttp import web
 
 from genctl.base.metrics import WorkerMetrics
+from genctl.domain.model import GenctlError
 from genctl.services.listening import listening, url_of
 
 SILENT_S = 60.0
+TELL_EVERY_S = 30.0  # the same trouble again, while it lasts
 
 log = structlog.stdlib.get_logger()
 
@@ -28,6 +30,7 @@ class Liveness:
         self._since: float | None = clock()  # the last answer, or when one was first wanted
         self._rests = ""
         self.trouble = ""  # what the last receive ran into
+        self._met_at = self._told_at = 0.0
 
     def ask(self) -> None:
         """A receive is wanted from now on, if not from before."""
@@ -36,7 +39,20 @@ class Liveness:
 
     def answered(self) -> None:
         """SQS has answered, whatever it brought."""
-        self._since, self.trouble = self._clock(), ""
+        self._since = self._clock()
+        if self.trouble:
+            log.info("worker.recovered", lastedS=round(self._since - self._met_at, 1))
+            self.trouble = ""
+
+    def ran_into(self, error: GenctlError) -> None:
+        """A receive came to nothing. Said once, and again for another trouble or while the same one lasts."""
+        now = self._clock()
+        if not self.trouble:
+            self._met_at = now
+        if error.message != self.trouble or now - self._told_at >= TELL_EVERY_S:
+            log.warning("worker.trouble", error=error.message, fix=error.fix)
+            self._told_at = now
+        self.trouble = error.message
 
     def rest(self, why: str) -> None:
         """No receive is wanted."""

@@ -225,8 +225,7 @@ class Worker:
                 found = await self._take(wanted, wait_s)
                 drained = self.until.drain and found == 0 and await self._is_drained()
             except GenctlError as error:
-                log.warning("worker.trouble", error=error.message, fix=error.fix)
-                self.liveness.trouble = error.message
+                self.liveness.ran_into(error)
                 await self._change(TROUBLE_PAUSE_S)
                 continue
             if found is not None and (self.until.once or drained):
