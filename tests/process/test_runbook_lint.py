@@ -202,6 +202,12 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("secret: true, help: A key", "secret: true, help: A key, default: 5", "exactly one of default"),
         ("step: wait", "step: version", "a second step version"),
         ("path: exit, secret: false", "path: 'exit[', secret: false", "no JMESPath"),
+        ("path: exit, secret: false", "path: lenght(text), secret: false", "did you mean length?"),
+        (
+            "path: exit, secret: false",
+            "path: 'json[?a==`${who}`]', secret: false",
+            "a path takes no value: who",
+        ),
         ("    always: true\n", "", ""),
         ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "expected a URL"),
         ("{path: who,", "{path: hwo,", "unknown value hwo: did you mean who?"),

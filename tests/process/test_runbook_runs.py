@@ -510,6 +510,90 @@ def test_a_step_shows_what_a_person_is_to_see(book: Book) -> None:
     assert report["steps"][0]["shown"][0]["why"] == "key ***"
 
 
+def test_nothing_and_what_is_long_are_told_from_what_is_found(book: Book) -> None:
+    """Zero and false are found; of a text or list that is too long whole lines are left out, and counted."""
+    book.write(
+        f"shell: echo 0\n{OK}\nshow: json",
+        f"shell: echo null\n{OK}\nshow: json",
+        f"shell: 'seq -f \"line %g of a long log\" 9000'\n{OK}\nshow: text",
+        f"shell: python -c 'print(\"x\" * 100_000)'\n{OK}\nshow: text",
+        f"shell: 'echo \"[NaN, 1e999, 1234567.89]\"'\n{OK}\nshow: json",
+        f"shell: echo 1; test -e second || {{ touch second; exit 1; }}; sleep 9\ntimeout: 300ms\n{OK}\n"
+        "retry: {tries: 2, every: 1ms}\nshow: text",
+    )
+    out, _ = book.say("run", str(book.file), exit_code=1)
+    shown = [line.strip() for line in out.splitlines() if line.startswith("    ")]
+    assert shown[:3] == ["0", "nothing", "line 1 of a long log"]
+    assert "… and 8975 lines more" in shown
+    assert max(map(len, shown)) == 400
+    assert shown[-3:] == ["- nan", "- inf", "- 1234567.89"]
+    (journal,) = book.journals()
+    for line in journal.read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("opens", ["[", '{"a":'])
+def test_json_that_cannot_be_read_fails_who_asks_for_it_and_no_other(book: Book, opens: str) -> None:
+    """Nested too deeply or too long: it is not taken for nothing, and the clean-up is done."""
+    deep = f"python -c \"print('{opens}' * 500 + '1' + '{'}' if ':' in opens else ']'}' * 500)\""
+    if ":" in opens:
+        deep = deep.replace('"a"', '\\"a\\"')
+    none = "expect: [{path: json, operator: exists, value: false}]"
+    for script, why in (
+        (deep, "nested more than 100 deep"),
+        ("python -c 'print([0] * 500_000)'", "longer than 1 MiB"),
+    ):
+        book.write(
+            f"shell: |\n  {script}\n{OK}\nshow: json[0]",
+            f"shell: |\n  {script}\n{none}",
+            f"shell: touch clean\nalways: true\n{OK}",
+        )
+        report = book.run("--report", "r.json", exit_code=1)
+        assert states(report) == ["ok", "failed", "ok"]
+        assert why in report["why"]
+        assert why in report["steps"][0]["shown"]
+        assert json.loads((book.folder / "r.json").read_text()) == report
+
+
+def test_a_secret_list_or_map_is_hidden_as_a_whole(book: Book) -> None:
+    """Its keys and short values too, and a text is without the blanks at its ends; asked for on resume."""
+    thing = {"m": {"user": "bob", "key-of-a-kind": "hunter2"}, "pins": [4711, 9], "t": " s3cret\n"}
+    book.write(
+        f"shell: |\n  cat <<X\n  {json.dumps(thing)}\n  X\n{OK}\nshow: '[json.m, json.pins, text]'\nsave:\n"
+        + "".join(f"  {name}: {{path: json.{name}, secret: true}}\n" for name in thing),
+        f'shell: echo "${{m}} ${{t}} 4711.0"; exit 3\n{OK}\nshow: text',
+    )
+    report = book.run(exit_code=1)
+    assert report["steps"][0]["shown"][:2] == ["***", "***"]
+    (journal,) = book.journals()
+    for told in (json.dumps(report), journal.read_text()):
+        assert [word for word in ("hunter2", "key-of-a-kind", "4711,", "s3cret") if word in told] == []
+    out, _ = book.say("run", "--resume", report["run"], exit_code=2)
+    assert out == ""
+
+
+def test_who_is_asked_sees_what_is_shown_wherever_the_output_goes(on_terminal: Book) -> None:
+    """Into a pipe, as JSON, and again on each resume, since the step that shows is not done again."""
+    book = on_terminal.write(
+        f'shell: echo \'[{{"job":"a7"}}]\'; echo >> looked\n{OK}\nshow: json',
+        "ask: {text: 'These jobs?', kind: confirm}",
+        "ask: {text: 'Really?', kind: confirm}",
+    )
+    terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, piped=True)
+    terminal.until("These jobs? [y/N] ").type("n\n")
+    assert terminal.end() == 1
+    assert "    a7" in terminal.seen.partition("These jobs?")[0]
+    for form in ("json", "table"):
+        last = max(path.stem for path in book.journals())
+        terminal = OnTerminal("runbook", "run", "--resume", last, "-o", form, program=GENCTL)
+        terminal.until("These jobs? [y/N] ").type("n\n")
+        assert terminal.end() == 1
+        before = terminal.seen.partition("These jobs?")[0]
+        assert "shown by s1, before:" in before
+        assert "    a7" in before
+    assert (book.folder / "looked").read_text() == "\n"
+
+
 def test_half_a_character_fails_its_step_and_no_form_of_the_report(book: Book) -> None:
     """A lone surrogate: JSON can spell it, UTF-8 cannot."""
     book.write('shell: |\n  echo \'{"a": "\\ud800"}\'\nexpect: [{path: json.a, operator: equals, value: b}]')

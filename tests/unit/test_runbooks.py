@@ -1,7 +1,8 @@
 """Conditions, values, masks and what is resumed: pure functions, and what always holds of them."""
 
 import json
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -13,6 +14,7 @@ from genctl.domain.conditions import (
     Condition,
     UncomparableError,
     complaint,
+    find,
     holds,
     mistake,
     path_mistake,
@@ -117,9 +119,37 @@ def test_a_condition_that_can_never_be_right_is_told_beforehand(bad: Condition) 
     assert mistake(bad)
 
 
-@pytest.mark.parametrize("path", ["a[", "", "a b", "length("])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a[",
+        "",
+        "a b",
+        "length(",
+        "lenght(a)",
+        "length()",
+        "join(a)",
+        "&a",
+        "[&a]",
+        "a[::0]",
+        f"a[{'9' * 5000}]",
+    ],
+)
 def test_a_path_that_is_none_is_told_beforehand(path: str) -> None:
     assert path_mistake(path)
+
+
+@pytest.mark.parametrize("path", ["sort_by(a, &b)[::-1].c", "not_null(a, b, c)", "{x: length(a)} | x"])
+def test_a_path_that_may_find_something_is_none_the_worse(path: str) -> None:
+    assert path_mistake(path) is None
+
+
+@given(
+    st.sampled_from(["a[::0]", "contains(a, `1`)", "length(a)", "sum(a)", "join(a, a)", "a[0].b"]), DOCUMENTS
+)
+def test_a_path_finds_something_or_does_not_fit(path: str, document: Any) -> None:
+    with suppress(UncomparableError):
+        find(path, {"a": document})
 
 
 @pytest.mark.parametrize(
@@ -204,9 +234,26 @@ def test_numbers_and_lines_of_a_secret_are_masked_too() -> None:
     assert mask({"zip": 90210, "key": "it is MIIEvQIBADANBg"}) == {"zip": MASK, "key": f"it is {MASK}"}
 
 
-def test_a_secret_map_hides_the_texts_within() -> None:
-    mask = Masker([{"user": "ann", "keys": [{"key": "open-sesame"}]}])
-    assert mask.text("ann has open-sesame") == f"ann has {MASK}"
+def test_a_secret_map_hides_the_texts_within_and_itself() -> None:
+    secret = {"user": "ann", "keys": [{"key": "open-sesame"}], "pin": 4711}
+    mask = Masker([secret])
+    assert mask.text("ann has open-sesame and 4711") == f"ann has {MASK} and {MASK}"
+    assert mask({"a": [secret], "user": "ann"}) == {"a": [MASK], "user": "ann"}
+
+
+def test_a_secret_is_hidden_however_it_is_spelled() -> None:
+    """Without the blanks at its ends; as other languages spell URLs and JSON; JSON in JSON; a number."""
+    secret = 'p&s<"w>?~'
+    mask = Masker([f"\n{secret} \n", 4711])
+    for text in (
+        secret,
+        quote(secret, safe="").lower(),
+        json.dumps(secret).replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")[1:-1],
+        json.dumps(json.dumps(secret))[3:-3],
+        urlsafe_b64encode(secret.encode()).decode(),
+    ):
+        assert mask(f"it is {text}.") == f"it is {MASK}."
+    assert mask([4711, 4711.0, 4712]) == [MASK, MASK, 4712]
 
 
 # --- history

@@ -17,6 +17,7 @@ Row = Mapping[str, Any]
 
 GAP = 2  # blanks between two columns
 LEAST = 8  # columns that a shortened cell keeps
+TO_THE_DIGIT = 100_000  # a float from here on
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
@@ -74,7 +75,7 @@ def cell(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:g}"
+            return f"{value:g}" if abs(value) < TO_THE_DIGIT else f"{value:.15g}"
         case dict() | list():
             return to_json(value) if value else "-"
     return printable(str(value))

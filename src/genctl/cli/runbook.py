@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.base.printable import printable
-from genctl.cli import terminal
+from genctl.base.printable import printable, shorten
+from genctl.cli import streams, terminal
 from genctl.cli.command import Command, Group, yes_option
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from genctl.ops.runbook.actions import Actions
     from genctl.ops.runbook.inputs import Start
     from genctl.ops.runbook.model import Loaded, Step
@@ -24,6 +26,7 @@ RUNS = ("run", "runbook", "at", "who", "state", "failed")
 LINES = ("state", "step", "ms", "tries", "why")
 INDENT = " " * 4
 MOST_SHOWN = 25  # lines of what a step shows
+WIDEST_SHOWN = 400  # columns of one
 PLAN = ("step", "asks", "does", "action")
 
 
@@ -190,16 +193,15 @@ def _carry_out(
             files.enter_context(file)
         journal = Journal.open()
         of_this = Run(loaded, start, values, means, person, journal)
-        if out.form == "table":
-            write(f"{loaded.runbook.name}: run {journal.run}\n")
-            for number, step in enumerate(steps, 1):
-                write(printable(f"  {number}. {step.step}: {step.does.strip()}") + "\n")
-            sys.stdout.flush()
+        say = _saying(out)
+        say(f"{loaded.runbook.name}: run {journal.run}")
+        for number, step in enumerate(steps, 1):
+            say(f"  {number}. {step.step}: {step.does.strip()}")
+        for was in start.shown:
+            say(f"  shown by {was['step']}, before:", was["shown"], was["more"])
 
         def told(one: "Told") -> None:
-            if out.form == "table":
-                write(printable(one.line()) + "\n" + _indented(one.shown))
-                sys.stdout.flush()
+            say(one.line(), one.shown, one.more)
 
         with running.heeded() as signalled:
             done = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told, signalled)
@@ -214,21 +216,35 @@ def _carry_out(
     return done.exit_code
 
 
-def _indented(shown: Any) -> str:
-    """What a step shows, below its line: rows as a table, else as YAML."""
+def _saying(out: Output) -> "Callable[..., None]":
+    """What tells a person a line, what a step shows, and how much of it is left out."""
+    aside = terminal.can_ask() and (out.form != "table" or not sys.stdout.isatty())
+
+    def say(line: str, shown: Any = None, more: int = 0) -> None:
+        if out.form == "table":
+            write(printable(line) + "\n" + _indented(shown, more, terminal.room()))
+            sys.stdout.flush()
+        if aside and shown is not None:  # whoever is asked does not see stdout
+            terminal.note(line + "\n" + _indented(shown, more, streams.columns()))
+
+    return say
+
+
+def _indented(shown: Any, more: int, room: int | None) -> str:
+    """What a step shows, below its line: rows as a table, else as YAML. `more` lines are not in it."""
     from genctl.cli import formats
 
     if shown is None:
         return ""
     if isinstance(shown, list) and shown and all(isinstance(row, dict) for row in shown):
-        room = terminal.room()
         columns = dict.fromkeys(name for row in shown for name in row)
         text = formats.table(shown, list(columns), room - len(INDENT) if room else None)
     else:
-        text = shown if isinstance(shown, str) else formats.to_yaml(shown)
-    lines = [printable(line) for line in text.splitlines()] if shown else ["nothing"]
-    if len(lines) > MOST_SHOWN:
-        lines[MOST_SHOWN:] = [f"… and {len(lines) - MOST_SHOWN} lines more"]
+        text = shown.expandtabs() if isinstance(shown, str) else formats.to_yaml(shown)
+    lines = text.splitlines() if shown not in ([], {}, "") else []
+    left = more + max(len(lines) - MOST_SHOWN, 0)
+    lines = [shorten(printable(line), WIDEST_SHOWN) for line in lines[:MOST_SHOWN]] or ["nothing"]
+    lines += [f"… and {left} lines more"] if left else []
     return "".join(f"{INDENT}{line}\n" for line in lines)
 
 

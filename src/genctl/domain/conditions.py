@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 import jmespath
 import msgspec
 from jmespath.exceptions import JMESPathError
+from jmespath.functions import Functions
 
 T = TypeVar("T")
 
@@ -72,14 +74,34 @@ def mistake(condition: Condition) -> str | None:
 
 
 def path_mistake(path: str) -> str | None:
-    """Why it is no JMESPath."""
+    """Why it is no JMESPath, or can find nothing."""
     try:
-        roots(path)
-    except JMESPathError as error:
-        return f"no JMESPath: {str(error).splitlines()[0]}"
+        return next(_misuses(jmespath.compile(path).parsed), None)
+    except (JMESPathError, ValueError) as error:
+        return f"no JMESPath: {_said(error)}"
     except RecursionError:
         return "no JMESPath: nested too deeply"
-    return None
+
+
+def _misuses(node: Mapping[str, Any], *, as_argument: bool = False) -> Iterator[str]:
+    """Functions that are not there or take other arguments, and an expression where a value is due."""
+    if node["type"] == "expref" and not as_argument:
+        yield "& is only for an argument of a function"
+    is_function = node["type"] == "function_expression"
+    if is_function:
+        name, given = node["value"], len(node["children"])
+        takes = Functions.FUNCTION_TABLE.get(name, {"signature": None})["signature"]
+        if takes is None:
+            close = get_close_matches(name, Functions.FUNCTION_TABLE, 1)
+            yield f"no function {name}" + (f": did you mean {close[0]}?" if close else "")
+        elif given < len(takes) or (given > len(takes) and not takes[-1].get("variadic")):
+            yield f"{name} takes {len(takes)} arguments, not {given}"
+    if node["type"] == "slice":  # of numbers
+        if node["children"][2] == 0:
+            yield "a slice cannot go by steps of 0"
+        return
+    for child in node["children"]:
+        yield from _misuses(child, as_argument=is_function)
 
 
 def roots(path: str) -> set[str]:
@@ -99,8 +121,12 @@ def find(path: str, document: Any) -> Any:
     """What the JMESPath finds, None where there is nothing. Raises ValueError where it does not fit."""
     try:
         return jmespath.search(path, document)
-    except JMESPathError as error:
-        raise UncomparableError(f"{path} does not fit: {str(error).splitlines()[0]}") from None
+    except (JMESPathError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UncomparableError(f"{path} does not fit: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def holds(condition: Condition, document: Any) -> bool:

@@ -1,12 +1,40 @@
 """The values of a runbook, put in as a whole, and what a resumed run keeps of them."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _VALUE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 _REFERENCE = re.compile(r"\$\{[^}]*\}?")
+DEEPEST = 100  # lists and maps within each other
+
+
+class TooDeepError(ValueError):
+    """Nested deeper than what is done with it can follow."""
+
+
+def jsonable(value: Any, deep: int = 0) -> Any:
+    """The same, numbers that JSON cannot write as texts. Raises TooDeepError."""
+    if deep > DEEPEST:
+        raise TooDeepError(f"nested more than {DEEPEST} deep")
+    match value:
+        case dict():
+            return {key: jsonable(one, deep + 1) for key, one in value.items()}
+        case list():
+            return [jsonable(one, deep + 1) for one in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError where it is none, TooDeepError included."""
+    try:
+        return jsonable(json.loads(text))
+    except RecursionError:
+        raise TooDeepError(f"nested more than {DEEPEST} deep") from None
 
 
 def is_reference(value: Any) -> bool:
@@ -72,7 +100,8 @@ class Past(NamedTuple):
     """A run as its journal tells it. `state` is ok, failed or interrupted, the last also of a killed one.
 
     `done` are the steps that need not run again; `values` what is known of theirs and of the variables,
-    `hidden` the names of those that the journal has masked.
+    `hidden` the names of those that the journal has masked; `shown` what a person saw of the done ones, each
+    with `step`, `shown` and `more`.
     """
 
     run: str
@@ -87,6 +116,7 @@ class Past(NamedTuple):
     done: Sequence[str]
     values: Mapping[str, Any]
     hidden: Sequence[str]
+    shown: Sequence[Mapping[str, Any]]
 
 
 def past(events: Sequence[Event]) -> Past:
@@ -118,6 +148,14 @@ def past(events: Sequence[Event]) -> Past:
         ],
         values={name: value for name, value in values.items() if name not in hidden},
         hidden=sorted(hidden),
+        shown=[
+            *begun.get("shown", []),
+            *(
+                {"step": event["step"], "shown": event["shown"], "more": event.get("more", 0)}
+                for event in ended
+                if event["state"] == "ok" and not event["always"] and event.get("shown") is not None
+            ),
+        ],
     )
 
 

@@ -1,7 +1,6 @@
 """What a step does: each kind gives one document, which conditions and saved paths are asked of."""
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -18,7 +17,16 @@ import msgspec
 from genctl.base.settings import Settings
 from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import as_word, fill, names_in, statement
+from genctl.domain.runbooks import (
+    DEEPEST,
+    TooDeepError,
+    as_word,
+    fill,
+    jsonable,
+    names_in,
+    read_json,
+    statement,
+)
 from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql
 
@@ -91,21 +99,31 @@ def arguments(words: list[str | int], values: Values) -> list[str]:
 
 def _command(code: int, out: str, err: str) -> Document:
     last = (err.strip().splitlines() or [""])[-1]
-    error = _json(last)
+    error = _read(last)["json"]
     error = error.get("error") if isinstance(error, dict) else None
-    return {"exit": code, "json": _json(out), "text": out.rstrip("\n"), "stderr": err, "error": error}
+    return {"exit": code, **_read(out.rstrip("\n")), "stderr": err, "error": error}
 
 
-def _json(text: str) -> Any:
+def _read(output: str | bytes) -> Document:
+    """`json` and `text` of an output; `unread` says why its JSON cannot be read, though it may be some."""
+    text = output if isinstance(output, str) else output[:LARGEST_BYTES].decode(errors="replace")
+    if isinstance(output, bytes) and len(output) > LARGEST_BYTES:
+        return {"json": None, "text": text, "unread": "the output is longer than 1 MiB: its JSON is not read"}
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        return {"json": read_json(text), "text": text}
+    except TooDeepError as error:
+        return {"json": None, "text": text, "unread": f"the JSON of the output is {error}: it is not read"}
+    except ValueError:
+        return {"json": None, "text": text}
 
 
 async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Document:
     rows = await db.ask(settings.dsn(), statement(sql.query), params, writes=sql.writes)
-    found: Document = msgspec.to_builtins({"rows": rows, "count": len(rows)}, enc_hook=str)
+    try:
+        found: Document = jsonable(msgspec.to_builtins({"rows": rows, "count": len(rows)}, enc_hook=str))
+    except (TooDeepError, RecursionError):
+        told = f"a value of a row is nested more than {DEEPEST} deep"
+        raise GenctlError("TooDeep", told, "select what is looked at", exit_code=1) from None
     return found
 
 
@@ -131,19 +149,19 @@ async def _requested(what: Http) -> Document:
                 what.method, what.url, headers=what.headers, allow_redirects=False, **body
             ) as answer,
         ):
-            text = (await _first_bytes(answer.content)).decode(errors="replace")
+            read = _read(await _first_bytes(answer.content))
             headers = {name.lower(): value for name, value in answer.headers.items()}
-            return {"status": answer.status, "headers": headers, "json": _json(text), "text": text}
+            return {"status": answer.status, "headers": headers, **read}
     except (aiohttp.ClientError, OSError, ValueError) as error:
         said = str(error) or type(error).__name__
         raise GenctlError("NoAnswer", f"{what.method} {what.url}: {said}", exit_code=1) from None
 
 
 async def _first_bytes(stream: aiohttp.StreamReader | asyncio.StreamReader | None) -> bytes:
-    """All of it is read, and as much kept as we keep."""
+    """All of it is read, and as much kept as we keep, with a byte more where there was more."""
     kept = b""
     while stream and (data := await stream.read(65_536)):
-        kept += data[: max(LARGEST_BYTES - len(kept), 0)]
+        kept += data[: max(LARGEST_BYTES + 1 - len(kept), 0)]
     return kept
 
 
@@ -170,7 +188,7 @@ async def _shell(script: str, env: Mapping[str, str]) -> Document:
         with suppress(TimeoutError):  # asyncio sees the end of what it has read to the end alone
             async with asyncio.timeout(GONE_WITHIN_S):
                 await process.communicate()
-    text, said = (data.decode(errors="replace").rstrip("\n") for data in (out, err))
+    read, said = _read(out.rstrip(b"\n")), err.decode(errors="replace").rstrip("\n")
     if code == SKIPPED:
-        raise SkippedError((said or text or "it cannot be run here").splitlines()[-1])
-    return {"exit": code, "json": _json(text), "text": text, "stderr": said}
+        raise SkippedError((said or read["text"] or "it cannot be run here").splitlines()[-1])
+    return {"exit": code, **read, "stderr": said}

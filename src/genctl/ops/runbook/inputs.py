@@ -1,6 +1,5 @@
 """The values that a run begins with: given, by default, asked for, or those of the run that is resumed."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -10,7 +9,7 @@ from genctl.base import settings as table
 from genctl.base.dsn import password
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import Past, refusal
+from genctl.domain.runbooks import Past, TooDeepError, read_json, refusal
 from genctl.ops.runbook import journal
 from genctl.ops.runbook.model import Loaded, Runbook
 
@@ -24,6 +23,7 @@ class Start(NamedTuple):
     values: Mapping[str, Any] = {}
     hidden: Sequence[str] = ()
     resumes: str | None = None
+    shown: Sequence[Mapping[str, Any]] = ()
 
 
 def at_step(runbook: Runbook, step: str) -> Start:
@@ -40,7 +40,7 @@ def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
         raise _usage(f"run {past.run} is still running", "wait for it, or end it")
     if why := refusal(past, loaded.sha256, force=force):
         raise _usage(why, "add --force to go on all the same, or begin anew")
-    return Start(past.done, past.values, past.hidden, past.run)
+    return Start(past.done, past.values, past.hidden, past.run, past.shown)
 
 
 def values(
@@ -91,7 +91,9 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
             f"no variable {name!r}{_close(name, known)}", f"its variables are {', '.join(known) or 'none'}"
         )
     try:
-        return json.loads(text)
+        return read_json(text)
+    except TooDeepError as error:
+        raise _usage(f"--var {name}: {error}") from None
     except ValueError:
         return text
 

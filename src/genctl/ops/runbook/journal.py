@@ -74,6 +74,21 @@ def shortened(output: Any) -> Any:
     return output if len(text) <= LONGEST_OUTPUT else {"cut": text[:LONGEST_OUTPUT]}
 
 
+def first_of(found: Any) -> tuple[Any, int]:
+    """As much of a text or a list as is shown, and how many lines or items that leaves out."""
+    parts = found.splitlines() if isinstance(found, str) else found
+    if not isinstance(parts, list) or len(json.dumps(found, default=str)) <= LONGEST_OUTPUT:
+        return shortened(found), 0
+    kept, room = [], LONGEST_OUTPUT
+    for part in parts:
+        room -= len(json.dumps(part, default=str))
+        if room < 0:
+            break
+        kept.append(part)
+    kept = kept or [parts[0][:LONGEST_OUTPUT] if isinstance(parts[0], str) else shortened(parts[0])]
+    return "\n".join(kept) if isinstance(found, str) else kept, len(parts) - len(kept)
+
+
 def runs() -> Iterator[dict[str, Any]]:
     """All runs in short, the newest first; what is no journal is passed over."""
     for path in sorted(folder().glob("*.jsonl"), reverse=True):

@@ -87,16 +87,21 @@ def _keys(step: Step, source: Source, at: Place) -> Iterator[Finding]:
         if (step.wait or step.ask) and getattr(step, key):
             yield source.finding((*at, key), f"{key} is not for wait and ask", key=True)
     for name, what in step.saves():
-        if complaint := path_mistake(what.path):
+        if complaint := _path_mistake(what.path):
             yield source.finding((*at, "save", name), complaint)
         if step.ask and (step.ask.kind != "answer" or what.path != "answer"):
             yield source.finding(
                 (*at, "save", name), "an ask has nothing to save but the `answer` of that kind"
             )
-    if step.show and (complaint := "show is not for ask" if step.ask else path_mistake(step.show)):
+    if step.show and (complaint := "show is not for ask" if step.ask else _path_mistake(step.show)):
         yield source.finding((*at, "show"), complaint)
     if step.ask and step.ask.kind == "answer" and not step.save:
         yield source.finding((*at, "ask"), "the answer is not saved")
+
+
+def _path_mistake(path: str) -> str | None:
+    named = next((name for name, _ in references(path) if name.isidentifier()), None)
+    return f"a path takes no value: {named} is never put in" if named else path_mistake(path)
 
 
 def _action(step: Step, source: Source, at: Place, words: Words) -> Iterator[Finding]:
@@ -125,7 +130,7 @@ def _conditions(step: Step, source: Source, at: Place) -> Iterator[Finding]:
     for key, conditions in (("if", step.only_if), ("expect", step.expect)):
         for number, condition in enumerate(conditions or []):
             complaint = None if is_reference(condition.value) else mistake(condition)
-            if complaint := path_mistake(condition.path) or complaint:
+            if complaint := _path_mistake(condition.path) or complaint:
                 yield source.finding((*at, key, number), complaint)
             for name, whole in references(condition.value):
                 if not whole:

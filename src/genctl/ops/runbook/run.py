@@ -13,12 +13,13 @@ import msgspec
 
 from genctl import __version__
 from genctl.base.durations import format_duration, parse_duration
-from genctl.domain.conditions import Condition, UncomparableError, complaint, find, holds
+from genctl.domain.conditions import Condition, UncomparableError, complaint, find, holds, roots
+from genctl.domain.masking import MASK
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import as_word, fill, spoken
 from genctl.ops.runbook.actions import Actions, Document, SkippedError
 from genctl.ops.runbook.inputs import Start
-from genctl.ops.runbook.journal import Journal, shortened
+from genctl.ops.runbook.journal import Journal, first_of, shortened
 from genctl.ops.runbook.model import Loaded, Step
 
 LONGEST_WHY = 600  # characters
@@ -35,7 +36,10 @@ class Person(NamedTuple):
 
 
 class Told(msgspec.Struct, rename="camel", kw_only=True):
-    """What became of a step; `state` is ok, failed, skipped, interrupted or not run."""
+    """What became of a step; `state` is ok, failed, skipped, interrupted or not run.
+
+    `shown` is what it has shown, without the last `more` lines or items.
+    """
 
     step: str
     does: str
@@ -46,6 +50,7 @@ class Told(msgspec.Struct, rename="camel", kw_only=True):
     tries: int = 0
     why: str = ""
     shown: Any = None
+    more: int = 0
 
     def line(self) -> str:
         """For people."""
@@ -170,13 +175,14 @@ class Run:
             values=kept,
             hidden=hidden,
             done=list(self.start.done),
+            shown=list(self.start.shown),
             resumes=self.start.resumes,
         )
 
     def _as_kept(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Values as the journal has them, and the names of those that are masked in it."""
-        kept = {name: self.mask(value) for name, value in values.items()}
-        return kept, [name for name, value in values.items() if name in self.secret or kept[name] != value]
+        kept = {name: MASK if name in self.secret else self.mask(value) for name, value in values.items()}
+        return kept, [name for name, value in values.items() if kept[name] != value]
 
     def _note(self, step: Step, one: Told) -> None:
         saved, hidden = self._as_kept({name: self.values[name] for name in step.save if name in self.values})
@@ -212,17 +218,22 @@ class Run:
         except (GenctlError, UncomparableError) as error:
             state, why = "failed", _said(error)
         ms = round((time.monotonic() - began) * 1000, 1)
-        return self._told(step, state, why=why, ms=ms, tries=self._tries, shown=self._shown(step))
+        shown, more = self._shown(step)
+        return self._told(step, state, why=why, ms=ms, tries=self._tries, shown=shown, more=more)
 
-    def _shown(self, step: Step) -> Any:
-        """What of its output a person is to see: masked, no longer than the journal keeps it, and JSON."""
+    def _shown(self, step: Step) -> tuple[Any, int]:
+        """What of its output a person is to see: masked, JSON, an empty list where nothing is found; and how
+        much that leaves out.
+        """
         if not step.show or self._output is None:
-            return None
+            return None, 0
         try:
-            found = shortened(self.mask(find(step.show, self._output)))
+            found = _unread(self._output, [step.show]) or find(step.show, self._output)
         except UncomparableError as error:
             found = str(error)
-        return json.loads(json.dumps(found, ensure_ascii=False, default=str).encode(errors="replace"))
+        found, more = first_of([] if found is None else self.mask(found))
+        shown = json.dumps(found, ensure_ascii=False, default=str).encode(errors="replace")
+        return json.loads(shown), more
 
     def _fits(self, step: Step) -> None:
         """Raises SkippedError where its condition does not hold or a value of its is not there."""
@@ -289,6 +300,8 @@ class Run:
     def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
         """Do it once; what is wrong with what came of it."""
         kind, what = step.action()
+        if not step.wait:
+            self._output = None
         try:
             output = self.means.perform(kind, what, self.values, timeout_s, yes)
             error = output.get("error") if kind == "genctl" else None
@@ -311,6 +324,9 @@ class Run:
             if name in self.secret:  # whatever else is found wrong with it
                 with suppress(UncomparableError):
                     self.mask.add(find(what.path, output))
+        paths = [one.path for one in step.expect or []] + [what.path for _, what in step.saves()]
+        if why := _unread(output, paths):
+            return why
         for condition in step.expect or []:
             if why := complaint(self._filled(condition), output):
                 return why + _told_by(output)
@@ -343,6 +359,12 @@ def _fitting(why: str) -> str:
 def _said(error: Exception) -> str:
     fix = error.fix if isinstance(error, GenctlError) else ""
     return f"{error}; {fix}" if fix else str(error)
+
+
+def _unread(output: Document, paths: list[str]) -> str | None:
+    """Why these paths would find nothing where there may be something."""
+    why: str | None = output.get("unread")
+    return why if why and any("json" in roots(path) for path in paths) else None
 
 
 def _told_by(output: Document) -> str:
