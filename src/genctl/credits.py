@@ -27,7 +27,7 @@ FIXES = {
     "terminal_holds": "genctl sweep releases it for a failed session and captures it for a completed one",
     "refund_amount": "genctl refunds check --fix gives back what is missing; what is too much needs a person",
     "refund_pending": "genctl sweep tries the release again; look at refundError when it stays",
-    "double_movement": "compare the ledger's rows of this reservation; one is too many",
+    "double_movement": "compare its status and its rows in the ledger: one is too many, or it is wrong",
     "missing_movement": "somebody changed the status by hand: book what was moved",
     "balance_ledger": "somebody changed the balance by hand: find out who, and book the difference",
     "details_ledger": "the ledger is right; genctl refunds check --fix tells the user so",

@@ -58,6 +58,10 @@ PLANTED = {
     "two reserves": ("double_movement", "queued", BOOK.format("reserve")),
     "two ends in one row": ("double_movement", "done",
         "update credit_reservations set released_at = now() where id = %(r)s"),
+    "what was released is held again": ("double_movement", "failed",
+        "update credit_reservations set status = 'held', released_at = null where id = %(r)s"),
+    "what was captured is held again": ("double_movement", "done",
+        "update credit_reservations set status = 'held', captured_at = null where id = %(r)s"),
     "no reserve": ("missing_movement", "queued", """
         delete from credit_ledger where reservation_id = %(r)s;""" + PAID),
     "no release": ("missing_movement", "failed", UNBOOKED),

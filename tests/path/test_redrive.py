@@ -324,7 +324,7 @@ async def test_a_canary_that_nobody_works_at_says_so_until_a_signal(kit: Kit) ->
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    assert told[0] == "waiting for the 1 jobs of the canary; a worker has to run"
+    assert told[0] == "waiting for 1 job of the canary; a worker has to run"
     assert told[1].startswith("until then: 1 redriven")
 
 

@@ -502,7 +502,7 @@ def test_a_step_shows_what_a_person_is_to_see(book: Book) -> None:
     ]
     assert "    25" in lines
     assert "    26" not in lines
-    assert "    … and 15 lines more" in lines
+    assert "    … and 15 more lines" in lines
     assert "    nothing" in lines
     assert "    ?" in lines
     assert [line for line in lines if "invalid type" in line]
@@ -524,7 +524,7 @@ def test_nothing_and_what_is_long_are_told_from_what_is_found(book: Book) -> Non
     out, _ = book.say("run", str(book.file), exit_code=1)
     shown = [line.strip() for line in out.splitlines() if line.startswith("    ")]
     assert shown[:3] == ["0", "nothing", "line 1 of a long log"]
-    assert "… and 8975 lines more" in shown
+    assert "… and 8,975 more lines" in shown
     assert max(map(len, shown)) == 400
     assert shown[-3:] == ["- nan", "- inf", "- 1234567.89"]
     (journal,) = book.journals()

@@ -185,4 +185,4 @@ async def test_no_worker_is_named(kit: Kit) -> None:
     async with served(kit.settings) as api:
         said = await judge(dataclasses.replace(kit.settings, api_url=api.url, secret=SECRET), timeout_s=2.0)
     assert said.broken == "claimed"
-    assert "1 messages that wait, 0 taken: nobody takes them" in said.why
+    assert "1 message waiting, 0 taken: nobody takes them" in said.why

@@ -319,7 +319,7 @@ def test_a_stack_that_never_ran_is_exit_3_with_how_to_start_it() -> None:
     assert settings.ark_base_url == SIMULATOR
     with pytest.raises(GenctlError, match="not running") as caught:
         settings.dsn()
-    assert (caught.value.exit_code, "genctl demo --keep" in caught.value.fix) == (3, True)
+    assert (caught.value.exit_code, "genctl up" in caught.value.fix) == (3, True)
 
 
 @pytest.mark.parametrize(

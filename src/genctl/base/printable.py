@@ -44,6 +44,11 @@ def shorten(text: str, columns: int) -> str:
     return text + "…"
 
 
+def many(count: int, one: str) -> str:
+    """A number of things for people: `1 job`, `12,000 jobs`."""
+    return f"{count:,} {one}" + ("" if count == 1 else "s")
+
+
 def _columns(character: str) -> int:
     if unicodedata.category(character) in {"Mn", "Me", "Cf"}:
         return 0

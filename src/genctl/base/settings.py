@@ -178,7 +178,7 @@ class Settings:
             raise GenctlError(
                 "StackNotRunning",
                 f"the embedded stack is not running (nothing in {self.home})",
-                "start it with `genctl demo --keep`, or set DATABASE_URL",
+                "start it with `genctl up`, or set DATABASE_URL",
             )
         return self.database_url
 

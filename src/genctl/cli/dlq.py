@@ -11,6 +11,7 @@ import click
 from genctl.cli import terminal
 from genctl.cli.command import WHEN, Command, Group, Rate, yes_option
 from genctl.cli.output import Output
+from genctl.domain.model import Category
 
 if TYPE_CHECKING:
     from genctl.domain.deadletters import Choice
@@ -20,6 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
 BAR = 40
+CATEGORIES = click.Choice([category.value for category in Category])
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -32,7 +34,7 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
     """The options that choose messages; the command gets them as `choose`, which makes the Choice."""
     options = (
         click.option("--code", metavar="CODE", help="Only this failure code."),
-        click.option("--category", metavar="C", help="Only this category, such as server."),
+        click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
         click.option("--user", metavar="U", help="Only this user's."),
         click.option("--session", metavar="ID", help="Only this session's; any of its ids will do."),
         click.option("--since", type=WHEN, metavar="T", help="Failed since then (2h, or RFC 3339)."),
@@ -121,9 +123,7 @@ def show(out: Output, id_: str) -> None:
 )
 @choosing
 @click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most so many jobs.")
-@click.option(
-    "--max-redrives", type=click.IntRange(1), default=3, metavar="N", help="Of one session, ever. Default 3."
-)
+@click.option("--max-redrives", type=click.IntRange(1), default=3, metavar="N", help="Of one session, ever.")
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
     "--canary", type=click.IntRange(1), metavar="N", help="So many first; on only if they complete."

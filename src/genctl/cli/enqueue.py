@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from genctl.base.printable import many
 from genctl.cli import terminal
 from genctl.cli.command import Command, Rate, yes_option
 from genctl.cli.output import Output
@@ -58,7 +59,7 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     out.target(queue=True)
     settings = out.settings
     if settings.real_provider and (wish.sensitive or settings.protected):
-        out.confirm(f"Send {wish.count} jobs to {settings.ark_base_url}, from your account?", yes)
+        out.confirm(f"Send {many(wish.count, 'job')} to {settings.ark_base_url}, from your account?", yes)
     with terminal.progress(wish.count, "enqueue") as step:
         said = out.run(run(settings, wish, step))
     if said.owed:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from genctl.base.printable import many
 from genctl.cli import terminal
 from genctl.cli.command import WHEN, Command, Group, yes_option
 from genctl.cli.output import Output
@@ -61,15 +62,15 @@ def check(
         for violation in found.safe:
             _note("would mend", violation)
     elif fix and found.safe:
-        out.confirm(f"Mend {len(found.safe)} of {found.total} violations?", yes)
+        out.confirm(f"Mend {len(found.safe)} of {many(found.total, 'violation')}?", yes)
         found = _mended(out, found, look)
     checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
-    terminal.note(f"checked {checked}: {f'{found.total} violations' if found.total else 'all sound'}")
+    terminal.note(f"checked {checked}: {many(found.total, 'violation') if found.total else 'all sound'}")
     if found.is_cut:
         terminal.note(f"the first {len(found.violations):,} violations are listed")
     if unsure := found.unknowns + found.late_results:
         terminal.note(
-            f"{unsure} calls, worth {found.worth} credits, may have been billed while their"
+            f"{many(unsure, 'call')}, worth {many(found.worth, 'credit')}, may have been billed, though"
             f" users were refunded: {found.unknowns} of unknown outcome, {found.late_results} late results"
         )
     violations = [camel(violation._asdict()) for violation in found.violations]

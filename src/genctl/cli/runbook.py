@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.base.printable import printable, shorten
+from genctl.base.printable import many, printable, shorten
 from genctl.cli import streams, terminal
 from genctl.cli.command import Command, Group, yes_option
 from genctl.cli.output import Output, write
@@ -244,7 +244,7 @@ def _indented(shown: Any, more: int, room: int | None) -> str:
     lines = text.splitlines() if shown not in ([], {}, "") else []
     left = more + max(len(lines) - MOST_SHOWN, 0)
     lines = [shorten(printable(line), WIDEST_SHOWN) for line in lines[:MOST_SHOWN]] or ["nothing"]
-    lines += [f"… and {left} lines more"] if left else []
+    lines += [f"… and {many(left, 'more line')}"] if left else []
     return "".join(f"{INDENT}{line}\n" for line in lines)
 
 

@@ -54,7 +54,10 @@ def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> No
         )
     if not can_ask():
         raise GenctlError(
-            "NotConfirmed", f"{question} Nobody can be asked here", f"answer with {flag}", exit_code=2
+            "NotConfirmed",
+            f"{question or 'It asks before it does anything.'} Nobody can be asked here",
+            f"answer with {flag}",
+            exit_code=2,
         )
     how = f"Type the database's name ({name}) to go on: " if protected else "[y/N] "
     answer = ask(f"{question} {how}")

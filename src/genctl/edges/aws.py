@@ -66,7 +66,7 @@ class Place(NamedTuple):
             raise GenctlError(
                 "StackNotRunning",
                 "the embedded stack is not running, and with it its queue",
-                "start it with `genctl demo --keep`, or set DATABASE_URL",
+                "start it with `genctl up`, or set DATABASE_URL",
             )
         return cls(endpoint, "us-east-1", lambda: Credentials(key, secret))
 

@@ -123,7 +123,7 @@ def errors_told(dsn: str) -> Iterator[None]:
         raise DatabaseGoneError(
             "DatabaseUnreachable",
             f"cannot use PostgreSQL at {at}: {_first_line(error)}",
-            "check that it runs (the embedded stack: `genctl demo --keep`) and that DATABASE_URL is right",
+            "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
         ) from error
     except UnicodeEncodeError as error:
         raise GenctlError(

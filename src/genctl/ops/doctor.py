@@ -64,6 +64,9 @@ async def _versions(_: Settings) -> list[Finding]:
 
 
 async def _settings(settings: Settings) -> list[Finding]:
+    if settings.embedded and not settings.secret:
+        told = f"the embedded stack is not running (nothing in {settings.home})"
+        return [Finding("settings", findings.WARNING, told, "genctl up, or set DATABASE_URL")]
     if not settings.secret:
         told = (
             "GENCTL_SECRET is not set: no API can be served, no token issued, and no stream is checked here"

@@ -15,6 +15,7 @@ from typing import IO, Any, Self
 
 import msgspec
 
+from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, rfc3339
@@ -115,7 +116,7 @@ def question(found: dict[str, Any], name: str) -> str:
     of_runs = (
         f" {active} of them may be all that is left of runs that wait; those fail in time." if active else ""
     )
-    return f"Delete {found['meant']} messages of {name}?{of_runs}"
+    return f"Delete {many(found['meant'], 'message')} of {name}?{of_runs}"
 
 
 async def discard(

@@ -18,6 +18,12 @@ from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.providers.ark import CODES
 
 NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})
+NOT_SENT = "where no connection was made, nothing was sent: refused"
+NOTES = {  # of codes that an answer can have in two ways
+    "HTTP200": "of an answer that is empty, cut or HTML: network",
+    "Timeout": NOT_SENT,
+    "ConnectionError": NOT_SENT,
+}
 OF_THE_JOB = frozenset({Category.CONTENT_POLICY, Category.INVALID_REQUEST})
 REDRIVE = {
     Category.CONTENT_POLICY: "no: the same job would be refused again",
@@ -115,7 +121,7 @@ def _judged(answer: Answer | NoAnswer, provider: str | None, verdicts: Sequence[
     now = datetime.now(UTC)
     failure, base = (classify(answer, provider or "", now=now, verdicts=said) for said in (verdicts, ()))
     assert isinstance(failure, Failure) and isinstance(base, Failure)  # noqa: S101, PT018 - it has no image
-    return _meaning(failure, provider, fatal=base.fatal)
+    return _meaning(failure, provider, fatal=base.fatal, note=NOTES.get(failure.code))
 
 
 def _ruled(code: str, rule: Rule, provider: str, verdicts: Sequence[str]) -> Meaning:

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from genctl import gate
+from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
 from genctl.domain.model import GenctlError, Status
@@ -103,8 +104,9 @@ class Plan(msgspec.Struct, frozen=True):
         left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
         edit = f", edited by {', '.join(self.edits)}" if self.edits else ""
         return (
-            f"Redrive {self.tally.redriven} jobs of {users} users, reserving {reserved} credits again{edit},"
-            f" and drop {self.tally.stale} stale copies?" + (f" Left where they are: {left}." if left else "")
+            f"Redrive {many(self.tally.redriven, 'job')} of {many(users, 'user')}, reserving"
+            f" {many(reserved, 'credit')} again{edit}, and drop {self.tally.stale} stale copies?"
+            + (f" Left where they are: {left}." if left else "")
         )
 
     def shown(self) -> dict[str, Any]:
@@ -202,7 +204,7 @@ class Redrive:
             self._canary = {}
             await self._lanes(self.wish.canary if self._left is None else min(self.wish.canary, self._left))
             if self._canary:
-                tell(f"waiting for the {len(self._canary)} jobs of the canary; a worker has to run")
+                tell(f"waiting for {many(len(self._canary), 'job')} of the canary; a worker has to run")
             await self._canary_lives()
         if not await self._gate_is_closed():
             await self._lanes(self._left, to_the_end=self._to_the_end)

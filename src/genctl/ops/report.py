@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from tabulate import tabulate
 
+from genctl.base.printable import many
 from genctl.domain.model import rfc3339
 from genctl.edges.db import Database, Row
 
@@ -43,13 +44,13 @@ class Report(msgspec.Struct, frozen=True):
     def markdown(self) -> str:
         """For people."""
         totals = self.totals
-        unsure = totals["unknowns"] + totals["late_results"]
+        unsure, worth = totals["unknowns"] + totals["late_results"], many(totals["worth"], "credit")
         lines = [
             f"# Failed generations, {self.since:%Y-%m-%d %H:%M} to {self.until:%Y-%m-%d %H:%M} UTC",
             "",
-            f"- {totals['sessions']} jobs of {totals['users']} users failed.",
-            f"- {totals['released']} credits were returned.",
-            f"- {unsure} calls, worth {totals['worth']} credits, may have been billed for nothing:",
+            f"- {many(totals['sessions'], 'job')} of {many(totals['users'], 'user')} failed.",
+            f"- {many(totals['released'], 'credit')} returned.",
+            f"- {many(unsure, 'call')}, worth {worth}, may have been billed for nothing:",
             f"  {totals['unknowns']} ended in ways that nobody knows, {totals['late_results']} came late.",
             f"- {_redrives(self.redrives)}",
         ]

@@ -13,6 +13,7 @@ from typing import Self
 
 import msgspec
 
+from genctl.base.printable import many
 from genctl.edges.sqs import BATCH, Message, Queue
 
 LOOK_S = 30  # how long what was seen is hidden at most, should we be killed while looking
@@ -153,4 +154,4 @@ async def look(
 def sampled(seen: int, approximate: int) -> str:
     """How much was seen, in words that promise no more than SQS does."""
     more = "; SQS shows a sample at a time: run it again for the rest" if seen < approximate else ""
-    return f"{seen} messages seen of about {approximate}{more}"
+    return f"{many(seen, 'message')} seen of about {approximate}{more}"

@@ -62,6 +62,8 @@ wrong as (
     session_id, reservation_id, user_id, case status when 'failed' then 'released' else 'captured' end,
     coalesce('held: ' || (told ->> 'refundError'), 'held')
   from run where status in ('completed', 'failed') and held_as = 'held'
+    and not exists (  -- else a double_movement, which no release can mend
+      select from credit_ledger l where l.reservation_id = run.reservation_id and l.kind in ('release', 'capture'))
   union all
   select 'refund_amount', session_id, reservation_id, user_id, amount::text, returned::text
   from run where not old and status = 'failed' and held_as = 'released' and returned <> amount and releases > 0
@@ -157,7 +159,8 @@ wrong as (
   select e.kind, p.session_id, p.id, p.user_id, e.expected, e.found
   from pair p join generation_sessions s on s.id = p.session_id and s.run > p.run
   cross join lateral (values
-    ('terminal_holds', 'released before the next run', p.status, p.status = 'held'),
+    ('terminal_holds', 'released before the next run', p.status,
+      p.status = 'held' and p.releases + p.captures = 0),
     ('failed_not_released', 'released before the next run', p.status,
       p.end_booked and p.status = 'captured' and p.returned < p.amount),
     ('refund_amount', p.amount::text, p.returned::text,

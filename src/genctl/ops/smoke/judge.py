@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID, uuid4
 
+from genctl.base.printable import many
 from genctl.domain.model import GenctlError, rfc3339
 from genctl.domain.scenarios import SENSITIVE_PROMPT
 from genctl.edges import listener
@@ -184,7 +185,7 @@ class Judge:
             int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in ("", "NotVisible")
         )
         hint = "nobody takes them" if waiting else "somebody has it" if taken else "was it sent?"
-        return f"; queue {self.at.queue.name} has {waiting} messages that wait, {taken} taken: {hint}"
+        return f"; queue {self.at.queue.name} has {many(waiting, 'message')} waiting, {taken} taken: {hint}"
 
     async def _row(self) -> Evidence:
         row, at = await self._session(), time.monotonic()
@@ -315,7 +316,7 @@ class Judge:
         copy = next(filter(self.is_copy, found.messages), None)
         where = f"in DLQ {self.at.dlq.name}"
         if copy is None:
-            seen = f"none among {len(found.messages)} messages"
+            seen = f"none among {many(len(found.messages), 'message')}"
             raise BrokenError(f"a copy of the job's message {where}", seen, "the worker's log")
         if complaint := sound.body_complaint(copy.body, self.session_id):
             raise BrokenError(
