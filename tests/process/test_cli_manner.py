@@ -448,7 +448,7 @@ def test_ci_is_not_asked_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_target_without_a_database_is_exit_3_with_how_to_start_one() -> None:
     done = run("drop", "--yes")
     assert done.returncode == 3
-    assert "genctl demo --keep" in done.stderr
+    assert "genctl up" in done.stderr
 
 
 # Help

@@ -202,6 +202,8 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("secret: true, help: A key", "secret: true, help: A key, default: 5", "exactly one of default"),
         ("step: wait", "step: version", "a second step version"),
         ("path: exit, secret: false", "path: 'exit[', secret: false", "no JMESPath"),
+        ("operator: greater", "operator: grater", "exists, got 'grater': did you mean greater?"),
+        ("kind: answer", "kind: tell", "expected one of confirm, do, answer, got 'tell'"),
         ("path: exit, secret: false", "path: lenght(text), secret: false", "did you mean length?"),
         (
             "path: exit, secret: false",

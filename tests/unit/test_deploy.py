@@ -56,7 +56,6 @@ def _texts() -> list[str]:
 
 
 FAMILIES = [family for text in _texts() for family in text_string_to_metric_families(text)]
-FAMILIES = [family for family in FAMILIES if not family.name.endswith("_created")]
 
 
 def _values() -> dict[str, dict[str, set[str]]]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from genctl.base import settings as table
@@ -81,10 +82,13 @@ def values(
 def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
     if variable := runbook.variables.get(name):
         try:
-            return variable.parse(text)
+            value = variable.parse(text)
         except ValueError as error:
             got = "" if variable.secret else f", got {text[:80]!r}"
             raise _usage(f"--var {name}: expected {error}{got}") from None
+        if variable.type == "file" and not Path(value).exists():
+            raise _usage(f"--var {name}: there is no {value}", "name a file that is there")
+        return value
     if name not in saved:
         known = [*runbook.variables, *sorted(saved)]
         raise _usage(

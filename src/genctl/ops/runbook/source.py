@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import yaml
@@ -23,6 +23,15 @@ KEYS = sorted(
     }
 )
 
+CHOICES = {
+    key: get_args(struct.__annotations__[key])
+    for key, struct in {
+        "operator": Condition,
+        "type": Variable,
+        "kind": model.Ask,
+        "method": model.Http,
+    }.items()
+}
 KINDS = {
     "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
     "array": "a list", "object": "a map",
@@ -166,6 +175,10 @@ def _converted(source: Source, base: Place, value: Any, kind: Any) -> Iterator[F
             yield source.finding((*place, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
         elif match := re.fullmatch("Object missing required field `(.*)`", message):
             yield source.finding(place, f"the key {match[1]} is missing")
+        elif match := re.fullmatch("Invalid enum value '(.*)'", message, re.DOTALL):
+            choices = CHOICES[str(place[-1])]
+            hint = "".join(f": did you mean {one}?" for one in get_close_matches(match[1], choices, 1))
+            yield source.finding(place, f"expected one of {', '.join(choices)}, got {match[1]!r}{hint}")
         else:
             yield source.finding(place, _in_words(message))
 
