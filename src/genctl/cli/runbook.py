@@ -52,7 +52,7 @@ def list_(out: Output) -> None:
         }
         for one in found
     ]
-    short = [row | {"purpose": re.split(r"(?<=[.?:])\s", str(row["purpose"]))[0]} for row in rows]
+    short = [row | {"purpose": re.split(r"(?<=[.?])\s", str(row["purpose"]))[0]} for row in rows]
     out.emit(rows, rows=short if out.form == "table" else None, columns=LISTED)
 
 
