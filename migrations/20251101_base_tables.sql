@@ -68,7 +68,7 @@ begin
     where id is not null and array[key] is distinct from (
       select array_agg(a.attname::text) from pg_index i
       join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
-      where i.indrelid = f.id and i.indisprimary)
+      where i.indrelid = f.id and i.indisprimary and i.indimmediate)  -- ON CONFLICT takes no deferrable one
   ) d;
   if differences is not null then
     raise exception using errcode = 'datatype_mismatch',

@@ -6,7 +6,7 @@ begin
   for made in
     select c.relname as tab, a.attname as name
     from pg_attribute a join pg_class c on c.oid = a.attrelid
-    where c.relnamespace = current_schema()::regnamespace
+    where c.relnamespace = quote_ident(current_schema())::regnamespace
       and c.relname in ('generation_sessions', 'credit_accounts', 'credit_reservations')
       and col_description(a.attrelid, a.attnum) = 'made by genctl' and not a.attisdropped
       and a.attname <> 'error_details'  -- of a migration of its own
@@ -15,7 +15,7 @@ begin
   end loop;
   for made in
     select relname as tab from pg_class
-    where relnamespace = current_schema()::regnamespace and relname in ('tool_gates', 'session_events')
+    where relnamespace = quote_ident(current_schema())::regnamespace and relname in ('tool_gates', 'session_events')
       and obj_description(oid, 'pg_class') = 'made by genctl'
   loop
     execute format('drop table %I', made.tab);

@@ -103,6 +103,10 @@ OTHER = {
         "alter table credit_accounts drop constraint credit_accounts_pkey",
         "the primary key of credit_accounts is not (user_id)",
     ),
+    "a key that ON CONFLICT does not take": (
+        "alter table credit_accounts drop constraint credit_accounts_pkey, add primary key (user_id) deferrable",
+        "the primary key of credit_accounts is not (user_id)",
+    ),
     "one table of three": (
         "drop table credit_accounts, credit_reservations",
         "there is no table credit_accounts; there is no table credit_reservations",

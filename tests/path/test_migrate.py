@@ -241,6 +241,29 @@ async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
     assert said.empty()
 
 
+@pytest.mark.parametrize("habit", ["datestyle = 'German, DMY'", 'search_path = "Shop-1", public'])
+async def test_a_database_of_other_habits_is_migrated_there_and_back(empty: str, habit: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute('create schema "Shop-1"')
+        (name,) = conn.execute("select current_database()").fetchone() or ("",)
+        conn.execute(f"alter database {name} set {habit}".encode())
+    assert await migrate.up(empty) == FILES
+    assert await states(empty) == ["applied"] * len(FILES)
+    await migrate.down(empty, await migrate.undoable(empty, FILES[0]))
+    assert await migrate.up(empty) == FILES
+
+
+async def test_an_index_of_the_product_that_is_half_built_is_left_alone(empty: str) -> None:
+    """Though a file has a word of the same name."""
+    await migrate.up(empty)
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute("create index client_key on generation_sessions (client_key)")
+        conn.execute("update pg_index set indisvalid = false where indexrelid = 'client_key'::regclass")
+        assert await migrate.up(empty) == []
+        assert await states(empty) == ["applied"] * len(FILES)
+        assert conn.execute("select to_regclass('client_key') is not null").fetchone() == (True,)
+
+
 async def test_a_search_path_without_a_schema_is_named(empty: str) -> None:
     lost = make_conninfo(empty, options="-csearch_path=nosuch")
     for work in (migrate.up, migrate.status):

@@ -15,6 +15,8 @@ from genctl.domain import decide
 from genctl.domain.classify import MAX_DELAY_S, ours
 from genctl.domain.model import GenctlError, Status
 from genctl.edges.sql import sql
+from genctl.ops.sessions import listed
+from genctl.redrive import letters
 from genctl.sweep import Ages, resend_all, sweep
 
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s' where status = 'processing'"
@@ -306,6 +308,53 @@ async def test_each_of_two_users_whose_rows_name_one_reservation_is_told_what_is
     assert len({row.version for row in told}) == 2
     assert (await kit.row(more["bob"])).error_details is None
     assert len(await kit.query("select from session_events where kind = 'refunded'")) == 2
+
+
+@pytest.mark.parametrize("other", ["completed", "queued"])
+@pytest.mark.parametrize("held", [True, False])
+async def test_what_another_session_needs_is_given_back_to_none(kit: Kit, other: str, *, held: bool) -> None:
+    """A product's own retry may have made a second row for the reservation of the first."""
+    failed, needs = await kit.enqueue("sensitive"), await kit.enqueue()
+    await kit.query(
+        "update generation_sessions set status = %s, reservation_id = %s where id = %s",
+        *(other, failed.reservation_id, needs.id),
+    )
+    await kit.query(
+        "update generation_sessions set status = 'failed', dlq_sent_at = '-infinity' where id = %s", failed.id
+    )
+    if not held:
+        await credits.capture_reservation(kit.db, failed.reservation_id or needs.id, reason="theirs")
+    before = await kit.balance()
+    found = (await credits.audit(kit.db)).violations
+    kinds = [violation.kind for violation in found if violation.reservation_id == failed.reservation_id]
+    assert kinds == (["terminal_holds"] if held and other == "completed" else [])
+    assert [swept.action for swept in await kit.sweep()] == ["capture"] * len(kinds)
+    await credits.fix_all(kit.db, found)
+    assert await kit.balance() == before
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *("created_at = '12026-01-01'", "created_at = '0044-03-15 BC'"),
+        "params = (repeat('[', 3000) || repeat(']', 3000))::jsonb",
+        "error_details = (repeat('[', 300) || repeat(']', 300))::jsonb",
+    ],
+)
+async def test_a_row_that_python_cannot_hold_keeps_nobody_waiting(kit: Kit, odd: str) -> None:
+    """A year of five digits, one before the first, JSON nested without end: it goes the way of the others."""
+    sessions = [await kit.enqueue("sensitive") for _ in range(3)]
+    await kit.query(f"update generation_sessions set {odd} where id = %s", sessions[1].id)
+    held_up = await kit.enqueue()
+    await kit.query("update generation_sessions set status = 'failed' where id = %s", held_up.id)
+    filters = dict.fromkeys(("user", "status", "code", "since", "until"))
+    assert len(await listed(kit.db, pytest.fail, limit=9, **filters)) == 4
+    assert "refund" in [swept.action for swept in await kit.sweep()]
+    for _ in sessions:
+        await kit.work()
+    assert {(await kit.row(session)).status for session in sessions} == {Status.FAILED}
+    assert len(await letters(await kit.copies(), kit.db)) == len(sessions)
+    assert await kit.balance() == 1000
 
 
 async def test_one_that_failed_elsewhere_is_told_of_its_refund_in_details_of_full_shape(kit: Kit) -> None:

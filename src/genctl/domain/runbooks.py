@@ -1,40 +1,12 @@
 """The values of a runbook, put in as a whole, and what a resumed run keeps of them."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _VALUE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 _REFERENCE = re.compile(r"\$\{[^}]*\}?")
-DEEPEST = 100  # lists and maps within each other
-
-
-class TooDeepError(ValueError):
-    """Nested deeper than what is done with it can follow."""
-
-
-def jsonable(value: Any, deep: int = 0) -> Any:
-    """The same, numbers that JSON cannot write as texts. Raises TooDeepError."""
-    if deep > DEEPEST:
-        raise TooDeepError(f"nested more than {DEEPEST} deep")
-    match value:
-        case dict():
-            return {key: jsonable(one, deep + 1) for key, one in value.items()}
-        case list():
-            return [jsonable(one, deep + 1) for one in value]
-        case float() if not math.isfinite(value):
-            return str(value)
-    return value
-
-
-def read_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError where it is none, TooDeepError included."""
-    try:
-        return jsonable(json.loads(text))
-    except RecursionError:
-        raise TooDeepError(f"nested more than {DEEPEST} deep") from None
 
 
 def is_reference(value: Any) -> bool:

@@ -23,6 +23,7 @@ from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
+from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges.sql import sql
 
@@ -41,12 +42,15 @@ POOLER_PAUSE_S = 0.01
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
 CONNECTION: dict[str, Any] = {
     "autocommit": True,
     "prepare_threshold": None,
     "row_factory": dict_row,
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "genctl",
+    "client_encoding": "utf8",
     # a connection whose other end is gone is noticed by the kernel, not after two hours
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -54,8 +58,22 @@ CONNECTION: dict[str, Any] = {
     "tcp_user_timeout": 15_000,  # milliseconds
 }
 
+os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; what libpq sends at the start, poolers take too
+
+
+def _loaded(text: str | bytes) -> Any:
+    """The value of a jsonb; None where it is nested so deeply that who walks it could not follow."""
+    opened = "[{" if isinstance(text, str) else b"[{"
+    if text.count(opened[:1]) + text.count(opened[1:]) <= DEEPEST:  # type: ignore[arg-type]  # of its kind
+        return msgspec.json.decode(text)
+    try:
+        return read_json(text)
+    except TooDeepError:
+        return None
+
+
 set_json_dumps(msgspec.json.encode)
-set_json_loads(msgspec.json.decode)
+set_json_loads(_loaded)
 
 
 class DataRefusedError(GenctlError):
@@ -69,8 +87,10 @@ class DatabaseGoneError(GenctlError):
     """The connection or the server failed: the same statement may work on a new connection."""
 
 
-class _EndlessLoader(Loader):
-    """'-infinity' marks rows that were there before adoption; Python's nearest is the year 1."""
+class _TimeLoader(Loader):
+    """What Python cannot hold is its nearest: '-infinity', which marks rows that were there before adoption,
+    is the year 1, and so is what lies before it.
+    """
 
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
         super().__init__(oid, context)
@@ -81,10 +101,14 @@ class _EndlessLoader(Loader):
     def load(self, data: Any) -> Any:
         match bytes(data):
             case b"-infinity":
-                return datetime.min.replace(tzinfo=UTC)
+                return EARLIEST
             case b"infinity":
-                return datetime.max.replace(tzinfo=UTC)
-        return self._usual(data)
+                return LATEST
+            case text:
+                try:
+                    return self._usual(data)
+                except psycopg.DataError:
+                    return EARLIEST if text.endswith(b"BC") else LATEST
 
 
 @contextmanager
@@ -151,7 +175,7 @@ def _first_line(error: BaseException) -> str:
 
 
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
-    conn.adapters.register_loader("timestamptz", _EndlessLoader)
+    conn.adapters.register_loader("timestamptz", _TimeLoader)
 
 
 async def connect(dsn: str) -> Connection:

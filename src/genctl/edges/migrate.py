@@ -29,6 +29,7 @@ LOCK_KEY = 0x67656E63746C  # "genctl"
 POLL_S = 0.1
 SILENT_S = 2.0  # waiting for another runner, before it is told
 LOCK_PATIENCE_S = 60.0
+_INDEX = re.compile(r"\bindex concurrently if (?:not )?exists (\w+)")
 
 
 class Migration(NamedTuple):
@@ -226,7 +227,7 @@ async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
     """Only what is half-built: a later file may have dropped another index of this one."""
     with errors_told(dsn):
         broken = await _half_built(conn, path)
-        builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _named(broken, one)]
+        builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _makes(broken, one)]
         for statement in [*broken.values(), *builds]:
             await conn.execute(statement)
 
@@ -237,11 +238,11 @@ async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
     if not content.startswith(ALONE):
         return {}
     rows = await (await conn.execute(_text("half_built_indexes"), {})).fetchall()
-    return {row["name"]: row["remedy"] for row in rows if _named([row["name"]], content)}
+    return {row["name"]: row["remedy"] for row in rows if _makes([row["name"]], content)}
 
 
-def _named(names: Iterable[str], text: str) -> bool:
-    return any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
+def _makes(names: Iterable[str], text: str) -> bool:
+    return any(name in _INDEX.findall(text) for name in names)
 
 
 def _statements(content: str) -> list[str]:

@@ -19,7 +19,8 @@ select
 
 -- name: audit_runs
 -- Sessions against their reservation, the ledger and error_details. `returned`: what went back, by a release
--- or by a fix.
+-- or by a fix. Adopted sessions may share a reservation: one that has failed gets nothing back while another
+-- needs it, or has its image.
 with s as (
   select id, user_id, run, status, reservation_id, error_details,
     dlq_sent_at is not distinct from '-infinity' and status in ('completed', 'failed') as old,
@@ -51,7 +52,8 @@ wrong as (
   select 'failed_not_released' as kind, session_id, reservation_id, user_id, 'released' as expected,
     held_as as found
   from run where status = 'failed' and held_as = 'captured' and (returned < amount or releases > 0)
-    and not (old and coalesce(told ->> 'refundedCredits', '') = amount::text)
+    and not (old and coalesce(told ->> 'refundedCredits', '') = amount::text) and not exists (
+      select from generation_sessions o where o.reservation_id = run.reservation_id and o.user_id = run.user_id and o.status <> 'failed')
   union all
   select 'completed_not_captured', session_id, reservation_id, user_id, 'captured',
     case held_as when 'captured' then format('captured, and %%s given back', returned) else held_as end
@@ -61,7 +63,8 @@ wrong as (
       then 'refund_pending' else 'terminal_holds' end,
     session_id, reservation_id, user_id, case status when 'failed' then 'released' else 'captured' end,
     coalesce('held: ' || (told ->> 'refundError'), 'held')
-  from run where status in ('completed', 'failed') and held_as = 'held'
+  from run where held_as = 'held' and (status = 'completed' or status = 'failed' and not exists (
+      select from generation_sessions o where o.reservation_id = run.reservation_id and o.user_id = run.user_id and o.status <> 'failed'))
     and not exists (  -- else a double_movement, which no release can mend
       select from credit_ledger l where l.reservation_id = run.reservation_id and l.kind in ('release', 'capture'))
   union all

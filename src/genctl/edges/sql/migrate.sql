@@ -41,7 +41,7 @@ delete from genctl_migrations where name = %(name)s
 -- Statements that drop what a killed concurrent build left: IF NOT EXISTS would take it for done.
 select c.relname as name, format('drop index concurrently %%I', c.relname) as remedy
 from pg_index i join pg_class c on c.oid = i.indexrelid
-where not i.indisvalid and c.relnamespace = current_schema()::regnamespace
+where not i.indisvalid and c.relnamespace = quote_ident(current_schema())::regnamespace
 
 -- name: wait_shortly
 -- Readers queue behind an ALTER that waits, and behind the locks that it holds meanwhile: a file waits for

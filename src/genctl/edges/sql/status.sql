@@ -20,7 +20,8 @@ from (
   union all
   select 'refunds_pending', s.completed_at
   from credit_reservations r join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-  where r.status = 'held' and s.status = 'failed'
+  where r.status = 'held' and s.status = 'failed' and not exists (
+    select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
 ) pile
 group by what
 

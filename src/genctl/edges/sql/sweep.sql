@@ -49,7 +49,8 @@ order by coalesce(queued_at, created_at) limit %(limit)s
 -- failed. In no order, so that some which are refused again and again do not keep the rest waiting.
 select s.*, now() as read_at from credit_reservations r
 join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-where r.status = 'held' and s.status = 'failed'
+where r.status = 'held' and s.status = 'failed' and not exists (  -- adopted ones may share it
+  select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
 order by random() limit %(limit)s
 
 -- name: captures_owed
@@ -64,7 +65,7 @@ order by random() limit %(limit)s
 -- something else of an adopted database. An enqueue commits both at once; the age is for a hand at work.
 select r.session_id as id, r.user_id, r.run, r.id as reservation_id from credit_reservations r
 where r.status = 'held' and r.session_id is not null
-  and r.created_at < now() - make_interval(secs => %(age_s)s)
+  and r.user_id is not null and r.created_at < now() - make_interval(secs => %(age_s)s)
   and not exists (select from generation_sessions s where s.id = r.session_id)
   and not exists (select from generation_sessions s where s.reservation_id = r.id)
 order by random() limit %(limit)s

@@ -14,17 +14,14 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import msgspec
 
+from genctl.base.jsontext import TooDeepError, jsonable, read_json
 from genctl.base.settings import Settings
 from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import (
-    DEEPEST,
-    TooDeepError,
     as_word,
     fill,
-    jsonable,
     names_in,
-    read_json,
     statement,
 )
 from genctl.edges import db, http
@@ -121,8 +118,8 @@ async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Doc
     rows = await db.ask(settings.dsn(), statement(sql.query), params, writes=sql.writes)
     try:
         found: Document = jsonable(msgspec.to_builtins({"rows": rows, "count": len(rows)}, enc_hook=str))
-    except (TooDeepError, RecursionError):
-        told = f"a value of a row is nested more than {DEEPEST} deep"
+    except TooDeepError as error:
+        told = f"a value of a row is {error}"
         raise GenctlError("TooDeep", told, "select what is looked at", exit_code=1) from None
     return found
 

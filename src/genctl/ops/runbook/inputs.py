@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from genctl.base import settings as table
 from genctl.base.dsn import password
+from genctl.base.jsontext import TooDeepError, read_json
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import Past, TooDeepError, read_json, refusal
+from genctl.domain.runbooks import Past, refusal
 from genctl.ops.runbook import journal
 from genctl.ops.runbook.model import Loaded, Runbook
 

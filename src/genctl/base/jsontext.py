@@ -1,0 +1,36 @@
+"""JSON that everybody can work with: finite numbers, lists and maps that are not nested without end."""
+
+import json
+import math
+from typing import Any
+
+DEEPEST = 100  # lists and maps within each other
+
+
+class TooDeepError(ValueError):
+    """Nested deeper than whoever walks it can follow."""
+
+    def __init__(self) -> None:
+        super().__init__(f"nested more than {DEEPEST} deep")
+
+
+def jsonable(value: Any, deep: int = 0) -> Any:
+    """The same, numbers that JSON cannot write as texts. Raises TooDeepError."""
+    if deep > DEEPEST:
+        raise TooDeepError
+    match value:
+        case dict():
+            return {key: jsonable(one, deep + 1) for key, one in value.items()}
+        case list():
+            return [jsonable(one, deep + 1) for one in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError where it is none, TooDeepError included."""
+    try:
+        return jsonable(json.loads(text))
+    except RecursionError:
+        raise TooDeepError from None
