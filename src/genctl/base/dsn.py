@@ -3,7 +3,7 @@
 import re
 from urllib.parse import parse_qsl, unquote
 
-EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / and @ in a password)"
+EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / @ % and blanks in a password)"
 MASK = "***"
 
 # As libpq reads it: a user ends at the first : @ or /, a password at the first @.
@@ -14,12 +14,13 @@ _URL = re.compile(
     r"(?:/(?P<name>[^@?#]*))?"
     r"(?:\?(?P<query>[^@#]*))?"
 )
+_UNREADABLE = re.compile(r" |%00|%(?![0-9a-fA-F]{2})")  # libpq says so, and repeats it, a password too
 _SECRET_IN_QUERY = re.compile(r"\b((?:ssl)?password|oauth_client_secret)=[^&]*", re.IGNORECASE)
 
 
 def check(text: str) -> str:
     """The URL itself. Raises ValueError, which says what is expected and never repeats the URL."""
-    if not _URL.fullmatch(text) or not text.isprintable():
+    if not _URL.fullmatch(text) or not text.isprintable() or _UNREADABLE.search(text):
         raise ValueError(EXPECTED)
     return text
 

@@ -174,6 +174,13 @@ class Settings:
 
     def dsn(self) -> str:
         """The database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
+        if self.db_iam:
+            raise GenctlError(
+                "BadSetting",
+                "GENCTL_DB_IAM is on, and this genctl cannot ask AWS for login tokens yet",
+                "take it away, and put a password into DATABASE_URL",
+                exit_code=2,
+            )
         if self.database_url is None:
             raise GenctlError(
                 "StackNotRunning",
@@ -247,6 +254,10 @@ def _from_stack(home: Path) -> dict[str, str]:
         stack = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:
         return {}
+    except NotADirectoryError:
+        raise GenctlError(
+            "BadSetting", f"GENCTL_HOME: {home} is no folder", "name one", exit_code=2
+        ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise GenctlError("StackFile", f"{path} cannot be read: {error}", f"remove {path}") from None
     return {name: stack[name] for name in STACK_NAMES if name in stack}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from genctl.base.person import who
 from genctl.cli.command import DURATION, Command
 from genctl.cli.output import Output
 from genctl.domain.tools import SEEDREAM4, TOOLS
@@ -34,7 +35,7 @@ def pause(out: Output, *, tool: str, for_s: float, reason: str | None) -> None:
     from genctl import gate
 
     out.target()
-    _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=_who())))
+    _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who())))
 
 
 @click.command(
@@ -47,17 +48,9 @@ def resume(out: Output, *, tool: str, reason: str | None) -> None:
     from genctl import gate
 
     out.target()
-    _show(out, out.ask(lambda db: gate.open_(db, tool, reason=reason, who=_who())))
+    _show(out, out.ask(lambda db: gate.open_(db, tool, reason=reason, who=who())))
 
 
 def _show(out: Output, gate: "Gate") -> None:
     shown = ("tool", "state", "until", "reason", "who")
     out.emit({name: getattr(gate, name) for name in shown})
-
-
-def _who() -> str:
-    """The person at this keyboard, as well as the system knows."""
-    import getpass
-    import socket
-
-    return f"{getpass.getuser()}@{socket.gethostname()}"

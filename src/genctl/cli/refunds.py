@@ -62,7 +62,8 @@ def check(
         for violation in found.safe:
             _note("would mend", violation)
     elif fix and found.safe:
-        out.confirm(f"Mend {len(found.safe)} of {many(found.total, 'violation')}?", yes)
+        least = "at least " if found.is_cut else ""
+        out.confirm(f"Mend {least}{len(found.safe)} of {many(found.total, 'violation')}?", yes)
         found = _mended(out, found, look)
     checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
     terminal.note(f"checked {checked}: {many(found.total, 'violation') if found.total else 'all sound'}")

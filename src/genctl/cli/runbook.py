@@ -142,7 +142,7 @@ def run(
         raise click.UsageError("--from and --resume exclude each other")
     if asked["each"] and asked["yes"] is not None:
         raise click.UsageError("--step and --yes exclude each other")
-    was = journal.read(journal.find(resume)) if resume else None
+    was = journal.read(journal.find(resume)) if resume is not None else None
     loaded = load(was.file if was else str(name), complaint)
     start = inputs.Start()
     if was:

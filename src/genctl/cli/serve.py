@@ -14,7 +14,7 @@ GONE_AFTER_S = 1.8
     examples=(
         "genctl serve",
         "genctl serve --host 0.0.0.0 --port 80",
-        "genctl serve -S cors-origins=https://app.example.com",
+        "genctl serve -S cors_origins=https://app.example.com",
     ),
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")

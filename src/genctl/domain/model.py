@@ -125,7 +125,7 @@ class Session(msgspec.Struct, frozen=True):
     dlq_sent_at: datetime | None = None
     read_at: datetime | None = None  # the database's time when it was read
     reserved: int | None = None  # credits of the current run's reservation, where they were read
-    refunded: int = 0
+    refunded: int = 0  # of it, by the release
     from_dead_lease: bool = False  # this claim took it over from a worker that fell silent
 
     @classmethod
@@ -137,6 +137,12 @@ class Session(msgspec.Struct, frozen=True):
     def details(self) -> dict[str, Any]:
         """`error_details`, empty where there are none."""
         return self.error_details if isinstance(self.error_details, dict) else {}
+
+    @property
+    def returned(self) -> int:
+        """Credits that its user got back, by the release or by a later fix."""
+        told = self.details.get("refundedCredits") if self.status is Status.FAILED else None
+        return told if type(told) is int else self.refunded
 
     @property
     def job_owed(self) -> bool:
@@ -165,7 +171,7 @@ class Session(msgspec.Struct, frozen=True):
             "completedAt": rfc3339(self.completed_at),
             "result": self.result,
             "error_details": self.error_details,
-            "credits": {"reserved": self.reserved, "refunded": self.refunded},
+            "credits": {"reserved": self.reserved, "refunded": self.returned},
         }
 
 

@@ -35,10 +35,11 @@ CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
 RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
 MOST_ROWS = 1_000  # of a person's statement
-STATEMENT_TIMEOUT_S = 15.0  # of one transaction; a silent server or a lock held by a person ends here
+STATEMENT_TIMEOUT_S = 15.0  # of one transaction; to cancel it on a silent server takes psycopg 5 s more
 ANSWER_S = 10.0  # what a new connection gets to prove what it is
 POOLER_ROUNDS = 30  # an idle pooler gives the same backend twice at once, a busy one soon
 POOLER_PAUSE_S = 0.01
+LEAST_TIMEOUT_S = 1.0  # of its last try
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 
@@ -189,15 +190,20 @@ async def connect(dsn: str) -> Connection:
 async def connect_directly(dsn: str) -> Connection:
     """One that keeps its backend, as LISTEN and a session's lock need. Raises GenctlError, exit 3."""
     conn = await connect(dsn)
-    with errors_told(dsn), answering(conn, ANSWER_S):
-        if await _backend(conn) != conn.info.backend_pid and await _is_shared(conn, dsn):
-            await conn.close()
-            raise GenctlError(
-                "PooledConnection",
-                f"database {'/'.join(place(dsn))} is reached through a transaction pooler,"
-                " which loses NOTIFY and locks",
-                "set GENCTL_LISTEN_URL to a direct connection",
-            )
+    try:
+        with errors_told(dsn), answering(conn, ANSWER_S):
+            pooled = await _backend(conn) != conn.info.backend_pid and await _is_shared(conn, dsn)
+    except BaseException:
+        await conn.close()
+        raise
+    if pooled:
+        await conn.close()
+        raise GenctlError(
+            "PooledConnection",
+            f"database {'/'.join(place(dsn))} is reached through a transaction pooler,"
+            " which loses NOTIFY and locks",
+            "set GENCTL_LISTEN_URL to a direct connection",
+        )
     return conn
 
 
@@ -255,7 +261,7 @@ class Database:
         with errors_told(dsn):
             if checked:  # the pool only ever says that it waited too long; one by hand says why
                 await (await connect(dsn)).close()
-            async with AsyncConnectionPool[Connection](
+            pool = AsyncConnectionPool[Connection](
                 dsn,
                 min_size=1,
                 max_size=size,
@@ -265,8 +271,10 @@ class Database:
                 configure=_configure,
                 connection_class=cast("type[Connection]", psycopg.AsyncConnection),
                 kwargs=CONNECTION,
-            ) as pool:
-                yield cls(dsn, pool)
+            )
+            await pool.open()
+        async with pool:
+            yield cls(dsn, pool)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -334,12 +342,13 @@ class Database:
         give_up_at = time.monotonic() + patience_s
         delay_s = FIRST_RETRY_S
         while True:
+            left_s = max(give_up_at - time.monotonic(), LEAST_TIMEOUT_S)
             try:
-                return await self.transact(*steps)
+                return await self.transact(*steps, timeout_s=min(left_s, STATEMENT_TIMEOUT_S))
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
-                await self._pool.check()  # the connections that wait there have gone the same way
+                await self._pool.drain()  # the connections that wait there have gone the same way
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
+LANES = 16  # batches of one call under way: each takes an open file
 ATTEMPTS = 4  # of one call, and of the entries of a batch that SQS itself could not carry out
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
@@ -389,7 +390,13 @@ class Queue:
         self, op: str, entries: Sequence[dict[str, Any]], sizes: Sequence[int] | None = None
     ) -> list[Fate]:
         parts = [entries[part] for part in _parts(sizes or [0] * len(entries), self.max_bytes)]
-        done = await asyncio.gather(*(self._batch(op, part) for part in parts), return_exceptions=True)
+        lanes = asyncio.Semaphore(LANES)
+
+        async def carried_out(part: Sequence[dict[str, Any]]) -> list[Fate]:
+            async with lanes:
+                return await self._batch(op, part)
+
+        done = await asyncio.gather(*map(carried_out, parts), return_exceptions=True)
         fates: list[Fate] = []
         for part in done:
             if isinstance(part, BaseException):

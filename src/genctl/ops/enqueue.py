@@ -105,7 +105,8 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
             await credits.grant(db, wish.whose, wish.grant, "genctl enqueue --grant", opening=opening)
         sent: list[Session] = []
         owed = None
-        for orders in _batched(wish.orders(), BATCH if wish.rate is None else max(1, int(wish.rate / 10))):
+        most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
+        for orders in _batched(wish.orders(), most):
             made = await enqueue(orders, db=db, queue=queue, opening=opening)
             sent += made.sessions
             owed = owed or made.owed
@@ -147,7 +148,7 @@ def _one(sent: Session, ended: list[Session], seconds: float) -> dict[str, Any]:
     if not ended:
         return said
     outcome = {"result": session.result} if session.result else {"error_details": session.error_details}
-    return said | outcome | {"refundedCredits": session.refunded, "seconds": seconds}
+    return said | outcome | {"refundedCredits": session.returned, "seconds": seconds}
 
 
 def _many(wish: Wish, ended: list[Session], seconds: float) -> dict[str, Any]:

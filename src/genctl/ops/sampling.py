@@ -88,13 +88,19 @@ class Pass:
     async def _received(self, limit: int, wait_s: int) -> list[Message]:
         parts = [min(BATCH, limit - start) for start in range(0, limit, BATCH)]
         receiving = asyncio.gather(
-            *(self.queue.receive(part, wait_s=wait_s, visibility_s=LOOK_S) for part in parts)
+            *(self.queue.receive(part, wait_s=wait_s, visibility_s=LOOK_S) for part in parts),
+            return_exceptions=True,
         )
         try:
-            return list(chain.from_iterable(await asyncio.shield(receiving)))
+            came = await asyncio.shield(receiving)
         except asyncio.CancelledError:  # what it takes from the queue would stay hidden
-            self._keep(chain.from_iterable(await receiving))
+            self._keep(chain.from_iterable(part for part in await receiving if isinstance(part, list)))
             raise
+        messages = list(chain.from_iterable(part for part in came if isinstance(part, list)))
+        if bad := next((part for part in came if isinstance(part, BaseException)), None):
+            self._keep(messages)
+            raise bad
+        return messages
 
     def _keep(self, messages: Iterable[Message]) -> None:
         until = time.monotonic() + LOOK_S

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
+from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.services.api import Api, LateQueue
 from genctl.services.listening import BACKLOG, listening, url_of
@@ -58,7 +59,10 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     """Serve until cancelled. Raises as running() does."""
     async with running(settings, host=host, port=port) as server:
         log.info("api.started", url=server.url)
-        await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+        raise GenctlError("ServerEnded", "the HTTP server has ended by itself", "see its log")
 
 
 @asynccontextmanager

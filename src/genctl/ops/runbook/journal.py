@@ -27,7 +27,7 @@ class Journal:
 
     @classmethod
     def open(cls) -> Self:
-        """That of a new run; without a file where none can be made: `why_not` says why."""
+        """That of a new run; without a file where none can be made."""
         run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         try:
             folder().mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -130,7 +130,7 @@ def read(path: Path) -> Past:
 
 def find(run: str) -> Path:
     """The journal of a run, by a unique beginning of its name. Raises GenctlError (exit 4)."""
-    found = [path for path in folder().glob("*.jsonl") if path.stem.startswith(run)]
+    found = [path for path in folder().glob("*.jsonl") if run and path.stem.startswith(run)]
     if len(found) != 1:
         told = f"{len(found)} runs begin with {run!r}" if found else f"no run {run!r}"
         raise GenctlError("RunNotFound", told, "see `genctl runbook history`", exit_code=4)

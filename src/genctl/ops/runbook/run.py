@@ -1,9 +1,6 @@
 """Carrying out a runbook: steps in their order, the clean-up always, all of it in the journal."""
 
-import getpass
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,6 +10,7 @@ import msgspec
 
 from genctl import __version__
 from genctl.base.durations import format_duration, parse_duration
+from genctl.base.person import who
 from genctl.domain.conditions import Condition, UncomparableError, complaint, find, holds, roots
 from genctl.domain.masking import MASK
 from genctl.domain.model import GenctlError
@@ -170,7 +168,7 @@ class Run:
             runbook=self.runbook.name,
             file=str(self.loaded.file.absolute()),
             sha256=self.loaded.sha256,
-            who=_who(),
+            who=who(),
             version=__version__,
             values=kept,
             hidden=hidden,
@@ -339,15 +337,6 @@ class Run:
                 return f"nothing is found at {what.path}, which is to be saved as {name}"
             self.values[name] = found
         return None
-
-
-def _who() -> str:
-    """The person at this keyboard, as well as the system knows."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        name = f"uid {os.getuid()}"
-    return f"{name}@{socket.gethostname()}"
 
 
 def _fitting(why: str) -> str:
