@@ -1,6 +1,7 @@
 """Movements outside a run's way, and the audit that proves the rest."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -11,6 +12,7 @@ from genctl import credits
 from genctl.domain.model import GenctlError
 from genctl.edges import migrate
 from genctl.edges.db import as_json
+from genctl.ops.sessions import listed
 
 
 async def test_a_grant_makes_the_account_and_books_it(kit: Kit) -> None:
@@ -149,6 +151,7 @@ async def test_a_refund_that_is_still_owed_is_its_own_kind(kit: Kit) -> None:
     assert await kit.violations() == ["refund_pending"]
 
 
+ALL: dict[str, Any] = dict.fromkeys(("user", "status", "code", "since", "until")) | {"limit": 9}
 UNBOOKED = "update credit_accounts set balance = balance + 1"
 PLANTED = {
     "failed_not_released": "update credit_reservations set status = 'captured' where id = %(failed_r)s",
@@ -184,6 +187,8 @@ async def test_a_fix_gives_the_user_what_is_theirs_once_and_says_so(kit: Kit, ki
     assert await kit.balance() == {"orphan_reservation": 1000}.get(kind, 996)
     after = await kit.row(failed)
     assert after.details["refundedCredits"] == 4
+    [shown] = [row for row in await listed(kit.db, print, **ALL) if row["sessionId"] == failed.id]
+    assert shown["credits"] == {"reserved": 4, "refunded": 4}
     assert ((after.version or 0) > (before.version or 0)) == (kind == "details_ledger")
 
 

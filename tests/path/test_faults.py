@@ -1,6 +1,8 @@
 """What a cancellation, a lock, a silent server or an odd row must not do to others."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -68,6 +70,21 @@ async def test_a_cancelled_transaction_leaves_no_connection_that_swallows_the_ne
                 assert (
                     other.execute("select from credit_accounts where user_id = %s", [kept]).fetchone() == ()
                 )
+
+
+async def test_a_backend_that_is_frozen_holds_up_nobody_for_long(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even to be asked whether it still works."""
+    monkeypatch.setattr(edge, "STATEMENT_TIMEOUT_S", 0.2)
+    async with Database.open(dsn, size=1) as db:
+        (row,) = await db.rows("backend")
+        os.kill(row["pid"], signal.SIGSTOP)
+        try:
+            ((other,),) = await db.patiently(("backend", {}), patience_s=60)
+        finally:
+            os.kill(row["pid"], signal.SIGCONT)
+    assert other["pid"] != row["pid"]
 
 
 def opened(user: str) -> list[Step]:

@@ -1,11 +1,14 @@
 """One pass over a queue: it hides nothing for longer than it lasts, and promises no more than SQS does."""
 
 import asyncio
+from itertools import count
+from typing import Any
 
 import pytest
 from tests.kit import Kit
 
-from genctl.edges.sqs import Outgoing
+from genctl.domain.model import GenctlError
+from genctl.edges.sqs import Message, Outgoing
 from genctl.ops.sampling import COUNTS, Pass, sampled
 
 
@@ -26,6 +29,25 @@ async def test_what_was_seen_is_visible_at_once_when_the_pass_is_cut_short(kit: 
     looking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await looking
+    assert len(await kit.copies()) == 5
+
+
+async def test_what_one_receive_brought_is_shown_again_when_another_fails(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.at.dlq.send([Outgoing(str(number)) for number in range(5)])
+    receive, calls = kit.at.dlq.receive, count()
+
+    async def sometimes(*args: Any, **kwargs: Any) -> list[Message]:
+        if next(calls):
+            raise GenctlError("Throttled", "not now")
+        return await receive(*args, **kwargs)
+
+    monkeypatch.setattr(kit.at.dlq, "receive", sometimes)
+    with pytest.raises(GenctlError, match="not now"):
+        async with Pass.over(kit.at.dlq) as one:
+            await one.receive(30)
+    monkeypatch.undo()
     assert len(await kit.copies()) == 5
 
 

@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.kit import until_sync
 
 from genctl import __version__, cli
 from genctl.base.printable import is_printable
+from genctl.base.settings import TABLE
 from genctl.cli.command import FORMATS, Command, Group
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("manner_program.py"))]
@@ -475,7 +477,10 @@ def test_every_help_text_has_examples_that_are_command_lines() -> None:
         context = click.Context(command, info_name=path)
         assert "Examples:\n  genctl" in command.get_help(context), path
         for example in getattr(command, "examples", ()):
-            words = [word for word in shlex.split(example, comments=True) if "=" not in word]
+            given = shlex.split(example, comments=True)
+            keys = {word.partition("=")[0] for before, word in pairwise(given) if before == "-S"}
+            assert keys <= {entry.key for entry in TABLE}, example
+            words = [word for word in given if "=" not in word]
             assert " ".join(words[:2]) in names | {"genctl COMMAND"}, example
 
 

@@ -595,6 +595,11 @@ def test_who_is_asked_sees_what_is_shown_wherever_the_output_goes(on_terminal: B
     assert (book.folder / "looked").read_text() == "\n"
 
 
+def test_no_run_is_resumed_by_an_empty_name(book: Book) -> None:
+    book.write(f"shell: exit 1\n{OK}").run(exit_code=1)
+    assert "no run ''" in book.say("run", "--resume", "", exit_code=4)[1]
+
+
 def test_half_a_character_fails_its_step_and_no_form_of_the_report(book: Book) -> None:
     """A lone surrogate: JSON can spell it, UTF-8 cannot."""
     book.write('shell: |\n  echo \'{"a": "\\ud800"}\'\nexpect: [{path: json.a, operator: equals, value: b}]')

@@ -185,6 +185,8 @@ def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
         ("database_url", "mysql://x/y"),
         ("database_url", "postgresql://u:p/w@h/d"),
         ("database_url", "postgresql://u:p@w@h/d"),
+        *[("database_url", f"postgresql://u:{wrong}@h/d") for wrong in ("p%w", "p w", "p%00w", "p%a")],
+        ("listen_url", "postgresql://u:p%w@h/d"),
         ("listen_url", "on"),
         ("db_iam", "maybe"),
         ("queue", "a queue"),
