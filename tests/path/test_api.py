@@ -10,6 +10,7 @@ from uuid import uuid4
 import aiohttp
 import jwt
 import pytest
+import structlog
 from tests.ears import BASE, SECRET, Client, served
 from tests.kit import Kit, until
 from tests.path.test_bridge import change, fail
@@ -186,6 +187,22 @@ async def test_oversized_headers_are_refused_and_the_server_lives(client: Client
     assert b" 400 " in await reader.readline()
     writer.close()
     assert (await client.ask("GET", "/healthz"))[0] == 200
+
+
+async def test_who_goes_away_in_the_middle_of_a_body_is_no_bug(client: Client) -> None:
+    host, port = client.url.removeprefix("http://").split(":")
+    with structlog.testing.capture_logs() as lines:
+        _, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /signin HTTP/1.1\r\nHost: {host}:{port}\r\nOrigin: {client.url}\r\n"
+        writer.write(head.encode() + b"Content-Length: 99\r\n\r\nticket=")
+        await writer.drain()
+        writer.close()
+
+        async def is_answered() -> bool:
+            return 'method="POST",status="422"' in (await client.ask("GET", "/metrics"))[1]
+
+        await until(is_answered)
+    assert [line for line in lines if line["log_level"] == "error"] == []
 
 
 class Browser:

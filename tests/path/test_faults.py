@@ -72,19 +72,22 @@ async def test_a_cancelled_transaction_leaves_no_connection_that_swallows_the_ne
                 )
 
 
-async def test_a_backend_that_is_frozen_holds_up_nobody_for_long(
+async def test_backends_that_are_frozen_hold_up_nobody_for_long(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even to be asked whether it still works."""
+    """Not even to be asked whether they still work."""
     monkeypatch.setattr(edge, "STATEMENT_TIMEOUT_S", 0.2)
-    async with Database.open(dsn, size=1) as db:
-        (row,) = await db.rows("backend")
-        os.kill(row["pid"], signal.SIGSTOP)
+    async with Database.open(dsn, size=2) as db:
+        async with db._pool.connection() as one, db._pool.connection() as two:
+            frozen = {one.info.backend_pid, two.info.backend_pid}
         try:
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)
             ((other,),) = await db.patiently(("backend", {}), patience_s=60)
         finally:
-            os.kill(row["pid"], signal.SIGCONT)
-    assert other["pid"] != row["pid"]
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+    assert other["pid"] not in frozen
 
 
 def opened(user: str) -> list[Step]:

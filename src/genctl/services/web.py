@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -72,12 +72,15 @@ class Headers:
 
 
 async def body_of(request: Request) -> bytes:
-    """The body. Raises GenctlError TooLarge."""
+    """The body. Raises GenctlError TooLarge, and ClientGone, whose answer nobody reads."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_BODY_BYTES:
-            raise GenctlError("TooLarge", f"a body has at most {LARGEST_BODY_BYTES:,} bytes", exit_code=2)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LARGEST_BODY_BYTES:
+                raise GenctlError("TooLarge", f"a body has at most {LARGEST_BODY_BYTES:,} bytes", exit_code=2)
+    except ClientDisconnect:
+        raise GenctlError("ClientGone", "the body is not complete", exit_code=2) from None
     return body
 
 
