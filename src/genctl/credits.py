@@ -187,7 +187,7 @@ async def audit(
             total += wrong[0]["total"] if wrong else 0
             for row in wrong:
                 del row["total"]
-                found.append(Violation(**row, fix=FIXES[row["kind"]].format(**row)))
+                found.append(Violation(**row, fix=FIXES[row["kind"]]))
             step(1)
         (unsure,) = await rows("unsure_calls", **about, until=None)
     if user and not found and not any(checked.values()):

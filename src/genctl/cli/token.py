@@ -27,11 +27,13 @@ def token(out: Output, *, user: str, ttl: float, link: bool) -> None:
     from genctl.base.tokens import Tokens
     from genctl.domain.model import rfc3339
 
+    if ttl < 1:
+        raise click.UsageError("--ttl is less than a second: nobody could use it")
     tokens = Tokens(out.settings.secret)
     if link:
         url = tokens.sign_in_url(out.settings.api_url, user)
         out.emit({"userId": user, "signIn": url}, text=lambda: f"{url}\n")
         return
     text = tokens.issue(user, ttl)
-    until = rfc3339(datetime.fromtimestamp(tokens.read(text).expires_at, UTC)) if ttl >= 1 else None
+    until = rfc3339(datetime.fromtimestamp(tokens.read(text).expires_at, UTC))
     out.emit({"userId": user, "token": text, "expiresAt": until}, text=lambda: f"{text}\n")

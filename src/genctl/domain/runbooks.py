@@ -112,11 +112,7 @@ def past(events: Sequence[Event]) -> Past:
         failed=next((event["step"] for event in ended if event["state"] in {"failed", "interrupted"}), None),
         done=[
             *begun["done"],
-            *(
-                event["step"]
-                for event in ended
-                if event["state"] in {"ok", "skipped"} and not event["always"]
-            ),
+            *(event["step"] for event in ended if event["state"] in DONE and not event["always"]),
         ],
         values={name: value for name, value in values.items() if name not in hidden},
         hidden=sorted(hidden),

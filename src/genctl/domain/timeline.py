@@ -42,7 +42,6 @@ class Hop(msgspec.Struct, frozen=True, rename="camel"):
 
 
 QUEUED = frozenset({"enqueued", "redriven", "retried", "requeued_dead", "given_back", "let_go"})
-ENDS = frozenset({"completed", "failed"})
 CLAIMED = frozenset({"claimed"})
 CALL = Step("provider call", CLAIMED, 60)
 SILENCE = Step("silence of its worker", CLAIMED, 0)

@@ -21,7 +21,7 @@ import msgspec
 import sseclient
 
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import SEEDREAM4, Tool
+from genctl.domain.tools import SEEDREAM4
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
@@ -36,7 +36,6 @@ class Place(NamedTuple):
 
     api_url: str
     token: Callable[[], str]
-    tool: Tool = SEEDREAM4
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -113,7 +112,7 @@ class Connection:
     """One HTTP response that does not end. `open` and what it returns block; `close` ends them at once."""
 
     def __init__(self, place: Place, last_id: str | None) -> None:
-        self.url = f"{place.api_url}{place.tool.api_path}/events"
+        self.url = f"{place.api_url}{SEEDREAM4.api_path}/events"
         self._token = place.token
         self._last_id = last_id
         self._http: http.client.HTTPConnection | None = None

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import os
 import re
 import secrets
 import time
@@ -17,8 +16,8 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from genctl.domain.model import GenctlError
 from genctl.domain.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario, scenario_of
+from genctl.services.listening import listening, url_of
 
 MAX_REQUEST_BYTES = 64 * 2**20  # reference images come inside of the request
 MAX_IMAGES = 14
@@ -47,19 +46,14 @@ class RefusedError(Exception):
 async def serve(host: str, port: int) -> None:
     """Serve until cancelled. Raises GenctlError (exit 3): cannot listen there."""
     runner = web.AppRunner(app(), access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-        port = runner.addresses[0][1]
-        log.info("simulator.started", url=f"http://{f'[{host}]' if ':' in host else host}:{port}/api/v3")
-        await asyncio.Event().wait()
-    except OSError as why:
-        reason = os.strerror(why.errno) if why.errno and why.errno > 0 else str(why)
-        raise GenctlError(
-            "CannotListen", f"simulator: cannot listen on {host}:{port}: {reason}", "choose another --port"
-        ) from None
-    finally:
-        await runner.cleanup()
+    with listening("simulator", host, port) as sock:
+        await runner.setup()
+        try:
+            await web.SockSite(runner, sock).start()
+            log.info("simulator.started", url=f"{url_of(sock)}/api/v3")
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
 
 
 def app() -> web.Application:

@@ -12,7 +12,6 @@ from genctl.base.durations import parse_duration
 from genctl.domain.conditions import Condition, roots
 from genctl.domain.runbooks import references
 
-SCHEMA_FILE = "schema.json"  # beside the runbooks
 DEFAULT_TIMEOUT = "60s"
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 

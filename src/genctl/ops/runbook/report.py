@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import msgspec
 
-from genctl.base.printable import printable
+from genctl.base.printable import printable, xml_text
 from genctl.domain.model import GenctlError
 from genctl.ops.runbook.run import Report
 
@@ -63,9 +63,9 @@ def junit(report: Report) -> bytes:
         case.set("time", f"{(one.ms or 0) / 1000:.3f}")
         tag = {"failed": "failure", "interrupted": "error", "skipped": "skipped", "not run": "skipped"}
         if one.state == "ok" or (one.always and one.state == "failed"):
-            SubElement(case, "system-out").text = _xml(one.why or one.does)
+            SubElement(case, "system-out").text = xml_text(one.why or one.does)
         else:
-            SubElement(case, tag[one.state], message=_xml(one.why or one.state))
+            SubElement(case, tag[one.state], message=xml_text(one.why or one.state))
     suite.set("tests", str(len(report.steps)))
     for kind, name in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(kind, str(len(suite.findall(f"*/{name}"))))
@@ -84,8 +84,3 @@ FORMS: dict[str, Callable[[Report], bytes]] = {".md": markdown, ".json": as_json
 
 def _cell(text: str) -> str:
     return printable(text).replace("|", r"\|")
-
-
-def _xml(text: str) -> str:
-    """What XML 1.0 can hold; it has no way to write the others."""
-    return printable(text).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})
