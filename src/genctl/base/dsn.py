@@ -1,6 +1,7 @@
 """A PostgreSQL URL: checked, shown without its secrets, named for people."""
 
 import re
+from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
 EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / @ % and blanks in a password)"
@@ -40,6 +41,7 @@ def password(url: str) -> str | None:
     return unquote(match["password"]) if match and match["password"] else None
 
 
+@lru_cache(16)  # asked for with each statement
 def place(url: str) -> tuple[str, str]:
     """Host (with port, or socket folder) and database name, never the password."""
     if not (match := _URL.fullmatch(url)):
