@@ -1,6 +1,7 @@
 """The worker: receives job messages and carries each through the pipeline until it is told to stop."""
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -33,6 +34,7 @@ DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # what a stop waits for
 TOLD = 20  # sessions or messages in a line
+YOUNG = 50_000  # objects between two looks for garbage cycles, of which a job leaves few
 COMPANY_S = 0.1  # for which a trouble waits, to be told once for all jobs that meet it
 NOW_S = 1.5  # after a second signal, to let the rows know
 LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs keeps no process
@@ -407,6 +409,8 @@ async def serve(
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
     async with Pipeline.open(settings, size=POOL_SIZE) as at:
         await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
+        gc.freeze()  # what is here by now stays, and need not be walked again and again
+        gc.set_threshold(YOUNG)
         worker = Worker(
             at, concurrency=concurrency, grace_s=grace_s, until=until, manners=Manners.of(settings)
         )
