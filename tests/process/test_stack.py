@@ -265,7 +265,7 @@ def test_one_connection_carries_many_requests_without_delay(running: Path) -> No
         began = time.monotonic()
         client.get_queue_attributes(QueueUrl=url)
         times.append(time.monotonic() - began)
-    assert min(times) < 0.03  # the wait would be in each
+    assert sorted(times)[7] < 0.03
 
 
 def attributes(client: Any, name: str) -> dict[str, str]:

@@ -27,7 +27,8 @@ class Masker:
         """Values that are secret from here on, with the texts and numbers within, though not the keys;
         true, false and what is empty hide nothing.
         """
-        self._wholes += [one for one in secrets if one and not isinstance(one, str | bool)]
+        wholes = [one for one in secrets if one and not isinstance(one, str | bool)]
+        self._wholes += [one for one in wholes if one not in self._wholes]  # a step may be tried many times
         texts = {text for one in secrets for text in _texts(one)}
         for text in list(texts):
             texts |= {text.strip(), *(line for line in text.splitlines() if len(line) >= LEAST_PART)}

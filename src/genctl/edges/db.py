@@ -64,11 +64,11 @@ os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; what libpq sends at
 
 def _loaded(text: str | bytes) -> Any:
     """The value of a jsonb; None where it is nested so deeply that who walks it could not follow."""
-    opened = "[{" if isinstance(text, str) else b"[{"
-    if text.count(opened[:1]) + text.count(opened[1:]) <= DEEPEST:  # type: ignore[arg-type]  # of its kind
-        return msgspec.json.decode(text)
+    data = text.encode() if isinstance(text, str) else text
+    if data.count(b"[") + data.count(b"{") <= DEEPEST:
+        return msgspec.json.decode(data)
     try:
-        return read_json(text)
+        return read_json(data)
     except TooDeepError:
         return None
 

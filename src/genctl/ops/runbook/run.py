@@ -180,7 +180,7 @@ class Run:
     def _as_kept(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Values as the journal has them, and the names of those that are masked in it."""
         kept = {name: MASK if name in self.secret else self.mask(value) for name, value in values.items()}
-        return kept, [name for name, value in values.items() if kept[name] != value]
+        return kept, [name for name, value in values.items() if name in self.secret or kept[name] != value]
 
     def _note(self, step: Step, one: Told) -> None:
         saved, hidden = self._as_kept({name: self.values[name] for name in step.save if name in self.values})
