@@ -8,7 +8,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
-from uuid import UUID
 
 import msgspec
 import structlog
@@ -16,7 +15,7 @@ import structlog
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
-from genctl.edges.db_errors import DatabaseGoneError, LockedError
+from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.run import STOP_S, Ending, Retry, Runs
 
 I = TypeVar("I", Ending, Retry)  # noqa: E741 - an item
@@ -26,12 +25,13 @@ FIRST_PAUSE_S = 0.02
 LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is away: it may end at any time
 REFUSED_PAUSE_S = 20.0  # at most, while the database says no
 KEEP_WITHIN_S = 2.0  # when we are told to stop
+ROW_LOCKED = "its row is locked by another transaction"
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
 
 log = structlog.stdlib.get_logger()
 
 
-class Held(msgspec.Struct):
+class Held(msgspec.Struct, eq=False):
     """An answer in our hands; `why` it is not in its row, once it was tried."""
 
     session: Session
@@ -45,12 +45,12 @@ class Answers:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        self._held: dict[UUID, Held] = {}
+        self._held: set[Held] = set()
 
     @property
     def waiting(self) -> list[Held]:
         """The answers that a lock, an outage or a refusal keeps from their rows."""
-        return [held for held in self._held.values() if held.why is not None]
+        return [held for held in self._held if held.why is not None]
 
     async def settle(self, session: Session, ending: Ending) -> Row:
         """The row, ended. Raises LeaseLostError: the run is over, or somebody else's."""
@@ -58,9 +58,9 @@ class Answers:
 
     async def settle_now(self, session: Session, ending: Ending) -> Row:
         """The same without patience, for whoever has no answer in hand. Raises GenctlError."""
-        row, _ = await self._left(session, await self._settle_alone(ending))
+        row, is_ours = await self._left(session, await self._settle_alone(ending))
         if row is None:
-            raise LeaseLostError(session.id)
+            raise LockedError(ROW_LOCKED) if is_ours else LeaseLostError(session.id)
         return row
 
     async def retry(self, session: Session, item: Retry) -> Row:
@@ -69,7 +69,7 @@ class Answers:
 
     def tell_unsettled(self) -> None:
         """Log what is still in our hands: the process ends, and a billed image can be claimed by its id."""
-        for held in self._held.values():
+        for held in self._held:
             _tell_unsettled(held)
 
     async def _store(
@@ -80,7 +80,7 @@ class Answers:
         alone: Callable[[I], Awaitable[Row | None]],
     ) -> Row:
         """Store it, also while we are cancelled, for a moment: an answer that we have is worth it."""
-        self._held[held.session.id] = held
+        self._held.add(held)
         storing = asyncio.create_task(self._persist(held, item, together, alone))
         try:
             return await asyncio.shield(storing)
@@ -89,7 +89,7 @@ class Answers:
                 await self._give_up(held)
             raise
         finally:
-            del self._held[held.session.id]
+            self._held.remove(held)
 
     async def _persist(
         self,
@@ -107,13 +107,14 @@ class Answers:
                     return row
                 if not is_ours:
                     raise await self._lost(held)
-                held.why, step, most_s = "its row is locked by another transaction", alone, LOCKED_PAUSE_S
+                held.why, step, most_s = ROW_LOCKED, alone, LOCKED_PAUSE_S
             except LeaseLostError:
                 raise
             except LockedError as error:
                 held.why, step, most_s = error.message, alone, LOCKED_PAUSE_S
             except DatabaseGoneError as error:
-                held.why, step, most_s = error.message, together, LOCKED_PAUSE_S
+                hangs = isinstance(error, DatabaseSilentError)  # perhaps on this one only
+                held.why, step, most_s = error.message, alone if hangs else together, LOCKED_PAUSE_S
             except GenctlError as error:
                 if step is alone:
                     await self._keep(held, error)

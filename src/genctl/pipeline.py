@@ -16,7 +16,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -45,6 +45,7 @@ from genctl.domain.model import (
 )
 from genctl.domain.tools import SEEDREAM4, Tool, tool_of
 from genctl.edges.db import Database
+from genctl.edges.db_errors import LockedError
 from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
 from genctl.messages import Messages
@@ -53,6 +54,7 @@ from genctl.run import Claim, Ending, Hold, Mark, Retry, Runs
 Hear = Callable[[Success | Failure], None]  # what a provider call came to
 
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
+MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)
 
 log = structlog.stdlib.get_logger()
 
@@ -284,8 +286,17 @@ class Pipeline:
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
         message_id = await self.send_copy(body, code, row=row)
-        await self.runs.mark(Mark(row.id, row.run, message_id))
+        await self._mark(Mark(row.id, row.run, message_id))
         log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
+
+    async def _mark(self, mark: Mark) -> None:
+        """Each copy whose mark is missing is followed by another one: so a lock is worth some waiting."""
+        for pause_s in MARK_PAUSES_S:
+            with suppress(LockedError):
+                await self.runs.mark(mark)
+                return
+            await asyncio.sleep(pause_s)
+        await self.runs.mark(mark)
 
     async def send_copy(
         self, body: str, code: str, *, row: Session | None = None, session_id: UUID | None = None

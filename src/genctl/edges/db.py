@@ -377,7 +377,7 @@ async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[
     """
     cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
     texts = [cursor.mogrify(sql(name), params) for name, params in (("read_committed", {}), *steps)]
-    await cursor.execute(";\n".join(texts).encode())
+    await cursor.execute("\n;\n".join(texts).encode())  # one may end with a comment
     found: list[list[Row]] = []
     while cursor.nextset():
         found.append(await cursor.fetchall() if cursor.description is not None else [])
