@@ -258,8 +258,7 @@ class Runs:
         ]
 
     async def _mark(self, marks: list[Mark]) -> list[Exception | None]:
-        wait = ("lock_timeout", {"ms": round(BRIEFLY_S * 1000)})
-        await self.db.patiently(wait, ("mark_copied", {"items": as_json(marks)}))
+        await self.db.patiently(("mark_copied", {"items": as_json(marks)}), lock_s=BRIEFLY_S)
         return [None for _ in marks]
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, cast
+from weakref import WeakValueDictionary
 
 import msgspec
 import psycopg
@@ -44,6 +45,7 @@ LEAST_TIMEOUT_S = 1.0  # of its last try
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
 CONFLICTS = 5  # times that a transaction which collided with another is tried
+LOCK_S = 2.0  # the longest wait for one lock, unless a transaction asks for another
 OUTAGE_S = 15.0  # a database that was away for longer may have let leases lapse
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -182,6 +184,9 @@ class Database:
         self._waiting: dict[object, float] = {}  # for a connection, since when (monotonic)
         self._away_since: float | None = None  # monotonic
         self._back_at = -math.inf  # monotonic; after an outage
+        # those who may have to wait for the same lock stand in line here, not at the server
+        self.lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.room = asyncio.Semaphore(max(1, pool.max_size // 2))  # connections that may wait for locks
 
     def back_since_s(self) -> float:
         """Seconds since the database came back from an outage so long that leases may have lapsed in it."""
@@ -244,31 +249,37 @@ class Database:
         """The first row of one named statement, or None."""
         return next(iter(await self.rows(name, **params)), None)
 
-    async def transact(self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S) -> list[list[Row]]:
-        """Named statements as one transaction; the rows of each.
+    async def transact(
+        self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
+    ) -> list[list[Row]]:
+        """Named statements as one transaction, which waits `lock_s` seconds for a lock; the rows of each.
 
-        Several are one message to the server, which ends with their commit: a client that freezes leaves
-        nothing locked. What collides with others is tried again a few times. Raises DataRefusedError,
-        LockedError, ConflictError (nothing was done), DatabaseGoneError (a commit on its way may or may not
-        have happened) or GenctlError.
+        They are one message to the server, which ends with their commit: a client that freezes leaves
+        nothing locked. They are read committed whatever the database's default is; what collides with others
+        all the same is tried again a few times. Raises DataRefusedError, LockedError, ConflictError (nothing
+        was done), DatabaseGoneError (a commit on its way may or may not have happened) or GenctlError.
         """
         for left in reversed(range(CONFLICTS)):
             try:
                 with self._outages_noticed():
-                    return await self._transact(steps, timeout_s)
+                    return await self._transact(steps, timeout_s, lock_s)
             except ConflictError:
                 if not left:
                     raise
             await asyncio.sleep(FIRST_RETRY_S * random.random())  # noqa: S311 - jitter is no secret
         raise AssertionError
 
-    async def _transact(self, steps: Sequence[Step], timeout_s: float | None) -> list[list[Row]]:
+    async def _transact(
+        self, steps: Sequence[Step], timeout_s: float | None, lock_s: float
+    ) -> list[list[Row]]:
         with errors_told(self.dsn):
             async with asyncio.timeout(timeout_s), self._connection() as conn:
                 try:
-                    if len(steps) == 1:
-                        return [await _fetched(await _execute(conn, steps[0]))]
-                    return await _in_one_message(conn, steps)
+                    opening: tuple[Step, ...] = (
+                        ("read_committed", {}),
+                        ("lock_timeout", {"ms": max(1, round(lock_s * 1000))}),
+                    )
+                    return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]
                 except (READ_ONLY, asyncio.CancelledError):
                     # The next one finds the new primary; one that was cut off has answers on their way.
                     await conn.close()
@@ -307,7 +318,9 @@ class Database:
 
                 yield rows
 
-    async def patiently(self, *steps: Step, patience_s: float = 60.0) -> list[list[Row]]:
+    async def patiently(
+        self, *steps: Step, patience_s: float = 60.0, lock_s: float = LOCK_S
+    ) -> list[list[Row]]:
         """`transact`, again on a new connection while the server is away, for at most `patience_s`.
 
         Only for statements that may run twice: a lease or a status gates them, so that the second run
@@ -318,7 +331,9 @@ class Database:
         while True:
             left_s = max(give_up_at - time.monotonic(), LEAST_TIMEOUT_S)
             try:
-                return await self.transact(*steps, timeout_s=min(left_s, STATEMENT_TIMEOUT_S))
+                return await self.transact(
+                    *steps, timeout_s=min(left_s, STATEMENT_TIMEOUT_S), lock_s=lock_s
+                )
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
@@ -376,11 +391,11 @@ async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[
     It knows no parameters: psycopg writes them into the text as literals.
     """
     cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
-    texts = [cursor.mogrify(sql(name), params) for name, params in (("read_committed", {}), *steps)]
+    texts = [cursor.mogrify(sql(name), params) for name, params in steps]
     await cursor.execute("\n;\n".join(texts).encode())  # one may end with a comment
-    found: list[list[Row]] = []
+    found = [await _fetched(cursor)]
     while cursor.nextset():
-        found.append(await cursor.fetchall() if cursor.description is not None else [])
+        found.append(await _fetched(cursor))
     return found
 
 
