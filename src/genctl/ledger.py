@@ -58,7 +58,9 @@ async def movement(
         return moved
     give_up_at = time.monotonic() + wait_s
     async with AsyncExitStack() as line:
-        if len(ordered) == 1:  # of one user one movement is at the server; it would wait for the others anyway
+        if (
+            len(ordered) == 1
+        ):  # of one user one movement is at the server; it would wait for the others anyway
             mine = db.lines.setdefault(ordered[0], asyncio.Lock())
             await line.enter_async_context(_in_time(mine, ordered[0], give_up_at))
         while True:
@@ -116,7 +118,9 @@ async def _wait_for(db: Database, user: str, give_up_at: float) -> None:
 
 
 @asynccontextmanager
-async def _in_time(turn: asyncio.Lock | asyncio.Semaphore, user: str, give_up_at: float) -> AsyncIterator[None]:
+async def _in_time(
+    turn: asyncio.Lock | asyncio.Semaphore, user: str, give_up_at: float
+) -> AsyncIterator[None]:
     """Hold the turn. Raises AccountLockedError when it did not come in time."""
     try:
         async with asyncio.timeout(give_up_at - time.monotonic()):

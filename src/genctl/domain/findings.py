@@ -212,13 +212,13 @@ def of_provider(base_url: str, answer: Answer | NoAnswer) -> list[Finding]:
     return [Finding("provider", OK, f"{base_url} takes the key (asked without a model: {answer.status})")]
 
 
-def of_readiness(api_url: str, status: int) -> list[Finding]:
+def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
     """What /readyz answered."""
     match status:
         case 200:
             return [Finding("api", OK, f"{api_url} is ready")]
         case 503:
-            told = f"{api_url} is not ready: its listener is silent, streams may miss something"
+            told = f"{api_url} is not ready: {why or 'it does not say why'}"
             fix = "genctl runbook run listener-silent; api.not_ready in its log says why"
             return [Finding("api", ERROR, told, fix)]
     return [

@@ -12,6 +12,7 @@ OK, ATTENTION = "ok", "attention"
 OWED_S = 120.0  # a sweeper sends what is owed for 60 s within 15 s more
 DEAD_S = 60.0  # and takes dead leases back each 15 s
 IDLE_S = 300.0  # jobs are due, the gate is open, and nobody is at any of them
+STREAMS = "streams may be late or miss something"  # why an API is not ready, when its listener is silent
 CODES = 3  # failure codes by name; the rest is a number
 
 
@@ -102,7 +103,7 @@ def of_migrations(states: Sequence[str]) -> list[Line]:
     return [Line("migrations", ATTENTION, ", ".join(wrong), command)]
 
 
-def of_api(status: int) -> list[Line]:
+def of_api(status: int, why: str = "") -> list[Line]:
     """What the API answered to /readyz."""
     match status:
         case 200:
@@ -112,8 +113,8 @@ def of_api(status: int) -> list[Line]:
                 Line(
                     "listener",
                     ATTENTION,
-                    "silent: what streams show may be late or missing",
-                    "genctl runbook run listener-silent",
+                    f"not ready: {why or STREAMS}",
+                    "genctl runbook run listener-silent" if why in {"", STREAMS} else "genctl doctor",
                 )
             ]
     return [Line("listener", ATTENTION, f"/readyz was answered {status}: is it the API?", "genctl doctor")]

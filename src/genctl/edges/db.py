@@ -35,6 +35,7 @@ Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
 
 CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
+CROWDED_S = 1.0  # and how long is no longer a moment
 RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
 MOST_ROWS = 1_000  # of a person's statement
 STATEMENT_TIMEOUT_S = 15.0  # of one transaction; to cancel it on a silent server takes psycopg 5 s more
@@ -196,6 +197,14 @@ class Database:
         """For how many seconds the oldest of those that wait for a connection has waited; 0: nobody does."""
         return time.monotonic() - min(self._waiting.values(), default=time.monotonic())
 
+    def used_up(self) -> str | None:
+        """What is wrong when the connections are all in use and somebody has waited for one for long."""
+        if (waited_s := self.longest_wait_s()) < CROWDED_S:
+            return None
+        return (
+            f"all {self._pool.max_size} database connections are in use: a request waits for {waited_s:.1f} s"
+        )
+
     @classmethod
     @asynccontextmanager
     async def open(cls, dsn: str, *, size: int = 4, checked: bool = True) -> AsyncIterator[Self]:
@@ -331,9 +340,7 @@ class Database:
         while True:
             left_s = max(give_up_at - time.monotonic(), LEAST_TIMEOUT_S)
             try:
-                return await self.transact(
-                    *steps, timeout_s=min(left_s, STATEMENT_TIMEOUT_S), lock_s=lock_s
-                )
+                return await self.transact(*steps, timeout_s=min(left_s, STATEMENT_TIMEOUT_S), lock_s=lock_s)
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise

@@ -34,7 +34,7 @@ class LockedError(GenctlError):
     """Somebody else holds a lock that this would have to wait for: nothing was done, later it may work."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("Locked", message, "try again; `genctl doctor` names who holds locks for long")
+        super().__init__("Locked", message, "genctl doctor")  # names who holds transactions open
 
 
 class ConflictError(GenctlError):
@@ -68,11 +68,18 @@ def _where(error: Exception) -> str:
     return (context or first_line(error)).splitlines()[-1]
 
 
+def _refusal(error: Exception) -> str:
+    """What was refused and by whom, in PostgreSQL's words: a trigger's function is in the context alone."""
+    context = error.diag.context if isinstance(error, psycopg.Error) else None
+    who = next((line for line in (context or "").splitlines() if line.startswith("PL/pgSQL function")), None)
+    return f"{first_line(error)} ({who})" if who else first_line(error)
+
+
 Tell = Callable[[Exception, str], GenctlError]
 
 
 def _said(code: str, text: str, fix: str, kind: type[GenctlError] = GenctlError) -> Tell:
-    return lambda error, at: kind(code, text.format(at=at, said=first_line(error)), fix)
+    return lambda error, at: kind(code, text.format(at=at, said=_refusal(error)), fix)
 
 
 # The first kind that fits counts.
@@ -90,7 +97,7 @@ _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = 
     (errors.ProgramLimitExceeded, lambda error, _: NotifyRefusedError(first_line(error))),
     (
         (psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
-        lambda error, _: DataRefusedError(first_line(error)),
+        lambda error, _: DataRefusedError(_refusal(error)),
     ),
     (
         errors.DiskFull,

@@ -118,7 +118,7 @@ async def _provider(settings: Settings) -> list[Finding]:
 
 
 async def _api(settings: Settings) -> list[Finding]:
-    ready = findings.of_readiness(settings.api_url, await parts.readiness(settings))
+    ready = findings.of_readiness(settings.api_url, *await parts.readiness(settings))
     return ready + (await _stream(settings) if settings.secret else [])
 
 

@@ -1,6 +1,7 @@
 """Test jobs, one or many: from the wish to the rows, and on to their end."""
 
 import asyncio
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from genctl import credits
+from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.domain.orders import Order, check
@@ -19,6 +21,7 @@ from genctl.domain.tools import SEEDREAM4, tool_of
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import enqueue
+from genctl.ledger import AccountLockedError
 
 BATCH = 100  # jobs of one transaction
 MOST_AT_ONCE = 1000  # sessions of one look
@@ -71,6 +74,17 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             return f"{self.prompt}, {SENSITIVE_WORDS}"
         return marked(self.prompt, self.scenario) if self.scenario else self.prompt
 
+    def command(self, count: int) -> str:
+        """The command for so many of the jobs, without the grant."""
+        wanted = msgspec.structs.asdict(self) | {"count": count, "grant": None}
+        words = ["genctl", "enqueue"]
+        for name, value in wanted.items():
+            flag = f"--{name.replace('_', '-')}"
+            words += (
+                [] if value is None or value is False else [flag] if value is True else [flag, f"{value}"]
+            )
+        return shlex.join(words)
+
     def orders(self) -> Iterator[Order]:
         """The orders, one after the other."""
         model = self.model or SEEDREAM4.default_model
@@ -107,7 +121,11 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
         owed = None
         most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
         for orders in _batched(wish.orders(), most):
-            made = await enqueue(orders, db=db, queue=queue, opening=opening)
+            try:
+                made = await enqueue(orders, db=db, queue=queue, opening=opening)
+            except AccountLockedError as error:
+                done = f"{error.message}; {len(sent)} of {many(wish.count, 'job')} were ordered"
+                raise AccountLockedError(error.user, done, wish.command(wish.count - len(sent))) from error
             sent += made.sessions
             owed = owed or made.owed
             step(len(made.sessions))

@@ -1,8 +1,10 @@
 """`dlq redrive`: batches of the DLQ through the core's redrive, several at a time, as far as was asked."""
 
 import asyncio
+import shlex
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any, Self
@@ -18,9 +20,10 @@ from genctl.domain.model import GenctlError, Status
 from genctl.domain.orders import check_prompt, check_text
 from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import Message
+from genctl.ledger import AccountLockedError
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
-from genctl.redrive import Fate, chosen, redrive
+from genctl.redrive import ACCOUNT_LOCKED, Fate, chosen, redrive
 
 LANES = 2  # batches under way at once
 BATCH = 100  # messages of one: what is reserved and queued in one transaction
@@ -121,6 +124,19 @@ class Redriven(msgspec.Struct, frozen=True):
     seen: int
     approximate: int
     stopped: str | None = None
+    locked: Mapping[str, int] = {}  # jobs that stay in the DLQ, by the user whose account is locked
+
+    def still_locked(self) -> AccountLockedError | None:
+        """The error that names them, and the command that goes on when the lock is gone."""
+        if not self.locked:
+            return None
+        user = min(self.locked)
+        others = f"; {many(len(self.locked) - 1, 'other user')} likewise" if len(self.locked) > 1 else ""
+        left = f"{many(self.locked[user], 'job')} of user {user} left in the DLQ"
+        again = shlex.join(["genctl", "dlq", "redrive", "--user", user])
+        return AccountLockedError(
+            user, f"{left}: the account is locked by another transaction{others}", again
+        )
 
     def shown(self) -> dict[str, Any]:
         """As JSON says it."""
@@ -137,6 +153,7 @@ class Redrive:
         self.terms = wish.terms
         self.tally = Tally()
         self.stopped: str | None = None
+        self._locked: Counter[str] = Counter()
         self._step: Callable[[int], object] = lambda _: None
         self._next_at = 0.0  # monotonic; where a rate is wished
         self._left = wish.most
@@ -182,7 +199,8 @@ class Redrive:
 
     def so_far(self) -> Redriven:
         """What was done until now."""
-        return Redriven(self.tally, self.over.seen, max(self.over.seen, self.over.approximate), self.stopped)
+        approximate = max(self.over.seen, self.over.approximate)
+        return Redriven(self.tally, self.over.seen, approximate, self.stopped, dict(self._locked))
 
     async def run(
         self, step: Callable[[int], object] = lambda _: None, tell: Callable[[str], object] = lambda _: None
@@ -242,6 +260,7 @@ class Redrive:
     def _count(self, messages: Sequence[Message], fates: Sequence[Fate], budget: "_Budget") -> None:
         self.tally.add(fate.step for fate in fates if fate.error is None)
         self.tally.failed += sum(fate.error is not None for fate in fates)
+        self._locked.update(f.letter.user or "" for f in fates if f.step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
         budget.spent += len(ran)
         if ran and all(fate.error for fate in ran):

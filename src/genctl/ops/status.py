@@ -72,7 +72,7 @@ async def _migrations(settings: Settings) -> list[status.Line]:
 
 
 async def _api(settings: Settings) -> list[status.Line]:
-    return status.of_api(await parts.readiness(settings))
+    return status.of_api(*await parts.readiness(settings))
 
 
 PARTS = (
