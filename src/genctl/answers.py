@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from genctl.base.meters import Meters
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
@@ -41,10 +42,14 @@ class Held(msgspec.Struct, eq=False):
 
 
 class Answers:
-    """Of one worker. `waiting` are those that were tried and are not in their rows yet."""
+    """Of one worker. `waiting` are those that were tried and are not in their rows yet.
 
-    def __init__(self, runs: Runs) -> None:
+    `meters` gives whoever counts what the database refuses.
+    """
+
+    def __init__(self, runs: Runs, meters: Callable[[], Meters]) -> None:
         self._runs = runs
+        self._meters = meters
         self._held: set[Held] = set()
 
     @property
@@ -131,7 +136,7 @@ class Answers:
         the provider's words about the row's size. Raises what the whole of it was refused for.
         """
         refused: GenctlError | None = None
-        for variant in variants(ending):
+        for without, variant in variants(ending):
             try:
                 row = await self._runs.settle_alone(variant)
             except (DatabaseGoneError, LockedError):
@@ -141,8 +146,10 @@ class Answers:
                 continue
             if refused:
                 log.warning("session.settle.reduced", sessionId=ending.session_id, error=refused.message)
+                self._meters().refused(without)
             return row
         assert refused  # noqa: S101 - there is a variant
+        self._meters().refused("other")
         raise refused
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:
@@ -188,15 +195,15 @@ def kept_answer(session: Session) -> Ending | None:
     return msgspec.structs.replace(ending, lease=session.lease)
 
 
-def variants(ending: Ending) -> Iterator[Ending]:
-    """The ending, and what is left of it when the database refuses a part."""
-    yield ending
-    yield _unreleased(ending)
+def variants(ending: Ending) -> Iterator[tuple[str, Ending]]:
+    """The ending, and what is left of it when the database refuses a part, with that part's name."""
+    yield "", ending
+    yield "reservation", _unreleased(ending)
     if ending.details and ending.details != (lean := details.lean(ending.details)):
         trace = ending.trace | {"details": ending.details}
         short = msgspec.structs.replace(ending, details=lean, trace=trace)
-        yield short
-        yield _unreleased(short)
+        yield "words", short
+        yield "words", _unreleased(short)
 
 
 def _unreleased(ending: Ending) -> Ending:

@@ -39,7 +39,9 @@ def failure(category: Category, outcome: Outcome = Outcome.REFUSED) -> Failure:
 def _texts() -> list[str]:
     """What a worker and an API process show once everything has happened in them."""
     worker, api = WorkerMetrics(), Metrics()
-    worker.follow(jobs=lambda: 1, calls=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open")
+    worker.follow(
+        jobs=lambda: 1, calls=lambda: 1, answers=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open"
+    )
     results: list[Success | Failure] = [Success((Image("https://host/i.png"),))]
     results += [failure(category, outcome) for category in Category for outcome in Outcome]
     for result in results:
@@ -51,6 +53,8 @@ def _texts() -> list[str]:
             )
         else:
             worker.settled(None, 0.1)
+    worker.refused("other")
+    worker.unnotified()
     worker.piled([])
     worker.queued("jobs", {})
     worker.queued("dlq", {})

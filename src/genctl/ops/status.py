@@ -8,6 +8,7 @@ from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
+from genctl.domain.refusals import Kept, Notifying
 from genctl.domain.tools import TOOLS
 from genctl.edges import migrate
 from genctl.edges.db import Database
@@ -53,7 +54,8 @@ def _depth(name: str, facts: dict[str, str]) -> status.Depth:
 
 async def _database(settings: Settings) -> list[status.Line]:
     async with Database.open(settings.dsn(), size=1) as db:
-        piles, failures = await db.transact(("piles", {}), ("failures_by_code", {}))
+        asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
+        piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
         gates = [await gate.read(db, tool) for tool in TOOLS]
     return status.of_database(
         status.Standing(
@@ -63,6 +65,8 @@ async def _database(settings: Settings) -> list[status.Line]:
                 status.Gate(g.tool, not g.is_open, g.state is gate.State.PROBING, g.until, g.reason, g.who)
                 for g in gates
             ],
+            kept=[Kept(**row) for row in kept],
+            notifying=Notifying(**notifying),
         )
     )
 
