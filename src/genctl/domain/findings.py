@@ -86,7 +86,7 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
             "rights",
             ERROR,
             f"{row['role']} may not {row['privileges']} on {row['relation']}",
-            f'psql "$DATABASE_URL" -c \'grant {row["privileges"]} on {row["relation"]} to "{row["role"]}"\'',
+            f"psql -c 'grant {row['privileges']} on {row['relation']} to \"{row['role']}\"'",
         )
         for row in missing
     ]

@@ -195,7 +195,8 @@ class Database:
 
     def longest_wait_s(self) -> float:
         """For how many seconds the oldest of those that wait for a connection has waited; 0: nobody does."""
-        return time.monotonic() - min(self._waiting.values(), default=time.monotonic())
+        now = time.monotonic()
+        return now - min(self._waiting.values(), default=now)
 
     def used_up(self) -> str | None:
         """What is wrong when the connections are all in use and somebody has waited for one for long."""
