@@ -186,6 +186,24 @@ def test_a_gate_that_is_probed_now_and_then_is_told_as_closed(promtool: Callable
     promtool("test rules", {"rule_files": [str(DEPLOY / "alerts.yml")], "tests": tests})
 
 
+def test_an_answer_that_waits_for_its_row_pages_whoever_tells_of_it(promtool: Callable[..., None]) -> None:
+    """The worker that has it, or the database when that worker is gone; not a moment of waiting."""
+    (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlAnswersWaiting"]
+    kept, waiting = 'genctl_sessions{pile="answers_kept"}', "genctl_worker_answers_waiting"
+    tests = []
+    for in_rows, in_hands, value in (
+        ("0x5", "2x5", "2"),
+        ("3x5", "0x5", "3"),
+        ("_x5", "0 1 0 1 0 0", None),
+    ):
+        said = rule["annotations"]["summary"].replace("{{ $value }}", str(value))
+        fired = {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"] | {"summary": said}}
+        look = {"eval_time": "4m", "alertname": rule["alert"], "exp_alerts": [fired] if value else []}
+        series = [{"series": kept, "values": in_rows}, {"series": waiting, "values": in_hands}]
+        tests.append({"interval": "1m", "input_series": series, "alert_rule_test": [look]})
+    promtool("test rules", {"rule_files": [str(DEPLOY / "alerts.yml")], "tests": tests})
+
+
 def test_every_metric_has_a_panel() -> None:
     shown = " ".join(expr for expr, _ in QUERIES)
     assert [family.name for family in FAMILIES if family.name not in shown] == []
