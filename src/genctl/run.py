@@ -168,7 +168,7 @@ class Runs:
         if not hold.sent:
             facts |= {"delay_s": delay_s, "attempts": int(not session.spent)}
         name = "let_go" if hold.sent else "give_back"
-        (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S)
+        (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S, lock_s=STOP_S)
         row = rows[0] if rows else (await self.left(session))[0]
         if row is None:
             raise LeaseLostError(session.id)
@@ -226,7 +226,9 @@ class Runs:
             "most": self._most_attempts,
             "dead": self.db.back_since_s() > RENEW_S,
         }
-        (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S)
+        # rows that are locked are passed over: this waits for a table's lock, which is over soon
+        claim = ("claim", facts)
+        (rows,) = await self.db.patiently(claim, patience_s=CLAIM_PATIENCE_S, lock_s=CLAIM_PATIENCE_S)
         taken = {row["id"]: row for row in rows}
         return [
             attempted(Session.of, taken.pop(claim.session_id))
@@ -238,7 +240,8 @@ class Runs:
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
         """True: renewed; False: locked by somebody; None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+        extend = ("extend", {"items": items, "lease_s": LEASE_S})
+        (rows,) = await self.lifeline.transact(extend, lock_s=RENEW_S)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 

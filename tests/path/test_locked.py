@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import psycopg
@@ -24,6 +25,7 @@ from genctl.edges.db_errors import LockedError
 from genctl.enqueue import enqueue
 from genctl.ledger import WAIT_S, AccountLockedError
 from genctl.ops.status import look
+from genctl.ops.tail import tail
 from genctl.services.gatekeeper import Gatekeeper
 
 SLOW_S = 10.0  # of a busy machine; who waits for a lock would wait for ever
@@ -262,3 +264,25 @@ async def test_status_names_the_api_whose_connections_are_used_up(
     (line,) = [line for line in lines if line.part == "listener"]
     assert (line.level, line.next) == ("attention", "genctl doctor")
     assert "all 8 database connections are in use" in line.message
+
+
+async def test_a_tail_goes_on_behind_a_table_that_is_locked(kit: Kit, dsn: str) -> None:
+    """As it does while the database is away."""
+    notes: list[str] = []
+    tailing = tail(kit.db, dsn, since=None, follow=True, fail_after_s=None, note=notes.append)
+    first = asyncio.ensure_future(anext(tailing))
+
+    async def said(text: str) -> bool:
+        return any(text in note for note in notes)
+
+    await until(lambda: said("connected"))
+    with psycopg.connect(dsn) as person, psycopg.connect(dsn, autocommit=True) as other:
+        person.execute("lock table generation_sessions in access exclusive mode")
+        payload = f'{{"session_id": "{uuid4()}"}}'
+        other.execute("select pg_notify('session_completed', %s)", [payload])
+        await until(lambda: said("cannot read"))
+        person.rollback()
+    session = await kit.enqueue("sensitive")
+    await kit.work()
+    assert (await first)["sessionId"] == session.id
+    await tailing.aclose()  # type: ignore[attr-defined]
