@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 from genctl.edges.db import Database, Row, Step
-from genctl.edges.db_errors import LockedError, NotifyRefusedError
+from genctl.edges.db_errors import DatabaseGoneError, LockedError, NotifyRefusedError
 
 BRIEFLY_S = 0.1  # for locks that a movement of many users meets beside their accounts
 WAIT_S = 2.0  # for the accounts of those who wait for them
@@ -113,6 +113,9 @@ async def _wait_for(db: Database, user: str, give_up_at: float) -> None:
             await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s)
         except LockedError as error:
             raise AccountLockedError(user) from error
+        except DatabaseGoneError:  # a time-out of the role may be shorter than the wait
+            if time.monotonic() > give_up_at:
+                raise
     if time.monotonic() > give_up_at:
         raise AccountLockedError(user)
 

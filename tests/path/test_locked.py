@@ -182,6 +182,22 @@ async def test_a_patience_of_nothing_is_not_shorter_than_the_wait_for_a_lock(kit
     assert kit.at.db.back_since_s() == float("inf")
 
 
+@pytest.mark.parametrize("setting", ["statement_timeout", "transaction_timeout", "lock_timeout"])
+async def test_a_short_time_out_of_the_role_is_not_told_as_a_server_that_is_away(
+    kit: Kit, dsn: str, setting: str
+) -> None:
+    await credits.open_accounts(kit.db, ["ann"], 1000)
+    with locked(dsn) as person, psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(f"alter database {conn.info.dbname} set {setting} = '300ms'".encode())
+        async with Database.open(dsn, size=2) as db:
+            with pytest.raises(AccountLockedError):
+                await enqueue([kit.order()], db=db, queue=None, wait_s=1.0)
+            ordering = asyncio.create_task(enqueue([kit.order()], db=db, queue=None, wait_s=SLOW_S))
+            await until(lambda: waiting_for_locks(kit))
+            person.rollback()
+            assert len((await ordering).sessions) == 1
+
+
 async def test_a_locked_row_of_the_gate_is_said_and_read_all_the_same(kit: Kit, dsn: str) -> None:
     await gate.close(kit.db, "seedream4", for_s=None, reason="a test", who="ann@desk")
     keeper = Gatekeeper(kit.db, "seedream4", failures=1, call_s=1.0, send_back=lambda: None)
