@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,11 +18,13 @@ from aiohttp.test_utils import BaseTestServer, TestServer, unused_port
 
 from genctl.domain.model import GenctlError
 from genctl.domain.scenarios import REQUEST_ID, SCENARIOS, SENSITIVE_PROMPT, SENSITIVE_WORDS, Scenario, marked
+from genctl.services.asked import MODELS, model_of
 from genctl.services.simulator import TYPES, app, serve
 
 AN_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
 BODY: dict[str, Any] = {"model": "seedream-4-0-250828", "prompt": "a lighthouse"}
 PATH = "/api/v3/images/generations"
+PAGE = Path(__file__).parents[2] / "docs/scenarios.md"
 A_PNG = "data:image/png;base64,iVBORw0KGgo="
 LITE, PRO = "seedream-5-0-260128", "dola-seedream-5-0-pro-260628"
 SETS = "sequential_image_generation"
@@ -223,6 +226,21 @@ async def test_what_the_provider_would_not_take_is_refused(
 ) -> None:
     response, body = await client.ask({**BODY, **change})
     assert (response.status, body["error"]["code"], body["error"]["param"]) == (status, code, param)
+
+
+def test_the_page_tells_the_limits_of_each_model() -> None:
+    told = {}
+    for row in re.findall(r"^\| seedream-.*", PAGE.read_text(), re.MULTILINE):
+        names, sizes, pixels, references, modes, lacks = (cell.strip() for cell in row.strip("|").split("|"))
+        least, most = (int(number.replace(",", "")) for number in pixels.split(" to "))
+        for name in names.split(", "):
+            told[model_of(name)] = (
+                sizes.split(", "), (least, most), int(references), modes.split(", "), lacks.split(),
+            )  # fmt: skip
+    assert told == {
+        model: (list(model.sizes), model.pixels, model.references, list(model.modes), list(model.lacks))
+        for model in MODELS
+    }
 
 
 async def test_what_is_missing_is_named(client: Client) -> None:
