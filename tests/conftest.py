@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
@@ -24,6 +26,11 @@ signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job has our children ignore it
 
+MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 << 30:
+    # a database for each test is hundreds of files: on a disk they cost more than most tests
+    os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
+
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
@@ -31,7 +38,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
 
     GENCTL_TEST_POSTGRES names another server than the wheel's, to try another version.
     """
-    server = Postgres(tmp_path_factory.mktemp("pg"), settings={"fsync": "off", "max_connections": "200"})
+    folder = tmp_path_factory.mktemp("pg")
+    server = Postgres(folder, settings={"fsync": "off", "max_connections": "200"})
     other = os.environ.get("GENCTL_TEST_POSTGRES")
     if not other:
         asyncio.run(server.start())
@@ -45,6 +53,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
     finally:
         if not other:
             asyncio.run(server.stop())
+        shutil.rmtree(folder)
 
 
 def template(worker_id: str) -> str:
