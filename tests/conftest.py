@@ -7,10 +7,12 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psycopg
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from genctl.base.settings import Settings
 from genctl.edges import migrate
@@ -30,6 +32,8 @@ MEMORY = Path("/dev/shm")
 if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 << 30:
     # a database for each test is hundreds of files: on a disk they cost more than most tests
     os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
+
+SHARING = ("tests/browser/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +97,17 @@ async def kit(settings: Settings) -> AsyncIterator[Kit]:
     async with Kit.open(settings) as kit:
         yield kit
         kit.check_nothing_left()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Workers get one test after the other, or a module whose tests share what is dear to make.
+
+    By chunks, as is usual, one worker gets all the long tests of a module in a row, and the others idle.
+    """
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda test: test.partition("::")[0] if test.startswith(SHARING) else test
+    return scheduler
 
 
 @pytest.hookimpl(wrapper=True)
