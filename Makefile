@@ -3,31 +3,39 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CONSTRAINTS := constraints.txt
+GOAL := $(MAKECMDGOALS)
+INSTALL = @GOAL='$(GOAL)' CONSTRAINTS='$(CONSTRAINTS)' .ci/install $(PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs mutate bench clean
+.PHONY: help demo test check docs mutate bench upgrade newest clean
 
 help: ## this list
+	@sed -n 's/^requires-python = ">=\(.*\)"$$/It needs Python \1 or newer, and a package index./p' pyproject.toml
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "genctl needs Python 3.11 or newer: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local]' --group dev
-	touch $@
+# What `make demo` needs, and what all others need beside it.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(INSTALL) $(VENV) --editable '.[local]'
+	@touch $@
 
-demo: $(READY) ## a job that fails and a job that succeeds, watched hop by hop on the embedded stack
+$(READY): $(VENV)/.demo
+	$(INSTALL) $(VENV) --group dev
+	@touch $@
+
+demo: $(VENV)/.demo ## a job that fails and a job that succeeds, watched hop by hop on the embedded stack
 	$(BIN)/genctl demo
 
 test: $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
 	$(BIN)/python -m pytest -n 6  # they mostly wait: six at once keep two cores busy
 
-check: $(READY) ## formatting, lint, types, import rules
+check: $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
+	$(BIN)/deptry src tests docs --exclude '^$$' --ignore DEP002,DEP004
 
 docs: $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
 	$(BIN)/python docs/make_runbooks.py
@@ -40,9 +48,23 @@ bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/redrive.py
 	$(BIN)/python benchmarks/audit.py
-	$(PYTHON) -m venv benchmarks/.venv && benchmarks/.venv/bin/pip install -q -r benchmarks/requirements.txt
+	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale
 
+upgrade: $(READY) ## constraints.txt with the newest versions that pyproject.toml allows; shows what has changed
+	$(INSTALL) $(VENV) --group upgrade
+	@cp constraints.txt $(VENV)/constraints.before
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command 'make upgrade' --output-file constraints.txt \
+		pyproject.toml benchmarks/requirements.txt --extra local --group dev --group upgrade
+	@diff $(VENV)/constraints.before constraints.txt | grep '^[<>]' || echo 'nothing has changed'
+
+newest: ## the unit tests and the demo with what users get: the newest versions, in a fresh environment
+	rm -rf .newest
+	$(MAKE) --no-print-directory .newest/.ready VENV=.newest CONSTRAINTS= GOAL=newest
+	.newest/bin/python -m pytest -n 2 tests/unit
+	.newest/bin/genctl demo
+
 clean: ## forget the virtual environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .newest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
