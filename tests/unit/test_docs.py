@@ -95,7 +95,9 @@ def test_the_schema_does_not_depend_on_how_msgspec_words_it(
 def test_what_is_made_from_the_runbooks_is_fresh() -> None:
     """Else: make docs. JSON is compared by what it says, not by the order in which a library says it."""
     made: dict[Path, str] = runpy.run_path(str(MAKER))["pages"]()
-    stale = [path.name for path, text in made.items() if meaning(path, path.read_text()) != meaning(path, text)]
+    stale = [
+        path.name for path, text in made.items() if meaning(path, path.read_text()) != meaning(path, text)
+    ]
     assert stale == []
     assert {path.name for path in made if path.suffix == ".md"} == {
         path.name for path in (ROOT / "docs" / "runbooks").iterdir()
