@@ -59,6 +59,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_nothing_says_to_install_genctl_by_its_name() -> None:
+    """It is in no registry: a checkout or a wheel is."""
+    by_name = re.compile(
+        r"(?:pip|pipx|uv)3? (?:tool )?(?:install|inject|run) (?:-\S+ )*['\"`]?genctl(?![/-])"
+    )
+    assert by_name.search("pip install 'genctl[local]'")
+    assert [page.name for page in NAMING if by_name.search(page.read_text(errors="replace"))] == []
+
+
 def test_every_runbook_that_is_named_is_there() -> None:
     """By status, doctor, explain, alerts and the docs."""
     told = {
