@@ -8,7 +8,7 @@ GOAL := $(MAKECMDGOALS)
 INSTALL = @GOAL='$(GOAL)' CONSTRAINTS='$(CONSTRAINTS)' .ci/install $(PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs mutate bench upgrade newest clean
+.PHONY: help demo writable test check docs mutate bench upgrade newest clean
 
 help: ## this list
 	@sed -n 's/^requires-python = ">=\(.*\)"$$/It needs Python \1 or newer, and a package index./p' pyproject.toml
@@ -26,10 +26,13 @@ $(READY): $(VENV)/.demo
 demo: $(VENV)/.demo ## a job that fails and a job that succeeds, watched hop by hop on the embedded stack
 	$(BIN)/genctl demo
 
-test: $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
+writable: # all but the demo keep or make something in the checkout
+	@GOAL='$(GOAL)' .ci/writable .
+
+test: writable $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
 	$(BIN)/python -m pytest -n 6  # they mostly wait: six at once keep two cores busy
 
-check: $(READY) ## formatting, lint, types, import rules, dependencies
+check: writable $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -37,13 +40,13 @@ check: $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/deptry src
 	$(BIN)/deptry src tests docs --exclude '^$$' --ignore DEP002,DEP004
 
-docs: $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
+docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
 	$(BIN)/python docs/make_runbooks.py
 
-mutate: $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
+mutate: writable $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
 	$(BIN)/python -m tests.mutate
 
-bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm for a fast SQS emulator
+bench: writable $(READY) ## speed as ratios against peers, measured in one run; needs npm for a fast SQS emulator
 	npm install --prefix benchmarks --no-package-lock --no-audit --no-fund
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/redrive.py
@@ -52,7 +55,7 @@ bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale
 
-upgrade: $(READY) ## constraints.txt with the newest versions that pyproject.toml allows; shows what has changed
+upgrade: writable $(READY) ## constraints.txt with the newest versions that pyproject.toml allows; shows what has changed
 	$(INSTALL) $(VENV) --group upgrade
 	@cp constraints.txt $(VENV)/constraints.before
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \

@@ -25,7 +25,6 @@ def bare() -> Iterator[Bare]:
         (home / "bin" / "python3").symlink_to(PYTHON)
         bare.env["PATH"] = f"{home}/bin:{bare.env['PATH']}"
         bare.env |= {"GENCTL_API_URL": f"http://127.0.0.1:{free_port()}", "CC": "/bin/false"}
-        bare.env["PIP_NO_COMPILE"] = "1"
         yield bare
         assert until_sync(lambda: not processes_in(home.parent)), "a process was left running"
 

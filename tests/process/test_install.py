@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tests.process.bare import PYTHON, ROOT, Bare
 
-PARTS = ("Makefile", "pyproject.toml", "constraints.txt", ".ci/install")
+PARTS = ("Makefile", "pyproject.toml", "constraints.txt", ".ci/install", ".ci/writable")
 NAMING_PYTHON = ("README.md", "CONTRIBUTING.md", "Makefile")
 # Answers as a Python of this version would.
 OLD = f"""#!/bin/sh
@@ -71,21 +71,28 @@ def test_a_python_without_venv(bare: Bare) -> None:
     said = told(bare, f"make demo PYTHON={PYTHON}", PYTHONPATH=no_venv(bare))
     apt = "apt-get" if os.geteuid() == 0 else "sudo apt-get"
     assert said.startswith(f"Python {version}.")
-    assert said.endswith(f"comes without venv here; run: {apt} install {PYTHON.name}-venv && make demo")
+    assert said.endswith(f"comes without venv here; run: {apt} install {PYTHON.name}-venv && make demo PYTHON={PYTHON}")
 
 
-def test_a_checkout_that_may_only_be_read(bare: Bare) -> None:
-    """What is printed copies it, and gets as far as the next thing that is missing, in the copy."""
+@pytest.mark.parametrize(("goal", "where"), [("demo", "/.venv"), ("test", "")])
+def test_a_checkout_that_may_only_be_read(bare: Bare, goal: str, where: str) -> None:
+    """What is printed copies it, and gets as far as the next thing that is missing, in the copy.
+
+    Also where somebody else has installed all, for tests keep caches; the demo needs none.
+    """
+    if goal == "test":
+        (bare.checkout / ".venv").mkdir(mode=0o555)
     bare.checkout.chmod(0o555)
     if os.geteuid() == 0:  # whom no mode keeps out
         bare.prefix = (str(shutil.which("setpriv")), "--reuid=65534", "--regid=65534", "--clear-groups")
         Path(bare.env["HOME"]).chmod(0o777)
     bare.programs(python="#!/bin/sh\nexit 127\n")
-    said = told(bare, "make demo")
-    assert said.startswith(f"cannot write to {bare.checkout}/.venv; take a copy that is yours, run: cp -r ")
+    said = told(bare, f"make {goal}")
+    copy = "take a copy that is yours, run: cp -r "
+    assert said.startswith(f"cannot write to {bare.checkout}{where}; {copy}")
     copied = bare.type(said.rpartition("run: ")[2])
     assert "genctl: python3 does not run" in copied.stderr
-    assert (Path(bare.env["HOME"]) / "genctl" / "Makefile").exists()
+    assert f"make {goal} PYTHON=" in copied.stderr
 
 
 def no_venv(bare: Bare) -> str:
