@@ -89,7 +89,7 @@ def operator(bare: Bare) -> None:
     added = bare.type(fix.removeprefix("  fix: "), PATH="/usr/bin:/bin")
     assert added.returncode == 0, added.stderr
     with Running.start("genctl", "demo", env=bare.env, folder=bare.checkout) as demo:
-        until_sync(lambda: "postgres is ready" in "".join(demo.texts()))
+        until_sync(lambda: "postgres is ready" in "".join(demo.texts()), within_s=60)
         demo.end(signal.SIGINT)
 
 
@@ -114,7 +114,7 @@ def typed(line: str, bare: Bare) -> None:
     """What does not end by itself is ended when it has told something; what asks is told how to answer."""
     if ENDLESS[0] in line or ENDLESS[1] in line:
         with Running.start("sh", "-c", f"exec {line}", env=bare.env, folder=bare.checkout) as running:
-            until_sync(lambda: any(running.texts()) or running.process.poll())
+            until_sync(lambda: any(running.texts()) or running.process.poll(), within_s=60)
             assert running.end(signal.SIGINT) == 130, running.texts()
         return
     if "dlq show " in line:
