@@ -46,6 +46,8 @@ class ConflictError(GenctlError):
 
 READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
 
+ENDED = (errors.TransactionTimeout, errors.IdleInTransactionSessionTimeout)  # which end the connection
+
 
 @contextmanager
 def errors_told(dsn: str) -> Iterator[None]:
@@ -130,7 +132,7 @@ _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = 
         ),
     ),
     (
-        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout),
+        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, *ENDED),
         _said(
             "DatabaseUnreachable",
             "cannot use PostgreSQL at {at}: {said}",
