@@ -136,7 +136,7 @@ class Answers:
         the provider's words about the row's size. Raises what the whole of it was refused for.
         """
         refused: GenctlError | None = None
-        for without, variant in variants(ending):
+        for variant in variants(ending):
             try:
                 row = await self._runs.settle_alone(variant)
             except (DatabaseGoneError, LockedError):
@@ -146,7 +146,7 @@ class Answers:
                 continue
             if refused:
                 log.warning("session.settle.reduced", sessionId=ending.session_id, error=refused.message)
-                self._meters().refused(without)
+                self._meters().refused("reservation" if variant.details == ending.details else "words")
             return row
         assert refused  # noqa: S101 - there is a variant
         self._meters().refused("other")
@@ -195,15 +195,15 @@ def kept_answer(session: Session) -> Ending | None:
     return msgspec.structs.replace(ending, lease=session.lease)
 
 
-def variants(ending: Ending) -> Iterator[tuple[str, Ending]]:
-    """The ending, and what is left of it when the database refuses a part, with that part's name."""
-    yield "", ending
-    yield "reservation", _unreleased(ending)
+def variants(ending: Ending) -> Iterator[Ending]:
+    """The ending, and what is left of it when the database refuses a part."""
+    yield ending
+    yield _unreleased(ending)
     if ending.details and ending.details != (lean := details.lean(ending.details)):
         trace = ending.trace | {"details": ending.details}
         short = msgspec.structs.replace(ending, details=lean, trace=trace)
-        yield "words", short
-        yield "words", _unreleased(short)
+        yield short
+        yield _unreleased(short)
 
 
 def _unreleased(ending: Ending) -> Ending:
