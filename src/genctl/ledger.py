@@ -58,9 +58,7 @@ async def movement(
         return moved
     give_up_at = time.monotonic() + wait_s
     async with AsyncExitStack() as line:
-        if (
-            len(ordered) == 1
-        ):  # of one user one movement is at the server; it would wait for the others anyway
+        if len(ordered) == 1:  # of one user one movement is at the server: the others would only wait there
             mine = db.lines.setdefault(ordered[0], asyncio.Lock())
             await line.enter_async_context(_in_time(mine, ordered[0], give_up_at))
         while True:
