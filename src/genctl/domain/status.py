@@ -114,15 +114,11 @@ def of_api(status: int, why: str = "") -> list[Line]:
     match status:
         case 200:
             return [Line("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
+        case 503 if why in {"", STREAMS}:
+            told = "silent: what streams show may be late or missing"
+            return [Line("listener", ATTENTION, told, "genctl runbook run listener-silent")]
         case 503:
-            return [
-                Line(
-                    "listener",
-                    ATTENTION,
-                    f"not ready: {why or STREAMS}",
-                    "genctl runbook run listener-silent" if why in {"", STREAMS} else "genctl doctor",
-                )
-            ]
+            return [Line("listener", ATTENTION, f"the API is not ready: {why}", "genctl doctor")]
     return [Line("listener", ATTENTION, f"/readyz was answered {status}: is it the API?", "genctl doctor")]
 
 
