@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,7 @@ import psycopg
 import pytest
 import structlog
 from tests.ears import BASE, SECRET, Client, served
-from tests.kit import Kit, until
+from tests.kit import Kit, locked, until
 
 from genctl import credits, gate
 from genctl.base.tokens import Tokens
@@ -36,15 +35,6 @@ MANY = [f"user-{n}" for n in range(20)]
 async def client(kit: Kit) -> AsyncIterator[Client]:
     async with served(kit.settings) as client:
         yield client
-
-
-@contextmanager
-def locked(dsn: str, what: str = "credit_accounts where user_id = 'ann'") -> Iterator[psycopg.Connection]:
-    """Rows that a person has locked, and keeps."""
-    with psycopg.connect(dsn) as person:
-        assert person.execute(f"select from {what} for update".encode()).rowcount > 0
-        yield person
-        person.rollback()
 
 
 async def waiting_for_locks(kit: Kit) -> int:

@@ -116,7 +116,7 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue)
         if wish.grant:
-            await credits.grant(db, wish.whose, wish.grant, "genctl enqueue --grant", opening=opening)
+            await _granted(db, wish, wish.grant, opening)
         sent: list[Session] = []
         owed = None
         most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
@@ -137,6 +137,14 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
     return Said(
         _one(sent[0], ended, seconds) if wish.count == 1 else _many(wish, ended, seconds), expected, owed
     )
+
+
+async def _granted(db: Database, wish: Wish, amount: int, opening: int) -> None:
+    try:
+        await credits.grant(db, wish.whose, amount, "genctl enqueue --grant", opening=opening)
+    except AccountLockedError as error:
+        again = f"{error.fix} && {wish.command(wish.count)}"
+        raise AccountLockedError(error.user, error.message, again) from error
 
 
 async def _ended(db: Database, sessions: list[Session]) -> list[Session]:
