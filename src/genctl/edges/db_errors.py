@@ -73,7 +73,10 @@ def _where(error: Exception) -> str:
 def _refusal(error: Exception) -> str:
     """What was refused and by whom, in PostgreSQL's words: a trigger's function is in the context alone."""
     context = error.diag.context if isinstance(error, psycopg.Error) else None
-    who = next((line for line in (context or "").splitlines() if line.startswith("PL/pgSQL function")), None)
+    functions = (line for line in (context or "").splitlines() if line.startswith("PL/pgSQL function"))
+    who = next(
+        (line for line in functions if "inline_code_block" not in line), None
+    )  # a block is a migration's
     return f"{first_line(error)} ({who})" if who else first_line(error)
 
 
