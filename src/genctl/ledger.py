@@ -7,11 +7,11 @@ freezes in between leaves nothing locked.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from genctl.edges.db import Database, Row, Step
+from genctl.edges.db import Database, Line, Row, Step
 from genctl.edges.db_errors import DatabaseGoneError, LockedError, NotifyRefusedError
 
 BRIEFLY_S = 0.1  # for locks that a movement of many users meets beside their accounts
@@ -47,26 +47,31 @@ async def movement(
 
     Accounts that somebody else holds are passed over, and the steps leave their users alone. With `wait_s`
     they are waited for, so many seconds in all and while nothing else is held; then the steps are carried out
-    for all of the users. Missing accounts are made with `opening` credits. Each step finds `notify` among its
-    parameters; where the database refuses the NOTIFY (its queue is full) all is done without it, and the
-    streams find the change by themselves. Raises AccountLockedError when an account was not to be had in
-    time, LockedError for another lock, and as Database.transact does.
+    for all of the users. Those who wait for one user stand in a line. Missing accounts are made with
+    `opening` credits. Each step finds `notify` among its parameters; where the database refuses the NOTIFY
+    (its queue is full) all is done without it, and the streams find the change by themselves. Raises
+    AccountLockedError when an account was not to be had in time, LockedError for another lock, and as
+    Database.transact does.
     """
     ordered = sorted(set(users))
     if wait_s is None:
         moved, _ = await _moved(db, ordered, steps, opening, patience_s, BRIEFLY_S, whole=False)
         return moved
-    give_up_at = time.monotonic() + wait_s
-    async with AsyncExitStack() as line:
-        if len(ordered) == 1:  # of one user one movement is at the server: the others would only wait there
-            mine = db.lines.setdefault(ordered[0], asyncio.Lock())
-            await line.enter_async_context(_in_time(mine, ordered[0], give_up_at))
+    is_one = len(ordered) == 1
+    line, came_at = db.lines.setdefault(ordered[0], Line()) if is_one else Line(), time.monotonic()
+
+    def left_s() -> float:
+        """When another one in the line was served, the account was free."""
+        return max(came_at, line.moved_at) + wait_s - time.monotonic()
+
+    async with _in_time(line.turn, ordered[0], left_s):
         while True:
-            lock_s = max(BRIEFLY_S, give_up_at - time.monotonic()) if len(ordered) == 1 else BRIEFLY_S
+            lock_s = max(BRIEFLY_S, left_s()) if is_one else BRIEFLY_S
             moved, locked = await _moved(db, ordered, steps, opening, patience_s, lock_s, whole=True)
             if not locked:
+                line.moved_at = time.monotonic()
                 return moved
-            await _wait_for(db, locked[0], give_up_at)
+            await _wait_for(db, locked[0], left_s)
 
 
 async def _moved(
@@ -103,31 +108,33 @@ async def _moved(
     return Moved(frozenset(locks["mine"]), moved), [user for user in users if user not in locks["free"]]
 
 
-async def _wait_for(db: Database, user: str, give_up_at: float) -> None:
+async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> None:
     """Until the account is free, on one of the connections that may wait. Raises AccountLockedError."""
-    async with _in_time(db.room, user, give_up_at):
+    async with _in_time(db.room, user, left_s):
         try:
-            left_s = max(0.0, give_up_at - time.monotonic())
-            await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s)
+            await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s())
         except LockedError as error:
             raise AccountLockedError(user) from error
         except DatabaseGoneError:  # a time-out of the role may be shorter than the wait
-            if time.monotonic() > give_up_at:
+            if left_s() <= 0:
                 raise
-    if time.monotonic() > give_up_at:
+    if left_s() <= 0:
         raise AccountLockedError(user)
 
 
 @asynccontextmanager
 async def _in_time(
-    turn: asyncio.Lock | asyncio.Semaphore, user: str, give_up_at: float
+    turn: asyncio.Lock | asyncio.Semaphore, user: str, left_s: Callable[[], float]
 ) -> AsyncIterator[None]:
-    """Hold the turn. Raises AccountLockedError when it did not come in time."""
-    try:
-        async with asyncio.timeout(give_up_at - time.monotonic()):
-            await turn.acquire()
-    except TimeoutError:
-        raise AccountLockedError(user) from None
+    """Hold the turn. Raises AccountLockedError when it did not come in time, though that may grow."""
+    while True:
+        try:
+            async with asyncio.timeout(left_s()):
+                await turn.acquire()
+            break
+        except TimeoutError:
+            if left_s() <= 0:
+                raise AccountLockedError(user) from None
     try:
         yield
     finally:

@@ -176,6 +176,17 @@ async def _backend(conn: Connection) -> int:
     return int(row["pid"]) if row else 0
 
 
+class Line:
+    """Those who want the same lock stand here, one behind the other; at the server each takes a connection.
+
+    `moved_at` is when one of them last had it (monotonic).
+    """
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.moved_at = -math.inf
+
+
 class Database:
     """Named statements over a pool of connections; `async with Database.open(dsn)` is the way in."""
 
@@ -185,8 +196,9 @@ class Database:
         self._waiting: dict[object, float] = {}  # for a connection, since when (monotonic)
         self._away_since: float | None = None  # monotonic
         self._back_at = -math.inf  # monotonic; after an outage
-        # those who may have to wait for the same lock stand in line here, not at the server
-        self.lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.lines: WeakValueDictionary[str, Line] = (
+            WeakValueDictionary()
+        )  # forgotten when nobody stands there
         self.room = asyncio.Semaphore(max(1, pool.max_size // 2))  # connections that may wait for locks
 
     def back_since_s(self) -> float:
