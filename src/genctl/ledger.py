@@ -8,7 +8,7 @@ freezes in between leaves nothing locked.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 from genctl.edges.db import Database, Line, Row, Step
@@ -111,13 +111,8 @@ async def _moved(
 async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> None:
     """Until the account is free, on one of the connections that may wait. Raises AccountLockedError."""
     async with _in_time(db.room, user, left_s):
-        try:
+        with suppress(LockedError, DatabaseGoneError):  # a time-out of the role may be shorter than the wait
             await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s())
-        except LockedError as error:
-            raise AccountLockedError(user) from error
-        except DatabaseGoneError:  # a time-out of the role may be shorter than the wait
-            if left_s() <= 0:
-                raise
     if left_s() <= 0:
         raise AccountLockedError(user)
 
