@@ -16,7 +16,7 @@ import msgspec
 from genctl.base.batch import Together, attempted
 from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
 from genctl.edges.db import Database, Row, as_json
-from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError
+from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 
 T = TypeVar("T")
@@ -180,7 +180,7 @@ class Runs:
         fates = await apart(self._extend)(holds)
         lost = []
         for hold, fate in zip(holds, fates, strict=True):
-            if isinstance(fate, DatabaseGoneError):
+            if isinstance(fate, DatabaseGoneError | LockedError):
                 raise fate
             if fate is True:
                 hold.renewed_at = now
@@ -226,9 +226,10 @@ class Runs:
             "most": self._most_attempts,
             "dead": self.db.back_since_s() > RENEW_S,
         }
-        # rows that are locked are passed over: this waits for a table's lock, which is over soon
-        claim = ("claim", facts)
-        (rows,) = await self.db.patiently(claim, patience_s=CLAIM_PATIENCE_S, lock_s=CLAIM_PATIENCE_S)
+        try:  # rows that are locked are passed over: it waits for a table's lock, which is over soon
+            (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S, lock_s=RENEW_S)
+        except LockedError as error:
+            return [error] * len(claims)
         taken = {row["id"]: row for row in rows}
         return [
             attempted(Session.of, taken.pop(claim.session_id))
@@ -240,8 +241,10 @@ class Runs:
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
         """True: renewed; False: locked by somebody; None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        extend = ("extend", {"items": items, "lease_s": LEASE_S})
-        (rows,) = await self.lifeline.transact(extend, lock_s=RENEW_S)
+        try:
+            rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+        except LockedError as error:  # the table, since rows are passed over
+            return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 

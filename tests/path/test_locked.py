@@ -25,6 +25,7 @@ from genctl.enqueue import enqueue
 from genctl.ledger import WAIT_S, AccountLockedError
 from genctl.ops.status import look
 from genctl.ops.tail import tail
+from genctl.run import Hold
 from genctl.services.gatekeeper import Gatekeeper
 
 SLOW_S = 10.0  # of a busy machine; who waits for a lock would wait for ever
@@ -292,3 +293,17 @@ async def test_a_tail_goes_on_behind_a_table_that_is_locked(kit: Kit, dsn: str) 
     await kit.work()
     assert (await first)["sessionId"] == session.id
     await tailing.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_table_that_is_locked_is_told_to_all_holds_at_once(kit: Kit, dsn: str) -> None:
+    """None of them is the one that is in the way: trying them by halves would take longer than their leases."""
+    sessions = [await kit.enqueue() for _ in range(8)]
+    claimed = [await kit.at.claim(session.id, 1) for session in sessions]
+    holds = [Hold(session, 0.0) for session in claimed if session]
+    with psycopg.connect(dsn) as person:
+        person.execute("lock table generation_sessions in access exclusive mode")
+        began = time.monotonic()
+        with pytest.raises(LockedError):
+            await kit.at.runs.extend(holds)
+        assert time.monotonic() - began < SLOW_S
+    assert await kit.at.runs.extend(holds) == []

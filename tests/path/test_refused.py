@@ -89,6 +89,7 @@ async def test_settles_that_a_foreign_trigger_refuses_are_told_until_they_are_ma
     assert (await lines(kit))["answers"].level == "ok"
     assert "answers" not in await findings(kit)
     assert [(await kit.row(session)).attempts for session in made] == [1, 1, 1]
+    await kit.sweep()  # where the trigger went between two tries, the second left the release to it
     assert await kit.violations() == []
 
 
