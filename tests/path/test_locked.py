@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 import structlog
 from tests.ears import BASE, SECRET, Client, served
-from tests.kit import Kit, locked, until
+from tests.kit import Kit, free_port, locked, until
 
 from genctl import credits, gate
 from genctl.base.tokens import Tokens
@@ -116,20 +117,17 @@ async def test_an_api_whose_connections_are_used_up_is_not_ready_and_says_why(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genctl.edges.db.CROWDED_S", 0.05)
-    pool = client.api.db._pool
-    taken = [await pool.getconn() for _ in range(pool.max_size)]
-    waiting = asyncio.create_task(timed(client, "/sessions"))
 
     async def not_ready() -> Any:
         status, said = await client.ask("GET", "/readyz")
         return said if status == 503 else None
 
-    try:
+    async with AsyncExitStack() as taken:
+        for _ in range(8):
+            await taken.enter_async_context(client.api.db._connection())
+        waiting = asyncio.create_task(timed(client, "/sessions"))
         with structlog.testing.capture_logs() as lines:
             said = await until(not_ready)
-    finally:
-        for conn in taken:
-            await pool.putconn(conn)
     assert "all 8 database connections are in use" in said["why"]
     assert [line["why"] for line in lines if line["event"] == "api.not_ready"]
     assert (await waiting)[0] == 200
@@ -251,7 +249,7 @@ async def test_a_locked_session_is_told_within_moments_by_whatever_changes_it(ki
 
 async def test_what_hangs_for_a_moment_is_no_reason_to_be_not_ready(dsn: str) -> None:
     async with Database.open(dsn, size=1) as db:
-        async with db._pool.connection():
+        async with db._connection():
             waiting = asyncio.create_task(db.rows("clock"))
             await until(lambda: _waits(db))
             assert db.used_up() is None
@@ -307,3 +305,16 @@ async def test_a_table_that_is_locked_is_told_to_all_holds_at_once(kit: Kit, dsn
             await kit.at.runs.extend(holds)
         assert time.monotonic() - began < SLOW_S
     assert await kit.at.runs.extend(holds) == []
+
+
+async def test_a_database_that_is_away_is_not_told_as_connections_that_are_used_up(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genctl.edges.db.CROWDED_S", 0.0)
+    nowhere = f"postgresql://ann@127.0.0.1:{free_port()}/shop"
+    async with Database.open(nowhere, size=1, checked=False) as db:
+        waiting = asyncio.create_task(db.rows("clock"))
+        await until(lambda: _waits(db))
+        assert db.used_up() is None
+        waiting.cancel()
+        await asyncio.wait([waiting])

@@ -194,11 +194,11 @@ class Database:
         self.dsn = dsn
         self._pool = pool
         self._waiting: dict[object, float] = {}  # for a connection, since when (monotonic)
+        self._in_use = 0  # connections
         self._away_since: float | None = None  # monotonic
         self._back_at = -math.inf  # monotonic; after an outage
-        self.lines: WeakValueDictionary[str, Line] = (
-            WeakValueDictionary()
-        )  # forgotten when nobody stands there
+        # a line is forgotten when nobody stands in it
+        self.lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
         self.room = asyncio.Semaphore(max(1, pool.max_size // 2))  # connections that may wait for locks
 
     def back_since_s(self) -> float:
@@ -212,11 +212,10 @@ class Database:
 
     def used_up(self) -> str | None:
         """What is wrong when the connections are all in use and somebody has waited for one for long."""
-        if (waited_s := self.longest_wait_s()) < CROWDED_S:
+        waited_s = self.longest_wait_s()
+        if waited_s < CROWDED_S or self._in_use < self._pool.max_size:  # else the server is away
             return None
-        return (
-            f"all {self._pool.max_size} database connections are in use: a request waits for {waited_s:.1f} s"
-        )
+        return f"all {self._in_use} database connections are in use: a request waits for {waited_s:.1f} s"
 
     @classmethod
     @asynccontextmanager
@@ -259,7 +258,11 @@ class Database:
                 del self._waiting[waits]
                 if task and task.cancelling() > cancelled:
                     raise asyncio.CancelledError
-                yield conn
+                self._in_use += 1
+                try:
+                    yield conn
+                finally:
+                    self._in_use -= 1
         finally:
             self._waiting.pop(waits, None)
 

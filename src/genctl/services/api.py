@@ -256,12 +256,12 @@ class Api:
 
         Anybody may ask, so what it says of our database is in the log alone.
         """
-        if trouble := self.bridge.trouble():
-            log.info("api.not_ready", why=trouble)
-            return answer({"ready": False, "why": STREAMS}, 503)
         if crowd := self.db.used_up():
             log.warning("api.not_ready", why=crowd)
             return answer({"ready": False, "why": crowd}, 503)
+        if trouble := self.bridge.trouble():
+            log.info("api.not_ready", why=trouble)
+            return answer({"ready": False, "why": STREAMS}, 503)
         return answer({"ready": True})
 
     async def show_metrics(self, _: Request) -> Response:
