@@ -208,7 +208,7 @@ MUTANTS = (
            "        if self.stale:\n", "        if False:\n",
            "guards::test_no_request_leaves_on_a_lease_that_may_be_over"),
     Mutant("call: none once the attempts are used up", "pipeline.py", None,
-           "if tool is None or code:", "if tool is None:",
+           "        if code := decide.exhausted(session, at.limits):\n", "        if code := '':\n",
            "pipeline::test_a_job_that_kills_its_workers_ends_as_crashed"),
     Mutant("owner: hides no message on a lease that may be over", "services/keeper.py", None,
            " if not hold.stale}", "}",

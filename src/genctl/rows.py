@@ -1,6 +1,6 @@
 """What jobs do to their rows, in the statements of the protocol: what many do at the same moment is one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -31,8 +31,10 @@ class Rows:
     lease is no longer the row's. `mark`: an item of mark_copied -> None.
     """
 
-    def __init__(self, db: Database, worker: str) -> None:
+    def __init__(self, db: Database, worker: str, models: Sequence[str]) -> None:
+        """`models`: patterns of LIKE; only sessions of these are claimed."""
         self._db = db
+        self._models = list(models)
         self._worker = worker
         self.read = Together(self._read)
         self.claim = Together(self._claim)
@@ -61,7 +63,12 @@ class Rows:
 
     async def _claim(self, claims: list[Claim]) -> list[Session | Exception | None]:
         """Of two claims of one session in one go, one gets it."""
-        params = {"items": as_json(claims), "lease_s": LEASE_S, "worker": self._worker}
+        params = {
+            "items": as_json(claims),
+            "lease_s": LEASE_S,
+            "worker": self._worker,
+            "models": self._models,
+        }
         (rows,) = await self._db.patiently(("claim", params), patience_s=CLAIM_PATIENCE_S)
         taken = {row["id"]: row for row in rows}
         return [

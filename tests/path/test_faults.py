@@ -21,6 +21,7 @@ from genctl.enqueue import send_jobs
 from genctl.hold import STALE_S, Hold
 from genctl.ops.tail import Failures
 from genctl.pipeline import process
+from genctl.tools.seedream4 import TOOL
 
 
 async def everything(found: AsyncIterator[Session]) -> list[Session]:
@@ -131,7 +132,7 @@ async def test_a_mark_that_fails_is_no_failure_of_the_order(
         raise DatabaseGoneError("DatabaseUnreachable", f"away during {name}")
 
     monkeypatch.setattr(kit.db, "rows", gone)
-    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) == {
+    assert await send_jobs([session], db=kit.db, queue=kit.at.queue, tool=TOOL.name) == {
         session.id: "away during mark_enqueued"
     }
 

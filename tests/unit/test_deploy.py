@@ -16,6 +16,7 @@ from genctl.base.durations import parse_duration
 from genctl.base.metrics import PILES, Metrics, WorkerMetrics
 from genctl.cli.inprocess import usage_mistake
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
+from genctl.domain.providers import UNKNOWN
 from genctl.ops.runbook.load import names
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def failure(category: Category, outcome: Outcome = Outcome.REFUSED) -> Failure:
 
 def _texts() -> list[str]:
     """What a worker and an API process show once everything has happened in them."""
-    worker, api = WorkerMetrics(), Metrics()
+    worker, api = WorkerMetrics(UNKNOWN), Metrics()
     worker.follow(jobs=lambda: 1, calls=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open")
     results: list[Success | Failure] = [Success((Image("https://host/i.png"),))]
     results += [failure(category, outcome) for category in Category for outcome in Outcome]

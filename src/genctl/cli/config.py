@@ -41,6 +41,7 @@ def show(out: Output) -> None:
     Secrets are masked, also the password in a URL.
     """
     from genctl.base.settings import TABLE
+    from genctl.tools.found import found
 
     settings = out.settings
     if settings.embedded:
@@ -49,12 +50,12 @@ def show(out: Output) -> None:
         [
             {
                 "setting": entry.key,
-                "value": _shown(entry, getattr(settings, entry.name)),
+                "value": _shown(entry, settings.of(entry)),
                 "origin": settings.origins[entry.name],
                 "environment": entry.env,
                 "meaning": entry.meaning,
             }
-            for entry in TABLE
+            for entry in (*TABLE, *found().settings)
         ],
         columns=("setting", "value", "origin"),
     )
@@ -70,9 +71,11 @@ def init(out: Output, path: Path, *, force: bool) -> None:
     """Write a commented genctl.yaml with every setting at its default."""
     from genctl.base.settings import TABLE
     from genctl.domain.model import GenctlError
+    from genctl.tools.found import found
 
     entries = "\n".join(
-        f"\n# {entry.meaning} ({entry.env})\n#{entry.key}: {entry.default or ''}".rstrip() for entry in TABLE
+        f"\n# {entry.meaning} ({entry.env})\n#{entry.key}: {entry.default or ''}".rstrip()
+        for entry in (*TABLE, *found().settings)
     )
     how = os.O_TRUNC if force else os.O_EXCL
     try:

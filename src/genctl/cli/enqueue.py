@@ -18,6 +18,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 
 @click.command(
     cls=Command,
+    tool=True,
     examples=(
         "genctl enqueue --sensitive --wait --expect failed",
         "genctl enqueue --prompt 'a lighthouse at dusk' --user ann",
@@ -58,8 +59,9 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     wish.check(out.settings)
     out.target(queue=True)
     settings = out.settings
-    if settings.real_provider and (wish.sensitive or settings.protected):
-        out.confirm(f"Send {many(wish.count, 'job')} to {settings.ark_base_url}, from your account?", yes)
+    tool = wish.tool(settings)
+    if tool.is_real and (wish.sensitive or settings.protected):
+        out.confirm(f"Send {many(wish.count, 'job')} to {tool.address}, from your account?", yes)
     with terminal.progress(wish.count, "enqueue") as step:
         said = out.run(run(settings, wish, step))
     if said.owed:

@@ -16,7 +16,6 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
 from genctl.domain.model import GenctlError, Status
 from genctl.domain.orders import check_prompt, check_text
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import Message
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
@@ -258,7 +257,7 @@ class Redrive:
     async def _gate_is_closed(self) -> bool:
         if time.monotonic() - self._gate_read_at > GATE_S:
             self._gate_read_at = time.monotonic()
-            now = await gate.read(self.at.db, SEEDREAM4.name)
+            now = await gate.read(self.at.db, self.at.tool.name)
             if not now.is_open:
                 self.stopped = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
         return self.stopped is not None

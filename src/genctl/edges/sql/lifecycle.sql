@@ -54,7 +54,7 @@ sent as (
 insert into session_events (session_id, run, kind) select id, run, 'sent' from sent
 
 -- name: claim
--- Takes sessions that are queued and due, or whose owner fell silent. Returns those that are ours now.
+-- Takes sessions of our tool that are queued and due, or whose owner fell silent. Returns those that are ours now.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, lapsed boolean)
 ),
@@ -62,8 +62,9 @@ ready as (
   select s.id, s.status = 'processing' as from_dead_lease
   from generation_sessions s
   join item i on i.session_id = s.id and coalesce(i.run, s.run) = s.run
-  where (s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
-    or (s.status = 'processing' and (s.lease_until < now() or (s.lease_until is null and i.lapsed)))
+  where (s.model like any(%(models)s) or i.lapsed)  -- those the sweeper has chosen by itself
+    and ((s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
+      or (s.status = 'processing' and (s.lease_until < now() or (s.lease_until is null and i.lapsed))))
   order by s.id
   for update of s skip locked
 ),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import urlsplit
 
-from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings
+from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings, simulated
 from genctl.domain.model import GenctlError
 from genctl.ops.stack.part import Part, clean_env, command_of
 from genctl.ops.stack.postgres import Postgres
@@ -151,20 +151,22 @@ class Stack:
 
     def _addresses(self) -> dict[str, str]:
         """Keys and ports of the last run where they can be had again, so that its links stay valid."""
+        from genctl.tools.found import found  # noqa: PLC0415 - see resend()
+
         old = read_state(self.home / STACK_FILE)
         fresh = {
             "aws_access_key_id": f"genctl-{secrets.token_hex(8)}",
             "aws_secret_access_key": secrets.token_urlsafe(32),
             "secret": secrets.token_urlsafe(32),
         }
-        urls = {"sqs_endpoint": "http://{}", "ark_base_url": "http://{}/api/v3", "api_url": "http://{}"}
+        urls = {"sqs_endpoint": "http://{}", "simulator_url": "http://{}", "api_url": "http://{}"}
         wanted = old | {"api_url": self.settings.api_url}
         ports = free_ports([urlsplit(wanted.get(name, "")).port for name in urls])
         places = {
             name: url.format(f"{HOST}:{port}") for (name, url), port in zip(urls.items(), ports, strict=True)
         }
         kept = {name: old.get(name, value) for name, value in fresh.items()}
-        return {"database_url": self.postgres.dsn} | kept | places
+        return {"database_url": self.postgres.dsn} | kept | places | simulated(found().settings, places)
 
 
 def queue(stack: Stack) -> Part:
@@ -183,7 +185,7 @@ def queue(stack: Stack) -> Part:
 
 def simulator(stack: Stack) -> Part:
     """The provider."""
-    port = stack.port("ark_base_url")
+    port = stack.port("simulator_url")
     return Part(
         name="simulator",
         argv=[sys.executable, "-m", "genctl", "simulator", "--port", str(port)],
@@ -208,7 +210,7 @@ def worker(stack: Stack) -> Part:
 def api(stack: Stack) -> Part:
     """API, streams and page; the simulator's images may be shown on it."""
     port, images = urlsplit(stack.settings.api_url).port or 80, ",".join(stack.settings.image_hosts)
-    simulated = f"{HOST}:{stack.port('ark_base_url')}"
+    simulated = f"{HOST}:{stack.port('simulator_url')}"
     return Part(
         name="api",
         argv=[sys.executable, "-m", "genctl", "serve", "--host", HOST, "--port", str(port)],
@@ -282,7 +284,11 @@ def read_state(path: Path) -> dict[str, str]:
 def with_addresses(settings: Settings, addresses: Mapping[str, str]) -> Settings:
     """`settings` with the stack's addresses, except where the user has set one."""
     implied = ("default", "embedded stack")
+    from genctl.tools.found import found  # noqa: PLC0415 - see resend()
+
     ours: dict[str, Any] = {
         name: addresses[name] for name in STACK_NAMES if settings.origins.get(name, "default") in implied
     }
-    return replace(settings, **ours)
+    stood_in = simulated(found().settings, addresses)
+    free = {name: url for name, url in stood_in.items() if settings.origins.get(name, "default") in implied}
+    return replace(settings, **ours, of_tools={**settings.of_tools, **free})
