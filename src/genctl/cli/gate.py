@@ -30,8 +30,8 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
     """
     from genctl import gate
 
+    tool = _tool(out)
     out.target()
-    tool = out.settings.tool
     _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who())))
 
 
@@ -43,9 +43,16 @@ def resume(out: Output, *, reason: str | None) -> None:
     """Open the gate."""
     from genctl import gate
 
+    tool = _tool(out)
     out.target()
-    tool = out.settings.tool
     _show(out, out.ask(lambda db: gate.open_(db, tool, reason=reason, who=who())))
+
+
+def _tool(out: Output) -> str:
+    from genctl.tools.found import Tools
+
+    Tools.of(out.settings).check_named(out.settings.tool)
+    return out.settings.tool
 
 
 def _show(out: Output, gate: "Gate") -> None:

@@ -185,6 +185,13 @@ def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
     return [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
 
 
+def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding]:
+    """The tools that are installed: names, and what keeps others from being used."""
+    fix = "mend or uninstall its package"
+    found = [Finding("tools", ERROR, f"{name} cannot be used: {why}", fix) for name, why in troubles.items()]
+    return found or [Finding("tools", OK, ", ".join(usable))]
+
+
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
     """The answer to a request that asks for nothing: any but 401 and 403 took the key.
 

@@ -112,6 +112,11 @@ async def _queues(settings: Settings) -> list[Finding]:
     return [there, *judged, *findings.of_permissions(forbidden)]
 
 
+async def _tools(settings: Settings) -> list[Finding]:
+    tools = Tools.of(settings)
+    return findings.of_tools([*tools.by_name], tools.troubles)
+
+
 async def _provider(settings: Settings) -> list[Finding]:
     tool = Tools.of(settings).named(settings.tool)
     async with Wire(tool, longest_s=settings.provider_timeout_s) as wire:
@@ -159,6 +164,7 @@ CHECKS = (
     Check("listen", _listen),
     Check("migrations", _migrations),
     Check("sqs", _queues),
+    Check("tools", _tools),
     Check("provider", _provider),
     Check("api", _api),
     Check("files", _files),

@@ -172,6 +172,11 @@ class Tools:
         )
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
 
+    def check_named(self, name: str) -> None:
+        """Raises GenctlError (exit 2) for the name of no tool; one that cannot be used has its name all the same."""
+        if name not in self.troubles:
+            self.named(name)
+
     def about(self, name: str) -> Tool:
         """The tool of this name, or what is left of one that is not there: its name, and no models."""
         return self.by_name.get(name) or absent(name)
