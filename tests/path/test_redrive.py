@@ -290,7 +290,7 @@ async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> Non
 @pytest.mark.parametrize("change", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
 def test_a_change_that_cannot_be_stored_is_refused(change: str) -> None:
     with pytest.raises(GenctlError) as caught:
-        Wish(choice=Choice(), changes=(change,)).check()
+        Wish(choice=Choice(), changes=(change,)).check(Settings())
     assert (caught.value.code, caught.value.exit_code) == ("BadChange", 2)
 
 

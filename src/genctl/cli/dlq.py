@@ -150,7 +150,7 @@ def redrive(
         out.target(queue=True)
         out.askable(yes)
     wish = Wish(choice=choose(), **asked)
-    wish.check()
+    wish.check(out.settings)
 
     async def work() -> Plan | Redriven:
         async with Redrive.open(out.settings, wish) as under_way:

@@ -38,6 +38,9 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.option("--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs over U-1 ... U-N.")
 @click.option("--grant", type=click.IntRange(1), metavar="N", help="First add so many credits to each user.")
 @click.option("--model", metavar="M", help="Model; decides the tool.")
+@click.option(
+    "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the tool, such as size=2K."
+)
 @click.option("--client-key", metavar="K", help="The client's own key of the job.")
 @click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")

@@ -3,7 +3,7 @@
 Pure: the same letters and balances give the same steps, so that a plan that was shown is the plan that runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -109,6 +109,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     refused_too: bool = False  # those that content policy refused: as they are, they would fail again
     prompt: str | None = None
     params: dict[str, Any] = {}
+    takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # a model its parameters
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -185,6 +186,9 @@ def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str 
         return "content policy"
     if row.run > terms.max_redrives:
         return "redriven often enough"
+    old = row.params if isinstance(row.params, dict) else {}
+    if terms.params and not terms.takes(row.model, old | terms.params):
+        return "its model refuses the change"
     if letter.held_as not in {"held", "released"}:
         return f"reservation {letter.held_as}"
     if letter.held_as == "released" and balance < (row.reserved or 0):

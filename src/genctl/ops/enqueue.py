@@ -13,7 +13,7 @@ import msgspec
 from genctl import credits
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.domain.orders import Order, check
+from genctl.domain.orders import Order, change, check
 from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
@@ -42,6 +42,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     wait: bool = False
     expect: str | None = None
+    params: tuple[str, ...] = ()  # key=value
 
     def tool(self, settings: Settings) -> Tool:
         """Of the model, else the one that is set. Raises GenctlError as Tools.named() and ordered() do."""
@@ -83,6 +84,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     def orders(self, tool: Tool) -> Iterator[Order]:
         """The orders of a tool, one after the other."""
         model = self.model or tool.default_model
+        params = tool.checked(dict(map(change, self.params)), model) or None
         for n, user in zip(range(self.count), cycle(self.whose), strict=False):
             key = self.client_key or f"cli-{uuid4().hex[:12]}"
             yield Order(
@@ -93,6 +95,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
                 model=model,
                 cost=tool.price if self.cost is None else self.cost,
                 client_key=f"{key}-{n + 1}" if self.client_key and self.count > 1 else key,
+                params=params,
             )
 
 

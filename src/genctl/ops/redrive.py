@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from itertools import chain
 from typing import Any, Self
 from uuid import UUID
 
@@ -14,12 +13,13 @@ from genctl import gate
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
-from genctl.domain.model import GenctlError, Status
-from genctl.domain.orders import check_prompt, check_text
+from genctl.domain.model import Status
+from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
 from genctl.redrive import Fate, chosen, redrive
+from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
 BATCH = 100  # messages of one: what is reserved and queued in one transaction
@@ -38,11 +38,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     edit_prompt: str | None = None
     changes: tuple[str, ...] = ()  # key=value
 
-    def check(self) -> None:
+    def check(self, settings: Settings) -> None:
         """Raises GenctlError (exit 2) for what cannot be meant."""
         if self.edit_prompt is not None:
             check_prompt(self.edit_prompt)
-        self.terms  # noqa: B018 - reads the changes
+        if changes := self.terms.params:
+            Tools.of(settings).named(settings.tool).checked(changes, None)
 
     @property
     def terms(self) -> Terms:
@@ -53,36 +54,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             max_redrives=self.max_redrives,
             refused_too=any(named),
             prompt=self.edit_prompt,
-            params=dict(map(_change, self.changes)),
+            params=dict(map(change, self.changes)),
         )
-
-
-def _change(text: str) -> tuple[str, Any]:
-    """`key=value`; a value that is JSON is taken as such."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise GenctlError(
-            "BadChange", f"{text!r} is no change", "write --set key=value, such as --set size=2K", exit_code=2
-        )
-    check_text(f"value of {key!r}", text, "BadChange")
-    try:
-        meant = msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        meant = value
-    for part in _texts(meant):
-        check_text(f"value of {key}", part, "BadChange")
-    return key, meant
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of JSON."""
-    match value:
-        case str():
-            yield value
-        case list():
-            yield from chain.from_iterable(map(_texts, value))
-        case dict():
-            yield from chain.from_iterable(map(_texts, chain.from_iterable(value.items())))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -133,7 +106,7 @@ class Redrive:
         self.at = at
         self.over = over
         self.wish = wish
-        self.terms = wish.terms
+        self.terms = msgspec.structs.replace(wish.terms, takes=at.tool.takes)
         self.tally = Tally()
         self.stopped: str | None = None
         self._step: Callable[[int], object] = lambda _: None

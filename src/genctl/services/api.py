@@ -6,6 +6,7 @@ The tools that are installed decide paths, models and prices.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
@@ -28,7 +29,7 @@ from genctl.base.settings import Settings
 from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
-from genctl.domain.orders import Order, check
+from genctl.domain.orders import Order, check, check_value
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
@@ -49,19 +50,20 @@ from genctl.tools.found import Tools
 PAGE = PACKAGE / "page"
 SEND_WITHIN_S = 5.0
 PAGE_SIZE, LARGEST_PAGE = 50, 200
-SIZE = re.compile(r"[124]K|\d{2,5}x\d{2,5}", re.ASCII)
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
 log = structlog.stdlib.get_logger()
 
 
 class Wanted(msgspec.Struct, rename="camel"):
-    """The body of an order. What it says beyond this counts for nothing, least of all cost and user."""
+    """The body of an order, but for the tool's parameters, which stand beside these."""
 
     prompt: str
     client_key: str | None = None
-    size: str | None = None
     model: str | None = None
+
+
+BESIDE = Wanted.__struct_encode_fields__
 
 
 class Api:
@@ -328,22 +330,26 @@ class LateQueue:
 def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
     """What is ordered. Raises GenctlError (exit 2) naming what is wrong."""
     try:
-        wanted = msgspec.json.decode(body, type=Wanted)
+        said = msgspec.json.decode(body, type=dict[str, Any])
+        wanted = msgspec.convert({name: said[name] for name in BESIDE if name in said}, Wanted)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(
-            "BadBody", f"the body cannot be read: {error}", "send {prompt, clientKey?, size?, model?}"
+            "BadBody",
+            f"the body cannot be read: {error}",
+            "send {prompt, clientKey?, model?}, and parameters",
         ) from None
-    if wanted.size is not None and not SIZE.fullmatch(wanted.size):
-        raise _bad("BadSize", f"there is no size {wanted.size[:40]!r}", "1K, 2K, 4K or WIDTHxHEIGHT")
+    model = wanted.model or tool.default_model
+    params = tool.checked({n: value for n, value in said.items() if n not in BESIDE}, model, BESIDE)
+    check_value("a parameter", params)
     order = Order(
         session_id=uuid4(),
         reservation_id=uuid4(),
         user_id=caller.user,
         prompt=wanted.prompt,
-        model=wanted.model or tool.default_model,
+        model=model,
         cost=tool.price,
         client_key=wanted.client_key,
-        params={"size": wanted.size} if wanted.size else None,
+        params=params or None,
         idempotency_key=key,
     )
     check(order)

@@ -5,7 +5,8 @@ names one.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from typing import Any, Literal, Self
@@ -65,6 +66,39 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         said = {entry.key: settings.of(entry) for entry in self.settings}
         more = tuple(said.get(self.models_setting) or ())
         return msgspec.structs.replace(self, said=said, models=(*self.models, *more))
+
+    def checked(
+        self, given: Mapping[str, Any], model: str | None, beside: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The parameters of an order, as they are stored. `beside` are other names that may have been meant.
+
+        Raises GenctlError (exit 2): an unknown one, one of another type, what `model` refuses (None: any).
+        """
+        fields = [field.encode_name for field in msgspec.structs.fields(self.params)]
+        if unknown := next((name for name in given if name not in fields), None):
+            meant = {name.lower(): name for name in (*fields, *beside)}
+            close = get_close_matches(unknown.lower(), meant, 1)
+            hint = f"did you mean {meant[close[0]]}?" if close else f"it takes {', '.join(fields) or 'none'}"
+            told = f"the tool {self.name} knows no {unknown[:80]!r}"
+            raise GenctlError("UnknownParameter", told, hint, exit_code=2)
+        try:
+            params = msgspec.convert(given, self.params)
+        except msgspec.ValidationError as error:
+            why = f"{error}".replace("`$.", "`").replace(" - at `", " at `")
+            raise GenctlError("BadParameter", why, "see `genctl tools -o json`", exit_code=2) from None
+        if model is not None and (refused := self.refusal(model, params)):
+            raise GenctlError("BadParameter", refused, "change it, or take it away", exit_code=2)
+        stored: dict[str, Any] = msgspec.to_builtins(params)
+        return stored
+
+    def takes(self, model: str | None, stored: Mapping[str, Any]) -> bool:
+        """Whether the model takes a row's parameters; what this version does not know is not sent."""
+        fields = {field.encode_name for field in msgspec.structs.fields(self.params)}
+        try:
+            self.checked({name: stored[name] for name in stored if name in fields}, model)
+        except GenctlError:
+            return False
+        return True
 
     @property
     def api_path(self) -> str:

@@ -173,7 +173,7 @@ class Tools:
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
 
     def check_named(self, name: str) -> None:
-        """Raises GenctlError (exit 2) for the name of no tool; one that cannot be used has its name all the same."""
+        """Raises GenctlError (exit 2) for the name of no tool; one that cannot be used has a name too."""
         if name not in self.troubles:
             self.named(name)
 

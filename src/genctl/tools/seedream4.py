@@ -1,6 +1,8 @@
 """Seedream on Ark (BytePlus ModelArk, Volcengine): all that is particular to this tool."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -10,7 +12,7 @@ from genctl.domain.envelopes import MILLISECONDS_ID, Envelope
 from genctl.domain.model import Category, Session
 from genctl.domain.providers import Provider
 from genctl.domain.rules import REFERENCE, Rule
-from genctl.tools import Request, Said, Tool
+from genctl.tools import Params, Request, Said, Tool
 
 BYTEPLUS = "https://ark.ap-southeast.bytepluses.com/api/v3"
 DEFAULT_SIZE = "2048x2048"
@@ -80,21 +82,110 @@ RULES = (
 )  # fmt: skip
 
 
+class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the prompt is rewritten before it is drawn."""
+
+    mode: Literal["standard", "fast"] = "standard"
+
+
+class Seedream(Params, frozen=True):
+    """What may be ordered; which model takes what is in MODELS."""
+
+    size: str | None = None
+    image: str | Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
+    watermark: bool | None = None
+    seed: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = None
+    guidance_scale: Annotated[float, msgspec.Meta(ge=1, le=10)] | None = None
+    optimize_prompt_options: Mode | None = None
+    output_format: Literal["png", "jpeg"] | None = None
+
+
+class Model(NamedTuple):
+    """What a model takes; `pixels` bound WIDTHxHEIGHT."""
+
+    sizes: tuple[str, ...]
+    pixels: tuple[int, int]
+    images: int = 14
+    fast: bool = False
+    formats: bool = False  # else it is JPEG, and there is no choice
+
+
+# By what stands in a name; the first that does counts. What names an endpoint (ep-…) may be any model.
+MODELS: dict[str, Model] = {
+    "seedream-4-0-": Model(("1K", "2K", "4K"), (921_600, 16_777_216), fast=True),
+    "seedream-4-5-": Model(("2K", "4K"), (3_686_400, 16_777_216)),
+    "seedream-5-0-pro-": Model(
+        ("1K", "1.5K", "2K"), (921_600, 4_624_220), images=10, fast=True, formats=True
+    ),
+    "seedream-5-0-": Model(("2K", "3K", "4K"), (3_686_400, 16_777_216), formats=True),
+}
+MOST_RATIO = 16
+_SIZE = re.compile(r"(\d{2,5})x(\d{2,5})", re.ASCII)
+_IMAGE = re.compile(r"https?://[!-~]{1,8000}|data:image/[a-z+.-]{1,20};base64,[A-Za-z0-9+/=]+", re.ASCII)
+
+
+def refusal(name: str, params: Seedream) -> str | None:
+    """Why the model would refuse these, in a sentence; None: it takes them."""
+    model = next((model for part, model in MODELS.items() if part in name), None)
+    images = [params.image] if isinstance(params.image, str) else params.image or []
+    if any(not _IMAGE.fullmatch(image) for image in images):
+        return "image is neither an http(s) URL nor data:image/<format>;base64,…"
+    return _size_refusal(name, params.size, model) or next(
+        _complaints(name, params, model, len(images)), None
+    )
+
+
+def _complaints(name: str, params: Seedream, model: Model | None, images: int) -> Iterator[str]:
+    if model is None:
+        return
+    if images > model.images:
+        yield f"{name} takes {model.images} images, not {images}"
+    for field in ("seed", "guidance_scale"):
+        if getattr(params, field) is not None:
+            yield f"{name} takes no {field}: models 3.x alone do"
+    if params.output_format == "png" and not model.formats:
+        yield f"{name} makes JPEG only"
+    if params.optimize_prompt_options and params.optimize_prompt_options.mode == "fast" and not model.fast:
+        yield f"{name} knows no fast mode of optimize_prompt_options"
+
+
+def _size_refusal(name: str, size: str | None, model: Model | None) -> str | None:
+    if size is None:
+        return None
+    sizes = model.sizes if model else ("1K", "1.5K", "2K", "3K", "4K")
+    if size in sizes:
+        return None
+    if not (sides := _SIZE.fullmatch(size)):
+        return f"{name} takes the sizes {', '.join(sizes)} or WIDTHxHEIGHT, not {size[:40]!r}"
+    width, height = int(sides[1]), int(sides[2])
+    if model and not model.pixels[0] <= width * height <= model.pixels[1]:
+        least, most = model.pixels
+        return f"{name} takes {least:,} to {most:,} pixels, and {size} has {width * height:,}"
+    if max(width, height) > MOST_RATIO * min(width, height):
+        return f"{size} is longer than {MOST_RATIO} to 1"
+    return None
+
+
 def request(session: Session, said: Said) -> Request:
     """The call that makes a session's image, from its row. It names session, run and attempt, so that a
     billed call can be claimed back.
     """
     params = session.params if isinstance(session.params, dict) else {}
+    known = {name: params[name] for name in Seedream.__struct_fields__ if params.get(name) is not None}
     body = {
         "model": session.model,
         "prompt": session.prompt,
-        "size": params.get("size") or DEFAULT_SIZE,
+        "size": DEFAULT_SIZE,
         "response_format": "url",
         "watermark": False,  # the provider's default is on
-    }
-    if image := params.get("image"):
-        body["image"] = image
+    } | known
+    if body.get("output_format") == "jpeg" and not _has_formats(session.model or ""):
+        del body["output_format"]  # which it makes anyway, and knows no such field
     return _post(body, said, {"X-Client-Request-Id": f"{session.id}-{session.run}-{session.attempts}"})
+
+
+def _has_formats(name: str) -> bool:
+    return next((model.formats for part, model in MODELS.items() if part in name), True)
 
 
 def knock(said: Said) -> Request:
@@ -110,10 +201,12 @@ def _post(body: Mapping[str, object], said: Said, headers: Mapping[str, str]) ->
 
 TOOL = Tool(
     name="seedream4",
-    models=("seedream-4-*", "doubao-seedream-4-*"),
+    models=tuple(f"{whose}seedream-{version}-*" for whose in ("", "doubao-", "dola-") for version in (4, 5)),
     models_setting="ark_models",
     default_model="seedream-4-0-250828",
     price=4,
+    params=Seedream,
+    refusal=refusal,
     settings=SETTINGS,
     base="ark_base_url",
     key="ark_api_key",
