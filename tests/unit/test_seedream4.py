@@ -1,6 +1,7 @@
 """What may be ordered of Seedream: what a model refuses is refused before it is paid."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -124,3 +125,22 @@ def test_a_model_that_makes_jpeg_alone_is_not_asked_for_it() -> None:
     """It would refuse the field."""
     row = session(params={"output_format": "jpeg"})
     assert "output_format" not in json.loads(TOOL.request(row, TOOL.bound(Settings()).said).body)
+
+
+def test_the_page_of_seedream_shows_the_table_of_the_file() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "seedream.md").read_text("utf-8")
+    for part, model in MODELS.items():
+        least, most = model.pixels
+        formats, modes = (
+            ("png, jpeg" if model.formats else "jpeg"),
+            "standard, fast" if model.fast else "standard",
+        )
+        cells = (
+            f"`{part}…`",
+            ", ".join(model.sizes),
+            f"{least:,} to {most:,}",
+            str(model.images),
+            formats,
+            modes,
+        )
+        assert f"| {' | '.join(cells)} |" in page

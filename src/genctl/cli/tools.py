@@ -10,14 +10,23 @@ COLUMNS = ("tool", "provider", "models", "price", "queue", "gate", "trouble")
 
 @click.command(
     cls=Command,
-    examples=("genctl tools", "genctl tools -o json | jq '.[0].parameters'   # a JSON Schema"),
+    examples=("genctl tools", "genctl tools fal -o json | jq .parameters   # a JSON Schema"),
 )
-def tools(out: Output) -> None:
+@click.argument("name", required=False)
+def tools(out: Output, *, name: str | None) -> None:
     """List the tools that are installed: provider, models, price, queue and gate.
+
+    With NAME that one alone, and what can be ordered of it.
 
     Tools are found by the entry points of the group genctl.tools. One that cannot be used is listed with
     what keeps it from that.
     """
     from genctl.ops.tools import shown
+    from genctl.tools.found import Tools
 
-    out.emit(out.run(shown(out.settings)), columns=COLUMNS)
+    found = out.run(shown(out.settings))
+    if name is None:
+        out.emit(found, columns=COLUMNS)
+        return
+    Tools.of(out.settings).check_named(name)
+    out.emit(next(row for row in found if row["tool"] == name))

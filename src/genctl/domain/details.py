@@ -194,7 +194,8 @@ def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
 def _cleaned(text: str, keys: str, request_id: str | None) -> str:
     text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text[: 2 * _WINDOW])), keys)
     if request_id and len(request_id) >= SHORTEST_ID:
-        text = text.replace(request_id, " ")
+        known = re.escape(request_id)
+        text = re.sub(rf"[(\[][^()\[\]]{{0,40}}{known}[^()\[\]]{{0,10}}[)\]]|{known}", " ", text)
     text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     if _DOCUMENT.search(text):
         return ""

@@ -33,7 +33,6 @@ class Envelope(msgspec.Struct, frozen=True):
     wait: tuple[str, ...] = ()  # seconds to wait, where there is no Retry-After
     tells: tuple[str, ...] = ()  # beside the message: what rows that look at the text find too
     images: tuple[str, ...] = ("images.*",)  # URLs, or objects with `url` and `size`
-    pictures: tuple[str, ...] = ()  # images that come as base64 instead
     most_images: int = 15
     flags: tuple[str, ...] = ()  # one for each image: true where it was refused
     image_life_s: int = 86_400
