@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import urllib.error
+import urllib.request
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,7 +194,26 @@ def test_what_an_uninstalled_tool_leaves_is_seen_audited_and_waits(
             "watch", "--tool", "example", "--user", "eve", "--last-event-id", "0", "--count", "1", exit_code=0
         )
         assert watched.stdout
+        listed = asked(both, "GET", "sessions")
+        assert {item["sessionId"] for item in listed[1]["sessions"]} == {failed, waits}
+        assert asked(both, "POST", "generations", {"prompt": "a boat"})[0] == 503
     assert both.row(waits)["status"] == both.row(failed)["status"] == "queued"
+
+
+def asked(both: Place, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    """What the API answers to eve about the example."""
+    token = both.genctl("token", "--user", "eve")["token"]
+    request = urllib.request.Request(
+        f"{both.env['GENCTL_API_URL']}/api/example/{path}",
+        None if body is None else json.dumps(body).encode(),
+        {"Authorization": f"Bearer {token}"},
+        method=method,
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, None
 
 
 def test_the_answers_of_the_example_get_their_verdicts(python: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from genctl.base import values
 from genctl.base.settings import Settings, row
 from genctl.domain.model import GenctlError
+from genctl.ops.runbook.inputs import secrets_of
 from genctl.tools import Params, Tool
 from genctl.tools.found import Found, Tools, found, overlap, sound
 from genctl.tools.seedream4 import TOOL as SEEDREAM
@@ -175,3 +176,8 @@ def test_two_patterns_overlap_where_a_name_matches_both(one: str, two: str) -> N
 def test_a_tool_shares_a_row_of_settings_with_its_sibling() -> None:
     """Two tools of one provider have one key."""
     assert [entry.key for entry in of(other()).settings] == [entry.key for entry in SEEDREAM.settings]
+
+
+def test_the_secrets_of_tools_are_masked_as_ours_are() -> None:
+    settings = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
+    assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(settings)}

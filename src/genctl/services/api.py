@@ -79,6 +79,8 @@ class Api:
         self.tokens = tokens
         self.cursors = sse.Cursors(self.tokens.cursor_key)
         self.tools = Tools.of(settings)
+        for name, why in self.tools.troubles.items():
+            log.warning("tool.unusable", tool=name, why=why)
         self.bridge = Bridge(
             db, listen_dsn=settings.listen_dsn(), cursors=self.cursors, metrics=metrics, tools=self.tools
         )

@@ -3,7 +3,7 @@
 A package that cannot be loaded is told by name, and stops only what needs it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -220,8 +220,3 @@ def absent(name: str) -> Tool:
         request=nothing,
         knock=nothing,
     )
-
-
-def secrets(tools: Sequence[Tool] | Tools) -> list[str]:
-    """Whatever the tools keep secret, by value."""
-    return [secret for tool in tools for secret in tool.secrets]

@@ -112,7 +112,8 @@ class Stack:
     def env(self, **more: str) -> dict[str, str]:
         """The environment of a part: ours without what leads elsewhere; its log can be read by programs."""
         level = "debug" if self.settings.log_level == "debug" else "info"
-        return clean_env(GENCTL_HOME=str(self.home), GENCTL_LOG="json", GENCTL_LOG_LEVEL=level, **more)
+        ours = {"GENCTL_HOME": str(self.home), "GENCTL_TOOL": self.settings.tool}
+        return clean_env(**ours, GENCTL_LOG="json", GENCTL_LOG_LEVEL=level, **more)
 
     def port(self, name: str) -> int:
         """The port of the address called `name`."""
@@ -170,13 +171,19 @@ class Stack:
 
 
 def queue(stack: Stack) -> Part:
-    """moto's SQS server with the queue and its DLQ."""
-    name, dlq, port = stack.settings.queue, stack.settings.dlq, stack.port("sqs_endpoint")
+    """moto's SQS server with the queues of all tools and their DLQs."""
+    from genctl.tools.found import Tools  # noqa: PLC0415 - see resend()
+
+    settings, port = stack.settings, stack.port("sqs_endpoint")
+    pairs = []
+    for tool in dict.fromkeys((settings.tool, *Tools.of(settings).by_name)):
+        name = settings.queue_of(tool)
+        pairs += ["--queue", name, "--dlq", settings.dlq_of(tool) or f"{name}-dlq"]
     argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(port)]
     keys = {key.upper(): stack.addresses[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
     return Part(
         name="queue",
-        argv=[*argv, "--queue", name, "--dlq", dlq or f"{name}-dlq"],
+        argv=[*argv, *pairs],
         log=stack.logs("queue"),
         env=stack.env(**keys),
         ready=lambda: answers(port, "/", 403),  # we are not signed
