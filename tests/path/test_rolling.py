@@ -12,10 +12,12 @@ from structlog.testing import capture_logs
 from tests.kit import Kit
 
 from genctl.domain import decide
+from genctl.domain.deadletters import Choice
 from genctl.domain.decide import LEFT_HIDE_S, Hide, dispose
 from genctl.domain.model import Job, Session, Status
 from genctl.edges.sqs import Outgoing
 from genctl.enqueue import enqueue
+from genctl.ops.redrive import Redrive, Wish
 from genctl.pipeline import Pipeline, carry
 from genctl.tools import Tool
 from genctl.tools.seedream4 import TOOL
@@ -164,3 +166,16 @@ async def test_a_sweeper_touches_nothing_of_another_tool_but_its_credits(kit: Ki
         kit.at = other
         assert {swept.action for swept in await kit.sweep()} >= {"send", "requeue", "copy"}
     assert (await kit.row(waits)).enqueued_at
+
+
+async def test_a_redrive_leaves_the_copies_of_another_tool(kit: Kit) -> None:
+    """Two tools may share a DLQ: a run that is sent to the wrong queue would wait for ever."""
+    session = await ordered(kit, "other-1", tool="other", scenario="invalid-parameter")
+    async with version(kit, OTHER) as other:
+        await carry(await kit.receive(), other)
+    assert len(await kit.copies()) == 1
+    async with Redrive.open(kit.settings, Wish(choice=Choice(), edit_prompt="a boat")) as under_way:
+        done = await under_way.run()
+    assert (done.tally.redriven, done.tally.skipped) == (0, {"another tool's": 1})
+    assert (await kit.row(session)).run == 1
+    assert len(await kit.copies()) == 1

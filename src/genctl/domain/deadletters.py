@@ -110,6 +110,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     params: dict[str, Any] = {}
     takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # a model its parameters
+    serves: Callable[[str | None], bool] = lambda _: True  # whether our workers would take the model
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -166,6 +167,8 @@ def at_most(steps: Sequence[Step], most: int) -> list[Step]:
 
 def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> Step:
     row, state = letter.row, letter.state
+    if row is not None and not terms.serves(row.model) and state != "done":
+        return Step("skip", "another tool's")
     match state:
         case "stale" | "done" if row is not None:
             return Step("resend" if row.job_owed and state == "stale" else "drop", state)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -102,11 +103,12 @@ class Redriven(msgspec.Struct, frozen=True):
 class Redrive:
     """A redrive under way: the DLQ in one pass, what is left to do, what was done."""
 
-    def __init__(self, at: Pipeline, over: Pass, wish: Wish) -> None:
+    def __init__(self, at: Pipeline, over: Pass, wish: Wish, serves: Callable[[str | None], bool]) -> None:
+        """`serves`: whether a model is one of the tool's."""
         self.at = at
         self.over = over
         self.wish = wish
-        self.terms = msgspec.structs.replace(wish.terms, takes=at.tool.takes)
+        self.terms = msgspec.structs.replace(wish.terms, takes=at.tool.takes, serves=serves)
         self.tally = Tally()
         self.stopped: str | None = None
         self._step: Callable[[int], object] = lambda _: None
@@ -125,7 +127,7 @@ class Redrive:
             Pipeline.open(settings, size=LANES, calls=False) as at,
             Pass.over(at.dlq, bounded=True) as over,
         ):
-            yield cls(at, over, wish)
+            yield cls(at, over, wish, partial(Tools.of(settings).tells, at.tool))
 
     async def plan(self, step: Callable[[int], object] = lambda _: None) -> Plan:
         """What run() would do, as the DLQ and the rows are now. Nothing is done; all is shown again."""
