@@ -107,15 +107,16 @@ async def resend_all(settings: Settings) -> int:
 
     Raises GenctlError when one cannot be sent: it stays owed.
     """
-    sent, tool = 0, Tools.of(settings).about(settings.tool)
+    sent, tools = 0, Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
-        queue = await sqs.queue(settings.queue)
-        await db.rows("owe_queued", models=tool.like)
-        while jobs := await _sessions(db, "owed_jobs", age_s=0, models=tool.like):
-            if owed := await send_jobs(jobs, db=db, queue=queue, tool=tool.name):
-                why = next(iter(owed.values()))
-                raise GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "run `genctl sweep`")
-            sent += len(jobs)
+        for tool in tools:
+            queue = await sqs.queue(settings.queue_of(tool.name))
+            await db.rows("owe_queued", models=tool.like)
+            while jobs := await _sessions(db, "owed_jobs", age_s=0, models=tool.like):
+                if owed := await send_jobs(jobs, db=db, queue=queue, tool=tool.name):
+                    why = f"owed jobs were not sent: {next(iter(owed.values()))}"
+                    raise GenctlError("QueueUnreachable", why, "run `genctl sweep`")
+                sent += len(jobs)
     return sent
 
 

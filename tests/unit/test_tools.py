@@ -1,7 +1,9 @@
 """How tools are found, and that a package that is wrong stops only what needs it, with one clear line."""
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.base import values
+from genctl.base import settings, values
 from genctl.base.settings import Settings, row
 from genctl.domain.model import GenctlError
 from genctl.ops.runbook.inputs import secrets_of
@@ -179,5 +181,36 @@ def test_a_tool_shares_a_row_of_settings_with_its_sibling() -> None:
 
 
 def test_the_secrets_of_tools_are_masked_as_ours_are() -> None:
-    settings = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
-    assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(settings)}
+    found_ = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
+    assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(found_)}
+
+
+def test_keys_of_a_tool_that_cannot_be_loaded_stop_nothing(tmp_path: Path) -> None:
+    """Its file stays valid; a slip of the pen is refused all the same."""
+    env = {"XDG_CONFIG_HOME": str(tmp_path), "GENCTL_HOME": str(tmp_path)}
+    file = tmp_path / "genctl.yaml"
+    file.write_text("zygomorphic_token: x\nmax_attempts: 5\n")
+    assert settings.load({}, env, tmp_path, more=True).max_attempts == 5
+    with pytest.raises(GenctlError, match="is no setting"):
+        settings.load({}, env, tmp_path)
+    file.write_text("max_attempt: 5\n")
+    with pytest.raises(GenctlError, match="is no setting"):
+        settings.load({}, env, tmp_path, more=True)
+
+
+# The file of the tool, and the simulator that stands in for its provider.
+NAMING = {"tools/seedream4.py", "services/simulator.py", "cli/simulator.py", "domain/scenarios.py"}
+
+
+def test_nothing_but_its_file_and_its_simulator_names_the_built_in_tool() -> None:
+    """But for the default of one setting."""
+    source = Path(found.__wrapped__.__code__.co_filename).parents[1]
+    named = re.compile(r"(?<![a-z])ark(?![a-z])|seedream", re.IGNORECASE)
+    lines = [
+        (str(path.relative_to(source)), line.strip())
+        for path in source.rglob("*")
+        if path.suffix in {".py", ".sql", ".js", ".html"} and str(path.relative_to(source)) not in NAMING
+        for line in path.read_text("utf-8").splitlines()
+        if named.search(line)
+    ]
+    assert lines == [("base/settings.py", '"seedream4",')]

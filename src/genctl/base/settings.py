@@ -243,15 +243,18 @@ def load(
     cwd: Path | None = None,
     *,
     of_tools: Iterable[Entry] = (),
+    more: bool = False,
 ) -> Settings:
     """The settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
 
-    `flags` go by key. Raises GenctlError: exit 2 for what is unknown or wrong in any of them,
-    exit 3 for a file of the embedded stack that cannot be read.
+    `flags` go by key; `more` as for settings_sources.find(). Raises GenctlError: exit 2 for what is unknown
+    or wrong in any of them, exit 3 for a file of the embedded stack that cannot be read.
     """
     rows = (*TABLE, *of_tools)
     keys = {entry.key: entry.env for entry in rows}
-    found = settings_sources.find(keys, flags or {}, os.environ if env is None else env, cwd or Path())
+    found = settings_sources.find(
+        keys, flags or {}, os.environ if env is None else env, cwd or Path(), more=more
+    )
     given = {entry.name: _parsed(entry, found[entry.key]) for entry in rows if entry.key in found}
     origins = {entry.name: found[entry.key].origin if entry.key in found else "default" for entry in rows}
     on_terminal = sys.stderr is not None and sys.stderr.isatty()

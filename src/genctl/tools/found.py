@@ -47,7 +47,7 @@ def load(
     flags: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Settings:
     """The settings, those of the tools among them. Raises GenctlError as base.settings.load() does."""
-    return settings.load(flags, env, cwd, of_tools=found().settings)
+    return settings.load(flags, env, cwd, of_tools=found().settings, more=bool(found().troubles))
 
 
 def sound(points: Iterable[EntryPoint]) -> Found:
