@@ -1,6 +1,6 @@
 """Stands before PostgreSQL, reads its protocol, and plays faults from a script at single statements.
 
-Steps are the names of genctl's statements, and `commit`, which is about what its transaction did last.
+Steps are the names of genctl's statements; of several that are one transaction, of the first behind its locks.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from genctl.edges.sql import statements
 from tests.script import Act, Planned, Script
 
 PROTOCOL_3 = 196_608
+LOCKS = {"read_committed", "lock_timeout", "ensure_accounts", "lock_accounts", "lock_free_accounts"}
 IDLE = b"Z\0\0\0\5I"  # ReadyForQuery, outside of a transaction
 
 
@@ -76,17 +77,16 @@ class _Line:
         """Client to server, message by message."""
         with suppress(asyncio.IncompleteReadError, OSError):
             await self._start_up()
-            step, about = "", b""
+            step = ""
             while True:
                 kind = await self.near.readexactly(1)
                 length = await self.near.readexactly(4)
                 content = await self.near.readexactly(int.from_bytes(length, "big") - 4)
-                if kind == b"P":  # Parse: the statement's text
+                if kind in (b"P", b"Q"):  # Parse: the statement's text; or a transaction, whole
                     step = _step(content)
-                elif kind == b"B":  # Bind: its parameters
-                    about = about if step == "commit" else content
-                    if await self._befallen(step, about):
-                        return
+                # Bind: its parameters
+                if kind in (b"B", b"Q") and await self._befallen(step, content):
+                    return
                 self.request.write(kind + length + content)
 
     async def _start_up(self) -> None:
@@ -128,13 +128,10 @@ class _Line:
 
 @cache
 def _beginnings() -> dict[bytes, str]:
-    """The text of each statement up to its first parameter, which psycopg rewrites."""
+    """The text of each statement up to its first parameter, which psycopg rewrites; its comment is part of it."""
     return {text.partition("%(")[0].encode(): name for name, text in statements().items()}
 
 
-def _step(parse: bytes) -> str:
-    text = parse.partition(b"\0")[2]  # after the name of the prepared statement, which is empty
-    if text.startswith(b"COMMIT"):
-        return "commit"
-    fitting = [known for known in _beginnings() if text.startswith(known)]
-    return _beginnings()[max(fitting, key=len)] if fitting else ""
+def _step(text: bytes) -> str:
+    found = [(text.find(known), name) for known, name in _beginnings().items() if known in text]
+    return min((at, name) for at, name in (*found, (len(text), "")) if name not in LOCKS)[1]

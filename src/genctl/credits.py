@@ -14,7 +14,9 @@ import msgspec
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
-from genctl.edges.db import Database, DatabaseGoneError, Row
+from genctl.edges.db import Database, Row
+from genctl.edges.db_errors import DatabaseGoneError
+from genctl.ledger import WAIT_S, movement
 
 PARTS = ("audit_runs", "audit_reservations", "audit_balances")
 MOST = 10_000
@@ -94,7 +96,7 @@ async def open_accounts(db: Database, users: Sequence[str], credits: int) -> Non
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
     """Add credits to each user, and say why. An account that is missing is made, with `opening` credits.
 
-    Raises GenctlError, exit 2.
+    Raises GenctlError: exit 2, or AccountLockedError for a user who has got nothing yet.
     """
     for user in users:
         check_name("user", user)
@@ -103,30 +105,29 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
         raise GenctlError("BadAmount", f"cannot grant {amount} credits", fix, exit_code=2)
     if not reason.strip():
         raise GenctlError("BadReason", "the reason is empty", "say why: the ledger keeps it", exit_code=2)
-    everyone = sorted(set(users))
-    await db.transact(
-        ("ensure_accounts", {"users": everyone, "opening": opening}),
-        ("lock_accounts", {"users": everyone}),
-        ("grant", {"users": everyone, "amount": amount, "reason": reason}),
-    )
+    everyone = set(users)
+    facts = {"amount": amount, "reason": reason}
+    moved = await movement(db, everyone, ("grant", facts), opening=opening)
+    for user in everyone - moved.mine:  # somebody holds their accounts; the others have theirs by now
+        await movement(db, [user], ("grant", facts), opening=opening, wait_s=WAIT_S)
 
 
-async def release_reservation(db: Database, reservation_id: UUID, *, reason: str = "release") -> int:
+async def release_reservation(
+    db: Database, reservation_id: UUID, *, reason: str = "release", wait_s: float = WAIT_S
+) -> int:
     """Give a held reservation back; the released amount, 0 when nothing was held.
 
     A failed session that held it is told: details, version and NOTIFY in the same transaction. That the
-    session has ended, or is gone, is the caller's to know.
+    session has ended, or is gone, is the caller's to know. Raises AccountLockedError after `wait_s` seconds,
+    and as movement does.
     """
     reservation = await db.row("reservation", id=reservation_id)
     if reservation is None:
         return 0
-    users = [reservation["user_id"]]
-    _, _, released, _ = await db.transact(
-        ("ensure_accounts", {"users": users, "opening": 0}),
-        ("lock_accounts", {"users": users}),
-        ("release_reservation", {"reservation": reservation_id, "reason": reason}),
-        ("note_refund", {"reservation": reservation_id}),
-    )
+    facts = {"reservation": reservation_id, "reason": reason}
+    steps = ("release_reservation", facts), ("note_refund", facts)
+    moved = await movement(db, [reservation["user_id"]], *steps, wait_s=wait_s)
+    released, _ = moved.rows
     return int(released[0]["amount"]) if released else 0
 
 
@@ -209,13 +210,8 @@ async def fix(db: Database, violation: Violation) -> bool:
     if violation.kind in HELD:
         return bool(await release_reservation(db, reservation_id, reason=reason))
     about = {"reservation": reservation_id, "reason": reason}
-    *_, repaid, told = await db.transact(
-        ("ensure_accounts", {"users": [user], "opening": 0}),
-        ("lock_accounts", {"users": [user]}),
-        ("repay", about),
-        ("note_refund", about),
-    )
-    return bool(repaid or told)
+    moved = await movement(db, [user], ("repay", about), ("note_refund", about), wait_s=WAIT_S)
+    return any(moved.rows)
 
 
 async def fix_all(

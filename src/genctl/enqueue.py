@@ -12,6 +12,7 @@ from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Outgoing, Queue
+from genctl.ledger import WAIT_S, movement
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -28,23 +29,22 @@ async def enqueue(
     queue: Queue | None,
     tool: str,
     opening: int = 0,
+    wait_s: float = WAIT_S,
     send_within_s: float | None = None,
 ) -> Enqueued:
     """Reserve the credits and store the sessions of a tool in one transaction, send the jobs, mark them sent.
 
     `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
     is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
-    exit 1 when a user's credits are short. Then nothing is stored.
+    exit 1 when a user's credits are short, LockedError when an account stays locked for `wait_s` seconds.
+    Then nothing is stored.
     """
     for order in orders:
         check(order)
-    users = sorted({order.user_id for order in orders})
+    users = {order.user_id for order in orders}
     items = [msgspec.structs.asdict(order) | {"amount": order.cost} for order in orders]
-    *_, rows = await db.transact(
-        ("ensure_accounts", {"users": users, "opening": opening}),
-        ("lock_accounts", {"users": users}),
-        ("reserve", {"items": as_json(items)}),
-    )
+    moved = await movement(db, users, ("reserve", {"items": as_json(items)}), opening=opening, wait_s=wait_s)
+    (rows,) = moved.rows
     if not rows:
         raise await _short(orders, db)
     sessions = [Session.of(row) for row in rows]

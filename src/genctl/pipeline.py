@@ -16,13 +16,15 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from uuid import UUID
 
+import msgspec
 import structlog
 
+from genctl.answers import Answers, kept_answer, last_words
 from genctl.base.meters import Meters
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
@@ -35,26 +37,26 @@ from genctl.domain.model import (
     JobProcessingError,
     LeaseLostError,
     MalformedMessageError,
+    NotYetError,
     Outcome,
     Session,
     Status,
     Success,
 )
-from genctl.edges.db import Database, DatabaseGoneError, Row, as_json
+from genctl.edges.db import Database
+from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
-from genctl.hold import Hold, Holds
 from genctl.messages import Messages
-from genctl.rows import STOP_S, Claim, Rows
+from genctl.run import Claim, Ending, Hold, Mark, Retry, Runs
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
-T = TypeVar("T")
 Hear = Callable[[Success | Failure], None]  # what a provider call came to
 
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
 MOST_TOLD = 100
-RELEASE_REFUSED = "the database refused the release; it will be tried again"
+MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)
 
 log = structlog.stdlib.get_logger()
 
@@ -65,7 +67,7 @@ async def at_once() -> Hear:
 
 
 class Pipeline:
-    """The steps of a run of one tool, and what they need. `holds` are the sessions that are ours now.
+    """The steps of a run of one tool, and what they need. `runs` are those that are ours now.
 
     `turn` is awaited before each provider call; what it gives is told what the call came to.
     """
@@ -93,9 +95,9 @@ class Pipeline:
         self.worker = worker
         self.turn: Callable[[], Awaitable[Hear]] = at_once
         self.meters = Meters()
-        self._rows = Rows(db, worker, tool.like)
-        # renewals have a connection of their own: never behind settles that wait for a lock
-        self.holds = Holds(self._rows, lifeline or db)
+        # renewals have a connection of their own: never behind settles that wait
+        self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
+        self.answers = Answers(self.runs)
         self._messages = Messages(queue, dlq)
         self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
@@ -131,11 +133,11 @@ class Pipeline:
 
     def unsent(self) -> set[asyncio.Task[Any]]:
         """The tasks of jobs whose request is not out yet: cancelled, they go back and no attempt is used."""
-        return self._claiming | {hold.task for hold in self.holds if hold.task and hold.waiting}
+        return self._claiming | {hold.task for hold in self.runs if hold.task and hold.waiting}
 
     async def read(self, session_id: UUID) -> Session | None:
         """The session's row as it is now."""
-        return await self._rows.read(session_id)
+        return await self.runs.read(session_id)
 
     async def claim(self, session_id: UUID, run: int | None, *, lapsed: bool = False) -> Session | None:
         """Take the session if it is queued and due, or its owner fell silent; else None.
@@ -143,7 +145,9 @@ class Pipeline:
         `lapsed`: one that is processing without a lease, as before adoption, counts as silent too.
         """
         for pause_s in LOCKED_PAUSES_S:
-            if session := await self._rows.claim(Claim(session_id, run, lapsed)):
+            if session_id in self.runs:  # ours already: its lease has lapsed, and its answer is in our hands
+                return None
+            if session := await self.runs.claim(Claim(session_id, run, lapsed)):
                 if session.from_dead_lease:
                     self.meters.orphaned()
                 return session
@@ -160,8 +164,8 @@ class Pipeline:
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            if session := await _last_words(claiming):
-                await self.holds.step_aside(Hold(session, 0.0))
+            if session := await last_words(claiming):
+                await self.runs.step_aside(Hold(session, 0.0))
             raise
         finally:
             self._claiming -= {task}
@@ -171,7 +175,9 @@ class Pipeline:
         hold.calling = True
         try:
             hear = await self.turn()
-            if hold.stale and await self.holds.extend([hold]):
+            if hold.stale:
+                await self.runs.extend([hold])
+            if hold.stale:  # lost, or its row is locked: nobody can say whose it is
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
             assert self.wire  # noqa: S101 - whoever works has opened one
@@ -184,22 +190,23 @@ class Pipeline:
         hear(result)
         return result
 
+    async def put_off(self, hold: Hold, wait_s: float) -> Session:
+        """Back to the queue, as its turn is so far away; no attempt is used. Raises LeaseLostError."""
+        session = hold.session
+        log.info("session.put_off", sessionId=session.id, userId=session.user_id, waitS=round(wait_s, 1))
+        return Session.of(await self.runs.step_aside(hold, delay_s=wait_s))
+
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
         delay_s = backoff_s(failure, session.attempts, random=random.random())  # noqa: S311 - jitter
-        row = await self._store(
-            session,
-            failure,
-            self._rows.retry(
-                {
-                    "session_id": session.id,
-                    "lease": session.lease,
-                    "delay_s": delay_s,
-                    "unknown": int(failure.outcome is Outcome.UNKNOWN),
-                    "trace": _trace(session, failure) | {"delayS": delay_s},
-                }
-            ),
+        item = Retry(
+            session_id=session.id,
+            lease=session.lease,
+            delay_s=delay_s,
+            unknown=int(failure.outcome is Outcome.UNKNOWN),
+            trace=_trace(session, failure) | {"delayS": delay_s},
         )
+        row = await self.answers.retry(session, item)
         if row["status"] != Status.QUEUED:  # we have ended it
             raise LeaseLostError(session.id)
         self.meters.retried(failure)
@@ -216,76 +223,57 @@ class Pipeline:
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
         """End the run in one transaction: reservation, ledger, balance, session, trace, NOTIFY.
 
-        `calls` is the number of provider calls of this run. When the database refuses to move the
-        reservation the session ends all the same, the reservation still held: a failed one with
-        `refundError`, and the sweeper refunds later. Raises LeaseLostError when the
-        session is no longer ours; what came is kept in the trace.
+        `calls` is the number of provider calls of this run. It is tried until the row has it, for as long as
+        that takes. When the database refuses to move the reservation the session ends all the same, the
+        reservation still held: a failed one with `refundError`, and the sweeper refunds later. Raises
+        LeaseLostError when the session is no longer ours; what came is kept in the trace.
         """
-        item, began_at = self._item(session, result, calls), time.monotonic()
+        return await self.end(session, self._ending(session, result, calls))
+
+    async def end(self, session: Session, ending: Ending, *, patient: bool = True) -> Session:
+        """As `settle`, by an ending that is known; without patience GenctlError is raised as well."""
+        began_at = time.monotonic()
+        settle = self.answers.settle if patient else self.answers.settle_now
+        row = Session.of(await settle(session, ending))
+        self.meters.settled(ending.details, time.monotonic() - began_at)
+        _log_settled(row)
+        return row
+
+    async def give_up(self, session: Session, code: str) -> Session:
+        """End a claimed run without a call: by an answer that was kept for it, else as failed with our code.
+
+        Raises LeaseLostError, and GenctlError when it cannot be done now: the session is given back then.
+        """
+        ending = kept_answer(session) or self._ending(session, ours(code), session.calls_before)
         try:
-            row = await self._settle(session, result, item)
-        except (DatabaseGoneError, LeaseLostError):
+            return await self.end(session, ending, patient=False)
+        except LeaseLostError:
             raise
-        except GenctlError as error:
-            log.warning("session.reservation.refused", sessionId=session.id, error=error.message)
-            item |= {"release": False, "refund_error": RELEASE_REFUSED}
-            row = await self._settle(session, result, item)
-        settled = Session.of(row)
-        self.meters.settled(result, time.monotonic() - began_at)
-        _log_settled(settled)
-        return settled
-
-    async def fail(self, session: Session, failure: Failure, *, calls: int) -> JobProcessingError:
-        """Settle a failed run; the error to raise, with the row as it is now. Raises LeaseLostError."""
-        row = await self.settle(session, failure, calls=calls)
-        return JobProcessingError(f"DLQ:{failure.code}", permanent=True, session=row)
-
-    async def _settle(self, session: Session, result: Success | Failure, item: dict[str, Any]) -> Row:
-        return await self._store(session, result, self._rows.settle((session.user_id, item)))
-
-    async def _store(
-        self, session: Session, result: Success | Failure, step: asyncio.Future[Row | None]
-    ) -> Row:
-        """The row as this step left it, awaited although we are cancelled: an answer that we have is worth
-        the moment. Raises LeaseLostError when it is no longer ours.
-        """
-        storing = asyncio.create_task(self._stored(session, result, step))
-        try:
-            return await asyncio.shield(storing)
-        except asyncio.CancelledError:
-            await _last_words(storing)
+        except GenctlError:
+            await self.runs.step_aside(Hold(session, 0.0))
             raise
 
-    async def _stored(
-        self, session: Session, result: Success | Failure, step: asyncio.Future[Row | None]
-    ) -> Row:
-        if row := await step or await self._rows.left_by_us(session):
-            return row
-        await self._note_late(session, result)
-        raise LeaseLostError(session.id)
-
-    def _item(self, session: Session, result: Success | Failure, calls: int) -> dict[str, Any]:
-        item = {"session_id": session.id, "lease": session.lease, "attempts": calls, "release": True}
-        trace = _trace(session, result)
+    def _ending(self, session: Session, result: Success | Failure, calls: int) -> Ending:
+        ending = Ending(
+            session_id=session.id,
+            user_id=session.user_id,
+            run=session.run,
+            lease=session.lease,
+            attempts=calls,
+            status=Status.FAILED,
+            trace=_trace(session, result),
+        )
         if isinstance(result, Success):
-            return item | {"status": Status.COMPLETED, "result": {"images": result.images}, "trace": trace}
-        stored = details.build(
+            images = {"images": result.images}
+            return msgspec.structs.replace(ending, status=Status.COMPLETED, result=images)
+        told = details.build(
             result,
             attempts=calls,
             max_attempts=self.limits.attempts,
             first_attempt_at=session.started_at,
             provider=self.tool.provider,
         )
-        return item | {"status": Status.FAILED, "details": stored, "trace": trace}
-
-    async def _note_late(self, session: Session, result: Success | Failure) -> None:
-        log.warning("session.late_result", sessionId=session.id, userId=session.user_id, run=session.run)
-        data = _trace(session, result)
-        if isinstance(result, Success):
-            data["result"] = {"images": result.images}
-        await self.db.rows(
-            "note", session=session.id, run=session.run, kind="late_result", data=as_json(data)
-        )
+        return msgspec.structs.replace(ending, details=told)
 
     async def dispose(self, message: Message, job: Job, row: Session | None = None) -> None:
         """End the message by what the row says: delete it, hide it, or copy it to the DLQ and delete it.
@@ -327,8 +315,17 @@ class Pipeline:
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
         message_id = await self.send_copy(body, code, row=row)
-        await self._rows.mark({"session_id": row.id, "run": row.run, "message_id": message_id})
+        await self._mark(Mark(row.id, row.run, message_id))
         log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
+
+    async def _mark(self, mark: Mark) -> None:
+        """Each copy whose mark is missing is followed by another one: so a lock is worth some waiting."""
+        for pause_s in MARK_PAUSES_S:
+            with suppress(LockedError):
+                await self.runs.mark(mark)
+                return
+            await asyncio.sleep(pause_s)
+        await self.runs.mark(mark)
 
     async def send_copy(
         self, body: str, code: str, *, row: Session | None = None, session_id: UUID | None = None
@@ -354,7 +351,7 @@ class Pipeline:
 async def process(job: Job, at: Pipeline) -> Session | None:
     """Carry one job from claim to the end of its attempt; its message is disposed of afterwards.
 
-    Returns the row as it was left (completed, or queued for a retry), or None when it could not be
+    Returns the row as it was left (completed, or queued again), or None when it could not be
     claimed: someone else's, or over. Raises JobProcessingError once a failed run is settled,
     LeaseLostError when it is no longer ours.
     """
@@ -363,16 +360,25 @@ async def process(job: Job, at: Pipeline) -> Session | None:
     if session is None:
         at.meters.repeated()
         return None
-    async with at.holds.keep(session, claimed_at) as hold:
+    async with at.runs.keep(session, claimed_at) as hold:
+        if answer := kept_answer(session):
+            return ended(await at.end(session, answer))
         if code := decide.exhausted(session, at.limits):
-            raise await at.fail(session, ours(code), calls=session.attempts - 1)
-        match await at.attempt(hold):
-            case Failure() as failure if decide.may_retry(session, failure, at.limits):
-                return await at.retry(session, failure)
-            case Failure() as failure:
-                raise await at.fail(session, failure, calls=session.attempts)
-            case Success() as success:
-                return await at.settle(session, success, calls=session.attempts)
+            return ended(await at.settle(session, ours(code), calls=session.calls_before))
+        try:
+            result = await at.attempt(hold)
+        except NotYetError as later:
+            return await at.put_off(hold, later.wait_s)
+        if isinstance(result, Failure) and decide.may_retry(session, result, at.limits):
+            return await at.retry(session, result)
+        return ended(await at.settle(session, result, calls=session.attempts))
+
+
+def ended(row: Session) -> Session:
+    """The completed row. Raises JobProcessingError for a failed one."""
+    if row.status is Status.FAILED:
+        raise JobProcessingError(f"DLQ:{decide.error_code(row)}", permanent=True, session=row)
+    return row
 
 
 async def carry(message: Message, at: Pipeline) -> Session | None:
@@ -392,14 +398,6 @@ async def carry(message: Message, at: Pipeline) -> Session | None:
         row = error.session
     await at.dispose(message, job, row)
     return row
-
-
-async def _last_words(step: asyncio.Future[T]) -> T | None:
-    """The result of a step that goes on although we are cancelled, if it ends soon."""
-    done, _ = await asyncio.wait([step], timeout=STOP_S)
-    if not done:
-        step.cancel()
-    return step.result() if done and not step.cancelled() and step.exception() is None else None
 
 
 def _log_settled(row: Session) -> None:

@@ -15,9 +15,11 @@ import structlog
 from genctl.domain import decide
 from genctl.domain.deadletters import Choice, Letter, Step, Terms, at_most, plan
 from genctl.domain.model import Job, MalformedMessageError, Session
-from genctl.edges.db import Database, DataRefusedError, as_json
+from genctl.edges.db import Database, as_json
+from genctl.edges.db_errors import DataRefusedError, LockedError
 from genctl.edges.sqs import Message
 from genctl.enqueue import send_jobs
+from genctl.ledger import WAIT_S, movement
 from genctl.pipeline import Pipeline
 
 MOST_DIGITS = 12  # anybody may send attributes
@@ -90,17 +92,29 @@ async def _requeue(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UU
     if not fates:
         return {}
     try:
-        return await _requeue_all(fates, at, terms)
-    except DataRefusedError as error:
+        queued, passed_over = await _requeue_all(fates, at, terms)
+    except (DataRefusedError, LockedError) as error:
         if len(fates) > 1:
             half = len(fates) // 2
             return await _requeue(fates[:half], at, terms) | await _requeue(fates[half:], at, terms)
         log.warning("redrive.refused", sessionId=fates[0].letter.session_id, error=error.message)
         return {}
+    for user, theirs in passed_over.items():  # somebody held their accounts, perhaps for a moment only
+        try:
+            queued |= (await _requeue_all(theirs, at, terms, wait_s=WAIT_S))[0]
+        except (DataRefusedError, LockedError) as error:
+            log.warning("redrive.refused", userId=user, sessions=len(theirs), error=error.message)
+    return queued
 
 
-async def _requeue_all(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UUID, Session]:
-    users = sorted({fate.letter.row.user_id for fate in fates if fate.letter.row})
+async def _requeue_all(
+    fates: Sequence[Fate], at: Pipeline, terms: Terms, *, wait_s: float | None = None
+) -> tuple[dict[UUID, Session], dict[str, list[Fate]]]:
+    """Those that got their next run, and those of users whose accounts were locked, by user."""
+    by_user: dict[str, list[Fate]] = {}
+    for fate in fates:
+        if fate.letter.row:
+            by_user.setdefault(fate.letter.row.user_id, []).append(fate)
     items = [
         {
             "session_id": fate.letter.session_id,
@@ -112,15 +126,13 @@ async def _requeue_all(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dic
         for fate in fates
         if fate.letter.row
     ]
-    *_, rows = await at.db.transact(
-        ("ensure_accounts", {"users": users, "opening": 0}),
-        ("lock_accounts", {"users": users}),
-        ("requeue", {"items": as_json(items), "who": at.worker}),
-    )
-    sessions = [Session.of(row) for row in rows]
+    requeue = ("requeue", {"items": as_json(items), "who": at.worker})
+    moved = await movement(at.db, by_user, requeue, wait_s=wait_s)
+    sessions = [Session.of(row) for row in moved.rows[0]]
     for session in sessions:
         log.info("session.redriven", sessionId=session.id, userId=session.user_id, run=session.run)
-    return {session.id: session for session in sessions}
+    passed_over = {user: theirs for user, theirs in by_user.items() if user not in moved.mine}
+    return {session.id: session for session in sessions}, passed_over
 
 
 async def _sent_and_deleted(fates: Sequence[Fate], queued: dict[UUID, Session], at: Pipeline) -> list[Fate]:

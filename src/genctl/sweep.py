@@ -13,12 +13,14 @@ import structlog
 from genctl import credits, gate
 from genctl.base.settings import Settings
 from genctl.domain import decide
-from genctl.domain.classify import longest_run_s, ours
+from genctl.domain.classify import longest_run_s
 from genctl.domain.model import GenctlError, Session, rough
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import send_jobs
+from genctl.ledger import BRIEFLY_S
 from genctl.pipeline import Pipeline
+from genctl.run import RENEW_S
 from genctl.tools.found import Tools
 
 ORPHAN_AFTER_S = 3600
@@ -131,10 +133,9 @@ async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
         Swept("copy", s, "its DLQ copy is not proven sent")
         for s in await _sessions(at.db, "owed_copies", age_s=OWED_AFTER_S, **ours)
     ]
-    found += [
-        _dead(s, at.limits)
-        for s in await _sessions(at.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
-    ]
+    if at.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn at them
+        dead = await _sessions(at.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
+        found += [_dead(s, at.limits) for s in dead if s.id not in at.runs]
     if (await gate.read(at.db, at.tool.name)).open_for_s >= GATE_REST_S:
         found += [
             Swept("fail", s, "it waited longer than the queued time-out", "SweptTimeout")
@@ -216,7 +217,10 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
     session = swept.session
     if swept.action == "refund" and session and session.reservation_id:
         reason = "sweep" if isinstance(session, Session) else "sweep: no session"
-        return bool(await credits.release_reservation(at.db, session.reservation_id, reason=reason))
+        released = await credits.release_reservation(
+            at.db, session.reservation_id, reason=reason, wait_s=BRIEFLY_S
+        )
+        return bool(released)
     assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
     match swept.action:
         case "capture" if session.reservation_id:
@@ -242,8 +246,9 @@ async def _fail(at: Pipeline, session: Session, code: str) -> bool:
     claimed = await at.claim(session.id, session.run, lapsed=True)
     if claimed is None:
         return False
-    row = await at.settle(claimed, ours(code), calls=claimed.attempts - 1)
-    await at.copy(row, body=decide.job_body(row, at.tool.name), code=decide.error_code(row))
+    row = await at.give_up(claimed, code)
+    if row.copy_owed:
+        await at.copy(row, body=decide.job_body(row, at.tool.name), code=decide.error_code(row))
     return True
 
 

@@ -201,7 +201,7 @@ async def test_a_persons_pause_sends_back_what_was_not_sent_and_lets_calls_go_on
 
 
 async def holds(kit: Kit, *, sent: bool | int) -> bool:
-    return any(hold.sent == bool(sent) and hold.calling for hold in kit.at.holds)
+    return any(hold.sent == bool(sent) and hold.calling for hold in kit.at.runs)
 
 
 async def test_a_job_that_was_received_before_the_gate_closed_makes_no_call(kit: Kit) -> None:
@@ -406,7 +406,7 @@ async def test_a_slow_success_of_a_call_before_the_closing_opens_nothing(
 
 
 async def called(kit: Kit, session: Any) -> bool:
-    return any(hold.session.id == session and hold.sent for hold in kit.at.holds)
+    return any(hold.session.id == session and hold.sent for hold in kit.at.runs)
 
 
 async def is_completed(kit: Kit, session: Any) -> bool:

@@ -13,7 +13,8 @@ from tests.kit import Kit, relayed, until
 
 from genctl.domain.model import Status
 from genctl.edges import listener
-from genctl.edges.db import DatabaseGoneError, connect_directly
+from genctl.edges.db import connect_directly
+from genctl.edges.db_errors import DatabaseGoneError
 from genctl.services import bridge
 
 

@@ -6,11 +6,13 @@ from collections import Counter
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
+import msgspec
 import psycopg
 from tests.kit import Kit
 from tests.path.test_interleavings import Mailbox
 
 from genctl import credits
+from genctl.answers import RELEASE_REFUSED
 from genctl.base.settings import Settings
 from genctl.domain.classify import ours
 from genctl.domain.deadletters import Choice, Terms
@@ -18,7 +20,7 @@ from genctl.domain.model import Image, Session, Success
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
-from genctl.pipeline import RELEASE_REFUSED, Pipeline
+from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
 from genctl.tools.seedream4 import TOOL
 
@@ -64,10 +66,11 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
         await asyncio.gather(
             at.settle(good, IMAGE, calls=1),
             at.settle(bad, crashed, calls=1),
-            at._settle(
+            at.end(
                 stuck,
-                crashed,
-                at._item(stuck, crashed, 1) | {"release": False, "refund_error": RELEASE_REFUSED},
+                msgspec.structs.replace(
+                    at._ending(stuck, crashed, 1), release=False, refund_error=RELEASE_REFUSED
+                ),
             ),
             *(credits.grant(at.db, users, 1, "a test") for _ in range(3)),
         )

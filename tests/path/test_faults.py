@@ -15,12 +15,14 @@ from tests.kit import Kit, until
 from genctl.domain.classify import ours
 from genctl.domain.model import Job, LeaseLostError, Session, Status
 from genctl.edges import db as edge
-from genctl.edges.db import Database, DatabaseGoneError, Step, as_json
+from genctl.edges.db import Database, Step, as_json
+from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.listener import Heard
 from genctl.enqueue import send_jobs
-from genctl.hold import STALE_S, Hold
+from genctl.ledger import movement
 from genctl.ops.tail import Failures
 from genctl.pipeline import process
+from genctl.run import STALE_S, Hold
 from genctl.tools.seedream4 import TOOL
 
 
@@ -34,6 +36,11 @@ async def blocked(kit: Kit) -> bool:
         select from pg_locks l join pg_stat_activity a using (pid)
         where not l.granted and a.datname = current_database()""")
     return bool(rows)
+
+
+async def waiting(kit: Kit) -> bool:
+    """An answer could not be stored yet."""
+    return bool(kit.at.answers.waiting)
 
 
 async def test_a_cancellation_that_comes_with_the_connection_is_heard(dsn: str) -> None:
@@ -182,7 +189,7 @@ async def test_an_answer_that_we_have_is_stored_although_we_are_told_to_stop(kit
     with psycopg.connect(dsn) as person:
         person.execute("select from credit_accounts for update")
         task = asyncio.create_task(process(job, kit.at))
-        await until(lambda: blocked(kit))
+        await until(lambda: waiting(kit))
         task.cancel()
         person.commit()
     with pytest.raises(asyncio.CancelledError):
@@ -219,11 +226,8 @@ async def test_two_sessions_on_one_reservation_get_it_back_once(kit: Kit) -> Non
         "update generation_sessions set reservation_id = %s where id = %s", one.reservation_id, two.id
     )
     claimed = [await kit.at.claim(session.id, 1) for session in (one, two)]
-    items = [kit.at._item(session, ours("WorkerCrashed"), 1) for session in claimed if session]
-    users = {"users": ["ann"], "opening": 0}
-    await kit.db.transact(
-        ("ensure_accounts", users), ("lock_accounts", users), ("settle", {"items": as_json(items)})
-    )
+    items = [kit.at._ending(session, ours("WorkerCrashed"), 1) for session in claimed if session]
+    await movement(kit.db, ["ann"], ("settle", {"items": as_json(items)}))
     assert "balance_ledger" not in await kit.violations()
 
 

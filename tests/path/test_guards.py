@@ -14,8 +14,9 @@ from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
 from genctl.edges.sql import sql
 from genctl.edges.sqs import Fate, Queue
-from genctl.hold import STALE_S, Hold
+from genctl.ledger import movement
 from genctl.pipeline import carry
+from genctl.run import STALE_S, Hold
 
 CRASHED = ours("WorkerCrashed")
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s'"
@@ -44,13 +45,9 @@ async def requeue(kit: Kit, run: int, *sessions: Session) -> list[Row]:
     """What a redriver does that has read the rows a while ago."""
     item = {"run": run, "prompt": None, "params": None}
     items = [item | {"session_id": session.id, "reservation_id": uuid4()} for session in sessions]
-    users = sorted({session.user_id for session in sessions})
-    *_, rows = await kit.db.transact(
-        ("ensure_accounts", {"users": users, "opening": 0}),
-        ("lock_accounts", {"users": users}),
-        ("requeue", {"items": as_json(items), "who": "a test"}),
-    )
-    return rows
+    users = {session.user_id for session in sessions}
+    moved = await movement(kit.db, users, ("requeue", {"items": as_json(items), "who": "a test"}))
+    return moved.rows[0]
 
 
 async def test_a_second_settle_of_one_lease_leaves_what_the_first_one_stored(kit: Kit) -> None:
@@ -102,24 +99,30 @@ async def test_a_lease_is_not_renewed_once_the_run_waits_again(kit: Kit) -> None
     session = await claimed(kit)
     await kit.at.retry(session, CRASHED)
     hold = Hold(session, 0.0)
-    assert await kit.at.holds.extend([hold]) == [hold]
+    assert await kit.at.runs.extend([hold]) == [hold]
 
 
 async def test_an_old_lease_does_not_renew_the_new_one(kit: Kit) -> None:
     old, new = await passed_on(kit)
-    await unchanged(kit, new, lambda: kit.at.holds.extend([Hold(old, 0.0)]))
+    await unchanged(kit, new, lambda: kit.at.runs.extend([Hold(old, 0.0)]))
 
 
 @pytest.mark.parametrize("step", ["give_back", "let_go"])
 async def test_an_old_lease_moves_nothing(kit: Kit, step: str) -> None:
     old, new = await passed_on(kit)
-    await unchanged(kit, new, lambda: kit.db.rows(step, session=old.id, lease=old.lease))
+    await unchanged(
+        kit, new, lambda: kit.db.rows(step, session=old.id, lease=old.lease, delay_s=0, attempts=1)
+    )
 
 
 async def test_what_has_ended_is_neither_retried_nor_given_back(kit: Kit) -> None:
     session = await claimed(kit)
     await kit.at.settle(session, CRASHED, calls=1)
-    await unchanged(kit, session, lambda: kit.db.rows("give_back", session=session.id, lease=session.lease))
+    await unchanged(
+        kit,
+        session,
+        lambda: kit.db.rows("give_back", session=session.id, lease=session.lease, delay_s=0, attempts=1),
+    )
     with pytest.raises(LeaseLostError):
         await kit.at.retry(session, CRASHED)
     assert (await kit.row(session)).status is Status.FAILED
@@ -193,6 +196,7 @@ async def test_a_late_refund_waits_for_the_account_before_it_touches_anything(ki
             late = asyncio.create_task(release_reservation(kit.db, reservation))
         await until(lambda: kit.query("select from pg_locks where not granted"))
         await conn.execute("set local lock_timeout = '2 s'")
+        await conn.execute("""select set_config('genctl.mine', '["ann"]', true)""")
         about = {"reservation": reservation, "reason": "first"}
         await conn.execute(sql("release_reservation" if what == "release" else "repay"), about)
     assert not await late
@@ -225,10 +229,9 @@ async def test_a_fix_gives_nothing_for_what_is_held_still(kit: Kit) -> None:
 async def test_a_lease_that_was_renewed_after_the_sweeper_looked_goes_on(kit: Kit) -> None:
     session = await claimed(kit)
     await kit.query(DEAD)
-    assert (
-        len(await kit.db.rows("dead_leases", limit=1, queued_timeout_s=86400, models=["%"], others=[])) == 1
-    )
-    assert await kit.at.holds.extend([Hold(session, 0.0)]) == []
+    dead = await kit.db.rows("dead_leases", limit=1, queued_timeout_s=86400, models=["%"], others=[])
+    assert len(dead) == 1
+    assert await kit.at.runs.extend([Hold(session, 0.0)]) == []
     item = {"session_id": session.id, "lease": session.lease}
     await unchanged(kit, session, lambda: kit.db.rows("requeue_dead", items=as_json([item])))
 

@@ -214,9 +214,8 @@ class Interleavings(RuleBasedStateMachine):
         self.world.wipe()
         self.ids = count(1)
         self.queue, self.dlq, self.provider = Mailbox("jobs"), Mailbox("jobs-dlq"), Provider()
-        self.at = Pipeline(
-            db=self.world.db, queue=self.queue, dlq=self.dlq, limits=LIMITS, tool=TOOL, wire=self.provider
-        )
+        self.at = self._pipeline()  # of sweepers and redrivers
+        self.workers: list[Pipeline] = []
         self.given: Counter[str] = Counter()
         self.outcomes: dict[tuple[UUID, int], object] = {}
         self.followed: dict[str, int] = {}
@@ -363,9 +362,19 @@ class Interleavings(RuleBasedStateMachine):
     def _call_of(self, task: asyncio.Task[None]) -> Call | None:
         return next((call for call in self.provider.calls if call.task is task), None)
 
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(
+            db=self.world.db, queue=self.queue, dlq=self.dlq, limits=LIMITS, tool=TOOL, wire=self.provider
+        )
+
     async def _carry(self, message: Message) -> None:
+        """By a worker that does not have it in its hands already."""
+        session_id = decide.read_job(message.body).session_id
+        free = [worker for worker in self.workers if session_id not in worker.runs]
+        if not free:
+            self.workers += (free := [self._pipeline()])
         with suppress(GenctlError):  # the lease is lost, or a queue is away: the message comes back
-            await carry(message, self.at)
+            await carry(message, free[0])
 
     async def _answer(self, call: Call, kind: str) -> None:
         assert call.task

@@ -29,11 +29,11 @@ from genctl.domain.model import (
     Success,
 )
 from genctl.domain.scenarios import SCENARIOS
-from genctl.edges.db import DatabaseGoneError
+from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs import Message, Outgoing
-from genctl.hold import Hold
 from genctl.messages import Messages
 from genctl.pipeline import Pipeline
+from genctl.run import Hold
 from genctl.services.liveness import Liveness, telling
 from genctl.services.worker import Until, Worker
 
@@ -50,9 +50,9 @@ RATE_LIMITED = Failure(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
-    for name in ("rows.LEASE_S", "hold.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
+    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
         monkeypatch.setattr(f"genctl.{name}", 1)
-    monkeypatch.setattr("genctl.hold.STALE_S", 0.6)
+    monkeypatch.setattr("genctl.run.STALE_S", 0.6)
     for name in ("keeper.RENEW_S", "keeper.AGAIN_S", "worker.TROUBLE_PAUSE_S"):
         monkeypatch.setattr(f"genctl.services.{name}", 0.2)
     slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=2.3)
@@ -96,7 +96,7 @@ def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 async def held(kit: Kit, is_so: Callable[[Hold], bool] = lambda hold: hold.sent) -> Hold:
     async def one() -> Hold | None:
-        return next(filter(is_so, kit.at.holds), None)
+        return next(filter(is_so, kit.at.runs), None)
 
     return await until(one)
 
@@ -143,7 +143,7 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
 ) -> None:
     """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
     session = await kit.enqueue("slow-success")
-    rows = kit.at.holds.lifeline.rows
+    rows = kit.at.runs.lifeline.rows
 
     async def cut(name: str, **_: Any) -> Any:
         raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {name}")
@@ -151,14 +151,14 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
     async with working(kit.at, max_jobs=1):
         hold = await held(kit)
         await kit.query("update generation_sessions set prompt = 'quick'")
-        monkeypatch.setattr(kit.at.holds.lifeline, "rows", cut)
+        monkeypatch.setattr(kit.at.runs.lifeline, "rows", cut)
         await until(lambda: true(hold.stale))
         before = list(touched)
         async with Pipeline.open(kit.settings) as other, working(other):
             row = await until_status(kit, session, Status.COMPLETED)
         assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
-        assert hold in kit.at.holds, "the cut one still waits for its answer"
-    monkeypatch.setattr(kit.at.holds.lifeline, "rows", rows)
+        assert hold.session.id in kit.at.runs, "the cut one still waits for its answer"
+    monkeypatch.setattr(kit.at.runs.lifeline, "rows", rows)
     assert touched == before
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
     assert (await kit.row(session)).result == row.result
@@ -299,11 +299,11 @@ async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(
     The stop comes while the retry waits to be written together with others.
     """
     session = await kit.enqueue("rate-limit")
-    monkeypatch.setattr(kit.at._rows, "retry", Together(kit.at._rows._retry, within_s=0.5))
+    monkeypatch.setattr(kit.at.runs, "retry", Together(kit.at.runs._retry, within_s=0.5))
     async with working(kit.at, max_jobs=1):
         await held(kit, lambda hold: hold.sent and not hold.calling)
         os.kill(os.getpid(), signal.SIGTERM)
-        await until(lambda: true(not kit.at.holds))
+        await until(lambda: true(not list(kit.at.runs)))
     row = await kit.row(session)
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 1, 0)
     assert row.due_at
@@ -354,7 +354,7 @@ async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
     await kit.at.claim(waiting.id, 1)
     given = await kit.at.claim(back.id, 1)
     assert given
-    await kit.at.holds.step_aside(Hold(given, 0.0))
+    await kit.at.runs.step_aside(Hold(given, 0.0))
     found = [row["client_request_id"] for row in await kit.query(query.replace("%", "%%"))]
     assert found == [
         f"{lost.id}-1-1",

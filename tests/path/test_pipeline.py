@@ -17,7 +17,7 @@ from genctl.enqueue import enqueue, send_jobs
 from genctl.ops.sessions import find
 from genctl.ops.smoke.sound import details_complaints
 from genctl.pipeline import Pipeline, carry, process
-from genctl.rows import LEASE_S
+from genctl.run import LEASE_S
 from genctl.tools.seedream4 import TOOL
 
 
@@ -39,7 +39,7 @@ async def calling(kit: Kit, session: Session) -> asyncio.Task[Session | None]:
     task = asyncio.create_task(process(job, kit.at))
 
     async def sent() -> bool:
-        return any(hold.sent for hold in kit.at.holds)
+        return any(hold.sent for hold in kit.at.runs)
 
     await until(sent)
     return task
@@ -298,7 +298,7 @@ async def test_a_stop_gives_back_what_was_not_sent_and_lets_go_what_was(
     """A job whose request was sent is never given back for free: the next claim sees an unknown outcome."""
     session = await kit.enqueue("hang")
     task = await calling(kit, session)
-    (hold,) = kit.at.holds
+    (hold,) = kit.at.runs
     hold.sent = sent
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -313,7 +313,7 @@ async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> No
     session = await kit.enqueue("hang")
     task = await calling(kit, session)
     await kit.query("update generation_sessions set lease = lease + 1")
-    (lost,) = await kit.at.holds.extend(kit.at.holds)
+    (lost,) = await kit.at.runs.extend(kit.at.runs)
     lost.lose()
     with pytest.raises(LeaseLostError):
         await task
@@ -325,9 +325,9 @@ async def test_extending_keeps_a_long_call_ours(kit: Kit) -> None:
     session = await kit.enqueue()
     claimed = await kit.at.claim(session.id, 1)
     assert claimed
-    async with kit.at.holds.keep(claimed, 0.0) as hold:
+    async with kit.at.runs.keep(claimed, 0.0) as hold:
         await kit.query("update generation_sessions set lease_until = now() + interval '1 s'")
-        await kit.at.holds.extend([hold])
+        await kit.at.runs.extend([hold])
         assert hold.renewed_at > 0.0 and not hold.stale
     row = await kit.row(session)
     assert row.lease_until and row.read_at

@@ -78,9 +78,9 @@ async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than a lease lasts, beside a sweeper and a worker without limits: each is called once."""
-    for name in ("rows.LEASE_S", "hold.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
+    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
         monkeypatch.setattr(f"genctl.{name}", 1)
-    monkeypatch.setattr("genctl.hold.STALE_S", 0.6)
+    monkeypatch.setattr("genctl.run.STALE_S", 0.6)
     monkeypatch.setattr("genctl.services.keeper.RENEW_S", 0.2)
     for _ in range(2):
         await kit.enqueue()
@@ -90,7 +90,7 @@ async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
 
             async def swept() -> bool:
                 assert await kit.sweep() == []
-                return not kit.at.holds
+                return not list(kit.at.runs)
 
             await until(swept)
     rows = await kit.query("select status, attempts, lease from generation_sessions")

@@ -100,12 +100,8 @@ def at(*steps: str) -> list[tuple[str, Act]]:
 
 
 KILLED: dict[str, list[tuple[str, Act]]] = {
-    "good": [*at("claim", "call"), ("settle", "hold before"), *at("commit", "delete")],
-    "refused": [
-        *at("claim", "call"),
-        ("settle", "hold before"),
-        *at("commit", "copy", "mark_copied", "delete"),
-    ],
+    "good": at("claim", "call", "settle", "delete"),
+    "refused": at("claim", "call", "settle", "copy", "mark_copied", "delete"),
     "retried": at("claim", "call", "retry", "hide"),
 }
 
@@ -159,7 +155,7 @@ def killed(fire: Fire, tried: dict[str, Tried]) -> dict[str, Tried]:
     return tried
 
 
-ORDERED = [("reserve", "hold before"), *at("commit", "send", "mark_enqueued")]
+ORDERED = at("reserve", "send", "mark_enqueued")
 
 
 def test_an_order_killed_at_any_step_is_stored_and_carried_out_or_leaves_nothing(fire: Fire) -> None:
@@ -170,7 +166,7 @@ def test_an_order_killed_at_any_step_is_stored_and_carried_out_or_leaves_nothing
             fire.until_over()
             assert order.end(signal.SIGKILL) == -signal.SIGKILL
         found = {row["id"] for row in place.sql("select id::text from generation_sessions")} - set(tried)
-        assert len(found) == (0 if act == "hold before" and step in ("reserve", "commit") else 1)
+        assert len(found) == (0 if act == "hold before" and step == "reserve" else 1)
         tried |= dict.fromkeys(found, ("ordered", step, act))
     place.sql(AGED)
     assert {swept["action"] for swept in place.genctl("sweep")} == {"send"}
@@ -182,10 +178,7 @@ SILENT = "status = 'processing', attempts = 1, lease = 1, lease_until = now() - 
 STATES = {  # of a run; and at which steps of a sweep a kill is tried
     "owed": ("enqueued_at = null, queued_at = now() - interval '2 minutes'", at("send", "mark_enqueued")),
     "silent": (SILENT + "0", at("requeue_dead")),
-    "used up": (
-        SILENT + "1",
-        [*at("claim"), ("settle", "hold before"), *at("commit", "copy", "mark_copied")],
-    ),
+    "used up": (SILENT + "1", at("claim", "settle", "copy", "mark_copied")),
 }
 
 
@@ -214,11 +207,11 @@ SQS: tuple[Act, ...] = (*CUT, "503", "fail the entry", "refuse the entry")
 DELIVERED: tuple[Act, ...] = ("drop after", "deliver twice")
 SPOILT: dict[str, dict[str, tuple[Act, ...]]] = {
     "good": {
-        "poll": ("drop before", "503"), "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT,
+        "poll": ("drop before", "503"), "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT,
         "delete": (*SQS, "deliver late"),
     },
     "refused": {
-        "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT[:1], "commit": CUT, "copy": SQS,
+        "receive": DELIVERED, "claim": CUT, "call": CUT, "settle": CUT, "copy": SQS,
         "mark_copied": CUT, "delete": (*SQS, "deliver late"),
     },
     "retried": {"receive": DELIVERED, "claim": CUT, "call": CUT, "retry": CUT, "hide": SQS},

@@ -16,7 +16,7 @@ from tests.smoke.proxy import before_api, before_sqs
 
 from genctl.base.settings import Settings
 from genctl.pipeline import carry
-from genctl.rows import LEASE_S
+from genctl.run import LEASE_S
 
 TRIGGER = """
 create function spoil() returns trigger language plpgsql as $$ begin {body} return new; end $$;

@@ -63,7 +63,7 @@ def test_dispose(row: Session | None, run: int | None, receives: int, fate: obje
     ("facts", "code"),
     [
         ({"attempts": 3, "unknowns": 1}, None),
-        ({"attempts": 4}, "AttemptsExhausted"),
+        ({"attempts": 3, "spent": True}, "AttemptsExhausted"),
         ({"attempts": 2, "unknowns": 2}, "AttemptsExhausted"),
         ({"attempts": 3, "unknowns": 2, "from_dead_lease": True}, "WorkerCrashed"),
     ],
@@ -92,7 +92,10 @@ def test_a_retry_never_outruns_its_budget(
     row = session(attempts=attempts, unknowns=unknowns)
     if decide.may_retry(row, failure(fatal=fatal, outcome=outcome), limits):
         assert not fatal
-        claimed = session(attempts=attempts + 1, unknowns=unknowns + (outcome is Outcome.UNKNOWN))
+        spent = attempts >= most  # as the claim sees it
+        claimed = session(
+            attempts=attempts + (not spent), unknowns=unknowns + (outcome is Outcome.UNKNOWN), spent=spent
+        )
         assert decide.exhausted(claimed, limits) is None
 
 

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from genctl.base.durations import parse_duration
 from genctl.base.metrics import PILES, Metrics, WorkerMetrics
 from genctl.cli.inprocess import usage_mistake
+from genctl.domain.details import build
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
 from genctl.domain.providers import UNKNOWN
 from genctl.ops.runbook.load import names
@@ -44,9 +45,13 @@ def _texts() -> list[str]:
     results += [failure(category, outcome) for category in Category for outcome in Outcome]
     for result in results:
         worker.called(result, 1.0)
-        worker.settled(result, 0.1)
         if isinstance(result, Failure):
             worker.retried(result)
+            worker.settled(
+                build(result, attempts=1, max_attempts=3, first_attempt_at=None, provider=UNKNOWN), 0.1
+            )
+        else:
+            worker.settled(None, 0.1)
     worker.piled([])
     worker.queued("jobs", {})
     worker.queued("dlq", {})

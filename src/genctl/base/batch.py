@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 LANES = 2
-PATIENCE_S = 0.05  # a call that hangs on somebody's lock must not hold up the others
+PATIENCE_S = 0.05  # a call that takes long must not hold up the others
+MOST_LANES = 6  # but no more connections than these wait for what hangs
 
 
 class Batch(Generic[K]):
@@ -46,9 +48,9 @@ class Batch(Generic[K]):
 class Together(Generic[K, V]):
     """Calls with one item each become one call of `work` with at most `most` of them.
 
-    The first waits `within_s` for company, so a lone one is late by that; while `LANES` calls are under way
-    it waits for one of them to end, but not for long. `work` returns a result for each item, in order; one
-    that is an exception is raised to its caller alone.
+    The first waits `within_s` for company, so a lone one is late by that. While `LANES` calls are under way
+    it waits for one of them to end, but not for long; while `MOST_LANES` are, it waits. `work` returns a
+    result for each item, in order; one that is an exception is raised to its caller alone.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Together(Generic[K, V]):
         self._most = most
         self._waiting: list[tuple[K, asyncio.Future[V]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._due = False  # the time for company is over
+        self._due = False  # the time for company is over, and a lane is waited for
+        self._lanes = LANES  # that may be in use then
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __call__(self, item: K) -> asyncio.Future[V]:
@@ -72,30 +75,30 @@ class Together(Generic[K, V]):
         future: asyncio.Future[V] = loop.create_future()
         self._waiting.append((item, future))
         if len(self._waiting) >= self._most:
-            self._go()
-        elif self._timer is None:
-            self._timer = loop.call_later(self._within_s, self._go_if_free)
+            self._go(MOST_LANES)
+        elif self._timer is None and not self._due:
+            self._timer = loop.call_later(self._within_s, partial(self._go, LANES))
         return future
 
-    def _go_if_free(self) -> None:
-        if len(self._under_way) < LANES:
-            self._go()
-        else:
-            self._due = True
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._go)
+    def _go(self, lanes: int) -> None:
+        """Begin with what waits, if so many lanes suffice; else when one ends, or soon with more lanes."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._lanes = lanes
+        while self._waiting and len(self._under_way) < lanes:
+            some, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            task = asyncio.create_task(self._carry_out(some))
+            self._under_way.add(task)
+            task.add_done_callback(self._ended)
+        self._due = bool(self._waiting)
+        if self._due and lanes < MOST_LANES:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, partial(self._go, MOST_LANES))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.remove(task)
         if self._due:
-            self._go()
-
-    def _go(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        some, self._waiting, self._timer, self._due = self._waiting, [], None, False
-        task = asyncio.create_task(self._carry_out(some))
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
+            self._go(self._lanes)
 
     async def _carry_out(self, some: list[tuple[K, asyncio.Future[V]]]) -> None:
         results: Sequence[V | Exception]

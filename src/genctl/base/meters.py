@@ -1,6 +1,6 @@
 """What a pipeline tells of its jobs to whoever counts; here nobody does."""
 
-from genctl.domain.model import Failure, Success
+from genctl.domain.model import ErrorDetails, Failure, Success
 
 
 class Meters:
@@ -12,8 +12,8 @@ class Meters:
     def retried(self, failure: Failure) -> None:
         """A run went back to the queue."""
 
-    def settled(self, result: Success | Failure, seconds: float) -> None:
-        """A run has ended; the settle took so long."""
+    def settled(self, details: ErrorDetails | None, seconds: float) -> None:
+        """A run has ended, with details if it failed; the settle took so long."""
 
     def copied(self) -> None:
         """A copy went into the DLQ."""

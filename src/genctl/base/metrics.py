@@ -16,7 +16,7 @@ from prometheus_client import (
 )
 
 from genctl.base.meters import Meters
-from genctl.domain.model import Failure, Outcome, Success
+from genctl.domain.model import ErrorDetails, Failure, Outcome, Success
 from genctl.domain.providers import OTHERS, Provider
 from genctl.domain.rules import Rule, rule_of
 
@@ -74,7 +74,7 @@ class Codes:
         self._is_in_a_table = lru_cache(1_000)(partial(_is_in, [one.rules for one in tables]))
         self._seen: set[str] = set()
 
-    def label(self, failure: Failure) -> str:
+    def label(self, failure: Failure | ErrorDetails) -> str:
         """What the failure counts as."""
         code = failure.code
         if code in self._seen:
@@ -179,10 +179,10 @@ class WorkerMetrics(Meters):
         """A run went back to the queue."""
         self._retries.labels(self._codes.label(failure)).inc()
 
-    def settled(self, result: Success | Failure, seconds: float) -> None:
-        """A run has ended; the settle took so long."""
-        if isinstance(result, Failure):
-            self._settled.labels("failed", result.category, self._codes.label(result)).inc()
+    def settled(self, details: ErrorDetails | None, seconds: float) -> None:
+        """A run has ended, with details if it failed; the settle took so long."""
+        if details:
+            self._settled.labels("failed", details.category, self._codes.label(details)).inc()
         else:
             self._settled.labels("completed", "", "").inc()
         self._settles.observe(seconds)

@@ -79,7 +79,7 @@ def exhausted(session: Session, limits: Limits) -> str | None:
 
     A job that kills its workers ends as WorkerCrashed.
     """
-    if session.attempts <= limits.attempts and session.unknowns <= limits.unknowns:
+    if not session.spent and session.unknowns <= limits.unknowns:
         return None
     return "WorkerCrashed" if session.from_dead_lease else "AttemptsExhausted"
 
@@ -88,8 +88,8 @@ def dead_lease_code(session: Session, limits: Limits) -> str | None:
     """The code with which a run is ended whose worker fell silent, or None: it goes back to the queue."""
     if session.lease_until is None:  # it was processing when the database was adopted
         return "WorkerCrashed"
-    attempts, unknowns = session.attempts + 1, session.unknowns + 1
-    claimed = msgspec.structs.replace(session, attempts=attempts, unknowns=unknowns, from_dead_lease=True)
+    spent, unknowns = session.attempts >= limits.attempts, session.unknowns + 1
+    claimed = msgspec.structs.replace(session, spent=spent, unknowns=unknowns, from_dead_lease=True)
     return exhausted(claimed, limits)
 
 

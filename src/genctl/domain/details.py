@@ -7,6 +7,8 @@ import html
 import re
 from datetime import datetime
 
+import msgspec
+
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
 from genctl.domain.model import ErrorDetails, Failure, rfc3339
 from genctl.domain.providers import Provider
@@ -47,6 +49,12 @@ def build(
         request_id=stored(failure.request_id, WORD_BYTES, keys),
         provider=provider.name,
     )
+
+
+def lean(details: ErrorDetails) -> ErrorDetails:
+    """The same with fewer of the provider's words, for a row that must not become large."""
+    message = details.provider_message and cut(details.provider_message, WORD_BYTES)
+    return msgspec.structs.replace(details, provider_body=None, provider_message=message)
 
 
 def stored(text: str | bytes | None, limit: int, keys: str = "") -> str | None:

@@ -128,6 +128,8 @@ class Session(msgspec.Struct, frozen=True):
     reserved: int | None = None  # credits of the current run's reservation, where they were read
     refunded: int = 0  # of it, by the release
     from_dead_lease: bool = False  # this claim took it over from a worker that fell silent
+    spent: bool = False  # this claim found the attempts used up, and counts none
+    kept: Any = None  # an answer of this run that was refused its settle, as it was kept in the trace
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
@@ -144,6 +146,11 @@ class Session(msgspec.Struct, frozen=True):
         """Credits that its user got back, by the release or by a later fix."""
         told = self.details.get("refundedCredits") if self.status is Status.FAILED else None
         return told if type(told) is int else self.refunded
+
+    @property
+    def calls_before(self) -> int:
+        """Provider calls of the run that a claim of it has found."""
+        return self.attempts - (not self.spent)
 
     @property
     def job_owed(self) -> bool:
@@ -264,6 +271,14 @@ class LeaseLostError(GenctlError):
 
     def __init__(self, session_id: UUID) -> None:
         super().__init__("LeaseLost", f"the lease of session {session_id} was lost", exit_code=1)
+
+
+class NotYetError(GenctlError):
+    """The turn to call the provider is `wait_s` seconds away: too far to keep the job from others."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__("NotYet", f"the next call may begin in {wait_s:.1f} s", exit_code=1)
+        self.wait_s = wait_s
 
 
 class MalformedMessageError(GenctlError):

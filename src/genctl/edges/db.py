@@ -1,30 +1,31 @@
-"""PostgreSQL: pool, named statements, transactions in one round trip, errors as sentences.
+"""PostgreSQL: pool, named statements, transactions as one message, errors as sentences.
 
 Everything here works through a transaction pooler: no session state, no prepared statements.
 """
 
 import asyncio
+import math
 import os
 import random
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, cast
 
 import msgspec
 import psycopg
-from psycopg import errors
 from psycopg.abc import AdaptContext
 from psycopg.adapt import Loader
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
 from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
+from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 from genctl.edges.sql import sql
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -41,7 +42,9 @@ POOLER_ROUNDS = 30  # an idle pooler gives the same backend twice at once, a bus
 POOLER_PAUSE_S = 0.01
 LEAST_TIMEOUT_S = 1.0  # of its last try
 FIRST_RETRY_S = 0.05
-MAX_RETRY_S = 2.0
+MAX_RETRY_S = 1.0
+CONFLICTS = 5  # times that a transaction which collided with another is tried
+OUTAGE_S = 15.0  # a database that was away for longer may have let leases lapse
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -77,17 +80,6 @@ set_json_dumps(msgspec.json.encode)
 set_json_loads(_loaded)
 
 
-class DataRefusedError(GenctlError):
-    """The database refused the data of a statement (a constraint, a range): trying again is no use."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__("DataRefused", f"the database refused the data: {reason}", exit_code=1)
-
-
-class DatabaseGoneError(GenctlError):
-    """The connection or the server failed: the same statement may work on a new connection."""
-
-
 class _TimeLoader(Loader):
     """What Python cannot hold is its nearest: '-infinity', which marks rows that were there before adoption,
     is the year 1, and so is what lies before it.
@@ -110,69 +102,6 @@ class _TimeLoader(Loader):
                     return self._usual(data)
                 except psycopg.DataError:
                     return EARLIEST if text.endswith(b"BC") else LATEST
-
-
-@contextmanager
-def errors_told(dsn: str) -> Iterator[None]:
-    """Turns psycopg's errors into ours, each with its cure."""
-    at = "/".join(place(dsn))
-    try:
-        yield
-    except (errors.UndefinedTable, errors.UndefinedColumn) as error:
-        raise GenctlError(
-            "NotMigrated",
-            f"database {at} lacks what genctl needs: {_first_line(error)}",
-            "run `genctl migrate`",
-        ) from error
-    except errors.InsufficientPrivilege as error:
-        raise GenctlError(
-            "DatabaseDenied",
-            f"database {at} refuses: {_first_line(error)}",
-            "grant the rights to the user of DATABASE_URL",
-        ) from error
-    except _REFUSALS as error:
-        raise DataRefusedError(_first_line(error)) from error
-    except TimeoutError as error:
-        raise DatabaseGoneError(
-            "DatabaseSilent",
-            f"PostgreSQL at {at} did not answer in time",
-            "look for a lock that is held for long (pg_stat_activity), or for the network",
-        ) from error
-    except _READ_ONLY as error:
-        raise DatabaseGoneError(
-            "DatabaseReadOnly",
-            f"PostgreSQL at {at} only reads: {_first_line(error)}",
-            "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL",
-        ) from error
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-        raise DatabaseGoneError(
-            "DatabaseUnreachable",
-            f"cannot use PostgreSQL at {at}: {_first_line(error)}",
-            "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
-        ) from error
-    except UnicodeEncodeError as error:
-        raise GenctlError(
-            "BadText", "a text is not valid UTF-8", "check the terminal's encoding", exit_code=2
-        ) from error
-    except psycopg.Error as error:  # a URL that libpq does not take, a trigger with errors of its own
-        raise GenctlError(
-            "DatabaseMisused",
-            f"PostgreSQL at {at}: {_first_line(error)}",
-            "check DATABASE_URL and run `genctl migrate status`",
-        ) from error
-
-
-_REFUSALS = (
-    psycopg.DataError,
-    psycopg.IntegrityError,
-    errors.RaiseException,
-    errors.ProgramLimitExceeded,
-)
-_READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -250,6 +179,17 @@ class Database:
     def __init__(self, dsn: str, pool: "AsyncConnectionPool[Connection]") -> None:
         self.dsn = dsn
         self._pool = pool
+        self._waiting: dict[object, float] = {}  # for a connection, since when (monotonic)
+        self._away_since: float | None = None  # monotonic
+        self._back_at = -math.inf  # monotonic; after an outage
+
+    def back_since_s(self) -> float:
+        """Seconds since the database came back from an outage so long that leases may have lapsed in it."""
+        return time.monotonic() - self._back_at if self._away_since is None else 0.0
+
+    def longest_wait_s(self) -> float:
+        """For how many seconds the oldest of those that wait for a connection has waited; 0: nobody does."""
+        return time.monotonic() - min(self._waiting.values(), default=time.monotonic())
 
     @classmethod
     @asynccontextmanager
@@ -285,10 +225,16 @@ class Database:
         """
         task = asyncio.current_task()
         cancelled = task.cancelling() if task else 0
-        async with self._pool.connection() as conn:
-            if task and task.cancelling() > cancelled:
-                raise asyncio.CancelledError
-            yield conn
+        waits = object()
+        self._waiting[waits] = time.monotonic()
+        try:
+            async with self._pool.connection() as conn:
+                del self._waiting[waits]
+                if task and task.cancelling() > cancelled:
+                    raise asyncio.CancelledError
+                yield conn
+        finally:
+            self._waiting.pop(waits, None)
 
     async def rows(self, name: str, **params: Any) -> list[Row]:
         """The rows of one named statement, committed by itself."""
@@ -299,24 +245,52 @@ class Database:
         return next(iter(await self.rows(name, **params)), None)
 
     async def transact(self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S) -> list[list[Row]]:
-        """Named statements as one transaction in one round trip; the rows of each.
+        """Named statements as one transaction; the rows of each.
 
-        Raises DataRefusedError (nothing was done), DatabaseGoneError (a commit on its way may or may not
+        Several are one message to the server, which ends with their commit: a client that freezes leaves
+        nothing locked. What collides with others is tried again a few times. Raises DataRefusedError,
+        LockedError, ConflictError (nothing was done), DatabaseGoneError (a commit on its way may or may not
         have happened) or GenctlError.
         """
+        for left in reversed(range(CONFLICTS)):
+            try:
+                with self._outages_noticed():
+                    return await self._transact(steps, timeout_s)
+            except ConflictError:
+                if not left:
+                    raise
+            await asyncio.sleep(FIRST_RETRY_S * random.random())  # noqa: S311 - jitter is no secret
+        raise AssertionError
+
+    async def _transact(self, steps: Sequence[Step], timeout_s: float | None) -> list[list[Row]]:
         with errors_told(self.dsn):
             async with asyncio.timeout(timeout_s), self._connection() as conn:
                 try:
                     if len(steps) == 1:
                         return [await _fetched(await _execute(conn, steps[0]))]
-                    async with conn.pipeline(), conn.transaction():
-                        cursors = [await _execute(conn, step) for step in steps]
-                    return [await _fetched(cursor) for cursor in cursors]
-                except (_READ_ONLY, asyncio.CancelledError):
-                    # The next one finds the new primary; a pipeline cut off half-way would swallow
-                    # the commits of whoever got this connection next.
+                    return await _in_one_message(conn, steps)
+                except (READ_ONLY, asyncio.CancelledError):
+                    # The next one finds the new primary; one that was cut off has answers on their way.
                     await conn.close()
                     raise
+
+    @contextmanager
+    def _outages_noticed(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseGoneError:
+            self._away_since = self._away_since or time.monotonic()
+            raise
+        except GenctlError:  # it answers
+            self._answered()
+            raise
+        self._answered()
+
+    def _answered(self) -> None:
+        if self._away_since is not None:
+            if time.monotonic() - self._away_since > OUTAGE_S:
+                self._back_at = time.monotonic()
+            self._away_since = None
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Callable[..., Awaitable[list[Row]]]]:
@@ -365,14 +339,14 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
                         await _execute(conn, ("snapshot", {}))
                         await _execute(conn, ("backend", {}))  # once one was asked, nothing takes it back
                     return await _few(conn.cursor(), text, params)
-            except _READ_ONLY as error:
+            except READ_ONLY as error:
                 raise GenctlError(
-                    "ReadOnly", _first_line(error), "declare writes: true", exit_code=1
+                    "ReadOnly", first_line(error), "declare writes: true", exit_code=1
                 ) from error
             except psycopg.Error as error:
                 if not error.sqlstate:  # not the statement's fault
                     raise
-                raise GenctlError("BadStatement", f"PostgreSQL: {_first_line(error)}", exit_code=1) from error
+                raise GenctlError("BadStatement", f"PostgreSQL: {first_line(error)}", exit_code=1) from error
 
 
 async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str, Any]) -> list[Row]:
@@ -394,6 +368,20 @@ async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str,
 def as_json(value: Any) -> Any:
     """A value that a statement takes as jsonb (a list of items, an object)."""
     return Jsonb(value)
+
+
+async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[Row]]:
+    """The simple protocol takes several statements in one message, and makes them one transaction.
+
+    It knows no parameters: psycopg writes them into the text as literals.
+    """
+    cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
+    texts = [cursor.mogrify(sql(name), params) for name, params in (("read_committed", {}), *steps)]
+    await cursor.execute("\n;\n".join(texts).encode())  # one may end with a comment
+    found: list[list[Row]] = []
+    while cursor.nextset():
+        found.append(await cursor.fetchall() if cursor.description is not None else [])
+    return found
 
 
 async def _execute(conn: Connection, step: Step) -> psycopg.AsyncCursor[Row]:

@@ -15,7 +15,8 @@ import msgspec
 import psycopg.sql
 
 from genctl.domain.model import GenctlError
-from genctl.edges.db import DatabaseGoneError, answering, connect, connect_directly, errors_told
+from genctl.edges.db import answering, connect, connect_directly
+from genctl.edges.db_errors import DatabaseGoneError, errors_told
 from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"

@@ -7,7 +7,8 @@ from uuid import UUID
 
 from genctl.domain.model import Session, Status, rfc3339
 from genctl.edges import listener
-from genctl.edges.db import Database, DatabaseGoneError, Row
+from genctl.edges.db import Database, Row
+from genctl.edges.db_errors import DatabaseGoneError
 from genctl.ops.sessions import readable
 
 OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: look so far back again

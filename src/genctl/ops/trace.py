@@ -10,7 +10,8 @@ from uuid import UUID
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, rough
 from genctl.domain.timeline import Event, Hop, hops, slowest
-from genctl.edges.db import Database, DatabaseGoneError
+from genctl.edges.db import Database
+from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs import Message, Sqs
 from genctl.ops.sampling import look
 

@@ -8,11 +8,10 @@ import structlog
 
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Message
-from genctl.hold import RENEW_S, Hold
 from genctl.pipeline import Pipeline
-from genctl.rows import LEASE_S
+from genctl.run import LEASE_S, RENEW_S, Hold
 
-AGAIN_S = 2.0  # after a renewal that failed
+AGAIN_S = 1.0  # after a renewal that failed: whoever is first after an outage has the run
 
 log = structlog.stdlib.get_logger()
 
@@ -30,7 +29,7 @@ class Keeper:
         while True:
             await asyncio.sleep(pause_s)
             try:
-                await self.extend(list(self.at.holds))
+                await self.extend(list(self.at.runs))
             except GenctlError as error:
                 log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
                 pause_s = AGAIN_S  # a lease outlives few renewals that fail
@@ -45,7 +44,7 @@ class Keeper:
         """
         while True:
             await asyncio.sleep(RENEW_S)
-            held = {hold.task for hold in self.at.holds if not hold.stale}
+            held = {hold.task for hold in self.at.runs if not hold.stale}
             ours = {task: message.receipt for task, message in self._jobs.items() if task in held}
             try:
                 async with asyncio.timeout(RENEW_S):  # what is sent later, a lease would not cover
@@ -60,7 +59,7 @@ class Keeper:
 
     async def extend(self, holds: list[Hold]) -> None:
         """Renew these leases, and let go what is lost. Raises GenctlError."""
-        for hold in await self.at.holds.extend(holds) if holds else ():
-            if hold in self.at.holds:
+        for hold in await self.at.runs.extend(holds) if holds else ():
+            if hold.session.id in self.at.runs:
                 log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
                 hold.lose()

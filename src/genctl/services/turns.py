@@ -1,14 +1,16 @@
 """When a worker's next request may leave: the gate lets it pass, and the pace has room for it."""
 
 import asyncio
+import random
 import time
 
-from genctl.domain.model import Failure, Success
+from genctl.domain.model import Failure, NotYetError, Success
 from genctl.domain.pace import Pace
 from genctl.pipeline import Hear
 from genctl.services.gatekeeper import Gatekeeper
 
 SOON_S = 5.0  # a job whose turn is further away is left to other workers
+SPREAD = 0.1  # of such a wait, so that those who were put off do not all come back at once
 
 
 class Turns:
@@ -21,11 +23,16 @@ class Turns:
         self._line = asyncio.Lock()
 
     async def take(self) -> Hear:
-        """Wait for a turn; what it gives is to be told what the call came to."""
+        """Wait for a turn; what it gives is to be told what the call came to.
+
+        Raises NotYetError when the turn is further away than SOON_S, also when that shows while it waits.
+        """
         while True:
             await self._gatekeeper.passed()
             async with self._line:
                 while (wait_s := self._pace.wait_s(time.monotonic())) > 0:
+                    if wait_s > SOON_S:
+                        raise NotYetError(wait_s * (1 + SPREAD * random.random()))  # noqa: S311 - no secret
                     await asyncio.sleep(wait_s)
                 if self._gatekeeper.lets_pass():  # it may have closed meanwhile
                     self._pace = self._pace.took(time.monotonic())

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genctl.base.metrics import Metrics
 from genctl.domain.model import GenctlError
-from genctl.edges.db import DatabaseGoneError, DataRefusedError
+from genctl.edges.db_errors import DatabaseGoneError, DataRefusedError
 
 LARGEST_BODY_BYTES = 2**20
 METHODS = {"GET", "HEAD", "OPTIONS", "POST"}  # that are counted by name: anybody can invent others

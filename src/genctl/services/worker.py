@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Self
@@ -20,7 +21,7 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import Pipeline, carry
-from genctl.rows import LEASE_S
+from genctl.run import LEASE_S
 from genctl.services import standing, sweeper
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.keeper import Keeper
@@ -40,6 +41,8 @@ LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs kee
 SHOW_S = 0.4  # and then to show the messages
 MORE = 2  # receives at once beside the first, while the answers are full
 POOL_SIZE = 16
+MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each; beyond that nothing is received
+TELL_WAITING_S = 10.0
 FILES = 100  # of a worker without jobs: connections, streams, modules
 
 log = structlog.stdlib.get_logger()
@@ -117,7 +120,7 @@ class Worker:
         at.turn = self._turns.take
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
-            calls=lambda: sum(hold.calling and hold.sent for hold in at.holds),
+            calls=lambda: sum(hold.calling and hold.sent for hold in at.runs),
             silent_s=lambda: self.liveness.silent_s,
             gate=lambda: self.gatekeeper.gate.stands,
         )
@@ -131,7 +134,12 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as side:
                 receiver = side.create_task(self._receive())
-                keeping = (self.keeper.keep_leases(), self.keeper.keep_hidden(), self.gatekeeper.watch())
+                keeping = (
+                    self.keeper.keep_leases(),
+                    self.keeper.keep_hidden(),
+                    self.gatekeeper.watch(),
+                    self._tell_waiting(),
+                )
                 keepers = [side.create_task(keep) for keep in keeping]
                 self._heed_signals(receiver)
                 log.info(
@@ -182,7 +190,8 @@ class Worker:
     async def _left(self) -> None:
         """End the process although something hangs; what it had in its hands comes back by itself."""
         log.warning("worker.left", jobs=len(self._jobs))
-        lost = {hold.task for hold in self.at.holds if hold.stale}
+        self.at.answers.tell_unsettled()
+        lost = {hold.task for hold in self.at.runs if hold.stale}
         ours = [(message.receipt, 0) for task, message in self._jobs.items() if task not in lost]
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(SHOW_S):
@@ -194,11 +203,20 @@ class Worker:
 
     def _tell(self, event: str, **more: object) -> None:
         """Say what a stop waits for, and again while it does."""
-        calls = [hold.session.id for hold in self.at.holds if hold.task in self._jobs and hold.sent]
+        calls = [hold.session.id for hold in self.at.runs if hold.task in self._jobs and hold.sent]
         left_s = self._grace_ends - time.monotonic()
         if more or (calls and left_s > 0):
             log.info(event, calls=len(calls), sessions=calls[:TOLD], leftS=round(left_s, 1), **more)
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
+
+    async def _tell_waiting(self) -> None:
+        """Say for how many answers there is no row yet, and why, for as long as there are any."""
+        while True:
+            await asyncio.sleep(TELL_WAITING_S)
+            if waiting := self.at.answers.waiting:
+                sessions = [held.session.id for held in waiting[:TOLD]]
+                why = Counter(held.why for held in waiting).most_common(1)[0][0]
+                log.warning("worker.answers.waiting", answers=len(waiting), sessions=sessions, why=why)
 
     async def _receive(self) -> None:
         """Receive until we are told to stop or have what we are to have."""
@@ -217,7 +235,7 @@ class Worker:
             if wanted <= 0:
                 if self._jobs_left() <= 0:
                     return
-                self.liveness.rest("as many jobs as it may have are in its hands")
+                self.liveness.rest(self._hands_full())
                 await self._change()
                 continue
             if self.gatekeeper.is_open:
@@ -280,7 +298,17 @@ class Worker:
         return False
 
     def _free(self) -> int:
-        return self.concurrency - len(self._jobs) - self._asked
+        """How many jobs more may begin. One whose answer waits for its row takes no place."""
+        waiting = len(self.at.answers.waiting)
+        if waiting >= MOST_WAITING:
+            return 0
+        return self.concurrency + waiting - len(self._jobs) - self._asked
+
+    def _hands_full(self) -> str:
+        waiting = self.at.answers.waiting
+        if len(waiting) >= MOST_WAITING:
+            return f"{len(waiting)} answers wait for their rows: {waiting[0].why}"
+        return "as many jobs as it may have are in its hands"
 
     def _jobs_left(self) -> int:
         return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
@@ -295,7 +323,7 @@ class Worker:
 
     async def _room(self, most: int) -> int:
         allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
-        waiting = len(self._jobs) - sum(hold.sent for hold in self.at.holds) + self._asked
+        waiting = len(self._jobs) - sum(hold.sent for hold in self.at.runs) + self._asked
         return self._turns.room(waiting, allowed)
 
     def _send_back(self) -> None:

@@ -1,12 +1,15 @@
--- Movements outside a run's way, and what a user has. After ensure_accounts and lock_accounts.
+-- Movements outside a run's way, each a step behind its locks (ledger.sql), and what a user has.
 
 -- name: grant
--- Adds credits and books it.
-with booked as (
+-- Adds credits and books it, for those of the users whose accounts are locked.
+with mine as (
+  select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb) as user_id
+),
+booked as (
   insert into credit_ledger (user_id, delta, kind, reason)
-  select u, %(amount)s, 'grant', %(reason)s from unnest(%(users)s::text[]) u
+  select user_id, %(amount)s, 'grant', %(reason)s from mine
 )
-update credit_accounts set balance = balance + %(amount)s where user_id = any(%(users)s)
+update credit_accounts set balance = balance + %(amount)s where user_id in (select user_id from mine)
 returning user_id, balance
 
 -- name: release_reservation
@@ -14,6 +17,7 @@ returning user_id, balance
 with moved as (
   update credit_reservations set status = 'released', released_at = now()
   where id = %(reservation)s and status = 'held'
+    and user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
   returning id, user_id, amount
 ),
 booked as (

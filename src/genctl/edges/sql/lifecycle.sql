@@ -1,7 +1,7 @@
 -- A session's way up to its end. The row decides; `lease` is the fencing token.
 
 -- name: reserve
--- Enqueue: reservation, ledger, balance, session. After ensure_accounts and lock_accounts. All or nothing:
+-- Enqueue: reservation, ledger, balance, session. A step of a movement that waits for its locks. All or nothing:
 -- no row comes back when any user's balance is too low.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
@@ -40,13 +40,14 @@ from made
 returning *, now() as read_at
 
 -- name: mark_enqueued
--- The job messages of these runs are sent. A mark of an older run hits nothing.
+-- The job messages of these runs are sent. A mark of an older run hits nothing; a row that somebody else has
+-- locked stays owed, and a second message does no harm.
 with owed as (
   select s.id from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int) on s.id = i.session_id and s.run = i.run
   where s.enqueued_at is null
   order by s.id
-  for update of s
+  for update of s skip locked
 ),
 sent as (
   update generation_sessions s set enqueued_at = now() from owed o where s.id = o.id returning s.id, s.run
@@ -54,29 +55,32 @@ sent as (
 insert into session_events (session_id, run, kind) select id, run, 'sent' from sent
 
 -- name: claim
--- Takes sessions of our tool that are queued and due, or whose owner fell silent. Returns those that are ours now.
+-- Takes sessions of our tool that are queued and due, or, where dead leases count, whose owner fell silent. Returns those that
+-- are ours now, with the answer that an earlier owner kept for want of a settle. One whose attempts are used up
+-- (`spent`) is taken to be settled: it counts no further attempt.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, lapsed boolean)
 ),
 ready as (
-  select s.id, s.status = 'processing' as from_dead_lease
+  select s.id, s.status = 'processing' as from_dead_lease, s.attempts >= %(most)s as spent
   from generation_sessions s
   join item i on i.session_id = s.id and coalesce(i.run, s.run) = s.run
   where (s.model like any(%(models)s) or i.lapsed)  -- those the sweeper has chosen by itself
     and ((s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
-      or (s.status = 'processing' and (s.lease_until < now() or (s.lease_until is null and i.lapsed))))
+      or (%(dead)s and s.status = 'processing'
+        and (s.lease_until < now() or (s.lease_until is null and i.lapsed))))
   order by s.id
   for update of s skip locked
 ),
 taken as (
   update generation_sessions s
-  set status = 'processing', attempts = s.attempts + 1, lease = s.lease + 1, due_at = null,
+  set status = 'processing', attempts = s.attempts + (not r.spent)::int, lease = s.lease + 1, due_at = null,
     unknowns = s.unknowns + r.from_dead_lease::int,
     lease_until = now() + make_interval(secs => %(lease_s)s),
     started_at = coalesce(s.started_at, now())
   from ready r
   where s.id = r.id
-  returning s.*, now() as read_at, r.from_dead_lease
+  returning s.*, now() as read_at, r.from_dead_lease, r.spent
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
@@ -84,31 +88,44 @@ traced as (
     'attempt', attempts, 'lease', lease, 'worker', %(worker)s::text, 'fromDeadLease', from_dead_lease)
   from taken
 )
-select * from taken
+select t.*, k.data as kept from taken t
+left join lateral (
+  select e.data from session_events e
+  where e.session_id = t.id and e.run = t.run and e.kind = 'answered'
+  order by e.id desc limit 1
+) k on t.attempts > 1 or t.spent
 
 -- name: extend
--- Renews leases. Those that do not come back are lost.
-with held as (
-  select s.id from generation_sessions s
-  join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
-    on s.id = i.session_id and s.lease = i.lease
+-- Renews leases, and says of each whether it is renewed. One whose row somebody else has locked is `ours` and not
+-- renewed; one that does not come back is lost.
+with item as (
+  select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
+),
+held as (
+  select s.id from generation_sessions s join item i on s.id = i.session_id and s.lease = i.lease
   where s.status = 'processing'
   order by s.id
-  for update of s
+  for update of s skip locked
+),
+kept as (
+  update generation_sessions s set lease_until = now() + make_interval(secs => %(lease_s)s)
+  from held h where s.id = h.id
+  returning s.id
 )
-update generation_sessions s set lease_until = now() + make_interval(secs => %(lease_s)s)
-from held h where s.id = h.id
-returning s.id, s.lease
+select s.id, s.lease, k.id is not null as renewed
+from item i
+join generation_sessions s on s.id = i.session_id and s.lease = i.lease and s.status = 'processing'
+left join kept k on k.id = s.id
 
 -- name: retry
--- Back to the queue for a later attempt.
+-- Back to the queue for a later attempt. A row that somebody else has locked is passed over.
 with item as (
   select s.id, i.* from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint, delay_s float8, unknown int, trace jsonb)
     on s.id = i.session_id and s.lease = i.lease
   where s.status = 'processing'
   order by s.id
-  for update of s
+  for update of s skip locked
 ),
 waiting as (
   update generation_sessions s
@@ -124,16 +141,17 @@ traced as (
 select * from waiting
 
 -- name: give_back
--- Back to the queue at once; only for a job whose request was not sent, so the attempt is not used.
+-- Back to the queue, due after `delay_s`; only for a job whose request was not sent, so the attempt is not used.
 with back as (
   update generation_sessions s
-  set status = 'queued', lease_until = null, attempts = s.attempts - 1
+  set status = 'queued', lease_until = null, attempts = s.attempts - %(attempts)s,
+    due_at = case when %(delay_s)s::float8 > 0 then now() + make_interval(secs => %(delay_s)s) end
   where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
   returning s.*, now() as read_at
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
-  select id, run, 'given_back', jsonb_build_object('lease', lease) from back
+  select id, run, 'given_back', jsonb_build_object('lease', lease, 'delayS', %(delay_s)s::float8) from back
 )
 select * from back
 
@@ -152,11 +170,17 @@ select * from gone
 
 -- name: mark_copied
 -- The DLQ copy of a failed run is sent. A mark of an older run hits nothing.
-with sent as (
-  update generation_sessions s set dlq_sent_at = now()
-  from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, message_id text)
-  where s.id = i.session_id and s.run = i.run and s.status = 'failed' and s.dlq_sent_at is null
-  returning s.id, s.run, i.message_id
+with owed as (
+  select s.id, i.message_id from generation_sessions s
+  join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, message_id text)
+    on s.id = i.session_id and s.run = i.run
+  where s.status = 'failed' and s.dlq_sent_at is null
+  order by s.id
+  for update of s
+),
+sent as (
+  update generation_sessions s set dlq_sent_at = now() from owed o where s.id = o.id
+  returning s.id, s.run, o.message_id
 )
 insert into session_events (session_id, run, kind, data)
 select id, run, 'copied', jsonb_build_object('messageId', message_id) from sent

@@ -1,4 +1,4 @@
--- From the DLQ back to the queue. Run in this order, in one transaction: ensure_accounts, lock_accounts, requeue.
+-- From the DLQ back to the queue. `requeue` is a step of a movement (ledger.sql).
 
 -- name: dead_letters
 -- The rows that DLQ messages name, with what a redrive has to know of their credits.
@@ -17,13 +17,16 @@ with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, run int, reservation_id uuid, prompt text, params jsonb)
 ),
+mine as (
+  select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb) as user_id
+),
 locked as (
   select s.id, s.user_id, s.run, s.reservation_id as last_reservation, s.error_details,
     i.reservation_id as next_reservation, i.prompt, i.params
   from generation_sessions s join item i on i.session_id = s.id and i.run = s.run
-  where s.status = 'failed'
+  where s.status = 'failed' and s.user_id in (select user_id from mine)
   order by s.id
-  for update of s
+  for update of s skip locked
 ),
 priced as (
   select l.*, r.amount, r.status = 'held' as held,
@@ -77,7 +80,7 @@ traced as (
   insert into session_events (session_id, run, kind, data)
   select id, run, 'redriven', jsonb_build_object('reserved', amount, 'by', %(who)s::text, 'was', was) from again
 )
-select a.*, pg_notify('session_requeued', jsonb_build_object(
+select a.*, case when %(notify)s then pg_notify('session_requeued', jsonb_build_object(
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status, 'run', run
-)::text)
+)::text) end
 from again a

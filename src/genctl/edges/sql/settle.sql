@@ -1,36 +1,24 @@
--- The end of a run. Run in this order, in one transaction: ensure_accounts, lock_accounts, settle.
-
--- name: ensure_accounts
--- Inserts the accounts that are missing, so that there is a row to lock; with `opening` credits.
-with fresh as (
-  insert into credit_accounts (user_id, balance)
-  select distinct u, %(opening)s::bigint from unnest(%(users)s::text[]) u order by u
-  on conflict do nothing
-  returning user_id, balance
-)
-insert into credit_ledger (user_id, delta, kind, reason)
-select user_id, balance, 'grant', 'opening credits' from fresh where balance > 0
-
--- name: lock_accounts
--- Locks the accounts in one fixed order; held to the commit, it makes versions commit in order.
-select user_id, balance from credit_accounts where user_id = any(%(users)s) order by user_id for update
+-- The end of runs. A step of a movement: `mine` are the users whose accounts are locked (ledger.sql).
 
 -- name: settle
 -- Ends runs: reservation, ledger, balance and version, session, trace, NOTIFY. Returns the winners.
--- An item whose lease is no longer the row's hits nothing.
+-- An item whose lease is no longer the row's hits nothing; nor does one whose row somebody else has locked.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, lease bigint, status text, attempts int, result jsonb, details jsonb,
     release boolean, refund_error text, trace jsonb)
+),
+mine as (
+  select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb) as user_id
 ),
 locked as (
   select s.id, s.user_id, s.run, s.reservation_id, i.status, i.attempts, i.result, i.details, i.release,
     i.refund_error, i.trace
   from generation_sessions s
   join item i on i.session_id = s.id
-  where s.status = 'processing' and s.lease = i.lease
+  where s.status = 'processing' and s.lease = i.lease and s.user_id in (select user_id from mine)
   order by s.id
-  for update of s
+  for update of s skip locked
 ),
 won as (
   select *, row_number() over (partition by user_id order by id) as nth from locked
@@ -89,9 +77,11 @@ traced as (
   insert into session_events (session_id, run, kind, data)
   select id, run, status, trace || jsonb_build_object('refundedCredits', error_details -> 'refundedCredits')
   from ended
+  union all
+  select id, run, 'unnotified', null from ended where not %(notify)s
 )
-select e.*, pg_notify('session_completed', jsonb_build_object(
+select e.*, case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
   -- cut, because a payload of 8,000 bytes makes NOTIFY fail and would roll the refund back
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
-)::text)
+)::text) end
 from ended e

@@ -28,12 +28,19 @@ order by lease_until limit %(limit)s
 
 -- name: requeue_dead
 -- Back to the queue, owed, with one more outcome that nobody knows.
-with back as (
+with dead as (
+  select s.id from generation_sessions s
+  join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint) on s.id = i.session_id and s.lease = i.lease
+  where s.status = 'processing' and s.lease_until < now()
+  order by s.id
+  for update of s skip locked
+),
+back as (
   update generation_sessions s
   set status = 'queued', unknowns = s.unknowns + 1, lease_until = null, enqueued_at = null,
     queued_at = coalesce(s.queued_at, s.created_at)  -- null on adopted rows, which owed nothing until now
-  from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
-  where s.id = i.session_id and s.status = 'processing' and s.lease = i.lease and s.lease_until < now()
+  from dead d
+  where s.id = d.id
   returning s.id, s.run
 ),
 traced as (
@@ -96,13 +103,18 @@ select count(*) as events from pruned
 -- name: note_refund
 -- Tells a failed session what its user got back where it was told something else: details, version, trace,
 -- NOTIFY. Runs right behind the movement in its transaction. Several adopted sessions may name one reservation.
-with refund as (
+with locked as (
+  select id from generation_sessions where reservation_id = %(reservation)s and status = 'failed'
+  order by id for update
+),
+refund as (
   select s.id, s.user_id, r.amount as reserved, coalesce(sum(l.delta), 0)::bigint as amount,
     row_number() over (order by s.id) as nth, count(*) over () as changes
   from generation_sessions s
   join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
   left join credit_ledger l on l.reservation_id = r.id and l.kind in ('release', 'fix')
-  where s.reservation_id = %(reservation)s and s.status = 'failed'
+  where s.reservation_id = %(reservation)s and s.id in (select id from locked)
+    and s.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
   group by s.id, r.id
   -- where the release was never booked, the ledger is no judge of the details
   having (r.status <> 'released' or bool_or(l.kind = 'release'))
@@ -140,12 +152,15 @@ traced as (
   select t.id, t.run, 'refunded', jsonb_build_object('refundedCredits', f.amount)
   from told t join refund f using (id)
 )
-select t.*, now() as read_at, pg_notify('session_completed', jsonb_build_object(
+select t.*, now() as read_at, case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
-)::text)
+)::text) end
 from told t
 
 -- name: owe_queued
 -- A queue in memory was lost: every queued run of a tool owes its message again.
-update generation_sessions set enqueued_at = null, queued_at = coalesce(queued_at, created_at)
-where status = 'queued' and model like any(%(models)s)
+with waiting as (
+  select id from generation_sessions where status = 'queued' and model like any(%(models)s) order by id for update
+)
+update generation_sessions s set enqueued_at = null, queued_at = coalesce(s.queued_at, s.created_at)
+from waiting w where s.id = w.id

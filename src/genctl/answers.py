@@ -1,0 +1,223 @@
+"""Answers of the provider in our hands: each is tried until its row has it, or is somebody else's.
+
+An answer is paid for. The lease's number is what proves it ours, not the lease's time: as long as nobody has
+claimed the run, its settle is worth another try, however long the database is away, locked, or says no.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from genctl.domain import details
+from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
+from genctl.edges.db import Row, as_json
+from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
+from genctl.run import STOP_S, Ending, Retry, Runs
+
+I = TypeVar("I", Ending, Retry)  # noqa: E741 - an item
+T = TypeVar("T")
+
+FIRST_PAUSE_S = 0.02
+LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is away: it may end at any time
+REFUSED_PAUSE_S = 20.0  # at most, while the database says no
+KEEP_WITHIN_S = 2.0  # when we are told to stop
+ROW_LOCKED = "its row is locked by another transaction"
+RELEASE_REFUSED = "the database refused the release; it will be tried again"
+
+log = structlog.stdlib.get_logger()
+
+
+class Held(msgspec.Struct, eq=False):
+    """An answer in our hands; `why` it is not in its row, once it was tried."""
+
+    session: Session
+    item: Ending | Retry
+    why: str | None = None
+    kept: bool = False  # in the trace, for whoever comes after us
+
+
+class Answers:
+    """Of one worker. `waiting` are those that were tried and are not in their rows yet."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._held: set[Held] = set()
+
+    @property
+    def waiting(self) -> list[Held]:
+        """The answers that a lock, an outage or a refusal keeps from their rows."""
+        return [held for held in self._held if held.why is not None]
+
+    async def settle(self, session: Session, ending: Ending) -> Row:
+        """The row, ended. Raises LeaseLostError: the run is over, or somebody else's."""
+        return await self._store(Held(session, ending), ending, self._runs.settle, self._settle_alone)
+
+    async def settle_now(self, session: Session, ending: Ending) -> Row:
+        """The same without patience, for whoever has no answer in hand. Raises GenctlError."""
+        row, is_ours = await self._left(session, await self._settle_alone(ending))
+        if row is None:
+            raise LockedError(ROW_LOCKED) if is_ours else LeaseLostError(session.id)
+        return row
+
+    async def retry(self, session: Session, item: Retry) -> Row:
+        """The row, queued for its next attempt. Raises LeaseLostError."""
+        return await self._store(Held(session, item), item, self._runs.retry, self._runs.retry_alone)
+
+    def tell_unsettled(self) -> None:
+        """Log what is still in our hands: the process ends, and a billed image can be claimed by its id."""
+        for held in self._held:
+            _tell_unsettled(held)
+
+    async def _store(
+        self,
+        held: Held,
+        item: I,
+        together: Callable[[I], Awaitable[Row | None]],
+        alone: Callable[[I], Awaitable[Row | None]],
+    ) -> Row:
+        """Store it, also while we are cancelled, for a moment: an answer that we have is worth it."""
+        self._held.add(held)
+        storing = asyncio.create_task(self._persist(held, item, together, alone))
+        try:
+            return await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            if await last_words(storing) is None:
+                await self._give_up(held)
+            raise
+        finally:
+            self._held.remove(held)
+
+    async def _persist(
+        self,
+        held: Held,
+        item: I,
+        together: Callable[[I], Awaitable[Row | None]],
+        alone: Callable[[I], Awaitable[Row | None]],
+    ) -> Row:
+        """With others at first and after an outage; once it is in somebody's way, alone."""
+        step, pause_s = together, FIRST_PAUSE_S
+        while True:
+            try:
+                row, is_ours = await self._left(held.session, await step(item))
+                if row:
+                    return row
+                if not is_ours:
+                    raise await self._lost(held)
+                held.why, step, most_s = ROW_LOCKED, alone, LOCKED_PAUSE_S
+            except LeaseLostError:
+                raise
+            except LockedError as error:
+                held.why, step, most_s = error.message, alone, LOCKED_PAUSE_S
+            except DatabaseGoneError as error:
+                hangs = isinstance(error, DatabaseSilentError)  # perhaps on this one only
+                held.why, step, most_s = error.message, alone if hangs else together, LOCKED_PAUSE_S
+            except GenctlError as error:
+                if step is alone:
+                    await self._keep(held, error)
+                held.why, step, most_s = error.message, alone, REFUSED_PAUSE_S
+            await asyncio.sleep(pause_s * (0.5 + random.random() / 2))  # noqa: S311 - jitter is no secret
+            pause_s = min(pause_s * 2, most_s)
+
+    async def _left(self, session: Session, row: Row | None) -> tuple[Row | None, bool]:
+        """The row if we have ended it or sent it back, this time or before; else whether it is still ours."""
+        return (row, True) if row else await self._runs.left(session)
+
+    async def _settle_alone(self, ending: Ending) -> Row | None:
+        """Told apart by what is not refused: without the release it was about the reservation, with less of
+        the provider's words about the row's size. Raises what the whole of it was refused for.
+        """
+        refused: GenctlError | None = None
+        for variant in variants(ending):
+            try:
+                row = await self._runs.settle_alone(variant)
+            except (DatabaseGoneError, LockedError):
+                raise
+            except GenctlError as error:
+                refused = refused or error
+                continue
+            if refused:
+                log.warning("session.settle.reduced", sessionId=ending.session_id, error=refused.message)
+            return row
+        assert refused  # noqa: S101 - there is a variant
+        raise refused
+
+    async def _keep(self, held: Held, refused: GenctlError) -> None:
+        """Keep a refused answer in the trace, once: whoever claims the run next settles it without a call."""
+        if held.kept or not isinstance(held.item, Ending):
+            return
+        log.warning("session.settle.refused", **_whose(held), error=refused.message, fix=refused.fix)
+        try:
+            await self._note(held, "answered", msgspec.to_builtins(held.item) | {"refused": refused.message})
+            held.kept = True
+        except GenctlError as error:
+            log.warning("session.answer.not_kept", **_whose(held), error=error.message)
+
+    async def _give_up(self, held: Held) -> None:
+        """We are told to stop: what came must be found again, in the log and, if it can be, in the trace."""
+        _tell_unsettled(held)
+        try:
+            async with asyncio.timeout(KEEP_WITHIN_S):
+                await self._keep(held, GenctlError("Stopped", held.why or "the worker was stopped"))
+        except TimeoutError:
+            log.warning("session.answer.not_kept", **_whose(held), error="no answer in time")
+
+    async def _lost(self, held: Held) -> LeaseLostError:
+        """What came too late is noted."""
+        log.warning("session.late_result", **_whose(held))
+        data = dict(held.item.trace)
+        if isinstance(held.item, Ending) and held.item.result:
+            data["result"] = held.item.result
+        await self._note(held, "late_result", data)
+        return LeaseLostError(held.session.id)
+
+    async def _note(self, held: Held, kind: str, data: object) -> None:
+        session = held.session
+        await self._runs.db.rows("note", session=session.id, run=session.run, kind=kind, data=as_json(data))
+
+
+def kept_answer(session: Session) -> Ending | None:
+    """The ending that an earlier owner of a claimed run could not settle, under our lease."""
+    try:
+        ending = msgspec.convert(session.kept, Ending)
+    except msgspec.ValidationError:  # none, or none of ours
+        return None
+    return msgspec.structs.replace(ending, lease=session.lease)
+
+
+def variants(ending: Ending) -> Iterator[Ending]:
+    """The ending, and what is left of it when the database refuses a part."""
+    yield ending
+    yield _unreleased(ending)
+    if ending.details and ending.details != (lean := details.lean(ending.details)):
+        trace = ending.trace | {"details": ending.details}
+        short = msgspec.structs.replace(ending, details=lean, trace=trace)
+        yield short
+        yield _unreleased(short)
+
+
+def _unreleased(ending: Ending) -> Ending:
+    return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
+
+
+async def last_words(step: asyncio.Future[T]) -> T | None:
+    """The result of a step that goes on although we are cancelled, if it ends soon."""
+    done, _ = await asyncio.wait([step], timeout=STOP_S)
+    if not done:
+        step.cancel()
+    return step.result() if done and not step.cancelled() and step.exception() is None else None
+
+
+def _whose(held: Held) -> dict[str, object]:
+    session = held.session
+    return {"sessionId": session.id, "userId": session.user_id, "run": session.run}
+
+
+def _tell_unsettled(held: Held) -> None:
+    ending = held.item if isinstance(held.item, Ending) else None
+    told = {name: held.item.trace.get(name) for name in ("attempt", "requestId", "code")}
+    status = ending.status if ending else Status.QUEUED
+    log.warning("session.answer.unsettled", **_whose(held), **told, status=status, why=held.why)

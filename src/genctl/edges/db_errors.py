@@ -1,0 +1,148 @@
+"""What PostgreSQL and the road to it may say, as errors of ours: what was done, and whether to try again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import errors
+from psycopg_pool import PoolTimeout
+
+from genctl.base.dsn import place
+from genctl.domain.model import GenctlError
+
+
+class DataRefusedError(GenctlError):
+    """The database refused the data of a statement (a constraint, a range): trying again is no use."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("DataRefused", f"the database refused the data: {reason}", exit_code=1)
+
+
+class NotifyRefusedError(DataRefusedError):
+    """The database refused a NOTIFY, because its queue is full: without it the same would be done."""
+
+
+class DatabaseGoneError(GenctlError):
+    """The connection or the server failed: the same statement may work on a new connection."""
+
+
+class DatabaseSilentError(DatabaseGoneError):
+    """No answer came in time: the server hangs, or only this statement does."""
+
+
+class LockedError(GenctlError):
+    """Somebody else holds a lock that this would have to wait for: nothing was done, later it may work."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("Locked", message, "try again; `genctl doctor` names who holds locks for long")
+
+
+class ConflictError(GenctlError):
+    """Others changed the same rows in between: nothing was done, and again it may work."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("Conflict", f"the database gave way to others: {reason}", "try again")
+
+
+READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
+
+
+@contextmanager
+def errors_told(dsn: str) -> Iterator[None]:
+    """Turns psycopg's errors into ours, each with its cure."""
+    try:
+        yield
+    except (psycopg.Error, PoolTimeout, TimeoutError, UnicodeEncodeError) as error:
+        tell = next(tell for kinds, tell in _TOLD if isinstance(error, kinds))
+        raise tell(error, "/".join(place(dsn))) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what it says, or what it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _where(error: Exception) -> str:
+    """Which row of which table, in PostgreSQL's words."""
+    context = error.diag.context if isinstance(error, psycopg.Error) else None
+    return (context or first_line(error)).splitlines()[-1]
+
+
+Tell = Callable[[Exception, str], GenctlError]
+
+
+def _said(code: str, text: str, fix: str, kind: type[GenctlError] = GenctlError) -> Tell:
+    return lambda error, at: kind(code, text.format(at=at, said=first_line(error)), fix)
+
+
+# The first kind that fits counts.
+_TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = (
+    (
+        (errors.UndefinedTable, errors.UndefinedColumn),
+        _said("NotMigrated", "database {at} lacks what genctl needs: {said}", "run `genctl migrate`"),
+    ),
+    (
+        errors.InsufficientPrivilege,
+        _said(
+            "DatabaseDenied", "database {at} refuses: {said}", "grant the rights to the user of DATABASE_URL"
+        ),
+    ),
+    (errors.ProgramLimitExceeded, lambda error, _: NotifyRefusedError(first_line(error))),
+    (
+        (psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
+        lambda error, _: DataRefusedError(first_line(error)),
+    ),
+    (
+        errors.DiskFull,
+        _said("DatabaseFull", "PostgreSQL at {at} has no space: {said}", "make room on its disk"),
+    ),
+    (
+        errors.LockNotAvailable,
+        lambda error, _: LockedError(f"another transaction holds a lock: {_where(error)}"),
+    ),
+    (
+        (errors.SerializationFailure, errors.DeadlockDetected),
+        lambda error, _: ConflictError(first_line(error)),
+    ),
+    (
+        (TimeoutError, errors.QueryCanceled),
+        _said(
+            "DatabaseSilent",
+            "PostgreSQL at {at} did not answer in time",
+            "look for a lock that is held for long (pg_stat_activity), or for the network",
+            DatabaseSilentError,
+        ),
+    ),
+    (
+        READ_ONLY,
+        _said(
+            "DatabaseReadOnly",
+            "PostgreSQL at {at} only reads: {said}",
+            "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL",
+            DatabaseGoneError,
+        ),
+    ),
+    (
+        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout),
+        _said(
+            "DatabaseUnreachable",
+            "cannot use PostgreSQL at {at}: {said}",
+            "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
+            DatabaseGoneError,
+        ),
+    ),
+    (
+        UnicodeEncodeError,
+        lambda *_: GenctlError(
+            "BadText", "a text is not valid UTF-8", "check the terminal's encoding", exit_code=2
+        ),
+    ),
+    (  # a URL that libpq does not take, a trigger with errors of its own
+        psycopg.Error,
+        _said(
+            "DatabaseMisused",
+            "PostgreSQL at {at}: {said}",
+            "check DATABASE_URL and run `genctl migrate status`",
+        ),
+    ),
+)

@@ -1,0 +1,42 @@
+-- What begins each movement of credits, in one message with its steps and the commit (genctl.ledger). The steps
+-- touch only users in `genctl.mine`, a setting that lasts as long as the transaction.
+
+-- name: read_committed
+-- Whatever the database's default: who waited for a lock has to see what the holder did.
+set transaction isolation level read committed
+
+-- name: lock_timeout
+-- The longest wait for any lock, in milliseconds.
+select set_config('lock_timeout', %(ms)s::text, true)
+
+-- name: clear_notify_queue
+-- How full the queue of NOTIFY is. Who asks makes PostgreSQL drop what every listener has read.
+select pg_notification_queue_usage() as used
+
+-- name: ensure_accounts
+-- Inserts the accounts that are missing, so that there is a row to lock; with `opening` credits.
+with fresh as (
+  insert into credit_accounts (user_id, balance)
+  select u, %(opening)s::bigint from unnest(%(users)s::text[]) u
+  where not exists (select from credit_accounts a where a.user_id = u)
+  order by u
+  on conflict do nothing
+  returning user_id, balance
+)
+insert into credit_ledger (user_id, delta, kind, reason)
+select user_id, balance, 'grant', 'opening credits' from fresh where balance > 0
+
+-- name: lock_free_accounts
+-- Locks the accounts in one fixed order, and passes over those that somebody else holds. Held to the commit, the
+-- lock makes versions commit in order. Returns the users whose accounts it got.
+select set_config('genctl.mine', coalesce(jsonb_agg(user_id), '[]')::text, true)::jsonb as mine
+from (
+  select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update skip locked
+) free
+
+-- name: lock_accounts
+-- The same, and waits for those that somebody else holds.
+select set_config('genctl.mine', coalesce(jsonb_agg(user_id), '[]')::text, true)::jsonb as mine
+from (
+  select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update
+) locked
