@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SDK := .venv-sdk
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs mutate bench clean
+.PHONY: help demo test sdk check docs mutate bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +23,13 @@ demo: $(READY) ## a job that fails and a job that succeeds, watched hop by hop o
 
 test: $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
 	$(BIN)/python -m pytest -n 6  # they mostly wait: six at once keep two cores busy
+
+sdk: $(SDK)/.ready ## the SDKs of the provider, for tests that are left out without them (160 MB)
+
+$(SDK)/.ready: $(READY)
+	$(PYTHON) -m venv --without-pip $(SDK)
+	$(BIN)/python -m pip --python $(SDK) install --quiet --disable-pip-version-check --no-compile --group sdk
+	touch $@
 
 check: $(READY) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -45,4 +53,4 @@ bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm
 	$(BIN)/python benchmarks/worker.py scale
 
 clean: ## forget the virtual environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(SDK) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
