@@ -199,7 +199,13 @@ def test_keys_of_a_tool_that_cannot_be_loaded_stop_nothing(tmp_path: Path) -> No
 
 
 # The file of the tool, and the simulator that stands in for its provider.
-NAMING = {"tools/seedream4.py", "services/simulator.py", "cli/simulator.py", "domain/scenarios.py"}
+NAMING = {
+    "tools/seedream4.py",
+    "services/simulator.py",
+    "services/asked.py",
+    "cli/simulator.py",
+    "domain/scenarios.py",
+}
 
 
 def test_nothing_but_its_file_and_its_simulator_names_the_built_in_tool() -> None:
