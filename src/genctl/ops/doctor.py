@@ -28,7 +28,7 @@ WITHIN_S = 7.0  # of each check
 HEARD_WITHIN_S = 2.0
 FIRST_BYTE_WITHIN_S = 4.0
 USER = "genctl-doctor"  # whose stream is opened
-LIBRARIES = ("psycopg", "aiohttp", "boto3")
+LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
 class Check(NamedTuple):
