@@ -19,7 +19,7 @@ import pytest
 from tests.kit import QueueServer, free_port, fresh_database, until_sync
 from tests.process import place as places
 from tests.process.place import Place, Running, clean_env
-from tests.process.test_runbook_set import run, served, states
+from tests.process.test_runbook_set import served, states
 from tests.process.test_wheel import has
 
 ROOT = Path(__file__).parents[2]
@@ -110,8 +110,10 @@ def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: 
     assert "style" in json.dumps(second["parameters"])
 
     with served(both), both.worker("--tool", "example") as ours, both.worker() as theirs:
-        done = run(both, "port-to-another-tool", "--tool", "example")
-        assert set(states(done).values()) == {"ok"}, done
+        checklist = ("runbook", "run", "port-to-another-tool", "--tool", "example", "--yes", "-o", "json")
+        with both.start(*checklist) as checked:
+            assert checked.end(within_s=240) == 0, checked.texts()
+        assert set(states(json.loads(checked.texts()[0])).values()) == {"ok"}
         assert both.genctl("smoke", "--tool", "example")["ok"]
         assert both.genctl("smoke")["ok"]
         refused_at_the_door(both)

@@ -69,12 +69,14 @@ def show(out: Output) -> None:
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
 def init(out: Output, path: Path, *, force: bool) -> None:
     """Write a commented genctl.yaml with every setting at its default."""
-    from genctl.base.settings import TABLE
+    from genctl.base.settings import TABLE, Settings
     from genctl.domain.model import GenctlError
     from genctl.tools.found import found
 
+    of_others = {"queue": Settings().queue}  # a default that another setting decides
     entries = "\n".join(
-        f"\n# {entry.meaning} ({entry.env})\n#{entry.key}: {entry.default or ''}".rstrip()
+        f"\n# {entry.meaning} ({entry.env})\n"
+        f"#{entry.key}: {entry.default or of_others.get(entry.key, '')}".rstrip()
         for entry in (*TABLE, *found().settings)
     )
     how = os.O_TRUNC if force else os.O_EXCL
