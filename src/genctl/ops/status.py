@@ -8,11 +8,11 @@ from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import TOOLS
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.ops import parts
+from genctl.tools.found import Tools
 
 WITHIN_S = 4.0  # of each part
 
@@ -52,9 +52,11 @@ def _depth(name: str, facts: dict[str, str]) -> status.Depth:
 
 
 async def _database(settings: Settings) -> list[status.Line]:
+    tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
         piles, failures = await db.transact(("piles", {}), ("failures_by_code", {}))
-        gates = [await gate.read(db, tool) for tool in TOOLS]
+        gates = [await gate.read(db, tool.name) for tool in tools]
+        unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
@@ -63,6 +65,8 @@ async def _database(settings: Settings) -> list[status.Line]:
                 status.Gate(g.tool, not g.is_open, g.state is gate.State.PROBING, g.until, g.reason, g.who)
                 for g in gates
             ],
+            unserved={row["model"]: row["count"] for row in unserved},
+            unusable=tools.troubles,
         )
     )
 
