@@ -17,6 +17,7 @@ from genctl.edges.db import Database, as_json
 from genctl.enqueue import enqueue
 from genctl.redrive import redrive
 from genctl.run import Hold
+from genctl.tools.seedream4 import TOOL
 
 pytestmark = pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 ORDERS = 90
@@ -37,7 +38,10 @@ async def test_movements_of_one_user_at_once_all_succeed(kit: Kit, dsn: str) -> 
     async with AsyncExitStack() as stack:
         dbs = [await stack.enter_async_context(Database.open(dsn, size=6)) for _ in range(PROCESSES)]
         made = await asyncio.gather(
-            *(enqueue([kit.order()], db=dbs[n % PROCESSES], queue=None, wait_s=30) for n in range(ORDERS))
+            *(
+                enqueue([kit.order()], db=dbs[n % PROCESSES], queue=None, tool=TOOL.name, wait_s=30)
+                for n in range(ORDERS)
+            )
         )
         sessions = [each.sessions[0] for each in made]
         await asyncio.gather(*(credits.grant(dbs[n % PROCESSES], ["ann"], 1, "a test") for n in range(30)))

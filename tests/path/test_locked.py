@@ -28,6 +28,7 @@ from genctl.ops.status import look
 from genctl.ops.tail import tail
 from genctl.run import Hold
 from genctl.services.gatekeeper import Gatekeeper
+from genctl.tools.seedream4 import TOOL
 
 SLOW_S = 10.0  # of a busy machine; who waits for a lock would wait for ever
 MANY = [f"user-{n}" for n in range(20)]
@@ -138,7 +139,7 @@ async def test_an_order_of_many_users_holds_no_account_while_it_waits_for_anothe
     await credits.open_accounts(kit.db, ["ann", "bob"], 1000)
     orders = [kit.order(user=user) for user in ("bob", "ann")]
     with locked(dsn) as person:
-        ordering = asyncio.create_task(enqueue(orders, db=kit.db, queue=None, wait_s=SLOW_S))
+        ordering = asyncio.create_task(enqueue(orders, db=kit.db, queue=None, tool=TOOL.name, wait_s=SLOW_S))
         await until(lambda: waiting_for_locks(kit))
         await credits.grant(kit.db, ["bob"], 1, "meanwhile")
         assert not ordering.done()
@@ -146,7 +147,13 @@ async def test_an_order_of_many_users_holds_no_account_while_it_waits_for_anothe
     assert len((await ordering).sessions) == 2
     assert [await kit.balance(user) for user in ("ann", "bob")] == [996, 997]
     with locked(dsn), pytest.raises(AccountLockedError, match="user ann"):
-        await enqueue([kit.order(user=user) for user in ("bob", "ann")], db=kit.db, queue=None, wait_s=0.2)
+        await enqueue(
+            [kit.order(user=user) for user in ("bob", "ann")],
+            db=kit.db,
+            queue=None,
+            tool=TOOL.name,
+            wait_s=0.2,
+        )
     assert [await kit.balance(user) for user in ("ann", "bob")] == [996, 997]
 
 
@@ -167,7 +174,7 @@ async def test_a_patience_of_nothing_is_not_shorter_than_the_wait_for_a_lock(kit
     await credits.open_accounts(kit.db, ["ann"], 1000)
     assert kit.at.db.back_since_s() == float("inf")
     with locked(dsn), pytest.raises(AccountLockedError):
-        await enqueue([kit.order()], db=kit.db, queue=None, wait_s=1.5)
+        await enqueue([kit.order()], db=kit.db, queue=None, tool=TOOL.name, wait_s=1.5)
     assert kit.at.db.back_since_s() == float("inf")
 
 
@@ -180,8 +187,10 @@ async def test_a_short_time_out_of_the_role_is_not_told_as_a_server_that_is_away
         conn.execute(f"alter database {conn.info.dbname} set {setting} = '300ms'".encode())
         async with Database.open(dsn, size=2) as db:
             with pytest.raises(AccountLockedError):
-                await enqueue([kit.order()], db=db, queue=None, wait_s=1.0)
-            ordering = asyncio.create_task(enqueue([kit.order()], db=db, queue=None, wait_s=SLOW_S))
+                await enqueue([kit.order()], db=db, queue=None, tool=TOOL.name, wait_s=1.0)
+            ordering = asyncio.create_task(
+                enqueue([kit.order()], db=db, queue=None, tool=TOOL.name, wait_s=SLOW_S)
+            )
             await until(lambda: waiting_for_locks(kit))
             person.rollback()
             assert len((await ordering).sessions) == 1
@@ -195,7 +204,7 @@ async def test_a_locked_row_of_the_gate_is_said_and_read_all_the_same(kit: Kit, 
     watching = asyncio.create_task(keeper.watch())
     try:
         with locked(dsn, "tool_gates"), structlog.testing.capture_logs() as lines:
-            keeper.called()(classify(Answer(401, {}, b"{}"), "ark", now=datetime.now(UTC)))
+            keeper.called()(classify(Answer(401, {}, b"{}"), TOOL.provider, now=datetime.now(UTC)))
 
             async def said() -> bool:
                 return any(line["event"] == "gate.unchanged" for line in lines)

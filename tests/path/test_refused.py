@@ -21,6 +21,7 @@ from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 from genctl.ops.trace import events_of
 from genctl.services.worker import Until, Worker
+from genctl.tools.seedream4 import TOOL
 
 TELL_ALL = """
     create function tell_all() returns trigger language plpgsql as
@@ -36,7 +37,7 @@ SHORT = "alter table generation_sessions add constraint short check (length(erro
 
 @pytest.fixture
 def metrics(kit: Kit) -> WorkerMetrics:
-    kit.at.meters = found = WorkerMetrics()
+    kit.at.meters = found = WorkerMetrics(TOOL.provider)
     return found
 
 
@@ -146,7 +147,7 @@ async def test_runs_that_end_without_notify_are_told_with_who_holds_its_queue(
         await migrate.up(server.dsn)
         settings = sqs_server.settings(server.dsn, home=tmp_path, queue="clogged")
         async with Kit.open(settings) as kit:
-            kit.at.meters = metrics = WorkerMetrics()
+            kit.at.meters = metrics = WorkerMetrics(TOOL.provider)
             assert (await lines(kit))["notify"].level == "ok"
             with full_queue(server.dsn) as idle:
                 ended = f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({idle.info.backend_pid})'"

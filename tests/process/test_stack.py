@@ -28,12 +28,13 @@ from botocore.exceptions import ClientError
 from tests.kit import until_sync
 from tests.process.stack_program import Small
 
-from genctl.base.settings import STACK_NAMES, Settings, load
+from genctl.base.settings import STACK_NAMES, Settings
 from genctl.domain.model import GenctlError
 from genctl.ops import stack as stack_module
 from genctl.ops.stack import Stack, extra, places
 from genctl.ops.stack.part import Part, command_of
 from genctl.ops.stack.postgres import Postgres
+from genctl.tools.found import load
 
 PROGRAM = Path(__file__).with_name("stack_program.py")
 ROOT = os.geteuid() == 0
@@ -153,7 +154,9 @@ def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(home: Path) -> No
         after = state(home)
         moved = {name for name in before if after[name] != before[name]}
         assert len(moved) <= 1, "keys and secret are those of the last run, and so are free ports"
-        assert moved <= {"sqs_endpoint", "ark_base_url", "api_url"}, "another process may have taken one"
+        assert moved <= {"sqs_endpoint", "simulator_url", "ark_base_url", "api_url"}, (
+            "another process may have taken one"
+        )
         with psycopg.connect(before["database_url"]) as conn:
             assert conn.execute("select answer from kept").fetchone() == (42,)
 
@@ -565,7 +568,10 @@ def test_what_the_user_has_set_wins_over_the_stack(home: Path) -> None:
     settings = load(env={"GENCTL_HOME": str(home), "ARK_BASE_URL": "https://ark.example/api/v3"})
     addresses = dict.fromkeys(STACK_NAMES, "of the stack")
     found = stack_module.with_addresses(settings, addresses)
-    assert (found.database_url, found.ark_base_url) == ("of the stack", "https://ark.example/api/v3")
+    assert (found.database_url, found.of_tools["ark_base_url"]) == (
+        "of the stack",
+        "https://ark.example/api/v3",
+    )
 
 
 def test_ports_are_kept_when_they_are_free(home: Path) -> None:

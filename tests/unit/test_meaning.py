@@ -12,14 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genctl import cli
-from genctl.domain.envelopes import ENVELOPES
+from genctl.base.settings import Settings
 from genctl.domain.model import Answer, Category, GenctlError, NoAnswer
 from genctl.domain.rules import rule_of
 from genctl.ops import meaning
-from genctl.ops.meaning import explain
+from genctl.ops.meaning import Meaning
 from genctl.ops.recorded import Line, answer_of, corpus_line
+from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
+PROVIDERS = Tools.of(Settings()).providers
 ARK_ID = "021762078271000d6f8e1a2b3c4d5e6f708192a3b4c5d6e7f8091"
 CORPUS = [
     pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
@@ -40,6 +42,10 @@ def genctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         return code, *capsys.readouterr()
 
     return run
+
+
+def explain(code: str, provider: str | None, verdicts: tuple[str, ...]) -> Meaning:
+    return meaning.explain(code, [PROVIDERS[provider]] if provider else [*PROVIDERS.values()], verdicts)
 
 
 # -- explain --------------------------------------------------------------------------------------
@@ -127,8 +133,8 @@ def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named(code: str, fix
 
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
 def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged(provider: str, line: Line) -> None:
-    told = meaning.of_answer(line.answer(), provider, (), NOW)
-    rule = rule_of(told.get("code"), None, provider)
+    told = meaning.of_answer(line.answer(), PROVIDERS[provider], (), NOW)
+    rule = rule_of(told.get("code"), None, PROVIDERS[provider].rules)
     if rule and rule.inside:
         found = explain(told["code"], provider, ())
         assert found.status == 200 == told["status"] // 100 * 100
@@ -223,7 +229,7 @@ def test_what_is_not_one_answer_is_refused_by_its_name(
 
 def test_a_compressed_answer_is_read_as_the_worker_reads_it() -> None:
     head = b"HTTP/1.1 400 No\r\nContent-Encoding: gzip\r\n\r\n"
-    read = answer_of(head + gzip.compress(json.dumps(REFUSAL).encode()), "ark")
+    read = answer_of(head + gzip.compress(json.dumps(REFUSAL).encode()), PROVIDERS["ark"])
     assert isinstance(read, Answer)
     assert json.loads(read.body) == REFUSAL
 
@@ -243,7 +249,7 @@ def test_a_success_is_told_with_its_images(genctl: Any, tmp_path: Path) -> None:
     assert json.loads(out)["images"][0]["url"] == "https://img.example/a.jpeg"
 
 
-@given(st.binary(), st.sampled_from([*ENVELOPES]), st.none() | st.integers(100, 599))
+@given(st.binary(), st.sampled_from([*PROVIDERS]), st.none() | st.integers(100, 599))
 @example(b"HTTP/1.1 999\n\n\n", "ark", None)
 @example(b'{"noAnswer": 1}', "ark", 400)
 @example(b'{"error_details": {"code": [], "providerBody": "\\ud800", "providerStatus": 1e99}}', "ark", 400)
@@ -251,13 +257,13 @@ def test_a_success_is_told_with_its_images(genctl: Any, tmp_path: Path) -> None:
 @example(b"[" * 100_000, "ark", 400)
 def test_no_file_makes_it_raise_but_for_its_own_errors(raw: bytes, provider: str, status: int | None) -> None:
     try:
-        answer = answer_of(raw, provider, status)
+        answer = answer_of(raw, PROVIDERS[provider], status)
     except GenctlError as error:
         assert error.exit_code == 2
         return
-    meaning.of_answer(answer, provider, (), NOW)
+    meaning.of_answer(answer, PROVIDERS[provider], (), NOW)
     try:
-        corpus_line(answer, provider, NOW)
+        corpus_line(answer, PROVIDERS[provider], NOW)
     except GenctlError as error:
         assert error.exit_code == 1
 
@@ -269,11 +275,11 @@ def test_no_file_makes_it_raise_but_for_its_own_errors(raw: bytes, provider: str
 def test_a_redacted_answer_keeps_its_verdict_and_redacting_it_again_changes_nothing(
     provider: str, line: Line
 ) -> None:
-    made = corpus_line(line.answer(), provider, NOW, line.name)
+    made = corpus_line(line.answer(), PROVIDERS[provider], NOW, line.name)
     same = line.expect.keys() & {"code", "category", "fatal", "outcome"}
     assert {key: made.expect[key] for key in same} == {key: line.expect[key] for key in same}
     assert bool(made.expect["requestId"]) == bool(line.expect.get("requestId", made.expect["requestId"]))
-    assert corpus_line(made.answer(), provider, NOW, line.name) == made
+    assert corpus_line(made.answer(), PROVIDERS[provider], NOW, line.name) == made
 
 
 def test_a_line_for_the_corpus_has_no_secret_no_prompt_and_no_real_id(genctl: Any, tmp_path: Path) -> None:
@@ -331,7 +337,7 @@ def test_nothing_private_stays_in_a_line_for_the_corpus(encoding: str) -> None:
         error = {"code": "InvalidParameter"} | private.get("error", {})
         body = {"wrap": [private], "é": "é"} | private | {"error": error}
         raw = json.dumps(body, ensure_ascii=False).encode(encoding)
-        line = corpus_line(Answer(400, {}, raw), "ark", NOW)
+        line = corpus_line(Answer(400, {}, raw), PROVIDERS["ark"], NOW)
         assert "granny" not in str(line)
         kept = line.body.encode() or line.body_base64
         assert json.loads(kept.decode(encoding)).keys() >= {"error", "wrap", "é"}
@@ -340,7 +346,7 @@ def test_nothing_private_stays_in_a_line_for_the_corpus(encoding: str) -> None:
 def test_ids_are_masked_where_they_stand_whatever_their_shape() -> None:
     heard = {"x-request-id": "AbCdEf-ZyXw-opaque-Id-77", "x-amzn-requestid": "not kept"}
     line = corpus_line(
-        Answer(400, heard, b'{"userId": 4711000222, "id": "gran", "logId": 471100}'), "ark", NOW
+        Answer(400, heard, b'{"userId": 4711000222, "id": "gran", "logId": 471100}'), PROVIDERS["ark"], NOW
     )
     assert line.headers == {"x-request-id": "AbCdAa-AaAa-aaaaaa-Aa-00"}
     assert line.expect["requestId"] == "AbCdAa-AaAa-aaaaaa-Aa-00"
@@ -349,13 +355,13 @@ def test_ids_are_masked_where_they_stand_whatever_their_shape() -> None:
 
 def test_images_keep_their_place_and_lose_their_query() -> None:
     body = {"image": "https://img.example/a.jpeg?sig=x", "prompt": "granny"}
-    line = corpus_line(Answer(200, {}, json.dumps(body).encode()), "fal", NOW)
+    line = corpus_line(Answer(200, {}, json.dumps(body).encode()), PROVIDERS["fal"], NOW)
     assert json.loads(line.body) == {"image": "https://img.example/a.jpeg?[removed]", "prompt": "[removed]"}
     assert "code" not in line.expect
 
 
 def test_bytes_that_are_no_text_stay_what_they_are() -> None:
-    line = corpus_line(Answer(502, {}, b"\xff\xfe upstream, ann@example.com"), "ark", NOW)
+    line = corpus_line(Answer(502, {}, b"\xff\xfe upstream, ann@example.com"), PROVIDERS["ark"], NOW)
     assert line.body_base64 == b"\xff\xfe upstream, [removed]"
     assert msgspec.json.decode(msgspec.json.encode(line), type=Line) == line
 
@@ -369,7 +375,7 @@ def test_a_line_whose_verdict_the_redaction_would_change_is_refused(genctl: Any,
 
 def test_an_answer_that_never_came_is_a_line_too() -> None:
     lost = NoAnswer("Timeout", "no answer for ann@example.com", sent=True)
-    line = corpus_line(lost, "ark", NOW, "of ann@example.com")
+    line = corpus_line(lost, PROVIDERS["ark"], NOW, "of ann@example.com")
     assert line.name == "of [removed]"
     assert line.no_answer == NoAnswer("Timeout", "no answer for [removed]", sent=True)
     assert msgspec.json.decode(msgspec.json.encode(line), type=Line) == line

@@ -7,7 +7,7 @@ from genctl.cli.command import Command
 from genctl.cli.output import Output
 
 
-@click.command(cls=Command, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json"))
+@click.command(cls=Command, tool=True, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json"))
 @click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
 def demo(out: Output, *, keep: bool) -> int:
     """Watch a failing and a good job go through the embedded stack.

@@ -7,7 +7,7 @@ from genctl.cli.command import Command
 from genctl.cli.output import Output, write
 
 
-@click.command(cls=Command, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up"))
+@click.command(cls=Command, tool=True, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up"))
 @click.option("--user", default="demo", metavar="U", help="Who the printed link signs in.")
 def up(out: Output, *, user: str) -> None:
     """Run the whole embedded stack: API, page, worker and sweeper.

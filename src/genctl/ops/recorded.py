@@ -9,10 +9,11 @@ import msgspec
 
 from genctl.domain.classify import classify
 from genctl.domain.details import BODY_BYTES, REMOVED, build, stored
-from genctl.domain.envelopes import BARE_ID, ENVELOPES, GENERIC, LABELLED_ID, Envelope, id_in, read
+from genctl.domain.envelopes import BARE_ID, GENERIC, LABELLED_ID, id_in, read
 from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer, Success
+from genctl.domain.providers import Provider
 from genctl.domain.rules import rule_of
-from genctl.edges.providers.ark import inflated
+from genctl.tools.wire import inflated
 
 OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has
 FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
@@ -50,7 +51,7 @@ class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
         return self.no_answer or Answer(self.status, headers, body)
 
 
-def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | NoAnswer:
+def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answer | NoAnswer:
     """The answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
 
     A body alone gets `status`, else the one that its code comes with. Raises GenctlError (exit 2):
@@ -60,11 +61,11 @@ def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | 
         if status:
             raise GenctlError("Ambiguous", "the file tells its HTTP status", "drop --status", exit_code=2)
         return recorded
-    said = read(Answer(status or 400, {}, raw), provider)
-    rule = rule_of(said.code, said.told, provider)
+    said = read(Answer(status or 400, {}, raw), provider.envelope)
+    rule = rule_of(said.code, said.told, provider.rules)
     if not status and not rule:
         raise GenctlError(
-            "NoStatus", f"a body without its HTTP status, and no code of {provider} in it",
+            "NoStatus", f"a body without its HTTP status, and no code of {provider.name} in it",
             "add --status, or save the answer with its headers, as `curl -i` does", exit_code=2,
         )  # fmt: skip
     return Answer(status or (rule.status if rule else 0), {}, raw)
@@ -126,28 +127,29 @@ def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
     return NoAnswer(str(details["code"])[:100], message, sent=details.get("outcome") == "unknown")
 
 
-def corpus_line(answer: Answer | NoAnswer, provider: str, now: datetime, name: str = "") -> Line:
+def corpus_line(answer: Answer | NoAnswer, provider: Provider, now: datetime, name: str = "") -> Line:
     """A line for tests/corpus/<provider>.jsonl: without secrets, people's words and real ids.
 
     Raises GenctlError (exit 1): without them the answer would be judged otherwise.
     """
-    line = Line(name=_redacted(name), source="recorded")
+    hidden = _Redactor(provider).plain
+    line = Line(name=hidden(name), source="recorded")
     if isinstance(answer, NoAnswer):
-        line.no_answer = NoAnswer(_redacted(answer.code), _redacted(answer.message), answer.sent)
+        line.no_answer = NoAnswer(hidden(answer.code), hidden(answer.message), answer.sent)
     else:
-        row = ENVELOPES.get(provider, GENERIC)
+        row, clean = provider.envelope, _Redactor(provider)
         ids = {*row.headers, *GENERIC.headers}
         kept = KEPT_HEADERS.union(ids, row.code_headers)
         line.status = answer.status
         line.headers = {
-            key: _masked(value) if key in ids else _field(key, value)
+            key: _masked(value) if key in ids else clean.field(key, value)
             for key, value in answer.headers.items()
             if key in kept
         }
         try:
-            line.body = _Redactor(row)(answer.body.decode("utf-8-sig"))
+            line.body = clean(answer.body.decode("utf-8-sig"))
         except UnicodeDecodeError:  # another encoding: what is to be removed is ASCII in most
-            text = _Redactor(row)(answer.body.decode("latin-1"))
+            text = clean(answer.body.decode("latin-1"))
             line.body_base64 = text.encode("latin-1", "replace")
     was, verdict = (classify(one, provider, now=now) for one in (answer, line.answer()))
     if _essence(was) != _essence(verdict):
@@ -175,7 +177,9 @@ def _essence(verdict: Success | Failure) -> str:
 class _Redactor:
     """Of a body: what the row reads stays readable, what people wrote or are goes whatever it holds."""
 
-    def __init__(self, row: Envelope) -> None:
+    def __init__(self, provider: Provider) -> None:
+        self._keys = provider.key_shape
+        row = provider.envelope
         rows = (row, GENERIC)
         self._ids = {path for one in rows for path in one.request_id}
         self._words = {path for one in rows for path in (*one.code, *one.message, *one.wait, *one.tells)}
@@ -189,14 +193,26 @@ class _Redactor:
                 return msgspec.json.encode(document).decode()
             except (msgspec.DecodeError, UnicodeError, RecursionError):
                 pass
-        return _redacted(text)
+        return self.plain(text)
+
+    def plain(self, text: str) -> str:
+        """A text without secrets, people and real ids."""
+        text = QUERY.sub(rf"\1{REMOVED}", WHO.sub(REMOVED, stored(text, BODY_BYTES, self._keys) or ""))
+        for ids in (LABELLED_ID, BARE_ID):
+            text = ids.sub(_with_masked_id, text)
+        return text
+
+    def field(self, key: str, text: str) -> str:
+        """A value beside its key: what the key says is secret goes whole."""
+        kept = self.plain(f"{key}: {text}").removeprefix(f"{key}: ")
+        return REMOVED if kept.startswith(REMOVED) else kept
 
     def _clean(self, value: Any, path: str, key: str, *, private: bool) -> Any:
         """`key` is that of the nearest mapping; `private`: one above it is."""
         match value:
             case Mapping():
                 return {
-                    _redacted(name): self._clean(
+                    self.plain(name): self._clean(
                         inside,
                         f"{path}.{name}".lstrip("."),
                         name,
@@ -219,20 +235,7 @@ class _Redactor:
             return _masked(str(value))
         if private:
             return REMOVED
-        return _field(key, self(text)) if text else value
-
-
-def _field(key: str, text: str) -> str:
-    """A value beside its key: what the key says is secret goes whole."""
-    kept = _redacted(f"{key}: {text}").removeprefix(f"{key}: ")
-    return REMOVED if kept.startswith(REMOVED) else kept
-
-
-def _redacted(text: str) -> str:
-    text = QUERY.sub(rf"\1{REMOVED}", WHO.sub(REMOVED, stored(text, BODY_BYTES) or ""))
-    for ids in (LABELLED_ID, BARE_ID):
-        text = ids.sub(_with_masked_id, text)
-    return text
+        return self.field(key, self(text)) if text else value
 
 
 def _with_masked_id(match: re.Match[str]) -> str:

@@ -9,11 +9,11 @@ from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
-from genctl.domain.tools import TOOLS
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.ops import parts
+from genctl.tools.found import Tools
 
 WITHIN_S = 4.0  # of each part
 
@@ -53,10 +53,12 @@ def _depth(name: str, facts: dict[str, str]) -> status.Depth:
 
 
 async def _database(settings: Settings) -> list[status.Line]:
+    tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
         asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
         piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
-        gates = [await gate.read(db, tool) for tool in TOOLS]
+        gates = [await gate.read(db, tool.name) for tool in tools]
+        unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
@@ -67,6 +69,8 @@ async def _database(settings: Settings) -> list[status.Line]:
             ],
             kept=[Kept(**row) for row in kept],
             notifying=Notifying(**notifying),
+            unserved={row["model"]: row["count"] for row in unserved},
+            unusable=tools.troubles,
         )
     )
 

@@ -19,9 +19,9 @@ from genctl import gate
 from genctl.domain.breaker import Breaker, Close, Open, Phase, sign_of
 from genctl.domain.model import Failure, GenctlError, Success, rfc3339
 from genctl.edges.db import Database
-from genctl.edges.providers.ark import CONNECT_TIMEOUT_S
 from genctl.gate import Gate, State
 from genctl.pipeline import Hear
+from genctl.tools.wire import CONNECT_TIMEOUT_S
 
 LOOK_S = 1.0  # how old a reading may be
 PROBE_MARGIN_S = 60.0  # of a probe, beyond the longest legal call
