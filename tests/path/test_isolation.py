@@ -16,7 +16,7 @@ from genctl.domain.model import Session, Status
 from genctl.edges.db import Database, as_json
 from genctl.enqueue import enqueue
 from genctl.redrive import redrive
-from genctl.run import Hold
+from genctl.run import Claim, Hold
 from genctl.tools.seedream4 import TOOL
 
 pytestmark = pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
@@ -95,8 +95,9 @@ async def renewals(kit: Kit) -> None:
 async def test_what_many_do_to_one_row_at_once_is_done_once(kit: Kit) -> None:
     """Claims, gates, tickets, and what a stop gives back."""
     session = await kit.enqueue()
-    claims = await asyncio.gather(*(kit.db.transact(*claim(session)) for _ in range(20)))
-    assert sum(len(rows) for (rows,) in claims) == 1
+    claim = Claim(session.id, 1, lapsed=False)
+    claims = await asyncio.gather(*(kit.at.runs._claim([claim]) for _ in range(20)))
+    assert sum(found is not None for (found,) in claims) == 1
     row = await kit.row(session)
     async with kit.at.runs.keep(row, 0.0) as hold:
         assert await kit.at.runs.extend([hold] * 5) == []
@@ -111,8 +112,3 @@ async def test_what_many_do_to_one_row_at_once_is_done_once(kit: Kit) -> None:
     ticket = {"ticket": uuid4(), "expires_at": 4_000_000_000}
     spent = await asyncio.gather(*(kit.db.rows("spend_ticket", **ticket) for _ in range(20)))
     assert sum(map(len, spent)) == 1
-
-
-def claim(session: Session) -> list[tuple[str, dict[str, object]]]:
-    items = as_json([{"session_id": session.id, "run": 1, "lapsed": False}])
-    return [("claim", {"items": items, "lease_s": 30, "worker": "w", "most": 3, "dead": True})]
