@@ -128,6 +128,15 @@ async def relayed(dsn: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
             task.cancel()
 
 
+@contextmanager
+def locked(dsn: str, what: str = "credit_accounts where user_id = 'ann'") -> Iterator[psycopg.Connection]:
+    """Rows that a person has locked, and keeps."""
+    with psycopg.connect(dsn) as person:
+        assert person.execute(f"select from {what} for update".encode()).rowcount > 0
+        yield person
+        person.rollback()
+
+
 class QueueServer:
     """The embedded stack's SQS server as a process of its own."""
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from genctl.base.meters import Meters
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
@@ -41,10 +42,14 @@ class Held(msgspec.Struct, eq=False):
 
 
 class Answers:
-    """Of one worker. `waiting` are those that were tried and are not in their rows yet."""
+    """Of one worker. `waiting` are those that were tried and are not in their rows yet.
 
-    def __init__(self, runs: Runs) -> None:
+    `meters` gives whoever counts what the database refuses.
+    """
+
+    def __init__(self, runs: Runs, meters: Callable[[], Meters]) -> None:
         self._runs = runs
+        self._meters = meters
         self._held: set[Held] = set()
 
     @property
@@ -141,8 +146,10 @@ class Answers:
                 continue
             if refused:
                 log.warning("session.settle.reduced", sessionId=ending.session_id, error=refused.message)
+                self._meters().refused("reservation" if variant.details == ending.details else "words")
             return row
         assert refused  # noqa: S101 - there is a variant
+        self._meters().refused("other")
         raise refused
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:

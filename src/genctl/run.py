@@ -16,7 +16,7 @@ import msgspec
 from genctl.base.batch import Together, attempted
 from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
 from genctl.edges.db import Database, Row, as_json
-from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError
+from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 
 T = TypeVar("T")
@@ -176,7 +176,7 @@ class Runs:
         if not hold.sent:
             facts |= {"delay_s": delay_s, "attempts": int(not session.spent)}
         name = "let_go" if hold.sent else "give_back"
-        (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S)
+        (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S, lock_s=STOP_S)
         row = rows[0] if rows else (await self.left(session))[0]
         if row is None:
             raise LeaseLostError(session.id)
@@ -188,7 +188,7 @@ class Runs:
         fates = await apart(self._extend)(holds)
         lost = []
         for hold, fate in zip(holds, fates, strict=True):
-            if isinstance(fate, DatabaseGoneError):
+            if isinstance(fate, DatabaseGoneError | LockedError):
                 raise fate
             if fate is True:
                 hold.renewed_at = now
@@ -235,7 +235,10 @@ class Runs:
             "models": self._models,
             "dead": self.db.back_since_s() > RENEW_S,
         }
-        (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S)
+        try:  # rows that are locked are passed over: it waits for a table's lock, which is over soon
+            (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S, lock_s=RENEW_S)
+        except LockedError as error:
+            return [error] * len(claims)
         taken = {row["id"]: row for row in rows}
         return [
             attempted(Session.of, taken.pop(claim.session_id))
@@ -247,7 +250,10 @@ class Runs:
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
         """True: renewed; False: locked by somebody; None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+        try:
+            rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+        except LockedError as error:  # the table, since rows are passed over
+            return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 
@@ -267,8 +273,7 @@ class Runs:
         ]
 
     async def _mark(self, marks: list[Mark]) -> list[Exception | None]:
-        wait = ("lock_timeout", {"ms": round(BRIEFLY_S * 1000)})
-        await self.db.patiently(wait, ("mark_copied", {"items": as_json(marks)}))
+        await self.db.patiently(("mark_copied", {"items": as_json(marks)}), lock_s=BRIEFLY_S)
         return [None for _ in marks]
 
 

@@ -17,6 +17,7 @@ from genctl.base.tokens import Tokens
 from genctl.domain import findings
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
+from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
@@ -87,8 +88,24 @@ async def _database(settings: Settings) -> list[Finding]:
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
+        kept, notifying = await _refused(db)
     place = "/".join(dsn.place(settings.dsn()))
-    return findings.of_server(server, place, clocks_s) + findings.of_rights(missing)
+    facts = server | {"notify_pid": notifying.idle_pid}
+    return [
+        *findings.of_server(facts, place, clocks_s),
+        *findings.of_rights(missing),
+        *findings.of_refused(kept, notifying),
+    ]
+
+
+async def _refused(db: Database) -> tuple[list[Kept], Notifying]:
+    try:
+        kept, (notifying,) = await db.transact(("answers_kept", {}), ("notify_queue", {}))
+    except GenctlError as error:
+        if error.code in {"NotMigrated", "DatabaseDenied"}:  # that is a finding of its own
+            return [], Notifying()
+        raise
+    return [Kept(**row) for row in kept], Notifying(**notifying)
 
 
 async def _migrations(settings: Settings) -> list[Finding]:
@@ -124,7 +141,7 @@ async def _provider(settings: Settings) -> list[Finding]:
 
 
 async def _api(settings: Settings) -> list[Finding]:
-    ready = findings.of_readiness(settings.api_url, await parts.readiness(settings))
+    ready = findings.of_readiness(settings.api_url, *await parts.readiness(settings))
     return ready + (await _stream(settings) if settings.secret else [])
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable
 from typing import NamedTuple, TypeVar
 
 import aiohttp
+import msgspec
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -53,12 +54,29 @@ def api_away(settings: Settings, why: Exception) -> GenctlError:
     )
 
 
-async def readiness(settings: Settings) -> int:
-    """The status that /readyz answers: 200, or 503 when streams may miss something. Raises GenctlError."""
+class Readiness(NamedTuple):
+    """What /readyz answers: 200, or 503 and why."""
+
+    status: int
+    why: str = ""
+
+
+async def readiness(settings: Settings) -> Readiness:
+    """What the API says of itself. Raises GenctlError."""
     url = f"{settings.api_url}/readyz"
     try:
         async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
-            await answer.read()
-            return answer.status
+            return Readiness(answer.status, _why(await answer.read()))
     except (aiohttp.ClientError, OSError, ValueError) as why:
         raise api_away(settings, why) from None
+
+
+def _why(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Unready).why
+    except (msgspec.DecodeError, RecursionError):  # not ours, or ready
+        return ""
+
+
+class _Unready(msgspec.Struct):
+    why: str

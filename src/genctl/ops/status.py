@@ -8,6 +8,7 @@ from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
+from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
@@ -54,7 +55,8 @@ def _depth(name: str, facts: dict[str, str]) -> status.Depth:
 async def _database(settings: Settings) -> list[status.Line]:
     tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
-        piles, failures = await db.transact(("piles", {}), ("failures_by_code", {}))
+        asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
+        piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
         gates = [await gate.read(db, tool.name) for tool in tools]
         unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
@@ -65,6 +67,8 @@ async def _database(settings: Settings) -> list[status.Line]:
                 status.Gate(g.tool, not g.is_open, g.state is gate.State.PROBING, g.until, g.reason, g.who)
                 for g in gates
             ],
+            kept=[Kept(**row) for row in kept],
+            notifying=Notifying(**notifying),
             unserved={row["model"]: row["count"] for row in unserved},
             unusable=tools.troubles,
         )
@@ -76,7 +80,7 @@ async def _migrations(settings: Settings) -> list[status.Line]:
 
 
 async def _api(settings: Settings) -> list[status.Line]:
-    return status.of_api(await parts.readiness(settings))
+    return status.of_api(*await parts.readiness(settings))
 
 
 PARTS = (
