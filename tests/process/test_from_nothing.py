@@ -53,8 +53,7 @@ def test_the_pages_hold_no_other_commands() -> None:
 def test_a_newcomers_commands(bare: Bare) -> None:
     """`make demo` without an index, then with one; `genctl up`, and in a second terminal all the others."""
     (demo,), (up, *others), _ = console("README.md")
-    (bare.checkout / ".venv").mkdir()
-    (bare.checkout / ".venv" / "pyvenv.cfg").touch()  # of a run that was stopped
+    half_an_environment(bare)
     away = bare.type(demo, **NO_INDEX)
     assert away.stderr.startswith("genctl: the package index does not answer (")
     assert len(away.stderr.splitlines()) == 2, "ours, and make's"
@@ -67,6 +66,15 @@ def test_a_newcomers_commands(bare: Bare) -> None:
         for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
             typed(line, bare)
         assert stack.end(signal.SIGINT, within_s=60) == 0, stack.texts()
+
+
+def half_an_environment(bare: Bare) -> None:
+    """What a run leaves behind that was killed while pip wrote pip: it tells its version, and cannot install."""
+    bare.type("python3 -m venv --without-pip .venv")
+    (packages,) = bare.checkout.glob(".venv/lib/python*/site-packages")
+    (packages / "pip").mkdir()
+    (packages / "pip" / "__init__.py").touch()
+    (packages / "pip" / "__main__.py").write_text("import sys\nsys.exit('--version' not in sys.argv)\n")
 
 
 def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_docs(bare: Bare) -> None:

@@ -80,10 +80,14 @@ def test_a_python_without_venv(bare: Bare) -> None:
 def test_a_checkout_that_may_only_be_read(bare: Bare, goal: str, where: str) -> None:
     """What is printed copies it, and gets as far as the next thing that is missing, in the copy.
 
-    Also where somebody else has installed all, for tests keep caches; the demo needs none.
+    Also where somebody else has installed all, for tests keep caches; the demo needs none. What they have
+    installed imports their checkout, so the copy installs its own.
     """
     if goal == "test":
-        (bare.checkout / ".venv").mkdir(mode=0o555)
+        (bare.checkout / ".venv").mkdir()
+        for made in (".demo", ".ready"):
+            (bare.checkout / ".venv" / made).touch()
+        (bare.checkout / ".venv").chmod(0o555)
     bare.checkout.chmod(0o555)
     if os.geteuid() == 0:  # whom no mode keeps out
         bare.prefix = (str(shutil.which("setpriv")), "--reuid=65534", "--regid=65534", "--clear-groups")
