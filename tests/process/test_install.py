@@ -20,6 +20,7 @@ NAMING_PYTHON = ("README.md", "CONTRIBUTING.md", "Makefile")
 OLD = f"""#!/bin/sh
 test "$1" = -c && exec {PYTHON} -c 'import sys; sys.version_info = (3, 10, 13); exec(sys.argv.pop())' "$2"
 """
+AWAY = "the package index does not answer"
 
 
 @pytest.fixture
@@ -74,6 +75,31 @@ def test_a_python_without_venv(bare: Bare) -> None:
     assert said.endswith(
         f"comes without venv here; run: {apt} install {PYTHON.name}-venv && make demo PYTHON={PYTHON}"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("WARNING: Retrying (Retry(total=0))\nERROR: ResolutionImpossible: for help", AWAY),
+        ("error: incomplete-download\n\nhint: Use --resume-retries", AWAY),
+        ("ERROR: OSError: HTTPConnectionPool(): (ResponseError('too many 503 error responses'))", AWAY),
+        (
+            "  have no matching distributions available\nERROR: ResolutionImpossible: for help",
+            f"{AWAY}, or has no",
+        ),
+        (
+            "Collecting\nERROR: [Errno 28] No space left on device\n",
+            "ERROR: [Errno 28] No space left on device",
+        ),
+        ("last words", "last words"),
+    ],
+)
+def test_the_reason_why_pip_failed(bare: Bare, said: str, reason: str) -> None:
+    """As pip 26 words them, of an index that ends half-way, answers 503 or has nothing."""
+    bare.type(f"{PYTHON} -m venv --without-pip .venv && touch .venv/.whole")
+    (packages,) = bare.checkout.glob(".venv/lib/python*/site-packages")
+    (packages / "pip.py").write_text(f"import sys\nsys.exit({said!r})\n")
+    assert told(bare, "make demo").startswith(reason)
 
 
 @pytest.mark.parametrize(("goal", "where"), [("demo", "/.venv"), ("test", "")])
