@@ -13,6 +13,7 @@ from tests.process.bare import NO_INDEX, PYTHON, ROOT, Bare
 from tests.process.place import Running
 from tests.process.test_demo import processes_in
 
+EXAMPLE = "examples/genctl-tool-example/README.md"
 ENDLESS = ("genctl watch", "genctl tail-failures")
 ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
 
@@ -43,10 +44,18 @@ def steps() -> list[str]:
 
 def test_the_pages_hold_no_other_commands() -> None:
     """Neither a block of another kind, nor one that nobody types here."""
-    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
-    assert {page for page in pages if console(page)} == {"README.md", "docs/dlq.md", "docs/runbooks.md"}
+    paths = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob(EXAMPLE))
+    pages = {str(path.relative_to(ROOT)) for path in paths}
+    assert {page for page in pages if console(page)} == {
+        "README.md",
+        "docs/dlq.md",
+        "docs/porting.md",
+        "docs/runbooks.md",
+        EXAMPLE,
+    }
     assert {page for page in pages if "```yaml" in (ROOT / page).read_text()} >= {"docs/ci.md"}
     assert len(console("README.md")) == 3
+    assert console(EXAMPLE)[0][:2] == [line for line in console("docs/porting.md")[0] if "…" not in line][:2]
     assert len(steps()) == 4
 
 
@@ -97,6 +106,9 @@ def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_d
     uninstalled = bare.type("pip uninstall --yes genctl")
     assert uninstalled.returncode == 0, uninstalled.stderr
     workflow(bare)
+    example, tools, *_ = console(EXAMPLE)[0]
+    assert bare.type(example).returncode == 0
+    assert re.search(r"^example +example +", bare.type(tools).stdout, re.MULTILINE)
 
 
 def workflow(bare: Bare) -> None:
