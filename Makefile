@@ -46,6 +46,7 @@ check: writable $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/lint-imports
 	$(BIN)/deptry src
 	$(BIN)/deptry src tests docs --exclude '^$$' --ignore DEP002,DEP004
+	$(BIN)/deptry examples/genctl-tool-example --config examples/genctl-tool-example/pyproject.toml
 
 docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
 	$(BIN)/python docs/make_runbooks.py

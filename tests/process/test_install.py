@@ -166,10 +166,11 @@ def test_check_refuses_what_nothing_imports_and_what_nothing_declares(tmp_path: 
     (tmp_path / "pyproject.toml").write_text(
         (ROOT / "pyproject.toml").read_text().replace('"aiohttp>', '"xmltodict", "aiohttp>', 1)
     )
-    for folder in ("src", "tests", "docs"):
+    for folder in ("src", "tests", "docs", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("node_modules"))
     (tmp_path / "src/genctl/one.py").write_text("import multidict\n")
     (tmp_path / "tests/test_one.py").write_text("import yarl\n")
+    (tmp_path / "examples/genctl-tool-example/one.py").write_text("import attr\n")
     said = ""
     for line in make("-n", "check").splitlines():
         if "deptry" in line:
@@ -179,7 +180,12 @@ def test_check_refuses_what_nothing_imports_and_what_nothing_declares(tmp_path: 
             assert done.returncode == 1, done.stdout
             said += done.stderr
     found = re.findall(r"(DEP\d+)\S* '(\w+)'", said)
-    assert set(found) == {("DEP002", "xmltodict"), ("DEP003", "multidict"), ("DEP003", "yarl")}
+    assert set(found) == {
+        ("DEP002", "xmltodict"),
+        ("DEP003", "multidict"),
+        ("DEP003", "yarl"),
+        ("DEP003", "attr"),
+    }
 
 
 def test_all_that_name_the_oldest_python_agree() -> None:
