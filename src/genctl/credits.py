@@ -16,7 +16,7 @@ from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.ledger import WAIT_S, movement
+from genctl.ledger import BRIEFLY_S, WAIT_S, movement
 
 PARTS = ("audit_runs", "audit_reservations", "audit_balances")
 MOST = 10_000
@@ -90,7 +90,7 @@ def opening(settings: Settings) -> int:
 
 async def open_accounts(db: Database, users: Sequence[str], credits: int) -> None:
     """Make the accounts that are missing, with so many credits."""
-    await db.rows("ensure_accounts", users=sorted(set(users)), opening=credits)
+    await movement(db, users, opening=credits)
 
 
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
@@ -134,9 +134,14 @@ async def release_reservation(
 async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str) -> bool:
     """Capture what a completed session still holds, because its settle could not; whether there was any.
 
-    Moves no balance and tells no page, so it needs no account's lock.
+    Moves no balance and tells no page, so it needs no account's lock. Raises LockedError when somebody holds
+    the reservation.
     """
-    return bool(await db.rows("capture_reservation", reservation=reservation_id, reason=reason))
+    wait = ("lock_timeout", {"ms": round(BRIEFLY_S * 1000)})
+    _, captured = await db.transact(
+        wait, ("capture_reservation", {"reservation": reservation_id, "reason": reason})
+    )
+    return bool(captured)
 
 
 async def account(db: Database, user: str) -> Row:
