@@ -40,6 +40,7 @@ bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/redrive.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/movements.py
 	$(PYTHON) -m venv benchmarks/.venv && benchmarks/.venv/bin/pip install -q -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale
