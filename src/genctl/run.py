@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -74,6 +74,14 @@ class Mark(msgspec.Struct, frozen=True):
     session_id: UUID
     run: int
     message_id: str
+
+
+class Left(NamedTuple):
+    """What became of a run: `row` is as we have ended it or sent it back."""
+
+    row: Row | None
+    is_ours: bool = False  # under our lease, alive or not, and not over
+    is_unclaimed: bool = False  # it waits, and nobody has claimed it after us
 
 
 class Hold:
@@ -177,7 +185,7 @@ class Runs:
             facts |= {"delay_s": delay_s, "attempts": int(not session.spent)}
         name = "let_go" if hold.sent else "give_back"
         (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S, lock_s=STOP_S)
-        row = rows[0] if rows else (await self.left(session))[0]
+        row = rows[0] if rows else (await self.left(session)).row
         if row is None:
             raise LeaseLostError(session.id)
         return row
@@ -196,17 +204,19 @@ class Runs:
                 lost.append(hold)
         return lost
 
-    async def left(self, session: Session) -> tuple[Row | None, bool]:
-        """The row, if it was we who ended it or sent it back (the answer to a commit may have been lost), and
-        whether the run is in our hands still: under our lease, alive or not, and not over.
-        """
+    async def left(self, session: Session) -> Left:
+        """What has become of a run that a step of ours did not hit, or whose answer was lost."""
         row = await self.db.row("sessions", ids=[session.id])
         if row is None or row["lease"] != session.lease:
-            return None, False
+            return Left(None)
         # the sweeper sends back under the same lease, but sets no time
         retried = row["status"] == Status.QUEUED and row["due_at"] is not None
         left = retried or row["status"] in {Status.COMPLETED, Status.FAILED}
-        return row if left else None, row["status"] == Status.PROCESSING
+        return Left(
+            row if left else None,
+            is_ours=row["status"] == Status.PROCESSING,
+            is_unclaimed=row["status"] == Status.QUEUED and row["run"] == session.run,
+        )
 
     async def settle_alone(self, ending: Ending) -> Row | None:
         """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError."""
