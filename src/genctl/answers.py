@@ -16,7 +16,7 @@ import structlog
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
-from genctl.edges.db_errors import DatabaseGoneError, LockedError
+from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.run import STOP_S, Ending, Retry, Runs
 
 I = TypeVar("I", Ending, Retry)  # noqa: E741 - an item
@@ -110,7 +110,7 @@ class Answers:
                 held.why, step, most_s = "its row is locked by another transaction", alone, LOCKED_PAUSE_S
             except LeaseLostError:
                 raise
-            except LockedError as error:
+            except (LockedError, DatabaseSilentError) as error:  # a statement that hangs holds up others, too
                 held.why, step, most_s = error.message, alone, LOCKED_PAUSE_S
             except DatabaseGoneError as error:
                 held.why, step, most_s = error.message, together, LOCKED_PAUSE_S
@@ -133,7 +133,7 @@ class Answers:
         for variant in variants(ending):
             try:
                 row = await self._runs.settle_alone(variant)
-            except (DatabaseGoneError, LockedError):
+            except (DatabaseGoneError, LockedError, ConflictError):  # the next try may have all of it
                 raise
             except GenctlError as error:
                 refused = refused or error

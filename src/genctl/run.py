@@ -28,6 +28,7 @@ STALE_S = 20  # no request is sent when the last renewal is older
 STOP_S = 5.0  # what a cancelled step of the database gets to end in
 CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
 SETTLE_PATIENCE_S = 10.0  # of one try; then those who wait for it are told why
+TOGETHER_S = 3.0  # of one for many, and of renewals: what hangs for one holds up the others for so long
 ALONE_LANES = 2  # connections for what was passed over or refused, and is tried again by itself
 
 
@@ -238,19 +239,22 @@ class Runs:
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
         """True: renewed; False: locked by somebody; None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+        facts = {"items": items, "lease_s": LEASE_S}
+        (rows,) = await self.lifeline.transact(("extend", facts), timeout_s=TOGETHER_S)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 
     async def _retry(self, items: list[Retry]) -> list[Row | Exception | None]:
-        (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}))
+        patience_s = TOGETHER_S if len(items) > 1 else SETTLE_PATIENCE_S
+        (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}), patience_s=patience_s)
         return _by_session(rows, [item.session_id for item in items])
 
     async def _settle(self, endings: list[Ending]) -> list[Row | Exception | None]:
         """In one transaction, without those whose accounts somebody else holds."""
         users = {ending.user_id for ending in endings}
         settle = ("settle", {"items": as_json(endings)})
-        moved = await movement(self.db, users, settle, patience_s=SETTLE_PATIENCE_S)
+        patience_s = TOGETHER_S if len(endings) > 1 else SETTLE_PATIENCE_S
+        moved = await movement(self.db, users, settle, patience_s=patience_s)
         found = _by_session(moved.rows[0], [ending.session_id for ending in endings])
         return [
             row if ending.user_id in moved.mine else AccountLockedError(ending.user_id)
