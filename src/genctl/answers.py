@@ -129,20 +129,29 @@ class Answers:
         """Told apart by what is not refused: without the release it was about the reservation, with less of
         the provider's words about the row's size. Raises what the whole of it was refused for.
         """
-        refused: GenctlError | None = None
+        refused = await self._tried(ending)
+        if not isinstance(refused, GenctlError):
+            return refused
         for variant in variants(ending):
-            try:
-                row = await self._runs.settle_alone(variant)
-            except (DatabaseGoneError, LockedError, ConflictError):  # the next try may have all of it
-                raise
-            except GenctlError as error:
-                refused = refused or error
+            if isinstance(await self._tried(variant, dry=True), GenctlError):
                 continue
-            if refused:
-                log.warning("session.settle.reduced", sessionId=ending.session_id, error=refused.message)
-            return row
-        assert refused  # noqa: S101 - there is a variant
+            for item in (ending, variant):  # the refusal may be over just now: the whole of it comes first
+                row = await self._tried(item)
+                if not isinstance(row, GenctlError):
+                    if item is variant:
+                        told = {"sessionId": ending.session_id, "error": refused.message}
+                        log.warning("session.settle.reduced", **told)
+                    return row
         raise refused
+
+    async def _tried(self, ending: Ending, *, dry: bool = False) -> Row | GenctlError | None:
+        """What a settle gives, or is refused for. Raises what says nothing about the ending itself."""
+        try:
+            return await self._runs.settle_alone(ending, dry=dry)
+        except (DatabaseGoneError, LockedError, ConflictError):
+            raise
+        except GenctlError as error:
+            return error
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:
         """Keep a refused answer in the trace, once: whoever claims the run next settles it without a call."""
@@ -188,8 +197,7 @@ def kept_answer(session: Session) -> Ending | None:
 
 
 def variants(ending: Ending) -> Iterator[Ending]:
-    """The ending, and what is left of it when the database refuses a part."""
-    yield ending
+    """What is left of an ending when the database refuses a part of it."""
     yield _unreleased(ending)
     if ending.details and ending.details != (lean := details.lean(ending.details)):
         trace = ending.trace | {"details": ending.details}

@@ -15,7 +15,7 @@ import msgspec
 
 from genctl.base.batch import Together, attempted
 from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
-from genctl.edges.db import Database, Row, as_json
+from genctl.edges.db import Database, Row, Step, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 
@@ -201,10 +201,13 @@ class Runs:
         left = retried or row["status"] in {Status.COMPLETED, Status.FAILED}
         return row if left else None, row["status"] == Status.PROCESSING
 
-    async def settle_alone(self, ending: Ending) -> Row | None:
-        """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError."""
+    async def settle_alone(self, ending: Ending, *, dry: bool = False) -> Row | None:
+        """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError.
+
+        `dry`: the row as it would be; nothing is done.
+        """
         async with self._alone:
-            return one(await self._settle([ending]))
+            return one(await self._settle([ending], dry=dry))
 
     async def retry_alone(self, item: Retry) -> Row | None:
         """As `retry`, likewise."""
@@ -249,12 +252,14 @@ class Runs:
         (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}), patience_s=patience_s)
         return _by_session(rows, [item.session_id for item in items])
 
-    async def _settle(self, endings: list[Ending]) -> list[Row | Exception | None]:
+    async def _settle(self, endings: list[Ending], *, dry: bool = False) -> list[Row | Exception | None]:
         """In one transaction, without those whose accounts somebody else holds."""
         users = {ending.user_id for ending in endings}
-        settle = ("settle", {"items": as_json(endings)})
+        steps: list[Step] = [("settle", {"items": as_json(endings)})]
+        if dry:
+            steps.append(("undo", {}))
         patience_s = TOGETHER_S if len(endings) > 1 else SETTLE_PATIENCE_S
-        moved = await movement(self.db, users, settle, patience_s=patience_s)
+        moved = await movement(self.db, users, *steps, patience_s=patience_s)
         found = _by_session(moved.rows[0], [ending.session_id for ending in endings])
         return [
             row if ending.user_id in moved.mine else AccountLockedError(ending.user_id)

@@ -76,11 +76,11 @@ def ended_right(place: Place) -> None:
     asked = calls(place)
     found = {row["id"]: (row["user_id"], row["status"], row["held_as"], row["attempts"], asked[row["id"]]) for row in rows}
     expected = {
-        row["id"]: (row["user_id"], *(("failed", "released") if "sensitive" in row["prompt"] else ("completed", "captured")), 1, 1)
+        row["id"]: (row["user_id"], *(("failed", "released") if "success" not in row["prompt"] else ("completed", "captured")), 1, 1)
         for row in rows
     }
-    assert found == expected, place.sql("select user_id, kind, data from session_events where session_id = any(%s::uuid[]) order by id", [i for i in found if found[i] != expected[i]])
-    assert {row["code"] for row in rows} <= {None, "OutputImageSensitiveContentDetected"}
+    assert found == expected
+    assert {row["code"] for row in rows} <= {None, "OutputImageSensitiveContentDetected", "InvalidParameter"}
     assert all(row["result"]["images"] for row in rows if row["status"] == "completed")
     assert place.violations() == []
 

@@ -36,3 +36,7 @@ select set_config('genctl.mine', coalesce(jsonb_agg(user_id), '[]')::text, true)
 from (
   select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update
 ) locked
+
+-- name: undo
+-- The last step of a movement that only asks whether it would be refused.
+rollback
