@@ -1,6 +1,7 @@
 """A database that is away, silent, full of NOTIFYs or throws everybody out: each job ends by its one call."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -102,19 +103,20 @@ def test_a_server_that_throws_everybody_out_and_lets_few_in_costs_no_second_call
     with admin(place) as conn:
         conn.execute("create role few login password 'few' in role pg_read_all_data, pg_write_all_data")
         try:
-            place.make_real()
-            server = urlsplit(place.dsn)
-            few = server._replace(netloc=f"few:few@{server.netloc.rpartition('@')[2]}")
-            thrown_out(place, conn, {"DATABASE_URL": urlunsplit(few)})
+            stack = json.loads((place.folder / "stack.json").read_text())
+            there = urlsplit(place.dsn)
+            few = there._replace(netloc=f"few:few@{there.netloc.rpartition('@')[2]}")
+            (place.folder / "stack.json").write_text(json.dumps(stack | {"database_url": urlunsplit(few)}))
+            thrown_out(place, conn)
         finally:
             conn.execute("drop role few")
 
 
-def thrown_out(place: Place, conn: "psycopg.Connection[Any]", env: dict[str, str]) -> None:
+def thrown_out(place: Place, conn: "psycopg.Connection[Any]") -> None:
     def throw() -> None:
         conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'few'")
 
-    with place.worker("--concurrency", "40", **env) as worker:
+    with place.worker("--concurrency", "40") as worker:
         under_way(place, 20)
         for limit in (-1, 0):
             conn.execute(f"alter role few connection limit {limit}".encode())
