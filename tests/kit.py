@@ -226,8 +226,9 @@ class Kit:
         return await until(one)
 
     async def work(self) -> Session | None:
-        """What a worker does with the next delivery; the row as its attempt left it."""
-        return await carry(await self.receive(), self.at)
+        """What a worker does with the next delivery; the row as it is then."""
+        row = await carry(await self.receive(), self.at)
+        return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:
         return (await sweep(self.at, Ages.of(self.settings))).done

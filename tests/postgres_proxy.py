@@ -15,7 +15,8 @@ from tests.script import Act, Planned, Script
 
 PROTOCOL_3 = 196_608
 LOCKS = {"read_committed", "lock_timeout", "ensure_accounts", "lock_accounts", "lock_free_accounts"}
-IDLE = b"Z\0\0\0\5I"  # ReadyForQuery, outside of a transaction
+READY = b"Z\0\0\0\5"  # for the next query; what follows says in what kind of transaction
+IDLE = READY + b"I"
 
 
 class PostgresProxy:
@@ -26,6 +27,7 @@ class PostgresProxy:
         self._host, self._port = str(server["host"]), str(server.get("port", "5432"))
         self._script = script
         self.port = 0
+        self.states: list[bytes] = []  # in which the server was ready again
 
     def url(self, dsn: str) -> str:
         """The same database by way of us."""
@@ -45,7 +47,7 @@ class PostgresProxy:
         except OSError:  # it is away
             reply.transport.abort()
             return
-        line = _Line(self._script, near, reply, far, request)
+        line = _Line(self._script, self.states, near, reply, far, request)
         ways = [asyncio.create_task(line.ask()), asyncio.create_task(line.answer())]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -64,12 +66,14 @@ class _Line:
     def __init__(
         self,
         script: Script,
+        states: list[bytes],
         near: asyncio.StreamReader,
         reply: asyncio.StreamWriter,
         far: asyncio.StreamReader,
         request: asyncio.StreamWriter,
     ) -> None:
         self.script, self.near, self.reply, self.far, self.request = script, near, reply, far, request
+        self.states = states
         self.planned: Planned | None = None
         self.done: set[Act] = set()
 
@@ -117,6 +121,8 @@ class _Line:
         with suppress(OSError):
             while data := await self.far.read(65_536):
                 end = (end + data)[-len(IDLE) :]
+                if end.startswith(READY):
+                    self.states.append(end[-1:])
                 if self.planned is None:
                     self.reply.write(data)
                 elif end == IDLE:  # it is done, and nobody will hear of it
