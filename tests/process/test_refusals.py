@@ -11,12 +11,22 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
+import pytest
 from tests.kit import until_sync
 from tests.process.place import Place, Running
 
 USUAL_S = 12.0  # of a job that nobody holds up, on a machine that has much to do
 MOST_WAITING = 8  # connections of a worker that wait for others
 
+LIMITS = """
+do $$ declare name text; begin
+  foreach name in array
+    array['lock_timeout', 'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'] loop
+    execute format('alter database %I set %I = 500', current_database(), name);
+  end loop;
+end $$
+"""
+UNLIMITED = "-c lock_timeout=0 -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c transaction_timeout=0"
 TROUBLES = """
 create table troubles (name text primary key);
 create function trouble() returns trigger language plpgsql as $$ begin
@@ -43,7 +53,7 @@ def troubled(place: Place, users: Sequence[str]) -> None:
 @contextmanager
 def locked(place: Place, *statements: str) -> Iterator[None]:
     """What somebody's transaction holds for as long as the body runs."""
-    with psycopg.connect(place.dsn) as conn:
+    with psycopg.connect(place.dsn, options=UNLIMITED) as conn:
         for statement in statements:
             conn.execute(statement.encode())
         yield
@@ -88,8 +98,11 @@ def ended_right(place: Place) -> None:
 # Locked
 
 
-def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place) -> None:
+@pytest.mark.parametrize("limit", ["none", "500 ms for each statement, lock and transaction"])
+def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place, limit: str) -> None:
     """Account, session, reservation, an account that is not committed yet, the gate; a trigger that hangs."""
+    if limit != "none":
+        place.sql(LIMITS)
     place.say("pause")
     place.say("resume")
     for user in ("reservation", "no account", "hangs", "waits 57014", "waits 55P03", "waits 40001"):
@@ -185,5 +198,29 @@ def test_what_the_database_refuses_waits_with_its_answer_also_across_a_kill(plac
         for row in open_of(place, "each update"):
             place.send(place.body(str(row["id"])))
         until_sync(lambda: not open_of(place, "%"), 30.0)
+        assert second.events("job.bug") == []
+    ended_right(place)
+
+
+def test_a_worker_that_is_told_to_stop_says_which_answers_it_leaves_and_keeps_them(place: Place) -> None:
+    """The next one settles by them; where even the trace is refused, the log names the provider's request."""
+    with psycopg.connect(place.dsn, autocommit=True) as conn:
+        conn.execute(TROUBLES.encode())
+    sessions = [place.enqueue(scenario, user="ends P0001") for scenario in ("success", "sensitive")]
+    troubled(place, ["ends P0001"])
+    with place.worker("--no-sweep", "--drain", "--grace", "1s") as worker:
+        until_sync(lambda: len(worker.events("session.settle.refused")) == 2)
+        assert worker.process.poll() is None, "it has answers in its hands"
+        assert worker.end(signal.SIGTERM, within_s=11.0) == 0
+        left = {event["sessionId"]: event for event in worker.events("session.answer.unsettled")}
+    assert set(left) == set(sessions)
+    assert all(event["requestId"] and event["why"] for event in left.values())
+    assert worker.events("worker.stopping")[0]["answers"] == 2
+    place.sql("delete from troubles")
+    for session in sessions:
+        assert place.row(session)["lease_until"] <= place.row(session)["now"]
+        place.send(place.body(session))
+    with place.worker("--no-sweep") as second:
+        until_sync(lambda: not open_of(place, "%"))
         assert second.events("job.bug") == []
     ended_right(place)

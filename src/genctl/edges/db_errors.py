@@ -46,6 +46,7 @@ class ConflictError(GenctlError):
 
 READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
 ENDS = ("FATAL", "PANIC")  # severities after which the connection is closed, whatever it is said for
+SLOW = (errors.QueryCanceled, errors.TransactionTimeout)
 POOLERS = errors.ProtocolViolation  # what PgBouncer says for all that happens to it
 
 
@@ -65,7 +66,7 @@ def _is_gone(error: Exception) -> bool:
     """
     if isinstance(error, PoolTimeout):
         return True
-    if not isinstance(error, psycopg.Error):
+    if not isinstance(error, psycopg.Error) or isinstance(error, SLOW):
         return False
     return error.diag.severity_nonlocalized in ENDS or (
         isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
@@ -128,7 +129,7 @@ _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = 
         lambda error, _: ConflictError(first_line(error)),
     ),
     (
-        (TimeoutError, errors.QueryCanceled),
+        (TimeoutError, *SLOW),
         _said(
             "DatabaseSilent",
             "PostgreSQL at {at} did not answer in time",

@@ -200,10 +200,12 @@ class Worker:
 
     def _tell(self, event: str, **more: object) -> None:
         """Say what a stop waits for, and again while it does."""
-        calls = [hold.session.id for hold in self.at.runs if hold.task in self._jobs and hold.sent]
+        sent = [hold for hold in self.at.runs if hold.task in self._jobs and hold.sent]
+        sessions, calls = [hold.session.id for hold in sent], sum(hold.calling for hold in sent)
         left_s = self._grace_ends - time.monotonic()
-        if more or (calls and left_s > 0):
-            log.info(event, calls=len(calls), sessions=calls[:TOLD], leftS=round(left_s, 1), **more)
+        if more or (sent and left_s > 0):
+            more |= {"calls": calls, "answers": len(sent) - calls}
+            log.info(event, **more, sessions=sessions[:TOLD], leftS=round(left_s, 1))
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _tell_waiting(self) -> None:
