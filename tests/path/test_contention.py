@@ -3,25 +3,30 @@
 import asyncio
 import random
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
 from tests.kit import Kit
-from tests.path.test_interleavings import Mailbox
+from tests.path.test_interleavings import AGES, Mailbox
 
 from genctl import credits
 from genctl.answers import RELEASE_REFUSED
 from genctl.base.settings import Settings
 from genctl.domain.classify import ours
+from genctl.domain.decide import job_body
 from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import Image, Session, Success
 from genctl.edges.db import Database, as_json
+from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
+from genctl.run import Claim, Ending, Hold, Mark
+from genctl.sweep import sweep
 
 USERS = ("ann", "bob", "cyd", "dan")
 LANES = 12
@@ -72,7 +77,7 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
             *(credits.grant(at.db, users, 1, "a test") for _ in range(3)),
         )
         assert stuck.reservation_id
-        copies = [copy_of(kit, session) for session in chance.sample([bad, stuck], 2)]
+        copies = [copy_of(session) for session in chance.sample([bad, stuck], 2)]
         await asyncio.gather(
             credits.release_reservation(at.db, stuck.reservation_id),
             redrive(copies, at, Choice(), Terms(), most=2),
@@ -80,9 +85,9 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
         )
 
 
-def copy_of(kit: Kit, session: Session) -> Message:
+def copy_of(session: Session) -> Message:
     name = str(uuid4())
-    return Message(name, name, kit.body(session), {}, 1, datetime.now(UTC))
+    return Message(name, name, job_body(session), {}, 1, datetime.now(UTC))
 
 
 async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, settings: Settings) -> None:
@@ -112,9 +117,72 @@ async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, sett
         )
         assert found["balance"] + found["held"] + captured[0]["credits"] == OPENING + granted[user]
     assert await kit.violations() == []
-    # what backends have counted is there when they have ended
+    assert deadlocks(settings) == 0
+
+
+def deadlocks(settings: Settings) -> int:
+    """What backends have counted is there when they have ended."""
     with psycopg.connect(settings.dsn()) as conn:
-        (deadlocks,) = conn.execute(
+        (count,) = conn.execute(
             "select deadlocks from pg_stat_database where datname = current_database()"
-        ).fetchone() or (None,)
-    assert deadlocks == 0
+        ).fetchone() or (-1,)
+    return int(count)
+
+
+SILENT = """
+with held as (
+  select id from generation_sessions where status = 'processing' and random() < 0.5 order by id for update skip locked
+)
+update generation_sessions s set lease_until = now() - interval '1 s' from held h where s.id = h.id
+"""
+
+
+async def rounds(at: Pipeline, ids: list[UUID], chance: random.Random, *, count: int) -> None:
+    """One thing after the other, each done to many sessions in no order."""
+    for _ in range(count):
+        some = chance.sample(ids, 12)
+        match chance.randrange(6):
+            case 0:
+                marks = [Mark(id_, run, "a test") for id_ in some for run in range(1, 9)]
+                with suppress(LockedError):
+                    await at.runs._mark(marks)
+            case 1:
+                rows = await at.db.rows("sessions", ids=some)
+                copies = [copy_of(Session.of(row)) for row in rows]
+                await redrive(copies, at, Choice(), Terms(), most=12)
+            case 2 | 3:
+                claims = [at.runs.claim(Claim(id_, None, False)) for id_ in some]
+                held = [session for session in await asyncio.gather(*claims) if session]
+                await at.runs.extend([Hold(session, 0.0) for session in held])
+                ends = [at._ending(session, ours("WorkerCrashed"), 1) for session in held[1:]]
+                ends[:2] = [unreleased(ending) for ending in ends[:2]]
+                await asyncio.gather(*map(at.runs.settle, ends), return_exceptions=True)
+            case 4:
+                await credits.grant(at.db, chance.sample(USERS, 4), 1, "a test")
+            case 5:
+                await sweep(at, AGES)
+
+
+def unreleased(ending: Ending) -> Ending:
+    return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
+
+
+async def test_a_thousand_rounds_of_everything_against_everything_do_not_deadlock(
+    kit: Kit, settings: Settings
+) -> None:
+    """Marks, redrives, claims, renewals, ends, grants and sweeps; workers fall silent now and then."""
+    await kit.query("""
+        do $$ begin execute format('alter database %%I set deadlock_timeout = 20', current_database()); end $$""")
+    orders = [kit.order(user=USERS[n % len(USERS)]) for n in range(40)]
+    made = await enqueue(orders, db=kit.db, queue=None, opening=OPENING)
+    ids = [session.id for session in made.sessions]
+    async with Database.open(settings.dsn(), size=LANES) as db:
+        at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits)
+        lanes = [asyncio.create_task(rounds(at, ids, random.Random(n), count=100)) for n in range(10)]
+        while any(not lane.done() for lane in lanes):
+            await kit.query(SILENT)
+        await asyncio.gather(*lanes)
+    (runs,) = await kit.query("select sum(run)::int as n from generation_sessions")
+    assert runs["n"] > 3 * len(ids), "most of the rounds did something"
+    assert deadlocks(settings) == 0
+    assert set(await kit.violations()) <= {"refund_pending", "terminal_holds"}
