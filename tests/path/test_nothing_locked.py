@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-from collections import Counter
 
 import msgspec
 import psycopg
@@ -20,7 +19,11 @@ from genctl.enqueue import enqueue
 from genctl.redrive import redrive
 
 MOST = 100  # endings of one transaction
-WRITES = (b"update credit_accounts", b"insert into credit_accounts", b"from credit_accounts where user_id = any")
+WRITES = (
+    b"update credit_accounts",
+    b"insert into credit_accounts",
+    b"from credit_accounts where user_id = any",
+)
 
 
 class Wire(Script):
@@ -52,7 +55,9 @@ async def test_on_the_wire_no_transaction_stays_open_behind_a_message(settings: 
             await kit.enqueue("rate-limit-once")
             await kit.work()
             stuck = await claimed(kit)
-            ending = msgspec.structs.replace(kit.at._ending(stuck, CRASHED, 1), release=False, refund_error="a test")
+            ending = msgspec.structs.replace(
+                kit.at._ending(stuck, CRASHED, 1), release=False, refund_error="a test"
+            )
             await kit.at.end(stuck, ending)
             await kit.sweep()
             await credits.grant(kit.db, ["ann", "bob"], 1, "a test")

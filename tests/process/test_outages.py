@@ -179,6 +179,8 @@ def fill(place: Place) -> None:
         for size in (7000, 10):
             try:
                 while True:
-                    conn.execute("select pg_notify('it', repeat('x', %s) || g) from generate_series(1, 10) g", [size])
+                    conn.execute(
+                        "select pg_notify('it', repeat('x', %s) || g) from generate_series(1, 10) g", [size]
+                    )
             except psycopg.errors.ProgramLimitExceeded:
                 continue

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.kit import until_sync
-from tests.process.place import Place, Running
+from tests.process.place import Place
 
 USUAL_S = 12.0  # of a job that nobody holds up, on a machine that has much to do
 MOST_WAITING = 8  # connections of a worker that wait for others
@@ -84,9 +84,17 @@ def ended_right(place: Place) -> None:
         " join credit_reservations r on r.id = s.reservation_id where s.user_id <> 'long'"
     )
     asked = calls(place)
-    found = {row["id"]: (row["user_id"], row["status"], row["held_as"], row["attempts"], asked[row["id"]]) for row in rows}
+    found = {
+        row["id"]: (row["user_id"], row["status"], row["held_as"], row["attempts"], asked[row["id"]])
+        for row in rows
+    }
     expected = {
-        row["id"]: (row["user_id"], *(("failed", "released") if "success" not in row["prompt"] else ("completed", "captured")), 1, 1)
+        row["id"]: (
+            row["user_id"],
+            *(("failed", "released") if "success" not in row["prompt"] else ("completed", "captured")),
+            1,
+            1,
+        )
         for row in rows
     }
     assert found == expected
@@ -115,7 +123,9 @@ def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place, li
     with psycopg.connect(place.dsn, autocommit=True) as conn:
         conn.execute(TROUBLES.encode())
     troubled(place, ["hangs", "waits 57014", "waits 55P03", "waits 40001"])
-    place.sql("set session_replication_role = replica; delete from credit_accounts where user_id = 'no account'")
+    place.sql(
+        "set session_replication_role = replica; delete from credit_accounts where user_id = 'no account'"
+    )
     with ExitStack() as troubles:
         troubles.enter_context(
             locked(
@@ -131,7 +141,9 @@ def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place, li
             troubles.enter_context(
                 locked(place, "select from generation_sessions where user_id = 'session' for update")
             )
-            for user, scenario in [(f"quiet {n}", scenario) for n in range(10) for scenario in ("success", "sensitive")]:
+            for user, scenario in [
+                (f"quiet {n}", scenario) for n in range(10) for scenario in ("success", "sensitive")
+            ]:
                 place.enqueue(scenario, user=user)
             began_at, most = time.monotonic(), 0
             while open_of(place, "quiet%"):
@@ -141,14 +153,15 @@ def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place, li
                     " and application_name = 'genctl' and state = 'active'"
                 )
                 most = max(most, found["n"])
-            print(f"quiet ones: {time.monotonic() - began_at:.1f} s, active: {most}")
             assert most <= MOST_WAITING
             renewed(place, long)
             assert len(open_of(place, "account")) == 20
             until_sync(lambda: [e for e in worker.events("worker.answers.waiting") if e["answers"] >= 20])
             place.sql("delete from troubles")
             troubles.close()
-            until_sync(lambda: len(place.sql("select from generation_sessions where completed_at is null")) == 1)
+            until_sync(
+                lambda: len(place.sql("select from generation_sessions where completed_at is null")) == 1
+            )
             assert worker.events("job.bug") == []
     ended_right(place)
 
@@ -161,7 +174,17 @@ def renewed(place: Place, session: str) -> None:
 
 # Refused
 
-ALWAYS = ("ends P0001", "ends 08006", "ends 53100", "ends 53200", "ends 53300", "ends 54000", "ends 54001", "ends 57P01", "ends 42501")
+ALWAYS = (
+    "ends P0001",
+    "ends 08006",
+    "ends 53100",
+    "ends 53200",
+    "ends 53300",
+    "ends 54000",
+    "ends 54001",
+    "ends 57P01",
+    "ends 42501",
+)
 
 
 def test_what_the_database_refuses_waits_with_its_answer_also_across_a_kill(place: Place) -> None:
@@ -174,11 +197,12 @@ def test_what_the_database_refuses_waits_with_its_answer_also_across_a_kill(plac
     place.enqueue("large-error", user="tells the row")
     troubled(place, users)
     with place.worker("--no-sweep", "--concurrency", "60") as worker:
-        for user, scenario in [(f"quiet {n}", scenario) for n in range(10) for scenario in ("success", "sensitive")]:
+        for user, scenario in [
+            (f"quiet {n}", scenario) for n in range(10) for scenario in ("success", "sensitive")
+        ]:
             place.enqueue(scenario, user=user)
         began_at = time.monotonic()
         until_sync(lambda: not open_of(place, "quiet%"), USUAL_S)
-        print(f"quiet ones: {time.monotonic() - began_at:.1f} s")
         until_sync(lambda: not open_of(place, "tells%"), USUAL_S)
         kept = "select distinct session_id from session_events where kind = 'answered'"
         until_sync(lambda: len(place.sql(kept)) == 2 * len(ALWAYS))
