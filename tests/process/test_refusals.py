@@ -201,7 +201,6 @@ def test_what_the_database_refuses_waits_with_its_answer_also_across_a_kill(plac
             (f"quiet {n}", scenario) for n in range(10) for scenario in ("success", "sensitive")
         ]:
             place.enqueue(scenario, user=user)
-        began_at = time.monotonic()
         until_sync(lambda: not open_of(place, "quiet%"), USUAL_S)
         until_sync(lambda: not open_of(place, "tells%"), USUAL_S)
         kept = "select distinct session_id from session_events where kind = 'answered'"

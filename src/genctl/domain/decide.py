@@ -119,7 +119,7 @@ def dispose(job: Job, row: Session | None, receive_count: int) -> Delete | Copy 
 
 
 def _rest_s(row: Session) -> int:
-    """Seconds until an unended row may be claimed: the rest of its lease, or of its wait. 0: it may be by now,
+    """Seconds until an unended row may be claimed: the rest of its lease, or of its wait. 0: it may be now,
     but somebody has locked it, or has its answer in hand: a message shown at once each time would wear out.
     """
     waits_for = row.lease_until if row.status is Status.PROCESSING else row.due_at
