@@ -20,7 +20,7 @@ from psycopg.abc import AdaptContext
 from psycopg.adapt import Loader
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
@@ -236,6 +236,18 @@ class Database:
         finally:
             self._waiting.pop(waits, None)
 
+    @asynccontextmanager
+    async def _timed_connection(self, timeout_s: float | None) -> AsyncIterator[Connection]:
+        """One for so long. A time-out before it is there is about the server, and not about a statement."""
+        conn: Connection | None = None
+        try:
+            async with asyncio.timeout(timeout_s), self._connection() as conn:
+                yield conn
+        except TimeoutError:
+            if conn is None:
+                raise PoolTimeout(f"no connection within {timeout_s:.1f} s") from None
+            raise
+
     async def rows(self, name: str, **params: Any) -> list[Row]:
         """The rows of one named statement, committed by itself."""
         return (await self.transact((name, params)))[0]
@@ -264,7 +276,7 @@ class Database:
 
     async def _transact(self, steps: Sequence[Step], timeout_s: float | None) -> list[list[Row]]:
         with errors_told(self.dsn):
-            async with asyncio.timeout(timeout_s), self._connection() as conn:
+            async with self._timed_connection(timeout_s) as conn:
                 try:
                     if len(steps) == 1:
                         return [await _fetched(await _execute(conn, steps[0]))]
