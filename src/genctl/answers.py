@@ -85,7 +85,7 @@ class Answers:
         try:
             return await asyncio.shield(storing)
         except asyncio.CancelledError:
-            if await last_words(storing) is None:
+            if await last_words(storing) is None and not _is_lost(storing):
                 await self._give_up(held)
             raise
         finally:
@@ -216,6 +216,10 @@ async def last_words(step: asyncio.Future[T]) -> T | None:
     if not done:
         step.cancel()
     return step.result() if done and not step.cancelled() and step.exception() is None else None
+
+
+def _is_lost(step: asyncio.Future[T]) -> bool:
+    return step.done() and not step.cancelled() and isinstance(step.exception(), LeaseLostError)
 
 
 def _whose(held: Held) -> dict[str, object]:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -49,17 +49,28 @@ def place(server: Postgres, sqs_server: QueueServer, simulator: Running, tmp_pat
 
 
 def under_way(place: Place, count: int) -> None:
-    """So many slow calls, whose answers are yet to come."""
+    """So many slow calls more, whose answers are yet to come."""
+    known = calls(place).total()
     place.enqueue("slow-success", count=count, users=count)
-    until_sync(lambda: calls(place).total() == count)
+    until_sync(lambda: calls(place).total() == known + count)
 
 
 def test_an_outage_longer_than_a_lease_costs_no_second_call(server: Postgres, place: Place) -> None:
-    """Its answers wait in memory; nobody claims over them, though their leases have run out."""
-    with place.worker("--concurrency", "40") as one, place.worker("--concurrency", "40") as two:
+    """Its answers wait in memory; nobody claims over them, though their leases have run out. One that is told
+    to stop meanwhile ends, and says what it leaves.
+    """
+    with ExitStack() as stack:
+        stopped = stack.enter_context(place.worker("--max-jobs", "1", "--grace", "3s", "--no-sweep"))
+        left = place.enqueue("slow-success", user="long")
+        place.until_called(left)
+        one, two = (stack.enter_context(place.worker("--concurrency", "40")) for _ in range(2))
         under_way(place, 30)
         asyncio.run(server.stop())
         away_until = time.monotonic() + AWAY_S
+        assert stopped.end(signal.SIGTERM, within_s=3 + 10 + 2) == 0
+        (unsettled,) = stopped.events("session.answer.unsettled")
+        assert (unsettled["sessionId"], unsettled["status"]) == (left, "completed")
+        assert unsettled["requestId"]
         for worker in (one, two):
             worker.until("worker.trouble", within_s=AWAY_S)
         while time.monotonic() < away_until:

@@ -136,7 +136,7 @@ def test_whoever_holds_what_one_user_needs_holds_up_nobody_else(place: Place, li
                 "select from tool_gates for update",
             )
         )
-        with place.worker("--no-sweep", "--concurrency", "60") as worker:
+        with place.worker("--no-sweep", "--concurrency", "20") as worker:  # answers that wait take no place
             place.until_called(session)
             troubles.enter_context(
                 locked(place, "select from generation_sessions where user_id = 'session' for update")

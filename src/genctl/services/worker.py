@@ -235,7 +235,7 @@ class Worker:
                 if self._jobs_left() <= 0:
                     return
                 self.liveness.rest(self._hands_full())
-                await self._change()
+                await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
                 continue
             if self.gatekeeper.is_open:
                 self.liveness.ask()
