@@ -25,7 +25,7 @@ SOURCE = Path("src", "genctl")
 TIMEOUT_S = 300
 KEPT = ("src", "tests", "migrations", "runbooks", "pyproject.toml")
 
-EVERYTHING = ("guards", "pipeline", "sweep", "credits", "contention", "interleavings", "redrive")
+EVERYTHING = ("guards", "answers", "pipeline", "sweep", "credits", "contention", "interleavings", "redrive")
 
 
 class Mutant(NamedTuple):
@@ -208,11 +208,29 @@ MUTANTS = (
            ' and row["due_at"] is not None', "",
            "ownership::test_a_failure_that_came_late_is_kept_in_the_trace"),
     Mutant("stop: a known answer is stored", "answers.py", None,
-           "if await last_words(storing) is None:", "if storing.cancel():",
+           "if await last_words(storing) is None and", "if storing.cancel() and",
            "ownership::test_a_retry_that_meets_a_stop_is_stored_as_what_is_known"),
     Mutant("stop: a job is cancelled once", "services/worker.py", None,
            "if not task.cancelling():", "if True:",
            "ownership::test_a_second_cancellation_does_not_cut_off_the_give_back"),
+    Mutant("answers: a kept one is settled without a call", "pipeline.py", None,
+           "if answer := kept_answer(session):", "if (answer := kept_answer(session)) and False:",
+           "answers::test_an_answer_that_was_refused_is_settled_by_the_next_owner_without_a_call"),
+    Mutant("answers: attempts that are used up do not grow", LIFECYCLE, "claim",
+           " + (not r.spent)::int", " + 1",
+           "answers::test_an_answer_that_was_refused_is_settled_by_the_next_owner_without_a_call"),
+    Mutant("answers: after an outage those who have them come first", "run.py", None,
+           '"dead": self.db.back_since_s() > RENEW_S', '"dead": True',
+           "answers::test_an_outage_of_several_leases_costs_no_second_call"),
+    Mutant("answers: those that wait take no place", "services/worker.py", None,
+           "self.concurrency + waiting - ", "self.concurrency - ",
+           "answers::test_while_too_many_answers_wait_nothing_more_is_received"),
+    Mutant("answers: not too many wait", "services/worker.py", None,
+           "        if waiting >= MOST_WAITING:\n            return 0\n", "",
+           "answers::test_while_too_many_answers_wait_nothing_more_is_received"),
+    Mutant("dispose: a message of what is locked is not worn out", "domain/decide.py", None,
+           "_rest_s(row) or min(FIRST_HIDE_S * (receive_count - 1), LOCKED_HIDE_S)", "_rest_s(row)",
+           "answers::test_a_message_of_a_run_that_cannot_be_had_is_not_worn_out"),
     Mutant("gate: it is as it was seen", "edges/sql/gate.sql", "turn_gate",
            "where tool_gates.changed_at = %(seen)s\n", "",
            "breaker::test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_since"),
@@ -247,6 +265,9 @@ MUTANTS = (
            "                self._pace = self._pace.held_back(time.monotonic() + result.retry_after_s)\n",
            "                pass\n",
            "polite::test_retry_after_of_one_job_holds_back_the_others"),
+    Mutant("polite: what is far from its turn goes back", "services/turns.py", None,
+           "if wait_s > SOON_S:", "if False:",
+           "polite::test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away"),
 )  # fmt: skip
 
 

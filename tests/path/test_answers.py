@@ -56,7 +56,6 @@ async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgr
     """Another worker and sweepers had it too: whoever holds a run has the first turn at it."""
     sessions = [await kit.enqueue("slow-success", user=f"user-{n}") for n in range(30)]
     sent = Counter[str]()
-    provider = kit.at.providers["ark"]
     async with Pipeline.open(kit.settings) as other:
         for at in (kit.at, other):
             monitor(at, sent)
@@ -70,7 +69,6 @@ async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgr
                 await until(lambda: has_ended(kit, len(sessions)))
                 for task in sweeping:
                     task.cancel()
-    assert provider
     assert sent == dict.fromkeys((str(session.id) for session in sessions), 1)
     rows = looked_up(kit, "select status, attempts, unknowns from generation_sessions")
     assert [tuple(row.values()) for row in rows] == [("completed", 1, 0)] * len(sessions)
@@ -116,6 +114,50 @@ async def test_while_too_many_answers_wait_nothing_more_is_received(
             await until(lambda: true("answers wait for their rows: the acc" in worker.liveness.told()["why"]))
             assert worker._received <= 4 + 2
         await statuses(kit, completed=12)
+
+
+async def test_an_answer_that_was_refused_is_settled_by_the_next_owner_without_a_call(kit: Kit) -> None:
+    """Also by one who finds the attempts used up, and no attempt is counted beyond the most."""
+    sent = Counter[str]()
+    monitor(kit.at, sent)
+    await kit.query(
+        """create function no() returns trigger language plpgsql as $$ begin
+          if new.status in ('completed', 'failed') then raise exception 'no'; end if; return new; end $$"""
+    )
+    await kit.query(
+        "create trigger no before update on generation_sessions for each row execute function no()"
+    )
+    for scenario in ("success", "sensitive"):
+        await kit.enqueue(scenario)
+    await kit.query("update generation_sessions set attempts = %s", kit.at.limits.attempts - 1)
+    for _ in range(2):  # those who come while it is refused, too
+        async with working(kit.at, concurrency=2):
+            await until(lambda: true(len(kit.at.answers.waiting) == 2))
+            await until(lambda: has_kept(kit, 2))
+    await kit.query("drop trigger no on generation_sessions")
+    async with working(kit.at, concurrency=2):
+        await statuses(kit, completed=1, failed=1)
+    assert list(sent.values()) == [1, 1]
+    rows = await kit.query("select attempts from generation_sessions")
+    assert [row["attempts"] for row in rows] == [kit.at.limits.attempts] * 2
+    assert await kit.violations() == []
+
+
+async def has_kept(kit: Kit, count: int) -> bool:
+    kept = await kit.query("select distinct session_id from session_events where kind = 'answered'")
+    return len(kept) == count
+
+
+async def test_a_message_of_a_run_that_cannot_be_had_is_not_worn_out(kit: Kit) -> None:
+    """Its lease is over and its row is locked: shown at once each time, it would soon go to the DLQ by itself."""
+    await kit.enqueue()
+    await kit.query("update generation_sessions set status = 'processing', lease = 1, attempts = 1")
+    await kit.query(DEAD)
+    async with kit.db._pool.connection() as conn, conn.transaction():
+        await conn.execute("select from generation_sessions for update")
+        for _ in range(2):
+            await kit.work()
+        assert await kit.at.queue.receive(1, wait_s=0, visibility_s=0) == []
 
 
 async def test_what_is_refused_again_and_again_keeps_no_other_run_from_the_sweeper(kit: Kit) -> None:
