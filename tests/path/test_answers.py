@@ -105,13 +105,15 @@ async def test_while_too_many_answers_wait_nothing_more_is_received(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genctl.services.worker.MOST_WAITING", 4)
+    monkeypatch.setattr("genctl.services.worker.LOOK_S", 0.05)
     for _ in range(12):
         await kit.enqueue()
     async with working(kit.at, concurrency=2) as worker:
+        rests = list[str]()
+        monkeypatch.setattr(worker.liveness, "rest", rests.append)
         async with kit.db._pool.connection() as conn, conn.transaction():
             await conn.execute("select from credit_accounts for update")
-            await until(lambda: true(len(kit.at.answers.waiting) >= 4))
-            await until(lambda: true("answers wait for their rows: the acc" in worker.liveness.told()["why"]))
+            await until(lambda: true(sum("answers wait for their rows" in why for why in rests) > 9))
             assert worker._received <= 4 + 2
         await statuses(kit, completed=12)
 
@@ -134,6 +136,8 @@ async def test_an_answer_that_was_refused_is_settled_by_the_next_owner_without_a
         async with working(kit.at, concurrency=2):
             await until(lambda: true(len(kit.at.answers.waiting) == 2))
             await until(lambda: has_kept(kit, 2))
+            rows = await kit.query("select attempts from generation_sessions")
+            assert [row["attempts"] for row in rows] == [kit.at.limits.attempts] * 2
     await kit.query("drop trigger no on generation_sessions")
     async with working(kit.at, concurrency=2):
         await statuses(kit, completed=1, failed=1)
