@@ -29,7 +29,7 @@ STOP_S = 5.0  # what a cancelled step of the database gets to end in
 CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
 SETTLE_PATIENCE_S = 10.0  # of one try; then those who wait for it are told why
 TOGETHER_S = 3.0  # of one for many, and of renewals: what hangs for one holds up the others for so long
-ALONE_LANES = 2  # connections for what was passed over or refused, and is tried again by itself
+ALONE_LANES = 4  # connections for what was passed over or refused, and is tried again by itself
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -131,8 +131,8 @@ class Runs:
         self._alone = asyncio.Semaphore(ALONE_LANES)
         self.read = Together(self._read)
         self.claim = Together(apart(self._claim))
-        self.retry = Together(apart(self._retry))
-        self.settle = Together(apart(self._settle))
+        self.retry = Together(apart(self._retry, slow=False))
+        self.settle = Together(apart(self._settle, slow=False))
         self.mark = Together(apart(self._mark))
 
     def __iter__(self) -> Iterator[Hold]:
@@ -273,17 +273,19 @@ class Runs:
 
 
 def apart(
-    work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]],
+    work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]], *, slow: bool = True
 ) -> Callable[[list[T]], Awaitable[Sequence[A | Exception]]]:
     """The same work, but what is refused, locked or too slow for many is tried by halves: one bad item among
-    others is told alone. A database that is away is told to all.
+    others is told alone. A database that is away is told to all, and without `slow` one that is silent, too:
+    whoever then tries each alone is done sooner.
     """
 
     async def tried(items: list[T]) -> Sequence[A | Exception]:
         try:
             return await work(items)
         except GenctlError as error:
-            away = isinstance(error, DatabaseGoneError) and not isinstance(error, DatabaseSilentError)
+            halve_it = slow and isinstance(error, DatabaseSilentError)
+            away = isinstance(error, DatabaseGoneError) and not halve_it
             if away or len(items) == 1:
                 return [error] * len(items)
         half = len(items) // 2

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -100,14 +100,19 @@ def frozen(server: Postgres) -> Iterator[None]:
     assert server.part.process
     whole = [server.part.process.pid]
     for pid in whole:
-        whole += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    for pid in whole:
-        os.kill(pid, signal.SIGSTOP)
+        with suppress(OSError):
+            whole += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     try:
+        send(whole, signal.SIGSTOP)
         yield
     finally:
-        for pid in whole:
-            os.kill(pid, signal.SIGCONT)
+        send(whole, signal.SIGCONT)
+
+
+def send(whole: list[int], number: signal.Signals) -> None:
+    for pid in whole:
+        with suppress(ProcessLookupError):  # one of the server's own, which has ended by itself
+            os.kill(pid, number)
 
 
 def test_a_server_that_throws_everybody_out_and_lets_few_in_costs_no_second_call(place: Place) -> None:
