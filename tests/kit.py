@@ -247,10 +247,11 @@ class Kit:
         return await until(one)
 
     async def work(self) -> Session | None:
-        """What a worker does with the next delivery, which takes no time; the row as its attempt left it."""
+        """What a worker does with the next delivery, which takes no time; the row as it is then."""
         message = await self.receive()
         async with asyncio.timeout(SOON_S):
-            return await carry(message, self.at)
+            row = await carry(message, self.at)
+        return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:
         return (await sweep(self.at, Ages.of(self.settings))).done

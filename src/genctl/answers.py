@@ -16,7 +16,7 @@ from genctl.base.meters import Meters
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
-from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
+from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.run import STOP_S, Ending, Left, Retry, Runs
 
 I = TypeVar("I", Ending, Retry)  # noqa: E741 - an item
@@ -91,7 +91,7 @@ class Answers:
         try:
             return await asyncio.shield(storing)
         except asyncio.CancelledError:
-            if await last_words(storing) is None:
+            if await last_words(storing) is None and not _is_lost(storing):
                 await self._give_up(held)
             raise
         finally:
@@ -116,7 +116,7 @@ class Answers:
                 held.why, step, most_s = ROW_LOCKED, alone, LOCKED_PAUSE_S
             except LeaseLostError:
                 raise
-            except LockedError as error:
+            except (LockedError, DatabaseSilentError) as error:  # a statement that hangs holds up others, too
                 held.why, step, most_s = error.message, alone, LOCKED_PAUSE_S
             except DatabaseGoneError as error:
                 hangs = isinstance(error, DatabaseSilentError)  # perhaps on this one only
@@ -136,22 +136,32 @@ class Answers:
         """Told apart by what is not refused: without the release it was about the reservation, with less of
         the provider's words about the row's size. Raises what the whole of it was refused for.
         """
-        refused: GenctlError | None = None
+        refused = await self._tried(ending)
+        if not isinstance(refused, GenctlError):
+            return refused
         for variant in variants(ending):
-            try:
-                row = await self._runs.settle_alone(variant)
-            except (DatabaseGoneError, LockedError):
-                raise
-            except GenctlError as error:
-                refused = refused or error
+            if isinstance(await self._tried(variant, dry=True), GenctlError):
                 continue
-            if refused:
-                log.warning("session.settle.reduced", sessionId=ending.session_id, error=refused.message)
-                self._meters().refused("reservation" if variant.details == ending.details else "words")
-            return row
-        assert refused  # noqa: S101 - there is a variant
+            for item in (ending, variant):  # the refusal may be over just now: the whole of it comes first
+                row = await self._tried(item)
+                if not isinstance(row, GenctlError):
+                    if item is variant:
+                        told = {"sessionId": ending.session_id, "error": refused.message}
+                        log.warning("session.settle.reduced", **told)
+                        is_whole = variant.details == ending.details
+                        self._meters().refused("reservation" if is_whole else "words")
+                    return row
         self._meters().refused("other")
         raise refused
+
+    async def _tried(self, ending: Ending, *, dry: bool = False) -> Row | GenctlError | None:
+        """What a settle gives, or is refused for. Raises what says nothing about the ending itself."""
+        try:
+            return await self._runs.settle_alone(ending, dry=dry)
+        except (DatabaseGoneError, LockedError, ConflictError):
+            raise
+        except GenctlError as error:
+            return error
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:
         """Keep a refused answer in the trace, once: whoever claims the run next settles it without a call."""
@@ -208,8 +218,7 @@ def kept_answer(session: Session) -> Ending | None:
 
 
 def variants(ending: Ending) -> Iterator[Ending]:
-    """The ending, and what is left of it when the database refuses a part."""
-    yield ending
+    """What is left of an ending when the database refuses a part of it."""
     yield _unreleased(ending)
     if ending.details and ending.details != (lean := details.lean(ending.details)):
         trace = ending.trace | {"details": ending.details}
@@ -228,6 +237,10 @@ async def last_words(step: asyncio.Future[T]) -> T | None:
     if not done:
         step.cancel()
     return step.result() if done and not step.cancelled() and step.exception() is None else None
+
+
+def _is_lost(step: asyncio.Future[T]) -> bool:
+    return step.done() and not step.cancelled() and isinstance(step.exception(), LeaseLostError)
 
 
 def _whose(held: Held) -> dict[str, object]:

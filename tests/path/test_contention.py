@@ -19,6 +19,7 @@ from genctl.answers import RELEASE_REFUSED
 from genctl.base.settings import Settings
 from genctl.domain.classify import ours
 from genctl.domain.deadletters import Choice, Terms
+from genctl.domain.decide import job_body
 from genctl.domain.model import Image, Session, Status, Success
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
@@ -26,7 +27,7 @@ from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
-from genctl.run import Mark
+from genctl.run import Claim, Ending, Hold, Mark
 from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 
@@ -82,7 +83,7 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
             *(credits.grant(at.db, users, 1, "a test") for _ in range(3)),
         )
         assert stuck.reservation_id
-        copies = [copy_of(kit, session) for session in chance.sample([bad, stuck], 2)]
+        copies = [copy_of(session) for session in chance.sample([bad, stuck], 2)]
         await asyncio.gather(
             marked(at, bad),
             marked(at, stuck),
@@ -98,9 +99,9 @@ async def marked(at: Pipeline, session: Session) -> None:
         await at.runs.mark(Mark(session.id, session.run, "a copy"))
 
 
-def copy_of(kit: Kit, session: Session) -> Message:
+def copy_of(session: Session) -> Message:
     name = str(uuid4())
-    return Message(name, name, kit.body(session), {}, 1, datetime.now(UTC))
+    return Message(name, name, job_body(session, TOOL.name), {}, 1, datetime.now(UTC))
 
 
 async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, settings: Settings) -> None:
@@ -138,9 +139,93 @@ async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, sett
         )
         assert found["balance"] + found["held"] + captured[0]["credits"] == OPENING + granted[user]
     assert await kit.violations() == []
-    # what backends have counted is there when they have ended
+    assert deadlocks(settings) == 0
+
+
+def deadlocks(settings: Settings) -> int:
+    """What backends have counted is there when they have ended."""
     with psycopg.connect(settings.dsn()) as conn:
-        (deadlocks,) = conn.execute(
+        (count,) = conn.execute(
             "select deadlocks from pg_stat_database where datname = current_database()"
-        ).fetchone() or (None,)
-    assert deadlocks == 0
+        ).fetchone() or (-1,)
+    return int(count)
+
+
+SILENT = """
+with held as (
+  select id from generation_sessions where status = 'processing' and random() < 0.5 order by id for update skip locked
+)
+update generation_sessions s set lease_until = now() - interval '1 s' from held h where s.id = h.id
+"""
+
+
+# As in a table that has grown large, rows are looked up one by one as they are named, if a statement says nothing
+# of their order; and it takes its time over them.
+RASH = """
+do $$ declare name text; begin
+  foreach name in array array['hashjoin', 'mergejoin', 'seqscan', 'bitmapscan'] loop
+    execute format('alter database %I set enable_%s = off', current_database(), name);
+  end loop;
+  execute format('alter database %I set deadlock_timeout = 20', current_database());
+end $$;
+insert into generation_sessions (id, user_id, model, prompt, status)
+  select gen_random_uuid(), 'past', 'any', 'any', 'completed' from generate_series(1, 5000);
+analyze generation_sessions;
+delete from generation_sessions;
+create function dawdle() returns trigger language plpgsql as $$ begin perform pg_sleep(0.002); return new; end $$;
+create trigger dawdle before update on generation_sessions for each row
+  when (old.dlq_sent_at is distinct from new.dlq_sent_at) execute function dawdle()
+"""
+
+
+async def rounds(at: Pipeline, ids: list[UUID], chance: random.Random, *, count: int) -> None:
+    """One thing after the other, each done to many sessions in no order."""
+    for _ in range(count):
+        some = chance.sample(ids, 12)
+        match chance.randrange(6):
+            case 0:
+                marks = [
+                    Mark(row["id"], row["run"], "a test") for row in await at.db.rows("sessions", ids=ids)
+                ]
+                shuffled = [chance.sample(marks, len(marks)) for _ in range(3)]
+                await asyncio.gather(*map(at.runs._mark, shuffled), return_exceptions=True)
+            case 1:
+                rows = await at.db.rows("sessions", ids=some)
+                copies = [copy_of(Session.of(row)) for row in rows]
+                await redrive(copies, at, Choice(), Terms(max_redrives=1000), most=12)
+            case 2 | 3:
+                claims = [at.runs.claim(Claim(id_, None, False)) for id_ in some]
+                held = [session for session in await asyncio.gather(*claims) if session]
+                await at.runs.extend([Hold(session, 0.0) for session in held])
+                ends = [at._ending(session, ours("WorkerCrashed"), 1) for session in held[1:]]
+                ends[:2] = [unreleased(ending) for ending in ends[:2]]
+                await asyncio.gather(*map(at.runs.settle, ends), return_exceptions=True)
+            case 4:
+                await credits.grant(at.db, chance.sample(USERS, 4), 1, "a test")
+            case 5:
+                await sweep(at, AGES)
+
+
+def unreleased(ending: Ending) -> Ending:
+    return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
+
+
+async def test_a_thousand_rounds_of_everything_against_everything_do_not_deadlock(
+    kit: Kit, settings: Settings
+) -> None:
+    """Marks, redrives, claims, renewals, ends, grants and sweeps; workers fall silent now and then."""
+    with psycopg.connect(settings.dsn(), autocommit=True) as conn:
+        conn.execute(RASH.encode())
+    orders = [kit.order(user=USERS[n % len(USERS)]) for n in range(40)]
+    made = await enqueue(orders, db=kit.db, queue=None, tool=TOOL.name, opening=OPENING)
+    ids = [session.id for session in made.sessions]
+    async with Database.open(settings.dsn(), size=LANES) as db:
+        at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits, tool=TOOL)
+        lanes = [asyncio.create_task(rounds(at, ids, random.Random(n), count=100)) for n in range(10)]
+        while any(not lane.done() for lane in lanes):
+            await kit.query(SILENT)
+        await asyncio.gather(*lanes)
+    (runs,) = await kit.query("select sum(run)::int as n from generation_sessions")
+    assert runs["n"] > 10 * len(ids), "most of the rounds did something"
+    assert deadlocks(settings) == 0
+    assert set(await kit.violations()) <= {"refund_pending", "terminal_holds"}

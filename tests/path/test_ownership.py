@@ -29,7 +29,7 @@ from genctl.domain.model import (
     Success,
 )
 from genctl.domain.scenarios import SCENARIOS
-from genctl.edges.db import as_json
+from genctl.edges.db import Step, as_json
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs import Message, Outgoing
 from genctl.messages import Messages
@@ -144,22 +144,22 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
 ) -> None:
     """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
     session = await kit.enqueue("slow-success")
-    rows = kit.at.runs.lifeline.rows
+    transact = kit.at.runs.lifeline.transact
 
-    async def cut(name: str, **_: Any) -> Any:
-        raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {name}")
+    async def cut(*steps: Step, **_: Any) -> Any:
+        raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {steps}")
 
     async with working(kit.at, max_jobs=1):
         hold = await held(kit)
         await kit.query("update generation_sessions set prompt = 'quick'")
-        monkeypatch.setattr(kit.at.runs.lifeline, "rows", cut)
+        monkeypatch.setattr(kit.at.runs.lifeline, "transact", cut)
         await until(lambda: true(hold.stale))
         before = list(touched)
         async with Pipeline.open(kit.settings) as other, working(other):
             row = await until_status(kit, session, Status.COMPLETED)
         assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
         assert hold.session.id in kit.at.runs, "the cut one still waits for its answer"
-    monkeypatch.setattr(kit.at.runs.lifeline, "rows", rows)
+    monkeypatch.setattr(kit.at.runs.lifeline, "transact", transact)
     assert touched == before
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
     assert (await kit.row(session)).result == row.result
