@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from genctl import cli
-from genctl.cli.inprocess import complaint
+from genctl.cli.words import complaint
 from genctl.ops.runbook.load import examine, names
 from genctl.ops.runbook.model import schema
 from genctl.ops.runbook.page import page
@@ -215,7 +215,7 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("{path: who,", "{path: hwo,", "unknown value hwo: did you mean who?"),
         ("path: exit, secret", "path: " + "(" * 3000 + ", secret", "no JMESPath: nested too deeply"),
         ("query: {b: c}", "query: {'${who}': c}", "who must be a whole argument"),
-        ("genctl: [version]", "genctl: [worker, --drain]", "it owns its process"),
+        ("genctl: [version]", "genctl: [up]", "it never ends"),
         (
             "'select ${often}'",
             "'/* select */ delete from x where n = ${often}'",

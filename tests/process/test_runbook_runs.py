@@ -16,6 +16,7 @@ from tests.process.test_cli_manner import OnTerminal
 
 from genctl.domain.model import GenctlError
 from genctl.edges import db
+from genctl.ops.runbook import actions
 
 HEAD = "name: {name}\npurpose: A test.\nwhen: Now.\ntouches: Nothing.\n"
 OK = "expect: [{path: exit, operator: equals, value: 0}]"
@@ -282,6 +283,52 @@ def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
     assert book.history(path.stem)["state"] == "interrupted"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+ORDERLY = """
+trap 'touch ordered; exit 0' TERM
+touch began
+sleep 60 & wait
+"""
+
+
+@pytest.mark.parametrize(("script", "is_orderly"), [(ORDERLY, True), ("trap '' TERM; sleep 60", False)])
+def test_a_command_that_is_cut_off_puts_things_in_order_and_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, is_orderly: bool
+) -> None:
+    """Or it would leave what it has lent, hidden or closed; one that does not end is killed."""
+    monkeypatch.chdir(tmp_path)
+    argv = ("/bin/sh", "-c", f"echo $$ > pid; {script}")
+
+    async def cut_off() -> None:
+        async with asyncio.timeout(0.5):
+            await actions._child(argv, ends_within_s=20.0 if is_orderly else 0.2)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(cut_off())
+    assert (tmp_path / "ordered").exists() == is_orderly
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_no_value_of_a_command_is_seen_among_the_processes(book: Book) -> None:
+    """All users of a machine see the arguments of all its processes."""
+    book.write(
+        f"shell: printf 127.7.7.%s 7\n{OK}\nsave: {{host: {{path: text, secret: true}}}}",
+        f'genctl: [simulator, --port, 0, --host, "${{host}}"]\n{OK}',
+    )
+    with book.start("run", str(book.file)) as running:
+        until_sync(lambda: "simulator.started" in running.log.read_text())
+        seen = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+        assert [words for words in seen if b"127.7.7.7" in words] == []
+        assert running.end(signal.SIGINT) == 130
+        assert "***" in running.log.read_text()
+
+
+def test_a_command_may_list_a_whole_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the MiB that is read of a script."""
+    monkeypatch.setattr(actions, "GENCTL", "print([0] * 600_000)")
+    found = asyncio.run(actions._command([], print))
+    assert len(found["json"]) == 600_000
 
 
 SLOW = """

@@ -41,10 +41,7 @@ class UncomparableError(ValueError):
 
 
 class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is found at a JMESPath, compared with a value.
-
-    What is not there satisfies `exists: false` alone.
-    """
+    """What is found at a JMESPath, compared with a value; nothing there satisfies `exists: false` alone."""
 
     path: str
     operator: Operator

@@ -36,10 +36,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class Variable(Strict, frozen=True, kw_only=True):
-    """A value that is given with `--var`. Exactly one of `default`, `required` and `optional`.
-
-    A step that uses an optional one that was not given is skipped.
-    """
+    """A value given with `--var`; a step that uses an `optional` one which was not given is skipped."""
 
     type: Literal["text", "integer", "number", "boolean", "duration", "file"]
     help: Text
