@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from genctl.base.durations import parse_duration
-from genctl.domain.conditions import Condition, roots
+from genctl.domain.conditions import roots, values_in
 from genctl.domain.runbooks import references
 
 DEFAULT_TIMEOUT = "60s"
@@ -27,7 +27,7 @@ FORMS = {  # what lint says of them
 StepName = Annotated[str, msgspec.Meta(pattern=_NAME)]
 ValueName = Annotated[str, msgspec.Meta(pattern=_VALUE)]
 Duration = Annotated[str, msgspec.Meta(pattern=_DURATION)]
-Conditions = Annotated[list[Condition], msgspec.Meta(min_length=1)]
+Conditions = Annotated[list[Text], msgspec.Meta(min_length=1)]  # each an expression that must be true
 Words = Annotated[list[str | int], msgspec.Meta(min_length=1)]
 
 
@@ -181,13 +181,13 @@ class Step(Strict, frozen=True, kw_only=True):
 
     def needs(self) -> set[str]:
         """The names of the values that it cannot do without."""
-        compared = [one.value for one in (*(self.only_if or []), *(self.expect or []))]
-        used = msgspec.to_builtins([self.action()[1], self.patience, self.pause, compared])
-        return {name for name, _ in references(used) if name.isidentifier()}
+        used = msgspec.to_builtins([self.action()[1], self.patience, self.pause])
+        named = {name for name, _ in references(used) if name.isidentifier()}
+        return named.union(*map(values_in, self.expect or []))
 
     def looks_at(self) -> set[str]:
         """The same, and the names that its condition asks of."""
-        return self.needs().union(*(roots(one.path) for one in self.only_if or []))
+        return self.needs().union(*map(roots, self.only_if or []))
 
     @property
     def asks(self) -> bool:

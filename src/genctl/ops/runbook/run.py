@@ -13,7 +13,7 @@ import msgspec
 from genctl import __version__
 from genctl.base.durations import format_duration, parse_duration
 from genctl.base.person import who
-from genctl.domain.conditions import Condition, UncomparableError, complaint, find, holds, roots
+from genctl.domain.conditions import UncomparableError, complaint, find, holds, roots
 from genctl.domain.masking import MASK
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import as_word, fill, spoken
@@ -247,11 +247,8 @@ class Run:
             by = next(one.step for one in self.runbook.steps if name in one.save)
             raise SkippedError(f"{name} is not known: step {by} was not run")
         for condition in step.only_if or []:
-            if not holds(self._filled(condition), self.values):
+            if not holds(condition, self.values):
                 raise SkippedError(f"it is only for when {condition}")
-
-    def _filled(self, condition: Condition) -> Condition:
-        return msgspec.structs.replace(condition, value=fill(condition.value, self.values))
 
     async def _done(self, step: Step) -> tuple[str, str]:
         """State and reason."""
@@ -351,11 +348,11 @@ class Run:
             if name in self.secret:  # whatever else is found wrong with it
                 with suppress(UncomparableError):
                     self.mask.add(find(what.path, output))
-        paths = [one.path for one in step.expect or []] + [what.path for _, what in step.saves()]
+        paths = [*(step.expect or []), *(what.path for _, what in step.saves())]
         if why := _unread(output, paths):
             return why
         for condition in step.expect or []:
-            if why := complaint(self._filled(condition), output):
+            if why := complaint(condition, {**output, "values": self.values}):
                 return why + _told_by(output)
         for name, what in step.saves():
             try:
