@@ -1,7 +1,6 @@
 """Conditions, values, masks and what is resumed: pure functions, and what always holds of them."""
 
 import json
-from base64 import b64encode, urlsafe_b64encode
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -218,9 +217,8 @@ def test_a_statement_binds_its_values() -> None:
 
 @given(SECRETS, st.text(), st.text())
 def test_a_secret_is_nowhere_to_be_found(secret: str, before: str, after: str) -> None:
-    """Neither as it is, nor as URLs, JSON or base64 spell it, in values and in keys."""
-    urls = {quote(secret, safe=""), quote_plus(secret)}
-    forms = {secret, *urls, json.dumps(secret)[1:-1], b64encode(secret.encode()).decode()}
+    """Neither as it is, nor as URLs or JSON spell it, in values and in keys."""
+    forms = {secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]}
     thing = {before + form + after: [form, {"x": form + after}] for form in forms}
     for text in texts(Masker([secret])(thing)):
         assert [form for form in forms if form in text.replace("x", "")] == []
@@ -238,15 +236,6 @@ def test_without_secrets_nothing_changes(thing: Any) -> None:
     assert Masker(["", None, True])(thing) == thing
 
 
-@given(st.binary(max_size=9), st.text("abcdefgh-_%é", min_size=8), st.binary(max_size=9))
-def test_base64_of_a_longer_text_tells_no_more_than_its_ends(
-    before: bytes, secret: str, after: bytes
-) -> None:
-    seen = Masker([secret]).text(b64encode(before + secret.encode() + after).decode())
-    assert MASK in seen
-    assert len(seen) <= (len(before) + len(after)) * 4 / 3 + 4 + 4 + len(MASK)
-
-
 def test_numbers_and_lines_of_a_secret_are_masked_too() -> None:
     mask = Masker([90210, "-----BEGIN-----\nMIIEvQIBADANBg\n-----END-----"])
     assert mask({"zip": 90210, "key": "it is MIIEvQIBADANBg"}) == {"zip": MASK, "key": f"it is {MASK}"}
@@ -260,16 +249,10 @@ def test_a_secret_map_hides_the_texts_within_and_itself() -> None:
 
 
 def test_a_secret_is_hidden_however_it_is_spelled() -> None:
-    """Without the blanks at its ends; as other languages spell URLs and JSON; JSON in JSON; a number."""
+    """Without the blanks at its ends; as URLs and JSON spell it; a number."""
     secret = 'p&s<"w>?~'
     mask = Masker([f"\n{secret} \n", 4711])
-    for text in (
-        secret,
-        quote(secret, safe="").lower(),
-        json.dumps(secret).replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")[1:-1],
-        json.dumps(json.dumps(secret))[3:-3],
-        urlsafe_b64encode(secret.encode()).decode(),
-    ):
+    for text in (secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]):
         assert mask(f"it is {text}.") == f"it is {MASK}."
     assert mask([4711, 4711.0, 4712]) == [MASK, MASK, 4712]
 
