@@ -2,7 +2,6 @@
 
 import re
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +119,7 @@ def lint(out: Output, names: tuple[str, ...]) -> int:
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Also write a report: .md, .json or .xml (JUnit).",
+    help="Also write a report, in Markdown: a file that ends with .md.",
 )
 @yes_option
 def run(
@@ -186,10 +185,7 @@ def _carry_out(
     steps = [step for step in loaded.runbook.steps if step.always or step.step not in start.done]
     _can_be_answered(steps, **answers)
     person, means = _person(out, **answers), _means(out)
-    with ExitStack() as files:
-        if path:
-            file, write_report = report.opened(path)
-            files.enter_context(file)
+    with report.opened(path, lambda one: _indented(one.shown, one.more, None)) as write_report:
         journal = Journal.open()
         of_this = Run(loaded, start, values, means, person, journal)
         say = _saying(out)
@@ -206,8 +202,7 @@ def _carry_out(
         done = out.run(work, heed=of_this.interrupt)
         verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
         out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
-        if path:
-            write_report(done)
+        write_report(done)
     if not journal.is_kept:
         terminal.note("no journal of this run can be written in the state folder")
     elif done.exit_code:
