@@ -3,7 +3,7 @@
 Python and SQL say snake_case, JSON says camelCase; this is the one place that translates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -134,6 +134,15 @@ class Session(msgspec.Struct, frozen=True):
     def of(cls, row: Mapping[str, Any]) -> Self:
         """A row as a statement returned it; columns that we do not know are left out."""
         return msgspec.convert(row, cls)
+
+    @classmethod
+    def readable(cls, row: Mapping[str, Any], odd: Callable[[Any, str], object]) -> Self | None:
+        """The same; None where an adopted table holds what is none of ours: `odd` hears its id and why."""
+        try:
+            return cls.of(row)
+        except msgspec.ValidationError as error:
+            odd(row["id"], str(error))
+            return None
 
     @property
     def details(self) -> dict[str, Any]:
