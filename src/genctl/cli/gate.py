@@ -10,7 +10,7 @@ from genctl.cli.output import Output
 from genctl.domain.tools import SEEDREAM4, TOOLS
 
 if TYPE_CHECKING:
-    from genctl.gate import Gate
+    from genctl.domain.model import Gate
 
 TOOL = click.option(
     "--tool", type=click.Choice(list(TOOLS)), default=SEEDREAM4.name, show_default=True, help="Whose gate."

@@ -59,10 +59,7 @@ async def _database(settings: Settings) -> list[status.Line]:
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
             failures={row["code"]: row["count"] for row in failures},
-            gates=[
-                status.Gate(g.tool, not g.is_open, g.state is gate.State.PROBING, g.until, g.reason, g.who)
-                for g in gates
-            ],
+            gates=gates,
         )
     )
 
