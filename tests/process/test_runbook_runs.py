@@ -285,6 +285,21 @@ def test_a_run_that_was_killed_is_in_the_history(book: Book) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_each_signal_ends_what_is_being_done_and_the_rest_of_the_clean_up_follows(book: Book) -> None:
+    book.write(
+        f"shell: touch began; sleep 60\n{OK}",
+        f"shell: touch cleaning; sleep 60\nalways: true\n{OK}",
+        f"shell: touch clean\nalways: true\n{OK}",
+    )
+    with book.start("run", str(book.file), "-o", "json") as running:
+        for name in ("began", "cleaning"):
+            until_sync((book.folder / name).exists)
+            running.process.send_signal(signal.SIGINT)
+        assert running.end() == 130
+        assert states(json.loads(running.out.read_text())) == ["interrupted", "interrupted", "ok"]
+    assert (book.folder / "clean").exists()
+
+
 ORDERLY = """
 trap 'touch ordered; exit 0' TERM
 touch began
