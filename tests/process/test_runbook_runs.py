@@ -7,11 +7,14 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from tests.kit import until_sync
 from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
+from tests.proxies import Relay
 
 from genctl.domain.model import GenctlError
 from genctl.edges import db
@@ -760,6 +763,29 @@ def test_sql_is_read_only_unless_declared_and_its_values_are_bound(place: Place)
     run(f'{{query: "{change}", writes: true}}', exit_code=0)
     silent = "{query: update credit_accounts set balance = balance, writes: true}"
     assert "found nothing there" in run(silent, exit_code=1)
+
+
+def test_a_database_that_falls_silent_keeps_no_run(place: Place) -> None:
+    """The server does not hear that its statement is cancelled, and the clean-up is not its business."""
+    server = conninfo_to_dict(place.dsn)
+    file = place.folder / "book.yaml"
+    file.write_text(
+        HEAD.format(name="book")
+        + "steps:\n  - step: sql\n    does: It.\n    timeout: 2s\n    sql: {query: select pg_sleep(600)}\n"
+        "    expect: [count == `1`]\n"
+        f"  - step: clean\n    does: It.\n    shell: 'true'\n    always: true\n    {OK}\n"
+    )
+    with Relay(str(server["host"]), int(str(server.get("port", "5432")))) as cable:
+        url = urlsplit(place.dsn)
+        who = url.netloc.rpartition("@")[0]
+        through = urlunsplit(url._replace(netloc=f"{who}@127.0.0.1:{cable.port}", query=""))
+        with place.start("runbook", "run", str(file), "-S", f"database_url={through}") as running:
+            until_sync(lambda: b"pg_sleep" in cable.said)
+            cable.cut()
+            assert running.end(within_s=40) == 1
+            out, _ = running.texts()
+    assert "no end within 2s" in out
+    assert "clean" in out
 
 
 def test_a_protected_database_is_named(place: Place) -> None:
