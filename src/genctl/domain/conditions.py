@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import jmespath
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 from jmespath.parser import ParsedResult
+
+from genctl.domain.model import meant
 
 Node = Any  # of the tree of a JMESPath: a map of type, children and value
 
@@ -55,8 +56,7 @@ def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
         name, given = node["value"], len(node["children"])
         takes = Functions.FUNCTION_TABLE.get(name, {"signature": None})["signature"]
         if takes is None:
-            close = get_close_matches(name, Functions.FUNCTION_TABLE, 1)
-            yield f"no function {name}" + (f": did you mean {close[0]}?" if close else "")
+            yield f"no function {name}{meant(name, Functions.FUNCTION_TABLE)}"
         elif given < len(takes) or (given > len(takes) and not takes[-1].get("variadic")):
             yield f"{name} takes {len(takes)} arguments, not {given}"
     if node["type"] == "slice":  # of numbers

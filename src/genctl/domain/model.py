@@ -3,8 +3,9 @@
 Python and SQL say snake_case, JSON says camelCase; this is the one place that translates.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
@@ -40,6 +41,11 @@ def rough(seconds: float) -> str:
         if seconds >= size:
             return f"{round(seconds / size, digits):g} {unit}"
     return f"{seconds * 1000:.1f} ms"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by a name that is none of these, as the end of a sentence."""
+    return "".join(f": did you mean {close}?" for close in get_close_matches(name, [*known], 1))
 
 
 def is_breaker(who: str | None) -> bool:

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 import msgspec
 
 from genctl.domain.conditions import path_mistake, roots, values_in
+from genctl.domain.model import meant
 from genctl.domain.runbooks import is_reference, references
 from genctl.ops.runbook.model import KINDS, Runbook, Step
 from genctl.ops.runbook.source import Finding, Place, Source
@@ -73,8 +73,7 @@ def _values(runbook: Runbook, source: Source) -> Iterator[Finding]:
 def _unknown(name: str, known: set[str], later: dict[str, str]) -> str:
     if name in later:
         return f"{name} is saved later, by step {later[name]}"
-    close = get_close_matches(name, known, 1)
-    return f"unknown value {name}" + (f": did you mean {close[0]}?" if close else "")
+    return f"unknown value {name}{meant(name, known)}"
 
 
 def _kinds(step: Step, source: Source, at: Place) -> Iterator[Finding]:

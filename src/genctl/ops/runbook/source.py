@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
 import msgspec
 import yaml
 
 from genctl.domain.conditions import instead
+from genctl.domain.model import meant
 from genctl.ops.runbook import model
 from genctl.ops.runbook.model import FORMS, Runbook, Step, Variable
 
@@ -169,15 +169,14 @@ def _converted(source: Source, base: Place, value: Any, kind: Any) -> Iterator[F
         steps = re.findall(r"\.([a-z_]+)|\[(\d+)\]", path)
         place = (*base, *(name or int(number) for name, number in steps))
         if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
-            close = [] if match[1] in KEYS else get_close_matches(match[1], KEYS, 1)  # it is one, elsewhere
-            hint = f": did you mean {close[0]}?" if close else ""
+            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # it is one, elsewhere
             yield source.finding((*place, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
         elif match := re.fullmatch("Object missing required field `(.*)`", message):
             yield source.finding(place, f"the key {match[1]} is missing")
         elif match := re.fullmatch("Invalid enum value '(.*)'", message, re.DOTALL):
             choices = CHOICES[str(place[-1])]
-            hint = "".join(f": did you mean {one}?" for one in get_close_matches(match[1], choices, 1))
-            yield source.finding(place, f"expected one of {', '.join(choices)}, got {match[1]!r}{hint}")
+            told = f"expected one of {', '.join(choices)}, got {match[1]!r}"
+            yield source.finding(place, told + meant(match[1], choices))
         else:
             yield source.finding(place, _of_the_old_form(source, place) or _in_words(message))
 
