@@ -304,7 +304,7 @@ def test_each_signal_ends_what_is_being_done_and_the_rest_of_the_clean_up_follow
 
 
 ORDERLY = """
-trap 'touch ordered; exit 0' TERM
+trap 'touch ordered; echo "left behind: nothing" >&2; exit 0' TERM
 touch began
 sleep 60 & wait
 """
@@ -316,16 +316,33 @@ def test_a_command_that_is_cut_off_puts_things_in_order_and_is_gone(
 ) -> None:
     """Or it would leave what it has lent, hidden or closed; one that does not end is killed."""
     monkeypatch.chdir(tmp_path)
-    argv = ("/bin/sh", "-c", f"echo $$ > pid; {script}")
+    argv, said = ("/bin/sh", "-c", f"echo $$ > pid; {script}"), list[str]()
 
     async def cut_off() -> None:
         async with asyncio.timeout(0.5):
-            await actions._child(argv, ends_within_s=20.0 if is_orderly else 0.2)
+            await actions._child(argv, ends_within_s=20.0 if is_orderly else 0.2, say=said.append)
 
     with pytest.raises(TimeoutError):
         asyncio.run(cut_off())
     assert (tmp_path / "ordered").exists() == is_orderly
+    assert said == (["left behind: nothing"] if is_orderly else [])
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_a_process_that_is_cut_off_while_it_starts_keeps_no_run() -> None:
+    """asyncio waits for ever for a process whose start is cancelled; a step would outlive Ctrl-C."""
+
+    async def cut_off(after_s: float) -> None:
+        async with asyncio.timeout(after_s):
+            await actions._child(("/bin/sh", "-c", "sleep 60"))
+
+    async def at_many_moments() -> None:
+        for number in range(150):
+            started = asyncio.ensure_future(cut_off(number / 20_000))
+            assert (await asyncio.wait({started}, timeout=10))[0], f"it hangs, cut off after {number / 20} ms"
+            assert isinstance(started.exception(), TimeoutError)
+
+    asyncio.run(at_many_moments())
 
 
 def test_no_value_of_a_command_is_seen_among_the_processes(book: Book) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -189,41 +190,50 @@ async def _child(
     """A process with all that it starts: its exit code, stdout and stderr. Where it is cancelled, it is
     killed; before that it may end by itself for so long.
     """
+    starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
+    heard = asyncio.ensure_future(_heard(starting, given, most, say))
+    try:
+        return await asyncio.shield(heard)  # what it says while it ends is heard too
+    finally:
+        await _ended(starting, heard, ends_within_s)
+
+
+async def _started(argv: tuple[str, ...], env: Mapping[str, str]) -> Process:
+    """Never to be cancelled: asyncio would wait for ever for a process that it has half begun."""
     pipe = asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            env={**os.environ, **(env or {})},
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            start_new_session=True,
+        return await asyncio.create_subprocess_exec(
+            *argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         )
     except (OSError, ValueError) as error:
         raise GenctlError("NoProcess", f"it cannot be started: {error}", exit_code=1) from None
-    try:
-        assert process.stdin  # noqa: S101 - a pipe
-        process.stdin.write(given)
-        process.stdin.close()
-        out, err = await asyncio.gather(
-            _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, say)
-        )
-        return await process.wait(), out, err
-    finally:
-        await _ended(process, ends_within_s)
 
 
-async def _ended(process: asyncio.subprocess.Process, within_s: float) -> None:
+async def _heard(
+    starting: asyncio.Task[Process], given: bytes, most: int, say: Callable[[str], None] | None
+) -> tuple[int, bytes, bytes]:
+    process = await starting
+    assert process.stdin  # noqa: S101 - a pipe
+    process.stdin.write(given)
+    process.stdin.close()
+    out, err = await asyncio.gather(
+        _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, say)
+    )
+    return await process.wait(), out, err
+
+
+async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], within_s: float) -> None:
     """End it with all that it has started; one that runs is asked first, if it has some time."""
+    await asyncio.wait({starting})
+    if starting.exception():
+        return
+    process = starting.result()
     try:
         if within_s and process.returncode is None:
             process.terminate()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(within_s):
-                    await process.communicate()
+            await asyncio.wait({heard}, timeout=within_s)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        with suppress(TimeoutError):  # asyncio sees the end of what it has read to the end alone
-            async with asyncio.timeout(GONE_WITHIN_S):
-                await process.communicate()
+        await asyncio.wait({heard}, timeout=GONE_WITHIN_S)  # who has left its group may hold the pipes
+        heard.cancel()
