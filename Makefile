@@ -3,46 +3,78 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SDK := .venv-sdk
+CONSTRAINTS := constraints.txt
+GOAL := $(MAKECMDGOALS)
+INSTALL = @GOAL='$(GOAL)' CONSTRAINTS='$(CONSTRAINTS)' .ci/install $(PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs mutate bench clean
+.PHONY: help demo writable test sdk check docs mutate bench upgrade newest clean
 
 help: ## this list
+	@sed -n 's/^requires-python = ">=\(.*\)"$$/It needs Python \1 or newer, and a package index./p' pyproject.toml
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "genctl needs Python 3.11 or newer: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local]' --group dev
-	touch $@
+# What `make demo` needs, and what all others need beside it.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(INSTALL) $(VENV) --editable '.[local]'
+	@touch $@
 
-demo: $(READY) ## a job that fails and a job that succeeds, watched hop by hop on the embedded stack
+$(READY): $(VENV)/.demo
+	$(INSTALL) $(VENV) --group dev
+	@touch $@
+
+demo: $(VENV)/.demo ## a job that fails and a job that succeeds, watched hop by hop on the embedded stack
 	$(BIN)/genctl demo
 
-test: $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
+writable: # all but the demo keep or make something in the checkout
+	@GOAL='$(GOAL)' .ci/writable .
+
+test: writable $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
 	$(BIN)/python -m pytest -n 6  # they mostly wait: six at once keep two cores busy
 
-check: $(READY) ## formatting, lint, types, import rules
+sdk: writable $(SDK)/.ready ## the SDKs of the provider, for tests that are left out without them (160 MB)
+
+$(SDK)/.ready: pyproject.toml constraints.txt
+	$(INSTALL) $(SDK) --no-compile --group sdk
+	@touch $@
+
+check: writable $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
+	$(BIN)/deptry src tests docs --exclude '^$$' --ignore DEP002,DEP004
 
-docs: $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
+docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
 	$(BIN)/python docs/make_runbooks.py
 
-mutate: $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
+mutate: writable $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
 	$(BIN)/python -m tests.mutate
 
-bench: $(READY) ## speed as ratios against peers, measured in one run; needs npm for a fast SQS emulator
+bench: writable $(READY) ## speed as ratios against peers, measured in one run; needs npm for a fast SQS emulator
 	npm install --prefix benchmarks --no-package-lock --no-audit --no-fund
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/redrive.py
 	$(BIN)/python benchmarks/audit.py
-	$(PYTHON) -m venv benchmarks/.venv && benchmarks/.venv/bin/pip install -q -r benchmarks/requirements.txt
+	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale
 
+upgrade: writable $(READY) ## constraints.txt with the newest versions that pyproject.toml allows; shows what has changed
+	$(INSTALL) $(VENV) --group upgrade
+	@cp constraints.txt $(VENV)/constraints.before
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command 'make upgrade' --output-file constraints.txt \
+		pyproject.toml benchmarks/requirements.txt --extra local --group dev --group sdk --group upgrade
+	@diff $(VENV)/constraints.before constraints.txt | grep '^[<>]' || echo 'nothing has changed'
+
+newest: ## the unit tests and the demo with what users get: the newest versions, in a fresh environment
+	rm -rf .newest
+	$(MAKE) --no-print-directory .newest/.ready VENV=.newest CONSTRAINTS= GOAL=newest
+	.newest/bin/python -m pytest -n 2 tests/unit
+	.newest/bin/genctl demo
+
 clean: ## forget the virtual environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(SDK) .newest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -2,13 +2,17 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psycopg
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from genctl.base.settings import Settings
 from genctl.edges import migrate
@@ -24,6 +28,13 @@ signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job has our children ignore it
 
+MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 << 30:
+    # a database for each test is hundreds of files: on a disk they cost more than most tests
+    os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
+
+SHARING = ("tests/browser/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
+
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
@@ -31,7 +42,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
 
     GENCTL_TEST_POSTGRES names another server than the wheel's, to try another version.
     """
-    server = Postgres(tmp_path_factory.mktemp("pg"), settings={"fsync": "off", "max_connections": "200"})
+    folder = tmp_path_factory.mktemp("pg")
+    server = Postgres(folder, settings={"fsync": "off", "max_connections": "200"})
     other = os.environ.get("GENCTL_TEST_POSTGRES")
     if not other:
         asyncio.run(server.start())
@@ -45,6 +57,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
     finally:
         if not other:
             asyncio.run(server.stop())
+        shutil.rmtree(folder)
 
 
 def template(worker_id: str) -> str:
@@ -84,6 +97,17 @@ async def kit(settings: Settings) -> AsyncIterator[Kit]:
     async with Kit.open(settings) as kit:
         yield kit
         kit.check_nothing_left()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Workers get one test after the other, or a module whose tests share what is dear to make.
+
+    By chunks, as is usual, one worker gets all the long tests of a module in a row, and the others idle.
+    """
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda test: test.partition("::")[0] if test.startswith(SHARING) else test
+    return scheduler
 
 
 @pytest.hookimpl(wrapper=True)

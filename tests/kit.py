@@ -24,7 +24,6 @@ from genctl.credits import audit
 from genctl.domain.decide import job_body
 from genctl.domain.model import Session
 from genctl.domain.orders import Order
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Sqs
 from genctl.enqueue import enqueue
@@ -32,6 +31,8 @@ from genctl.pipeline import Pipeline, carry
 from genctl.run import LEASE_S
 from genctl.services.simulator import app
 from genctl.sweep import Ages, Swept, sweep
+from genctl.tools.seedream4 import TOOL
+from genctl.tools.wire import Wire
 
 T = TypeVar("T")
 
@@ -160,9 +161,13 @@ class QueueServer:
             sqs_endpoint=f"http://127.0.0.1:{self.port}",
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
-            ark_api_key="test",
-            **more,
+            **{"of_tools": {"ark_api_key": "test"}, **more},
         )
+
+
+def with_tools(settings: Settings, **of_tools: Any) -> Settings:
+    """The settings with other ones of tools."""
+    return dataclasses.replace(settings, of_tools={**settings.of_tools, **of_tools})
 
 
 async def create_queues(sqs: Sqs, settings: Settings) -> None:
@@ -187,13 +192,18 @@ class Kit:
         async with TestServer(app()) as simulator, await Sqs.connect(settings) as sqs:
             await create_queues(sqs, settings)
             base = f"http://127.0.0.1:{simulator.port}/api/v3"
-            settings = dataclasses.replace(settings, ark_base_url=base)
+            settings = with_tools(settings, ark_base_url=base)
             async with Pipeline.open(settings) as at:
                 yield cls(at, settings, simulator)
 
     @property
     def db(self) -> Database:
         return self.at.db
+
+    @property
+    def wire(self) -> Wire:
+        assert self.at.wire
+        return self.at.wire
 
     def check_nothing_left(self) -> None:
         """A test that leaves a job in its hands fails."""
@@ -205,14 +215,14 @@ class Kit:
             reservation_id=uuid4(),
             user_id=user,
             prompt=f"a test [scenario:{scenario}]",
-            model=SEEDREAM4.default_model,
+            model=TOOL.default_model,
             cost=cost,
         )
 
     async def enqueue(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Session:
         """One job of a user with 1,000 credits to start with."""
         order = self.order(scenario, user=user, cost=cost)
-        made = await enqueue([order], db=self.db, queue=self.at.queue, opening=1000)
+        made = await enqueue([order], db=self.db, queue=self.at.queue, tool=TOOL.name, opening=1000)
         assert made.owed is None
         return made.sessions[0]
 
@@ -237,7 +247,7 @@ class Kit:
 
     def shorten_the_call(self, seconds: float) -> None:
         """Calls to the provider time out after so long."""
-        self.at.providers["ark"]._timeout = aiohttp.ClientTimeout(total=seconds)
+        self.wire._timeout = aiohttp.ClientTimeout(total=seconds)
 
     async def row(self, session: Session | UUID) -> Session:
         found = await self.at.read(session if isinstance(session, UUID) else session.id)
@@ -266,4 +276,4 @@ class Kit:
             await conn.execute(text, params)
 
     def body(self, session: Session) -> str:
-        return job_body(session)
+        return job_body(session, TOOL.name)

@@ -192,7 +192,7 @@ MUTANTS = (
            "        if self.stale:\n", "        if False:\n",
            "guards::test_no_request_leaves_on_a_lease_that_may_be_over"),
     Mutant("call: none once the attempts are used up", "pipeline.py", None,
-           "if tool is None or code:", "if tool is None:",
+           "        if code := decide.exhausted(session, at.limits):\n", "        if code := '':\n",
            "pipeline::test_a_job_that_kills_its_workers_ends_as_crashed"),
     Mutant("owner: hides no message on a lease that may be over", "services/keeper.py", None,
            " if not hold.stale}", "}",
@@ -247,6 +247,15 @@ MUTANTS = (
            "                self._pace = self._pace.held_back(time.monotonic() + result.retry_after_s)\n",
            "                pass\n",
            "polite::test_retry_after_of_one_job_holds_back_the_others"),
+    Mutant("tool: what is another's is not claimed", "edges/sql/lifecycle.sql", "claim",
+           "(s.model like any(%(models)s) or i.lapsed)", "(%(models)s::text[] is not null)",
+           "rolling::test_a_worker_that_is_older_than_a_model_leaves_its_job_for_newer_ones"),
+    Mutant("tool: its message is left for others", "domain/decide.py", None,
+           "if not ours and not _is_over(job, row):", "if False:",
+           "rolling::test_a_message_of_another_tool_without_a_row_is_never_copied"),
+    Mutant("tool: its owed messages are sent by its own", "edges/sql/sweep.sql", "owed_jobs",
+           "and model like any(%(models)s)", "and %(models)s::text[] is not null",
+           "rolling::test_a_sweeper_touches_nothing_of_another_tool_but_its_credits"),
 )  # fmt: skip
 
 

@@ -27,11 +27,12 @@ async def enqueue(
     *,
     db: Database,
     queue: Queue | None,
+    tool: str,
     opening: int = 0,
     wait_s: float = WAIT_S,
     send_within_s: float | None = None,
 ) -> Enqueued:
-    """Reserve the credits and store the sessions in one transaction, send the jobs, mark them sent.
+    """Reserve the credits and store the sessions of a tool in one transaction, send the jobs, mark them sent.
 
     `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
     is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
@@ -51,7 +52,7 @@ async def enqueue(
     try:
         async with asyncio.timeout(send_within_s):
             if queue:
-                owed = next(iter((await send_jobs(sessions, db=db, queue=queue)).values()), None)
+                owed = next(iter((await send_jobs(sessions, db=db, queue=queue, tool=tool)).values()), None)
     except TimeoutError:
         owed = f"the queue did not answer within {send_within_s:g} s"
     return Enqueued(sessions, owed)
@@ -72,13 +73,13 @@ async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
     )
 
 
-async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue) -> dict[UUID, str]:
-    """Send the job messages of queued sessions and mark them; those that are still owed, and why.
+async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, tool: str) -> dict[UUID, str]:
+    """Send the job messages of a tool's queued sessions and mark them; those that are still owed, and why.
 
     The sessions are stored: a queue that is away, or a mark that fails, is no failure of theirs.
     """
     try:
-        fates = await queue.send([Outgoing(decide.job_body(session)) for session in sessions])
+        fates = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
         owed = {s.id: fate.error for s, fate in zip(sessions, fates, strict=True) if fate.error is not None}
         if sent := [session for session in sessions if session.id not in owed]:
             items = [{"session_id": session.id, "run": session.run} for session in sent]

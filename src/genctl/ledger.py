@@ -53,6 +53,7 @@ async def movement(
                 *_message(ordered, steps, opening, wait_s, notify=True), patience_s=patience_s
             )
         except NotifyRefusedError:
+            await db.rows("clear_notify_queue")  # else it stays full when its culprit has left
             rows = await db.patiently(
                 *_message(ordered, steps, opening, wait_s, notify=False), patience_s=patience_s
             )

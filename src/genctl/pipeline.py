@@ -15,7 +15,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -43,17 +43,19 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.domain.tools import SEEDREAM4, Tool, tool_of
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
-from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
 from genctl.messages import Messages
 from genctl.run import Claim, Ending, Hold, Mark, Retry, Runs
+from genctl.tools import Tool
+from genctl.tools.found import Tools
+from genctl.tools.wire import Wire
 
 Hear = Callable[[Success | Failure], None]  # what a provider call came to
 
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
+MOST_TOLD = 100
 MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)
 
 log = structlog.stdlib.get_logger()
@@ -65,19 +67,21 @@ async def at_once() -> Hear:
 
 
 class Pipeline:
-    """The steps of a run and what they need. `runs` are those that are ours now.
+    """The steps of a run of one tool, and what they need. `runs` are those that are ours now.
 
     `turn` is awaited before each provider call; what it gives is told what the call came to.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts
         self,
         *,
         db: Database,
         queue: Queue,
         dlq: Queue,
         limits: decide.Limits,
-        providers: Mapping[str, Ark] | None = None,
+        tool: Tool,
+        others: Sequence[str] = (),
+        wire: Wire | None = None,
         worker: str = "",
         lifeline: Database | None = None,
     ) -> None:
@@ -85,24 +89,32 @@ class Pipeline:
         self.queue = queue
         self.dlq = dlq
         self.limits = limits
-        self.providers = providers or {}
+        self.tool = tool
+        self.others = list(others)  # patterns of LIKE: the models of the other tools
+        self.wire = wire
         self.worker = worker
         self.turn: Callable[[], Awaitable[Hear]] = at_once
         self.meters = Meters()
         # renewals have a connection of their own: never behind settles that wait
-        self.runs = Runs(db, worker, most_attempts=limits.attempts, lifeline=lifeline)
+        self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs)
         self._messages = Messages(queue, dlq)
+        self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings, *, size: int = 4, calls: bool = True) -> AsyncIterator[Self]:
-        """A pipeline over what the settings name; without `calls` it cannot call providers.
+        """A pipeline over what the settings name; without `calls` it cannot call the provider.
 
-        Raises GenctlError (exit 3) when database or queue cannot be used.
+        Raises GenctlError: exit 3 when the tool, database or queue cannot be used, 2 for no such tool.
         """
+        tools = Tools.of(settings)
+        tool = tools.named(settings.tool) if calls else tools.about(settings.tool)
         async with AsyncExitStack() as stack:
+            wire = None
+            if calls:  # first: without it nothing is to be opened
+                wire = await stack.enter_async_context(Wire(tool, longest_s=settings.provider_timeout_s))
             db = await stack.enter_async_context(Database.open(settings.dsn(), size=size))
             lifeline = await stack.enter_async_context(Database.open(settings.dsn(), size=1)) if calls else db
             sqs = await stack.enter_async_context(await Sqs.connect(settings))
@@ -113,7 +125,9 @@ class Pipeline:
                 queue=queue,
                 dlq=await queue.dead_letter_queue(settings.dlq),
                 limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries, settings.verdicts),
-                providers={"ark": await stack.enter_async_context(Ark(settings))} if calls else {},
+                tool=tool,
+                others=[like for other in tools if other.name != tool.name for like in other.like],
+                wire=wire,
                 worker=f"{socket.gethostname()}:{os.getpid()}",
             )
 
@@ -137,7 +151,8 @@ class Pipeline:
                 if session.from_dead_lease:
                     self.meters.orphaned()
                 return session
-            if not decide.is_free(await self.read(session_id), run):
+            row = await self.read(session_id)
+            if row is None or not self.tool.serves(row.model) or not decide.is_free(row, run):
                 return None
             await asyncio.sleep(pause_s)
         return None
@@ -155,7 +170,7 @@ class Pipeline:
         finally:
             self._claiming -= {task}
 
-    async def attempt(self, hold: Hold, tool: Tool) -> Success | Failure:
+    async def attempt(self, hold: Hold) -> Success | Failure:
         """One provider call, when its turn has come. Raises LeaseLostError: no longer ours."""
         hold.calling = True
         try:
@@ -165,10 +180,12 @@ class Pipeline:
             if hold.stale:  # lost, or its row is locked: nobody can say whose it is
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
-            answer = await self.providers[tool.provider].generate(hold.session, hold.on_send)
+            assert self.wire  # noqa: S101 - whoever works has opened one
+            answer = await self.wire.generate(hold.session, hold.on_send)
         finally:
             hold.calling = False
-        result = classify(answer, tool.provider, now=datetime.now(UTC), verdicts=self.limits.verdicts)
+        now, verdicts = datetime.now(UTC), self.limits.verdicts
+        result = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result)
         return result
@@ -254,7 +271,7 @@ class Pipeline:
             attempts=calls,
             max_attempts=self.limits.attempts,
             first_attempt_at=session.started_at,
-            provider=provider_of(session),
+            provider=self.tool.provider,
         )
         return msgspec.structs.replace(ending, details=told)
 
@@ -265,7 +282,10 @@ class Pipeline:
         database is away: the message comes back.
         """
         row = row or await self.read(job.session_id)
-        match decide.dispose(job, row, message.receive_count):
+        ours = self.tool.serves(row.model) if row else job.tool == self.tool.name
+        if not ours:
+            self._tell_left(job, row)
+        match decide.dispose(job, row, message.receive_count, ours=ours):
             case decide.Delete():
                 pass
             case decide.Hide(seconds):
@@ -276,6 +296,15 @@ class Pipeline:
             case decide.Copy(code):
                 await self.send_copy(message.body, code, session_id=job.session_id)
         await self._messages.delete(message)
+
+    def _tell_left(self, job: Job, row: Session | None) -> None:
+        """Say once of each kind that its messages are left for others."""
+        what = (job.tool, row.model if row else None)
+        if what not in self._left and len(self._left) < MOST_TOLD:
+            self._left.add(what)
+            log.warning(
+                "message.left", tool=job.tool, model=what[1], ours=self.tool.name, sessionId=job.session_id
+            )
 
     async def refuse(self, message: Message, why: str) -> None:
         """A message that is no job of ours goes to the DLQ as it is."""
@@ -334,13 +363,10 @@ async def process(job: Job, at: Pipeline) -> Session | None:
     async with at.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):
             return ended(await at.end(session, answer))
-        tool = tool_of(session.model)
-        code = decide.exhausted(session, at.limits)
-        if tool is None or code:
-            crashed = ours(code or "UnknownModel")
-            return ended(await at.settle(session, crashed, calls=session.calls_before))
+        if code := decide.exhausted(session, at.limits):
+            return ended(await at.settle(session, ours(code), calls=session.calls_before))
         try:
-            result = await at.attempt(hold, tool)
+            result = await at.attempt(hold)
         except NotYetError as later:
             return await at.put_off(hold, later.wait_s)
         if isinstance(result, Failure) and decide.may_retry(session, result, at.limits):
@@ -372,11 +398,6 @@ async def carry(message: Message, at: Pipeline) -> Session | None:
         row = error.session
     await at.dispose(message, job, row)
     return row
-
-
-def provider_of(session: Session) -> str:
-    """The name of the provider that serves the session's model."""
-    return (tool_of(session.model) or SEEDREAM4).provider
 
 
 def _log_settled(row: Session) -> None:

@@ -139,7 +139,7 @@ async def _sent_and_deleted(fates: Sequence[Fate], queued: dict[UUID, Session], 
     due = queued | {
         f.letter.row.id: f.letter.row for f in fates if f.step.action == "resend" and f.letter.row
     }
-    owed = await send_jobs(list(due.values()), db=at.db, queue=at.queue) if due else {}
+    owed = await send_jobs(list(due.values()), db=at.db, queue=at.queue, tool=at.tool.name) if due else {}
     told = [
         fate._replace(error=owed.get(fate.letter.session_id))
         if fate.letter.session_id and fate.step.runs

@@ -120,9 +120,17 @@ class Runs:
     """
 
     def __init__(
-        self, db: Database, worker: str, *, most_attempts: int, lifeline: Database | None = None
+        self,
+        db: Database,
+        worker: str,
+        models: Sequence[str],
+        *,
+        most_attempts: int,
+        lifeline: Database | None = None,
     ) -> None:
+        """`models`: patterns of LIKE; only sessions of these are claimed."""
         self.db = db
+        self._models = list(models)
         self.lifeline = lifeline or db
         self._worker = worker
         self._most_attempts = most_attempts
@@ -224,6 +232,7 @@ class Runs:
             "lease_s": LEASE_S,
             "worker": self._worker,
             "most": self._most_attempts,
+            "models": self._models,
             "dead": self.db.back_since_s() > RENEW_S,
         }
         (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S)

@@ -15,13 +15,13 @@ from genctl.base.settings import Settings
 from genctl.domain import decide
 from genctl.domain.classify import longest_run_s
 from genctl.domain.model import GenctlError, Session, rough
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import send_jobs
 from genctl.ledger import BRIEFLY_S
 from genctl.pipeline import Pipeline
 from genctl.run import RENEW_S
+from genctl.tools.found import Tools
 
 ORPHAN_AFTER_S = 3600
 OWED_AFTER_S = 60  # what is younger is still in the hands of whoever made it
@@ -109,34 +109,37 @@ async def resend_all(settings: Settings) -> int:
 
     Raises GenctlError when one cannot be sent: it stays owed.
     """
-    sent = 0
+    sent, tools = 0, Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
-        queue = await sqs.queue(settings.queue)
-        await db.rows("owe_queued")
-        while jobs := await _sessions(db, "owed_jobs", age_s=0):
-            if owed := await send_jobs(jobs, db=db, queue=queue):
-                why = next(iter(owed.values()))
-                raise GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "run `genctl sweep`")
-            sent += len(jobs)
+        for tool in tools:
+            queue = await sqs.queue(settings.queue_of(tool.name))
+            await db.rows("owe_queued", models=tool.like)
+            while jobs := await _sessions(db, "owed_jobs", age_s=0, models=tool.like):
+                if owed := await send_jobs(jobs, db=db, queue=queue, tool=tool.name):
+                    why = f"owed jobs were not sent: {next(iter(owed.values()))}"
+                    raise GenctlError("QueueUnreachable", why, "run `genctl sweep`")
+                sent += len(jobs)
     return sent
 
 
 async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
+    # what is of other tools is their sweepers' business, but for credits
+    ours = {"models": at.tool.like, "others": at.others}
     found = [
         Swept("send", s, "its job message is not proven sent")
-        for s in await _sessions(at.db, "owed_jobs", age_s=OWED_AFTER_S)
+        for s in await _sessions(at.db, "owed_jobs", age_s=OWED_AFTER_S, models=at.tool.like)
     ]
     found += [
         Swept("copy", s, "its DLQ copy is not proven sent")
-        for s in await _sessions(at.db, "owed_copies", age_s=OWED_AFTER_S)
+        for s in await _sessions(at.db, "owed_copies", age_s=OWED_AFTER_S, **ours)
     ]
     if at.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn at them
-        dead = await _sessions(at.db, "dead_leases", queued_timeout_s=queued_timeout_s)
+        dead = await _sessions(at.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
         found += [_dead(s, at.limits) for s in dead if s.id not in at.runs]
-    if (await gate.read(at.db, SEEDREAM4.name)).open_for_s >= GATE_REST_S:
+    if (await gate.read(at.db, at.tool.name)).open_for_s >= GATE_REST_S:
         found += [
             Swept("fail", s, "it waited longer than the queued time-out", "SweptTimeout")
-            for s in await _sessions(at.db, "overdue", queued_timeout_s=queued_timeout_s)
+            for s in await _sessions(at.db, "overdue", queued_timeout_s=queued_timeout_s, **ours)
         ]
     found += [
         Swept("refund", s, "it failed and still holds its reservation")
@@ -171,7 +174,7 @@ async def _send(at: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> l
     if not owed:
         return []
     jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
-    unsent = await send_jobs(jobs, db=at.db, queue=at.queue)
+    unsent = await send_jobs(jobs, db=at.db, queue=at.queue, tool=at.tool.name)
     if unsent:
         why = next(iter(unsent.values()))
         log.warning("sweep.failed", action="send", jobs=len(unsent), error=why)
@@ -223,7 +226,9 @@ async def _carry_out(at: Pipeline, swept: Swept) -> bool:
         case "capture" if session.reservation_id:
             return await credits.capture_reservation(at.db, session.reservation_id, reason="sweep")
         case "copy":
-            await at.copy(session, body=decide.job_body(session), code=decide.error_code(session))
+            await at.copy(
+                session, body=decide.job_body(session, at.tool.name), code=decide.error_code(session)
+            )
             return True
         case "requeue":
             items = [{"session_id": session.id, "lease": session.lease}]
@@ -243,7 +248,7 @@ async def _fail(at: Pipeline, session: Session, code: str) -> bool:
         return False
     row = await at.give_up(claimed, code)
     if row.copy_owed:
-        await at.copy(row, body=decide.job_body(row), code=decide.error_code(row))
+        await at.copy(row, body=decide.job_body(row, at.tool.name), code=decide.error_code(row))
     return True
 
 

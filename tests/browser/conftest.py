@@ -9,14 +9,15 @@ from playwright.async_api import Browser, Page, async_playwright
 from tests.browser.screen import opened
 from tests.browser.stub import Stub
 
-CHROMIUM = "/usr/bin/chromium"
+# Debian's package for tests: the same engine without the windows round it, at a third of the CPU
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    if shutil.which(CHROMIUM) is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium-headless-shell")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         yield browser

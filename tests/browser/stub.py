@@ -236,7 +236,8 @@ class Stub:
         return response
 
     async def _index(self, _: web.Request) -> web.StreamResponse:
-        return web.FileResponse(PAGE / "index.html")
+        html = (PAGE / "index.html").read_text("utf-8").replace("{{tool}}", "seedream4")
+        return web.Response(text=html, content_type="text/html")
 
     async def _signin_page(self, _: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / "signin.html")

@@ -45,7 +45,9 @@ POST_BLINDLY = """async (url) => {
 @contextmanager
 def page_served(place: Place, port: int = 0) -> Iterator[Served]:
     """An API process whose page may show the simulator's images, as the embedded stack's may."""
-    with serve(place, port, GENCTL_IMAGE_HOSTS=urlsplit(place.settings.ark_base_url).netloc) as api:
+    with serve(
+        place, port, GENCTL_IMAGE_HOSTS=urlsplit(place.settings.of_tools["ark_base_url"]).netloc
+    ) as api:
         yield api
 
 

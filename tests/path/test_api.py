@@ -12,7 +12,7 @@ import jwt
 import pytest
 import structlog
 from tests.ears import BASE, SECRET, Client, served
-from tests.kit import Kit, until
+from tests.kit import Kit, until, with_tools
 from tests.path.test_bridge import change, fail
 
 from genctl.base.tokens import COOKIE, Tokens
@@ -27,9 +27,7 @@ async def client(kit: Kit) -> AsyncIterator[Client]:
 
 
 async def test_an_order_becomes_a_session_and_its_job(kit: Kit, client: Client) -> None:
-    status, made = await client.order(
-        {"prompt": "a heron", "clientKey": "k1", "size": "2K", "cost": 1, "user": "bob"}
-    )
+    status, made = await client.order({"prompt": "a heron", "clientKey": "k1", "size": "2K"})
     assert status == 202
     assert made.keys() == {"sessionId", "reservationId", "clientKey", "status"}
     assert (made["clientKey"], made["status"]) == ("k1", "queued")
@@ -69,6 +67,8 @@ async def test_what_speaks_of_our_account_is_not_shown(kit: Kit, client: Client)
         b"", b"no json", b"[]", b"{}", b'{"prompt":5}', b'{"prompt":"\\ud800"}', b"\xff\xfe",
         {"prompt": ""}, {"prompt": "  \n"}, {"prompt": "a\0b"}, {"prompt": "x" * (LONGEST_PROMPT + 1)},
         {"prompt": "x", "model": "dall-e"}, {"prompt": "x", "size": "huge"},
+        {"prompt": "x", "model": "seedream-4-5-251128", "size": "1K"}, {"prompt": "x", "seed": 1},
+        {"prompt": "x", "image": "file:///etc/passwd"}, {"prompt": "x", "image": ["a\0"]}, {"prompt": "x", "size": 2},
         {"prompt": "x", "clientKey": "a\nb"},
         {"prompt": "x", "clientKey": "k" * 300}, {"prompt": "x", "clientKey": ""},
         {"prompt": "x", "model": "seedream-4-\n"}, {"prompt": "x", "model": "seedream-4-" + "x" * 5000},
@@ -81,6 +81,35 @@ async def test_bad_input_is_422_and_says_why(client: Client, body: Any) -> None:
     assert status == 422
     assert said["error"]["message"]
     assert (await client.get("/sessions"))["sessions"] == []
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [("cost", "it takes size"), ("user", "it takes size"), ("Model", "model"), ("clientkey", "clientKey"), ("siz", "size"), ("n", "it takes size")],
+)  # fmt: skip
+async def test_a_field_that_nobody_knows_is_named_with_what_may_be_meant(
+    client: Client, field: str, meant: str
+) -> None:
+    """It was dropped in silence, and the job was charged. Cost and user are never taken from the body."""
+    status, said = await client.order({"prompt": "x", field: "1"})
+    assert (status, said["error"]["code"]) == (422, "UnknownParameter")
+    assert field in said["error"]["message"]
+    assert meant in said["error"]["fix"]
+    assert await client.get("/credits") == {"balance": 1000, "held": 0}
+
+
+async def test_no_order_is_taken_while_nothing_can_carry_it_out(kit: Kit) -> None:
+    """A real provider without a key."""
+    settings = with_tools(kit.settings, ark_base_url="https://ark.example/api/v3", ark_api_key=None)
+    async with served(settings) as client:
+        status, _ = await client.order({"prompt": "x"})
+        assert status == 503
+        assert await client.get("/credits") == {"balance": 1000, "held": 0}
+
+
+async def test_the_page_is_about_the_tool_that_is_set(client: Client) -> None:
+    _, page = await client.ask("GET", "/")
+    assert '<html lang="en" data-tool="seedream4">' in page
 
 
 async def test_a_huge_body_is_not_read(client: Client) -> None:

@@ -1,7 +1,6 @@
 """Whatever a message or an answer holds, its job ends with the right code and the worker goes on."""
 
 import asyncio
-import dataclasses
 import gzip
 import json
 import random
@@ -16,19 +15,20 @@ from uuid import uuid4
 import msgspec
 import pytest
 from aiohttp.test_utils import unused_port
-from tests.kit import Kit
+from tests.kit import Kit, with_tools
 from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.domain.classify import classify
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import Answer, Status, Success
-from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Message, Outgoing
 from genctl.enqueue import enqueue
 from genctl.ops import dlq
 from genctl.ops.redrive import Redrive, Wish
 from genctl.ops.smoke.sound import details_complaints
 from genctl.services.worker import Until, Worker
+from genctl.tools.seedream4 import TOOL
+from genctl.tools.wire import Wire
 
 MIB = 2**20
 
@@ -54,7 +54,7 @@ def bodies(largest: int) -> list[str]:
     sound: dict[str, Any] = {"version": 1, "tool": "seedream4", "sessionId": str(uuid4()), "run": 1}
     wrong: dict[str, list[Any]] = {
         "version": [0, 2, "1", 1.5, True, None, []],
-        "tool": ["other", "", None, 4, ["seedream4"], "seedream4\0"],
+        "tool": ["an other", "", None, 4, ["seedream4"], "seedream4\0"],
         "sessionId": ["", "x", None, 7, {}, "0" * 33, "\u0660" * 32],
         "run": [0, -1, "1", 1.5, True, [], 2**31, 10**400],
     }
@@ -228,7 +228,7 @@ ANSWERS: dict[str, tuple[Rude, str, str, int]] = {
 def test_of_a_flood_of_images_no_more_are_kept_than_a_set_can_have() -> None:
     """One answer would else be a row, an event and a card of megabytes."""
     body = json.dumps({"data": [{"url": f"https://a.example/{n}.jpeg"} for n in range(20_000)]})
-    success = classify(Answer(200, {}, body.encode()), "ark", now=datetime.now(UTC))
+    success = classify(Answer(200, {}, body.encode()), TOOL.provider, now=datetime.now(UTC))
     assert isinstance(success, Success)
     assert len(success.images) == 15
 
@@ -243,9 +243,8 @@ async def answering(kit: Kit) -> AsyncIterator[None]:
         await ANSWERS.get(name[1].decode() if name else "", (image,))[0](request, writer)
 
     async with raw(rude) as base:
-        settings = dataclasses.replace(kit.settings, ark_base_url=f"{base}/api/v3")
-        async with Ark(settings) as provider:
-            kit.at.providers = {"ark": provider}
+        tool = TOOL.bound(with_tools(kit.settings, ark_base_url=f"{base}/api/v3"))
+        async with Wire(tool, longest_s=300) as kit.at.wire:
             kit.shorten_the_call(3.0)
             yield
 
@@ -256,7 +255,7 @@ async def test_any_answer_ends_its_job_and_the_worker_goes_on(
     monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
     async with answering(kit):
         orders = [kit.order(name) for name in ("good", *ANSWERS)]
-        made = await enqueue(orders, db=kit.db, queue=kit.at.queue, opening=1000)
+        made = await enqueue(orders, db=kit.db, queue=kit.at.queue, tool=TOOL.name, opening=1000)
         good, *bad = made.sessions
         await drain(kit)
     assert (await kit.row(good)).status is Status.COMPLETED
@@ -284,9 +283,8 @@ async def test_where_nobody_listens_nothing_was_sent_and_all_attempts_are_used(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
-    settings = dataclasses.replace(kit.settings, ark_base_url=f"http://127.0.0.1:{unused_port()}/api/v3")
-    async with Ark(settings) as provider:
-        kit.at.providers = {"ark": provider}
+    base = f"http://127.0.0.1:{unused_port()}/api/v3"
+    async with Wire(TOOL.bound(with_tools(kit.settings, ark_base_url=base)), longest_s=300) as kit.at.wire:
         session = await kit.enqueue()
         await drain(kit)
     row = await kit.row(session)

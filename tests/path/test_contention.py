@@ -22,6 +22,7 @@ from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
+from genctl.tools.seedream4 import TOOL
 
 USERS = ("ann", "bob", "cyd", "dan")
 LANES = 12
@@ -54,7 +55,9 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
     """Jobs of several users in one transaction, in no order; then every kind of movement at once."""
     for _ in range(ROUNDS):
         users = chance.sample(USERS, 3)
-        made = await enqueue([kit.order(user=user) for user in users], db=at.db, queue=None, opening=OPENING)
+        made = await enqueue(
+            [kit.order(user=user) for user in users], db=at.db, queue=None, tool=TOOL.name, opening=OPENING
+        )
         claimed = [await at.claim(session.id, 1) for session in made.sessions]
         good, bad, stuck = (session for session in claimed if session)
         chance.shuffle(users)
@@ -90,7 +93,7 @@ async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, sett
     await kit.query("""
         do $$ begin execute format('alter database %%I set deadlock_timeout = 20', current_database()); end $$""")
     async with Database.open(settings.dsn(), size=LANES * 2) as db:
-        at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits)
+        at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits, tool=TOOL)
         follower = Follower(kit.db)
         following = asyncio.create_task(follower.run())
         await asyncio.gather(*(lane(kit, at, granted, random.Random(n)) for n in range(LANES)))

@@ -23,6 +23,7 @@ from genctl.ledger import movement
 from genctl.ops.tail import Failures
 from genctl.pipeline import process
 from genctl.run import STALE_S, Hold
+from genctl.tools.seedream4 import TOOL
 
 
 async def everything(found: AsyncIterator[Session]) -> list[Session]:
@@ -138,7 +139,7 @@ async def test_a_mark_that_fails_is_no_failure_of_the_order(
         raise DatabaseGoneError("DatabaseUnreachable", f"away during {name}")
 
     monkeypatch.setattr(kit.db, "rows", gone)
-    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) == {
+    assert await send_jobs([session], db=kit.db, queue=kit.at.queue, tool=TOOL.name) == {
         session.id: "away during mark_enqueued"
     }
 

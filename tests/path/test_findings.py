@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from tests.ears import SECRET, served
-from tests.kit import Kit, free_port, until
+from tests.kit import Kit, free_port, until, with_tools
 from tests.proxies import nginx, pgbouncer, silent
 
 from genctl.base.settings import Settings
@@ -27,7 +27,7 @@ from genctl.ops.status import look
 
 NAMES = [
     *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
-    *("retention", "permissions", "provider", "api", "stream", "files"),
+    *("retention", "permissions", "tools", "provider", "api", "stream", "files"),
 ]
 
 
@@ -54,7 +54,7 @@ def away(settings: Settings, port: int) -> Settings:
         settings,
         database_url=f"postgresql://ann@127.0.0.1:{port}/shop",
         sqs_endpoint=f"http://127.0.0.1:{port}",
-        ark_base_url=f"http://127.0.0.1:{port}/api/v3",
+        of_tools={"ark_api_key": "test", "ark_base_url": f"http://127.0.0.1:{port}/api/v3"},
         api_url=f"http://127.0.0.1:{port}",
         secret=SECRET,
     )
@@ -210,7 +210,7 @@ async def test_a_proxy_that_holds_the_stream_back_is_an_error(
 
 
 async def test_a_token_of_another_secret_and_a_key_that_is_refused_are_errors(sound: Settings) -> None:
-    told = await found(replace(sound, secret="y" * 32, ark_api_key="invalid"), "error")
+    told = await found(with_tools(replace(sound, secret="y" * 32), ark_api_key="invalid"), "error")
     assert list(told) == ["provider", "stream"]
     assert "GENCTL_SECRET" in told["stream"].fix
     assert "ARK_API_KEY" in told["provider"].fix

@@ -36,14 +36,14 @@ from genctl.domain.classify import OURS
 from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import Answer, GenctlError, NoAnswer, Session, Status
 from genctl.domain.orders import Order
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database, as_json
-from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Attribute, Fate, Message, Outgoing, Queue
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline, carry
 from genctl.redrive import redrive
 from genctl.sweep import Ages, sweep
+from genctl.tools.seedream4 import TOOL
+from genctl.tools.wire import Wire
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Call(msgspec.Struct, eq=False):
     task: asyncio.Task[Any] | None
 
 
-class Provider(Ark):
+class Provider(Wire):
     """Answers when the machine says so. `slow_to_send`: the request leaves only then."""
 
     def __init__(self) -> None:
@@ -231,13 +231,15 @@ class Interleavings(RuleBasedStateMachine):
     def enqueue(self, users: list[str], cost: int) -> None:
         orders = [
             Order(session_id=UUID(int=next(self.ids)), reservation_id=UUID(int=next(self.ids)), user_id=user,
-                  prompt="a test", model=SEEDREAM4.default_model, cost=cost)
+                  prompt="a test", model=TOOL.default_model, cost=cost)
             for user in users
         ]  # fmt: skip
         for user in set(users) - self.given.keys():
             self.given[user] = OPENING  # also where the credits turn out to be short
         try:
-            self.world.run(enqueue(orders, db=self.world.db, queue=self.queue, opening=OPENING))
+            self.world.run(
+                enqueue(orders, db=self.world.db, queue=self.queue, tool=TOOL.name, opening=OPENING)
+            )
         except GenctlError as error:
             assert error.code == "CreditsShort"
 
@@ -288,7 +290,7 @@ class Interleavings(RuleBasedStateMachine):
         call = nth(self.provider.calls, pick)
         self._end_lease(call)
         if second != "nobody":
-            receipt = self.queue.put(decide.job_body(call.session), {})
+            receipt = self.queue.put(decide.job_body(call.session, TOOL.name), {})
             kind = None if second == "calls" else second
             self.world.run(self._begin(self.queue.waiting[receipt], kind))
         if late:
@@ -362,7 +364,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def _pipeline(self) -> Pipeline:
         return Pipeline(
-            db=self.world.db, queue=self.queue, dlq=self.dlq, limits=LIMITS, providers={"ark": self.provider}
+            db=self.world.db, queue=self.queue, dlq=self.dlq, limits=LIMITS, tool=TOOL, wire=self.provider
         )
 
     async def _carry(self, message: Message) -> None:

@@ -14,6 +14,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Outgoing
 from genctl.services import standing
 from genctl.services.worker import Until, Worker
+from genctl.tools.seedream4 import TOOL
 
 
 def told(metrics: WorkerMetrics) -> dict[str, float]:
@@ -25,7 +26,7 @@ def told(metrics: WorkerMetrics) -> dict[str, float]:
 
 @pytest.fixture
 def metrics(kit: Kit) -> WorkerMetrics:
-    kit.at.meters = found = WorkerMetrics()
+    kit.at.meters = found = WorkerMetrics(TOOL.provider)
     return found
 
 

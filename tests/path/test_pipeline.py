@@ -18,6 +18,7 @@ from genctl.ops.sessions import find
 from genctl.ops.smoke.sound import details_complaints
 from genctl.pipeline import Pipeline, carry, process
 from genctl.run import LEASE_S
+from genctl.tools.seedream4 import TOOL
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ async def test_short_credits_store_nothing(kit: Kit) -> None:
 async def test_one_short_user_stops_the_whole_batch(kit: Kit) -> None:
     orders = [kit.order(user="rich"), kit.order(user="poor", cost=2000)]
     with pytest.raises(GenctlError, match="user poor has 1000 credits and needs 2000") as caught:
-        await enqueue(orders, db=kit.db, queue=kit.at.queue, opening=1000)
+        await enqueue(orders, db=kit.db, queue=kit.at.queue, tool=TOOL.name, opening=1000)
     assert caught.value.fix.endswith("--user poor --amount 1000")
     assert await kit.query("select from generation_sessions") == []
     assert await kit.balance("rich") == 1000
@@ -278,7 +279,7 @@ async def test_a_job_whose_message_was_not_sent_is_owed_and_swept(kit: Kit) -> N
 async def test_a_mark_of_an_older_run_hits_nothing(kit: Kit) -> None:
     session = await kit.enqueue()
     await kit.query("update generation_sessions set run = 2, enqueued_at = null")
-    assert await send_jobs([session], db=kit.db, queue=kit.at.queue) == {}
+    assert await send_jobs([session], db=kit.db, queue=kit.at.queue, tool=TOOL.name) == {}
     rows = await kit.query("select enqueued_at from generation_sessions")
     assert rows == [{"enqueued_at": None}]
 

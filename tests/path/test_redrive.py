@@ -16,11 +16,11 @@ from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import Fate, Outgoing, Queue
 from genctl.ops import redrive as ops
 from genctl.ops.dlq import shown
 from genctl.ops.redrive import Redrive, Redriven, Wish
+from genctl.tools.seedream4 import TOOL
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ async def test_a_redrive_that_was_killed_after_its_commit_is_finished_by_the_nex
 
 async def test_a_closed_gate_stops_it(kit: Kit) -> None:
     await failed(kit)
-    await gate.close(kit.db, SEEDREAM4.name, for_s=60, reason="repairs", who="a test")
+    await gate.close(kit.db, TOOL.name, for_s=60, reason="repairs", who="a test")
     done = await redriven(kit)
     assert done.tally.redriven == 0
     assert "repairs" in (done.stopped or "")
@@ -290,7 +290,7 @@ async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> Non
 @pytest.mark.parametrize("change", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
 def test_a_change_that_cannot_be_stored_is_refused(change: str) -> None:
     with pytest.raises(GenctlError) as caught:
-        Wish(choice=Choice(), changes=(change,)).check()
+        Wish(choice=Choice(), changes=(change,)).check(Settings())
     assert (caught.value.code, caught.value.exit_code) == ("BadChange", 2)
 
 

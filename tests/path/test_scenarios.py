@@ -20,6 +20,7 @@ from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.ops.smoke.sound import details_complaints
 from genctl.services.worker import Until, Worker
+from genctl.tools.seedream4 import TOOL
 
 PAGE = Path(__file__).parents[2] / "docs" / "scenarios.md"
 SHOWN = ("content_policy", "invalid_request")  # of these a user reads the provider's own words
@@ -94,7 +95,7 @@ async def test_every_scenario_ends_as_the_page_says(
         async with served(kit.settings) as client, client.stream() as ear:
             await ear.ready()
             orders = [kit.order(name) for name in SCENARIOS]
-            made = await enqueue(orders, db=kit.db, queue=kit.at.queue, opening=1000)
+            made = await enqueue(orders, db=kit.db, queue=kit.at.queue, tool=TOOL.name, opening=1000)
             sessions = dict(zip(SCENARIOS, made.sessions, strict=True))
             await Worker(kit.at, concurrency=32, grace_s=0.0, until=Until(drain=True)).run()
             await ear.until(lambda ear: len(ear.told) >= len(sessions))

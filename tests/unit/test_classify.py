@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genctl.base.settings import Settings
 from genctl.domain.classify import (
     FIRST_DELAY_OF_429_S,
     FIRST_DELAY_S,
@@ -23,13 +24,18 @@ from genctl.domain.classify import (
     retry_after_s,
 )
 from genctl.domain.details import build, for_people
-from genctl.domain.envelopes import ENVELOPES, GENERIC
+from genctl.domain.envelopes import GENERIC
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, NoAnswer, Outcome, Success
-from genctl.domain.rules import BY_STATUS, RULES, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.domain.providers import UNKNOWN, Provider
+from genctl.domain.rules import BY_STATUS, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
 from genctl.ops.recorded import Line
+from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
 TESTS = Path(__file__).parents[1]
+PROVIDERS = Tools.of(Settings()).providers
+ENVELOPES = {name: provider.envelope for name, provider in PROVIDERS.items()}
+RULES = {name: provider.rules for name, provider in PROVIDERS.items()}
 CORPUS = [
     pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
     for path in sorted((TESTS / "corpus").glob("*.jsonl"))
@@ -45,7 +51,7 @@ def answer(status: int, body: object = b"", **headers: str) -> Answer:
 def failure(
     status: int, body: object = b"", provider: str = "ark", verdicts: tuple[str, ...] = (), **headers: str
 ) -> Failure:
-    verdict = classify(answer(status, body, **headers), provider, now=NOW, verdicts=verdicts)
+    verdict = classify(answer(status, body, **headers), PROVIDERS[provider], now=NOW, verdicts=verdicts)
     assert isinstance(verdict, Failure)
     return verdict
 
@@ -57,12 +63,14 @@ def error(code: object, message: str = "No.") -> dict[str, Any]:
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
 def test_a_recorded_answer_gets_its_verdict(provider: str, line: Line) -> None:
     """Every line of tests/corpus/<provider>.jsonl; only the keys that it expects are compared."""
-    verdict = classify(line.answer(), provider, now=NOW)
+    verdict = classify(line.answer(), PROVIDERS[provider], now=NOW)
     found: dict[str, Any] = {"requestId": verdict.request_id}
     if isinstance(verdict, Success):
         found["images"] = [{"url": i.url, "size": i.size, "expiresAt": i.expires_at} for i in verdict.images]
     else:
-        details = build(verdict, attempts=1, max_attempts=3, first_attempt_at=NOW, provider=provider)
+        details = build(
+            verdict, attempts=1, max_attempts=3, first_attempt_at=NOW, provider=PROVIDERS[provider]
+        )
         found |= {"code": details.code, "category": details.category, "fatal": details.fatal}
         found |= {"outcome": details.outcome, "userMessage": details.user_message}
         found |= {"retryAfterS": verdict.retry_after_s}
@@ -124,8 +132,10 @@ headers = st.dictionaries(
 )
 
 
-@given(st.sampled_from([*ENVELOPES, "nobody"]), st.integers(0, 999), bodies, headers)
-def test_no_bytes_make_it_raise(provider: str, status: int, body: bytes, headers: dict[str, str]) -> None:
+@given(st.sampled_from([*PROVIDERS.values(), UNKNOWN]), st.integers(0, 999), bodies, headers)
+def test_no_bytes_make_it_raise(
+    provider: Provider, status: int, body: bytes, headers: dict[str, str]
+) -> None:
     """And of each failure the details can be stored, its code can follow `DLQ:`, and there is a sentence."""
     verdict = classify(Answer(status, headers, body), provider, now=NOW, verdicts=("X=retry", "408=retry"))
     if isinstance(verdict, Failure):
@@ -185,7 +195,7 @@ def says(rule: Rule) -> str:
 def test_a_known_code_gets_its_category_with_any_tail(provider: str, rule: Rule) -> None:
     for pattern in rule.codes:
         for code in (pattern.replace("*", "X"), pattern.replace("*", "X") + ".NewTail"):
-            found = rule_of(code, says(rule), provider)
+            found = rule_of(code, says(rule), RULES[provider])
             assert found and found.category is rule.category
 
 
@@ -228,7 +238,7 @@ def test_an_explicit_setting_changes_the_verdict_and_nothing_else(
 def test_an_explicit_setting_can_stop_what_was_never_answered() -> None:
     lost = NoAnswer("Timeout", "no answer within 300 s", sent=True)
     for verdicts, fatal in (((), False), (("Timeout=fatal",), True), (("408=fatal", "advice"), False)):
-        verdict = classify(lost, "ark", now=NOW, verdicts=verdicts)
+        verdict = classify(lost, PROVIDERS["ark"], now=NOW, verdicts=verdicts)
         assert isinstance(verdict, Failure)
         assert verdict.fatal is fatal
 
@@ -238,8 +248,8 @@ def test_an_unknown_code_is_judged_by_its_status() -> None:
         assert failure(status, error("NeverHeardOf")).category is category
     assert failure(418, error("NeverHeardOf")).category is Category.INVALID_REQUEST
     assert failure(599, error("NeverHeardOf")).category is Category.SERVER
-    assert rule_of("NeverHeardOf.Tail", None, "ark") is None
-    assert rule_of("AccessDenied", None, "a provider without rows") is None
+    assert rule_of("NeverHeardOf.Tail", None, RULES["ark"]) is None
+    assert rule_of("AccessDenied", None, ()) is None
 
 
 def test_a_gateway_keeps_the_disposition_of_its_status_and_the_category_of_the_inner_code() -> None:
@@ -346,7 +356,7 @@ def test_an_image_dies_as_its_signature_says_else_after_a_day(
     query: str, created: object, expires: str
 ) -> None:
     body = {"created": created, "data": [{"url": f"https://img.example/a.jpeg{query}", "size": "evil\n"}]}
-    verdict = classify(answer(200, body), "ark", now=NOW)
+    verdict = classify(answer(200, body), PROVIDERS["ark"], now=NOW)
     assert isinstance(verdict, Success)
     assert [(i.expires_at, i.size) for i in verdict.images] == [(expires, None)]
     assert verdict.images[0].url.endswith(query)  # whole: without its signature it is worth nothing

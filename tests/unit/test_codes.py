@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from genctl.base.metrics import MOST_CODES, OTHER, Codes
 from genctl.domain.classify import OURS, classify
 from genctl.domain.model import Category, Failure, NoAnswer, Outcome
+from genctl.tools.seedream4 import TOOL
 
 BASE = Failure(
     code="-",
@@ -26,7 +27,7 @@ def failure(code: str) -> Failure:
 
 def test_a_code_that_is_ours_or_in_a_table_is_its_own_label() -> None:
     """With the tail that says why, too."""
-    codes = Codes()
+    codes = Codes(TOOL.provider)
     known = [
         "InputTextSensitiveContentDetected.PolicyViolation",
         "ModelAccountIpmRateLimitExceeded",
@@ -34,12 +35,12 @@ def test_a_code_that_is_ours_or_in_a_table_is_its_own_label() -> None:
     ]
     assert [codes.label(failure(code)) for code in known] == known
     assert [codes.label(own) for own in OURS.values()] == [*OURS]
-    lost = classify(NoAnswer("ConnectTimeout", "", sent=False), "ark", now=datetime.now(UTC))
+    lost = classify(NoAnswer("ConnectTimeout", "", sent=False), TOOL.provider, now=datetime.now(UTC))
     assert isinstance(lost, Failure) and codes.label(lost) == "ConnectTimeout"
 
 
 def test_a_code_in_no_table_is_other_however_often_it_comes() -> None:
-    codes = Codes()
+    codes = Codes(TOOL.provider)
     assert {codes.label(failure(code)) for code in ("Surprise", "Surprise", "HTTP401", "surprise.1")} == {
         OTHER
     }
@@ -48,7 +49,7 @@ def test_a_code_in_no_table_is_other_however_often_it_comes() -> None:
 @given(st.lists(st.sampled_from(["Surprise", "HTTP", "Timeout"]), min_size=1), st.integers(0, 400))
 def test_there_are_never_more_labels_than_that(heads: list[str], count: int) -> None:
     """Also when made-up heads fit a pattern of a table; a label that is there keeps counting."""
-    codes = Codes()
+    codes = Codes(TOOL.provider)
     kept = codes.label(failure("AccountOverdueError"))
     labels = {codes.label(failure(f"{head}{n}RateLimitExceeded")) for head in heads for n in range(count)}
     assert len(labels - {OTHER}) < MOST_CODES

@@ -100,7 +100,7 @@ def test_a_retry_never_outruns_its_budget(
 
 
 def test_a_body_says_the_same_whoever_writes_it() -> None:
-    body = decide.job_body(session(run=2))
+    body = decide.job_body(session(run=2), "seedream4")
     assert body == f'{{"version":1,"tool":"seedream4","sessionId":"{ID}","run":2}}'
     assert decide.read_job(body) == job(2)
 

@@ -17,6 +17,7 @@ from genctl.base.metrics import PILES, Metrics, WorkerMetrics
 from genctl.cli.words import usage_mistake
 from genctl.domain.details import build
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
+from genctl.domain.providers import UNKNOWN
 from genctl.ops.runbook.load import names
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def failure(category: Category, outcome: Outcome = Outcome.REFUSED) -> Failure:
 
 def _texts() -> list[str]:
     """What a worker and an API process show once everything has happened in them."""
-    worker, api = WorkerMetrics(), Metrics()
+    worker, api = WorkerMetrics(UNKNOWN), Metrics()
     worker.follow(jobs=lambda: 1, calls=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open")
     results: list[Success | Failure] = [Success((Image("https://host/i.png"),))]
     results += [failure(category, outcome) for category in Category for outcome in Outcome]
@@ -47,7 +48,7 @@ def _texts() -> list[str]:
         if isinstance(result, Failure):
             worker.retried(result)
             worker.settled(
-                build(result, attempts=1, max_attempts=3, first_attempt_at=None, provider="ark"), 0.1
+                build(result, attempts=1, max_attempts=3, first_attempt_at=None, provider=UNKNOWN), 0.1
             )
         else:
             worker.settled(None, 0.1)

@@ -14,6 +14,7 @@ from genctl.domain.classify import classify
 from genctl.domain.details import BODY_BYTES, MESSAGE_BYTES, REMOVED, UNREADABLE, build, for_people, stored
 from genctl.domain.envelopes import ID_SHAPES
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, Outcome
+from genctl.tools.seedream4 import TOOL
 
 ARK = "021762078271000d6f8e1a2b3c4d5e6f708192a3b4c5d6e7f8091"
 UUID = "0b9a3b2c-1d2e-4f50-8a9b-0c1d2e3f4a5b"
@@ -33,7 +34,7 @@ def details(message: str | None = "No.", body: bytes | None = b"", **changes: An
         provider_body=body,
     )
     failure = msgspec.structs.replace(failure, **changes)
-    return build(failure, attempts=2, max_attempts=3, first_attempt_at=FIRST, provider="ark")
+    return build(failure, attempts=2, max_attempts=3, first_attempt_at=FIRST, provider=TOOL.provider)
 
 
 def test_every_field_of_the_contract_is_there() -> None:
@@ -223,8 +224,8 @@ def test_no_half_of_a_secret_stays_where_a_text_is_cut(hide: Callable[[str], str
     for shift in range(0, len(hidden) + 8, 5):
         for before in ("x" * (BODY_BYTES - shift - 1), "Bearer " + "k" * (8_192 - shift - 8)):
             text = f"{before} {hidden} and more of it{' y' * 200}"
-            assert SECRET[:6] not in (stored(text, BODY_BYTES) or "")
-            assert SECRET[:6] not in for_people(text)
+            assert SECRET[:6] not in (stored(text, BODY_BYTES, TOOL.provider.key_shape) or "")
+            assert SECRET[:6] not in for_people(text, TOOL.provider.key_shape)
 
 
 @pytest.mark.parametrize(
@@ -302,9 +303,9 @@ def test_a_megabyte_costs_less_than_a_tenth_of_a_second(head: str, unit: str) ->
 
     def cost() -> float:
         start = time.process_time()
-        verdict = classify(Answer(400, {}, body), "ark", now=datetime.now(UTC))
+        verdict = classify(Answer(400, {}, body), TOOL.provider, now=datetime.now(UTC))
         assert isinstance(verdict, Failure)
-        build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider="ark")
+        build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=TOOL.provider)
         return time.process_time() - start
 
     assert min(cost() for _ in range(3)) < 0.1

@@ -1,9 +1,13 @@
 """The docs name what there is: a command, a setting or a file that is not written down fails here."""
 
+import json
 import re
 import runpy
+from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from genctl.base.settings import TABLE as SETTINGS
@@ -13,6 +17,7 @@ from genctl.credits import FIXES
 from genctl.domain.model import Category, ErrorDetails
 from genctl.ops.meaning import RUNBOOKS
 from genctl.ops.runbook.load import names
+from genctl.ops.runbook.model import schema
 
 ROOT = Path(__file__).parents[2]
 MAKER = ROOT / "docs" / "make_runbooks.py"
@@ -54,6 +59,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_nothing_says_to_install_genctl_by_its_name() -> None:
+    """It is in no registry: a checkout or a wheel is."""
+    by_name = re.compile(
+        r"(?:pip|pipx|uv)3? (?:tool )?(?:install|inject|run) (?:-\S+ )*['\"`]?genctl(?![/-])"
+    )
+    assert by_name.search("pip install 'genctl[local]'")
+    assert [page.name for page in NAMING if by_name.search(page.read_text(errors="replace"))] == []
+
+
 def test_every_runbook_that_is_named_is_there() -> None:
     """By status, doctor, explain, alerts and the docs."""
     told = {
@@ -65,10 +79,35 @@ def test_every_runbook_that_is_named_is_there() -> None:
     assert {"listener-silent", "missing-refunds", "provider-outage"} <= told
 
 
+def meaning(path: Path, text: str) -> object:
+    return json.loads(text) if path.suffix == ".json" else text
+
+
+@pytest.mark.parametrize("indent", ["", "    "], ids=["msgspec 0.23", "before"])
+def test_the_schema_does_not_depend_on_how_msgspec_words_it(
+    indent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, make = schema(), msgspec.json.schema
+
+    def worded(of: type) -> dict[str, Any]:
+        made = make(of)
+        for one in made["$defs"].values():
+            first, *rest = cleandoc(one["description"]).splitlines()
+            one["description"] = "\n".join([first, *((indent + line) if line else "" for line in rest)])
+        return made
+
+    monkeypatch.setattr(msgspec.json, "schema", worded)
+    assert schema() == expected
+    assert all("\n " not in one["description"] for one in expected["$defs"].values())
+
+
 def test_what_is_made_from_the_runbooks_is_fresh() -> None:
-    """Else: make docs."""
+    """Else: make docs. JSON is compared by what it says, not by the order in which a library says it."""
     made: dict[Path, str] = runpy.run_path(str(MAKER))["pages"]()
-    assert [path.name for path, text in made.items() if not path.exists() or path.read_text() != text] == []
+    stale = [
+        path.name for path, text in made.items() if meaning(path, path.read_text()) != meaning(path, text)
+    ]
+    assert stale == []
     assert {path.name for path in made if path.suffix == ".md"} == {
         path.name for path in (ROOT / "docs" / "runbooks").iterdir()
     }

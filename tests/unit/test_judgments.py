@@ -79,7 +79,7 @@ def test_the_queues_are_judged_by_their_attributes(
 def test_a_provider_that_answers_anything_but_401_and_403_has_taken_the_key(
     answer: Answer | NoAnswer, level: str
 ) -> None:
-    (found,) = findings.of_provider("https://ark", answer)
+    (found,) = findings.of_provider("https://ark", "ARK_BASE_URL", "ARK_API_KEY", answer)
     assert found.level == level
 
 

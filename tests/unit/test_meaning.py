@@ -12,14 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genctl import cli
-from genctl.domain.envelopes import ENVELOPES
+from genctl.base.settings import Settings
 from genctl.domain.model import Answer, Category, GenctlError
 from genctl.domain.rules import rule_of
 from genctl.ops import meaning
-from genctl.ops.meaning import explain
+from genctl.ops.meaning import Meaning
 from genctl.ops.recorded import Line, answer_of
+from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
+PROVIDERS = Tools.of(Settings()).providers
 ARK_ID = "021762078271000d6f8e1a2b3c4d5e6f708192a3b4c5d6e7f8091"
 CORPUS = [
     pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
@@ -40,6 +42,10 @@ def genctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         return code, *capsys.readouterr()
 
     return run
+
+
+def explain(code: str, provider: str | None, verdicts: tuple[str, ...]) -> Meaning:
+    return meaning.explain(code, [PROVIDERS[provider]] if provider else [*PROVIDERS.values()], verdicts)
 
 
 # -- explain --------------------------------------------------------------------------------------
@@ -127,8 +133,8 @@ def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named(code: str, fix
 
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
 def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged(provider: str, line: Line) -> None:
-    told = meaning.of_answer(line.answer(), provider, (), NOW)
-    rule = rule_of(told.get("code"), None, provider)
+    told = meaning.of_answer(line.answer(), PROVIDERS[provider], (), NOW)
+    rule = rule_of(told.get("code"), None, PROVIDERS[provider].rules)
     if rule and rule.inside:
         found = explain(told["code"], provider, ())
         assert found.status == 200 == told["status"] // 100 * 100
@@ -222,7 +228,7 @@ def test_what_is_not_one_answer_is_refused_by_its_name(
 
 def test_a_compressed_answer_is_read_as_the_worker_reads_it() -> None:
     head = b"HTTP/1.1 400 No\r\nContent-Encoding: gzip\r\n\r\n"
-    read = answer_of(head + gzip.compress(json.dumps(REFUSAL).encode()), "ark")
+    read = answer_of(head + gzip.compress(json.dumps(REFUSAL).encode()), PROVIDERS["ark"])
     assert isinstance(read, Answer)
     assert json.loads(read.body) == REFUSAL
 
@@ -242,7 +248,7 @@ def test_a_success_is_told_with_its_images(genctl: Any, tmp_path: Path) -> None:
     assert json.loads(out)["images"][0]["url"] == "https://img.example/a.jpeg"
 
 
-@given(st.binary(), st.sampled_from([*ENVELOPES]), st.none() | st.integers(100, 599))
+@given(st.binary(), st.sampled_from([*PROVIDERS]), st.none() | st.integers(100, 599))
 @example(b"HTTP/1.1 999\n\n\n", "ark", None)
 @example(b'{"noAnswer": 1}', "ark", 400)
 @example(b'{"error_details": {"code": [], "providerBody": "\\ud800", "providerStatus": 1e99}}', "ark", 400)
@@ -250,11 +256,11 @@ def test_a_success_is_told_with_its_images(genctl: Any, tmp_path: Path) -> None:
 @example(b"[" * 100_000, "ark", 400)
 def test_no_file_makes_it_raise_but_for_its_own_errors(raw: bytes, provider: str, status: int | None) -> None:
     try:
-        answer = answer_of(raw, provider, status)
+        answer = answer_of(raw, PROVIDERS[provider], status)
     except GenctlError as error:
         assert error.exit_code == 2
         return
-    meaning.of_answer(answer, provider, (), NOW)
+    meaning.of_answer(answer, PROVIDERS[provider], (), NOW)
 
 
 def test_a_surrogate_in_a_recorded_body_stays_an_answer() -> None:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from genctl.base import dsn
 from genctl.base.durations import format_duration, parse_duration, parse_when
-from genctl.base.settings import BYTEPLUS, SIMULATOR, STACK_FILE, TABLE, Settings, load
+from genctl.base.settings import SIMULATOR, STACK_FILE, TABLE, Settings
 from genctl.base.values import OUR_CODES
 from genctl.domain.classify import OURS
 from genctl.domain.model import GenctlError
+from genctl.tools.found import load
+from genctl.tools.seedream4 import BYTEPLUS, SETTINGS, TOOL
 
 DATABASE = "postgresql://ann:s3cret@db.example.com:5432/shop"
 REAL = {"DATABASE_URL": DATABASE}
@@ -47,8 +49,6 @@ def test_without_anything_set_the_defaults_of_the_contract_hold() -> None:
         queue="seedream4-jobs",
         dlq=None,
         sqs_endpoint=None,
-        ark_api_key=None,
-        ark_base_url=BYTEPLUS,
         api_url="http://127.0.0.1:8787",
         secret=None,
         max_attempts=3,
@@ -295,18 +295,19 @@ def test_without_a_database_url_everything_is_what_the_embedded_stack_wrote_down
     env = {"GENCTL_HOME": str(tmp_path / "home"), "AWS_PROFILE": "prod", "AWS_ACCESS_KEY_ID": "AKIAREAL"}
     settings = load({}, env)
     assert settings.embedded
-    assert {name: getattr(settings, name) for name in STACK} == STACK
+    ours = STACK.keys() - {"ark_base_url"}
+    assert {name: getattr(settings, name) for name in ours} | dict(settings.of_tools) == STACK
     assert settings.origins["sqs_endpoint"] == "embedded stack"
     assert settings.dsn() == settings.listen_dsn() == STACK["database_url"]
-    assert not settings.real_provider
+    assert not TOOL.bound(settings).is_real
 
 
 def test_a_provider_that_was_asked_for_wins_over_the_simulator(tmp_path: Path) -> None:
     write_stack(tmp_path, **STACK)
     settings = load({}, {"GENCTL_HOME": str(tmp_path), "ARK_BASE_URL": "https://ark.example.com/api/v3/"})
-    assert settings.ark_base_url == "https://ark.example.com/api/v3"
+    assert TOOL.bound(settings).address == "https://ark.example.com/api/v3"
     assert settings.origins["ark_base_url"] == "environment ARK_BASE_URL"
-    assert settings.real_provider
+    assert TOOL.bound(settings).is_real
 
 
 def test_with_a_database_url_nothing_of_the_embedded_stack_counts(tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_with_a_database_url_nothing_of_the_embedded_stack_counts(tmp_path: Path
 
 def test_a_stack_that_never_ran_is_exit_3_with_how_to_start_it() -> None:
     settings = load({}, {})
-    assert settings.ark_base_url == SIMULATOR
+    assert TOOL.bound(settings).address == f"{SIMULATOR}/api/v3"
     with pytest.raises(GenctlError, match="not running") as caught:
         settings.dsn()
     assert (caught.value.exit_code, "genctl up" in caught.value.fix) == (3, True)
@@ -359,16 +360,27 @@ def test_a_stack_file_that_cannot_be_read_is_exit_3(tmp_path: Path) -> None:
     ],
 )
 def test_a_provider_is_real_unless_its_host_is_a_loopback_address(url: str, *, real: bool) -> None:
-    assert load({"ark_base_url": url}, REAL).real_provider is real
+    assert TOOL.bound(load({"ark_base_url": url}, REAL)).is_real is real
 
 
 # The table itself
 
 
 def test_each_setting_is_in_the_table_once() -> None:
-    others = {"embedded", "aws_access_key_id", "aws_secret_access_key", "origins"}
+    others = {
+        "of_tools",
+        "simulator_url",
+        "embedded",
+        "aws_access_key_id",
+        "aws_secret_access_key",
+        "origins",
+    }
     assert {entry.name for entry in TABLE} == {field.name for field in fields(Settings)} - others
-    assert len({entry.env for entry in TABLE}) == len({entry.key for entry in TABLE}) == len(TABLE)
+    assert (
+        len({e.env for e in (*TABLE, *SETTINGS)})
+        == len({e.key for e in (*TABLE, *SETTINGS)})
+        == len(TABLE) + 3
+    )
 
 
 # Durations and times

@@ -1,7 +1,7 @@
 """What the processes count, in Prometheus's words."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,7 +17,8 @@ from prometheus_client import (
 
 from genctl.base.meters import Meters
 from genctl.domain.model import ErrorDetails, Failure, Outcome, Success
-from genctl.domain.rules import RULES, rule_of
+from genctl.domain.providers import OTHERS, Provider
+from genctl.domain.rules import Rule, rule_of
 
 # a second series for each counter, which says when its process began
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -63,12 +64,14 @@ class Metrics:
 
 
 class Codes:
-    """The values of a label `code`: ours and those of the tables, at most `MOST_CODES`; the rest is `other`.
+    """The values of a label `code`: ours and those of tables, at most `MOST_CODES`; the rest is `other`.
 
     So a provider that makes up codes fills neither our memory nor Prometheus's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, provider: Provider) -> None:
+        tables = (provider, *OTHERS.values())
+        self._is_in_a_table = lru_cache(1_000)(partial(_is_in, [one.rules for one in tables]))
         self._seen: set[str] = set()
 
     def label(self, failure: Failure | ErrorDetails) -> str:
@@ -77,15 +80,14 @@ class Codes:
         if code in self._seen:
             return code
         ours = failure.provider_status is None or code == f"HTTP{failure.provider_status}"
-        if len(self._seen) >= MOST_CODES or not (ours or _is_in_a_table(code)):
+        if len(self._seen) >= MOST_CODES or not (ours or self._is_in_a_table(code)):
             return OTHER
         self._seen.add(code)
         return code
 
 
-@lru_cache(1_000)
-def _is_in_a_table(code: str) -> bool:
-    return any(rule_of(code, None, provider) for provider in RULES)
+def _is_in(tables: Sequence[Sequence[Rule]], code: str) -> bool:
+    return any(rule_of(code, None, rules) for rules in tables)
 
 
 def _is(gate: Callable[[], str], state: str) -> float:
@@ -99,9 +101,9 @@ class WorkerMetrics(Meters):
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, provider: Provider) -> None:
         self.registry = CollectorRegistry()
-        self._codes = Codes()
+        self._codes = Codes(provider)
         self.received = self._counter("received", "Messages received.")
         self.lease_losses = self._counter("lease_losses", "Jobs that passed to somebody else meanwhile.")
         self._settled = self._counter(

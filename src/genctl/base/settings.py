@@ -1,18 +1,17 @@
 """Every setting of genctl in one table, and where its value came from.
 
 The table is the class: one entry a setting, with its environment variable, parser, default and
-meaning. In files and behind `--setting` a setting goes by its attribute's name without `_s`.
+meaning. In files and behind `--setting` a setting goes by its attribute's name without `_s`. Tools declare
+theirs in their own files: rows of the same kind, whose values are in `of_tools`.
 """
 
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from platformdirs import user_data_path
@@ -20,13 +19,12 @@ from platformdirs import user_data_path
 from genctl.base import dsn, settings_sources, values
 from genctl.domain.model import GenctlError
 
-BYTEPLUS = "https://ark.ap-southeast.bytepluses.com/api/v3"
 API_URL = "http://127.0.0.1:8787"
-SIMULATOR = "http://127.0.0.1:8788/api/v3"
+SIMULATOR = "http://127.0.0.1:8788"
 STACK_NAMES = (
     "database_url",
     "sqs_endpoint",
-    "ark_base_url",
+    "simulator_url",
     "api_url",
     "secret",
     "aws_access_key_id",
@@ -38,7 +36,8 @@ STACK_FILE = "stack.json"  # in `home`: where the embedded stack tells its addre
 class Entry(NamedTuple):
     """A row of the table; `key` is its name in files and behind `--setting`.
 
-    `parse` raises ValueError, whose text is what was expected.
+    `parse` raises ValueError, whose text is what was expected. `simulated`: what is behind the address of the
+    embedded stack's simulator where that stands in for the default.
     """
 
     name: str
@@ -47,16 +46,35 @@ class Entry(NamedTuple):
     parse: Callable[[str], Any]
     default: str | None
     meaning: str
-    secret: bool
+    secret: bool = False
+    simulated: str | None = None
+
+    @property
+    def value(self) -> Any:
+        """The default, parsed."""
+        return None if self.default is None else self.parse(self.default)
+
+
+def row(
+    env: str,
+    parse: Callable[[str], Any],
+    default: str | None,
+    meaning: str,
+    *,
+    secret: bool = False,
+    simulated: str | None = None,
+) -> Entry:
+    """A row that a tool declares; in files it goes by its environment variable in lower case."""
+    return Entry(env.lower(), env.lower(), env, parse, default, meaning, secret, simulated)
 
 
 def setting(
     env: str, parse: Callable[[str], Any], default: str | None, meaning: str, *, secret: bool = False
 ) -> Any:
     """A row of the table, as the dataclass field that it is; `default` is written as in a file."""
-    row = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
+    told = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
     value = None if default is None else parse(default)
-    return dataclasses.field(default=value, repr=not secret, metadata=row)
+    return dataclasses.field(default=value, repr=not secret, metadata=told)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,20 +94,20 @@ class Settings:
         "direct connection for LISTEN, or off; unset: database_url",
         secret=True,
     )
-    queue: str = setting(
-        "GENCTL_QUEUE", values.as_queue, "seedream4-jobs", "SQS queue of the jobs: its name or URL"
+    tool: str = setting(
+        "GENCTL_TOOL",
+        values.as_tool,
+        "seedream4",
+        "the tool that a command is about, and that a worker serves",
+    )
+    queue: str = setting(  # empty only until it is made
+        "GENCTL_QUEUE", values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs"
     )
     dlq: str | None = setting(
         "GENCTL_DLQ", values.as_queue, None, "its DLQ; unset: as its redrive policy says, else <queue>-dlq"
     )
     sqs_endpoint: str | None = setting(
         "AWS_ENDPOINT_URL_SQS", values.as_url, None, "where SQS requests go; unset: as boto3 finds it"
-    )
-    ark_api_key: str | None = setting(
-        "ARK_API_KEY", values.as_text, None, "key of the Seedream provider", secret=True
-    )
-    ark_base_url: str = setting(
-        "ARK_BASE_URL", values.as_url, BYTEPLUS, "the Seedream provider, up to and with /api/v3"
     )
     api_url: str = setting("GENCTL_API_URL", values.as_url, API_URL, "where watch and smoke find the API")
     secret: str | None = setting(
@@ -157,20 +175,30 @@ class Settings:
         "GENCTL_HOME", values.as_folder, None, "folder of the embedded stack; unset: the XDG data folder"
     )
 
+    # of the tools, by key; one that is not here has its default
+    of_tools: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     embedded: bool = False  # database_url was not set: everything is the embedded stack's
+    simulator_url: str = SIMULATOR  # of the embedded stack
     aws_access_key_id: str | None = None  # of the embedded stack; real ones are boto3's business
     aws_secret_access_key: str | None = dataclasses.field(default=None, repr=False)
     # attribute -> where its value came from
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
-    @property
-    def real_provider(self) -> bool:
-        """Whether calls may cost money: the provider's host is no loopback address."""
-        host = urlsplit(self.ark_base_url).hostname or ""
-        try:
-            return not ip_address(host).is_loopback
-        except ValueError:
-            return host != "localhost"
+    def __post_init__(self) -> None:
+        if not self.queue:
+            object.__setattr__(self, "queue", _queue_of(self.tool))
+
+    def of(self, entry: Entry) -> Any:
+        """The value of a row, ours or a tool's."""
+        return self.of_tools.get(entry.key, entry.value) if entry not in TABLE else getattr(self, entry.name)
+
+    def queue_of(self, tool: str) -> str:
+        """The job queue of a tool: ours, where it is the one that we are about."""
+        return self.queue if tool == self.tool else _queue_of(tool)
+
+    def dlq_of(self, tool: str) -> str | None:
+        """The DLQ of a tool, None: as its queue says."""
+        return self.dlq if tool == self.tool else None
 
     def dsn(self) -> str:
         """The database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
@@ -198,6 +226,10 @@ class Settings:
         return None if self.listen_url == "off" else self.direct_dsn()
 
 
+def _queue_of(tool: str) -> str:
+    return f"{tool}-jobs"
+
+
 TABLE = tuple(
     Entry(name=field.name, key=field.name.removesuffix("_s"), **field.metadata)
     for field in dataclasses.fields(Settings)
@@ -206,25 +238,48 @@ TABLE = tuple(
 
 
 def load(
-    flags: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    flags: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    *,
+    of_tools: Iterable[Entry] = (),
+    more: bool = False,
 ) -> Settings:
     """The settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
 
-    `flags` go by key. Raises GenctlError: exit 2 for what is unknown or wrong in any of them,
-    exit 3 for a file of the embedded stack that cannot be read.
+    `flags` go by key; `more` as for settings_sources.find(). Raises GenctlError: exit 2 for what is unknown
+    or wrong in any of them, exit 3 for a file of the embedded stack that cannot be read.
     """
-    keys = {entry.key: entry.env for entry in TABLE}
-    found = settings_sources.find(keys, flags or {}, os.environ if env is None else env, cwd or Path())
-    given = {entry.name: _parsed(entry, found[entry.key]) for entry in TABLE if entry.key in found}
-    origins = {entry.name: found[entry.key].origin if entry.key in found else "default" for entry in TABLE}
+    rows = (*TABLE, *of_tools)
+    keys = {entry.key: entry.env for entry in rows}
+    found = settings_sources.find(
+        keys, flags or {}, os.environ if env is None else env, cwd or Path(), more=more
+    )
+    given = {entry.name: _parsed(entry, found[entry.key]) for entry in rows if entry.key in found}
+    origins = {entry.name: found[entry.key].origin if entry.key in found else "default" for entry in rows}
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     implied: dict[str, Any] = {"home": user_data_path("genctl"), "log": "text" if on_terminal else "json"}
     if "database_url" not in given:
         _refuse_real_services(found)
-        stack = _from_stack(given.get("home", implied["home"]))
+        written = read_stack(given.get("home", implied["home"]))
+        stack = {name: written[name] for name in STACK_NAMES if name in written}
         origins |= dict.fromkeys(stack.keys() & origins.keys() - given.keys(), "embedded stack")
-        implied |= {"ark_base_url": SIMULATOR, "embedded": True} | stack
-    return Settings(**implied | given, origins=MappingProxyType(origins))
+        implied |= {"embedded": True} | stack
+        stood_in = {name: text for name, text in simulated(of_tools, written).items() if name not in given}
+        given |= stood_in
+        origins |= dict.fromkeys(stood_in.keys() & written.keys(), "embedded stack")
+    theirs = {entry.key: given.pop(entry.name) for entry in of_tools if entry.name in given}
+    return Settings(**implied | given, of_tools=theirs, origins=MappingProxyType(origins))
+
+
+def simulated(rows: Iterable[Entry], stack: Mapping[str, str]) -> dict[str, str]:
+    """What rows are while the simulator of the embedded stack stands in, where it has written that down."""
+    address = stack.get("simulator_url", SIMULATOR)
+    return {
+        entry.key: stack.get(entry.key, address + entry.simulated)
+        for entry in rows
+        if entry.simulated is not None
+    }
 
 
 def _parsed(entry: Entry, found: settings_sources.Found) -> Any:
@@ -247,11 +302,11 @@ def _refuse_real_services(found: Mapping[str, settings_sources.Found]) -> None:
             )
 
 
-def _from_stack(home: Path) -> dict[str, str]:
-    """What the embedded stack wrote down; nothing when it never ran."""
+def read_stack(home: Path) -> dict[str, str]:
+    """What the embedded stack wrote down; nothing when it never ran. Raises GenctlError (exit 2 or 3)."""
     path = home / STACK_FILE
     try:
-        stack = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:
         return {}
     except NotADirectoryError:
@@ -260,4 +315,3 @@ def _from_stack(home: Path) -> dict[str, str]:
         ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise GenctlError("StackFile", f"{path} cannot be read: {error}", f"remove {path}") from None
-    return {name: stack[name] for name in STACK_NAMES if name in stack}

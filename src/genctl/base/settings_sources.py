@@ -26,14 +26,20 @@ class Found(NamedTuple):
 
 
 def find(
-    known: Mapping[str, str], flags: Mapping[str, str], env: Mapping[str, str], cwd: Path
+    known: Mapping[str, str],
+    flags: Mapping[str, str],
+    env: Mapping[str, str],
+    cwd: Path,
+    *,
+    more: bool = False,
 ) -> dict[str, Found]:
     """Key -> what was found. `known` maps each key to its environment variable; empty means unset.
 
+    `more`: files may hold keys of a tool that cannot be loaded just now, which are passed over.
     Raises GenctlError (exit 2) for an unknown or doubled key and for a file that cannot be read.
     """
     found: dict[str, Found] = {}
-    for source in (_flags(known, flags), _environment(known, env), *_files(known, env, cwd)):
+    for source in (_flags(known, flags), _environment(known, env), *_files(known, env, cwd, more=more)):
         found = source | found
     return found
 
@@ -65,7 +71,9 @@ def _environment(known: Mapping[str, str], env: Mapping[str, str]) -> dict[str, 
     }
 
 
-def _files(known: Mapping[str, str], env: Mapping[str, str], cwd: Path) -> Iterator[dict[str, Found]]:
+def _files(
+    known: Mapping[str, str], env: Mapping[str, str], cwd: Path, *, more: bool
+) -> Iterator[dict[str, Found]]:
     """The project's file, then the user's; each may be absent unless GENCTL_CONFIG names it."""
     named = env.get("GENCTL_CONFIG")
     project = cwd / (named or FILE)
@@ -73,10 +81,10 @@ def _files(known: Mapping[str, str], env: Mapping[str, str], cwd: Path) -> Itera
         raise _wrong("GENCTL_CONFIG", f"there is no file {project}")
     for path in (project, user_file()):
         if os.access(path, os.F_OK):
-            yield _read(path.absolute(), known)
+            yield _read(path.absolute(), known, more=more)
 
 
-def _read(path: Path, known: Mapping[str, str]) -> dict[str, Found]:
+def _read(path: Path, known: Mapping[str, str], *, more: bool) -> dict[str, Found]:
     import yaml  # noqa: PLC0415 (20 ms, and mostly there is no file)
 
     try:
@@ -93,6 +101,8 @@ def _read(path: Path, known: Mapping[str, str]) -> dict[str, Found]:
     found: dict[str, Found] = {}
     for key, node in root.value if root else ():
         place = f"{path}:{key.start_mark.line + 1}"
+        if more and key.value not in known and not _close(str(key.value), known):
+            continue
         _check(str(key.value), known, place)
         if key.value in found:
             raise _wrong(place, f"{key.value} is set twice")
@@ -110,9 +120,14 @@ def _text(node: Any, place: str) -> str:
 
 def _check(key: str, known: Mapping[str, str], place: str) -> None:
     if key not in known:
-        names = {name.lower(): key for key, name in known.items()} | {key: key for key in known}
-        close = get_close_matches(key.lower(), names, 1)
-        raise _unknown(f"{place}: {key[:80]!r}", names[close[0]] if close else None)
+        raise _unknown(f"{place}: {key[:80]!r}", _close(key, known))
+
+
+def _close(key: str, known: Mapping[str, str]) -> str | None:
+    """The key that may be meant."""
+    names = {name.lower(): key for key, name in known.items()} | {key: key for key in known}
+    close = get_close_matches(key.lower(), names, 1)
+    return names[close[0]] if close else None
 
 
 def _unknown(what: str, close: str | None) -> GenctlError:

@@ -23,8 +23,8 @@ _SWITCH = {
 # Codes that no provider's answer has: there is no verdict on them to choose.
 OUR_CODES = frozenset(
     {
-        "MalformedMessage", "SessionNotFound", "UnknownModel", "AttemptsExhausted", "SweptTimeout",
-        "WorkerCrashed", "Unknown",
+        "MalformedMessage", "SessionNotFound", "AttemptsExhausted", "SweptTimeout", "WorkerCrashed",
+        "Unknown",
     }
 )  # fmt: skip
 
@@ -98,6 +98,12 @@ def as_listen_url(value: str) -> str:
         raise ValueError(f"off, or {error}") from None
 
 
+def as_tool(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", value, re.ASCII):
+        raise ValueError("the name of a tool: lower-case letters, digits and -, at most 40")
+    return value
+
+
 def as_queue(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", value, re.ASCII):
         raise ValueError("the name or URL of an SQS queue")
@@ -123,6 +129,9 @@ def _as_list(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
 
 as_origins = _as_list(
     r"https?://[A-Za-z0-9.\[\]:-]+", "origins such as https://app.example.com, between commas"
+)
+as_patterns = _as_list(
+    r"(?=.*[\w])[\w.:*-]{1,200}", "names of models, or patterns such as ep-*, between commas"
 )
 as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.example.com, between commas")
 

@@ -65,6 +65,10 @@ TABLE = {
         "smoke": ("genctl.cli.smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
     },
     "Set up": {
+        "tools": (
+            "genctl.cli.tools:tools",
+            "List the tools that are installed: provider, models, price, queue and gate.",
+        ),
         "migrate": ("genctl.cli.migrate:migrate", "Apply or undo the migrations, or tell their state."),
         "config": (
             "genctl.cli.config:config",

@@ -14,13 +14,16 @@ FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 class Command(click.Command):
     """A command whose callback gets `out`, an Output, as its first argument; it may return an exit code.
 
-    `examples` are whole command lines. `data=False` is for commands that print no data: no `--output`.
+    `examples` are whole command lines. `data=False` is for commands that print no data: no `--output`;
+    `tool=True` for those that are about one tool: `--tool`, which is the setting of that name.
     """
 
-    def __init__(self, *args: Any, examples: Sequence[str], data: bool = True, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, examples: Sequence[str], data: bool = True, tool: bool = False, **more: Any
+    ) -> None:
         super().__init__(*args, **more)
         self.examples = tuple(examples)
-        self.params += [*([_output()] if data else []), _setting(), _debug()]
+        self.params += [*([_tool()] if tool else []), *([_output()] if data else []), _setting(), _debug()]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # The value of --yes is optional and never the next word: `discard --yes ID` names an ID.
@@ -31,10 +34,9 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from genctl.cli.output import Output
 
-        shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting")}
-        ctx.params["out"] = Output(
-            shared["output"] or "table", debug=shared["debug"], flags=shared["setting"]
-        )
+        shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting", "tool")}
+        flags = (shared["setting"] or {}) | ({"tool": shared["tool"]} if shared["tool"] else {})
+        ctx.params["out"] = Output(shared["output"] or "table", debug=shared["debug"], flags=flags)
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (of click)
@@ -157,6 +159,21 @@ def _output() -> click.Option:
         metavar="FORM",
         help="Form of the data: table, json, jsonl, yaml or csv.",
     )
+
+
+def _tool() -> click.Option:
+    return click.Option(
+        ["--tool"],
+        metavar="T",
+        shell_complete=_tools,
+        help="Which tool's; see `genctl tools`. [setting: tool]",
+    )
+
+
+def _tools(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    from genctl.tools.found import found
+
+    return [name for name in found().tools if name.startswith(begun)]
 
 
 def _setting() -> click.Option:

@@ -41,6 +41,7 @@ def show(out: Output) -> None:
     Secrets are masked, also the password in a URL.
     """
     from genctl.base.settings import TABLE
+    from genctl.tools.found import found
 
     settings = out.settings
     if settings.embedded:
@@ -49,12 +50,12 @@ def show(out: Output) -> None:
         [
             {
                 "setting": entry.key,
-                "value": _shown(entry, getattr(settings, entry.name)),
+                "value": _shown(entry, settings.of(entry)),
                 "origin": settings.origins[entry.name],
                 "environment": entry.env,
                 "meaning": entry.meaning,
             }
-            for entry in TABLE
+            for entry in (*TABLE, *found().settings)
         ],
         columns=("setting", "value", "origin"),
     )
@@ -68,11 +69,15 @@ def show(out: Output) -> None:
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
 def init(out: Output, path: Path, *, force: bool) -> None:
     """Write a commented genctl.yaml with every setting at its default."""
-    from genctl.base.settings import TABLE
+    from genctl.base.settings import TABLE, Settings
     from genctl.domain.model import GenctlError
+    from genctl.tools.found import found
 
+    of_others = {"queue": Settings().queue}  # a default that another setting decides
     entries = "\n".join(
-        f"\n# {entry.meaning} ({entry.env})\n#{entry.key}: {entry.default or ''}".rstrip() for entry in TABLE
+        f"\n# {entry.meaning} ({entry.env})\n"
+        f"#{entry.key}: {entry.default or of_others.get(entry.key, '')}".rstrip()
+        for entry in (*TABLE, *found().settings)
     )
     how = os.O_TRUNC if force else os.O_EXCL
     try:

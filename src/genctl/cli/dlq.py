@@ -68,6 +68,7 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 
 @dlq.command(
     "list",
+    tool=True,
     cls=Command,
     examples=(
         "genctl dlq list --since 2h --category server",
@@ -97,7 +98,7 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
 
 
-@dlq.command(cls=Command, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
+@dlq.command(cls=Command, tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
 @click.argument("id_", metavar="ID")
 def show(out: Output, id_: str) -> None:
     """Show one message with its session, reservation and trace.
@@ -114,6 +115,7 @@ def show(out: Output, id_: str) -> None:
 
 
 @dlq.command(
+    tool=True,
     cls=Command,
     examples=(
         "genctl dlq redrive --category server --dry-run",
@@ -148,7 +150,7 @@ def redrive(
         out.target(queue=True)
         out.askable(yes)
     wish = Wish(choice=choose(), **asked)
-    wish.check()
+    wish.check(out.settings)
 
     async def work() -> Plan | Redriven:
         async with Redrive.open(out.settings, wish) as under_way:
@@ -180,6 +182,7 @@ def redrive(
 
 
 @dlq.command(
+    tool=True,
     cls=Command,
     examples=(
         "genctl dlq export incident.jsonl.gz --since 2h",
@@ -204,6 +207,7 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
 
 
 @dlq.command(
+    tool=True,
     cls=Command,
     examples=(
         "genctl dlq discard --code MalformedMessage",

@@ -18,6 +18,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 
 @click.command(
     cls=Command,
+    tool=True,
     examples=(
         "genctl enqueue --sensitive --wait --expect failed",
         "genctl enqueue --prompt 'a lighthouse at dusk' --user ann",
@@ -37,6 +38,9 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.option("--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs over U-1 ... U-N.")
 @click.option("--grant", type=click.IntRange(1), metavar="N", help="First add so many credits to each user.")
 @click.option("--model", metavar="M", help="Model; decides the tool.")
+@click.option(
+    "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the tool, such as size=2K."
+)
 @click.option("--client-key", metavar="K", help="The client's own key of the job.")
 @click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")
@@ -58,8 +62,9 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     wish.check(out.settings)
     out.target(queue=True)
     settings = out.settings
-    if settings.real_provider and (wish.sensitive or settings.protected):
-        out.confirm(f"Send {many(wish.count, 'job')} to {settings.ark_base_url}, from your account?", yes)
+    tool = wish.tool(settings)
+    if tool.is_real and (wish.sensitive or settings.protected):
+        out.confirm(f"Send {many(wish.count, 'job')} to {tool.address}, from your account?", yes)
     with terminal.progress(wish.count, "enqueue") as step:
         said = out.run(run(settings, wish, step))
     if said.owed:

@@ -1,14 +1,15 @@
 """`genctl explain` and `genctl classify`."""
 
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from genctl.cli.command import Command
 from genctl.cli.output import Output
-from genctl.domain.envelopes import ENVELOPES
 
-NAMES = click.Choice(list(ENVELOPES))
+if TYPE_CHECKING:
+    from genctl.domain.providers import Provider
+
 MOST_BYTES = 2**20  # as much as the worker reads of an answer
 
 
@@ -17,17 +18,18 @@ MOST_BYTES = 2**20  # as much as the worker reads of an answer
     examples=("genctl explain OutputImageSensitiveContentDetected", "genctl explain HTTP429 -o json"),
 )
 @click.argument("code")
-@click.option(
-    "--provider", type=NAMES, metavar="NAME", help="Whose code it is; default: the first that knows it."
-)
+@click.option("--provider", metavar="NAME", help="Whose code it is; default: the first that knows it.")
 def explain(out: Output, code: str, provider: str | None) -> None:
     """Explain a failure code: what is done, what users read, whether a redrive helps.
 
     CODE is what follows `DLQ:`: a provider's code, one of ours, HTTP<status>, Timeout and the like.
     """
     from genctl.ops import meaning
+    from genctl.tools.found import Tools
 
-    out.emit(meaning.explain(code, provider, out.settings.verdicts))
+    every = [*Tools.of(out.settings).providers.values()]
+    known = [_provider(out, provider)] if provider else every
+    out.emit(meaning.explain(code, known, out.settings.verdicts))
 
 
 @click.command(
@@ -39,9 +41,9 @@ def explain(out: Output, code: str, provider: str | None) -> None:
     ),
 )
 @click.argument("file", type=click.File("rb"))
-@click.option("--provider", type=NAMES, metavar="NAME", default="ark", help="Whose answer it is.")
+@click.option("--provider", metavar="NAME", help="Whose answer it is; default: the tool's.")
 @click.option("--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status of a body alone.")
-def classify(out: Output, file: BinaryIO, *, provider: str, status: int | None) -> None:
+def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int | None) -> None:
     """Classify a recorded provider answer, as the worker would.
 
     FILE (- is stdin) holds what `curl -i` writes, a body alone, a line of tests/corpus, or error_details.
@@ -50,5 +52,20 @@ def classify(out: Output, file: BinaryIO, *, provider: str, status: int | None) 
 
     from genctl.ops import meaning, recorded
 
-    answer = recorded.answer_of(file.read(MOST_BYTES), provider, status)
-    out.emit(meaning.of_answer(answer, provider, out.settings.verdicts, datetime.now(UTC)))
+    whose = _provider(out, provider)
+    answer = recorded.answer_of(file.read(MOST_BYTES), whose, status)
+    out.emit(meaning.of_answer(answer, whose, out.settings.verdicts, datetime.now(UTC)))
+
+
+def _provider(out: Output, name: str | None) -> "Provider":
+    """The one of this name, else that of the tool. Raises click.BadParameter."""
+    from genctl.tools.found import Tools
+
+    tools = Tools.of(out.settings)
+    if name is None:
+        return tools.named(out.settings.tool).provider
+    if (known := tools.providers.get(name)) is None:
+        raise click.BadParameter(
+            f"{name!r} is not one of {', '.join(tools.providers)}.", param_hint="--provider"
+        )
+    return known

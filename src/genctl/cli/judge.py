@@ -79,6 +79,7 @@ def _text(lines: "Iterable[Line | Finding]") -> str:
 
 @click.command(
     cls=Command,
+    tool=True,
     examples=("genctl doctor", "genctl doctor -o json | jq '.findings[] | select(.level != \"ok\")'"),
 )
 def doctor(out: Output) -> int:

@@ -30,9 +30,9 @@ class Output:
     @cached_property
     def settings(self) -> "Settings":
         """With this call's `--setting`s. Raises GenctlError as settings.load() does."""
-        from genctl.base import settings
+        from genctl.tools import found
 
-        return settings.load({"log_level": "debug", **self.flags} if self.debug else self.flags)
+        return found.load({"log_level": "debug", **self.flags} if self.debug else self.flags)
 
     def emit(
         self,

@@ -101,6 +101,7 @@ def lint(out: Output, names: tuple[str, ...]) -> int:
 @runbook.command(
     "run",
     cls=Command,
+    tool=True,
     examples=(
         "genctl runbook run quick-sanity-checks --var worker_log=worker.log",
         "genctl runbook run provider-outage --dry-run",

@@ -15,6 +15,7 @@ COLUMNS = ("hop", "ok", "ms", "evidence", "why")
 
 @click.command(
     cls=Command,
+    tool=True,
     examples=(
         "genctl smoke",
         "genctl smoke --junit smoke.xml --timeout 60s",
@@ -41,10 +42,12 @@ def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, 
     from genctl.ops.smoke import run
     from genctl.ops.smoke.hop import Hop, verdict
     from genctl.ops.smoke.junit import reported
+    from genctl.tools.found import Tools
 
     out.target(queue=True)
-    if out.settings.real_provider:
-        out.confirm(f"Send a job that is refused to {out.settings.ark_base_url}, from your account?", yes)
+    tool = Tools.of(out.settings).about(out.settings.tool)
+    if tool.said and tool.is_real:
+        out.confirm(f"Send a job that is refused to {tool.address}, from your account?", yes)
     hops: list[Hop] = []
 
     def told(hop: Hop) -> None:

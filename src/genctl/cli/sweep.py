@@ -10,6 +10,7 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
 
 @click.command(
     cls=Command,
+    tool=True,
     examples=("genctl sweep --dry-run", "genctl sweep", "genctl sweep --every 15s   # a sweeper of its own"),
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done and why, change nothing.")

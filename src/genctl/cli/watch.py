@@ -12,6 +12,7 @@ EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
 
 @click.command(
     cls=Command,
+    tool=True,
     examples=(
         "genctl watch",
         "genctl watch --user ann --event failed --count 1   # wait for one",
@@ -53,10 +54,10 @@ def watch(
         if text is not None and not (text.isascii() and text.isprintable() and text):
             raise click.UsageError(f"{name} holds what none can: give it as it was issued")
     if token is not None:
-        place = Place(out.settings.api_url, lambda: token)
+        place = Place(out.settings.api_url, out.settings.tool, lambda: token)
     else:
         tokens, name = Tokens(out.settings.secret), user or "demo"
-        place = Place(out.settings.api_url, lambda: tokens.issue(name))
+        place = Place(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name))
     shown = events or EVENTS[:4]
 
     async def run() -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from genctl.domain.envelopes import ENVELOPES, GENERIC, Envelope, Said, find, read
+from genctl.domain.envelopes import Envelope, Said, find, read
 from genctl.domain.model import Answer, Category, Failure, Image, NoAnswer, Outcome, Success, rfc3339
+from genctl.domain.providers import Provider
 from genctl.domain.rules import (
     BY_HUNDREDS,
     BY_STATUS,
@@ -30,7 +31,6 @@ from genctl.domain.rules import (
 FIRST_DELAY_S = 2.0
 FIRST_DELAY_OF_429_S = 20.0  # limits are per minute: the waits of three attempts can reach one
 MAX_DELAY_S = 300.0
-MAX_IMAGES = 15  # of a set, as Ark says
 ADVICE = "advice"
 
 
@@ -43,7 +43,6 @@ OURS: dict[str, Failure] = {
     for failure in (
         _ours("MalformedMessage", "Something went wrong on our side: the job could not be read.", fatal=True),
         _ours("SessionNotFound", "Something went wrong on our side: the job is not known.", fatal=True),
-        _ours("UnknownModel", "Something went wrong on our side: no service makes such images.", fatal=True),
         _ours("AttemptsExhausted", "The image could not be made in the attempts allowed. Please try again.",
               fatal=False),
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
@@ -61,7 +60,7 @@ def ours(code: str) -> Failure:
 
 
 def classify(
-    answer: Answer | NoAnswer, provider: str, *, now: datetime, verdicts: Sequence[str] = ()
+    answer: Answer | NoAnswer, provider: Provider, *, now: datetime, verdicts: Sequence[str] = ()
 ) -> Success | Failure:
     """What an answer of `provider` means. Never raises, whatever bytes it holds; `now` is aware.
 
@@ -71,12 +70,12 @@ def classify(
     if isinstance(answer, NoAnswer):
         failure, rule, status = _unanswered(answer), None, None
     else:
-        said = read(answer, provider)
+        row = provider.envelope
+        said = read(answer, row)
         good = 200 <= answer.status < 300
-        row = ENVELOPES.get(provider, GENERIC)
-        if good and (images := tuple(islice(_images(said.document, row, now), MAX_IMAGES))):
+        if good and (images := tuple(islice(_images(said.document, row, now), row.most_images))):
             return Success(images, said.request_id)
-        rule = rule_of(said.code, said.told, provider)
+        rule = rule_of(said.code, said.told, provider.rules)
         # an error inside a 200 has no status of its own: the one that its code comes with counts
         status = rule.status if rule and good else answer.status
         failure = _failure(answer, said, rule, status, now)

@@ -3,7 +3,7 @@
 Pure: the same letters and balances give the same steps, so that a plan that was shown is the plan that runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -109,6 +109,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     refused_too: bool = False  # those that content policy refused: as they are, they would fail again
     prompt: str | None = None
     params: dict[str, Any] = {}
+    takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # a model its parameters
+    serves: Callable[[str | None], bool] = lambda _: True  # whether our workers would take the model
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -165,6 +167,8 @@ def at_most(steps: Sequence[Step], most: int) -> list[Step]:
 
 def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> Step:
     row, state = letter.row, letter.state
+    if row is not None and not terms.serves(row.model) and state != "done":
+        return Step("skip", "another tool's")
     match state:
         case "stale" | "done" if row is not None:
             return Step("resend" if row.job_owed and state == "stale" else "drop", state)
@@ -185,6 +189,9 @@ def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str 
         return "content policy"
     if row.run > terms.max_redrives:
         return "redriven often enough"
+    old = row.params if isinstance(row.params, dict) else {}
+    if terms.params and not terms.takes(row.model, old | terms.params):
+        return "its model refuses the change"
     if letter.held_as not in {"held", "released"}:
         return f"reservation {letter.held_as}"
     if letter.held_as == "released" and balance < (row.reserved or 0):

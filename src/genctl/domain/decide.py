@@ -11,11 +11,11 @@ from genctl.domain.model import (
     Status,
     rfc3339,
 )
-from genctl.domain.tools import SEEDREAM4, TOOLS, tool_of
 
 PATIENT_RECEIVES = 3  # a message whose row is not there (yet) is looked at so often
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
 FIRST_HIDE_S = 5
+LEFT_HIDE_S = 15 * 60  # the longest pause of what is left for others: a deploy lasts so long
 ADOPTED_HIDE_S = 300  # it was processing at adoption, and the sweeper will end it some day
 
 
@@ -50,17 +50,13 @@ class Hide(msgspec.Struct, frozen=True):
 def read_job(body: str) -> Job:
     """The job a message body names. Raises MalformedMessageError, which says why it is none of ours."""
     try:
-        job = msgspec.json.decode(body, type=Job)
+        return msgspec.json.decode(body, type=Job)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise MalformedMessageError(f"the message is no job: {error}") from error
-    if job.tool not in TOOLS:
-        raise MalformedMessageError(f"the message names a tool that is not ours: {job.tool[:80]!r}")
-    return job
 
 
-def job_body(session: Session) -> str:
-    """The message of a session's current run; the same text whoever sends it."""
-    tool = (tool_of(session.model) or SEEDREAM4).name
+def job_body(session: Session, tool: str) -> str:
+    """The message of a session's current run, for the workers of its tool; the same text whoever sends it."""
     return msgspec.json.encode(
         {"version": 1, "tool": tool, "sessionId": session.id, "run": session.run}
     ).decode()
@@ -103,8 +99,13 @@ def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:
     return not failure.fatal and session.attempts < limits.attempts and unknowns <= limits.unknowns
 
 
-def dispose(job: Job, row: Session | None, receive_count: int) -> Delete | Copy | Hide:
-    """The fate of a message, once its job was processed or could not be claimed."""
+def dispose(job: Job, row: Session | None, receive_count: int, *, ours: bool = True) -> Delete | Copy | Hide:
+    """The fate of a message, once its job was processed or could not be claimed.
+
+    Not `ours`: another tool's, or one's that this version does not know. It is left for others.
+    """
+    if not ours and not _is_over(job, row):
+        return Hide(min(FIRST_HIDE_S * 2 ** min(receive_count - 1, 10), LEFT_HIDE_S))
     if row is None or (job.run is not None and job.run > row.run):
         if receive_count < PATIENT_RECEIVES:
             return Hide(FIRST_HIDE_S * receive_count)
@@ -115,6 +116,14 @@ def dispose(job: Job, row: Session | None, receive_count: int) -> Delete | Copy 
     if older or row.status in {Status.COMPLETED, Status.FAILED}:
         return Delete()
     return Hide(_rest_s(row))
+
+
+def _is_over(job: Job, row: Session | None) -> bool:
+    """Whether nobody has anything more to do for the job."""
+    if row is None:
+        return False
+    ended = row.status in {Status.COMPLETED, Status.FAILED} and not row.copy_owed
+    return ended or (job.run is not None and row.run > job.run)
 
 
 def _rest_s(row: Session) -> int:

@@ -11,6 +11,7 @@ import msgspec
 
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
 from genctl.domain.model import ErrorDetails, Failure, rfc3339
+from genctl.domain.providers import Provider
 
 MESSAGE_BYTES = 1_024
 BODY_BYTES = 2_048
@@ -23,15 +24,21 @@ _EDGE = 256  # longer than any secret of fixed length: what may be half of one i
 
 
 def build(
-    failure: Failure, *, attempts: int, max_attempts: int, first_attempt_at: datetime | None, provider: str
+    failure: Failure,
+    *,
+    attempts: int,
+    max_attempts: int,
+    first_attempt_at: datetime | None,
+    provider: Provider,
 ) -> ErrorDetails:
     """The `error_details` of a failed run, still without its refund. Never raises."""
+    keys = provider.key_shape
     return ErrorDetails(
         provider_status=failure.provider_status,
-        provider_code=stored(failure.provider_code, WORD_BYTES),
-        provider_message=stored(failure.provider_message, MESSAGE_BYTES),
-        user_message=for_people(failure.user_message),
-        provider_body=stored(failure.provider_body, BODY_BYTES),
+        provider_code=stored(failure.provider_code, WORD_BYTES, keys),
+        provider_message=stored(failure.provider_message, MESSAGE_BYTES, keys),
+        user_message=for_people(failure.user_message, keys, failure.request_id),
+        provider_body=stored(failure.provider_body, BODY_BYTES, keys),
         code=failure.code,
         category=failure.category,
         fatal=failure.fatal,
@@ -39,8 +46,8 @@ def build(
         attempts=attempts,
         max_attempts=max_attempts,
         first_attempt_at=rfc3339(first_attempt_at),
-        request_id=stored(failure.request_id, WORD_BYTES),
-        provider=provider,
+        request_id=stored(failure.request_id, WORD_BYTES, keys),
+        provider=provider.name,
     )
 
 
@@ -50,17 +57,17 @@ def lean(details: ErrorDetails) -> ErrorDetails:
     return msgspec.structs.replace(details, provider_body=None, provider_message=message)
 
 
-def stored(text: str | bytes | None, limit: int) -> str | None:
+def stored(text: str | bytes | None, limit: int, keys: str = "") -> str | None:
     """A text as the database may keep it: as sent, without secrets, at most `limit` bytes of UTF-8.
 
-    NUL and lone surrogates, which jsonb refuses, are left out.
+    `keys` is a pattern of the provider's own. NUL and lone surrogates, which jsonb refuses, are left out.
     """
     if text is None:
         return None
     text = text[: 4 * _WINDOW]
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    return cut(redact(re.sub(r"[\x00\ud800-\udfff]", "", text)), limit)
+    return cut(redact(re.sub(r"[\x00\ud800-\udfff]", "", text), keys), limit)
 
 
 def cut(text: str, limit: int) -> str:
@@ -98,8 +105,8 @@ _SECRETS = tuple(
         # keys that show by their looks
         ("sk-", r"()(?<![\w-])sk-[\w*-]{8,}"),
         (
-            "ark xai gsk hf r8 fal",
-            r"()(?<![\w-])(?:ark|xai|gsk|hf|r8|fal)[-_](?=[\w-]{0,63}\d)[\w-]{16,}",
+            "xai gsk hf r8 fal",
+            r"()(?<![\w-])(?:xai|gsk|hf|r8|fal)[-_](?=[\w-]{0,63}\d)[\w-]{16,}",
         ),
         (
             "akia asia aklt aiza",
@@ -110,9 +117,9 @@ _SECRETS = tuple(
 )
 
 
-def redact(text: str) -> str:
+def redact(text: str, keys: str = "") -> str:
     """The beginning of a text (8,192 characters at the most) without keys, tokens and signatures."""
-    window = text[:_WINDOW]
+    window = re.sub(keys, REMOVED, text[:_WINDOW]) if keys else text[:_WINDOW]
     lower = window.lower()
     for words, pattern in _SECRETS:
         if any(map(lower.__contains__, words)):
@@ -174,24 +181,29 @@ _TIDY = (
 )
 _LOOSE_END = " ,;:-–—(（[【|"
 _MAX_PASSES = 6
+SHORTEST_ID = 8  # characters of what is taken out by its value alone
 
 
-def for_people(text: str) -> str:
+def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
     """A provider's sentence as people may read it, at most 1,024 bytes of UTF-8. Never raises.
 
-    Without request ids, advice to write to a support, markup, server banners, secrets, control and
-    bidi characters; a fixed sentence where nothing readable is left. Cleaning twice changes nothing.
+    Without request ids (what looks like one, and `request_id`), advice to write to a support, markup, server
+    banners, secrets, control and bidi characters; a fixed sentence where nothing readable is left. Cleaning
+    twice changes nothing.
     """
     for _ in range(_MAX_PASSES):  # what a removal joins may be an id again
-        cleaned = _cleaned(text)
+        cleaned = _cleaned(text, keys, request_id)
         if cleaned == text:
             return text if any(map(str.isalnum, text)) else UNREADABLE
         text = cleaned
     return UNREADABLE
 
 
-def _cleaned(text: str) -> str:
-    text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text[: 2 * _WINDOW])))
+def _cleaned(text: str, keys: str, request_id: str | None) -> str:
+    text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text[: 2 * _WINDOW])), keys)
+    if request_id and len(request_id) >= SHORTEST_ID:
+        known = re.escape(request_id)
+        text = re.sub(rf"[(\[][^()\[\]]{{0,40}}{known}[^()\[\]]{{0,10}}[)\]]|{known}", " ", text)
     text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     if _DOCUMENT.search(text):
         return ""

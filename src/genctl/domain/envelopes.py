@@ -33,24 +33,18 @@ class Envelope(msgspec.Struct, frozen=True):
     wait: tuple[str, ...] = ()  # seconds to wait, where there is no Retry-After
     tells: tuple[str, ...] = ()  # beside the message: what rows that look at the text find too
     images: tuple[str, ...] = ("images.*",)  # URLs, or objects with `url` and `size`
+    most_images: int = 15
     flags: tuple[str, ...] = ()  # one for each image: true where it was refused
     image_life_s: int = 86_400
 
 
 # 13 digits are Unix milliseconds; resellers cut the tail short.
-ARK_ID = r"02\d{13}[0-9a-f]{6,38}"
+MILLISECONDS_ID = r"02\d{13}[0-9a-f]{6,38}"
 UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 REPLICATE_ID = r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}"
 
-# Providers that answer with an image's bytes: their client keeps them and hands `images` on.
+# Of providers that no tool of ours calls; a tool brings its own.
 ENVELOPES: dict[str, Envelope] = {
-    "ark": Envelope(
-        code=("error.code", "ResponseMetadata.Error.Code", "data.*.error.code"),  # error.type is a mess
-        message=("error.message", "ResponseMetadata.Error.Message", "data.*.error.message"),
-        request_id=("ResponseMetadata.RequestId", "request_id"),
-        id_shape=ARK_ID,
-        images=("data.*",),
-    ),
     "openai": Envelope(
         code=("error.code", "error.type"),
         message=("error.message",),
@@ -144,7 +138,8 @@ GENERIC = Envelope(
 # -- request ids in running text ------------------------------------------------------------------
 
 _LABEL = (
-    r"[\"']?(?<![a-z0-9])(?:x[-_])?(?:(?:ark|csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?)?"
+    r"[\"']?(?<![a-z0-9])(?:x[-_])?"
+    r"(?:(?:csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?|[a-z]{2,4}[-_]?)?"
     r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?|rid)(?![a-z])"
 )
 # With a colon whatever follows is the id; without one it must look like an id.
@@ -156,13 +151,13 @@ LABELLED_ID = re.compile(
 )
 # What is an id without any label, best known first.
 ID_SHAPES: dict[str, str] = {
-    "ark": ARK_ID,
+    "milliseconds": MILLISECONDS_ID,
     "uuid": UUID,
     "openai": r"req_[0-9a-z]{6,64}",
     "req-": r"req-(?=[a-z]{0,64}\d)[0-9a-z]{6,64}",
     "hex": r"[0-9a-f]{32}",
     "new-api": r"20\d{12,21}[a-z]{4,8}",
-    "ark sdk": r"20\d{12}[0-9a-z]{20}",
+    "local time": r"20\d{12}[0-9a-z]{20}",
     "replicate": REPLICATE_ID,
     "cloudflare": r"[0-9a-f]{16}-[a-z]{3}",
     "aws": r"1-[0-9a-f]{8}-[0-9a-f]{24}",
@@ -209,13 +204,12 @@ class Said(msgspec.Struct, frozen=True):
     told: str
 
 
-def read(answer: Answer, provider: str) -> Said:
-    """Code, message and request id of an answer of `provider`. Never raises.
+def read(answer: Answer, own: Envelope) -> Said:
+    """Code, message and request id of an answer in `own` envelope. Never raises.
 
     An answer of the provider that a gateway or SDK put as text into its own message is unwrapped:
     the innermost code and message count.
     """
-    own = ENVELOPES.get(provider, GENERIC)
     # a 200 speaks of an error only in the provider's own words: {"code": 0, "msg": "ok"} is none
     rows = (own,) if 200 <= answer.status < 300 else (own, GENERIC)
     text = answer.body.decode("utf-8-sig", "replace")

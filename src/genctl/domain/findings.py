@@ -185,8 +185,18 @@ def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
     return [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
 
 
-def of_provider(base_url: str, answer: Answer | NoAnswer) -> list[Finding]:
-    """The answer to a request that asks for nothing: any but 401 and 403 took the key."""
+def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding]:
+    """The tools that are installed: names, and what keeps others from being used."""
+    fix = "mend or uninstall its package"
+    found = [Finding("tools", ERROR, f"{name} cannot be used: {why}", fix) for name, why in troubles.items()]
+    return found or [Finding("tools", OK, ", ".join(usable))]
+
+
+def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
+    """The answer to a request that asks for nothing: any but 401 and 403 took the key.
+
+    `base` and `key` are the environment variables that name address and key.
+    """
     match answer:
         case NoAnswer(code, message):
             return [
@@ -194,19 +204,19 @@ def of_provider(base_url: str, answer: Answer | NoAnswer) -> list[Finding]:
                     "provider",
                     ERROR,
                     f"no answer from {base_url}: {code}: {message}",
-                    "check ARK_BASE_URL and the network",
+                    f"check {base} and the network",
                 )
             ]
         case Answer(401 | 403 as status):
             told = f"{base_url} refuses the key ({status})"
-            return [Finding("provider", ERROR, told, "set ARK_API_KEY to a key of that region")]
+            return [Finding("provider", ERROR, told, f"set {key} to a key of that provider")]
         case Answer(status) if status >= 500 or status < 400:
             return [
                 Finding(
                     "provider",
                     WARNING,
                     f"{base_url} answers {status} to a request without a model",
-                    "check ARK_BASE_URL",
+                    f"check {base}",
                 )
             ]
     return [Finding("provider", OK, f"{base_url} takes the key (asked without a model: {answer.status})")]

@@ -87,6 +87,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
+ToolName = Annotated[str, msgspec.Meta(pattern=r"^[\w.-]{1,80}\Z")]
 Run = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
@@ -94,7 +95,7 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
     """The job message: it only says that there is something to do; the row decides what."""
 
     version: Literal[1]
-    tool: str
+    tool: ToolName
     session_id: UUID
     run: Run | None = None  # a body without a run means the row's run
 

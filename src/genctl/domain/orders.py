@@ -1,12 +1,13 @@
 """What may be ordered: a request is checked before anything is reserved."""
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import TOOLS, tool_of
 
 LONGEST_PROMPT = 10_000  # characters; the providers advise far less and set no limit
 LONGEST_NAME = 200  # characters of a user id, a client key, an idempotency key
@@ -30,9 +31,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 def check(order: Order) -> None:
     """Raises GenctlError (exit 2) naming what is wrong with it."""
     check_name("model", order.model)
-    if tool_of(order.model) is None:
-        known = ", ".join(pattern for t in TOOLS.values() for pattern in t.models)
-        raise _refused("UnknownModel", f"no tool serves the model {order.model!r}", f"use one like {known}")
     check_prompt(order.prompt)
     check_name("user", order.user_id)
     for what, name in (("client key", order.client_key), ("idempotency key", order.idempotency_key)):
@@ -60,6 +58,36 @@ def check_name(what: str, name: str) -> None:
             f"the {what} {name[:40]!r} is empty, too long or not printable",
             f"use 1 to {LONGEST_NAME} printable characters",
         )
+
+
+def change(text: str) -> tuple[str, Any]:
+    """`key=value` as key and value; a value that is JSON is taken as such. Raises GenctlError (exit 2)."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise _refused("BadChange", f"{text!r} is no change", "write key=value, such as size=2K")
+    check_text(f"value of {key!r}", text, "BadChange")
+    try:
+        meant = msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        meant = value
+    check_value(key, meant)
+    return key, meant
+
+
+def check_value(what: str, value: Any) -> None:
+    """check_text() of all texts in a value of JSON."""
+    for part in _texts(value):
+        check_text(f"value of {what}", part, "BadChange")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list():
+            yield from chain.from_iterable(map(_texts, value))
+        case dict():
+            yield from chain.from_iterable(map(_texts, chain.from_iterable(value.items())))
 
 
 def check_text(what: str, text: str, code: str) -> None:

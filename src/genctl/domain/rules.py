@@ -1,7 +1,7 @@
 """What providers mean by their codes, and what people read: the tables, and the look-up of a rule."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -52,45 +52,8 @@ _OPENAI = (
     Rule(status=503, codes=("slow_down", "engine_overloaded"), category=_SERVER),
 )  # fmt: skip
 
-# The first row that matches counts.
+# The first row that matches counts. Of providers that no tool of ours calls; a tool brings its own.
 RULES: dict[str, tuple[Rule, ...]] = {
-    "ark": (
-        Rule(status=400, codes=("*SensitiveContentDetected", "*RiskDetection"), category=_POLICY,
-             note="prompt, reference or result was refused; the tail says why"),
-        Rule(status=400, codes=("ContentSecurityDetectionError",), category=_SERVER, advice="retry",
-             note="the checker itself failed"),
-        Rule(status=400, codes=("InvalidParameter",), category=_NETWORK, advice="retry",
-             says=r"(?i)timed? ?out (?:while|when) (?:download|fetch)",
-             sentence=REFERENCE,
-             note="the reference image was too slow"),
-        Rule(status=400, codes=("InvalidParameter", "MissingParameter", "InvalidArgumentError",
-                                "InvalidImageURL", "OutofContextError"), category=_REQUEST),
-        Rule(status=400, codes=("InvalidEndpoint",), category=_REQUEST, note="`.ClosedEndpoint`: it is off"),
-        Rule(status=400, codes=("InvalidSubscription",), category=_QUOTA, note="plan missing or expired"),
-        Rule(status=401, codes=("AuthenticationError", "InvalidAccountStatus"), category=_AUTH),
-        Rule(status=403, codes=("AccessDenied", "OperationDenied.PermissionDenied",
-                                "OperationDenied.ServiceNotOpen"), category=_AUTH),
-        Rule(status=403, codes=("AccountOverdueError", "OperationDenied.ServiceOverdue"), category=_QUOTA),
-        Rule(status=403, codes=("OperationDenied",), category=_REQUEST),
-        Rule(status=404, codes=("ModelNotOpen", "InvalidEndpointOrModel.ModelIDAccessDisabled"),
-             category=_AUTH),
-        Rule(status=404, codes=("InvalidEndpointOrModel", "NotFound", "UnsupportedModel"), category=_REQUEST),
-        Rule(status=409, codes=("Conflict", "ResourceConflict"), category=_SERVER, advice="retry"),
-        Rule(status=413, codes=("RequestBodyTooLarge", "RequestTooLarge"), category=_REQUEST),
-        Rule(status=424, codes=("UpstreamUnavailable",), category=_SERVER, advice="retry"),
-        Rule(status=429, codes=("*RateLimitExceeded", "RequestBurstTooFast", "InflightBatchsizeExceeded"),
-             category=_RATE, note="`ModelAccountIpm…`, images a minute, is the usual one"),
-        Rule(status=429, codes=("ServerOverloaded",), category=_SERVER,
-             note="sudden growth, or an endpoint long idle"),
-        Rule(status=429, codes=("SetLimitExceeded",), category=_QUOTA, advice="fatal",
-             note="the spending guard of the account paused the model"),
-        Rule(status=429, codes=("QuotaExceeded",), says=r"(?i)free trial", category=_QUOTA, advice="fatal",
-             note="free trial used up"),
-        Rule(status=429, codes=("QuotaExceeded",), category=_QUOTA,
-             note="too many waiting tasks, or a window with a reset time"),
-        Rule(status=499, codes=("RequestCanceled",), category=_NETWORK, advice="retry"),
-        Rule(status=500, codes=("InternalServiceError",), category=_SERVER),
-    ),
     "openai": _OPENAI,
     "azure": (
         Rule(status=400, codes=("content_filter", "contentFilter", "ResponsibleAIPolicyViolation"),
@@ -222,10 +185,10 @@ def names_of(code: str | None) -> Iterator[str]:
     yield ""
 
 
-def rule_of(code: str | None, message: str | None, provider: str) -> Rule | None:
+def rule_of(code: str | None, message: str | None, rules: Sequence[Rule]) -> Rule | None:
     """The row for a code, of its whole name before its family; `message` is what `says` is looked for in."""
     for name in names_of(code):
-        for rule in RULES.get(provider, ()):
+        for rule in rules:
             if any(name == code or ("*" in code and fnmatchcase(name, code)) for code in rule.codes) and (
                 not rule.says or re.search(rule.says, (message or "")[:4_096])
             ):

@@ -26,7 +26,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     `code`: an error in the provider's envelope, whose message ends with the request's id unless it
     holds REQUEST_ID; `padding` characters are added to it. `body` is sent as it is instead. `images`
-    are the items of a set. `once`: only the first attempt of a run gets it, later ones an image.
+    are the items of a set. `once`: only the first attempt of a request gets it, the next one an image.
 
     hang: no answer, ever; drop: the connection is closed once the request is read; cut and stall: the
     same in the middle of the answer; flood: FLOOD_BYTES, in chunks.

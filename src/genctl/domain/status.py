@@ -45,6 +45,8 @@ class Standing(NamedTuple):
     piles: Mapping[str, Pile]
     failures: Mapping[str, int]
     gates: Sequence[Gate]
+    unserved: Mapping[str, int] = {}  # queued jobs of models that no tool here serves
+    unusable: Mapping[str, str] = {}  # tools that are installed, and what is wrong with them
 
     def pile(self, name: str) -> Pile:
         """An empty one where there is nothing."""
@@ -76,6 +78,7 @@ def of_database(now: Standing) -> list[Line]:
         _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
         _leases(now.pile("dead_leases")),
         _refunds(now.pile("refunds_pending")),
+        *_tools(now),
     ]
 
 
@@ -138,6 +141,19 @@ def _gate(gate: Gate) -> Line:
     if by_itself:
         return Line("gate", ATTENTION, message, "genctl runbook run provider-outage")
     return Line("gate", OK, message, f"genctl resume --tool {gate.tool}")
+
+
+def _tools(now: Standing) -> list[Line]:
+    """Lines only where something is wrong."""
+    lines = [
+        Line("tools", ATTENTION, f"{name} cannot be used: {why}", "genctl tools")
+        for name, why in now.unusable.items()
+    ]
+    if now.unserved:
+        waiting, models = _count(sum(now.unserved.values()), "job"), ", ".join(now.unserved)
+        told = f"{waiting} for tools that are not installed here, left for others: {models}"
+        lines.append(Line("tools", ATTENTION, told, "genctl tools"))
+    return lines
 
 
 def _owed(jobs: Pile, copies: Pile) -> Line:

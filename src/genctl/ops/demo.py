@@ -15,8 +15,6 @@ from genctl import credits
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import Session, Status
-from genctl.domain.scenarios import GOOD_PROMPT
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.db import Database
 from genctl.ops.smoke.deployment import Deployment, Door
 from genctl.ops.smoke.hop import HOPS, Hop, verdict
@@ -81,11 +79,11 @@ async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
         check("the card shows it", *await _card(at.api, judge.session_id))
         after = await _balance(at.db)
         check("the balance is whole again", after == before, f"{before} credits before, {after} after")
-        status, good = await at.api.order(USER, prompt=GOOD_PROMPT, clientKey=f"demo-{uuid4().hex[:8]}")
+        status, good = await at.api.order(USER, prompt=at.api.tool.good, clientKey=f"demo-{uuid4().hex[:8]}")
         ended = await _ended(at.db, good["sessionId"]) if status == 202 else None
         check("a good job completes", *_made(ended))
         left = await _balance(at.db)
-        check("and is paid for", left == after - SEEDREAM4.price, f"{after} credits before, {left} after")
+        check("and is paid for", left == after - at.api.tool.price, f"{after} credits before, {left} after")
     return Shown(
         ok=all(c.ok for c in checks),
         checks=checks,

@@ -17,11 +17,11 @@ from genctl.base.tokens import Tokens
 from genctl.domain import findings
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
-from genctl.edges.providers.ark import Ark
 from genctl.edges.sqs import Sqs
+from genctl.tools.found import Tools
+from genctl.tools.wire import Wire
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ WITHIN_S = 7.0  # of each check
 HEARD_WITHIN_S = 2.0
 FIRST_BYTE_WITHIN_S = 4.0
 USER = "genctl-doctor"  # whose stream is opened
-LIBRARIES = ("psycopg", "aiohttp", "boto3")
+LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
 class Check(NamedTuple):
@@ -148,9 +148,15 @@ async def _queues(settings: Settings) -> list[Finding]:
     return [there, *judged, *findings.of_permissions(forbidden)]
 
 
+async def _tools(settings: Settings) -> list[Finding]:
+    tools = Tools.of(settings)
+    return findings.of_tools([*tools.by_name], tools.troubles)
+
+
 async def _provider(settings: Settings) -> list[Finding]:
-    async with Ark(settings) as provider:
-        return findings.of_provider(settings.ark_base_url, await provider.knock())
+    tool = Tools.of(settings).named(settings.tool)
+    async with Wire(tool, longest_s=settings.provider_timeout_s) as wire:
+        return findings.of_provider(tool.address, tool.base.upper(), tool.key.upper(), await wire.knock())
 
 
 async def _api(settings: Settings) -> list[Finding]:
@@ -160,7 +166,7 @@ async def _api(settings: Settings) -> list[Finding]:
 
 async def _stream(settings: Settings) -> list[Finding]:
     """Open a stream as browsers do: through the public URL, and whatever is before the API there."""
-    url = f"{settings.api_url}{SEEDREAM4.api_path}/events"
+    url = f"{settings.api_url}/api/{settings.tool}/events"
     headers = {
         "Accept": "text/event-stream",
         "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses holds back too
@@ -194,6 +200,7 @@ CHECKS = (
     Check("listen", _listen),
     Check("migrations", _migrations),
     Check("sqs", _queues),
+    Check("tools", _tools),
     Check("provider", _provider),
     Check("api", _api),
     Check("files", _files),

@@ -13,12 +13,13 @@ import msgspec
 from genctl import credits
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.domain.orders import Order, check
-from genctl.domain.scenarios import SCENARIOS, SENSITIVE_WORDS, marked
-from genctl.domain.tools import SEEDREAM4, tool_of
+from genctl.domain.orders import Order, change, check
+from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import enqueue
+from genctl.tools import Tool
+from genctl.tools.found import Tools
 
 BATCH = 100  # jobs of one transaction
 MOST_AT_ONCE = 1000  # sessions of one look
@@ -41,10 +42,20 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     wait: bool = False
     expect: str | None = None
+    params: tuple[str, ...] = ()  # key=value
+
+    def tool(self, settings: Settings) -> Tool:
+        """Of the model, else the one that is set. Raises GenctlError as Tools.named() and ordered() do."""
+        tools = Tools.of(settings)
+        return tools.ordered(self.model) if self.model else tools.named(settings.tool)
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError (exit 2) for what cannot be meant, before anything is granted or made."""
-        check(next(self.orders()))
+        """Raises GenctlError: exit 2 for what cannot be meant, 3 for a tool that cannot be used; before
+        anything is granted or made.
+        """
+        tool = self.tool(settings)
+        tool.check_usable()
+        check(next(self.orders(tool)))
         if self.scenario is None:
             return
         if self.scenario not in SCENARIOS:
@@ -53,10 +64,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             raise _refused(f"there is no scenario {self.scenario!r}{hint}", "genctl simulator -h lists them")
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
-        if settings.real_provider:
+        if tool.is_real:
             raise _refused(
-                f"--scenario speaks to the simulator, and {settings.ark_base_url} is a real provider",
-                "unset ARK_BASE_URL, or start `genctl simulator` and point it there",
+                f"--scenario speaks to the simulator, and {tool.address} is a real provider",
+                f"unset {tool.base.upper()}, or start `genctl simulator` and point it there",
             )
 
     @property
@@ -64,27 +75,27 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         """The users the jobs are dealt to."""
         return [f"{self.user}-{n}" for n in range(1, self.users + 1)] if self.users else [self.user]
 
-    @property
-    def text(self) -> str:
+    def text(self, tool: Tool) -> str:
         """The prompt as it is sent."""
         if self.sensitive:
-            return f"{self.prompt}, {SENSITIVE_WORDS}"
+            return f"{self.prompt}, {tool.sensitive}"
         return marked(self.prompt, self.scenario) if self.scenario else self.prompt
 
-    def orders(self) -> Iterator[Order]:
-        """The orders, one after the other."""
-        model = self.model or SEEDREAM4.default_model
-        tool = tool_of(model) or SEEDREAM4
+    def orders(self, tool: Tool) -> Iterator[Order]:
+        """The orders of a tool, one after the other."""
+        model = self.model or tool.default_model
+        params = tool.checked(dict(map(change, self.params)), model) or None
         for n, user in zip(range(self.count), cycle(self.whose), strict=False):
             key = self.client_key or f"cli-{uuid4().hex[:12]}"
             yield Order(
                 session_id=uuid4(),
                 reservation_id=uuid4(),
                 user_id=user,
-                prompt=self.text,
+                prompt=self.text(tool),
                 model=model,
                 cost=tool.price if self.cost is None else self.cost,
                 client_key=f"{key}-{n + 1}" if self.client_key and self.count > 1 else key,
+                params=params,
             )
 
 
@@ -98,16 +109,16 @@ class Said(msgspec.Struct, frozen=True):
 
 async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> Said:
     """Send the jobs; `step` hears how many were sent just now. Raises GenctlError."""
-    began, opening = time.monotonic(), credits.opening(settings)
+    began, opening, tool = time.monotonic(), credits.opening(settings), wish.tool(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
-        queue = await sqs.queue(settings.queue)
+        queue = await sqs.queue(settings.queue_of(tool.name))
         if wish.grant:
             await credits.grant(db, wish.whose, wish.grant, "genctl enqueue --grant", opening=opening)
         sent: list[Session] = []
         owed = None
         most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
-        for orders in _batched(wish.orders(), most):
-            made = await enqueue(orders, db=db, queue=queue, opening=opening)
+        for orders in _batched(wish.orders(tool), most):
+            made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             sent += made.sessions
             owed = owed or made.owed
             step(len(made.sessions))

@@ -13,9 +13,10 @@ from genctl.base.assets import folder
 from genctl.domain.classify import FIRST_DELAY_OF_429_S, FIRST_DELAY_S, OURS, chosen, classify, is_fatal
 from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
-from genctl.domain.rules import RULES, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.domain.providers import UNKNOWN, Provider
+from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
 from genctl.domain.scenarios import SCENARIOS
-from genctl.edges.providers.ark import CODES
+from genctl.tools.wire import CODES
 
 NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})
 NOT_SENT = "where no connection was made, nothing was sent: refused"
@@ -63,50 +64,52 @@ class Meaning(msgspec.Struct, rename="camel", kw_only=True):
     note: str | None = None
 
 
-def explain(code: str, provider: str | None, verdicts: Sequence[str]) -> Meaning:
-    """What a code means; without `provider`, with the first that knows it.
+def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -> Meaning:
+    """What a code means with the first of the providers that knows it.
 
     Raises GenctlError (exit 4): nobody's code.
     """
+    only = providers[0] if len(providers) == 1 else None
     code = code.strip().removeprefix("DLQ:")
     if own := OURS.get(code):
         return _meaning(own, None, fatal=own.fatal)
     if http := re.fullmatch(r"(?:HTTP)?([1-5]\d\d)", code, re.ASCII | re.IGNORECASE):
-        return _judged(Answer(int(http[1]), {}, b"{}"), provider, verdicts)
+        return _judged(Answer(int(http[1]), {}, b"{}"), only, verdicts)
     if code in {name for _, name in CODES}:
-        return _judged(NoAnswer(code, "", sent=code not in NEVER_SENT), provider, verdicts)
-    for name in [provider] if provider else RULES:
-        if rule := rule_of(code, None, name):
-            return _ruled(code, rule, name, verdicts)
-    close = get_close_matches(code.lower(), known := _known(), 1)
+        return _judged(NoAnswer(code, "", sent=code not in NEVER_SENT), only, verdicts)
+    for provider in providers:
+        if rule := rule_of(code, None, provider.rules):
+            return _ruled(code, rule, provider, verdicts)
+    close = get_close_matches(code.lower(), known := _known(providers), 1)
     raise GenctlError(
         "NotFound",
-        f"no code {code[:100]!r} is known{f' of {provider}' if provider else ''}",
+        f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}",
         f"did you mean {known[close[0]]}?" if close else "its HTTP status decides: genctl explain HTTP400",
         exit_code=4,
     )
 
 
-def _known() -> dict[str, str]:
+def _known(providers: Sequence[Provider]) -> dict[str, str]:
     """Every code that is written out somewhere, behind its lower-case spelling."""
-    codes = [code for rules in RULES.values() for rule in rules for code in rule.codes if "*" not in code]
+    rules = [rule for provider in providers for rule in provider.rules]
+    codes = [code for rule in rules for code in rule.codes if "*" not in code]
     codes += [scenario.code for scenario in SCENARIOS.values() if scenario.code]
     codes += [*OURS, *(name for _, name in CODES), *(f"HTTP{status.value}" for status in HTTPStatus)]
     return {code.lower(): code for code in codes}
 
 
 def of_answer(
-    answer: Answer | NoAnswer, provider: str, verdicts: Sequence[str], now: datetime
+    answer: Answer | NoAnswer, provider: Provider, verdicts: Sequence[str], now: datetime
 ) -> dict[str, Any]:
     """What an answer means, and what would be stored of it."""
     verdict = classify(answer, provider, now=now, verdicts=verdicts)
     if isinstance(verdict, Success):
-        told = {"verdict": "success", "provider": provider, "images": verdict.images}
+        told = {"verdict": "success", "provider": provider.name, "images": verdict.images}
         return told | {"requestId": verdict.request_id}
     details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
     failure = msgspec.structs.replace(verdict, user_message=details.user_message)
     base = classify(answer, provider, now=now)
-    found = _meaning(failure, provider, fatal=isinstance(base, Failure) and base.fatal)
+    found = _meaning(failure, provider.name, fatal=isinstance(base, Failure) and base.fatal)
     return {
         **msgspec.to_builtins(found),
         "providerCode": details.provider_code,
@@ -116,15 +119,17 @@ def of_answer(
     }
 
 
-def _judged(answer: Answer | NoAnswer, provider: str | None, verdicts: Sequence[str]) -> Meaning:
+def _judged(answer: Answer | NoAnswer, provider: Provider | None, verdicts: Sequence[str]) -> Meaning:
     """Of an answer without words."""
     now = datetime.now(UTC)
-    failure, base = (classify(answer, provider or "", now=now, verdicts=said) for said in (verdicts, ()))
+    failure, base = (classify(answer, provider or UNKNOWN, now=now, verdicts=said) for said in (verdicts, ()))
     assert isinstance(failure, Failure) and isinstance(base, Failure)  # noqa: S101, PT018 - it has no image
-    return _meaning(failure, provider, fatal=base.fatal, note=NOTES.get(failure.code))
+    return _meaning(
+        failure, provider.name if provider else None, fatal=base.fatal, note=NOTES.get(failure.code)
+    )
 
 
-def _ruled(code: str, rule: Rule, provider: str, verdicts: Sequence[str]) -> Meaning:
+def _ruled(code: str, rule: Rule, provider: Provider, verdicts: Sequence[str]) -> Meaning:
     base = is_fatal(rule.status)
     verdict = chosen(code, rule, rule.status, verdicts)
     sentence = rule.sentence or SENTENCES[rule.category]
@@ -138,12 +143,12 @@ def _ruled(code: str, rule: Rule, provider: str, verdicts: Sequence[str]) -> Mea
         else sentence,
         provider_status=200 if rule.inside else rule.status,
     )
-    return _meaning(failure, provider, fatal=base, note=_note(rule, provider))
+    return _meaning(failure, provider.name, fatal=base, note=_note(rule, provider))
 
 
-def _note(rule: Rule, provider: str) -> str | None:
+def _note(rule: Rule, provider: Provider) -> str | None:
     """The row's note, and those of the rows that are told from it by their text."""
-    others = [other for other in RULES[provider] if other.says and {*other.codes} & {*rule.codes}]
+    others = [other for other in provider.rules if other.says and {*other.codes} & {*rule.codes}]
     by_text = [f"by its text: {other.note or other.category} ({other.category})" for other in others]
     return "; ".join(filter(None, [rule.note, *by_text])) or None
 

@@ -8,8 +8,9 @@ import msgspec
 
 from genctl.domain.envelopes import read
 from genctl.domain.model import Answer, GenctlError, NoAnswer
+from genctl.domain.providers import Provider
 from genctl.domain.rules import rule_of
-from genctl.edges.providers.ark import inflated
+from genctl.tools.wire import inflated
 
 OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has
 FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
@@ -34,7 +35,7 @@ class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
         return self.no_answer or Answer(self.status, headers, body)
 
 
-def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | NoAnswer:
+def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answer | NoAnswer:
     """The answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
 
     A body alone gets `status`, else the one that its code comes with. Raises GenctlError (exit 2):
@@ -44,11 +45,11 @@ def answer_of(raw: bytes, provider: str, status: int | None = None) -> Answer | 
         if status:
             raise GenctlError("Ambiguous", "the file tells its HTTP status", "drop --status", exit_code=2)
         return recorded
-    said = read(Answer(status or 400, {}, raw), provider)
-    rule = rule_of(said.code, said.told, provider)
+    said = read(Answer(status or 400, {}, raw), provider.envelope)
+    rule = rule_of(said.code, said.told, provider.rules)
     if not status and not rule:
         raise GenctlError(
-            "NoStatus", f"a body without its HTTP status, and no code of {provider} in it",
+            "NoStatus", f"a body without its HTTP status, and no code of {provider.name} in it",
             "add --status, or save the answer with its headers, as `curl -i` does", exit_code=2,
         )  # fmt: skip
     return Answer(status or (rule.status if rule else 0), {}, raw)

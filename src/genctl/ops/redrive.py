@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from itertools import chain
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -14,13 +14,13 @@ from genctl import gate
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
-from genctl.domain.model import GenctlError, Status
-from genctl.domain.orders import check_prompt, check_text
-from genctl.domain.tools import SEEDREAM4
+from genctl.domain.model import Status
+from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
 from genctl.redrive import Fate, chosen, redrive
+from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
 BATCH = 100  # messages of one: what is reserved and queued in one transaction
@@ -39,11 +39,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     edit_prompt: str | None = None
     changes: tuple[str, ...] = ()  # key=value
 
-    def check(self) -> None:
+    def check(self, settings: Settings) -> None:
         """Raises GenctlError (exit 2) for what cannot be meant."""
         if self.edit_prompt is not None:
             check_prompt(self.edit_prompt)
-        self.terms  # noqa: B018 - reads the changes
+        if changes := self.terms.params:
+            Tools.of(settings).named(settings.tool).checked(changes, None)
 
     @property
     def terms(self) -> Terms:
@@ -54,36 +55,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             max_redrives=self.max_redrives,
             refused_too=any(named),
             prompt=self.edit_prompt,
-            params=dict(map(_change, self.changes)),
+            params=dict(map(change, self.changes)),
         )
-
-
-def _change(text: str) -> tuple[str, Any]:
-    """`key=value`; a value that is JSON is taken as such."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise GenctlError(
-            "BadChange", f"{text!r} is no change", "write --set key=value, such as --set size=2K", exit_code=2
-        )
-    check_text(f"value of {key!r}", text, "BadChange")
-    try:
-        meant = msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        meant = value
-    for part in _texts(meant):
-        check_text(f"value of {key}", part, "BadChange")
-    return key, meant
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of JSON."""
-    match value:
-        case str():
-            yield value
-        case list():
-            yield from chain.from_iterable(map(_texts, value))
-        case dict():
-            yield from chain.from_iterable(map(_texts, chain.from_iterable(value.items())))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -130,11 +103,12 @@ class Redriven(msgspec.Struct, frozen=True):
 class Redrive:
     """A redrive under way: the DLQ in one pass, what is left to do, what was done."""
 
-    def __init__(self, at: Pipeline, over: Pass, wish: Wish) -> None:
+    def __init__(self, at: Pipeline, over: Pass, wish: Wish, serves: Callable[[str | None], bool]) -> None:
+        """`serves`: whether a model is one of the tool's."""
         self.at = at
         self.over = over
         self.wish = wish
-        self.terms = wish.terms
+        self.terms = msgspec.structs.replace(wish.terms, takes=at.tool.takes, serves=serves)
         self.tally = Tally()
         self.stopped: str | None = None
         self._step: Callable[[int], object] = lambda _: None
@@ -153,7 +127,7 @@ class Redrive:
             Pipeline.open(settings, size=LANES, calls=False) as at,
             Pass.over(at.dlq, bounded=True) as over,
         ):
-            yield cls(at, over, wish)
+            yield cls(at, over, wish, partial(Tools.of(settings).tells, at.tool))
 
     async def plan(self, step: Callable[[int], object] = lambda _: None) -> Plan:
         """What run() would do, as the DLQ and the rows are now. Nothing is done; all is shown again."""
@@ -258,7 +232,7 @@ class Redrive:
     async def _gate_is_closed(self) -> bool:
         if time.monotonic() - self._gate_read_at > GATE_S:
             self._gate_read_at = time.monotonic()
-            now = await gate.read(self.at.db, SEEDREAM4.name)
+            now = await gate.read(self.at.db, self.at.tool.name)
             if not now.is_open:
                 self.stopped = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
         return self.stopped is not None

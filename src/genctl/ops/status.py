@@ -8,11 +8,11 @@ from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import TOOLS
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.ops.doctor import answered, readiness
+from genctl.tools.found import Tools
 
 WITHIN_S = 4.0  # of each part
 
@@ -53,14 +53,18 @@ async def _depth(queue: Queue) -> status.Depth:
 
 
 async def _database(settings: Settings) -> list[status.Line]:
+    tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
         piles, failures = await db.transact(("piles", {}), ("failures_by_code", {}))
-        gates = [await gate.read(db, tool) for tool in TOOLS]
+        gates = [await gate.read(db, tool.name) for tool in tools]
+        unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
             failures={row["code"]: row["count"] for row in failures},
             gates=gates,
+            unserved={row["model"]: row["count"] for row in unserved},
+            unusable=tools.troubles,
         )
     )
 

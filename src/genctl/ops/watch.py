@@ -21,7 +21,6 @@ import sseclient
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import SEEDREAM4
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
@@ -32,9 +31,10 @@ TELLING = {"failed", "done", "queued"}
 
 
 class Place(NamedTuple):
-    """Where the API is, how to get a token for each new connection, and whose stream."""
+    """Where the API is, which tool's stream, how to get a token for each new connection, and whose stream."""
 
     api_url: str
+    tool: str
     token: Callable[[], str]
 
 
@@ -112,7 +112,7 @@ class Connection:
     """One HTTP response that does not end. `open` and what it returns block; `close` ends them at once."""
 
     def __init__(self, place: Place, last_id: str | None) -> None:
-        self.url = f"{place.api_url}{SEEDREAM4.api_path}/events"
+        self.url = f"{place.api_url}/api/{place.tool}/events"
         self._token = place.token
         self._last_id = last_id
         self._http: http.client.HTTPConnection | None = None

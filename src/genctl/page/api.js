@@ -2,7 +2,7 @@
 
 /** @import {News} from './state.js' */
 
-const BASE = '/api/seedream4';
+const BASE = `/api/${document.documentElement.dataset.tool}`;
 const ANSWER_WITHIN_MS = 15_000;
 const FRESH_AFTER_MS = [0, 400, 1_600]; // before each of the three fetches after an event
 const SEND_AFTER_MS = [0, 500, 2_000];

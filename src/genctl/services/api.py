@@ -1,11 +1,12 @@
 """The API: sessions, credits and streams of the user whose token comes along, and the page.
 
-The table of tools decides paths, models and prices.
+The tools that are installed decide paths, models and prices.
 """
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,8 +29,7 @@ from genctl.base.settings import Settings
 from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
-from genctl.domain.orders import Order, check
-from genctl.domain.tools import TOOLS, Tool, tool_of
+from genctl.domain.orders import Order, check, check_value
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
@@ -44,23 +44,26 @@ from genctl.services.web import (
     body_of,
     check_origin,
 )
+from genctl.tools import Tool
+from genctl.tools.found import Tools
 
 PAGE = PACKAGE / "page"
 SEND_WITHIN_S = 5.0
 PAGE_SIZE, LARGEST_PAGE = 50, 200
-SIZE = re.compile(r"[124]K|\d{2,5}x\d{2,5}", re.ASCII)
 SAFE = {"GET", "HEAD", "OPTIONS"}
 
 log = structlog.stdlib.get_logger()
 
 
 class Wanted(msgspec.Struct, rename="camel"):
-    """The body of an order. What it says beyond this counts for nothing, least of all cost and user."""
+    """The body of an order, but for the tool's parameters, which stand beside these."""
 
     prompt: str
     client_key: str | None = None
-    size: str | None = None
     model: str | None = None
+
+
+BESIDE = Wanted.__struct_encode_fields__
 
 
 class Api:
@@ -75,13 +78,18 @@ class Api:
         self.metrics = metrics
         self.tokens = tokens
         self.cursors = sse.Cursors(self.tokens.cursor_key)
-        self.bridge = Bridge(db, listen_dsn=settings.listen_dsn(), cursors=self.cursors, metrics=metrics)
+        self.tools = Tools.of(settings)
+        for name, why in self.tools.troubles.items():
+            log.warning("tool.unusable", tool=name, why=why)
+        self.bridge = Bridge(
+            db, listen_dsn=settings.listen_dsn(), cursors=self.cursors, metrics=metrics, tools=self.tools
+        )
         self.streams = Streams(self.bridge, metrics, per_user=settings.streams_per_user)
         self.app = self._app()
 
     def _app(self) -> ASGIApp:
         routes: list[BaseRoute] = [
-            *(Mount(tool.api_path, routes=self._routes(tool)) for tool in TOOLS.values()),
+            *(Mount(tool.api_path, routes=self._routes(tool)) for tool in self._served()),
             Route("/", self.show_page),
             Mount("/page", StaticFiles(directory=PAGE)),
             Route("/signin", self.show_sign_in, methods=["GET"]),
@@ -102,6 +110,12 @@ class Api:
             exception_handlers={GenctlError: answer_error, HTTPException: answer_http, Exception: answer_bug},
         )
         return Headers(app, image_hosts=self.settings.image_hosts, metrics=self.metrics)
+
+    def _served(self) -> Iterator[Tool]:
+        """The tools, and what is left of those that cannot be used: what their users had is still theirs."""
+        yield from self.tools
+        gone = {*self.tools.troubles, self.settings.tool} - self.tools.by_name.keys()
+        yield from (self.tools.about(name) for name in sorted(gone))
 
     def _routes(self, tool: Tool) -> list[BaseRoute]:
         return [
@@ -138,7 +152,8 @@ class Api:
 
     async def show_page(self, _: Request) -> Response:
         """The page."""
-        return FileResponse(PAGE / "index.html")
+        page = (PAGE / "index.html").read_text("utf-8")
+        return HTMLResponse(page.replace("{{tool}}", self.settings.tool))
 
     async def show_sign_in(self, _: Request) -> Response:
         """The form that spends the ticket; looking at the link, as mail scanners do, spends nothing."""
@@ -167,6 +182,7 @@ class Api:
 
     async def generate(self, request: Request, caller: Token, tool: Tool) -> Response:
         """Take an order: 202. The same Idempotency-Key with the same body is the same session."""
+        tool.check_ready()
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
         session = await self._known(order)
         if session is None:
@@ -174,7 +190,8 @@ class Api:
                 made = await enqueue(
                     [order],
                     db=self.db,
-                    queue=await self.sqs.queue(),
+                    queue=await self.sqs.queue(tool.name),
+                    tool=tool.name,
                     opening=credits.opening(self.settings),
                     send_within_s=SEND_WITHIN_S,
                 )
@@ -212,7 +229,8 @@ class Api:
         rows = await self.db.rows(
             "page_of_sessions",
             user=caller.user,
-            models=tool.like,
+            models=tool.like or [pattern for one in self.tools for pattern in one.like],
+            among=bool(tool.models),
             before=_uuid(request.query_params.get("before")),
             limit=limit + 1,
         )
@@ -230,7 +248,7 @@ class Api:
         text = request.path_params["session"]
         row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
         session = readable(row) if row and row["user_id"] == caller.user else None
-        if session is None or tool_of(session.model) is not tool:
+        if session is None or not self.tools.tells(tool, session.model):
             raise GenctlError("SessionNotFound", "there is no such session", exit_code=4)
         return answer(sse.item(session))
 
@@ -280,27 +298,27 @@ class Events:
 
 
 class LateQueue:
-    """The job queue, looked up when it is first needed: the API starts without SQS, and takes orders."""
+    """The job queues, looked up when they are first needed: the API starts without SQS, and takes orders."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._sqs: Sqs | None = None
-        self._queue: Queue | None = None
+        self._queues: dict[str, Queue] = {}  # by tool
         self._looking = asyncio.Lock()  # two first orders at once look once
 
-    async def queue(self) -> Queue | None:
-        """The queue, None while it cannot be had."""
+    async def queue(self, tool: str) -> Queue | None:
+        """The queue of a tool, None while it cannot be had."""
         try:
             async with asyncio.timeout(SEND_WITHIN_S), self._looking:
                 if self._sqs is None:
                     self._sqs = await Sqs.connect(self._settings)
-                if self._queue is None:
-                    self._queue = await self._sqs.queue(self._settings.queue)
+                if tool not in self._queues:
+                    self._queues[tool] = await self._sqs.queue(self._settings.queue_of(tool))
         except GenctlError as error:
             log.warning("api.queue.trouble", error=error.message, fix=error.fix)
         except TimeoutError:
             log.warning("api.queue.trouble", error="no answer in time")
-        return self._queue
+        return self._queues.get(tool)
 
     async def close(self) -> None:
         """End its connections."""
@@ -314,26 +332,30 @@ class LateQueue:
 def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
     """What is ordered. Raises GenctlError (exit 2) naming what is wrong."""
     try:
-        wanted = msgspec.json.decode(body, type=Wanted)
+        said = msgspec.json.decode(body, type=dict[str, Any])
+        wanted = msgspec.convert({name: said[name] for name in BESIDE if name in said}, Wanted)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(
-            "BadBody", f"the body cannot be read: {error}", "send {prompt, clientKey?, size?, model?}"
+            "BadBody",
+            f"the body cannot be read: {error}",
+            "send {prompt, clientKey?, model?}, and parameters",
         ) from None
-    if wanted.size is not None and not SIZE.fullmatch(wanted.size):
-        raise _bad("BadSize", f"there is no size {wanted.size[:40]!r}", "1K, 2K, 4K or WIDTHxHEIGHT")
+    model = wanted.model or tool.default_model
+    params = tool.checked({n: value for n, value in said.items() if n not in BESIDE}, model, BESIDE)
+    check_value("a parameter", params)
     order = Order(
         session_id=uuid4(),
         reservation_id=uuid4(),
         user_id=caller.user,
         prompt=wanted.prompt,
-        model=wanted.model or tool.default_model,
+        model=model,
         cost=tool.price,
         client_key=wanted.client_key,
-        params={"size": wanted.size} if wanted.size else None,
+        params=params or None,
         idempotency_key=key,
     )
     check(order)
-    if tool_of(order.model) is not tool:
+    if not tool.serves(order.model):
         raise _bad(
             "UnknownModel", f"{tool.name} does not serve the model {order.model[:80]!r}", "leave it away"
         )

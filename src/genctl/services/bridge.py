@@ -18,9 +18,10 @@ from genctl.base.batch import Batch
 from genctl.base.metrics import Metrics
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
-from genctl.domain.tools import Tool, tool_of
 from genctl.edges import listener
 from genctl.edges.db import Database, Row, as_json
+from genctl.tools import Tool
+from genctl.tools.found import Tools
 
 CHANNELS = ("session_completed", "session_requeued")
 WITHIN_S = 0.003  # what comes so close together is one query
@@ -88,11 +89,18 @@ class Bridge:
     """Listens, looks and feeds. `join` a feed, then `leave`; `run` for ever."""
 
     def __init__(
-        self, db: Database, *, listen_dsn: str | None, cursors: sse.Cursors, metrics: Metrics
+        self,
+        db: Database,
+        *,
+        listen_dsn: str | None,
+        cursors: sse.Cursors,
+        metrics: Metrics,
+        tools: Tools,
     ) -> None:
         self.db = db
         self.cursors = cursors
         self.metrics = metrics
+        self._tools = tools
         self._listen_dsn = listen_dsn
         self._feeds: dict[str, set[Feed]] = {}
         self._looks = Batch(self._look, within_s=WITHIN_S, most=USERS)
@@ -263,7 +271,7 @@ class Bridge:
         """Give a row to each feed that has not seen it yet; those that are full stay where they are."""
         version = session.version or 0
         behind = [f for f in feeds if f.last is not None and f.last < version and not f.backlog.is_full]
-        told = [feed for feed in behind if feed.tool is tool_of(session.model)]
+        told = [feed for feed in behind if self._tools.tells(feed.tool, session.model)]
         for feed in behind:
             feed.last = version
         if not told:

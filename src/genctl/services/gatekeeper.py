@@ -19,8 +19,8 @@ from genctl import gate
 from genctl.domain.breaker import Breaker, Close, Open, Phase, sign_of
 from genctl.domain.model import Failure, Gate, GateState, GenctlError, Success, rfc3339
 from genctl.edges.db import Database
-from genctl.edges.providers.ark import CONNECT_TIMEOUT_S
 from genctl.pipeline import Hear
+from genctl.tools.wire import CONNECT_TIMEOUT_S
 
 LOOK_S = 1.0  # how old a reading may be
 PROBE_MARGIN_S = 60.0  # of a probe, beyond the longest legal call

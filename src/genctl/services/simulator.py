@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
+import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,12 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from genctl.domain.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario, scenario_of
+from genctl.domain.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario
+from genctl.services.asked import Asked, RefusedError, read, wanted
 from genctl.services.listening import listening, url_of
 
 MAX_REQUEST_BYTES = 64 * 2**20  # reference images come inside of the request
-MAX_IMAGES = 14
-MAX_PIXELS = 16_777_216
-PRESETS = {"1K": (1024, 1024), "2K": (2048, 2048), "4K": (4096, 4096)}
+REMEMBERED = 10_000  # failed first attempts
 URL_LIFE_S = 86_400
 DROP = b"~" * 2**16
 TYPES = {
@@ -36,11 +36,32 @@ STOPPING = web.AppKey("stopping", asyncio.Event)
 log = structlog.stdlib.get_logger()
 
 
-class RefusedError(Exception):
-    """The request is answered with this scenario's error."""
+class Once:
+    """Tells a request's first attempt, which fails, from the one after it.
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
+    A worker numbers its attempts at the end of the client's request id: `<session>-<run>-<attempt>`. The
+    vendor's SDKs try again under a new id, OpenAI's under none, so their requests are known by key and
+    body: the next one after a failure is the second attempt, and the one after that begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[bytes, None] = {}
+
+    def is_first(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """Whether this attempt is its request's first. Asked once for each attempt."""
+        if named := re.search(r"-\d+-(\d{1,3})$", headers.get("X-Client-Request-Id", "")):
+            return int(named[1]) <= 1
+        request = hashlib.sha256(headers.get("Authorization", "").encode() + b"\n" + body).digest()
+        if request in self._failed:
+            del self._failed[request]
+            return False
+        if len(self._failed) == REMEMBERED:
+            del self._failed[next(iter(self._failed))]
+        self._failed[request] = None
+        return True
+
+
+ONCE = web.AppKey("once", Once)
 
 
 async def serve(host: str, port: int) -> None:
@@ -60,6 +81,7 @@ def app() -> web.Application:
     """The server as an application, for a process or a test to run."""
     made = web.Application(client_max_size=MAX_REQUEST_BYTES)
     made[STOPPING] = asyncio.Event()
+    made[ONCE] = Once()
     made.on_shutdown.append(_stop)
     made.router.add_post("/api/v3/images/generations", generations)
     made.router.add_get("/images/{file}", image)
@@ -78,7 +100,7 @@ async def healthz(_: web.Request) -> web.Response:
 
 async def image(request: web.Request) -> web.Response:
     """The one picture, under the name of any request."""
-    if not re.fullmatch(r"02\d{13}[0-9a-f]{38}_\d\.jpeg", request.match_info["file"]):
+    if not re.fullmatch(r"02\d{13}[0-9a-f]{38}_\d{1,2}\.jpeg", request.match_info["file"]):
         raise web.HTTPNotFound
     return web.Response(body=PICTURE, content_type="image/jpeg")
 
@@ -88,13 +110,25 @@ async def generations(request: web.Request) -> web.StreamResponse:
     began = time.monotonic()
     request_id = f"02{time.time_ns() // 1_000_000:013}{secrets.token_hex(19)}"
     client_id = request.headers.get("X-Client-Request-Id") or _client_id()
-    asked: dict[str, Any] = {}
+    asked: Asked | None = None
     try:
-        asked = checked(request.headers.get("Authorization", ""), await request.read())
-        scenario = wanted(asked["prompt"], client_id)
+        body = await request.read()
+        check_key(request.headers.get("Authorization", ""))
+        asked = read(body)
+        scenario = wanted(asked)
+        if scenario.once and not request.app[ONCE].is_first(request.headers, body):
+            scenario = SUCCESS
     except RefusedError as refused:
         scenario = refused.scenario
-    log.info("simulator.asked", scenario=scenario.name, requestId=request_id, clientRequestId=client_id)
+    except web.HTTPRequestEntityTooLarge:
+        scenario = SCENARIOS["too-large"]
+    log.info(
+        "simulator.asked",
+        scenario=scenario.name,
+        requestId=request_id,
+        clientRequestId=client_id,
+        watermark=asked.watermark if asked else None,
+    )
     if scenario.after_s:
         await _wait(request, scenario.after_s)
     headers = {
@@ -105,7 +139,7 @@ async def generations(request: web.Request) -> web.StreamResponse:
         "X-Envoy-Upstream-Service-Time": str(round((time.monotonic() - began) * 1000)),
         **scenario.headers,
     }
-    body = body_of(scenario, asked, request_id, str(request.url.origin()))
+    body = body_of(scenario, asked or Asked(), request_id, str(request.url.origin()))
     if scenario.act != "answer":
         return await _misbehave(scenario, request, headers, body)
     response = web.Response(body=body, status=scenario.status, headers=headers)
@@ -142,100 +176,24 @@ async def _wait(request: web.Request, seconds: float) -> None:
         await asyncio.wait_for(request.app[STOPPING].wait(), seconds)
 
 
-# --- what the request must hold --------------------------------------------------------------
-
-
-def wanted(prompt: str, client_request_id: str) -> Scenario:
-    """The scenario of this attempt, whose number ends the client's request id."""
-    try:
-        scenario = scenario_of(prompt)
-    except KeyError as unknown:
-        raise _invalid("prompt", f"the simulator has no scenario {unknown}") from None
-    attempt = re.search(r"-(\d+)$", client_request_id)
-    return SUCCESS if scenario.once and attempt and int(attempt[1]) > 1 else scenario
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_image(value: object) -> bool:
-    images = value if isinstance(value, list) else [value]
-    return 0 < len(images) <= MAX_IMAGES and all(map(_is_text, images))
-
-
-PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (_is_text, "it must be text"),
-    "prompt": (_is_text, "it must be text"),
-    "image": (_is_image, f"it must be one image, or at most {MAX_IMAGES}"),
-    "response_format": (lambda v: v in ("url", "b64_json"), "it must be url or b64_json"),
-    "watermark": (lambda v: isinstance(v, bool), "it must be true or false"),
-    "stream": (lambda v: v is False, "the simulator does not stream"),
-}
-
-
-def checked(authorization: str, body: bytes) -> dict[str, Any]:
-    """The request's parameters. Raises RefusedError as the provider would."""
+def check_key(authorization: str) -> None:
+    """Raises RefusedError: any key will do, but there must be one, and `invalid` is none."""
     scheme, _, key = authorization.partition(" ")
     if scheme != "Bearer" or key.strip() in {"", "invalid"}:
         raise RefusedError(SCENARIOS["auth"])
-    try:
-        asked = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError:
-        raise _invalid("body", "it is no JSON object") from None
-    for name in ("model", "prompt"):
-        if name not in asked:
-            raise _missing(name)
-    for name, (fits, why) in PARAMETERS.items():
-        if name in asked and not fits(asked[name]):
-            raise _invalid(name, why)
-    if not re.fullmatch(r"(doubao-)?seedream-4-[05]-\d{6}|ep-\d{14}-\w{5}", asked["model"]):
-        raise RefusedError(SCENARIOS["model-not-found"])
-    size_of(asked)
-    return asked
-
-
-def size_of(asked: dict[str, Any]) -> tuple[int, int]:
-    """Width and height in pixels. Raises RefusedError."""
-    size = asked.get("size", "2048x2048")
-    large = "seedream-4-5" in asked["model"]  # 4.5 makes no small images
-    least = 3_686_400 if large else 921_600
-    if isinstance(size, str) and size in PRESETS and not (large and size == "1K"):
-        return PRESETS[size]
-    sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size) if isinstance(size, str) else None
-    if not sides:
-        raise _invalid("size", "it must be 1K, 2K or 4K where the model has it, or WIDTHxHEIGHT")
-    width, height = int(sides[1]), int(sides[2])
-    if not least <= width * height <= MAX_PIXELS:
-        raise _invalid("size", f"image size must be between {least} and {MAX_PIXELS} pixels")
-    if not 1 / 16 <= width / height <= 16:
-        raise _invalid("size", "aspect ratio must be between 1/16 and 16")
-    return width, height
-
-
-def _invalid(param: str, why: str) -> RefusedError:
-    message = f"The parameter `{param}` specified in the request is not valid: {why}."
-    return RefusedError(msgspec.structs.replace(SCENARIOS["invalid-parameter"], param=param, message=message))
-
-
-def _missing(param: str) -> RefusedError:
-    message = f"The request failed because it is missing the required parameter `{param}`."
-    invalid = SCENARIOS["invalid-parameter"]
-    return RefusedError(
-        msgspec.structs.replace(invalid, code="MissingParameter", param=param, message=message)
-    )
 
 
 # --- what is answered ------------------------------------------------------------------------
 
 
-def body_of(scenario: Scenario, asked: dict[str, Any], request_id: str, origin: str) -> bytes:
+def body_of(scenario: Scenario, asked: Asked, request_id: str, origin: str) -> bytes:
     """The answer's body, before a content coding."""
     if scenario.body is not None:
         return scenario.body.replace(REQUEST_ID, request_id).encode()
     if scenario.code:
         return msgspec.json.encode({"error": failed(scenario, request_id)})
-    return msgspec.json.encode(made(scenario.images or (SUCCESS,), asked, request_id, origin))
+    images = scenario.images or (SUCCESS,) * asked.images
+    return msgspec.json.encode(made(images, asked, request_id, origin))
 
 
 def failed(scenario: Scenario, request_id: str) -> dict[str, str | None]:
@@ -251,9 +209,9 @@ def failed(scenario: Scenario, request_id: str) -> dict[str, str | None]:
     }
 
 
-def made(images: Sequence[Scenario], asked: dict[str, Any], request_id: str, origin: str) -> dict[str, Any]:
+def made(images: Sequence[Scenario], asked: Asked, request_id: str, origin: str) -> dict[str, Any]:
     """A success, each of its items an image or an error."""
-    width, height = size_of(asked)
+    width, height = asked.sides
     good = sum(not image.code for image in images)
     tokens = good * width * height // 256
 
@@ -261,14 +219,14 @@ def made(images: Sequence[Scenario], asked: dict[str, Any], request_id: str, ori
         if image.code:
             said = failed(image, request_id)
             return {"error": {"code": said["code"], "message": said["message"]}}
-        if asked.get("response_format") == "b64_json":
+        if asked.response_format == "b64_json":
             picture = {"b64_json": base64.b64encode(PICTURE).decode()}
         else:
             picture = {"url": signed(f"{origin}/images/{request_id}_{number}.jpeg")}
         return {**picture, "size": f"{width}x{height}"}
 
     return {
-        "model": asked["model"],
+        "model": asked.model,
         "created": int(time.time()),
         "data": [item(number, image) for number, image in enumerate(images)],
         "usage": {"generated_images": good, "output_tokens": tokens, "total_tokens": tokens},

@@ -14,8 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from genctl.base.metrics import Metrics
 from genctl.domain import sse
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import Tool
 from genctl.services.bridge import Bridge, Feed
+from genctl.tools import Tool
 
 HEARTBEAT_S = 15.0
 WRITE_TIMEOUT_S = 10.0

@@ -19,7 +19,6 @@ from genctl.base.batch import Together
 from genctl.base.metrics import WorkerMetrics
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import Pipeline, carry
 from genctl.run import LEASE_S
@@ -108,10 +107,10 @@ class Worker:
         self._exit: asyncio.TimerHandle | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
-        self.metrics = at.meters = WorkerMetrics()
+        self.metrics = at.meters = WorkerMetrics(at.tool.provider)
         self.gatekeeper = Gatekeeper(
             at.db,
-            SEEDREAM4.name,
+            at.tool.name,
             failures=manners.breaker_failures,
             call_s=manners.call_s,
             send_back=self._send_back,
@@ -144,7 +143,11 @@ class Worker:
                 keepers = [side.create_task(keep) for keep in keeping]
                 self._heed_signals(receiver)
                 log.info(
-                    "worker.started", worker=self.at.worker, queue=self.at.queue.name, dlq=self.at.dlq.name
+                    "worker.started",
+                    worker=self.at.worker,
+                    tool=self.at.tool.name,
+                    queue=self.at.queue.name,
+                    dlq=self.at.dlq.name,
                 )
                 await asyncio.wait([receiver])
                 self.liveness.rest("nothing more is received")
@@ -436,7 +439,7 @@ async def serve(
     _open_enough(min(concurrency, settings.max_in_flight or concurrency))
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
     async with Pipeline.open(settings, size=POOL_SIZE) as at:
-        await gate.read(at.db, SEEDREAM4.name)  # a database that is not migrated is told now, not for ever
+        await gate.read(at.db, at.tool.name)  # a database that is not migrated is told now, not for ever
         gc.freeze()  # what is here by now stays, and need not be walked again and again
         gc.set_threshold(YOUNG)
         worker = Worker(

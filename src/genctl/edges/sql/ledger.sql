@@ -9,6 +9,10 @@ set transaction isolation level read committed
 -- The longest wait for any lock, in milliseconds.
 select set_config('lock_timeout', %(ms)s::text, true)
 
+-- name: clear_notify_queue
+-- How full the queue of NOTIFY is. Who asks makes PostgreSQL drop what every listener has read.
+select pg_notification_queue_usage() as used
+
 -- name: ensure_accounts
 -- Inserts the accounts that are missing, so that there is a row to lock; with `opening` credits.
 with fresh as (

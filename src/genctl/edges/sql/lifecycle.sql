@@ -55,7 +55,7 @@ sent as (
 insert into session_events (session_id, run, kind) select id, run, 'sent' from sent
 
 -- name: claim
--- Takes sessions that are queued and due, or, where dead leases count, whose owner fell silent. Returns those that
+-- Takes sessions of our tool that are queued and due, or, where dead leases count, whose owner fell silent. Returns those that
 -- are ours now, with the answer that an earlier owner kept for want of a settle. One whose attempts are used up
 -- (`spent`) is taken to be settled: it counts no further attempt.
 with item as (
@@ -65,8 +65,10 @@ ready as (
   select s.id, s.status = 'processing' as from_dead_lease, s.attempts >= %(most)s as spent
   from generation_sessions s
   join item i on i.session_id = s.id and coalesce(i.run, s.run) = s.run
-  where (s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
-    or (%(dead)s and s.status = 'processing' and (s.lease_until < now() or (s.lease_until is null and i.lapsed)))
+  where (s.model like any(%(models)s) or i.lapsed)  -- those the sweeper has chosen by itself
+    and ((s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
+      or (%(dead)s and s.status = 'processing'
+        and (s.lease_until < now() or (s.lease_until is null and i.lapsed))))
   order by s.id
   for update of s skip locked
 ),

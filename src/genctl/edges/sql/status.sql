@@ -31,6 +31,12 @@ select coalesce(error_details ->> 'code', 'Unknown') as code, count(*) as count
 from generation_sessions where status = 'failed' and completed_at > now() - interval '1 hour'
 group by 1
 
+-- name: unserved
+-- Runs that wait for a tool which is not installed here, by model; of adopted rows only those that ran here.
+select coalesce(model, 'none') as model, count(*) as count from generation_sessions
+where status = 'queued' and queued_at is not null and not coalesce(model like any(%(models)s), false)
+group by 1 order by 2 desc limit 10
+
 -- name: notify
 -- An empty payload on a channel.
 select pg_notify(%(channel)s, '')

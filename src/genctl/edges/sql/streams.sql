@@ -14,14 +14,15 @@ left join lateral (
 order by a.user_id, s.version
 
 -- name: page_of_sessions
--- A user's sessions of some models, newest first, those before a session; `head` in any case.
+-- A user's sessions of some models (not `among`: of any but those), newest first, those before a session; `head` in
+-- any case.
 select coalesce((select event_seq from credit_accounts where user_id = %(user)s), 0) as head, s.*,
   now() as read_at
 from (select) as one
 left join lateral (
   select g.*, r.amount as reserved, case r.status when 'released' then r.amount else 0 end as refunded
   from generation_sessions g left join credit_reservations r on r.id = g.reservation_id
-  where g.user_id = %(user)s and g.model like any(%(models)s)
+  where g.user_id = %(user)s and coalesce(g.model like any(%(models)s), false) = %(among)s
     and (%(before)s::uuid is null or (g.created_at, g.id) < (
       select b.created_at, b.id from generation_sessions b where b.id = %(before)s and b.user_id = %(user)s))
   order by g.created_at desc, g.id desc limit %(limit)s

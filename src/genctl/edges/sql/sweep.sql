@@ -1,18 +1,20 @@
 -- The safety net: what is owed, dead or stuck. Every list is bounded, and an adopted row without a user, for whom
--- nothing can be done, takes up no place in it.
+-- nothing can be done, takes up no place in it. What needs a queue or a gate is of one tool, by its `models`; an
+-- adopted row (never queued here, or without a model) that is not one of `others` either is anybody's.
 
 -- name: owed_jobs
 -- Queued runs whose job message is not proven sent.
 select *, now() as read_at from generation_sessions
 where status = 'queued' and enqueued_at is null and queued_at < now() - make_interval(secs => %(age_s)s)
-  and user_id is not null
+  and user_id is not null and model like any(%(models)s)
 order by queued_at limit %(limit)s
 
 -- name: owed_copies
 -- Failed runs whose DLQ copy is not proven sent.
 select *, now() as read_at from generation_sessions
 where status = 'failed' and dlq_sent_at is null and completed_at < now() - make_interval(secs => %(age_s)s)
-  and user_id is not null
+  and user_id is not null and (model like any(%(models)s)
+    or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
 order by completed_at limit %(limit)s
 
 -- name: dead_leases
@@ -20,6 +22,8 @@ order by completed_at limit %(limit)s
 select *, now() as read_at from generation_sessions
 where status = 'processing' and user_id is not null and (lease_until < now() or (
   lease_until is null and created_at < now() - make_interval(secs => %(queued_timeout_s)s)))
+  and (model like any(%(models)s)
+    or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
 order by lease_until limit %(limit)s
 
 -- name: requeue_dead
@@ -48,7 +52,8 @@ select id from back
 -- Runs that have waited longer than the queued time-out.
 select *, now() as read_at from generation_sessions
 where status = 'queued' and coalesce(queued_at, created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
-  and user_id is not null
+  and user_id is not null and (model like any(%(models)s)
+    or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
 order by coalesce(queued_at, created_at) limit %(limit)s
 
 -- name: refunds_owed
@@ -153,9 +158,9 @@ select t.*, now() as read_at, case when %(notify)s then pg_notify('session_compl
 from told t
 
 -- name: owe_queued
--- A queue in memory was lost: every queued run owes its message again.
+-- A queue in memory was lost: every queued run of a tool owes its message again.
 with waiting as (
-  select id from generation_sessions where status = 'queued' order by id for update
+  select id from generation_sessions where status = 'queued' and model like any(%(models)s) order by id for update
 )
 update generation_sessions s set enqueued_at = null, queued_at = coalesce(s.queued_at, s.created_at)
 from waiting w where s.id = w.id

@@ -13,6 +13,7 @@ from genctl.domain.model import GenctlError, meant
 from genctl.domain.runbooks import Past, refusal
 from genctl.ops.runbook import journal
 from genctl.ops.runbook.model import Loaded, Runbook
+from genctl.tools.found import found
 
 SECRET_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
 
@@ -108,7 +109,7 @@ def _usage(message: str, fix: str = "") -> GenctlError:
 
 def secrets_of(settings: Settings) -> list[str]:
     """What is secret before a step is run: keys, passwords and URLs that hold them."""
-    own = [getattr(settings, entry.name) for entry in table.TABLE if entry.secret]
+    own = [settings.of(entry) for entry in (*table.TABLE, *found().settings) if entry.secret]
     passwords = [password(url) for url in (settings.database_url, settings.listen_url) if url]
     others = [settings.aws_secret_access_key, *(os.environ.get(name) for name in SECRET_ENVIRONMENT)]
     return [one for one in (*own, *passwords, *others) if one and one != "off"]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -229,8 +230,10 @@ class Loaded(NamedTuple):
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a runbook, as YAML editors read it."""
+    """The JSON Schema of a runbook, as YAML editors read it; each msgspec makes the same."""
     made = msgspec.json.schema(Runbook)
+    for one in made["$defs"].values():
+        one["description"] = cleandoc(one["description"])  # msgspec before 0.23 keeps a docstring's indents
     for name, kinds in (("Step", KINDS), ("Wait", KINDS[:4])):
         made["$defs"][name]["oneOf"] = [{"required": [kind]} for kind in kinds]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "genctl runbook", **made}

@@ -11,10 +11,11 @@ import aiohttp
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
-from genctl.domain.tools import SEEDREAM4
 from genctl.edges import http
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
+from genctl.tools import Tool
+from genctl.tools.found import Tools
 
 ANSWER_WITHIN_S = 10.0
 
@@ -22,8 +23,9 @@ ANSWER_WITHIN_S = 10.0
 class Door:
     """The API as its clients see it. Everything here raises GenctlError (exit 3) when nobody answers."""
 
-    def __init__(self, url: str, tokens: Tokens) -> None:
+    def __init__(self, url: str, tool: Tool, tokens: Tokens) -> None:
         self.url = url
+        self.tool = tool
         self.tokens = tokens
 
     async def order(self, user: str, **body: str) -> tuple[int, Any]:
@@ -42,7 +44,7 @@ class Door:
         self, method: str, path: str, user: str, body: dict[str, str] | None = None
     ) -> tuple[int, Any]:
         """The body is what its JSON says, or the text where it is none."""
-        url = f"{self.url}{SEEDREAM4.api_path}{path}"
+        url = f"{self.url}{self.tool.api_path}{path}"
         headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
         timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
         try:
@@ -80,12 +82,13 @@ class Deployment(NamedTuple):
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
         """Raises GenctlError (exit 3) when one of its parts cannot be reached."""
-        api = Door(settings.api_url, Tokens(settings.secret))
+        tool = Tools.of(settings).about(settings.tool)
+        api = Door(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
             queue = await sqs.queue(settings.queue)
             dlq, _ = await asyncio.gather(
                 queue.dead_letter_queue(settings.dlq), api.session("genctl-smoke", uuid4())
             )
-            secrets = (settings.secret, settings.ark_api_key, settings.aws_secret_access_key)
+            secrets = (settings.secret, *tool.secrets, settings.aws_secret_access_key)
             known = tuple(secret for secret in secrets if secret and len(secret) >= 8)  # "test" is no secret
             yield cls(db, settings.direct_dsn(), queue, dlq, api, known)

@@ -69,7 +69,7 @@ class Ears:
         listening = asyncio.create_task(ears._listen(at))
         tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(ears._listening.wait())]
         for stream, whose in ((ears.own, user), (ears.strangers, stranger)):
-            place = Place(at.api.url, partial(at.api.tokens.issue, whose))
+            place = Place(at.api.url, at.api.tool.name, partial(at.api.tokens.issue, whose))
             tasks.append(asyncio.create_task(stream.follow(place)))
         try:
             await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)

@@ -15,7 +15,6 @@ from uuid import UUID, uuid4
 
 from genctl.base.printable import many
 from genctl.domain.model import GenctlError, rfc3339
-from genctl.domain.scenarios import SENSITIVE_PROMPT
 from genctl.edges import listener
 from genctl.edges.db import Row
 from genctl.edges.sqs import Message
@@ -65,6 +64,10 @@ class Judge:
         stranger = f"genctl-smoke-stranger-{uuid4().hex[:12]}"
         async with Ears.open(at, user, stranger, timeout_s / 3) as ears:
             yield cls(at, ears, user, stranger, ends_at - time.monotonic())
+
+    @property
+    def _prompt(self) -> str:
+        return f"a photograph of a crowd, {self.at.api.tool.sensitive}"
 
     async def hops(self) -> AsyncIterator[Hop]:
         """The hops in order, each as soon as it is known; ends with the first that is broken.
@@ -151,9 +154,7 @@ class Judge:
         self._ordered_at = time.monotonic()
         self.answer_lost = True
         try:
-            status, said = await self.at.api.order(
-                self.user, prompt=SENSITIVE_PROMPT, clientKey=self.client_key
-            )
+            status, said = await self.at.api.order(self.user, prompt=self._prompt, clientKey=self.client_key)
         except GenctlError as error:
             raise BrokenError("202 for the order", error.message, error.fix, final=True) from None
         self._answered_at = time.monotonic()
@@ -194,7 +195,7 @@ class Judge:
                 row, at = notice.row, min(at, notice.at)
         if row["status"] == "completed":
             raise BrokenError(
-                f"the provider to refuse {SENSITIVE_PROMPT!r}",
+                f"the provider to refuse {self._prompt!r}",
                 "the session completed",
                 "the provider, which has made the image",
                 final=True,
@@ -318,7 +319,7 @@ class Judge:
         if copy is None:
             seen = f"none among {many(len(found.messages), 'message')}"
             raise BrokenError(f"a copy of the job's message {where}", seen, "the worker's log")
-        if complaint := sound.body_complaint(copy.body, self.session_id):
+        if complaint := sound.body_complaint(copy.body, self.at.api.tool.name, self.session_id):
             raise BrokenError(
                 f"the original body in the copy {where}", complaint, f"message {copy.message_id}", final=True
             )

@@ -10,7 +10,6 @@ from uuid import UUID
 from genctl.base.printable import is_printable
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
 from genctl.domain.model import Category, Outcome
-from genctl.domain.tools import SEEDREAM4
 
 _TEXT, _NUMBER, _BOOL, _NULL = (str,), (int,), (bool,), (type(None),)
 DETAILS: dict[str, tuple[type, ...]] = {
@@ -45,7 +44,7 @@ _SECRET = re.compile(
     rf"|\b(?:x-\w+-)?(?:signature|credential|security-token)[\"']?\s*(?:[:=]|%3d)\s*{_VALUE}"
     rf"|\b(?:api|access|secret|private)[-_ ]?key[\"']?\s*[:=]\s*{_VALUE}"
     rf"|\b(?:password|passwd|secret|token)[\"']?\s*[:=]\s*{_VALUE}"
-    r"|\b(?:sk|ark|xai|gsk|hf|r8|fal)[-_](?=[\w-]*\d)[\w-]{16,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAKLT\w{16,}|\beyJ[\w-]{8,}\.[\w-]{8,}"
+    r"|\b(?:sk|xai|gsk|hf|r8|fal)[-_](?=[\w-]*\d)[\w-]{16,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAKLT\w{16,}|\beyJ[\w-]{8,}\.[\w-]{8,}"
     r"|://[^\s/:@]+:[^\s/@]+@",
     re.IGNORECASE,
 )
@@ -109,13 +108,13 @@ def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
     return f"{size} bytes" if size > LONGEST_PAYLOAD_BYTES else None
 
 
-def body_complaint(body: str, session_id: UUID) -> str | None:
+def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
     """What is wrong with the body of a DLQ copy: the job message, as it was before the job failed."""
     try:
         job = json.loads(body)
     except ValueError:
         return f"no JSON: {body[:200]}"
-    expected = {"version": 1, "tool": SEEDREAM4.name, "sessionId": str(session_id)}
+    expected = {"version": 1, "tool": tool, "sessionId": str(session_id)}
     # a body without a run means the row's run
     return None if job in (expected, expected | {"run": 1}) else body[:200]
 

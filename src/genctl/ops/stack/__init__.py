@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import urlsplit
 
-from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings
+from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings, simulated
 from genctl.domain.model import GenctlError
 from genctl.ops.stack.part import Part, clean_env, command_of
 from genctl.ops.stack.postgres import Postgres
@@ -112,7 +112,8 @@ class Stack:
     def env(self, **more: str) -> dict[str, str]:
         """The environment of a part: ours without what leads elsewhere; its log can be read by programs."""
         level = "debug" if self.settings.log_level == "debug" else "info"
-        return clean_env(GENCTL_HOME=str(self.home), GENCTL_LOG="json", GENCTL_LOG_LEVEL=level, **more)
+        ours = {"GENCTL_HOME": str(self.home), "GENCTL_TOOL": self.settings.tool}
+        return clean_env(**ours, GENCTL_LOG="json", GENCTL_LOG_LEVEL=level, **more)
 
     def port(self, name: str) -> int:
         """The port of the address called `name`."""
@@ -151,30 +152,38 @@ class Stack:
 
     def _addresses(self) -> dict[str, str]:
         """Keys and ports of the last run where they can be had again, so that its links stay valid."""
+        from genctl.tools.found import found  # noqa: PLC0415 - see resend()
+
         old = read_state(self.home / STACK_FILE)
         fresh = {
             "aws_access_key_id": f"genctl-{secrets.token_hex(8)}",
             "aws_secret_access_key": secrets.token_urlsafe(32),
             "secret": secrets.token_urlsafe(32),
         }
-        urls = {"sqs_endpoint": "http://{}", "ark_base_url": "http://{}/api/v3", "api_url": "http://{}"}
+        urls = {"sqs_endpoint": "http://{}", "simulator_url": "http://{}", "api_url": "http://{}"}
         wanted = old | {"api_url": self.settings.api_url}
         ports = free_ports([urlsplit(wanted.get(name, "")).port for name in urls])
         places = {
             name: url.format(f"{HOST}:{port}") for (name, url), port in zip(urls.items(), ports, strict=True)
         }
         kept = {name: old.get(name, value) for name, value in fresh.items()}
-        return {"database_url": self.postgres.dsn} | kept | places
+        return {"database_url": self.postgres.dsn} | kept | places | simulated(found().settings, places)
 
 
 def queue(stack: Stack) -> Part:
-    """moto's SQS server with the queue and its DLQ."""
-    name, dlq, port = stack.settings.queue, stack.settings.dlq, stack.port("sqs_endpoint")
+    """moto's SQS server with the queues of all tools and their DLQs."""
+    from genctl.tools.found import Tools  # noqa: PLC0415 - see resend()
+
+    settings, port = stack.settings, stack.port("sqs_endpoint")
+    pairs = []
+    for tool in dict.fromkeys((settings.tool, *Tools.of(settings).by_name)):
+        name = settings.queue_of(tool)
+        pairs += ["--queue", name, "--dlq", settings.dlq_of(tool) or f"{name}-dlq"]
     argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(port)]
     keys = {key.upper(): stack.addresses[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
     return Part(
         name="queue",
-        argv=[*argv, "--queue", name, "--dlq", dlq or f"{name}-dlq"],
+        argv=[*argv, *pairs],
         log=stack.logs("queue"),
         env=stack.env(**keys),
         ready=lambda: answers(port, "/", 403),  # we are not signed
@@ -183,7 +192,7 @@ def queue(stack: Stack) -> Part:
 
 def simulator(stack: Stack) -> Part:
     """The provider."""
-    port = stack.port("ark_base_url")
+    port = stack.port("simulator_url")
     return Part(
         name="simulator",
         argv=[sys.executable, "-m", "genctl", "simulator", "--port", str(port)],
@@ -208,7 +217,7 @@ def worker(stack: Stack) -> Part:
 def api(stack: Stack) -> Part:
     """API, streams and page; the simulator's images may be shown on it."""
     port, images = urlsplit(stack.settings.api_url).port or 80, ",".join(stack.settings.image_hosts)
-    simulated = f"{HOST}:{stack.port('ark_base_url')}"
+    simulated = f"{HOST}:{stack.port('simulator_url')}"
     return Part(
         name="api",
         argv=[sys.executable, "-m", "genctl", "serve", "--host", HOST, "--port", str(port)],
@@ -282,7 +291,11 @@ def read_state(path: Path) -> dict[str, str]:
 def with_addresses(settings: Settings, addresses: Mapping[str, str]) -> Settings:
     """`settings` with the stack's addresses, except where the user has set one."""
     implied = ("default", "embedded stack")
+    from genctl.tools.found import found  # noqa: PLC0415 - see resend()
+
     ours: dict[str, Any] = {
         name: addresses[name] for name in STACK_NAMES if settings.origins.get(name, "default") in implied
     }
-    return replace(settings, **ours)
+    stood_in = simulated(found().settings, addresses)
+    free = {name: url for name, url in stood_in.items() if settings.origins.get(name, "default") in implied}
+    return replace(settings, **ours, of_tools={**settings.of_tools, **free})

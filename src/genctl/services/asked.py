@@ -1,0 +1,212 @@
+"""What the simulated provider takes: the fields of a request, and the limits of each model.
+
+Fields and limits are those of the provider's documents; docs/scenarios.md says which were seen at work.
+"""
+
+import re
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from genctl.domain.scenarios import SCENARIOS, Scenario, scenario_of
+
+MAX_SET = 15  # references and results together
+MAX_REFERENCE_BYTES = 10 * 2**20
+SIDES = {"1K": 1024, "2K": 2048, "3K": 3072, "4K": 4096}
+
+
+class RefusedError(Exception):
+    """The request is answered with this scenario's error."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model takes. `name` is a pattern, without the vendor before it and the date behind it.
+
+    `lacks`: parameters that it refuses, whatever their value.
+    """
+
+    name: str
+    sizes: tuple[str, ...]
+    pixels: tuple[int, int]
+    modes: tuple[str, ...] = ("standard",)
+    references: int = 14
+    lacks: tuple[str, ...] = ()
+
+
+MODELS = (
+    Model(
+        name="seedream-4-0",
+        sizes=("1K", "2K", "4K"),
+        pixels=(921_600, 16_777_216),
+        modes=("standard", "fast"),
+        lacks=("output_format",),
+    ),
+    Model(name="seedream-4-5", sizes=("2K", "4K"), pixels=(3_686_400, 16_777_216), lacks=("output_format",)),
+    Model(name="seedream-5-0(-lite)?", sizes=("2K", "3K", "4K"), pixels=(3_686_400, 16_777_216)),
+    Model(
+        name="seedream-5-0-pro",
+        sizes=("1K", "2K"),
+        pixels=(921_600, 4_624_220),
+        modes=("standard", "fast"),
+        references=10,
+        lacks=("sequential_image_generation",),
+    ),
+)
+ENDPOINT = Model(  # behind it lies whichever model its owner chose: what one of them takes is taken
+    name="ep", sizes=tuple(SIDES), pixels=(921_600, 16_777_216), modes=("standard", "fast")
+)
+
+
+class SetOptions(msgspec.Struct, frozen=True):
+    """How large a set may become."""
+
+    max_images: Annotated[int, Meta(ge=1, le=MAX_SET)] = MAX_SET
+
+
+class PromptOptions(msgspec.Struct, frozen=True):
+    """How the provider rewrites the prompt."""
+
+    mode: str = "standard"
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A request. What it leaves out is the provider's default; fields that are not here are ignored."""
+
+    model: str = ""
+    prompt: str = ""
+    image: str | Annotated[list[str], Meta(min_length=1)] = []
+    size: str = "2048x2048"
+    response_format: Literal["url", "b64_json"] = "url"
+    watermark: bool = True
+    stream: bool = False
+    seed: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = -1
+    guidance_scale: Annotated[float, Meta(ge=1, le=10)] | None = None
+    output_format: Literal["jpeg", "png"] | UnsetType = UNSET
+    optimize_prompt_options: PromptOptions = PromptOptions()
+    sequential_image_generation: Literal["auto", "disabled"] | UnsetType = UNSET
+    sequential_image_generation_options: SetOptions = SetOptions()
+
+    @property
+    def references(self) -> list[str]:
+        """The images to start from."""
+        return [self.image] if isinstance(self.image, str) else self.image
+
+    @property
+    def images(self) -> int:
+        """How many images are made: a set is as large as it may be."""
+        if self.sequential_image_generation != "auto":
+            return 1
+        return min(self.sequential_image_generation_options.max_images, MAX_SET - len(self.references))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        width, _, height = self.size.partition("x")
+        return (int(width), int(height)) if height else (SIDES[self.size], SIDES[self.size])
+
+
+def read(body: bytes) -> Asked:
+    """The request in a body. Raises RefusedError as the provider would answer.
+
+    A null is a field that is left out: the vendor's SDKs send all that they know.
+    """
+    try:
+        asked = msgspec.convert(_without_nulls(msgspec.json.decode(body)), Asked)
+    except msgspec.ValidationError as wrong:
+        why, _, path = str(wrong).partition(" - at `$.")
+        raise _invalid(re.split(r"[^\w.]", path)[0] or "body", why) from None
+    except msgspec.DecodeError:
+        raise _invalid("body", "it is no JSON") from None
+    for name in ("model", "prompt"):
+        if not getattr(asked, name):
+            raise _missing(name)
+    _check(asked, model_of(asked.model))
+    return asked
+
+
+def wanted(asked: Asked) -> Scenario:
+    """The scenario that a request plays. Raises RefusedError: there is none of that name."""
+    try:
+        return scenario_of(asked.prompt)
+    except KeyError as unknown:
+        name = unknown.args[0]
+        close = get_close_matches(name, SCENARIOS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise _invalid("prompt", f"the simulator has no scenario {name!r}{hint}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls(held) for name, held in value.items() if held is not None}
+
+
+def model_of(name: str) -> Model:
+    """The model of that name, or of that endpoint's id. Raises RefusedError."""
+    if re.fullmatch(r"ep-\d{14}-\w{5}", name):
+        return ENDPOINT
+    for model in MODELS:
+        if re.fullmatch(rf"(doubao-|dola-)?{model.name}-\d{{6}}", name):
+            return model
+    raise RefusedError(SCENARIOS["model-not-found"])
+
+
+def _check(asked: Asked, model: Model) -> None:
+    if not asked.prompt.strip():
+        raise _invalid("prompt", "it must not be empty")
+    if asked.stream:
+        raise _invalid("stream", "the simulator does not stream")
+    _check_size(asked, model)
+    _check_references(asked, model)
+    if asked.optimize_prompt_options.mode not in model.modes:
+        raise _invalid("optimize_prompt_options.mode", f"it must be {' or '.join(model.modes)}")
+    for name in model.lacks:
+        if getattr(asked, name) is not UNSET:
+            raise _invalid(name, f"the parameter `{name}` is not supported by the current model")
+
+
+def _check_size(asked: Asked, model: Model) -> None:
+    if asked.size in model.sizes:
+        return
+    if not re.fullmatch(r"\d{1,5}x\d{1,5}", asked.size):
+        vendor = re.sub(r"-\d{6}$", "", asked.model)
+        raise _invalid("size", f"the specified size is not supported for model {vendor}")
+    width, height = asked.sides
+    least, most = model.pixels
+    if width * height < least:
+        raise _invalid("size", f"image size must be at least {least} pixels")
+    if width * height > most:
+        raise _invalid("size", f"image size must be at most {most} pixels")
+    if not 1 / 16 <= width / height <= 16:
+        raise _invalid("size", "aspect ratio must be between 1/16 and 16")
+
+
+def _check_references(asked: Asked, model: Model) -> None:
+    """No reference is fetched or decoded."""
+    if len(asked.references) > model.references:
+        raise _invalid("image", f"at most {model.references} images are allowed")
+    for image in asked.references:
+        if not image.strip():
+            raise RefusedError(SCENARIOS["reference-url"])
+        if not re.match(r"https?://[^\s/]|data:image/[a-z]+;base64,.", image):
+            raise _invalid("image", "invalid url specified")
+        if image.startswith("data:") and len(image) * 3 // 4 > MAX_REFERENCE_BYTES:
+            raise _invalid("image", f"the image must not be larger than {MAX_REFERENCE_BYTES} bytes")
+
+
+def _invalid(param: str, why: str) -> RefusedError:
+    message = f"The parameter `{param}` specified in the request is not valid: {why}."
+    return RefusedError(msgspec.structs.replace(SCENARIOS["invalid-parameter"], param=param, message=message))
+
+
+def _missing(param: str) -> RefusedError:
+    message = f"The request failed because it is missing the required parameter `{param}`."
+    invalid = SCENARIOS["invalid-parameter"]
+    return RefusedError(
+        msgspec.structs.replace(invalid, code="MissingParameter", param=param, message=message)
+    )

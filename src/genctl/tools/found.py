@@ -1,0 +1,222 @@
+"""How tools are found: by the entry points of the group `genctl.tools`, ours among them.
+
+A package that cannot be loaded is told by name, and stops only what needs it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import msgspec
+
+from genctl.base import settings
+from genctl.base.settings import TABLE, Entry, Settings
+from genctl.domain.model import GenctlError
+from genctl.domain.providers import OTHERS, UNKNOWN, Provider
+from genctl.tools import Request, Tool
+
+GROUP = "genctl.tools"
+OURS = "genctl"
+
+
+class Found(NamedTuple):
+    """The tools that can be used, and why others cannot, both by name."""
+
+    tools: dict[str, Tool]
+    troubles: dict[str, str]
+
+    @property
+    def settings(self) -> tuple[Entry, ...]:
+        """What they are told by, each row once."""
+        rows = (entry for tool in self.tools.values() for entry in tool.settings)
+        return tuple({entry.key: entry for entry in rows}.values())
+
+
+@cache
+def found() -> Found:
+    """The tools that are installed."""
+    return sound(entry_points(group=GROUP))
+
+
+def load(
+    flags: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Settings:
+    """The settings, those of the tools among them. Raises GenctlError as base.settings.load() does."""
+    return settings.load(flags, env, cwd, of_tools=found().settings, more=bool(found().troubles))
+
+
+def sound(points: Iterable[EntryPoint]) -> Found:
+    """The tools behind the entry points; ours first, so that whoever is in its way is refused."""
+    tools, troubles = dict[str, Tool](), dict[str, str]()
+    ranked = sorted(points, key=lambda point: (_package(point) != OURS, point.name, _package(point)))
+    for name, same in groupby(sorted(ranked, key=lambda point: point.name), attrgetter("name")):
+        if len(those := {_package(point): point for point in same}) > 1:
+            troubles[name] = f"two packages bring it: {' and '.join(those)}; uninstall one"
+    for point in ranked:
+        if point.name in troubles or point.name in tools:
+            continue
+        tool, why = _loaded(point)
+        if why := why or next(_complaints(tool, tools), ""):
+            troubles[point.name] = f"{why} (package {_package(point)})"
+        elif tool:
+            tools[point.name] = tool
+    return Found(tools, troubles)
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "of no name"
+
+
+def _loaded(point: EntryPoint) -> tuple[Tool | None, str]:
+    try:
+        tool = point.load()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's module does what it likes
+        said = " ".join(str(error).split())[:200]
+        return None, f"{point.value} cannot be loaded: {type(error).__name__}{f': {said}' if said else ''}"
+    if not isinstance(tool, Tool):
+        return None, f"{point.value} is no genctl.tools.Tool"
+    if tool.name != point.name:
+        return None, f"its entry point is called {point.name}, and the tool itself {tool.name}"
+    return tool, ""
+
+
+def _complaints(tool: Tool | None, others: Mapping[str, Tool]) -> Iterator[str]:
+    """What keeps a tool from being used beside the others."""
+    if tool is None:
+        return
+    if type(tool.price) is not int or tool.price <= 0:
+        yield f"its price is {tool.price!r}, and must be a whole number above 0"
+    if not tool.models or not tool.serves(tool.default_model):
+        patterns = ", ".join(tool.models)
+        yield f"its default model {tool.default_model!r} matches none of its patterns {patterns}"
+    try:
+        msgspec.json.schema(tool.params)
+    except (TypeError, ValueError) as error:
+        yield f"its parameters have no JSON Schema: {' '.join(str(error).split())[:200]}"
+    keys = {entry.key for entry in tool.settings}
+    for key in (tool.base, tool.key, tool.models_setting):
+        if key and key not in keys:
+            yield f"it declares no setting {key}"
+    taken = {entry.key: ("genctl", entry) for entry in TABLE}
+    taken |= {entry.key: (other.name, entry) for other in others.values() for entry in other.settings}
+    for entry in tool.settings:
+        owner, theirs = taken.get(entry.key, ("", entry))
+        if theirs != entry:
+            yield f"its setting {entry.key} is one of {owner} already"
+    yield from _overlaps(tool, others)
+
+
+def _overlaps(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
+    for other in others.values():
+        for ours in tool.models:
+            for theirs in other.models:
+                if other.name != tool.name and overlap(ours, theirs):
+                    yield f"its pattern {ours} overlaps {theirs} of the tool {other.name}"
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some name matches both patterns, of which `*` is the only sign."""
+    reached = {(0, 0)}
+    work = [(0, 0)]
+    while work:
+        i, j = work.pop()
+        if i == len(one) and j == len(other):
+            return True
+        a, b = one[i : i + 1], other[j : j + 1]
+        steps = [
+            *([(i + 1, j)] if a == "*" else []),
+            *([(i, j + 1)] if b == "*" else []),
+            *([(i + 1, j + 1)] if a and a == b else []),
+            *([(i, j + 1)] if a == "*" and b else []),
+            *([(i + 1, j)] if b == "*" and a else []),
+        ]
+        work += [step for step in steps if step not in reached]
+        reached.update(steps)
+    return False
+
+
+class Tools:
+    """The tools of a process, with the values of their settings. `troubles`: why others cannot be used."""
+
+    def __init__(self, tools: Iterable[Tool], troubles: Mapping[str, str]) -> None:
+        self.by_name = {tool.name: tool for tool in tools}
+        self.troubles = dict(troubles)
+
+    @classmethod
+    def of(cls, settings: Settings, installed: Found | None = None) -> Self:
+        """As they are installed and set. One whose setting adds what is another's cannot be used."""
+        tools, troubles = installed or found()
+        bound = {name: tool.bound(settings) for name, tool in tools.items()}
+        more = {name: why for name, tool in bound.items() if (why := next(_overlaps(tool, tools), ""))}
+        return cls((tool for name, tool in bound.items() if name not in more), troubles | more)
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self.by_name.values())
+
+    def named(self, name: str) -> Tool:
+        """The tool of this name. Raises GenctlError: exit 3 when it cannot be used, 2 when there is none."""
+        if tool := self.by_name.get(name):
+            return tool
+        if why := self.troubles.get(name):
+            raise GenctlError("ToolUnusable", f"the tool {name} cannot be used: {why}", "mend its package")
+        close = get_close_matches(name, self.by_name, 1)
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else "install its package; `genctl tools` lists those there are"
+        )
+        raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
+
+    def check_named(self, name: str) -> None:
+        """Raises GenctlError (exit 2) for the name of no tool; one that cannot be used has a name too."""
+        if name not in self.troubles:
+            self.named(name)
+
+    def about(self, name: str) -> Tool:
+        """The tool of this name, or what is left of one that is not there: its name, and no models."""
+        return self.by_name.get(name) or absent(name)
+
+    def serving(self, model: str | None) -> Tool | None:
+        """The tool that a session of this model belongs to."""
+        return next((tool for tool in self if tool.serves(model)), None)
+
+    def ordered(self, model: str) -> Tool:
+        """The same for an order. Raises GenctlError (exit 2) when no tool serves it."""
+        if tool := self.serving(model):
+            return tool
+        known = ", ".join(pattern for tool in self for pattern in tool.models)
+        raise GenctlError(
+            "UnknownModel", f"no tool serves the model {model[:80]!r}", f"use one like {known}", exit_code=2
+        )
+
+    def tells(self, tool: Tool, model: str | None) -> bool:
+        """Whether a tool's users are told of a session; those of one that is gone, of what nobody serves."""
+        return tool.serves(model) if tool.models else self.serving(model) is None
+
+    @property
+    def providers(self) -> dict[str, Provider]:
+        """Those that the tools call, then those of which something is known, by name."""
+        return {tool.provider.name: tool.provider for tool in self} | OTHERS
+
+
+def absent(name: str) -> Tool:
+    """A tool that is not installed: what is about it by name goes on, and nothing is carried out."""
+
+    def nothing(*_: object) -> Request:
+        raise GenctlError("UnknownTool", f"no tool {name!r} is installed", "install its package")
+
+    return Tool(
+        name=name,
+        models=(),
+        default_model="",
+        price=0,
+        base="",
+        provider=UNKNOWN,
+        request=nothing,
+        knock=nothing,
+    )

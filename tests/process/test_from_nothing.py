@@ -1,0 +1,120 @@
+"""The commands of README and docs, typed where nothing is installed: their install lines install."""
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+from tests.kit import free_port, until_sync
+from tests.process.bare import NO_INDEX, PYTHON, ROOT, Bare
+from tests.process.place import Running
+from tests.process.test_demo import processes_in
+
+ENDLESS = ("genctl watch", "genctl tail-failures")
+ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
+
+
+@pytest.fixture
+def bare() -> Iterator[Bare]:
+    with Bare.new() as bare:
+        home = Path(bare.env["HOME"])
+        (home / "bin").mkdir()
+        (home / "bin" / "python3").symlink_to(PYTHON)
+        bare.env["PATH"] = f"{home}/bin:{bare.env['PATH']}"
+        bare.env |= {"GENCTL_API_URL": f"http://127.0.0.1:{free_port()}", "CC": "/bin/false"}
+        yield bare
+        assert until_sync(lambda: not processes_in(home.parent)), "a process was left running"
+
+
+def console(page: str) -> list[list[str]]:
+    """The lines that a page has its reader type, a list a block."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return [re.findall(r"^\$ (.*?)(?:  +#.*)?$", block, re.MULTILINE) for block in blocks]
+
+
+def steps() -> list[str]:
+    """The shell commands of the workflow in docs/ci.md, a script a step."""
+    (workflow,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/ci.md").read_text(), re.DOTALL)
+    return [step["run"] for step in yaml.safe_load(workflow)["jobs"]["smoke"]["steps"] if "run" in step]
+
+
+def test_the_pages_hold_no_other_commands() -> None:
+    """Neither a block of another kind, nor one that nobody types here."""
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+    assert {page for page in pages if console(page)} == {"README.md", "docs/dlq.md", "docs/runbooks.md"}
+    assert {page for page in pages if "```yaml" in (ROOT / page).read_text()} >= {"docs/ci.md"}
+    assert len(console("README.md")) == 3
+    assert len(steps()) == 4
+
+
+def test_a_newcomers_commands(bare: Bare) -> None:
+    """`make demo` without an index, then with one; `genctl up`, and in a second terminal all the others."""
+    (demo,), (up, *others), _ = console("README.md")
+    (bare.checkout / ".venv").mkdir()
+    (bare.checkout / ".venv" / "pyvenv.cfg").touch()  # of a run that was stopped
+    away = bare.type(demo, **NO_INDEX)
+    assert away.stderr.startswith("genctl: the package index does not answer (")
+    assert len(away.stderr.splitlines()) == 2, "ours, and make's"
+    done = bare.type(away.stderr.splitlines()[0].rpartition("run: ")[2])
+    assert "demo: everything holds" in done.stdout, done.stdout + done.stderr
+
+    bare.env["PATH"] = f"{bare.checkout}/.venv/bin:{bare.env['PATH']}"
+    with Running.start("sh", "-c", f"exec {up}", env=bare.env, folder=bare.checkout) as stack:
+        until_sync(lambda: "Sign in: " in "".join(stack.texts()), within_s=60)
+        for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
+            typed(line, bare)
+        assert stack.end(signal.SIGINT, within_s=60) == 0, stack.texts()
+
+
+def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_docs(bare: Bare) -> None:
+    """The first install is without the embedded stack; before the last, genctl goes, else its name would do."""
+    environment = Path(bare.env["HOME"]) / "an environment"
+    bare.type(f"python3 -m venv '{environment}'")
+    bare.env["PATH"] = f"{environment}/bin:{bare.env['PATH']}"
+    bare.env["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()  # as green on any other day
+    done = bare.type(console("README.md")[2][0])
+    assert done.returncode == 0, done.stderr
+    missing = bare.type("genctl demo")
+    assert missing.returncode == 3
+    error, fix = missing.stderr.splitlines()
+    assert error.startswith("genctl: the embedded stack is not installed")
+    added = bare.type(fix.removeprefix("  fix: "), PATH="/usr/bin:/bin")
+    assert added.returncode == 0, added.stderr
+    with Running.start("genctl", "demo", env=bare.env, folder=bare.checkout) as demo:
+        until_sync(lambda: "postgres is ready" in "".join(demo.texts()), within_s=60)
+        demo.end(signal.SIGINT, within_s=60)
+    uninstalled = bare.type("pip uninstall --yes genctl")
+    assert uninstalled.returncode == 0, uninstalled.stderr
+    workflow(bare)
+
+
+def workflow(bare: Bare) -> None:
+    """GitHub runs each step by `bash -e` in one folder."""
+    for step in steps():
+        done = bare.run(["bash", "-e", "-c", step], CI="true")
+        if done.returncode:
+            log = bare.checkout / "up.log"
+            pytest.fail(f"{step}\n{done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")
+    suite = ET.parse(bare.checkout / "smoke.xml").getroot()
+    assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("9", "0", "0")
+
+
+def typed(line: str, bare: Bare) -> None:
+    """What does not end by itself is ended when it has told something; what asks is told how to answer."""
+    if ENDLESS[0] in line or ENDLESS[1] in line:
+        with Running.start("sh", "-c", f"exec {line}", env=bare.env, folder=bare.checkout) as running:
+            until_sync(lambda: any(running.texts()) or running.process.poll(), within_s=60)
+            assert running.end(signal.SIGINT, within_s=60) == 130, running.texts()
+        return
+    if "dlq show " in line:
+        (first, *_) = re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", bare.type("genctl dlq list").stdout)
+        line = re.sub(r"(?<=show )\w+", first, line)
+    done = bare.type(line)
+    if line.startswith(ASKING):
+        assert done.returncode == 2, line
+        assert done.stderr.endswith("  fix: answer with --yes\n")
+    else:
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"

@@ -1,0 +1,222 @@
+"""How tools are found, and that a package that is wrong stops only what needs it, with one clear line."""
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genctl.base import settings, values
+from genctl.base.settings import Settings, row
+from genctl.domain.model import GenctlError
+from genctl.ops.runbook.inputs import secrets_of
+from genctl.tools import Params, Tool
+from genctl.tools.found import Found, Tools, found, overlap, sound
+from genctl.tools.seedream4 import TOOL as SEEDREAM
+
+OTHER = msgspec.structs.replace(
+    SEEDREAM, name="other", models=("other-*",), models_setting="", default_model="other-1"
+)
+
+
+class Dist:
+    """As much of a package as is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Point:
+    """An entry point that gives what a test says, or raises it."""
+
+    def __init__(self, name: str, gives: Any, package: str = "a-package") -> None:
+        self.name, self.value, self.dist = name, f"{package}:TOOL", Dist(package)
+        self._gives = gives
+
+    def load(self) -> Any:
+        if isinstance(self._gives, BaseException):
+            raise self._gives
+        return self._gives
+
+
+OURS = Point("seedream4", SEEDREAM, "genctl")
+
+
+def of(*points: Point) -> Found:
+    any_: list[Any] = [OURS, *points]
+    points_: list[EntryPoint] = any_
+    return sound(points_)
+
+
+def other(**changed: Any) -> Point:
+    return Point("other", msgspec.structs.replace(OTHER, **changed))
+
+
+class Unknowable:
+    """A type of which msgspec knows no JSON Schema."""
+
+
+class Odd(Params, frozen=True):
+    thing: Unknowable | None = None
+
+
+def test_ours_is_found_as_any_other_is() -> None:
+    assert found().tools["seedream4"] is SEEDREAM
+    assert of(other()) == Found({"seedream4": SEEDREAM, "other": OTHER}, {})
+
+
+CASES = {
+    "an import that fails": (Point("other", ModuleNotFoundError("No module named 'torch'")), "cannot be loaded: ModuleNotFoundError: No module named 'torch'"),
+    "an exit": (Point("other", SystemExit(3)), "cannot be loaded: SystemExit: 3"),
+    "a text of many lines": (Point("other", ValueError("a\n b\n\tc")), "ValueError: a b c"),
+    "no tool": (Point("other", object()), "is no genctl.tools.Tool"),
+    "another name": (Point("other", msgspec.structs.replace(OTHER, name="else")), "the tool itself else"),
+    "a price of 0": (other(price=0), "its price is 0"),
+    "a negative price": (other(price=-4), "its price is -4"),
+    "half a credit": (other(price=0.5), "its price is 0.5"),
+    "no models": (other(models=()), "matches none of its patterns"),
+    "a default of another's": (other(default_model="else-1"), "matches none of its patterns"),
+    "a pattern that overlaps": (other(models=("other-*", "*-4-5-251128")), "its pattern *-4-5-251128 overlaps seedream-4-* of the tool seedream4"),
+    "parameters without a schema": (other(params=Odd), "have no JSON Schema"),
+    "no setting for its address": (other(base="nowhere"), "declares no setting nowhere"),
+    "a setting of genctl": (other(settings=(*OTHER.settings, row("QUEUE", values.as_text, "", ""))), "its setting queue is one of genctl already"),
+    "a setting of another tool": (other(settings=(row("ARK_API_KEY", values.as_text, "mine", ""), *OTHER.settings[1:])), "its setting ark_api_key is one of seedream4 already"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("point", "why"), CASES.values(), ids=CASES)
+def test_a_package_that_is_wrong_is_told_by_name_and_stops_only_itself(point: Point, why: str) -> None:
+    tools, troubles = of(point)
+    assert [*tools] == ["seedream4"]
+    (told,) = troubles.values()
+    assert why in told
+    assert "\n" not in told
+    assert "a-package" in told
+    table = Tools.of(Settings(), Found(tools, troubles))
+    assert table.named("seedream4").name == "seedream4"
+    with pytest.raises(GenctlError) as caught:
+        table.named("other")
+    assert (caught.value.code, caught.value.exit_code) == ("ToolUnusable", 3)
+
+
+def test_of_two_packages_with_one_name_neither_is_used() -> None:
+    """Which of them spends the credits would be chance."""
+    tools, troubles = of(other(), Point("other", OTHER, "b-package"))
+    assert [*tools] == ["seedream4"]
+    assert troubles == {"other": "two packages bring it: a-package and b-package; uninstall one"}
+
+
+def test_models_that_a_setting_adds_may_not_be_anothers() -> None:
+    installed = of(other())
+    tools = Tools.of(Settings(of_tools={"ark_models": ("other-1",)}), installed)
+    assert [tool.name for tool in tools] == ["other"]
+    assert "overlaps other-* of the tool other" in tools.troubles["seedream4"]
+
+
+def test_a_name_that_nobody_has_is_usage_with_a_suggestion() -> None:
+    with pytest.raises(GenctlError) as caught:
+        Tools.of(Settings()).named("seedraem4")
+    assert (caught.value.exit_code, caught.value.fix) == (2, "did you mean seedream4?")
+
+
+def test_a_tool_that_brings_bytes_is_refused_until_they_can_be_kept() -> None:
+    tool = msgspec.structs.replace(SEEDREAM, brings="bytes").bound(Settings())
+    with pytest.raises(GenctlError) as caught:
+        tool.check_ready()
+    assert (caught.value.code, caught.value.exit_code) == ("NoStorage", 3)
+
+
+def test_a_tool_that_is_gone_is_told_of_what_nobody_serves() -> None:
+    tools = Tools.of(Settings())
+    gone = tools.about("gone")
+    models = ["gone-1", SEEDREAM.default_model, None]
+    assert [tools.tells(gone, model) for model in models] == [True, False, True]
+    assert [tools.tells(SEEDREAM, model) for model in models] == [False, True, False]
+    with pytest.raises(GenctlError):
+        gone.check_ready()
+
+
+patterns = st.text("ab*", max_size=6)
+
+
+def words(pattern: str, depth: int = 3) -> Iterator[str]:
+    """Names that match a pattern, `*` up to so many letters."""
+    if "*" not in pattern:
+        yield pattern
+        return
+    head, _, tail = pattern.partition("*")
+    fills = [""]
+    for _ in range(depth):
+        fills += [fill + letter for fill in fills for letter in "ab"]
+    for fill in dict.fromkeys(fills):
+        for rest in words(tail, 1):
+            yield head + fill + rest
+
+
+@given(patterns, patterns)
+def test_two_patterns_overlap_where_a_name_matches_both(one: str, two: str) -> None:
+    """What a search finds is found; the search is no proof of the other direction, but equality is symmetric."""
+
+    def serves(pattern: str) -> Tool:
+        return msgspec.structs.replace(OTHER, models=(pattern,))
+
+    both = [
+        name for name in (*words(one), *words(two)) if serves(one).serves(name) and serves(two).serves(name)
+    ]
+    assert overlap(one, two) is overlap(two, one)
+    if both:
+        assert overlap(one, two)
+    if "*" not in one:
+        assert overlap(one, two) is serves(two).serves(one)
+
+
+def test_a_tool_shares_a_row_of_settings_with_its_sibling() -> None:
+    """Two tools of one provider have one key."""
+    assert [entry.key for entry in of(other()).settings] == [entry.key for entry in SEEDREAM.settings]
+
+
+def test_the_secrets_of_tools_are_masked_as_ours_are() -> None:
+    found_ = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
+    assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(found_)}
+
+
+def test_keys_of_a_tool_that_cannot_be_loaded_stop_nothing(tmp_path: Path) -> None:
+    """Its file stays valid; a slip of the pen is refused all the same."""
+    env = {"XDG_CONFIG_HOME": str(tmp_path), "GENCTL_HOME": str(tmp_path)}
+    file = tmp_path / "genctl.yaml"
+    file.write_text("zygomorphic_token: x\nmax_attempts: 5\n")
+    assert settings.load({}, env, tmp_path, more=True).max_attempts == 5
+    with pytest.raises(GenctlError, match="is no setting"):
+        settings.load({}, env, tmp_path)
+    file.write_text("max_attempt: 5\n")
+    with pytest.raises(GenctlError, match="is no setting"):
+        settings.load({}, env, tmp_path, more=True)
+
+
+# The file of the tool, and the simulator that stands in for its provider.
+NAMING = {
+    "tools/seedream4.py",
+    "services/simulator.py",
+    "services/asked.py",
+    "cli/simulator.py",
+    "domain/scenarios.py",
+}
+
+
+def test_nothing_but_its_file_and_its_simulator_names_the_built_in_tool() -> None:
+    """But for the default of one setting."""
+    source = Path(found.__wrapped__.__code__.co_filename).parents[1]
+    named = re.compile(r"(?<![a-z])ark(?![a-z])|seedream", re.IGNORECASE)
+    lines = [
+        (str(path.relative_to(source)), line.strip())
+        for path in source.rglob("*")
+        if path.suffix in {".py", ".sql", ".js", ".html"} and str(path.relative_to(source)) not in NAMING
+        for line in path.read_text("utf-8").splitlines()
+        if named.search(line)
+    ]
+    assert lines == [("base/settings.py", '"seedream4",')]
