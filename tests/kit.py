@@ -36,6 +36,8 @@ from genctl.tools.wire import Wire
 
 T = TypeVar("T")
 
+SOON_S = 20.0  # what takes longer hangs
+
 
 def database_url(dsn: str, name: str) -> str:
     """The same server, another database."""
@@ -126,6 +128,15 @@ async def relayed(dsn: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
         yield make_conninfo(dsn, host=near[0], port=near[1]), deaf
         for task in copies:
             task.cancel()
+
+
+@contextmanager
+def locked(dsn: str, what: str = "credit_accounts where user_id = 'ann'") -> Iterator[psycopg.Connection]:
+    """Rows that a person has locked, and keeps."""
+    with psycopg.connect(dsn) as person:
+        assert person.execute(f"select from {what} for update".encode()).rowcount > 0
+        yield person
+        person.rollback()
 
 
 class QueueServer:
@@ -236,8 +247,10 @@ class Kit:
         return await until(one)
 
     async def work(self) -> Session | None:
-        """What a worker does with the next delivery; the row as its attempt left it."""
-        return await carry(await self.receive(), self.at)
+        """What a worker does with the next delivery, which takes no time; the row as its attempt left it."""
+        message = await self.receive()
+        async with asyncio.timeout(SOON_S):
+            return await carry(message, self.at)
 
     async def sweep(self) -> list[Swept]:
         return (await sweep(self.at, Ages.of(self.settings))).done

@@ -4,6 +4,8 @@ Reserve moves credits from the balance to a held reservation, capture spends it,
 back. Each movement is one row of the ledger; the sum of a user's rows is the balance.
 """
 
+import shlex
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -16,10 +18,11 @@ from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.ledger import WAIT_S, movement
+from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 
 PARTS = ("audit_runs", "audit_reservations", "audit_balances")
 MOST = 10_000
+MOST_FIXES = 10  # commands in one line
 HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # though nothing will end it
 SAFE = {*HELD, "failed_not_released", "refund_amount", "details_ledger"}  # fix() mends these, or most
 # kind -> what to do about it
@@ -90,13 +93,13 @@ def opening(settings: Settings) -> int:
 
 async def open_accounts(db: Database, users: Sequence[str], credits: int) -> None:
     """Make the accounts that are missing, with so many credits."""
-    await db.rows("ensure_accounts", users=sorted(set(users)), opening=credits)
+    await movement(db, users, opening=credits)
 
 
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
     """Add credits to each user, and say why. An account that is missing is made, with `opening` credits.
 
-    Raises GenctlError: exit 2, or AccountLockedError for a user who has got nothing yet.
+    Raises GenctlError: exit 2, or AccountLockedError when accounts stay locked: the others have theirs.
     """
     for user in users:
         check_name("user", user)
@@ -108,8 +111,29 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
     everyone = set(users)
     facts = {"amount": amount, "reason": reason}
     moved = await movement(db, everyone, ("grant", facts), opening=opening)
-    for user in everyone - moved.mine:  # somebody holds their accounts; the others have theirs by now
-        await movement(db, [user], ("grant", facts), opening=opening, wait_s=WAIT_S)
+    locked, give_up_at = list[str](), time.monotonic() + WAIT_S
+    for user in sorted(everyone - moved.mine):
+        try:
+            left_s = give_up_at - time.monotonic()
+            await movement(db, [user], ("grant", facts), opening=opening, wait_s=left_s)
+        except AccountLockedError:
+            locked.append(user)
+    if locked:
+        raise _still_locked(locked, len(everyone), amount, reason)
+
+
+def _still_locked(users: Sequence[str], of: int, amount: int, reason: str) -> AccountLockedError:
+    who = f"user {users[0]}" if len(users) == 1 else f"{len(users)} users, {users[0]} the first,"
+    others = f"; the other {of - len(users)} have theirs" if of > len(users) else ""
+    verb = "has" if len(users) == 1 else "have"
+    why = f"{who} {verb} got nothing: the account is locked by another transaction{others}"
+    again = [
+        shlex.join(
+            ["genctl", "credits", "grant", "--user", user, "--amount", str(amount), "--reason", reason]
+        )
+        for user in users[:MOST_FIXES]
+    ]
+    return AccountLockedError(users[0], why, " && ".join(again))
 
 
 async def release_reservation(
@@ -134,9 +158,12 @@ async def release_reservation(
 async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str) -> bool:
     """Capture what a completed session still holds, because its settle could not; whether there was any.
 
-    Moves no balance and tells no page, so it needs no account's lock.
+    Moves no balance and tells no page, so it needs no account's lock. Raises LockedError when somebody holds
+    the reservation.
     """
-    return bool(await db.rows("capture_reservation", reservation=reservation_id, reason=reason))
+    facts = {"reservation": reservation_id, "reason": reason}
+    (captured,) = await db.transact(("capture_reservation", facts), lock_s=BRIEFLY_S)
+    return bool(captured)
 
 
 async def account(db: Database, user: str) -> Row:

@@ -36,8 +36,8 @@ async def enqueue(
 
     `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
     is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
-    exit 1 when a user's credits are short, LockedError when an account stays locked for `wait_s` seconds.
-    Then nothing is stored.
+    exit 1 when a user's credits are short, AccountLockedError when an account stays locked for `wait_s`
+    seconds. Then nothing is stored.
     """
     for order in orders:
         check(order)

@@ -7,7 +7,8 @@ row as it was read, so that nobody undoes what somebody else decided meanwhile.
 import msgspec
 
 from genctl.domain.model import Gate, GateState
-from genctl.edges.db import Database
+from genctl.edges.db import LOCK_S, Database
+from genctl.edges.db_errors import LockedError
 
 
 async def read(db: Database, tool: str) -> Gate:
@@ -33,10 +34,19 @@ async def open_(db: Database, tool: str, *, reason: str | None, who: str) -> Gat
 
 
 async def turn(
-    db: Database, seen: Gate, state: GateState, *, for_s: float | None, reason: str | None, who: str
+    db: Database,
+    seen: Gate,
+    state: GateState,
+    *,
+    for_s: float | None,
+    reason: str | None,
+    who: str,
+    lock_s: float = LOCK_S,
 ) -> Gate | None:
-    """Change the gate as it was `seen`; None when somebody has changed it since."""
-    row = await db.row(
-        "turn_gate", tool=seen.tool, state=state, for_s=for_s, reason=reason, who=who, seen=seen.changed_at
-    )
-    return msgspec.convert(row, Gate) if row else None
+    """Change the gate as it was `seen`; None when somebody has changed it since. Raises LockedError."""
+    facts = {"tool": seen.tool, "state": state, "for_s": for_s, "reason": reason, "who": who}
+    try:
+        (rows,) = await db.transact(("turn_gate", facts | {"seen": seen.changed_at}), lock_s=lock_s)
+    except LockedError as error:
+        raise LockedError(f"the gate of {seen.tool} is locked by another transaction") from error
+    return msgspec.convert(rows[0], Gate) if rows else None

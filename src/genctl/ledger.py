@@ -5,14 +5,17 @@ sessions by id. All of it is one message to the server and ends with its commit,
 freezes in between leaves nothing locked.
 """
 
-from collections.abc import Collection
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-from genctl.edges.db import Database, Row, Step
-from genctl.edges.db_errors import LockedError, NotifyRefusedError
+from genctl.edges.db import Database, Line, Row, Step
+from genctl.edges.db_errors import DatabaseGoneError, LockedError, NotifyRefusedError
 
 BRIEFLY_S = 0.1  # for locks that a movement of many users meets beside their accounts
-WAIT_S = 2.0  # for the account of one user
+WAIT_S = 2.0  # for the accounts of those who wait for them
 
 
 class Moved(NamedTuple):
@@ -25,9 +28,11 @@ class Moved(NamedTuple):
 class AccountLockedError(LockedError):
     """Somebody else holds the account of a user: nothing was done for that user."""
 
-    def __init__(self, user: str) -> None:
-        super().__init__(f"the account of user {user} is locked by another transaction")
+    def __init__(self, user: str, message: str = "", fix: str = "genctl doctor") -> None:
+        super().__init__(message or f"the account of user {user} is locked by another transaction")
         self.code = "AccountLocked"
+        self.user = user
+        self.fix = fix
 
 
 async def movement(
@@ -40,39 +45,92 @@ async def movement(
 ) -> Moved:
     """Lock the accounts of these users, in order, and carry out the steps, in one transaction.
 
-    Accounts that somebody else holds are passed over, and the steps leave their users alone; with `wait_s`
-    they are waited for, in seconds. Missing accounts are made with `opening` credits. Each step finds
-    `notify` among its parameters; where the database refuses the NOTIFY (its queue is full) all is done
-    without it, and the streams find the change by themselves. Raises LockedError when a lock was not to be
-    had in time, AccountLockedError where that can only be an account, and as Database.transact does.
+    Accounts that somebody else holds are passed over, and the steps leave their users alone. With `wait_s`
+    they are waited for, so many seconds in all and while nothing else is held; then the steps are carried out
+    for all of the users. Those who wait for one user stand in a line. Missing accounts are made with
+    `opening` credits. Each step finds `notify` among its parameters; where the database refuses the NOTIFY
+    (its queue is full) all is done without it, and the streams find the change by themselves. Raises
+    AccountLockedError when an account was not to be had in time, LockedError for another lock, and as
+    Database.transact does.
     """
     ordered = sorted(set(users))
+    if wait_s is None:
+        moved, _ = await _moved(db, ordered, steps, opening, patience_s, BRIEFLY_S, whole=False)
+        return moved
+    is_one = len(ordered) == 1
+    line, came_at = db.lines.setdefault(ordered[0], Line()) if is_one else Line(), time.monotonic()
+
+    def left_s() -> float:
+        """When another one in the line was served, the account was free."""
+        return max(came_at, line.moved_at) + wait_s - time.monotonic()
+
+    async with _in_time(line.turn, ordered[0], left_s):
+        while True:
+            lock_s = max(BRIEFLY_S, left_s()) if is_one else BRIEFLY_S
+            moved, locked = await _moved(db, ordered, steps, opening, patience_s, lock_s, whole=True)
+            if not locked:
+                line.moved_at = time.monotonic()
+                return moved
+            await _wait_for(db, locked[0], left_s)
+
+
+async def _moved(
+    db: Database,
+    users: Sequence[str],
+    steps: Sequence[Step],
+    opening: int,
+    patience_s: float,
+    lock_s: float,
+    *,
+    whole: bool,
+) -> tuple[Moved, list[str]]:
+    """One try, and the users whose accounts are locked; a `whole` one does nothing when there are any."""
+    who = {"users": users, "opening": opening, "whole": whole}
+
+    async def tried(*, notify: bool) -> list[list[Row]]:
+        told = ((name, {"notify": notify, **params}) for name, params in steps)
+        message = (("ensure_accounts", who), ("lock_free_accounts", who), *told)
+        if patience_s:
+            return await db.patiently(*message, patience_s=patience_s, lock_s=lock_s)
+        return await db.transact(*message, lock_s=lock_s)
+
     try:
         try:
-            rows = await db.patiently(
-                *_message(ordered, steps, opening, wait_s, notify=True), patience_s=patience_s
-            )
+            rows = await tried(notify=True)
         except NotifyRefusedError:
             await db.rows("clear_notify_queue")  # else it stays full when its culprit has left
-            rows = await db.patiently(
-                *_message(ordered, steps, opening, wait_s, notify=False), patience_s=patience_s
-            )
+            rows = await tried(notify=False)
     except LockedError as error:
-        if len(ordered) == 1 and wait_s is not None:
-            raise AccountLockedError(ordered[0]) from error
+        if len(users) == 1 and "credit_accounts" in error.message:  # somebody is about to make it
+            raise AccountLockedError(users[0]) from error
         raise
-    _, _, locked, *moved = rows
-    return Moved(frozenset(locked[0]["mine"]), moved)
+    _, (locks,), *moved = rows
+    return Moved(frozenset(locks["mine"]), moved), [user for user in users if user not in locks["free"]]
 
 
-def _message(
-    users: list[str], steps: tuple[Step, ...], opening: int, wait_s: float | None, *, notify: bool
-) -> list[Step]:
-    who = {"users": users, "opening": opening}
-    limit_s = BRIEFLY_S if wait_s is None else wait_s
-    return [
-        ("lock_timeout", {"ms": max(1, round(limit_s * 1000))}),
-        ("ensure_accounts", who),
-        ("lock_free_accounts" if wait_s is None else "lock_accounts", who),
-        *((name, {"notify": notify, **params}) for name, params in steps),
-    ]
+async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> None:
+    """Until the account is free, on one of the connections that may wait. Raises AccountLockedError."""
+    async with _in_time(db.room, user, left_s):
+        with suppress(LockedError, DatabaseGoneError):  # a time-out of the role may be shorter than the wait
+            await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s())
+    if left_s() <= 0:
+        raise AccountLockedError(user)
+
+
+@asynccontextmanager
+async def _in_time(
+    turn: asyncio.Lock | asyncio.Semaphore, user: str, left_s: Callable[[], float]
+) -> AsyncIterator[None]:
+    """Hold the turn. Raises AccountLockedError when it did not come in time, though that may grow."""
+    while True:
+        try:
+            async with asyncio.timeout(left_s()):
+                await turn.acquire()
+            break
+        except TimeoutError:
+            if left_s() <= 0:
+                raise AccountLockedError(user) from None
+    try:
+        yield
+    finally:
+        turn.release()

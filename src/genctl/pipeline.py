@@ -97,7 +97,7 @@ class Pipeline:
         self.meters = Meters()
         # renewals have a connection of their own: never behind settles that wait
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
-        self.answers = Answers(self.runs)
+        self.answers = Answers(self.runs, lambda: self.meters)
         self._messages = Messages(queue, dlq)
         self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
@@ -234,9 +234,12 @@ class Pipeline:
         """As `settle`, by an ending that is known; without patience GenctlError is raised as well."""
         began_at = time.monotonic()
         settle = self.answers.settle if patient else self.answers.settle_now
-        row = Session.of(await settle(session, ending))
+        stored = await settle(session, ending)
+        row, notified = Session.of(stored), stored.get("notified", True)
         self.meters.settled(ending.details, time.monotonic() - began_at)
-        _log_settled(row)
+        if not notified:
+            self.meters.unnotified()
+        _log_settled(row, notified=notified)
         return row
 
     async def give_up(self, session: Session, code: str) -> Session:
@@ -400,15 +403,18 @@ async def carry(message: Message, at: Pipeline) -> Session | None:
     return row
 
 
-def _log_settled(row: Session) -> None:
+def _log_settled(row: Session, *, notified: bool) -> None:
     whose = {"sessionId": row.id, "userId": row.user_id, "run": row.run}
+    if not notified:
+        log.warning("session.notify.refused", **whose, fix="genctl status")
     if row.status is Status.COMPLETED:
         log.info("session.completed", **whose)
         return
     stored = row.details
     told = {name: stored.get(name) for name in ("code", "refundedCredits")}  # a trigger may have changed them
     log.info("session.failed.updated", **whose, **told)
-    log.info("session.failed.notify.sent", **whose)
+    if notified:
+        log.info("session.failed.notify.sent", **whose)
 
 
 def _trace(session: Session, result: Success | Failure) -> dict[str, Any]:

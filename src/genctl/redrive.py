@@ -5,6 +5,7 @@ sent and marked, then the copy deleted. Killed anywhere, the row says what is ow
 copy stale and sends what is missing, and so does the sweeper.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -18,10 +19,11 @@ from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
 from genctl.edges.sqs import Message
 from genctl.enqueue import send_jobs
-from genctl.ledger import WAIT_S, movement
+from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
 
 MOST_DIGITS = 12  # anybody may send attributes
+ACCOUNT_LOCKED = "its user's account is locked"
 
 log = structlog.stdlib.get_logger()
 
@@ -67,26 +69,33 @@ async def redrive(
     meant = await chosen(messages, at.db, choice)
     steps = at_most(plan([letter for _, letter in meant], terms), most)
     taken = [Fate(*pair, step) for pair, step in zip(meant, steps, strict=True)]
-    queued = await _requeue([fate for fate in taken if fate.step.action == "requeue"], at, terms)
+    locked: set[str] = set()
+    queued = await _requeue([fate for fate in taken if fate.step.action == "requeue"], at, terms, locked)
     if late := [f for f in taken if f.step.action == "requeue" and f.letter.session_id not in queued]:
         # somebody was faster, or spent the credits: as the rows are now, what is left to do for these?
         again = await letters([fate.message for fate in late], at.db)
         retaken = {
-            fate.message.message_id: fate._replace(letter=letter, step=_without_requeue(step))
+            fate.message.message_id: fate._replace(
+                letter=letter, step=_without_requeue(step, locked=letter.user in locked)
+            )
             for fate, letter, step in zip(late, again, plan(again, terms), strict=True)
         }
         taken = [retaken.get(fate.message.message_id, fate) for fate in taken]
     return await _sent_and_deleted(taken, queued, at)
 
 
-def _without_requeue(step: Step) -> Step:
-    return Step("skip", "could not be queued") if step.action == "requeue" else step
+def _without_requeue(step: Step, *, locked: bool) -> Step:
+    why = ACCOUNT_LOCKED if locked else "could not be queued"
+    return Step("skip", why) if step.action == "requeue" else step
 
 
-async def _requeue(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UUID, Session]:
+async def _requeue(
+    fates: Sequence[Fate], at: Pipeline, terms: Terms, locked: set[str]
+) -> dict[UUID, Session]:
     """Give these sessions their next runs, in one transaction; those that got one.
 
-    What the database refuses (a trigger, two sessions with one reservation) is parted from the rest.
+    What the database refuses (a trigger, two sessions with one reservation) is parted from the rest. Users
+    whose accounts stay locked are put into `locked`.
     """
     if not fates:
         return {}
@@ -95,13 +104,17 @@ async def _requeue(fates: Sequence[Fate], at: Pipeline, terms: Terms) -> dict[UU
     except (DataRefusedError, LockedError) as error:
         if len(fates) > 1:
             half = len(fates) // 2
-            return await _requeue(fates[:half], at, terms) | await _requeue(fates[half:], at, terms)
+            first = await _requeue(fates[:half], at, terms, locked)
+            return first | await _requeue(fates[half:], at, terms, locked)
         log.warning("redrive.refused", sessionId=fates[0].letter.session_id, error=error.message)
         return {}
+    give_up_at = time.monotonic() + WAIT_S
     for user, theirs in passed_over.items():  # somebody held their accounts, perhaps for a moment only
         try:
-            queued |= (await _requeue_all(theirs, at, terms, wait_s=WAIT_S))[0]
+            left_s = give_up_at - time.monotonic()
+            queued |= (await _requeue_all(theirs, at, terms, wait_s=left_s))[0]
         except (DataRefusedError, LockedError) as error:
+            locked |= {user} if isinstance(error, AccountLockedError) else set()
             log.warning("redrive.refused", userId=user, sessions=len(theirs), error=error.message)
     return queued
 

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from genctl.base.batch import Together, attempted
 from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
 from genctl.edges.db import Database, Row, as_json
-from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError
+from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 
 T = TypeVar("T")
@@ -74,6 +74,14 @@ class Mark(msgspec.Struct, frozen=True):
     session_id: UUID
     run: int
     message_id: str
+
+
+class Left(NamedTuple):
+    """What became of a run: `row` is as we have ended it or sent it back."""
+
+    row: Row | None
+    is_ours: bool = False  # under our lease, alive or not, and not over
+    is_unclaimed: bool = False  # it waits, and nobody has claimed it after us
 
 
 class Hold:
@@ -176,8 +184,8 @@ class Runs:
         if not hold.sent:
             facts |= {"delay_s": delay_s, "attempts": int(not session.spent)}
         name = "let_go" if hold.sent else "give_back"
-        (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S)
-        row = rows[0] if rows else (await self.left(session))[0]
+        (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S, lock_s=STOP_S)
+        row = rows[0] if rows else (await self.left(session)).row
         if row is None:
             raise LeaseLostError(session.id)
         return row
@@ -188,7 +196,7 @@ class Runs:
         fates = await apart(self._extend)(holds)
         lost = []
         for hold, fate in zip(holds, fates, strict=True):
-            if isinstance(fate, DatabaseGoneError):
+            if isinstance(fate, DatabaseGoneError | LockedError):
                 raise fate
             if fate is True:
                 hold.renewed_at = now
@@ -196,17 +204,19 @@ class Runs:
                 lost.append(hold)
         return lost
 
-    async def left(self, session: Session) -> tuple[Row | None, bool]:
-        """The row, if it was we who ended it or sent it back (the answer to a commit may have been lost), and
-        whether the run is in our hands still: under our lease, alive or not, and not over.
-        """
+    async def left(self, session: Session) -> Left:
+        """What has become of a run that a step of ours did not hit, or whose answer was lost."""
         row = await self.db.row("sessions", ids=[session.id])
         if row is None or row["lease"] != session.lease:
-            return None, False
+            return Left(None)
         # the sweeper sends back under the same lease, but sets no time
         retried = row["status"] == Status.QUEUED and row["due_at"] is not None
         left = retried or row["status"] in {Status.COMPLETED, Status.FAILED}
-        return row if left else None, row["status"] == Status.PROCESSING
+        return Left(
+            row if left else None,
+            is_ours=row["status"] == Status.PROCESSING,
+            is_unclaimed=row["status"] == Status.QUEUED and row["run"] == session.run,
+        )
 
     async def settle_alone(self, ending: Ending) -> Row | None:
         """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError."""
@@ -235,7 +245,10 @@ class Runs:
             "models": self._models,
             "dead": self.db.back_since_s() > RENEW_S,
         }
-        (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S)
+        try:  # rows that are locked are passed over: it waits for a table's lock, which is over soon
+            (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S, lock_s=RENEW_S)
+        except LockedError as error:
+            return [error] * len(claims)
         taken = {row["id"]: row for row in rows}
         return [
             attempted(Session.of, taken.pop(claim.session_id))
@@ -247,7 +260,10 @@ class Runs:
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
         """True: renewed; False: locked by somebody; None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
-        rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+        try:
+            rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+        except LockedError as error:  # the table, since rows are passed over
+            return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 
@@ -267,8 +283,7 @@ class Runs:
         ]
 
     async def _mark(self, marks: list[Mark]) -> list[Exception | None]:
-        wait = ("lock_timeout", {"ms": round(BRIEFLY_S * 1000)})
-        await self.db.patiently(wait, ("mark_copied", {"items": as_json(marks)}))
+        await self.db.patiently(("mark_copied", {"items": as_json(marks)}), lock_s=BRIEFLY_S)
         return [None for _ in marks]
 
 

@@ -1,32 +1,39 @@
-"""Many connections at the same few balances: nothing deadlocks, all adds up, and no change is missed."""
+"""Many connections at the same few balances, and one that is locked: nothing deadlocks, nobody else waits, all
+adds up, and no change is missed."""
 
 import asyncio
+import os
 import random
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
 from tests.kit import Kit
-from tests.path.test_interleavings import Mailbox
+from tests.path.test_interleavings import AGES, Mailbox
 
 from genctl import credits
 from genctl.answers import RELEASE_REFUSED
 from genctl.base.settings import Settings
 from genctl.domain.classify import ours
 from genctl.domain.deadletters import Choice, Terms
-from genctl.domain.model import Image, Session, Success
+from genctl.domain.model import Image, Session, Status, Success
 from genctl.edges.db import Database, as_json
+from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
+from genctl.run import Mark
+from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 
 USERS = ("ann", "bob", "cyd", "dan")
 LANES = 12
-ROUNDS = 5
+ROUNDS = int(os.environ.get("GENCTL_TEST_CONTENTION", "5"))  # of each lane
+LOCKED = "eve"  # whose account somebody holds all the time
 OPENING = 10_000
 IMAGE = Success((Image("https://images.example/1"),))
 
@@ -36,7 +43,7 @@ class Follower:
 
     def __init__(self, db: Database) -> None:
         self.db = db
-        self.after = dict.fromkeys(USERS, 0)
+        self.after = dict.fromkeys((*USERS, LOCKED), 0)
         self.seen: dict[UUID, int | None] = {}
 
     async def look(self) -> None:
@@ -77,10 +84,18 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
         assert stuck.reservation_id
         copies = [copy_of(kit, session) for session in chance.sample([bad, stuck], 2)]
         await asyncio.gather(
+            marked(at, bad),
+            marked(at, stuck),
+            sweep(at, AGES),
             credits.release_reservation(at.db, stuck.reservation_id),
             redrive(copies, at, Choice(), Terms(), most=2),
             redrive(copies, at, Choice(), Terms(), most=2),
         )
+
+
+async def marked(at: Pipeline, session: Session) -> None:
+    with suppress(LockedError):  # the copy's message comes again
+        await at.runs.mark(Mark(session.id, session.run, "a copy"))
 
 
 def copy_of(kit: Kit, session: Session) -> Message:
@@ -96,7 +111,15 @@ async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, sett
         at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits, tool=TOOL)
         follower = Follower(kit.db)
         following = asyncio.create_task(follower.run())
-        await asyncio.gather(*(lane(kit, at, granted, random.Random(n)) for n in range(LANES)))
+        late = [await at.claim((await kit.enqueue(user=LOCKED)).id, 1) for _ in range(LANES)]
+        # nobody renews here, and the sweeps must not take what takes long
+        await kit.query("update generation_sessions set lease_until = now() + interval '1 h'")
+        with psycopg.connect(settings.dsn()) as person:
+            person.execute("select from credit_accounts where user_id = %s for update", [LOCKED])
+            hers = [asyncio.create_task(at.settle(one, IMAGE, calls=1)) for one in late if one]
+            await asyncio.gather(*(lane(kit, at, granted, random.Random(n)) for n in range(LANES)))
+            assert not any(task.done() for task in hers)
+        assert {row.status for row in await asyncio.gather(*hers)} == {Status.COMPLETED}
         following.cancel()
         await asyncio.wait([following])
         assert following.cancelled()

@@ -258,7 +258,8 @@ async def test_a_fix_that_is_refused_stops_nobody_elses(kit: Kit) -> None:
         lambda violation, refused: told.update({violation.user_id: refused and refused.message}),
     )
     assert {violation.user_id for violation in mended} == {"ann", "bob"}
-    assert told == {"poison": "the database refused the data: no", "ann": None, "bob": None}
+    said = "the database refused the data: no (PL/pgSQL function refuse() line 1 at RAISE)"
+    assert told == {"poison": said, "ann": None, "bob": None}
     assert await kit.violations() == ["refund_pending"]
 
 

@@ -453,6 +453,7 @@ def test_a_fix_is_asked_for_and_then_made_once(place: Place) -> None:
     place.sql("create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$")
     place.sql("create trigger refuse before insert on session_events for each row execute function refuse()")
     refused = place.say("refunds", "check", "--fix", "--yes", "-o", "json", exit_code=1)
-    assert "not mended, the database refused the data: no: details_ledger of user ann" in refused.stderr
+    said = "no (PL/pgSQL function refuse() line 1 at RAISE)"
+    assert f"not mended, the database refused the data: {said}: details_ledger of user ann" in refused.stderr
     assert [violation["kind"] for violation in json.loads(refused.stdout)["violations"]] == ["details_ledger"]
     place.say("refunds", "check", "--dry-run", exit_code=2)

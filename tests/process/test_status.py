@@ -10,7 +10,20 @@ from tests.process.place import GENCTL, Place
 from tests.process.test_cli_manner import OnTerminal
 
 PARTS = [
-    *("queue", "dlq", "sessions", "failures", "gate", "owed", "leases", "refunds", "listener", "migrations"),
+    *(
+        "queue",
+        "dlq",
+        "sessions",
+        "failures",
+        "gate",
+        "owed",
+        "leases",
+        "answers",
+        "refunds",
+        "notify",
+        "listener",
+        "migrations",
+    ),
 ]
 
 
@@ -50,6 +63,8 @@ NEEDS = {
     "owed": f"update generation_sessions set enqueued_at = null, queued_at = {OLD}",
     "leases": f"update generation_sessions set status = 'processing', lease_until = {OLD}",
     "refunds": "update generation_sessions set status = 'failed', dlq_sent_at = now(), completed_at = now()",
+    "answers": "insert into session_events (session_id, run, kind) select id, run, 'answered' from generation_sessions",
+    "notify": "insert into session_events (session_id, run, kind) select id, run, 'unnotified' from generation_sessions",
     "gate": "insert into tool_gates (tool, state, reason, who) values ('seedream4', 'closed', '401', 'breaker')",
     "sessions": f"update generation_sessions set queued_at = {OLD}",
     "migrations": "update genctl_migrations set sha256 = 'x' where name = (select max(name) from genctl_migrations)",

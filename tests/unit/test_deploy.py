@@ -40,7 +40,9 @@ def failure(category: Category, outcome: Outcome = Outcome.REFUSED) -> Failure:
 def _texts() -> list[str]:
     """What a worker and an API process show once everything has happened in them."""
     worker, api = WorkerMetrics(UNKNOWN), Metrics()
-    worker.follow(jobs=lambda: 1, calls=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open")
+    worker.follow(
+        jobs=lambda: 1, calls=lambda: 1, answers=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open"
+    )
     results: list[Success | Failure] = [Success((Image("https://host/i.png"),))]
     results += [failure(category, outcome) for category in Category for outcome in Outcome]
     for result in results:
@@ -52,6 +54,8 @@ def _texts() -> list[str]:
             )
         else:
             worker.settled(None, 0.1)
+    worker.refused("other")
+    worker.unnotified()
     worker.piled([])
     worker.queued("jobs", {})
     worker.queued("dlq", {})
@@ -180,6 +184,24 @@ def test_a_gate_that_is_probed_now_and_then_is_told_as_closed(promtool: Callable
         for at, alerts in (("4m", []), ("6m", [fired]), ("9m", [fired]))
     ]
     tests = [{"interval": "1m", "input_series": series, "alert_rule_test": looks}]
+    promtool("test rules", {"rule_files": [str(DEPLOY / "alerts.yml")], "tests": tests})
+
+
+def test_an_answer_that_waits_for_its_row_pages_whoever_tells_of_it(promtool: Callable[..., None]) -> None:
+    """The worker that has it, or the database when that worker is gone; not a moment of waiting."""
+    (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlAnswersWaiting"]
+    kept, waiting = 'genctl_sessions{pile="answers_kept"}', "genctl_worker_answers_waiting"
+    tests = []
+    for in_rows, in_hands, value in (
+        ("0x5", "2x5", "2"),
+        ("3x5", "0x5", "3"),
+        ("_x5", "0 1 0 1 0 0", None),
+    ):
+        said = rule["annotations"]["summary"].replace("{{ $value }}", str(value))
+        fired = {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"] | {"summary": said}}
+        look = {"eval_time": "4m", "alertname": rule["alert"], "exp_alerts": [fired] if value else []}
+        series = [{"series": kept, "values": in_rows}, {"series": waiting, "values": in_hands}]
+        tests.append({"interval": "1m", "input_series": series, "alert_rule_test": [look]})
     promtool("test rules", {"rule_files": [str(DEPLOY / "alerts.yml")], "tests": tests})
 
 

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from genctl.domain import status
 from genctl.domain.model import Gate, GateState
+from genctl.domain.refusals import Notifying
 from genctl.domain.status import ATTENTION, OK, Depth, Line, Pile, Standing
 
 OPEN = Gate("seedream4")
@@ -95,6 +96,27 @@ def test_the_dlq_is_counted_hidden_messages_too() -> None:
 @pytest.mark.parametrize(("answer", "level"), [(200, OK), (503, ATTENTION), (404, ATTENTION)])
 def test_an_api_that_is_not_ready_needs_a_person(answer: int, level: str) -> None:
     assert status.of_api(answer)[0].level == level
+
+
+@pytest.mark.parametrize(
+    ("notifying", "level", "command"),
+    [
+        (Notifying(), OK, "genctl doctor"),
+        (Notifying(0.1, 7), OK, "genctl doctor"),
+        (Notifying(0.11, 7), ATTENTION, "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend(7)'"),
+        (Notifying(0.5), ATTENTION, "genctl doctor"),
+        (Notifying(0.0, 7, 3, 299.0), ATTENTION, "genctl doctor"),
+        (Notifying(0.0, 7, 3, 301.0), OK, "genctl doctor"),
+    ],
+)
+def test_a_queue_of_notify_that_somebody_holds_up_needs_a_person(
+    notifying: Notifying, level: str, command: str
+) -> None:
+    (found,) = [
+        line for line in status.of_database(Standing({}, {}, [], (), notifying)) if line.part == "notify"
+    ]
+    assert (found.level, found.next) == (level, command)
+    assert ("3 runs ended without NOTIFY" in found.message) == (notifying.unnotified == 3)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ def test_the_wait_and_the_call_are_measured_from_what_made_them_possible() -> No
     ]
 
 
+def test_an_end_without_notify_shows_none() -> None:
+    ended = [at(0, "enqueued"), at(0.01, "claimed"), at(2, "failed"), at(2, "unnotified")]
+    assert [hop.hop for hop in hops(ended)] == ["enqueued", "claimed", "failed", "unnotified"]
+    assert hop(hops([at(0, "claimed"), at(1, "answered", refused="no")]), "answered").says.endswith("; no")
+
+
 @pytest.mark.parametrize(("claimed_at", "slow"), [(31, False), (36, True)])
 def test_a_backoff_is_no_slowness_but_what_comes_on_top_is(claimed_at: float, slow: bool) -> None:
     _, claimed = hops([at(0, "retried", delayS=30.0), at(claimed_at, "claimed")])

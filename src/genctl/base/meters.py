@@ -2,6 +2,8 @@
 
 from genctl.domain.model import ErrorDetails, Failure, Success
 
+REFUSALS = ("reservation", "words", "other")  # what a settle was refused for
+
 
 class Meters:
     """A worker's metrics take its place; commands count nothing and need no metrics library."""
@@ -14,6 +16,12 @@ class Meters:
 
     def settled(self, details: ErrorDetails | None, seconds: float) -> None:
         """A run has ended, with details if it failed; the settle took so long."""
+
+    def refused(self, kind: str) -> None:
+        """The database refused a settle, for one of REFUSALS."""
+
+    def unnotified(self) -> None:
+        """A run has ended, and no NOTIFY told it."""
 
     def copied(self) -> None:
         """A copy went into the DLQ."""

@@ -15,7 +15,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from genctl.base.meters import Meters
+from genctl.base.meters import REFUSALS, Meters
 from genctl.domain.model import ErrorDetails, Failure, Outcome, Success
 from genctl.domain.providers import OTHERS, Provider
 from genctl.domain.rules import Rule, rule_of
@@ -28,7 +28,9 @@ OTHER = "other"
 IMAGE = "image"
 CALL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300)  # seconds
 SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
-PILES = ("queued", "processing", "jobs_owed", "copies_owed", "dead_leases", "refunds_pending")
+PILES = (
+    "queued", "processing", "jobs_owed", "copies_owed", "dead_leases", "refunds_pending", "answers_kept",
+)  # fmt: skip
 GATE_STATES = ("open", "closed", "probing")
 DEPTHS = {"waiting": "", "hidden": "NotVisible", "delayed": "Delayed"}  # as SQS names its counts
 
@@ -137,13 +139,29 @@ class WorkerMetrics(Meters):
             buckets=SETTLE_BUCKETS,
             registry=self.registry,
         )
+        self._refused = self._counter(
+            "refused_settles",
+            "Settles that the database refused, for the reservation, the words of the provider, or other.",
+            "kind",
+        )
+        for kind in REFUSALS:
+            self._refused.labels(kind)
+        self._unnotified = self._counter(
+            "unnotified_settles", "Settles without their NOTIFY, because its queue was full."
+        )
         self._jobs = self._gauge("worker_jobs", "Messages in our hands.")
+        self._answers = self._gauge(
+            "worker_answers_waiting",
+            "Answers in our hands that are not in their rows, for a lock, an outage or a refusal.",
+        )
         self._in_flight = self._gauge("worker_calls_in_flight", "Provider calls under way.")
         self._silent = self._gauge(
             "worker_silent_seconds", "Since a receive was answered, while one is wanted; 0 while none is."
         )
         self._gate = self._gauge("worker_gate", "1 for the gate's state as this worker sees it.", "state")
-        self._piles = self._gauge("sessions", "What waits, is worked on, owed, dead or unpaid.", "pile")
+        self._piles = self._gauge(
+            "sessions", "What waits, is worked on, owed, dead, unpaid or kept from its row.", "pile"
+        )
         self._oldest = self._gauge("sessions_oldest_seconds", "Age of the oldest of each pile.", "pile")
         self._depths = self._gauge("queue_messages", "About how many messages there are.", "queue", "state")
 
@@ -158,12 +176,14 @@ class WorkerMetrics(Meters):
         *,
         jobs: Callable[[], int],
         calls: Callable[[], int],
+        answers: Callable[[], int],
         silent_s: Callable[[], float],
         gate: Callable[[], str],
     ) -> None:
         """What is asked at each scrape."""
         self._jobs.set_function(jobs)
         self._in_flight.set_function(calls)
+        self._answers.set_function(answers)
         self._silent.set_function(silent_s)
         for state in GATE_STATES:
             self._gate.labels(state).set_function(partial(_is, gate, state))
@@ -186,6 +206,14 @@ class WorkerMetrics(Meters):
         else:
             self._settled.labels("completed", "", "").inc()
         self._settles.observe(seconds)
+
+    def refused(self, kind: str) -> None:
+        """The database refused a settle."""
+        self._refused.labels(kind).inc()
+
+    def unnotified(self) -> None:
+        """A run has ended, and no NOTIFY told it."""
+        self._unnotified.inc()
 
     def copied(self) -> None:
         """A copy went into the DLQ."""

@@ -15,6 +15,7 @@ from genctl.domain.model import Category
 
 if TYPE_CHECKING:
     from genctl.domain.deadletters import Choice
+    from genctl.ops.redrive import Redriven
 
 COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
@@ -177,8 +178,7 @@ def redrive(
     if stopped:
         terminal.note(f"stopped: {stopped}; run it again to go on")
     out.emit(done.shown())
-    if stopped or done.tally.failed:
-        raise SystemExit(1)
+    _check(done)
 
 
 @dlq.command(
@@ -272,6 +272,14 @@ def discard(
     done = out.run(work())
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
+        raise SystemExit(1)
+
+
+def _check(done: "Redriven") -> None:
+    """Exit 3 when accounts were locked, 1 when it ended early or jobs are owed."""
+    if locked := done.still_locked():
+        raise locked
+    if done.stopped or done.tally.failed:
         raise SystemExit(1)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
+from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 OLDEST_SERVER = 140000  # PostgreSQL 14, as server_version_num
@@ -22,7 +23,6 @@ NEEDED = {
     "genctl_migrations": ("select",),
 }
 IDLE_AFTER_S = 60.0
-NOTIFY_USAGE = 0.1  # of the queue of all listeners; only one that holds a transaction open fills it
 CLOCKS_S = 2.0
 FEWEST_RECEIVES, ENOUGH_RECEIVES = 10, 50
 VISIBILITY_S = (30, 3600)
@@ -62,16 +62,15 @@ def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Fin
         )
     if facts["notify_usage"] > NOTIFY_USAGE:
         used = f"the queue of NOTIFY is {facts['notify_usage']:.0%} full: a listener holds a transaction open"
-        found.append(
-            Finding("notify-queue", WARNING, used, "end the longest transaction in pg_stat_activity")
-        )
+        pid = facts.get("notify_pid")
+        fix = terminate(pid) if pid else "end the longest transaction in pg_stat_activity"
+        found.append(Finding("notify-queue", WARNING, used, fix))
     if facts["idle_count"]:
         pid = facts["idle_pid"]
         told = (
             f"{facts['idle_count']} idle in transaction, the longest for {rough(facts['idle_s'])} (pid {pid})"
         )
-        fix = f"psql -c 'select pg_terminate_backend({pid})'"
-        found.append(Finding("idle-in-transaction", WARNING, told, fix))
+        found.append(Finding("idle-in-transaction", WARNING, told, terminate(pid)))
     if abs(clocks_s) > CLOCKS_S:
         told = f"the database's clock is {rough(abs(clocks_s))} {'before' if clocks_s > 0 else 'behind'} ours"
         found.append(Finding("clocks", WARNING, told, "let NTP set both: timedatectl set-ntp true"))
@@ -91,6 +90,16 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
         )
         for row in missing
     ]
+
+
+def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:
+    """What the database refuses, or has refused lately."""
+    found = [Finding("answers", ERROR, words_of(kept), way_on(kept))] if kept else []
+    if notifying.unnotified:
+        told = f"{notifying.unnotified:,} runs ended without NOTIFY in the last hour: streams saw them late"
+        fix = terminate(notifying.idle_pid) if notifying.is_clogged else "genctl status"
+        found.append(Finding("unnotified", WARNING, told, fix))
+    return found
 
 
 def of_migrations(states: Mapping[str, str]) -> list[Finding]:
@@ -222,13 +231,13 @@ def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -
     return [Finding("provider", OK, f"{base_url} takes the key (asked without a model: {answer.status})")]
 
 
-def of_readiness(api_url: str, status: int) -> list[Finding]:
+def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
     """What /readyz answered."""
     match status:
         case 200:
             return [Finding("api", OK, f"{api_url} is ready")]
         case 503:
-            told = f"{api_url} is not ready: its listener is silent, streams may miss something"
+            told = f"{api_url} is not ready: {why or 'it does not say why'}"
             fix = "genctl runbook run listener-silent; api.not_ready in its log says why"
             return [Finding("api", ERROR, told, fix)]
     return [

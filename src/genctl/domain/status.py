@@ -6,11 +6,14 @@ from typing import NamedTuple
 import msgspec
 
 from genctl.domain.model import Gate, GateState, GenctlError, is_breaker, rfc3339, rough
+from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 
 OK, ATTENTION = "ok", "attention"
 OWED_S = 120.0  # a sweeper sends what is owed for 60 s within 15 s more
 DEAD_S = 60.0  # and takes dead leases back each 15 s
 IDLE_S = 300.0  # jobs are due, the gate is open, and nobody is at any of them
+STREAMS = "streams may be late or miss something"  # why an API is not ready, when its listener is silent
+UNNOTIFIED_S = 300.0  # a run that ended without NOTIFY so recently may not be the last one
 CODES = 3  # failure codes by name; the rest is a number
 
 
@@ -40,11 +43,13 @@ class Depth(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """What the database tells: piles by name, failures of the last hour by code, the gates."""
+    """The database's figures: piles by name, failures of an hour by code, the gates, what it refuses."""
 
     piles: Mapping[str, Pile]
     failures: Mapping[str, int]
     gates: Sequence[Gate]
+    kept: Sequence[Kept] = ()
+    notifying: Notifying = Notifying()
     unserved: Mapping[str, int] = {}  # queued jobs of models that no tool here serves
     unusable: Mapping[str, str] = {}  # tools that are installed, and what is wrong with them
 
@@ -77,7 +82,9 @@ def of_database(now: Standing) -> list[Line]:
         *map(_gate, now.gates),
         _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
         _leases(now.pile("dead_leases")),
+        _answers(now.kept),
         _refunds(now.pile("refunds_pending")),
+        _notify(now.notifying),
         *_tools(now),
     ]
 
@@ -93,20 +100,16 @@ def of_migrations(states: Sequence[str]) -> list[Line]:
     return [Line("migrations", ATTENTION, ", ".join(wrong), command)]
 
 
-def of_api(status: int) -> list[Line]:
+def of_api(status: int, why: str = "") -> list[Line]:
     """What the API answered to /readyz."""
     match status:
         case 200:
             return [Line("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
+        case 503 if why in {"", STREAMS}:
+            told = "silent: what streams show may be late or missing"
+            return [Line("listener", ATTENTION, told, "genctl runbook run listener-silent")]
         case 503:
-            return [
-                Line(
-                    "listener",
-                    ATTENTION,
-                    "silent: what streams show may be late or missing",
-                    "genctl runbook run listener-silent",
-                )
-            ]
+            return [Line("listener", ATTENTION, f"the API is not ready: {why}", "genctl doctor")]
     return [Line("listener", ATTENTION, f"/readyz was answered {status}: is it the API?", "genctl doctor")]
 
 
@@ -178,6 +181,20 @@ def _refunds(pending: Pile) -> Line:
     if not pending.count:
         return Line("refunds", OK, "none is pending", "genctl refunds check")
     return Line("refunds", ATTENTION, _pile(pending, "pending"), "genctl runbook run missing-refunds")
+
+
+def _answers(kept: Sequence[Kept]) -> Line:
+    if not kept:
+        return Line("answers", OK, "all are in their rows", "genctl sessions list --since 1h")
+    return Line("answers", ATTENTION, words_of(kept), way_on(kept))
+
+
+def _notify(now: Notifying) -> Line:
+    words = now.words()
+    if now.is_clogged:
+        return Line("notify", ATTENTION, words, terminate(now.idle_pid))
+    recent = now.newest_s is not None and now.newest_s < UNNOTIFIED_S
+    return Line("notify", ATTENTION if recent else OK, words or "its queue has room", "genctl doctor")
 
 
 def _pile(pile: Pile, what: str) -> str:

@@ -53,6 +53,7 @@ STEPS: dict[str, Step] = {
     "failed": CALL,
     "let_go": CALL,
     "late_result": CALL,
+    "answered": CALL,
     "given_back": Step("wait for its turn", CLAIMED, 60),
     "requeued_dead": SILENCE,
     "copied": Step("copy to the DLQ", frozenset({"failed"}), 1),
@@ -65,11 +66,12 @@ TOLD |= {"redriven": "session_requeued"}  # kind -> the channel of its NOTIFY
 def hops(events: Sequence[Event]) -> list[Hop]:
     """The timeline of events in their order; a NOTIFY is a hop of its own, in its event's transaction."""
     found: list[Hop] = []
+    untold = {(e.run, kind) for e in events if e.kind == "unnotified" for kind in ("completed", "failed")}
     for nth, event in enumerate(events):
         ms = _ms(events[0].at, event.at)
         gap, gap_ms, slow = _wait(event, events[:nth])
         found.append(Hop(event.kind, event.run, event.at, ms, gap, gap_ms, slow, says(event)))
-        if channel := TOLD.get(event.kind):
+        if (channel := TOLD.get(event.kind)) and (event.run, event.kind) not in untold:
             told = f"NOTIFY {channel}, in the same transaction"
             found.append(Hop("notified", event.run, event.at, ms, None, None, slow=False, says=told))
     return found
@@ -101,6 +103,8 @@ def says(event: Event) -> str:  # noqa: PLR0911 (a table)
             return f"message {data.get('messageId', '?')}"
         case "refunded":
             return f"{data.get('refundedCredits', '?')} credits released after all"
+        case "answered":
+            return f"the provider answered; {data.get('refused') or 'its row could not have it'}"
     return OTHERS.get(event.kind, "")
 
 
@@ -108,6 +112,7 @@ OTHERS = {
     "given_back": "its request was not sent: back at once, no attempt used",
     "let_go": "its request was sent, its worker stopped: an unknown outcome",
     "requeued_dead": "back to the queue, with an outcome that nobody knows",
+    "unnotified": "no NOTIFY: its queue was full; streams find the change by themselves",
     "late_result": "came when the session was no longer its worker's: kept here, changed nothing",
 }
 

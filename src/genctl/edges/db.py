@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Self, cast
+from weakref import WeakValueDictionary
 
 import msgspec
 import psycopg
@@ -34,6 +35,7 @@ Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
 
 CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
+CROWDED_S = 1.0  # and how long is no longer a moment
 RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
 MOST_ROWS = 1_000  # of a person's statement
 STATEMENT_TIMEOUT_S = 15.0  # of one transaction; to cancel it on a silent server takes psycopg 5 s more
@@ -44,6 +46,7 @@ LEAST_TIMEOUT_S = 1.0  # of its last try
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
 CONFLICTS = 5  # times that a transaction which collided with another is tried
+LOCK_S = 2.0  # the longest wait for one lock, unless a transaction asks for another
 OUTAGE_S = 15.0  # a database that was away for longer may have let leases lapse
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -173,6 +176,17 @@ async def _backend(conn: Connection) -> int:
     return int(row["pid"]) if row else 0
 
 
+class Line:
+    """Those who want the same lock stand here, one behind the other; at the server each takes a connection.
+
+    `moved_at` is when one of them last had it (monotonic).
+    """
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.moved_at = -math.inf
+
+
 class Database:
     """Named statements over a pool of connections; `async with Database.open(dsn)` is the way in."""
 
@@ -180,8 +194,12 @@ class Database:
         self.dsn = dsn
         self._pool = pool
         self._waiting: dict[object, float] = {}  # for a connection, since when (monotonic)
+        self._in_use = 0  # connections
         self._away_since: float | None = None  # monotonic
         self._back_at = -math.inf  # monotonic; after an outage
+        # a line is forgotten when nobody stands in it
+        self.lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
+        self.room = asyncio.Semaphore(max(1, pool.max_size // 2))  # connections that may wait for locks
 
     def back_since_s(self) -> float:
         """Seconds since the database came back from an outage so long that leases may have lapsed in it."""
@@ -189,7 +207,15 @@ class Database:
 
     def longest_wait_s(self) -> float:
         """For how many seconds the oldest of those that wait for a connection has waited; 0: nobody does."""
-        return time.monotonic() - min(self._waiting.values(), default=time.monotonic())
+        now = time.monotonic()
+        return now - min(self._waiting.values(), default=now)
+
+    def used_up(self) -> str | None:
+        """What is wrong when the connections are all in use and somebody has waited for one for long."""
+        waited_s = self.longest_wait_s()
+        if waited_s < CROWDED_S or self._in_use < self._pool.max_size:  # else the server is away
+            return None
+        return f"all {self._in_use} database connections are in use: a request waits for {waited_s:.1f} s"
 
     @classmethod
     @asynccontextmanager
@@ -232,7 +258,11 @@ class Database:
                 del self._waiting[waits]
                 if task and task.cancelling() > cancelled:
                     raise asyncio.CancelledError
-                yield conn
+                self._in_use += 1
+                try:
+                    yield conn
+                finally:
+                    self._in_use -= 1
         finally:
             self._waiting.pop(waits, None)
 
@@ -244,31 +274,37 @@ class Database:
         """The first row of one named statement, or None."""
         return next(iter(await self.rows(name, **params)), None)
 
-    async def transact(self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S) -> list[list[Row]]:
-        """Named statements as one transaction; the rows of each.
+    async def transact(
+        self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
+    ) -> list[list[Row]]:
+        """Named statements as one transaction, which waits `lock_s` seconds for a lock; the rows of each.
 
-        Several are one message to the server, which ends with their commit: a client that freezes leaves
-        nothing locked. What collides with others is tried again a few times. Raises DataRefusedError,
-        LockedError, ConflictError (nothing was done), DatabaseGoneError (a commit on its way may or may not
-        have happened) or GenctlError.
+        They are one message to the server, which ends with their commit: a client that freezes leaves
+        nothing locked. They are read committed whatever the database's default is; what collides with others
+        all the same is tried again a few times. Raises DataRefusedError, LockedError, ConflictError (nothing
+        was done), DatabaseGoneError (a commit on its way may or may not have happened) or GenctlError.
         """
         for left in reversed(range(CONFLICTS)):
             try:
                 with self._outages_noticed():
-                    return await self._transact(steps, timeout_s)
+                    return await self._transact(steps, timeout_s, lock_s)
             except ConflictError:
                 if not left:
                     raise
             await asyncio.sleep(FIRST_RETRY_S * random.random())  # noqa: S311 - jitter is no secret
         raise AssertionError
 
-    async def _transact(self, steps: Sequence[Step], timeout_s: float | None) -> list[list[Row]]:
+    async def _transact(
+        self, steps: Sequence[Step], timeout_s: float | None, lock_s: float
+    ) -> list[list[Row]]:
         with errors_told(self.dsn):
             async with asyncio.timeout(timeout_s), self._connection() as conn:
                 try:
-                    if len(steps) == 1:
-                        return [await _fetched(await _execute(conn, steps[0]))]
-                    return await _in_one_message(conn, steps)
+                    opening: tuple[Step, ...] = (
+                        ("read_committed", {}),
+                        ("lock_timeout", {"ms": max(1, round(lock_s * 1000))}),
+                    )
+                    return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]
                 except (READ_ONLY, asyncio.CancelledError):
                     # The next one finds the new primary; one that was cut off has answers on their way.
                     await conn.close()
@@ -307,7 +343,9 @@ class Database:
 
                 yield rows
 
-    async def patiently(self, *steps: Step, patience_s: float = 60.0) -> list[list[Row]]:
+    async def patiently(
+        self, *steps: Step, patience_s: float = 60.0, lock_s: float = LOCK_S
+    ) -> list[list[Row]]:
         """`transact`, again on a new connection while the server is away, for at most `patience_s`.
 
         Only for statements that may run twice: a lease or a status gates them, so that the second run
@@ -318,7 +356,7 @@ class Database:
         while True:
             left_s = max(give_up_at - time.monotonic(), LEAST_TIMEOUT_S)
             try:
-                return await self.transact(*steps, timeout_s=min(left_s, STATEMENT_TIMEOUT_S))
+                return await self.transact(*steps, timeout_s=min(left_s, STATEMENT_TIMEOUT_S), lock_s=lock_s)
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
@@ -376,11 +414,11 @@ async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[
     It knows no parameters: psycopg writes them into the text as literals.
     """
     cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
-    texts = [cursor.mogrify(sql(name), params) for name, params in (("read_committed", {}), *steps)]
+    texts = [cursor.mogrify(sql(name), params) for name, params in steps]
     await cursor.execute("\n;\n".join(texts).encode())  # one may end with a comment
-    found: list[list[Row]] = []
+    found = [await _fetched(cursor)]
     while cursor.nextset():
-        found.append(await cursor.fetchall() if cursor.description is not None else [])
+        found.append(await _fetched(cursor))
     return found
 
 

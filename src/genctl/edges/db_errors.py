@@ -34,7 +34,7 @@ class LockedError(GenctlError):
     """Somebody else holds a lock that this would have to wait for: nothing was done, later it may work."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("Locked", message, "try again; `genctl doctor` names who holds locks for long")
+        super().__init__("Locked", message, "genctl doctor")  # names who holds transactions open
 
 
 class ConflictError(GenctlError):
@@ -45,6 +45,8 @@ class ConflictError(GenctlError):
 
 
 READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
+
+ENDED = (errors.TransactionTimeout, errors.IdleInTransactionSessionTimeout)  # which end the connection
 
 
 @contextmanager
@@ -68,11 +70,21 @@ def _where(error: Exception) -> str:
     return (context or first_line(error)).splitlines()[-1]
 
 
+def _refusal(error: Exception) -> str:
+    """What was refused and by whom, in PostgreSQL's words: a trigger's function is in the context alone."""
+    context = error.diag.context if isinstance(error, psycopg.Error) else None
+    functions = (line for line in (context or "").splitlines() if line.startswith("PL/pgSQL function"))
+    who = next(
+        (line for line in functions if "inline_code_block" not in line), None
+    )  # a block is a migration's
+    return f"{first_line(error)} ({who})" if who else first_line(error)
+
+
 Tell = Callable[[Exception, str], GenctlError]
 
 
 def _said(code: str, text: str, fix: str, kind: type[GenctlError] = GenctlError) -> Tell:
-    return lambda error, at: kind(code, text.format(at=at, said=first_line(error)), fix)
+    return lambda error, at: kind(code, text.format(at=at, said=_refusal(error)), fix)
 
 
 # The first kind that fits counts.
@@ -90,7 +102,7 @@ _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = 
     (errors.ProgramLimitExceeded, lambda error, _: NotifyRefusedError(first_line(error))),
     (
         (psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
-        lambda error, _: DataRefusedError(first_line(error)),
+        lambda error, _: DataRefusedError(_refusal(error)),
     ),
     (
         errors.DiskFull,
@@ -123,7 +135,7 @@ _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = 
         ),
     ),
     (
-        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout),
+        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, *ENDED),
         _said(
             "DatabaseUnreachable",
             "cannot use PostgreSQL at {at}: {said}",

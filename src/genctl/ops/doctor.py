@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
+import msgspec
 
 from genctl import __version__
 from genctl.base import dsn
@@ -17,6 +18,7 @@ from genctl.base.tokens import Tokens
 from genctl.domain import findings
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
+from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
@@ -69,15 +71,32 @@ async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | Genc
         return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
 
 
-async def readiness(settings: Settings) -> int:
-    """The status that /readyz answers: 200, or 503 when streams may miss something. Raises GenctlError."""
+class Readiness(NamedTuple):
+    """What /readyz answers: 200, or 503 and why."""
+
+    status: int
+    why: str = ""
+
+
+async def readiness(settings: Settings) -> Readiness:
+    """What the API says of itself. Raises GenctlError."""
     url = f"{settings.api_url}/readyz"
     try:
         async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
-            await answer.read()
-            return answer.status
+            return Readiness(answer.status, _why(await answer.read()))
     except (aiohttp.ClientError, OSError, ValueError) as why:
         raise _api_away(settings, why) from None
+
+
+class _Unready(msgspec.Struct):
+    why: str
+
+
+def _why(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Unready).why
+    except (msgspec.DecodeError, RecursionError):  # not ours, or ready
+        return ""
 
 
 def _api_away(settings: Settings, why: Exception) -> GenctlError:
@@ -121,8 +140,24 @@ async def _database(settings: Settings) -> list[Finding]:
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
+        kept, notifying = await _refused(db)
     place = "/".join(dsn.place(settings.dsn()))
-    return findings.of_server(server, place, clocks_s) + findings.of_rights(missing)
+    facts = server | {"notify_pid": notifying.idle_pid}
+    return [
+        *findings.of_server(facts, place, clocks_s),
+        *findings.of_rights(missing),
+        *findings.of_refused(kept, notifying),
+    ]
+
+
+async def _refused(db: Database) -> tuple[list[Kept], Notifying]:
+    try:
+        kept, (notifying,) = await db.transact(("answers_kept", {}), ("notify_queue", {}))
+    except GenctlError as error:
+        if error.code in {"NotMigrated", "DatabaseDenied"}:  # that is a finding of its own
+            return [], Notifying()
+        raise
+    return [Kept(**row) for row in kept], Notifying(**notifying)
 
 
 async def _migrations(settings: Settings) -> list[Finding]:
@@ -160,7 +195,7 @@ async def _provider(settings: Settings) -> list[Finding]:
 
 
 async def _api(settings: Settings) -> list[Finding]:
-    ready = findings.of_readiness(settings.api_url, await readiness(settings))
+    ready = findings.of_readiness(settings.api_url, *await readiness(settings))
     return ready + (await _stream(settings) if settings.secret else [])
 
 

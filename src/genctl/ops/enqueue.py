@@ -1,6 +1,7 @@
 """Test jobs, one or many: from the wish to the rows, and on to their end."""
 
 import asyncio
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from genctl import credits
+from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.domain.orders import Order, change, check
@@ -18,6 +20,7 @@ from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import enqueue
+from genctl.ledger import AccountLockedError
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
@@ -81,6 +84,16 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             return f"{self.prompt}, {tool.sensitive}"
         return marked(self.prompt, self.scenario) if self.scenario else self.prompt
 
+    def command(self, count: int) -> str:
+        """The command for so many of the jobs, without the grant."""
+        wanted = msgspec.structs.asdict(self) | {"count": count, "grant": None, "params": None}
+        words = ["genctl", "enqueue"]
+        for name, value in wanted.items():
+            if value is not None and value is not False:
+                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        words += [word for param in self.params for word in ("--param", param)]
+        return shlex.join(words)
+
     def orders(self, tool: Tool) -> Iterator[Order]:
         """The orders of a tool, one after the other."""
         model = self.model or tool.default_model
@@ -113,12 +126,16 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
         if wish.grant:
-            await credits.grant(db, wish.whose, wish.grant, "genctl enqueue --grant", opening=opening)
+            await _granted(db, wish, wish.grant, opening)
         sent: list[Session] = []
         owed = None
         most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
         for orders in _batched(wish.orders(tool), most):
-            made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
+            try:
+                made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
+            except AccountLockedError as error:
+                done = f"{error.message}; {len(sent)} of {many(wish.count, 'job')} were ordered"
+                raise AccountLockedError(error.user, done, wish.command(wish.count - len(sent))) from error
             sent += made.sessions
             owed = owed or made.owed
             step(len(made.sessions))
@@ -130,6 +147,14 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
     return Said(
         _one(sent[0], ended, seconds) if wish.count == 1 else _many(wish, ended, seconds), expected, owed
     )
+
+
+async def _granted(db: Database, wish: Wish, amount: int, opening: int) -> None:
+    try:
+        await credits.grant(db, wish.whose, amount, "genctl enqueue --grant", opening=opening)
+    except AccountLockedError as error:
+        again = f"{error.fix} && {wish.command(wish.count)}"
+        raise AccountLockedError(error.user, error.message, again) from error
 
 
 async def _ended(db: Database, sessions: list[Session]) -> list[Session]:

@@ -1,8 +1,10 @@
 """`dlq redrive`: batches of the DLQ through the core's redrive, several at a time, as far as was asked."""
 
 import asyncio
+import shlex
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Self
@@ -17,9 +19,10 @@ from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
 from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
+from genctl.ledger import AccountLockedError
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
-from genctl.redrive import Fate, chosen, redrive
+from genctl.redrive import ACCOUNT_LOCKED, Fate, chosen, redrive
 from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
@@ -94,6 +97,19 @@ class Redriven(msgspec.Struct, frozen=True):
     seen: int
     approximate: int
     stopped: str | None = None
+    locked: Mapping[str, int] = {}  # jobs that stay in the DLQ, by the user whose account is locked
+
+    def still_locked(self) -> AccountLockedError | None:
+        """The error that names them, and the command that goes on when the lock is gone."""
+        if not self.locked:
+            return None
+        user = min(self.locked)
+        others = f"; {many(len(self.locked) - 1, 'other user')} likewise" if len(self.locked) > 1 else ""
+        left = f"{many(self.locked[user], 'job')} of user {user} left in the DLQ"
+        again = shlex.join(["genctl", "dlq", "redrive", "--user", user])
+        return AccountLockedError(
+            user, f"{left}: the account is locked by another transaction{others}", again
+        )
 
     def shown(self) -> dict[str, Any]:
         """As JSON says it."""
@@ -111,6 +127,7 @@ class Redrive:
         self.terms = msgspec.structs.replace(wish.terms, takes=at.tool.takes, serves=serves)
         self.tally = Tally()
         self.stopped: str | None = None
+        self._locked: Counter[str] = Counter()
         self._step: Callable[[int], object] = lambda _: None
         self._next_at = 0.0  # monotonic; where a rate is wished
         self._left = wish.most
@@ -156,7 +173,8 @@ class Redrive:
 
     def so_far(self) -> Redriven:
         """What was done until now."""
-        return Redriven(self.tally, self.over.seen, max(self.over.seen, self.over.approximate), self.stopped)
+        approximate = max(self.over.seen, self.over.approximate)
+        return Redriven(self.tally, self.over.seen, approximate, self.stopped, dict(self._locked))
 
     async def run(
         self, step: Callable[[int], object] = lambda _: None, tell: Callable[[str], object] = lambda _: None
@@ -216,6 +234,7 @@ class Redrive:
     def _count(self, messages: Sequence[Message], fates: Sequence[Fate], budget: "_Budget") -> None:
         self.tally.add(fate.step for fate in fates if fate.error is None)
         self.tally.failed += sum(fate.error is not None for fate in fates)
+        self._locked.update(f.letter.user or "" for f in fates if f.step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
         budget.spent += len(ran)
         if ran and all(fate.error for fate in ran):

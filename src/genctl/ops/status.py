@@ -8,6 +8,7 @@ from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
+from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
@@ -55,7 +56,8 @@ async def _depth(queue: Queue) -> status.Depth:
 async def _database(settings: Settings) -> list[status.Line]:
     tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
-        piles, failures = await db.transact(("piles", {}), ("failures_by_code", {}))
+        asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
+        piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
         gates = [await gate.read(db, tool.name) for tool in tools]
         unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
@@ -63,6 +65,8 @@ async def _database(settings: Settings) -> list[status.Line]:
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
             failures={row["code"]: row["count"] for row in failures},
             gates=gates,
+            kept=[Kept(**row) for row in kept],
+            notifying=Notifying(**notifying),
             unserved={row["model"]: row["count"] for row in unserved},
             unusable=tools.troubles,
         )
@@ -74,7 +78,7 @@ async def _migrations(settings: Settings) -> list[status.Line]:
 
 
 async def _api(settings: Settings) -> list[status.Line]:
-    return status.of_api(await readiness(settings))
+    return status.of_api(*await readiness(settings))
 
 
 PARTS = (

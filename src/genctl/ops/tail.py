@@ -8,7 +8,7 @@ from uuid import UUID
 from genctl.domain.model import Session, Status, rfc3339
 from genctl.edges import listener
 from genctl.edges.db import Database, Row
-from genctl.edges.db_errors import DatabaseGoneError
+from genctl.edges.db_errors import DatabaseGoneError, LockedError
 from genctl.ops.sessions import readable
 
 OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: look so far back again
@@ -85,7 +85,10 @@ async def tail(
             async for session in found:
                 count += 1
                 yield item(session)
-        except DatabaseGoneError as error:  # the listener will say that it is lost; the next look finds it
+        except (
+            DatabaseGoneError,
+            LockedError,
+        ) as error:  # the listener says if it is lost; the next look finds it
             note(f"cannot read: {error.message}")
             continue
         if isinstance(event, listener.Connected) and event.again:

@@ -11,7 +11,7 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, rough
 from genctl.domain.timeline import Event, Hop, hops, slowest
 from genctl.edges.db import Database
-from genctl.edges.db_errors import DatabaseGoneError
+from genctl.edges.db_errors import DatabaseGoneError, LockedError
 from genctl.edges.sqs import Message, Sqs
 from genctl.ops.sampling import look
 
@@ -36,8 +36,8 @@ async def follow(
 ) -> AsyncIterator[Hop]:
     """Each hop once, as it comes, until the session has ended and its copy is sent.
 
-    All events are read each time: their numbers are not the order of their commits. Raises
-    DatabaseGoneError when the database was away for `fail_after_s` seconds.
+    All events are read each time: their numbers are not the order of their commits. Raises DatabaseGoneError
+    or LockedError when they could not be read for `fail_after_s` seconds.
     """
     shown: set[tuple[Any, ...]] = set()
     lost_at = ended_at = None
@@ -47,7 +47,7 @@ async def follow(
         try:
             row = await db.row("sessions", ids=[session_id])
             found = hops(await events_of(db, session_id))  # after the row, so that its end is among them
-        except DatabaseGoneError:
+        except (DatabaseGoneError, LockedError):
             lost_at = lost_at or time.monotonic()
             if fail_after_s is not None and time.monotonic() - lost_at >= fail_after_s:
                 raise

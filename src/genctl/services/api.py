@@ -30,6 +30,7 @@ from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check, check_value
+from genctl.domain.status import STREAMS
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
@@ -269,11 +270,17 @@ class Api:
         return answer({"ok": True})
 
     async def readyz(self, _: Request) -> Response:
-        """Whether nothing is missed now."""
-        trouble = self.bridge.trouble()
-        if trouble:
+        """Whether nothing is missed now, and there is a connection for whoever asks; else `why`.
+
+        Anybody may ask, so what it says of our database is in the log alone.
+        """
+        if crowd := self.db.used_up():
+            log.warning("api.not_ready", why=crowd)
+            return answer({"ready": False, "why": crowd}, 503)
+        if trouble := self.bridge.trouble():
             log.info("api.not_ready", why=trouble)
-        return answer({"ready": trouble is None}, 503 if trouble else 200)
+            return answer({"ready": False, "why": STREAMS}, 503)
+        return answer({"ready": True})
 
     async def show_metrics(self, _: Request) -> Response:
         """Prometheus's text."""

@@ -26,6 +26,7 @@ LOOK_S = 1.0  # how old a reading may be
 PROBE_MARGIN_S = 60.0  # of a probe, beyond the longest legal call
 RENEW_S = 10.0
 LEAVE_S = 5.0
+LOCK_S = 0.5  # for the row, on which allowance and watch wait for each other
 
 log = structlog.stdlib.get_logger()
 
@@ -70,8 +71,10 @@ class Gatekeeper:
         while True:
             try:
                 async with self._row:
-                    await self._carry_out()
-                    await self._look()
+                    try:
+                        await self._carry_out()
+                    finally:  # a row that somebody has locked can be read all the same
+                        await self._look()
             except GenctlError as error:
                 if self._decision:
                     log.warning("gate.unchanged", tool=self.gate.tool, error=error.message, fix=error.fix)
@@ -160,7 +163,9 @@ class Gatekeeper:
 
     async def _turn(self, state: GateState, for_s: float | None, reason: str | None) -> None:
         """Change the row as it was read; when somebody else was faster, the row is as they have left it."""
-        turned = await gate.turn(self._db, self.gate, state, for_s=for_s, reason=reason, who=self._who)
+        turned = await gate.turn(
+            self._db, self.gate, state, for_s=for_s, reason=reason, who=self._who, lock_s=LOCK_S
+        )
         if turned is None:
             await self._look()
             return

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genctl.base.metrics import Metrics
 from genctl.domain.model import GenctlError
-from genctl.edges.db_errors import DatabaseGoneError, DataRefusedError
+from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DataRefusedError, LockedError
 
 LARGEST_BODY_BYTES = 2**20
 METHODS = {"GET", "HEAD", "OPTIONS", "POST"}  # that are counted by name: anybody can invent others
@@ -119,6 +119,8 @@ async def answer_error(_: Request, error: Exception) -> Response:
             "message": "the service is not available at the moment",
             "fix": "try again soon",
         }
+        if isinstance(error, LockedError | ConflictError):  # it passes, and says so by its own code
+            told |= {"code": error.code, "message": "somebody else is at the same data at the moment"}
         headers["Retry-After"] = "2"
     if isinstance(error, DataRefusedError):
         log.warning("api.refused", error=error.message)

@@ -121,6 +121,7 @@ class Worker:
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
             calls=lambda: sum(hold.calling and hold.sent for hold in at.runs),
+            answers=lambda: len(at.answers.waiting),
             silent_s=lambda: self.liveness.silent_s,
             gate=lambda: self.gatekeeper.gate.stands,
         )

@@ -48,6 +48,7 @@ with owed as (
   ), 0) as credits
   from credit_reservations r
   where r.id = %(reservation)s
+    and r.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
     and (exists (select from generation_sessions s
         where s.reservation_id = r.id and s.user_id = r.user_id and s.status = 'failed')
       or exists (select from generation_sessions s where s.id = r.session_id and s.run > r.run))

@@ -1,5 +1,5 @@
--- What begins each movement of credits, in one message with its steps and the commit (genctl.ledger). The steps
--- touch only users in `genctl.mine`, a setting that lasts as long as the transaction.
+-- What begins each transaction (the first two), and each movement of credits: one message with its steps and the
+-- commit (genctl.ledger). The steps touch only users in `genctl.mine`, a setting that lasts as long as the transaction.
 
 -- name: read_committed
 -- Whatever the database's default: who waited for a lock has to see what the holder did.
@@ -28,15 +28,18 @@ select user_id, balance, 'grant', 'opening credits' from fresh where balance > 0
 
 -- name: lock_free_accounts
 -- Locks the accounts in one fixed order, and passes over those that somebody else holds. Held to the commit, the
--- lock makes versions commit in order. Returns the users whose accounts it got.
-select set_config('genctl.mine', coalesce(jsonb_agg(user_id), '[]')::text, true)::jsonb as mine
-from (
+-- lock makes versions commit in order. Returns the users whose accounts it got, and those with whom the steps may
+-- go on: all of these, or where all are wanted (`whole`) and one is locked, nobody.
+with free as (
   select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update skip locked
-) free
+),
+got as (
+  select coalesce(jsonb_agg(user_id), '[]') as users, count(*) = cardinality(%(users)s::text[]) as are_all from free
+)
+select users as free, set_config('genctl.mine',
+  case when are_all or not %(whole)s then users else '[]' end::text, true)::jsonb as mine
+from got
 
 -- name: lock_accounts
--- The same, and waits for those that somebody else holds.
-select set_config('genctl.mine', coalesce(jsonb_agg(user_id), '[]')::text, true)::jsonb as mine
-from (
-  select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update
-) locked
+-- Waits for accounts that somebody else holds, in the same order.
+select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update

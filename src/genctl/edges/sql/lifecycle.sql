@@ -1,8 +1,8 @@
 -- A session's way up to its end. The row decides; `lease` is the fencing token.
 
 -- name: reserve
--- Enqueue: reservation, ledger, balance, session. A step of a movement that waits for its locks. All or nothing:
--- no row comes back when any user's balance is too low.
+-- Enqueue: reservation, ledger, balance, session. A step of a movement that waits for its accounts. All or nothing:
+-- no row comes back when any user's balance is too low, or before all accounts are locked.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, user_id text, client_key text, model text, prompt text, params jsonb,
@@ -11,6 +11,7 @@ with item as (
 bill as (
   select i.user_id, sum(i.amount) as credits, a.balance < sum(i.amount) as short
   from item i join credit_accounts a on a.user_id = i.user_id
+  where i.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
   group by i.user_id, a.balance
 ),
 paid as (

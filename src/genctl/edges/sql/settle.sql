@@ -80,7 +80,7 @@ traced as (
   union all
   select id, run, 'unnotified', null from ended where not %(notify)s
 )
-select e.*, case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
+select e.*, %(notify)s as notified, case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
   -- cut, because a payload of 8,000 bytes makes NOTIFY fail and would roll the refund back
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
 )::text) end

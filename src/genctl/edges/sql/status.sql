@@ -22,8 +22,35 @@ from (
   from credit_reservations r join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
   where r.status = 'held' and s.status = 'failed' and not exists (
     select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
+  union all
+  select 'answers_kept', max(e.at)
+  from session_events e join generation_sessions s on s.id = e.session_id and s.run = e.run
+  where e.kind = 'answered' and s.status in ('queued', 'processing')
+  group by e.session_id
 ) pile
 group by what
+
+-- name: answers_kept
+-- Answers of the provider that the database keeps from their rows, by the words in which it last refused them.
+select said, count(*) as sessions, extract(epoch from now() - min(at))::float8 as oldest_s,
+  (array_agg(session_id order by at))[1] as session_id
+from (
+  select distinct on (e.session_id) e.session_id, e.at, coalesce(e.data ->> 'refused', 'it does not say why') as said
+  from session_events e join generation_sessions s on s.id = e.session_id and s.run = e.run
+  where e.kind = 'answered' and s.status in ('queued', 'processing')
+  order by e.session_id, e.id desc
+) kept
+group by said order by sessions desc, said
+
+-- name: notify_queue
+-- How full the queue of NOTIFY is: who asks makes PostgreSQL drop what every listener has read. Who may hold it up,
+-- in any database: the oldest that idles in a transaction. And the runs of the last hour that ended without a NOTIFY.
+select pg_notification_queue_usage() as used, (
+    select pid from pg_stat_activity where state in ('idle in transaction', 'idle in transaction (aborted)')
+    order by xact_start limit 1
+  ) as idle_pid,
+  count(*) as unnotified, extract(epoch from now() - max(at))::float8 as newest_s
+from session_events where kind = 'unnotified' and at > now() - interval '1 hour'
 
 -- name: failures_by_code
 -- Failures of the last hour.

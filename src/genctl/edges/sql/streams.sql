@@ -36,8 +36,11 @@ where user_id = %(user)s and idempotency_key = %(key)s
 
 -- name: spend_ticket
 -- Spends a sign-in ticket: a row when it was not spent before. Forgets those that have run out.
-with forgotten as (
-  delete from spent_tickets where expires_at < now() - interval '1 hour'
+with old as (
+  select id from spent_tickets where expires_at < now() - interval '1 hour' for update skip locked
+),
+forgotten as (
+  delete from spent_tickets where id in (select id from old)
 )
 insert into spent_tickets (id, expires_at) values (%(ticket)s, to_timestamp(%(expires_at)s))
 on conflict do nothing
