@@ -364,7 +364,7 @@ MUTANTS = (
     Mutant("gate: a decision is about the gate as it was", "services/gatekeeper.py", None,
            "        self._decision = None  # it is carried out", "        # it is carried out",
            "breaker::test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_since"),
-    Mutant("gate: what a breaker has closed stays closed", "gate.py", None,
+    Mutant("gate: what a breaker has closed stays closed", "domain/model.py", None,
            " and not is_breaker(self.who)", "",
            "breaker::test_one_worker_wins_the_probe"),
     Mutant("gate: a call of before counts for nothing", "domain/breaker.py", None,
