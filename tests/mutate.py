@@ -262,9 +262,6 @@ MUTANTS = (
     Mutant("passed over: an account that somebody holds", LEDGER, "lock_free_accounts",
            " skip locked", "",
            "guards::test_accounts_that_somebody_holds_are_passed_over"),
-    Mutant("passed over: no lock is waited for without an end", "ledger.py", None,
-           "BRIEFLY_S, whole=False", "600.0, whole=False",
-           "guards::test_accounts_that_somebody_holds_are_passed_over"),
     *(
         Mutant(f"passed over: a locked session, by {name}", file, name,
                " skip locked", "",

@@ -44,7 +44,9 @@ def steps() -> list[str]:
 def test_the_pages_hold_no_other_commands() -> None:
     """Neither a block of another kind, nor one that nobody types here."""
     pages = {str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
-    assert {page for page in pages if console(page)} == {"README.md", "docs/dlq.md", "docs/runbooks.md"}
+    typed = {"README.md", "docs/dlq.md", "docs/runbooks.md"}
+    elsewhere = {"docs/porting.md"}  # test_second_tool carries it out
+    assert {page for page in pages if console(page)} == typed | elsewhere
     assert {page for page in pages if "```yaml" in (ROOT / page).read_text()} >= {"docs/ci.md"}
     assert len(console("README.md")) == 3
     assert len(steps()) == 4
