@@ -59,6 +59,7 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/redrive.py
 	$(BIN)/python benchmarks/audit.py
+	$(BIN)/python benchmarks/movements.py
 	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale

@@ -6,7 +6,7 @@ make docs
 import json
 from pathlib import Path
 
-from genctl.cli.inprocess import complaint
+from genctl.cli.words import complaint
 from genctl.ops.runbook.load import load, names
 from genctl.ops.runbook.model import schema
 from genctl.ops.runbook.page import page

@@ -44,6 +44,18 @@ if "TMPDIR" not in os.environ and roomy(MEMORY):
     # a database for each test is hundreds of files: on a disk they cost more than most tests
     os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
 
+LONG = (  # they wait for the most part, and would otherwise be what is left at the end
+    "from_nothing",
+    "second_tool",
+    "outages",
+    "crash_matrix",
+    "frozen",
+    "worker_ownership",
+    "refusals",
+    "contention",
+    "runbook_runs",
+    "runbook_set",
+)
 SHARING = ("tests/browser/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
 
 
@@ -119,6 +131,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = lambda test: test.partition("::")[0] if test.startswith(SHARING) else test
     return scheduler
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -36,6 +36,8 @@ from genctl.tools.wire import Wire
 
 T = TypeVar("T")
 
+SOON_S = 20.0  # what takes longer hangs
+
 
 def database_url(dsn: str, name: str) -> str:
     """The same server, another database."""
@@ -245,8 +247,11 @@ class Kit:
         return await until(one)
 
     async def work(self) -> Session | None:
-        """What a worker does with the next delivery; the row as its attempt left it."""
-        return await carry(await self.receive(), self.at)
+        """What a worker does with the next delivery, which takes no time; the row as it is then."""
+        message = await self.receive()
+        async with asyncio.timeout(SOON_S):
+            row = await carry(message, self.at)
+        return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:
         return (await sweep(self.at, Ages.of(self.settings))).done

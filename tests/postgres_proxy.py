@@ -15,7 +15,9 @@ from tests.script import Act, Planned, Script
 
 PROTOCOL_3 = 196_608
 LOCKS = {"read_committed", "lock_timeout", "ensure_accounts", "lock_accounts", "lock_free_accounts"}
-IDLE = b"Z\0\0\0\5I"  # ReadyForQuery, outside of a transaction
+READY = b"Z\0\0\0\5"  # for the next query; what follows says in what kind of transaction
+IDLE = READY + b"I"
+SYNC = b"S"
 
 
 class PostgresProxy:
@@ -26,6 +28,7 @@ class PostgresProxy:
         self._host, self._port = str(server["host"]), str(server.get("port", "5432"))
         self._script = script
         self.port = 0
+        self.states: list[bytes] = []  # in which the server was ready again
 
     def url(self, dsn: str) -> str:
         """The same database by way of us."""
@@ -45,7 +48,7 @@ class PostgresProxy:
         except OSError:  # it is away
             reply.transport.abort()
             return
-        line = _Line(self._script, near, reply, far, request)
+        line = _Line(self._script, self.states, near, reply, far, request)
         ways = [asyncio.create_task(line.ask()), asyncio.create_task(line.answer())]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -64,14 +67,17 @@ class _Line:
     def __init__(
         self,
         script: Script,
+        states: list[bytes],
         near: asyncio.StreamReader,
         reply: asyncio.StreamWriter,
         far: asyncio.StreamReader,
         request: asyncio.StreamWriter,
     ) -> None:
         self.script, self.near, self.reply, self.far, self.request = script, near, reply, far, request
+        self.states = states
         self.planned: Planned | None = None
         self.done: set[Act] = set()
+        self.refusal = b""
 
     async def ask(self) -> None:
         """Client to server, message by message."""
@@ -87,7 +93,10 @@ class _Line:
                 # Bind: its parameters
                 if kind in (b"B", b"Q") and await self._befallen(step, content):
                     return
-                self.request.write(kind + length + content)
+                if self.refusal:
+                    await self._refuse(kind)
+                else:
+                    self.request.write(kind + length + content)
 
     async def _start_up(self) -> None:
         """Messages without a kind, the last of which is the start-up; before it may come a wish for TLS."""
@@ -101,6 +110,10 @@ class _Line:
     async def _befallen(self, step: str, about: bytes) -> bool:
         """Whether the line ends here."""
         planned = self.script.take(step, about)
+        match planned and planned.act.split():
+            case ["say", state] if planned:
+                self.script.done(planned)
+                self.refusal = _refusal(state)
         match planned and planned.act:
             case "hold before" | "drop before" if planned:
                 self.script.done(planned)
@@ -111,12 +124,26 @@ class _Line:
                 self.planned = planned
         return False
 
+    async def _refuse(self, kind: bytes) -> None:
+        """Say no in the server's place; of a statement with parameters, the server has its text and no more."""
+        self.reply.write(self.refusal)
+        self.refusal = b""
+        if kind == b"Q":
+            self.reply.write(IDLE)
+        while kind not in (b"Q", SYNC):
+            kind, length = await self.near.readexactly(1), await self.near.readexactly(4)
+            await self.near.readexactly(int.from_bytes(length, "big") - 4)
+        if kind == SYNC:
+            self.request.write(SYNC + b"\0\0\0\4")
+
     async def answer(self) -> None:
         """Server to client."""
         end = b""
         with suppress(OSError):
             while data := await self.far.read(65_536):
                 end = (end + data)[-len(IDLE) :]
+                if end.startswith(READY):
+                    self.states.append(end[-1:])
                 if self.planned is None:
                     self.reply.write(data)
                 elif end == IDLE:  # it is done, and nobody will hear of it
@@ -135,3 +162,9 @@ def _beginnings() -> dict[bytes, str]:
 def _step(text: bytes) -> str:
     found = [(text.find(known), name) for known, name in _beginnings().items() if known in text]
     return min((at, name) for at, name in (*found, (len(text), "")) if name not in LOCKS)[1]
+
+
+def _refusal(state: str) -> bytes:
+    """An ErrorResponse with this SQLSTATE, after which the connection goes on."""
+    fields = b"".join(f"{field}\0".encode() for field in ("SERROR", "VERROR", f"C{state}", "Mnot today"))
+    return b"E" + (len(fields) + 5).to_bytes(4, "big") + fields + b"\0"

@@ -8,7 +8,8 @@ from aiohttp import web
 
 # `hold`, `drop` the connection: `before` the other side gets it, or `after` that has done it and answered; a
 # hold lasts until the caller is gone. Of SQS also `503`, `fail the entry` (SQS's fault) and `refuse the entry`
-# (ours) inside of a 200, `deliver twice`, and `deliver late`: a delete that is answered and not done.
+# (ours) inside of a 200, `deliver twice`, and `deliver late`: a delete that is answered and not done. Of PostgreSQL
+# also `say` with a SQLSTATE: it refuses, in an error after which the connection goes on.
 Act = str
 ANY = ""  # in place of a session: whoever calls
 

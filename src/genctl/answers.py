@@ -16,8 +16,8 @@ from genctl.base.meters import Meters
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
-from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
-from genctl.run import STOP_S, Ending, Retry, Runs
+from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DatabaseSilentError, LockedError
+from genctl.run import STOP_S, Ending, Left, Retry, Runs
 
 I = TypeVar("I", Ending, Retry)  # noqa: E741 - an item
 T = TypeVar("T")
@@ -27,6 +27,7 @@ LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is 
 REFUSED_PAUSE_S = 20.0  # at most, while the database says no
 KEEP_WITHIN_S = 2.0  # when we are told to stop
 ROW_LOCKED = "its row is locked by another transaction"
+SENT_BACK = "its lease had lapsed, and the sweeper had sent the job back"
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
 
 log = structlog.stdlib.get_logger()
@@ -63,10 +64,10 @@ class Answers:
 
     async def settle_now(self, session: Session, ending: Ending) -> Row:
         """The same without patience, for whoever has no answer in hand. Raises GenctlError."""
-        row, is_ours = await self._left(session, await self._settle_alone(ending))
-        if row is None:
-            raise LockedError(ROW_LOCKED) if is_ours else LeaseLostError(session.id)
-        return row
+        left = await self._left(session, await self._settle_alone(ending))
+        if left.row is None:
+            raise LockedError(ROW_LOCKED) if left.is_ours else LeaseLostError(session.id)
+        return left.row
 
     async def retry(self, session: Session, item: Retry) -> Row:
         """The row, queued for its next attempt. Raises LeaseLostError."""
@@ -90,7 +91,7 @@ class Answers:
         try:
             return await asyncio.shield(storing)
         except asyncio.CancelledError:
-            if await last_words(storing) is None:
+            if await last_words(storing) is None and not _is_lost(storing):
                 await self._give_up(held)
             raise
         finally:
@@ -107,15 +108,15 @@ class Answers:
         step, pause_s = together, FIRST_PAUSE_S
         while True:
             try:
-                row, is_ours = await self._left(held.session, await step(item))
-                if row:
-                    return row
-                if not is_ours:
-                    raise await self._lost(held)
+                left = await self._left(held.session, await step(item))
+                if left.row:
+                    return left.row
+                if not left.is_ours:
+                    raise await self._lost(held, left)
                 held.why, step, most_s = ROW_LOCKED, alone, LOCKED_PAUSE_S
             except LeaseLostError:
                 raise
-            except LockedError as error:
+            except (LockedError, DatabaseSilentError) as error:  # a statement that hangs holds up others, too
                 held.why, step, most_s = error.message, alone, LOCKED_PAUSE_S
             except DatabaseGoneError as error:
                 hangs = isinstance(error, DatabaseSilentError)  # perhaps on this one only
@@ -127,30 +128,40 @@ class Answers:
             await asyncio.sleep(pause_s * (0.5 + random.random() / 2))  # noqa: S311 - jitter is no secret
             pause_s = min(pause_s * 2, most_s)
 
-    async def _left(self, session: Session, row: Row | None) -> tuple[Row | None, bool]:
-        """The row if we have ended it or sent it back, this time or before; else whether it is still ours."""
-        return (row, True) if row else await self._runs.left(session)
+    async def _left(self, session: Session, row: Row | None) -> Left:
+        """The row if we have ended it or sent it back, this time or before; else what has become of it."""
+        return Left(row) if row else await self._runs.left(session)
 
     async def _settle_alone(self, ending: Ending) -> Row | None:
         """Told apart by what is not refused: without the release it was about the reservation, with less of
         the provider's words about the row's size. Raises what the whole of it was refused for.
         """
-        refused: GenctlError | None = None
+        refused = await self._tried(ending)
+        if not isinstance(refused, GenctlError):
+            return refused
         for variant in variants(ending):
-            try:
-                row = await self._runs.settle_alone(variant)
-            except (DatabaseGoneError, LockedError):
-                raise
-            except GenctlError as error:
-                refused = refused or error
+            if isinstance(await self._tried(variant, dry=True), GenctlError):
                 continue
-            if refused:
-                log.warning("session.settle.reduced", sessionId=ending.session_id, error=refused.message)
-                self._meters().refused("reservation" if variant.details == ending.details else "words")
-            return row
-        assert refused  # noqa: S101 - there is a variant
+            for item in (ending, variant):  # the refusal may be over just now: the whole of it comes first
+                row = await self._tried(item)
+                if not isinstance(row, GenctlError):
+                    if item is variant:
+                        told = {"sessionId": ending.session_id, "error": refused.message}
+                        log.warning("session.settle.reduced", **told)
+                        is_whole = variant.details == ending.details
+                        self._meters().refused("reservation" if is_whole else "words")
+                    return row
         self._meters().refused("other")
         raise refused
+
+    async def _tried(self, ending: Ending, *, dry: bool = False) -> Row | GenctlError | None:
+        """What a settle gives, or is refused for. Raises what says nothing about the ending itself."""
+        try:
+            return await self._runs.settle_alone(ending, dry=dry)
+        except (DatabaseGoneError, LockedError, ConflictError):
+            raise
+        except GenctlError as error:
+            return error
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:
         """Keep a refused answer in the trace, once: whoever claims the run next settles it without a call."""
@@ -158,7 +169,7 @@ class Answers:
             return
         log.warning("session.settle.refused", **_whose(held), error=refused.message, fix=refused.fix)
         try:
-            await self._note(held, "answered", msgspec.to_builtins(held.item) | {"refused": refused.message})
+            await self._note(held, "answered", _kept(held.item, refused.message))
             held.kept = True
         except GenctlError as error:
             log.warning("session.answer.not_kept", **_whose(held), error=error.message)
@@ -172,9 +183,14 @@ class Answers:
         except TimeoutError:
             log.warning("session.answer.not_kept", **_whose(held), error="no answer in time")
 
-    async def _lost(self, held: Held) -> LeaseLostError:
-        """What came too late is noted."""
+    async def _lost(self, held: Held, left: Left) -> LeaseLostError:
+        """What came too late is noted. Where the sweeper took the run from us and nobody has claimed it
+        since, it is kept: whoever claims it next settles it by our answer.
+        """
         log.warning("session.late_result", **_whose(held))
+        if left.is_unclaimed and isinstance(held.item, Ending):
+            await self._note(held, "answered", _kept(held.item, SENT_BACK))
+            return LeaseLostError(held.session.id)
         data = dict(held.item.trace)
         if isinstance(held.item, Ending) and held.item.result:
             data["result"] = held.item.result
@@ -184,6 +200,12 @@ class Answers:
     async def _note(self, held: Held, kind: str, data: object) -> None:
         session = held.session
         await self._runs.db.rows("note", session=session.id, run=session.run, kind=kind, data=as_json(data))
+
+
+def _kept(ending: Ending, refused: str) -> dict[str, object]:
+    """As kept_answer() finds it; `refused` tells people why it is there."""
+    told: dict[str, object] = msgspec.to_builtins(ending)
+    return told | {"refused": refused}
 
 
 def kept_answer(session: Session) -> Ending | None:
@@ -196,8 +218,7 @@ def kept_answer(session: Session) -> Ending | None:
 
 
 def variants(ending: Ending) -> Iterator[Ending]:
-    """The ending, and what is left of it when the database refuses a part."""
-    yield ending
+    """What is left of an ending when the database refuses a part of it."""
     yield _unreleased(ending)
     if ending.details and ending.details != (lean := details.lean(ending.details)):
         trace = ending.trace | {"details": ending.details}
@@ -216,6 +237,10 @@ async def last_words(step: asyncio.Future[T]) -> T | None:
     if not done:
         step.cancel()
     return step.result() if done and not step.cancelled() and step.exception() is None else None
+
+
+def _is_lost(step: asyncio.Future[T]) -> bool:
+    return step.done() and not step.cancelled() and isinstance(step.exception(), LeaseLostError)
 
 
 def _whose(held: Held) -> dict[str, object]:

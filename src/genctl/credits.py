@@ -18,7 +18,7 @@ from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.ledger import WAIT_S, AccountLockedError, movement
+from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 
 PARTS = ("audit_runs", "audit_reservations", "audit_balances")
 MOST = 10_000
@@ -93,7 +93,7 @@ def opening(settings: Settings) -> int:
 
 async def open_accounts(db: Database, users: Sequence[str], credits: int) -> None:
     """Make the accounts that are missing, with so many credits."""
-    await db.rows("ensure_accounts", users=sorted(set(users)), opening=credits)
+    await movement(db, users, opening=credits)
 
 
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
@@ -158,9 +158,12 @@ async def release_reservation(
 async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str) -> bool:
     """Capture what a completed session still holds, because its settle could not; whether there was any.
 
-    Moves no balance and tells no page, so it needs no account's lock.
+    Moves no balance and tells no page, so it needs no account's lock. Raises LockedError when somebody holds
+    the reservation.
     """
-    return bool(await db.rows("capture_reservation", reservation=reservation_id, reason=reason))
+    facts = {"reservation": reservation_id, "reason": reason}
+    (captured,) = await db.transact(("capture_reservation", facts), lock_s=BRIEFLY_S)
+    return bool(captured)
 
 
 async def account(db: Database, user: str) -> Row:

@@ -13,6 +13,7 @@ from genctl.domain.orders import Order, check
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Outgoing, Queue
 from genctl.ledger import WAIT_S, movement
+from genctl.run import apart
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -81,9 +82,15 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
     try:
         fates = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
         owed = {s.id: fate.error for s, fate in zip(sessions, fates, strict=True) if fate.error is not None}
-        if sent := [session for session in sessions if session.id not in owed]:
-            items = [{"session_id": session.id, "run": session.run} for session in sent]
-            await db.rows("mark_enqueued", items=as_json(items))
     except GenctlError as error:
         return dict.fromkeys((session.id for session in sessions), error.message)
+
+    async def mark(some: list[Session]) -> list[Exception | None]:
+        items = [{"session_id": session.id, "run": session.run} for session in some]
+        await db.rows("mark_enqueued", items=as_json(items))
+        return [None for _ in some]
+
+    if sent := [session for session in sessions if session.id not in owed]:
+        marked = zip(sent, await apart(mark)(sent), strict=True)
+        owed |= {session.id: error.message for session, error in marked if isinstance(error, GenctlError)}
     return owed

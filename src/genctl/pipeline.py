@@ -231,7 +231,10 @@ class Pipeline:
         return await self.end(session, self._ending(session, result, calls))
 
     async def end(self, session: Session, ending: Ending, *, patient: bool = True) -> Session:
-        """As `settle`, by an ending that is known; without patience GenctlError is raised as well."""
+        """As `settle`, by an ending that is known; without patience GenctlError is raised as well.
+
+        What it gives says enough to dispose of the message, and neither the prompt nor the provider's words.
+        """
         began_at = time.monotonic()
         settle = self.answers.settle if patient else self.answers.settle_now
         stored = await settle(session, ending)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-import msgspec
 import structlog
 
 from genctl.domain import decide
@@ -199,11 +198,7 @@ def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Le
 
 def _session(row: dict[str, Any]) -> Session | None:
     """None for what an adopted table may hold beside ours."""
-    try:
-        return Session.of(row)
-    except msgspec.ValidationError as error:
-        log.warning("redrive.odd_row", sessionId=row["id"], error=str(error))
-        return None
+    return Session.readable(row, lambda odd, why: log.warning("redrive.odd_row", sessionId=odd, error=why))
 
 
 def _number(text: str | None) -> int | None:

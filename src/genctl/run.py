@@ -8,14 +8,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from genctl.base.batch import Together, attempted
 from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
-from genctl.edges.db import Database, Row, as_json
+from genctl.edges.db import Database, Row, Step, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 
@@ -28,7 +28,8 @@ STALE_S = 20  # no request is sent when the last renewal is older
 STOP_S = 5.0  # what a cancelled step of the database gets to end in
 CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
 SETTLE_PATIENCE_S = 10.0  # of one try; then those who wait for it are told why
-ALONE_LANES = 2  # connections for what was passed over or refused, and is tried again by itself
+TOGETHER_S = 3.0  # of one for many, and of renewals: what hangs for one holds up the others for so long
+ALONE_LANES = 4  # connections for what was passed over or refused, and is tried again by itself
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -74,6 +75,14 @@ class Mark(msgspec.Struct, frozen=True):
     session_id: UUID
     run: int
     message_id: str
+
+
+class Left(NamedTuple):
+    """What became of a run: `row` is as we have ended it or sent it back."""
+
+    row: Row | None
+    is_ours: bool = False  # under our lease, alive or not, and not over
+    is_unclaimed: bool = False  # it waits, and nobody has claimed it after us
 
 
 class Hold:
@@ -138,8 +147,8 @@ class Runs:
         self._alone = asyncio.Semaphore(ALONE_LANES)
         self.read = Together(self._read)
         self.claim = Together(apart(self._claim))
-        self.retry = Together(apart(self._retry))
-        self.settle = Together(apart(self._settle))
+        self.retry = Together(apart(self._retry, slow=False))
+        self.settle = Together(apart(self._settle, slow=False))
         self.mark = Together(apart(self._mark))
 
     def __iter__(self) -> Iterator[Hold]:
@@ -177,7 +186,7 @@ class Runs:
             facts |= {"delay_s": delay_s, "attempts": int(not session.spent)}
         name = "let_go" if hold.sent else "give_back"
         (rows,) = await self.db.patiently((name, facts), patience_s=STOP_S, lock_s=STOP_S)
-        row = rows[0] if rows else (await self.left(session))[0]
+        row = rows[0] if rows else (await self.left(session)).row
         if row is None:
             raise LeaseLostError(session.id)
         return row
@@ -196,22 +205,27 @@ class Runs:
                 lost.append(hold)
         return lost
 
-    async def left(self, session: Session) -> tuple[Row | None, bool]:
-        """The row, if it was we who ended it or sent it back (the answer to a commit may have been lost), and
-        whether the run is in our hands still: under our lease, alive or not, and not over.
-        """
+    async def left(self, session: Session) -> Left:
+        """What has become of a run that a step of ours did not hit, or whose answer was lost."""
         row = await self.db.row("sessions", ids=[session.id])
         if row is None or row["lease"] != session.lease:
-            return None, False
+            return Left(None)
         # the sweeper sends back under the same lease, but sets no time
         retried = row["status"] == Status.QUEUED and row["due_at"] is not None
         left = retried or row["status"] in {Status.COMPLETED, Status.FAILED}
-        return row if left else None, row["status"] == Status.PROCESSING
+        return Left(
+            row if left else None,
+            is_ours=row["status"] == Status.PROCESSING,
+            is_unclaimed=row["status"] == Status.QUEUED and row["run"] == session.run,
+        )
 
-    async def settle_alone(self, ending: Ending) -> Row | None:
-        """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError."""
+    async def settle_alone(self, ending: Ending, *, dry: bool = False) -> Row | None:
+        """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError.
+
+        `dry`: the row as it would be; nothing is done.
+        """
         async with self._alone:
-            return one(await self._settle([ending]))
+            return one(await self._settle([ending], dry=dry))
 
     async def retry_alone(self, item: Retry) -> Row | None:
         """As `retry`, likewise."""
@@ -251,21 +265,26 @@ class Runs:
         """True: renewed; False: locked by somebody; None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
         try:
-            rows = await self.lifeline.rows("extend", items=items, lease_s=LEASE_S)
+            facts = {"items": items, "lease_s": LEASE_S}
+            (rows,) = await self.lifeline.transact(("extend", facts), timeout_s=TOGETHER_S)
         except LockedError as error:  # the table, since rows are passed over
             return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 
     async def _retry(self, items: list[Retry]) -> list[Row | Exception | None]:
-        (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}))
+        patience_s = TOGETHER_S if len(items) > 1 else SETTLE_PATIENCE_S
+        (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}), patience_s=patience_s)
         return _by_session(rows, [item.session_id for item in items])
 
-    async def _settle(self, endings: list[Ending]) -> list[Row | Exception | None]:
+    async def _settle(self, endings: list[Ending], *, dry: bool = False) -> list[Row | Exception | None]:
         """In one transaction, without those whose accounts somebody else holds."""
         users = {ending.user_id for ending in endings}
-        settle = ("settle", {"items": as_json(endings)})
-        moved = await movement(self.db, users, settle, patience_s=SETTLE_PATIENCE_S)
+        undo: list[Step] = [("undo", {})] if dry else []
+        patience_s = TOGETHER_S if len(endings) > 1 else SETTLE_PATIENCE_S
+        moved = await movement(
+            self.db, users, ("settle", {"items": as_json(endings)}), *undo, patience_s=patience_s
+        )
         found = _by_session(moved.rows[0], [ending.session_id for ending in endings])
         return [
             row if ending.user_id in moved.mine else AccountLockedError(ending.user_id)
@@ -278,17 +297,19 @@ class Runs:
 
 
 def apart(
-    work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]],
+    work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]], *, slow: bool = True
 ) -> Callable[[list[T]], Awaitable[Sequence[A | Exception]]]:
     """The same work, but what is refused, locked or too slow for many is tried by halves: one bad item among
-    others is told alone. A database that is away is told to all.
+    others is told alone. A database that is away is told to all, and without `slow` one that is silent, too:
+    whoever then tries each alone is done sooner.
     """
 
     async def tried(items: list[T]) -> Sequence[A | Exception]:
         try:
             return await work(items)
         except GenctlError as error:
-            away = isinstance(error, DatabaseGoneError) and not isinstance(error, DatabaseSilentError)
+            halve_it = slow and isinstance(error, DatabaseSilentError)
+            away = isinstance(error, DatabaseGoneError) and not halve_it
             if away or len(items) == 1:
                 return [error] * len(items)
         half = len(items) // 2

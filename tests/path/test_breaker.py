@@ -13,10 +13,20 @@ from tests.kit import Kit, until
 from genctl import gate
 from genctl.base.settings import Settings
 from genctl.domain.breaker import FIRST_S, JITTER
-from genctl.domain.model import Category, Failure, GenctlError, Job, Outcome, Session, Status, Success
+from genctl.domain.model import (
+    Category,
+    Failure,
+    Gate,
+    GateState,
+    GenctlError,
+    Job,
+    Outcome,
+    Session,
+    Status,
+    Success,
+)
 from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.sqs import Outgoing
-from genctl.gate import Gate, State
 from genctl.pipeline import Pipeline
 from genctl.services import simulator
 from genctl.services.gatekeeper import Gatekeeper
@@ -119,7 +129,7 @@ async def close_by_breaker(kit: Kit, for_s: float = 3600) -> Gate:
     return await gate.close(kit.db, TOOL, for_s=for_s, reason="a test", who=OTHERS)
 
 
-async def has_seen(worker: Worker, state: State) -> None:
+async def has_seen(worker: Worker, state: GateState) -> None:
     async def it() -> bool:
         return worker.gatekeeper.gate.state is state
 
@@ -148,13 +158,13 @@ async def test_failures_in_a_row_close_the_gate_and_the_rest_waits_unharmed(kit:
     async with working(kit.at, concurrency=1), Pipeline.open(kit.settings) as other:
         closed = await turned(kit, lambda found: not found.is_open)
         async with working(other, concurrency=1) as second:
-            await has_seen(second, State.CLOSED)
+            await has_seen(second, GateState.CLOSED)
             await kit.query("update generation_sessions set queued_at = now() - interval '3 d'")
             await kit.query("update generation_sessions set dlq_sent_at = now() where status = 'failed'")
             assert [swept.action for swept in await kit.sweep()] == []
             await a_while(kit, second)
     assert await counts(kit) == {"failed": LIMIT, "queued": 5}
-    assert closed.state is State.CLOSED
+    assert closed.state is GateState.CLOSED
     assert closed.who is not None
     assert closed.who.startswith("breaker ")
     assert closed.reason == "3 calls in a row failed, the last with AuthenticationError (auth)"
@@ -213,7 +223,7 @@ async def test_a_job_that_was_received_before_the_gate_closed_makes_no_call(kit:
         async def slow(job: Job) -> Session | None:
             claimed = await take(job)
             await close_by_breaker(kit)
-            await has_seen(worker, State.CLOSED)
+            await has_seen(worker, GateState.CLOSED)
             return claimed
 
         kit.at.take = slow  # type: ignore[method-assign] # between the claim and the call
@@ -261,7 +271,7 @@ async def test_one_worker_wins_the_probe(kit: Kit) -> None:
     fresh = [keeper(kit) for _ in range(6)]
     assert sorted(await asyncio.gather(*(each.allowance(10) for each in fresh))) == [0] * 5 + [1]
     found = await now(kit)
-    assert (found.state, found.reason, found.is_open) == (State.PROBING, "a test", False)
+    assert (found.state, found.reason, found.is_open) == (GateState.PROBING, "a test", False)
     assert found.until
     assert found.read_at
     assert 300 < (found.until - found.read_at).total_seconds() <= 300 + 10 + 60
@@ -274,9 +284,9 @@ async def test_a_probe_is_one_job_and_its_success_opens_the_gate_for_all(
         await kit.enqueue("slow-success")
     await close_by_breaker(kit)
     async with Pipeline.open(kit.settings) as other, working(kit.at) as one, working(other) as two:
-        await has_seen(one, State.CLOSED)
+        await has_seen(one, GateState.CLOSED)
         await time_passes(kit)
-        await turned(kit, lambda found: found.state is State.PROBING)
+        await turned(kit, lambda found: found.state is GateState.PROBING)
         await became(kit, queued=5, processing=1)
         await a_while(kit, one, two)
         assert await counts(kit) == {"queued": 5, "processing": 1}
@@ -304,7 +314,7 @@ async def test_the_first_outcome_of_a_probe_decides(
     await time_passes(kit)
     async with working(kit.at, concurrency=1) as worker:
         after = await turned(
-            kit, lambda found: found.state is not State.PROBING and found.reason != before.reason
+            kit, lambda found: found.state is not GateState.PROBING and found.reason != before.reason
         )
         await a_while(kit, worker)
     assert after.is_open == (scenario == "sensitive")
@@ -323,11 +333,11 @@ async def test_a_prober_waits_for_a_job_and_what_calls_nobody_is_no_probe(
     await close_by_breaker(kit)
     await time_passes(kit)
     async with working(kit.at):
-        first = await turned(kit, lambda found: found.state is State.PROBING)
+        first = await turned(kit, lambda found: found.state is GateState.PROBING)
         await turned(kit, lambda found: found.until != first.until)
         await kit.at.queue.send([Outgoing("no job")])
         await until(lambda: copied(kit))
-        assert (await now(kit)).state is State.PROBING
+        assert (await now(kit)).state is GateState.PROBING
         await kit.enqueue("success")
         await became(kit, completed=1)
         await turned(kit, lambda found: found.is_open)
@@ -347,7 +357,7 @@ async def test_a_probe_cut_off_by_a_stop_is_left_to_the_next_worker(kit: Kit) ->
     async with working(kit.at):
         await until(lambda: holds(kit, sent=True))
     left = await now(kit)
-    assert (left.state, left.may_be_probed, left.reason) == (State.CLOSED, True, before.reason)
+    assert (left.state, left.may_be_probed, left.reason) == (GateState.CLOSED, True, before.reason)
     assert (await kit.row(cut)).status is Status.PROCESSING
     await until(lambda: wins(second))
     second.called()(REFUSED_KEY)
@@ -373,9 +383,9 @@ async def test_a_probe_that_waits_for_its_turn_is_not_sent_back(kit: Kit) -> Non
 async def test_a_probe_whose_worker_died_is_anothers_when_its_time_has_run_out(kit: Kit) -> None:
     await kit.enqueue("success")
     seen = await close_by_breaker(kit)
-    await gate.turn(kit.db, seen, State.PROBING, for_s=3600, reason="a test", who=OTHERS)
+    await gate.turn(kit.db, seen, GateState.PROBING, for_s=3600, reason="a test", who=OTHERS)
     async with working(kit.at) as worker:
-        await has_seen(worker, State.PROBING)
+        await has_seen(worker, GateState.PROBING)
         await a_while(kit, worker)
         assert await counts(kit) == {"queued": 1}
         await time_passes(kit)
@@ -391,7 +401,7 @@ async def test_a_slow_success_of_a_call_before_the_closing_opens_nothing(
     async with working(kit.at) as worker:
         await until(lambda: holds(kit, sent=True))
         await close_by_breaker(kit)
-        await has_seen(worker, State.CLOSED)
+        await has_seen(worker, GateState.CLOSED)
         if probing:
             probe = await kit.enqueue("hang")
             await time_passes(kit)
@@ -402,7 +412,7 @@ async def test_a_slow_success_of_a_call_before_the_closing_opens_nothing(
         await a_while(kit, worker)
         after = await now(kit)
     assert (after.state, after.changed_at) == (before.state, before.changed_at)
-    assert before.state is (State.PROBING if probing else State.CLOSED)
+    assert before.state is (GateState.PROBING if probing else GateState.CLOSED)
 
 
 async def called(kit: Kit, session: Any) -> bool:
@@ -434,9 +444,9 @@ async def test_the_end_of_a_probe_does_not_undo_a_pause(kit: Kit, release: async
 
 @pytest.mark.parametrize("is_seen", [False, True], ids=["unseen", "seen before it is carried out"])
 @pytest.mark.parametrize("brought", [Success(images=()), REFUSED_KEY], ids=["an image", "a refusal"])
-@pytest.mark.parametrize("by", [State.CLOSED, State.OPEN])
+@pytest.mark.parametrize("by", [GateState.CLOSED, GateState.OPEN])
 async def test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_since(
-    kit: Kit, is_seen: bool, brought: Success | Failure, by: State
+    kit: Kit, is_seen: bool, brought: Success | Failure, by: GateState
 ) -> None:
     await close_by_breaker(kit)
     await time_passes(kit)
@@ -461,7 +471,7 @@ async def test_a_persons_pause_over_a_breakers_ends_by_itself(kit: Kit) -> None:
     await close_by_breaker(kit)
     async with working(kit.at) as worker:
         await gate.close(kit.db, TOOL, for_s=3600, reason="mine", who="breaker@desk")
-        await has_seen(worker, State.CLOSED)
+        await has_seen(worker, GateState.CLOSED)
         await time_passes(kit)
         await became(kit, completed=1)
 

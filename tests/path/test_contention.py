@@ -1,32 +1,40 @@
-"""Many connections at the same few balances: nothing deadlocks, all adds up, and no change is missed."""
+"""Many connections at the same few balances, and one that is locked: nothing deadlocks, nobody else waits, all
+adds up, and no change is missed."""
 
 import asyncio
+import os
 import random
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
 from tests.kit import Kit
-from tests.path.test_interleavings import Mailbox
+from tests.path.test_interleavings import AGES, Mailbox
 
 from genctl import credits
 from genctl.answers import RELEASE_REFUSED
 from genctl.base.settings import Settings
 from genctl.domain.classify import ours
 from genctl.domain.deadletters import Choice, Terms
-from genctl.domain.model import Image, Session, Success
+from genctl.domain.decide import job_body
+from genctl.domain.model import Image, Session, Status, Success
 from genctl.edges.db import Database, as_json
+from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
+from genctl.run import Claim, Ending, Hold, Mark
+from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 
 USERS = ("ann", "bob", "cyd", "dan")
 LANES = 12
-ROUNDS = 5
+ROUNDS = int(os.environ.get("GENCTL_TEST_CONTENTION", "5"))  # of each lane
+LOCKED = "eve"  # whose account somebody holds all the time
 OPENING = 10_000
 IMAGE = Success((Image("https://images.example/1"),))
 
@@ -36,7 +44,7 @@ class Follower:
 
     def __init__(self, db: Database) -> None:
         self.db = db
-        self.after = dict.fromkeys(USERS, 0)
+        self.after = dict.fromkeys((*USERS, LOCKED), 0)
         self.seen: dict[UUID, int | None] = {}
 
     async def look(self) -> None:
@@ -75,17 +83,25 @@ async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Ran
             *(credits.grant(at.db, users, 1, "a test") for _ in range(3)),
         )
         assert stuck.reservation_id
-        copies = [copy_of(kit, session) for session in chance.sample([bad, stuck], 2)]
+        copies = [copy_of(session) for session in chance.sample([bad, stuck], 2)]
         await asyncio.gather(
+            marked(at, bad),
+            marked(at, stuck),
+            sweep(at, AGES),
             credits.release_reservation(at.db, stuck.reservation_id),
             redrive(copies, at, Choice(), Terms(), most=2),
             redrive(copies, at, Choice(), Terms(), most=2),
         )
 
 
-def copy_of(kit: Kit, session: Session) -> Message:
+async def marked(at: Pipeline, session: Session) -> None:
+    with suppress(LockedError):  # the copy's message comes again
+        await at.runs.mark(Mark(session.id, session.run, "a copy"))
+
+
+def copy_of(session: Session) -> Message:
     name = str(uuid4())
-    return Message(name, name, kit.body(session), {}, 1, datetime.now(UTC))
+    return Message(name, name, job_body(session, TOOL.name), {}, 1, datetime.now(UTC))
 
 
 async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, settings: Settings) -> None:
@@ -96,7 +112,15 @@ async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, sett
         at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits, tool=TOOL)
         follower = Follower(kit.db)
         following = asyncio.create_task(follower.run())
-        await asyncio.gather(*(lane(kit, at, granted, random.Random(n)) for n in range(LANES)))
+        late = [await at.claim((await kit.enqueue(user=LOCKED)).id, 1) for _ in range(LANES)]
+        # nobody renews here, and the sweeps must not take what takes long
+        await kit.query("update generation_sessions set lease_until = now() + interval '1 h'")
+        with psycopg.connect(settings.dsn()) as person:
+            person.execute("select from credit_accounts where user_id = %s for update", [LOCKED])
+            hers = [asyncio.create_task(at.settle(one, IMAGE, calls=1)) for one in late if one]
+            await asyncio.gather(*(lane(kit, at, granted, random.Random(n)) for n in range(LANES)))
+            assert not any(task.done() for task in hers)
+        assert {row.status for row in await asyncio.gather(*hers)} == {Status.COMPLETED}
         following.cancel()
         await asyncio.wait([following])
         assert following.cancelled()
@@ -115,9 +139,93 @@ async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, sett
         )
         assert found["balance"] + found["held"] + captured[0]["credits"] == OPENING + granted[user]
     assert await kit.violations() == []
-    # what backends have counted is there when they have ended
+    assert deadlocks(settings) == 0
+
+
+def deadlocks(settings: Settings) -> int:
+    """What backends have counted is there when they have ended."""
     with psycopg.connect(settings.dsn()) as conn:
-        (deadlocks,) = conn.execute(
+        (count,) = conn.execute(
             "select deadlocks from pg_stat_database where datname = current_database()"
-        ).fetchone() or (None,)
-    assert deadlocks == 0
+        ).fetchone() or (-1,)
+    return int(count)
+
+
+SILENT = """
+with held as (
+  select id from generation_sessions where status = 'processing' and random() < 0.5 order by id for update skip locked
+)
+update generation_sessions s set lease_until = now() - interval '1 s' from held h where s.id = h.id
+"""
+
+
+# As in a table that has grown large, rows are looked up one by one as they are named, if a statement says nothing
+# of their order; and it takes its time over them.
+RASH = """
+do $$ declare name text; begin
+  foreach name in array array['hashjoin', 'mergejoin', 'seqscan', 'bitmapscan'] loop
+    execute format('alter database %I set enable_%s = off', current_database(), name);
+  end loop;
+  execute format('alter database %I set deadlock_timeout = 20', current_database());
+end $$;
+insert into generation_sessions (id, user_id, model, prompt, status)
+  select gen_random_uuid(), 'past', 'any', 'any', 'completed' from generate_series(1, 5000);
+analyze generation_sessions;
+delete from generation_sessions;
+create function dawdle() returns trigger language plpgsql as $$ begin perform pg_sleep(0.002); return new; end $$;
+create trigger dawdle before update on generation_sessions for each row
+  when (old.dlq_sent_at is distinct from new.dlq_sent_at) execute function dawdle()
+"""
+
+
+async def rounds(at: Pipeline, ids: list[UUID], chance: random.Random, *, count: int) -> None:
+    """One thing after the other, each done to many sessions in no order."""
+    for _ in range(count):
+        some = chance.sample(ids, 12)
+        match chance.randrange(6):
+            case 0:
+                marks = [
+                    Mark(row["id"], row["run"], "a test") for row in await at.db.rows("sessions", ids=ids)
+                ]
+                shuffled = [chance.sample(marks, len(marks)) for _ in range(3)]
+                await asyncio.gather(*map(at.runs._mark, shuffled), return_exceptions=True)
+            case 1:
+                rows = await at.db.rows("sessions", ids=some)
+                copies = [copy_of(Session.of(row)) for row in rows]
+                await redrive(copies, at, Choice(), Terms(max_redrives=1000), most=12)
+            case 2 | 3:
+                claims = [at.runs.claim(Claim(id_, None, False)) for id_ in some]
+                held = [session for session in await asyncio.gather(*claims) if session]
+                await at.runs.extend([Hold(session, 0.0) for session in held])
+                ends = [at._ending(session, ours("WorkerCrashed"), 1) for session in held[1:]]
+                ends[:2] = [unreleased(ending) for ending in ends[:2]]
+                await asyncio.gather(*map(at.runs.settle, ends), return_exceptions=True)
+            case 4:
+                await credits.grant(at.db, chance.sample(USERS, 4), 1, "a test")
+            case 5:
+                await sweep(at, AGES)
+
+
+def unreleased(ending: Ending) -> Ending:
+    return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
+
+
+async def test_a_thousand_rounds_of_everything_against_everything_do_not_deadlock(
+    kit: Kit, settings: Settings
+) -> None:
+    """Marks, redrives, claims, renewals, ends, grants and sweeps; workers fall silent now and then."""
+    with psycopg.connect(settings.dsn(), autocommit=True) as conn:
+        conn.execute(RASH.encode())
+    orders = [kit.order(user=USERS[n % len(USERS)]) for n in range(40)]
+    made = await enqueue(orders, db=kit.db, queue=None, tool=TOOL.name, opening=OPENING)
+    ids = [session.id for session in made.sessions]
+    async with Database.open(settings.dsn(), size=LANES) as db:
+        at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits, tool=TOOL)
+        lanes = [asyncio.create_task(rounds(at, ids, random.Random(n), count=100)) for n in range(10)]
+        while any(not lane.done() for lane in lanes):
+            await kit.query(SILENT)
+        await asyncio.gather(*lanes)
+    (runs,) = await kit.query("select sum(run)::int as n from generation_sessions")
+    assert runs["n"] > 10 * len(ids), "most of the rounds did something"
+    assert deadlocks(settings) == 0
+    assert set(await kit.violations()) <= {"refund_pending", "terminal_holds"}

@@ -5,7 +5,7 @@ import asyncio
 from tests.kit import Kit
 
 from genctl import gate
-from genctl.gate import State
+from genctl.domain.model import GateState
 
 TOOL = "seedream4"
 
@@ -19,7 +19,7 @@ async def test_a_gate_that_nobody_touched_is_open_since_ever(kit: Kit) -> None:
 async def test_a_pause_closes_and_ends_by_itself(kit: Kit) -> None:
     closed = await gate.close(kit.db, TOOL, for_s=3600, reason="trouble", who="ann")
     assert (closed.state, closed.reason, closed.who, closed.is_open) == (
-        State.CLOSED,
+        GateState.CLOSED,
         "trouble",
         "ann",
         False,

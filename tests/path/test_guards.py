@@ -1,22 +1,29 @@
 """Whoever comes late, or a second time, hits nothing: the guards of each statement, one by one."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from tests.kit import Kit, until
 
+from genctl import ledger
+from genctl.base.settings import Settings
 from genctl.credits import Violation, fix, release_reservation
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
-from genctl.edges.db import Row, as_json
+from genctl.edges.db import Database, Row, as_json
+from genctl.edges.db_errors import ConflictError
 from genctl.edges.sql import sql
 from genctl.edges.sqs import Fate, Queue
-from genctl.ledger import movement
+from genctl.ledger import AccountLockedError, movement
 from genctl.pipeline import carry
 from genctl.run import STALE_S, Hold
+from genctl.tools.seedream4 import TOOL
 
 CRASHED = ours("WorkerCrashed")
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s'"
@@ -260,6 +267,172 @@ async def test_no_request_leaves_on_a_lease_that_may_be_over(kit: Kit) -> None:
     with pytest.raises(LeaseLostError):
         hold.on_send()
     assert not hold.sent
+
+
+@pytest.mark.parametrize("name", ["settle", "requeue", "release_reservation", "repay", "note_refund"])
+async def test_a_movement_touches_nobody_whose_account_it_has_not_locked(kit: Kit, name: str) -> None:
+    """Of each step: only the users in `genctl.mine` are its own, whatever it is asked for."""
+    session = await claimed(kit)
+    facts: dict[str, Any] = {"reservation": session.reservation_id, "reason": "a test", "who": "a test"}
+    if name == "settle":
+        facts["items"] = as_json([kit.at._ending(session, CRASHED, 1)])
+    elif name != "release_reservation":
+        await kit.at.settle(session, CRASHED, calls=1)
+    if name == "requeue":
+        item = {"session_id": session.id, "run": 1, "reservation_id": uuid4(), "prompt": None, "params": None}
+        facts["items"] = as_json([item])
+    if name == "repay":
+        await kit.plant("update credit_reservations set status = 'captured', released_at = null")
+        await kit.plant("delete from credit_ledger where kind = 'release'")
+        await kit.plant("update credit_accounts set balance = 996")
+    if name == "note_refund":
+        odd = """update generation_sessions set error_details = error_details || '{"refundedCredits": 0}'"""
+        await kit.plant(odd)
+    elsewhere = await movement(kit.db, ["bob"], (name, facts))
+    assert elsewhere.rows == [[]]
+    ours = await movement(kit.db, ["ann"], (name, facts))
+    assert len(ours.rows[0]) == 1
+
+
+async def test_accounts_that_somebody_holds_are_passed_over(kit: Kit, settings: Settings) -> None:
+    """Whoever is not held ends in the same transaction as ever."""
+    ann, bob = await claimed(kit), await claimed(kit, await kit.enqueue(user="bob"))
+    settle = ("settle", {"items": as_json([kit.at._ending(one, CRASHED, 1) for one in (ann, bob)])})
+    with psycopg.connect(settings.dsn()) as person:
+        person.execute("select from credit_accounts where user_id = 'ann' for update")
+        moved = await movement(kit.db, ["ann", "bob"], settle)
+        assert moved.mine == {"bob"}
+        assert [row["id"] for row in moved.rows[0]] == [bob.id]
+        with pytest.raises(AccountLockedError, match="the account of user ann"):
+            async with asyncio.timeout(5):
+                await movement(kit.db, ["ann"], settle, wait_s=0.1)
+
+
+async def test_accounts_are_locked_by_name_and_not_as_they_lie(kit: Kit, settings: Settings) -> None:
+    """Whoever waits for the first of them holds none of the others."""
+    await kit.query("insert into credit_accounts (user_id, balance) values ('zoe', 0), ('ann', 0)")
+    await kit.query("""do $$ begin
+        execute format('alter database %%I set enable_indexscan = off', current_database());
+        execute format('alter database %%I set enable_bitmapscan = off', current_database()); end $$""")
+    async with Database.open(settings.dsn(), size=1) as db:
+        with psycopg.connect(settings.dsn()) as person, psycopg.connect(settings.dsn()) as other:
+            person.execute("select from credit_accounts where user_id = 'ann' for update")
+            waiting = asyncio.create_task(movement(db, ["zoe", "ann"], wait_s=10))
+            await until(lambda: kit.query("select from pg_locks where not granted"))
+            other.execute("select from credit_accounts where user_id = 'zoe' for update nowait")
+        assert (await waiting).mine == {"ann", "zoe"}
+
+
+LOCKED = ("settle", "extend", "retry", "requeue_dead", "mark_enqueued", "claim", "requeue")
+
+
+@pytest.mark.parametrize("name", LOCKED)
+async def test_a_session_that_somebody_has_locked_is_passed_over(
+    kit: Kit, settings: Settings, name: str
+) -> None:
+    """One that is free, asked for by the same statement, does not wait for it."""
+    held, free = await claimed(kit), await claimed(kit)
+    if name == "requeue":
+        for session in (held, free):
+            await kit.at.settle(session, CRASHED, calls=1)
+    await kit.query("update generation_sessions set enqueued_at = null, lease_until = now() - interval '1 s'")
+    with psycopg.connect(settings.dsn()) as person:
+        person.execute("select from generation_sessions where id = %s for update", [held.id])
+        rows = await done_to(kit, name, held, free)
+    assert [row["id"] for row in rows if row.get("renewed", True)] == [free.id]
+
+
+async def done_to(kit: Kit, name: str, *sessions: Session) -> list[Row]:
+    """What the statement does to them, waiting for no lock for long."""
+    facts: dict[str, Any] = {
+        "lease_s": 30,
+        "worker": "w",
+        "most": 3,
+        "dead": True,
+        "who": "a test",
+        "models": TOOL.like,
+    }
+    more = {
+        "run": 1,
+        "lapsed": False,
+        "delay_s": 1.0,
+        "unknown": 0,
+        "trace": {},
+        "prompt": None,
+        "params": None,
+    }
+    items: list[Any] = [
+        more | {"session_id": session.id, "lease": session.lease, "reservation_id": uuid4()}
+        for session in sessions
+    ]
+    if name == "settle":
+        items = [kit.at._ending(session, CRASHED, 1) for session in sessions]
+    facts["items"] = as_json(items)
+    if name in {"settle", "requeue"}:
+        return (await movement(kit.db, ["ann"], (name, facts))).rows[0]
+    _, rows = await kit.db.transact(("lock_timeout", {"ms": 300}), (name, facts))
+    if name == "mark_enqueued":
+        return await kit.query("select id from generation_sessions where enqueued_at is not null")
+    return rows
+
+
+async def test_who_is_locked_has_not_lost_its_lease(kit: Kit, settings: Settings) -> None:
+    session = await claimed(kit)
+    hold = Hold(session, 0.0)
+    with psycopg.connect(settings.dsn()) as person:
+        person.execute("select from generation_sessions for update")
+        assert await kit.at.runs.extend([hold]) == []
+        assert hold.renewed_at == 0.0
+    assert await kit.at.runs.extend([hold]) == []
+    assert hold.renewed_at > 0.0
+
+
+async def test_what_takes_accounts_is_one_message_that_ends_with_its_commit(
+    settings: Settings, tmp_path: Path, kit: Kit
+) -> None:
+    """As libpq has put it on the wire: a worker that freezes anywhere leaves nothing locked."""
+    session = await claimed(kit)
+    settle = ("settle", {"items": as_json([kit.at._ending(session, CRASHED, 1)])})
+    async with Database.open(settings.dsn(), size=1) as db:
+        with (tmp_path / "wire").open("w+") as wire:
+            async with db._pool.connection() as conn:
+                conn.pgconn.trace(wire.fileno())
+            await movement(db, ["ann"], settle)
+            async with db._pool.connection() as conn:
+                conn.pgconn.untrace()
+        sent = re.findall(r"^[-\d :.]+\tF\t\d+\t(\w+)", (tmp_path / "wire").read_text(), re.MULTILINE)
+    assert sent == ["Query"]
+    assert (await kit.row(session)).status is Status.FAILED
+
+
+async def test_whatever_the_databases_default_a_holders_change_is_seen(
+    kit: Kit, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At repeatable read whoever waited for a lock is told of a conflict instead."""
+    monkeypatch.setattr("genctl.edges.db.CONFLICTS", 1)  # else another try would hide it
+    await kit.enqueue()
+    await kit.query("""do $$ begin execute
+        format('alter database %%I set default_transaction_isolation = serializable', current_database()); end $$""")
+    async with Database.open(settings.dsn(), size=1) as db:
+        facts = {"amount": 1, "reason": "a test"}
+        with psycopg.connect(settings.dsn()) as person:
+            person.execute("update credit_accounts set balance = balance where user_id = 'ann'")
+            waiting = asyncio.create_task(ledger.movement(db, ["ann"], ("grant", facts), wait_s=10))
+            await until(lambda: kit.query("select from pg_locks where not granted"))
+        assert (await waiting).rows == [[{"user_id": "ann", "balance": 997}]]
+
+
+async def test_what_collides_with_others_is_tried_again(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [ConflictError("could not serialize access"), ConflictError("deadlock detected")]
+    transact = kit.db._transact
+
+    async def colliding(*args: Any) -> list[list[Row]]:
+        if left:
+            raise left.pop()
+        return await transact(*args)
+
+    monkeypatch.setattr(kit.db, "_transact", colliding)
+    assert await kit.db.rows("backend")
 
 
 async def test_of_two_claims_of_one_session_at_once_one_gets_it(kit: Kit) -> None:

@@ -48,7 +48,7 @@ async def test_movements_of_one_user_at_once_all_succeed(kit: Kit, dsn: str) -> 
         await asyncio.gather(*(crashed(kit, session) for session in sessions))
         failed = [await kit.row(session) for session in sessions]
         assert {session.status for session in failed} == {Status.FAILED}
-        copies = [copy_of(kit, session) for session in failed]
+        copies = [copy_of(session) for session in failed]
         fates = await asyncio.gather(
             *(redrive(copies[n::9], kit.at, Choice(), Terms(refused_too=True), most=100) for n in range(9))
         )

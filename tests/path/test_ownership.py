@@ -29,6 +29,7 @@ from genctl.domain.model import (
     Success,
 )
 from genctl.domain.scenarios import SCENARIOS
+from genctl.edges.db import Step, as_json
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs import Message, Outgoing
 from genctl.messages import Messages
@@ -143,22 +144,22 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
 ) -> None:
     """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
     session = await kit.enqueue("slow-success")
-    rows = kit.at.runs.lifeline.rows
+    transact = kit.at.runs.lifeline.transact
 
-    async def cut(name: str, **_: Any) -> Any:
-        raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {name}")
+    async def cut(*steps: Step, **_: Any) -> Any:
+        raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {steps}")
 
     async with working(kit.at, max_jobs=1):
         hold = await held(kit)
         await kit.query("update generation_sessions set prompt = 'quick'")
-        monkeypatch.setattr(kit.at.runs.lifeline, "rows", cut)
+        monkeypatch.setattr(kit.at.runs.lifeline, "transact", cut)
         await until(lambda: true(hold.stale))
         before = list(touched)
         async with Pipeline.open(kit.settings) as other, working(other):
             row = await until_status(kit, session, Status.COMPLETED)
         assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
         assert hold.session.id in kit.at.runs, "the cut one still waits for its answer"
-    monkeypatch.setattr(kit.at.runs.lifeline, "rows", rows)
+    monkeypatch.setattr(kit.at.runs.lifeline, "transact", transact)
     assert touched == before
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
     assert (await kit.row(session)).result == row.result
@@ -180,7 +181,7 @@ async def test_a_queue_that_hangs_lets_no_lease_lapse(kit: Kit, monkeypatch: pyt
         await held(kit)
         monkeypatch.setattr(kit.at.queue, "hide", hang)
         await until(lambda: older_than(kit, 1.7))
-        assert await kit.sweep() == []
+        assert await kit.query("select from generation_sessions where lease_until < now()") == []
     row = await kit.row(session)
     assert (row.status, row.lease) == (Status.COMPLETED, 1)
 
@@ -340,7 +341,7 @@ async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
     lost = await kit.enqueue("dropped")
     for _ in range(2):
         await kit.work()
-    crashed, refused, made, waiting, back = [await kit.enqueue() for _ in range(5)]
+    crashed, refused, made, waiting, back, kept = [await kit.enqueue() for _ in range(6)]
     for _ in range(2):
         await kit.at.claim(crashed.id, 1)
         await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
@@ -355,6 +356,14 @@ async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
     given = await kit.at.claim(back.id, 1)
     assert given
     await kit.at.runs.step_aside(Hold(given, 0.0))
+    first = await kit.at.claim(kept.id, 1)
+    assert first
+    answer = msgspec.to_builtins(kit.at._ending(first, Success(images=()), 1))
+    await kit.db.rows("note", session=kept.id, run=1, kind="answered", data=as_json(answer))
+    await kit.query("update generation_sessions set lease_until = now() where id = %s", kept.id)
+    second = await kit.at.claim(kept.id, 1)
+    assert second
+    await kit.at.give_up(second, "WorkerCrashed")  # by the answer, without a call
     found = [row["client_request_id"] for row in await kit.query(query.replace("%", "%%"))]
     assert found == [
         f"{lost.id}-1-1",

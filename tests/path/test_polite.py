@@ -230,6 +230,36 @@ async def test_behind_a_long_retry_after_nothing_is_received(
         assert worker._received == 1
 
 
+async def test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Retry-After of a thousand days holds back at most as long as any; the messages stay hidden till then."""
+    longer = msgspec.structs.replace(SCENARIOS["rate-limit"], headers={"Retry-After": "86400000"})
+    monkeypatch.setitem(SCENARIOS, "rate-limit", longer)
+    for _ in range(24):
+        await kit.enqueue("rate-limit")
+    async with working(kit.at, rate=300, concurrency=24) as worker:
+        async with worker._turns._line:
+            await statuses(kit, processing=24)
+        await until(lambda: has_gone_back(kit, 23), within_s=10.0)
+        await statuses(kit, queued=24)
+        await until(lambda: true(not list(kit.at.runs)))
+        facts = await kit.at.queue.attributes()
+        assert facts["ApproximateNumberOfMessages"] == "0"
+        assert facts["ApproximateNumberOfMessagesNotVisible"] == "24"
+    rows = await kit.query("select id, attempts, due_at - now() as wait from generation_sessions")
+    assert sorted(row["attempts"] for row in rows) == [0] * 23 + [1]
+    assert all(200 < row["wait"].total_seconds() <= 330 for row in rows)
+
+
+async def true(value: object) -> bool:
+    return bool(value)
+
+
+async def has_gone_back(kit: Kit, count: int) -> bool:
+    return len(await kit.query("select from session_events where kind = 'given_back'")) == count
+
+
 @pytest.mark.parametrize("scenario", ["sensitive", "server-error"])
 async def test_what_names_no_time_holds_nobody_back(kit: Kit, scenario: str) -> None:
     await kit.enqueue(scenario)

@@ -14,7 +14,7 @@ SOURCE = Path(genctl.__file__).parent
 STATEMENT = re.compile(
     r"\s*(select|insert|update|delete|with|create|alter|drop|truncate)\s+\w", re.IGNORECASE
 )
-ALONE = {"create_migrations", "read_committed", "snapshot", "wait_shortly"}  # DDL and SET cannot be prepared
+ALONE = {"create_migrations", "read_committed", "snapshot", "undo", "wait_shortly"}  # cannot be prepared
 
 
 def strings(path: Path) -> list[str]:

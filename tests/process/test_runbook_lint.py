@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from genctl import cli
-from genctl.cli.inprocess import complaint
+from genctl.cli.words import complaint
 from genctl.ops.runbook.load import examine, names
 from genctl.ops.runbook.model import schema
 from genctl.ops.runbook.page import page
@@ -30,7 +30,7 @@ steps:
   - step: version
     does: Save something.
     genctl: [version]
-    expect: [{path: exit, operator: equals, value: 0}]
+    expect: [exit == `0`]
     save: {version: json.version, exit: {path: exit, secret: false}}
   - step: ask
     does: Ask.
@@ -39,32 +39,32 @@ steps:
   - step: wait
     does: Wait.
     wait: {every: 10ms, within: "${slow}", shell: 'test "${answer}" = yes-it-is'}
-    expect: [{path: exit, operator: equals, value: 0}]
+    expect: [exit == `0`]
   - step: fail
     does: Fail.
     if:
-      - {path: exit, operator: equals, value: 0}
-      - {path: version, operator: exists, value: true}
-      - {path: who, operator: one_of, value: [ann, bob]}
+      - exit == `0`
+      - version != `null`
+      - contains(`["ann", "bob"]`, who)
     shell: exit 3
     timeout: 5s
     retry: {tries: 2, every: 1ms}
     dangerous: true
-    expect: [{path: exit, operator: one_of, value: [0, 1]}]
+    expect: ["contains(`[0, 1]`, exit)"]
   - step: sql
     does: Ask the database.
     sql: {query: 'select ${often}', writes: false}
-    expect: [{path: count, operator: greater, value: 0}]
+    expect: [count > `0`]
   - step: http
     does: Ask a server.
     http:
       {method: POST, url: 'http://127.0.0.1:9/', path: [a], query: {b: c}, headers: {d: e}, bearer: "${key}", json: {f: 1}}
-    expect: [{path: status, operator: less, value: 300}]
+    expect: [status < `300`]
   - step: clean
     does: Clean up.
     shell: "true"
     always: true
-    expect: [{path: exit, operator: equals, value: 0}]
+    expect: [exit == `0`]
 """
 OTHERS = [yaml.compose(text) for text in ("7", "null", "zzz", "[1]")]
 NAMES = {"variables", "save", "headers", "query", "json"}  # whose keys are names
@@ -119,7 +119,7 @@ def test_no_mutation_of_a_failing_runbook_makes_it_end_well(
     file.write_text(FAILING.replace("200ms", "20s"))
     assert examine(file, complaint)[1] == []
     assert cli.main(["runbook", "run", str(file), "--yes"]) == 1
-    assert "step fail: expected that exit is one of [0, 1]; found 3" in capsys.readouterr().out
+    assert "step fail: expected that contains(`[0, 1]`, exit); found 3" in capsys.readouterr().out
     for what, text in mutations():
         file.write_text(text)
         _, found = examine(file, complaint)
@@ -192,7 +192,14 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("[version]", "[dlq, redrive, --yes]", "mark the step dangerous"),
         ("[version]", "[version, -o, yaml]", "the output is JSON anyway"),
         ("[version]", "[version, -oyaml]", "the output is JSON anyway"),
-        ("value: 0}]\n    save: {version", "value: .nan}]\n    save: {version", "no number"),
+        ("[exit == `0`]\n    save: {version", "[exit == 0]\n    save: {version", "a number is written `5`"),
+        (
+            "[count > `0`]",
+            "[{path: 'rows[0].n', operator: equals, value: '${often}'}]",
+            "a condition is one JMESPath expression: write rows[0].n == values.often",
+        ),
+        ("[count > `0`]", "['json == \"ok\"']", "nothing is called json, only values, rows, count"),
+        ("[count > `0`]", "[count > values.oft]", "unknown value oft: did you mean often?"),
         ("[version]", "[runbook, list]", "a runbook runs no runbook"),
         ("[version]", '["${often}"]', "No such command"),
         ("[version]", '[sessions, show, "x${who}"]', "who must be a whole argument"),
@@ -202,7 +209,6 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("secret: true, help: A key", "secret: true, help: A key, default: 5", "exactly one of default"),
         ("step: wait", "step: version", "a second step version"),
         ("path: exit, secret: false", "path: 'exit[', secret: false", "no JMESPath"),
-        ("operator: greater", "operator: grater", "exists, got 'grater': did you mean greater?"),
         ("kind: answer", "kind: tell", "expected one of confirm, do, answer, got 'tell'"),
         ("path: exit, secret: false", "path: lenght(text), secret: false", "did you mean length?"),
         (
@@ -212,10 +218,10 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ),
         ("    always: true\n", "", ""),
         ("url: 'http://127.0.0.1:9/'", "url: 'ftp://x'", "expected a URL"),
-        ("{path: who,", "{path: hwo,", "unknown value hwo: did you mean who?"),
+        ("]`, who)", "]`, hwo)", "unknown value hwo: did you mean who?"),
         ("path: exit, secret", "path: " + "(" * 3000 + ", secret", "no JMESPath: nested too deeply"),
         ("query: {b: c}", "query: {'${who}': c}", "who must be a whole argument"),
-        ("genctl: [version]", "genctl: [worker, --drain]", "it owns its process"),
+        ("genctl: [version]", "genctl: [up]", "it never ends"),
         (
             "'select ${often}'",
             "'/* select */ delete from x where n = ${often}'",

@@ -22,8 +22,9 @@ LISTENERS = (
 
 def run(place: Place, name: str, *args: str, path: str = os.environ["PATH"]) -> dict[str, Any]:
     """The report of a run whose questions are all answered with yes."""
-    said = place.say("runbook", "run", name, "--yes", *args, "-o", "json", PATH=path)
-    done: dict[str, Any] = json.loads(said.stdout)
+    with place.start("runbook", "run", name, "--yes", *args, "-o", "json", PATH=path) as running:
+        assert running.end(within_s=180) == 0, running.texts()  # of up to twenty commands, each a process
+    done: dict[str, Any] = json.loads(running.out.read_text())
     return done
 
 

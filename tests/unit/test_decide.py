@@ -47,6 +47,8 @@ MARKED = session(status=Status.FAILED, dlq_sent_at=NOW)
         (MARKED, 1, 1, Delete()),
         (session(due_at=NOW + timedelta(seconds=7)), 1, 1, Hide(8)),
         (session(due_at=NOW - timedelta(seconds=7)), 1, 1, Hide(0)),
+        (session(due_at=NOW - timedelta(seconds=7)), 1, 3, Hide(10)),
+        (session(status=Status.PROCESSING, lease_until=NOW - timedelta(seconds=7)), 1, 99, Hide(60)),
         (session(), 1, 1, Hide(5)),
         (session(status=Status.PROCESSING, lease_until=NOW + timedelta(seconds=20)), 1, 1, Hide(21)),
         (session(status=Status.PROCESSING), 1, 1, Hide(300)),

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from genctl.base.durations import parse_duration
 from genctl.base.metrics import PILES, Metrics, WorkerMetrics
-from genctl.cli.inprocess import usage_mistake
+from genctl.cli.words import usage_mistake
 from genctl.domain.details import build
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
 from genctl.domain.providers import UNKNOWN

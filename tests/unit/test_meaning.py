@@ -1,4 +1,4 @@
-"""`explain` and `classify`: what a code and a recorded answer mean, and the redacted line for the corpus."""
+"""`explain` and `classify`: what a code and a recorded answer mean."""
 
 import gzip
 import json
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from genctl import cli
 from genctl.base.settings import Settings
-from genctl.domain.model import Answer, Category, GenctlError, NoAnswer
+from genctl.domain.model import Answer, Category, GenctlError
 from genctl.domain.rules import rule_of
 from genctl.ops import meaning
 from genctl.ops.meaning import Meaning
-from genctl.ops.recorded import Line, answer_of, corpus_line
+from genctl.ops.recorded import Line, answer_of
 from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
@@ -216,7 +216,6 @@ LINE = json.dumps({"status": 429, "body": "{}"})
         ("HTTP/1.1 503 No\r\nserver: x", (), "do not end with an empty line"),
         ("HTTP/1.1 503 No\r\n\r\n", ("--status", "400"), "drop --status"),
         (LINE, ("--status", "400"), "drop --status"),
-        (LINE, ("--corpus", "-o", "yaml"), "is JSON, not yaml"),
     ],
 )
 def test_what_is_not_one_answer_is_refused_by_its_name(
@@ -262,123 +261,6 @@ def test_no_file_makes_it_raise_but_for_its_own_errors(raw: bytes, provider: str
         assert error.exit_code == 2
         return
     meaning.of_answer(answer, PROVIDERS[provider], (), NOW)
-    try:
-        corpus_line(answer, PROVIDERS[provider], NOW)
-    except GenctlError as error:
-        assert error.exit_code == 1
-
-
-# -- the line for the corpus ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("provider", "line"), CORPUS)
-def test_a_redacted_answer_keeps_its_verdict_and_redacting_it_again_changes_nothing(
-    provider: str, line: Line
-) -> None:
-    made = corpus_line(line.answer(), PROVIDERS[provider], NOW, line.name)
-    same = line.expect.keys() & {"code", "category", "fatal", "outcome"}
-    assert {key: made.expect[key] for key in same} == {key: line.expect[key] for key in same}
-    assert bool(made.expect["requestId"]) == bool(line.expect.get("requestId", made.expect["requestId"]))
-    assert corpus_line(made.answer(), PROVIDERS[provider], NOW, line.name) == made
-
-
-def test_a_line_for_the_corpus_has_no_secret_no_prompt_and_no_real_id(genctl: Any, tmp_path: Path) -> None:
-    body = {
-        "error": {
-            "code": "InvalidParameter",
-            "message": f"Bad key sk-abcdefgh12345678. Request id: {ARK_ID}",
-        },
-        "input": "a picture of Ann",
-        "user": "ann@example.com",
-        "detail": "written by ann@example.com",
-    }
-    head = (
-        f"HTTP/1.1 400 No\r\nX-Request-Id: {ARK_ID}\r\nSet-Cookie: a=b\r\nAuthorization: Bearer abc\r\n\r\n"
-    )
-    (tmp_path / "answer").write_text(head + json.dumps(body))
-    code, out, _ = genctl("classify", "answer", "--corpus", "--name", "a bad key")
-    assert code == 0
-    assert out.count("\n") == 1
-    assert not [word for word in ("sk-abc", "Ann", "ann@", ARK_ID, "Bearer", "a=b") if word in out]
-    line = msgspec.json.decode(out, type=Line)
-    assert (line.name, line.status, line.expect["code"]) == ("a bad key", 400, "InvalidParameter")
-    assert line.expect["requestId"].startswith("0217")
-    assert line.expect["userMessage"] == "Bad key [removed]."
-    assert {*line.headers} == {"x-request-id"}
-
-
-GRANNY: tuple[dict[str, Any], ...] = (
-    # secrets, by the names of their fields
-    *({key: "granny;secret=granny, granny"} for key in (
-        "api_key", "password", "secret", "access_token", "cookie", "X-Tos-Signature", "private_key",
-    )),
-    {"Authorization": "Bearer granny"},
-    # as keys
-    {"sk-proj-granny1234567": 1}, {"granny@example.com": "x"},
-    # ids
-    {"request_id": "AbC-granny-998877"}, {"id": "pred-granny12"}, {"traceId": "0000granny"},
-    {"user_id": "granny"}, {"userId": "granny"}, {"error": {"message": "org-granny123 of granny@example.com"}},
-    # what people wrote and are
-    *({key: value} for key in (
-        "prompt", "negative_prompt", "original_prompt", "prompts", "input", "content", "messages", "caption", "user",
-        "image_urls", "b64_json", "bytesBase64Encoded",
-    ) for value in ("granny", ["granny"], [{"content": "granny"}], {"name": "granny", "x": {"ip": "granny"}})),
-    {"error": {"message": json.dumps({"error": {"code": "InvalidParameter", "prompt": "granny"}})}},
-    # addresses
-    *({"error": {"message": f"see https://h.example/a?{query} there"}} for query in (
-        "st=granny", "x=1&hm=granny", "Policy=granny&Key-Pair-Id=granny", "granny", "a=b\\u0026sig=granny",
-    )),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_nothing_private_stays_in_a_line_for_the_corpus(encoding: str) -> None:
-    for private in GRANNY:
-        error = {"code": "InvalidParameter"} | private.get("error", {})
-        body = {"wrap": [private], "é": "é"} | private | {"error": error}
-        raw = json.dumps(body, ensure_ascii=False).encode(encoding)
-        line = corpus_line(Answer(400, {}, raw), PROVIDERS["ark"], NOW)
-        assert "granny" not in str(line)
-        kept = line.body.encode() or line.body_base64
-        assert json.loads(kept.decode(encoding)).keys() >= {"error", "wrap", "é"}
-
-
-def test_ids_are_masked_where_they_stand_whatever_their_shape() -> None:
-    heard = {"x-request-id": "AbCdEf-ZyXw-opaque-Id-77", "x-amzn-requestid": "not kept"}
-    line = corpus_line(
-        Answer(400, heard, b'{"userId": 4711000222, "id": "gran", "logId": 471100}'), PROVIDERS["ark"], NOW
-    )
-    assert line.headers == {"x-request-id": "AbCdAa-AaAa-aaaaaa-Aa-00"}
-    assert line.expect["requestId"] == "AbCdAa-AaAa-aaaaaa-Aa-00"
-    assert json.loads(line.body) == {"userId": "[removed]", "id": "gran", "logId": "471100"[:4] + "00"}
-
-
-def test_images_keep_their_place_and_lose_their_query() -> None:
-    body = {"image": "https://img.example/a.jpeg?sig=x", "prompt": "granny"}
-    line = corpus_line(Answer(200, {}, json.dumps(body).encode()), PROVIDERS["fal"], NOW)
-    assert json.loads(line.body) == {"image": "https://img.example/a.jpeg?[removed]", "prompt": "[removed]"}
-    assert "code" not in line.expect
-
-
-def test_bytes_that_are_no_text_stay_what_they_are() -> None:
-    line = corpus_line(Answer(502, {}, b"\xff\xfe upstream, ann@example.com"), PROVIDERS["ark"], NOW)
-    assert line.body_base64 == b"\xff\xfe upstream, [removed]"
-    assert msgspec.json.decode(msgspec.json.encode(line), type=Line) == line
-
-
-def test_a_line_whose_verdict_the_redaction_would_change_is_refused(genctl: Any, tmp_path: Path) -> None:
-    (tmp_path / "answer").write_text('HTTP/1.1 400 No\n\n{"error": {"code": "ark-0123456789abcdefgh"}}')
-    code, out, err = genctl("classify", "answer", "--corpus")
-    assert (code, out) == (1, "")
-    assert "judged otherwise" in err
-
-
-def test_an_answer_that_never_came_is_a_line_too() -> None:
-    lost = NoAnswer("Timeout", "no answer for ann@example.com", sent=True)
-    line = corpus_line(lost, PROVIDERS["ark"], NOW, "of ann@example.com")
-    assert line.name == "of [removed]"
-    assert line.no_answer == NoAnswer("Timeout", "no answer for [removed]", sent=True)
-    assert msgspec.json.decode(msgspec.json.encode(line), type=Line) == line
 
 
 def test_a_surrogate_in_a_recorded_body_stays_an_answer() -> None:

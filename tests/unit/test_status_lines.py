@@ -3,12 +3,15 @@
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 
 from genctl.domain import status
+from genctl.domain.model import Gate, GateState
 from genctl.domain.refusals import Notifying
-from genctl.domain.status import ATTENTION, OK, Depth, Gate, Line, Pile, Standing
+from genctl.domain.status import ATTENTION, OK, Depth, Line, Pile, Standing
 
-OPEN = Gate("seedream4", closed=False, probing=False, until=None, reason=None, who=None)
+OPEN = Gate("seedream4")
+CLOSED = replace(OPEN, state=GateState.CLOSED)
 AT = datetime(2025, 11, 2, 9, 30, tzinfo=UTC)
 
 
@@ -50,10 +53,10 @@ def test_what_waits_too_long_needs_a_person(
     ("gate", "level"),
     [
         (OPEN, OK),
-        (OPEN._replace(closed=True, who="ann@desk", reason="maintenance", until=AT), OK),
-        (OPEN._replace(closed=True, who="breaker@desk", until=AT), OK),
-        (OPEN._replace(closed=True, who="breaker host:1", reason="401 AuthenticationError"), ATTENTION),
-        (OPEN._replace(closed=True, probing=True, who="host:1"), ATTENTION),
+        (replace(CLOSED, who="ann@desk", reason="maintenance", until=AT), OK),
+        (replace(CLOSED, who="breaker@desk", until=AT), OK),
+        (replace(CLOSED, who="breaker host:1", reason="401 AuthenticationError"), ATTENTION),
+        (replace(OPEN, state=GateState.PROBING, who="host:1"), ATTENTION),
     ],
     ids=["open", "by a person", "by a person of that name", "by the breaker", "probing"],
 )
@@ -64,18 +67,18 @@ def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> N
 
 
 def test_of_what_a_breaker_has_closed_it_is_told_when_a_job_is_tried() -> None:
-    closed = OPEN._replace(closed=True, who="breaker host:1", reason="a test", until=AT)
+    closed = replace(CLOSED, who="breaker host:1", reason="a test", until=AT)
     at = "2025-11-02T09:30:00.000Z"
     assert (
         line("gate", gate=closed).message
         == f"seedream4: closed by breaker host:1, one job is tried at {at}: a test"
     )
-    probing = line("gate", gate=closed._replace(probing=True)).message
+    probing = line("gate", gate=replace(closed, state=GateState.PROBING)).message
     assert probing == f"seedream4: one job is tried by breaker host:1 until {at}: a test"
 
 
 def test_behind_a_closed_gate_waiting_is_no_alarm() -> None:
-    closed = OPEN._replace(closed=True, who="ann@desk")
+    closed = replace(CLOSED, who="ann@desk")
     assert line("sessions", {"queued": Pile(9, 3000)}, gate=closed).level == OK
 
 

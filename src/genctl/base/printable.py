@@ -24,11 +24,6 @@ def escape_json(document: str) -> str:
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else _json_escape(match[0]), document)
 
 
-def xml_text(text: str) -> str:
-    """The same with what XML 1.0 has no way to write."""
-    return printable(text).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})
-
-
 def is_printable(text: str) -> bool:
     return not _UNSAFE.search(text)
 

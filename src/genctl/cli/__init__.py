@@ -15,8 +15,8 @@ from genctl.cli.command import LazyGroup
 
 TABLE = {
     "Run the pipeline": {
-        "demo": ("genctl.cli.demo:demo", "Watch a failing and a good job go through the embedded stack."),
-        "up": ("genctl.cli.up:up", "Run the whole embedded stack: API, page, worker and sweeper."),
+        "demo": ("genctl.cli.stack:demo", "Watch a failing and a good job go through the embedded stack."),
+        "up": ("genctl.cli.stack:up", "Run the whole embedded stack: API, page, worker and sweeper."),
         "serve": ("genctl.cli.serve:serve", "Serve the API, the streams and the page."),
         "worker": ("genctl.cli.worker:worker", "Carry jobs from the queue to their settled rows."),
         "simulator": (

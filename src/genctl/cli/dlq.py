@@ -186,7 +186,7 @@ def redrive(
     cls=Command,
     examples=(
         "genctl dlq export incident.jsonl.gz --since 2h",
-        "genctl dlq export incident.jsonl.gz --since 2h --resume",
+        "genctl dlq export incident.jsonl --since 2h --resume",
     ),
 )
 @click.argument("path", metavar="FILE", type=FILE)
@@ -195,7 +195,7 @@ def redrive(
 def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
     """Write messages to a file, a line of JSON each, and leave them where they are.
 
-    A name that ends with .gz is compressed.
+    A name that ends with .gz is compressed; one that was cut off cannot be gone on with.
     """
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled

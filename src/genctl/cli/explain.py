@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from genctl.cli.command import Command
-from genctl.cli.output import Output, write
+from genctl.cli.output import Output
 
 if TYPE_CHECKING:
     from genctl.domain.providers import Provider
@@ -37,38 +37,24 @@ def explain(out: Output, code: str, provider: str | None) -> None:
     examples=(
         "genctl classify answer.txt",
         "genctl classify - --provider openai --status 429 < body.json",
-        "genctl classify answer.txt --corpus >> tests/corpus/openai.jsonl",
+        "genctl classify answer.txt -o json | jq .providerMessage",
     ),
 )
 @click.argument("file", type=click.File("rb"))
 @click.option("--provider", metavar="NAME", help="Whose answer it is; default: the tool's.")
 @click.option("--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status of a body alone.")
-@click.option("--corpus", is_flag=True, help="Print a line for tests/corpus, redacted.")
-@click.option("--name", metavar="TEXT", default="", help="The name of that line.")
-def classify(
-    out: Output, file: BinaryIO, *, provider: str | None, status: int | None, corpus: bool, name: str
-) -> None:
+def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int | None) -> None:
     """Classify a recorded provider answer, as the worker would.
 
     FILE (- is stdin) holds what `curl -i` writes, a body alone, a line of tests/corpus, or error_details.
     """
     from datetime import UTC, datetime
 
-    import msgspec
-
-    from genctl.cli import formats
-    from genctl.domain.model import GenctlError
     from genctl.ops import meaning, recorded
 
-    if corpus and out.form not in {"table", "json", "jsonl"}:
-        raise GenctlError("BadForm", f"a line for the corpus is JSON, not {out.form}", exit_code=2)
-    whose, now = _provider(out, provider), datetime.now(UTC)
+    whose = _provider(out, provider)
     answer = recorded.answer_of(file.read(MOST_BYTES), whose, status)
-    if corpus:
-        line = recorded.corpus_line(answer, whose, now, name)
-        write(formats.to_json(msgspec.to_builtins(line)) + "\n")
-    else:
-        out.emit(meaning.of_answer(answer, whose, out.settings.verdicts, now))
+    out.emit(meaning.of_answer(answer, whose, out.settings.verdicts, datetime.now(UTC)))
 
 
 def _provider(out: Output, name: str | None) -> "Provider":

@@ -9,7 +9,7 @@ from genctl.cli.command import DURATION, Command
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
-    from genctl.gate import Gate
+    from genctl.domain.model import Gate
 
 REASON = click.option("--reason", metavar="R", help="Why; shown wherever the gate is shown.")
 

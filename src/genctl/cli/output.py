@@ -87,7 +87,12 @@ class Output:
         return Stream(writers[self.form](), formats.plain)
 
     def run(
-        self, work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: float | None = None
+        self,
+        work: Coroutine[Any, Any, T],
+        *,
+        follow: bool = False,
+        gone_after_s: float | None = None,
+        heed: Callable[[int], object] | None = None,
     ) -> T:
         """Carry out `work` in the project's only event loop; the rest as in running.run()."""
         import structlog
@@ -97,7 +102,7 @@ class Output:
 
         if not structlog.is_configured():  # services log; of other commands only --debug shows the logs
             log.configure(self.settings.log, "debug" if self.debug else "critical")
-        return running.run(work, follow=follow, gone_after_s=gone_after_s)
+        return running.run(work, follow=follow, gone_after_s=gone_after_s, heed=heed)
 
     def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
         """The same for a service: it logs, and a signal is its proper end."""

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ def runbook() -> None:
 @runbook.command("list", cls=Command, examples=("genctl runbook list",))
 def list_(out: Output) -> None:
     """List the runbooks that came with genctl."""
-    from genctl.cli.inprocess import complaint
+    from genctl.cli.words import complaint
     from genctl.ops.runbook.load import load, names
 
     found = [load(name, complaint) for name in names()]
@@ -66,7 +65,7 @@ def show(out: Output, name: str) -> None:
     """Show a runbook as a page: what for, when, what it touches, its steps."""
     import msgspec
 
-    from genctl.cli.inprocess import complaint
+    from genctl.cli.words import complaint
     from genctl.ops.runbook.load import load
     from genctl.ops.runbook.page import page
 
@@ -87,7 +86,7 @@ def lint(out: Output, names: tuple[str, ...]) -> int:
     Keys, values, conditions, and whether commands and flags are those of this genctl. Without a name: all
     that came with it. Exit code 2 when something is wrong.
     """
-    from genctl.cli.inprocess import complaint
+    from genctl.cli.words import complaint
     from genctl.ops.runbook.load import examine, file_of
     from genctl.ops.runbook.load import names as all_of_them
 
@@ -121,7 +120,7 @@ def lint(out: Output, names: tuple[str, ...]) -> int:
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Also write a report: .md, .json or .xml (JUnit).",
+    help="Also write a report, in Markdown: a file that ends with .md.",
 )
 @yes_option
 def run(
@@ -133,7 +132,7 @@ def run(
     clean-up steps. Every run is kept in a journal, see `genctl runbook history`. Exit code 1 names the
     step that failed, with what was expected and what was found.
     """
-    from genctl.cli.inprocess import complaint
+    from genctl.cli.words import complaint
     from genctl.ops.runbook import inputs, journal
     from genctl.ops.runbook.load import load
 
@@ -180,7 +179,6 @@ def _carry_out(
     path: Path | None,
     **answers: Any,
 ) -> int:
-    from genctl.cli import running
     from genctl.ops.runbook import report
     from genctl.ops.runbook.journal import Journal
     from genctl.ops.runbook.run import Run
@@ -188,10 +186,7 @@ def _carry_out(
     steps = [step for step in loaded.runbook.steps if step.always or step.step not in start.done]
     _can_be_answered(steps, **answers)
     person, means = _person(out, **answers), _means(out)
-    with ExitStack() as files:
-        if path:
-            file, write_report = report.opened(path)
-            files.enter_context(file)
+    with report.opened(path, lambda one: _indented(one.shown, one.more, None)) as write_report:
         journal = Journal.open()
         of_this = Run(loaded, start, values, means, person, journal)
         say = _saying(out)
@@ -204,12 +199,11 @@ def _carry_out(
         def told(one: "Told") -> None:
             say(one.line(), one.shown, one.more)
 
-        with running.heeded() as signalled:
-            done = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told, signalled)
+        work = of_this.go(lambda step: terminal.note(f"{step.step} ..."), told)
+        done = out.run(work, heed=of_this.interrupt)
         verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
         out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
-        if path:
-            write_report(done)
+        write_report(done)
     if not journal.is_kept:
         terminal.note("no journal of this run can be written in the state folder")
     elif done.exit_code:
@@ -250,19 +244,18 @@ def _indented(shown: Any, more: int, room: int | None) -> str:
 
 
 def _means(out: Output) -> "Actions":
-    from genctl.cli import inprocess, running
+    from genctl.cli.words import completed
     from genctl.domain.masking import Masker
     from genctl.ops.runbook.actions import Actions
     from genctl.ops.runbook.inputs import secrets_of
 
     mask = Masker(secrets_of(out.settings))
-
-    def invoke(words: list[str], yes: str | None) -> tuple[int, str, str]:
-        return inprocess.call(
-            words, yes=yes, flags=out.flags, say=lambda line: terminal.note(f"    {mask.text(line)}")
-        )
-
-    return Actions(out.settings, mask, invoke, out.run, running.within)
+    return Actions(
+        out.settings,
+        mask,
+        lambda words, yes: completed(words, yes=yes, flags=out.flags),
+        lambda line: terminal.note(f"    {mask.text(line)}"),
+    )
 
 
 def _can_be_answered(steps: "list[Step]", *, each: bool, yes: str | None) -> None:

@@ -7,26 +7,16 @@ import select
 import signal
 import stat
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from genctl.cli.streams import OutputLost
 
 T = TypeVar("T")
 
 FOLLOWER_LIMIT_S = 1.5  # a follower is gone so long after a signal, whatever still hangs
-AGAIN_S = 10.0  # what does not end by its time-out is told again
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Bound:
-    """Work that the process outlives; `number` is the signal that has ended it."""
-
-    current: "Bound | None" = None
-    is_over_time = False
-    number: int | None = None
 
 
 class Stopped(SystemExit):
@@ -35,23 +25,23 @@ class Stopped(SystemExit):
     code: int
 
 
-def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: float | None = None) -> T:
+def run(
+    work: Coroutine[Any, Any, T],
+    *,
+    follow: bool = False,
+    gone_after_s: float | None = None,
+    heed: Callable[[int], object] | None = None,
+) -> T:
     """The result of `work`. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process at once.
 
     `follow`: it is also cancelled when the reader of stdout leaves, and gone within two seconds of a
     signal. `gone_after_s`: a service is gone so long after a signal, with exit code 0, whatever still
-    hangs. Raises Stopped or OutputLost when `work` was cancelled so.
+    hangs. `heed`: gets each signal instead, at once. Raises Stopped or OutputLost when `work` was
+    cancelled so.
     """
     ends: list[Stopped | OutputLost] = []
     try:
-        with _handlers_kept():
-            _signals(signal.SIG_BLOCK)  # a loop that begins or closes would lose them, or let them kill
-            result = asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s))
-            if (bound := Bound.current) and bound.is_over_time:
-                bound.number = bound.number or signal.SIGALRM
-            if bound and bound.number:  # told when the loop listened no more
-                raise Stopped(128 + bound.number)
-            return result
+        return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s, heed=heed))
     except asyncio.CancelledError:
         if ends:
             raise ends[0] from None
@@ -60,104 +50,21 @@ def run(work: Coroutine[Any, Any, T], *, follow: bool = False, gone_after_s: flo
         work.close()  # it may never have begun
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`, which may run commands; the process lives on after what ends it.
-
-    Raises TimeoutError after so long, and SystemExit when a signal has ended it, whatever it made of that.
-    """
-    bound, outer = Bound(), Bound.current
-    alarm = _Alarm(seconds, bound)
-
-    def end(number: int, _: object) -> NoReturn:
-        bound.number = number
-        raise SystemExit(128 + number)
-
-    try:
-        with _handlers_kept():
-            _handle((*ENDING, signal.SIGALRM), end)
-            Bound.current = bound
-            try:
-                alarm.start()
-                result = work()
-            finally:
-                alarm.stop()
-    except SystemExit:
-        if bound.number is None:
-            raise
-    finally:
-        alarm.stop()
-        Bound.current = outer
-    if bound.number == signal.SIGALRM:
-        raise TimeoutError
-    if bound.number is not None:
-        raise SystemExit(128 + bound.number)
-    return result
-
-
 @contextmanager
-def heeded() -> Iterator[Callable[[], int]]:
-    """Between pieces of work signals interrupt nothing; what it gives takes one: its exit code, else 0."""
-    numbers: list[int] = []
-
-    def taken() -> int:
-        code = 128 + numbers[0] if numbers else 0
-        numbers.clear()
-        return code
-
-    with _handlers_kept():
-        _handle(ENDING, lambda number, _: numbers.append(number))
-        yield taken
-
-
-def _handle(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> None:
-    for number in numbers:
-        if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """An event loop leaves the system's handlers behind, whatever was there."""
-    before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGALRM)}
+def _heeded(heed: Callable[[int], object]) -> Iterator[None]:
+    """Give signals to `heed` for so long. The loop's own handlers would leave the system's behind."""
+    # nohup's wish stands; SIGINT is ignored where a script started us with &, yet kill -INT means us
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {
+        number: signal.signal(number, lambda number, _: heed(number))
+        for number in ENDING
+        if number not in ignored
+    }
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _signals(signal.SIG_UNBLOCK)
-
-
-class _Alarm:
-    """SIGALRM after so long, to the thread that makes it: a timer's goes to any that does not block it."""
-
-    def __init__(self, seconds: float, bound: Bound) -> None:
-        self._seconds = seconds
-        self._bound = bound
-        self._whom = threading.get_ident()
-        self._over = threading.Event()
-        self._telling = threading.Lock()
-
-    def start(self) -> None:
-        threading.Thread(target=self._tell, daemon=True).start()
-
-    def stop(self) -> None:
-        """No more of it. It may come just now, so that this does not end: call it again then."""
-        with self._telling:
-            self._over.set()
-
-    def _tell(self) -> None:
-        _signals(signal.SIG_BLOCK)  # those that the other thread blocks would come here
-        left_s = self._seconds
-        while not self._over.wait(left_s):
-            with self._telling:
-                if not self._over.is_set():
-                    self._bound.is_over_time = True
-                    signal.pthread_kill(self._whom, signal.SIGALRM)
-            left_s = AGAIN_S
-
-
-def _signals(how: int) -> None:
-    signal.pthread_sigmask(how, [*ENDING, signal.SIGALRM])
 
 
 async def _watched(
@@ -166,36 +73,31 @@ async def _watched(
     *,
     follow: bool,
     gone_after_s: float | None,
+    heed: Callable[[int], object] | None,
 ) -> T:
     """Await `work`; why it was cancelled goes into `ends`."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def end(why: Stopped | OutputLost) -> None:
         code = why.code if isinstance(why, Stopped) else 0
-        if bound := Bound.current:
-            bound.number = bound.number or (code - 128 if code else None)
-        elif ends:
+        if ends:
             os._exit(code)
         ends.append(why)
-        if follow and not bound:
+        if follow:
             _exit_after(FOLLOWER_LIMIT_S, code)
-        if gone_after_s is not None and not bound:
+        if gone_after_s is not None:
             _exit_after(gone_after_s, 0)
         if task:
             task.cancel()
 
-    for number in (*ENDING, *((signal.SIGALRM,) if Bound.current else ())):
-        # nohup's wish stands; SIGINT is ignored where a script started us with &, yet kill -INT means us
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, end, Stopped(128 + number))
+    def signalled(number: int) -> None:
+        loop.call_soon_threadsafe(end, Stopped(128 + number))
+
     if follow:
         gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
-    _signals(signal.SIG_UNBLOCK)
-    try:
+    with _heeded(heed or signalled):
         return await work
-    finally:
-        _signals(signal.SIG_BLOCK)
 
 
 def _exit_after(seconds: float, code: int) -> None:

@@ -1,76 +1,40 @@
-"""Conditions of runbooks: what is found at a path, compared with a value, and said in words."""
+"""Conditions of runbooks: a JMESPath expression that must be true, and in words what it has found."""
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from itertools import zip_longest
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jmespath
-import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
+from jmespath.parser import ParsedResult
 
-T = TypeVar("T")
+from genctl.domain.model import meant
 
-Operator = Literal[
-    "equals", "not_equals", "less", "at_most", "greater", "at_least", "contains", "lacks", "one_of", "exists"
-]
-SAYS = {
-    "equals": "is",
-    "not_equals": "is not",
-    "less": "is less than",
-    "at_most": "is at most",
-    "greater": "is more than",
-    "at_least": "is at least",
-    "contains": "contains",
-    "lacks": "does not contain",
-    "one_of": "is one of",
-}
+Node = Any  # of the tree of a JMESPath: a map of type, children and value
+
 # Nodes of a JMESPath whose later children are asked of what the first has found.
 _OF_THE_FIRST = {
     *("subexpression", "index_expression", "pipe", "flatten"),
     *("projection", "value_projection", "filter_projection"),
 }
-ORDERED = {"less", "at_most", "greater", "at_least"}
+_LOOSE = {"pipe", "and_expression", "or_expression", "not_expression", "comparator"}
+_NULL: Node = {"type": "literal", "children": [], "value": None}
+OPERATORS = {  # of conditions of the form that was: a path, an operator, a value
+    "equals": "{path} == {value}",
+    "not_equals": "{path} != {value}",
+    "less": "{path} < {value}",
+    "at_most": "{path} <= {value}",
+    "greater": "{path} > {value}",
+    "at_least": "{path} >= {value}",
+    "contains": "contains({path}, {value})",
+    "lacks": "!contains({path}, {value})",
+    "one_of": "contains({value}, {path})",
+}
 
 
 class UncomparableError(ValueError):
-    """A condition that does not fit what was found."""
-
-
-class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is found at a JMESPath, compared with a value.
-
-    What is not there satisfies `exists: false` alone.
-    """
-
-    path: str
-    operator: Operator
-    value: Any
-
-    def __str__(self) -> str:
-        if self.operator == "exists":
-            return f"{self.path} {'is there' if self.value else 'is not there'}"
-        return f"{self.path} {SAYS[self.operator]} {as_text(self.value)}"
-
-
-def mistake(condition: Condition) -> str | None:
-    """What is wrong with its value, whatever it is compared with."""
-    value = condition.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is no number to compare with"
-    match condition.operator:
-        case "exists":
-            return None if isinstance(value, bool) else "exists takes true or false"
-        case "one_of":
-            good = isinstance(value, list) and value and None not in value
-            return None if good else "one_of takes a list of values"
-        case operator if operator in ORDERED:
-            good = _kind(value) in {"a number", "a text"}
-            return None if good else f"{operator} takes a number or a text, not {_kind(value)}"
-    return "null is no value to compare with: use exists" if value is None else None
+    """An expression that does not fit what was found."""
 
 
 def path_mistake(path: str) -> str | None:
@@ -83,7 +47,7 @@ def path_mistake(path: str) -> str | None:
         return "no JMESPath: nested too deeply"
 
 
-def _misuses(node: Mapping[str, Any], *, as_argument: bool = False) -> Iterator[str]:
+def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
     """Functions that are not there or take other arguments, and an expression where a value is due."""
     if node["type"] == "expref" and not as_argument:
         yield "& is only for an argument of a function"
@@ -92,8 +56,7 @@ def _misuses(node: Mapping[str, Any], *, as_argument: bool = False) -> Iterator[
         name, given = node["value"], len(node["children"])
         takes = Functions.FUNCTION_TABLE.get(name, {"signature": None})["signature"]
         if takes is None:
-            close = get_close_matches(name, Functions.FUNCTION_TABLE, 1)
-            yield f"no function {name}" + (f": did you mean {close[0]}?" if close else "")
+            yield f"no function {name}{meant(name, Functions.FUNCTION_TABLE)}"
         elif given < len(takes) or (given > len(takes) and not takes[-1].get("variadic")):
             yield f"{name} takes {len(takes)} arguments, not {given}"
     if node["type"] == "slice":  # of numbers
@@ -109,18 +72,39 @@ def roots(path: str) -> set[str]:
     return set(_roots(jmespath.compile(path).parsed))
 
 
-def _roots(node: Mapping[str, Any]) -> Iterator[str]:
+def _roots(node: Node) -> Iterator[str]:
     if node["type"] == "field":
         yield node["value"]
+    if node["type"] == "expref":  # asked of each that the function is given
+        return
     inner = node["children"][:1] if node["type"] in _OF_THE_FIRST else node["children"]
     for child in inner:
         yield from _roots(child)
 
 
+def values_in(condition: str) -> set[str]:
+    """The names of the run's values that an expectation looks at, as `values.NAME`. Raises JMESPathError."""
+    return set(_values_in(jmespath.compile(condition).parsed))
+
+
+def _values_in(node: Node) -> Iterator[str]:
+    match node:
+        case {"type": "subexpression", "children": [{"value": "values"}, {"value": str(name)}, *_]}:
+            yield name
+        case {"type": "slice"}:
+            return
+    for child in node["children"]:
+        yield from _values_in(child)
+
+
 def find(path: str, document: Any) -> Any:
     """What the JMESPath finds, None where there is nothing. Raises ValueError where it does not fit."""
+    return _found(jmespath.compile(path).parsed, path, document)
+
+
+def _found(node: Node, path: str, document: Any) -> Any:
     try:
-        return jmespath.search(path, document)
+        return ParsedResult(path, node).search(document)
     except (JMESPathError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UncomparableError(f"{path} does not fit: {_said(error)}") from None
 
@@ -129,80 +113,87 @@ def _said(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def holds(condition: Condition, document: Any) -> bool:
-    """Whether it is so. Raises ValueError where values of two kinds are compared: a mistake is no "no"."""
-    return _compared(condition, find(condition.path, document))
+def holds(condition: str, document: Any) -> bool:
+    """Whether it is so. Raises ValueError where it is neither true nor false: a mistake is no "no"."""
+    return _judged(jmespath.compile(condition).parsed, condition, document)[0]
 
 
-def complaint(condition: Condition, document: Any) -> str | None:
+def complaint(condition: str, document: Any) -> str | None:
     """The expectation against what was found; None where it holds."""
     try:
-        found = find(condition.path, document)
-        if _compared(condition, found):
-            return None
+        so, found = _judged(jmespath.compile(condition).parsed, condition, document)
     except ValueError as error:
         return f"expected that {condition}; {error}"
+    if so:
+        return None
     return f"expected that {condition}; found {'nothing there' if found is None else as_text(found)}"
 
 
-def _compared(condition: Condition, found: Any) -> bool:
-    operator, value = condition.operator, condition.value
+def _judged(node: Node, condition: str, document: Any) -> tuple[bool, Any]:
+    """Whether it is so, and what was found where that was decided.
+
+    What is not there satisfies a comparison with null alone, and values of two kinds are a mistake: in
+    JMESPath they are merely unequal, and a mistyped condition would pass over a step in silence.
+    """
+    match node["type"], node["children"]:
+        case ("and_expression" | "or_expression") as kind, [left, right]:
+            so, found = _judged(left, condition, document)
+            is_decided = so == (kind == "or_expression")
+            return (so, found) if is_decided else _judged(right, condition, document)
+        case "not_expression", [child]:
+            so, found = _judged(child, condition, document)
+            return not so, found
+        case "comparator", _:
+            return _compared(node, condition, document)
+    found = _found(node, condition, document)
+    if not isinstance(found, bool | None):
+        raise UncomparableError(f"that is {_kind(found)} ({as_text(found)}), neither true nor false")
+    looked_at = [child for child in node["children"] if child["type"] != "literal"]
+    if node["type"] == "function_expression" and looked_at:
+        return bool(found), _found(looked_at[0], condition, document)
+    return bool(found), found
+
+
+def _compared(node: Node, condition: str, document: Any) -> tuple[bool, Any]:
+    one, other = (_found(child, condition, document) for child in node["children"])
+    operator = node["value"]
+    if operator in {"eq", "ne"} and _NULL in node["children"]:
+        return (one is other) == (operator == "eq"), one
+    if one is None or other is None:
+        return False, one
+    if _kind(one) != _kind(other):
+        raise UncomparableError(f"{_kind(one)} ({as_text(one)}) is compared with {_kind(other)}")
+    if operator not in {"eq", "ne"} and _kind(one) != "a number":
+        raise UncomparableError(f"only numbers are measured, not {_kind(one)} ({as_text(one)})")
+    return bool(_found(node, condition, document)), one
+
+
+def instead(old: Mapping[str, Any], values: str) -> str | None:
+    """The expression for a condition of the form that was; None where it was none.
+
+    `values` is what stands before the name of one of the run's values.
+    """
+    path, operator, value = (old.get(key) for key in ("path", "operator", "value"))
+    if not isinstance(path, str) or path_mistake(path):
+        return None
+    if jmespath.compile(path).parsed["type"] in _LOOSE:
+        path = f"({path})"
     if operator == "exists":
-        return (found is not None) == _of_kind(bool, value)
-    if found is None:
-        return False
-    match operator:
-        case "contains" | "lacks":
-            return _contains(found, value) == (operator == "contains")
-        case "one_of":
-            return _is_among(found, _of_kind(list, value))
-        case "equals" | "not_equals":
-            return _is_among(found, [value]) == (operator == "equals")
-    return _ordered(operator, found, value)
+        return f"{path} {'!=' if value else '=='} `null`"
+    if operator == "equals" and value is True:
+        return path
+    form = OPERATORS.get(str(operator))
+    return form.format(path=path, value=_literal(value, values)) if form else None
 
 
-def _of_kind(kind: type[T], value: Any) -> T:
-    if not isinstance(value, kind):
-        raise UncomparableError(f"{_kind(value)} is compared with, not {_kind(kind())}")
-    return value
-
-
-def _is_among(one: Any, many: Sequence[Any]) -> bool:
-    """Raises UncomparableError where all of them are of other kinds."""
-    kinds = {_kind(other) for other in many}
-    if kinds and _kind(one) not in kinds:
-        raise UncomparableError(
-            f"{_kind(one)} ({as_text(one)}) is compared with {' and '.join(sorted(kinds))}"
-        )
-    return any(_exactly(one, other) for other in many)
-
-
-def _contains(found: Any, value: Any) -> bool:
-    if isinstance(found, str):
-        return _of_kind(str, value) in found
-    return _is_among(value, _of_kind(list, found))
-
-
-def _ordered(operator: str, found: Any, value: Any) -> bool:
-    if _kind(found) != _kind(value) or _kind(found) not in {"a number", "a text"}:
-        raise UncomparableError(f"{_kind(found)} ({as_text(found)}) is measured by {_kind(value)}")
-    match operator:
-        case "less":
-            return bool(found < value)
-        case "at_most":
-            return bool(found <= value)
-        case "greater":
-            return bool(found > value)
-    return bool(found >= value)
-
-
-def _exactly(one: Any, other: Any) -> bool:
-    """Equal also within: Python takes true for 1."""
-    if isinstance(one, list) and isinstance(other, list):
-        return all(_exactly(*pair) for pair in zip_longest(one, other, fillvalue=...))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_exactly(one[key], other[key]) for key in one)
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+def _literal(value: Any, values: str) -> str:
+    if isinstance(value, str) and value.startswith("${"):
+        return values + value.strip("${}")
+    if isinstance(value, list) and any(str(one).startswith("${") for one in value):
+        return f"[{', '.join(_literal(one, values) for one in value)}]"
+    if isinstance(value, str) and not set("'\\") & set(value):
+        return f"'{value}'"
+    return "`" + as_text(value).replace("`", "\\`") + "`"
 
 
 def _kind(value: Any) -> str:

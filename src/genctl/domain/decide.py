@@ -16,6 +16,7 @@ PATIENT_RECEIVES = 3  # a message whose row is not there (yet) is looked at so o
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
 FIRST_HIDE_S = 5
 LEFT_HIDE_S = 15 * 60  # the longest pause of what is left for others: a deploy lasts so long
+LOCKED_HIDE_S = 60
 ADOPTED_HIDE_S = 300  # it was processing at adoption, and the sweeper will end it some day
 
 
@@ -115,7 +116,7 @@ def dispose(job: Job, row: Session | None, receive_count: int, *, ours: bool = T
         return Copy(error_code(row), mark=True)
     if older or row.status in {Status.COMPLETED, Status.FAILED}:
         return Delete()
-    return Hide(_rest_s(row))
+    return Hide(_rest_s(row) or min(FIRST_HIDE_S * (receive_count - 1), LOCKED_HIDE_S))
 
 
 def _is_over(job: Job, row: Session | None) -> bool:
@@ -127,7 +128,9 @@ def _is_over(job: Job, row: Session | None) -> bool:
 
 
 def _rest_s(row: Session) -> int:
-    """Seconds until an unended row may be claimed: the rest of its lease, or of its wait."""
+    """Seconds until an unended row may be claimed: the rest of its lease, or of its wait. 0: it may be now,
+    but somebody has locked it, or has its answer in hand: a message shown at once each time would wear out.
+    """
     waits_for = row.lease_until if row.status is Status.PROCESSING else row.due_at
     if waits_for is None or row.read_at is None:
         return ADOPTED_HIDE_S if row.status is Status.PROCESSING else FIRST_HIDE_S

@@ -1,8 +1,6 @@
 """Secrets are hidden wherever they turn up."""
 
 import json
-import re
-from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -10,13 +8,10 @@ from urllib.parse import quote, quote_plus
 MASK = "***"
 LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
 LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
-_ESCAPES = re.compile("%[0-9A-F]{2}")
-_URL_SAFE = str.maketrans("+/", "-_")
-_AS_GO = {ord(sign): f"\\u{ord(sign):04x}" for sign in "&<>"}  # and others that care for HTML
 
 
 class Masker:
-    """Hides secrets wherever they turn up: as they are, quoted for a URL, in JSON, in base64."""
+    """Hides secrets wherever they turn up: as they are, in a URL, in JSON."""
 
     def __init__(self, secrets: Iterable[Any] = ()) -> None:
         self._forms: list[str] = []
@@ -62,24 +57,7 @@ class Masker:
 def _forms(text: str) -> set[str]:
     raw = text.encode("utf-8", "surrogatepass")
     urls = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
-    jsons = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
-    base64s = {b64encode(raw).decode(), *_within_base64(raw)}
-    return {
-        *(text, *urls, *jsons, *base64s),
-        *(_ESCAPES.sub(lambda escape: escape[0].lower(), url) for url in urls),
-        *(one.translate(_AS_GO) for one in jsons),
-        *(json.dumps(one)[1:-1] for one in jsons),  # a text of JSON in JSON
-        *(one.translate(_URL_SAFE) for one in base64s),
-    }
-
-
-def _within_base64(raw: bytes) -> Iterator[str]:
-    """What is the same of its base64 wherever it stands in a longer text."""
-    for before in range(3):
-        encoded = b64encode(bytes(before) + raw + bytes(2)).decode()
-        inner = encoded[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
-        if len(inner) >= LEAST_PART:
-            yield inner
+    return {text, *urls, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -3,8 +3,9 @@
 Python and SQL say snake_case, JSON says camelCase; this is the one place that translates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
@@ -40,6 +41,11 @@ def rough(seconds: float) -> str:
         if seconds >= size:
             return f"{round(seconds / size, digits):g} {unit}"
     return f"{seconds * 1000:.1f} ms"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by a name that is none of these, as the end of a sentence."""
+    return "".join(f": did you mean {close}?" for close in get_close_matches(name, [*known], 1))
 
 
 def is_breaker(who: str | None) -> bool:
@@ -135,6 +141,15 @@ class Session(msgspec.Struct, frozen=True):
     def of(cls, row: Mapping[str, Any]) -> Self:
         """A row as a statement returned it; columns that we do not know are left out."""
         return msgspec.convert(row, cls)
+
+    @classmethod
+    def readable(cls, row: Mapping[str, Any], odd: Callable[[Any, str], object]) -> Self | None:
+        """The same; None where an adopted table holds what is none of ours: `odd` hears its id and why."""
+        try:
+            return cls.of(row)
+        except msgspec.ValidationError as error:
+            odd(row["id"], str(error))
+            return None
 
     @property
     def details(self) -> dict[str, Any]:
@@ -252,6 +267,65 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     refund_error: str | None = None
     request_id: str | None = None
     provider: str
+
+
+class GateState(StrEnum):
+    """Of a gate. `probing`: closed, but one worker tries one job."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    PROBING = "probing"
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """A tool's gate as it was read. `until` ends a person's pause; None: until it is opened.
+
+    What a breaker has closed is not open when `until` is over: then a worker may try one job.
+    """
+
+    tool: str
+    state: GateState = GateState.OPEN
+    until: datetime | None = None
+    reason: str | None = None
+    who: str | None = None
+    changed_at: datetime | None = None
+    read_at: datetime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers may receive."""
+        paused = self.state is GateState.CLOSED and not is_breaker(self.who)
+        return self.state is GateState.OPEN or (paused and self._is_over)
+
+    @property
+    def stands(self) -> GateState:
+        """Its state, a pause that is over counted as open."""
+        return GateState.OPEN if self.is_open else self.state
+
+    @property
+    def may_be_probed(self) -> bool:
+        """Whether a worker may win the right to try one job: nobody does, or whoever did fell silent."""
+        return not self.is_open and self._is_over
+
+    @property
+    def closed_s(self) -> float:
+        """For how long a breaker has closed it; 0 when none has."""
+        by_breaker = self.state is GateState.CLOSED and is_breaker(self.who)
+        if not (by_breaker and self.until and self.changed_at):
+            return 0.0
+        return max(0.0, (self.until - self.changed_at).total_seconds())
+
+    @property
+    def _is_over(self) -> bool:
+        return self.until is not None and self.read_at is not None and self.until <= self.read_at
+
+    @property
+    def open_for_s(self) -> float:
+        """Seconds since it was opened, by somebody or by the end of a pause; 0 while it is closed."""
+        if self.changed_at is None or self.read_at is None:
+            return float("inf")  # it never was closed
+        since = self.changed_at if self.state is GateState.OPEN or self.until is None else self.until
+        return max(0.0, (self.read_at - since).total_seconds()) if self.is_open else 0.0
 
 
 class JobProcessingError(GenctlError):

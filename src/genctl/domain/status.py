@@ -1,12 +1,11 @@
 """From figures to lines for a person: what stands where, whether it needs somebody, how to go on."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
-from genctl.domain.model import GenctlError, is_breaker, rfc3339, rough
+from genctl.domain.model import Gate, GateState, GenctlError, is_breaker, rfc3339, rough
 from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 
 OK, ATTENTION = "ok", "attention"
@@ -41,17 +40,6 @@ class Depth(NamedTuple):
     waiting: int
     in_flight: int
     delayed: int = 0
-
-
-class Gate(NamedTuple):
-    """A tool's gate; `closed` False also when a pause has run out."""
-
-    tool: str
-    closed: bool
-    probing: bool
-    until: datetime | None
-    reason: str | None
-    who: str | None
 
 
 class Standing(NamedTuple):
@@ -127,7 +115,7 @@ def of_api(status: int, why: str = "") -> list[Line]:
 
 def _sessions(now: Standing) -> Line:
     queued, processing = now.pile("queued"), now.pile("processing")
-    idle = not processing.count and (queued.oldest_s or 0) > IDLE_S and not any(g.closed for g in now.gates)
+    idle = not processing.count and (queued.oldest_s or 0) > IDLE_S and all(g.is_open for g in now.gates)
     message = f"{_pile(queued, 'queued')}; {_pile(processing, 'processing')}"
     if idle:
         return Line("sessions", ATTENTION, f"{message}: is a worker running?", "genctl worker")
@@ -145,11 +133,12 @@ def _failures(by_code: Mapping[str, int]) -> Line:
 
 
 def _gate(gate: Gate) -> Line:
-    if not gate.closed:
+    if gate.is_open:
         return Line("gate", OK, f"{gate.tool}: open", f"genctl pause --tool {gate.tool}")
-    state = "one job is tried" if gate.probing else "closed"
-    by_itself = gate.probing or is_breaker(gate.who)
-    then = ", one job is tried at" if by_itself and not gate.probing else " until"
+    probing = gate.state is GateState.PROBING
+    state = "one job is tried" if probing else "closed"
+    by_itself = probing or is_breaker(gate.who)
+    then = ", one job is tried at" if by_itself and not probing else " until"
     until = f"{then} {rfc3339(gate.until)}" if gate.until else ""
     message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
     if by_itself:

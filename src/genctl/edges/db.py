@@ -21,7 +21,7 @@ from psycopg.abc import AdaptContext
 from psycopg.adapt import Loader
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
@@ -266,6 +266,18 @@ class Database:
         finally:
             self._waiting.pop(waits, None)
 
+    @asynccontextmanager
+    async def _timed_connection(self, timeout_s: float | None) -> AsyncIterator[Connection]:
+        """One for so long. A time-out before it is there is about the server, and not about a statement."""
+        conn: Connection | None = None
+        try:
+            async with asyncio.timeout(timeout_s), self._connection() as conn:
+                yield conn
+        except TimeoutError:
+            if conn is None:
+                raise PoolTimeout(f"no connection within {timeout_s:.1f} s") from None
+            raise
+
     async def rows(self, name: str, **params: Any) -> list[Row]:
         """The rows of one named statement, committed by itself."""
         return (await self.transact((name, params)))[0]
@@ -298,7 +310,7 @@ class Database:
         self, steps: Sequence[Step], timeout_s: float | None, lock_s: float
     ) -> list[list[Row]]:
         with errors_told(self.dsn):
-            async with asyncio.timeout(timeout_s), self._connection() as conn:
+            async with self._timed_connection(timeout_s) as conn:
                 try:
                     opening: tuple[Step, ...] = (
                         ("read_committed", {}),

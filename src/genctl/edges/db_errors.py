@@ -45,8 +45,9 @@ class ConflictError(GenctlError):
 
 
 READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
-
-ENDED = (errors.TransactionTimeout, errors.IdleInTransactionSessionTimeout)  # which end the connection
+ENDS = ("FATAL", "PANIC")  # severities after which the connection is closed, whatever it is said for
+SLOW = (errors.QueryCanceled, errors.TransactionTimeout)
+POOLERS = errors.ProtocolViolation  # what PgBouncer says for all that happens to it
 
 
 @contextmanager
@@ -55,8 +56,22 @@ def errors_told(dsn: str) -> Iterator[None]:
     try:
         yield
     except (psycopg.Error, PoolTimeout, TimeoutError, UnicodeEncodeError) as error:
-        tell = next(tell for kinds, tell in _TOLD if isinstance(error, kinds))
+        tell = _gone if _is_gone(error) else next(tell for kinds, tell in _TOLD if isinstance(error, kinds))
         raise tell(error, "/".join(place(dsn))) from error
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether it is about the connection, and not about the statement: what a server says while it lives and
+    goes on living (its stack is too deep, a trigger could not reach another database) is a refusal.
+    """
+    if isinstance(error, PoolTimeout):
+        return True
+    if not isinstance(error, psycopg.Error) or isinstance(error, SLOW):
+        return False
+    return error.diag.severity_nonlocalized in ENDS or (
+        isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+        and (error.sqlstate is None or isinstance(error, POOLERS))
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -86,6 +101,13 @@ Tell = Callable[[Exception, str], GenctlError]
 def _said(code: str, text: str, fix: str, kind: type[GenctlError] = GenctlError) -> Tell:
     return lambda error, at: kind(code, text.format(at=at, said=_refusal(error)), fix)
 
+
+_gone = _said(
+    "DatabaseUnreachable",
+    "cannot use PostgreSQL at {at}: {said}",
+    "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
+    DatabaseGoneError,
+)
 
 # The first kind that fits counts.
 _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = (
@@ -117,7 +139,7 @@ _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = 
         lambda error, _: ConflictError(first_line(error)),
     ),
     (
-        (TimeoutError, errors.QueryCanceled),
+        (TimeoutError, *SLOW),
         _said(
             "DatabaseSilent",
             "PostgreSQL at {at} did not answer in time",
@@ -135,12 +157,11 @@ _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = 
         ),
     ),
     (
-        (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, *ENDED),
+        psycopg.OperationalError,
         _said(
-            "DatabaseUnreachable",
-            "cannot use PostgreSQL at {at}: {said}",
-            "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
-            DatabaseGoneError,
+            "DatabaseFailed",
+            "PostgreSQL at {at} failed: {said}",
+            "read PostgreSQL's log; a trigger of your own may have said so",
         ),
     ),
     (

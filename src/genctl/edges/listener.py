@@ -5,7 +5,6 @@ says nothing. So the listener says when it is connected, and whoever follows ask
 """
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import LiteralString, NamedTuple
@@ -14,6 +13,7 @@ from uuid import UUID, uuid4
 import msgspec
 import psycopg.sql
 
+from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
 from genctl.edges.db import answering, connect, connect_directly
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
@@ -81,7 +81,7 @@ async def listen(
             waited_s = time.monotonic() - lost_at
             if not again or (fail_after_s is not None and waited_s >= fail_after_s):
                 raise
-        delay_s = random.uniform(0.5, 1) * min(2.0**attempt, MAX_RETRY_S)  # noqa: S311 - jitter
+        delay_s = reconnect_s(attempt, MAX_RETRY_S)
         attempt += 1
         yield Lost(delay_s)
         await asyncio.sleep(delay_s)

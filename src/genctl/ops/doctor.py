@@ -4,11 +4,12 @@ import asyncio
 import platform
 import resource
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
+import msgspec
 
 from genctl import __version__
 from genctl.base import dsn
@@ -21,9 +22,10 @@ from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
-from genctl.ops import parts
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
+
+T = TypeVar("T")
 
 WITHIN_S = 7.0  # of each check
 HEARD_WITHIN_S = 2.0
@@ -46,7 +48,7 @@ async def examine(settings: Settings, step: Callable[[int], object]) -> list[Fin
     """
 
     async def checked(check: Check) -> list[Finding]:
-        found = await parts.answered(check.name, check.findings(settings), WITHIN_S)
+        found = await answered(check.name, check.findings(settings), WITHIN_S)
         step(1)
         return findings.of_error(check.name, found) if isinstance(found, GenctlError) else found
 
@@ -55,6 +57,56 @@ async def examine(settings: Settings, step: Callable[[int], object]) -> list[Fin
         for finding in found:
             told.setdefault(finding.message, finding)
     return list(told.values())
+
+
+async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | GenctlError:
+    """What the part said, or as a value why it said nothing within the time."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await asking
+    except GenctlError as error:
+        return error
+    except TimeoutError:
+        fix = "see whether it hangs, and whether the network between drops what is sent"
+        return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
+
+
+class Readiness(NamedTuple):
+    """What /readyz answers: 200, or 503 and why."""
+
+    status: int
+    why: str = ""
+
+
+async def readiness(settings: Settings) -> Readiness:
+    """What the API says of itself. Raises GenctlError."""
+    url = f"{settings.api_url}/readyz"
+    try:
+        async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
+            return Readiness(answer.status, _why(await answer.read()))
+    except (aiohttp.ClientError, OSError, ValueError) as why:
+        raise _api_away(settings, why) from None
+
+
+class _Unready(msgspec.Struct):
+    why: str
+
+
+def _why(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Unready).why
+    except (msgspec.DecodeError, RecursionError):  # not ours, or ready
+        return ""
+
+
+def _api_away(settings: Settings, why: Exception) -> GenctlError:
+    cause = getattr(why, "os_error", why)
+    said = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return GenctlError(
+        "ApiUnreachable",
+        f"no API at {settings.api_url}: {said}",
+        "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
+    )
 
 
 async def _versions(_: Settings) -> list[Finding]:
@@ -122,7 +174,9 @@ async def _listen(settings: Settings) -> list[Finding]:
 
 async def _queues(settings: Settings) -> list[Finding]:
     async with await Sqs.connect(settings) as sqs:
-        queue, facts, dlq, dlq_facts = await parts.queue_pair(sqs, settings)
+        queue = await sqs.queue(settings.queue)
+        dlq = await queue.dead_letter_queue(settings.dlq)
+        facts, dlq_facts = await queue.attributes(), await dlq.attributes()
         forbidden = [error for each in (queue, dlq) for error in await each.forbidden()]
     there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
     judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, settings.queued_timeout_s)
@@ -141,7 +195,7 @@ async def _provider(settings: Settings) -> list[Finding]:
 
 
 async def _api(settings: Settings) -> list[Finding]:
-    ready = findings.of_readiness(settings.api_url, *await parts.readiness(settings))
+    ready = findings.of_readiness(settings.api_url, *await readiness(settings))
     return ready + (await _stream(settings) if settings.secret else [])
 
 
@@ -166,7 +220,7 @@ async def _stream(settings: Settings) -> list[Finding]:
     except TimeoutError:
         pass
     except (aiohttp.ClientError, OSError) as why:
-        raise parts.api_away(settings, why) from None
+        raise _api_away(settings, why) from None
     return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
 
 

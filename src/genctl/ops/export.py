@@ -1,7 +1,8 @@
 """Messages of the DLQ in a file, a line of JSON each, as SQS had them: the whole body, every attribute.
 
 Each batch is on the disk before the next is taken (with gzip as a member of its own), so that a file which a
-kill or a full disk cut short is good up to the cut. Going on drops the torn end and what is there already.
+kill or a full disk cut short is good up to the cut. Going on drops a torn last line, and skips what is there;
+it is refused where a gzip file is not whole.
 """
 
 import fcntl
@@ -24,8 +25,6 @@ from genctl.edges.sqs import Message
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Pass, Progress
 from genctl.redrive import chosen
-
-CHUNK_BYTES = 1 << 20
 
 
 class Export:
@@ -66,7 +65,7 @@ class Export:
             raise GenctlError(
                 "CannotWrite",
                 f"cannot write {path}: {error.strerror}",
-                "free some space or name another file; --resume goes on behind what is written",
+                "free some space or name another file; --resume goes on with one that is not compressed",
             ) from None
 
     def write(self, messages: Sequence[Message]) -> None:
@@ -170,41 +169,21 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _read_up_to_the_cut(file: IO[bytes], path: Path) -> set[str]:
-    """The messages in the file, which ends behind the last whole one from now on."""
+    """The messages in the file, which ends behind the last whole line from now on."""
     known: set[str] = set()
     good = 0
     try:
-        for end, lines in _members(file) if _is_gzip(path) else _lines(file):
-            known.update(msgspec.json.decode(line, type=_Known).message_id for line in lines)
-            good = end
-    except (msgspec.DecodeError, zlib.error) as error:
+        for line in gzip.GzipFile(fileobj=file) if _is_gzip(path) else file:
+            if not line.endswith(b"\n"):
+                break
+            known.add(msgspec.json.decode(line, type=_Known).message_id)
+            good += len(line)
+    except (msgspec.DecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         fix = "name another file; this one was left as it is"
-        raise GenctlError("NoExport", f"{path} is no export: {error}", fix, exit_code=2) from None
-    file.seek(good)
-    file.truncate()
+        raise GenctlError("NoExport", f"{path} is no whole export: {error}", fix, exit_code=2) from None
+    if _is_gzip(path):
+        file.seek(0, os.SEEK_END)
+    else:
+        file.seek(good)
+        file.truncate()
     return known
-
-
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    end = 0
-    for line in file:
-        if not line.endswith(b"\n"):
-            return
-        end += len(line)
-        yield end, [line]
-
-
-def _members(file: IO[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """The whole gzip members: where each ends, and its lines."""
-    end, rest = 0, b""
-    while True:
-        member, text, size = zlib.decompressobj(wbits=31), b"", 0
-        while not member.eof:
-            chunk = rest or file.read(CHUNK_BYTES)
-            if not chunk:
-                return
-            text += member.decompress(chunk)
-            rest = member.unused_data
-            size += len(chunk) - len(rest)
-        end += size
-        yield end, text.splitlines()

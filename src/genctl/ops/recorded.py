@@ -2,34 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 
-from genctl.domain.classify import classify
-from genctl.domain.details import BODY_BYTES, REMOVED, build, stored
-from genctl.domain.envelopes import BARE_ID, GENERIC, LABELLED_ID, id_in, read
-from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer, Success
+from genctl.domain.envelopes import read
+from genctl.domain.model import Answer, GenctlError, NoAnswer
 from genctl.domain.providers import Provider
 from genctl.domain.rules import rule_of
 from genctl.tools.wire import inflated
 
 OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has
 FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
-KEPT_HEADERS = {"content-type", "server", "retry-after"}
-# What people wrote or are, wherever a provider repeats it: everything below such a key.
-PRIVATE = re.compile(
-    r".*prompt.*|input|text|content|messages|caption|image(?:_urls?)?|data|.*(?:b64|base64).*|"
-    r".*(?:user|account|owner).*|(?:(?:first|last|full|display|file)_?)?name|e?mail|phone|ip",
-    re.IGNORECASE,
-)
-ID = re.compile(r"(?i:(?:.*[-_ ])?ids?)|.*[a-z]I[dD]s?|(?i:(?:request|session|trace)ids?)")
-WHO = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+|(?<![\w-])org-\w{8,64}")
-QUERY = re.compile(  # of a URL, whole
-    r"(https?(?::|%3A)[^\s?\"'<>]{1,2000}?(?:\?|%3F)|[\w/]\?(?=[\w.~-]{1,64}=))(?:[^\s\"'<>\\]|\\(?=u0026|/))+",
-    re.IGNORECASE | re.ASCII,
-)
 HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
 
@@ -125,125 +109,3 @@ def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
         return Answer(status, {}, str(body or "").encode("utf-8", "replace"))
     message = str(details.get("providerMessage") or "")
     return NoAnswer(str(details["code"])[:100], message, sent=details.get("outcome") == "unknown")
-
-
-def corpus_line(answer: Answer | NoAnswer, provider: Provider, now: datetime, name: str = "") -> Line:
-    """A line for tests/corpus/<provider>.jsonl: without secrets, people's words and real ids.
-
-    Raises GenctlError (exit 1): without them the answer would be judged otherwise.
-    """
-    hidden = _Redactor(provider).plain
-    line = Line(name=hidden(name), source="recorded")
-    if isinstance(answer, NoAnswer):
-        line.no_answer = NoAnswer(hidden(answer.code), hidden(answer.message), answer.sent)
-    else:
-        row, clean = provider.envelope, _Redactor(provider)
-        ids = {*row.headers, *GENERIC.headers}
-        kept = KEPT_HEADERS.union(ids, row.code_headers)
-        line.status = answer.status
-        line.headers = {
-            key: _masked(value) if key in ids else clean.field(key, value)
-            for key, value in answer.headers.items()
-            if key in kept
-        }
-        try:
-            line.body = clean(answer.body.decode("utf-8-sig"))
-        except UnicodeDecodeError:  # another encoding: what is to be removed is ASCII in most
-            text = clean(answer.body.decode("latin-1"))
-            line.body_base64 = text.encode("latin-1", "replace")
-    was, verdict = (classify(one, provider, now=now) for one in (answer, line.answer()))
-    if _essence(was) != _essence(verdict):
-        raise GenctlError(
-            "VerdictChanged",
-            f"redacted it would be judged otherwise: {_essence(verdict)} instead of {_essence(was)}",
-            "write the line by hand, as docs/failures.md shows it",
-            exit_code=1,
-        )
-    line.expect = {"requestId": verdict.request_id}
-    if isinstance(verdict, Failure):
-        details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
-        line.expect |= {"code": details.code, "category": details.category, "fatal": details.fatal}
-        line.expect |= {"outcome": details.outcome, "userMessage": details.user_message}
-    line.name = line.name or line.expect.get("code", "success")
-    return line
-
-
-def _essence(verdict: Success | Failure) -> str:
-    if isinstance(verdict, Success):
-        return f"success, {len(verdict.images)} images"
-    return f"{verdict.code}, {verdict.category}, {'fatal' if verdict.fatal else 'retry'}"
-
-
-class _Redactor:
-    """Of a body: what the row reads stays readable, what people wrote or are goes whatever it holds."""
-
-    def __init__(self, provider: Provider) -> None:
-        self._keys = provider.key_shape
-        row = provider.envelope
-        rows = (row, GENERIC)
-        self._ids = {path for one in rows for path in one.request_id}
-        self._words = {path for one in rows for path in (*one.code, *one.message, *one.wait, *one.tells)}
-        self._words |= {f"{path}{part}" for path in row.images for part in ("", ".url", ".size")}
-
-    def __call__(self, text: str) -> str:
-        """A text; one that is JSON, also within a text of JSON, is gone through leaf by leaf."""
-        if text.lstrip().startswith(("{", "[")):
-            try:
-                document = self._clean(msgspec.json.decode(text), "", "", private=False)
-                return msgspec.json.encode(document).decode()
-            except (msgspec.DecodeError, UnicodeError, RecursionError):
-                pass
-        return self.plain(text)
-
-    def plain(self, text: str) -> str:
-        """A text without secrets, people and real ids."""
-        text = QUERY.sub(rf"\1{REMOVED}", WHO.sub(REMOVED, stored(text, BODY_BYTES, self._keys) or ""))
-        for ids in (LABELLED_ID, BARE_ID):
-            text = ids.sub(_with_masked_id, text)
-        return text
-
-    def field(self, key: str, text: str) -> str:
-        """A value beside its key: what the key says is secret goes whole."""
-        kept = self.plain(f"{key}: {text}").removeprefix(f"{key}: ")
-        return REMOVED if kept.startswith(REMOVED) else kept
-
-    def _clean(self, value: Any, path: str, key: str, *, private: bool) -> Any:
-        """`key` is that of the nearest mapping; `private`: one above it is."""
-        match value:
-            case Mapping():
-                return {
-                    self.plain(name): self._clean(
-                        inside,
-                        f"{path}.{name}".lstrip("."),
-                        name,
-                        private=private or bool(PRIVATE.fullmatch(name)),
-                    )
-                    for name, inside in value.items()
-                }
-            case list():
-                path = f"{path}.*".lstrip(".")
-                return [self._clean(inside, path, key, private=private) for inside in value]
-            case None | bool():
-                return value
-        return self._leaf(value, path, key, private=private)
-
-    def _leaf(self, value: Any, path: str, key: str, *, private: bool) -> Any:
-        text = value if isinstance(value, str) else ""
-        if path in self._words:
-            return self(text) if text else value
-        if path in self._ids or (ID.fullmatch(key) and not private):
-            return _masked(str(value))
-        if private:
-            return REMOVED
-        return self.field(key, self(text)) if text else value
-
-
-def _with_masked_id(match: re.Match[str]) -> str:
-    found = re.sub(r"^.*[^\w+/=-]", "", id_in(match))
-    return match[0].replace(found, _masked(found)) if found else match[0]
-
-
-def _masked(text: str) -> str:
-    """An id of the same shape, from which nobody finds the request."""
-    masked = re.sub("[b-z]", "a", re.sub("[B-Z]", "A", re.sub(r"\d", "0", text[4:])))
-    return text if REMOVED in text else text[:4] + masked

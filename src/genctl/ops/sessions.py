@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from genctl.domain.model import GenctlError, Session
 from genctl.edges.db import Database, Row
 
@@ -22,13 +20,11 @@ async def listed(db: Database, note: Callable[[str], None], **filters: Any) -> l
 
 def readable(rows: Iterable[Row], note: Callable[[str], None]) -> list[Session]:
     """The sessions among these rows; `note` hears of what an adopted table holds beside ours."""
-    found = []
-    for row in rows:
-        try:
-            found.append(Session.of(row))
-        except msgspec.ValidationError as error:
-            note(f"session {row['id']} is not one that genctl can read: {error}")
-    return found
+
+    def odd(session_id: Any, why: str) -> None:
+        note(f"session {session_id} is not one that genctl can read: {why}")
+
+    return [session for row in rows if (session := Session.readable(row, odd))]
 
 
 async def find(db: Database, text: str) -> Session:

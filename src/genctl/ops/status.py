@@ -11,8 +11,8 @@ from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
-from genctl.edges.sqs import Sqs
-from genctl.ops import parts
+from genctl.edges.sqs import Queue, Sqs
+from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
 WITHIN_S = 4.0  # of each part
@@ -27,9 +27,7 @@ class Part(NamedTuple):
 
 async def look(settings: Settings) -> list[status.Line]:
     """What stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
-    found = await asyncio.gather(
-        *(parts.answered(part.name, part.lines(settings), WITHIN_S) for part in PARTS)
-    )
+    found = await asyncio.gather(*(answered(part.name, part.lines(settings), WITHIN_S) for part in PARTS))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
         said = dict.fromkeys(error.message for error in away)
@@ -43,13 +41,16 @@ async def look(settings: Settings) -> list[status.Line]:
 
 async def _queues(settings: Settings) -> list[status.Line]:
     async with await Sqs.connect(settings) as sqs:
-        pair = await parts.queue_pair(sqs, settings)
-    return status.of_queues(_depth(pair.queue.name, pair.facts), _depth(pair.dlq.name, pair.dlq_facts))
+        queue = await sqs.queue(settings.queue)
+        dlq = await queue.dead_letter_queue(settings.dlq)
+        return status.of_queues(await _depth(queue), await _depth(dlq))
 
 
-def _depth(name: str, facts: dict[str, str]) -> status.Depth:
+async def _depth(queue: Queue) -> status.Depth:
+    facts = await queue.attributes()
     kinds = ("", "NotVisible", "Delayed")
-    return status.Depth(name, *(int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in kinds))
+    counts = (int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in kinds)
+    return status.Depth(queue.name, *counts)
 
 
 async def _database(settings: Settings) -> list[status.Line]:
@@ -63,10 +64,7 @@ async def _database(settings: Settings) -> list[status.Line]:
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
             failures={row["code"]: row["count"] for row in failures},
-            gates=[
-                status.Gate(g.tool, not g.is_open, g.state is gate.State.PROBING, g.until, g.reason, g.who)
-                for g in gates
-            ],
+            gates=gates,
             kept=[Kept(**row) for row in kept],
             notifying=Notifying(**notifying),
             unserved={row["model"]: row["count"] for row in unserved},
@@ -80,7 +78,7 @@ async def _migrations(settings: Settings) -> list[status.Line]:
 
 
 async def _api(settings: Settings) -> list[status.Line]:
-    return status.of_api(*await parts.readiness(settings))
+    return status.of_api(*await readiness(settings))
 
 
 PARTS = (

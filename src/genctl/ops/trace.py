@@ -1,12 +1,12 @@
 """The timeline of one session: from its events in the database, and its copy in the DLQ while it is there."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
+from genctl.base.durations import reconnect_s
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, rough
 from genctl.domain.timeline import Event, Hop, hops, slowest
@@ -51,7 +51,7 @@ async def follow(
             lost_at = lost_at or time.monotonic()
             if fail_after_s is not None and time.monotonic() - lost_at >= fail_after_s:
                 raise
-            delay_s = random.uniform(0.5, 1) * min(2.0**attempt, MAX_RETRY_S)  # noqa: S311 - jitter
+            delay_s = reconnect_s(attempt, MAX_RETRY_S)
             attempt += 1
             note(f"lost, retrying in {delay_s:.0f} s")
             await asyncio.sleep(delay_s)

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import random
 import socket
 import ssl
 import time
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 import sseclient
 
+from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
@@ -87,7 +87,7 @@ async def follow(
             lost_at = lost_at or time.monotonic()
             if not made or (fail_after_s is not None and time.monotonic() - lost_at >= fail_after_s):
                 raise
-        delay_s = random.uniform(0.5, 1) * min(2.0**attempt, MAX_RETRY_S)  # noqa: S311 - jitter
+        delay_s = reconnect_s(attempt, MAX_RETRY_S)
         attempt += 1
         note(f"lost, retrying in {delay_s:.0f} s")
         await asyncio.sleep(delay_s)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-import msgspec
 import structlog
 
 from genctl.base.batch import Batch
@@ -318,11 +317,7 @@ def _by_user(rows: Iterable[Row]) -> dict[str, Found]:
 
 def readable(row: Row) -> Session | None:
     """The session; None, and a line in the log, for what an adopted table may hold beside ours."""
-    try:
-        return Session.of(row)
-    except msgspec.ValidationError as error:
-        log.warning("sse.odd_row", sessionId=row["id"], error=str(error))
-        return None
+    return Session.readable(row, lambda odd, why: log.warning("sse.odd_row", sessionId=odd, error=why))
 
 
 def _read(payload: str) -> dict[str, object]:

@@ -17,9 +17,8 @@ import structlog
 
 from genctl import gate
 from genctl.domain.breaker import Breaker, Close, Open, Phase, sign_of
-from genctl.domain.model import Failure, GenctlError, Success, rfc3339
+from genctl.domain.model import Failure, Gate, GateState, GenctlError, Success, rfc3339
 from genctl.edges.db import Database
-from genctl.gate import Gate, State
 from genctl.pipeline import Hear
 from genctl.tools.wire import CONNECT_TIMEOUT_S
 
@@ -113,7 +112,7 @@ class Gatekeeper:
             async with asyncio.timeout(LEAVE_S), self._row:
                 await self._carry_out()
                 if self._breaker.phase is Phase.PROBING:
-                    await self._turn(State.CLOSED, 0.0, self.gate.reason)
+                    await self._turn(GateState.CLOSED, 0.0, self.gate.reason)
 
     # What a call asks
 
@@ -150,19 +149,19 @@ class Gatekeeper:
             return
         does, why = self._decision
         if isinstance(does, Open):
-            await self._turn(State.OPEN, None, why)
+            await self._turn(GateState.OPEN, None, why)
         else:
-            await self._turn(State.CLOSED, does.for_s, why)
+            await self._turn(GateState.CLOSED, does.for_s, why)
 
     async def _win(self) -> None:
         self.probe = None
-        await self._turn(State.PROBING, self._probe_s, self.gate.reason)
+        await self._turn(GateState.PROBING, self._probe_s, self.gate.reason)
 
     async def _renew(self) -> None:
         if time.monotonic() - self._won_at >= RENEW_S:
-            await self._turn(State.PROBING, self._probe_s, self.gate.reason)
+            await self._turn(GateState.PROBING, self._probe_s, self.gate.reason)
 
-    async def _turn(self, state: State, for_s: float | None, reason: str | None) -> None:
+    async def _turn(self, state: GateState, for_s: float | None, reason: str | None) -> None:
         """Change the row as it was read; when somebody else was faster, the row is as they have left it."""
         turned = await gate.turn(
             self._db, self.gate, state, for_s=for_s, reason=reason, who=self._who, lock_s=LOCK_S
@@ -170,9 +169,9 @@ class Gatekeeper:
         if turned is None:
             await self._look()
             return
-        if state is State.PROBING:
+        if state is GateState.PROBING:
             self._won, self._won_at = turned.changed_at, time.monotonic()
-        if state is State.PROBING and self._breaker.phase is Phase.PROBING:
+        if state is GateState.PROBING and self._breaker.phase is Phase.PROBING:
             self.gate = turned  # the same probe goes on, and its call counts
         else:
             self._see(turned)
@@ -181,7 +180,7 @@ class Gatekeeper:
         was, self.gate, self._read_at = self.gate, found, time.monotonic()
         if found.changed_at == was.changed_at and found.is_open == was.is_open:
             return
-        mine = found.state is State.PROBING and found.changed_at == self._won
+        mine = found.state is GateState.PROBING and found.changed_at == self._won
         phase = Phase.OPEN if found.is_open else Phase.PROBING if mine else Phase.SHUT
         self._breaker = self._breaker.turned(phase, found.closed_s)
         self._decision = None  # it is carried out, or was about a gate that somebody else has turned
@@ -200,8 +199,12 @@ def _reason(was: Breaker, result: Success | Failure) -> str:
 def _tell(found: Gate, was: Gate) -> None:
     """A line for each change that somebody may want to know of; a probe that is renewed is none."""
     state = found.stands
-    if (was.is_open and found.is_open) or (state is was.state is State.PROBING and found.who == was.who):
+    if (was.is_open and found.is_open) or (state is was.state is GateState.PROBING and found.who == was.who):
         return
-    event = {State.OPEN: "gate.opened", State.CLOSED: "gate.closed", State.PROBING: "gate.probing"}[state]
+    event = {
+        GateState.OPEN: "gate.opened",
+        GateState.CLOSED: "gate.closed",
+        GateState.PROBING: "gate.probing",
+    }[state]
     until = {} if found.is_open else {"until": rfc3339(found.until)}
     log.warning(event, tool=found.tool, who=found.who, reason=found.reason, **until)

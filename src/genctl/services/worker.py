@@ -204,10 +204,12 @@ class Worker:
 
     def _tell(self, event: str, **more: object) -> None:
         """Say what a stop waits for, and again while it does."""
-        calls = [hold.session.id for hold in self.at.runs if hold.task in self._jobs and hold.sent]
+        sent = [hold for hold in self.at.runs if hold.task in self._jobs and hold.sent]
+        sessions, calls = [hold.session.id for hold in sent], sum(hold.calling for hold in sent)
         left_s = self._grace_ends - time.monotonic()
-        if more or (calls and left_s > 0):
-            log.info(event, calls=len(calls), sessions=calls[:TOLD], leftS=round(left_s, 1), **more)
+        if more or (sent and left_s > 0):
+            more |= {"calls": calls, "answers": len(sent) - calls}
+            log.info(event, **more, sessions=sessions[:TOLD], leftS=round(left_s, 1))
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _tell_waiting(self) -> None:
@@ -237,7 +239,7 @@ class Worker:
                 if self._jobs_left() <= 0:
                     return
                 self.liveness.rest(self._hands_full())
-                await self._change()
+                await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
                 continue
             if self.gatekeeper.is_open:
                 self.liveness.ask()

@@ -43,3 +43,7 @@ from got
 -- name: lock_accounts
 -- Waits for accounts that somebody else holds, in the same order.
 select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update
+
+-- name: undo
+-- The last step of a movement that only asks whether it would be refused.
+rollback

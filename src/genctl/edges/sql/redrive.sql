@@ -12,7 +12,7 @@ where s.id = any(%(ids)s)
 
 -- name: requeue
 -- A failed run becomes the session's next one: what is still held goes back, the same is reserved again.
--- Returns the sessions that got it; of a user, as many as the balance allows, by id.
+-- Returns the sessions that got it, briefly, as the settle does; of a user, as many as the balance allows, by id.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, run int, reservation_id uuid, prompt text, params jsonb)
@@ -80,7 +80,9 @@ traced as (
   insert into session_events (session_id, run, kind, data)
   select id, run, 'redriven', jsonb_build_object('reserved', amount, 'by', %(who)s::text, 'was', was) from again
 )
-select a.*, case when %(notify)s then pg_notify('session_requeued', jsonb_build_object(
+select a.id, a.user_id, a.client_key, a.model, null as prompt, a.status, a.run, a.attempts, a.unknowns, a.lease,
+  a.reservation_id, a.created_at, a.queued_at, a.version, a.read_at,
+  case when %(notify)s then pg_notify('session_requeued', jsonb_build_object(
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status, 'run', run
 )::text) end
 from again a

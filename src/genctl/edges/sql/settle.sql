@@ -3,6 +3,8 @@
 -- name: settle
 -- Ends runs: reservation, ledger, balance and version, session, trace, NOTIFY. Returns the winners.
 -- An item whose lease is no longer the row's hits nothing; nor does one whose row somebody else has locked.
+-- What comes back is short, without prompt, result and the provider's words: until a client that is frozen reads
+-- it, what fills its connection's buffers would keep the accounts locked.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, lease bigint, status text, attempts int, result jsonb, details jsonb,
@@ -80,7 +82,12 @@ traced as (
   union all
   select id, run, 'unnotified', null from ended where not %(notify)s
 )
-select e.*, %(notify)s as notified, case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
+select e.id, e.user_id, e.client_key, e.model, null as prompt, e.status, e.run, e.attempts, e.unknowns, e.lease,
+  e.reservation_id, e.created_at, e.queued_at, e.started_at, e.first_failed_at, e.completed_at, e.version,
+  e.dlq_sent_at, e.read_at, %(notify)s as notified,
+  case jsonb_typeof(e.error_details) when 'object'
+    then e.error_details - '{providerBody,providerMessage,userMessage}'::text[] end as error_details,
+  case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
   -- cut, because a payload of 8,000 bytes makes NOTIFY fail and would roll the refund back
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
 )::text) end

@@ -1,5 +1,6 @@
 -- The safety net: what is owed, dead or stuck. Every list is bounded, and an adopted row without a user, for whom
--- nothing can be done, takes up no place in it. What needs a queue or a gate is of one tool, by its `models`; an
+-- nothing can be done, takes up no place in it. Most are in no order, so that some rows which the database refuses
+-- again and again do not keep the rest waiting. What needs a queue or a gate is of one tool, by its `models`; an
 -- adopted row (never queued here, or without a model) that is not one of `others` either is anybody's.
 
 -- name: owed_jobs
@@ -15,7 +16,7 @@ select *, now() as read_at from generation_sessions
 where status = 'failed' and dlq_sent_at is null and completed_at < now() - make_interval(secs => %(age_s)s)
   and user_id is not null and (model like any(%(models)s)
     or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
-order by completed_at limit %(limit)s
+order by random() limit %(limit)s
 
 -- name: dead_leases
 -- Runs whose worker fell silent. One that was processing at adoption has no lease: its age counts.
@@ -24,7 +25,7 @@ where status = 'processing' and user_id is not null and (lease_until < now() or 
   lease_until is null and created_at < now() - make_interval(secs => %(queued_timeout_s)s)))
   and (model like any(%(models)s)
     or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
-order by lease_until limit %(limit)s
+order by random() limit %(limit)s
 
 -- name: requeue_dead
 -- Back to the queue, owed, with one more outcome that nobody knows.
@@ -54,11 +55,11 @@ select *, now() as read_at from generation_sessions
 where status = 'queued' and coalesce(queued_at, created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
   and user_id is not null and (model like any(%(models)s)
     or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
-order by coalesce(queued_at, created_at) limit %(limit)s
+order by random() limit %(limit)s
 
 -- name: refunds_owed
 -- Failed sessions that still hold their reservation, from the few that are held and not from all that ever
--- failed. In no order, so that some which are refused again and again do not keep the rest waiting.
+-- failed.
 select s.*, now() as read_at from credit_reservations r
 join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
 where r.status = 'held' and s.status = 'failed' and not exists (  -- adopted ones may share it

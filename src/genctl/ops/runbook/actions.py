@@ -1,14 +1,15 @@
 """What a step does: each kind gives one document, which conditions and saved paths are asked of."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from asyncio.subprocess import Process
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -28,8 +29,15 @@ from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql
 
 LARGEST_BYTES = 2**20  # of an output that is kept
+LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours, which may list a whole queue
+ENDS_WITHIN_S = 5.0  # a command of ours that is told to end puts things in order first
 GONE_WITHIN_S = 1.0
 SKIPPED = 77  # how a script says that it cannot be run here
+# The words come by stdin: there are secrets among them, and all users of a machine see arguments.
+GENCTL = (
+    "import json, sys; sys.argv[1:] = json.load(sys.stdin); "
+    "from genctl.__main__ import main; sys.exit(main())"
+)
 Document = dict[str, Any]
 Values = Mapping[str, Any]
 
@@ -38,51 +46,28 @@ class SkippedError(Exception):
     """What a step needs is not here."""
 
 
-class Within(Protocol):
-    """Work that is ended after so long, by TimeoutError, or by a signal, by SystemExit."""
-
-    def __call__(self, seconds: float, work: Callable[[], Any]) -> Any: ...
-
-
 class Actions(NamedTuple):
-    """The means of a run. `invoke` runs a command: words and the value of its `--yes`; its exit code,
-    stdout and stderr. `run` is the event loop. `mask` hides what is secret.
+    """The means of a run. `complete` makes a command line of a step's words and the value of its `--yes`;
+    `say` hears each line that a command says to people. `mask` hides what is secret.
     """
 
     settings: Settings
     mask: Masker
-    invoke: Callable[[list[str], str | None], tuple[int, str, str]]
-    run: Callable[[Coroutine[Any, Any, Document]], Document]
-    within: Within
+    complete: Callable[[list[str], str | None], list[str]]
+    say: Callable[[str], None]
 
-    def perform(self, kind: str, what: Any, values: Values, timeout_s: float, yes: str | None) -> Document:
-        """Do it once. Raises KeyError for a value that is not known, GenctlError, TimeoutError,
-        SkippedError, and SystemExit when a signal came.
-        """
-        work = self.prepared(kind, what, values, yes)
-        found: Document = self.within(timeout_s, work)
-        return found
-
-    def prepared(self, kind: str, what: Any, values: Values, yes: str | None) -> Callable[[], Document]:
-        """What there is to do, its values filled in."""
+    async def perform(self, kind: str, what: Any, values: Values, yes: str | None) -> Document:
+        """Do it once. Raises KeyError for a value that is not known, GenctlError, SkippedError."""
         match kind:
             case "genctl":
-                words = arguments(what, values)
-                return lambda: _command(*self.invoke(words, yes))
+                return await _command(self.complete(arguments(what, values), yes), self.say)
             case "sql":
                 sql: Sql = what
                 params = {name: values[name] for name in names_in(sql.query)}
-                return lambda: self.run(_asked(self.settings, sql, params))
+                return await _asked(self.settings, sql, params)
             case "http":
-                request = filled_request(what, values)
-                return lambda: self.run(_requested(request))
-        env = {name: as_word(values[name]) for name in names_in(what)}
-        return lambda: self.run(_shell(what, env))
-
-    def pause(self, seconds: float) -> None:
-        """Wait so long. Raises SystemExit when a signal came."""
-        with suppress(TimeoutError):
-            self.within(seconds, lambda: time.sleep(seconds + 60))
+                return await _requested(filled_request(what, values))
+        return await _shell(what, {name: as_word(values[name]) for name in names_in(what)})
 
 
 def arguments(words: list[str | int], values: Values) -> list[str]:
@@ -94,18 +79,28 @@ def arguments(words: list[str | int], values: Values) -> list[str]:
     return found
 
 
-def _command(code: int, out: str, err: str) -> Document:
-    last = (err.strip().splitlines() or [""])[-1]
-    error = _read(last)["json"]
+async def _command(words: list[str], say: Callable[[str], None]) -> Document:
+    """A command of ours in a process of its own, by the Python that runs the runbook."""
+    code, out, err = await _child(
+        (sys.executable, "-P", "-c", GENCTL),
+        given=json.dumps(words).encode(),
+        most=LARGEST_OF_OURS_BYTES,
+        ends_within_s=ENDS_WITHIN_S,
+        say=lambda line: None if line.startswith('{"error": ') else say(line),  # the step tells that
+    )
+    said = err.decode(errors="replace")
+    last = (said.strip().splitlines() or [""])[-1]
+    error = _read(last.encode())["json"]
     error = error.get("error") if isinstance(error, dict) else None
-    return {"exit": code, **_read(out.rstrip("\n")), "stderr": err, "error": error}
+    return {"exit": code, **_read(out.rstrip(b"\n"), LARGEST_OF_OURS_BYTES), "stderr": said, "error": error}
 
 
-def _read(output: str | bytes) -> Document:
+def _read(output: bytes, most: int = LARGEST_BYTES) -> Document:
     """`json` and `text` of an output; `unread` says why its JSON cannot be read, though it may be some."""
-    text = output if isinstance(output, str) else output[:LARGEST_BYTES].decode(errors="replace")
-    if isinstance(output, bytes) and len(output) > LARGEST_BYTES:
-        return {"json": None, "text": text, "unread": "the output is longer than 1 MiB: its JSON is not read"}
+    text = output[:most].decode(errors="replace")
+    if len(output) > most:
+        told = f"the output is longer than {most >> 20} MiB: its JSON is not read"
+        return {"json": None, "text": text, "unread": told}
     try:
         return {"json": read_json(text), "text": text}
     except TooDeepError as error:
@@ -154,38 +149,91 @@ async def _requested(what: Http) -> Document:
         raise GenctlError("NoAnswer", f"{what.method} {what.url}: {said}", exit_code=1) from None
 
 
-async def _first_bytes(stream: aiohttp.StreamReader | asyncio.StreamReader | None) -> bytes:
-    """All of it is read, and as much kept as we keep, with a byte more where there was more."""
-    kept = b""
+async def _first_bytes(
+    stream: aiohttp.StreamReader | asyncio.StreamReader | None,
+    most: int = LARGEST_BYTES,
+    say: Callable[[str], None] | None = None,
+) -> bytes:
+    """All of it is read, and as much kept as we keep, with a byte more where there was more.
+
+    `say` hears its lines as they come.
+    """
+    kept = rest = b""
     while stream and (data := await stream.read(65_536)):
-        kept += data[: max(LARGEST_BYTES + 1 - len(kept), 0)]
+        kept += data[: max(most + 1 - len(kept), 0)]
+        if say:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                say(line.decode(errors="replace"))
     return kept
 
 
 async def _shell(script: str, env: Mapping[str, str]) -> Document:
     """`python` and `genctl` in it are those that run the runbook."""
-    ours = str(Path(sys.executable).parent)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", script),
-            env={**os.environ, **env, "PATH": f"{ours}:{os.environ.get('PATH', os.defpath)}"},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        raise GenctlError("NoShell", f"the script cannot be run: {error}", exit_code=1) from None
-    try:
-        out, err = await asyncio.gather(_first_bytes(process.stdout), _first_bytes(process.stderr))
-        code = await process.wait()
-    finally:
-        with suppress(ProcessLookupError):  # with all that it has started
-            os.killpg(process.pid, signal.SIGKILL)
-        with suppress(TimeoutError):  # asyncio sees the end of what it has read to the end alone
-            async with asyncio.timeout(GONE_WITHIN_S):
-                await process.communicate()
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    code, out, err = await _child(("/bin/sh", "-c", script), env={**env, "PATH": path})
     read, said = _read(out.rstrip(b"\n")), err.decode(errors="replace").rstrip("\n")
     if code == SKIPPED:
         raise SkippedError((said or read["text"] or "it cannot be run here").splitlines()[-1])
     return {"exit": code, **read, "stderr": said}
+
+
+async def _child(
+    argv: tuple[str, ...],
+    *,
+    env: Mapping[str, str] | None = None,
+    given: bytes = b"",
+    most: int = LARGEST_BYTES,
+    ends_within_s: float = 0.0,
+    say: Callable[[str], None] | None = None,
+) -> tuple[int, bytes, bytes]:
+    """A process with all that it starts: its exit code, stdout and stderr. Where it is cancelled, it is
+    killed; before that it may end by itself for so long.
+    """
+    starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
+    heard = asyncio.ensure_future(_heard(starting, given, most, say))
+    try:
+        return await asyncio.shield(heard)  # what it says while it ends is heard too
+    finally:
+        await _ended(starting, heard, ends_within_s)
+
+
+async def _started(argv: tuple[str, ...], env: Mapping[str, str]) -> Process:
+    """Never to be cancelled: asyncio would wait for ever for a process that it has half begun."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+    except (OSError, ValueError) as error:
+        raise GenctlError("NoProcess", f"it cannot be started: {error}", exit_code=1) from None
+
+
+async def _heard(
+    starting: asyncio.Task[Process], given: bytes, most: int, say: Callable[[str], None] | None
+) -> tuple[int, bytes, bytes]:
+    process = await starting
+    assert process.stdin  # noqa: S101 - a pipe
+    process.stdin.write(given)
+    process.stdin.close()
+    out, err = await asyncio.gather(
+        _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, say)
+    )
+    return await process.wait(), out, err
+
+
+async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], within_s: float) -> None:
+    """End it with all that it has started; one that runs is asked first, if it has some time."""
+    await asyncio.wait({starting})
+    if starting.exception():
+        return
+    process = starting.result()
+    try:
+        if within_s and process.returncode is None:
+            process.terminate()
+            await asyncio.wait({heard}, timeout=within_s)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.wait({heard}, timeout=GONE_WITHIN_S)  # who has left its group may hold the pipes
+        heard.cancel()

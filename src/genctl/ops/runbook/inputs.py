@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from genctl.base import settings as table
 from genctl.base.dsn import password
 from genctl.base.jsontext import TooDeepError, read_json
 from genctl.base.settings import Settings
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, meant
 from genctl.domain.runbooks import Past, refusal
 from genctl.ops.runbook import journal
 from genctl.ops.runbook.model import Loaded, Runbook
@@ -33,7 +32,7 @@ def at_step(runbook: Runbook, step: str) -> Start:
     """A start at that step. Raises GenctlError (exit 2) where there is none."""
     names = [one.step for one in runbook.steps]
     if step not in names:
-        raise _usage(f"no step {step!r}{_close(step, names)}", f"its steps are {', '.join(names)}")
+        raise _usage(f"no step {step!r}{meant(step, names)}", f"its steps are {', '.join(names)}")
     return Start(done=names[: names.index(step)])
 
 
@@ -94,7 +93,7 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
     if name not in saved:
         known = [*runbook.variables, *sorted(saved)]
         raise _usage(
-            f"no variable {name!r}{_close(name, known)}", f"its variables are {', '.join(known) or 'none'}"
+            f"no variable {name!r}{meant(name, known)}", f"its variables are {', '.join(known) or 'none'}"
         )
     try:
         return read_json(text)
@@ -102,11 +101,6 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
         raise _usage(f"--var {name}: {error}") from None
     except ValueError:
         return text
-
-
-def _close(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, 1)
-    return f": did you mean {close[0]}?" if close else ""
 
 
 def _usage(message: str, fix: str = "") -> GenctlError:

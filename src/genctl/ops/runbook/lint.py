@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 import msgspec
 
-from genctl.domain.conditions import mistake, path_mistake, roots
+from genctl.domain.conditions import path_mistake, roots, values_in
+from genctl.domain.model import meant
 from genctl.domain.runbooks import is_reference, references
 from genctl.ops.runbook.model import KINDS, Runbook, Step
 from genctl.ops.runbook.source import Finding, Place, Source
@@ -17,6 +17,14 @@ READS = ("select", "with", "values", "table", "show", "explain")
 WRITES = "one that writes says so: writes: true"
 _READS = re.compile(rf"(\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/|\()*({'|'.join(READS)})\b", re.IGNORECASE)
 LOOKS = ("genctl", "sql", "http", "shell")
+LITERALS = "; a number is written `5`, a text 'x'"
+DOCUMENTS = {
+    "genctl": ("exit", "json", "text", "stderr", "error"),
+    "sql": ("rows", "count"),
+    "http": ("status", "headers", "json", "text"),
+    "shell": ("exit", "json", "text", "stderr"),
+    "ask": ("answer",),
+}
 
 
 def lint(runbook: Runbook, source: Source, words: Words) -> Iterator[Finding]:
@@ -38,6 +46,7 @@ def lint(runbook: Runbook, source: Source, words: Words) -> Iterator[Finding]:
         yield from sound
         if not sound:
             yield from _action(step, source, at, words)
+            yield from _strange(step, source, at)
         yield from _keys(step, source, at)
         yield from _conditions(step, source, at)
     yield from _values(runbook, source)
@@ -64,8 +73,7 @@ def _values(runbook: Runbook, source: Source) -> Iterator[Finding]:
 def _unknown(name: str, known: set[str], later: dict[str, str]) -> str:
     if name in later:
         return f"{name} is saved later, by step {later[name]}"
-    close = get_close_matches(name, known, 1)
-    return f"unknown value {name}" + (f": did you mean {close[0]}?" if close else "")
+    return f"unknown value {name}{meant(name, known)}"
 
 
 def _kinds(step: Step, source: Source, at: Place) -> Iterator[Finding]:
@@ -129,12 +137,18 @@ def _action(step: Step, source: Source, at: Place, words: Words) -> Iterator[Fin
 def _conditions(step: Step, source: Source, at: Place) -> Iterator[Finding]:
     for key, conditions in (("if", step.only_if), ("expect", step.expect)):
         for number, condition in enumerate(conditions or []):
-            complaint = None if is_reference(condition.value) else mistake(condition)
-            if complaint := _path_mistake(condition.path) or complaint:
-                yield source.finding((*at, key, number), complaint)
-            for name, whole in references(condition.value):
-                if not whole:
-                    yield source.finding((*at, key, number), f"{name} must be the whole value")
+            if complaint := _path_mistake(condition):
+                hint = LITERALS if complaint.startswith("no JMESPath") else ""
+                yield source.finding((*at, key, number), f"{complaint}{hint}")
+
+
+def _strange(step: Step, source: Source, at: Place) -> Iterator[Finding]:
+    """What no document of its kind has: often a text in double quotes, which is a name in JMESPath."""
+    known = ("values", *DOCUMENTS[step.action()[0]])
+    for number, condition in enumerate(step.expect or []):
+        for name in sorted(roots(condition) - set(known)) if path_mistake(condition) is None else ():
+            told = f"nothing is called {name}, only {', '.join(known)}{LITERALS}"
+            yield source.finding((*at, "expect", number), told)
 
 
 def _names(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
@@ -148,10 +162,7 @@ def _names(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
 
 
 def _names_in_conditions(step: Step, at: Place) -> Iterator[tuple[Place, str]]:
-    for key, conditions in (("if", step.only_if), ("expect", step.expect)):
+    for key, conditions, names in (("if", step.only_if, roots), ("expect", step.expect, values_in)):
         for number, condition in enumerate(conditions or []):
-            for name, _ in references(condition.value):
-                yield (*at, key, number, "value"), name
-            if key == "if" and path_mistake(condition.path) is None:
-                for name in sorted(roots(condition.path)):
-                    yield (*at, key, number, "path"), name
+            for name in sorted(names(condition)) if path_mistake(condition) is None else ():
+                yield (*at, key, number), name

@@ -1,13 +1,12 @@
 """Runbooks by name or path, read and linted."""
 
 import hashlib
-from difflib import get_close_matches
 from pathlib import Path
 
 import msgspec
 
 from genctl.base import assets
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, meant
 from genctl.ops.runbook import source
 from genctl.ops.runbook.lint import Words, lint
 from genctl.ops.runbook.model import Loaded, Runbook
@@ -26,11 +25,8 @@ def file_of(name: str) -> Path:
     if "/" in name or name.endswith((".yaml", ".yml")):
         return Path(name)
     if name not in (known := names()):
-        close = get_close_matches(name, known, 1)
-        hint = f": did you mean {close[0]}?" if close else ""
-        raise GenctlError(
-            "UnknownRunbook", f"no runbook {name!r}{hint}", "see `genctl runbook list`", exit_code=2
-        )
+        told = f"no runbook {name!r}{meant(name, known)}"
+        raise GenctlError("UnknownRunbook", told, "see `genctl runbook list`", exit_code=2)
     return assets.folder("runbooks") / f"{name}.yaml"
 
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from genctl.base.durations import parse_duration
-from genctl.domain.conditions import Condition, roots
+from genctl.domain.conditions import roots, values_in
 from genctl.domain.runbooks import references
 
 DEFAULT_TIMEOUT = "60s"
@@ -28,7 +28,7 @@ FORMS = {  # what lint says of them
 StepName = Annotated[str, msgspec.Meta(pattern=_NAME)]
 ValueName = Annotated[str, msgspec.Meta(pattern=_VALUE)]
 Duration = Annotated[str, msgspec.Meta(pattern=_DURATION)]
-Conditions = Annotated[list[Condition], msgspec.Meta(min_length=1)]
+Conditions = Annotated[list[Text], msgspec.Meta(min_length=1)]  # each an expression that must be true
 Words = Annotated[list[str | int], msgspec.Meta(min_length=1)]
 
 
@@ -37,10 +37,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class Variable(Strict, frozen=True, kw_only=True):
-    """A value that is given with `--var`. Exactly one of `default`, `required` and `optional`.
-
-    A step that uses an optional one that was not given is skipped.
-    """
+    """A value given with `--var`; a step that uses an `optional` one which was not given is skipped."""
 
     type: Literal["text", "integer", "number", "boolean", "duration", "file"]
     help: Text
@@ -185,13 +182,13 @@ class Step(Strict, frozen=True, kw_only=True):
 
     def needs(self) -> set[str]:
         """The names of the values that it cannot do without."""
-        compared = [one.value for one in (*(self.only_if or []), *(self.expect or []))]
-        used = msgspec.to_builtins([self.action()[1], self.patience, self.pause, compared])
-        return {name for name, _ in references(used) if name.isidentifier()}
+        used = msgspec.to_builtins([self.action()[1], self.patience, self.pause])
+        named = {name for name, _ in references(used) if name.isidentifier()}
+        return named.union(*map(values_in, self.expect or []))
 
     def looks_at(self) -> set[str]:
         """The same, and the names that its condition asks of."""
-        return self.needs().union(*(roots(one.path) for one in self.only_if or []))
+        return self.needs().union(*map(roots, self.only_if or []))
 
     @property
     def asks(self) -> bool:

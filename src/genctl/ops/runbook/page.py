@@ -7,7 +7,6 @@ from typing import Any
 
 from msgspec import UNSET
 
-from genctl.domain.conditions import Condition
 from genctl.domain.runbooks import as_word
 from genctl.ops.runbook.model import DEFAULT_TIMEOUT, Http, Runbook, Step, Variable
 
@@ -126,13 +125,17 @@ def _notes(step: Step) -> Iterator[str]:
     if step.timeout and step.timeout != DEFAULT_TIMEOUT:
         yield f"ends after {step.timeout} at the latest"
     if step.show:
-        yield f"shows `{step.show}`"
+        yield f"shows {_code(step.show)}"
     for name, what in step.saves():
-        yield f"keeps `{what.path}` as `{name}`" + (", a secret" if what.secret else "")
+        yield f"keeps {_code(what.path)} as `{name}`" + (", a secret" if what.secret else "")
 
 
-def _all(conditions: list[Condition]) -> str:
-    return ", and ".join(f"`{condition}`" for condition in conditions)
+def _all(conditions: list[str]) -> str:
+    return ", and ".join(map(_code, conditions))
+
+
+def _code(text: str) -> str:
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _block(mark: str, text: str) -> Iterator[str]:

@@ -1,17 +1,19 @@
 """Carrying out a runbook: steps in their order, the clean-up always, all of it in the journal."""
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from genctl import __version__
 from genctl.base.durations import format_duration, parse_duration
 from genctl.base.person import who
-from genctl.domain.conditions import Condition, UncomparableError, complaint, find, holds, roots
+from genctl.domain.conditions import UncomparableError, complaint, find, holds, roots
 from genctl.domain.masking import MASK
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import as_word, fill, spoken
@@ -19,6 +21,8 @@ from genctl.ops.runbook.actions import Actions, Document, SkippedError
 from genctl.ops.runbook.inputs import Start
 from genctl.ops.runbook.journal import Journal, first_of, shortened
 from genctl.ops.runbook.model import Loaded, Step
+
+T = TypeVar("T")
 
 LONGEST_WHY = 600  # characters
 
@@ -92,15 +96,18 @@ class Run:
         self.secret = loaded.runbook.secrets()
         self.mask = means.mask
         self.mask.add(*(values[name] for name in self.secret & values.keys()))
+        self._signal = 0
+        self._work: asyncio.Task[Any] | None = None
 
-    def go(
-        self, begun: Callable[[Step], None], told: Callable[[Told], None], signalled: Callable[[], int]
-    ) -> Report:
-        """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up.
+    def interrupt(self, number: int) -> None:
+        """Take a signal, between any two lines: what is being done ends, and the clean-up follows."""
+        self._signal = number
+        if work := self._work:
+            work.get_loop().call_soon_threadsafe(work.cancel)
 
-        `signalled` takes a signal that came between two pieces of work: its exit code, else 0.
-        """
-        began, self._signalled = time.monotonic(), signalled
+    async def go(self, begun: Callable[[Step], None], told: Callable[[Told], None]) -> Report:
+        """Carry it out; `begun` and `told` hear of each step. Raises what they raise, after the clean-up."""
+        began = time.monotonic()
         self._begin()
         steps: list[Told] = []
         lost: BaseException | None = None
@@ -114,7 +121,7 @@ class Run:
                 except BaseException as error:  # noqa: BLE001 - the clean-up comes first, it is raised then
                     lost = error
 
-        code = self._steps(begun, tell, lambda: lost)
+        code = await self._steps(begun, tell, lambda: lost)
         bad = next((one for one in steps if one.state in {"failed", "interrupted"} and not one.always), None)
         report = Report(
             run=self.journal.run,
@@ -131,7 +138,7 @@ class Run:
             raise lost
         return report
 
-    def _steps(
+    async def _steps(
         self, begun: Callable[[Step], None], tell: Callable[[Told], None], lost: Callable[[], object]
     ) -> int:
         """All of them; the exit code that the first failure or signal has made."""
@@ -146,12 +153,11 @@ class Run:
                 continue
             try:
                 begun(step)
-                one = self._step(step)
-            except (KeyboardInterrupt, SystemExit) as signal:
-                number = signal.code if isinstance(signal, SystemExit) else 130
-                why = "interrupted" if number == 130 else "terminated"
+                one = await self._step(step)
+            except SystemExit as signal:
+                why = "interrupted" if signal.code == 130 else "terminated"
                 one = self._told(step, "interrupted", why=why)
-                code = code or (number if isinstance(number, int) and number > 1 else 130)
+                code = code or (signal.code if isinstance(signal.code, int) else 130)
             except Exception as error:  # noqa: BLE001 - whatever it is, the clean-up follows
                 one = self._told(step, "failed", why=f"unexpected {type(error).__name__}: {error}")
             self._note(step, one)
@@ -203,14 +209,14 @@ class Run:
 
     # --- one step ------------------------------------------------------------------------------------
 
-    def _step(self, step: Step) -> Told:
-        """Raises SystemExit or KeyboardInterrupt when a signal came."""
+    async def _step(self, step: Step) -> Told:
+        """Raises SystemExit when a signal came."""
         self._output: Document | None = None
         self._lacking: str | None = None
         began, self._tries = time.monotonic(), 0
         try:
             self._fits(step)
-            state, why = self._done(step)
+            state, why = await self._done(step)
         except SkippedError as reason:
             return self._told(step, "skipped", why=str(reason))
         except (GenctlError, UncomparableError) as error:
@@ -241,13 +247,10 @@ class Run:
             by = next(one.step for one in self.runbook.steps if name in one.save)
             raise SkippedError(f"{name} is not known: step {by} was not run")
         for condition in step.only_if or []:
-            if not holds(self._filled(condition), self.values):
+            if not holds(condition, self.values):
                 raise SkippedError(f"it is only for when {condition}")
 
-    def _filled(self, condition: Condition) -> Condition:
-        return msgspec.structs.replace(condition, value=fill(condition.value, self.values))
-
-    def _done(self, step: Step) -> tuple[str, str]:
+    async def _done(self, step: Step) -> tuple[str, str]:
         """State and reason."""
         yes = None
         self._heed()
@@ -261,19 +264,41 @@ class Run:
         while True:
             self._tries += 1
             left_s = deadline - time.monotonic() if deadline else patience_s
-            why = self._try(step, left_s, yes if step.dangerous else None)
+            why = await self._try(step, left_s, yes if step.dangerous else None)
             if why is None:
                 return "ok", ""
             if deadline and time.monotonic() + pause_s > deadline:
                 return "failed", f"{why}, after {format_duration(patience_s)}"
             if not deadline and self._tries == tries:
                 return "failed", why
-            self.means.pause(pause_s)
-            self._heed()
+            await self._bounded(partial(asyncio.sleep, pause_s), pause_s + 60)
+
+    def _signalled(self) -> int:
+        """Take the signal that came: its exit code, 0 where none did."""
+        number, self._signal = self._signal, 0
+        return 128 + number if number else 0
 
     def _heed(self) -> None:
-        if number := self._signalled():
-            raise SystemExit(number)
+        if code := self._signalled():
+            raise SystemExit(code)
+
+    async def _bounded(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """The result of `work`. Raises TimeoutError after so long, and SystemExit when a signal ended it."""
+
+        async def bounded() -> T:
+            async with asyncio.timeout(seconds):
+                return await work()
+
+        self._work = task = asyncio.ensure_future(bounded())
+        try:
+            if self._signal:
+                task.cancel()
+            return await task
+        except asyncio.CancelledError:
+            self._heed()
+            raise
+        finally:
+            self._work = None
 
     def _seconds(self, duration: str) -> float:
         try:
@@ -295,17 +320,18 @@ class Run:
         why = self._judged(step, {"answer": answer})
         return ("failed", why) if why else ("ok", "")
 
-    def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
+    async def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
         """Do it once; what is wrong with what came of it."""
         kind, what = step.action()
         if not step.wait:
             self._output = None
         try:
-            output = self.means.perform(kind, what, self.values, timeout_s, yes)
+            output = await self._bounded(partial(self.means.perform, kind, what, self.values, yes), timeout_s)
             error = output.get("error") if kind == "genctl" else None
             if yes is None and isinstance(error, dict) and error.get("code") == "NotConfirmed":
                 yes = self.person.confirm(f"{step.step}: {error['message']}")
-                output = self.means.perform(kind, what, self.values, timeout_s, yes)
+                again = partial(self.means.perform, kind, what, self.values, yes)
+                output = await self._bounded(again, timeout_s)
         except TimeoutError:
             if step.wait and self._lacking:  # its last look was cut off
                 return self._lacking
@@ -322,11 +348,11 @@ class Run:
             if name in self.secret:  # whatever else is found wrong with it
                 with suppress(UncomparableError):
                     self.mask.add(find(what.path, output))
-        paths = [one.path for one in step.expect or []] + [what.path for _, what in step.saves()]
+        paths = [*(step.expect or []), *(what.path for _, what in step.saves())]
         if why := _unread(output, paths):
             return why
         for condition in step.expect or []:
-            if why := complaint(self._filled(condition), output):
+            if why := complaint(condition, {**output, "values": self.values}):
                 return why + _told_by(output)
         for name, what in step.saves():
             try:

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
 import msgspec
 import yaml
 
-from genctl.domain.conditions import Condition
+from genctl.domain.conditions import instead
+from genctl.domain.model import meant
 from genctl.ops.runbook import model
 from genctl.ops.runbook.model import FORMS, Runbook, Step, Variable
 
@@ -16,7 +16,7 @@ KEYS = sorted(
     {
         key
         for struct in (
-            *(Runbook, Step, Variable, Condition),
+            *(Runbook, Step, Variable),
             *(model.Sql, model.Http, model.Ask, model.Wait, model.Retry, model.Save),
         )
         for key in struct.__struct_encode_fields__
@@ -26,7 +26,6 @@ KEYS = sorted(
 CHOICES = {
     key: get_args(struct.__annotations__[key])
     for key, struct in {
-        "operator": Condition,
         "type": Variable,
         "kind": model.Ask,
         "method": model.Http,
@@ -170,17 +169,29 @@ def _converted(source: Source, base: Place, value: Any, kind: Any) -> Iterator[F
         steps = re.findall(r"\.([a-z_]+)|\[(\d+)\]", path)
         place = (*base, *(name or int(number) for name, number in steps))
         if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
-            close = [] if match[1] in KEYS else get_close_matches(match[1], KEYS, 1)  # it is one, elsewhere
-            hint = f": did you mean {close[0]}?" if close else ""
+            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # it is one, elsewhere
             yield source.finding((*place, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
         elif match := re.fullmatch("Object missing required field `(.*)`", message):
             yield source.finding(place, f"the key {match[1]} is missing")
         elif match := re.fullmatch("Invalid enum value '(.*)'", message, re.DOTALL):
             choices = CHOICES[str(place[-1])]
-            hint = "".join(f": did you mean {one}?" for one in get_close_matches(match[1], choices, 1))
-            yield source.finding(place, f"expected one of {', '.join(choices)}, got {match[1]!r}{hint}")
+            told = f"expected one of {', '.join(choices)}, got {match[1]!r}"
+            yield source.finding(place, told + meant(match[1], choices))
         else:
-            yield source.finding(place, _in_words(message))
+            yield source.finding(place, _of_the_old_form(source, place) or _in_words(message))
+
+
+def _of_the_old_form(source: Source, place: Place) -> str | None:
+    """What to write instead of a condition that is a path, an operator and a value."""
+    if place[-2:-1] not in {("if",), ("expect",)}:
+        return None
+    found: Any = source.data
+    for key in place:
+        found = found[key]
+    if not isinstance(found, dict) or "operator" not in found:
+        return None
+    expression = instead(found, "" if "if" in place else "values.")
+    return "a condition is one JMESPath expression" + (f": write {expression}" if expression else "")
 
 
 def _in_words(message: str) -> str:

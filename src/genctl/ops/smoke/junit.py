@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
-from genctl.base.printable import xml_text
+from genctl.base.printable import printable
 from genctl.domain.model import GenctlError
 from genctl.ops.smoke.hop import NOT_TRIED, Hop, verdict
 
@@ -45,11 +45,11 @@ def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
         case.set("time", f"{max(0.0, at_s - before_s):.3f}")
         before_s = max(before_s, at_s)
         if hop.ok:
-            SubElement(case, "system-out").text = xml_text(hop.evidence)
+            SubElement(case, "system-out").text = _text(hop.evidence)
         elif hop.why != NOT_TRIED:
-            SubElement(case, "failure", message=xml_text(hop.why)).text = xml_text(hop.why)
+            SubElement(case, "failure", message=_text(hop.why)).text = _text(hop.why)
         elif trouble is not None:
-            SubElement(case, "error", message=xml_text(trouble))
+            SubElement(case, "error", message=_text(trouble))
             trouble = None
         else:
             SubElement(case, "skipped", message=hop.why)
@@ -60,3 +60,8 @@ def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
         target.set("time", f"{before_s:.3f}")
     indent(root)
     return root
+
+
+def _text(text: str) -> str:
+    """Without what a terminal would obey, and what XML 1.0 has no way to write."""
+    return printable(text).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})

@@ -1,9 +1,6 @@
-"""Commands as the steps of a runbook: checked against the real command line, and run in this process."""
+"""The words of a command as a step of a runbook: checked against the real command line, and completed."""
 
-import io
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -20,7 +17,6 @@ NEVER = {
     "runbook": "a runbook runs no runbook",
     "demo": "it has a stack of its own",
     "up": "it never ends",
-    "worker": "it owns its process, signals and end: `shell: genctl worker`",
 }
 
 
@@ -43,6 +39,16 @@ def usage_mistake(words: Sequence[str]) -> str | None:
     except click.UsageError as error:
         return error.format_message()
     return None
+
+
+def completed(words: Sequence[str], *, yes: str | None, flags: Mapping[str, str]) -> list[str]:
+    """The words of a step as a command line whose output is JSON; `yes` is the value of its `--yes`."""
+    command, _, rest = _resolved([*words])
+    shared = {option for param in command.params for option in param.opts}
+    more = ["-o", "json"] if isinstance(command, Command) and "-o" in shared else []
+    more += [word for key, value in flags.items() for word in ("-S", f"{key}={value}")]
+    more += [f"--yes={yes}"] if yes is not None and "--yes" in shared else []
+    return [*words[: len(words) - len(rest)], *more, *rest]
 
 
 def _resolved(texts: list[str]) -> tuple[click.Command, click.Context, list[str]]:
@@ -77,48 +83,3 @@ def _check(command: click.Command, context: click.Context, rest: list[str]) -> N
             raise click.MissingParameter(ctx=context, param=param)
         if value is not None and "${" not in str(value) and not isinstance(param.type, click.File):
             param.type_cast_value(context, value)
-
-
-class _Lines(io.TextIOBase):
-    """What a command says to people, kept, and passed on line by line."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._texts: list[str] = []
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        self._texts.append(text)
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._say(line)
-        return len(text)
-
-    def text(self) -> str:
-        return "".join(self._texts)
-
-
-def call(
-    words: Sequence[str], *, yes: str | None, flags: Mapping[str, str], say: Callable[[str], None]
-) -> tuple[int, str, str]:
-    """Run a command as the command line does; its exit code, stdout and stderr. It asks nobody.
-
-    `yes` is the value of its `--yes`, None without. `say` hears each line of stderr.
-    """
-    from genctl.cli import main
-
-    command, _, rest = _resolved(list(words))
-    shared = {option for param in command.params for option in param.opts}
-    more = ["-o", "json"] if isinstance(command, Command) and "-o" in shared else []
-    more += [word for key, value in flags.items() for word in ("-S", f"{key}={value}")]
-    more += [f"--yes={yes}"] if yes is not None and "--yes" in shared else []
-    ours = sys.stderr
-
-    def said(line: str) -> None:
-        if not line.startswith('{"error": '):  # the step tells it in its own words
-            with redirect_stderr(ours):
-                say(line)
-
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(_Lines(said)) as err:
-        code = main([*words[: len(words) - len(rest)], *more, *rest])
-    return code, out.getvalue(), err.text()

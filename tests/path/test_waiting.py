@@ -1,0 +1,192 @@
+"""Answers of the provider that wait for their rows: bounded, patient, and in nobody's way."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from tests.kit import Kit, database_url, until
+from tests.path.test_guards import DEAD
+from tests.path.test_polite import statuses, working
+
+from genctl.domain.model import Answer, NoAnswer, Session
+from genctl.pipeline import Pipeline
+from genctl.services import sweeper
+from genctl.sweep import BATCH, Ages, sweep
+
+AWAY_S = 4.0  # several leases
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases of a second, and an outage is long that lets one lapse."""
+    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
+        monkeypatch.setattr(f"genctl.{name}", 1)
+    for name in ("run.RENEW_S", "sweep.RENEW_S"):  # what those who hold runs get, after an outage
+        monkeypatch.setattr(f"genctl.{name}", 3.0)
+    for name, seconds in {
+        "run.STALE_S": 0.6,
+        "run.TOGETHER_S": 0.3,
+        "run.SETTLE_PATIENCE_S": 0.3,
+        "edges.db.OUTAGE_S": 0.5,
+        "services.keeper.RENEW_S": 0.2,
+        "services.keeper.AGAIN_S": 0.1,
+        "services.worker.TROUBLE_PAUSE_S": 0.2,
+    }.items():
+        monkeypatch.setattr(f"genctl.{name}", seconds)
+
+
+@contextmanager
+def away(kit: Kit, postgres: str) -> Iterator[None]:
+    """Nobody gets into the database, and whoever is there is thrown out."""
+    with psycopg.connect(database_url(postgres, "postgres"), autocommit=True) as conn:
+        name = psycopg.conninfo.conninfo_to_dict(kit.settings.dsn())["dbname"]
+        conn.execute(f"alter database {name} allow_connections false".encode())
+        conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
+        try:
+            yield
+        finally:
+            conn.execute(f"alter database {name} allow_connections true".encode())
+
+
+@pytest.mark.usefixtures("short")
+async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgres: str) -> None:
+    """Another worker and sweepers had it too: whoever holds a run has the first turn at it."""
+    sessions = [await kit.enqueue("slow-success", user=f"user-{n}") for n in range(30)]
+    sent = Counter[str]()
+    async with Pipeline.open(kit.settings) as other:
+        for at in (kit.at, other):
+            monitor(at, sent)
+        async with working(kit.at, concurrency=40):
+            await until(lambda: true(sent.total() == len(sessions)))
+            async with working(other, concurrency=40):
+                ages = Ages.of(kit.settings)
+                sweeping = [asyncio.create_task(sweeper.run(at, ages, every_s=0.3)) for at in (kit.at, other)]
+                with away(kit, postgres):
+                    await asyncio.sleep(AWAY_S)
+                await until(lambda: has_ended(kit, len(sessions)))
+                for task in sweeping:
+                    task.cancel()
+    assert sent == dict.fromkeys((str(session.id) for session in sessions), 1)
+    rows = looked_up(kit, "select status, attempts, unknowns from generation_sessions")
+    assert [tuple(row.values()) for row in rows] == [("completed", 1, 0)] * len(sessions)
+    assert await kit.violations() == []
+
+
+def monitor(at: Pipeline, sent: Counter[str]) -> None:
+    """Count the calls of each session."""
+    assert at.wire
+    usual = at.wire.generate
+
+    async def generate(session: Session, on_send: Callable[[], None]) -> Answer | NoAnswer:
+        sent[str(session.id)] += 1
+        return await usual(session, on_send)
+
+    setattr(at.wire, "generate", generate)  # noqa: B010 - it is a method
+
+
+def looked_up(kit: Kit, query: str) -> list[dict[str, object]]:
+    """On a connection of its own: those of the pool may be gone."""
+    with psycopg.connect(kit.settings.dsn(), row_factory=dict_row) as conn:
+        return conn.execute(query.encode()).fetchall()
+
+
+async def has_ended(kit: Kit, count: int) -> bool:
+    return len(looked_up(kit, "select from generation_sessions where completed_at is not null")) == count
+
+
+async def true(value: object) -> bool:
+    return bool(value)
+
+
+async def test_while_too_many_answers_wait_nothing_more_is_received(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genctl.services.worker.MOST_WAITING", 4)
+    monkeypatch.setattr("genctl.services.worker.LOOK_S", 0.05)
+    for _ in range(12):
+        await kit.enqueue()
+    async with working(kit.at, concurrency=2) as worker:
+        rests = list[str]()
+        monkeypatch.setattr(worker.liveness, "rest", rests.append)
+        async with kit.db._pool.connection() as conn, conn.transaction():
+            await conn.execute("select from credit_accounts for update")
+            await until(lambda: true(sum("answers wait for their rows" in why for why in rests) > 9))
+            assert worker._received <= 4 + 2
+        await statuses(kit, completed=12)
+
+
+async def test_an_answer_that_was_refused_is_settled_by_the_next_owner_without_a_call(kit: Kit) -> None:
+    """Also by one who finds the attempts used up, and no attempt is counted beyond the most."""
+    sent = Counter[str]()
+    monitor(kit.at, sent)
+    await kit.query(
+        """create function no() returns trigger language plpgsql as $$ begin
+          if new.status in ('completed', 'failed') then raise exception 'no'; end if; return new; end $$"""
+    )
+    await kit.query(
+        "create trigger no before update on generation_sessions for each row execute function no()"
+    )
+    for scenario in ("success", "sensitive"):
+        await kit.enqueue(scenario)
+    await kit.query("update generation_sessions set attempts = %s", kit.at.limits.attempts - 1)
+    for _ in range(2):  # those who come while it is refused, too
+        async with working(kit.at, concurrency=2):
+            await until(lambda: true(len(kit.at.answers.waiting) == 2))
+            await until(lambda: has_kept(kit, 2))
+            rows = await kit.query("select attempts from generation_sessions")
+            assert [row["attempts"] for row in rows] == [kit.at.limits.attempts] * 2
+    await kit.query("drop trigger no on generation_sessions")
+    async with working(kit.at, concurrency=2):
+        await statuses(kit, completed=1, failed=1)
+    assert list(sent.values()) == [1, 1]
+    rows = await kit.query("select attempts from generation_sessions")
+    assert [row["attempts"] for row in rows] == [kit.at.limits.attempts] * 2
+    assert await kit.violations() == []
+
+
+async def has_kept(kit: Kit, count: int) -> bool:
+    kept = await kit.query("select distinct session_id from session_events where kind = 'answered'")
+    return len(kept) == count
+
+
+async def test_a_message_of_a_run_that_cannot_be_had_is_not_worn_out(kit: Kit) -> None:
+    """Its lease is over and its row is locked: shown at once each time, it would soon go to the DLQ by itself."""
+    await kit.enqueue()
+    await kit.query("update generation_sessions set status = 'processing', lease = 1, attempts = 1")
+    await kit.query(DEAD)
+    async with kit.db._pool.connection() as conn, conn.transaction():
+        await conn.execute("select from generation_sessions for update")
+        for _ in range(2):
+            await kit.work()
+        assert await kit.at.queue.receive(1, wait_s=0, visibility_s=0) == []
+
+
+async def test_what_is_refused_again_and_again_keeps_no_other_run_from_the_sweeper(kit: Kit) -> None:
+    """More dead runs of one user than a sweep looks at, and each refused: another one's is found all the same."""
+    await kit.query(
+        """create function no() returns trigger language plpgsql as $$ begin
+          if new.user_id = 'refused' then raise exception 'no'; end if; return new; end $$"""
+    )
+    for _ in range(BATCH + 20):
+        await kit.enqueue(user="refused")
+    quiet = await kit.enqueue(user="quiet")
+    await kit.query(
+        "update generation_sessions set status = 'processing', attempts = 1, lease = 1, enqueued_at = now()"
+    )
+    await kit.query(DEAD)
+    await kit.query(
+        "update generation_sessions set lease_until = lease_until + interval '0.5 s' where id = %s", quiet.id
+    )
+    await kit.query(
+        "create trigger no before update on generation_sessions for each row execute function no()"
+    )
+
+    async def found() -> bool:
+        await sweep(kit.at, Ages.of(kit.settings))
+        return (await kit.row(quiet)).status == "queued"
+
+    await until(found)

@@ -1,0 +1,202 @@
+"""A database that is away, silent, full of NOTIFYs or throws everybody out: each job ends by its one call."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from tests.kit import QueueServer, database_url, until_sync
+from tests.process.place import Place, Running, new_place
+from tests.process.test_refusals import USUAL_S, calls, ended_right
+
+from genctl.edges import migrate
+from genctl.ops.stack.postgres import Postgres
+
+AWAY_S = 33.0  # longer than a lease
+FROZEN_S = 20.0
+STORM_S = 5.0
+OPEN = "select from generation_sessions where completed_at is null and user_id <> 'long'"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """One that may be stopped, whose NOTIFY queue is soon full."""
+    settings = {"fsync": "off", "max_notify_queue_pages": "64"}
+    server = Postgres(tmp_path_factory.mktemp("pg"), settings=settings)
+    asyncio.run(server.start())
+    try:
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            conn.execute("create database template_here")
+        asyncio.run(migrate.up(database_url(server.dsn, "template_here")))
+        yield server
+    finally:
+        asyncio.run(server.stop())
+
+
+@pytest.fixture
+def place(server: Postgres, sqs_server: QueueServer, simulator: Running, tmp_path: Path) -> Iterator[Place]:
+    template = database_url(server.dsn, "template_here")
+    with new_place(template, sqs_server, simulator, tmp_path) as place:
+        yield place
+
+
+def under_way(place: Place, count: int) -> None:
+    """So many slow calls more, whose answers are yet to come."""
+    known = calls(place).total()
+    place.enqueue("slow-success", count=count, users=count)
+    until_sync(lambda: calls(place).total() == known + count)
+
+
+def test_an_outage_longer_than_a_lease_costs_no_second_call(server: Postgres, place: Place) -> None:
+    """Its answers wait in memory; nobody claims over them, though their leases have run out. One that is told
+    to stop meanwhile ends, and says what it leaves.
+    """
+    with ExitStack() as stack:
+        stopped = stack.enter_context(place.worker("--max-jobs", "1", "--grace", "3s", "--no-sweep"))
+        left = place.enqueue("slow-success", user="long")
+        place.until_called(left)
+        one, two = (stack.enter_context(place.worker("--concurrency", "40")) for _ in range(2))
+        under_way(place, 30)
+        asyncio.run(server.stop())
+        away_until = time.monotonic() + AWAY_S
+        assert stopped.end(signal.SIGTERM, within_s=3 + 10 + 2) == 0
+        (unsettled,) = stopped.events("session.answer.unsettled")
+        assert (unsettled["sessionId"], unsettled["status"]) == (left, "completed")
+        assert unsettled["requestId"]
+        for worker in (one, two):
+            worker.until("worker.trouble", within_s=AWAY_S)
+        while time.monotonic() < away_until:
+            time.sleep(0.5)
+        asyncio.run(server.start())
+        until_sync(lambda: not place.sql(OPEN))
+        for worker in (one, two):
+            assert worker.events("job.bug") == []
+            assert worker.end(signal.SIGTERM) == 0
+    ended_right(place)
+
+
+def test_a_server_that_is_silent_for_long_costs_no_second_call(server: Postgres, place: Place) -> None:
+    """All of its processes are frozen, and their connections stay open."""
+    with place.worker("--concurrency", "40") as one, place.worker("--concurrency", "40"):
+        under_way(place, 10)
+        with frozen(server):
+            time.sleep(FROZEN_S)
+        until_sync(lambda: not place.sql(OPEN), 40.0)
+        assert one.events("job.bug") == []
+    ended_right(place)
+
+
+@contextmanager
+def frozen(server: Postgres) -> Iterator[None]:
+    assert server.part
+    assert server.part.process
+    whole = [server.part.process.pid]
+    for pid in whole:
+        with suppress(OSError):
+            whole += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    try:
+        send(whole, signal.SIGSTOP)
+        yield
+    finally:
+        send(whole, signal.SIGCONT)
+
+
+def send(whole: list[int], number: signal.Signals) -> None:
+    for pid in whole:
+        with suppress(ProcessLookupError):  # one of the server's own, which has ended by itself
+            os.kill(pid, number)
+
+
+def test_a_server_that_throws_everybody_out_and_lets_few_in_costs_no_second_call(place: Place) -> None:
+    with admin(place) as conn:
+        conn.execute("create role few login password 'few' in role pg_read_all_data, pg_write_all_data")
+        try:
+            stack = json.loads((place.folder / "stack.json").read_text())
+            there = urlsplit(place.dsn)
+            few = there._replace(netloc=f"few:few@{there.netloc.rpartition('@')[2]}")
+            (place.folder / "stack.json").write_text(json.dumps(stack | {"database_url": urlunsplit(few)}))
+            thrown_out(place, conn)
+        finally:
+            conn.execute("drop role few")
+
+
+def thrown_out(place: Place, conn: "psycopg.Connection[Any]") -> None:
+    def throw() -> None:
+        conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'few'")
+
+    with place.worker("--concurrency", "40") as worker:
+        under_way(place, 20)
+        for limit in (-1, 0):
+            conn.execute(f"alter role few connection limit {limit}".encode())
+            over_at = time.monotonic() + STORM_S
+            while time.monotonic() < over_at:
+                throw()
+                time.sleep(0.05)
+        conn.execute("alter role few connection limit 2")
+        until_sync(lambda: not place.sql(OPEN), 40.0)
+        assert worker.events("job.bug") == []
+    ended_right(place)
+
+
+@contextmanager
+def admin(place: Place) -> "Iterator[psycopg.Connection[Any]]":
+    with psycopg.connect(database_url(place.dsn, "postgres"), autocommit=True) as conn:
+        yield conn
+
+
+# NOTIFY
+
+
+def test_a_full_notify_queue_holds_up_no_end_and_the_streams_find_it(place: Place) -> None:
+    with (
+        place.start("serve", "--port", "0") as api,
+        place.worker("--concurrency", "40") as worker,
+        psycopg.connect(place.dsn) as culprit,
+    ):
+        place.env["GENCTL_API_URL"] = api.until("api.started")["url"]
+        with place.start("watch", "--user", "ann", "--count", "2", "-o", "jsonl") as watch:
+            until_sync(lambda: "connected" in watch.texts()[1])
+            culprit.execute("listen it")
+            culprit.commit()
+            culprit.execute("select 1")
+            fill(place)
+            for scenario in ("success", "sensitive"):
+                place.enqueue(scenario)
+                place.enqueue(scenario, user="bob", count=10)
+            until_sync(lambda: not place.sql(OPEN), USUAL_S)
+            ended_right(place)
+            unnotified = "select from session_events where kind = 'unnotified'"
+            assert len(place.sql(unnotified)) == 22
+            assert watch.end(within_s=45.0) == 0
+            assert '"done"' in watch.texts()[0]
+            assert '"failed"' in watch.texts()[0]
+        culprit.rollback()
+        culprit.close()
+        place.enqueue("sensitive")
+        until_sync(lambda: not place.sql(OPEN), USUAL_S)
+        place.sql("select pg_notification_queue_usage()")
+        place.enqueue("sensitive")
+        until_sync(lambda: not place.sql(OPEN), USUAL_S)
+        assert len(place.sql(unnotified)) <= 23
+        assert worker.events("job.bug") == []
+
+
+def fill(place: Place) -> None:
+    """Until not even a short NOTIFY finds room."""
+    with psycopg.connect(place.dsn, autocommit=True) as conn:
+        for size in (7000, 10):
+            try:
+                while True:
+                    conn.execute(
+                        "select pg_notify('it', repeat('x', %s) || g) from generate_series(1, 10) g", [size]
+                    )
+            except psycopg.errors.ProgramLimitExceeded:
+                continue
