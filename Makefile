@@ -46,6 +46,7 @@ check: writable $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/lint-imports
 	$(BIN)/deptry src
 	$(BIN)/deptry src tests docs --exclude '^$$' --ignore DEP002,DEP004
+	$(BIN)/deptry examples/genctl-tool-example --config examples/genctl-tool-example/pyproject.toml
 
 docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
 	$(BIN)/python docs/make_runbooks.py
@@ -66,7 +67,7 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 upgrade: writable $(READY) ## constraints.txt with the newest versions that pyproject.toml allows; shows what has changed
 	$(INSTALL) $(VENV) --group upgrade
 	@cp constraints.txt $(VENV)/constraints.before
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate \
+	$(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command 'make upgrade' --output-file constraints.txt \
 		pyproject.toml benchmarks/requirements.txt --extra local --group dev --group sdk --group upgrade
 	@diff $(VENV)/constraints.before constraints.txt | grep '^[<>]' || echo 'nothing has changed'
@@ -78,4 +79,4 @@ newest: ## the unit tests and the demo with what users get: the newest versions,
 	.newest/bin/genctl demo
 
 clean: ## forget the virtual environment and the caches
-	rm -rf $(VENV) $(SDK) .newest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(SDK) benchmarks/.venv .newest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -29,7 +29,18 @@ signal.signal(
 )  # a shell's background job has our children ignore it
 
 MEMORY = Path("/dev/shm")
-if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 << 30:
+
+
+def roomy(folder: Path) -> bool:
+    """Whether tests can keep their files here, and run the programs among them."""
+    return (
+        os.access(folder, os.W_OK)
+        and not os.statvfs(folder).f_flag & os.ST_NOEXEC
+        and shutil.disk_usage(folder).free > 2 << 30
+    )
+
+
+if "TMPDIR" not in os.environ and roomy(MEMORY):
     # a database for each test is hundreds of files: on a disk they cost more than most tests
     os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
 

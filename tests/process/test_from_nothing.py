@@ -13,6 +13,7 @@ from tests.process.bare import NO_INDEX, PYTHON, ROOT, Bare
 from tests.process.place import Running
 from tests.process.test_demo import processes_in
 
+EXAMPLE = "examples/genctl-tool-example/README.md"
 ENDLESS = ("genctl watch", "genctl tail-failures")
 ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
 
@@ -43,20 +44,25 @@ def steps() -> list[str]:
 
 def test_the_pages_hold_no_other_commands() -> None:
     """Neither a block of another kind, nor one that nobody types here."""
-    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
-    typed = {"README.md", "docs/dlq.md", "docs/runbooks.md"}
-    elsewhere = {"docs/porting.md"}  # test_second_tool carries it out
-    assert {page for page in pages if console(page)} == typed | elsewhere
+    paths = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob(EXAMPLE))
+    pages = {str(path.relative_to(ROOT)) for path in paths}
+    assert {page for page in pages if console(page)} == {
+        "README.md",
+        "docs/dlq.md",
+        "docs/porting.md",
+        "docs/runbooks.md",
+        EXAMPLE,
+    }
     assert {page for page in pages if "```yaml" in (ROOT / page).read_text()} >= {"docs/ci.md"}
     assert len(console("README.md")) == 3
+    assert console(EXAMPLE)[0][:2] == [line for line in console("docs/porting.md")[0] if "…" not in line][:2]
     assert len(steps()) == 4
 
 
 def test_a_newcomers_commands(bare: Bare) -> None:
     """`make demo` without an index, then with one; `genctl up`, and in a second terminal all the others."""
     (demo,), (up, *others), _ = console("README.md")
-    (bare.checkout / ".venv").mkdir()
-    (bare.checkout / ".venv" / "pyvenv.cfg").touch()  # of a run that was stopped
+    half_an_environment(bare)
     away = bare.type(demo, **NO_INDEX)
     assert away.stderr.startswith("genctl: the package index does not answer (")
     assert len(away.stderr.splitlines()) == 2, "ours, and make's"
@@ -69,6 +75,15 @@ def test_a_newcomers_commands(bare: Bare) -> None:
         for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
             typed(line, bare)
         assert stack.end(signal.SIGINT, within_s=60) == 0, stack.texts()
+
+
+def half_an_environment(bare: Bare) -> None:
+    """What a run leaves behind that was killed while pip wrote pip: it tells its version, and cannot install."""
+    bare.type("python3 -m venv --without-pip .venv")
+    (packages,) = bare.checkout.glob(".venv/lib/python*/site-packages")
+    (packages / "pip").mkdir()
+    (packages / "pip" / "__init__.py").touch()
+    (packages / "pip" / "__main__.py").write_text("import sys\nsys.exit('--version' not in sys.argv)\n")
 
 
 def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_docs(bare: Bare) -> None:
@@ -91,6 +106,9 @@ def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_d
     uninstalled = bare.type("pip uninstall --yes genctl")
     assert uninstalled.returncode == 0, uninstalled.stderr
     workflow(bare)
+    example, tools, *_ = console(EXAMPLE)[0]
+    assert bare.type(example).returncode == 0
+    assert re.search(r"^example +example +", bare.type(tools).stdout, re.MULTILINE)
 
 
 def workflow(bare: Bare) -> None:

@@ -20,6 +20,7 @@ NAMING_PYTHON = ("README.md", "CONTRIBUTING.md", "Makefile")
 OLD = f"""#!/bin/sh
 test "$1" = -c && exec {PYTHON} -c 'import sys; sys.version_info = (3, 10, 13); exec(sys.argv.pop())' "$2"
 """
+AWAY = "the package index does not answer"
 
 
 @pytest.fixture
@@ -76,14 +77,43 @@ def test_a_python_without_venv(bare: Bare) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("WARNING: Retrying (Retry(total=0))\nERROR: ResolutionImpossible: for help", AWAY),
+        ("error: incomplete-download\n\nhint: Use --resume-retries", AWAY),
+        ("ERROR: OSError: HTTPConnectionPool(): (ResponseError('too many 503 error responses'))", AWAY),
+        (
+            "  have no matching distributions available\nERROR: ResolutionImpossible: for help",
+            f"{AWAY}, or has no",
+        ),
+        (
+            "Collecting\nERROR: [Errno 28] No space left on device\n",
+            "ERROR: [Errno 28] No space left on device",
+        ),
+        ("last words", "last words"),
+    ],
+)
+def test_the_reason_why_pip_failed(bare: Bare, said: str, reason: str) -> None:
+    """As pip 26 words them, of an index that ends half-way, answers 503 or has nothing."""
+    bare.type(f"{PYTHON} -m venv --without-pip .venv && touch .venv/.whole")
+    (packages,) = bare.checkout.glob(".venv/lib/python*/site-packages")
+    (packages / "pip.py").write_text(f"import sys\nsys.exit({said!r})\n")
+    assert told(bare, "make demo").startswith(reason)
+
+
 @pytest.mark.parametrize(("goal", "where"), [("demo", "/.venv"), ("test", "")])
 def test_a_checkout_that_may_only_be_read(bare: Bare, goal: str, where: str) -> None:
     """What is printed copies it, and gets as far as the next thing that is missing, in the copy.
 
-    Also where somebody else has installed all, for tests keep caches; the demo needs none.
+    Also where somebody else has installed all, for tests keep caches; the demo needs none. What they have
+    installed imports their checkout, so the copy installs its own.
     """
     if goal == "test":
-        (bare.checkout / ".venv").mkdir(mode=0o555)
+        (bare.checkout / ".venv").mkdir()
+        for made in (".demo", ".ready"):
+            (bare.checkout / ".venv" / made).touch()
+        (bare.checkout / ".venv").chmod(0o555)
     bare.checkout.chmod(0o555)
     if os.geteuid() == 0:  # whom no mode keeps out
         bare.prefix = (str(shutil.which("setpriv")), "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -136,10 +166,11 @@ def test_check_refuses_what_nothing_imports_and_what_nothing_declares(tmp_path: 
     (tmp_path / "pyproject.toml").write_text(
         (ROOT / "pyproject.toml").read_text().replace('"aiohttp>', '"xmltodict", "aiohttp>', 1)
     )
-    for folder in ("src", "tests", "docs"):
+    for folder in ("src", "tests", "docs", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("node_modules"))
     (tmp_path / "src/genctl/one.py").write_text("import multidict\n")
     (tmp_path / "tests/test_one.py").write_text("import yarl\n")
+    (tmp_path / "examples/genctl-tool-example/one.py").write_text("import attr\n")
     said = ""
     for line in make("-n", "check").splitlines():
         if "deptry" in line:
@@ -149,7 +180,12 @@ def test_check_refuses_what_nothing_imports_and_what_nothing_declares(tmp_path: 
             assert done.returncode == 1, done.stdout
             said += done.stderr
     found = re.findall(r"(DEP\d+)\S* '(\w+)'", said)
-    assert set(found) == {("DEP002", "xmltodict"), ("DEP003", "multidict"), ("DEP003", "yarl")}
+    assert set(found) == {
+        ("DEP002", "xmltodict"),
+        ("DEP003", "multidict"),
+        ("DEP003", "yarl"),
+        ("DEP003", "attr"),
+    }
 
 
 def test_all_that_name_the_oldest_python_agree() -> None:

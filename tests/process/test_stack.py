@@ -517,16 +517,19 @@ def test_without_the_extra_the_command_that_adds_it_is_named(
 
 
 @pytest.mark.parametrize(
-    ("made_by", "command"), [("pipx", "pipx inject my-genctl "), ("uv", "uv pip install --python ")]
+    ("made_by", "command"),
+    [("pipx", "pipx inject my-genctl "), ("uv", "uv pip install --python "), ("poetry", "pip --python ")],
 )
 def test_an_environment_without_pip_is_added_to_by_what_has_made_it(
     made_by: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pipx keeps its own record of what is in an environment; uv puts no pip there."""
+    """pipx keeps its own record of what is in an environment; uv puts no pip there, nor do others."""
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "my-genctl"))
     (tmp_path / "my-genctl").mkdir()
     if made_by == "pipx":
         (tmp_path / "my-genctl" / "pipx_metadata.json").touch()
+    (tmp_path / "uv").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path) if made_by == "uv" else "")
     monkeypatch.setattr(extra, "find_spec", lambda _: None)
     with pytest.raises(GenctlError) as raised:
         places.find_binaries()

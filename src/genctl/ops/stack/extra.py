@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from importlib.metadata import requires
 from importlib.util import find_spec
@@ -37,6 +38,7 @@ def _installer() -> tuple[str, ...]:
     """What installs into the environment that runs us."""
     if Path(sys.prefix, "pipx_metadata.json").exists():
         return ("pipx", "inject", Path(sys.prefix).name)
-    if find_spec("pip") is None:  # uv makes such ones
-        return ("uv", "pip", "install", "--python", sys.executable)
+    if find_spec("pip") is None:  # uv makes such ones, and poetry
+        uv = ("uv", "pip", "install", "--python", sys.executable)
+        return uv if shutil.which("uv") else ("pip", "--python", sys.executable, "install")
     return (sys.executable, "-m", "pip", "install")
