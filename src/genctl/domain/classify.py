@@ -43,6 +43,7 @@ OURS: dict[str, Failure] = {
     for failure in (
         _ours("MalformedMessage", "Something went wrong on our side: the job could not be read.", fatal=True),
         _ours("SessionNotFound", "Something went wrong on our side: the job is not known.", fatal=True),
+        _ours("RequestNotMade", "Something went wrong on our side. Please try again later.", fatal=False),
         _ours("AttemptsExhausted", "The image could not be made in the attempts allowed. Please try again.",
               fatal=False),
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
@@ -84,6 +85,8 @@ def classify(
 
 
 def _unanswered(answer: NoAnswer) -> Failure:
+    if own := OURS.get(answer.code):
+        return msgspec.structs.replace(own, provider_message=answer.message)
     return Failure(
         code=answer.code,
         category=Category.NETWORK,
