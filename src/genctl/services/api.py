@@ -45,7 +45,7 @@ from genctl.services.web import (
     body_of,
     check_origin,
 )
-from genctl.tools import Tool
+from genctl.tools import BESIDE, Tool
 from genctl.tools.found import Tools
 
 PAGE = PACKAGE / "page"
@@ -62,9 +62,6 @@ class Wanted(msgspec.Struct, rename="camel"):
     prompt: str
     client_key: str | None = None
     model: str | None = None
-
-
-BESIDE = Wanted.__struct_encode_fields__
 
 
 class Api:
