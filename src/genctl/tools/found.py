@@ -121,7 +121,7 @@ def _models(tool: Any, _: object) -> Iterator[str]:
         yield f"its default model {tool.default_model!r} matches none of its patterns {patterns}"
 
 
-def _params(tool: Tool, _: object) -> Iterator[str]:
+def _params(tool: Any, _: object) -> Iterator[str]:
     if not issubclass(tool.params, Params):
         yield "its parameters are no kind of genctl.tools.Params"
     try:
