@@ -10,9 +10,15 @@ from urllib.parse import quote, quote_plus
 MASK = "***"
 LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
 LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
+_LOGIN = re.compile(r"://[^\s/?#@]*@")  # of a URL
 _ESCAPES = re.compile("%[0-9A-F]{2}")
 _URL_SAFE = str.maketrans("+/", "-_")
 _AS_GO = {ord(sign): f"\\u{ord(sign):04x}" for sign in "&<>"}  # and others that care for HTML
+
+
+def without_login(url: str) -> str:
+    """A URL without the user and the password in it."""
+    return _LOGIN.sub(f"://{MASK}@", url)
 
 
 class Masker:

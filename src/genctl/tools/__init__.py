@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from genctl.base.settings import Entry, Settings
+from genctl.domain.masking import without_login
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.providers import Provider
 
@@ -130,8 +131,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """Where the provider is; empty where nobody has said."""
-        return str(self.said.get(self.base) or "")
+        """Where the provider is, as it may be shown; empty where nobody has said."""
+        return without_login(str(self.said.get(self.base) or ""))
 
     @property
     def is_real(self) -> bool:
