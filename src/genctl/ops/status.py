@@ -44,7 +44,8 @@ async def look(settings: Settings) -> list[status.Line]:
 async def _queues(settings: Settings) -> list[status.Line]:
     async with await Sqs.connect(settings) as sqs:
         pair = await parts.queue_pair(sqs, settings)
-    return status.of_queues(_depth(pair.queue.name, pair.facts), _depth(pair.dlq.name, pair.dlq_facts))
+    flag = f" --tool {settings.tool}" if settings.is_flag("tool") else ""
+    return status.of_queues(_depth(pair.queue.name, pair.facts), _depth(pair.dlq.name, pair.dlq_facts), flag)
 
 
 def _depth(name: str, facts: dict[str, str]) -> status.Depth:
