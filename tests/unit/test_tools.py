@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from genctl.base import settings, values
 from genctl.base.settings import Settings, row
+from genctl.domain.details import REMOVED, stored
 from genctl.domain.model import GenctlError
 from genctl.ops.runbook.inputs import secrets_of
 from genctl.services.api import Wanted
@@ -90,6 +91,7 @@ CASES = {
     "half a credit": (other(price=0.5), "its price is 0.5"),
     "no models": (other(models=()), "matches none of its patterns"),
     "a default of another's": (other(default_model="else-1"), "matches none of its patterns"),
+    "a pattern of everything": (other(models=("*",)), "its pattern * overlaps seedream-4-* of the tool seedream4"),
     "a pattern that overlaps": (other(models=("other-*", "*-4-5-251128")), "its pattern *-4-5-251128 overlaps seedream-4-* of the tool seedream4"),
     "parameters without a schema": (other(params=Odd), "have no JSON Schema"),
     "no setting for its address": (other(base="nowhere"), "declares no setting nowhere"),
@@ -235,6 +237,15 @@ def test_a_tool_shares_a_row_of_settings_with_its_sibling() -> None:
 def test_the_secrets_of_tools_are_masked_as_ours_are() -> None:
     found_ = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
     assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(found_)}
+
+
+def test_a_key_of_any_shape_is_removed_from_what_the_provider_says_of_it() -> None:
+    key = "Zm9v+key.of/mine"
+    for shape in ("", SEEDREAM.provider.key_shape):
+        provider = msgspec.structs.replace(SEEDREAM.provider, key_shape=shape)
+        tool = msgspec.structs.replace(SEEDREAM, provider=provider)
+        keys = tool.bound(Settings(of_tools={"ark_api_key": key})).provider.key_shape
+        assert stored(f"no such caller: {key}!", 1_024, keys) == f"no such caller: {REMOVED}!"
 
 
 def test_keys_of_a_tool_that_cannot_be_loaded_stop_nothing(tmp_path: Path) -> None:

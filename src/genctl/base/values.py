@@ -130,8 +130,10 @@ def _as_list(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
 as_origins = _as_list(
     r"https?://[A-Za-z0-9.\[\]:-]+", "origins such as https://app.example.com, between commas"
 )
-PATTERN = re.compile(r"(?=.*\w)[\w.:/@+*-]{1,200}", re.ASCII)  # of models' names
-as_patterns = _as_list(PATTERN.pattern, "names of models, or patterns such as ep-*, between commas")
+PATTERN = re.compile(r"[\w.:/@+*-]{1,200}", re.ASCII)  # of models' names
+as_patterns = _as_list(
+    rf"(?=.*\w){PATTERN.pattern}", "names of models, or patterns such as ep-*, between commas"
+)
 as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.example.com, between commas")
 
 
