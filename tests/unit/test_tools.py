@@ -137,7 +137,8 @@ def test_models_that_a_setting_adds_may_not_be_anothers() -> None:
     installed = of(other())
     tools = Tools.of(Settings(of_tools={"ark_models": ("other-1",)}), installed)
     assert [tool.name for tool in tools] == ["other"]
-    assert "overlaps other-* of the tool other" in tools.troubles["seedream4"]
+    told = tools.troubles["seedream4"]
+    assert "overlaps other-* of the tool other" in told and "ARK_MODELS" in told
 
 
 def test_a_name_that_nobody_has_is_usage_with_a_suggestion() -> None:

@@ -204,7 +204,11 @@ class Tools:
         """As they are installed and set. One whose setting adds what is another's cannot be used."""
         tools, troubles = installed or found()
         bound = {name: tool.bound(settings) for name, tool in tools.items()}
-        more = {name: why for name, tool in bound.items() if (why := next(_overlaps(tool, tools), ""))}
+        more = {
+            name: f"{why} (setting {tool.models_setting.upper()})"
+            for name, tool in bound.items()
+            if (why := next(_overlaps(tool, tools), ""))
+        }
         return cls((tool for name, tool in bound.items() if name not in more), troubles | more)
 
     def __iter__(self) -> Iterator[Tool]:
@@ -215,7 +219,9 @@ class Tools:
         if tool := self.by_name.get(name):
             return tool
         if why := self.troubles.get(name):
-            raise GenctlError("ToolUnusable", f"the tool {name} cannot be used: {why}", "mend its package")
+            raise GenctlError(
+                "ToolUnusable", f"the tool {name} cannot be used: {why}", "mend what is named there"
+            )
         close = get_close_matches(name, self.by_name, 1)
         hint = (
             f"did you mean {close[0]}?"
