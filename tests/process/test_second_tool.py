@@ -196,6 +196,7 @@ def test_what_an_uninstalled_tool_leaves_is_seen_audited_and_waits(
             "watch", "--tool", "example", "--user", "eve", "--last-event-id", "0", "--count", "1", exit_code=0
         )
         assert watched.stdout
+        assert "no tool 'example' is installed here" in watched.stderr
         listed = asked(both, "GET", "sessions")
         assert {item["sessionId"] for item in listed[1]["sessions"]} == {failed, waits}
         assert asked(both, "POST", "generations", {"prompt": "a boat"})[0] == 503

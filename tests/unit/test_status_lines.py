@@ -61,6 +61,7 @@ def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> N
     found = line("gate", gate=gate)
     assert found.level == level
     assert (gate.reason or "") in found.message
+    assert found.next.endswith(f"--tool {gate.tool}")  # with several tools, the command is about this one
 
 
 def test_of_what_a_breaker_has_closed_it_is_told_when_a_job_is_tried() -> None:

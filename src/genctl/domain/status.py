@@ -156,7 +156,7 @@ def _gate(gate: Gate) -> Line:
     until = f"{then} {rfc3339(gate.until)}" if gate.until else ""
     message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
     if by_itself:
-        return Line("gate", ATTENTION, message, "genctl runbook run provider-outage")
+        return Line("gate", ATTENTION, message, f"genctl runbook run provider-outage --tool {gate.tool}")
     return Line("gate", OK, message, f"genctl resume --tool {gate.tool}")
 
 
