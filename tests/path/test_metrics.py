@@ -26,7 +26,7 @@ def told(metrics: WorkerMetrics) -> dict[str, float]:
 
 @pytest.fixture
 def metrics(kit: Kit) -> WorkerMetrics:
-    kit.at.meters = found = WorkerMetrics(TOOL.provider)
+    kit.at.meters = found = WorkerMetrics(TOOL.provider, TOOL.name)
     return found
 
 
@@ -86,10 +86,14 @@ async def test_a_worker_tells_of_its_calls_and_of_the_gate(kit: Kit) -> None:
 
     try:
         await until(lambda: says("calls_in_flight", 1))
-        assert await says("jobs", 1) and await says("gate open", 1) and await says("gate closed", 0)
+        assert (
+            await says("jobs", 1)
+            and await says("gate open seedream4", 1)
+            and await says("gate closed seedream4", 0)
+        )
         await gate.close(kit.db, "seedream4", for_s=None, reason=None, who="ann@desk")
-        await until(lambda: says("gate closed", 1))
-        assert await says("gate open", 0) and await says("lease_losses_total", 0)
+        await until(lambda: says("gate closed seedream4", 1))
+        assert await says("gate open seedream4", 0) and await says("lease_losses_total", 0)
         await kit.query("update generation_sessions set lease = lease + 1 where id = %s", session.id)
         await worker.keeper.extend(list(kit.at.runs))
         await until(lambda: says("lease_losses_total", 1))
@@ -123,7 +127,7 @@ async def test_what_cannot_be_read_is_no_number_until_it_can(
         assert found["genctl_sessions queued"] == 1 and found["genctl_sessions refunds_pending"] == 0
         monkeypatch.setattr(kit.db, "rows", away)
         await until(lambda: oldest(math.isnan))
-        assert told(metrics)["genctl_queue_messages jobs waiting"] == 1
+        assert told(metrics)["genctl_queue_messages jobs waiting seedream4"] == 1
         monkeypatch.setattr(kit.db, "rows", rows)
         await until(lambda: oldest(lambda s: s >= 700))
     finally:

@@ -8,17 +8,19 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from aiohttp.test_utils import TestServer, unused_port
 from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.base.settings import Settings
-from genctl.domain.model import Answer, GenctlError, NoAnswer, Session, Status
+from genctl.domain.classify import classify
+from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer, Session, Status
 from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.services.simulator import app
-from genctl.tools import wire
+from genctl.tools import Request, wire
 from genctl.tools.seedream4 import TOOL
-from genctl.tools.wire import MAX_BODY_BYTES, Wire
+from genctl.tools.wire import MAX_BODY_BYTES, NOT_MADE, Wire
 
 KEY = "key-of-the-tests"
 
@@ -274,3 +276,30 @@ async def test_a_large_answer_is_not_drained() -> None:
     assert isinstance(answer, Answer)
     assert answer.body == b"x" * MAX_BODY_BYTES
     assert out < whole / 4
+
+
+def odd(*_: object) -> Request:
+    return Request("http://127.0.0.1:9", {"X-Key": None}, b"{}")  # type: ignore[dict-item]
+
+
+def text_for_bytes(*_: object) -> Request:
+    return Request("http://127.0.0.1:9", {}, "abcd")  # type: ignore[arg-type]
+
+
+def fails(*_: object) -> Request:
+    raise KeyError("size")
+
+
+@pytest.mark.parametrize("request_", [odd, text_for_bytes, fails, lambda *_: None])
+async def test_a_tool_that_fails_at_its_request_is_an_answer_and_nothing_was_sent(request_: Any) -> None:
+    sent = Sent()
+    tool = msgspec.structs.replace(TOOL, request=request_).bound(
+        Settings(of_tools={"ark_base_url": "http://127.0.0.1:9", "ark_api_key": KEY})
+    )
+    async with Wire(tool, longest_s=1.0) as at:
+        answer = await at.generate(session(), sent)
+    assert isinstance(answer, NoAnswer) and (answer.code, answer.sent, sent.times) == (NOT_MADE, False, 0)
+    failure = classify(answer, tool.provider, now=datetime.now(UTC))
+    assert isinstance(failure, Failure)
+    assert (failure.category, failure.fatal, failure.outcome) == ("internal", False, "refused")
+    assert failure.provider_message == answer.message

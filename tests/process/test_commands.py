@@ -323,12 +323,32 @@ def test_version_and_config_tell_what_runs_here(place: Place) -> None:
     assert str(urlsplit(place.dsn).password) not in found["database_url"]["value"]
 
 
+def test_a_tool_that_came_after_the_stack_had_begun_is_told_how_it_gets_its_queue(place: Place) -> None:
+    """Nobody can create one there: the stack's queue is its own."""
+    error = place.error("enqueue", "-S", "queue=of-a-new-tool", exit_code=3)
+    assert (error["code"], "start it again" in error["fix"]) == ("QueueNotFound", True)
+
+
+def test_a_password_in_a_tools_address_is_shown_by_nobody(place: Place) -> None:
+    base = "http://user:hunter2@127.0.0.1:1/api/v3"
+    for command, code in ((["config", "show"], 0), (["tools"], 0), (["doctor"], 1)):
+        said = place.say(*command, "-o", "json", ARK_BASE_URL=base, exit_code=code)
+        assert "hunter2" not in said.stdout + said.stderr
+        assert "***@127.0.0.1:1/api/v3" in said.stdout
+
+
 # Bad input: each is one line with its fix, an exit code, and nothing on stdout
 
 NOWHERE = {"DATABASE_URL": "postgresql://genctl@127.0.0.1:1/nowhere"}
 BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
     "an unknown scenario": (2, "did you mean sensitive?", ["enqueue", "--scenario", "sensitiv"], {}),
     "an unknown model": (2, "no tool serves the model 'dall-e'", ["enqueue", "--model", "dall-e"], {}),
+    "a model of another tool than the one that is named": (
+        2,
+        "one of the tool seedream4, not of other",
+        ["enqueue", "--tool", "other", "--model", "seedream-4-0-250828"],
+        {},
+    ),
     "a prompt that is no UTF-8": (2, "not valid UTF-8", ["enqueue", "--prompt", "\udcff"], {}),
     "a filter that is no UTF-8": (2, "not valid UTF-8", ["sessions", "list", "--user", "\udcff"], {}),
     "short credits": (

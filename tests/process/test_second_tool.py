@@ -191,11 +191,12 @@ def test_what_an_uninstalled_tool_leaves_is_seen_audited_and_waits(
     assert both.error("enqueue", "--tool", "example", exit_code=2)["code"] == "UnknownTool"
     redrive = ("dlq", "redrive", "--tool", "example", "--session", failed, "--yes", "--edit-prompt", "a boat")
     assert both.genctl(*redrive)["redriven"] == 1
-    with served(both, GENCTL_TOOL="example"):
+    with served(both):  # which need not be told that there was such a tool
         watched = both.say(
             "watch", "--tool", "example", "--user", "eve", "--last-event-id", "0", "--count", "1", exit_code=0
         )
         assert watched.stdout
+        assert "no tool 'example' is installed here" in watched.stderr
         listed = asked(both, "GET", "sessions")
         assert {item["sessionId"] for item in listed[1]["sessions"]} == {failed, waits}
         assert asked(both, "POST", "generations", {"prompt": "a boat"})[0] == 503

@@ -39,7 +39,7 @@ def failure(category: Category, outcome: Outcome = Outcome.REFUSED) -> Failure:
 
 def _texts() -> list[str]:
     """What a worker and an API process show once everything has happened in them."""
-    worker, api = WorkerMetrics(UNKNOWN), Metrics()
+    worker, api = WorkerMetrics(UNKNOWN, "seedream4"), Metrics()
     worker.follow(
         jobs=lambda: 1, calls=lambda: 1, answers=lambda: 1, silent_s=lambda: 0.0, gate=lambda: "open"
     )
@@ -135,7 +135,7 @@ def test_an_alert_asks_for_what_there_is_and_names_what_to_run(rule: dict[str, A
 def test_a_probe_does_not_begin_the_wait_of_an_alert_about_the_gate_anew() -> None:
     """A breaker's gate goes from closed to probing and back: a series for each state would never last."""
     (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlGateClosed"]
-    assert rule["expr"].startswith('max(genctl_worker_gate{state=~"closed|probing"})')
+    assert rule["expr"].startswith('max by (tool) (genctl_worker_gate{state=~"closed|probing"})')
 
 
 @pytest.mark.parametrize(("expr", "legend"), QUERIES, ids=[expr for expr, _ in QUERIES])
@@ -174,11 +174,13 @@ def test_prometheus_takes_all_rules_and_the_queries_of_all_panels(promtool: Call
 def test_a_gate_that_is_probed_now_and_then_is_told_as_closed(promtool: Callable[..., None]) -> None:
     states = {"open": "0x9", "closed": "1 1 0 1 1 0 1 1 0 1", "probing": "0 0 1 0 0 1 0 0 1 0"}
     series = [
-        {"series": f'genctl_worker_gate{{state="{state}"}}', "values": values}
+        {"series": f'genctl_worker_gate{{tool="other",state="{state}"}}', "values": values}
         for state, values in states.items()
     ]
+    series += [{"series": 'genctl_worker_gate{tool="seedream4",state="closed"}', "values": "0x9"}]
     (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlGateClosed"]
-    fired = {"exp_labels": rule["labels"], "exp_annotations": rule["annotations"]}
+    said = {name: text.replace("{{ $labels.tool }}", "other") for name, text in rule["annotations"].items()}
+    fired = {"exp_labels": rule["labels"] | {"tool": "other"}, "exp_annotations": said}
     looks = [
         {"eval_time": at, "alertname": rule["alert"], "exp_alerts": alerts}
         for at, alerts in (("4m", []), ("6m", [fired]), ("9m", [fired]))

@@ -64,6 +64,7 @@ def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> N
     found = line("gate", gate=gate)
     assert found.level == level
     assert (gate.reason or "") in found.message
+    assert found.next.endswith(f"--tool {gate.tool}")  # with several tools, the command is about this one
 
 
 def test_of_what_a_breaker_has_closed_it_is_told_when_a_job_is_tried() -> None:
@@ -88,6 +89,10 @@ def test_failures_are_named_by_their_commonest_codes() -> None:
 
 
 def test_the_dlq_is_counted_hidden_messages_too() -> None:
+    assert (
+        status.of_queues(Depth("a", 0, 0), Depth("b", 0, 0), " --tool x")[1].next
+        == "genctl dlq list --tool x"
+    )
     queue, dlq = status.of_queues(Depth("jobs", 1200, 3, 4), Depth("jobs-dlq", 1, 1))
     assert queue.message == "1,200 waiting, 3 in flight, 4 delayed"
     assert dlq.message == "2 messages"

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from genctl.base import settings, values
 from genctl.base.settings import Settings, row
+from genctl.domain.details import REMOVED, stored
 from genctl.domain.model import GenctlError
 from genctl.ops.runbook.inputs import secrets_of
-from genctl.tools import Params, Tool
+from genctl.services.api import Wanted
+from genctl.tools import BESIDE, Params, Tool
 from genctl.tools.found import Found, Tools, found, overlap, sound
 from genctl.tools.seedream4 import TOOL as SEEDREAM
 
@@ -65,6 +67,14 @@ class Odd(Params, frozen=True):
     thing: Unknowable | None = None
 
 
+class Plain(msgspec.Struct):
+    """Parameters that know nothing of what is unknown."""
+
+
+class Twice(Params, frozen=True, rename="camel"):
+    client_key: str = ""
+
+
 def test_ours_is_found_as_any_other_is() -> None:
     assert found().tools["seedream4"] is SEEDREAM
     assert of(other()) == Found({"seedream4": SEEDREAM, "other": OTHER}, {})
@@ -81,10 +91,22 @@ CASES = {
     "half a credit": (other(price=0.5), "its price is 0.5"),
     "no models": (other(models=()), "matches none of its patterns"),
     "a default of another's": (other(default_model="else-1"), "matches none of its patterns"),
+    "a pattern of everything": (other(models=("*",)), "its pattern * overlaps seedream-4-* of the tool seedream4"),
     "a pattern that overlaps": (other(models=("other-*", "*-4-5-251128")), "its pattern *-4-5-251128 overlaps seedream-4-* of the tool seedream4"),
     "parameters without a schema": (other(params=Odd), "have no JSON Schema"),
     "no setting for its address": (other(base="nowhere"), "declares no setting nowhere"),
     "a setting of genctl": (other(settings=(*OTHER.settings, row("QUEUE", values.as_text, "", ""))), "its setting queue is one of genctl already"),
+    "a setting that reads what one of ours reads": (other(settings=(*OTHER.settings, row("GENCTL_QUEUE", values.as_text, None, ""))), "its setting genctl_queue is one of genctl already"),
+    "a default that its own row refuses": (other(settings=(*OTHER.settings, row("OTHER_N", values.as_count(1), "many", ""))), "the default of its setting other_n is 'many'"),
+    "a name that no queue can have": (Point("Other", msgspec.structs.replace(OTHER, name="Other")), "it is called 'Other', and the name of a tool"),
+    "a text for a tuple": (other(models="other-*"), "its models are 'other-*', and must be a tuple"),
+    "a sign that SQL knows nothing of": (other(models=("other-[0-9]",)), "its pattern 'other-[0-9]' is no name"),
+    "models of no text": (other(models=(1,)), "it is not made as a Tool is: TypeError"),
+    "what nobody can bring": (other(brings="base64"), "it brings 'base64'"),
+    "parameters of another kind": (other(params=Plain), "no kind of genctl.tools.Params"),
+    "a parameter that every order has": (other(params=Twice), "its parameter clientKey is what every order has"),
+    "a pattern that is none": (other(provider=msgspec.structs.replace(OTHER.provider, key_shape="(")), "its provider's pattern '(' cannot be read"),
+    "a provider that is none": (other(provider=None), "it is not made as a Tool is: AttributeError"),
     "a setting of another tool": (other(settings=(row("ARK_API_KEY", values.as_text, "mine", ""), *OTHER.settings[1:])), "its setting ark_api_key is one of seedream4 already"),
 }  # fmt: skip
 
@@ -100,7 +122,7 @@ def test_a_package_that_is_wrong_is_told_by_name_and_stops_only_itself(point: Po
     table = Tools.of(Settings(), Found(tools, troubles))
     assert table.named("seedream4").name == "seedream4"
     with pytest.raises(GenctlError) as caught:
-        table.named("other")
+        table.named(point.name)
     assert (caught.value.code, caught.value.exit_code) == ("ToolUnusable", 3)
 
 
@@ -115,7 +137,8 @@ def test_models_that_a_setting_adds_may_not_be_anothers() -> None:
     installed = of(other())
     tools = Tools.of(Settings(of_tools={"ark_models": ("other-1",)}), installed)
     assert [tool.name for tool in tools] == ["other"]
-    assert "overlaps other-* of the tool other" in tools.troubles["seedream4"]
+    told = tools.troubles["seedream4"]
+    assert "overlaps other-* of the tool other" in told and "ARK_MODELS" in told
 
 
 def test_a_name_that_nobody_has_is_usage_with_a_suggestion() -> None:
@@ -129,6 +152,38 @@ def test_a_tool_that_brings_bytes_is_refused_until_they_can_be_kept() -> None:
     with pytest.raises(GenctlError) as caught:
         tool.check_ready()
     assert (caught.value.code, caught.value.exit_code) == ("NoStorage", 3)
+
+
+def test_a_tool_without_an_address_is_refused_with_the_setting_that_says_it() -> None:
+    """Of a provider that runs somewhere else for everybody there is no default."""
+    place = (row("OTHER_URL", values.as_url, None, ""),)
+    tool = msgspec.structs.replace(OTHER, settings=place, base="other_url", key="").bound(Settings())
+    with pytest.raises(GenctlError) as caught:
+        tool.check_ready()
+    assert (caught.value.code, caught.value.exit_code) == ("ProviderAddressMissing", 3)
+    assert caught.value.fix == "set OTHER_URL"
+
+
+def test_a_tool_that_fails_at_an_order_refuses_it_in_a_line() -> None:
+    def fails(*_: object) -> str:
+        raise AttributeError("no such thing")
+
+    with pytest.raises(GenctlError) as caught:
+        msgspec.structs.replace(OTHER, refusal=fails).checked({}, "other-1")
+    assert (caught.value.code, caught.value.exit_code) == ("ToolUnusable", 3)
+    assert "AttributeError: no such thing" in caught.value.message
+
+
+def test_models_may_be_named_as_their_providers_name_them() -> None:
+    named = "fal-ai/flux/*,@cf/black-forest-labs/flux-1-schnell,owner/name:5c7d"
+    assert values.as_patterns(named) == tuple(named.split(","))
+    for odd in ("flux-?", "flux-[12]", "*"):
+        with pytest.raises(ValueError, match="names of models"):
+            values.as_patterns(odd)
+
+
+def test_what_every_order_has_is_what_the_api_reads() -> None:
+    assert set(BESIDE) == set(Wanted.__struct_encode_fields__)
 
 
 def test_a_tool_that_is_gone_is_told_of_what_nobody_serves() -> None:
@@ -183,6 +238,15 @@ def test_a_tool_shares_a_row_of_settings_with_its_sibling() -> None:
 def test_the_secrets_of_tools_are_masked_as_ours_are() -> None:
     found_ = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
     assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(found_)}
+
+
+def test_a_key_of_any_shape_is_removed_from_what_the_provider_says_of_it() -> None:
+    key = "Zm9v+key.of/mine"
+    for shape in ("", SEEDREAM.provider.key_shape):
+        provider = msgspec.structs.replace(SEEDREAM.provider, key_shape=shape)
+        tool = msgspec.structs.replace(SEEDREAM, provider=provider)
+        keys = tool.bound(Settings(of_tools={"ark_api_key": key})).provider.key_shape
+        assert stored(f"no such caller: {key}!", 1_024, keys) == f"no such caller: {REMOVED}!"
 
 
 def test_keys_of_a_tool_that_cannot_be_loaded_stop_nothing(tmp_path: Path) -> None:

@@ -98,13 +98,14 @@ def _is(gate: Callable[[], str], state: str) -> float:
 
 class WorkerMetrics(Meters):
     """The meters of a worker. Those that begin with `genctl_worker_` are its own; the others tell of database
-    and queue, and each worker tells the same.
+    and queue, and each worker of the tool tells the same.
     """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, tool: str = "") -> None:
         self.registry = CollectorRegistry()
+        self._tool = tool
         self._codes = Codes(provider)
         self.received = self._counter("received", "Messages received.")
         self.lease_losses = self._counter("lease_losses", "Jobs that passed to somebody else meanwhile.")
@@ -158,12 +159,16 @@ class WorkerMetrics(Meters):
         self._silent = self._gauge(
             "worker_silent_seconds", "Since a receive was answered, while one is wanted; 0 while none is."
         )
-        self._gate = self._gauge("worker_gate", "1 for the gate's state as this worker sees it.", "state")
+        self._gate = self._gauge(
+            "worker_gate", "1 for the gate's state as this worker sees it.", "tool", "state"
+        )
         self._piles = self._gauge(
             "sessions", "What waits, is worked on, owed, dead, unpaid or kept from its row.", "pile"
         )
         self._oldest = self._gauge("sessions_oldest_seconds", "Age of the oldest of each pile.", "pile")
-        self._depths = self._gauge("queue_messages", "About how many messages there are.", "queue", "state")
+        self._depths = self._gauge(
+            "queue_messages", "About how many messages there are.", "tool", "queue", "state"
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"genctl_worker_{name}", text, labels, registry=self.registry)
@@ -186,7 +191,7 @@ class WorkerMetrics(Meters):
         self._answers.set_function(answers)
         self._silent.set_function(silent_s)
         for state in GATE_STATES:
-            self._gate.labels(state).set_function(partial(_is, gate, state))
+            self._gate.labels(self._tool, state).set_function(partial(_is, gate, state))
 
     def called(self, result: Success | Failure, seconds: float) -> None:
         """A provider call has come to this."""
@@ -239,7 +244,7 @@ class WorkerMetrics(Meters):
         """The attributes of `jobs` or `dlq` as SQS tells them; None: not known."""
         for state, kind in DEPTHS.items():
             count = math.nan if facts is None else float(facts.get(f"ApproximateNumberOfMessages{kind}", 0))
-            self._depths.labels(queue, state).set(count)
+            self._depths.labels(self._tool, queue, state).set(count)
 
     def text(self) -> bytes:
         """The exposition text."""

@@ -192,6 +192,10 @@ class Settings:
         """The value of a row, ours or a tool's."""
         return self.of_tools.get(entry.key, entry.value) if entry not in TABLE else getattr(self, entry.name)
 
+    def is_flag(self, name: str) -> bool:
+        """Whether the value was given with this command, so that the next one would not have it."""
+        return self.origins.get(name, "").startswith("flag")
+
     def queue_of(self, tool: str) -> str:
         """The job queue of a tool: ours, where it is the one that we are about."""
         return self.queue if tool == self.tool else _queue_of(tool)

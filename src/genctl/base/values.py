@@ -24,7 +24,7 @@ _SWITCH = {
 OUR_CODES = frozenset(
     {
         "MalformedMessage", "SessionNotFound", "AttemptsExhausted", "SweptTimeout", "WorkerCrashed",
-        "Unknown",
+        "RequestNotMade", "Unknown",
     }
 )  # fmt: skip
 
@@ -130,8 +130,9 @@ def _as_list(pattern: str, expected: str) -> Callable[[str], tuple[str, ...]]:
 as_origins = _as_list(
     r"https?://[A-Za-z0-9.\[\]:-]+", "origins such as https://app.example.com, between commas"
 )
+PATTERN = re.compile(r"[\w.:/@+*-]{1,200}", re.ASCII)  # of models' names
 as_patterns = _as_list(
-    r"(?=.*[\w])[\w.:*-]{1,200}", "names of models, or patterns such as ep-*, between commas"
+    rf"(?=.*\w){PATTERN.pattern}", "names of models, or patterns such as ep-*, between commas"
 )
 as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.example.com, between commas")
 

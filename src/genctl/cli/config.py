@@ -103,9 +103,12 @@ def _shown(entry: "Entry", value: Any) -> Any:
     """As it is written in a file, without what is secret in it."""
     from genctl.base import dsn
     from genctl.base.durations import format_duration
+    from genctl.domain.masking import without_login
 
     if entry.secret and value is not None:
         return value if value == "off" else dsn.masked(value)
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, str):
+        return without_login(value)
     return format_duration(value) if entry.name.endswith("_s") else value

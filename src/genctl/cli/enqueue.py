@@ -60,9 +60,9 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
 
     wish = Wish(**wanted)
     wish.check(out.settings)
-    out.target(queue=True)
     settings = out.settings
     tool = wish.tool(settings)
+    out.target(queue=True, tool=tool.name)
     if tool.is_real and (wish.sensitive or settings.protected):
         out.confirm(f"Send {many(wish.count, 'job')} to {tool.address}, from your account?", yes)
     with terminal.progress(wish.count, "enqueue") as step:

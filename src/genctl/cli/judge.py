@@ -22,16 +22,18 @@ HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command(
-    cls=Command, examples=("genctl status", "genctl status --watch", "genctl status -o json | jq .ok")
+    cls=Command,
+    tool=True,
+    examples=("genctl status", "genctl status --watch", "genctl status -o json | jq .ok"),
 )
 @click.option("--watch", is_flag=True, help="Look again every 2 s, until Ctrl-C.")
 def status(out: Output, *, watch: bool) -> int:
     """Show what stands where, and what needs somebody.
 
-    Queue and DLQ, sessions, failures of the last hour, gate, listener, what is owed, refunds pending, what
-    the database refuses, migrations: each with the command that goes on from there. A part that does not
-    answer within a few seconds is a line too. Exit code 1 when something needs a person, 3 when nothing can
-    be reached.
+    Queue and DLQ of the tool, sessions, failures of the last hour, gates, listener, what is owed, refunds
+    pending, what the database refuses, migrations: each with the command that goes on from there. A part that
+    does not answer within a few seconds is a line too. Exit code 1 when something needs a person, 3 when
+    nothing can be reached.
     """
     from genctl.ops.status import look
 

@@ -123,15 +123,16 @@ class Output:
 
         return self.run(asked(), follow=follow)
 
-    def target(self, *, queue: bool = False) -> None:
-        """Say on stderr what will be changed: database host and name, with `queue` the queue too.
+    def target(self, *, queue: bool = False, tool: str | None = None) -> None:
+        """Say on stderr what will be changed: database host and name, with `queue` that of the tool too.
 
         Raises GenctlError (exit 3) when the embedded stack never ran.
         """
         from genctl.base import dsn
 
         host, name = dsn.place(self.settings.dsn())
-        where = f"database {host}/{name}" + (f", queue {self.settings.queue}" if queue else "")
+        queue_name = self.settings.queue_of(tool or self.settings.tool)
+        where = f"database {host}/{name}" + (f", queue {queue_name}" if queue else "")
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
     def askable(self, yes: str | None) -> None:

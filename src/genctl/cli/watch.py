@@ -46,7 +46,9 @@ def watch(
     Reads the API's stream, reconnects by itself, and goes on behind the last event that came.
     """
     from genctl.base.tokens import Tokens
+    from genctl.domain.model import GenctlError
     from genctl.ops.watch import Place, follow
+    from genctl.tools.found import Tools
 
     if user and token:
         raise click.UsageError("--user and --token exclude each other")
@@ -59,6 +61,10 @@ def watch(
         tokens, name = Tokens(out.settings.secret), user or "demo"
         place = Place(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name))
     shown = events or EVENTS[:4]
+    try:
+        Tools.of(out.settings).check_named(out.settings.tool)
+    except GenctlError as error:  # the API may know it; else its stream tells what no tool serves any more
+        terminal.note(f"{error.message} here: {error.fix}")
 
     async def run() -> None:
         left = count

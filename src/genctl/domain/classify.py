@@ -43,6 +43,7 @@ OURS: dict[str, Failure] = {
     for failure in (
         _ours("MalformedMessage", "Something went wrong on our side: the job could not be read.", fatal=True),
         _ours("SessionNotFound", "Something went wrong on our side: the job is not known.", fatal=True),
+        _ours("RequestNotMade", "Something went wrong on our side. Please try again later.", fatal=False),
         _ours("AttemptsExhausted", "The image could not be made in the attempts allowed. Please try again.",
               fatal=False),
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
@@ -84,6 +85,8 @@ def classify(
 
 
 def _unanswered(answer: NoAnswer) -> Failure:
+    if own := OURS.get(answer.code):
+        return msgspec.structs.replace(own, provider_message=answer.message)
     return Failure(
         code=answer.code,
         category=Category.NETWORK,
@@ -184,11 +187,16 @@ def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
     for item, refused in zip(items, chain(flags, repeat(None)), strict=False):
         if refused is True:
             continue
-        url, size = (item.get("url"), item.get("size")) if isinstance(item, dict) else (item, None)
+        url, size = (item.get("url"), _size(item)) if isinstance(item, dict) else (item, None)
         if isinstance(url, str) and _URL.fullmatch(url):
-            sound = isinstance(size, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", size, re.ASCII)
             expires_at = _expires_at(url, created, now, timedelta(seconds=row.image_life_s))
-            yield Image(url, size if sound else None, rfc3339(expires_at))
+            yield Image(url, size, rfc3339(expires_at))
+
+
+def _size(image: dict[str, Any]) -> str | None:
+    """WIDTHxHEIGHT of an image that tells it, in one word or in two numbers."""
+    size = image.get("size") or f"{image.get('width')}x{image.get('height')}"
+    return size if isinstance(size, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", size, re.ASCII) else None
 
 
 def _expires_at(url: str, created: Any, now: datetime, life: timedelta) -> datetime:

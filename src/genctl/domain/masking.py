@@ -1,6 +1,7 @@
 """Secrets are hidden wherever they turn up."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -8,6 +9,12 @@ from urllib.parse import quote, quote_plus
 MASK = "***"
 LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
 LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
+_LOGIN = re.compile(r"://[^\s/?#@]*@")  # of a URL
+
+
+def without_login(url: str) -> str:
+    """A URL without the user and the password in it."""
+    return _LOGIN.sub(f"://{MASK}@", url)
 
 
 class Masker:

@@ -63,14 +63,17 @@ def unreachable(part: str, error: GenctlError) -> list[Line]:
     return [Line(part, ATTENTION, error.message, "genctl doctor")]
 
 
-def of_queues(queue: Depth, dlq: Depth) -> list[Line]:
-    """The queue and its DLQ. A DLQ that holds copies is how it should be after failures."""
+def of_queues(queue: Depth, dlq: Depth, flag: str = "") -> list[Line]:
+    """The queue and its DLQ. A DLQ that holds copies is how it should be after failures.
+
+    `flag`: which tool's they are, where the next command would look at those of another.
+    """
     delayed = f", {queue.delayed:,} delayed" if queue.delayed else ""
     moving = f"{queue.waiting:,} waiting, {queue.in_flight:,} in flight{delayed}"
     dead = _count(dlq.waiting + dlq.in_flight, "message")
     return [
         Line("queue", OK, moving, "genctl sessions list --status queued"),
-        Line("dlq", OK, dead, "genctl dlq list"),
+        Line("dlq", OK, dead, f"genctl dlq list{flag}"),
     ]
 
 
@@ -142,7 +145,7 @@ def _gate(gate: Gate) -> Line:
     until = f"{then} {rfc3339(gate.until)}" if gate.until else ""
     message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
     if by_itself:
-        return Line("gate", ATTENTION, message, "genctl runbook run provider-outage")
+        return Line("gate", ATTENTION, message, f"genctl runbook run provider-outage --tool {gate.tool}")
     return Line("gate", OK, message, f"genctl resume --tool {gate.tool}")
 
 

@@ -191,6 +191,7 @@ class Sqs:
         self.endpoint = place.endpoint
         self._signer = signer
         self._http = http.session(place.endpoint, tls=place.tls)
+        self.embedded = False  # the queues are those of the embedded stack
         self._ahead = timedelta()  # of our clock
 
     @classmethod
@@ -200,7 +201,9 @@ class Sqs:
         Raises GenctlError (exit 3) when credentials or region are missing.
         """
         place = await asyncio.to_thread(Place.of, settings)
-        return cls(place, await asyncio.to_thread(Signer, place))
+        made = cls(place, await asyncio.to_thread(Signer, place))
+        made.embedded = settings.embedded
+        return made
 
     async def __aenter__(self) -> Self:
         return self
@@ -218,8 +221,17 @@ class Sqs:
                 "use a standard queue: the session's row already orders and deduplicates",
             )
         if not url.startswith(("http://", "https://")):
-            url = (await self.call("GetQueueUrl", _QueueUrl, name_or_url, QueueName=name_or_url)).queue_url
+            url = await self._url_of(name_or_url)
         return await self._open(url)
+
+    async def _url_of(self, name: str) -> str:
+        try:
+            return (await self.call("GetQueueUrl", _QueueUrl, name, QueueName=name)).queue_url
+        except GenctlError as error:
+            if not self.embedded or error.code != "QueueNotFound":
+                raise
+            fix = "stop `genctl up` and start it again: it makes the queues of the tools that are there then"
+            raise GenctlError(error.code, error.message, fix) from None
 
     async def create(self, name: str, attributes: Mapping[str, str] | None = None) -> "Queue":
         """Create a queue, or find the one that is there with the same attributes."""

@@ -48,9 +48,19 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[str, ...] = ()  # key=value
 
     def tool(self, settings: Settings) -> Tool:
-        """Of the model, else the one that is set. Raises GenctlError as Tools.named() and ordered() do."""
+        """Of the model, else the one that is set. Raises GenctlError as Tools.named() and ordered() do, and
+        (exit 2) where a model of another one was ordered of the tool that `--tool` names.
+        """
         tools = Tools.of(settings)
-        return tools.ordered(self.model) if self.model else tools.named(settings.tool)
+        if self.model is None:
+            return tools.named(settings.tool)
+        tool = tools.ordered(self.model)
+        if tool.name != settings.tool and settings.is_flag("tool"):
+            raise _refused(
+                f"the model {self.model} is one of the tool {tool.name}, not of {settings.tool}",
+                f"say --tool {tool.name}, or leave it away",
+            )
+        return tool
 
     def check(self, settings: Settings) -> None:
         """Raises GenctlError: exit 2 for what cannot be meant, 3 for a tool that cannot be used; before

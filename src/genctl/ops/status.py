@@ -43,7 +43,8 @@ async def _queues(settings: Settings) -> list[status.Line]:
     async with await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue)
         dlq = await queue.dead_letter_queue(settings.dlq)
-        return status.of_queues(await _depth(queue), await _depth(dlq))
+        flag = f" --tool {settings.tool}" if settings.is_flag("tool") else ""
+        return status.of_queues(await _depth(queue), await _depth(dlq), flag)
 
 
 async def _depth(queue: Queue) -> status.Depth:

@@ -5,7 +5,7 @@ The tools that are installed decide paths, models and prices.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
 from uuid import UUID, uuid4
@@ -45,7 +45,7 @@ from genctl.services.web import (
     body_of,
     check_origin,
 )
-from genctl.tools import Tool
+from genctl.tools import BESIDE, Tool
 from genctl.tools.found import Tools
 
 PAGE = PACKAGE / "page"
@@ -62,9 +62,6 @@ class Wanted(msgspec.Struct, rename="camel"):
     prompt: str
     client_key: str | None = None
     model: str | None = None
-
-
-BESIDE = Wanted.__struct_encode_fields__
 
 
 class Api:
@@ -90,7 +87,9 @@ class Api:
 
     def _app(self) -> ASGIApp:
         routes: list[BaseRoute] = [
-            *(Mount(tool.api_path, routes=self._routes(tool)) for tool in self._served()),
+            *(Mount(tool.api_path, routes=self._routes(tool)) for tool in self.tools),
+            # what users had of a tool that is gone, or cannot be used, is still theirs
+            Mount("/api/{tool}", routes=self._routes(None)),
             Route("/", self.show_page),
             Mount("/page", StaticFiles(directory=PAGE)),
             Route("/signin", self.show_sign_in, methods=["GET"]),
@@ -112,13 +111,7 @@ class Api:
         )
         return Headers(app, image_hosts=self.settings.image_hosts, metrics=self.metrics)
 
-    def _served(self) -> Iterator[Tool]:
-        """The tools, and what is left of those that cannot be used: what their users had is still theirs."""
-        yield from self.tools
-        gone = {*self.tools.troubles, self.settings.tool} - self.tools.by_name.keys()
-        yield from (self.tools.about(name) for name in sorted(gone))
-
-    def _routes(self, tool: Tool) -> list[BaseRoute]:
+    def _routes(self, tool: Tool | None) -> list[BaseRoute]:
         return [
             Route("/generations", self._authenticated(self.generate, tool), methods=["POST"]),
             Route("/sessions", self._authenticated(self.list_sessions, tool)),
@@ -144,12 +137,16 @@ class Api:
         return self.tokens.read(cookie)
 
     def _authenticated(
-        self, handle: Callable[[Request, Token, Tool], Awaitable[Response]], tool: Tool
+        self, handle: Callable[[Request, Token, Tool], Awaitable[Response]], tool: Tool | None
     ) -> Callable[[Request], Awaitable[Response]]:
         async def handled(request: Request) -> Response:
-            return await handle(request, self.caller(request), tool)
+            return await handle(request, self.caller(request), tool or self.gone(request))
 
         return handled
+
+    def gone(self, request: HTTPConnection) -> Tool:
+        """What is left of the tool of this path, of which nothing else is here but a name."""
+        return self.tools.about(request.path_params["tool"])
 
     async def show_page(self, _: Request) -> Response:
         """The page."""
@@ -290,7 +287,7 @@ class Api:
 class Events:
     """`GET …/events`: checks the caller, then hands the raw connection over."""
 
-    def __init__(self, api: Api, tool: Tool) -> None:
+    def __init__(self, api: Api, tool: Tool | None) -> None:
         self.api = api
         self.tool = tool
 
@@ -301,7 +298,8 @@ class Events:
         user, until = self.api.caller(request)
         cursor = request.headers.get("last-event-id") or request.query_params.get("lastEventId")
         ends = Ends(scope, receive, send)
-        await self.api.streams.serve(ends, user=user, until=until, tool=self.tool, cursor=cursor)
+        tool = self.tool or self.api.gone(request)
+        await self.api.streams.serve(ends, user=user, until=until, tool=tool, cursor=cursor)
 
 
 class LateQueue:

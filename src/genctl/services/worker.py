@@ -107,7 +107,7 @@ class Worker:
         self._exit: asyncio.TimerHandle | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
-        self.metrics = at.meters = WorkerMetrics(at.tool.provider)
+        self.metrics = at.meters = WorkerMetrics(at.tool.provider, at.tool.name)
         self.gatekeeper = Gatekeeper(
             at.db,
             at.tool.name,

@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from genctl.base.settings import Entry, Settings
+from genctl.domain.masking import LEAST_PART, without_login
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.providers import Provider
 
+BESIDE = ("prompt", "clientKey", "model")  # what every order has, beside its tool's parameters
 Said = Mapping[str, Any]  # the values of a tool's settings, by key
 
 
@@ -31,6 +33,13 @@ class Request(msgspec.Struct, frozen=True):
     url: str
     headers: Mapping[str, str]
     body: bytes
+
+    def check(self) -> None:
+        """Raises TypeError: what a tool's file has put together cannot be sent."""
+        if not all(isinstance(text, str) for text in (self.url, *self.headers, *self.headers.values())):
+            raise TypeError(f"a Request's URL and headers are texts, not {self.url!r}, {[*self.headers]}")
+        if not isinstance(self.body, bytes):
+            raise TypeError(f"a Request's body is bytes, not {type(self.body).__name__}")
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,14 +74,19 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """The tool with the values of its settings, and the models that they add."""
         said = {entry.key: settings.of(entry) for entry in self.settings}
         more = tuple(said.get(self.models_setting) or ())
-        return msgspec.structs.replace(self, said=said, models=(*self.models, *more))
+        told = msgspec.structs.replace(self, said=said, models=(*self.models, *more))
+        # what a provider says of a key that has another shape is no less secret
+        values = (re.escape(secret) for secret in told.secrets if len(secret) >= LEAST_PART)
+        shape = "|".join(filter(None, (self.provider.key_shape, *values)))
+        return msgspec.structs.replace(told, provider=msgspec.structs.replace(self.provider, key_shape=shape))
 
     def checked(
         self, given: Mapping[str, Any], model: str | None, beside: Sequence[str] = ()
     ) -> dict[str, Any]:
         """The parameters of an order, as they are stored. `beside` are other names that may have been meant.
 
-        Raises GenctlError (exit 2): an unknown one, one of another type, what `model` refuses (None: any).
+        Raises GenctlError (exit 2): an unknown one, one of another type, what `model` refuses (None: any);
+        exit 3: what the tool fails on.
         """
         fields = [field.encode_name for field in msgspec.structs.fields(self.params)]
         if unknown := next((name for name in given if name not in fields), None):
@@ -86,7 +100,12 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         except msgspec.ValidationError as error:
             why = f"{error}".replace("`$.", "`").replace(" - at `", " at `")
             raise GenctlError("BadParameter", why, "see `genctl tools -o json`", exit_code=2) from None
-        if model is not None and (refused := self.refusal(model, params)):
+        try:
+            refused = None if model is None else self.refusal(model, params)
+        except Exception as bug:
+            told = f"the tool {self.name} cannot judge this order: {type(bug).__name__}: {bug}"
+            raise GenctlError("ToolUnusable", told, "mend its package") from bug
+        if refused:
             raise GenctlError("BadParameter", refused, "change it, or take it away", exit_code=2)
         stored: dict[str, Any] = msgspec.to_builtins(params)
         return stored
@@ -116,8 +135,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """Where the provider is."""
-        return str(self.said[self.base])
+        """Where the provider is, as it may be shown; empty where nobody has said."""
+        return without_login(str(self.said.get(self.base) or ""))
 
     @property
     def is_real(self) -> bool:
@@ -147,6 +166,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     def check_ready(self) -> None:
         """The same, and when this process cannot, as it has no key."""
         self.check_usable()
+        if not self.address:
+            env = next(entry.env for entry in self.settings if entry.key == self.base)
+            raise GenctlError(
+                "ProviderAddressMissing",
+                f"{env} is not set, and says where the provider of {self.name} is",
+                f"set {env}",
+            )
         entry = next((entry for entry in self.settings if entry.key == self.key), None)
         key = self.said.get(self.key) or ("" if self.is_real else "simulator")
         if entry and (not key or not str(key).isascii()):

@@ -3,6 +3,7 @@
 A package that cannot be loaded is told by name, and stops only what needs it.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -10,15 +11,15 @@ from importlib.metadata import EntryPoint, entry_points
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from genctl.base import settings
+from genctl.base import settings, values
 from genctl.base.settings import TABLE, Entry, Settings
 from genctl.domain.model import GenctlError
 from genctl.domain.providers import OTHERS, UNKNOWN, Provider
-from genctl.tools import Request, Tool
+from genctl.tools import BESIDE, Params, Request, Tool
 
 GROUP = "genctl.tools"
 OURS = "genctl"
@@ -61,7 +62,7 @@ def sound(points: Iterable[EntryPoint]) -> Found:
         if point.name in troubles or point.name in tools:
             continue
         tool, why = _loaded(point)
-        if why := why or next(_complaints(tool, tools), ""):
+        if why := why or (_trouble(tool, tools) if tool else ""):
             troubles[point.name] = f"{why} (package {_package(point)})"
         elif tool:
             tools[point.name] = tool
@@ -76,8 +77,7 @@ def _loaded(point: EntryPoint) -> tuple[Tool | None, str]:
     try:
         tool = point.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's module does what it likes
-        said = " ".join(str(error).split())[:200]
-        return None, f"{point.value} cannot be loaded: {type(error).__name__}{f': {said}' if said else ''}"
+        return None, f"{point.value} cannot be loaded: {_said(error)}"
     if not isinstance(tool, Tool):
         return None, f"{point.value} is no genctl.tools.Tool"
     if tool.name != point.name:
@@ -85,30 +85,79 @@ def _loaded(point: EntryPoint) -> tuple[Tool | None, str]:
     return tool, ""
 
 
-def _complaints(tool: Tool | None, others: Mapping[str, Tool]) -> Iterator[str]:
-    """What keeps a tool from being used beside the others."""
-    if tool is None:
-        return
+def _said(error: BaseException) -> str:
+    """One line of an exception that is somebody else's."""
+    said = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}{f': {said}' if said else ''}"
+
+
+def _trouble(tool: Tool, others: Mapping[str, Tool]) -> str:
+    """What keeps a tool from being used beside the others; its parts may be of any type."""
+    try:
+        return next((why for look in LOOKS for why in look(tool, others)), "")
+    except Exception as error:  # noqa: BLE001 - somebody else's
+        return f"it is not made as a Tool is: {_said(error)}"
+
+
+def _names(tool: Any, _: object) -> Iterator[str]:
+    try:
+        values.as_tool(tool.name)
+    except ValueError as error:
+        yield f"it is called {tool.name!r}, and {error}"
     if type(tool.price) is not int or tool.price <= 0:
         yield f"its price is {tool.price!r}, and must be a whole number above 0"
+    if tool.brings not in {"url", "bytes"}:
+        yield f"it brings {tool.brings!r}, and must bring url or bytes"
+
+
+def _models(tool: Any, _: object) -> Iterator[str]:
+    if not isinstance(tool.models, tuple):
+        yield f"its models are {tool.models!r}, and must be a tuple of patterns"
+    for pattern in tool.models:
+        if not values.PATTERN.fullmatch(pattern):
+            yield f"its pattern {pattern!r} is no name of a model in which * alone stands for others"
     if not tool.models or not tool.serves(tool.default_model):
         patterns = ", ".join(tool.models)
         yield f"its default model {tool.default_model!r} matches none of its patterns {patterns}"
+
+
+def _params(tool: Any, _: object) -> Iterator[str]:
+    if not issubclass(tool.params, Params):
+        yield "its parameters are no kind of genctl.tools.Params"
     try:
         msgspec.json.schema(tool.params)
     except (TypeError, ValueError) as error:
         yield f"its parameters have no JSON Schema: {' '.join(str(error).split())[:200]}"
+    for field in msgspec.structs.fields(tool.params):
+        if field.encode_name in BESIDE:
+            yield f"its parameter {field.encode_name} is what every order has already"
+
+
+def _patterns(tool: Tool, _: object) -> Iterator[str]:
+    provider = tool.provider
+    says = (rule.says for rule in provider.rules)
+    for shape in (provider.key_shape, provider.envelope.id_shape, provider.envelope.code_shape, *says):
+        try:
+            re.compile(shape)
+        except re.error as error:
+            yield f"its provider's pattern {shape!r} cannot be read: {error}"
+
+
+def _settings(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
     keys = {entry.key for entry in tool.settings}
     for key in (tool.base, tool.key, tool.models_setting):
         if key and key not in keys:
             yield f"it declares no setting {key}"
-    taken = {entry.key: ("genctl", entry) for entry in TABLE}
-    taken |= {entry.key: (other.name, entry) for other in others.values() for entry in other.settings}
-    for entry in tool.settings:
-        owner, theirs = taken.get(entry.key, ("", entry))
-        if theirs != entry:
-            yield f"its setting {entry.key} is one of {owner} already"
-    yield from _overlaps(tool, others)
+    owned = [("genctl", entry) for entry in TABLE]
+    owned += [(other.name, entry) for other in others.values() for entry in other.settings]
+    for ours in tool.settings:
+        for owner, theirs in owned:
+            if (ours.key == theirs.key or ours.env == theirs.env) and ours != theirs:
+                yield f"its setting {ours.key} is one of {owner} already"
+        try:
+            _ = ours.value
+        except ValueError as error:
+            yield f"the default of its setting {ours.key} is {ours.default!r}, and must be {error}"
 
 
 def _overlaps(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
@@ -117,6 +166,9 @@ def _overlaps(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
             for theirs in other.models:
                 if other.name != tool.name and overlap(ours, theirs):
                     yield f"its pattern {ours} overlaps {theirs} of the tool {other.name}"
+
+
+LOOKS = (_names, _models, _params, _settings, _patterns, _overlaps)
 
 
 def overlap(one: str, other: str) -> bool:
@@ -152,7 +204,11 @@ class Tools:
         """As they are installed and set. One whose setting adds what is another's cannot be used."""
         tools, troubles = installed or found()
         bound = {name: tool.bound(settings) for name, tool in tools.items()}
-        more = {name: why for name, tool in bound.items() if (why := next(_overlaps(tool, tools), ""))}
+        more = {
+            name: f"{why} (setting {tool.models_setting.upper()})"
+            for name, tool in bound.items()
+            if (why := next(_overlaps(tool, tools), ""))
+        }
         return cls((tool for name, tool in bound.items() if name not in more), troubles | more)
 
     def __iter__(self) -> Iterator[Tool]:
@@ -163,7 +219,9 @@ class Tools:
         if tool := self.by_name.get(name):
             return tool
         if why := self.troubles.get(name):
-            raise GenctlError("ToolUnusable", f"the tool {name} cannot be used: {why}", "mend its package")
+            raise GenctlError(
+                "ToolUnusable", f"the tool {name} cannot be used: {why}", "mend what is named there"
+            )
         close = get_close_matches(name, self.by_name, 1)
         hint = (
             f"did you mean {close[0]}?"

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Self
 
 import aiohttp
+import structlog
 
 from genctl import __version__
 from genctl.domain.model import Answer, NoAnswer, Session
@@ -17,6 +18,7 @@ from genctl.tools import Request, Tool
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**20
+NOT_MADE = "RequestNotMade"  # what a tool's own file fails at
 
 HEADERS = {
     "Content-Type": "application/json",
@@ -35,6 +37,8 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientResponseError, "BadAnswer"),
     (Exception, "ConnectionError"),
 )
+
+log = structlog.stdlib.get_logger()
 
 
 class Wire:
@@ -65,13 +69,19 @@ class Wire:
         `on_send` is called once, right before the request's bytes leave; when it raises, none do,
         and its exception passes through. Nothing else is raised.
         """
-        return await self._post(self.tool.request(session, self.tool.said), _Sending(on_send))
+        return await self._post(lambda: self.tool.request(session, self.tool.said), _Sending(on_send))
 
     async def knock(self) -> Answer | NoAnswer:
         """Ask for nothing, so that nothing can be billed: whoever refuses the request has taken the key."""
-        return await self._post(self.tool.knock(self.tool.said), _Sending(lambda: None))
+        return await self._post(lambda: self.tool.knock(self.tool.said), _Sending(lambda: None))
 
-    async def _post(self, request: Request, sending: "_Sending") -> Answer | NoAnswer:
+    async def _post(self, make: Callable[[], Request], sending: "_Sending") -> Answer | NoAnswer:
+        try:
+            request = make()
+            request.check()
+        except Exception as bug:  # somebody else's file: no reason to lose the run, which is told why
+            log.exception("tool.bug", tool=self.tool.name)
+            return NoAnswer(NOT_MADE, f"{type(bug).__name__}: {bug}", sent=False)
         try:
             async with self._http.post(
                 request.url,
