@@ -196,7 +196,7 @@ def test_a_worker_tells_on_its_metrics_port_that_it_lives(place: Place) -> None:
         assert (status, json.loads(told)["ok"]) == (200, True)
         until_sync(lambda: "genctl_worker_received_total 1.0" in asked(port, "/metrics")[1])
         until_sync(lambda: 'genctl_sessions{pile="refunds_pending"} 0.0' in asked(port, "/metrics")[1])
-        until_sync(lambda: '{queue="dlq",state="waiting"} 0.0' in asked(port, "/metrics")[1])
+        until_sync(lambda: '{queue="dlq",state="waiting",tool="seedream4"} 0.0' in asked(port, "/metrics")[1])
         assert asked(port, "/elsewhere")[0] == 404
         said = place.say("worker", "--metrics-port", str(port), exit_code=3)
         (line, fix) = said.stderr.splitlines()[-2:]
