@@ -11,6 +11,8 @@ from uuid import uuid4
 from aiohttp import web
 
 from genctl.base.assets import PACKAGE
+from genctl.services.api import page_of
+from genctl.tools.seedream4 import TOOL
 
 PAGE = PACKAGE / "page"
 POLICY = (
@@ -236,8 +238,7 @@ class Stub:
         return response
 
     async def _index(self, _: web.Request) -> web.StreamResponse:
-        html = (PAGE / "index.html").read_text("utf-8").replace("{{tool}}", "seedream4")
-        return web.Response(text=html, content_type="text/html")
+        return web.Response(text=page_of(TOOL), content_type="text/html")
 
     async def _signin_page(self, _: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / "signin.html")

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import aiohttp
 import jwt
+import msgspec
 import pytest
 import structlog
 from tests.ears import BASE, SECRET, Client, served
@@ -18,6 +19,8 @@ from tests.path.test_bridge import change, fail
 from genctl.base.tokens import COOKIE, Tokens
 from genctl.domain.orders import LONGEST_PROMPT
 from genctl.services import streams
+from genctl.services.api import page_of
+from genctl.tools.seedream4 import TOOL
 
 
 @pytest.fixture
@@ -110,6 +113,13 @@ async def test_no_order_is_taken_while_nothing_can_carry_it_out(kit: Kit) -> Non
 async def test_the_page_is_about_the_tool_that_is_set(client: Client) -> None:
     _, page = await client.ask("GET", "/")
     assert '<html lang="en" data-tool="seedream4">' in page
+    assert '<option value="2K">' in page
+
+
+def test_the_page_of_a_tool_without_sizes_asks_for_none() -> None:
+    page = page_of(msgspec.structs.replace(TOOL, sizes={}))
+    assert '<label class="size" hidden>' in page
+    assert "<option" not in page and "{{" not in page
 
 
 async def test_a_huge_body_is_not_read(client: Client) -> None:

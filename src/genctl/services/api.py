@@ -6,6 +6,7 @@ The tools that are installed decide paths, models and prices.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from html import escape
 from typing import Any
 from urllib.parse import parse_qs
 from uuid import UUID, uuid4
@@ -150,8 +151,7 @@ class Api:
 
     async def show_page(self, _: Request) -> Response:
         """The page."""
-        page = (PAGE / "index.html").read_text("utf-8")
-        return HTMLResponse(page.replace("{{tool}}", self.settings.tool))
+        return HTMLResponse(page_of(self.tools.about(self.settings.tool)))
 
     async def show_sign_in(self, _: Request) -> Response:
         """The form that spends the ticket; looking at the link, as mail scanners do, spends nothing."""
@@ -332,6 +332,16 @@ class LateQueue:
 
 
 # -- requests --------------------------------------------------------------------------------------
+
+
+def page_of(tool: Tool) -> str:
+    """The page as it is about one tool: its path, and the sizes that it offers, if any."""
+    sizes = "".join(
+        f'<option value="{escape(size)}">{escape(words)}</option>' for size, words in tool.sizes.items()
+    )
+    page = (PAGE / "index.html").read_text("utf-8")
+    sized = "" if sizes else "hidden"
+    return page.replace("{{tool}}", tool.name).replace("{{sizes}}", sizes).replace("{{sized}}", sized)
 
 
 def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:

@@ -50,6 +50,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     call of a session, whose row may be older than this version of `params`; `knock` makes one that nobody
     bills, which tells whether the key is taken. `base` is the key of the setting that holds the provider's
     address, `key` of the one that holds the secret. `sensitive` are words that the provider's filter refuses.
+    `sizes` are what the page offers as an order's `size`, with the words for each; with none it does not ask.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     brings: Literal["url", "bytes"] = "url"
     sensitive: str = "explicit nudity"
     good: str = "a lighthouse at dusk, watercolour"
+    sizes: Mapping[str, str] = msgspec.field(default_factory=dict)
     said: Said = msgspec.field(default_factory=dict)
 
     def bound(self, settings: Settings) -> Self:

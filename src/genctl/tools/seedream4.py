@@ -214,4 +214,5 @@ TOOL = Tool(
     request=request,
     knock=knock,
     sensitive="explicit nudity",
+    sizes={"": "2048 × 2048", "2K": "2K, shape by the model", "4K": "4K, shape by the model"},
 )
