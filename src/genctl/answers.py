@@ -6,8 +6,8 @@ claimed the run, its settle is worth another try, however long the database is a
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -60,7 +60,8 @@ class Answers:
 
     async def settle(self, session: Session, ending: Ending) -> Row:
         """The row, ended. Raises LeaseLostError: the run is over, or somebody else's."""
-        return await self._store(Held(session, ending), ending, self._runs.settle, self._settle_alone)
+        held = Held(session, ending)
+        return await self._store(held, self._persist(held, ending, self._runs.settle, self._settle_alone))
 
     async def settle_now(self, session: Session, ending: Ending) -> Row:
         """The same without patience, for whoever has no answer in hand. Raises GenctlError."""
@@ -71,23 +72,18 @@ class Answers:
 
     async def retry(self, session: Session, item: Retry) -> Row:
         """The row, queued for its next attempt. Raises LeaseLostError."""
-        return await self._store(Held(session, item), item, self._runs.retry, self._runs.retry_alone)
+        held = Held(session, item)
+        return await self._store(held, self._persist(held, item, self._runs.retry, self._runs.retry_alone))
 
     def tell_unsettled(self) -> None:
         """Log what is still in our hands: the process ends, and a billed image can be claimed by its id."""
         for held in self._held:
             _tell_unsettled(held)
 
-    async def _store(
-        self,
-        held: Held,
-        item: I,
-        together: Callable[[I], Awaitable[Row | None]],
-        alone: Callable[[I], Awaitable[Row | None]],
-    ) -> Row:
+    async def _store(self, held: Held, persisting: Coroutine[Any, Any, Row]) -> Row:
         """Store it, also while we are cancelled, for a moment: an answer that we have is worth it."""
         self._held.add(held)
-        storing = asyncio.create_task(self._persist(held, item, together, alone))
+        storing = asyncio.create_task(persisting)
         try:
             return await asyncio.shield(storing)
         except asyncio.CancelledError:
@@ -119,8 +115,7 @@ class Answers:
             except (LockedError, DatabaseSilentError) as error:  # a statement that hangs holds up others, too
                 held.why, step, most_s = error.message, alone, LOCKED_PAUSE_S
             except DatabaseGoneError as error:
-                hangs = isinstance(error, DatabaseSilentError)  # perhaps on this one only
-                held.why, step, most_s = error.message, alone if hangs else together, LOCKED_PAUSE_S
+                held.why, step, most_s = error.message, together, LOCKED_PAUSE_S
             except GenctlError as error:
                 if step is alone:
                     await self._keep(held, error)
