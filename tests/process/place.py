@@ -242,6 +242,15 @@ def new_place(template: str, server: QueueServer, simulator: Running, folder: Pa
     arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
     queue = sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": policy})["QueueUrl"]
+    write_stack(folder, url, server, simulator)
+    env = clean_env(folder) | {"GENCTL_QUEUE": name}
+    made = f"template {urlsplit(template).path[1:]} strategy file_copy"
+    with fresh_database(database_url(template, "postgres"), name, made):
+        yield Place(url, folder, env, sqs, queue, dlq, simulator)
+
+
+def write_stack(folder: Path, url: str, server: QueueServer, simulator: Running) -> None:
+    """The file by which commands find their database, queue and provider, as a stack leaves it."""
     stack = {
         "database_url": url,
         "sqs_endpoint": f"http://127.0.0.1:{server.port}",
@@ -251,10 +260,6 @@ def new_place(template: str, server: QueueServer, simulator: Running, folder: Pa
         "aws_secret_access_key": server.secret,
     }
     (folder / "stack.json").write_text(json.dumps(stack))
-    env = clean_env(folder) | {"GENCTL_QUEUE": name}
-    made = f"template {urlsplit(template).path[1:]} strategy file_copy"
-    with fresh_database(database_url(template, "postgres"), name, made):
-        yield Place(url, folder, env, sqs, queue, dlq, simulator)
 
 
 def clean_env(home: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ import boto3
 import pytest
 from tests.kit import QueueServer, free_port, fresh_database, until_sync
 from tests.process import place as places
-from tests.process.place import Place, Running, clean_env
+from tests.process.place import Place, Running, clean_env, write_stack
 from tests.process.test_runbook_set import served, states
 from tests.process.test_wheel import has
 
@@ -80,15 +80,7 @@ def both(
             aws_secret_access_key=server.secret,
         )
         queues = {tool: _pair(sqs, tool) for tool in TOOLS}
-        stack = {
-            "database_url": dsn,
-            "sqs_endpoint": f"http://127.0.0.1:{server.port}",
-            "ark_base_url": simulator.until("simulator.started")["url"],
-            "secret": "x" * 32,
-            "aws_access_key_id": server.key,
-            "aws_secret_access_key": server.secret,
-        }
-        (tmp_path / "stack.json").write_text(json.dumps(stack))
+        write_stack(tmp_path, dsn, server, simulator)
         env = clean_env(tmp_path) | {"EXAMPLE_BASE_URL": base}
         yield Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
 
