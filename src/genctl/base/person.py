@@ -1,8 +1,12 @@
-"""Who sits at this keyboard."""
+"""The person at this keyboard: who it is, and how longer work tells what it does."""
 
 import getpass
 import os
 import socket
+from collections.abc import Callable
+
+Note = Callable[[str], object]  # takes a line for the person
+Advance = Callable[[int], object]  # takes how many more are done
 
 
 def who() -> str:
