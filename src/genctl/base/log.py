@@ -7,9 +7,10 @@ tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out
 import logging
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
 
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+_log = structlog.get_logger()
 _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
 
@@ -29,6 +32,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     At level debug an exception brings its traceback, else its name, its text and its place.
     """
     least = logging.getLevelNamesMapping()[level.upper()]
+    _Lines.plain = form == "json" and least <= logging.INFO
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -43,13 +47,43 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     logging.basicConfig(handlers=[_FromLibraries()], level=max(least, logging.WARNING), force=True)
 
 
+def info(event: str, **facts: object) -> None:
+    """Log as structlog's logger does, at a third of its price: for lines of which each change has some."""
+    if _Lines.plain:
+        _Lines.write(_as_json(None, "info", {"timestamp": _now(), "level": "info", "event": event, **facts}))
+    else:
+        _log.info(event, **facts)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Write the lines of a batch at once, when it is over."""
+    outer, _Lines.held = _Lines.held, []
+    try:
+        yield
+    finally:
+        lines, _Lines.held = _Lines.held, outer
+        if lines:
+            _Lines.write("".join(lines))
+
+
 class _Lines:
     """A stderr that is gone or full costs the line, never the worker."""
 
-    def msg(self, line: str) -> None:
+    plain = False  # those of info() are JSON, and are wanted
+    held: list[str] | None = None  # while lines are written together
+
+    @classmethod
+    def write(cls, line: str) -> None:
+        if cls.held is not None:
+            cls.held.append(line)
+            return
         with suppress(OSError, ValueError):
             sys.stderr.write(line)
             sys.stderr.flush()
+
+    def msg(self, line: str) -> None:
+        self.write(line)
 
     debug = info = warning = error = critical = msg
 
@@ -65,8 +99,23 @@ class _FromLibraries(logging.Handler):
 
 
 def _head(_: object, level: str, event: Event) -> Event:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
-    return {"timestamp": now + "Z", "level": level, "event": event.pop("event"), **event}
+    return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
+
+
+class _Second:
+    """The second of the last line, so that of the next one only milliseconds are new."""
+
+    began = 0
+    text = ""
+
+
+def _now() -> str:
+    now_ms = time.time_ns() // 1_000_000
+    second, ms = divmod(now_ms, 1000)
+    if second != _Second.began:
+        _Second.began = second
+        _Second.text = datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
+    return f"{_Second.text}.{ms:03d}Z"
 
 
 def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
@@ -86,7 +135,10 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
 
 def _as_json(_: object, __: str, event: Event) -> str:
     try:
-        line = msgspec.json.encode(event, enc_hook=str).decode()
+        data = _ENCODER.encode(event)
+        line = data.decode()
+        if data.isascii() and b"\x7f" not in data:  # JSON has escaped all else that a terminal would obey
+            return line + "\n"
     except (ValueError, TypeError, OverflowError, RecursionError):  # lone surrogates, odd keys
         line = msgspec.json.encode(
             {printable(str(key)): printable(str(event[key])) for key in event}
