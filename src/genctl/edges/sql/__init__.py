@@ -23,3 +23,15 @@ def statements() -> dict[str, str]:
 def sql(name: str) -> str:
     """The statement of that name. Raises KeyError."""
     return statements()[name]
+
+
+def numbered(name: str) -> str:
+    """The statement with `$1`, `$2`, … in the order in which its parameters first come, as PREPARE takes it."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return re.sub(r"%\((\w+)\)s", number, sql(name)).replace("%%", "%")

@@ -2,14 +2,20 @@
 
 -- name: changes
 -- What changed for each user above a version (null: nothing, only where they stand), by version, with the
--- newest version of each as `head`. Live, replay, catch-up and backstop are this one statement.
-select a.user_id as asked_of, coalesce(c.event_seq, 0) as head, s.*, now() as read_at
-from jsonb_to_recordset(%(asked)s) as a(user_id text, after bigint)
-left join credit_accounts c on c.user_id = a.user_id
+-- newest version of each as `head`. Live, replay, catch-up and backstop are this one statement. All is text, as
+-- the server writes it; `is_old` tells what was not merely faster than its NOTIFY.
+select a.user_id as asked_of,
+  coalesce((select c.event_seq from credit_accounts c where c.user_id = a.user_id), 0)::text as head, s.version::text as version, s.id::text as id,
+  s.status, s.model, s.client_key, s.run::text as run,
+  case s.status when 'failed' then s.error_details::text when 'completed' then s.result::text end as told,
+  (coalesce(s.completed_at, s.queued_at) < now() - interval '2 s')::text as is_old
+from jsonb_to_recordset(%(asked)s::jsonb) as a(user_id text, after bigint)
 left join lateral (
-  select * from generation_sessions g
+  select g.id, g.version, g.status, g.model, g.client_key, g.run, g.error_details, g.result, g.completed_at,
+    g.queued_at
+  from generation_sessions g
   where g.user_id = a.user_id and g.version > a.after
-  order by g.version limit %(limit)s
+  order by g.version limit %(limit)s::int
 ) s on true
 order by a.user_id, s.version
 
