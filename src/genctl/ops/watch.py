@@ -28,6 +28,7 @@ MAX_RETRY_S = 30.0
 LARGEST_EVENT_BYTES = 2**20
 OPENED = ""  # stands for an event: the connection is made
 TELLING = {"failed", "done", "queued"}
+REPLACED_ATTEMPT = 5  # who was closed for a newer stream comes back late, or it closes the next
 
 
 class Place(NamedTuple):
@@ -66,6 +67,7 @@ async def follow(
     or a lost one was away for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
+    is_fresh = True
     while True:
         missed = 0
         is_ready = False
@@ -82,6 +84,16 @@ async def follow(
                             note(f"caught up, {missed} missed")
                         lost_at, attempt, again, is_ready = None, 0, True, True
                     missed += name in TELLING and not is_ready
+                    if name == "heartbeat" and _freshness(data) is (not is_fresh):
+                        is_fresh = not is_fresh
+                        note(
+                            "fresh again"
+                            if is_fresh
+                            else f"stale since {data.get('since')}: news may be late"
+                        )
+                    if name == "bye" and isinstance(data, dict) and data.get("why") == "newer stream":
+                        note("closed: this user has opened newer streams")
+                        attempt = REPLACED_ATTEMPT
                     yield Seen(name, last_id, data)
         except GoneError:
             lost_at = lost_at or time.monotonic()
@@ -91,6 +103,12 @@ async def follow(
         attempt += 1
         note(f"lost, retrying in {delay_s:.0f} s")
         await asyncio.sleep(delay_s)
+
+
+def _freshness(data: Any) -> bool | None:
+    """Whether the server vouches that nothing is missing; None where it does not say."""
+    fresh = data.get("fresh") if isinstance(data, dict) else None
+    return fresh if isinstance(fresh, bool) else None
 
 
 async def _events(place: Place, last_id: str | None) -> AsyncGenerator[tuple[str, str | None, Any], None]:
