@@ -58,6 +58,17 @@ class Metrics:
             "Streams closed because their reader was too slow.",
             registry=self.registry,
         )
+        self.replaced = Counter(
+            "genctl_sse_replaced",
+            "Streams closed because their user has opened newer ones.",
+            registry=self.registry,
+        )
+        self.looks = Counter(
+            "genctl_sse_looks", "Queries for what has changed; one at a time.", registry=self.registry
+        )
+        self.fresh = Gauge(
+            "genctl_sse_fresh", "1 while streams are told that nothing is missing.", registry=self.registry
+        )
         self.listening = Gauge("genctl_listening", "1 while LISTEN is proven.", registry=self.registry)
 
     def text(self) -> bytes:

@@ -9,9 +9,13 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from genctl.domain.model import Category, Session, Status
+import msgspec
+
+from genctl.domain.model import Category, Session, Status, rfc3339
 
 NAMES = {Status.FAILED: "failed", Status.COMPLETED: "done"}  # any other has been redriven: `queued`
 OPEN_CATEGORIES = (Category.CONTENT_POLICY, Category.INVALID_REQUEST)
@@ -20,46 +24,93 @@ _OURS = ("providerStatus", "providerCode", "providerMessage", "providerBody", "r
 _CURSOR = re.compile(r"[\w-]{32}", re.ASCII)  # eight bytes of version, sixteen of proof
 _VERSION_BYTES = 8
 _PROOF_BYTES = 16
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
-class Event(NamedTuple):
+class Frame(NamedTuple):
     """One event as it is written, and its id if it has one."""
 
     text: bytes
     id: str | None = None
 
 
-def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> Event:
-    """An event of one line of JSON. It is pure ASCII, so that no character can end a line or turn one."""
-    line = json.dumps(data, default=str, separators=(",", ":"))
+class Change(msgspec.Struct, frozen=True):
+    """What a stream shows of a row. `is_old`: it was not merely faster than its NOTIFY."""
+
+    version: int
+    id: str
+    user_id: str
+    status: Status
+    model: str | None
+    client_key: str | None
+    run: int
+    error_details: Any = None  # of a failed one
+    result: Any = None  # of a completed one
+    is_old: bool = False
+
+
+class Freshness(NamedTuple):
+    """Whether the server can vouch that nothing is missing, and since when that is so.
+
+    Where it cannot, `since` is the moment up to which it could.
+    """
+
+    fresh: bool
+    since: datetime
+
+
+def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> Frame:
+    """Write an event of one line of JSON in pure ASCII, so that no character can end a line or turn one."""
     head = f"event: {name}\n" if cursor is None else f"event: {name}\nid: {cursor}\n"
-    return Event(f"{head}data: {line}\n\n".encode("ascii"), cursor)
+    return Frame(b"%bdata: %b\n\n" % (head.encode("ascii"), _line(data)), cursor)
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    try:
+        line = _ENCODER.encode(data)
+    except (ValueError, OverflowError):  # lone surrogates, integers of more than 64 bits
+        line = b"\x7f"
+    if line.isascii() and b"\x7f" not in line:
+        return line
+    return json.dumps(data, default=str, separators=(",", ":")).encode("ascii")
 
 
 def retry(delay_ms: int) -> bytes:
-    """The line that tells a browser how long to wait before it comes back."""
-    return f"retry: {delay_ms}\n\n".encode("ascii")
+    """Write the line that tells a browser how long to wait before it comes back."""
+    return b"retry: %d\n\n" % delay_ms
 
 
-def changed(session: Session, cursor: str) -> Event:
-    """`failed`, `done` or `queued`: the row as it is."""
+def heartbeat(last_id: str | None, freshness: Freshness) -> bytes:
+    """Write the event that says how far this stream is, and whether that is all there is."""
+    said = b"null" if last_id is None else b'"%b"' % last_id.encode()
+    return b'event: heartbeat\ndata: {"lastEventId":%b%b' % (said, _rest_of_heartbeat(freshness))
+
+
+@lru_cache(8)
+def _rest_of_heartbeat(freshness: Freshness) -> bytes:
+    fresh, since = (msgspec.json.encode(value) for value in (freshness.fresh, rfc3339(freshness.since)))
+    return b',"fresh":%b,"since":%b}\n\n' % (fresh, since)
+
+
+def changed(row: Session | Change, cursor: str) -> Frame:
+    """Write `failed`, `done` or `queued`: the row as it is."""
     data: dict[str, Any] = {
-        "sessionId": session.id,
-        "clientKey": session.client_key,
-        "status": session.status,
-        "model": session.model,
-        "run": session.run,
+        "sessionId": row.id,
+        "clientKey": row.client_key,
+        "status": row.status,
+        "model": row.model,
+        "run": row.run,
     }
-    if session.status is Status.FAILED:
-        data["error_details"] = for_user(session.error_details)
-    if session.status is Status.COMPLETED:
-        data["result"] = session.result
-    return event(name_of(session), data, cursor)
+    if row.status is Status.FAILED:
+        data["error_details"] = for_user(row.error_details)
+    if row.status is Status.COMPLETED:
+        data["result"] = row.result
+    return event(name_of(row), data, cursor)
 
 
-def name_of(session: Session) -> str:
-    """The name of the event that tells the row."""
-    return NAMES.get(session.status, "queued")
+def name_of(row: Session | Change) -> str:
+    """Name the event that tells the row."""
+    return NAMES.get(row.status, "queued")
 
 
 def for_user(details: Any) -> dict[str, Any] | None:
@@ -106,9 +157,11 @@ class Cursors(NamedTuple):
 class Backlog:
     """What a stream has still to write: at most `room` events, of each key the latest, oldest first."""
 
+    __slots__ = ("_waiting", "room")
+
     def __init__(self, room: int) -> None:
         self.room = room
-        self._waiting: dict[str, Event] = {}
+        self._waiting: dict[str, Frame] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -118,20 +171,22 @@ class Backlog:
         """No further event may be put."""
         return len(self._waiting) >= self.room
 
-    def put(self, key: str, what: Event) -> None:
+    def put(self, key: str, frame: Frame) -> None:
         """Add it; an older state of the same session goes."""
         self._waiting.pop(key, None)
-        self._waiting[key] = what
+        self._waiting[key] = frame
 
-    def take(self, limit_bytes: int) -> Event | None:
+    def take(self, limit_bytes: int) -> Frame | None:
         """The oldest events as one piece of about so many bytes, with the last id in it; None for none."""
+        if len(self._waiting) == 1:
+            return self._waiting.popitem()[1]
         pieces, size, last = [], 0, None
         while self._waiting and size < limit_bytes:
             text, cursor = self._waiting.pop(next(iter(self._waiting)))
             pieces.append(text)
             size += len(text)
             last = cursor or last
-        return Event(b"".join(pieces), last) if pieces else None
+        return Frame(b"".join(pieces), last) if pieces else None
 
     def clear(self) -> None:
         """Forget everything: a reset follows."""

@@ -36,7 +36,7 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
-from genctl.services.streams import Ends, Streams
+from genctl.services.streams import HEADERS, Streams
 from genctl.services.web import (
     Headers,
     answer,
@@ -285,7 +285,7 @@ class Api:
 
 
 class Events:
-    """`GET …/events`: checks the caller, then hands the raw connection over."""
+    """`GET …/events`: checks the caller, writes the head, then hands the connection over."""
 
     def __init__(self, api: Api, tool: Tool | None) -> None:
         self.api = api
@@ -297,9 +297,16 @@ class Events:
             raise HTTPException(405, headers={"Allow": "GET"})
         user, until = self.api.caller(request)
         cursor = request.headers.get("last-event-id") or request.query_params.get("lastEventId")
-        ends = Ends(scope, receive, send)
         tool = self.tool or self.api.gone(request)
-        await self.api.streams.serve(ends, user=user, until=until, tool=tool, cursor=cursor)
+        await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        self.api.streams.open(
+            scope["state"]["hand_over"],
+            chunked=scope["http_version"] == "1.1",
+            user=user,
+            until=until,
+            tool=tool,
+            cursor=cursor,
+        )
 
 
 class LateQueue:

@@ -1,6 +1,7 @@
 """The API process: from the socket to the last `bye`."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -24,19 +25,27 @@ KEEP_ALIVE_S = 20
 DEAD_PEER_MS = 45_000
 BYE_WITHIN_S = 0.8
 END_WITHIN_S = 0.4
+YOUNG = 20_000  # objects between two looks for garbage cycles: a stream leaves none
 
 log = structlog.stdlib.get_logger()
 
 
 class Protocol(H11Protocol):
-    """Tells the application its transport, which alone can cut off a reader that does not read."""
+    """Lets the application take a connection over once it has written the head of an answer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "transport": transport}
+        self.app_state = {**self.app_state, "hand_over": self.hand_over}
         if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux
             with suppress(OSError):  # a Unix socket has none
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, DEAD_PEER_MS)
+
+    def hand_over(self, other: asyncio.Protocol) -> asyncio.Transport:
+        """Give the connection to another protocol. For uvicorn it is lost, and all that it keeps of it goes."""
+        self.flow.resume_reading()
+        self.transport.set_protocol(other)
+        self.connection_lost(ConnectionAbortedError("handed over"))  # without a reason it would close it
+        return self.transport
 
 
 class Server(uvicorn.Server):
@@ -59,6 +68,8 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     """Serve until cancelled. Raises as running() does."""
     async with running(settings, host=host, port=port) as server:
         log.info("api.started", url=server.url)
+        gc.freeze()  # what is here by now stays, and need not be walked again and again
+        gc.set_threshold(YOUNG)
         ended, _ = await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
@@ -76,7 +87,7 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
         async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
             api = Api(settings, tokens, db, sqs, Metrics())
             server = Server(_config(api))
-            bridging = asyncio.create_task(api.bridge.run())
+            bridging = asyncio.create_task(api.streams.run())
             serving = asyncio.create_task(server.serve([sock]))
             try:
                 yield Running(api, url_of(sock), (bridging, serving))
