@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 
 from genctl.edges import migrate
-from genctl.edges.db import Database, Row, Step, _execute, _fetched, as_json
+from genctl.edges.db import Database, Row, Statement, _execute, _fetched, as_json
 from genctl.edges.sql import sql
 from genctl.ops.stack.postgres import Postgres
 
@@ -60,7 +60,7 @@ DETAILS = {
 }  # fmt: skip
 
 
-def steps(users: list[str], items: Any) -> list[Step]:
+def steps(users: list[str], items: Any) -> list[Statement]:
     """As genctl.ledger sends them."""
     who = {"users": users, "opening": 0}
     return [

@@ -192,7 +192,7 @@ async def create_queues(sqs: Sqs, settings: Settings) -> None:
 class Kit:
     """The pipeline, and short ways to do what tests do all the time."""
 
-    at: Pipeline
+    pipeline: Pipeline
     settings: Settings
     simulator: Any
 
@@ -204,21 +204,21 @@ class Kit:
             await create_queues(sqs, settings)
             base = f"http://127.0.0.1:{simulator.port}/api/v3"
             settings = with_tools(settings, ark_base_url=base)
-            async with Pipeline.open(settings) as at:
-                yield cls(at, settings, simulator)
+            async with Pipeline.open(settings) as pipeline:
+                yield cls(pipeline, settings, simulator)
 
     @property
     def db(self) -> Database:
-        return self.at.db
+        return self.pipeline.db
 
     @property
     def wire(self) -> Wire:
-        assert self.at.wire
-        return self.at.wire
+        assert self.pipeline.wire
+        return self.pipeline.wire
 
     def check_nothing_left(self) -> None:
         """A test that leaves a job in its hands fails."""
-        assert not list(self.at.runs)
+        assert not list(self.pipeline.runs)
 
     def order(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Order:
         return Order(
@@ -233,7 +233,7 @@ class Kit:
     async def enqueue(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Session:
         """One job of a user with 1,000 credits to start with."""
         order = self.order(scenario, user=user, cost=cost)
-        made = await enqueue([order], db=self.db, queue=self.at.queue, tool=TOOL.name, opening=1000)
+        made = await enqueue([order], db=self.db, queue=self.pipeline.queue, tool=TOOL.name, opening=1000)
         assert made.owed is None
         return made.sessions[0]
 
@@ -241,7 +241,7 @@ class Kit:
         """The next delivery of the queue."""
 
         async def one() -> Message | None:
-            messages = await self.at.queue.receive(1, wait_s=1, visibility_s=LEASE_S)
+            messages = await self.pipeline.queue.receive(1, wait_s=1, visibility_s=LEASE_S)
             return messages[0] if messages else None
 
         return await until(one)
@@ -250,11 +250,11 @@ class Kit:
         """What a worker does with the next delivery, which takes no time; the row as it is then."""
         message = await self.receive()
         async with asyncio.timeout(SOON_S):
-            row = await carry(message, self.at)
+            row = await carry(message, self.pipeline)
         return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:
-        return (await sweep(self.at, Ages.of(self.settings))).done
+        return (await sweep(self.pipeline, Ages.of(self.settings))).done
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)
@@ -264,13 +264,13 @@ class Kit:
         self.wire._timeout = aiohttp.ClientTimeout(total=seconds)
 
     async def row(self, session: Session | UUID) -> Session:
-        found = await self.at.read(session if isinstance(session, UUID) else session.id)
+        found = await self.pipeline.read(session if isinstance(session, UUID) else session.id)
         assert found
         return found
 
     async def copies(self) -> list[Message]:
         """All messages of the DLQ, left where they are."""
-        return await self.at.dlq.receive(10, wait_s=0, visibility_s=0)
+        return await self.pipeline.dlq.receive(10, wait_s=0, visibility_s=0)
 
     async def balance(self, user: str = "ann") -> int:
         row = await self.db.row("credits_of", user=user)

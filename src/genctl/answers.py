@@ -17,9 +17,9 @@ from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
 from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DatabaseSilentError, LockedError
-from genctl.run import STOP_S, Ending, Left, Retry, Runs
+from genctl.run import STOP_S, Backoff, Left, Runs, Settlement
 
-I = TypeVar("I", Ending, Retry)  # noqa: E741 - an item
+I = TypeVar("I", Settlement, Backoff)  # noqa: E741 - an item
 T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.02
@@ -37,7 +37,7 @@ class Held(msgspec.Struct, eq=False):
     """An answer in our hands; `why` it is not in its row, once it was tried."""
 
     session: Session
-    item: Ending | Retry
+    item: Settlement | Backoff
     why: str | None = None
     kept: bool = False  # in the trace, for whoever comes after us
 
@@ -58,19 +58,19 @@ class Answers:
         """The answers that a lock, an outage or a refusal keeps from their rows."""
         return [held for held in self._held if held.why is not None]
 
-    async def settle(self, session: Session, ending: Ending) -> Row:
+    async def settle(self, session: Session, ending: Settlement) -> Row:
         """The row, ended. Raises LeaseLostError: the run is over, or somebody else's."""
         held = Held(session, ending)
         return await self._store(held, self._persist(held, ending, self._runs.settle, self._settle_alone))
 
-    async def settle_now(self, session: Session, ending: Ending) -> Row:
+    async def settle_now(self, session: Session, ending: Settlement) -> Row:
         """The same without patience, for whoever has no answer in hand. Raises GenctlError."""
         left = await self._left(session, await self._settle_alone(ending))
         if left.row is None:
             raise LockedError(ROW_LOCKED) if left.is_ours else LeaseLostError(session.id)
         return left.row
 
-    async def retry(self, session: Session, item: Retry) -> Row:
+    async def retry(self, session: Session, item: Backoff) -> Row:
         """The row, queued for its next attempt. Raises LeaseLostError."""
         held = Held(session, item)
         return await self._store(held, self._persist(held, item, self._runs.retry, self._runs.retry_alone))
@@ -127,7 +127,7 @@ class Answers:
         """The row if we have ended it or sent it back, this time or before; else what has become of it."""
         return Left(row) if row else await self._runs.left(session)
 
-    async def _settle_alone(self, ending: Ending) -> Row | None:
+    async def _settle_alone(self, ending: Settlement) -> Row | None:
         """Told apart by what is not refused: without the release it was about the reservation, with less of
         the provider's words about the row's size. Raises what the whole of it was refused for.
         """
@@ -149,7 +149,7 @@ class Answers:
         self._meters().refused("other")
         raise refused
 
-    async def _tried(self, ending: Ending, *, dry: bool = False) -> Row | GenctlError | None:
+    async def _tried(self, ending: Settlement, *, dry: bool = False) -> Row | GenctlError | None:
         """What a settle gives, or is refused for. Raises what says nothing about the ending itself."""
         try:
             return await self._runs.settle_alone(ending, dry=dry)
@@ -160,7 +160,7 @@ class Answers:
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:
         """Keep a refused answer in the trace, once: whoever claims the run next settles it without a call."""
-        if held.kept or not isinstance(held.item, Ending):
+        if held.kept or not isinstance(held.item, Settlement):
             return
         log.warning("session.settle.refused", **_whose(held), error=refused.message, fix=refused.fix)
         try:
@@ -183,11 +183,11 @@ class Answers:
         since, it is kept: whoever claims it next settles it by our answer.
         """
         log.warning("session.late_result", **_whose(held))
-        if left.is_unclaimed and isinstance(held.item, Ending):
+        if left.is_unclaimed and isinstance(held.item, Settlement):
             await self._note(held, "answered", _kept(held.item, SENT_BACK))
             return LeaseLostError(held.session.id)
         data = dict(held.item.trace)
-        if isinstance(held.item, Ending) and held.item.result:
+        if isinstance(held.item, Settlement) and held.item.result:
             data["result"] = held.item.result
         await self._note(held, "late_result", data)
         return LeaseLostError(held.session.id)
@@ -197,22 +197,22 @@ class Answers:
         await self._runs.db.rows("note", session=session.id, run=session.run, kind=kind, data=as_json(data))
 
 
-def _kept(ending: Ending, refused: str) -> dict[str, object]:
+def _kept(ending: Settlement, refused: str) -> dict[str, object]:
     """As kept_answer() finds it; `refused` tells people why it is there."""
     told: dict[str, object] = msgspec.to_builtins(ending)
     return told | {"refused": refused}
 
 
-def kept_answer(session: Session) -> Ending | None:
+def kept_answer(session: Session) -> Settlement | None:
     """The ending that an earlier owner of a claimed run could not settle, under our lease."""
     try:
-        ending = msgspec.convert(session.kept, Ending)
+        ending = msgspec.convert(session.kept, Settlement)
     except msgspec.ValidationError:  # none, or none of ours
         return None
     return msgspec.structs.replace(ending, lease=session.lease)
 
 
-def variants(ending: Ending) -> Iterator[Ending]:
+def variants(ending: Settlement) -> Iterator[Settlement]:
     """What is left of an ending when the database refuses a part of it."""
     yield _unreleased(ending)
     if ending.details and ending.details != (lean := details.lean(ending.details)):
@@ -222,7 +222,7 @@ def variants(ending: Ending) -> Iterator[Ending]:
         yield _unreleased(short)
 
 
-def _unreleased(ending: Ending) -> Ending:
+def _unreleased(ending: Settlement) -> Settlement:
     return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
 
 
@@ -244,7 +244,7 @@ def _whose(held: Held) -> dict[str, object]:
 
 
 def _tell_unsettled(held: Held) -> None:
-    ending = held.item if isinstance(held.item, Ending) else None
+    ending = held.item if isinstance(held.item, Settlement) else None
     told = {name: held.item.trace.get(name) for name in ("attempt", "requestId", "code")}
     status = ending.status if ending else Status.QUEUED
     log.warning("session.answer.unsettled", **_whose(held), **told, status=status, why=held.why)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-from genctl.edges.db import Database, Line, Row, Step
+from genctl.edges.db import Database, LockLine, Row, Statement
 from genctl.edges.db_errors import DatabaseGoneError, LockedError, NotifyRefusedError
 
 BRIEFLY_S = 0.1  # for locks that a movement of many users meets beside their accounts
@@ -38,7 +38,7 @@ class AccountLockedError(LockedError):
 async def movement(
     db: Database,
     users: Collection[str],
-    *steps: Step,
+    *steps: Statement,
     opening: int = 0,
     wait_s: float | None = None,
     patience_s: float = 0.0,
@@ -58,7 +58,7 @@ async def movement(
         moved, _ = await _moved(db, ordered, steps, opening, patience_s, BRIEFLY_S, whole=False)
         return moved
     is_one = len(ordered) == 1
-    line, came_at = db.lines.setdefault(ordered[0], Line()) if is_one else Line(), time.monotonic()
+    line, came_at = db.lines.setdefault(ordered[0], LockLine()) if is_one else LockLine(), time.monotonic()
 
     def left_s() -> float:
         """When another one in the line was served, the account was free."""
@@ -77,7 +77,7 @@ async def movement(
 async def _moved(
     db: Database,
     users: Sequence[str],
-    steps: Sequence[Step],
+    steps: Sequence[Statement],
     opening: int,
     patience_s: float,
     lock_s: float,

@@ -47,7 +47,7 @@ from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
 from genctl.messages import Messages
-from genctl.run import Claim, Ending, Hold, Mark, Retry, Runs
+from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
@@ -199,7 +199,7 @@ class Pipeline:
     async def retry(self, session: Session, failure: Failure) -> Session:
         """Back to the queue, due after the backoff. Raises LeaseLostError."""
         delay_s = backoff_s(failure, session.attempts, random=random.random())  # noqa: S311 - jitter
-        item = Retry(
+        item = Backoff(
             session_id=session.id,
             lease=session.lease,
             delay_s=delay_s,
@@ -230,7 +230,7 @@ class Pipeline:
         """
         return await self.end(session, self._ending(session, result, calls))
 
-    async def end(self, session: Session, ending: Ending, *, patient: bool = True) -> Session:
+    async def end(self, session: Session, ending: Settlement, *, patient: bool = True) -> Session:
         """As `settle`, by an ending that is known; without patience GenctlError is raised as well.
 
         What it gives says enough to dispose of the message, and neither the prompt nor the provider's words.
@@ -259,8 +259,8 @@ class Pipeline:
             await self.runs.step_aside(Hold(session, 0.0))
             raise
 
-    def _ending(self, session: Session, result: Success | Failure, calls: int) -> Ending:
-        ending = Ending(
+    def _ending(self, session: Session, result: Success | Failure, calls: int) -> Settlement:
+        ending = Settlement(
             session_id=session.id,
             user_id=session.user_id,
             run=session.run,
@@ -354,7 +354,7 @@ class Pipeline:
         await self._messages.hide(message, 0)
 
 
-async def process(job: Job, at: Pipeline) -> Session | None:
+async def process(job: Job, pipeline: Pipeline) -> Session | None:
     """Carry one job from claim to the end of its attempt; its message is disposed of afterwards.
 
     Returns the row as it was left (completed, or queued again), or None when it could not be
@@ -362,22 +362,22 @@ async def process(job: Job, at: Pipeline) -> Session | None:
     LeaseLostError when it is no longer ours.
     """
     claimed_at = time.monotonic()
-    session = await at.take(job)
+    session = await pipeline.take(job)
     if session is None:
-        at.meters.repeated()
+        pipeline.meters.repeated()
         return None
-    async with at.runs.keep(session, claimed_at) as hold:
+    async with pipeline.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):
-            return ended(await at.end(session, answer))
-        if code := decide.exhausted(session, at.limits):
-            return ended(await at.settle(session, ours(code), calls=session.calls_before))
+            return ended(await pipeline.end(session, answer))
+        if code := decide.exhausted(session, pipeline.limits):
+            return ended(await pipeline.settle(session, ours(code), calls=session.calls_before))
         try:
-            result = await at.attempt(hold)
+            result = await pipeline.attempt(hold)
         except NotYetError as later:
-            return await at.put_off(hold, later.wait_s)
-        if isinstance(result, Failure) and decide.may_retry(session, result, at.limits):
-            return await at.retry(session, result)
-        return ended(await at.settle(session, result, calls=session.attempts))
+            return await pipeline.put_off(hold, later.wait_s)
+        if isinstance(result, Failure) and decide.may_retry(session, result, pipeline.limits):
+            return await pipeline.retry(session, result)
+        return ended(await pipeline.settle(session, result, calls=session.attempts))
 
 
 def ended(row: Session) -> Session:
@@ -387,7 +387,7 @@ def ended(row: Session) -> Session:
     return row
 
 
-async def carry(message: Message, at: Pipeline) -> Session | None:
+async def carry(message: Message, pipeline: Pipeline) -> Session | None:
     """Carry one delivery from its message to its end: process the job, then dispose of the message.
 
     Returns the row as its attempt left it. Raises LeaseLostError (the message is left alone) and
@@ -396,13 +396,13 @@ async def carry(message: Message, at: Pipeline) -> Session | None:
     try:
         job = decide.read_job(message.body)
     except MalformedMessageError as error:
-        await at.refuse(message, error.message)
+        await pipeline.refuse(message, error.message)
         return None
     try:
-        row = await process(job, at)
+        row = await process(job, pipeline)
     except JobProcessingError as error:
         row = error.session
-    await at.dispose(message, job, row)
+    await pipeline.dispose(message, job, row)
     return row
 
 

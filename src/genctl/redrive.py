@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from genctl.domain import decide
-from genctl.domain.deadletters import Choice, Letter, Step, Terms, at_most, plan
+from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most, plan
 from genctl.domain.model import Job, MalformedMessageError, Session
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
@@ -28,12 +28,12 @@ ACCOUNT_LOCKED = "its user's account is locked"
 log = structlog.stdlib.get_logger()
 
 
-class Fate(NamedTuple):
+class RedrivenLetter(NamedTuple):
     """What became of one message: `step` was taken, unless `error` says why it could not be (yet)."""
 
     message: Message
     letter: Letter
-    step: Step
+    step: LetterPlan
     error: str | None = None
 
     @property
@@ -60,20 +60,22 @@ async def chosen(messages: Sequence[Message], db: Database, choice: Choice) -> l
 
 
 async def redrive(
-    messages: Sequence[Message], at: Pipeline, choice: Choice, terms: Terms, *, most: int
-) -> list[Fate]:
+    messages: Sequence[Message], pipeline: Pipeline, choice: Choice, terms: Terms, *, most: int
+) -> list[RedrivenLetter]:
     """Redrive those of a batch of messages that are meant, at most `most` jobs of them; what became of each.
 
     Raises GenctlError when a dependency is away: what was done stays done, the rest stays in the DLQ.
     """
-    meant = await chosen(messages, at.db, choice)
+    meant = await chosen(messages, pipeline.db, choice)
     steps = at_most(plan([letter for _, letter in meant], terms), most)
-    taken = [Fate(*pair, step) for pair, step in zip(meant, steps, strict=True)]
+    taken = [RedrivenLetter(*pair, step) for pair, step in zip(meant, steps, strict=True)]
     locked: set[str] = set()
-    queued = await _requeue([fate for fate in taken if fate.step.action == "requeue"], at, terms, locked)
+    queued = await _requeue(
+        [fate for fate in taken if fate.step.action == "requeue"], pipeline, terms, locked
+    )
     if late := [f for f in taken if f.step.action == "requeue" and f.letter.session_id not in queued]:
         # somebody was faster, or spent the credits: as the rows are now, what is left to do for these?
-        again = await letters([fate.message for fate in late], at.db)
+        again = await letters([fate.message for fate in late], pipeline.db)
         retaken = {
             fate.message.message_id: fate._replace(
                 letter=letter, step=_without_requeue(step, locked=letter.user in locked)
@@ -81,16 +83,16 @@ async def redrive(
             for fate, letter, step in zip(late, again, plan(again, terms), strict=True)
         }
         taken = [retaken.get(fate.message.message_id, fate) for fate in taken]
-    return await _sent_and_deleted(taken, queued, at)
+    return await _sent_and_deleted(taken, queued, pipeline)
 
 
-def _without_requeue(step: Step, *, locked: bool) -> Step:
+def _without_requeue(step: LetterPlan, *, locked: bool) -> LetterPlan:
     why = ACCOUNT_LOCKED if locked else "could not be queued"
-    return Step("skip", why) if step.action == "requeue" else step
+    return LetterPlan("skip", why) if step.action == "requeue" else step
 
 
 async def _requeue(
-    fates: Sequence[Fate], at: Pipeline, terms: Terms, locked: set[str]
+    fates: Sequence[RedrivenLetter], pipeline: Pipeline, terms: Terms, locked: set[str]
 ) -> dict[UUID, Session]:
     """Give these sessions their next runs, in one transaction; those that got one.
 
@@ -100,19 +102,19 @@ async def _requeue(
     if not fates:
         return {}
     try:
-        queued, passed_over = await _requeue_all(fates, at, terms)
+        queued, passed_over = await _requeue_all(fates, pipeline, terms)
     except (DataRefusedError, LockedError) as error:
         if len(fates) > 1:
             half = len(fates) // 2
-            first = await _requeue(fates[:half], at, terms, locked)
-            return first | await _requeue(fates[half:], at, terms, locked)
+            first = await _requeue(fates[:half], pipeline, terms, locked)
+            return first | await _requeue(fates[half:], pipeline, terms, locked)
         log.warning("redrive.refused", sessionId=fates[0].letter.session_id, error=error.message)
         return {}
     give_up_at = time.monotonic() + WAIT_S
     for user, theirs in passed_over.items():  # somebody held their accounts, perhaps for a moment only
         try:
             left_s = give_up_at - time.monotonic()
-            queued |= (await _requeue_all(theirs, at, terms, wait_s=left_s))[0]
+            queued |= (await _requeue_all(theirs, pipeline, terms, wait_s=left_s))[0]
         except (DataRefusedError, LockedError) as error:
             locked |= {user} if isinstance(error, AccountLockedError) else set()
             log.warning("redrive.refused", userId=user, sessions=len(theirs), error=error.message)
@@ -120,10 +122,10 @@ async def _requeue(
 
 
 async def _requeue_all(
-    fates: Sequence[Fate], at: Pipeline, terms: Terms, *, wait_s: float | None = None
-) -> tuple[dict[UUID, Session], dict[str, list[Fate]]]:
+    fates: Sequence[RedrivenLetter], pipeline: Pipeline, terms: Terms, *, wait_s: float | None = None
+) -> tuple[dict[UUID, Session], dict[str, list[RedrivenLetter]]]:
     """Those that got their next run, and those of users whose accounts were locked, by user."""
-    by_user: dict[str, list[Fate]] = {}
+    by_user: dict[str, list[RedrivenLetter]] = {}
     for fate in fates:
         if fate.letter.row:
             by_user.setdefault(fate.letter.row.user_id, []).append(fate)
@@ -138,8 +140,8 @@ async def _requeue_all(
         for fate in fates
         if fate.letter.row
     ]
-    requeue = ("requeue", {"items": as_json(items), "who": at.worker})
-    moved = await movement(at.db, by_user, requeue, wait_s=wait_s)
+    requeue = ("requeue", {"items": as_json(items), "who": pipeline.worker})
+    moved = await movement(pipeline.db, by_user, requeue, wait_s=wait_s)
     sessions = [Session.of(row) for row in moved.rows[0]]
     for session in sessions:
         log.info("session.redriven", sessionId=session.id, userId=session.user_id, run=session.run)
@@ -147,12 +149,18 @@ async def _requeue_all(
     return {session.id: session for session in sessions}, passed_over
 
 
-async def _sent_and_deleted(fates: Sequence[Fate], queued: dict[UUID, Session], at: Pipeline) -> list[Fate]:
+async def _sent_and_deleted(
+    fates: Sequence[RedrivenLetter], queued: dict[UUID, Session], pipeline: Pipeline
+) -> list[RedrivenLetter]:
     """Send the jobs that are due, then delete the copies that have nothing more to say."""
     due = queued | {
         f.letter.row.id: f.letter.row for f in fates if f.step.action == "resend" and f.letter.row
     }
-    owed = await send_jobs(list(due.values()), db=at.db, queue=at.queue, tool=at.tool.name) if due else {}
+    owed = (
+        await send_jobs(list(due.values()), db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
+        if due
+        else {}
+    )
     told = [
         fate._replace(error=owed.get(fate.letter.session_id))
         if fate.letter.session_id and fate.step.runs
@@ -160,7 +168,7 @@ async def _sent_and_deleted(fates: Sequence[Fate], queued: dict[UUID, Session], 
         for fate in fates
     ]
     done = [fate for fate in told if fate.is_gone]
-    errors = await at.dlq.delete([fate.message.receipt for fate in done]) if done else []
+    errors = await pipeline.dlq.delete([fate.message.receipt for fate in done]) if done else []
     kept = {f.message.message_id: why for f, why in zip(done, errors, strict=True) if why is not None}
     for message_id, why in kept.items():  # stale now: the next redrive drops it
         log.warning("redrive.delete.failed", messageId=message_id, error=why)

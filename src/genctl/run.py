@@ -15,7 +15,7 @@ import msgspec
 
 from genctl.base.batch import Together, attempted
 from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
-from genctl.edges.db import Database, Row, Step, as_json
+from genctl.edges.db import Database, Row, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 
@@ -40,7 +40,7 @@ class Claim(msgspec.Struct, frozen=True):
     lapsed: bool
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """How a run ends. `attempts` are its provider calls; a failure has `details`, a success `result`.
 
     Without `release` the reservation stays as it is, and `refund_error` says why.
@@ -59,7 +59,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     refund_error: str | None = None
 
 
-class Retry(msgspec.Struct, frozen=True, kw_only=True):
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """Back to the queue for `delay_s` seconds; `unknown` is 1 where nobody knows what the call came to."""
 
     session_id: UUID
@@ -123,7 +123,7 @@ class Runs:
     """The runs of one worker, and what it does to their rows. `lifeline`: the database as renewals reach it.
 
     `read`: a session's id -> its row, or None. `claim`: a Claim -> the session, if it is ours now. `retry`:
-    a Retry, `settle`: an Ending -> the row, or None when it is not to be had: the lease is no longer the
+    a Backoff, `settle`: an Settlement -> the row, or None when it is not to be had: the lease is no longer the
     row's, or somebody has locked it. `mark`: a Mark -> None. Each takes one item and gives its answer, to be
     awaited. They raise as Database.patiently does, and what one item is refused for is raised to it alone.
     """
@@ -219,7 +219,7 @@ class Runs:
             is_unclaimed=row["status"] == Status.QUEUED and row["run"] == session.run,
         )
 
-    async def settle_alone(self, ending: Ending, *, dry: bool = False) -> Row | None:
+    async def settle_alone(self, ending: Settlement, *, dry: bool = False) -> Row | None:
         """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError.
 
         `dry`: the row as it would be; nothing is done.
@@ -227,7 +227,7 @@ class Runs:
         async with self._alone:
             return one(await self._settle([ending], dry=dry))
 
-    async def retry_alone(self, item: Retry) -> Row | None:
+    async def retry_alone(self, item: Backoff) -> Row | None:
         """As `retry`, likewise."""
         async with self._alone:
             return one(await self._retry([item]))
@@ -272,15 +272,15 @@ class Runs:
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 
-    async def _retry(self, items: list[Retry]) -> list[Row | Exception | None]:
+    async def _retry(self, items: list[Backoff]) -> list[Row | Exception | None]:
         patience_s = TOGETHER_S if len(items) > 1 else SETTLE_PATIENCE_S
         (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}), patience_s=patience_s)
         return _by_session(rows, [item.session_id for item in items])
 
-    async def _settle(self, endings: list[Ending], *, dry: bool = False) -> list[Row | Exception | None]:
+    async def _settle(self, endings: list[Settlement], *, dry: bool = False) -> list[Row | Exception | None]:
         """In one transaction, without those whose accounts somebody else holds."""
         users = {ending.user_id for ending in endings}
-        undo: list[Step] = [("undo", {})] if dry else []
+        undo: list[Statement] = [("undo", {})] if dry else []
         patience_s = TOGETHER_S if len(endings) > 1 else SETTLE_PATIENCE_S
         moved = await movement(
             self.db, users, ("settle", {"items": as_json(endings)}), *undo, patience_s=patience_s

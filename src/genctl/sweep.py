@@ -84,24 +84,26 @@ class Swept(msgspec.Struct, frozen=True):
         return {"action": self.action, **whose, "code": self.code, "why": self.why}
 
 
-class Pass(NamedTuple):
+class SweepPass(NamedTuple):
     """What one pass did, or would do, and what kept it from the rest."""
 
     done: list[Swept]
     failed: list[GenctlError]
 
 
-async def sweep(at: Pipeline, ages: Ages, *, dry_run: bool = False) -> Pass:
+async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> SweepPass:
     """One pass over at most a batch of each kind. What fails is logged and left to the next pass.
 
     Raises GenctlError when what is to do cannot be read.
     """
-    found, failed = await _find(at, ages.queued_timeout_s), list[GenctlError]()
+    found, failed = await _find(pipeline, ages.queued_timeout_s), list[GenctlError]()
     if dry_run:
-        return Pass(found + await _pruned("old_trace", at.db, ages, failed), failed)
-    done = await _send(at, [swept for swept in found if swept.action == "send"], failed)
-    done += [swept for swept in found if swept.action != "send" and await _carried_out(at, swept, failed)]
-    return Pass(done + await _pruned("prune_trace", at.db, ages, failed), failed)
+        return SweepPass(found + await _pruned("old_trace", pipeline.db, ages, failed), failed)
+    done = await _send(pipeline, [swept for swept in found if swept.action == "send"], failed)
+    done += [
+        swept for swept in found if swept.action != "send" and await _carried_out(pipeline, swept, failed)
+    ]
+    return SweepPass(done + await _pruned("prune_trace", pipeline.db, ages, failed), failed)
 
 
 async def resend_all(settings: Settings) -> int:
@@ -122,36 +124,36 @@ async def resend_all(settings: Settings) -> int:
     return sent
 
 
-async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
+async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
     # what is of other tools is their sweepers' business, but for credits
-    ours = {"models": at.tool.like, "others": at.others}
+    ours = {"models": pipeline.tool.like, "others": pipeline.others}
     found = [
         Swept("send", s, "its job message is not proven sent")
-        for s in await _sessions(at.db, "owed_jobs", age_s=OWED_AFTER_S, models=at.tool.like)
+        for s in await _sessions(pipeline.db, "owed_jobs", age_s=OWED_AFTER_S, models=pipeline.tool.like)
     ]
     found += [
         Swept("copy", s, "its DLQ copy is not proven sent")
-        for s in await _sessions(at.db, "owed_copies", age_s=OWED_AFTER_S, **ours)
+        for s in await _sessions(pipeline.db, "owed_copies", age_s=OWED_AFTER_S, **ours)
     ]
-    if at.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn at them
-        dead = await _sessions(at.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
-        found += [_dead(s, at.limits) for s in dead if s.id not in at.runs]
-    if (await gate.read(at.db, at.tool.name)).open_for_s >= GATE_REST_S:
+    if pipeline.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn at them
+        dead = await _sessions(pipeline.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
+        found += [_dead(s, pipeline.limits) for s in dead if s.id not in pipeline.runs]
+    if (await gate.read(pipeline.db, pipeline.tool.name)).open_for_s >= GATE_REST_S:
         found += [
             Swept("fail", s, "it waited longer than the queued time-out", "SweptTimeout")
-            for s in await _sessions(at.db, "overdue", queued_timeout_s=queued_timeout_s, **ours)
+            for s in await _sessions(pipeline.db, "overdue", queued_timeout_s=queued_timeout_s, **ours)
         ]
     found += [
         Swept("refund", s, "it failed and still holds its reservation")
-        for s in await _sessions(at.db, "refunds_owed")
+        for s in await _sessions(pipeline.db, "refunds_owed")
     ]
     found += [
         Swept("capture", s, "it completed and still holds its reservation")
-        for s in await _sessions(at.db, "captures_owed")
+        for s in await _sessions(pipeline.db, "captures_owed")
     ]
     return found + [
         Swept("refund", msgspec.convert(row, Orphan), "its session is gone and its reservation still held")
-        for row in await at.db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
+        for row in await pipeline.db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
     ]
 
 
@@ -169,12 +171,12 @@ async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]
     return [Swept("prune", None, f"{row['events']} events of the trace are older than {age}")]
 
 
-async def _send(at: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
+async def _send(pipeline: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
     """Send the owed job messages, all in one go; those that this pass is done with."""
     if not owed:
         return []
     jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
-    unsent = await send_jobs(jobs, db=at.db, queue=at.queue, tool=at.tool.name)
+    unsent = await send_jobs(jobs, db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
     if unsent:
         why = next(iter(unsent.values()))
         log.warning("sweep.failed", action="send", jobs=len(unsent), error=why)
@@ -191,10 +193,10 @@ def _dead(session: Session, limits: decide.Limits) -> Swept:
     return Swept("fail", session, why, code) if code else Swept("requeue", session, why)
 
 
-async def _carried_out(at: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
+async def _carried_out(pipeline: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
     """Whether this pass did it; somebody else may have been faster."""
     try:
-        done = await _carry_out(at, swept)
+        done = await _carry_out(pipeline, swept)
     except GenctlError as error:
         log.warning("sweep.failed", **_about(swept), error=error.message)
         failed.append(error)
@@ -213,42 +215,42 @@ def _about(swept: Swept) -> dict[str, Any]:
     return {name: item[name] for name in ("action", "sessionId", "userId")}
 
 
-async def _carry_out(at: Pipeline, swept: Swept) -> bool:
+async def _carry_out(pipeline: Pipeline, swept: Swept) -> bool:
     session = swept.session
     if swept.action == "refund" and session and session.reservation_id:
         reason = "sweep" if isinstance(session, Session) else "sweep: no session"
         released = await credits.release_reservation(
-            at.db, session.reservation_id, reason=reason, wait_s=BRIEFLY_S
+            pipeline.db, session.reservation_id, reason=reason, wait_s=BRIEFLY_S
         )
         return bool(released)
     assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
     match swept.action:
         case "capture" if session.reservation_id:
-            return await credits.capture_reservation(at.db, session.reservation_id, reason="sweep")
+            return await credits.capture_reservation(pipeline.db, session.reservation_id, reason="sweep")
         case "copy":
-            await at.copy(
-                session, body=decide.job_body(session, at.tool.name), code=decide.error_code(session)
+            await pipeline.copy(
+                session, body=decide.job_body(session, pipeline.tool.name), code=decide.error_code(session)
             )
             return True
         case "requeue":
             items = [{"session_id": session.id, "lease": session.lease}]
-            requeued = await at.db.rows("requeue_dead", items=as_json(items))
+            requeued = await pipeline.db.rows("requeue_dead", items=as_json(items))
             if requeued:
-                at.meters.orphaned()
+                pipeline.meters.orphaned()
             return bool(requeued)
         case "fail":
-            return await _fail(at, session, swept.code or "WorkerCrashed")
+            return await _fail(pipeline, session, swept.code or "WorkerCrashed")
     raise AssertionError(swept.action)
 
 
-async def _fail(at: Pipeline, session: Session, code: str) -> bool:
+async def _fail(pipeline: Pipeline, session: Session, code: str) -> bool:
     """Settle without a call, as a worker that finds the budget used up."""
-    claimed = await at.claim(session.id, session.run, lapsed=True)
+    claimed = await pipeline.claim(session.id, session.run, lapsed=True)
     if claimed is None:
         return False
-    row = await at.give_up(claimed, code)
+    row = await pipeline.give_up(claimed, code)
     if row.copy_owed:
-        await at.copy(row, body=decide.job_body(row, at.tool.name), code=decide.error_code(row))
+        await pipeline.copy(row, body=decide.job_body(row, pipeline.tool.name), code=decide.error_code(row))
     return True
 
 

@@ -14,7 +14,7 @@ from tests.path.test_metrics import told
 from genctl.base.metrics import WorkerMetrics
 from genctl.domain.findings import Finding
 from genctl.domain.model import Session, Status
-from genctl.domain.status import Line
+from genctl.domain.status import StatusLine
 from genctl.edges import migrate
 from genctl.ops.doctor import examine
 from genctl.ops.stack.postgres import Postgres
@@ -37,11 +37,11 @@ SHORT = "alter table generation_sessions add constraint short check (length(erro
 
 @pytest.fixture
 def metrics(kit: Kit) -> WorkerMetrics:
-    kit.at.meters = found = WorkerMetrics(TOOL.provider)
+    kit.pipeline.meters = found = WorkerMetrics(TOOL.provider)
     return found
 
 
-async def lines(kit: Kit) -> dict[str, Line]:
+async def lines(kit: Kit) -> dict[str, StatusLine]:
     return {line.part: line for line in await look(kit.settings)}
 
 
@@ -51,7 +51,7 @@ async def findings(kit: Kit) -> dict[str, Finding]:
 
 @asynccontextmanager
 async def at_work(kit: Kit) -> AsyncIterator[Worker]:
-    worker = Worker(kit.at, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(kit.pipeline, concurrency=5, grace_s=0.0, until=Until())
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -147,7 +147,7 @@ async def test_runs_that_end_without_notify_are_told_with_who_holds_its_queue(
         await migrate.up(server.dsn)
         settings = sqs_server.settings(server.dsn, home=tmp_path, queue="clogged")
         async with Kit.open(settings) as kit:
-            kit.at.meters = metrics = WorkerMetrics(TOOL.provider)
+            kit.pipeline.meters = metrics = WorkerMetrics(TOOL.provider)
             assert (await lines(kit))["notify"].level == "ok"
             with full_queue(server.dsn) as idle:
                 ended = f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({idle.info.backend_pid})'"

@@ -24,7 +24,7 @@ LOOK_S = 10.0  # how long a refused call waits for other ones
 log = structlog.stdlib.get_logger()
 
 
-class Place(NamedTuple):
+class SqsEndpoint(NamedTuple):
     """Where SQS is, and how to find out who we are."""
 
     endpoint: str
@@ -103,7 +103,7 @@ class _Auth(SigV4Auth):
 class Signer:
     """Signs requests with frozen credentials, which a thread renews: never the event loop."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SqsEndpoint) -> None:
         """Looks credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
         self._place = place
         self._renewal: asyncio.Task[None] | None = None

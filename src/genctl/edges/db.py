@@ -31,7 +31,7 @@ from genctl.edges.sql import sql
 
 Connection = psycopg.AsyncConnection[DictRow]
 Row = dict[str, Any]
-Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
+Statement = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
 
 CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
@@ -176,7 +176,7 @@ async def _backend(conn: Connection) -> int:
     return int(row["pid"]) if row else 0
 
 
-class Line:
+class LockLine:
     """Those who want the same lock stand here, one behind the other; at the server each takes a connection.
 
     `moved_at` is when one of them last had it (monotonic).
@@ -198,7 +198,7 @@ class Database:
         self._away_since: float | None = None  # monotonic
         self._back_at = -math.inf  # monotonic; after an outage
         # a line is forgotten when nobody stands in it
-        self.lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
+        self.lines: WeakValueDictionary[str, LockLine] = WeakValueDictionary()
         self.room = asyncio.Semaphore(max(1, pool.max_size // 2))  # connections that may wait for locks
 
     def back_since_s(self) -> float:
@@ -287,7 +287,7 @@ class Database:
         return next(iter(await self.rows(name, **params)), None)
 
     async def transact(
-        self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
+        self, *steps: Statement, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
     ) -> list[list[Row]]:
         """Named statements as one transaction, which waits `lock_s` seconds for a lock; the rows of each.
 
@@ -307,12 +307,12 @@ class Database:
         raise AssertionError
 
     async def _transact(
-        self, steps: Sequence[Step], timeout_s: float | None, lock_s: float
+        self, steps: Sequence[Statement], timeout_s: float | None, lock_s: float
     ) -> list[list[Row]]:
         with errors_told(self.dsn):
             async with self._timed_connection(timeout_s) as conn:
                 try:
-                    opening: tuple[Step, ...] = (
+                    opening: tuple[Statement, ...] = (
                         ("read_committed", {}),
                         ("lock_timeout", {"ms": max(1, round(lock_s * 1000))}),
                     )
@@ -356,7 +356,7 @@ class Database:
                 yield rows
 
     async def patiently(
-        self, *steps: Step, patience_s: float = 60.0, lock_s: float = LOCK_S
+        self, *steps: Statement, patience_s: float = 60.0, lock_s: float = LOCK_S
     ) -> list[list[Row]]:
         """`transact`, again on a new connection while the server is away, for at most `patience_s`.
 
@@ -420,7 +420,7 @@ def as_json(value: Any) -> Any:
     return Jsonb(value)
 
 
-async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[Row]]:
+async def _in_one_message(conn: Connection, steps: Sequence[Statement]) -> list[list[Row]]:
     """The simple protocol takes several statements in one message, and makes them one transaction.
 
     It knows no parameters: psycopg writes them into the text as literals.
@@ -434,7 +434,7 @@ async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[
     return found
 
 
-async def _execute(conn: Connection, step: Step) -> psycopg.AsyncCursor[Row]:
+async def _execute(conn: Connection, step: Statement) -> psycopg.AsyncCursor[Row]:
     name, params = step
     return await conn.execute(sql(name), params)
 

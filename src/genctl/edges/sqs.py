@@ -20,7 +20,7 @@ import structlog
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import http
-from genctl.edges.aws import Place, Signer
+from genctl.edges.aws import Signer, SqsEndpoint
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     attributes: Mapping[str, str] = {}
 
 
-class Fate(NamedTuple):
+class EntryResult(NamedTuple):
     """What became of one entry of a batch: done (a sent message has an id), or why not."""
 
     error: str | None
@@ -187,7 +187,7 @@ class _Refusal(NamedTuple):
 class Sqs:
     """One HTTP session to one SQS endpoint; an async context manager."""
 
-    def __init__(self, place: Place, signer: Signer) -> None:
+    def __init__(self, place: SqsEndpoint, signer: Signer) -> None:
         self.endpoint = place.endpoint
         self._signer = signer
         self._http = http.session(place.endpoint, tls=place.tls)
@@ -200,7 +200,7 @@ class Sqs:
 
         Raises GenctlError (exit 3) when credentials or region are missing.
         """
-        place = await asyncio.to_thread(Place.of, settings)
+        place = await asyncio.to_thread(SqsEndpoint.of, settings)
         made = cls(place, await asyncio.to_thread(Signer, place))
         made.embedded = settings.embedded
         return made
@@ -358,7 +358,7 @@ class Queue:
         )
         return [_message(d) for d in answer.messages or ()]
 
-    async def send(self, out: Sequence[Outgoing]) -> list[Fate]:
+    async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
         """Send; a call that had to be repeated may have sent twice."""
         entries, sizes = zip(*(_entry(o, self.max_bytes) for o in out), strict=True) if out else ((), ())
         return await self._batches("SendMessageBatch", entries, sizes)
@@ -400,25 +400,25 @@ class Queue:
 
     async def _batches(
         self, op: str, entries: Sequence[dict[str, Any]], sizes: Sequence[int] | None = None
-    ) -> list[Fate]:
+    ) -> list[EntryResult]:
         parts = [entries[part] for part in _parts(sizes or [0] * len(entries), self.max_bytes)]
         lanes = asyncio.Semaphore(LANES)
 
-        async def carried_out(part: Sequence[dict[str, Any]]) -> list[Fate]:
+        async def carried_out(part: Sequence[dict[str, Any]]) -> list[EntryResult]:
             async with lanes:
                 return await self._batch(op, part)
 
         done = await asyncio.gather(*map(carried_out, parts), return_exceptions=True)
-        fates: list[Fate] = []
+        fates: list[EntryResult] = []
         for part in done:
             if isinstance(part, BaseException):
                 raise part
             fates += part
         return fates
 
-    async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[Fate]:
+    async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[EntryResult]:
         """At most ten entries. Those that SQS itself could not carry out are tried again."""
-        fates = dict.fromkeys(range(len(entries)), Fate("SQS left it out of its answer"))
+        fates = dict.fromkeys(range(len(entries)), EntryResult("SQS left it out of its answer"))
         pending = list(fates)
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -427,13 +427,15 @@ class Queue:
                 if why.code != REFUSED:
                     raise
                 if len(pending) == 1:
-                    fates[pending[0]] = Fate(why.message)
+                    fates[pending[0]] = EntryResult(why.message)
                     break
                 # one bad entry must not take nine good ones with it
                 fates.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
-            fates.update({int(d.id): Fate(None, d.message_id) for d in answer.successful or ()})
-            fates.update({int(f.id): Fate(f"{f.code}: {f.message or ''}") for f in answer.failed or ()})
+            fates.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
+            fates.update(
+                {int(f.id): EntryResult(f"{f.code}: {f.message or ''}") for f in answer.failed or ()}
+            )
             pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
             if not pending:
                 break

@@ -19,8 +19,8 @@ log = structlog.stdlib.get_logger()
 class Keeper:
     """Of one worker: its pipeline's holds, and the messages of its jobs by their tasks."""
 
-    def __init__(self, at: Pipeline, jobs: Mapping[asyncio.Task[Any], Message]) -> None:
-        self.at = at
+    def __init__(self, pipeline: Pipeline, jobs: Mapping[asyncio.Task[Any], Message]) -> None:
+        self.pipeline = pipeline
         self._jobs = jobs
 
     async def keep_leases(self) -> None:
@@ -29,7 +29,7 @@ class Keeper:
         while True:
             await asyncio.sleep(pause_s)
             try:
-                await self.extend(list(self.at.runs))
+                await self.extend(list(self.pipeline.runs))
             except GenctlError as error:
                 log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
                 pause_s = AGAIN_S  # a lease outlives few renewals that fail
@@ -44,11 +44,11 @@ class Keeper:
         """
         while True:
             await asyncio.sleep(RENEW_S)
-            held = {hold.task for hold in self.at.runs if not hold.stale}
+            held = {hold.task for hold in self.pipeline.runs if not hold.stale}
             ours = {task: message.receipt for task, message in self._jobs.items() if task in held}
             try:
                 async with asyncio.timeout(RENEW_S):  # what is sent later, a lease would not cover
-                    fates = await self.at.queue.hide([(receipt, LEASE_S) for receipt in ours.values()])
+                    fates = await self.pipeline.queue.hide([(receipt, LEASE_S) for receipt in ours.values()])
                 refused = [why for task, why in zip(ours, fates, strict=True) if why and task in self._jobs]
                 if refused:
                     log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
@@ -59,7 +59,7 @@ class Keeper:
 
     async def extend(self, holds: list[Hold]) -> None:
         """Renew these leases, and let go what is lost. Raises GenctlError."""
-        for hold in await self.at.runs.extend(holds) if holds else ():
-            if hold.session.id in self.at.runs:
+        for hold in await self.pipeline.runs.extend(holds) if holds else ():
+            if hold.session.id in self.pipeline.runs:
                 log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
                 hold.lose()

@@ -18,11 +18,11 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger()
 
 
-async def watch(at: Pipeline, metrics: WorkerMetrics) -> None:
+async def watch(pipeline: Pipeline, metrics: WorkerMetrics) -> None:
     """Until it is cancelled. What cannot be read is not a number until it can, and the worker says why."""
     async with asyncio.TaskGroup() as side:
-        side.create_task(_keep(lambda: at.db.rows("piles"), metrics.piled))
-        for name, queue in (("jobs", at.queue), ("dlq", at.dlq)):
+        side.create_task(_keep(lambda: pipeline.db.rows("piles"), metrics.piled))
+        for name, queue in (("jobs", pipeline.queue), ("dlq", pipeline.dlq)):
             side.create_task(_keep(queue.attributes, partial(metrics.queued, name)))
 
 

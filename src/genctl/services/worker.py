@@ -83,14 +83,14 @@ class Worker:
 
     def __init__(
         self,
-        at: Pipeline,
+        pipeline: Pipeline,
         *,
         concurrency: int,
         grace_s: float,
         until: Until,
         manners: Manners = WITHOUT_LIMITS,
     ) -> None:
-        self.at = at
+        self.pipeline = pipeline
         # a job makes one call at a time: so many jobs are so many calls at once
         self.concurrency = min(concurrency, manners.in_flight or concurrency)
         self.grace_s = grace_s
@@ -107,21 +107,21 @@ class Worker:
         self._exit: asyncio.TimerHandle | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
-        self.metrics = at.meters = WorkerMetrics(at.tool.provider, at.tool.name)
+        self.metrics = pipeline.meters = WorkerMetrics(pipeline.tool.provider, pipeline.tool.name)
         self.gatekeeper = Gatekeeper(
-            at.db,
-            at.tool.name,
+            pipeline.db,
+            pipeline.tool.name,
             failures=manners.breaker_failures,
             call_s=manners.call_s,
             send_back=self._send_back,
         )
-        self.keeper = Keeper(at, self._jobs)
+        self.keeper = Keeper(pipeline, self._jobs)
         self._turns = Turns(self.gatekeeper, manners.rate)
-        at.turn = self._turns.take
+        pipeline.turn = self._turns.take
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
-            calls=lambda: sum(hold.calling and hold.sent for hold in at.runs),
-            answers=lambda: len(at.answers.waiting),
+            calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
+            answers=lambda: len(pipeline.answers.waiting),
             silent_s=lambda: self.liveness.silent_s,
             gate=lambda: self.gatekeeper.gate.stands,
         )
@@ -145,10 +145,10 @@ class Worker:
                 self._heed_signals(receiver)
                 log.info(
                     "worker.started",
-                    worker=self.at.worker,
-                    tool=self.at.tool.name,
-                    queue=self.at.queue.name,
-                    dlq=self.at.dlq.name,
+                    worker=self.pipeline.worker,
+                    tool=self.pipeline.tool.name,
+                    queue=self.pipeline.queue.name,
+                    dlq=self.pipeline.dlq.name,
                 )
                 await asyncio.wait([receiver])
                 self.liveness.rest("nothing more is received")
@@ -182,7 +182,7 @@ class Worker:
         self._grace_ends = time.monotonic() + self.grace_s
         loop.call_later(self.grace_s, self._let_go)
         self._exit = loop.call_later(self.grace_s + LAST_S, self._leave)
-        _cancel(self.at.unsent())
+        _cancel(self.pipeline.unsent())
         self._tell("worker.stopping", graceS=self.grace_s)
 
     def _leave(self) -> None:
@@ -191,12 +191,12 @@ class Worker:
     async def _left(self) -> None:
         """End the process although something hangs; what it had in its hands comes back by itself."""
         log.warning("worker.left", jobs=len(self._jobs))
-        self.at.answers.tell_unsettled()
-        lost = {hold.task for hold in self.at.runs if hold.stale}
+        self.pipeline.answers.tell_unsettled()
+        lost = {hold.task for hold in self.pipeline.runs if hold.stale}
         ours = [(message.receipt, 0) for task, message in self._jobs.items() if task not in lost]
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(SHOW_S):
-                await self.at.queue.hide(ours)
+                await self.pipeline.queue.hide(ours)
         os._exit(0)
 
     def _let_go(self) -> None:
@@ -204,7 +204,7 @@ class Worker:
 
     def _tell(self, event: str, **more: object) -> None:
         """Say what a stop waits for, and again while it does."""
-        sent = [hold for hold in self.at.runs if hold.task in self._jobs and hold.sent]
+        sent = [hold for hold in self.pipeline.runs if hold.task in self._jobs and hold.sent]
         sessions, calls = [hold.session.id for hold in sent], sum(hold.calling for hold in sent)
         left_s = self._grace_ends - time.monotonic()
         if more or (sent and left_s > 0):
@@ -216,7 +216,7 @@ class Worker:
         """Say for how many answers there is no row yet, and why, for as long as there are any."""
         while True:
             await asyncio.sleep(TELL_WAITING_S)
-            if waiting := self.at.answers.waiting:
+            if waiting := self.pipeline.answers.waiting:
                 sessions = [held.session.id for held in waiting[:TOLD]]
                 why = Counter(held.why for held in waiting).most_common(1)[0][0]
                 log.warning("worker.answers.waiting", answers=len(waiting), sessions=sessions, why=why)
@@ -278,14 +278,14 @@ class Worker:
             return None
         self._asked += wanted
         try:
-            messages = await self.at.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
+            messages = await self.pipeline.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
             self.liveness.answered()
             if len(messages) < BATCH:
                 self._full.clear()
             elif not self._over:
                 self._full.set()
             if messages and not await self._may_begin(len(messages)):
-                await self.at.queue.hide([(message.receipt, 0) for message in messages])
+                await self.pipeline.queue.hide([(message.receipt, 0) for message in messages])
                 return None
             for message in messages:
                 self._start(message)
@@ -302,13 +302,13 @@ class Worker:
 
     def _free(self) -> int:
         """How many jobs more may begin. One whose answer waits for its row takes no place."""
-        waiting = len(self.at.answers.waiting)
+        waiting = len(self.pipeline.answers.waiting)
         if waiting >= MOST_WAITING:
             return 0
         return self.concurrency + waiting - len(self._jobs) - self._asked
 
     def _hands_full(self) -> str:
-        waiting = self.at.answers.waiting
+        waiting = self.pipeline.answers.waiting
         if len(waiting) >= MOST_WAITING:
             return f"{len(waiting)} answers wait for their rows: {waiting[0].why}"
         return "as many jobs as it may have are in its hands"
@@ -326,19 +326,19 @@ class Worker:
 
     async def _room(self, most: int) -> int:
         allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
-        waiting = len(self._jobs) - sum(hold.sent for hold in self.at.runs) + self._asked
+        waiting = len(self._jobs) - sum(hold.sent for hold in self.pipeline.runs) + self._asked
         return self._turns.room(waiting, allowed)
 
     def _send_back(self) -> None:
         """The gate is closed: jobs whose request was not sent go back, and use no attempt."""
-        _cancel(task for task in self.at.unsent() if task is not self.gatekeeper.probe)
+        _cancel(task for task in self.pipeline.unsent() if task is not self.gatekeeper.probe)
 
     async def _is_drained(self) -> bool:
         """Nothing waits, is hidden or is in our hands; SQS counts only about right, so it is asked last."""
         if self._jobs:
             await self._change()
             return False
-        facts = await self.at.queue.attributes()
+        facts = await self.pipeline.queue.attributes()
         return not any(int(facts.get(name, 0)) for name in _DEPTHS)
 
     def _start(self, message: Message) -> None:
@@ -355,7 +355,7 @@ class Worker:
 
     async def _handle(self, message: Message) -> None:
         try:
-            await carry(message, self.at)
+            await carry(message, self.pipeline)
         except asyncio.CancelledError:
             await self._show(message)
             raise
@@ -379,7 +379,7 @@ class Worker:
 
     async def _show(self, message: Message) -> None:
         with suppress(GenctlError):  # then it comes back later
-            await self.at.show(message)
+            await self.pipeline.show(message)
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Until a job or a receive ends or we are told to stop, at most so long."""
@@ -441,16 +441,18 @@ async def serve(
     """
     _open_enough(min(concurrency, settings.max_in_flight or concurrency))
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
-    async with Pipeline.open(settings, size=POOL_SIZE) as at:
-        await gate.read(at.db, at.tool.name)  # a database that is not migrated is told now, not for ever
+    async with Pipeline.open(settings, size=POOL_SIZE) as pipeline:
+        await gate.read(
+            pipeline.db, pipeline.tool.name
+        )  # a database that is not migrated is told now, not for ever
         gc.freeze()  # what is here by now stays, and need not be walked again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
-            at, concurrency=concurrency, grace_s=grace_s, until=until, manners=Manners.of(settings)
+            pipeline, concurrency=concurrency, grace_s=grace_s, until=until, manners=Manners.of(settings)
         )
         async with telling(metrics_port, worker.liveness, worker.metrics), asyncio.TaskGroup() as side:
-            beside = [sweeper.run(at, ages)] if sweeps else []
-            beside += [standing.watch(at, worker.metrics)] if metrics_port is not None else []
+            beside = [sweeper.run(pipeline, ages)] if sweeps else []
+            beside += [standing.watch(pipeline, worker.metrics)] if metrics_port is not None else []
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
             _cancel(tasks)
