@@ -18,8 +18,7 @@ from uuid import UUID
 import psycopg
 
 from genctl.edges import migrate
-from genctl.edges.db import Database, Row, Statement, _execute, _fetched, as_json
-from genctl.edges.sql import sql
+from genctl.edges.db import Database, Row, Statement, _execute, _fetched, as_json, sql
 from genctl.ops.stack.postgres import Postgres
 
 SIZES = {1: 400, 10: 100, 100: 20}  # runs in a settle: settles in a round

@@ -7,11 +7,14 @@ import asyncio
 import math
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
 from typing import Any, Self, cast
 from weakref import WeakValueDictionary
 
@@ -27,7 +30,6 @@ from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
-from genctl.edges.sql import sql
 
 Connection = psycopg.AsyncConnection[DictRow]
 Row = dict[str, Any]
@@ -174,6 +176,27 @@ async def _is_shared(conn: Connection, dsn: str) -> bool:
 async def _backend(conn: Connection) -> int:
     row = await (await conn.execute(sql("backend"))).fetchone()
     return int(row["pid"]) if row else 0
+
+
+@cache
+def statements() -> dict[str, str]:
+    """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
+
+    A file holds `-- name: x`, a line of purpose, and the statement.
+    """
+    found: dict[str, str] = {}
+    for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
+        _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for name, text in zip(named[::2], named[1::2], strict=True):
+            if name in found:
+                raise ValueError(f"two statements are named {name}")
+            found[name] = text.strip()
+    return found
+
+
+def sql(name: str) -> str:
+    """Return the statement of that name. Raises KeyError."""
+    return statements()[name]
 
 
 class LockLine:

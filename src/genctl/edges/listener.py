@@ -15,9 +15,8 @@ import psycopg.sql
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import answering, connect, connect_directly
+from genctl.edges.db import answering, connect, connect_directly, sql
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
-from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out

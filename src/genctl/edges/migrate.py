@@ -21,9 +21,8 @@ from psycopg import errors
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, connect_directly
+from genctl.edges.db import Connection, connect_directly, sql
 from genctl.edges.db_errors import errors_told
-from genctl.edges.sql import sql
 
 ALONE = "-- genctl: no transaction"
 LOCK_KEY = 0x67656E63746C  # "genctl"

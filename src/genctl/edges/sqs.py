@@ -6,6 +6,7 @@ costs a fraction of the CPU that boto3 in threads takes.
 
 import asyncio
 import contextlib
+import io
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -301,7 +302,7 @@ class Sqs:
         target = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{op}"}
         async with self._http.post(
             self.endpoint,
-            data=http.payload(data),
+            data=io.BytesIO(data),
             headers=await self._signer.headers(data, target, self.now()),
             timeout=timeout,
             allow_redirects=False,
