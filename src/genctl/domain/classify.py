@@ -24,8 +24,6 @@ from genctl.domain.rules import (
     SENTENCES,
     UNKNOWN_STATUSES,
     Rule,
-    names_of,
-    rule_of,
 )
 
 FIRST_DELAY_S = 2.0
@@ -82,6 +80,26 @@ def classify(
         failure = _failure(answer, said, rule, status, now)
     verdict = chosen(failure.code, rule, status, verdicts)
     return msgspec.structs.replace(failure, fatal=verdict == "fatal") if verdict else failure
+
+
+def names_of(code: str | None) -> Iterator[str]:
+    """Yield a code without blanks, then without its last dotted part, and so on; at last the empty name."""
+    name = "".join((code or "")[:200].split())
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
+
+
+def rule_of(code: str | None, message: str | None, rules: Sequence[Rule]) -> Rule | None:
+    """Find the row for a code, by its whole name before its family; `says` is looked for in `message`."""
+    for name in names_of(code):
+        for rule in rules:
+            if any(name == code or ("*" in code and fnmatchcase(name, code)) for code in rule.codes) and (
+                not rule.says or re.search(rule.says, (message or "")[:4_096])
+            ):
+                return rule
+    return None
 
 
 def _unanswered(answer: NoAnswer) -> Failure:
