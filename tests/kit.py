@@ -27,8 +27,9 @@ from genctl.domain.orders import Order
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Sqs
 from genctl.enqueue import enqueue
-from genctl.pipeline import Pipeline, carry
+from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
+from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
 from genctl.sweep import Ages, Swept, sweep
 from genctl.tools.seedream4 import TOOL
@@ -188,6 +189,10 @@ async def create_queues(sqs: Sqs, settings: Settings) -> None:
     await sqs.create(settings.queue, {"RedrivePolicy": msgspec.json.encode(policy).decode()})
 
 
+def worker_metrics() -> WorkerMetrics:
+    return WorkerMetrics(TOOL.provider, TOOL.name)
+
+
 @dataclasses.dataclass
 class Kit:
     """The pipeline, and short ways to do what tests do all the time."""
@@ -195,6 +200,7 @@ class Kit:
     pipeline: Pipeline
     settings: Settings
     simulator: Any
+    metrics: WorkerMetrics
 
     @classmethod
     @asynccontextmanager
@@ -204,8 +210,9 @@ class Kit:
             await create_queues(sqs, settings)
             base = f"http://127.0.0.1:{simulator.port}/api/v3"
             settings = with_tools(settings, ark_base_url=base)
-            async with Pipeline.open(settings) as pipeline:
-                yield cls(pipeline, settings, simulator)
+            metrics = worker_metrics()
+            async with Pipeline.open(settings, meters=metrics) as pipeline:
+                yield cls(pipeline, settings, simulator, metrics)
 
     @property
     def db(self) -> Database:
@@ -246,11 +253,11 @@ class Kit:
 
         return await until(one)
 
-    async def work(self) -> Session | None:
+    async def work(self, turn: Turn = at_once) -> Session | None:
         """What a worker does with the next delivery, which takes no time; the row as it is then."""
         message = await self.receive()
         async with asyncio.timeout(SOON_S):
-            row = await carry(message, self.pipeline)
+            row = await carry(message, self.pipeline, turn)
         return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:

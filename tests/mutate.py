@@ -307,7 +307,7 @@ MUTANTS = (
            "if answer := kept_answer(session):", "if (answer := kept_answer(session)) and not answer:",
            "answers::test_a_kept_answer_is_settled_without_another_call"),
     Mutant("kept: the sweeper ends the run by it", "pipeline.py", None,
-           "ending = kept_answer(session) or self._ending(", "ending = self._ending(",
+           "settlement = kept_answer(session) or self._settlement(", "settlement = self._settlement(",
            "answers::test_the_sweeper_ends_a_run_by_its_kept_answer"),
     Mutant("kept: for its own run only", LIFECYCLE, "claim",
            " and e.run = t.run", "",

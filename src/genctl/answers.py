@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from genctl.base.meters import Meters
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
@@ -27,6 +26,7 @@ LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is 
 REFUSED_PAUSE_S = 20.0  # at most, while the database says no
 KEEP_WITHIN_S = 2.0  # when we are told to stop
 ROW_LOCKED = "its row is locked by another transaction"
+REFUSALS = ("reservation", "words", "other")  # what the database refuses a settle for
 SENT_BACK = "its lease had lapsed, and the sweeper had sent the job back"
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
 
@@ -43,14 +43,12 @@ class Held(msgspec.Struct, eq=False):
 
 
 class Answers:
-    """Of one worker. `waiting` are those that were tried and are not in their rows yet.
+    """The answers in one worker's hands."""
 
-    `meters` gives whoever counts what the database refuses.
-    """
-
-    def __init__(self, runs: Runs, meters: Callable[[], Meters]) -> None:
+    def __init__(self, runs: Runs, refused: Callable[[str], None]) -> None:
+        """`refused` hears of each settle that the database refuses, and for which of REFUSALS."""
         self._runs = runs
-        self._meters = meters
+        self._refused = refused
         self._held: set[Held] = set()
 
     @property
@@ -144,9 +142,9 @@ class Answers:
                         told = {"sessionId": ending.session_id, "error": refused.message}
                         log.warning("session.settle.reduced", **told)
                         is_whole = variant.details == ending.details
-                        self._meters().refused("reservation" if is_whole else "words")
+                        self._refused("reservation" if is_whole else "words")
                     return row
-        self._meters().refused("other")
+        self._refused("other")
         raise refused
 
     async def _tried(self, ending: Settlement, *, dry: bool = False) -> Row | GenctlError | None:

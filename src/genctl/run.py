@@ -7,7 +7,7 @@ that it may be tried again, and hits nothing once the run is somebody else's.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -95,6 +95,19 @@ class Hold:
         self.sent = False  # the provider may have got the request
         self.lost = False
         self.task = asyncio.current_task()
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Count the hold as calling the provider: a lost lease cancels the call."""
+        self.calling = True
+        try:
+            yield
+        finally:
+            self.calling = False
+
+    def renew(self, began_at: float) -> None:
+        """Note a renewal that began then (monotonic)."""
+        self.renewed_at = began_at
 
     def on_send(self) -> None:
         """The request is about to leave. Raises LeaseLostError when we slept: somebody else may be at it."""
@@ -200,7 +213,7 @@ class Runs:
             if isinstance(fate, DatabaseGoneError | LockedError):
                 raise fate
             if fate is True:
-                hold.renewed_at = now
+                hold.renew(now)
             elif fate is None:
                 lost.append(hold)
         return lost

@@ -3,6 +3,7 @@
 Safe beside any number of workers and sweepers: every step is gated by the row, as theirs are.
 """
 
+import asyncio
 import math
 from typing import Any, NamedTuple, Self
 from uuid import UUID
@@ -23,6 +24,7 @@ from genctl.pipeline import Pipeline
 from genctl.run import RENEW_S
 from genctl.tools.found import Tools
 
+EVERY_S = 15.0
 ORPHAN_AFTER_S = 3600
 OWED_AFTER_S = 60  # what is younger is still in the hands of whoever made it
 GATE_REST_S = 3600  # after a pause the backlog gets so long before the queued time-out counts again
@@ -104,6 +106,18 @@ async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> Swe
         swept for swept in found if swept.action != "send" and await _carried_out(pipeline, swept, failed)
     ]
     return SweepPass(done + await _pruned("prune_trace", pipeline.db, ages, failed), failed)
+
+
+async def sweep_every(pipeline: Pipeline, ages: Ages, every_s: float = EVERY_S) -> None:
+    """Sweep for ever; trouble is logged, and the next pass tries again."""
+    while True:
+        try:
+            await sweep(pipeline, ages)
+        except GenctlError as error:
+            log.warning("sweeper.trouble", error=error.message, fix=error.fix)
+        except Exception:  # a bug on one odd row must not end the worker that it runs beside
+            log.exception("sweeper.bug")
+        await asyncio.sleep(every_s)
 
 
 async def resend_all(settings: Settings) -> int:

@@ -242,8 +242,7 @@ async def test_a_job_whose_turn_is_far_off_goes_back_until_then(kit: Kit) -> Non
     async def far_off() -> Hear:
         raise NotYetError(60.0)
 
-    kit.pipeline.turn = far_off
-    row = await kit.work()
+    row = await kit.work(far_off)
     assert row and row.due_at and row.read_at
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
     assert 55 < (row.due_at - row.read_at).total_seconds() <= 60
@@ -273,9 +272,9 @@ async def test_with_too_many_answers_waiting_nothing_is_received(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genctl.services.worker.MOST_WAITING", 1)
-    worker = Worker(kit.pipeline, concurrency=10, grace_s=1, until=Until())
+    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=10, grace_s=1, until=Until())
     session = await kit.enqueue()
-    ending = kit.pipeline._ending(session, CRASHED, 1)
+    ending = kit.pipeline._settlement(session, CRASHED, 1)
     held = Held(session, ending)
     kit.pipeline.answers._held.add(held)
     assert worker._free() == 10

@@ -35,7 +35,9 @@ MIB = 2**20
 
 async def drain(kit: Kit) -> None:
     """A worker, until the queue is empty."""
-    await Worker(kit.pipeline, concurrency=32, grace_s=0.0, until=Until(drain=True)).run()
+    await Worker(
+        kit.pipeline, metrics=kit.metrics, concurrency=32, grace_s=0.0, until=Until(drain=True)
+    ).run()
 
 
 async def dead_letters(kit: Kit) -> list[Message]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.kit import Kit, until
+from tests.kit import Kit, until, worker_metrics
 
 from genctl import gate
 from genctl.base.settings import Settings
@@ -70,7 +70,14 @@ def release(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 async def working(pipeline: Pipeline, *, concurrency: int = 5, **manners: Any) -> AsyncIterator[Worker]:
     """A worker as long as the body runs."""
     wished = Manners(**{"breaker_failures": LIMIT} | manners)
-    worker = Worker(pipeline, concurrency=concurrency, grace_s=0.0, until=Until(), manners=wished)
+    worker = Worker(
+        pipeline,
+        metrics=worker_metrics(),
+        concurrency=concurrency,
+        grace_s=0.0,
+        until=Until(),
+        manners=wished,
+    )
     running = asyncio.create_task(worker.run())
     try:
         yield worker

@@ -81,7 +81,7 @@ async def lane(kit: Kit, pipeline: Pipeline, granted: Counter[str], chance: rand
             pipeline.end(
                 stuck,
                 msgspec.structs.replace(
-                    pipeline._ending(stuck, crashed, 1), release=False, refund_error=RELEASE_REFUSED
+                    pipeline._settlement(stuck, crashed, 1), release=False, refund_error=RELEASE_REFUSED
                 ),
             ),
             *(credits.grant(pipeline.db, users, 1, "a test") for _ in range(3)),
@@ -204,7 +204,7 @@ async def rounds(pipeline: Pipeline, ids: list[UUID], chance: random.Random, *, 
                 claims = [pipeline.runs.claim(Claim(id_, None, False)) for id_ in some]
                 held = [session for session in await asyncio.gather(*claims) if session]
                 await pipeline.runs.extend([Hold(session, 0.0) for session in held])
-                ends = [pipeline._ending(session, ours("WorkerCrashed"), 1) for session in held[1:]]
+                ends = [pipeline._settlement(session, ours("WorkerCrashed"), 1) for session in held[1:]]
                 ends[:2] = [unreleased(ending) for ending in ends[:2]]
                 await asyncio.gather(*map(pipeline.runs.settle, ends), return_exceptions=True)
             case 4:

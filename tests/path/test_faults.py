@@ -226,7 +226,7 @@ async def test_two_sessions_on_one_reservation_get_it_back_once(kit: Kit) -> Non
         "update generation_sessions set reservation_id = %s where id = %s", one.reservation_id, two.id
     )
     claimed = [await kit.pipeline.claim(session.id, 1) for session in (one, two)]
-    items = [kit.pipeline._ending(session, ours("WorkerCrashed"), 1) for session in claimed if session]
+    items = [kit.pipeline._settlement(session, ours("WorkerCrashed"), 1) for session in claimed if session]
     await movement(kit.db, ["ann"], ("settle", {"items": as_json(items)}))
     assert "balance_ledger" not in await kit.violations()
 

@@ -16,9 +16,8 @@ from genctl.base.settings import Settings
 from genctl.credits import Violation, fix, release_reservation
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
-from genctl.edges.db import Database, Row, as_json
+from genctl.edges.db import Database, Row, as_json, sql
 from genctl.edges.db_errors import ConflictError
-from genctl.edges.sql import sql
 from genctl.edges.sqs import EntryResult, Queue
 from genctl.ledger import AccountLockedError, movement
 from genctl.pipeline import carry
@@ -275,7 +274,7 @@ async def test_a_movement_touches_nobody_whose_account_it_has_not_locked(kit: Ki
     session = await claimed(kit)
     facts: dict[str, Any] = {"reservation": session.reservation_id, "reason": "a test", "who": "a test"}
     if name == "settle":
-        facts["items"] = as_json([kit.pipeline._ending(session, CRASHED, 1)])
+        facts["items"] = as_json([kit.pipeline._settlement(session, CRASHED, 1)])
     elif name != "release_reservation":
         await kit.pipeline.settle(session, CRASHED, calls=1)
     if name == "requeue":
@@ -297,7 +296,7 @@ async def test_a_movement_touches_nobody_whose_account_it_has_not_locked(kit: Ki
 async def test_accounts_that_somebody_holds_are_passed_over(kit: Kit, settings: Settings) -> None:
     """Whoever is not held ends in the same transaction as ever."""
     ann, bob = await claimed(kit), await claimed(kit, await kit.enqueue(user="bob"))
-    settle = ("settle", {"items": as_json([kit.pipeline._ending(one, CRASHED, 1) for one in (ann, bob)])})
+    settle = ("settle", {"items": as_json([kit.pipeline._settlement(one, CRASHED, 1) for one in (ann, bob)])})
     with psycopg.connect(settings.dsn()) as person:
         person.execute("select from credit_accounts where user_id = 'ann' for update")
         moved = await movement(kit.db, ["ann", "bob"], settle)
@@ -366,7 +365,7 @@ async def done_to(kit: Kit, name: str, *sessions: Session) -> list[Row]:
         for session in sessions
     ]
     if name == "settle":
-        items = [kit.pipeline._ending(session, CRASHED, 1) for session in sessions]
+        items = [kit.pipeline._settlement(session, CRASHED, 1) for session in sessions]
     facts["items"] = as_json(items)
     if name in {"settle", "requeue"}:
         return (await movement(kit.db, ["ann"], (name, facts))).rows[0]
@@ -392,7 +391,7 @@ async def test_what_takes_accounts_is_one_message_that_ends_with_its_commit(
 ) -> None:
     """As libpq has put it on the wire: a worker that freezes anywhere leaves nothing locked."""
     session = await claimed(kit)
-    settle = ("settle", {"items": as_json([kit.pipeline._ending(session, CRASHED, 1)])})
+    settle = ("settle", {"items": as_json([kit.pipeline._settlement(session, CRASHED, 1)])})
     async with Database.open(settings.dsn(), size=1) as db:
         with (tmp_path / "wire").open("w+") as wire:
             async with db._pool.connection() as conn:

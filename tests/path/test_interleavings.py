@@ -40,7 +40,7 @@ from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import Attribute, EntryResult, Message, Outgoing, Queue
 from genctl.enqueue import enqueue
-from genctl.pipeline import Pipeline, carry
+from genctl.pipeline import Hear, Pipeline, at_once, carry
 from genctl.redrive import redrive
 from genctl.sweep import Ages, sweep
 from genctl.tools.seedream4 import TOOL
@@ -395,7 +395,10 @@ class Interleavings(RuleBasedStateMachine):
     async def _carry(self, message: Message) -> None:
         worker = self._free(decide.read_job(message.body).session_id)
         with suppress(GenctlError):  # the lease is lost, or a queue is away: the message comes back
-            await carry(message, worker)
+            await carry(message, worker, self._turn)
+
+    async def _turn(self) -> Hear:
+        return await at_once()
 
     def _free(self, session_id: UUID) -> Pipeline:
         """A worker that does not have the session in its hands already."""

@@ -13,8 +13,7 @@ from tests.script import Planned, Script
 from genctl import credits
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Terms
-from genctl.edges.db import Statement, as_json
-from genctl.edges.sql import sql
+from genctl.edges.db import Statement, as_json, sql
 from genctl.enqueue import enqueue
 from genctl.redrive import redrive
 from genctl.tools.seedream4 import TOOL
@@ -57,7 +56,7 @@ async def test_on_the_wire_no_transaction_stays_open_behind_a_message(settings: 
             await kit.work()
             stuck = await claimed(kit)
             ending = msgspec.structs.replace(
-                kit.pipeline._ending(stuck, CRASHED, 1), release=False, refund_error="a test"
+                kit.pipeline._settlement(stuck, CRASHED, 1), release=False, refund_error="a test"
             )
             await kit.pipeline.end(stuck, ending)
             await kit.sweep()
@@ -79,7 +78,7 @@ async def test_a_client_that_reads_no_answer_holds_no_account(kit: Kit) -> None:
     made = await enqueue(long, db=kit.db, queue=None, tool=TOOL.name, opening=1000)
     sessions = await asyncio.gather(*(kit.pipeline.claim(session.id, 1) for session in made.sessions))
     words = msgspec.structs.replace(CRASHED, provider_message="m" * 1024, provider_body="b" * 2048)
-    endings = [kit.pipeline._ending(session, words, 1) for session in sessions if session]
+    endings = [kit.pipeline._settlement(session, words, 1) for session in sessions if session]
     users = sorted({ending.user_id for ending in endings})
     who = {"users": users, "opening": 0, "whole": False}
     steps: list[Statement] = [

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 import psycopg
 import pytest
-from tests.kit import Kit, free_port, until
+from tests.kit import Kit, free_port, until, worker_metrics
 
 from genctl import gate
 from genctl.base.batch import Together
@@ -31,8 +31,7 @@ from genctl.domain.model import (
 from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.edges.sqs import Message, Outgoing
-from genctl.messages import Messages
+from genctl.edges.sqs import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
 from genctl.run import Hold
 from genctl.services.liveness import Liveness, telling
@@ -63,7 +62,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def working(pipeline: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Worker]:
     """A worker as long as the body runs, or until it has had so many messages."""
-    worker = Worker(pipeline, concurrency=5, grace_s=0.0, until=Until(max_jobs=max_jobs))
+    worker = Worker(
+        pipeline, metrics=worker_metrics(), concurrency=5, grace_s=0.0, until=Until(max_jobs=max_jobs)
+    )
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -91,7 +92,8 @@ def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
     monkeypatch.setattr(queue, "hide", hiding)
     monkeypatch.setattr(queue, "delete", deleting)
-    monkeypatch.setattr(kit.pipeline, "_messages", Messages(queue, kit.pipeline.dlq))
+    monkeypatch.setattr(kit.pipeline, "_hides", Together(hiding, most=BATCH))
+    monkeypatch.setattr(kit.pipeline, "_deletes", Together(deleting, most=BATCH))
     return found
 
 
@@ -232,7 +234,7 @@ async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
 async def test_a_stop_that_meets_a_look_at_the_gate_asks_for_nothing_more(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(kit.pipeline, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until())
     looking, seen = asyncio.Event(), asyncio.Event()
 
     async def allowance(most: int) -> int:
@@ -358,7 +360,7 @@ async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
     await kit.pipeline.runs.step_aside(Hold(given, 0.0))
     first = await kit.pipeline.claim(kept.id, 1)
     assert first
-    answer = msgspec.to_builtins(kit.pipeline._ending(first, Success(images=()), 1))
+    answer = msgspec.to_builtins(kit.pipeline._settlement(first, Success(images=()), 1))
     await kit.db.rows("note", session=kept.id, run=1, kind="answered", data=as_json(answer))
     await kit.query("update generation_sessions set lease_until = now() where id = %s", kept.id)
     second = await kit.pipeline.claim(kept.id, 1)

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
 import structlog
-from tests.kit import Kit, until
+from tests.kit import Kit, until, worker_metrics
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -27,7 +27,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def working(pipeline: Pipeline, *, concurrency: int = 10, **manners: Any) -> AsyncIterator[Worker]:
     """A worker as long as the body runs."""
-    worker = Worker(pipeline, concurrency=concurrency, grace_s=0.0, until=Until(), manners=Manners(**manners))
+    worker = Worker(
+        pipeline,
+        metrics=worker_metrics(),
+        concurrency=concurrency,
+        grace_s=0.0,
+        until=Until(),
+        manners=Manners(**manners),
+    )
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -36,15 +43,18 @@ async def working(pipeline: Pipeline, *, concurrency: int = 10, **manners: Any) 
         await asyncio.gather(running, return_exceptions=True)
 
 
-def clocked(turn: Callable[[], Awaitable[Hear]], turns: list[float]) -> Callable[[], Awaitable[Hear]]:
-    """The same turns, noted."""
+def clocked(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times of the worker's turns from now on."""
+    turns: list[float] = []
+    turn = worker._turns.take
 
     async def take() -> Hear:
         hear = await turn()
         turns.append(time.monotonic())
         return hear
 
-    return take
+    monkeypatch.setattr(worker._turns, "take", take)
+    return turns
 
 
 async def statuses(kit: Kit, **expected: int) -> None:
@@ -64,12 +74,11 @@ async def says(worker: Worker, why: str) -> None:
     await until(it)
 
 
-async def test_calls_begin_no_faster_than_the_rate(kit: Kit) -> None:
+async def test_calls_begin_no_faster_than_the_rate(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(6):
         await kit.enqueue()
-    turns: list[float] = []
-    async with working(kit.pipeline, rate=600):
-        kit.pipeline.turn = clocked(kit.pipeline.turn, turns)
+    async with working(kit.pipeline, rate=600) as worker:
+        turns = clocked(worker, monkeypatch)
         await statuses(kit, completed=6)
     assert turns[-1] - turns[0] > 5 * 0.1 - 0.05
 
@@ -200,12 +209,13 @@ async def test_what_many_jobs_run_into_is_a_line_for_each_moment(kit: Kit) -> No
     assert len(met()) <= 5
 
 
-async def test_retry_after_of_one_job_holds_back_the_others(kit: Kit) -> None:
+async def test_retry_after_of_one_job_holds_back_the_others(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The scenario says one second; a job that came later waits for it too."""
     limited = await kit.enqueue("rate-limit-once")
-    turns: list[float] = []
-    async with working(kit.pipeline):
-        kit.pipeline.turn = clocked(kit.pipeline.turn, turns)
+    async with working(kit.pipeline) as worker:
+        turns = clocked(worker, monkeypatch)
 
         async def retried() -> bool:
             return (await kit.row(limited)).due_at is not None

@@ -97,7 +97,9 @@ async def test_every_scenario_ends_as_the_page_says(
             orders = [kit.order(name) for name in SCENARIOS]
             made = await enqueue(orders, db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name, opening=1000)
             sessions = dict(zip(SCENARIOS, made.sessions, strict=True))
-            await Worker(kit.pipeline, concurrency=32, grace_s=0.0, until=Until(drain=True)).run()
+            await Worker(
+                kit.pipeline, metrics=kit.metrics, concurrency=32, grace_s=0.0, until=Until(drain=True)
+            ).run()
             await ear.until(lambda ear: len(ear.told) >= len(sessions))
             events = ear.told
         told = Counter(json.loads(payload)["session_id"] for payload in heard())

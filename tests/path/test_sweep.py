@@ -14,7 +14,7 @@ from genctl.base.settings import Settings
 from genctl.domain import decide
 from genctl.domain.classify import MAX_DELAY_S, ours
 from genctl.domain.model import GenctlError, Status
-from genctl.edges.sql import sql
+from genctl.edges.db import sql
 from genctl.ops.sessions import listed
 from genctl.redrive import letters
 from genctl.sweep import Ages, resend_all, sweep

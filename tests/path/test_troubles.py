@@ -329,7 +329,6 @@ class Troubles(Interleavings):
         pipeline = Pipeline(
             db=line, queue=self.queue, dlq=self.dlq, limits=self.limits, tool=TOOL, wire=self.provider
         )
-        pipeline.turn = self._turn
         self.lines[pipeline] = line
         return pipeline
 

@@ -14,8 +14,7 @@ from tests.path.test_polite import statuses, working
 
 from genctl.domain.model import Answer, NoAnswer, Session
 from genctl.pipeline import Pipeline
-from genctl.services import sweeper
-from genctl.sweep import BATCH, Ages, sweep
+from genctl.sweep import BATCH, Ages, sweep, sweep_every
 
 AWAY_S = 4.0  # several leases
 
@@ -65,7 +64,7 @@ async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgr
             async with working(other, concurrency=40):
                 ages = Ages.of(kit.settings)
                 sweeping = [
-                    asyncio.create_task(sweeper.run(pipeline, ages, every_s=0.3))
+                    asyncio.create_task(sweep_every(pipeline, ages, 0.3))
                     for pipeline in (kit.pipeline, other)
                 ]
                 with away(kit, postgres):

@@ -8,9 +8,9 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from genctl.base.metrics import WorkerMetrics
 from genctl.domain.model import GenctlError
 from genctl.services.listening import listening, url_of
+from genctl.services.metrics import WorkerMetrics
 
 SILENT_S = 60.0
 TELL_EVERY_S = 30.0  # the same trouble again, while it lasts

@@ -16,18 +16,18 @@ import structlog
 
 from genctl import gate
 from genctl.base.batch import Together
-from genctl.base.metrics import WorkerMetrics
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import Pipeline, carry
 from genctl.run import LEASE_S
-from genctl.services import standing, sweeper
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
+from genctl.services.metrics import WorkerMetrics
 from genctl.services.turns import Turns
-from genctl.sweep import Ages
+from genctl.sweep import Ages, sweep_every
+from genctl.tools.found import Tools
 
 WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
@@ -85,11 +85,13 @@ class Worker:
         self,
         pipeline: Pipeline,
         *,
+        metrics: WorkerMetrics,
         concurrency: int,
         grace_s: float,
         until: Until,
         manners: Manners = WITHOUT_LIMITS,
     ) -> None:
+        """`metrics`: those that the pipeline's meters are, or others."""
         self.pipeline = pipeline
         # a job makes one call at a time: so many jobs are so many calls at once
         self.concurrency = min(concurrency, manners.in_flight or concurrency)
@@ -107,7 +109,7 @@ class Worker:
         self._exit: asyncio.TimerHandle | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
-        self.metrics = pipeline.meters = WorkerMetrics(pipeline.tool.provider, pipeline.tool.name)
+        self.metrics = metrics
         self.gatekeeper = Gatekeeper(
             pipeline.db,
             pipeline.tool.name,
@@ -117,7 +119,6 @@ class Worker:
         )
         self.keeper = Keeper(pipeline, self._jobs)
         self._turns = Turns(self.gatekeeper, manners.rate)
-        pipeline.turn = self._turns.take
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
             calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
@@ -355,7 +356,7 @@ class Worker:
 
     async def _handle(self, message: Message) -> None:
         try:
-            await carry(message, self.pipeline)
+            await carry(message, self.pipeline, self._turns.take)
         except asyncio.CancelledError:
             await self._show(message)
             raise
@@ -441,18 +442,25 @@ async def serve(
     """
     _open_enough(min(concurrency, settings.max_in_flight or concurrency))
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
-    async with Pipeline.open(settings, size=POOL_SIZE) as pipeline:
+    tool = Tools.of(settings).named(settings.tool)
+    metrics = WorkerMetrics(tool.provider, tool.name)
+    async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
         await gate.read(
             pipeline.db, pipeline.tool.name
         )  # a database that is not migrated is told now, not for ever
         gc.freeze()  # what is here by now stays, and need not be walked again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
-            pipeline, concurrency=concurrency, grace_s=grace_s, until=until, manners=Manners.of(settings)
+            pipeline,
+            metrics=metrics,
+            concurrency=concurrency,
+            grace_s=grace_s,
+            until=until,
+            manners=Manners.of(settings),
         )
-        async with telling(metrics_port, worker.liveness, worker.metrics), asyncio.TaskGroup() as side:
-            beside = [sweeper.run(pipeline, ages)] if sweeps else []
-            beside += [standing.watch(pipeline, worker.metrics)] if metrics_port is not None else []
+        async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
+            beside = [sweep_every(pipeline, ages)] if sweeps else []
+            beside += [metrics.watch(pipeline)] if metrics_port is not None else []
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
             _cancel(tasks)

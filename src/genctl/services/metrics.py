@@ -1,10 +1,12 @@
-"""What the processes count, in Prometheus's words."""
+"""What API and worker processes count, in Prometheus's words."""
 
+import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
+import structlog
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -15,14 +17,17 @@ from prometheus_client import (
     generate_latest,
 )
 
-from genctl.base.meters import REFUSALS, Meters
-from genctl.domain.model import ErrorDetails, Failure, Outcome, Success
+from genctl.answers import REFUSALS
+from genctl.domain.classify import rule_of
+from genctl.domain.model import ErrorDetails, Failure, GenctlError, Outcome, Success
 from genctl.domain.providers import OTHERS, Provider
-from genctl.domain.rules import Rule, rule_of
+from genctl.domain.rules import Rule
+from genctl.pipeline import Meters, Pipeline
 
 # a second series for each counter, which says when its process began
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+LOOK_EVERY_S = 15.0  # at database and queue
 MOST_CODES = 100
 OTHER = "other"
 IMAGE = "image"
@@ -33,6 +38,10 @@ PILES = (
 )  # fmt: skip
 GATE_STATES = ("open", "closed", "probing")
 DEPTHS = {"waiting": "", "hidden": "NotVisible", "delayed": "Delayed"}  # as SQS names its counts
+
+T = TypeVar("T")
+
+log = structlog.stdlib.get_logger()
 
 
 class Metrics:
@@ -61,7 +70,7 @@ class Metrics:
         self.listening = Gauge("genctl_listening", "1 while LISTEN is proven.", registry=self.registry)
 
     def text(self) -> bytes:
-        """The exposition text."""
+        """Write the exposition text."""
         return generate_latest(self.registry)
 
 
@@ -185,7 +194,7 @@ class WorkerMetrics(Meters):
         silent_s: Callable[[], float],
         gate: Callable[[], str],
     ) -> None:
-        """What is asked at each scrape."""
+        """Set what each scrape asks."""
         self._jobs.set_function(jobs)
         self._in_flight.set_function(calls)
         self._answers.set_function(answers)
@@ -194,18 +203,15 @@ class WorkerMetrics(Meters):
             self._gate.labels(self._tool, state).set_function(partial(_is, gate, state))
 
     def called(self, result: Success | Failure, seconds: float) -> None:
-        """A provider call has come to this."""
         outcome = result.outcome if isinstance(result, Failure) else IMAGE
         self._calls[outcome].observe(seconds)
         if outcome is Outcome.UNKNOWN:
             self._unknown.inc()
 
     def retried(self, failure: Failure) -> None:
-        """A run went back to the queue."""
         self._retries.labels(self._codes.label(failure)).inc()
 
     def settled(self, details: ErrorDetails | None, seconds: float) -> None:
-        """A run has ended, with details if it failed; the settle took so long."""
         if details:
             self._settled.labels("failed", details.category, self._codes.label(details)).inc()
         else:
@@ -213,27 +219,22 @@ class WorkerMetrics(Meters):
         self._settles.observe(seconds)
 
     def refused(self, kind: str) -> None:
-        """The database refused a settle."""
         self._refused.labels(kind).inc()
 
     def unnotified(self) -> None:
-        """A run has ended, and no NOTIFY told it."""
         self._unnotified.inc()
 
     def copied(self) -> None:
-        """A copy went into the DLQ."""
         self._copies.inc()
 
     def repeated(self) -> None:
-        """A delivery found nothing to claim."""
         self._repeats.inc()
 
     def orphaned(self) -> None:
-        """A call was let go, or its worker died."""
         self._unknown.inc()
 
     def piled(self, rows: Iterable[Mapping[str, Any]] | None) -> None:
-        """What the statement `piles` tells; None: not known."""
+        """Show what the statement `piles` found; None: not known."""
         found = {row["what"]: row for row in rows or ()}
         for pile in PILES:
             row = found.get(pile) or {"count": 0, "oldest_s": 0.0}
@@ -241,11 +242,31 @@ class WorkerMetrics(Meters):
             self._oldest.labels(pile).set(math.nan if rows is None else row["oldest_s"])
 
     def queued(self, queue: str, facts: Mapping[str, str] | None) -> None:
-        """The attributes of `jobs` or `dlq` as SQS tells them; None: not known."""
+        """Show the depths of `jobs` or `dlq` from the queue's attributes; None: not known."""
         for state, kind in DEPTHS.items():
             count = math.nan if facts is None else float(facts.get(f"ApproximateNumberOfMessages{kind}", 0))
             self._depths.labels(self._tool, queue, state).set(count)
 
     def text(self) -> bytes:
-        """The exposition text."""
+        """Write the exposition text."""
         return generate_latest(self.registry)
+
+    async def watch(self, pipeline: Pipeline) -> None:
+        """Look at database and queue now and then, never at a scrape, until it is cancelled."""
+        async with asyncio.TaskGroup() as side:
+            side.create_task(_keep(lambda: pipeline.db.rows("piles"), self.piled))
+            for name, queue in (("jobs", pipeline.queue), ("dlq", pipeline.dlq)):
+                side.create_task(_keep(queue.attributes, partial(self.queued, name)))
+
+
+async def _keep(look: Callable[[], Awaitable[T]], show: Callable[[T | None], None]) -> None:
+    """Show each look; None where it failed, and the worker's own receives say why."""
+    while True:
+        try:
+            show(await look())
+        except GenctlError:
+            show(None)
+        except Exception:  # a bug in a metric must not end the worker
+            show(None)
+            log.exception("metrics.bug")
+        await asyncio.sleep(LOOK_EVERY_S)
