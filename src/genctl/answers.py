@@ -7,7 +7,7 @@ claimed the run, its settle is worth another try, however long the database is a
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import structlog
@@ -26,7 +26,7 @@ LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is 
 REFUSED_PAUSE_S = 20.0  # at most, while the database says no
 KEEP_WITHIN_S = 2.0  # when we are told to stop
 ROW_LOCKED = "its row is locked by another transaction"
-REFUSALS = ("reservation", "words", "other")  # what the database refuses a settle for
+Refusal = Literal["reservation", "words", "other"]  # what the database refuses a settle for
 SENT_BACK = "its lease had lapsed, and the sweeper had sent the job back"
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
 
@@ -45,8 +45,8 @@ class Held(msgspec.Struct, eq=False):
 class Answers:
     """The answers in one worker's hands."""
 
-    def __init__(self, runs: Runs, refused: Callable[[str], None]) -> None:
-        """`refused` hears of each settle that the database refuses, and for which of REFUSALS."""
+    def __init__(self, runs: Runs, refused: Callable[[Refusal], None]) -> None:
+        """`refused` hears of each settle that the database refuses, and for what."""
         self._runs = runs
         self._refused = refused
         self._held: set[Held] = set()

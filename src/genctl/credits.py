@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 
+from genctl.base.person import Advance
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
@@ -197,7 +198,7 @@ async def audit(
     user: str | None = None,
     *,
     since: datetime | None = None,
-    step: Callable[[int], object] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Audit:
     """Prove the invariants of statuses, ledger and details in one snapshot; nobody waits for it.
 
@@ -216,7 +217,7 @@ async def audit(
             for row in wrong:
                 del row["total"]
                 found.append(Violation(**row, fix=FIXES[row["kind"]]))
-            step(1)
+            advance(1)
         (unsure,) = await rows("unsure_calls", **about, until=None)
     if user and not found and not any(checked.values()):
         raise _no_account(user)
@@ -244,7 +245,7 @@ async def fix(db: Database, violation: Violation) -> bool:
 async def fix_all(
     db: Database,
     violations: Sequence[Violation],
-    tell: Callable[[Violation, GenctlError | None], object] = lambda *_: None,
+    show: Callable[[Violation, GenctlError | None], object] = lambda *_: None,
 ) -> list[Violation]:
     """Mend these one by one; those that were. `tell` hears of each at once, also of one that is refused.
 
@@ -258,8 +259,8 @@ async def fix_all(
         except DatabaseGoneError:
             raise
         except GenctlError as refused:  # of this user; the others get what is theirs
-            tell(violation, refused)
+            show(violation, refused)
         else:
-            tell(violation, None)
+            show(violation, None)
             mended.append(violation)
     return mended

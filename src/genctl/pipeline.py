@@ -23,7 +23,7 @@ from uuid import UUID
 
 import structlog
 
-from genctl.answers import Answers, kept_answer, last_words
+from genctl.answers import Answers, Refusal, kept_answer, last_words
 from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
@@ -78,8 +78,8 @@ class Meters:
     def settled(self, details: ErrorDetails | None, seconds: float) -> None:
         """Count a run that has ended, with details if it failed, and how long the settle took."""
 
-    def refused(self, kind: str) -> None:
-        """Count a settle that the database refused; `kind` is one of answers.REFUSALS."""
+    def refused(self, kind: Refusal) -> None:
+        """Count a settle that the database refused."""
 
     def unnotified(self) -> None:
         """Count a run that ended without NOTIFY."""

@@ -209,6 +209,10 @@ class LockLine:
         self.turn = asyncio.Lock()
         self.moved_at = -math.inf
 
+    def moved(self) -> None:
+        """Note that one of them has had the lock."""
+        self.moved_at = time.monotonic()
+
 
 class Database:
     """Named statements over a pool of connections; `async with Database.open(dsn)` is the way in."""

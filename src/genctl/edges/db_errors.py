@@ -99,7 +99,7 @@ Tell = Callable[[Exception, str], GenctlError]
 
 
 def _said(code: str, text: str, fix: str, kind: type[GenctlError] = GenctlError) -> Tell:
-    return lambda error, at: kind(code, text.format(at=at, said=_refusal(error)), fix)
+    return lambda error, where: kind(code, text.format(at=where, said=_refusal(error)), fix)
 
 
 _gone = _said(

@@ -11,7 +11,7 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import LiteralString, NamedTuple
 from psycopg import errors
 
 from genctl.base import assets
+from genctl.base.person import Note
 from genctl.domain.model import GenctlError
 from genctl.edges.db import Connection, connect_directly, sql
 from genctl.edges.db_errors import errors_told
@@ -55,7 +56,7 @@ def files() -> dict[str, Path]:
 def _untold(_: str) -> None: ...
 
 
-async def up(dsn: str, note: Callable[[str], None] = _untold) -> list[str]:
+async def up(dsn: str, note: Note = _untold) -> list[str]:
     """Applies what is pending and returns the names. `dsn` must be a direct connection.
 
     `note` hears of another runner for which it waits. Raises GenctlError (exit 3) when the database is
@@ -86,7 +87,7 @@ async def undoable(dsn: str, to: str | None) -> list[str]:
             return _undoable(await _compare(conn), to)
 
 
-async def down(dsn: str, names: list[str], note: Callable[[str], None] = _untold) -> None:
+async def down(dsn: str, names: list[str], note: Note = _untold) -> None:
     """Undoes these files, which undoable() named. `dsn` must be a direct connection.
 
     Raises GenctlError (exit 3) when others have come or gone since; else as up() does.
@@ -108,7 +109,7 @@ async def status(dsn: str) -> list[Migration]:
 
 
 @asynccontextmanager
-async def _alone(dsn: str, note: Callable[[str], None]) -> AsyncIterator[Connection]:
+async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
     """A direct connection that holds the lock, which the server frees when we are killed."""
     tell_at = time.monotonic() + SILENT_S
     with errors_told(dsn):

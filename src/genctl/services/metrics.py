@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import structlog
 from prometheus_client import (
@@ -17,7 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from genctl.answers import REFUSALS
+from genctl.answers import Refusal
 from genctl.domain.classify import rule_of
 from genctl.domain.model import ErrorDetails, Failure, GenctlError, Outcome, Success
 from genctl.domain.providers import OTHERS, Provider
@@ -154,7 +154,7 @@ class WorkerMetrics(Meters):
             "Settles that the database refused, for the reservation, the words of the provider, or other.",
             "kind",
         )
-        for kind in REFUSALS:
+        for kind in get_args(Refusal):
             self._refused.labels(kind)
         self._unnotified = self._counter(
             "unnotified_settles", "Settles without their NOTIFY, because its queue was full."
@@ -218,7 +218,7 @@ class WorkerMetrics(Meters):
             self._settled.labels("completed", "", "").inc()
         self._settles.observe(seconds)
 
-    def refused(self, kind: str) -> None:
+    def refused(self, kind: Refusal) -> None:
         self._refused.labels(kind).inc()
 
     def unnotified(self) -> None:
