@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 import structlog
@@ -54,6 +54,9 @@ from genctl.tools.wire import Wire
 Hear = Callable[[Success | Failure], None]  # takes what a provider call came to
 Turn = Callable[[], Awaitable[Hear]]  # waits until a job may call the provider
 
+# deliveries that found nothing to claim, calls that were let go or whose worker died, DLQ copies, silent ends
+Counted = Literal["repeated", "orphaned", "copied", "unnotified"]
+
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # between looks at a row that somebody has locked
 MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # a copy without its mark is followed by another one
 MOST_TOLD = 100
@@ -81,17 +84,8 @@ class Meters:
     def refused(self, kind: Refusal) -> None:
         """Count a settle that the database refused."""
 
-    def unnotified(self) -> None:
-        """Count a run that ended without NOTIFY."""
-
-    def copied(self) -> None:
-        """Count a DLQ copy."""
-
-    def repeated(self) -> None:
-        """Count a delivery that found nothing to claim."""
-
-    def orphaned(self) -> None:
-        """Count a call whose outcome nobody knows, because its worker let it go or died."""
+    def count(self, what: Counted) -> None:
+        """Count one of these."""
 
 
 WITHOUT_METERS = Meters()
@@ -185,7 +179,7 @@ class Pipeline:
                 return None
             if session := await self.runs.claim(Claim(session_id, run, lapsed)):
                 if session.from_dead_lease:
-                    self.meters.orphaned()
+                    self.meters.count("orphaned")
                 return session
             row = await self.read(session_id)
             if row is None or not self.tool.serves(row.model) or not decide.is_free(row, run):
@@ -243,14 +237,9 @@ class Pipeline:
         if row["status"] != Status.QUEUED:  # we have ended it
             raise LeaseLostError(session.id)
         self.meters.retried(failure)
-        log.info(
-            "session.retried",
-            sessionId=session.id,
-            userId=session.user_id,
-            code=failure.code,
-            attempt=session.attempts,
-            delayS=round(delay_s, 1),
-        )
+        whose = {"sessionId": session.id, "userId": session.user_id}
+        told = {"code": failure.code, "attempt": session.attempts, "delayS": round(delay_s, 1)}
+        log.info("session.retried", **whose, **told)
         return Session.of(row)
 
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
@@ -274,7 +263,7 @@ class Pipeline:
         row, notified = Session.of(stored), stored.get("notified", True)
         self.meters.settled(settlement.details, time.monotonic() - began_at)
         if not notified:
-            self.meters.unnotified()
+            self.meters.count("unnotified")
         _log_settled(row, notified=notified)
         return row
 
@@ -343,9 +332,8 @@ class Pipeline:
         what = (job.tool, row.model if row else None)
         if what not in self._left and len(self._left) < MOST_TOLD:
             self._left.add(what)
-            log.warning(
-                "message.left", tool=job.tool, model=what[1], ours=self.tool.name, sessionId=job.session_id
-            )
+            told = {"tool": job.tool, "model": what[1], "ours": self.tool.name}
+            log.warning("message.left", **told, sessionId=job.session_id)
 
     async def refuse(self, message: Message, why: str) -> None:
         """Move a message that is no job of ours to the DLQ as it is."""
@@ -383,7 +371,7 @@ class Pipeline:
         sent = await self._copies(Outgoing(body, attributes))
         if sent.error is not None:
             raise GenctlError("CopyNotSent", f"DLQ {self.dlq.name} refused the copy: {sent.error}")
-        self.meters.copied()
+        self.meters.count("copied")
         return sent.message_id
 
     async def show(self, message: Message) -> None:
@@ -410,7 +398,7 @@ async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session
     claimed_at = time.monotonic()
     session = await pipeline.take(job)
     if session is None:
-        pipeline.meters.repeated()
+        pipeline.meters.count("repeated")
         return None
     async with pipeline.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):

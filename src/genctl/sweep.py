@@ -1,11 +1,11 @@
-"""The safety net: sends what is owed, ends what nobody will end, refunds what was left held.
+"""The safety net: sends messages that are owed, ends runs that nobody will end, refunds what is still held.
 
-Safe beside any number of workers and sweepers: every step is gated by the row, as theirs are.
+It is safe beside any number of workers and sweepers: the row gates every step, as it gates theirs.
 """
 
 import asyncio
 import math
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -26,8 +26,8 @@ from genctl.tools.found import Tools
 
 EVERY_S = 15.0
 ORPHAN_AFTER_S = 3600
-OWED_AFTER_S = 60  # what is younger is still in the hands of whoever made it
-GATE_REST_S = 3600  # after a pause the backlog gets so long before the queued time-out counts again
+OWED_AFTER_S = 60  # a younger one is still in the hands of whoever made it
+GATE_REST_S = 3600  # after a pause the backlog has so long before the queued time-out counts again
 BATCH = 100
 PRUNED = 10_000  # rows of the trace in one pass
 
@@ -35,14 +35,14 @@ log = structlog.stdlib.get_logger()
 
 
 class Ages(msgspec.Struct, frozen=True, kw_only=True):
-    """How old, in seconds, a waiting run and a row of the trace may become."""
+    """Says how old, in seconds, a waiting run and a row of the trace may become."""
 
     queued_timeout_s: float
     trace_retention_s: float
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Raises GenctlError (exit 2) when good runs would be failed while they are retried."""
+        """Take what is set. Raises GenctlError (exit 2) when that would fail runs while they are retried."""
         attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
         longest_s = longest_run_s(attempts, settings.provider_timeout_s)
         if waits_s < longest_s:
@@ -58,7 +58,7 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Orphan(msgspec.Struct, frozen=True):
-    """What a held reservation tells of its session that is gone."""
+    """What a held reservation tells of a session that is gone."""
 
     id: UUID
     user_id: str
@@ -67,18 +67,15 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """One thing that was done, or would be.
+    """One thing that a pass did, or would do."""
 
-    send, copy, requeue, fail (with its code), refund, capture, or prune.
-    """
-
-    action: str
+    action: Literal["send", "copy", "requeue", "fail", "refund", "capture", "prune"]
     session: Session | Orphan | None  # None: prune, which is about no session
     why: str
-    code: str | None = None
+    code: str | None = None  # of `fail`
 
     def item(self) -> dict[str, Any]:
-        """As `sweep` prints it."""
+        """Write it as `sweep` prints it."""
         session = self.session
         whose = dict.fromkeys(("sessionId", "userId", "run"))
         if session:
@@ -94,9 +91,9 @@ class SweepPass(NamedTuple):
 
 
 async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> SweepPass:
-    """One pass over at most a batch of each kind. What fails is logged and left to the next pass.
+    """Make one pass over at most a batch of each kind; log what fails, and leave it to the next pass.
 
-    Raises GenctlError when what is to do cannot be read.
+    Raises GenctlError when it cannot read what there is to do.
     """
     found, failed = await _find(pipeline, ages.queued_timeout_s), list[GenctlError]()
     if dry_run:
@@ -109,7 +106,7 @@ async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> Swe
 
 
 async def sweep_every(pipeline: Pipeline, ages: Ages, every_s: float = EVERY_S) -> None:
-    """Sweep for ever; trouble is logged, and the next pass tries again."""
+    """Sweep for ever; log trouble, which the next pass meets again."""
     while True:
         try:
             await sweep(pipeline, ages)
@@ -121,9 +118,9 @@ async def sweep_every(pipeline: Pipeline, ages: Ages, every_s: float = EVERY_S) 
 
 
 async def resend_all(settings: Settings) -> int:
-    """Send the message of every queued run again, because a queue in memory was lost; how many.
+    """Send the message of every queued run again, because a queue in memory was lost; return how many.
 
-    Raises GenctlError when one cannot be sent: it stays owed.
+    Raises GenctlError when it cannot send one, which stays owed.
     """
     sent, tools = 0, Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
@@ -139,7 +136,7 @@ async def resend_all(settings: Settings) -> int:
 
 
 async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
-    # what is of other tools is their sweepers' business, but for credits
+    # other tools have sweepers of their own; credits are every sweeper's
     ours = {"models": pipeline.tool.like, "others": pipeline.others}
     found = [
         Swept("send", s, "its job message is not proven sent")
@@ -149,7 +146,7 @@ async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
         Swept("copy", s, "its DLQ copy is not proven sent")
         for s in await _sessions(pipeline.db, "owed_copies", age_s=OWED_AFTER_S, **ours)
     ]
-    if pipeline.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn at them
+    if pipeline.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn
         dead = await _sessions(pipeline.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
         found += [_dead(s, pipeline.limits) for s in dead if s.id not in pipeline.runs]
     if (await gate.read(pipeline.db, pipeline.tool.name)).open_for_s >= GATE_REST_S:
@@ -172,7 +169,7 @@ async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
 
 
 async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]) -> list[Swept]:
-    """The rows of the trace that are too old, as one thing done, or to do; nothing when there are none."""
+    """Prune rows of the trace that are too old, or count them; return that as one thing, or none."""
     try:
         row = await db.row(name, age_s=ages.trace_retention_s, limit=PRUNED)
     except GenctlError as error:
@@ -186,7 +183,7 @@ async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]
 
 
 async def _send(pipeline: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
-    """Send the owed job messages, all in one go; those that this pass is done with."""
+    """Send the owed job messages, all in one go; return those that were sent."""
     if not owed:
         return []
     jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
@@ -208,7 +205,7 @@ def _dead(session: Session, limits: decide.Limits) -> Swept:
 
 
 async def _carried_out(pipeline: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
-    """Whether this pass did it; somebody else may have been faster."""
+    """Carry it out. Returns whether this pass did it; somebody else may have been faster."""
     try:
         done = await _carry_out(pipeline, swept)
     except GenctlError as error:
@@ -250,7 +247,7 @@ async def _carry_out(pipeline: Pipeline, swept: Swept) -> bool:
             items = [{"session_id": session.id, "lease": session.lease}]
             requeued = await pipeline.db.rows("requeue_dead", items=as_json(items))
             if requeued:
-                pipeline.meters.orphaned()
+                pipeline.meters.count("orphaned")
             return bool(requeued)
         case "fail":
             return await _fail(pipeline, session, swept.code or "WorkerCrashed")
@@ -258,7 +255,7 @@ async def _carry_out(pipeline: Pipeline, swept: Swept) -> bool:
 
 
 async def _fail(pipeline: Pipeline, session: Session, code: str) -> bool:
-    """Settle without a call, as a worker that finds the budget used up."""
+    """Settle without a call, as a worker does that finds the attempts used up."""
     claimed = await pipeline.claim(session.id, session.run, lapsed=True)
     if claimed is None:
         return False

@@ -55,7 +55,7 @@ def _texts() -> list[str]:
         else:
             worker.settled(None, 0.1)
     worker.refused("other")
-    worker.unnotified()
+    worker.count("unnotified")
     worker.piled([])
     worker.queued("jobs", {})
     worker.queued("dlq", {})

@@ -22,7 +22,7 @@ from genctl.domain.classify import rule_of
 from genctl.domain.model import ErrorDetails, Failure, GenctlError, Outcome, Success
 from genctl.domain.providers import OTHERS, Provider
 from genctl.domain.rules import Rule
-from genctl.pipeline import Meters, Pipeline
+from genctl.pipeline import Counted, Meters, Pipeline
 
 # a second series for each counter, which says when its process began
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -75,9 +75,10 @@ class Metrics:
 
 
 class Codes:
-    """The values of a label `code`: ours and those of tables, at most `MOST_CODES`; the rest is `other`.
+    """Bounds the values of a label `code`: ours and those of tables, at most `MOST_CODES`; the rest is
+    `other`.
 
-    So a provider that makes up codes fills neither our memory nor Prometheus's.
+    A provider that makes up codes then fills neither our memory nor Prometheus's.
     """
 
     def __init__(self, provider: Provider) -> None:
@@ -86,7 +87,7 @@ class Codes:
         self._seen: set[str] = set()
 
     def label(self, failure: Failure | ErrorDetails) -> str:
-        """What the failure counts as."""
+        """Say what the failure counts as."""
         code = failure.code
         if code in self._seen:
             return code
@@ -106,8 +107,8 @@ def _is(gate: Callable[[], str], state: str) -> float:
 
 
 class WorkerMetrics(Meters):
-    """The meters of a worker. Those that begin with `genctl_worker_` are its own; the others tell of database
-    and queue, and each worker of the tool tells the same.
+    """The meters of a worker. `genctl_worker_…` are its own; the others are of database and queue, and each
+    worker of the tool shows the same.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -130,11 +131,14 @@ class WorkerMetrics(Meters):
             "unknown_outcomes",
             "Calls that may have been billed and brought nothing, those of dead workers too.",
         )
-        self._copies = self._counter("dlq_sends", "Copies sent to the DLQ.")
-        self._repeats = self._counter(
-            "duplicate_deliveries",
-            "Deliveries that found nothing to claim: somebody else's, over, or not due yet.",
-        )
+        repeats = "Deliveries that found nothing to claim: somebody else's, over, or not due yet."
+        silent = "Settles without their NOTIFY, because its queue was full."
+        self._counts: dict[Counted, Counter] = {
+            "repeated": self._counter("duplicate_deliveries", repeats),
+            "orphaned": self._unknown,
+            "copied": self._counter("dlq_sends", "Copies sent to the DLQ."),
+            "unnotified": self._counter("unnotified_settles", silent),
+        }
         calls = Histogram(
             "genctl_worker_call_seconds",
             "Provider calls by outcome: image, refused or unknown.",
@@ -156,9 +160,6 @@ class WorkerMetrics(Meters):
         )
         for kind in get_args(Refusal):
             self._refused.labels(kind)
-        self._unnotified = self._counter(
-            "unnotified_settles", "Settles without their NOTIFY, because its queue was full."
-        )
         self._jobs = self._gauge("worker_jobs", "Messages in our hands.")
         self._answers = self._gauge(
             "worker_answers_waiting",
@@ -221,17 +222,8 @@ class WorkerMetrics(Meters):
     def refused(self, kind: Refusal) -> None:
         self._refused.labels(kind).inc()
 
-    def unnotified(self) -> None:
-        self._unnotified.inc()
-
-    def copied(self) -> None:
-        self._copies.inc()
-
-    def repeated(self) -> None:
-        self._repeats.inc()
-
-    def orphaned(self) -> None:
-        self._unknown.inc()
+    def count(self, what: Counted) -> None:
+        self._counts[what].inc()
 
     def piled(self, rows: Iterable[Mapping[str, Any]] | None) -> None:
         """Show what the statement `piles` found; None: not known."""
