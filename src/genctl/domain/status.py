@@ -1,4 +1,4 @@
-"""From figures to lines for a person: what stands where, whether it needs somebody, how to go on."""
+"""Writes figures as lines for a person: how things stand, whether that needs somebody, how to go on."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 OK, ATTENTION = "ok", "attention"
 OWED_S = 120.0  # a sweeper sends what is owed for 60 s within 15 s more
 DEAD_S = 60.0  # and takes dead leases back each 15 s
-IDLE_S = 300.0  # jobs are due, the gate is open, and nobody is at any of them
+IDLE_S = 300.0  # jobs are due, the gate is open, and nobody works
 STREAMS = "streams may be late or miss something"  # why an API is not ready, when its listener is silent
-UNNOTIFIED_S = 300.0  # a run that ended without NOTIFY so recently may not be the last one
-CODES = 3  # failure codes by name; the rest is a number
+UNNOTIFIED_S = 300.0  # after a run that ended so recently without NOTIFY, more may come
+CODES = 3  # failure codes by name; the others are a number
 
 
 class StatusLine(msgspec.Struct, frozen=True):
@@ -54,19 +54,19 @@ class Standing(NamedTuple):
     unusable: Mapping[str, str] = {}  # tools that are installed, and what is wrong with them
 
     def pile(self, name: str) -> Pile:
-        """An empty one where there is nothing."""
+        """Return the pile of this name, or an empty one."""
         return self.piles.get(name, Pile())
 
 
 def unreachable(part: str, error: GenctlError) -> list[StatusLine]:
-    """The line of a part that gave no figures."""
+    """Write the line of a part that gave no figures."""
     return [StatusLine(part, ATTENTION, error.message, "genctl doctor")]
 
 
 def of_queues(queue: Depth, dlq: Depth, flag: str = "") -> list[StatusLine]:
-    """The queue and its DLQ. A DLQ that holds copies is how it should be after failures.
+    """Write the lines of the queue and its DLQ. Copies in the DLQ are no alarm: failures leave them.
 
-    `flag`: which tool's they are, where the next command would look at those of another.
+    `flag` names their tool, where the next command would otherwise look at another's.
     """
     delayed = f", {queue.delayed:,} delayed" if queue.delayed else ""
     moving = f"{queue.waiting:,} waiting, {queue.in_flight:,} in flight{delayed}"
@@ -78,7 +78,7 @@ def of_queues(queue: Depth, dlq: Depth, flag: str = "") -> list[StatusLine]:
 
 
 def of_database(now: Standing) -> list[StatusLine]:
-    """Sessions, failures, gates, and what is owed, dead or unpaid."""
+    """Write the lines of sessions, failures, gates, owed messages, dead leases and refunds."""
     return [
         _sessions(now),
         _failures(now.failures),
@@ -93,7 +93,7 @@ def of_database(now: Standing) -> list[StatusLine]:
 
 
 def of_migrations(states: Sequence[str]) -> list[StatusLine]:
-    """Whether each file is applied, as the runner names their states."""
+    """Say whether each file is applied; `states` are as the runner names them."""
     wrong = [
         f"{states.count(state)} {state}" for state in ("pending", "drifted", "missing") if state in states
     ]
@@ -104,7 +104,7 @@ def of_migrations(states: Sequence[str]) -> list[StatusLine]:
 
 
 def of_api(status: int, why: str = "") -> list[StatusLine]:
-    """What the API answered to /readyz."""
+    """Say what the API answered to /readyz."""
     match status:
         case 200:
             return [StatusLine("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
@@ -154,7 +154,7 @@ def _gate(gate: Gate) -> StatusLine:
 
 
 def _tools(now: Standing) -> list[StatusLine]:
-    """Lines only where something is wrong."""
+    """Write lines only where something is wrong."""
     lines = [
         StatusLine("tools", ATTENTION, f"{name} cannot be used: {why}", "genctl tools")
         for name, why in now.unusable.items()

@@ -1,7 +1,7 @@
-"""A session's events as a timeline: what each hop waited for, for how long, and whether that was slow.
+"""Shows a session's events as a timeline: what each hop waited for, for how long, and whether that was slow.
 
-The time before a hop runs from the event that made it possible, not from the line above it: a worker
-may claim a job before its sender has noted that it was sent.
+The time before a hop runs from the event that made it possible, not from the line above it: a worker may
+claim a job before its sender has noted that it was sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ class TraceEvent(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """What leads to an event: the time before it by name, the events it runs from, seconds that are usual."""
+    """The time before an event: its name, the events from which it runs, and the usual seconds."""
 
-    gap: str
+    name: str
     since: frozenset[str]
     usual_s: float
 
@@ -45,7 +45,7 @@ QUEUED = frozenset({"enqueued", "redriven", "retried", "requeued_dead", "given_b
 CLAIMED = frozenset({"claimed"})
 CALL = Gap("provider call", CLAIMED, 60)
 SILENCE = Gap("silence of its worker", CLAIMED, 0)
-STEPS: dict[str, Gap] = {
+GAPS: dict[str, Gap] = {
     "sent": Gap("send to the queue", QUEUED, 1),
     "claimed": Gap("wait in the queue", QUEUED, 5),
     "retried": CALL,
@@ -124,22 +124,22 @@ def _failure(data: Mapping[str, Any]) -> str:
 
 def _wait(event: TraceEvent, before: Sequence[TraceEvent]) -> tuple[str | None, float | None, bool]:
     """What the event waited for, for how many milliseconds, and whether that is more than usual."""
-    step = SILENCE if event.data.get("fromDeadLease") else STEPS.get(event.kind)
-    since = _since(step, event, before) if step else None
-    if step is None or since is None:
+    gap = SILENCE if event.data.get("fromDeadLease") else GAPS.get(event.kind)
+    since = _since(gap, event, before) if gap else None
+    if gap is None or since is None:
         return None, None, False
     gap_ms, planned_s = _ms(since.at, event.at), since.data.get("delayS", 0)
-    gap = "backoff" if since.kind == "retried" else step.gap
-    return gap, gap_ms, gap_ms > (step.usual_s + planned_s) * 1000
+    name = "backoff" if since.kind == "retried" else gap.name
+    return name, gap_ms, gap_ms > (gap.usual_s + planned_s) * 1000
 
 
-def _since(step: Gap, event: TraceEvent, before: Sequence[TraceEvent]) -> TraceEvent | None:
+def _since(gap: Gap, event: TraceEvent, before: Sequence[TraceEvent]) -> TraceEvent | None:
     """The newest event of the run that this one waited for; of a late result, its own claim."""
     lease = event.data.get("lease") if event.kind == "late_result" else None
     fitting = (
         earlier
         for earlier in reversed(before)
-        if earlier.run == event.run and earlier.kind in step.since
+        if earlier.run == event.run and earlier.kind in gap.since
         if lease is None or earlier.data.get("lease") == lease
     )
     return next(fitting, None)
