@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
-from typing import Any, Self, cast
+from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -177,12 +177,12 @@ async def _backend(conn: Connection) -> int:
 
 
 @cache
-def statements() -> dict[str, str]:
+def statements() -> dict[str, LiteralString]:
     """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
 
     A file holds `-- name: x`, a line of purpose, and the statement.
     """
-    found: dict[str, str] = {}
+    found: dict[str, LiteralString] = {}
     for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
         _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         for name, text in zip(named[::2], named[1::2], strict=True):
@@ -192,7 +192,7 @@ def statements() -> dict[str, str]:
     return found
 
 
-def sql(name: str) -> str:
+def sql(name: str) -> LiteralString:
     """Return the statement of that name. Raises KeyError."""
     return statements()[name]
 

@@ -108,74 +108,37 @@ _gone = _said(
     "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
     DatabaseGoneError,
 )
-
 # The first kind that fits counts.
 _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = (
-    (
-        (errors.UndefinedTable, errors.UndefinedColumn),
-        _said("NotMigrated", "database {at} lacks what genctl needs: {said}", "run `genctl migrate`"),
-    ),
-    (
-        errors.InsufficientPrivilege,
-        _said(
-            "DatabaseDenied", "database {at} refuses: {said}", "grant the rights to the user of DATABASE_URL"
-        ),
-    ),
+    ((errors.UndefinedTable, errors.UndefinedColumn),
+     _said("NotMigrated", "database {at} lacks what genctl needs: {said}", "run `genctl migrate`")),
+    (errors.InsufficientPrivilege,
+     _said("DatabaseDenied", "database {at} refuses: {said}",
+           "grant the rights to the user of DATABASE_URL")),
     (errors.ProgramLimitExceeded, lambda error, _: NotifyRefusedError(first_line(error))),
-    (
-        (psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
-        lambda error, _: DataRefusedError(_refusal(error)),
-    ),
-    (
-        errors.DiskFull,
-        _said("DatabaseFull", "PostgreSQL at {at} has no space: {said}", "make room on its disk"),
-    ),
-    (
-        errors.LockNotAvailable,
-        lambda error, _: LockedError(f"another transaction holds a lock: {_where(error)}"),
-    ),
-    (
-        (errors.SerializationFailure, errors.DeadlockDetected),
-        lambda error, _: ConflictError(first_line(error)),
-    ),
-    (
-        (TimeoutError, *SLOW),
-        _said(
-            "DatabaseSilent",
-            "PostgreSQL at {at} did not answer in time",
-            "look for a lock that is held for long (pg_stat_activity), or for the network",
-            DatabaseSilentError,
-        ),
-    ),
-    (
-        READ_ONLY,
-        _said(
-            "DatabaseReadOnly",
-            "PostgreSQL at {at} only reads: {said}",
-            "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL",
-            DatabaseGoneError,
-        ),
-    ),
-    (
-        psycopg.OperationalError,
-        _said(
-            "DatabaseFailed",
-            "PostgreSQL at {at} failed: {said}",
-            "read PostgreSQL's log; a trigger of your own may have said so",
-        ),
-    ),
-    (
-        UnicodeEncodeError,
-        lambda *_: GenctlError(
-            "BadText", "a text is not valid UTF-8", "check the terminal's encoding", exit_code=2
-        ),
-    ),
-    (  # a URL that libpq does not take, a trigger with errors of its own
-        psycopg.Error,
-        _said(
-            "DatabaseMisused",
-            "PostgreSQL at {at}: {said}",
-            "check DATABASE_URL and run `genctl migrate status`",
-        ),
-    ),
-)
+    ((psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
+     lambda error, _: DataRefusedError(_refusal(error))),
+    (errors.DiskFull,
+     _said("DatabaseFull", "PostgreSQL at {at} has no space: {said}", "make room on its disk")),
+    (errors.LockNotAvailable,
+     lambda error, _: LockedError(f"another transaction holds a lock: {_where(error)}")),
+    ((errors.SerializationFailure, errors.DeadlockDetected),
+     lambda error, _: ConflictError(first_line(error))),
+    ((TimeoutError, *SLOW),
+     _said("DatabaseSilent", "PostgreSQL at {at} did not answer in time",
+           "look for a lock that is held for long (pg_stat_activity), or for the network",
+           DatabaseSilentError)),
+    (READ_ONLY,
+     _said("DatabaseReadOnly", "PostgreSQL at {at} only reads: {said}",
+           "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL",
+           DatabaseGoneError)),
+    (psycopg.OperationalError,
+     _said("DatabaseFailed", "PostgreSQL at {at} failed: {said}",
+           "read PostgreSQL's log; a trigger of your own may have said so")),
+    (UnicodeEncodeError,
+     lambda *_: GenctlError("BadText", "a text is not valid UTF-8",
+                            "check the terminal's encoding", exit_code=2)),
+    (psycopg.Error,  # a URL that libpq does not take, a trigger with errors of its own
+     _said("DatabaseMisused", "PostgreSQL at {at}: {said}",
+           "check DATABASE_URL and run `genctl migrate status`")),
+)  # fmt: skip

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import LiteralString, NamedTuple
+from typing import NamedTuple
 
 from psycopg import errors
 
@@ -53,10 +53,7 @@ def files() -> dict[str, Path]:
     }
 
 
-def _untold(_: str) -> None: ...
-
-
-async def up(dsn: str, note: Note = _untold) -> list[str]:
+async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
     """Apply what is pending and return the names. `dsn` must be a direct connection.
 
     `note` hears of another runner for which it waits. Raises GenctlError (exit 3) when the database is
@@ -87,7 +84,7 @@ async def undoable(dsn: str, to: str | None) -> list[str]:
             return _undoable(await _compare(conn), to)
 
 
-async def down(dsn: str, names: list[str], note: Note = _untold) -> None:
+async def down(dsn: str, names: list[str], note: Note = lambda _: None) -> None:
     """Undo these files, which undoable() named. `dsn` must be a direct connection.
 
     Raises GenctlError (exit 3) when others have come or gone since; else as up() does.
@@ -125,7 +122,7 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
 
 async def _holder(conn: Connection) -> str | None:
     """Say who migrates. A killed runner's backend goes on until its statement is done."""
-    row = await (await conn.execute(_text("migration_lock_holder"), {"key": LOCK_KEY})).fetchone()
+    row = await (await conn.execute(sql("migration_lock_holder"), {"key": LOCK_KEY})).fetchone()
     if row is None:
         return None
     others = ", ".join(map(str, row["waits_for"]))
@@ -146,7 +143,7 @@ async def _compare(conn: Connection) -> list[Migration]:
             "make it (create schema), or mend search_path in DATABASE_URL",
         )
     if table["there"]:
-        cursor = await conn.execute(_text("applied_migrations"))
+        cursor = await conn.execute(sql("applied_migrations"))
         rows = {row["name"]: row for row in await cursor.fetchall()}
     found = files()
     states = []
@@ -197,8 +194,8 @@ async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: d
             if content.startswith(ALONE):
                 for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
-                await conn.execute(_text("create_migrations"))
-                await conn.execute(_text(note), noted)
+                await conn.execute(sql("create_migrations"))
+                await conn.execute(sql(note), noted)
             else:
                 await _patiently(conn, content, note, noted)
     except GenctlError as error:
@@ -213,10 +210,10 @@ async def _patiently(conn: Connection, content: str, note: str, noted: dict[str,
     while True:
         try:
             async with conn.transaction():
-                await conn.execute(_text("wait_shortly"))
+                await conn.execute(sql("wait_shortly"))
                 await conn.execute(content)
-                await conn.execute(_text("create_migrations"))
-                await conn.execute(_text(note), noted)
+                await conn.execute(sql("create_migrations"))
+                await conn.execute(sql(note), noted)
                 return
         except errors.LockNotAvailable:
             if time.monotonic() > give_up_at:
@@ -238,7 +235,7 @@ async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
     content = path.read_text(encoding="utf-8")
     if not content.startswith(ALONE):
         return {}
-    rows = await (await conn.execute(_text("half_built_indexes"), {})).fetchall()
+    rows = await (await conn.execute(sql("half_built_indexes"), {})).fetchall()
     return {row["name"]: row["remedy"] for row in rows if _makes([row["name"]], content)}
 
 
@@ -255,11 +252,7 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _text(name: str) -> LiteralString:
-    return sql(name)
-
-
 async def _row(conn: Connection, name: str, **params: object) -> dict[str, object]:
-    row = await (await conn.execute(_text(name), params)).fetchone()
+    row = await (await conn.execute(sql(name), params)).fetchone()
     assert row is not None  # noqa: S101 - these statements always give one row
     return row

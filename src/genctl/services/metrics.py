@@ -37,6 +37,14 @@ PILES = (
     "queued", "processing", "jobs_owed", "copies_owed", "dead_leases", "refunds_pending", "answers_kept",
 )  # fmt: skip
 GATE_STATES = ("open", "closed", "probing")
+SETTLED_HELP = "Runs ended; of completed ones category and code are empty."
+UNKNOWN_HELP = "Calls that may have been billed and brought nothing, those of dead workers too."
+REFUSED_HELP = "Settles that the database refused, for the reservation, the words of the provider, or other."
+REPEATED_HELP = "Deliveries that found nothing to claim: somebody else's, over, or not due yet."
+UNNOTIFIED_HELP = "Settles without their NOTIFY, because its queue was full."
+WAITING_HELP = "Answers in our hands that are not in their rows, for a lock, an outage or a refusal."
+SILENT_HELP = "Since a receive was answered, while one is wanted; 0 while none is."
+PILES_HELP = "What waits, is worked on, owed, dead, unpaid or kept from its row."
 DEPTHS = {"waiting": "", "hidden": "NotVisible", "delayed": "Delayed"}  # as SQS names its counts
 
 T = TypeVar("T")
@@ -119,62 +127,31 @@ class WorkerMetrics(Meters):
         self._codes = Codes(provider)
         self.received = self._counter("received", "Messages received.")
         self.lease_losses = self._counter("lease_losses", "Jobs that passed to somebody else meanwhile.")
-        self._settled = self._counter(
-            "settled",
-            "Runs ended; of completed ones category and code are empty.",
-            "status",
-            "category",
-            "code",
-        )
+        self._settled = self._counter("settled", SETTLED_HELP, "status", "category", "code")
         self._retries = self._counter("retries", "Runs that went back to the queue after a failure.", "code")
-        self._unknown = self._counter(
-            "unknown_outcomes",
-            "Calls that may have been billed and brought nothing, those of dead workers too.",
-        )
-        repeats = "Deliveries that found nothing to claim: somebody else's, over, or not due yet."
-        silent = "Settles without their NOTIFY, because its queue was full."
-        self._counts: dict[Counted, Counter] = {
-            "repeated": self._counter("duplicate_deliveries", repeats),
-            "orphaned": self._unknown,
-            "copied": self._counter("dlq_sends", "Copies sent to the DLQ."),
-            "unnotified": self._counter("unnotified_settles", silent),
-        }
-        calls = Histogram(
-            "genctl_worker_call_seconds",
-            "Provider calls by outcome: image, refused or unknown.",
-            ["outcome"],
-            buckets=CALL_BUCKETS,
-            registry=self.registry,
-        )
-        self._calls = {outcome: calls.labels(outcome) for outcome in (IMAGE, *Outcome)}
-        self._settles = Histogram(
-            "genctl_worker_settle_seconds",
-            "From an answer to its settled row.",
-            buckets=SETTLE_BUCKETS,
-            registry=self.registry,
-        )
-        self._refused = self._counter(
-            "refused_settles",
-            "Settles that the database refused, for the reservation, the words of the provider, or other.",
-            "kind",
-        )
+        self._unknown = self._counter("unknown_outcomes", UNKNOWN_HELP)
+        self._refused = self._counter("refused_settles", REFUSED_HELP, "kind")
         for kind in get_args(Refusal):
             self._refused.labels(kind)
+        self._counts: dict[Counted, Counter] = {
+            "repeated": self._counter("duplicate_deliveries", REPEATED_HELP),
+            "orphaned": self._unknown,
+            "copied": self._counter("dlq_sends", "Copies sent to the DLQ."),
+            "unnotified": self._counter("unnotified_settles", UNNOTIFIED_HELP),
+        }
+        calls = self._histogram(
+            "call", "Provider calls by outcome: image, refused or unknown.", CALL_BUCKETS, "outcome"
+        )
+        self._calls = {outcome: calls.labels(outcome) for outcome in (IMAGE, *Outcome)}
+        self._settles = self._histogram("settle", "From an answer to its settled row.", SETTLE_BUCKETS)
         self._jobs = self._gauge("worker_jobs", "Messages in our hands.")
-        self._answers = self._gauge(
-            "worker_answers_waiting",
-            "Answers in our hands that are not in their rows, for a lock, an outage or a refusal.",
-        )
+        self._answers = self._gauge("worker_answers_waiting", WAITING_HELP)
         self._in_flight = self._gauge("worker_calls_in_flight", "Provider calls under way.")
-        self._silent = self._gauge(
-            "worker_silent_seconds", "Since a receive was answered, while one is wanted; 0 while none is."
-        )
+        self._silent = self._gauge("worker_silent_seconds", SILENT_HELP)
         self._gate = self._gauge(
             "worker_gate", "1 for the gate's state as this worker sees it.", "tool", "state"
         )
-        self._piles = self._gauge(
-            "sessions", "What waits, is worked on, owed, dead, unpaid or kept from its row.", "pile"
-        )
+        self._piles = self._gauge("sessions", PILES_HELP, "pile")
         self._oldest = self._gauge("sessions_oldest_seconds", "Age of the oldest of each pile.", "pile")
         self._depths = self._gauge(
             "queue_messages", "About how many messages there are.", "tool", "queue", "state"
@@ -182,6 +159,10 @@ class WorkerMetrics(Meters):
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"genctl_worker_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        name = f"genctl_worker_{name}_seconds"
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"genctl_{name}", text, labels, registry=self.registry)
