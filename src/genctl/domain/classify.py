@@ -17,14 +17,7 @@ import msgspec
 from genctl.domain.envelopes import Envelope, Said, find, read
 from genctl.domain.model import Answer, Category, Failure, Image, NoAnswer, Outcome, Success, rfc3339
 from genctl.domain.providers import Provider
-from genctl.domain.rules import (
-    BY_HUNDREDS,
-    BY_STATUS,
-    CODE,
-    SENTENCES,
-    UNKNOWN_STATUSES,
-    Rule,
-)
+from genctl.domain.rules import BY_HUNDREDS, BY_STATUS, CODE, SENTENCES, UNKNOWN_STATUSES, Rule
 
 FIRST_DELAY_S = 2.0
 FIRST_DELAY_OF_429_S = 20.0  # limits are per minute: the waits of three attempts can reach one

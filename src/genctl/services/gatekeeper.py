@@ -35,13 +35,7 @@ class Gatekeeper:
     """Calls `send_back` while the gate is closed: jobs that were not sent go back, except for the probe."""
 
     def __init__(
-        self,
-        db: Database,
-        tool: str,
-        *,
-        failures: int | None,
-        call_s: float,
-        send_back: Callable[[], None],
+        self, db: Database, tool: str, *, failures: int | None, call_s: float, send_back: Callable[[], None]
     ) -> None:
         """`failures` in a row close the gate; None: never. `call_s`: the longest legal provider call."""
         self.gate = Gate(tool)
