@@ -79,8 +79,12 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
     The sessions are stored: they do not fail when the queue is away or a mark fails.
     """
     try:
-        fates = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
-        owed = {s.id: fate.error for s, fate in zip(sessions, fates, strict=True) if fate.error is not None}
+        results = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
+        owed = {
+            s.id: result.error
+            for s, result in zip(sessions, results, strict=True)
+            if result.error is not None
+        }
     except GenctlError as error:
         return dict.fromkeys((session.id for session in sessions), error.message)
 

@@ -90,7 +90,7 @@ class _Deliveries(msgspec.Struct, rename="pascal"):
     messages: list[_Delivery] | None = None
 
 
-class _Fate(msgspec.Struct, rename="pascal"):
+class _EntryAnswer(msgspec.Struct, rename="pascal"):
     id: str
     message_id: str = ""
     code: str = ""
@@ -98,9 +98,9 @@ class _Fate(msgspec.Struct, rename="pascal"):
     sender_fault: bool = True
 
 
-class _Fates(msgspec.Struct, rename="pascal"):
-    successful: list[_Fate] | None = None
-    failed: list[_Fate] | None = None
+class _EntryAnswers(msgspec.Struct, rename="pascal"):
+    successful: list[_EntryAnswer] | None = None
+    failed: list[_EntryAnswer] | None = None
 
 
 class _QueueUrl(msgspec.Struct, rename="pascal"):
@@ -359,13 +359,13 @@ class Queue:
 
     async def delete(self, receipts: Sequence[str]) -> list[str | None]:
         """Delete deliveries; None for each, or why it failed."""
-        fates = await self._batches("DeleteMessageBatch", [{"ReceiptHandle": r} for r in receipts])
-        return [fate.error for fate in fates]
+        results = await self._batches("DeleteMessageBatch", [{"ReceiptHandle": r} for r in receipts])
+        return [result.error for result in results]
 
     async def hide(self, items: Sequence[tuple[str, int]]) -> list[str | None]:
         """Hide deliveries for so many seconds from now, at most 12 h; 0 shows them at once."""
         entries = [{"ReceiptHandle": receipt, "VisibilityTimeout": s} for receipt, s in items]
-        return [fate.error for fate in await self._batches("ChangeMessageVisibilityBatch", entries)]
+        return [result.error for result in await self._batches("ChangeMessageVisibilityBatch", entries)]
 
     async def dead_letter_queue(self, configured: str | None) -> "Queue":
         """Find the configured DLQ, else the one of the redrive policy, else `<queue>-dlq`."""
@@ -403,31 +403,33 @@ class Queue:
                 return await self._batch(op, part)
 
         done = await asyncio.gather(*map(carried_out, parts), return_exceptions=True)
-        fates: list[EntryResult] = []
+        results: list[EntryResult] = []
         for part in done:
             if isinstance(part, BaseException):
                 raise part
-            fates += part
-        return fates
+            results += part
+        return results
 
     async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[EntryResult]:
         """Carry out at most ten entries; try those again at which SQS itself failed."""
-        fates = dict.fromkeys(range(len(entries)), EntryResult("SQS left it out of its answer"))
-        pending = list(fates)
+        results = dict.fromkeys(range(len(entries)), EntryResult("SQS left it out of its answer"))
+        pending = list(results)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                answer = await self._call(op, _Fates, Entries=[{"Id": str(i), **entries[i]} for i in pending])
+                answer = await self._call(
+                    op, _EntryAnswers, Entries=[{"Id": str(i), **entries[i]} for i in pending]
+                )
             except GenctlError as why:
                 if why.code != REFUSED:
                     raise
                 if len(pending) == 1:
-                    fates[pending[0]] = EntryResult(why.message)
+                    results[pending[0]] = EntryResult(why.message)
                     break
                 # one bad entry must not take nine good ones with it
-                fates.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
+                results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
-            fates.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
-            fates.update(
+            results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
+            results.update(
                 {int(f.id): EntryResult(f"{f.code}: {f.message or ''}") for f in answer.failed or ()}
             )
             pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
@@ -435,7 +437,7 @@ class Queue:
                 break
             if attempt < ATTEMPTS:
                 await pause(attempt)
-        return [fates[i] for i in range(len(entries))]
+        return [results[i] for i in range(len(entries))]
 
 
 # --- pure ------------------------------------------------------------------------------------

@@ -48,8 +48,10 @@ class Keeper:
             ours = {task: message.receipt for task, message in self._jobs.items() if task in held}
             try:
                 async with asyncio.timeout(RENEW_S):  # a later one would outlive the lease
-                    fates = await self.pipeline.queue.hide([(receipt, LEASE_S) for receipt in ours.values()])
-                refused = [why for task, why in zip(ours, fates, strict=True) if why and task in self._jobs]
+                    results = await self.pipeline.queue.hide(
+                        [(receipt, LEASE_S) for receipt in ours.values()]
+                    )
+                refused = [why for task, why in zip(ours, results, strict=True) if why and task in self._jobs]
                 if refused:
                     log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
             except TimeoutError:
