@@ -385,7 +385,7 @@ MUTANTS = (
     Mutant("polite: turns at the rate", "services/turns.py", None,
            "                    self._pace = self._pace.took(time.monotonic())\n", "",
            "polite::test_calls_begin_no_faster_than_the_rate"),
-    Mutant("polite: Backoff-After holds back the others", "services/turns.py", None,
+    Mutant("polite: Retry-After holds back the others", "services/turns.py", None,
            "                self._pace = self._pace.held_back(time.monotonic() + result.retry_after_s)\n",
            "                pass\n",
            "polite::test_retry_after_of_one_job_holds_back_the_others"),
