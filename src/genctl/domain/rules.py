@@ -1,8 +1,6 @@
-"""What providers mean by their codes, and what people read: the tables, and the look-up of a rule."""
+"""What providers mean by their codes, and what people read: tables."""
 
 import re
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
@@ -174,23 +172,3 @@ SENTENCES: dict[Category, str] = {
     _NETWORK: "The image service could not be reached or did not answer in time. Please try again later.",
     Category.INTERNAL: "Something went wrong on our side. Please try again.",
 }
-
-
-def names_of(code: str | None) -> Iterator[str]:
-    """A code without blanks, then without its last dotted part, and so on; at last the empty name."""
-    name = "".join((code or "")[:200].split())
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-    yield ""
-
-
-def rule_of(code: str | None, message: str | None, rules: Sequence[Rule]) -> Rule | None:
-    """The row for a code, of its whole name before its family; `message` is what `says` is looked for in."""
-    for name in names_of(code):
-        for rule in rules:
-            if any(name == code or ("*" in code and fnmatchcase(name, code)) for code in rule.codes) and (
-                not rule.says or re.search(rule.says, (message or "")[:4_096])
-            ):
-                return rule
-    return None
