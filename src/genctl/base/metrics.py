@@ -1,7 +1,7 @@
 """What the processes count, in Prometheus's words."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,9 +16,10 @@ from prometheus_client import (
 )
 
 from genctl.base.meters import REFUSALS, Meters
+from genctl.base.others import others
 from genctl.domain.model import ErrorDetails, Failure, Outcome, Success
-from genctl.domain.providers import OTHERS, Provider
-from genctl.domain.rules import Rule, rule_of
+from genctl.domain.providers import Provider
+from genctl.domain.rules import rule_of
 
 # a second series for each counter, which says when its process began
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -72,8 +73,7 @@ class Codes:
     """
 
     def __init__(self, provider: Provider) -> None:
-        tables = (provider, *OTHERS.values())
-        self._is_in_a_table = lru_cache(1_000)(partial(_is_in, [one.rules for one in tables]))
+        self._is_in_a_table = lru_cache(1_000)(partial(_is_in, provider))
         self._seen: set[str] = set()
 
     def label(self, failure: Failure | ErrorDetails) -> str:
@@ -88,8 +88,8 @@ class Codes:
         return code
 
 
-def _is_in(tables: Sequence[Sequence[Rule]], code: str) -> bool:
-    return any(rule_of(code, None, rules) for rules in tables)
+def _is_in(own: Provider, code: str) -> bool:
+    return any(rule_of(code, None, one.rules) for one in (own, *others().values()))
 
 
 def _is(gate: Callable[[], str], state: str) -> float:

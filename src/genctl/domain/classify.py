@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from genctl.domain.envelopes import Envelope, Said, find, read
+from genctl.domain.envelopes import Envelope, Reading, find, read
 from genctl.domain.model import Answer, Category, Failure, Image, NoAnswer, Outcome, Success, rfc3339
 from genctl.domain.providers import Provider
 from genctl.domain.rules import (
@@ -97,7 +97,7 @@ def _unanswered(answer: NoAnswer) -> Failure:
     )
 
 
-def _failure(answer: Answer, said: Said, rule: Rule | None, counts: int, now: datetime) -> Failure:
+def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now: datetime) -> Failure:
     status = answer.status
     good = 200 <= status < 300
     if rule:
