@@ -35,6 +35,7 @@ SIGNS: dict[Category, Sign] = {
     Category.NETWORK: Sign.BROKEN,
     Category.RATE_LIMIT: Sign.NEITHER,
     Category.INTERNAL: Sign.NEITHER,
+    Category.CONFIG: Sign.BROKEN,
 }
 
 

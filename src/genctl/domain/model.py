@@ -68,7 +68,7 @@ class Status(StrEnum):
 
 
 class Category(StrEnum):
-    """What a failure speaks of: the job (first two), our account (auth, quota), or the road."""
+    """What a failure speaks of: the job (first two), our account (auth, quota), our settings, or the road."""
 
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -78,6 +78,7 @@ class Category(StrEnum):
     SERVER = "server"
     NETWORK = "network"
     INTERNAL = "internal"
+    CONFIG = "config"
 
 
 class Outcome(StrEnum):

@@ -33,11 +33,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 _POLICY, _REQUEST = Category.CONTENT_POLICY, Category.INVALID_REQUEST
 _AUTH, _QUOTA, _RATE = Category.AUTH, Category.QUOTA, Category.RATE_LIMIT
-_SERVER, _NETWORK = Category.SERVER, Category.NETWORK
+_SERVER, _NETWORK, _CONFIG = Category.SERVER, Category.NETWORK, Category.CONFIG
 
 # The category of a code without a rule: by its status, then by the hundreds of that.
 BY_STATUS: dict[int, Category] = {
-    401: _AUTH, 402: _QUOTA, 403: _AUTH, 407: _AUTH, 408: _NETWORK, 409: _SERVER, 424: _SERVER,
+    401: _AUTH, 402: _QUOTA, 403: _AUTH, 404: _CONFIG, 407: _AUTH, 408: _NETWORK, 409: _SERVER, 424: _SERVER,
     425: _NETWORK, 429: _RATE, 499: _NETWORK,
 }  # fmt: skip
 BY_HUNDREDS: dict[int, Category] = {2: _SERVER, 3: _NETWORK, 4: _REQUEST, 5: _SERVER}
@@ -57,6 +57,7 @@ SENTENCES: dict[Category, str] = {
     _RATE: "The image service is busy. Please try again in a few minutes.",
     _SERVER: "The image service had a problem of its own. Please try again later.",
     _NETWORK: "The image service could not be reached or did not answer in time. Please try again later.",
+    _CONFIG: "The image service cannot take this request at the moment. Please try again later.",
     Category.INTERNAL: "Something went wrong on our side. Please try again.",
 }
 

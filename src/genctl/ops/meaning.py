@@ -36,6 +36,7 @@ REDRIVE = {
     Category.SERVER: "yes, once the provider answers again",
     Category.NETWORK: "yes, once the provider is reached again",
     Category.INTERNAL: "yes, once the cause is mended",
+    Category.CONFIG: "yes, once our endpoint, path or model is mended",
 }
 
 

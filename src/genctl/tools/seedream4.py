@@ -40,7 +40,7 @@ ENVELOPE = Envelope(
 
 _POLICY, _REQUEST = Category.CONTENT_POLICY, Category.INVALID_REQUEST
 _AUTH, _QUOTA, _RATE = Category.AUTH, Category.QUOTA, Category.RATE_LIMIT
-_SERVER, _NETWORK = Category.SERVER, Category.NETWORK
+_SERVER, _NETWORK, _CONFIG = Category.SERVER, Category.NETWORK, Category.CONFIG
 
 # The first rule that matches counts.
 RULES = (
@@ -54,7 +54,7 @@ RULES = (
          note="the reference image was too slow"),
     Rule(status=400, codes=("InvalidParameter", "MissingParameter", "InvalidArgumentError",
                             "InvalidImageURL", "OutofContextError"), category=_REQUEST),
-    Rule(status=400, codes=("InvalidEndpoint",), category=_REQUEST, note="`.ClosedEndpoint`: it is off"),
+    Rule(status=400, codes=("InvalidEndpoint",), category=_CONFIG, note="`.ClosedEndpoint`: it is off"),
     Rule(status=400, codes=("InvalidSubscription",), category=_QUOTA, note="plan missing or expired"),
     Rule(status=401, codes=("AuthenticationError", "InvalidAccountStatus"), category=_AUTH),
     Rule(status=403, codes=("AccessDenied", "OperationDenied.PermissionDenied",
@@ -63,7 +63,7 @@ RULES = (
     Rule(status=403, codes=("OperationDenied",), category=_REQUEST),
     Rule(status=404, codes=("ModelNotOpen", "InvalidEndpointOrModel.ModelIDAccessDisabled"),
          category=_AUTH),
-    Rule(status=404, codes=("InvalidEndpointOrModel", "NotFound", "UnsupportedModel"), category=_REQUEST),
+    Rule(status=404, codes=("InvalidEndpointOrModel", "NotFound", "UnsupportedModel"), category=_CONFIG),
     Rule(status=409, codes=("Conflict", "ResourceConflict"), category=_SERVER, advice="retry"),
     Rule(status=413, codes=("RequestBodyTooLarge", "RequestTooLarge"), category=_REQUEST),
     Rule(status=424, codes=("UpstreamUnavailable",), category=_SERVER, advice="retry"),
