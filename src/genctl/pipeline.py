@@ -52,7 +52,7 @@ from genctl.tools import Tool
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
-Hear = Callable[[Success | Failure], None]  # what a provider call came to
+Hear = Callable[[Success | Failure, Session], None]  # what a provider call for a session came to
 
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # a claim passes over a row that is locked, and looks again
 MOST_TOLD = 100
@@ -63,7 +63,7 @@ log = structlog.stdlib.get_logger()
 
 async def at_once() -> Hear:
     """A turn to call the provider, for whoever need not wait for one."""
-    return lambda _: None
+    return lambda *_: None
 
 
 class Pipeline:
@@ -187,7 +187,7 @@ class Pipeline:
         now, verdicts = datetime.now(UTC), self.limits.verdicts
         result = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
         self.meters.called(result, time.monotonic() - began_at)
-        hear(result)
+        hear(result, hold.session)
         return result
 
     async def put_off(self, hold: Hold, wait_s: float) -> Session:

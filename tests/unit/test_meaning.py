@@ -111,6 +111,10 @@ def test_a_setting_that_changes_the_verdict_is_told_beside_the_rule() -> None:
     assert found.delay
 
 
+def test_a_code_that_names_a_field_of_the_order_says_so() -> None:
+    assert "counts for the order's model" in (explain("ModelNotOpen", None, ()).note or "")
+
+
 def test_a_code_that_is_told_apart_by_its_text_says_so() -> None:
     assert "by its text: free trial used up (quota)" in (explain("QuotaExceeded", None, ()).note or "")
 

@@ -20,6 +20,7 @@ from genctl.domain.providers import Provider
 from genctl.domain.rules import (
     BY_HUNDREDS,
     BY_STATUS,
+    CERTAIN_STATUSES,
     CODE,
     SENTENCES,
     UNKNOWN_STATUSES,
@@ -122,6 +123,8 @@ def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now:
         provider_body=answer.body,
         request_id=said.request_id,
         retry_after_s=retry_after_s(said.wait, now),
+        names=rule.names if rule and (rule.names or rule.certain) else said.params,
+        certain=rule.certain if rule else status in CERTAIN_STATUSES,
     )
 
 

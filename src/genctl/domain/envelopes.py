@@ -25,6 +25,7 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: tuple[str, ...]
     message: tuple[str, ...]
     request_id: tuple[str, ...] = ()
+    param: tuple[str, ...] = ("error.param", "param")  # the field of the request that it refuses
     headers: tuple[str, ...] = ("x-request-id",)  # of the request id
     id_shape: str = ""  # what an id of this provider looks like, told from those of gateways
     code_headers: tuple[str, ...] = ()
@@ -111,7 +112,7 @@ class Reading(msgspec.Struct, frozen=True):
 
     `spoken` is true when the message stood in an error envelope, so that callers may see it. `wait` is
     the time that the provider asks for, as it wrote it. `told` is the message, and behind it what the
-    envelope `tells`, as `name value`.
+    envelope `tells`, as `name value`. `params` are the fields of the request that a 4xx names apart.
     """
 
     document: object
@@ -121,6 +122,7 @@ class Reading(msgspec.Struct, frozen=True):
     spoken: bool
     wait: str | None
     told: str
+    params: tuple[str, ...] = ()
 
 
 def read(answer: Answer, own: Envelope) -> Reading:
@@ -154,7 +156,13 @@ def read(answer: Answer, own: Envelope) -> Reading:
     wait = answer.headers.get("retry-after") or next(waits, None)
     beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
     told = " ".join([(message or "")[:_TAIL], *beside])
-    return Reading(document, code, message, _request_id(answer, own, documents, message), spoken, wait, told)
+    is_named = 400 <= answer.status < 500 and answer.status != 429
+    param = (
+        next(filter(None, (_first(one, own.param) for one in reversed(documents))), "") if is_named else ""
+    )
+    params = tuple(re.findall(r"[a-z_]\w*", param[:200])) if param else ()
+    request_id = _request_id(answer, own, documents, message)
+    return Reading(document, code, message, request_id, spoken, wait, told, params)
 
 
 def find(document: object, path: str) -> Iterator[Any]:

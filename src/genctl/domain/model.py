@@ -244,6 +244,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     provider_body: bytes | None = None
     request_id: str | None = None
     retry_after_s: float | None = None
+    names: tuple[str, ...] = ()  # fields of the order that it speaks of
+    certain: bool = False  # it speaks of our account, whatever was ordered
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

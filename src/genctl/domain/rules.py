@@ -18,7 +18,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     pattern that the message, or what the envelope `tells` beside it, must contain. `status` is the HTTP
     status that the code comes with; where the code comes `inside` a 200, that status decides. `advice`
     is the verdict that an explicit setting may choose against the base rule. People read `sentence`
-    where the category's own sentence would mislead them.
+    where the category's own sentence would mislead them. `names` are fields of the order that the code
+    speaks of. `certain`: no order can provoke the code, so it speaks of our account.
     """
 
     status: int
@@ -28,6 +29,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     inside: bool = False
     advice: Literal["", "retry", "fatal"] = ""
     sentence: str = ""
+    names: tuple[str, ...] = ()
+    certain: bool = False
     note: str = ""
 
 
@@ -41,6 +44,9 @@ BY_STATUS: dict[int, Category] = {
     425: _NETWORK, 429: _RATE, 499: _NETWORK,
 }  # fmt: skip
 BY_HUNDREDS: dict[int, Category] = {2: _SERVER, 3: _NETWORK, 4: _REQUEST, 5: _SERVER}
+
+# The same for codes without a rule, whatever was ordered.
+CERTAIN_STATUSES = frozenset({401, 402, 407})
 
 # A word that can follow `DLQ:`; a bare HTTP status is no code of the provider's.
 CODE = re.compile(r"(?![1-5]\d\d\Z)[\w.-]{1,100}", re.ASCII)

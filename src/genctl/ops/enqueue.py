@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from genctl import credits
+from genctl import credits, traits
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
@@ -141,6 +141,7 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
         owed = None
         most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
         for orders in _batched(wish.orders(tool), most):
+            await traits.check(db, tool, orders)
             try:
                 made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             except AccountLockedError as error:

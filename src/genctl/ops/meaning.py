@@ -143,7 +143,8 @@ def _note(rule: Rule, provider: Provider) -> str | None:
     """Join the rule's note with those of the rules for the same codes that also look at the text."""
     others = [other for other in provider.rules if other.says and {*other.codes} & {*rule.codes}]
     by_text = [f"by its text: {other.note or other.category} ({other.category})" for other in others]
-    return "; ".join(filter(None, [rule.note, *by_text])) or None
+    named = f"counts for the order's {' or '.join(rule.names)}, where its user chose it" if rule.names else ""
+    return "; ".join(filter(None, [rule.note, named, *by_text])) or None
 
 
 def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str | None = None) -> Meaning:

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from genctl import credits
+from genctl import credits, traits
 from genctl.base.assets import PACKAGE
 from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
@@ -184,6 +184,7 @@ class Api:
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
         session = await self._known(order)
         if session is None:
+            await traits.check(self.db, tool, [order])
             try:
                 made = await enqueue(
                     [order],

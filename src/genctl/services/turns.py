@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 
-from genctl.domain.model import Failure, NotYetError, Success
+from genctl.domain.model import Failure, NotYetError, Session, Success
 from genctl.domain.pace import Pace
 from genctl.pipeline import Hear
 from genctl.services.gatekeeper import Gatekeeper
@@ -43,8 +43,8 @@ class Turns:
         return max(0, self._pace.starts(time.monotonic(), SOON_S, waiting + most) - waiting)
 
     def _hear(self, told: Hear) -> Hear:
-        def hear(result: Success | Failure) -> None:
-            told(result)
+        def hear(result: Success | Failure, session: Session) -> None:
+            told(result, session)
             if isinstance(result, Failure) and not result.fatal and result.retry_after_s is not None:
                 self._pace = self._pace.held_back(time.monotonic() + result.retry_after_s)
 

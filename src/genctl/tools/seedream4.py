@@ -42,6 +42,8 @@ _POLICY, _REQUEST = Category.CONTENT_POLICY, Category.INVALID_REQUEST
 _AUTH, _QUOTA, _RATE = Category.AUTH, Category.QUOTA, Category.RATE_LIMIT
 _SERVER, _NETWORK, _CONFIG = Category.SERVER, Category.NETWORK, Category.CONFIG
 
+_MODEL, _IMAGE_FIELD = ("model",), ("image",)
+
 # The first rule that matches counts.
 RULES = (
     Rule(status=400, codes=("*SensitiveContentDetected", "*RiskDetection"), category=_POLICY,
@@ -51,19 +53,24 @@ RULES = (
     Rule(status=400, codes=("InvalidParameter",), category=_NETWORK, advice="retry",
          says=r"(?i)timed? ?out (?:while|when) (?:download|fetch)",
          sentence="The reference image could not be fetched in time. Please check its address.",
-         note="the reference image was too slow"),
+         names=_IMAGE_FIELD, note="the reference image was too slow"),
+    Rule(status=400, codes=("InvalidImageURL",), category=_REQUEST, names=_IMAGE_FIELD),
     Rule(status=400, codes=("InvalidParameter", "MissingParameter", "InvalidArgumentError",
-                            "InvalidImageURL", "OutofContextError"), category=_REQUEST),
-    Rule(status=400, codes=("InvalidEndpoint",), category=_CONFIG, note="`.ClosedEndpoint`: it is off"),
-    Rule(status=400, codes=("InvalidSubscription",), category=_QUOTA, note="plan missing or expired"),
-    Rule(status=401, codes=("AuthenticationError", "InvalidAccountStatus"), category=_AUTH),
+                            "OutofContextError"), category=_REQUEST),
+    Rule(status=400, codes=("InvalidEndpoint",), category=_CONFIG, names=_MODEL,
+         note="`.ClosedEndpoint`: it is off"),
+    Rule(status=400, codes=("InvalidSubscription",), category=_QUOTA, certain=True,
+         note="plan missing or expired"),
+    Rule(status=401, codes=("AuthenticationError", "InvalidAccountStatus"), category=_AUTH, certain=True),
     Rule(status=403, codes=("AccessDenied", "OperationDenied.PermissionDenied",
                             "OperationDenied.ServiceNotOpen"), category=_AUTH),
-    Rule(status=403, codes=("AccountOverdueError", "OperationDenied.ServiceOverdue"), category=_QUOTA),
+    Rule(status=403, codes=("AccountOverdueError", "OperationDenied.ServiceOverdue"), category=_QUOTA,
+         certain=True),
     Rule(status=403, codes=("OperationDenied",), category=_REQUEST),
     Rule(status=404, codes=("ModelNotOpen", "InvalidEndpointOrModel.ModelIDAccessDisabled"),
-         category=_AUTH),
-    Rule(status=404, codes=("InvalidEndpointOrModel", "NotFound", "UnsupportedModel"), category=_CONFIG),
+         category=_AUTH, names=_MODEL),
+    Rule(status=404, codes=("InvalidEndpointOrModel", "NotFound", "UnsupportedModel"), category=_CONFIG,
+         names=_MODEL),
     Rule(status=409, codes=("Conflict", "ResourceConflict"), category=_SERVER, advice="retry"),
     Rule(status=413, codes=("RequestBodyTooLarge", "RequestTooLarge"), category=_REQUEST),
     Rule(status=424, codes=("UpstreamUnavailable",), category=_SERVER, advice="retry"),
@@ -71,7 +78,7 @@ RULES = (
          category=_RATE, note="`ModelAccountIpm…`, images a minute, is the usual one"),
     Rule(status=429, codes=("ServerOverloaded",), category=_SERVER,
          note="sudden growth, or an endpoint long idle"),
-    Rule(status=429, codes=("SetLimitExceeded",), category=_QUOTA, advice="fatal",
+    Rule(status=429, codes=("SetLimitExceeded",), category=_QUOTA, advice="fatal", names=_MODEL,
          note="the spending guard of the account paused the model"),
     Rule(status=429, codes=("QuotaExceeded",), says=r"(?i)free trial", category=_QUOTA, advice="fatal",
          note="free trial used up"),
