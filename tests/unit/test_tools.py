@@ -174,6 +174,18 @@ def test_a_tool_that_fails_at_an_order_refuses_it_in_a_line() -> None:
     assert "AttributeError: no such thing" in caught.value.message
 
 
+def test_a_setting_narrows_what_may_be_ordered_and_not_what_is_served() -> None:
+    tool = SEEDREAM.bound(Settings(models=("seedream-4-0-*",)))
+    tool.check_orderable(SEEDREAM.default_model)
+    for model in ("seedream-4-5-251128", "dall-e"):
+        with pytest.raises(GenctlError, match=model) as caught:
+            tool.check_orderable(model)
+        assert (caught.value.code, caught.value.exit_code) == ("UnknownModel", 2)
+        assert caught.value.fix == "use one like seedream-4-0-*"
+    assert tool.serves("seedream-4-5-251128")
+    SEEDREAM.bound(Settings()).check_orderable("seedream-4-5-251128")
+
+
 def test_models_may_be_named_as_their_providers_name_them() -> None:
     named = "fal-ai/flux/*,@cf/black-forest-labs/flux-1-schnell,owner/name:5c7d"
     assert values.as_patterns(named) == tuple(named.split(","))

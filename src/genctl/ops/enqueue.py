@@ -68,6 +68,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         """
         tool = self.tool(settings)
         tool.check_usable()
+        tool.check_orderable(self.model or tool.default_model)
         check(next(self.orders(tool)))
         if self.scenario is None:
             return

@@ -371,10 +371,7 @@ def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
         idempotency_key=key,
     )
     check(order)
-    if not tool.serves(order.model):
-        raise _bad(
-            "UnknownModel", f"{tool.name} does not serve the model {order.model[:80]!r}", "leave it away"
-        )
+    tool.check_orderable(order.model)
     return order
 
 

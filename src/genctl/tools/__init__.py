@@ -70,12 +70,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     good: str = "a lighthouse at dusk, watercolour"
     sizes: Mapping[str, str] = msgspec.field(default_factory=dict)
     said: Said = msgspec.field(default_factory=dict)
+    only: tuple[str, ...] = ()  # patterns of the models that may be ordered; none: all
 
     def bound(self, settings: Settings) -> Self:
         """Return the tool with the values of its settings, and with the models that they add."""
         said = {entry.key: settings.of(entry) for entry in self.settings}
         more = tuple(said.get(self.models_setting) or ())
-        told = msgspec.structs.replace(self, said=said, models=(*self.models, *more))
+        told = msgspec.structs.replace(self, said=said, models=(*self.models, *more), only=settings.models)
         # a key of another shape is no less secret
         values = (re.escape(secret) for secret in told.secrets if len(secret) >= LEAST_PART)
         shape = "|".join(filter(None, (self.provider.key_shape, *values)))
@@ -111,6 +112,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         stored: dict[str, Any] = msgspec.to_builtins(params)
         return stored
 
+    def check_orderable(self, model: str) -> None:
+        """Raise GenctlError (exit 2) when nobody may order the model; it may have been ordered before."""
+        if not self.serves(model) or (self.only and not _fits(model, self.only)):
+            known = ", ".join(self.only or self.models)
+            told = f"{self.name} takes no orders for the model {model[:80]!r}"
+            raise GenctlError("UnknownModel", told, f"use one like {known}", exit_code=2)
+
     def takes(self, model: str | None, stored: Mapping[str, Any]) -> bool:
         """Tell whether the model takes a row's parameters; we do not send those that we do not know."""
         fields = {field.encode_name for field in msgspec.structs.fields(self.params)}
@@ -132,7 +140,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     def serves(self, model: str | None) -> bool:
         """Tell whether a session of this model belongs to the tool."""
-        return any(fnmatchcase(model or "", pattern) for pattern in self.models)
+        return _fits(model or "", self.models)
 
     @property
     def address(self) -> str:
@@ -182,3 +190,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
                 f"no usable {entry.env} for the provider at {self.address}",
                 f"set {entry.env} to a key of that provider",
             )
+
+
+def _fits(model: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in patterns)
