@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from tests.ears import Client, served
 from tests.kit import Kit, until
-from tests.path.test_breaker import keeper, now, working
+from tests.path.test_breaker import close_by_breaker, keeper, now, time_passes, working
 
 from genctl import traits
 from genctl.domain.classify import classify
@@ -201,6 +201,36 @@ async def test_status_tells_what_is_refused_and_resume_takes_it_again(kit: Kit) 
     assert lines[0].next == "genctl resume --tool seedream4"
     await traits.forget_all(kit.db, TOOL.name)
     assert await takes(kit, "cem", "seedream-4-mine")
+
+
+BUSY = refusal(500, "InternalServiceError", "The service has a problem.")
+
+
+async def test_failures_that_name_nothing_close_the_gate_once_they_are_of_more_than_one_user(
+    kit: Kit,
+) -> None:
+    """Or where a value that nobody else has had with success may explain them."""
+    who = keeper(kit)
+    await heard(kit, who, (Success(images=()), row(kit, "ann")), *[(BUSY, row(kit, "mallory"))] * 25)
+    assert (await now(kit)).is_open
+    odd = [(BUSY, row(kit, user, size="4K")) for user in ("ann", "ben", "cem") * 9]
+    await heard(kit, who, (Success(images=()), row(kit, "ann")), *odd)
+    assert (await now(kit)).is_open
+    await heard(kit, who, *[(BUSY, row(kit, user)) for user in ("mallory", "ann") * 2])
+    assert not (await now(kit)).is_open
+
+
+async def test_a_refusal_that_names_what_was_ordered_decides_no_probe(kit: Kit) -> None:
+    """The next job does: one user's orders neither close the gate nor keep it closed."""
+    await close_by_breaker(kit)
+    await time_passes(kit)
+    who = keeper(kit)
+    assert await who.allowance(1) == 1
+    who.called()(NOT_OPEN, row(kit, "mallory", MODEL))
+    assert await who.allowance(1) == 1
+    who.called()(Success(images=()), row(kit, "ann"))
+    await who.leave()
+    assert (await now(kit)).is_open
 
 
 async def test_our_own_wrong_model_closes_the_gate(kit: Kit) -> None:

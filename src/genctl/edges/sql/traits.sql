@@ -54,7 +54,7 @@ with due as (
   order by field, value, user_id for update
 )
 update refused_traits r set until = now() + make_interval(secs => %(try_s)s::float8), tries = tries + 1
-from due where r.ctid = due.place and r.until <= now()
+from due where r.ctid = due.place
 returning r.field, r.value
 
 -- name: refused_traits
