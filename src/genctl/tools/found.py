@@ -174,23 +174,20 @@ LOOKS = (_names, _models, _params, _settings, _patterns, _overlaps)
 
 def overlap(one: str, other: str) -> bool:
     """Tell whether some name matches both patterns; `*` is their only sign."""
-    reached = {(0, 0)}
-    work = [(0, 0)]
-    while work:
-        i, j = work.pop()
-        if i == len(one) and j == len(other):
-            return True
-        a, b = one[i : i + 1], other[j : j + 1]
-        steps = [
-            *([(i + 1, j)] if a == "*" else []),
-            *([(i, j + 1)] if b == "*" else []),
-            *([(i + 1, j + 1)] if a and a == b else []),
-            *([(i, j + 1)] if a == "*" and b else []),
-            *([(i + 1, j)] if b == "*" and a else []),
-        ]
-        work += [step for step in steps if step not in reached]
-        reached.update(steps)
-    return False
+    places = _behind_stars(other, {0})  # in `other`, once a name has come so far in `one`
+    for sign in one:
+        if sign == "*":
+            places = set(range(min(places, default=len(other) + 1), len(other) + 1))
+        else:
+            fits = {place for place in places if other[place : place + 1] in {sign, "*"}}
+            places = _behind_stars(other, {place + (other[place] != "*") for place in fits})
+    return len(other) in places
+
+
+def _behind_stars(pattern: str, places: set[int]) -> set[int]:
+    """Add the places behind each run of stars, which may stand for nothing."""
+    behind = {place + len(pattern[place:]) - len(pattern[place:].lstrip("*")) for place in places}
+    return places | behind
 
 
 class Tools:
