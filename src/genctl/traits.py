@@ -10,7 +10,7 @@ import msgspec
 
 from genctl.domain.orders import Order
 from genctl.domain.traits import Refused, Trait, Traits, traits_of
-from genctl.edges.db import Database, Step, as_json
+from genctl.edges.db import Database, Statement, as_json
 from genctl.tools import Tool
 
 ENOUGH = 5  # refusals of one user's orders with a trait, within WINDOW_S
@@ -31,8 +31,8 @@ async def tell(
         for ((field, value), user), (code, count) in _rows(refusals).items()
     ]
     times = {"enough": ENOUGH, "window_s": WINDOW_S, "first_s": FIRST_S, "longest_s": LONGEST_S}
-    forget: Step = ("forget_refused_traits", {"tool": tool, **_columns(sound)})
-    note: Step = ("note_refusals", {"tool": tool, "items": as_json(items), **times})
+    forget: Statement = ("forget_refused_traits", {"tool": tool, **_columns(sound)})
+    note: Statement = ("note_refusals", {"tool": tool, "items": as_json(items), **times})
     await db.transact(*[forget] * bool(sound), *[note] * bool(items), lock_s=lock_s)
 
 

@@ -84,7 +84,10 @@ async def test_one_user_naming_a_model_that_is_not_open_closes_no_gate_and_is_so
 ) -> None:
     """The attack: 25 orders that are answered 404 ModelNotOpen. Others' orders go on, before and after."""
     statuses: list[int] = []
-    async with clients(kit, "mallory", "ann") as (mallory, ann), working(kit.at, concurrency=1) as worker:
+    async with (
+        clients(kit, "mallory", "ann") as (mallory, ann),
+        working(kit.pipeline, concurrency=1) as worker,
+    ):
         for n in range(25):
             body = {"prompt": "x [scenario:model-not-open]", "model": MODEL}
             status, said = await mallory.order(body)
@@ -237,7 +240,7 @@ async def test_our_own_wrong_model_closes_the_gate(kit: Kit) -> None:
     """The default model is our choice, so that what a 404 says of it is about us, whoever ordered."""
     for user in ("ann", "ben", "cem", "dag"):
         await kit.enqueue("model-not-found", user=user)
-    async with working(kit.at, concurrency=1):
+    async with working(kit.pipeline, concurrency=1):
 
         async def closed() -> bool:
             return not (await now(kit)).is_open

@@ -23,12 +23,13 @@ from genctl.domain.classify import (
     is_fatal,
     ours,
     retry_after_s,
+    rule_of,
 )
 from genctl.domain.details import build, for_people
 from genctl.domain.envelopes import GENERIC
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
-from genctl.domain.rules import BY_STATUS, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.domain.rules import BY_STATUS, SENTENCES, UNKNOWN_STATUSES, Rule
 from genctl.ops.recorded import RecordedAnswer
 from genctl.tools.found import Tools
 

@@ -111,3 +111,12 @@ def test_what_is_made_from_the_runbooks_is_fresh() -> None:
     assert {path.name for path in made if path.suffix == ".md"} == {
         path.name for path in (ROOT / "docs" / "runbooks").iterdir()
     }
+
+
+def test_the_house_lists_every_module_and_room_at_the_root() -> None:
+    house = (ROOT / "CONTRIBUTING.md").read_text().partition("## The house")[2].partition("## Words")[0]
+    listed = re.findall(r"^  (\w+(?:\.py|/)) ", house, re.MULTILINE)
+    root = ROOT / "src" / "genctl"
+    modules = {path.name for path in root.glob("[!_]*.py")}
+    rooms = {f"{path.name}/" for path in root.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert sorted(listed) == sorted(modules | rooms)

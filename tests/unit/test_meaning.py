@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from genctl import cli
 from genctl.base.settings import Settings
+from genctl.domain.classify import rule_of
 from genctl.domain.model import Answer, Category, GenctlError
-from genctl.domain.rules import rule_of
 from genctl.ops import meaning
 from genctl.ops.meaning import Meaning
 from genctl.ops.recorded import RecordedAnswer, answer_of

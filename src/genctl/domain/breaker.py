@@ -1,8 +1,8 @@
-"""The breaker: when failures say that the provider or our account is broken, and not the jobs.
+"""The breaker: decides when failures say that the provider or our account is broken, and not the jobs.
 
-What one worker knows, as a value. Each change of the gate's row begins a new epoch, and only calls
-of the present one count: an old slow answer neither closes a gate that was opened since, nor opens
-one that was closed since.
+It is what one worker knows, as a value. Each change of the gate's row begins a new epoch, and only calls of
+the present epoch count: an old slow answer neither closes a gate that was opened since, nor opens one that
+was closed since.
 
 Users choose what they order, and so provoke answers. One user's failures alone close no gate while others
 send jobs, and a failure counts for nothing where a trait of its order may explain it.
@@ -35,8 +35,8 @@ class Sign(StrEnum):
     ORDER = "order"
 
 
-# A 429 says that we are too fast: Retry-After and the rate answer that. Nor does it prove the
-# provider sound: the limiter in front of a broken one goes on counting.
+# A 429 says that we are too fast: Retry-After and the rate answer that. It proves no provider sound: the
+# limiter in front of a broken one goes on counting.
 SIGNS: dict[Category, Sign] = {
     Category.CONTENT_POLICY: Sign.SOUND,
     Category.INVALID_REQUEST: Sign.SOUND,
@@ -129,7 +129,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     company: Company = Company()
 
     def turned(self, phase: Phase, closed_s: float = 0.0) -> "Breaker":
-        """The row has changed; `closed_s` is how long a breaker has closed the gate for, 0 if it has not."""
+        """Begin an epoch, as the row has changed; `closed_s`: how long a breaker has closed the gate."""
         known_s = 0.0 if phase is Phase.OPEN else max(closed_s, 0.0) or self.closed_s
         return Breaker(
             limit=self.limit, phase=phase, epoch=self.epoch + 1, closed_s=known_s, company=self.company
@@ -203,7 +203,7 @@ def sign_of(result: Success | Failure, *, named: bool = False) -> Sign:
 
 
 def closing_s(last_s: float, *, random: float) -> float:
-    """How long to close for after a closing of `last_s`, 0 if there was none: doubling from 30 s to
-    10 min, less up to a fifth, so that gates which were closed together are not probed together.
+    """Say how long to close for after a closing of `last_s` (0: none): doubling from 30 s to 10 min, less up
+    to a fifth, so that gates which were closed together are not probed together.
     """
     return min(max(2 * last_s, FIRST_S), LONGEST_S) * (1 - JITTER * random)

@@ -113,7 +113,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     serves: Callable[[str | None], bool] = lambda _: True  # whether our workers would take the model
 
 
-class Step(msgspec.Struct, frozen=True):
+class LetterPlan(msgspec.Struct, frozen=True):
     """What becomes of one letter.
 
     requeue: its session's next run; resend: the run is there and waits for its message; drop: there is
@@ -135,7 +135,7 @@ def plan(
     terms: Terms,
     balances: dict[str, int] | None = None,
     begun: set[UUID] | None = None,
-) -> list[Step]:
+) -> list[LetterPlan]:
     """A step for each letter, in order.
 
     `balances` are what the users have left when the steps before were taken, `begun` the sessions that got
@@ -147,7 +147,7 @@ def plan(
     for letter in letters:
         step = _step(letter, terms, left)
         if step.action == "requeue" and letter.session_id in begun:  # two copies of one run
-            step = Step("drop", "stale")
+            step = LetterPlan("drop", "stale")
         elif step.action == "requeue" and letter.session_id:
             begun.add(letter.session_id)
             if letter.held_as == "released" and letter.user is not None:
@@ -156,30 +156,30 @@ def plan(
     return steps
 
 
-def at_most(steps: Sequence[Step], most: int) -> list[Step]:
+def at_most(steps: Sequence[LetterPlan], most: int) -> list[LetterPlan]:
     """The steps; beyond the first `most` that send a job such letters are left alone."""
     kept = []
     for step in steps:
-        kept.append(Step("skip", "beyond the limit") if step.runs and most <= 0 else step)
+        kept.append(LetterPlan("skip", "beyond the limit") if step.runs and most <= 0 else step)
         most -= step.runs
     return kept
 
 
-def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> Step:
+def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
     row, state = letter.row, letter.state
     if row is not None and not terms.serves(row.model) and state != "done":
-        return Step("skip", "another tool's")
+        return LetterPlan("skip", "another tool's")
     match state:
         case "stale" | "done" if row is not None:
-            return Step("resend" if row.job_owed and state == "stale" else "drop", state)
+            return LetterPlan("resend" if row.job_owed and state == "stale" else "drop", state)
         case "active" if row is not None:
-            return Step("skip" if _is_leased(row) else "resend", state)
+            return LetterPlan("skip" if _is_leased(row) else "resend", state)
         case "current" if row is not None and row.reserved is not None:
             why = _objection(letter, row, terms, left.get(row.user_id, letter.balance))
-            return Step("skip", why) if why else Step("requeue", letter.code, row.reserved)
+            return LetterPlan("skip", why) if why else LetterPlan("requeue", letter.code, row.reserved)
         case "current":
-            return Step("skip", "no reservation")
-    return Step("skip", state)
+            return LetterPlan("skip", "no reservation")
+    return LetterPlan("skip", state)
 
 
 def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:
@@ -218,7 +218,7 @@ class Tally(msgspec.Struct):
         skipped = sum(self.skipped.values())
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
-    def add(self, steps: Iterable[Step]) -> None:
+    def add(self, steps: Iterable[LetterPlan]) -> None:
         """Count steps that were taken."""
         for step in steps:
             match step.action:

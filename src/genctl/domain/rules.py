@@ -1,8 +1,6 @@
-"""What a provider means by its codes, and what people read instead: the rules, and how one is found."""
+"""What a provider means by its codes, and what people read instead: tables."""
 
 import re
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
@@ -66,23 +64,3 @@ SENTENCES: dict[Category, str] = {
     _CONFIG: "The image service cannot take this request at the moment. Please try again later.",
     Category.INTERNAL: "Something went wrong on our side. Please try again.",
 }
-
-
-def names_of(code: str | None) -> Iterator[str]:
-    """Yield a code without blanks, then without its last dotted part, and so on; at last the empty name."""
-    name = "".join((code or "")[:200].split())
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-    yield ""
-
-
-def rule_of(code: str | None, message: str | None, rules: Sequence[Rule]) -> Rule | None:
-    """Find the rule for a code: for its whole name before its family. `says` is looked for in `message`."""
-    for name in names_of(code):
-        for rule in rules:
-            if any(name == code or ("*" in code and fnmatchcase(name, code)) for code in rule.codes) and (
-                not rule.says or re.search(rule.says, (message or "")[:4_096])
-            ):
-                return rule
-    return None

@@ -9,11 +9,19 @@ from typing import Any
 
 import msgspec
 
-from genctl.domain.classify import FIRST_DELAY_OF_429_S, FIRST_DELAY_S, OURS, chosen, classify, is_fatal
+from genctl.domain.classify import (
+    FIRST_DELAY_OF_429_S,
+    FIRST_DELAY_S,
+    OURS,
+    chosen,
+    classify,
+    is_fatal,
+    rule_of,
+)
 from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
-from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
 from genctl.domain.scenarios import SCENARIOS
 from genctl.tools.wire import CODES
 

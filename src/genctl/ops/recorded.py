@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from genctl.domain.classify import rule_of
 from genctl.domain.envelopes import read
 from genctl.domain.model import Answer, GenctlError, NoAnswer
 from genctl.domain.providers import Provider
-from genctl.domain.rules import rule_of
 from genctl.tools.wire import inflated
 
 OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has

@@ -25,7 +25,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from genctl import credits, traits
 from genctl.base.assets import PACKAGE
-from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
 from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
 from genctl.domain import sse
@@ -36,6 +35,7 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
+from genctl.services.metrics import Metrics
 from genctl.services.streams import Ends, Streams
 from genctl.services.web import (
     Headers,

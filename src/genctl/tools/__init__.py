@@ -33,13 +33,6 @@ class Request(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
 
-    def check(self) -> None:
-        """Raise TypeError when a tool's file has made something that we cannot send."""
-        if not all(isinstance(text, str) for text in (self.url, *self.headers, *self.headers.values())):
-            raise TypeError(f"a Request's URL and headers are texts, not {self.url!r}, {[*self.headers]}")
-        if not isinstance(self.body, bytes):
-            raise TypeError(f"a Request's body is bytes, not {type(self.body).__name__}")
-
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one kind of generation. A session belongs to the tool whose pattern its model matches.

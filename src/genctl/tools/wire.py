@@ -3,6 +3,7 @@
 It never tries again: providers have no idempotency key, and a hidden retry would be a billed image.
 """
 
+import io
 import zlib
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -77,15 +78,14 @@ class Wire:
 
     async def _post(self, make: Callable[[], Request], sending: "_Sending") -> Answer | NoAnswer:
         try:
-            request = make()
-            request.check()
+            request = _sendable(make())
         except Exception as bug:  # somebody else's file: the run goes on and learns why
             log.exception("tool.bug", tool=self.tool.name)
             return NoAnswer(NOT_MADE, f"{type(bug).__name__}: {bug}", sent=False)
         try:
             async with self._http.post(
                 request.url,
-                data=http.payload(request.body),
+                data=io.BytesIO(request.body),
                 headers={**HEADERS, **request.headers},
                 timeout=self._timeout,
                 allow_redirects=False,
@@ -100,6 +100,16 @@ class Wire:
             return NoAnswer(code, text or type(why).__name__, sending.sent)
         said = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, said, inflated(said, answer))
+
+
+def _sendable(request: Request) -> Request:
+    """Return the request. Raises TypeError when a tool's file has put together what cannot be sent."""
+    texts = (request.url, *request.headers, *request.headers.values())
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"a Request's URL and headers are texts, not {request.url!r}, {[*request.headers]}")
+    if not isinstance(request.body, bytes):
+        raise TypeError(f"a Request's body is bytes, not {type(request.body).__name__}")
+    return request
 
 
 class _Sending:
