@@ -136,13 +136,13 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
     began, opening, tool = time.monotonic(), credits.opening(settings), wish.tool(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
+        await traits.check(db, tool, [*islice(wish.orders(tool), len(wish.whose))])
         if wish.grant:
             await _granted(db, wish, wish.grant, opening)
         sent: list[Session] = []
         owed = None
         most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
         for orders in _batched(wish.orders(tool), most):
-            await traits.check(db, tool, orders)
             try:
                 made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             except AccountLockedError as error:
