@@ -326,7 +326,7 @@ MUTANTS = (
            '"dead": self.db.back_since_s() > RENEW_S', '"dead": True',
            "answers::test_after_an_outage_those_who_hold_runs_get_the_first_turn_at_them"),
     Mutant("outage: and before the sweeper", "sweep.py", None,
-           "if pipeline.db.back_since_s() > RENEW_S:", "if True:",
+           "if db.back_since_s() > RENEW_S:", "if True:",
            "answers::test_after_an_outage_those_who_hold_runs_get_the_first_turn_at_them"),
     Mutant("owner: claims nothing that is in its hands", "pipeline.py", None,
            "            if session_id in self.runs:", "            if False:",

@@ -190,11 +190,7 @@ async def shown(db: Database, user: str, limit: int) -> dict[str, Any]:
 
 
 async def audit(
-    db: Database,
-    user: str | None = None,
-    *,
-    since: datetime | None = None,
-    advance: Advance = lambda _: None,
+    db: Database, user: str | None = None, *, since: datetime | None = None, advance: Advance = lambda _: None
 ) -> Audit:
     """Prove the invariants of statuses, ledger and details in one snapshot, which blocks nobody.
 

@@ -70,9 +70,8 @@ async def redrive(
     steps = at_most(plan([letter for _, letter in meant], terms), most)
     taken = [RedrivenLetter(*pair, step) for pair, step in zip(meant, steps, strict=True)]
     locked: set[str] = set()
-    queued = await _requeue(
-        [result for result in taken if result.step.action == "requeue"], pipeline, terms, locked
-    )
+    wanted = [result.letter.row for result in taken if result.step.action == "requeue" and result.letter.row]
+    queued = await _requeue(wanted, pipeline, terms, locked)
     if late := [f for f in taken if f.step.action == "requeue" and f.letter.session_id not in queued]:
         # somebody was faster, or spent the credits: plan again, by the rows as they are now
         again = await letters([result.message for result in late], pipeline.db)
@@ -92,61 +91,47 @@ def _without_requeue(step: LetterPlan, *, locked: bool) -> LetterPlan:
 
 
 async def _requeue(
-    results: Sequence[RedrivenLetter], pipeline: Pipeline, terms: Terms, locked: set[str]
+    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, locked: set[str]
 ) -> dict[UUID, Session]:
     """Give these sessions their next runs, in one transaction; return those that got one.
 
-    Halves the letters where the database refuses them (a trigger, two sessions with one reservation). Puts
+    Halves the sessions where the database refuses them (a trigger, two sessions with one reservation). Puts
     users whose accounts stay locked into `locked`.
     """
-    if not results:
+    if not rows:
         return {}
     try:
-        queued, passed_over = await _requeue_all(results, pipeline, terms)
+        queued, mine = await _requeued(rows, pipeline, terms)
     except (DataRefusedError, LockedError) as error:
-        if len(results) > 1:
-            half = len(results) // 2
-            first = await _requeue(results[:half], pipeline, terms, locked)
-            return first | await _requeue(results[half:], pipeline, terms, locked)
-        log.warning("redrive.refused", sessionId=results[0].letter.session_id, error=error.message)
+        if len(rows) > 1:
+            half = len(rows) // 2
+            first = await _requeue(rows[:half], pipeline, terms, locked)
+            return first | await _requeue(rows[half:], pipeline, terms, locked)
+        log.warning("redrive.refused", sessionId=rows[0].id, error=error.message)
         return {}
     give_up_at = time.monotonic() + WAIT_S
-    for user, theirs in passed_over.items():  # somebody held their accounts, perhaps for a moment only
+    for user in sorted({row.user_id for row in rows} - mine):  # somebody held their accounts, perhaps briefly
+        theirs = [row for row in rows if row.user_id == user]
         try:
-            left_s = give_up_at - time.monotonic()
-            queued |= (await _requeue_all(theirs, pipeline, terms, wait_s=left_s))[0]
+            queued |= (await _requeued(theirs, pipeline, terms, wait_s=give_up_at - time.monotonic()))[0]
         except (DataRefusedError, LockedError) as error:
             locked |= {user} if isinstance(error, AccountLockedError) else set()
             log.warning("redrive.refused", userId=user, sessions=len(theirs), error=error.message)
     return queued
 
 
-async def _requeue_all(
-    results: Sequence[RedrivenLetter], pipeline: Pipeline, terms: Terms, *, wait_s: float | None = None
-) -> tuple[dict[UUID, Session], dict[str, list[RedrivenLetter]]]:
-    """Return the sessions that got their next run, and by user the letters whose accounts were locked."""
-    by_user: dict[str, list[RedrivenLetter]] = {}
-    for result in results:
-        if result.letter.row:
-            by_user.setdefault(result.letter.row.user_id, []).append(result)
-    items = [
-        {
-            "session_id": result.letter.session_id,
-            "run": result.letter.row.run,
-            "reservation_id": uuid4(),
-            "prompt": terms.prompt,
-            "params": terms.params or None,
-        }
-        for result in results
-        if result.letter.row
-    ]
+async def _requeued(
+    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, *, wait_s: float | None = None
+) -> tuple[dict[UUID, Session], frozenset[str]]:
+    """Try once; return the sessions that got their next run, and the users whose accounts were not locked."""
+    changed = {"prompt": terms.prompt, "params": terms.params or None}
+    items = [{"session_id": row.id, "run": row.run, "reservation_id": uuid4()} | changed for row in rows]
     requeue = ("requeue", {"items": as_json(items), "who": pipeline.worker})
-    moved = await movement(pipeline.db, by_user, requeue, wait_s=wait_s)
+    moved = await movement(pipeline.db, {row.user_id for row in rows}, requeue, wait_s=wait_s)
     sessions = [Session.of(row) for row in moved.rows[0]]
     for session in sessions:
         log.info("session.redriven", sessionId=session.id, userId=session.user_id, run=session.run)
-    passed_over = {user: theirs for user, theirs in by_user.items() if user not in moved.mine}
-    return {session.id: session for session in sessions}, passed_over
+    return {session.id: session for session in sessions}, moved.mine
 
 
 async def _sent_and_deleted(
@@ -154,23 +139,19 @@ async def _sent_and_deleted(
 ) -> list[RedrivenLetter]:
     """Send the jobs that are due, then delete the copies that have nothing more to say."""
     resent = (f.letter.row for f in results if f.step.action == "resend" and f.letter.row)
-    due = queued | {row.id: row for row in resent}
-    owed = (
-        await send_jobs(list(due.values()), db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
-        if due
-        else {}
-    )
+    due = [*(queued | {row.id: row for row in resent}).values()]
+    owed = await send_jobs(due, db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
     told = [
         result._replace(error=owed.get(result.letter.session_id))
         if result.letter.session_id and result.step.runs
         else result
         for result in results
     ]
-    done = [result for result in told if result.is_gone]
-    errors = await pipeline.dlq.delete([result.message.receipt for result in done]) if done else []
-    kept = {f.message.message_id: why for f, why in zip(done, errors, strict=True) if why is not None}
-    for message_id, why in kept.items():  # stale now: the next redrive drops it
-        log.warning("redrive.delete.failed", messageId=message_id, error=why)
+    done = [result.message for result in told if result.is_gone]
+    errors = await pipeline.dlq.delete([message.receipt for message in done]) if done else []
+    for message, why in zip(done, errors, strict=True):
+        if why is not None:  # stale now: the next redrive drops it
+            log.warning("redrive.delete.failed", messageId=message.message_id, error=why)
     return told
 
 

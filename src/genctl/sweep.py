@@ -99,9 +99,8 @@ async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> Swe
     if dry_run:
         return SweepPass(found + await _pruned("old_trace", pipeline.db, ages, failed), failed)
     done = await _send(pipeline, [swept for swept in found if swept.action == "send"], failed)
-    done += [
-        swept for swept in found if swept.action != "send" and await _carried_out(pipeline, swept, failed)
-    ]
+    others = (swept for swept in found if swept.action != "send")
+    done += [swept for swept in others if await _carried_out(pipeline, swept, failed)]
     return SweepPass(done + await _pruned("prune_trace", pipeline.db, ages, failed), failed)
 
 
@@ -137,35 +136,25 @@ async def resend_all(settings: Settings) -> int:
 
 async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
     # other tools have sweepers of their own; credits are every sweeper's
-    ours = {"models": pipeline.tool.like, "others": pipeline.others}
-    found = [
-        Swept("send", s, "its job message is not proven sent")
-        for s in await _sessions(pipeline.db, "owed_jobs", age_s=OWED_AFTER_S, models=pipeline.tool.like)
-    ]
-    found += [
-        Swept("copy", s, "its DLQ copy is not proven sent")
-        for s in await _sessions(pipeline.db, "owed_copies", age_s=OWED_AFTER_S, **ours)
-    ]
-    if pipeline.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn
-        dead = await _sessions(pipeline.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
+    db, tool = pipeline.db, pipeline.tool
+    ours: dict[str, Any] = {"models": tool.like, "others": pipeline.others}
+    late = ours | {"queued_timeout_s": queued_timeout_s}
+    jobs = await _sessions(db, "owed_jobs", age_s=OWED_AFTER_S, models=tool.like)
+    copies = await _sessions(db, "owed_copies", age_s=OWED_AFTER_S, **ours)
+    found = [Swept("send", s, "its job message is not proven sent") for s in jobs]
+    found += [Swept("copy", s, "its DLQ copy is not proven sent") for s in copies]
+    if db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn
+        dead = await _sessions(db, "dead_leases", **late)
         found += [_dead(s, pipeline.limits) for s in dead if s.id not in pipeline.runs]
-    if (await gate.read(pipeline.db, pipeline.tool.name)).open_for_s >= GATE_REST_S:
-        found += [
-            Swept("fail", s, "it waited longer than the queued time-out", "SweptTimeout")
-            for s in await _sessions(pipeline.db, "overdue", queued_timeout_s=queued_timeout_s, **ours)
-        ]
-    found += [
-        Swept("refund", s, "it failed and still holds its reservation")
-        for s in await _sessions(pipeline.db, "refunds_owed")
-    ]
-    found += [
-        Swept("capture", s, "it completed and still holds its reservation")
-        for s in await _sessions(pipeline.db, "captures_owed")
-    ]
-    return found + [
-        Swept("refund", msgspec.convert(row, Orphan), "its session is gone and its reservation still held")
-        for row in await pipeline.db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
-    ]
+    if (await gate.read(db, tool.name)).open_for_s >= GATE_REST_S:
+        waited = "it waited longer than the queued time-out"
+        found += [Swept("fail", s, waited, "SweptTimeout") for s in await _sessions(db, "overdue", **late)]
+    refunds, captures = await _sessions(db, "refunds_owed"), await _sessions(db, "captures_owed")
+    found += [Swept("refund", s, "it failed and still holds its reservation") for s in refunds]
+    found += [Swept("capture", s, "it completed and still holds its reservation") for s in captures]
+    rows = await db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
+    gone = "its session is gone and its reservation still held"
+    return found + [Swept("refund", msgspec.convert(row, Orphan), gone) for row in rows]
 
 
 async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]) -> list[Swept]:
@@ -227,25 +216,21 @@ def _about(swept: Swept) -> dict[str, Any]:
 
 
 async def _carry_out(pipeline: Pipeline, swept: Swept) -> bool:
-    session = swept.session
+    session, db = swept.session, pipeline.db
     if swept.action == "refund" and session and session.reservation_id:
         reason = "sweep" if isinstance(session, Session) else "sweep: no session"
-        released = await credits.release_reservation(
-            pipeline.db, session.reservation_id, reason=reason, wait_s=BRIEFLY_S
-        )
-        return bool(released)
+        reservation = session.reservation_id
+        return bool(await credits.release_reservation(db, reservation, reason=reason, wait_s=BRIEFLY_S))
     assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
     match swept.action:
         case "capture" if session.reservation_id:
-            return await credits.capture_reservation(pipeline.db, session.reservation_id, reason="sweep")
+            return await credits.capture_reservation(db, session.reservation_id, reason="sweep")
         case "copy":
-            await pipeline.copy(
-                session, body=decide.job_body(session, pipeline.tool.name), code=decide.error_code(session)
-            )
+            await _copy(pipeline, session)
             return True
         case "requeue":
             items = [{"session_id": session.id, "lease": session.lease}]
-            requeued = await pipeline.db.rows("requeue_dead", items=as_json(items))
+            requeued = await db.rows("requeue_dead", items=as_json(items))
             if requeued:
                 pipeline.meters.count("orphaned")
             return bool(requeued)
@@ -261,8 +246,12 @@ async def _fail(pipeline: Pipeline, session: Session, code: str) -> bool:
         return False
     row = await pipeline.give_up(claimed, code)
     if row.copy_owed:
-        await pipeline.copy(row, body=decide.job_body(row, pipeline.tool.name), code=decide.error_code(row))
+        await _copy(pipeline, row)
     return True
+
+
+async def _copy(pipeline: Pipeline, row: Session) -> None:
+    await pipeline.copy(row, body=decide.job_body(row, pipeline.tool.name), code=decide.error_code(row))
 
 
 async def _sessions(db: Database, name: str, **params: object) -> list[Session]:

@@ -2,15 +2,7 @@
 
 import msgspec
 
-from genctl.domain.model import (
-    Failure,
-    Job,
-    MalformedMessageError,
-    Outcome,
-    Session,
-    Status,
-    rfc3339,
-)
+from genctl.domain.model import Failure, Job, MalformedMessageError, Outcome, Session, Status, rfc3339
 
 PATIENT_RECEIVES = 3  # looks at a message whose row is not there (yet)
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
