@@ -51,7 +51,7 @@ from genctl.tools import Tool
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
-Hear = Callable[[Success | Failure], None]  # takes what a provider call came to
+Hear = Callable[[Success | Failure, Session], None]  # takes what a call for a session came to
 Turn = Callable[[], Awaitable[Hear]]  # waits until a job may call the provider
 
 # deliveries that found nothing to claim, calls that were let go or whose worker died, DLQ copies, silent ends
@@ -66,7 +66,7 @@ log = structlog.stdlib.get_logger()
 
 async def at_once() -> Hear:
     """Let the job call the provider now."""
-    return lambda _: None
+    return lambda *_: None
 
 
 class Meters:
@@ -214,7 +214,7 @@ class Pipeline:
         now, verdicts = datetime.now(UTC), self.limits.verdicts
         result = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
         self.meters.called(result, time.monotonic() - began_at)
-        hear(result)
+        hear(result, hold.session)
         return result
 
     async def put_off(self, hold: Hold, wait_s: float) -> Session:

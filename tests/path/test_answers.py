@@ -250,7 +250,10 @@ async def test_a_job_whose_turn_is_far_off_goes_back_until_then(kit: Kit) -> Non
 
 
 async def test_a_turn_that_is_further_away_than_soon_is_not_waited_for(kit: Kit) -> None:
-    turns = pace.Turns(Gatekeeper(kit.db, "seedream4", failures=None, call_s=1, send_back=lambda: None), None)
+    turns = pace.Turns(
+        Gatekeeper(kit.db, "seedream4", failures=None, call_s=1, send_back=lambda: None, default_model=""),
+        None,
+    )
     turns._pace = turns._pace.held_back(time.monotonic() + pace.SOON_S + 1)
     async with asyncio.timeout(pace.SOON_S / 2):
         with pytest.raises(NotYetError):

@@ -41,6 +41,7 @@ REFUSED_KEY = Failure(
     fatal=True,
     outcome=Outcome.REFUSED,
     user_message="-",
+    certain=True,
 )
 
 
@@ -87,7 +88,8 @@ async def working(pipeline: Pipeline, *, concurrency: int = 5, **manners: Any) -
 
 
 def keeper(kit: Kit) -> Gatekeeper:
-    return Gatekeeper(kit.db, TOOL, failures=LIMIT, call_s=300, send_back=lambda: None)
+    model = kit.pipeline.tool.default_model
+    return Gatekeeper(kit.db, TOOL, failures=LIMIT, call_s=300, send_back=lambda: None, default_model=model)
 
 
 async def now(kit: Kit) -> Gate:
@@ -367,7 +369,7 @@ async def test_a_probe_cut_off_by_a_stop_is_left_to_the_next_worker(kit: Kit) ->
     assert (left.state, left.may_be_probed, left.reason) == (GateState.CLOSED, True, before.reason)
     assert (await kit.row(cut)).status is Status.PROCESSING
     await until(lambda: wins(second))
-    second.called()(REFUSED_KEY)
+    second.called()(REFUSED_KEY, cut)
     await second.leave()
     assert 480 * (1 - JITTER) <= (await now(kit)).closed_s <= 480
 
@@ -461,7 +463,7 @@ async def test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_
     assert await prober.allowance(1) == 1
     told = prober.called()
     await gate.turn(kit.db, prober.gate, by, for_s=None, reason="mine", who="ann@desk")
-    told(brought)
+    told(brought, await kit.enqueue())
     if is_seen:
         await prober._look()
     await prober.leave()

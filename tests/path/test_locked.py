@@ -197,14 +197,16 @@ async def test_a_short_time_out_of_the_role_is_not_told_as_a_server_that_is_away
 
 
 async def test_a_locked_row_of_the_gate_is_said_and_read_all_the_same(kit: Kit, dsn: str) -> None:
+    session = await kit.enqueue()
     await gate.close(kit.db, "seedream4", for_s=None, reason="a test", who="ann@desk")
-    keeper = Gatekeeper(kit.db, "seedream4", failures=1, call_s=1.0, send_back=lambda: None)
+    keeper = Gatekeeper(kit.db, "seedream4", failures=1, call_s=1.0, send_back=lambda: None, default_model="")
     await gate.open_(kit.db, "seedream4", reason=None, who="ann@desk")
     await keeper.allowance(10)
     watching = asyncio.create_task(keeper.watch())
     try:
         with locked(dsn, "tool_gates"), structlog.testing.capture_logs() as lines:
-            keeper.called()(classify(Answer(401, {}, b"{}"), TOOL.provider, now=datetime.now(UTC)))
+            refused_key = classify(Answer(401, {}, b"{}"), TOOL.provider, now=datetime.now(UTC))
+            keeper.called()(refused_key, session)
 
             async def said() -> bool:
                 return any(line["event"] == "gate.unchanged" for line in lines)

@@ -14,10 +14,18 @@ from typing import Any
 
 import msgspec
 
-from genctl.domain.envelopes import Envelope, Said, find, read
+from genctl.domain.envelopes import Envelope, Reading, find, read
 from genctl.domain.model import Answer, Category, Failure, Image, NoAnswer, Outcome, Success, rfc3339
 from genctl.domain.providers import Provider
-from genctl.domain.rules import BY_HUNDREDS, BY_STATUS, CODE, SENTENCES, UNKNOWN_STATUSES, Rule
+from genctl.domain.rules import (
+    BY_HUNDREDS,
+    BY_STATUS,
+    CERTAIN_STATUSES,
+    CODE,
+    SENTENCES,
+    UNKNOWN_STATUSES,
+    Rule,
+)
 
 FIRST_DELAY_S = 2.0
 FIRST_DELAY_OF_429_S = 20.0  # limits are per minute: the waits of three attempts can reach one
@@ -108,7 +116,7 @@ def _unanswered(answer: NoAnswer) -> Failure:
     )
 
 
-def _failure(answer: Answer, said: Said, rule: Rule | None, counts: int, now: datetime) -> Failure:
+def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now: datetime) -> Failure:
     status = answer.status
     good = 200 <= status < 300
     if rule:
@@ -133,6 +141,8 @@ def _failure(answer: Answer, said: Said, rule: Rule | None, counts: int, now: da
         provider_body=answer.body,
         request_id=said.request_id,
         retry_after_s=retry_after_s(said.wait, now),
+        names=rule.names if rule and (rule.names or rule.certain) else said.params,
+        certain=rule.certain if rule else status in CERTAIN_STATUSES,
     )
 
 

@@ -66,7 +66,7 @@ class Status(StrEnum):
 
 
 class Category(StrEnum):
-    """What a failure speaks of: the job (first two), our account (auth, quota), or the road."""
+    """What a failure speaks of: the job (first two), our account (auth, quota), our settings, or the road."""
 
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -76,6 +76,7 @@ class Category(StrEnum):
     SERVER = "server"
     NETWORK = "network"
     INTERNAL = "internal"
+    CONFIG = "config"
 
 
 class Outcome(StrEnum):
@@ -241,6 +242,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     provider_body: bytes | None = None
     request_id: str | None = None
     retry_after_s: float | None = None
+    names: tuple[str, ...] = ()  # fields of the order that it speaks of
+    certain: bool = False  # it speaks of our account, whatever was ordered
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -7,6 +7,7 @@ import msgspec
 
 from genctl.domain.model import Gate, GateState, GenctlError, is_breaker, rfc3339, rough
 from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
+from genctl.domain.traits import Refused
 
 OK, ATTENTION = "ok", "attention"
 OWED_S = 120.0  # a sweeper sends what is owed for 60 s within 15 s more
@@ -14,6 +15,7 @@ DEAD_S = 60.0  # and takes dead leases back each 15 s
 IDLE_S = 300.0  # jobs are due, the gate is open, and nobody works
 STREAMS = "streams may be late or miss something"  # why an API is not ready, when its listener is silent
 UNNOTIFIED_S = 300.0  # after a run that ended so recently without NOTIFY, more may come
+REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
 
 
@@ -52,6 +54,7 @@ class Standing(NamedTuple):
     notifying: Notifying = Notifying()
     unserved: Mapping[str, int] = {}  # queued jobs of models that no tool here serves
     unusable: Mapping[str, str] = {}  # tools that are installed, and what is wrong with them
+    refused: Sequence[Refused] = ()  # what orders may not have
 
     def pile(self, name: str) -> Pile:
         """Return the pile of this name, or an empty one."""
@@ -83,6 +86,7 @@ def of_database(now: Standing) -> list[StatusLine]:
         _sessions(now),
         _failures(now.failures),
         *map(_gate, now.gates),
+        *_orders(now.refused),
         _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
         _leases(now.pile("dead_leases")),
         _answers(now.kept),
@@ -151,6 +155,20 @@ def _gate(gate: Gate) -> StatusLine:
             "gate", ATTENTION, message, f"genctl runbook run provider-outage --tool {gate.tool}"
         )
     return StatusLine("gate", OK, message, f"genctl resume --tool {gate.tool}")
+
+
+def _orders(refused: Sequence[Refused]) -> list[StatusLine]:
+    """Write lines only where orders are refused. What all users meet needs somebody, one user's does not."""
+    return [
+        StatusLine(
+            "orders",
+            ATTENTION if one.for_all else OK,
+            f"{one.tool}: those with {one.words} are refused to {'all' if one.for_all else 'one user'}"
+            f" until {rfc3339(one.until)}: the provider said {one.code}",
+            f"genctl resume --tool {one.tool}",
+        )
+        for one in sorted(refused, key=lambda one: not one.for_all)[:REFUSED]
+    ]
 
 
 def _tools(now: Standing) -> list[StatusLine]:

@@ -183,7 +183,10 @@ def statements() -> dict[str, LiteralString]:
     A file holds `-- name: x`, a line of purpose, and the statement.
     """
     found: dict[str, LiteralString] = {}
-    for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
+    folder = files("genctl.edges") / "sql"
+    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if not file.name.endswith(".sql"):  # an older version has left its __pycache__
+            continue
         _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         for name, text in zip(named[::2], named[1::2], strict=True):
             if name in found:

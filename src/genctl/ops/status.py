@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-from genctl import gate
+from genctl import gate, traits
 from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
@@ -60,12 +60,14 @@ async def _database(settings: Settings) -> list[status.StatusLine]:
         asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
         piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
         gates = [await gate.read(db, tool.name) for tool in tools]
+        refused = await traits.standing(db)
         unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
             failures={row["code"]: row["count"] for row in failures},
             gates=gates,
+            refused=refused,
             kept=[Kept(**row) for row in kept],
             notifying=Notifying(**notifying),
             unserved={row["model"]: row["count"] for row in unserved},

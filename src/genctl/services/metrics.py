@@ -18,10 +18,10 @@ from prometheus_client import (
 )
 
 from genctl.answers import Refusal
+from genctl.base.others import others
 from genctl.domain.classify import rule_of
 from genctl.domain.model import ErrorDetails, Failure, GenctlError, Outcome, Success
-from genctl.domain.providers import OTHERS, Provider
-from genctl.domain.rules import Rule
+from genctl.domain.providers import Provider
 from genctl.pipeline import Counted, Meters, Pipeline
 
 # a second series for each counter, which says when its process began
@@ -90,8 +90,7 @@ class Codes:
     """
 
     def __init__(self, provider: Provider) -> None:
-        tables = (provider, *OTHERS.values())
-        self._is_in_a_table = lru_cache(1_000)(partial(_is_in, [one.rules for one in tables]))
+        self._is_in_a_table = lru_cache(1_000)(partial(_is_in, provider))
         self._seen: set[str] = set()
 
     def label(self, failure: Failure | ErrorDetails) -> str:
@@ -106,8 +105,8 @@ class Codes:
         return code
 
 
-def _is_in(tables: Sequence[Sequence[Rule]], code: str) -> bool:
-    return any(rule_of(code, None, rules) for rules in tables)
+def _is_in(own: Provider, code: str) -> bool:
+    return any(rule_of(code, None, one.rules) for one in (own, *others().values()))
 
 
 def _is(gate: Callable[[], str], state: str) -> float:

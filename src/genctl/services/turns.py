@@ -8,7 +8,7 @@ from typing import Self
 
 import msgspec
 
-from genctl.domain.model import Failure, NotYetError, Success
+from genctl.domain.model import Failure, NotYetError, Session, Success
 from genctl.pipeline import Hear
 from genctl.services.gatekeeper import Gatekeeper
 
@@ -83,8 +83,8 @@ class Turns:
         return max(0, self._pace.starts(time.monotonic(), SOON_S, waiting + most) - waiting)
 
     def _hear(self, breaker: Hear) -> Hear:
-        def hear(result: Success | Failure) -> None:
-            breaker(result)
+        def hear(result: Success | Failure, session: Session) -> None:
+            breaker(result, session)
             if isinstance(result, Failure) and not result.fatal and result.retry_after_s is not None:
                 self._pace = self._pace.held_back(time.monotonic() + result.retry_after_s)
 

@@ -116,6 +116,7 @@ class Worker:
             failures=manners.breaker_failures,
             call_s=manners.call_s,
             send_back=self._send_back,
+            default_model=pipeline.tool.default_model,
         )
         self.keeper = Keeper(pipeline, self._jobs)
         self._turns = Turns(self.gatekeeper, manners.rate)
