@@ -184,7 +184,7 @@ async def test_the_connections_of_one_address_that_wait_are_limited_and_the_olde
 async def test_behind_a_proxy_the_limit_is_of_the_addresses_that_it_names(kit: Kit) -> None:
     """Only of one that the setting names: anybody else could be anybody."""
     async with served(kit.settings, connections_per_address=1, trusted_proxies=("127.0.0.1/32",)) as client:
-        said = {"length": 99, "body": b"t"}
+        said: dict[str, Any] = {"length": 99, "body": b"t"}
         async with (
             connected(client.url),
             connected(client.url) as (silent, _),
