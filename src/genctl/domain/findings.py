@@ -20,6 +20,7 @@ NEEDED = {
     "session_events": ("select", "insert", "delete"),
     "tool_gates": ("select", "insert", "update"),
     "spent_tickets": ("select", "insert", "delete"),
+    "revoked_tokens": ("select", "insert", "update", "delete"),
     "genctl_migrations": ("select",),
 }
 IDLE_AFTER_S = 60.0
