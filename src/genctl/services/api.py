@@ -8,7 +8,6 @@ import re
 from collections.abc import Awaitable, Callable
 from html import escape
 from typing import Any
-from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
 import msgspec
@@ -18,16 +17,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from genctl import credits
-from genctl.base.assets import PACKAGE
 from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
-from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
+from genctl.base.tokens import Claims, Tokens
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check, check_value
@@ -36,23 +34,22 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
+from genctl.services.revoked import Revocations
+from genctl.services.signin import PAGE, SignIn
+from genctl.services.site import Front
 from genctl.services.streams import Ends, Streams
-from genctl.services.web import (
-    Headers,
-    answer,
-    answer_bug,
-    answer_error,
-    answer_http,
-    body_of,
-    check_origin,
-)
+from genctl.services.web import Headers, answer, answer_bug, answer_error, answer_http, body_of
 from genctl.tools import BESIDE, Tool
 from genctl.tools.found import Tools
 
-PAGE = PACKAGE / "page"
 SEND_WITHIN_S = 5.0
 PAGE_SIZE, LARGEST_PAGE = 50, 200
-SAFE = {"GET", "HEAD", "OPTIONS"}
+HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "Last-Event-ID",
+)  # that pages of others may send
 
 log = structlog.stdlib.get_logger()
 
@@ -66,7 +63,7 @@ class Wanted(msgspec.Struct, rename="camel"):
 
 
 class Api:
-    """The routes and what they need; `app` is the ASGI application."""
+    """Holds the routes and what they need; `app` is the ASGI application."""
 
     def __init__(
         self, settings: Settings, tokens: Tokens, db: Database, sqs: "LateQueue", metrics: Metrics
@@ -75,8 +72,7 @@ class Api:
         self.db = db
         self.sqs = sqs
         self.metrics = metrics
-        self.tokens = tokens
-        self.cursors = sse.Cursors(self.tokens.cursor_key)
+        self.cursors = sse.Cursors(tokens.cursor_key)
         self.tools = Tools.of(settings)
         for name, why in self.tools.troubles.items():
             log.warning("tool.unusable", tool=name, why=why)
@@ -84,6 +80,9 @@ class Api:
             db, listen_dsn=settings.listen_dsn(), cursors=self.cursors, metrics=metrics, tools=self.tools
         )
         self.streams = Streams(self.bridge, metrics, per_user=settings.streams_per_user)
+        self.front = Front(settings.public_url, settings.trusted_proxies)
+        self.revoked = Revocations(db, self._end_revoked)
+        self.sign_in = SignIn(db, tokens, self.front, self.revoked)
         self.app = self._app()
 
     def _app(self) -> ASGIApp:
@@ -93,8 +92,7 @@ class Api:
             Mount("/api/{tool}", routes=self._routes(None)),
             Route("/", self.show_page),
             Mount("/page", StaticFiles(directory=PAGE)),
-            Route("/signin", self.show_sign_in, methods=["GET"]),
-            Route("/signin", self.sign_in, methods=["POST"]),
+            *self.sign_in.routes,
             Route("/healthz", self.healthz),
             Route("/readyz", self.readyz),
             Route("/metrics", self.show_metrics),
@@ -103,14 +101,14 @@ class Api:
             CORSMiddleware,
             allow_origins=self.settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            allow_headers=[*HEADERS, *self.settings.cors_headers],
         )
         app = Starlette(
             routes=routes,
             middleware=[cors] if self.settings.cors_origins else [],
             exception_handlers={GenctlError: answer_error, HTTPException: answer_http, Exception: answer_bug},
         )
-        return Headers(app, image_hosts=self.settings.image_hosts, metrics=self.metrics)
+        return Headers(app, front=self.front, image_hosts=self.settings.image_hosts, metrics=self.metrics)
 
     def _routes(self, tool: Tool | None) -> list[BaseRoute]:
         return [
@@ -123,25 +121,11 @@ class Api:
 
     # -- who is asking ----------------------------------------------------------------------------
 
-    def caller(self, request: HTTPConnection) -> Token:
-        """Whose token came along. Raises GenctlError: TokenRefused, ForeignOrigin."""
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        if scheme:
-            if scheme.lower() != "bearer":
-                raise refused("the Authorization header is not of the kind Bearer")
-            return self.tokens.read(bearer.strip())
-        cookie = request.cookies.get(COOKIE)
-        if not cookie:
-            raise refused("there is no token")
-        if request.scope["method"] not in SAFE:
-            check_origin(request)
-        return self.tokens.read(cookie)
-
     def _authenticated(
-        self, handle: Callable[[Request, Token, Tool], Awaitable[Response]], tool: Tool | None
+        self, handle: Callable[[Request, Claims, Tool], Awaitable[Response]], tool: Tool | None
     ) -> Callable[[Request], Awaitable[Response]]:
         async def handled(request: Request) -> Response:
-            return await handle(request, self.caller(request), tool or self.gone(request))
+            return await handle(request, self.sign_in.caller(request), tool or self.gone(request))
 
         return handled
 
@@ -153,32 +137,12 @@ class Api:
         """The page."""
         return HTMLResponse(page_of(self.tools.about(self.settings.tool)))
 
-    async def show_sign_in(self, _: Request) -> Response:
-        """The form that spends the ticket; looking at the link, as mail scanners do, spends nothing."""
-        return FileResponse(PAGE / "signin.html")
-
-    async def sign_in(self, request: Request) -> Response:
-        """Change the ticket, of the link or of a form, for a cookie; once."""
-        check_origin(request)
-        form = parse_qs((await body_of(request)).decode("utf-8", "replace"))
-        ticket = self.tokens.read_ticket(request.query_params.get("ticket") or form.get("ticket", [""])[0])
-        if not await self.db.row("spend_ticket", ticket=ticket.id, expires_at=ticket.expires_at):
-            raise refused("this sign-in link was used before")
-        response = RedirectResponse("/", status_code=303)
-        response.set_cookie(
-            COOKIE,
-            self.tokens.issue(ticket.user, SIGNED_IN_S),
-            max_age=int(SIGNED_IN_S),
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-        log.info("api.signed_in", userId=ticket.user)
-        return response
+    def _end_revoked(self) -> None:
+        self.streams.end(self.revoked.refuses)
 
     # -- the routes of a tool ---------------------------------------------------------------------
 
-    async def generate(self, request: Request, caller: Token, tool: Tool) -> Response:
+    async def generate(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """Take an order: 202. The same Idempotency-Key with the same body is the same session."""
         tool.check_ready()
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
@@ -221,7 +185,7 @@ class Api:
             raise _bad("KeyReused", "this Idempotency-Key came with another body before", "use a new key")
         return Session.of(row)
 
-    async def list_sessions(self, request: Request, caller: Token, tool: Tool) -> Response:
+    async def list_sessions(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """A page of the user's sessions, newest first, and the cursor that a stream goes on from."""
         limit = _number(request.query_params.get("limit", str(PAGE_SIZE)))
         rows = await self.db.rows(
@@ -241,7 +205,7 @@ class Api:
             }
         )
 
-    async def show_session(self, request: Request, caller: Token, tool: Tool) -> Response:
+    async def show_session(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """One session of the user; somebody else's is not there."""
         text = request.path_params["session"]
         row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
@@ -250,7 +214,7 @@ class Api:
             raise GenctlError("SessionNotFound", "there is no such session", exit_code=4)
         return answer(sse.item(session))
 
-    async def show_credits(self, _: Request, caller: Token, __: Tool) -> Response:
+    async def show_credits(self, _: Request, caller: Claims, __: Tool) -> Response:
         """Balance and held credits; a new user has what new users get."""
         row = await self.db.row("credits_of", user=caller.user)
         return answer(
@@ -295,11 +259,11 @@ class Events:
         request = Request(scope, receive)
         if request.method != "GET":
             raise HTTPException(405, headers={"Allow": "GET"})
-        user, until = self.api.caller(request)
+        token = self.api.sign_in.caller(request)
         cursor = request.headers.get("last-event-id") or request.query_params.get("lastEventId")
         ends = Ends(scope, receive, send)
         tool = self.tool or self.api.gone(request)
-        await self.api.streams.serve(ends, user=user, until=until, tool=tool, cursor=cursor)
+        await self.api.streams.serve(ends, token=token, tool=tool, cursor=cursor)
 
 
 class LateQueue:
@@ -344,7 +308,7 @@ def page_of(tool: Tool) -> str:
     return page.replace("{{tool}}", tool.name).replace("{{sizes}}", sizes).replace("{{sized}}", sized)
 
 
-def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
+def _order(body: bytes, key: str | None, caller: Claims, tool: Tool) -> Order:
     """What is ordered. Raises GenctlError (exit 2) naming what is wrong."""
     try:
         said = msgspec.json.decode(body, type=dict[str, Any])
