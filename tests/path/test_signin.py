@@ -153,7 +153,7 @@ async def test_a_sign_in_that_would_replace_another_user_asks_first_and_spends_n
             assert (answer.status, "Set-Cookie" in answer.headers) == (409, False)
             error = (await answer.json())["error"]
             assert error["code"] == "AskFirst"
-            assert error["message"] == "This link signs you in as mallory. You are signed in as ann."
+            assert error["message"] == "You are signed in as ann. This link signs you in as mallory instead."
         assert (await (await visitor.ask("GET", "/whoami")).json())["userId"] == "ann"
         assert (await visitor.ask("POST", "/signin", data=form | {"confirmed": "1"})).status == 303
         assert (await (await visitor.ask("GET", "/whoami")).json())["userId"] == "mallory"

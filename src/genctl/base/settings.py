@@ -190,7 +190,7 @@ class Settings:
         "GENCTL_CORS_HEADERS",
         values.as_headers,
         ",".join(TRACING_HEADERS),
-        "request headers that they may send, beside our own",
+        "request headers that pages of those origins may send, beside ours",
     )
     image_hosts: tuple[str, ...] = setting(
         "GENCTL_IMAGE_HOSTS", values.as_hosts, "", "hosts in the page's img-src"

@@ -25,7 +25,7 @@ from genctl.services.site import Front
 
 LARGEST_HEAD_BYTES = 32 * 1024
 MOST_HEADERS = 100
-IDLE_S = 20.0
+IDLE_S = 75.0  # longer than a proxy keeps its own, or its next request meets our end
 CLOSE_S = 5.0  # for a reader that takes nothing of its last answer
 DEAD_PEER_MS = 45_000
 LOOK_S = 1.0

@@ -106,8 +106,9 @@ class SignIn:
         """Raise GenctlError AskFirst where only the person can know whether this sign-in is wanted."""
         is_other = current is not None and current.user != user
         if asks or is_other:
-            now = f" You are signed in as {current.user}." if current and is_other else ""
-            raise GenctlError("AskFirst", f"This link signs you in as {user}.{now}", exit_code=1)
+            now = f"You are signed in as {current.user}. " if current and is_other else ""
+            instead = " instead" if now else ""
+            raise GenctlError("AskFirst", f"{now}This link signs you in as {user}{instead}.", exit_code=1)
 
     def _signed_in(self, request: Request) -> Claims | None:
         """Return whose cookie came along; None for one that is worth nothing."""
