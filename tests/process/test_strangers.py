@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import urlsplit
 
 from tests.ears import BASE, Client
-from tests.kit import until
+from tests.kit import free_port, until
 from tests.process.place import GENCTL, Place, Running
 from tests.process.served import SECRET, Served
 
@@ -20,9 +20,15 @@ PROMPTLY_S = 3.0  # other tests keep this machine busy
 
 
 @contextmanager
-def served_with_few_files(place: Place) -> Iterator[Served]:
-    command = ("bash", "-c", f'ulimit -n {FILES}; exec "$@"', "-", *GENCTL, "serve", "--port", "0")
+def with_few_files(place: Place, *args: str) -> Iterator[Running]:
+    command = ("bash", "-c", f'ulimit -n {FILES}; exec "$@"', "-", *GENCTL, *args)
     with Running.start(*command, env=place.env, folder=place.folder) as running:
+        yield running
+
+
+@contextmanager
+def served_with_few_files(place: Place) -> Iterator[Served]:
+    with with_few_files(place, "serve", "--port", "0") as running:
         client = Client(running.until("api.started")["url"], "ann")
         client.token = Tokens(SECRET).issue("ann")
         yield Served(running, client)
@@ -83,7 +89,7 @@ async def test_anonymous_sockets_are_cut_while_health_requests_and_streams_of_us
                 await until(most_are_cut)
                 await asyncio.to_thread(fail_a_session, place)
                 await ear.until(lambda ear: ear.named("failed"))
-                await asyncio.to_thread(api.running.until, "api.connections.shed")
+                await asyncio.to_thread(api.running.until, "http.connections.shed")
             assert not ear.named("bye")
         lines = api.running.log.read_text().splitlines()
         assert len(lines) < 200
@@ -109,3 +115,19 @@ async def test_streams_leave_room_for_health_checks_and_other_requests(place: Pl
         assert (await api.client.ask("GET", f"{BASE}/credits"))[0] == 200
         for writer in writers:
             writer.transport.abort()
+
+
+async def test_strangers_on_a_workers_metrics_port_take_none_of_its_files(place: Place) -> None:
+    """It listens on all addresses: its calls failed, and were tried again, while they stayed."""
+    port = free_port()
+    with with_few_files(place, "worker", "--metrics-port", str(port), "--concurrency", "4") as worker:
+        await asyncio.to_thread(worker.until, "worker.started")
+        client = Client(f"http://127.0.0.1:{port}")
+        async with strangers(client.url, 400):
+            session = await asyncio.to_thread(place.enqueue)
+            row = await asyncio.to_thread(place.until_row, session, status="completed")
+            assert row["attempts"] == 1
+            for path in ("/healthz", "/metrics"):
+                began = time.monotonic()
+                assert (await client.ask("GET", path))[0] == 200
+                assert time.monotonic() - began < PROMPTLY_S

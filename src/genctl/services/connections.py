@@ -1,4 +1,4 @@
-"""Connections to the API: a deadline for everything that a peer may let us wait for, and limits.
+"""Connections to our HTTP servers: a deadline for everything that a peer may let us wait for, and limits.
 
 Who holds a connection and says nothing costs a file. When files run short, or one address has too many, the
 connection that has kept us waiting longest is cut, so that health checks and new requests always get in.
@@ -72,7 +72,7 @@ WITHIN_S = {
 class Connections:
     """All connections of this process, those that wait in the order in which they began to."""
 
-    def __init__(self, limits: Limits, front: Front, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, front: Front, metrics: Metrics | None = None) -> None:
         self.limits = limits
         self.front = front
         self.kept = 0
@@ -97,11 +97,12 @@ class Connections:
         for connection in [one for one, since in closing.items() if now - since > CLOSE_S]:
             connection.abort()
         self._closing = closing
-        self._metrics.connections.set(len(self._open))
+        if self._metrics:
+            self._metrics.connections.set(len(self._open))
+            self._metrics.shed.inc(self._shed)
         if self._shed:
             told = {"shed": self._shed, "open": len(self._open), "waiting": len(self._waiting)}
-            log.warning("api.connections.shed", **told, kept=self.kept, limit=self.limits.total)
-            self._metrics.shed.inc(self._shed)
+            log.warning("http.connections.shed", **told, kept=self.kept, limit=self.limits.total)
             self._shed = 0
 
     def opened(self, connection: "Connection") -> None:
