@@ -115,6 +115,13 @@ async def test_the_page_works_below_a_path_whether_the_proxy_takes_it_away_or_no
         assert (answer.status, answer.headers["Location"]) == (307, f"{APP}/images/")
 
 
+async def test_no_answer_leads_to_the_host_that_the_proxy_has_sent(kit: Kit) -> None:
+    async with visited(kit, APP, {"Host": "10.0.0.7"}, public_url=APP) as visitor:
+        for path in ("/signin/", "/page", f"{BASE}/credits/", f"{BASE}/events/", "/nowhere/"):
+            answer = await visitor.ask("GET", path)
+            assert (path, answer.status, answer.headers.get("Location")) == (path, 404, None)
+
+
 async def test_pages_of_other_origins_may_send_what_tracing_adds(kit: Kit) -> None:
     usual = "authorization,content-type,traceparent,tracestate,baggage,sentry-trace,x-request-id"
     for more, wanted, allowed in (

@@ -24,7 +24,7 @@ CLOCKS_S = 60.0  # by which the clock of whoever issued a token may differ from 
 
 
 class Claims(NamedTuple):
-    """What a token or ticket says: whose, until when and since when (Unix time), and its id if it has one."""
+    """Holds what a token or ticket says: whose, until and since when (Unix time), its id if it has one."""
 
     user: str
     expires_at: float

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -55,7 +55,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Wanted(msgspec.Struct, rename="camel"):
-    """The body of an order, but for the tool's parameters, which stand beside these."""
+    """Holds the body of an order, but for the tool's parameters, which stand beside these."""
 
     prompt: str
     client_key: str | None = None
@@ -87,9 +87,9 @@ class Api:
 
     def _app(self) -> ASGIApp:
         routes: list[BaseRoute] = [
-            *(Mount(tool.api_path, routes=self._routes(tool)) for tool in self.tools),
+            *(Mount(tool.api_path, self._router(tool)) for tool in self.tools),
             # what users had of a tool that is gone, or cannot be used, is still theirs
-            Mount("/api/{tool}", routes=self._routes(None)),
+            Mount("/api/{tool}", self._router(None)),
             Route("/", self.show_page),
             Mount("/page", StaticFiles(directory=PAGE)),
             *self.sign_in.routes,
@@ -108,16 +108,18 @@ class Api:
             middleware=[cors] if self.settings.cors_origins else [],
             exception_handlers={GenctlError: answer_error, HTTPException: answer_http, Exception: answer_bug},
         )
+        app.router.redirect_slashes = False  # it would lead to the Host that a proxy has sent
         return Headers(app, front=self.front, image_hosts=self.settings.image_hosts, metrics=self.metrics)
 
-    def _routes(self, tool: Tool | None) -> list[BaseRoute]:
-        return [
+    def _router(self, tool: Tool | None) -> Router:
+        routes = [
             Route("/generations", self._authenticated(self.generate, tool), methods=["POST"]),
             Route("/sessions", self._authenticated(self.list_sessions, tool)),
             Route("/sessions/{session}", self._authenticated(self.show_session, tool)),
             Route("/credits", self._authenticated(self.show_credits, tool)),
             Route("/events", Events(self, tool)),
         ]
+        return Router(routes, redirect_slashes=False)
 
     # -- who is asking ----------------------------------------------------------------------------
 
@@ -130,11 +132,11 @@ class Api:
         return handled
 
     def gone(self, request: HTTPConnection) -> Tool:
-        """What is left of the tool of this path, of which nothing else is here but a name."""
+        """Return what is left of the tool of this path, of which nothing else is here but a name."""
         return self.tools.about(request.path_params["tool"])
 
     async def show_page(self, _: Request) -> Response:
-        """The page."""
+        """Show the page."""
         return HTMLResponse(page_of(self.tools.about(self.settings.tool)))
 
     def _end_revoked(self) -> None:
@@ -175,7 +177,7 @@ class Api:
         )
 
     async def _known(self, order: Order) -> Session | None:
-        """The session that this key has made. Raises GenctlError (exit 2) when it was another order."""
+        """Return the session that this key has made. Raises GenctlError (exit 2): it was another order."""
         if order.idempotency_key is None:
             return None
         row = await self.db.row("session_by_key", user=order.user_id, key=order.idempotency_key)
@@ -186,7 +188,7 @@ class Api:
         return Session.of(row)
 
     async def list_sessions(self, request: Request, caller: Claims, tool: Tool) -> Response:
-        """A page of the user's sessions, newest first, and the cursor that a stream goes on from."""
+        """List the user's sessions, a page, newest first, with the cursor that a stream goes on from."""
         limit = _number(request.query_params.get("limit", str(PAGE_SIZE)))
         rows = await self.db.rows(
             "page_of_sessions",
@@ -206,7 +208,7 @@ class Api:
         )
 
     async def show_session(self, request: Request, caller: Claims, tool: Tool) -> Response:
-        """One session of the user; somebody else's is not there."""
+        """Show one session of the user; somebody else's is not there."""
         text = request.path_params["session"]
         row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
         session = readable(row) if row and row["user_id"] == caller.user else None
@@ -215,7 +217,7 @@ class Api:
         return answer(sse.item(session))
 
     async def show_credits(self, _: Request, caller: Claims, __: Tool) -> Response:
-        """Balance and held credits; a new user has what new users get."""
+        """Show balance and held credits; a new user has what new users get."""
         row = await self.db.row("credits_of", user=caller.user)
         return answer(
             {
@@ -227,11 +229,11 @@ class Api:
     # -- for operators ----------------------------------------------------------------------------
 
     async def healthz(self, _: Request) -> Response:
-        """The process is alive, whatever its database does."""
+        """Tell that the process is alive, whatever its database does."""
         return answer({"ok": True})
 
     async def readyz(self, _: Request) -> Response:
-        """Whether nothing is missed now, and there is a connection for whoever asks; else `why`.
+        """Tell whether nothing is missed now, and there is a connection for whoever asks; else `why`.
 
         Anybody may ask, so what it says of our database is in the log alone.
         """
@@ -244,12 +246,12 @@ class Api:
         return answer({"ready": True})
 
     async def show_metrics(self, _: Request) -> Response:
-        """Prometheus's text."""
+        """Show the metrics as Prometheus reads them."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 class Events:
-    """`GET …/events`: checks the caller, then hands the raw connection over."""
+    """Answers `GET …/events`: checks the caller, then hands the raw connection over."""
 
     def __init__(self, api: Api, tool: Tool | None) -> None:
         self.api = api
@@ -267,7 +269,7 @@ class Events:
 
 
 class LateQueue:
-    """The job queues, looked up when they are first needed: the API starts without SQS, and takes orders."""
+    """Looks the job queues up when they are first needed: the API starts without SQS, and takes orders."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -276,7 +278,7 @@ class LateQueue:
         self._looking = asyncio.Lock()  # two first orders at once look once
 
     async def queue(self, tool: str) -> Queue | None:
-        """The queue of a tool, None while it cannot be had."""
+        """Return the queue of a tool, None while it cannot be had."""
         try:
             async with asyncio.timeout(SEND_WITHIN_S), self._looking:
                 if self._sqs is None:
@@ -299,7 +301,7 @@ class LateQueue:
 
 
 def page_of(tool: Tool) -> str:
-    """The page as it is about one tool: its path, and the sizes that it offers, if any."""
+    """Make the page about one tool: its path, and the sizes that it offers, if any."""
     sizes = "".join(
         f'<option value="{escape(size)}">{escape(words)}</option>' for size, words in tool.sizes.items()
     )
@@ -309,7 +311,7 @@ def page_of(tool: Tool) -> str:
 
 
 def _order(body: bytes, key: str | None, caller: Claims, tool: Tool) -> Order:
-    """What is ordered. Raises GenctlError (exit 2) naming what is wrong."""
+    """Read what is ordered. Raises GenctlError (exit 2) naming what is wrong."""
     try:
         said = msgspec.json.decode(body, type=dict[str, Any])
         wanted = msgspec.convert({name: said[name] for name in BESIDE if name in said}, Wanted)

@@ -81,7 +81,7 @@ class UserChanges:
 
     @property
     def is_all(self) -> bool:
-        """Whether there are no further rows."""
+        """Tell whether there are no further rows."""
         return self._rows < PAGE
 
     @property

@@ -36,7 +36,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Limits(NamedTuple):
-    """How many connections there may be in all, waiting ones of one address, and kept streams."""
+    """Says how many connections there may be in all, waiting ones of one address, and kept streams."""
 
     total: int
     of_address: int
@@ -53,7 +53,7 @@ class Limits(NamedTuple):
 
 
 class Waiting(Enum):
-    """What a peer lets us wait for."""
+    """Names what a peer lets us wait for."""
 
     HEAD = auto()  # from the first moment, or byte, to its end; TLS that comes here by mistake is none
     BODY = auto()
@@ -70,7 +70,7 @@ WITHIN_S = {
 
 
 class Connections:
-    """All connections of this process, those that wait in the order in which they began to."""
+    """Holds all connections of a server, those that wait in the order in which they began to."""
 
     def __init__(self, limits: Limits, front: Front, metrics: Metrics | None = None) -> None:
         self.limits = limits
@@ -163,7 +163,7 @@ class _Conversation(h11.Connection):
 
 
 class Connection(H11Protocol):
-    """One connection, which tells the application its transport and knows what we wait for."""
+    """Carries one connection, tells the application of itself, and knows what we wait for."""
 
     def __init__(self, *args: Any, connections: Connections, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -194,7 +194,7 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def is_overdue(self, now: float) -> bool:
-        """Whether its peer has let us wait for too long."""
+        """Tell whether its peer has let us wait for too long."""
         return self._waits_for is not None and now - self._since > WITHIN_S[self._waits_for]
 
     def give_up(self) -> None:
@@ -289,7 +289,7 @@ class Connection(H11Protocol):
 
 
 def _whose(address: str | None) -> str | None:
-    """The address; of IPv6 the network of 64 bits, all of which one household may have."""
+    """Return the address; of IPv6 the network of 64 bits, all of which one household may have."""
     try:
         one = ip_address(address or "")
     except ValueError:

@@ -33,7 +33,7 @@ class Revocations:
         self._trouble = ""
 
     def refuses(self, one: Claims) -> bool:
-        """Whether a token or ticket is revoked; one that does not say when it was issued is an old one."""
+        """Tell whether a token or ticket is revoked; one without the time of its issue is an old one."""
         if one.id in self._ids:
             return True
         revoked_at = self._users.get(one.user)

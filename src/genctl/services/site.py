@@ -18,7 +18,7 @@ TOPS = frozenset({"", "api", "page", "signin", "signout", "whoami", "healthz", "
 
 
 class Site(NamedTuple):
-    """An origin and the path below which the page lies; `port` is None where the scheme says it."""
+    """Holds an origin and the path below which the page lies; `port` is None where the scheme says it."""
 
     scheme: str
     host: str
@@ -98,7 +98,7 @@ class Front:
         return site if self._public else site._replace(scheme=origin.scheme)
 
     def is_from_elsewhere(self, request: HTTPConnection) -> bool:
-        """Whether another site may have sent the person here: also where the browser does not say."""
+        """Tell whether another site may have sent the person here; also where the browser says nothing."""
         if (judged := request.headers.get("sec-fetch-site")) is not None:
             return judged not in {"none", "same-origin"}
         site, referer = self.site(request), Site.of(request.headers.get("referer", ""))
@@ -111,13 +111,13 @@ class Front:
         return next((value for name in names if (value := request.cookies.get(name))), None)
 
     def is_secure(self, scope: Scope) -> bool:
-        """Whether users come by https, as far as is known without asking their browsers."""
+        """Tell whether users come by https, as far as is known without asking their browsers."""
         if self._public or not self._trusted:
             return bool(self._public and self._public.is_secure)
         return self.site(HTTPConnection(scope)).is_secure
 
     def trusts(self, address: str | None) -> bool:
-        """Whether the setting names this address as a proxy."""
+        """Tell whether the setting names this address as a proxy."""
         if not self._trusted or address is None:
             return False
         try:
@@ -154,5 +154,5 @@ def _peer(scope: Scope) -> str | None:
 
 
 def _last(header: str | None) -> str:
-    """The value that the nearest proxy has set or added."""
+    """Return the value that the nearest proxy has set or added."""
     return (header or "").rpartition(",")[2].strip()

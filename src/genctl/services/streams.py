@@ -35,7 +35,7 @@ log = structlog.stdlib.get_logger()
 
 
 class SlowReaderError(Exception):
-    """The client took nothing for WRITE_TIMEOUT_S."""
+    """Says that the client took nothing for WRITE_TIMEOUT_S."""
 
 
 class Streams:
@@ -106,7 +106,7 @@ class Streams:
 
 
 class Ends:
-    """The two ends of an ASGI connection, and the connection itself where the server tells it."""
+    """Holds the two ends of an ASGI connection, and the connection itself where the server tells it."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.receive = receive
