@@ -11,7 +11,7 @@ from genctl.domain.model import GenctlError
 
 SECRET = "s" * 64
 TOKENS = Tokens(SECRET)
-SOON = int(time.time()) + 60
+SOON = int(time.time()) + 3600
 RSA = rsa.generate_private_key(65537, 2048)
 
 
@@ -32,7 +32,7 @@ def test_a_token_says_who_and_until_when() -> None:
         jwt.encode({"sub": "ann", "exp": SOON}, RSA, "RS256"),
         jwt.encode({"sub": "ann", "exp": SOON}, SECRET, "HS512"),
         jwt.encode({"sub": "ann", "exp": SOON}, "t" * 64, "HS256"),
-        jwt.encode({"sub": "ann", "exp": SOON - 120}, SECRET, "HS256"),
+        jwt.encode({"sub": "ann", "exp": SOON - 7200}, SECRET, "HS256"),
         jwt.encode({"sub": "ann"}, SECRET, "HS256"),
         jwt.encode({"exp": SOON}, SECRET, "HS256"),
         jwt.encode({"sub": "", "exp": SOON}, SECRET, "HS256"),
