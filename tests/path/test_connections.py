@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,8 +13,12 @@ import pytest
 from tests.ears import BASE, Client, served
 from tests.kit import Kit, until
 
+from genctl.base.tokens import Claims
+from genctl.domain.model import GenctlError
 from genctl.services import connections
+from genctl.services.api import _order
 from genctl.services.connections import WITHIN_S, Limits, Waiting
+from genctl.tools.seedream4 import TOOL
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -165,6 +170,25 @@ async def test_a_form_has_few_fields(client: Client, where: str) -> None:
     path = "/signin" + (f"?{many}" if where == "query" else "")
     status, said = await client.ask("POST", path, headers=headers, **sent)
     assert (status, said["error"]["code"]) == (422, "TooManyFields")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt":"x","a":[' + b"1e308," * 140_000 + b"1]}",
+        b'{"' + b"s" * 900_000 + b'":1,"prompt":"x"}',
+        b'{"prompt":"x"' + b"".join(b',"f%d":1' % number for number in range(80_000)) + b"}",
+        b'{"prompt":"x","image":' + b"[" * 900_000,
+    ],
+    ids=["large numbers", "a long name", "many names", "deep"],
+)
+def test_no_order_keeps_the_loop_for_long(body: bytes) -> None:
+    """Of one megabyte. The first took 7 s, in which no stream of anybody was written."""
+    caller, began = Claims("ann", 4e9, None, None), time.process_time()
+    with pytest.raises(GenctlError) as caught:
+        _order(body, None, caller, TOOL)
+    assert caught.value.exit_code == 2
+    assert time.process_time() - began < 1.5
 
 
 async def test_the_connections_of_one_address_that_wait_are_limited_and_the_oldest_goes(kit: Kit) -> None:
