@@ -57,11 +57,6 @@ class Feed:
         self.backlog.put(key, event)
         self.changed.set()
 
-    def end(self) -> None:
-        """End the stream after its backlog; its client may come back."""
-        self.is_over = True
-        self.changed.set()
-
 
 class UserChanges:
     """Holds what one query says of a user: the newest version, and the rows above the one that was asked."""

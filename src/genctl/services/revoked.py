@@ -61,6 +61,7 @@ class Revocations:
                 if error.message != self._trouble:
                     log.warning("api.revocations.unread", error=error.message, fix=error.fix)
                 self._trouble = error.message
+                self._since = EARLIEST  # the clock of whoever takes over may be behind
             await asyncio.sleep(EVERY_S)
 
     async def look(self) -> None:

@@ -60,13 +60,13 @@ class Streams:
             raise GenctlError(
                 "TooManyStreams", f"{self.per_user} streams of this user are open", "close one", exit_code=1
             )
-        if ends.connection:
-            ends.connection.keep()
         last = self.bridge.cursors.read(user, cursor) if cursor else None
         feed = Feed(user, tool, last)
         if cursor and last is None:
             feed.put("reset", sse.event("reset", {"reason": "this event id is not known"}))
         stream = OpenStream(self, feed, ends, token)
+        if ends.connection:
+            ends.connection.keep()
         self._of_user[user] = self._of_user.get(user, 0) + 1
         self._open.add(stream)
         self.metrics.streams.inc()
@@ -91,7 +91,7 @@ class Streams:
         """End the streams whose tokens are refused by now."""
         for stream in self._open:
             if refuses(stream.token):
-                stream.feed.end()
+                stream.end()
 
     async def stop(self, within_s: float) -> None:
         """Say `bye` on every stream and end it; those that cannot be written to are cut off."""
@@ -151,6 +151,11 @@ class OpenStream:
             await self._send({"type": "http.response.body", "body": b""})
         finally:
             ears.cancel()
+
+    def end(self) -> None:
+        """End it at once, whatever waits to be written."""
+        self._ends_at = 0.0
+        self.feed.changed.set()
 
     def abort(self) -> None:
         """Cut the connection: closing it would wait for a reader that does not read."""
