@@ -1,7 +1,6 @@
 """What may reach a terminal: text of providers and users never moves its cursor or turns its direction."""
 
 import re
-import unicodedata
 
 # C0, DEL, C1; bidi marks, embeddings, overrides and isolates; line and paragraph separators; BOM; lone
 # surrogates; tags. Not the joiners, which emoji and many scripts need.
@@ -28,31 +27,9 @@ def is_printable(text: str) -> bool:
     return not _UNSAFE.search(text)
 
 
-def width(text: str) -> int:
-    """Columns that the text takes on a terminal: wide characters two, combining ones none."""
-    if text.isascii():
-        return len(text)
-    return sum(_columns(character) for character in text)
-
-
-def shorten(text: str, columns: int) -> str:
-    """At most so many columns; what is cut off shows as `…`."""
-    if width(text) <= columns:
-        return text
-    while text and width(text) >= columns:
-        text = text[: columns - 1] if len(text) >= columns else text[:-1]
-    return text + "…"
-
-
 def many(count: int, one: str) -> str:
     """A number of things for people: `1 job`, `12,000 jobs`."""
     return f"{count:,} {one}" + ("" if count == 1 else "s")
-
-
-def _columns(character: str) -> int:
-    if unicodedata.category(character) in {"Mn", "Me", "Cf"}:
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
 
 
 def _escape(character: str) -> str:

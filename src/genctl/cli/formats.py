@@ -3,15 +3,13 @@
 import csv
 import io
 import json
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from math import isfinite
-from types import SimpleNamespace
 from typing import Any, Protocol
 
-from genctl.base.printable import escape_json, is_printable, printable, shorten, width
+from genctl.base.printable import escape_json, is_printable, printable
 
 Row = Mapping[str, Any]
 
@@ -81,25 +79,37 @@ def cell(value: Any) -> str:
     return printable(str(value))
 
 
+def width(text: str) -> int:
+    """Measure printable text in columns: a wide character takes two, a combining one none."""
+    import wcwidth
+
+    return len(text) if text.isascii() else wcwidth.wcswidth(text)
+
+
+def shorten(text: str, columns: int) -> str:
+    """Cut printable text to so many columns; `…` stands for what is cut off."""
+    import wcwidth
+
+    return text if width(text) <= columns else wcwidth.clip(text, 0, columns - 1) + "…"
+
+
 def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
-    """Rows below their column names; `room` columns at most, for which the widest cells are shortened."""
-    cells = [[cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(map(width, own)) for own in zip(columns, *cells, strict=True)]
+    """Write rows below their column names, in `room` columns at most: the widest cells are shortened."""
+    cells = [[*columns], *([cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(width, own)) for own in zip(*cells, strict=True)]
     while room and sum(widths) + GAP * (len(widths) - 1) > room and max(widths) > LEAST:
         widths[widths.index(max(widths))] -= 1
-    cells = [[shorten(text, most) for text, most in zip(row, widths, strict=True)] for row in cells]
-    heads = [shorten(column, most) for column, most in zip(columns, widths, strict=True)]
+    heads, *lines = [[shorten(text, most) for text, most in zip(row, widths, strict=True)] for row in cells]
     numbers = [all(_is_number(row.get(column)) for row in rows) for column in columns]
-    return _tabulate(
-        cells, headers=heads, tablefmt="simple", colalign=["right" if n else "left" for n in numbers]
-    )
+    rule = ["-" * most for most in widths]  # tabulate would pad heads of its own by two columns
+    return _tabulate([heads, rule, *lines], colalign=["right" if n else "left" for n in numbers])
 
 
 def sheet(thing: Row, room: int | None) -> str:
-    """One thing, a line for each value; what is nested goes by its path, what is long is wrapped."""
+    """Write one thing, a line for each value: what is nested goes by its path, what is long is wrapped."""
     lines = list(_flat(thing))
     rest = max(room - max(map(width, dict(lines)), default=0) - GAP, 4 * LEAST) if room else None
-    return _tabulate([[key, _wrapped(text, rest)] for key, text in lines], tablefmt="plain")
+    return _tabulate([[key, _wrapped(text, rest)] for key, text in lines])
 
 
 def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
@@ -131,10 +141,11 @@ def _flat(thing: Row, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _wrapped(text: str, columns: int | None) -> str:
+    import wcwidth
+
     if columns is None or width(text) <= columns:
         return text
-    # Wide characters take two columns, and textwrap counts characters.
-    return textwrap.fill(text, columns if text.isascii() else columns // 2, break_on_hyphens=False)
+    return "\n".join(wcwidth.wrap(text, columns, break_on_hyphens=False))
 
 
 def _is_number(value: Any) -> bool:
@@ -142,11 +153,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _tabulate(rows: Sequence[Sequence[str]], **how: Any) -> str:
-    import tabulate
+    from tabulate import tabulate  # it measures by wcwidth, as we do, where that is installed
 
-    # It measures by the package wcwidth, of which this is all it calls, and pads heads for no reason.
-    vars(tabulate).update(wcwidth=SimpleNamespace(wcswidth=width), WIDE_CHARS_MODE=True, MIN_PADDING=0)
-    return tabulate.tabulate(rows, disable_numparse=True, **how) + "\n"
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, **how) + "\n"
 
 
 class Writer(Protocol):
