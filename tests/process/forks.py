@@ -6,6 +6,7 @@ end. Starting up and ending are tested elsewhere, with interpreters that are sta
 """
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -27,6 +29,7 @@ from typing import IO, Any, cast
 
 from tests.kit import until_sync
 
+GENCTL = (sys.executable, "-m", "genctl")
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
 
 
@@ -34,18 +37,30 @@ def spawn(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str], stderr: IO[str]
 ) -> "subprocess.Popen[bytes]":
     """Start a command with nothing to read; `python -m genctl …` is forked."""
-    if tuple(command[:3]) != (sys.executable, "-m", "genctl") or any(
-        key.startswith(BEGUN_WITH) for key in env
-    ):
+    if tuple(command[:3]) != GENCTL or any(key.startswith(BEGUN_WITH) for key in env):
         return subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
         )
-    asked = json.dumps({"argv": command[3:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
+    with Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), stdout.fileno(), stderr.fileno())
+        return cast("subprocess.Popen[bytes]", fork(command, cwd=cwd, env=env, streams=streams))
+
+
+def fork(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], streams: tuple[int, int, int]
+) -> "Forked":
+    """Fork `python -m genctl …` or `python FILE.py …`, with these descriptors as its standard streams.
+
+    Where stdin is a terminal, the process gets a session of its own with that terminal: Ctrl-C reaches it.
+    """
+    program, argv = (None, command[3:]) if tuple(command[:3]) == GENCTL else (command[1], command[2:])
+    asked = {"program": program, "argv": [*argv], "cwd": str(cwd), "env": dict(env)}
+    text = json.dumps(asked).encode() + b"\n"
     conn = socket.socket(socket.AF_UNIX)
     conn.connect(_server())
-    sent = socket.send_fds(conn, [asked], [stdout.fileno(), stderr.fileno()])
-    conn.sendall(asked[sent:])
-    return cast("subprocess.Popen[bytes]", Forked(conn, [*command]))
+    sent = socket.send_fds(conn, [text], streams)
+    conn.sendall(text[sent:])
+    return Forked(conn, [*command])
 
 
 class Forked:
@@ -93,6 +108,7 @@ def _server() -> str:
     address = str(Path(tempfile.mkdtemp()) / "forks")
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.process.forks", address],
+        cwd=Path(__file__).parents[2],
         env={"PATH": os.environ["PATH"]},
         stdin=subprocess.PIPE,
     )
@@ -104,8 +120,8 @@ def _server() -> str:
 # --- the server ------------------------------------------------------------------------------
 
 
-def serve(address: str) -> None:
-    """Fork for each connection. Returns in the forks alone."""
+def serve(address: str) -> str | None:
+    """Fork for each connection. Returns in the forks alone: the program to run, None for genctl itself."""
     with selectors.DefaultSelector() as ready, socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address + ".new")
         listening.listen(64)
@@ -115,7 +131,7 @@ def serve(address: str) -> None:
         while True:
             for key, _ in ready.select():
                 if key.fileobj is listening:
-                    asked, out, err, conn = _asked(listening)
+                    asked, streams, conn = _asked(listening)
                     life, alive = os.pipe()
                     if not (pid := os.fork()):
                         for known in list(ready.get_map().values()):
@@ -124,9 +140,9 @@ def serve(address: str) -> None:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        _become(asked, out, err)
-                        return
-                    for fd in (alive, out, err):
+                        _become(asked, streams)
+                        return cast("str | None", asked["program"])
+                    for fd in (alive, *streams):
                         os.close(fd)
                     conn.sendall(f"{pid}\n".encode())
                     ready.register(life, selectors.EVENT_READ, (pid, conn))
@@ -142,18 +158,23 @@ def serve(address: str) -> None:
                         conn.sendall(f"{status}\n".encode())
 
 
-def _asked(listening: socket.socket) -> tuple[dict[str, Any], int, int, socket.socket]:
+def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.socket]:
     conn, _ = listening.accept()
-    text, (out, err), _, _ = socket.recv_fds(conn, 65_536, 2)
+    text, streams, _, _ = socket.recv_fds(conn, 65_536, 3)
     while not text.endswith(b"\n"):
         text += conn.recv(65_536)
-    return json.loads(text), out, err, conn
+    return json.loads(text), streams, conn
 
 
-def _become(asked: dict[str, Any], out: int, err: int) -> None:
-    for mine, given in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
+def _become(asked: dict[str, Any], streams: list[int]) -> None:
+    for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when nohup runs the tests
+    if os.isatty(0):
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
@@ -181,8 +202,11 @@ if __name__ == "__main__":
             importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
-    serve(sys.argv[1])
+    program = serve(sys.argv[1])
     try:
-        runpy.run_module("genctl", run_name="__main__", alter_sys=True)
+        if program:
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module("genctl", run_name="__main__", alter_sys=True)
     except SystemExit as left:
         _leave(left)
