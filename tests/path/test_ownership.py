@@ -28,7 +28,6 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import Step, as_json
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs import Message, Outgoing
@@ -36,6 +35,7 @@ from genctl.messages import Messages
 from genctl.pipeline import Pipeline
 from genctl.run import Hold
 from genctl.services.liveness import Liveness, telling
+from genctl.services.scenarios import SCENARIOS
 from genctl.services.worker import Until, Worker
 
 ROOT = Path(__file__).parents[2]

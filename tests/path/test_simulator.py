@@ -17,9 +17,10 @@ import structlog.testing
 from aiohttp.test_utils import BaseTestServer, TestServer, unused_port
 
 from genctl.domain.model import GenctlError
-from genctl.domain.scenarios import REQUEST_ID, SCENARIOS, SENSITIVE_PROMPT, SENSITIVE_WORDS, Scenario, marked
 from genctl.services.asked import MODELS, model_of
+from genctl.services.scenarios import REQUEST_ID, SCENARIOS, Scenario, marked
 from genctl.services.simulator import TYPES, app, serve
+from genctl.tools.seedream4 import TOOL
 
 AN_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
 BODY: dict[str, Any] = {"model": "seedream-4-0-250828", "prompt": "a lighthouse"}
@@ -86,7 +87,7 @@ async def test_a_set_holds_its_errors_beside_its_images(client: Client) -> None:
 
 
 async def test_the_sensitive_answer_is_the_one_that_was_seen(client: Client) -> None:
-    for prompt in (SENSITIVE_PROMPT, f"a beach, {SENSITIVE_WORDS}", "a NUDE figure"):
+    for prompt in (f"a beach, {TOOL.sensitive}", "a NUDE figure"):
         response, body = await client.ask({**BODY, "prompt": prompt})
         assert response.status == 400
         assert body["error"]["code"] == "OutputImageSensitiveContentDetected"

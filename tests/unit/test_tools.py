@@ -268,7 +268,7 @@ NAMING = {
     "services/simulator.py",
     "services/asked.py",
     "cli/simulator.py",
-    "domain/scenarios.py",
+    "services/scenarios.py",
 }
 
 

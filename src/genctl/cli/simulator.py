@@ -10,7 +10,7 @@ class _WithScenarios(Command):
     """Its help ends with the table of scenarios."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from genctl.domain.scenarios import SCENARIOS
+        from genctl.services.scenarios import SCENARIOS
 
         with formatter.section("Scenarios"):
             formatter.write_dl([(s.name, s.does) for s in SCENARIOS.values()])

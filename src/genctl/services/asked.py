@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from genctl.domain.scenarios import SCENARIOS, Scenario, scenario_of
+from genctl.services.scenarios import SCENARIOS, Scenario, scenario_of
 
 MAX_SET = 15  # references and results together
 MAX_REFERENCE_BYTES = 10 * 2**20

@@ -17,9 +17,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from genctl.domain.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario
 from genctl.services.asked import Asked, RefusedError, read, wanted
 from genctl.services.listening import listening, url_of
+from genctl.services.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario
 
 MAX_REQUEST_BYTES = 64 * 2**20  # reference images come inside of the request
 REMEMBERED = 10_000  # failed first attempts
