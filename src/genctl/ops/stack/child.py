@@ -117,11 +117,6 @@ class Child:
             self.process = None
             self.pid_file.unlink(missing_ok=True)
 
-    def last_lines(self, count: int = LAST_LINES) -> list[str]:
-        """Return the last lines of its log that are not empty."""
-        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-        return [line for line in text.splitlines() if line.strip()][-count:]
-
     def _spawn(self, stdin: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.log.exists():
@@ -154,7 +149,7 @@ class Child:
         return self.process is None or self.process.poll() is not None
 
     def _failed(self, what: str) -> GenctlError:
-        lines = " | ".join(self.last_lines()) or "(none)"
+        lines = " | ".join(last_lines(self.log, LAST_LINES)) or "(none)"
         return GenctlError("PartFailed", f"{self.name} {what}; its log ends: {lines}", f"read {self.log}")
 
     async def _end_leftover(self) -> None:
@@ -175,6 +170,12 @@ class Child:
         # calls itself by another first word
         ours, (_, _, found) = " ".join(self.argv), command_of(pid).partition(" ")
         return bool(found) and (ours.endswith(found) or found.endswith(ours))
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """Return the last lines of a log that are not empty."""
+    text = log.read_text("utf-8", "replace") if log.exists() else ""
+    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def command_of(pid: int) -> str:
