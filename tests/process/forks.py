@@ -63,6 +63,11 @@ def fork(
     return Forked(conn, [*command])
 
 
+def surroundings(**more: str) -> dict[str, str]:
+    """This environment without what an interpreter reads when it starts: forks have started already."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(BEGUN_WITH)} | more
+
+
 class Forked:
     """As much of subprocess.Popen as tests use, for a process whose parent is the server."""
 

@@ -50,11 +50,6 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def surroundings(**more: str) -> dict[str, str]:
-    """This environment without what an interpreter reads when it starts: forks have started already."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(forks.BEGUN_WITH)} | more
-
-
 def run(
     *args: str,
     program: Sequence[str] = PROGRAM,
@@ -66,7 +61,9 @@ def run(
     with Path(os.devnull).open() as stdin, TemporaryFile() as out, TemporaryFile() as err:
         streams = (stdin.fileno(), out.fileno(), err.fileno())
         if forked:
-            process = forks.fork(command, cwd=Path.cwd(), env=surroundings(**env or {}), streams=streams)
+            process = forks.fork(
+                command, cwd=Path.cwd(), env=forks.surroundings(**env or {}), streams=streams
+            )
             code = process.wait(30)
         else:
             done = subprocess.run(
@@ -88,7 +85,9 @@ class Beside:
         self.stderr, err = pipe()
         with Path(os.devnull).open() as stdin, out, err:
             streams = (stdin.fileno(), out.fileno(), err.fileno())
-            self.process = forks.fork([*PROGRAM, *args], cwd=Path.cwd(), env=surroundings(), streams=streams)
+            self.process = forks.fork(
+                [*PROGRAM, *args], cwd=Path.cwd(), env=forks.surroundings(), streams=streams
+            )
 
     def __enter__(self) -> Self:
         assert self.stderr.readline() == "waiting\n"
@@ -132,7 +131,7 @@ class OnTerminal:
         with Path(os.devnull).open("w") as nowhere:
             streams = (slave, nowhere.fileno() if piped else slave, slave)
             command = [*program, *args]
-            self.process = forks.fork(command, cwd=Path.cwd(), env=surroundings(), streams=streams)
+            self.process = forks.fork(command, cwd=Path.cwd(), env=forks.surroundings(), streams=streams)
         os.close(slave)
 
     def until(self, text: str) -> "OnTerminal":
