@@ -1,4 +1,4 @@
-"""AWS as boto3 finds it: endpoint, region, TLS, and credentials that sign requests to SQS."""
+"""Find AWS as boto3 does: endpoint, region, TLS, and credentials that sign requests to SQS."""
 
 import asyncio
 import ssl
@@ -19,13 +19,13 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
-LOOK_S = 10.0  # how long a refused call waits for other ones
+LOOK_S = 10.0  # so long a refused call waits for new credentials
 
 log = structlog.stdlib.get_logger()
 
 
-class Place(NamedTuple):
-    """Where SQS is, and how to find out who we are."""
+class Access(NamedTuple):
+    """Tell where SQS is, and how to find the credentials."""
 
     endpoint: str
     region: str
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Reads files, so call it in a thread. Raises GenctlError (exit 3): no region, a bad profile."""
+        """Read AWS's files, so call it in a thread. Raises GenctlError (exit 3): no region, a bad profile."""
         if settings.embedded:
             return cls._embedded(settings)
         try:
@@ -72,7 +72,7 @@ class Place(NamedTuple):
 
 
 def _find() -> Credentials:
-    """The credentials that boto3 would use, by a fresh look at environment, files and roles."""
+    """Look at environment, files and roles anew for the credentials that boto3 would use."""
     found = botocore.session.Session().get_credentials()
     if found is None:
         raise GenctlError(
@@ -84,14 +84,14 @@ def _find() -> Credentials:
 
 
 def _misconfigured(why: Exception) -> GenctlError:
-    """Of whatever boto3, STS or the output of somebody's credential_process runs into."""
+    """Wrap whatever boto3, STS or a credential_process ran into."""
     said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
     return GenctlError("AwsMisconfigured", f"SQS: AWS credentials or settings: {said}", fix)
 
 
 class _Auth(SigV4Auth):
-    """SigV4 as of a time that is given: SQS refuses what is signed more than 15 minutes off its clock."""
+    """Sign as of a time that is given: SQS refuses a signature more than 15 minutes off its clock."""
 
     now: datetime
 
@@ -101,11 +101,11 @@ class _Auth(SigV4Auth):
 
 
 class Signer:
-    """Signs requests with frozen credentials, which a thread renews: never the event loop."""
+    """Sign requests with frozen credentials, which a thread renews: never the event loop."""
 
-    def __init__(self, place: Place) -> None:
-        """Looks credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
-        self._place = place
+    def __init__(self, access: Access) -> None:
+        """Look credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
+        self._access = access
         self._renewal: asyncio.Task[None] | None = None
         self._next_try = 0.0
         try:
@@ -117,36 +117,36 @@ class Signer:
 
     @property
     def credentials(self) -> object:
-        """Those that sign now, to be compared."""
+        """Return those that sign now, to be compared."""
         return self._auth.credentials
 
     def _look_up(self) -> None:
-        self._source = self._place.find()
+        self._source = self._access.find()
         self._freeze()
 
     def _freeze(self) -> None:
-        self._auth = _Auth(self._source.get_frozen_credentials(), "sqs", self._place.region)
+        self._auth = _Auth(self._source.get_frozen_credentials(), "sqs", self._access.region)
 
     async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
-        """`headers` of a POST of `body` to the endpoint, with its signature; `now` is SQS's, in UTC.
+        """Sign a POST of `body` to the endpoint: return its headers; `now` is SQS's time, in UTC.
 
-        Credentials that are due are renewed meanwhile: the old ones may work for minutes yet, and when
-        they don't, SQS says so.
+        Renew credentials that are due meanwhile: the old ones may work for minutes yet, and SQS says when
+        they do not.
         """
         source, auth = self._source, self._auth
         if isinstance(source, RefreshableCredentials) and source.refresh_needed():
             self._renew(self._freeze)
-        request = AWSRequest(method="POST", url=self._place.endpoint, headers=headers, data=body)
+        request = AWSRequest(method="POST", url=self._access.endpoint, headers=headers, data=body)
         auth.now = now
         auth.add_auth(request)
         return dict(request.headers.items())
 
     async def look_again(self) -> None:
-        """Once SQS refused the credentials: there may be new ones where boto3 looks."""
+        """Look for new credentials where boto3 looks, once SQS has refused the old ones."""
         await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
 
     def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
-        """The renewal that is under way; a new one not before it is time for it."""
+        """Return the renewal that is under way; start a new one only when it is time for it."""
         if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
             self._renewal = asyncio.create_task(self._renewed(how))
         return self._renewal
