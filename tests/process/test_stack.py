@@ -60,7 +60,7 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def _database() -> Iterator[Path]:
+def database() -> Iterator[Path]:
     """The folder of a database that was made once, and stopped."""
 
     async def make(folder: Path) -> None:
@@ -73,9 +73,9 @@ def _database() -> Iterator[Path]:
 
 
 @pytest.fixture
-def used(home: Path, _database: Path) -> Path:
+def used(home: Path, database: Path) -> Path:
     """A home with a database, as an earlier run leaves it: to make one takes longer than to start it."""
-    return shutil.copytree(_database, home)
+    return shutil.copytree(database, home)
 
 
 @pytest.fixture(scope="module")
@@ -438,9 +438,9 @@ def test_a_folder_of_others_is_refused(home: Path) -> None:
 
 
 def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(
-    home: Path, _database: Path
+    home: Path, database: Path
 ) -> None:
-    server = Postgres(shutil.copytree(_database / "postgres", home / ("long" * 20)))
+    server = Postgres(shutil.copytree(database / "postgres", home / ("long" * 20)))
 
     async def run() -> Path:
         async with server:
