@@ -1,4 +1,4 @@
-"""Values as text: JSON, JSON lines, YAML, CSV, and tables for people. Nothing is written here."""
+"""Turn values into text: JSON, JSON lines, YAML, CSV, and tables for people."""
 
 import csv
 import io
@@ -15,17 +15,15 @@ Row = Mapping[str, Any]
 
 GAP = 2  # blanks between two columns
 LEAST = 8  # columns that a shortened cell keeps
-TO_THE_DIGIT = 100_000  # a float from here on
+TO_THE_DIGIT = 100_000  # floats from here on show all their digits
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
-    """What JSON knows: times as RFC 3339 in UTC with Z, ids and paths as text, structs by JSON names."""
+    """Turn a value into what JSON knows: times in RFC 3339, in UTC with Z; ids and paths as text; structs."""
     match value:
-        case None | bool() | int():
-            return value
         case Enum():
             return plain(value.value)
-        case str():
+        case None | bool() | int() | str():
             return value
         case float():
             return value if isfinite(value) else None
@@ -44,12 +42,12 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """A JSON text of a plain value; whatever a terminal would obey is escaped."""
+    """Write a plain value as JSON; escape whatever a terminal would obey."""
     return escape_json(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 def to_yaml(value: Any) -> str:
-    """A YAML text of a plain value, its keys in their order; what a terminal would obey is escaped."""
+    """Write a plain value as YAML, its keys in their order; escape whatever a terminal would obey."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -66,7 +64,7 @@ def to_yaml(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """A plain value as a table shows it."""
+    """Write a plain value as a table shows it."""
     match value:
         case None:
             return "-"
@@ -113,9 +111,9 @@ def sheet(thing: Row, room: int | None) -> str:
 
 
 def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
-    """Subject, level, what is so, and how to go on: beside it where there is room, else below.
+    """Write lines of subject, level, what is so, and how to go on: beside it where there is room, else below.
 
-    A level that is not ok is loud without colour; a command is never cut or wrapped, since it is copied.
+    Capitals show a level that is not ok. People copy commands, so none is cut or wrapped.
     """
     cells = [[printable(text) for text in line] for line in lines]
     first, second = (max((width(line[n]) for line in cells), default=0) + GAP for n in (1, 0))
@@ -159,14 +157,14 @@ def _tabulate(rows: Sequence[Sequence[str]], **how: Any) -> str:
 
 
 class Writer(Protocol):
-    """Rows as text, one after the other: `row` is given how many came before, `end` how many there were."""
+    """Turn rows into text one by one: `row` is told how many came before, `end` how many there were."""
 
     def row(self, row: Row, before: int) -> str: ...
     def end(self, count: int) -> str: ...
 
 
 class JsonWriter:
-    """One document, a line for each row."""
+    """Write one document, a line for each row."""
 
     def row(self, row: Row, before: int) -> str:
         return (",\n" if before else "[\n") + to_json(row)
@@ -176,7 +174,7 @@ class JsonWriter:
 
 
 class JsonLinesWriter:
-    """A document for each row, on one line."""
+    """Write a document for each row, on one line."""
 
     def row(self, row: Row, before: int) -> str:  # noqa: ARG002 (of the protocol)
         return to_json(row) + "\n"
@@ -186,7 +184,7 @@ class JsonLinesWriter:
 
 
 class YamlWriter:
-    """One document, an item for each row."""
+    """Write one document, an item for each row."""
 
     def row(self, row: Row, before: int) -> str:  # noqa: ARG002
         return to_yaml([row])
@@ -196,7 +194,7 @@ class YamlWriter:
 
 
 class CsvWriter:
-    """RFC 4180 with a header; nested values are JSON. `raw` is false where a terminal reads it."""
+    """Write RFC 4180 with a header, nested values as JSON. `raw` is false where a terminal reads it."""
 
     def __init__(self, columns: Sequence[str] | None, *, raw: bool) -> None:
         self.columns = columns
@@ -222,7 +220,7 @@ class CsvWriter:
 
 
 class LinesWriter:
-    """Aligned lines of rows not yet known; `columns` have their widths, 0 is the rest of the line."""
+    """Align rows before all are known; `columns` have their widths, 0 is the rest of the line."""
 
     def __init__(self, columns: Mapping[str, int], room: int | None) -> None:
         self.columns = columns

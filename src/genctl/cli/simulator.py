@@ -7,7 +7,7 @@ from genctl.cli.output import Output
 
 
 class _WithScenarios(Command):
-    """Its help ends with the table of scenarios."""
+    """Add the table of scenarios to the help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from genctl.services.scenarios import SCENARIOS
@@ -33,8 +33,8 @@ class _WithScenarios(Command):
 def simulator(out: Output, *, host: str, port: int) -> None:
     """Serve the provider's images API, with failures on request.
 
-    A prompt that holds `[scenario:NAME]` plays that scenario; one with words that the provider's filter
-    refuses is refused; any other gets an image.
+    A prompt that holds `[scenario:NAME]` plays that scenario. It refuses words that the provider's filter
+    refuses. Any other prompt gets an image.
     """
     from genctl.services.simulator import serve
 

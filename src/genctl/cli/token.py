@@ -28,7 +28,7 @@ def token(out: Output, *, user: str, ttl: float, link: bool) -> None:
     from genctl.domain.model import rfc3339
 
     if ttl < 1:
-        raise click.UsageError("--ttl is less than a second: nobody could use it")
+        raise click.UsageError("--ttl is less than a second: nobody could use the token in time")
     tokens = Tokens(out.settings.secret)
     if link:
         url = tokens.sign_in_url(out.settings.api_url, user)
