@@ -19,6 +19,15 @@ OUR_CODES = frozenset(
 )  # fmt: skip
 
 
+def _like(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(expected)
+        return value
+
+    return parse
+
+
 def as_text(value: str) -> str:
     if not value.isprintable():
         raise ValueError("text without control characters")
@@ -88,16 +97,8 @@ def as_listen_url(value: str) -> str:
         raise ValueError(f"off, or {error}") from None
 
 
-def as_tool(value: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", value, re.ASCII):
-        raise ValueError("the name of a tool: lower-case letters, digits and -, at most 40")
-    return value
-
-
-def as_queue(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", value, re.ASCII):
-        raise ValueError("the name or URL of an SQS queue")
-    return value
+as_tool = _like(r"[a-z][a-z0-9-]{0,39}", "the name of a tool: lower-case letters, digits and -, at most 40")
+as_queue = _like(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", "the name or URL of an SQS queue")
 
 
 def as_folder(value: str) -> Path:

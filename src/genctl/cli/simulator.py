@@ -26,10 +26,8 @@ class _WithScenarios(Command):
         "ARK_BASE_URL=http://127.0.0.1:9000/api/v3 genctl worker",
     ),
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8788, show_default=True, help="Port; 0 picks one."
-)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8788, help="Port; 0 picks one.")
 def simulator(out: Output, *, host: str, port: int) -> None:
     """Serve the provider's images API, with failures on request.
 

@@ -16,20 +16,9 @@ from genctl.cli.output import Output
         "genctl worker --drain            # until the queue is empty, for scripts",
     ),
 )
+@click.option("--concurrency", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Jobs at once.")
 @click.option(
-    "--concurrency",
-    type=click.IntRange(1, 10_000),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Jobs at once.",
-)
-@click.option(
-    "--grace",
-    type=DURATION,
-    default="60s",
-    show_default=True,
-    help="How long to wait for calls under way after a signal.",
+    "--grace", type=DURATION, default="60s", help="How long to wait for calls under way after a signal."
 )
 @click.option("--once", is_flag=True, help="End after one receive; while the gate is closed it waits.")
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")

@@ -57,18 +57,14 @@ class Access(NamedTuple):
 
     @classmethod
     def _embedded(cls, settings: Settings) -> Self:
-        endpoint, key, secret = (
-            settings.sqs_endpoint,
-            settings.aws_access_key_id,
-            settings.aws_secret_access_key,
-        )
-        if not (endpoint and key and secret):
+        key, secret = settings.aws_access_key_id, settings.aws_secret_access_key
+        if not (settings.sqs_endpoint and key and secret):
             raise GenctlError(
                 "StackNotRunning",
                 "the embedded stack is not running, and with it its queue",
                 "start it with `genctl up`, or set DATABASE_URL",
             )
-        return cls(endpoint, "us-east-1", lambda: Credentials(key, secret))
+        return cls(settings.sqs_endpoint, "us-east-1", lambda: Credentials(key, secret))
 
 
 def _find() -> Credentials:
