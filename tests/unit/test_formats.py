@@ -63,9 +63,9 @@ def test_rows_written_one_by_one_are_one_document(rows: list[dict[str, object]])
         body = "".join(writer.row(row, before) for before, row in enumerate(rows))
         return body + writer.end(len(rows))
 
-    assert json.loads(written(formats.JsonWriter())) == rows
-    assert yaml.safe_load(written(formats.YamlWriter())) == rows
-    lines = written(formats.JsonLinesWriter()).split("\n")
+    assert json.loads(written(formats.JSON)) == rows
+    assert yaml.safe_load(written(formats.YAML)) == rows
+    lines = written(formats.JSON_LINES).split("\n")
     assert lines.pop() == ""
     assert [json.loads(line) for line in lines] == rows
 

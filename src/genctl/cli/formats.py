@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from genctl.base.printable import escape_json, is_printable, printable
 
@@ -163,34 +163,25 @@ class Writer(Protocol):
     def end(self, count: int) -> str: ...
 
 
-class JsonWriter:
-    """Write one document, a line for each row."""
+class DocumentWriter(NamedTuple):
+    """Write each row by `write`, with these texts around the rows, or `nothing` where there is none."""
+
+    write: Callable[[Row], str]
+    first: str = ""
+    between: str = ""
+    last: str = ""
+    nothing: str = ""
 
     def row(self, row: Row, before: int) -> str:
-        return (",\n" if before else "[\n") + to_json(row)
+        return (self.between if before else self.first) + self.write(row)
 
     def end(self, count: int) -> str:
-        return "\n]\n" if count else "[]\n"
+        return self.last if count else self.nothing
 
 
-class JsonLinesWriter:
-    """Write a document for each row, on one line."""
-
-    def row(self, row: Row, before: int) -> str:  # noqa: ARG002 (of the protocol)
-        return to_json(row) + "\n"
-
-    def end(self, count: int) -> str:  # noqa: ARG002
-        return ""
-
-
-class YamlWriter:
-    """Write one document, an item for each row."""
-
-    def row(self, row: Row, before: int) -> str:  # noqa: ARG002
-        return to_yaml([row])
-
-    def end(self, count: int) -> str:
-        return "" if count else "[]\n"
+JSON = DocumentWriter(to_json, "[\n", ",\n", "\n]\n", nothing="[]\n")
+JSON_LINES = DocumentWriter(lambda row: to_json(row) + "\n")
+YAML = DocumentWriter(lambda row: to_yaml([row]), nothing="[]\n")
 
 
 class CsvWriter:

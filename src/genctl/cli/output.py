@@ -79,9 +79,9 @@ class Output:
 
         writers: dict[str, Callable[[], Writer]] = {
             "table": lambda: formats.LinesWriter(columns, terminal.room()),
-            "json": formats.JsonWriter,
-            "jsonl": formats.JsonLinesWriter,
-            "yaml": formats.YamlWriter,
+            "json": lambda: formats.JSON,
+            "jsonl": lambda: formats.JSON_LINES,
+            "yaml": lambda: formats.YAML,
             "csv": lambda: formats.CsvWriter(list(columns), raw=not sys.stdout.isatty()),
         }
         return RowPrinter(writers[self.form](), formats.plain)

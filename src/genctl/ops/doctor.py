@@ -4,9 +4,9 @@ import asyncio
 import platform
 import resource
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -35,23 +35,16 @@ USER = "genctl-doctor"  # whose stream we open
 LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
-class Dependency(NamedTuple):
-    """Name a dependency, and what asks it."""
-
-    name: str
-    findings: Callable[[Settings], Coroutine[Any, Any, list[Finding]]]
-
-
 async def examine(settings: Settings, advance: Advance) -> list[Finding]:
     """Return all findings, in the order of CHECKS. Raises nothing.
 
     What several checks find is told once: a database that is away is one finding.
     """
 
-    async def checked(one: Dependency) -> list[Finding]:
-        answer = await answered(one.name, one.findings(settings), WITHIN_S)
+    async def checked(name: str) -> list[Finding]:
+        answer = await answered(name, CHECKS[name](settings), WITHIN_S)
         advance(1)
-        return findings.of_error(one.name, answer) if isinstance(answer, GenctlError) else answer
+        return findings.of_error(name, answer) if isinstance(answer, GenctlError) else answer
 
     every: dict[str, Finding] = {}
     for answers in await asyncio.gather(*map(checked, CHECKS)):
@@ -219,15 +212,15 @@ async def _files(_: Settings) -> list[Finding]:
     return findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-CHECKS = (
-    Dependency("versions", _versions),
-    Dependency("settings", _settings),
-    Dependency("postgresql", _database),
-    Dependency("listen", _listen),
-    Dependency("migrations", _migrations),
-    Dependency("sqs", _queues),
-    Dependency("tools", _tools),
-    Dependency("provider", _provider),
-    Dependency("api", _api),
-    Dependency("files", _files),
-)
+CHECKS: Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]] = {
+    "versions": _versions,
+    "settings": _settings,
+    "postgresql": _database,
+    "listen": _listen,
+    "migrations": _migrations,
+    "sqs": _queues,
+    "tools": _tools,
+    "provider": _provider,
+    "api": _api,
+    "files": _files,
+}
