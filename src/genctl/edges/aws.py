@@ -1,10 +1,10 @@
-"""Find AWS as boto3 does: endpoint, region, TLS, and credentials that sign requests to SQS."""
+"""AWS as boto3 finds it: endpoint, region, TLS, and credentials that sign requests to SQS."""
 
 import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
 import botocore.session
@@ -19,13 +19,13 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
-LOOK_S = 10.0  # so long a refused call waits for new credentials
+LOOK_S = 10.0  # how long a refused call waits for other ones
 
 log = structlog.stdlib.get_logger()
 
 
-class Access(NamedTuple):
-    """Tell where SQS is, and how to find the credentials."""
+class SqsEndpoint(NamedTuple):
+    """Where SQS is, and how to find out who we are."""
 
     endpoint: str
     region: str
@@ -34,7 +34,7 @@ class Access(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Read AWS's files, so call it in a thread. Raises GenctlError (exit 3): no region, a bad profile."""
+        """Find SQS; this reads files, so call it in a thread. Raises GenctlError (exit 3): bad settings."""
         if settings.embedded:
             return cls._embedded(settings)
         try:
@@ -57,18 +57,22 @@ class Access(NamedTuple):
 
     @classmethod
     def _embedded(cls, settings: Settings) -> Self:
-        key, secret = settings.aws_access_key_id, settings.aws_secret_access_key
-        if not (settings.sqs_endpoint and key and secret):
+        endpoint, key, secret = (
+            settings.sqs_endpoint,
+            settings.aws_access_key_id,
+            settings.aws_secret_access_key,
+        )
+        if not (endpoint and key and secret):
             raise GenctlError(
                 "StackNotRunning",
                 "the embedded stack is not running, and with it its queue",
                 "start it with `genctl up`, or set DATABASE_URL",
             )
-        return cls(settings.sqs_endpoint, "us-east-1", lambda: Credentials(key, secret))
+        return cls(endpoint, "us-east-1", lambda: Credentials(key, secret))
 
 
 def _find() -> Credentials:
-    """Look at environment, files and roles anew for the credentials that boto3 would use."""
+    """Look afresh for the credentials that boto3 would use, in environment, files and roles."""
     found = botocore.session.Session().get_credentials()
     if found is None:
         raise GenctlError(
@@ -80,16 +84,18 @@ def _find() -> Credentials:
 
 
 def _misconfigured(why: Exception) -> GenctlError:
-    """Wrap whatever boto3, STS or a credential_process ran into."""
+    """Make the error for whatever boto3, STS or somebody's credential_process runs into."""
     said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
     return GenctlError("AwsMisconfigured", f"SQS: AWS credentials or settings: {said}", fix)
 
 
 class _Auth(SigV4Auth):
-    """Sign as of a time that is given: SQS refuses a signature more than 15 minutes off its clock."""
+    """Signs by a given time: SQS refuses a signature that is more than 15 minutes off its clock."""
 
-    now: datetime
+    def __init__(self, credentials: Any, region: str) -> None:
+        super().__init__(credentials, "sqs", region)
+        self.now = datetime.now(UTC)
 
     def _modify_request_before_signing(self, request: Any) -> None:
         request.context["timestamp"] = self.now.strftime("%Y%m%dT%H%M%SZ")
@@ -97,11 +103,11 @@ class _Auth(SigV4Auth):
 
 
 class Signer:
-    """Sign requests with frozen credentials, which a thread renews: never the event loop."""
+    """Signs requests with frozen credentials, which a thread renews: never the event loop."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, where: SqsEndpoint) -> None:
         """Look credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
-        self._access = access
+        self._where = where
         self._renewal: asyncio.Task[None] | None = None
         self._next_try = 0.0
         try:
@@ -117,32 +123,32 @@ class Signer:
         return self._auth.credentials
 
     def _look_up(self) -> None:
-        self._source = self._access.find()
+        self._source = self._where.find()
         self._freeze()
 
     def _freeze(self) -> None:
-        self._auth = _Auth(self._source.get_frozen_credentials(), "sqs", self._access.region)
+        self._auth = _Auth(self._source.get_frozen_credentials(), self._where.region)
 
     async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
-        """Sign a POST of `body` to the endpoint: return its headers; `now` is SQS's time, in UTC.
+        """Add the signature of a POST of `body` to its `headers`; `now` is SQS's, in UTC.
 
-        Renew credentials that are due meanwhile: the old ones may work for minutes yet, and SQS says when
-        they do not.
+        Credentials that are due are renewed meanwhile: the old ones may work for minutes, and SQS says
+        when they do not.
         """
         source, auth = self._source, self._auth
         if isinstance(source, RefreshableCredentials) and source.refresh_needed():
             self._renew(self._freeze)
-        request = AWSRequest(method="POST", url=self._access.endpoint, headers=headers, data=body)
+        request = AWSRequest(method="POST", url=self._where.endpoint, headers=headers, data=body)
         auth.now = now
         auth.add_auth(request)
         return dict(request.headers.items())
 
     async def look_again(self) -> None:
-        """Look for new credentials where boto3 looks, once SQS has refused the old ones."""
+        """Look for new credentials, once SQS has refused ours."""
         await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
 
     def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
-        """Return the renewal that is under way; start a new one only when it is time for it."""
+        """Return the renewal that is under way; begin one when it is time for it."""
         if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
             self._renewal = asyncio.create_task(self._renewed(how))
         return self._renewal

@@ -20,7 +20,7 @@ import structlog
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import http
-from genctl.edges.aws import Access, Signer
+from genctl.edges.aws import Signer, SqsEndpoint
 
 T = TypeVar("T")
 
@@ -187,10 +187,10 @@ class _Refusal(NamedTuple):
 class Sqs:
     """One HTTP session to one SQS endpoint; an async context manager."""
 
-    def __init__(self, access: Access, signer: Signer) -> None:
-        self.endpoint = access.endpoint
+    def __init__(self, where: SqsEndpoint, signer: Signer) -> None:
+        self.endpoint = where.endpoint
         self._signer = signer
-        self._http = http.session(access.endpoint, tls=access.tls)
+        self._http = http.session(where.endpoint, tls=where.tls)
         self.embedded = False  # the queues are those of the embedded stack
         self._ahead = timedelta()  # of our clock
 
@@ -200,8 +200,8 @@ class Sqs:
 
         Raises GenctlError (exit 3) when credentials or region are missing.
         """
-        access = await asyncio.to_thread(Access.of, settings)
-        made = cls(access, await asyncio.to_thread(Signer, access))
+        endpoint = await asyncio.to_thread(SqsEndpoint.of, settings)
+        made = cls(endpoint, await asyncio.to_thread(Signer, endpoint))
         made.embedded = settings.embedded
         return made
 
