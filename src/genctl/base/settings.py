@@ -1,8 +1,8 @@
-"""Every setting of genctl in one table, and where its value came from.
+"""Hold every setting of genctl in one table, and tell where its value came from.
 
-The table is the class: one entry a setting, with its environment variable, parser, default and
-meaning. In files and behind `--setting` a setting goes by its attribute's name without `_s`. Tools declare
-theirs in their own files: rows of the same kind, whose values are in `of_tools`.
+The table is the class: one entry a setting, with its parser, default and meaning. In files and behind
+`--setting` a setting goes by its attribute's name without `_s`. Tools declare theirs in their own files:
+rows of the same kind, whose values are in `of_tools`.
 """
 
 import dataclasses

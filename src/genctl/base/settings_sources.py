@@ -1,4 +1,4 @@
-"""Where settings come from: flags, environment, genctl.yaml, the user's file; the first that has one wins.
+"""Find settings in flags, environment, genctl.yaml and the user's file; the first that has one wins.
 
 Values stay text here, so that `off`, `1:30` and `3` mean the same in a file as in the environment.
 """
