@@ -49,17 +49,15 @@ def spawn(
 def fork(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], streams: tuple[int, int, int]
 ) -> "Forked":
-    """Fork `python -m genctl …` or `python FILE.py …`, with these descriptors as its standard streams.
+    """Fork `python -m MODULE …`, with these descriptors as its standard streams.
 
     Where stdin is a terminal, the process gets a session of its own with that terminal: Ctrl-C reaches it.
     """
-    program, argv = (None, command[3:]) if tuple(command[:3]) == GENCTL else (command[1], command[2:])
-    asked = {"program": program, "argv": [*argv], "cwd": str(cwd), "env": dict(env)}
-    text = json.dumps(asked).encode() + b"\n"
+    asked = json.dumps({"argv": command[2:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
     conn = socket.socket(socket.AF_UNIX)
     conn.connect(_server())
-    sent = socket.send_fds(conn, [text], streams)
-    conn.sendall(text[sent:])
+    sent = socket.send_fds(conn, [asked], streams)
+    conn.sendall(asked[sent:])
     return Forked(conn, [*command])
 
 
@@ -125,8 +123,8 @@ def _server() -> str:
 # --- the server ------------------------------------------------------------------------------
 
 
-def serve(address: str) -> str | None:
-    """Fork for each connection. Returns in the forks alone: the program to run, None for genctl itself."""
+def serve(address: str) -> str:
+    """Fork for each connection. Returns in the forks alone: the module that they run."""
     with selectors.DefaultSelector() as ready, socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address + ".new")
         listening.listen(64)
@@ -145,8 +143,7 @@ def serve(address: str) -> str | None:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        _become(asked, streams)
-                        return cast("str | None", asked["program"])
+                        return _become(asked, streams)
                     for fd in (alive, *streams):
                         os.close(fd)
                     conn.sendall(f"{pid}\n".encode())
@@ -171,7 +168,7 @@ def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.
     return json.loads(text), streams, conn
 
 
-def _become(asked: dict[str, Any], streams: list[int]) -> None:
+def _become(asked: dict[str, Any], streams: list[int]) -> str:
     for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)
@@ -183,7 +180,10 @@ def _become(asked: dict[str, Any], streams: list[int]) -> None:
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
-    sys.argv[1:] = asked["argv"]
+    module: str
+    module, *sys.argv[1:] = asked["argv"]
+    sys.modules.pop(module, None)  # it is not imported, it is run
+    return module
 
 
 def _leave(left: SystemExit) -> None:
@@ -207,11 +207,8 @@ if __name__ == "__main__":
             importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
-    program = serve(sys.argv[1])
+    asked_for = serve(sys.argv[1])
     try:
-        if program:
-            runpy.run_path(program, run_name="__main__")
-        else:
-            runpy.run_module("genctl", run_name="__main__", alter_sys=True)
+        runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
     except SystemExit as left:
         _leave(left)

@@ -33,6 +33,7 @@ from genctl.base.settings import TABLE
 from genctl.cli.command import FORMATS, Command, Group
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("manner_program.py"))]
+FORKED = [sys.executable, "-m", "tests.process.manner_program"]
 GENCTL = [sys.executable, "-m", "genctl"]
 DATABASE = "postgresql://ann:s3cret@db.example.com/shop"
 
@@ -52,12 +53,12 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(
     *args: str,
-    program: Sequence[str] = PROGRAM,
+    program: Sequence[str] = FORKED,
     env: Mapping[str, str] | None = None,
     forked: bool = True,
 ) -> "subprocess.CompletedProcess[str]":
     """A command with nothing to read; not `forked` where the start or the end of an interpreter matters."""
-    command = [*program, *args]
+    command = [*(PROGRAM if program is FORKED and not forked else program), *args]
     with Path(os.devnull).open() as stdin, TemporaryFile() as out, TemporaryFile() as err:
         streams = (stdin.fileno(), out.fileno(), err.fileno())
         if forked:
@@ -86,7 +87,7 @@ class Beside:
         with Path(os.devnull).open() as stdin, out, err:
             streams = (stdin.fileno(), out.fileno(), err.fileno())
             self.process = forks.fork(
-                [*PROGRAM, *args], cwd=Path.cwd(), env=forks.surroundings(), streams=streams
+                [*FORKED, *args], cwd=Path.cwd(), env=forks.surroundings(), streams=streams
             )
 
     def __enter__(self) -> Self:
@@ -123,7 +124,7 @@ class OnTerminal:
     """The program with a terminal as stdin and stderr, and as stdout too unless it is `piped`."""
 
     def __init__(
-        self, *args: str, columns: int = 80, piped: bool = False, program: Sequence[str] = PROGRAM
+        self, *args: str, columns: int = 80, piped: bool = False, program: Sequence[str] = FORKED
     ) -> None:
         self.seen = ""
         self._master, slave = pty.openpty()

@@ -101,17 +101,22 @@ def processes_of(folder: Path) -> list[str]:
 @contextmanager
 def program(home: Path, parts: str = "small", *prefix: str, alone: bool = False) -> Iterator["Program"]:
     """The stack as a process, running; `alone` in a process group of its own, as a shell starts it."""
-    words = [sys.executable, str(PROGRAM), str(home), parts]
+    words = [str(home), parts]
     (read, out), (read_err, err) = os.pipe(), os.pipe()
     with Path(os.devnull).open() as stdin, os.fdopen(out, "w"), os.fdopen(err, "w"):
         streams = (stdin.fileno(), out, err)
         process: subprocess.Popen[bytes] | forks.Forked
         if alone or prefix:
             process = subprocess.Popen(
-                [*prefix, *words], stdin=stdin, stdout=out, stderr=err, process_group=0
+                [*prefix, sys.executable, str(PROGRAM), *words],
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+                process_group=0,
             )
         else:
-            process = forks.fork(words, cwd=Path.cwd(), env=forks.surroundings(), streams=streams)
+            command = [sys.executable, "-m", "tests.process.stack_program", *words]
+            process = forks.fork(command, cwd=Path.cwd(), env=forks.surroundings(), streams=streams)
     with os.fdopen(read) as stdout, os.fdopen(read_err) as stderr:
         try:
             yield Program(process, stdout, stderr)
