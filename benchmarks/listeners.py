@@ -1,7 +1,8 @@
-"""Clients of a stream in one loop on bare sockets, and a settler; both so lean that the server is what is measured.
+"""Clients of streams in one loop on bare sockets, and a settler; both so lean that they measure the server.
 
-As a program it is the settler: `listeners.py DSN RATE AT_ONCE` ends the sessions whose ids come on stdin, AT_ONCE
-in one transaction, RATE transactions a second (0: one after the other), and prints when it sent each commit.
+As a program it is the settler: `listeners.py DSN RATE AT_ONCE` ends the sessions whose ids come on stdin,
+AT_ONCE in one transaction, RATE transactions a second (0: one after the other), and prints when it sent each
+commit.
 """
 
 import json
@@ -40,11 +41,11 @@ from ended
 DETAILS = {
     "providerStatus": 400,
     "providerCode": "InputTextSensitiveContentDetected",
-    "providerMessage": "The request failed because the input text may contain sensitive information. Request id: "
-    "021762000000000a1b2c3d4e5f60718293a4b5c6d7e8f9012345",
+    "providerMessage": "The request failed because the input text may contain sensitive information. "
+    "Request id: 021762000000000a1b2c3d4e5f60718293a4b5c6d7e8f9012345",
     "userMessage": "The request failed because the input text may contain sensitive information.",
-    "providerBody": '{"error":{"code":"InputTextSensitiveContentDetected","message":"The request failed because '
-    "the input text may contain sensitive information. Request id: "
+    "providerBody": '{"error":{"code":"InputTextSensitiveContentDetected","message":"The request failed '
+    "because the input text may contain sensitive information. Request id: "
     '021762000000000a1b2c3d4e5f60718293a4b5c6d7e8f9012345","param":"","type":"BadRequest"}}',
     "code": "InputTextSensitiveContentDetected",
     "category": "content_policy",
@@ -64,7 +65,7 @@ DETAILS = {
 
 
 class Heard(NamedTuple):
-    """An event that speaks of a session: on which stream, of which session, when its last byte came (monotonic)."""
+    """Holds an event's stream and session, and when its last byte came (monotonic)."""
 
     stream: int
     session: str
@@ -103,7 +104,7 @@ class Ears:
         stream = len(self._sockets)
         sock = socket.create_connection(self._address, 20)
         sock.sendall(self._heads[stream])
-        sock.setblocking(False)
+        sock.settimeout(0)
         self._sockets.append(sock)
         self._index[sock.fileno()] = stream
         self._epoll.register(sock, select.EPOLLIN)

@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from tests.ears import BASE, SECRET, Client, served
@@ -59,7 +59,7 @@ class Crowd:
         self.readers: list[asyncio.StreamReader] = []
         self.heads: list[bytes] = []
 
-    async def __aenter__(self) -> "Crowd":
+    async def __aenter__(self) -> Self:
         host, port = self._client.url.removeprefix("http://").split(":")
         self._open = ExitStack()
         for user in self._users:

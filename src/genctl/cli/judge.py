@@ -13,7 +13,7 @@ from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.findings import Finding
-    from genctl.domain.status import Line
+    from genctl.domain.status import StatusLine
 
 EVERY_S = 2.0
 LINES = ("level", "part", "message", "next")
@@ -68,11 +68,11 @@ async def _watch(out: Output) -> None:
                 lines = unreachable("everything", error)
 
 
-def _standing(lines: Sequence["Line"]) -> dict[str, Any]:
+def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
     return {"ok": all(line.level == "ok" for line in lines), "lines": list(lines)}
 
 
-def _text(lines: "Iterable[Line | Finding]") -> str:
+def _text(lines: "Iterable[StatusLine | Finding]") -> str:
     from msgspec.structs import astuple
 
     from genctl.cli import formats
@@ -93,8 +93,8 @@ def doctor(out: Output) -> int:
     """
     from genctl.ops.doctor import CHECKS, examine
 
-    with terminal.progress(len(CHECKS), "doctor") as step:
-        found = out.run(examine(out.settings, step))
+    with terminal.progress(len(CHECKS), "doctor") as advance:
+        found = out.run(examine(out.settings, advance))
     ok = not any(finding.level == "error" for finding in found)
     out.emit(
         {"ok": ok, "findings": found},

@@ -58,7 +58,7 @@ def watch(
     if token is not None:
         place = Place(out.settings.api_url, out.settings.tool, lambda: token)
     else:
-        tokens, name = Tokens(out.settings.secret), user or "demo"
+        tokens, name = Tokens.of(out.settings), user or "demo"
         place = Place(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name))
     shown = events or EVENTS[:4]
     try:

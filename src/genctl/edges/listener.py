@@ -1,10 +1,11 @@
 """LISTEN that loses nothing silently: connect, LISTEN, verify, catch up, then drain; probed all the time.
 
 A NOTIFY is lost while nobody listens, does not pass a transaction pooler, and a half-open connection
-says nothing. So the listener says when it is connected, and whoever follows asks the database then.
+says nothing. So the listener says when it is connected, and its follower asks the database then.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -19,12 +20,11 @@ from psycopg.pq.abc import PGresult
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, answering, connect, connect_directly, cut
+from genctl.edges.db import Connection, answering, connect, connect_directly, cut, sql
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
-from genctl.edges.sql import numbered, sql
 
 CHANNEL: LiteralString = "session_completed"
-PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out
+PROBE_S = 10.0  # between two probes of the connection; also the time-out of each
 MAX_RETRY_S = 10.0
 # Of a connection that asks: planned once, by the index however small the table was then, and never for long.
 ASKING = (
@@ -38,20 +38,20 @@ ASKING = (
 
 
 class Connected(NamedTuple):
-    """The channels are heard from now on: ask the database for what was missed."""
+    """We hear the channels from now on: ask the database for what was missed."""
 
     again: bool  # not the first time
 
 
 class Heard(NamedTuple):
-    """A NOTIFY. The payload comes from anybody who may NOTIFY: a hint, no truth."""
+    """A NOTIFY. Its payload is a hint: anybody may NOTIFY."""
 
     payload: str
     channel: str
 
     @property
     def session_id(self) -> UUID | None:
-        """The session it speaks of; None for a forged or foreign one."""
+        """Return the session it speaks of; None for a forged or foreign payload."""
         try:
             return msgspec.json.decode(self.payload, type=_Payload).session_id
         except (msgspec.DecodeError, RecursionError):
@@ -63,7 +63,7 @@ class _Payload(msgspec.Struct):
 
 
 class Quiet(NamedTuple):
-    """Nothing came for a while, and the connection was proven alive: time for the backstop."""
+    """Nothing came for a while, and a probe has proven the connection alive: time for the backstop."""
 
 
 class Lost(NamedTuple):
@@ -78,9 +78,9 @@ Event = Connected | Heard | Quiet | Lost
 async def listen(
     dsn: str | None, *channels: LiteralString, fail_after_s: float | None = None
 ) -> AsyncIterator[Event]:
-    """What happens on channels, for ever; reconnects with jitter. `dsn` None: Quiet events alone.
+    """Yield what happens on channels, for ever; reconnect with jitter. `dsn` None: Quiet events alone.
 
-    A first connection that cannot be made raises GenctlError (exit 3); one that was made and lost is
+    Raises GenctlError (exit 3) when the first connection cannot be made. One that was made and lost is
     tried again for ever, or for `fail_after_s` seconds.
     """
     lost_at, attempt, again = None, 0, False
@@ -101,7 +101,7 @@ async def listen(
 
 
 async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bool) -> AsyncIterator[Event]:
-    """The events of one connection; DatabaseGoneError when it ends."""
+    """Yield the events of one connection. Raises DatabaseGoneError when it ends."""
     if dsn is None:
         yield Connected(again)
         while True:
@@ -139,7 +139,7 @@ Answer = list[Texts] | GenctlError
 
 
 class Listener:
-    """A LISTEN connection on which one prepared statement can be asked: who hears of a change asks at once.
+    """Hears on a connection, and asks one prepared statement there: who hears of a change asks at once.
 
     The event loop calls libpq itself, because psycopg's way of waiting costs more than the question.
     `hear` gets what came together; a question's `then` gets its answer. Neither may raise.
@@ -163,11 +163,11 @@ class Listener:
 
     @property
     def is_asked(self) -> bool:
-        """Whether an answer is due."""
+        """Tell whether an answer is due."""
         return self._then is not None
 
     def ask(self, params: Sequence[bytes], then: Callable[[Answer], None]) -> None:
-        """Ask the statement, one at a time; `then` gets the rows, or why there are none."""
+        """Ask the statement, once at a time; `then` gets the rows, or the reason why there are none."""
         self._then, self.asked_at = then, time.monotonic()
         try:
             self._pg.send_query_prepared(b"question", params)
@@ -211,21 +211,25 @@ class Listener:
             self._end(bug)
 
     def _answer(self) -> Answer | None:
-        """The rows, once the server is ready for the next question: to ask libpq earlier would block."""
+        """Read the rows, once the server is ready for the next question: libpq would block before."""
         while not self._pg.is_busy():
             result = self._pg.get_result()
             if result is None:
                 answer, self._found = self._found, None
                 return answer
-            self._found = _texts(result) if result.status == ExecStatus.TUPLES_OK else self._refusal(result)
+            self._found = (
+                _texts(result)
+                if result.status == ExecStatus.TUPLES_OK
+                else self._told(errors.error_from_result(result))
+            )
         return None
 
-    def _refusal(self, result: PGresult) -> GenctlError:
+    def _told(self, error: psycopg.Error) -> GenctlError:
         try:
             with errors_told(self._dsn):
-                raise errors.error_from_result(result)
-        except GenctlError as error:
-            return error
+                raise error
+        except GenctlError as told:
+            return told
 
     def _reply(self, answer: Answer) -> None:
         then, self._then = self._then, None
@@ -234,16 +238,11 @@ class Listener:
 
     def _end(self, why: Exception) -> None:
         self.stop()
-        try:
-            with errors_told(self._dsn):
-                raise why
-        except GenctlError as error:
-            if not self._over.done():
-                self._over.set_exception(error)
+        error = self._told(why) if isinstance(why, psycopg.Error) else why
+        if not self._over.done():
+            self._over.set_exception(error)
+        if isinstance(error, GenctlError):
             self._reply(error)
-        except Exception as bug:  # noqa: BLE001 - ended() raises it
-            if not self._over.done():
-                self._over.set_exception(bug)
 
     def start(self) -> None:
         """Hear from now on."""
@@ -269,15 +268,15 @@ def _texts(result: PGresult) -> list[Texts]:
 async def hearing(
     dsn: str, channels: Sequence[LiteralString], question: str, hear: Callable[[list[Heard]], None]
 ) -> AsyncIterator[Listener]:
-    """A listener that can be asked the statement of this name. Raises GenctlError.
+    """Yield a listener that asks the statement of this name. Raises GenctlError.
 
-    What was notified before it is yielded is not heard: ask then.
+    It does not hear what was notified before it is yielded: ask then.
     """
     async with await connect_directly(dsn) as conn:
         with errors_told(dsn), answering(conn, PROBE_S):
             for setting in ASKING:
                 await conn.execute(setting)
-            await conn.execute(f"prepare question as {numbered(question)}".encode())
+            await conn.execute(f"prepare question as {_numbered(sql(question))}".encode())
         await _listen_on(conn, dsn, channels)
         one = Listener(conn, dsn, hear)
         one.start()
@@ -287,10 +286,22 @@ async def hearing(
             one.stop()
 
 
-async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
-    """Whether what is notified through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
+def _numbered(statement: str) -> str:
+    """Write it as PREPARE takes it, with `$1`, `$2`, … in the order in which its parameters come first."""
+    names: list[str] = []
 
-    The NOTIFY comes from another connection: behind a pooler one connection may hear itself by chance.
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return re.sub(r"%\((\w+)\)s", number, statement).replace("%%", "%")
+
+
+async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
+    """Whether a NOTIFY through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
+
+    Another connection notifies: behind a pooler one connection may hear itself by chance.
     Raises GenctlError (exit 3), PooledConnection where the pooler shows itself.
     """
     channel = f"genctl_probe_{uuid4().hex}"

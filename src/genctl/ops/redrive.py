@@ -20,9 +20,9 @@ from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Survey
 from genctl.pipeline import Pipeline
-from genctl.redrive import ACCOUNT_LOCKED, Fate, chosen, redrive
+from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
@@ -119,7 +119,7 @@ class Redriven(msgspec.Struct, frozen=True):
 class Redrive:
     """A redrive under way: the DLQ in one pass, what is left to do, what was done."""
 
-    def __init__(self, at: Pipeline, over: Pass, wish: Wish, serves: Callable[[str | None], bool]) -> None:
+    def __init__(self, at: Pipeline, over: Survey, wish: Wish, serves: Callable[[str | None], bool]) -> None:
         """`serves`: whether a model is one of the tool's."""
         self.at = at
         self.over = over
@@ -142,7 +142,7 @@ class Redrive:
         """Raises GenctlError, exit 3."""
         async with (
             Pipeline.open(settings, size=LANES, calls=False) as at,
-            Pass.over(at.dlq, bounded=True) as over,
+            Survey.over(at.dlq, bounded=True) as over,
         ):
             yield cls(at, over, wish, partial(Tools.of(settings).tells, at.tool))
 
@@ -231,7 +231,7 @@ class Redrive:
             if self.wish.rate:
                 self._next_at = time.monotonic() + (budget.spent - before) / self.wish.rate
 
-    def _count(self, messages: Sequence[Message], fates: Sequence[Fate], budget: "_Budget") -> None:
+    def _count(self, messages: Sequence[Message], fates: Sequence[RedrivenLetter], budget: "_Budget") -> None:
         self.tally.add(fate.step for fate in fates if fate.error is None)
         self.tally.failed += sum(fate.error is not None for fate in fates)
         self._locked.update(f.letter.user or "" for f in fates if f.step.why == ACCOUNT_LOCKED)

@@ -20,11 +20,11 @@ import structlog
 from genctl.base import log as lines
 from genctl.base.durations import reconnect_s
 from genctl.base.jsontext import read_stored
-from genctl.base.metrics import Metrics
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import listener
 from genctl.edges.db import Database, Row, as_json
+from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
@@ -45,7 +45,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Feed:
-    """One open stream, as the bridge sees it. `last` is the version up to which it was read.
+    """Stands for one open stream at the bridge. `last` is the version up to which it was read.
 
     `last` None: from now on. It is `ready` once it was read up to the newest version.
     """
@@ -69,8 +69,8 @@ class Feed:
         raise NotImplementedError
 
 
-class Found:
-    """What one query says of a user: the newest version, and the rows above the one that was asked."""
+class UserChanges:
+    """Holds what one query says of a user: the newest version, and the rows above the one that was asked."""
 
     def __init__(self, head: int) -> None:
         self.head = head
@@ -79,7 +79,7 @@ class Found:
         self._last = 0
 
     def add(self, row: listener.Texts) -> None:
-        """A row; one of an adopted table that is none of ours is passed over."""
+        """Take a row in, but pass over one of an adopted table that is none of ours."""
         user, _, version, session, status, model, client_key, run, told, is_old = row
         self._rows += 1
         self._last = int(version or 0)
@@ -105,17 +105,17 @@ class Found:
 
     @property
     def is_all(self) -> bool:
-        """There are no further rows."""
+        """Tell whether there are no further rows."""
         return self._rows < PAGE
 
     @property
     def through(self) -> int:
-        """The version up to which these are all."""
+        """Return the version up to which these are all."""
         return self.head if self.is_all else self._last
 
 
 class Look:
-    """One query that is under way: for whom, and whether what it finds was announced."""
+    """Holds one query that is under way: for whom it asks, and for which of them though no NOTIFY spoke."""
 
     def __init__(self, wanting: dict[str, list[Feed]], unannounced: set[str], epoch: int) -> None:
         self.wanting = wanting
@@ -176,15 +176,15 @@ class Bridge:
             self._behind.discard(feed.user)
 
     def of(self, user: str) -> Sequence[Feed]:
-        """A user's feeds, oldest first."""
+        """Return a user's feeds, oldest first."""
         return self._feeds.get(user, ())
 
     def look(self, feed: Feed) -> None:
-        """There may be more for it: it is new, or has room again."""
+        """Look whether there is more for it: it is new, or has room again."""
         self._want([feed.user])
 
     def trouble(self) -> str | None:
-        """Why this process may miss something now; None when it is sound."""
+        """Tell why this process may miss something now; None when it is sound."""
         if self._trouble or self._look_trouble:
             return self._trouble or self._look_trouble
         silent_s = time.monotonic() - (self._proven_at or 0.0)
@@ -193,7 +193,7 @@ class Bridge:
         return f"{len(self._behind)} users are not caught up" if self._behind else None
 
     async def run(self) -> None:
-        """Until cancelled; the database may come and go."""
+        """Run until cancelled; the database may come and go."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
@@ -239,7 +239,7 @@ class Bridge:
         self._judge()
 
     def _forget_the_pool(self) -> None:
-        """A look by the pool, or the pause after it, may last longer than it takes to look anew."""
+        """Drop a look by the pool, or the pause after it: to look anew is sooner done."""
         if self._pause:
             self._pause.cancel()
             self._pause = None
@@ -255,7 +255,7 @@ class Bridge:
         self._want(users)
 
     def _meant(self, notice: listener.Heard) -> str | None:
-        """The user of whom a NOTIFY speaks, if there is a stream for it."""
+        """Return the user of whom a NOTIFY speaks, if there is a stream for it."""
         said = _read(notice.payload)
         user, session = said.get("user_id"), said.get("session_id")
         if not isinstance(user, str) or not isinstance(session, str):
@@ -340,7 +340,7 @@ class Bridge:
             self._next()
 
     def _next(self) -> None:
-        """Begin a look at those of the due whose feeds have room; one that failed begins again after a pause."""
+        """Begin a look at those of the due whose feeds have room."""
         self._pause = None
         while self._due and not self._look and not self._pause:
             users = list(islice(self._due, USERS))
@@ -369,7 +369,7 @@ class Bridge:
             self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(look))
 
     async def _ask_by_the_pool(self, look: Look) -> None:
-        """While nobody listens."""
+        """Ask while nobody listens."""
         answer: listener.Answer
         try:
             rows = await self.db.rows("changes", asked=as_json(look.asked), limit=PAGE)
@@ -414,7 +414,7 @@ class Bridge:
 
     # -- what is found ----------------------------------------------------------------------------
 
-    def _feed(self, user: str, feeds: list[Feed], found: Found) -> None:
+    def _feed(self, user: str, feeds: list[Feed], found: UserChanges) -> None:
         for feed in feeds:
             if feed.last is not None and feed.last > found.head:  # the database is older than the cursor
                 feed.backlog.clear()
@@ -469,7 +469,7 @@ class Bridge:
         )
 
     def _is_told(self, tool: Tool, model: str | None) -> bool:
-        """Whether the streams of a tool tell of a model."""
+        """Tell whether the streams of a tool show sessions of a model."""
         key = (tool.name, model)
         if (told := self._tells.get(key)) is None:
             if len(self._tells) > 1000:
@@ -477,8 +477,8 @@ class Bridge:
             told = self._tells[key] = self._tools.tells(tool, model)
         return told
 
-    def _count_late(self, found: Found, feeds: list[Feed]) -> None:
-        """What the backstop alone has found, though it is not new: NOTIFY has lost it."""
+    def _count_late(self, found: UserChanges, feeds: list[Feed]) -> None:
+        """Count what the backstop alone has found, though it is not new: NOTIFY has lost it."""
         seen = min((feed.last for feed in feeds if feed.ready and feed.last is not None), default=found.head)
         late = [change for change in found.changes if change.version > seen and change.is_old]
         if late and self._listen_dsn:
@@ -486,20 +486,20 @@ class Bridge:
             log.warning("sse.backstop.found", changes=len(late), userId=late[0].user_id)
 
 
-def _by_user(rows: Iterable[listener.Texts]) -> dict[str, Found]:
-    found: dict[str, Found] = {}
+def _by_user(rows: Iterable[listener.Texts]) -> dict[str, UserChanges]:
+    found: dict[str, UserChanges] = {}
     for row in rows:
         user = row[0] or ""
         of_user = found.get(user)
         if of_user is None:
-            of_user = found[user] = Found(int(row[1] or 0))
+            of_user = found[user] = UserChanges(int(row[1] or 0))
         if row[3] is not None:
             of_user.add(row)
     return found
 
 
 def readable(row: Row) -> Session | None:
-    """The session; None, and a line in the log, for what an adopted table may hold beside ours."""
+    """Return the session; None, and a line in the log, for what an adopted table may hold beside ours."""
     return Session.readable(row, lambda odd, why: log.warning("sse.odd_row", sessionId=odd, error=why))
 
 

@@ -1,8 +1,8 @@
 """Open SSE responses: each takes its connection over once its head is written, and has no task of its own.
 
-It writes what the bridge puts into its feed, a heartbeat every 15 s, and ends when the client leaves,
-its token runs out, it is too slow, it is too old, its user has opened newer ones, or the server goes
-down. One wheel turns for all of them.
+A stream writes what the bridge puts into its feed, and a heartbeat every 15 s. It ends when the client
+leaves, its token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the
+server goes down. One wheel turns for all streams.
 """
 
 import asyncio
@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 
 import structlog
 
-from genctl.base.metrics import Metrics
+from genctl.base.tokens import Claims
 from genctl.domain import sse
 from genctl.services.bridge import Bridge, Feed
+from genctl.services.connections import Connection
+from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 
 HEARTBEAT_S = 15.0
@@ -32,21 +34,19 @@ HEADERS = (
     (b"connection", b"close"),
 )
 
-HandOver = Callable[[asyncio.Protocol], asyncio.Transport]  # gives a connection to another protocol
-
 log = structlog.stdlib.get_logger()
 
 
 class Streams:
-    """All open streams of this process."""
+    """Holds all open streams of this process."""
 
     def __init__(self, bridge: Bridge, metrics: Metrics, *, per_user: int) -> None:
         self.bridge = bridge
         self.metrics = metrics
         self.per_user = per_user
         self.wheel = Wheel()
-        self.stuck: set[Stream] = set()  # their clients take nothing
-        self._open: set[Stream] = set()
+        self.stuck: set[OpenStream] = set()  # their clients take nothing
+        self._open: set[OpenStream] = set()
         self._stopping = False
 
     async def run(self) -> None:
@@ -56,18 +56,18 @@ class Streams:
             tasks.create_task(self._turn())
 
     def open(
-        self, hand_over: HandOver, *, chunked: bool, user: str, until: float, tool: Tool, cursor: str | None
+        self, connection: Connection, *, chunked: bool, token: Claims, tool: Tool, cursor: str | None
     ) -> None:
-        """Take over a connection whose head is written, until `until` (Unix time) at the latest.
+        """Take over a connection whose head is written, until the token's end at the latest.
 
-        `cursor` is what the client brings. Of a user who has too many the oldest ends.
+        `cursor` is what the client brings. Of a user who has too many streams the oldest ends.
         """
-        last = self.bridge.cursors.read(user, cursor) if cursor else None
-        stream = Stream(self, user, tool, last, chunked=chunked, until=until)
-        stream.transport = hand_over(stream)
-        if stream.transport.is_closing():
+        last = self.bridge.cursors.read(token.user, cursor) if cursor else None
+        stream = OpenStream(self, token, tool, last, chunked=chunked)
+        if (handed := connection.hand_over(stream)) is None:
             return
-        while len(others := self.bridge.of(user)) >= self.per_user:
+        stream.transport, stream.release = handed
+        while len(others := self.bridge.of(token.user)) >= self.per_user:
             self._replace(others[0])
         self._open.add(stream)
         self.metrics.streams.inc()
@@ -77,18 +77,23 @@ class Streams:
         else:
             self.bridge.join(stream)
 
+    def end(self, refuses: Callable[[Claims], bool]) -> None:
+        """End the streams whose tokens are refused by now."""
+        for stream in [one for one in self._open if refuses(one.token)]:
+            stream.end()
+
     def _replace(self, oldest: Feed) -> None:
-        assert isinstance(oldest, Stream)  # noqa: S101 - nobody else joins
+        assert isinstance(oldest, OpenStream)  # noqa: S101 - nobody else joins
         self.metrics.replaced.inc()
         log.info("sse.stream.replaced", userId=oldest.user, limit=self.per_user)
         retry = sse.retry(random.randint(*REPLACED_RETRY_MS))  # noqa: S311 - jitter
         oldest.end(retry + _REPLACED)
 
-    def left(self, stream: "Stream") -> None:
+    def left(self, stream: "OpenStream") -> None:
         """Forget a stream whose connection is gone."""
-        if stream in self._open:
-            self._open.remove(stream)
-            self.metrics.streams.dec()
+        stream.release()
+        self._open.remove(stream)
+        self.metrics.streams.dec()
         self.bridge.leave(stream)
         self.wheel.drop(stream)
         self.stuck.discard(stream)
@@ -116,17 +121,21 @@ class Streams:
                 stream.abort()
 
 
-class Stream(Feed, asyncio.Protocol):
-    """One open response."""
+class OpenStream(Feed, asyncio.Protocol):
+    """Writes one open response."""
 
-    __slots__ = ("_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
-                 "slot", "stuck_at", "transport")  # fmt: skip
+    __slots__ = (
+        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
+        "release", "slot", "stuck_at", "token", "transport",
+    )  # fmt: skip
     transport: asyncio.Transport
+    release: Callable[[], None]  # to be called when the connection has ended
 
     def __init__(
-        self, streams: Streams, user: str, tool: Tool, last: int | None, *, chunked: bool, until: float
+        self, streams: Streams, token: Claims, tool: Tool, last: int | None, *, chunked: bool
     ) -> None:
-        super().__init__(user, tool, last)
+        super().__init__(token.user, tool, last)
+        self.token = token
         now, self._opened_on = time.monotonic(), time.time()
         self.slot = 0  # of the wheel
         self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
@@ -136,7 +145,7 @@ class Stream(Feed, asyncio.Protocol):
         self._last_id: str | None = None  # the last one written
         self._told_stale = False  # by the last heartbeat
         self._beat_at = now + HEARTBEAT_S
-        self._ends_at = now + min(until - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
+        self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
 
     def begin(self, *, reset: bool) -> None:
         """Write what comes first, so that proxies let it through and the browser knows when to come back."""
@@ -204,44 +213,44 @@ class Stream(Feed, asyncio.Protocol):
     # -- what happens on the connection -----------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """The client does not take what we write."""
+        """Note that the client does not take what we write."""
         if not self.stuck_at:
             self.stuck_at = time.monotonic()
             self._streams.stuck.add(self)
 
     def resume_writing(self) -> None:
-        """It has taken most of it."""
+        """Go on: the client has taken most of it."""
         if self._is_open:
             self.stuck_at = 0.0
             self._streams.stuck.discard(self)
             self.flush()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """The client has gone, or was cut off."""
+        """Leave: the client has gone, or was cut off."""
         self._is_open = False
         self._streams.left(self)
 
 
 class Wheel:
-    """Streams by the moment at which each has something to do: one timer turns for all."""
+    """Keeps streams by the moment at which each has something to do: one timer turns for all."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, set[Stream]] = {}
+        self._slots: dict[int, set[OpenStream]] = {}
         self._turned = int(time.monotonic() / SLOT_S)
 
-    def put(self, stream: Stream, at: float) -> None:
+    def put(self, stream: OpenStream, at: float) -> None:
         """Give it its turn at this moment (monotonic), or just after."""
         stream.slot = max(int(at / SLOT_S), self._turned) + 1
         self._slots.setdefault(stream.slot, set()).add(stream)
 
-    def drop(self, stream: Stream) -> None:
+    def drop(self, stream: OpenStream) -> None:
         """Give it no turn."""
         if of_slot := self._slots.get(stream.slot):
             of_slot.discard(stream)
             if not of_slot:
                 del self._slots[stream.slot]
 
-    def due(self, now: float) -> list[Stream]:
+    def due(self, now: float) -> list[OpenStream]:
         """Take out those whose moment has come."""
         since, self._turned = self._turned, int(now / SLOT_S)
         return [one for slot in range(since + 1, self._turned + 1) for one in self._slots.pop(slot, ())]
