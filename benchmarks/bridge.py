@@ -29,7 +29,7 @@ from listeners import Ears
 from genctl.base import log
 from genctl.base.tokens import Tokens
 from genctl.edges import migrate
-from genctl.ops.stack import free_ports
+from genctl.ops.stack.stack import free_ports
 from genctl.ops.stack.postgres import Postgres
 
 ROUNDS = 5
