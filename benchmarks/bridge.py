@@ -29,8 +29,8 @@ from listeners import Ears
 from genctl.base import log
 from genctl.base.tokens import Tokens
 from genctl.edges import migrate
-from genctl.ops.stack.stack import free_ports
 from genctl.ops.stack.postgres import Postgres
+from genctl.ops.stack.stack import free_ports
 
 ROUNDS = 5
 USERS = 1_000

@@ -10,8 +10,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -58,14 +58,14 @@ def info(event: str, **facts: object) -> None:
         _log.info(event, **facts)
 
 
-@contextmanager
-def together() -> Iterator[None]:
-    """Write the lines of a batch at once, when it is over."""
-    outer, _Lines.held = _Lines.held, []
-    try:
-        yield
-    finally:
-        lines, _Lines.held = _Lines.held, outer
+class Together:
+    """Writes the lines of a batch at once, when it is over."""
+
+    def __enter__(self) -> None:
+        self._outer, _Lines.held = _Lines.held, []
+
+    def __exit__(self, *_: object) -> None:
+        lines, _Lines.held = _Lines.held, self._outer
         if lines:
             _Lines.write("".join(lines))
 

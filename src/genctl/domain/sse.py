@@ -11,19 +11,27 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
 
 from genctl.domain.model import Category, Session, Status, rfc3339
 
-NAMES = {Status.FAILED: "failed", Status.COMPLETED: "done"}  # any other has been redriven: `queued`
+# One that is queued or processing is told since it has been redriven.
+NAMES: Mapping[str | None, str] = {
+    Status.FAILED: "failed",
+    Status.COMPLETED: "done",
+    Status.QUEUED: "queued",
+    Status.PROCESSING: "queued",
+}
 OPEN_CATEGORIES = (Category.CONTENT_POLICY, Category.INVALID_REQUEST)
 LATER = "The refund is under way."
 _OURS = ("providerStatus", "providerCode", "providerMessage", "providerBody", "requestId")
 _CURSOR = re.compile(r"[\w-]{32}", re.ASCII)  # eight bytes of version, sixteen of proof
 _VERSION_BYTES = 8
 _PROOF_BYTES = 16
+_KEY_BYTES = 64  # that BLAKE2 takes
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -34,19 +42,33 @@ class Frame(NamedTuple):
     id: str | None = None
 
 
-class Change(msgspec.Struct, frozen=True):
-    """Hold what a stream shows of a row. `is_old`: the row was not merely faster than its NOTIFY."""
+class Change(msgspec.Struct, array_like=True):
+    """Holds what a stream shows of a row, in the order of `facts` of the statement `changes`.
 
-    version: int
-    id: str
+    `head` is the newest version of its user; the rest is None where nothing has changed. `is_old`: the row
+    was not merely faster than its NOTIFY. `told` is its error_details, or its result.
+    """
+
     user_id: str
-    status: Status
+    head: int
+    version: int | None
+    id: str | None
+    status: str | None
     model: str | None
     client_key: str | None
-    run: int
-    error_details: Any = None  # of a failed one
-    result: Any = None  # of a completed one
-    is_old: bool = False
+    run: int | None
+    is_old: bool | None
+    told: Any = None
+
+    @property
+    def error_details(self) -> Any:
+        """Return them; None unless the run has failed."""
+        return self.told if self.status == Status.FAILED else None
+
+    @property
+    def result(self) -> Any:
+        """Return it; None unless the run is completed."""
+        return self.told if self.status == Status.COMPLETED else None
 
 
 class Freshness(NamedTuple):
@@ -101,16 +123,16 @@ def changed(row: Session | Change, cursor: str) -> Frame:
         "model": row.model,
         "run": row.run,
     }
-    if row.status is Status.FAILED:
+    if row.status == Status.FAILED:
         data["error_details"] = for_user(row.error_details)
-    if row.status is Status.COMPLETED:
+    elif row.status == Status.COMPLETED:
         data["result"] = row.result
     return event(name_of(row), data, cursor)
 
 
 def name_of(row: Session | Change) -> str:
     """Name the event that shows the row."""
-    return NAMES.get(row.status, "queued")
+    return NAMES[row.status]
 
 
 def for_user(details: Any) -> dict[str, Any] | None:
@@ -151,7 +173,8 @@ class Cursors(NamedTuple):
         return int.from_bytes(number) >> 1 if hmac.compare_digest(proof, self._proof(user, number)) else None
 
     def _proof(self, user: str, number: bytes) -> bytes:
-        return hmac.digest(self.key, number + user.encode("utf-8", "replace"), "sha256")[:_PROOF_BYTES]
+        said = number + user.encode("utf-8", "replace")
+        return blake2b(said, key=self.key[:_KEY_BYTES], digest_size=_PROOF_BYTES).digest()
 
 
 class Backlog:

@@ -134,7 +134,7 @@ async def _listen_on(conn: Connection, dsn: str, channels: Sequence[LiteralStrin
         )
 
 
-Texts = Sequence[str | None]  # a row as the server writes it
+Texts = Sequence[bytes | str | None]  # a row as the server writes it
 Answer = list[Texts] | GenctlError
 
 
@@ -258,10 +258,7 @@ class Listener:
 
 def _texts(result: PGresult) -> list[Texts]:
     value, columns = result.get_value, range(result.nfields)
-    return [
-        [None if (text := value(row, column)) is None else text.decode() for column in columns]
-        for row in range(result.ntuples)
-    ]
+    return [[value(row, column) for column in columns] for row in range(result.ntuples)]
 
 
 @asynccontextmanager

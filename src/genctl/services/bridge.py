@@ -21,7 +21,7 @@ from genctl.base import log as lines
 from genctl.base.durations import reconnect_s
 from genctl.base.jsontext import read_stored
 from genctl.domain import sse
-from genctl.domain.model import GenctlError, Session, Status
+from genctl.domain.model import GenctlError, Session
 from genctl.edges import listener
 from genctl.edges.db import Database, Row, as_json
 from genctl.services.metrics import Metrics
@@ -38,8 +38,6 @@ PAUSE_S = (0.2, 2.0)  # between tries while the database is away
 MAX_RETRY_S = 4.0  # and between connections of the listener
 WATCH_S = 0.5
 TURNS = 500  # streams that are told at a time that the freshness has changed; between them others get a turn
-
-STATUS: dict[str | None, Status] = {status.value: status for status in Status}
 
 log = structlog.stdlib.get_logger()
 
@@ -78,30 +76,14 @@ class UserChanges:
         self._rows = 0
         self._last = 0
 
-    def add(self, row: listener.Texts) -> None:
+    def add(self, change: sse.Change) -> None:
         """Take a row in, but pass over one of an adopted table that is none of ours."""
-        user, _, version, session, status, model, client_key, run, told, is_old = row
         self._rows += 1
-        self._last = int(version or 0)
-        stands = STATUS.get(status)
-        if stands is None:
-            log.warning("sse.odd_row", sessionId=session, error=f"{str(status)[:80]!r} is no status of ours")
-            return
-        details = read_stored(told) if told is not None else None
-        self.changes.append(
-            sse.Change(
-                self._last,
-                session or "",
-                user or "",
-                stands,
-                model,
-                client_key,
-                int(run or 0),
-                details if stands is Status.FAILED else None,
-                details if stands is Status.COMPLETED else None,
-                is_old == "true",
-            )
-        )
+        self._last = change.version or 0
+        if change.status in sse.NAMES:
+            self.changes.append(change)
+        else:
+            log.warning("sse.odd_row", sessionId=change.id, error=f"no status of ours: {change.status!r:.80}")
 
     @property
     def is_all(self) -> bool:
@@ -121,10 +103,16 @@ class Look:
         self.wanting = wanting
         self.unannounced = unannounced
         self.epoch = epoch
-        self.asked = [
-            {"user_id": user, "after": min((f.last for f in feeds if f.last is not None), default=None)}
-            for user, feeds in wanting.items()
-        ]
+        self.asked = [{"user_id": user, "after": _read_up_to(feeds)} for user, feeds in wanting.items()]
+
+
+def _read_up_to(feeds: list[Feed]) -> int | None:
+    """Return the version up to which all of them were read that were read at all."""
+    least = None
+    for feed in feeds:
+        if feed.last is not None and (least is None or feed.last < least):
+            least = feed.last
+    return least
 
 
 class Bridge:
@@ -250,7 +238,7 @@ class Bridge:
     def _heard(self, notices: list[listener.Heard]) -> None:
         """Look for those who have a stream here."""
         self.metrics.notified.inc(len(notices))
-        with lines.together():
+        with lines.Together():
             users = [user for notice in notices if (user := self._meant(notice))]
         self._want(users)
 
@@ -351,7 +339,8 @@ class Bridge:
                 for user in users
                 if (feeds := [feed for feed in self._feeds.get(user, ()) if not feed.backlog.is_full])
             }
-            self._behind.difference_update(users - wanting.keys())  # they are read for when they have room
+            if self._behind:  # those without room are read for when they have some
+                self._behind.difference_update(user for user in users if user not in wanting)
             if wanting:
                 backstopped = self._unannounced & wanting.keys()
                 self._unannounced -= backstopped  # now: what is said meanwhile is for the next look
@@ -391,7 +380,7 @@ class Bridge:
             self._prove()
         if look.epoch == self._epoch:
             self._behind.difference_update(look.wanting)
-        with lines.together():
+        with lines.Together():
             for user, found in _by_user(answer).items():
                 feeds = [feed for feed in look.wanting[user] if feed in self._feeds.get(user, ())]
                 if user in look.unannounced:
@@ -400,7 +389,8 @@ class Bridge:
         self._look = None  # only now: what has become due meanwhile is one look
         if self._due:
             self._next()
-        self._judge()
+        if not self.freshness.fresh:
+            self._judge()
 
     def _failed(self, look: Look, error: GenctlError) -> None:
         self._look, self._look_trouble = None, error.message
@@ -438,34 +428,28 @@ class Bridge:
 
     def _hand_out(self, change: sse.Change, feeds: list[Feed]) -> None:
         """Give a row to each feed that has not seen it yet; those that are full stay where they are."""
-        version = change.version
+        version = change.version or 0
         behind = [f for f in feeds if f.last is not None and f.last < version and not f.backlog.is_full]
         told = [feed for feed in behind if self._is_told(feed.tool, change.model)]
         for feed in behind:
             feed.last = version
         if not told:
             return
-        status, name = change.status.value, sse.name_of(change)
-        lines.info(
-            "sse.session.lookup",
-            sessionId=change.id,
-            userId=change.user_id,
-            model=change.model,
-            status=status,
-            run=change.run,
-        )
+        whose = {"sessionId": change.id, "userId": change.user_id}
+        lines.info("sse.session.lookup", **whose, model=change.model, status=change.status, run=change.run)
         frame = sse.changed(change, self.cursors.write(change.user_id, version))
+        key = change.id or ""
         for feed in told:
-            feed.backlog.put(change.id, frame)
-        self._emitted[name].inc(len(told))
+            feed.backlog.put(key, frame)
+        name, streams = sse.name_of(change), len(told)
+        self._emitted[name].inc(streams)
         lines.info(
             "sse.emit",
-            sessionId=change.id,
-            userId=change.user_id,
+            **whose,
             sseEvent=name,
-            status=status,
+            status=change.status,
             hasErrorDetails=change.error_details is not None,
-            streams=len(told),
+            streams=streams,
         )
 
     def _is_told(self, tool: Tool, model: str | None) -> bool:
@@ -480,7 +464,7 @@ class Bridge:
     def _count_late(self, found: UserChanges, feeds: list[Feed]) -> None:
         """Count what the backstop alone has found, though it is not new: NOTIFY has lost it."""
         seen = min((feed.last for feed in feeds if feed.ready and feed.last is not None), default=found.head)
-        late = [change for change in found.changes if change.version > seen and change.is_old]
+        late = [change for change in found.changes if (change.version or 0) > seen and change.is_old]
         if late and self._listen_dsn:
             self.metrics.backstop_found.inc(len(late))
             log.warning("sse.backstop.found", changes=len(late), userId=late[0].user_id)
@@ -488,14 +472,20 @@ class Bridge:
 
 def _by_user(rows: Iterable[listener.Texts]) -> dict[str, UserChanges]:
     found: dict[str, UserChanges] = {}
-    for row in rows:
-        user = row[0] or ""
-        of_user = found.get(user)
+    for facts, told in rows:
+        change = _FACTS.decode(facts or b"")
+        of_user = found.get(change.user_id)
         if of_user is None:
-            of_user = found[user] = UserChanges(int(row[1] or 0))
-        if row[3] is not None:
-            of_user.add(row)
+            of_user = found[change.user_id] = UserChanges(change.head)
+        if change.id is not None:
+            if told is not None:
+                change.told = read_stored(told)
+            of_user.add(change)
     return found
+
+
+_FACTS = msgspec.json.Decoder(sse.Change)
+_PAYLOAD = msgspec.json.Decoder()
 
 
 def readable(row: Row) -> Session | None:
@@ -505,7 +495,7 @@ def readable(row: Row) -> Session | None:
 
 def _read(payload: str) -> dict[str, Any]:
     try:
-        said = msgspec.json.decode(payload)
+        said = _PAYLOAD.decode(payload)
     except (msgspec.DecodeError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
