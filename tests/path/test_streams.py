@@ -3,16 +3,19 @@
 import asyncio
 import json
 import re
+import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from tests.ears import BASE, SECRET, Client, served
-from tests.kit import Kit, until
+from tests.kit import Kit, free_port, until
 from tests.path.test_bridge import change, fail, kill_listeners, sessions
+from tests.proxies import certificate, nginx_serves
 
 from genctl.base.tokens import Tokens
 from genctl.edges import listener
@@ -224,3 +227,40 @@ async def test_what_a_client_says_on_its_stream_is_not_kept_and_its_end_is_notic
 
         await until(lambda: open_ones(1))
     await until(lambda: open_ones(0))
+
+
+async def test_one_connection_of_http2_through_nginx_carries_what_http1_would_not(
+    kit: Kit, client: Client, tmp_path: Path
+) -> None:
+    """A browser has six connections to a host: the streams of twelve tabs are one by HTTP/2."""
+    program = shutil.which("curl") or pytest.skip("curl is not installed: apt-get install curl")
+    port, upstream = free_port(), client.url.removeprefix("http://")
+    crt, key = certificate(tmp_path, "app.example.com")
+    server = (
+        f"server {{ listen 127.0.0.1:{port} ssl http2; ssl_certificate {crt}; ssl_certificate_key {key}; "
+        f'location / {{ proxy_pass http://{upstream}; proxy_http_version 1.1; proxy_set_header Connection ""; }} }}'
+    )
+    said = "connections=%{num_connects} http=%{http_version}\n"
+    head = ("-H", f"Authorization: Bearer {client.token}", "-w", said)
+    urls = [f"https://127.0.0.1:{port}{BASE}/events"] * 12
+    how = ("-ksSN", "--http2", "--parallel", "--parallel-max", "20")
+
+    async def all_are_open() -> bool:
+        return b"genctl_sse_streams 12.0" in client.api.metrics.text()
+
+    with nginx_serves(server, port, tmp_path):
+        curl = await asyncio.create_subprocess_exec(
+            program, *how, *head, *urls, stdout=asyncio.subprocess.PIPE
+        )
+        assert curl.stdout
+        await until(all_are_open)
+        failed = str(await fail(kit)).encode()
+        heard = b""
+        async with asyncio.timeout(20):
+            while heard.count(failed) < 12:
+                heard += await curl.stdout.read(65_536)
+            await client.api.streams.stop(1.0)
+            heard += await curl.stdout.read()
+            await curl.wait()
+    assert heard.count(b"event: bye") == 12
+    assert sorted(re.findall(rb"connections=(\d) http=(\S+)", heard)) == [(b"0", b"2")] * 11 + [(b"1", b"2")]
