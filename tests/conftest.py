@@ -1,9 +1,11 @@
 """Fixtures: one PostgreSQL and one SQS server for all tests, a database and a queue pair for each."""
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 from genctl.base.settings import Settings
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
-from tests.kit import Kit, QueueServer, database_url, fresh_database
+from tests.kit import Kit, QueueServer, database_url, fresh_database, quick_logins
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 
 hypothesis.settings.register_profile("shared machine", deadline=None)
@@ -27,6 +29,10 @@ hypothesis.settings.load_profile("shared machine")
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job has our children ignore it
+
+# or each of the processes compiles all tests, with their assertions written anew, each time
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 MEMORY = Path("/dev/shm")
 
@@ -70,6 +76,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
     other = os.environ.get("GENCTL_TEST_POSTGRES")
     if not other:
         asyncio.run(server.start())
+        quick_logins(server.dsn)
     dsn = other or server.dsn
     try:
         with psycopg.connect(dsn, autocommit=True) as conn:
@@ -136,6 +143,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long begins first."""
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Nobody need look for garbage among the tests and what they import, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
