@@ -20,6 +20,7 @@ from genctl.base.settings import Settings
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
 from tests.kit import Kit, QueueServer, database_url, fresh_database, quick_logins
+from tests.process import forks
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 
 hypothesis.settings.register_profile("shared machine", deadline=None)
@@ -63,6 +64,12 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
     "runbook_set",
 )
 SHARING = ("tests/browser/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of forks for all processes of the run."""
+    if not hasattr(config, "workerinput"):
+        os.environ[forks.ADDRESS] = forks.offer(sys.executable)
 
 
 @pytest.fixture(scope="session")

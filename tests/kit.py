@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -34,6 +33,7 @@ from genctl.services.simulator import app
 from genctl.sweep import Ages, Swept, sweep
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire
+from tests.process.forks import spawn
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def quick_logins(server: str) -> None:
     with psycopg.connect(server, autocommit=True) as conn:
         conn.execute("set scram_iterations = 1")
         conn.execute(
-            sql.SQL("alter role {} password {}").format(sql.Identifier(login["user"]), login["password"])
+            sql.SQL("alter role {} password {}").format(sql.Identifier(str(login["user"])), login["password"])
         )
 
 
@@ -158,9 +158,12 @@ class QueueServer:
     def __enter__(self) -> Self:
         self.port = free_port()
         argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(self.port)]
-        self._process = subprocess.Popen(
+        self._process = spawn(
             [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
+            cwd=Path.cwd(),
             env={"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret},
+            stdout=sys.stderr,
+            stderr=sys.stderr,
         )
         until_sync(self._answers)
         return self

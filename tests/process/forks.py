@@ -12,6 +12,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import selectors
 import shutil
 import signal
@@ -21,31 +22,71 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-from tests.kit import until_sync
-
+ROOT = Path(__file__).parents[2]
+ADDRESS = "GENCTL_TEST_FORKS"  # of the server of the whole test run
+FORKED = (
+    "genctl",
+    "genctl.ops.stack.queue",
+    "tests.process.alone_program",
+    "tests.process.clock_program",
+)
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
+
+servers = {sys.executable: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
 
 
 def spawn(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str], stderr: IO[str]
 ) -> "subprocess.Popen[bytes]":
-    """Start a command with nothing to read; `python -m genctl …` is forked."""
-    if tuple(command[:3]) != (sys.executable, "-m", "genctl") or any(
-        key.startswith(BEGUN_WITH) for key in env
+    """Start a command with nothing to read; `python -m genctl …` and its like are forked."""
+    address = servers.get(command[0])
+    if (
+        address is None
+        or command[1] != "-m"
+        or command[2] not in FORKED
+        or any(key.startswith(BEGUN_WITH) for key in env)
     ):
         return subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
         )
-    asked = json.dumps({"argv": command[3:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
+    asked = json.dumps({"argv": command[2:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
     conn = socket.socket(socket.AF_UNIX)
-    conn.connect(_server())
+    conn.connect(address)
     sent = socket.send_fds(conn, [asked], [stdout.fileno(), stderr.fileno()])
     conn.sendall(asked[sent:])
     return cast("subprocess.Popen[bytes]", Forked(conn, [*command]))
+
+
+def offer(python: str) -> str:
+    """From now on commands of this interpreter are forked; the address.
+
+    The first command starts the server. It ends with this process, which one may do for all of a test run.
+    """
+    folder = tempfile.mkdtemp()
+    servers[python] = address = f"{folder}/forks"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(64)
+    atexit.register(shutil.rmtree, folder)
+    threading.Thread(target=_start, args=(python, listening), daemon=True).start()
+    return address
+
+
+def _start(python: str, listening: socket.socket) -> None:
+    select.select([listening], [], [])
+    server = subprocess.Popen(
+        [python, "-m", "tests.process.forks", str(listening.fileno())],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdin=subprocess.PIPE,  # it ends when nobody holds the other end
+        pass_fds=[listening.fileno()],
+    )
+    listening.close()
+    atexit.register(server.communicate)
 
 
 class Forked:
@@ -87,29 +128,12 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-@cache
-def _server() -> str:
-    """The address of this test process's server; it ends with its stdin, so with the test process."""
-    address = str(Path(tempfile.mkdtemp()) / "forks")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.process.forks", address],
-        env={"PATH": os.environ["PATH"]},
-        stdin=subprocess.PIPE,
-    )
-    atexit.register(server.communicate)
-    until_sync(Path(address).exists, within_s=60)
-    return address
-
-
 # --- the server ------------------------------------------------------------------------------
 
 
-def serve(address: str) -> None:
-    """Fork for each connection. Returns in the forks alone."""
-    with selectors.DefaultSelector() as ready, socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address + ".new")
-        listening.listen(64)
-        Path(address + ".new").rename(address)
+def serve(listening: socket.socket) -> str:
+    """Fork for each connection. Returns in the forks alone: the module that they shall run."""
+    with selectors.DefaultSelector() as ready, listening:
         ready.register(listening, selectors.EVENT_READ)
         ready.register(0, selectors.EVENT_READ)
         while True:
@@ -124,21 +148,19 @@ def serve(address: str) -> None:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        _become(asked, out, err)
-                        return
+                        return _become(asked, out, err)
                     for fd in (alive, out, err):
                         os.close(fd)
                     conn.sendall(f"{pid}\n".encode())
                     ready.register(life, selectors.EVENT_READ, (pid, conn))
                 elif key.fd == 0:
-                    shutil.rmtree(Path(address).parent)
                     os._exit(0)
                 else:  # nobody holds the other end of its pipe any more
                     pid, conn = key.data
                     ready.unregister(key.fd)
                     os.close(key.fd)
                     _, status = os.waitpid(pid, 0)
-                    with conn:
+                    with conn, suppress(BrokenPipeError):  # who asked may be gone
                         conn.sendall(f"{status}\n".encode())
 
 
@@ -150,14 +172,17 @@ def _asked(listening: socket.socket) -> tuple[dict[str, Any], int, int, socket.s
     return json.loads(text), out, err, conn
 
 
-def _become(asked: dict[str, Any], out: int, err: int) -> None:
+def _become(asked: dict[str, Any], out: int, err: int) -> str:
     for mine, given in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
         os.dup2(given, mine)
         os.close(given)
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
-    sys.argv[1:] = asked["argv"]
+    module: str
+    module, *sys.argv[1:] = asked["argv"]
+    sys.modules.pop(module, None)  # it is not imported, it is run
+    return module
 
 
 def _leave(left: SystemExit) -> None:
@@ -181,8 +206,8 @@ if __name__ == "__main__":
             importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
-    serve(sys.argv[1])
+    asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
     try:
-        runpy.run_module("genctl", run_name="__main__", alter_sys=True)
+        runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
     except SystemExit as left:
         _leave(left)

@@ -133,8 +133,7 @@ def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, fir
 def alone(fire: Fire) -> Iterator[Running]:
     """A worker whose jobs share no statement and no call, so that what befalls one befalls it alone."""
     program = (sys.executable, "-m", "tests.process.alone_program", "worker", "--no-sweep")
-    env = fire.place.env | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with Running.start(*program, env=env, folder=fire.place.folder) as worker:
+    with Running.start(*program, env=fire.place.env, folder=fire.place.folder) as worker:
         worker.until("worker.started")
         yield worker
 
