@@ -63,7 +63,7 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
     "runbook_runs",
     "runbook_set",
 )
-SHARING = ("tests/browser/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
+SHARING = ("tests/browser/", "tests/sdk/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
 
 
 def pytest_configure(config: pytest.Config) -> None:
