@@ -23,7 +23,7 @@ from tests.kit import Kit, QueueServer, database_url, fresh_database, quick_logi
 from tests.process import forks
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 
-hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.register_profile("shared machine", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("first failure", deadline=None, phases=[hypothesis.Phase.generate])
 hypothesis.settings.load_profile("shared machine")
 
@@ -63,7 +63,11 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
     "runbook_runs",
     "runbook_set",
 )
-SHARING = ("tests/browser/", "tests/sdk/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
+SHARING = (
+    "tests/browser/",
+    "tests/sdk/",
+    *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

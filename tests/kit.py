@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -38,6 +38,17 @@ from tests.process.forks import spawn
 T = TypeVar("T")
 
 SOON_S = 20.0  # what takes longer hangs
+PAUSES_S = (
+    0.01,
+    0.02,
+    0.02,
+    0.05,
+    0.05,
+    0.05,
+    0.1,
+)  # between two looks at what is waited for; the last for ever
+
+_owners: dict[str, psycopg.Connection] = {}  # of the servers, who make and drop databases
 
 
 def database_url(dsn: str, name: str) -> str:
@@ -58,13 +69,20 @@ def quick_logins(server: str) -> None:
 @contextmanager
 def fresh_database(server: str, name: str, how: str = "") -> Iterator[str]:
     """The DSN of a new database on a server, dropped at the end; `how` is what follows its name."""
-    with psycopg.connect(server, autocommit=True) as conn:
-        conn.execute(f"create database {name} {how}")
+    _as_owner(server, f"create database {name} {how}")
     try:
         yield database_url(server, name)
-    finally:  # on a new connection: a test may have restarted the server
-        with psycopg.connect(server, autocommit=True) as conn:
-            conn.execute(f"drop database {name} with (force)")
+    finally:
+        _as_owner(server, f"drop database {name} with (force)")
+
+
+def _as_owner(server: str, statement: str) -> None:
+    """On a connection that is kept, unless a test has stopped its server meanwhile."""
+    with suppress(KeyError, psycopg.OperationalError):
+        _owners[server].execute(statement)
+        return
+    _owners[server] = psycopg.connect(server, autocommit=True)
+    _owners[server].execute(statement)
 
 
 def free_port() -> int:
@@ -75,18 +93,19 @@ def free_port() -> int:
 
 def until_sync(condition: Callable[[], T | None], within_s: float = 20.0) -> T:
     """Wait for a condition to give something."""
-    deadline = time.monotonic() + within_s
+    deadline, pauses = time.monotonic() + within_s, iter(PAUSES_S)
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{condition} did not hold within {within_s} s"
-        time.sleep(0.02)
+        time.sleep(next(pauses, PAUSES_S[-1]))
     return found
 
 
 async def until(condition: Callable[[], Awaitable[T | None]], within_s: float = 20.0) -> T:
     """Wait for a condition to give something."""
+    pauses = iter(PAUSES_S)
     async with asyncio.timeout(within_s):
         while not (found := await condition()):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(next(pauses, PAUSES_S[-1]))
         return found
 
 
