@@ -51,17 +51,26 @@ if "TMPDIR" not in os.environ and roomy(MEMORY):
     # a database for each test is hundreds of files: on a disk they cost more than most tests
     os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
 
-LONG = (  # they wait for the most part, and would otherwise be what is left at the end
-    "from_nothing",
-    "second_tool",
+LONG = (  # they wait for the most part, and would otherwise be what is left at the end; the longest first
     "outages",
     "crash_matrix",
+    "from_nothing",
+    "refusals",
+    "demo",
+    "redrive",
+    "second_tool",
+    "runbook_set",
+    "findings",
+    "interleavings",
+    "troubles",
+    "scenarios",
+    "waiting",
+    "contention",
+    "ours",
+    "foreign",
     "frozen",
     "worker_ownership",
-    "refusals",
-    "contention",
     "runbook_runs",
-    "runbook_set",
 )
 SHARING = (
     "tests/browser/",
@@ -153,7 +162,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long begins first."""
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem.removeprefix("test_"), len(LONG)))
 
 
 def pytest_collection_finish() -> None:
