@@ -6,6 +6,7 @@ end. Starting up and ending are tested elsewhere, with interpreters that are sta
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -25,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
+
+from genctl.ops.stack.leash import PR_SET_PDEATHSIG
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "GENCTL_TEST_FORKS"  # of the server of the whole test run
@@ -173,6 +176,8 @@ def _asked(listening: socket.socket) -> tuple[dict[str, Any], int, int, socket.s
 
 
 def _become(asked: dict[str, Any], out: int, err: int) -> str:
+    if sys.platform == "linux":  # a test run that was killed leaves nothing behind: the server ends with it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     for mine, given in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
         os.dup2(given, mine)
         os.close(given)
