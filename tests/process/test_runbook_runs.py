@@ -501,7 +501,7 @@ def test_variables_have_types(book: Book) -> None:
         "text": ("x", None),
         "integer": ("7", "x"),
         "number": ("7.5", "nan"),
-        "boolean": ("yes", "7"),
+        "boolean": ("true", "7"),
         "duration": ("5m", "5"),
         "file": ("book.yaml", "x"),
     }

@@ -57,32 +57,29 @@ def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
 
 def roots(path: str) -> set[str]:
     """Name what a JMESPath asks of the document itself. Raises JMESPathError."""
-    return set(_roots(jmespath.compile(path).parsed))
-
-
-def _roots(node: Node) -> Iterator[str]:
-    if node["type"] == "field":
-        yield node["value"]
-    if node["type"] == "expref":  # asked of each that the function is given
-        return
-    inner = node["children"][:1] if node["type"] in _OF_THE_FIRST else node["children"]
-    for child in inner:
-        yield from _roots(child)
+    return {names[0] for names in _names(jmespath.compile(path).parsed)}
 
 
 def values_in(condition: str) -> set[str]:
     """Name the run's values that an expectation looks at, as `values.NAME`. Raises JMESPathError."""
-    return set(_values_in(jmespath.compile(condition).parsed))
+    return {names[1] for names in _names(jmespath.compile(condition).parsed) if names[:-1] == ("values",)}
 
 
-def _values_in(node: Node) -> Iterator[str]:
+def _names(node: Node) -> Iterator[tuple[str, ...]]:
+    """Yield what an expression asks of the document itself: a name, or a name and one within it."""
     match node:
-        case {"type": "subexpression", "children": [{"value": "values"}, {"value": str(name)}, *_]}:
-            yield name
-        case {"type": "slice"}:
+        case {"children": [{"type": "field", "value": outer}, {"type": "field", "value": inner}, *_]} if (
+            node["type"] == "subexpression"
+        ):
+            yield outer, inner
+        case {"type": "field", "value": name}:
+            yield (name,)
+        case {"type": "expref"}:  # asked of each that the function is given
             return
-    for child in node["children"]:
-        yield from _values_in(child)
+        case _:
+            for child in node["children"][:1] if node["type"] in _OF_THE_FIRST else node["children"]:
+                if isinstance(child, dict):  # a slice has numbers
+                    yield from _names(child)
 
 
 def find(path: str, document: Any) -> Any:

@@ -1,6 +1,5 @@
 """A runbook's YAML as types; the JSON Schema that editors complete by is made from them."""
 
-import re
 from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
@@ -15,7 +14,11 @@ from genctl.domain.runbooks import references
 
 DEFAULT_TIMEOUT = "60s"
 KINDS = ("genctl", "sql", "http", "shell", "ask")  # what a step does; one of them
-TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+LITERALS: dict[str, tuple[Any, str]] = {  # types of a variable that are no texts
+    "integer": (Annotated[int, msgspec.Meta(ge=-(10**15), le=10**15)], "a whole number"),
+    "number": (Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)], "a number"),
+    "boolean": (bool, "true or false"),
+}
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 _NAME = r"^[a-z][a-z0-9-]{0,40}$"
@@ -53,35 +56,25 @@ class Variable(Strict, frozen=True, kw_only=True):
         ways = [name for name in ("default", "required", "optional") if getattr(self, name) is not UNSET]
         if len(ways) != 1:
             raise ValueError(_exactly_one(("default", "required", "optional"), ways))
-        kinds = {"integer": (int,), "number": (int, float), "boolean": (bool,)}.get(self.type, (str,))
-        if self.default is not UNSET:
-            if type(self.default) not in kinds:
+        if isinstance(self.default, str | int | float):
+            if isinstance(self.default, str) == (self.type in LITERALS):
                 raise ValueError(f"the default is no {self.type}")
             self.parse(str(self.default))
 
     def parse(self, text: str) -> Any:
         """Return the value of a text. Raises ValueError, which says what was expected."""
-        match self.type:
-            case "integer":
-                if not re.fullmatch(r"-?[0-9]{1,15}", text):
-                    raise ValueError("expected a whole number")
-                return int(text)
-            case "number":
-                if not re.fullmatch(r"-?[0-9]{1,15}(\.[0-9]{1,15})?", text):
-                    raise ValueError("expected a number")
-                return float(text)
-            case "boolean":
-                if text.lower() not in TRUE | FALSE:
-                    raise ValueError("expected true or false")
-                return text.lower() in TRUE
-            case "duration":
-                try:
-                    parse_duration(text)
-                except ValueError as error:
-                    raise ValueError(f"expected {error}") from None
-            case "file":
-                return str(Path(text).expanduser().absolute())
-        return text
+        if self.type in LITERALS:
+            kind, name = LITERALS[self.type]
+            try:
+                return msgspec.convert(text, kind, strict=False)
+            except msgspec.ValidationError:
+                raise ValueError(f"expected {name}") from None
+        if self.type == "duration":
+            try:
+                parse_duration(text)
+            except ValueError as error:
+                raise ValueError(f"expected {error}") from None
+        return str(Path(text).expanduser().absolute()) if self.type == "file" else text
 
 
 class Sql(Strict, frozen=True, kw_only=True):
