@@ -11,7 +11,7 @@ import pytest
 from tests.kit import free_port, until_sync
 from tests.process.place import Place
 
-from genctl.ops.smoke.hop import HOPS, Hop
+from genctl.ops.smoke.hop import HOPS, HopResult
 from genctl.ops.smoke.junit import suite
 
 KEYS = ["hop", "ok", "ms", "evidence", "why"]
@@ -114,14 +114,14 @@ def test_a_kill_leaves_the_books_whole(place: Place) -> None:
 def test_control_characters_of_a_provider_are_no_xml_error() -> None:
     """And nothing in a hop's words ends a tag."""
     words = 'expected "a" & <b>, found \x00\x1b[31m \ud800\uffff'
-    text = ET.tostring(suite([Hop("accepted", ok=False, why=words)]), "utf-8")
+    text = ET.tostring(suite([HopResult("accepted", ok=False, why=words)]), "utf-8")
     (failure,) = ET.fromstring(text).iter("failure")
     assert failure.attrib["message"] == r'expected "a" & <b>, found \x00\x1b[31m \ud800\uffff'
 
 
 def test_what_breaks_at_the_end_takes_its_followers_along() -> None:
     """A refund that was doubled once all hops were seen: one failure, and what lies behind it is skipped."""
-    late = Hop("refund", ok=False, why="expected 100, found 104; look at credit_accounts")
-    hops = [*(Hop(name, ok=True, ms=1.0, evidence="seen") for name in HOPS), late]
+    late = HopResult("refund", ok=False, why="expected 100, found 104; look at credit_accounts")
+    hops = [*(HopResult(name, ok=True, ms=1.0, evidence="seen") for name in HOPS), late]
     report = suite(hops)
     assert (report.attrib["failures"], report.attrib["skipped"]) == ("1", "4")

@@ -20,6 +20,7 @@ import msgspec
 import sseclient
 
 from genctl.base.durations import reconnect_s
+from genctl.base.person import Note
 from genctl.domain.model import GenctlError
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
@@ -30,8 +31,8 @@ OPENED = ""  # stands for an event: the connection is made
 TELLING = {"failed", "done", "queued"}
 
 
-class Place(NamedTuple):
-    """Where the API is, which tool's stream, how to get a token for each new connection, and whose stream."""
+class StreamAddress(NamedTuple):
+    """Where the API is, which tool's stream, and what makes a token for each new connection."""
 
     api_url: str
     tool: str
@@ -58,7 +59,7 @@ class GoneError(GenctlError):
 
 
 async def follow(
-    place: Place, *, last_id: str | None, fail_after_s: float | None, note: Callable[[str], None]
+    address: StreamAddress, *, last_id: str | None, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[Seen]:
     """The events, for ever, each once it is complete.
 
@@ -70,7 +71,7 @@ async def follow(
         missed = 0
         is_ready = False
         try:
-            async with contextlib.aclosing(_events(place, last_id)) as events:
+            async with contextlib.aclosing(_events(address, last_id)) as events:
                 async for name, event_id, data in events:
                     made = True
                     if name == OPENED:
@@ -93,9 +94,11 @@ async def follow(
         await asyncio.sleep(delay_s)
 
 
-async def _events(place: Place, last_id: str | None) -> AsyncGenerator[tuple[str, str | None, Any], None]:
+async def _events(
+    address: StreamAddress, last_id: str | None
+) -> AsyncGenerator[tuple[str, str | None, Any], None]:
     """Name, id and data of the events of one connection. Always ends with GoneError or GenctlError."""
-    connection = Connection(place, last_id)
+    connection = Connection(address, last_id)
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "watch") as thread:
         try:
@@ -111,9 +114,9 @@ async def _events(place: Place, last_id: str | None) -> AsyncGenerator[tuple[str
 class Connection:
     """One HTTP response that does not end. `open` and what it returns block; `close` ends them at once."""
 
-    def __init__(self, place: Place, last_id: str | None) -> None:
-        self.url = f"{place.api_url}/api/{place.tool}/events"
-        self._token = place.token
+    def __init__(self, address: StreamAddress, last_id: str | None) -> None:
+        self.url = f"{address.api_url}/api/{address.tool}/events"
+        self._token = address.token
         self._last_id = last_id
         self._http: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None

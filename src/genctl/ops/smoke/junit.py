@@ -7,14 +7,14 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 from genctl.base.printable import printable
 from genctl.domain.model import GenctlError
-from genctl.ops.smoke.hop import NOT_TRIED, Hop, verdict
+from genctl.ops.smoke.hop import NOT_TRIED, HopResult, verdict
 
 
 @contextmanager
-def reported(path: Path | None, hops: Sequence[Hop]) -> Iterator[None]:
-    """Writes what `hops` holds when the block ends, however it ends; without a path nothing.
+def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
+    """Write what `hops` holds when the block ends, however it ends; without a path nothing.
 
-    The file is opened first: OSError is raised before anything is done.
+    It opens the file first, so that OSError comes before anything is done.
     """
     if path is None:
         yield
@@ -31,10 +31,10 @@ def reported(path: Path | None, hops: Sequence[Hop]) -> Iterator[None]:
             ElementTree(suite(hops, trouble)).write(file, "utf-8", xml_declaration=True)
 
 
-def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
-    """A test case a hop: passed, failed, or skipped behind the first that failed.
+def suite(hops: Sequence[HopResult], trouble: str | None = None) -> Element:
+    """Make a test case of each hop: passed, failed, or skipped behind the first that failed.
 
-    `trouble` is what kept the rest from being tried: an error of the first hop that is not known.
+    `trouble` says why nobody tried the rest: an error of the first hop that is not known.
     """
     root = Element("testsuites")
     top = SubElement(root, "testsuite", name="genctl smoke")
@@ -63,5 +63,5 @@ def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
 
 
 def _text(text: str) -> str:
-    """Without what a terminal would obey, and what XML 1.0 has no way to write."""
+    """Escape what a terminal would obey, and what XML 1.0 has no way to write."""
     return printable(text).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})

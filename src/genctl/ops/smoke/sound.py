@@ -1,4 +1,4 @@
-"""What sound means: the contract's shapes, asked of what was seen. Pure; each answers with its complaints."""
+"""What sound means: the contract's shapes, held against what was seen. Pure; each gives its complaints."""
 
 import json
 import re
@@ -51,7 +51,7 @@ _SECRET = re.compile(
 
 
 def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
-    """Everything that is wrong with a session's `error_details`; none of `secrets` may be in it."""
+    """List all that is wrong with a session's `error_details`; none of `secrets` may be in it."""
     if not isinstance(details, dict):
         return [f"it is {_kind(details)}, not an object"]
     return [
@@ -97,7 +97,7 @@ def _words(details: dict[str, Any]) -> Iterator[str]:
 
 
 def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
-    """What is wrong with a NOTIFY: one JSON object that says what is expected."""
+    """Say what is wrong with a NOTIFY: it must be one JSON object that says what is expected."""
     try:
         said = json.loads(payload)
     except ValueError:
@@ -109,7 +109,7 @@ def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
 
 
 def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
-    """What is wrong with the body of a DLQ copy: the job message, as it was before the job failed."""
+    """Say what is wrong with the body of a DLQ copy: the job message, as it was before the job failed."""
     try:
         job = json.loads(body)
     except ValueError:
@@ -122,7 +122,7 @@ def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
 def attributes_complaint(
     attributes: Mapping[str, str], session_id: UUID, details: Mapping[str, Any]
 ) -> str | None:
-    """What is wrong with the attributes of a DLQ copy: some must be there, all must tell the same."""
+    """Say what is wrong with the attributes of a DLQ copy: some must be there, all must tell the same."""
     told = {name: details[name] for name in ("code", "category", "attempts", "providerStatus")}
     expected = {"sessionId": session_id, "run": 1} | told
     for name, value in expected.items():
