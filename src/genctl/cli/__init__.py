@@ -24,7 +24,7 @@ TABLE = {
             "Serve the provider's images API, with failures on request.",
         ),
         "sweep": ("genctl.cli.sweep:sweep", "Settle and send again what nothing else did: the safety net."),
-        "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, nothing is failed."),
+        "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, none fails."),
         "resume": ("genctl.cli.gate:resume", "Open the gate."),
     },
     "Send and watch": {

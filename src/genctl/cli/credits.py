@@ -40,7 +40,7 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
 @credits_.command(
     "grant", cls=Command, examples=("genctl credits grant --user ann --amount 100 --reason 'sorry'",)
 )
-@click.option("--user", required=True, metavar="U", help="The user; the account is made when there is none.")
+@click.option("--user", required=True, metavar="U", help="The user; one without an account gets it.")
 @click.option("--amount", required=True, type=int, metavar="N", help="Credits to add.")
 @click.option("--reason", default="granted by hand", metavar="T", help="Why, for the ledger.")
 def grant(out: Output, *, user: str, amount: int, reason: str) -> None:

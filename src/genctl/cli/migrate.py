@@ -34,7 +34,7 @@ def up(out: Output) -> None:
 @click.option("--dry-run", is_flag=True, help="Name the files and undo none.")
 @yes_option
 def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None:
-    """Undo the newest applied file. What it made is dropped, with all that is in it.
+    """Undo the newest applied file: drop what it made, with all that is in it.
 
     A table or column that was there before genctl stays.
     """

@@ -119,7 +119,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
 
 
 def _line(hop: "Hop") -> dict[str, str]:
-    """A hop as people read it; one more block of the bar is ten times longer, from a millisecond on."""
+    """Tell a hop to people; one more block of the bar is ten times longer, from a millisecond on."""
     from math import log10
 
     from genctl.domain.model import rough

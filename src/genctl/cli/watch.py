@@ -43,7 +43,7 @@ def watch(
 ) -> None:
     """Show a user's events as their page gets them.
 
-    Reads the API's stream, reconnects by itself, and goes on behind the last event that came.
+    It reads the API's stream, reconnects by itself, and goes on behind the last event that came.
     """
     from genctl.base.tokens import Tokens
     from genctl.domain.model import GenctlError

@@ -1,21 +1,22 @@
 """Messages of the DLQ in a file, a line of JSON each, as SQS had them: the whole body, every attribute.
 
 Each batch is on the disk before the next is taken (with gzip as a member of its own), so that a file which a
-kill or a full disk cut short is good up to the cut. Going on drops a torn last line, and skips what is there;
-it is refused where a gzip file is not whole.
+kill or a full disk cuts short is good up to the cut. With `resume` an export drops a torn last line, and skips
+what is there; a gzip file must be whole for that.
 """
 
 import fcntl
 import gzip
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
 import msgspec
 
+from genctl.base.person import Advance
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
@@ -28,7 +29,7 @@ from genctl.redrive import chosen
 
 
 class Export:
-    """A file that is being written; `known` are the messages in it."""
+    """A file under way; `known` are the messages in it."""
 
     def __init__(self, path: Path, file: IO[bytes], known: set[str]) -> None:
         self.path = path
@@ -39,16 +40,16 @@ class Export:
     @classmethod
     @contextmanager
     def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
-        """A new file, or with `resume` the rest of one.
+        """Begin a new file, or with `resume` go on with one.
 
-        Raises GenctlError: exit 2 when it is there already or being written, exit 3 when it cannot be.
+        Raises GenctlError: exit 2 when it is there or another command writes it, exit 3 when we cannot.
         """
         try:
             with path.open("r+b" if resume and path.is_file() else "xb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two writers would overwrite each other
                 one = cls(path, file, _read_up_to_the_cut(file, path) if resume else set())
                 if _is_gzip(path) and not file.tell():
-                    file.write(gzip.compress(b""))  # also a file of nothing is gzip
+                    file.write(gzip.compress(b""))  # an empty export is gzip too
                 yield one
         except FileExistsError:
             raise GenctlError(
@@ -69,7 +70,7 @@ class Export:
             ) from None
 
     def write(self, messages: Sequence[Message]) -> None:
-        """Have these on the disk, those that are not there yet. Raises OSError."""
+        """Put on the disk those of these that are not there yet. Raises OSError."""
         lines = [_line(message) for message in messages if message.message_id not in self.known]
         self.known.update(message.message_id for message in messages)
         if lines:
@@ -88,18 +89,18 @@ async def export(
     resume: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the messages that are meant; all stay in the DLQ. Raises GenctlError."""
+    """Write the messages that somebody means; all stay in the DLQ. Raises GenctlError."""
     async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
-        with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as step:
+        with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as advance:
             while messages := await over.receive(wait_s=1):
                 file.write([message for message, _ in await chosen(messages, db, choice)])
-                step(len(messages))
+                advance(len(messages))
         approximate = max(over.approximate, over.seen)
         return {"exported": file.written, "seen": over.seen, "approximate": approximate, "file": path}
 
 
 async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
-    """How many messages are meant, and of them of runs that still wait; all are shown again."""
+    """Count the messages that somebody means, and those of runs that still wait; show all again."""
     count = active = 0
     while messages := await over.receive():
         meant = await chosen(messages, db, choice)
@@ -110,7 +111,7 @@ async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
 
 
 def question(found: dict[str, Any], name: str) -> str:
-    """What a person is asked before they are deleted."""
+    """Ask a person before we delete them."""
     active = found["active"]
     of_runs = (
         f" {active} of them may be all that is left of runs that wait; those fail in time." if active else ""
@@ -123,10 +124,10 @@ async def discard(
     db: Database,
     choice: Choice,
     file: Export | None,
-    step: Callable[[int], object],
+    advance: Advance,
     most: int | None = None,
 ) -> dict[str, Any]:
-    """Delete the messages that are meant, at most `most`; each batch after it is in `file`.
+    """Delete the messages that somebody means, at most `most`; each batch after it is in `file`.
 
     Raises GenctlError.
     """
@@ -140,7 +141,7 @@ async def discard(
         gone = [message for message, error in zip(meant, errors, strict=True) if error is None]
         over.forget(gone)
         count, discarded = count + len(meant), discarded + len(gone)
-        step(len(messages))
+        advance(len(messages))
     return _shown(over, meant=count, discarded=discarded, file=file.path if file else None)
 
 
@@ -169,7 +170,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _read_up_to_the_cut(file: IO[bytes], path: Path) -> set[str]:
-    """The messages in the file, which ends behind the last whole line from now on."""
+    """List the messages in the file, and cut it behind the last whole line."""
     known: set[str] = set()
     good = 0
     try:

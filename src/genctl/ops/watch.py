@@ -1,7 +1,7 @@
 """The browser's side of the stream, for terminals: sseclient-py in one thread, and what it does not do.
 
-It parses. Here are connecting, resuming behind the last id, the death of a connection that is silent
-beyond the heartbeat, and the cut last event of one that broke.
+It parses. This module connects, resumes behind the last id, gives up a connection that is silent beyond the
+heartbeat, and drops the cut last event of one that broke.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class StreamAddress(NamedTuple):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One event. `id` is the last one that came so far, as browsers tell it."""
+    """One event. `id` is the last one that came so far, as in browsers."""
 
     event: str
     id: str | None
@@ -48,7 +48,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class GoneError(GenctlError):
-    """The stream ended or cannot be had just now; another connection may."""
+    """The stream ended, or this connection got none; another one may."""
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(
@@ -61,10 +61,10 @@ class GoneError(GenctlError):
 async def follow(
     address: StreamAddress, *, last_id: str | None, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[Seen]:
-    """The events, for ever, each once it is complete.
+    """Yield the events, for ever, each once it is complete.
 
-    Raises GenctlError: exit 5 when the token is refused, exit 3 when the first connection cannot be made
-    or a lost one was away for `fail_after_s` seconds.
+    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or a
+    lost one was away for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
     while True:
@@ -97,7 +97,7 @@ async def follow(
 async def _events(
     address: StreamAddress, last_id: str | None
 ) -> AsyncGenerator[tuple[str, str | None, Any], None]:
-    """Name, id and data of the events of one connection. Always ends with GoneError or GenctlError."""
+    """Yield name, id and data of one connection's events. It ends with GoneError or GenctlError."""
     connection = Connection(address, last_id)
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "watch") as thread:
@@ -122,7 +122,7 @@ class Connection:
         self._socket: socket.socket | None = None
 
     def open(self) -> Iterator[tuple[str, str | None, Any]]:
-        """Connect; the events. Raises GenctlError."""
+        """Connect, and give the events. Raises GenctlError."""
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._http = kind(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
@@ -181,7 +181,7 @@ class Connection:
 
 
 def whole(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The bytes of complete events, one by one: of a broken connection the last would be taken for whole."""
+    """Yield the bytes of complete events, one by one: sseclient takes a cut last one for whole."""
     event = b""
     while line := response.readline(LARGEST_EVENT_BYTES):
         event += line
