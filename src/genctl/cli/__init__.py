@@ -46,7 +46,7 @@ TABLE = {
         "doctor": ("genctl.cli.judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "explain": (
             "genctl.cli.explain:explain",
-            "Explain a failure code: what is done, what users read, whether a redrive helps.",
+            "Explain a failure code: what workers do, what users read, whether a redrive helps.",
         ),
         "classify": (
             "genctl.cli.explain:classify",

@@ -46,7 +46,7 @@ def status(out: Output, *, watch: bool) -> int:
 
 
 async def _watch(out: Output) -> None:
-    """Look for ever: a table overwrites itself on a terminal; data, and tables in a pipe, follow one another."""
+    """Look for ever: on a terminal each table overwrites the last, else each document follows the last."""
     from genctl.domain.model import GenctlError
     from genctl.domain.status import unreachable
     from genctl.ops.status import look

@@ -48,7 +48,7 @@ def check(
     from genctl.domain.model import camel
 
     if (dry_run or yes is not None) and not fix:
-        raise click.UsageError("--dry-run and --yes need --fix")
+        raise click.UsageError("--dry-run and --yes are for --fix: add --fix")
     if fix and not dry_run:
         out.target()
         out.askable(yes)
@@ -72,7 +72,8 @@ def check(
     if unsure := found.unknowns + found.late_results:
         terminal.note(
             f"the provider may have billed {many(unsure, 'call')}, worth {many(found.worth, 'credit')},"
-            f" though users got refunds: {found.unknowns} of unknown outcome, {found.late_results} late results"
+            f" though users got refunds: {found.unknowns} of unknown outcome,"
+            f" {found.late_results} late results"
         )
     violations = [camel(violation._asdict()) for violation in found.violations]
     out.emit({"checked": found.checked, "violations": violations}, rows=violations, empty="")

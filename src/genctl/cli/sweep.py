@@ -19,8 +19,8 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     """Settle and send again what nothing else did: the safety net.
 
     It sends owed job messages and DLQ copies, takes back runs whose worker fell silent, fails jobs that
-    waited too long, releases what a failed or missing session still holds, captures what a completed one does, and
-    prunes the trace. Exit code 1 when something of it failed, 3 when database or queue is away.
+    waited too long, releases what a failed or missing session still holds, captures what a completed one
+    does, and prunes the trace. Exit code 1 when something of it failed, 3 when database or queue is away.
     """
     from genctl import sweep as net
     from genctl.base import log

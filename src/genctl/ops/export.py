@@ -1,8 +1,8 @@
 """Messages of the DLQ in a file, a line of JSON each, as SQS had them: the whole body, every attribute.
 
 Each batch is on the disk before the next is taken (with gzip as a member of its own), so that a file which a
-kill or a full disk cuts short is good up to the cut. With `resume` an export drops a torn last line, and skips
-what is there; a gzip file must be whole for that.
+kill or a full disk cuts short is good up to the cut. With `resume` an export drops a torn last line, and
+skips what is there; a gzip file must be whole for that.
 """
 
 import fcntl
