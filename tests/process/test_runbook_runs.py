@@ -345,13 +345,15 @@ def test_no_value_of_a_command_is_seen_among_the_processes(book: Book) -> None:
     book.write(
         f"shell: printf 127.7.7.%s 7\n{OK}\nsave: {{host: {{path: text, secret: true}}}}",
         f'genctl: [simulator, --port, 0, --host, "${{host}}"]\n{OK}',
+        f"shell: touch cleaned\nalways: true\n{OK}",
     )
     with book.start("run", str(book.file)) as running:
         until_sync(lambda: "simulator.started" in running.log.read_text())
         seen = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
         assert [words for words in seen if b"127.7.7.7" in words] == []
-        assert running.end(signal.SIGINT) == 130
+        assert running.end(signal.SIGTERM) == 143
         assert "***" in running.log.read_text()
+    assert (book.folder / "cleaned").exists(), "and the command is ended"
 
 
 def test_a_command_may_list_a_whole_queue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,16 +380,10 @@ raise SystemExit(main())
 """
 
 
-def test_sigterm_cleans_up_too(book: Book) -> None:
-    book.write(f"genctl: [simulator, --port, 0]\n{OK}", f"shell: touch cleaned\nalways: true\n{OK}")
-    with book.start("run", str(book.file)) as running:
-        until_sync(lambda: "simulator.started" in running.log.read_text())
-        assert running.end(signal.SIGTERM) == 143
-    assert (book.folder / "cleaned").exists()
-
-
-@pytest.mark.parametrize("slow", ["shortened", "complaint"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "slow"),
+    [(signal.SIGINT, "complaint"), (signal.SIGTERM, "shortened"), (signal.SIGHUP, "complaint")],
+)
 def test_a_signal_between_two_steps_cleans_up_too(book: Book, number: signal.Signals, slow: str) -> None:
     """Also between two looks of a wait: the journal, or the judgement, is slow when the signal comes."""
     first = "shell: 'true'" if slow == "shortened" else "shell: exit 1\nwait: {every: 0s, within: 9s}"
@@ -496,25 +492,19 @@ def test_a_condition_whose_value_is_missing_skips_and_one_on_an_earlier_step_is_
     assert states(json.loads(out)) == ["ok"]
 
 
-def test_variables_have_types(book: Book) -> None:
-    kinds = {
-        "text": ("x", None),
-        "integer": ("7", "x"),
-        "number": ("7.5", "nan"),
-        "boolean": ("true", "7"),
-        "duration": ("5m", "5"),
-        "file": ("book.yaml", "x"),
-    }
-    for kind, (good, bad) in kinds.items():
-        book.write(
-            f'shell: test "${{it}}"\n{OK}', variables=f"{{it: {{type: {kind}, required: true, help: x}}}}"
-        )
-        book.run("--var", f"it={good}")
-        if bad:
-            _, said = book.say("run", str(book.file), "--var", f"it={bad}", exit_code=2)
-            assert "expected" in said or "there is no" in said
+def test_a_variable_that_is_wrong_missing_or_unknown_is_told_before_the_first_step(book: Book) -> None:
+    book.write(
+        f'shell: touch "ran-${{it}}"\n{OK}', variables="{it: {type: integer, required: true, help: x}}"
+    )
+    for given, told in {
+        "it=x": "--var it: expected a whole number, got 'x'",
+        "at=x": "no variable 'at': did you mean it?",
+        "it": "expected NAME=VALUE",
+    }.items():
+        assert told in book.say("run", str(book.file), "--var", given, exit_code=2)[1]
     assert "the value it is missing" in book.say("run", str(book.file), exit_code=2)[1]
-    assert "no variable 'at'" in book.say("run", str(book.file), "--var", "at=x", exit_code=2)[1]
+    book.run("--var", "it=7")
+    assert [path.name for path in book.folder.glob("ran-*")] == ["ran-7"]
 
 
 def test_reports_and_dry_run(book: Book) -> None:

@@ -20,6 +20,7 @@ from genctl.domain.conditions import (
 )
 from genctl.domain.masking import MASK, Masker
 from genctl.domain.runbooks import fill, names_in, past, references, refusal, spoken, statement
+from genctl.ops.runbook.model import Variable
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 DOCUMENTS = st.recursive(
@@ -153,6 +154,24 @@ def test_the_values_that_a_path_asks_for(path: str, names: set[str]) -> None:
 
 
 # --- values
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        *[("text", "7", "7"), ("integer", "-7", -7), ("number", "7.5", 7.5), ("duration", "5m", "5m")],
+        *[("boolean", "true", True), ("boolean", "0", False), ("file", "/a/b.log", "/a/b.log")],
+        *[("integer", "x", None), ("integer", "7.5", None), ("integer", "1" * 40, None)],
+        *[("number", "nan", None), ("number", "x", None), ("boolean", "7", None), ("duration", "5", None)],
+    ],
+)
+def test_a_variable_has_a_type(kind: Any, text: str, value: Any) -> None:
+    variable = Variable(type=kind, help="x", required=True)
+    if value is not None:
+        assert variable.parse(text) == value
+        return
+    with pytest.raises(ValueError, match="^expected "):
+        variable.parse(text)
 
 
 @given(

@@ -188,7 +188,8 @@ def _carry_out(
     from genctl.ops.runbook.run import Run
 
     confirm = _confirming(out, yes)
-    asking = [step.step for step in loaded.runbook.steps if step.asks and step.step not in start.done]
+    left = [step for step in loaded.runbook.steps if step.always or step.step not in start.done]
+    asking = [step.step for step in left if step.asks]
     if asking and yes is None and not terminal.can_ask():
         told = f"step {asking[0]} asks, and nobody can be asked here"
         raise GenctlError("NotConfirmed", told, "answer with --yes", exit_code=2)
