@@ -228,7 +228,7 @@ def discard(
     yes: str | None,
     choose: "Callable[[], Choice]",
 ) -> None:
-    """Delete messages for good; each is written to a file first.
+    """Delete messages for good, once each is in a file.
 
     The file is dlq-TIME.jsonl.gz in this folder unless --export names another. The sessions stay as they are.
     """

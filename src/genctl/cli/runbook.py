@@ -257,7 +257,7 @@ def _indented(shown: Any, more: int, room: int | None) -> str:
 
 
 def _confirming(out: Output, yes: str | None) -> Callable[[str], str]:
-    """Make what asks a person, and gives the value of `--yes`; a wrong value of ours is refused at once."""
+    """Make what asks a person, and gives the value of `--yes`; refuse a wrong value at once."""
     from genctl.base import dsn
     from genctl.domain.model import GenctlError
 

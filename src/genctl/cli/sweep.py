@@ -38,12 +38,12 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
         out.target(queue=True)
 
     async def once() -> net.Pass:
-        async with Pipeline.open(settings, calls=False) as at:
-            return await net.sweep(at, ages, dry_run=dry_run)
+        async with Pipeline.open(settings, calls=False) as pipeline:
+            return await net.sweep(pipeline, ages, dry_run=dry_run)
 
     async def again_and_again(every_s: float) -> None:
-        async with Pipeline.open(settings, calls=False) as at:
-            await sweeper.run(at, ages, every_s=every_s)
+        async with Pipeline.open(settings, calls=False) as pipeline:
+            await sweeper.run(pipeline, ages, every_s=every_s)
 
     if every:
         out.serve(again_and_again(every))

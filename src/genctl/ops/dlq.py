@@ -40,7 +40,7 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[Database, Queue]]:
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The letters that somebody means, oldest first, of `seen` messages of about `approximate`."""
+    """The chosen letters, oldest first, of `seen` messages of about `approximate`."""
 
     approximate: int
     seen: int

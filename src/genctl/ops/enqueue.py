@@ -68,7 +68,7 @@ class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
     def check(self, settings: Settings) -> None:
         """Check it before anybody grants or makes anything.
 
-        Raises GenctlError: exit 2 for what nobody can mean, 3 for a tool that nobody can use.
+        Raises GenctlError: exit 2 for a wish that makes no sense, 3 for a tool that nobody can use.
         """
         tool = self.tool(settings)
         tool.check_usable()

@@ -89,7 +89,7 @@ async def export(
     resume: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the messages that somebody means; all stay in the DLQ. Raises GenctlError."""
+    """Write the chosen messages; all stay in the DLQ. Raises GenctlError."""
     async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
         with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as advance:
             while messages := await over.receive(wait_s=1):
@@ -100,7 +100,7 @@ async def export(
 
 
 async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
-    """Count the messages that somebody means, and those of runs that still wait; show all again."""
+    """Count the chosen messages, and those of runs that still wait; show all again."""
     count = active = 0
     while messages := await over.receive():
         meant = await chosen(messages, db, choice)
@@ -111,7 +111,7 @@ async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
 
 
 def question(found: dict[str, Any], name: str) -> str:
-    """Ask a person before we delete them."""
+    """Word the question to a person before we delete them."""
     active = found["active"]
     of_runs = (
         f" {active} of them may be all that is left of runs that wait; those fail in time." if active else ""
@@ -127,7 +127,7 @@ async def discard(
     advance: Advance,
     most: int | None = None,
 ) -> dict[str, Any]:
-    """Delete the messages that somebody means, at most `most`; each batch after it is in `file`.
+    """Delete the chosen messages, at most `most`, each batch once it is in `file`.
 
     Raises GenctlError.
     """

@@ -44,7 +44,7 @@ class RedriveWish(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[str, ...] = ()  # key=value
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError (exit 2) for what nobody can mean."""
+        """Raise GenctlError (exit 2) for a wish that makes no sense."""
         if self.edit_prompt is not None:
             check_prompt(self.edit_prompt)
         if changes := self.terms.params:
@@ -73,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
     edits: list[str] = []  # what a run changes in each job
 
     def question(self) -> str | None:
-        """Ask a person, with numbers and credits; None: there is nothing to do."""
+        """Word the question to a person, with numbers and credits; None: there is nothing to do."""
         runs = [row for row in self.rows if row["action"] in {"requeue", "resend"}]
         if not runs and not self.tally.stale:
             return None
@@ -169,7 +169,7 @@ class Redrive:
         return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
 
     def limit(self, plan: Plan) -> None:
-        """Do no more jobs than the plan that was said yes to, and look at as much of the DLQ as it did."""
+        """Do no more jobs than the plan that the person agreed to, and look at as much of the DLQ as it did."""
         self._left = sum(row["action"] in {"requeue", "resend"} for row in plan.rows)
         self._to_the_end = self.wish.most is None or self._left < self.wish.most
 

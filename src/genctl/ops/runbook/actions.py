@@ -55,7 +55,7 @@ class Actions(NamedTuple):
     note: Note
 
     async def perform(self, kind: str, what: Any, values: Values, yes: str | None) -> Document:
-        """Do it once. Raises KeyError for a value that is not known, GenctlError, SkippedError."""
+        """Do it once. Raises KeyError for an unknown value, GenctlError, SkippedError."""
         match kind:
             case "genctl":
                 return await _command(self.complete(arguments(what, values), yes), self.note)
@@ -69,7 +69,7 @@ class Actions(NamedTuple):
 
 
 def arguments(words: list[str | int], values: Values) -> list[str]:
-    """Fill in the words of a command. Raises GenctlError for a value that would be read as an option."""
+    """Fill in the words of a command. Raises GenctlError for a value that looks like an option."""
     found = [as_word(fill(word, values)) for word in words]
     for word, given in zip(words, found, strict=True):
         if given.startswith("-") and str(word) != given:

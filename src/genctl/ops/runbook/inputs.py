@@ -1,4 +1,4 @@
-"""The values that a run begins with: given, by default, asked for, or those of the run that is resumed."""
+"""The values that a run begins with: given, by default, asked for, or those of the run that it resumes."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
 def values(
     runbook: Runbook, given: Sequence[str], start: Start, ask: Callable[[str], str] | None
 ) -> dict[str, Any]:
-    """Collect the values by name. `ask` asks a person for a secret, None where nobody can be asked.
+    """Collect the values by name. `ask` asks a person for a secret, None where there is nobody.
 
     Raises GenctlError (exit 2) for an unknown name, a value of the wrong type, and one that is missing.
     """
@@ -86,7 +86,7 @@ def _usage(message: str, fix: str = "") -> GenctlError:
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """List what is secret before a step is run: keys, passwords and URLs that hold them."""
+    """List what is secret before the first step: keys, passwords and URLs that hold them."""
     own = [settings.of(entry) for entry in (*table.TABLE, *found().settings) if entry.secret]
     passwords = [password(url) for url in (settings.database_url, settings.listen_url) if url]
     others = [settings.aws_secret_access_key, *(os.environ.get(name) for name in SECRET_ENVIRONMENT)]

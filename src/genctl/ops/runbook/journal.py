@@ -1,4 +1,4 @@
-"""What was run: a file of JSON lines for each run, written as it goes, private to the user."""
+"""The journals: each run writes a file of JSON lines as it goes, private to the user."""
 
 import fcntl
 import json
@@ -29,7 +29,7 @@ class Journal:
 
     @classmethod
     def open(cls) -> Self:
-        """Begin that of a new run, without a file where none can be made."""
+        """Begin that of a new run, without a file where the folder takes none."""
         run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         try:
             folder().mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -75,7 +75,7 @@ def shortened(output: Any) -> Any:
 
 
 def first_of(found: Any) -> tuple[Any, int]:
-    """Take as much of a text or a list as is shown, and count the lines or items that this leaves out."""
+    """Take as much of a text or a list as people see, and count the lines or items that this leaves out."""
     parts = found.splitlines() if isinstance(found, str) else found
     if not isinstance(parts, list) or len(json.dumps(found, default=str)) <= LONGEST_OUTPUT:
         return shortened(found), 0
@@ -90,14 +90,14 @@ def first_of(found: Any) -> tuple[Any, int]:
 
 
 def runs() -> Iterator[dict[str, Any]]:
-    """Yield all runs in short, the newest first; what is no journal is passed over."""
+    """Yield all runs in short, the newest first, without files that are no journal."""
     for path in sorted(folder().glob("*.jsonl"), reverse=True):
         with suppress(GenctlError):
             yield summary(path)
 
 
 def shown(path: Path) -> dict[str, Any]:
-    """Tell of a run with its steps: what they gave, what was kept. Raises GenctlError as read() does."""
+    """Tell of a run with its steps, what they gave and what it kept of them. Raises GenctlError as read() does."""
     steps = [event for event in events(path) if event["event"] == "step.ended"]
     return summary(path) | {"steps": [{key: one[key] for key in one if key != "event"} for one in steps]}
 

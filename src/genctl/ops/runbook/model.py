@@ -1,4 +1,4 @@
-"""A runbook's YAML as types; the JSON Schema that editors complete by is made from them."""
+"""A runbook's YAML as types, and the JSON Schema of them, by which editors complete."""
 
 from collections.abc import Iterator
 from inspect import cleandoc
@@ -43,7 +43,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class Variable(Strict, frozen=True, kw_only=True):
-    """A value given with `--var`; a step that uses an `optional` one which was not given is skipped."""
+    """A value given with `--var`; a run skips the steps that use an `optional` one which nobody gave."""
 
     type: Literal["text", "integer", "number", "boolean", "duration", "file"]
     help: Text
@@ -85,7 +85,7 @@ class Sql(Strict, frozen=True, kw_only=True):
 
 
 class Http(Strict, frozen=True, kw_only=True):
-    """A request; `path` and `query` are added to `url`, quoted. Redirects are not followed."""
+    """A request; genctl adds `path` and `query` to `url`, quoted, and follows no redirect."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
     url: Annotated[str, msgspec.Meta(pattern=_URL)]
@@ -97,14 +97,14 @@ class Http(Strict, frozen=True, kw_only=True):
 
 
 class Wait(Strict, frozen=True, kw_only=True):
-    """Do the step `every` so long until what it expects is so, `within` so long."""
+    """Do the step again `every` so long until its expectations hold, `within` so long."""
 
     every: Duration = "1s"
     within: Duration
 
 
 class Save(Strict, frozen=True, kw_only=True):
-    """What of the output is kept under a name."""
+    """What of the output a run keeps under a name."""
 
     path: Text
     secret: bool = False
@@ -143,31 +143,31 @@ class Step(Strict, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """What kind of thing it does."""
+        """Name the kind of thing it does."""
         return next(kind for kind in KINDS if getattr(self, kind) is not UNSET)
 
     @property
     def action(self) -> Any:
-        """What it does."""
+        """Give what it does."""
         return getattr(self, self.kind)
 
     @property
     def patience(self) -> str:
-        """How long it may take; of a wait, all tries together."""
+        """Give how long it may take; of a wait, all tries together."""
         return self.wait.within if self.wait else self.timeout or DEFAULT_TIMEOUT
 
     @property
     def pause(self) -> str:
-        """How long it rests between two tries."""
+        """Give how long it rests between two tries."""
         return self.wait.every if self.wait else "0s"
 
     @property
     def asks(self) -> bool:
-        """Whether a person is asked before it goes on."""
+        """Tell whether it asks a person before it goes on."""
         return self.dangerous or bool(self.ask)
 
     def saves(self) -> Iterator[tuple[str, Save]]:
-        """Yield names, and what is saved under them."""
+        """Yield names, and what it saves under them."""
         for name, what in self.save.items():
             yield name, what if isinstance(what, Save) else Save(path=what)
 
@@ -201,7 +201,7 @@ class Runbook(Strict, frozen=True, kw_only=True):
     steps: Annotated[list[Step], msgspec.Meta(min_length=1)]
 
     def secrets(self) -> set[str]:
-        """Name the values that are never shown."""
+        """Name the values that nobody may see."""
         saved = {name for step in self.steps for name, what in step.saves() if what.secret}
         return saved | {name for name, one in self.variables.items() if one.secret}
 
@@ -215,7 +215,7 @@ class Loaded(NamedTuple):
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a runbook, as YAML editors read it; each msgspec makes the same."""
+    """Make the JSON Schema of a runbook, as YAML editors read it; each msgspec makes the same."""
     made = msgspec.json.schema(Runbook)
     for one in made["$defs"].values():
         one["description"] = cleandoc(one["description"])  # msgspec before 0.23 keeps a docstring's indents

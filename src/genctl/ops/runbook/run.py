@@ -1,4 +1,4 @@
-"""Carrying out a runbook: steps in their order, the clean-up always, all of it in the journal."""
+"""Carries out a runbook: steps in their order, the clean-up always, all of it in the journal."""
 
 import asyncio
 import json
@@ -181,7 +181,7 @@ class Run:
     # --- one step ------------------------------------------------------------------------------------
 
     async def _carried_out(self, step: Step) -> StepResult:
-        """Do a step; a signal ends it, also one that came before."""
+        """Do a step; a signal ends it, also one that came before it began."""
         self._output: Document | None = None
         self._lacking: str | None = None
         self._work = asyncio.ensure_future(self._step(step))
@@ -217,7 +217,7 @@ class Run:
         return self._result(step, state, why=why, ms=ms, tries=self._tries, shown=shown, more=more)
 
     def _shown(self, step: Step) -> tuple[Any, int]:
-        """Take of its output what a person is to see, and count what that leaves out.
+        """Take of its output what a person should see, and count what that leaves out.
 
         It is masked, JSON, and an empty list where nothing is found.
         """
@@ -232,7 +232,7 @@ class Run:
         return json.loads(shown), more
 
     def _check_fit(self, step: Step) -> None:
-        """Raises SkippedError where its condition does not hold or a value of its is not there."""
+        """Raise SkippedError where its condition does not hold or one of its values is not there."""
         for name in sorted(step.needs() - self.values.keys()):
             if name in self.loaded.runbook.variables:
                 raise SkippedError(f"{name} was not given (--var {name}=...)")
@@ -243,7 +243,7 @@ class Run:
                 raise SkippedError(f"it is only for when {condition}")
 
     async def _done(self, step: Step) -> str:
-        """Do it until it is as expected or its time is over; what is wrong with it, else nothing."""
+        """Do it until its expectations hold or its time is over, and say what is wrong then."""
         if step.ask:
             self.confirm(f"{step.step}: {self.mask.text(spoken(step.ask, self.values))}")
             return ""
@@ -268,7 +268,7 @@ class Run:
             raise UncomparableError(f"{duration}: expected {error}") from None
 
     async def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
-        """Do it once; what is wrong with what came of it."""
+        """Do it once, and say what is wrong with what came of it."""
         try:
             output = await self._output_of(step, timeout_s, yes)
             error = output.get("error") if step.genctl else None
@@ -287,7 +287,7 @@ class Run:
             return await self.actions.perform(step.kind, step.action, self.values, yes)
 
     def _judged(self, step: Step, output: Document) -> str | None:
-        """Say what is expected and not so; else save what is to be saved."""
+        """Say which expectation does not hold; else save what the step saves."""
         self._output = output
         for name, what in step.saves():
             if name in self.secret:  # whatever else is found wrong with it

@@ -57,7 +57,7 @@ class Source(NamedTuple):
     node: yaml.Node
 
     def fault(self, position: Position, message: str, *, key: bool = False) -> Fault:
-        """Make a fault there, at the value or its key; where nothing stands, at what is round it."""
+        """Make a fault there, at the value or its key; where neither stands, at what is round it."""
         node, mark = self.node, self.node.start_mark
         for part in position:
             pair: tuple[yaml.Node, yaml.Node] | None = None
@@ -108,7 +108,7 @@ def _refused(why: str, where: Any) -> yaml.MarkedYAMLError:
 
 
 def read(file: str, raw: bytes) -> Source:
-    """Read YAML. Raises LoadError for what is none, an alias, a tag, a key that is there twice."""
+    """Read YAML. Raises LoadError for what is none, an alias, a tag, a key that stands there twice."""
     try:
         loader = _Loader(raw)
         if (node := loader.get_single_node()) is None:

@@ -52,6 +52,6 @@ class BrokenError(Exception):
 
 
 def expect(so: object, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
-    """Raises BrokenError unless it is so."""
+    """Raise BrokenError unless it is so."""
     if not so:
         raise BrokenError(expected, found, look_at, final=final)
