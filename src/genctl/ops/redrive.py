@@ -169,7 +169,7 @@ class Redrive:
         return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
 
     def limit(self, plan: Plan) -> None:
-        """Do no more jobs than the plan that the person agreed to, and look at as much of the DLQ as it did."""
+        """Do no more jobs than the plan that the person agreed to, and look no further into the DLQ."""
         self._left = sum(row["action"] in {"requeue", "resend"} for row in plan.rows)
         self._to_the_end = self.wish.most is None or self._left < self.wish.most
 

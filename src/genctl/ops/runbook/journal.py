@@ -97,7 +97,7 @@ def runs() -> Iterator[dict[str, Any]]:
 
 
 def shown(path: Path) -> dict[str, Any]:
-    """Tell of a run with its steps, what they gave and what it kept of them. Raises GenctlError as read() does."""
+    """Tell of a run with what its steps gave and what it kept. Raises GenctlError as read() does."""
     steps = [event for event in events(path) if event["event"] == "step.ended"]
     return summary(path) | {"steps": [{key: one[key] for key in one if key != "event"} for one in steps]}
 
