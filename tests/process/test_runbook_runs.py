@@ -466,14 +466,6 @@ def test_ctrl_c_at_a_question_ends_its_line_and_cleans_up(on_terminal: Book) -> 
     assert (on_terminal.folder / "clean").exists()
 
 
-def test_a_question_ends_by_a_hang_up_and_it_cleans_up(on_terminal: Book) -> None:
-    on_terminal.write("ask: Really?", f"shell: touch clean\nalways: true\n{OK}")
-    terminal = OnTerminal("runbook", "run", "book.yaml", program=GENCTL, columns=200)
-    terminal.until("Really? [y/N] ").process.send_signal(signal.SIGHUP)
-    assert terminal.end() == 129
-    assert (on_terminal.folder / "clean").exists()
-
-
 def test_a_condition_whose_value_is_missing_skips_and_one_on_an_earlier_step_is_asked_for(book: Book) -> None:
     """Resumed, a step is not passed over for want of what its condition looks at."""
     book.write(
@@ -601,23 +593,6 @@ def test_json_that_cannot_be_read_fails_who_asks_for_it_and_no_other(book: Book,
         assert states(report) == ["ok", "failed", "ok"]
         assert why in report["why"]
         assert why in report["steps"][0]["shown"]
-
-
-def test_a_secret_list_or_map_is_hidden_as_a_whole(book: Book) -> None:
-    """Its keys and short values too, and a text is without the blanks at its ends; asked for on resume."""
-    thing = {"m": {"user": "bob", "key-of-a-kind": "hunter2"}, "pins": [4711, 9], "t": " s3cret\n"}
-    book.write(
-        f"shell: |\n  cat <<X\n  {json.dumps(thing)}\n  X\n{OK}\nshow: '[json.m, json.pins, text]'\nsave:\n"
-        + "".join(f"  {name}: {{path: json.{name}, secret: true}}\n" for name in thing),
-        f'shell: echo "${{m}} ${{t}} 4711.0"; exit 3\n{OK}\nshow: text',
-    )
-    report = book.run(exit_code=1)
-    assert report["steps"][0]["shown"][:2] == ["***", "***"]
-    (journal,) = book.journals()
-    for told in (json.dumps(report), journal.read_text()):
-        assert [word for word in ("hunter2", "key-of-a-kind", "4711,", "s3cret") if word in told] == []
-    out, _ = book.say("run", "--resume", report["run"], exit_code=2)
-    assert out == ""
 
 
 def test_who_is_asked_sees_what_is_shown_wherever_the_output_goes(on_terminal: Book) -> None:

@@ -11,27 +11,18 @@ from genctl.base.printable import is_printable
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
 from genctl.domain.model import Category, Outcome
 
-_TEXT, _NUMBER, _BOOL, _NULL = (str,), (int,), (bool,), (type(None),)
 DETAILS: dict[str, tuple[type, ...]] = {
-    "providerStatus": _NUMBER + _NULL,
-    "providerCode": _TEXT + _NULL,
-    "providerMessage": _TEXT + _NULL,
-    "userMessage": _TEXT,
-    "providerBody": _TEXT + _NULL,
-    "code": _TEXT,
-    "category": _TEXT,
-    "fatal": _BOOL,
-    "outcome": _TEXT,
-    "attempts": _NUMBER,
-    "maxAttempts": _NUMBER,
-    "firstAttemptAt": _TEXT + _NULL,
-    "failedAt": _TEXT,
-    "reservationAmount": _NUMBER + _NULL,
-    "refundedCredits": _NUMBER,
-    "refundedAt": _TEXT + _NULL,
-    "refundError": _TEXT + _NULL,
-    "requestId": _TEXT + _NULL,
-    "provider": _TEXT,
+    name: kinds
+    for kinds, names in {
+        (str,): "code category outcome userMessage failedAt provider",
+        (bool,): "fatal",
+        (int,): "attempts maxAttempts refundedCredits",
+        (int, type(None)): "providerStatus reservationAmount",
+        (str, type(None)): (
+            "providerCode providerMessage providerBody firstAttemptAt refundedAt refundError requestId"
+        ),
+    }.items()
+    for name in names.split()
 }
 SIZES = {"providerMessage": 1024, "providerBody": 2048}  # bytes of UTF-8
 LONGEST_PAYLOAD_BYTES = 7999  # one more, and NOTIFY fails and takes the refund with it
