@@ -130,8 +130,8 @@ def run(out: Output, *, name: str | None, resume: str | None, force: bool, dry_r
     """Run a runbook: its plan, then each step with its time.
 
     It asks before what is dangerous, and for what only a person can do; --yes answers all of it. Ctrl-C runs
-    the clean-up steps. A journal keeps every run, see `genctl runbook history`. Exit code 1 names the step
-    that failed, with what was expected and what was found.
+    the clean-up steps. A journal keeps every run, see `genctl runbook history`. Exit code 1 comes with the
+    step that failed, what it expected and what it found.
     """
     from genctl.cli.words import complaint
     from genctl.domain.runbooks import Start
@@ -169,8 +169,7 @@ def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any])
             "kind": step.kind,
             "action": action(step),
         }
-        for step in loaded.runbook.steps
-        if step.always or step.step not in start.done
+        for step in loaded.runbook.left(start.done)
     ]
     out.emit({"runbook": loaded.runbook.name, "values": shown, "plan": rows}, rows=rows, columns=PLAN)
 
@@ -188,8 +187,7 @@ def _carry_out(
     from genctl.ops.runbook.run import Run
 
     confirm = _confirming(out, yes)
-    left = [step for step in loaded.runbook.steps if step.always or step.step not in start.done]
-    asking = [step.step for step in left if step.asks]
+    asking = [step.step for step in loaded.runbook.left(start.done) if step.asks]
     if asking and yes is None and not terminal.can_ask():
         told = f"step {asking[0]} asks, and nobody can be asked here"
         raise GenctlError("NotConfirmed", told, "answer with --yes", exit_code=2)
@@ -204,29 +202,32 @@ def _carry_out(
         path.open("w").close()  # or raise OSError before anything is done
     journal = Journal.open()
     this = Run(loaded, start, values, actions, confirm, journal)
-    _tell(out, f"{loaded.runbook.name}: run {journal.run}")
+    _show(out, f"{loaded.runbook.name}: run {journal.run}")
     for number, step in enumerate(this.steps, 1):
-        _tell(out, f"  {number}. {step.step}: {step.does.strip()}")
+        _show(out, f"  {number}. {step.step}: {step.does.strip()}")
     for was in start.shown:
-        _tell(out, f"  shown by {was['step']}, before:", was["shown"], was["more"])
-    work = this.go(terminal.note, lambda one: _tell(out, one.line(), one.shown, one.more))
+        _show(out, f"  shown by {was['step']}, before:", was["shown"], was["more"])
+    work = this.go(terminal.note, lambda one: _show(out, one.line(), one.shown, one.more))
     done = out.run(work, heed=this.interrupt)
-    verdict = f"{done.runbook}: {done.state}" + (f" at {done.why}" if done.why else "")
-    out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(verdict) + "\n")
+    out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
     if path:
-        try:
-            path.write_text(report(done, lambda one: _indented(one.shown, one.more, None)), encoding="utf-8")
-        except OSError as error:
-            error.filename = str(path)
-            raise
+        _write(path, report(done, lambda one: _indented(one.shown, one.more, None)))
     if not journal.is_kept:
-        terminal.note("no journal of this run can be written in the state folder")
+        terminal.note("this run has no journal: the state folder takes none")
     elif done.exit_code:
         terminal.note(f"to go on there: genctl runbook run --resume {done.run}")
     return done.exit_code
 
 
-def _tell(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not name it
+        raise
+
+
+def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
     """Tell a person a line, what a step shows, and how much of it is left out.
 
     Whoever is asked reads stderr: where stdout goes elsewhere, they find there what they are asked about.
@@ -291,7 +292,7 @@ def history(out: Output, run_: str | None) -> None:
     from genctl.ops.runbook import journal
 
     if run_ is None:
-        out.emit(journal.runs(), columns=RUNS, empty="no runbook was run yet")
+        out.emit(journal.runs(), columns=RUNS, empty="nobody has run a runbook here yet")
         return
     found = journal.shown(journal.find(run_))
     out.emit(found, rows=found["steps"], columns=LINES)

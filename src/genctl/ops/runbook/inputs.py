@@ -46,8 +46,7 @@ def values(
         if not equals:
             raise _usage(f"--var {text!r}: expected NAME=VALUE")
         found[name] = _parsed(runbook, saved, name, value)
-    left = [step for step in runbook.steps if step.step not in start.done]
-    used = {name for step in left for name in step.looks_at()}
+    used = {name for step in runbook.left(start.done) for name in step.looks_at()}
     required = {name for name, one in runbook.variables.items() if one.required}
     for name in sorted((required | set(start.hidden) & used) - found.keys()):
         if ask is None or name not in runbook.secrets():

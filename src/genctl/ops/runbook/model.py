@@ -1,6 +1,6 @@
 """A runbook's YAML as types, and the JSON Schema of them, by which editors complete."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -199,6 +199,10 @@ class Runbook(Strict, frozen=True, kw_only=True):
     touches: Text
     variables: dict[ValueName, Variable] = {}
     steps: Annotated[list[Step], msgspec.Meta(min_length=1)]
+
+    def left(self, done: Sequence[str]) -> list[Step]:
+        """List the steps that a run still does when it leaves out those that are done."""
+        return [step for step in self.steps if step.always or step.step not in done]
 
     def secrets(self) -> set[str]:
         """Name the values that nobody may see."""

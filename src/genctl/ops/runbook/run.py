@@ -60,6 +60,10 @@ class RunResult(msgspec.Struct, rename="camel", kw_only=True):
     why: str
     steps: list[StepResult]
 
+    def line(self) -> str:
+        """Tell it to people."""
+        return f"{self.runbook}: {self.state}" + (f" at {self.why}" if self.why else "")
+
 
 class Run:
     """One run of a runbook.
@@ -86,7 +90,7 @@ class Run:
         self.secret = loaded.runbook.secrets()
         self.mask = actions.mask
         self.mask.add(*(values[name] for name in self.secret & values.keys()))
-        self.steps = [step for step in loaded.runbook.steps if step.always or step.step not in start.done]
+        self.steps = loaded.runbook.left(start.done)
         self._signal = 0
         self._work: asyncio.Task[StepResult] | None = None
 
