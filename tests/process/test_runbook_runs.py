@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from tests.kit import until_sync
+from tests.process.forks import FORKED_STEPS
 from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
 from tests.proxies import Relay
@@ -739,7 +740,7 @@ def test_a_database_that_falls_silent_keeps_no_run(place: Place) -> None:
 
 
 def test_a_protected_database_is_named(place: Place) -> None:
-    place.env["GENCTL_PROTECTED"] = "on"
+    place.env |= {"GENCTL_PROTECTED": "on", FORKED_STEPS: "1"}
     file = place.folder / "book.yaml"
     step = "steps:\n  - step: pause\n    does: It.\n    dangerous: true\n    genctl: [sweep]\n    "
     file.write_text(HEAD.format(name="book") + step + OK + "\n")
@@ -769,7 +770,8 @@ def test_a_command_gives_what_the_command_line_gives(place: Place) -> None:
         )
     )
     run = ("runbook", "run", str(file), "-S", "max_attempts=7", "-o", "json")
-    assert "answer with --yes" in json.loads(place.say(*run, exit_code=1).stdout)["why"]
+    asked = json.loads(place.say(*run, exit_code=1, **{FORKED_STEPS: "1"}).stdout)
+    assert "answer with --yes" in asked["why"]
     done = json.loads(place.say(*run, "--yes").stdout)
     steps = json.loads(place.say("runbook", "history", done["run"], "-o", "json").stdout)["steps"]
     gave = {step["step"]: step["output"] for step in steps}
