@@ -31,13 +31,19 @@ def runbook() -> None:
     """Run what an incident asks for, step by step, or read it."""
 
 
+def _load(name: str) -> "Loaded":
+    from genctl.cli.words import complaint
+    from genctl.ops.runbook.load import load
+
+    return load(name, complaint)
+
+
 @runbook.command("list", cls=Command, examples=("genctl runbook list",))
 def list_(out: Output) -> None:
     """List the runbooks that came with genctl."""
-    from genctl.cli.words import complaint
-    from genctl.ops.runbook.load import load, names
+    from genctl.ops.runbook.load import names
 
-    found = [load(name, complaint) for name in names()]
+    found = [_load(name) for name in names()]
     rows = [
         {
             "name": one.runbook.name,
@@ -62,11 +68,9 @@ def show(out: Output, name: str) -> None:
     """Show a runbook as a page: what for, when, what it touches, its steps."""
     import msgspec
 
-    from genctl.cli.words import complaint
-    from genctl.ops.runbook.load import load
     from genctl.ops.runbook.page import page
 
-    found = load(name, complaint).runbook
+    found = _load(name).runbook
     text = "\n".join(printable(line) for line in page(found).splitlines()) + "\n"
     out.emit(msgspec.to_builtins(found), text=lambda: text)
 
@@ -80,17 +84,17 @@ def show(out: Output, name: str) -> None:
 def lint(out: Output, names: tuple[str, ...]) -> int:
     """Find what is wrong with runbooks, with file, line and column.
 
-    Keys, values, conditions, and whether commands and flags are those of this genctl. Without a name: all
-    that came with it. Exit code 2 when something is wrong.
+    It checks keys, values, conditions, and that this genctl has the commands and flags. Without a name it
+    takes all that came with genctl. Exit code 2 when something is wrong.
     """
     from genctl.cli.words import complaint
     from genctl.ops.runbook.load import examine, file_of
     from genctl.ops.runbook.load import names as all_of_them
 
     files = [file_of(name) for name in names or all_of_them()]
-    found = [finding for file in files for finding in examine(file, complaint)[1]]
-    told = "".join(f"{printable(str(finding))}\n" for finding in found)
-    text = told or f"{len(files)} runbook{'s' if len(files) != 1 else ''}: nothing is wrong\n"
+    found = [fault for file in files for fault in examine(file, complaint)[1]]
+    told = "".join(f"{printable(str(fault))}\n" for fault in found)
+    text = told or f"{many(len(files), 'runbook')}: nothing is wrong\n"
     out.emit({"ok": not found, "findings": found}, rows=found, text=lambda: text)
     return 2 if found else 0
 
@@ -133,15 +137,13 @@ def run(out: Output, *, name: str | None, resume: str | None, force: bool, dry_r
     the clean-up steps. A journal keeps every run, see `genctl runbook history`. Exit code 1 comes with the
     step that failed, what it expected and what it found.
     """
-    from genctl.cli.words import complaint
     from genctl.domain.runbooks import Start
     from genctl.ops.runbook import inputs, journal
-    from genctl.ops.runbook.load import load
 
     if (name is None) == (resume is None):
         raise click.UsageError("name a runbook, or with --resume a run")
     was = journal.read(journal.find(resume)) if resume is not None else None
-    loaded = load(was.file if was else str(name), complaint)
+    loaded = _load(was.file if was else str(name))
     start = inputs.resumed(was, loaded, force=force) if was else Start()
     ask = terminal.ask_secret if terminal.can_ask() and not dry_run else None
     values = inputs.values(loaded.runbook, more.pop("given"), start, ask)
