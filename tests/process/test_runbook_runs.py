@@ -406,10 +406,7 @@ def test_a_signal_between_two_steps_cleans_up_too(
 
 def test_questions_need_a_person_or_yes_before_the_first_step(book: Book) -> None:
     first = f"shell: touch began\n{OK}"
-    for asking in (
-        f"shell: 'true'\ndangerous: true\n{OK}",
-        "ask: Is it so?",
-    ):
+    for asking in (f"shell: 'true'\ndangerous: true\n{OK}", "ask: Is it so?"):
         book.write(first, asking)
         assert "answer with --yes" in book.say("run", str(book.file), exit_code=2)[1]
         assert not (book.folder / "began").exists()

@@ -140,11 +140,7 @@ def test_listener_silent(place: Place) -> None:
     nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/nothing"
     place.make_real()  # the embedded stack's listener is never sent elsewhere
     place.env["GENCTL_SECRET"] = "x" * 32
-    with (
-        place.worker(),
-        served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf,
-        place.start("tail-failures"),
-    ):
+    with place.worker(), served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf, place.start("tail-failures"):
         until_sync(lambda: place.sql(LISTENERS))
         forked = {FORKED_STEPS: "1"}
         with place.start("runbook", "run", "listener-silent", "--yes", "-o", "json", **forked) as running:

@@ -39,9 +39,7 @@ MESSAGE = "The request failed because the output image may contain sensitive inf
 REQUEST_ID = "021762081337123" + "ab" * 19
 BODY = {"error": {"code": "OutputImageSensitiveContentDetected", "message": MESSAGE, "type": "BadRequest"}}
 
-SPOILT: dict[str, dict[str, Any]] = {
-    "a refund that is only told": {"refundedCredits": PRICE + 1},
-}
+SPOILT: dict[str, dict[str, Any]] = {"a refund that is only told": {"refundedCredits": PRICE + 1}}
 
 
 class Foreign:

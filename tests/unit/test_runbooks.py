@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.domain.conditions import (
-    UncomparableError,
-    complaint,
-    find,
-    holds,
-    path_mistake,
-    roots,
-    values_in,
-)
+from genctl.domain.conditions import UncomparableError, complaint, find, holds, path_mistake, roots, values_in
 from genctl.domain.masking import MASK, Masker
 from genctl.domain.runbooks import fill, names_in, past, references, refusal, spoken, statement
 from genctl.ops.runbook.model import Variable

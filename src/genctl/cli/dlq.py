@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Command, Group, Rate, yes_option
+from genctl.cli.command import WHEN, Group, Rate, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
@@ -70,7 +70,6 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 @dlq.command(
     "list",
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq list --since 2h --category server",
         "genctl dlq list --group-by code",
@@ -99,7 +98,7 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
 
 
-@dlq.command(cls=Command, tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
+@dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
 @click.argument("id_", metavar="ID")
 def show(out: Output, id_: str) -> None:
     """Show one message with its session, reservation and trace.
@@ -117,7 +116,6 @@ def show(out: Output, id_: str) -> None:
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq redrive --category server --dry-run",
         "genctl dlq redrive --category server --since 2h --canary 3 --rate 20",
@@ -183,7 +181,6 @@ def redrive(
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq export incident.jsonl.gz --since 2h",
         "genctl dlq export incident.jsonl --since 2h --resume",
@@ -208,7 +205,6 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq discard --code MalformedMessage",
         "genctl dlq discard --until 7d --export old.jsonl.gz --yes",

@@ -96,10 +96,5 @@ def doctor(out: Output) -> int:
     with terminal.progress(len(CHECKS), "doctor") as advance:
         found = out.run(examine(out.settings, advance))
     ok = not any(finding.level == "error" for finding in found)
-    out.emit(
-        {"ok": ok, "findings": found},
-        columns=FINDINGS,
-        rows=found,
-        text=lambda: _text(found),
-    )
+    out.emit({"ok": ok, "findings": found}, columns=FINDINGS, rows=found, text=lambda: _text(found))
     return int(not ok)

@@ -7,7 +7,7 @@ import click
 
 from genctl.base.printable import many
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Command, Group, yes_option
+from genctl.cli.command import WHEN, Group, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def refunds() -> None:
 
 @refunds.command(
     "check",
-    cls=Command,
     examples=(
         "genctl refunds check",
         "genctl refunds check --since 24h --user ann -o json",

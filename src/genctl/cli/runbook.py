@@ -10,7 +10,7 @@ import click
 
 from genctl.base.printable import many, printable, shorten
 from genctl.cli import streams, terminal
-from genctl.cli.command import Command, Group, yes_option
+from genctl.cli.command import Group, yes_option
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _load(name: str) -> "Loaded":
     return load(name, complaint)
 
 
-@runbook.command("list", cls=Command, examples=("genctl runbook list",))
+@runbook.command("list", examples=("genctl runbook list",))
 def list_(out: Output) -> None:
     """List the runbooks that came with genctl."""
     from genctl.ops.runbook.load import names
@@ -59,9 +59,7 @@ def list_(out: Output) -> None:
 
 
 @runbook.command(
-    "show",
-    cls=Command,
-    examples=("genctl runbook show provider-outage", "genctl runbook show ./mine.yaml -o json"),
+    "show", examples=("genctl runbook show provider-outage", "genctl runbook show ./mine.yaml -o json")
 )
 @click.argument("name", metavar="NAME|FILE")
 def show(out: Output, name: str) -> None:
@@ -75,11 +73,7 @@ def show(out: Output, name: str) -> None:
     out.emit(msgspec.to_builtins(found), text=lambda: text)
 
 
-@runbook.command(
-    "lint",
-    cls=Command,
-    examples=("genctl runbook lint", "genctl runbook lint mine.yaml -o json"),
-)
+@runbook.command("lint", examples=("genctl runbook lint", "genctl runbook lint mine.yaml -o json"))
 @click.argument("names", metavar="[NAME|FILE]...", nargs=-1)
 def lint(out: Output, names: tuple[str, ...]) -> int:
     """Find what is wrong with runbooks, with file, line and column.
@@ -107,7 +101,6 @@ def _markdown(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
 
 @runbook.command(
     "run",
-    cls=Command,
     tool=True,
     examples=(
         "genctl runbook run quick-sanity-checks --var worker_log=worker.log",
@@ -281,9 +274,7 @@ def _confirming(out: Output, yes: str | None) -> Callable[[str], str]:
 
 
 @runbook.command(
-    "history",
-    cls=Command,
-    examples=("genctl runbook history", "genctl runbook history 20261124T0912 -o json"),
+    "history", examples=("genctl runbook history", "genctl runbook history 20261124T0912 -o json")
 )
 @click.argument("run_", metavar="[RUN]", required=False)
 def history(out: Output, run_: str | None) -> None:

@@ -82,12 +82,7 @@ class Export:
 
 
 async def export(
-    settings: Settings,
-    choice: Choice,
-    path: Path,
-    *,
-    resume: bool,
-    progress: Progress,
+    settings: Settings, choice: Choice, path: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     """Write the chosen messages; all stay in the DLQ. Raises GenctlError."""
     async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
@@ -120,12 +115,7 @@ def question(found: dict[str, Any], name: str) -> str:
 
 
 async def discard(
-    over: Pass,
-    db: Database,
-    choice: Choice,
-    file: Export | None,
-    advance: Advance,
-    most: int | None = None,
+    over: Pass, db: Database, choice: Choice, file: Export | None, advance: Advance, most: int | None = None
 ) -> dict[str, Any]:
     """Delete the chosen messages, at most `most`, each batch once it is in `file`.
 

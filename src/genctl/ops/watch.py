@@ -105,11 +105,7 @@ async def _events(
         async with (
             http.session(url) as client,
             client.get(
-                url,
-                headers=headers,
-                timeout=timeout,
-                allow_redirects=False,
-                read_bufsize=LARGEST_EVENT_BYTES,
+                url, headers=headers, timeout=timeout, allow_redirects=False, read_bufsize=LARGEST_EVENT_BYTES
             ) as response,
         ):
             _check(url, response)

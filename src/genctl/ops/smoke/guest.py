@@ -38,9 +38,4 @@ async def guest(db: Database, note: Note) -> AsyncIterator[str]:
 def _movement(user: str, credits: int, reason: str, *, has_ledger: bool) -> list[Step]:
     who = {"user": user}
     book = [("smoke_book", who | {"credits": credits, "reason": reason})] if has_ledger else []
-    return [
-        ("smoke_account", who),
-        ("smoke_lock", who),
-        *book,
-        ("smoke_move", who | {"credits": credits}),
-    ]
+    return [("smoke_account", who), ("smoke_lock", who), *book, ("smoke_move", who | {"credits": credits})]
