@@ -56,8 +56,9 @@ class Variable(Strict, frozen=True, kw_only=True):
         ways = [name for name in ("default", "required", "optional") if getattr(self, name) is not UNSET]
         if len(ways) != 1:
             raise ValueError(_exactly_one(("default", "required", "optional"), ways))
-        if isinstance(self.default, str | int | float):
-            if isinstance(self.default, str) == (self.type in LITERALS):
+        if self.default is not UNSET:
+            kinds = {"boolean": (bool,), "integer": (int,), "number": (int, float)}
+            if type(self.default) not in kinds.get(self.type, (str,)):  # a bool is no int here
                 raise ValueError(f"the default is no {self.type}")
             self.parse(str(self.default))
 
