@@ -192,7 +192,7 @@ def redrive(
 def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
     """Write messages to a file, a line of JSON each, and leave them where they are.
 
-    It compresses a file whose name ends with .gz, and cannot go on with one that was cut off.
+    It compresses a file whose name ends with .gz; --resume goes on with a plain one.
     """
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled

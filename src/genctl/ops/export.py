@@ -1,14 +1,13 @@
 """Messages of the DLQ in a file, a line of JSON each, as SQS had them: the whole body, every attribute.
 
 Each batch is on the disk before the next is taken (with gzip as a member of its own), so that a file which a
-kill or a full disk cuts short is good up to the cut. With `resume` an export drops a torn last line, and
-skips what is there; a gzip file must be whole for that.
+kill or a full disk cuts short is good up to the cut. With `resume` an export to a plain file drops a torn
+last line, and skips what is there.
 """
 
 import fcntl
 import gzip
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,11 +43,16 @@ class Export:
 
         Raises GenctlError: exit 2 when it is there or another command writes it, exit 3 when we cannot.
         """
+        if resume and _is_gzip(path):
+            told = f"{path} is compressed, and --resume goes on with plain files alone"
+            raise GenctlError(
+                "NoExport", told, "name another file: the messages are still there", exit_code=2
+            )
         try:
             with path.open("r+b" if resume and path.is_file() else "xb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two writers would overwrite each other
                 one = cls(path, file, _read_up_to_the_cut(file, path) if resume else set())
-                if _is_gzip(path) and not file.tell():
+                if _is_gzip(path):
                     file.write(gzip.compress(b""))  # an empty export is gzip too
                 yield one
         except FileExistsError:
@@ -66,7 +70,7 @@ class Export:
             raise GenctlError(
                 "CannotWrite",
                 f"cannot write {path}: {error.strerror}",
-                "free some space or name another file; --resume goes on with one that is not compressed",
+                "free some space or name another file; --resume goes on with a plain one",
             ) from None
 
     def write(self, messages: Sequence[Message]) -> None:
@@ -164,17 +168,14 @@ def _read_up_to_the_cut(file: IO[bytes], path: Path) -> set[str]:
     known: set[str] = set()
     good = 0
     try:
-        for line in gzip.GzipFile(fileobj=file) if _is_gzip(path) else file:
+        for line in file:
             if not line.endswith(b"\n"):
                 break
             known.add(msgspec.json.decode(line, type=_Known).message_id)
             good += len(line)
-    except (msgspec.DecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except msgspec.DecodeError as error:
         fix = "name another file; this one was left as it is"
-        raise GenctlError("NoExport", f"{path} is no whole export: {error}", fix, exit_code=2) from None
-    if _is_gzip(path):
-        file.seek(0, os.SEEK_END)
-    else:
-        file.seek(good)
-        file.truncate()
+        raise GenctlError("NoExport", f"{path} is no export: {error}", fix, exit_code=2) from None
+    file.seek(good)
+    file.truncate()
     return known
