@@ -66,7 +66,7 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     path = tmp_path / "gone.jsonl"
     async with Pass.over(kit.at.dlq, bounded=True) as over:
         with Export.to(path, resume=False) as file:
-            done = await ops.discard(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
+            done = await ops.delete(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
     assert (done["meant"], done["discarded"]) == (1, 1)
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
@@ -80,7 +80,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
             with Export.to(tmp_path / "x.jsonl", resume=False) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:
-                    await ops.discard(over, kit.db, Choice(), file, lambda _: None)
+                    await ops.delete(over, kit.db, Choice(), file, lambda _: None)
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.exit_code == 3

@@ -228,11 +228,7 @@ def discard(
 
     The file is dlq-TIME.jsonl.gz in this folder unless --export names another. The sessions stay as they are.
     """
-    from contextlib import ExitStack
-
     from genctl.ops import export as ops
-    from genctl.ops.dlq import opened
-    from genctl.ops.sampling import Pass
 
     if path and no_export:
         raise click.UsageError("--export and --no-export exclude each other")
@@ -242,24 +238,10 @@ def discard(
     choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
 
-    async def work() -> dict[str, Any]:
-        async with opened(out.settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
-            found = None
-            if dry_run or yes is None:
-                found = await ops.counted(over, db, choice)
-                if dry_run or not found["meant"]:
-                    return found
-                out.confirm(ops.question(found, dlq.name), yes)
-            with ExitStack() as files, terminal.progress(over.approximate, "discard") as advance:
-                file = files.enter_context(ops.Export.to(kept, resume=False)) if kept else None
-                most = None if found is None else found["meant"]  # no more than the person said yes to
-                done = await ops.discard(over, db, choice, file, advance, most)
-            if kept and not done["meant"]:
-                kept.unlink()
-                done["file"] = None
-            return done
-
-    done = out.run(work())
+    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
+    done = out.run(
+        ops.discard(out.settings, choice, kept, dry_run=dry_run, confirm=confirm, progress=terminal.progress)
+    )
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
         raise SystemExit(1)

@@ -8,8 +8,8 @@ last line, and skips what is there.
 import fcntl
 import gzip
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -98,7 +98,38 @@ async def export(
         return {"exported": file.written, "seen": over.seen, "approximate": approximate, "file": path}
 
 
-async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
+async def discard(
+    settings: Settings,
+    choice: Choice,
+    path: Path | None,
+    *,
+    dry_run: bool,
+    confirm: Callable[[str], object] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first.
+
+    Raises GenctlError.
+    """
+    async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+        most = None
+        if dry_run or confirm:
+            found = await _counted(over, db, choice)
+            most = found["meant"]  # no more than the person says yes to
+            if confirm and most and not dry_run:
+                confirm(_question(found, dlq.name))
+            else:
+                return found
+        with ExitStack() as files, progress(over.approximate, "discard") as advance:
+            file = files.enter_context(Export.to(path, resume=False)) if path else None
+            done = await delete(over, db, choice, file, advance, most)
+        if path and not done["meant"]:
+            path.unlink()
+            done["file"] = None
+        return done
+
+
+async def _counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
     """Count the chosen messages, and those of runs that still wait; show all again."""
     count = active = 0
     while messages := await over.receive():
@@ -109,22 +140,16 @@ async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
     return found
 
 
-def question(found: dict[str, Any], name: str) -> str:
-    """Word the question to a person before we delete them."""
+def _question(found: dict[str, Any], name: str) -> str:
     active = found["active"]
-    of_runs = (
-        f" {active} of them may be all that is left of runs that wait; those fail in time." if active else ""
-    )
-    return f"Delete {many(found['meant'], 'message')} of {name}?{of_runs}"
+    waiting = f" {active} of them may be all that is left of runs that wait; those fail in time."
+    return f"Delete {many(found['meant'], 'message')} of {name}?{waiting if active else ''}"
 
 
-async def discard(
+async def delete(
     over: Pass, db: Database, choice: Choice, file: Export | None, advance: Advance, most: int | None = None
 ) -> dict[str, Any]:
-    """Delete the chosen messages, at most `most`, each batch once it is in `file`.
-
-    Raises GenctlError.
-    """
+    """Delete the chosen messages of a pass, at most `most`, each batch once it is in `file`."""
     count = discarded = 0
     while (most is None or count < most) and (messages := await over.receive(wait_s=1)):
         meant = [message for message, _ in await chosen(messages, db, choice)]
