@@ -4,6 +4,7 @@ import asyncio
 import io
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -99,6 +100,13 @@ async def test_a_field_that_nobody_knows_is_named_with_what_may_be_meant(
     assert field in said["error"]["message"]
     assert meant in said["error"]["fix"]
     assert await client.get("/credits") == {"balance": 1000, "held": 0}
+
+
+async def test_a_model_that_a_setting_leaves_out_is_not_taken(kit: Kit) -> None:
+    async with served(replace(kit.settings, models=("seedream-4-0-*",))) as client:
+        status, said = await client.order({"prompt": "x", "model": "seedream-4-5-251128"})
+        assert (status, said["error"]["fix"]) == (422, "use one like seedream-4-0-*")
+        assert (await client.order({"prompt": "x"}))[0] == 202
 
 
 async def test_no_order_is_taken_while_nothing_can_carry_it_out(kit: Kit) -> None:

@@ -100,6 +100,12 @@ class Settings:
         "seedream4",
         "the tool that a command is about, and that a worker serves",
     )
+    models: tuple[str, ...] = setting(
+        "GENCTL_MODELS",
+        values.as_patterns,
+        "",
+        "models that may be ordered, of those that the tools serve; unset: all of them",
+    )
     queue: str = setting(  # empty only until it is made
         "GENCTL_QUEUE", values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs"
     )

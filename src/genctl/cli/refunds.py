@@ -54,7 +54,7 @@ def check(
 
     def look() -> credits.Audit:
         with terminal.progress(len(credits.PARTS), "check") as advance:
-            return out.ask(lambda db: credits.audit(db, user, since=since, step=advance))
+            return out.ask(lambda db: credits.audit(db, user, since=since, advance=advance))
 
     found = look()
     if fix and dry_run:

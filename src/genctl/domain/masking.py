@@ -1,4 +1,4 @@
-"""Secrets are hidden wherever they turn up."""
+"""Hide secrets wherever they turn up."""
 
 import json
 import re
@@ -13,12 +13,12 @@ _LOGIN = re.compile(r"://[^\s/?#@]*@")  # of a URL
 
 
 def without_login(url: str) -> str:
-    """A URL without the user and the password in it."""
+    """Take user and password out of a URL."""
     return _LOGIN.sub(f"://{MASK}@", url)
 
 
 class Masker:
-    """Hides secrets wherever they turn up: as they are, in a URL, in JSON."""
+    """Hides secrets as they are, as a URL has them, and as JSON has them."""
 
     def __init__(self, secrets: Iterable[Any] = ()) -> None:
         self._forms: list[str] = []
@@ -26,8 +26,9 @@ class Masker:
         self.add(*secrets)
 
     def add(self, *secrets: Any) -> None:
-        """Values that are secret from here on, with the texts and numbers within, though not the keys;
-        true, false and what is empty hide nothing.
+        """Hide these values from now on, and the texts and numbers within them, though not their keys.
+
+        True, false and empty values hide nothing.
         """
         wholes = [one for one in secrets if one and not isinstance(one, str | bool)]
         self._wholes += [one for one in wholes if one not in self._wholes]  # a step may be tried many times
@@ -38,13 +39,13 @@ class Masker:
         self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
 
     def text(self, text: str) -> str:
-        """The text with a mask for each secret."""
+        """Replace each secret in the text."""
         for form in self._forms:
             text = text.replace(form, MASK)
         return text
 
     def __call__(self, value: Any) -> Any:  # noqa: PLR0911 (a table)
-        """The same for texts, numbers and keys within a value."""
+        """Replace secrets in the texts, numbers and keys within a value."""
         match value:
             case str():
                 return self.text(value)

@@ -23,9 +23,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from genctl import credits
+from genctl import credits, traits
 from genctl.base.assets import PACKAGE
-from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
 from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
 from genctl.domain import sse
@@ -36,6 +35,7 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
+from genctl.services.metrics import Metrics
 from genctl.services.streams import Ends, Streams
 from genctl.services.web import (
     Headers,
@@ -184,6 +184,7 @@ class Api:
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
         session = await self._known(order)
         if session is None:
+            await traits.check(self.db, tool, [order])
             try:
                 made = await enqueue(
                     [order],
@@ -370,10 +371,7 @@ def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
         idempotency_key=key,
     )
     check(order)
-    if not tool.serves(order.model):
-        raise _bad(
-            "UnknownModel", f"{tool.name} does not serve the model {order.model[:80]!r}", "leave it away"
-        )
+    tool.check_orderable(order.model)
     return order
 
 

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 import structlog
 
 from genctl.base.batch import Batch
-from genctl.base.metrics import Metrics
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.edges import listener
 from genctl.edges.db import Database, Row, as_json
+from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 

@@ -10,13 +10,13 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from genctl.base.metrics import Metrics
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.services.api import Api, LateQueue
 from genctl.services.listening import BACKLOG, listening, url_of
+from genctl.services.metrics import Metrics
 
 POOL_SIZE = 8
 LARGEST_HEAD_BYTES = 32 * 1024

@@ -11,10 +11,10 @@ import time
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
-from genctl.base.metrics import Metrics
 from genctl.domain import sse
 from genctl.domain.model import GenctlError
 from genctl.services.bridge import Bridge, Feed
+from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 
 HEARTBEAT_S = 15.0

@@ -10,9 +10,9 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from genctl.base.metrics import Metrics
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DataRefusedError, LockedError
+from genctl.services.metrics import Metrics
 
 LARGEST_BODY_BYTES = 2**20
 METHODS = {"GET", "HEAD", "OPTIONS", "POST"}  # that are counted by name: anybody can invent others
