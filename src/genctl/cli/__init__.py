@@ -25,7 +25,10 @@ TABLE = {
         ),
         "sweep": ("genctl.cli.sweep:sweep", "Settle and send again what nothing else did: the safety net."),
         "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, none fails."),
-        "resume": ("genctl.cli.gate:resume", "Open the gate."),
+        "resume": (
+            "genctl.cli.gate:resume",
+            "Open the gate, and take orders again whose values the provider kept refusing.",
+        ),
     },
     "Send and watch": {
         "enqueue": ("genctl.cli.enqueue:enqueue", "Reserve credits and send jobs."),
