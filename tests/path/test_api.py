@@ -17,10 +17,11 @@ from tests.ears import BASE, SECRET, Client, served
 from tests.kit import Kit, until, with_tools
 from tests.path.test_bridge import change, fail
 
-from genctl.base.tokens import COOKIE, Tokens
+from genctl.base.tokens import Tokens
 from genctl.domain.orders import LONGEST_PROMPT
 from genctl.services import streams
 from genctl.services.api import page_of
+from genctl.services.site import Site
 from genctl.tools.seedream4 import TOOL
 
 
@@ -205,7 +206,7 @@ async def test_somebody_elses_session_is_not_there(kit: Kit, client: Client) -> 
 
 @pytest.mark.parametrize("path", ["/sessions", "/sessions/x", "/credits", "/events"])
 async def test_without_a_good_token_there_is_nothing(client: Client, path: str) -> None:
-    good = {"sub": "ann", "exp": 4_000_000_000}
+    good, cookie = {"sub": "ann", "exp": 4_000_000_000}, Site.of(client.url).cookie
     headers: list[dict[str, str]] = [
         {},
         {"Authorization": "Bearer"},
@@ -214,8 +215,8 @@ async def test_without_a_good_token_there_is_nothing(client: Client, path: str) 
         {"Authorization": f"Bearer {jwt.encode(good, 'x' * 40, 'HS256')}"},
         {"Authorization": f"Bearer {jwt.encode(good | {'exp': 1}, SECRET, 'HS256')}"},
         {"Authorization": f"Bearer {'x' * 20_000}"},
-        {"Cookie": f"{COOKIE}=rubbish"},
-        {"Authorization": "Bearer rubbish", "Cookie": f"{COOKIE}={client.token}"},
+        {"Cookie": f"{cookie}=rubbish"},
+        {"Authorization": "Bearer rubbish", "Cookie": f"{cookie}={client.token}"},
     ]
     async with aiohttp.ClientSession() as http:
         for each in headers:

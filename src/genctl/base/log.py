@@ -1,12 +1,14 @@
-"""Logs: an event is a line on stderr, JSON for programs or text for people, made by structlog.
+"""Log by structlog: each event is a line on stderr, JSON for programs or text for people.
 
-Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event
-tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out the same way.
+Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event tells:
+`sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. One processor
+throttles warnings that repeat themselves, whoever writes them.
 """
 
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
@@ -20,18 +22,20 @@ from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
 
+_KIND = "_kind"  # of a library's line: its text before it is filled in
 _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
-    """Set up the logging of this process; libraries are heard from level warning on.
+    """Set up the logging of this process; libraries log from level warning on.
 
-    At level debug an exception brings its traceback, else its name, its text and its place.
+    An exception shows its name, its text and its line of source; at level debug also its traceback.
     """
     least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            Throttle(),
             _head,
             _exceptions(traced=least <= logging.DEBUG),
             _as_json if form == "json" else _as_text(),
@@ -44,7 +48,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 
 
 class _Lines:
-    """A stderr that is gone or full costs the line, never the worker."""
+    """Write lines to stderr; when it is gone or full we lose the line, never the worker."""
 
     def msg(self, line: str) -> None:
         with suppress(OSError, ValueError):
@@ -54,14 +58,44 @@ class _Lines:
     debug = info = warning = error = critical = msg
 
 
+class Throttle:
+    """Drops what a stranger or an outage could repeat without end: warnings that speak of no session.
+
+    A kind of line is written `MOST` times in `WHILE_S`; the next one then says how many were left out.
+    """
+
+    MOST, WHILE_S, KINDS = 10, 10.0, 1_000
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[object, tuple[float, int]] = {}  # since when, and how many
+
+    def __call__(self, _: object, level: str, event: Event) -> Event:
+        kind = (level, event.get("logger"), event.pop(_KIND, event["event"]))
+        if level in {"debug", "info"} or "sessionId" in event:
+            return event
+        now = self._clock()
+        since, count = self._seen.get(kind, (now, 0))
+        if now - since >= self.WHILE_S:
+            if count > self.MOST:
+                event["leftOut"] = count - self.MOST
+            since, count = now, 0
+        if len(self._seen) >= self.KINDS:
+            self._seen.clear()
+        self._seen[kind] = since, count + 1
+        if count >= self.MOST:
+            raise structlog.DropEvent
+        return event
+
+
 class _FromLibraries(logging.Handler):
-    """Hands over what aiohttp, psycopg, asyncio and others log; `logger` says who did."""
+    """Hand over what aiohttp, psycopg, asyncio and others log; `logger` names them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
-            structlog.get_logger().log(
-                record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info
-            )
+        with suppress(LookupError, TypeError, ValueError):  # the message does not fit its arguments
+            text, kind = record.getMessage(), str(record.msg).partition("\n")[0]
+            told: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
+            structlog.get_logger().log(record.levelno, text, **told)
 
 
 def _head(_: object, level: str, event: Event) -> Event:
@@ -76,7 +110,7 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
         if isinstance(error, BaseException):
             event["exception"] = f"{type(error).__name__}: {error}"
             if frames := traceback.extract_tb(error.__traceback__):
-                event["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
+                event["position"] = f"{frames[-1].filename}:{frames[-1].lineno}"
             if traced:
                 event["trace"] = "".join(traceback.format_exception(error))
         return event
@@ -110,7 +144,7 @@ def _as_text() -> Callable[[object, str, Event], str]:
 
 
 def _value(value: Any) -> str:
-    """As it is when one word tells it, else quoted."""
+    """Write one word as it is, anything else in quotes."""
     with suppress(ValueError, TypeError, OverflowError, RecursionError):
         value = msgspec.to_builtins(value, enc_hook=str)
     if isinstance(value, str):

@@ -55,7 +55,7 @@ def watch(
     for name, text in (("--token", token), ("--last-event-id", last_event_id)):
         if text is not None and not (text.isascii() and text.isprintable() and text):
             raise click.UsageError(f"{name} must be printable ASCII: give it as you got it")
-    tokens = Tokens(out.settings.secret) if token is None else None
+    tokens = Tokens.of(out.settings) if token is None else None
     address = StreamAddress(
         out.settings.api_url,
         out.settings.tool,

@@ -21,6 +21,7 @@ NEEDED = {
     "tool_gates": ("select", "insert", "update"),
     "spent_tickets": ("select", "insert", "delete"),
     "refused_traits": ("select", "insert", "update", "delete"),
+    "revoked_tokens": ("select", "insert", "update", "delete"),
     "genctl_migrations": ("select",),
 }
 IDLE_AFTER_S = 60.0

@@ -21,7 +21,7 @@ from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Survey
 from genctl.pipeline import Pipeline
 from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
@@ -121,7 +121,7 @@ class Redrive:
     """A redrive under way: one pass over the DLQ, what is left to do, what it has done."""
 
     def __init__(
-        self, pipeline: Pipeline, over: Pass, wish: RedriveWish, serves: Callable[[str | None], bool]
+        self, pipeline: Pipeline, over: Survey, wish: RedriveWish, serves: Callable[[str | None], bool]
     ) -> None:
         """Take what it works on; `serves` tells whether a model is one of the tool's."""
         self.pipeline = pipeline
@@ -144,7 +144,7 @@ class Redrive:
         """Connect, and begin the pass. Raises GenctlError, exit 3."""
         async with (
             Pipeline.open(settings, size=LANES, calls=False) as pipeline,
-            Pass.over(pipeline.dlq, bounded=True) as over,
+            Survey.over(pipeline.dlq, bounded=True) as over,
         ):
             yield cls(pipeline, over, wish, partial(Tools.of(settings).tells, pipeline.tool))
 

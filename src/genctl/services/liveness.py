@@ -1,17 +1,26 @@
 """Whether a worker's receives are answered, and the port on which it says so."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
-from aiohttp import web
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from genctl.domain.model import GenctlError
+from genctl.services.connections import Connections, Limits
+from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
 from genctl.services.metrics import WorkerMetrics
+from genctl.services.site import Front
+from genctl.services.web import answer
 
+MOST_SCRAPERS = 32  # connections: a stranger's take no files of the worker's calls
 SILENT_S = 60.0
 TELL_EVERY_S = 30.0  # the same trouble again, while it lasts
 
@@ -83,22 +92,22 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
         yield
         return
 
-    async def healthz(_: web.Request) -> web.Response:
+    async def healthz(_: Request) -> Response:
         told = liveness.told()
-        return web.json_response(told, status=200 if told["ok"] else 503)
+        return answer(told, 200 if told["ok"] else 503)
 
-    async def exposition(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": metrics.content_type})
+    async def exposition(_: Request) -> Response:
+        return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/metrics", exposition)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    app = Starlette(routes=[Route("/healthz", healthz), Route("/metrics", exposition)])
+    connections = Connections(Limits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None))
+    server = HttpServer(app, connections)
     with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
-        await runner.setup()
+        serving = asyncio.create_task(server.serve([sock]))
+        watching = asyncio.create_task(connections.watch())
+        log.info("worker.metrics.started", url=url_of(sock))
         try:
-            await web.SockSite(runner, sock).start()
-            log.info("worker.metrics.started", url=url_of(sock))
             yield
         finally:
-            await runner.cleanup()
+            watching.cancel()
+            await server.end(serving)

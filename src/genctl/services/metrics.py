@@ -75,6 +75,12 @@ class Metrics:
             "Streams closed because their reader was too slow.",
             registry=self.registry,
         )
+        self.connections = Gauge("genctl_http_connections", "Open connections.", registry=self.registry)
+        self.shed = Counter(
+            "genctl_http_shed_connections",
+            "Connections that kept us waiting and were cut, because there were too many.",
+            registry=self.registry,
+        )
         self.listening = Gauge("genctl_listening", "1 while LISTEN is proven.", registry=self.registry)
 
     def text(self) -> bytes:
