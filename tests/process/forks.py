@@ -41,6 +41,21 @@ FORKED = (
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
+FORKED_STEPS = "GENCTL_TEST_FORKED_STEPS"  # set: the genctl steps of a runbook are forked too
+STEP = """
+import json, os, signal, socket, sys
+conn = socket.socket(socket.AF_UNIX)
+conn.connect({address!r})
+asked = {{"argv": ["genctl", *json.load(sys.stdin)], "cwd": os.getcwd(), "env": dict(os.environ)}}
+text = json.dumps(asked).encode() + b"\\n"
+conn.sendall(text[socket.send_fds(conn, [text], [0, 1, 2]):])
+for fd in (1, 2):
+    os.close(fd)  # they end with the fork
+said = conn.makefile()
+pid = int(said.readline())
+signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+os._exit(os.waitstatus_to_exitcode(int(said.readline())) & 255)
+"""
 
 servers = {sys.executable: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
 
@@ -170,7 +185,7 @@ def serve(listening: socket.socket) -> str:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        return _become(asked, streams)
+                        return _become(asked, streams, listening.getsockname())
                     for fd in (alive, *streams):
                         os.close(fd)
                     conn.sendall(f"{pid}\n".encode())
@@ -194,9 +209,11 @@ def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.
     return json.loads(text), streams, conn
 
 
-def _become(asked: dict[str, Any], streams: list[int]) -> str:
+def _become(asked: dict[str, Any], streams: list[int], address: str) -> str:
     if sys.platform == "linux":  # a test run that was killed leaves nothing behind: the server ends with it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if asked["env"].get(FORKED_STEPS):
+        sys.modules["genctl.ops.runbook.actions"].GENCTL = STEP.format(address=address)  # type: ignore[attr-defined]
     for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)
