@@ -162,7 +162,7 @@ class Judge:
         self.ears.heed(self.session_id)
 
     async def find_lost_order(self) -> None:
-        """Look for the session of an order whose answer never came: the API may have taken it all the same."""
+        """Look for the session of an order whose answer never came: the API may have taken it."""
         if self.session_id is None and self.answer_lost:
             made = await self.deployment.db.row("smoke_ordered", user=self.user, client_key=self.client_key)
             self.session_id = made["id"] if made else None
