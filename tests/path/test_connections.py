@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,7 +18,8 @@ from genctl.base.tokens import Claims
 from genctl.domain.model import GenctlError
 from genctl.services import connections
 from genctl.services.api import _order
-from genctl.services.connections import WITHIN_S, Limits, Waiting
+from genctl.services.connections import WITHIN_S, Connections, Limits, Waiting
+from genctl.services.site import Front
 from genctl.tools.seedream4 import TOOL
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -64,6 +66,10 @@ async def all_of(reader: asyncio.StreamReader) -> bytes:
     return got
 
 
+async def true(value: object) -> bool:
+    return bool(value)
+
+
 def post(url: str, *, length: int | str, body: bytes = b"", path: str = "/signin", **headers: str) -> bytes:
     lines = {"Host": urlsplit(url).netloc, "Origin": url, "Content-Length": length} | headers
     head = "\r\n".join(f"{name.replace('_', '-')}: {value}" for name, value in lines.items())
@@ -108,15 +114,42 @@ async def test_a_peer_that_sends_a_byte_now_and_then_gains_no_time(client: Clien
 
 @pytest.mark.usefixtures("short")
 async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client) -> None:
-    """Also of answers that are no streams, and of the last one, with which the connection is closed."""
-    for close in ("", "Connection: close\r\n"):
-        asked = f"GET /page/style.css HTTP/1.1\r\nHost: x\r\n{close}\r\n".encode() * 400
-        async with connected(client.url, asked, room=4096):
+    """Also of answers that are no streams."""
+    asked = b"GET /page/style.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000
+    async with connected(client.url, asked, room=4096):
+        await until(lambda: true([one for one in client.connections if one.flow.write_paused]))
+        await until(lambda: true(not list(client.connections)))
 
-            async def cut() -> bool:
-                return "genctl_http_connections 1.0" in (await client.ask("GET", "/metrics"))[1]
 
-            await until(cut)
+def test_a_connection_that_cannot_be_closed_is_cut_off() -> None:
+    """Its peer takes nothing of its last answer."""
+    all_of_them = Connections(Limits(9, 9, 9), Front(None))
+    stuck = Mock(address="x", is_overdue=lambda _: False, transport=Mock(is_closing=lambda: True))
+    all_of_them.opened(stuck)
+    all_of_them.look(10.0)
+    all_of_them.look(10.0 + connections.CLOSE_S)
+    stuck.abort.assert_not_called()
+    all_of_them.look(10.1 + connections.CLOSE_S)
+    stuck.abort.assert_called_once()
+
+
+async def test_a_stream_that_is_read_slowly_is_not_cut_for_others(kit: Kit) -> None:
+    """While its own patience with its reader lasts."""
+    await kit.query(
+        "insert into generation_sessions (id, user_id, model, prompt, status, version, error_details) "
+        "select gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'x', 'failed', n, "
+        "jsonb_build_object('category', 'content_policy', 'userMessage', repeat('x', 20000)) "
+        "from generate_series(1, 1000) n"
+    )
+    await kit.query("insert into credit_accounts (user_id, balance, event_seq) values ('ann', 0, 1000)")
+    async with served(kit.settings, connections_per_address=1) as client:
+        first = client.api.cursors.write("ann", 0)
+        head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
+        async with connected(client.url, f"{head}Last-Event-ID: {first}\r\n\r\n".encode(), room=4096):
+            await until(lambda: true([one for one in client.connections if one.flow.write_paused]))
+            async with connected(client.url) as (silent, _), connected(client.url):
+                assert await all_of(silent) == b""
+                assert [one for one in client.connections if one.flow.write_paused]
 
 
 @pytest.mark.usefixtures("short")

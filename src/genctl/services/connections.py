@@ -10,6 +10,7 @@ import resource
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -82,6 +83,9 @@ class Connections:
         self._of_address: Counter[str] = Counter()  # of those that wait
         self._shed = 0  # since the last look
         self._closing: dict[Connection, float] = {}
+
+    def __iter__(self) -> Iterator["Connection"]:
+        return iter(self._open)
 
     async def watch(self) -> None:
         """Cut those whose time is over, for ever, and log in one line how many were cut for others."""

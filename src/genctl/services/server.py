@@ -27,6 +27,7 @@ class Running(NamedTuple):
     """Holds a server that serves; `tasks` end only by a bug."""
 
     api: Api
+    connections: Connections
     url: str
     tasks: tuple["asyncio.Task[None]", ...]
 
@@ -57,7 +58,7 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
             background = asyncio.create_task(_background(api, connections))
             serving = asyncio.create_task(server.serve([sock]))
             try:
-                yield Running(api, url_of(sock), (background, serving))
+                yield Running(api, connections, url_of(sock), (background, serving))
             finally:
                 log.info("api.stopping")
                 server.should_exit = True  # no new connections
