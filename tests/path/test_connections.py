@@ -18,7 +18,7 @@ from genctl.base.tokens import Claims
 from genctl.domain.model import GenctlError
 from genctl.services import connections
 from genctl.services.api import _order
-from genctl.services.connections import WITHIN_S, Connections, Limits, Waiting
+from genctl.services.connections import WITHIN_S, ConnectionLimits, Connections, Waiting
 from genctl.services.site import Front
 from genctl.tools.seedream4 import TOOL
 
@@ -123,7 +123,7 @@ async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client) -> None:
 
 def test_a_connection_that_cannot_be_closed_is_cut_off() -> None:
     """Its peer takes nothing of its last answer."""
-    all_of_them = Connections(Limits(9, 9, 9), Front(None))
+    all_of_them = Connections(ConnectionLimits(9, 9, 9), Front(None))
     stuck = Mock(address="x", is_overdue=lambda _: False, transport=Mock(is_closing=lambda: True))
     all_of_them.opened(stuck)
     all_of_them.look(10.0)
@@ -241,7 +241,7 @@ async def test_behind_a_proxy_the_limit_is_of_the_addresses_that_it_names(kit: K
 
 
 def test_the_limits_follow_from_the_files_that_may_be_open() -> None:
-    assert Limits.of(100, 256) == (160, 80, 140)
-    assert Limits.of(100, 1024) == (928, 100, 812)
-    assert Limits.of(100, 64).total == 16
-    assert Limits.of(100, resource.RLIM_INFINITY).total > 60_000
+    assert ConnectionLimits.of(100, 256) == (160, 80, 140)
+    assert ConnectionLimits.of(100, 1024) == (928, 100, 812)
+    assert ConnectionLimits.of(100, 64).total == 16
+    assert ConnectionLimits.of(100, resource.RLIM_INFINITY).total > 60_000

@@ -13,7 +13,7 @@ from tests.process.place import GENCTL, Place, Running
 from tests.process.served import SECRET, Served
 
 from genctl.base.tokens import Tokens
-from genctl.services.connections import Limits
+from genctl.services.connections import ConnectionLimits
 
 FILES = 256
 KINDS = (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
@@ -74,7 +74,7 @@ async def test_anonymous_sockets_are_cut_while_health_requests_and_streams_of_us
     """400 of them where 256 files may be open: the API was silent for as long as they stayed."""
     with served_with_few_files(place) as api:
         await api.ready()
-        limits = Limits.of(100, FILES)
+        limits = ConnectionLimits.of(100, FILES)
         most = limits.total if addresses > 1 else limits.of_address + 5
         async with api.client.stream() as ear:
             await ear.ready()
@@ -103,7 +103,7 @@ async def test_anonymous_sockets_are_cut_while_health_requests_and_streams_of_us
 async def test_streams_leave_room_for_health_checks_and_other_requests(place: Place) -> None:
     with served_with_few_files(place) as api:
         await api.ready()
-        kept = Limits.of(100, FILES).kept
+        kept = ConnectionLimits.of(100, FILES).kept
         host, port = urlsplit(api.client.url).netloc.split(":")
         writers, statuses = [], []
         for number in range(kept + 10):
