@@ -34,7 +34,7 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
-from genctl.services.connections import Connection
+from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
 from genctl.services.revoked import Revocations
 from genctl.services.signin import PAGE, SignIn
@@ -269,7 +269,7 @@ class Events:
         token = self.api.sign_in.caller(request)
         cursor = request.headers.get("last-event-id") or request.query_params.get("lastEventId")
         tool = self.tool or self.api.gone(request)
-        connection: Connection = scope["state"]["connection"]
+        connection: ServedConnection = scope["state"]["connection"]
         connection.check_room()
         await send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
         chunked = scope["http_version"] == "1.1"

@@ -16,7 +16,7 @@ import structlog
 from genctl.base.tokens import Claims
 from genctl.domain import sse
 from genctl.services.bridge import Bridge, Feed
-from genctl.services.connections import Connection
+from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 
@@ -56,7 +56,7 @@ class Streams:
             tasks.create_task(self._turn())
 
     def open(
-        self, connection: Connection, *, chunked: bool, token: Claims, tool: Tool, cursor: str | None
+        self, connection: ServedConnection, *, chunked: bool, token: Claims, tool: Tool, cursor: str | None
     ) -> None:
         """Take over a connection whose head is written, until the token's end at the latest.
 
