@@ -58,7 +58,7 @@ def info(event: str, **facts: object) -> None:
         _log.info(event, **facts)
 
 
-class Together:
+class LinesTogether:
     """Writes the lines of a batch at once, when it is over."""
 
     def __enter__(self) -> None:

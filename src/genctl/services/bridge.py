@@ -96,7 +96,7 @@ class UserChanges:
         return self.head if self.is_all else self._last
 
 
-class Look:
+class BridgeLook:
     """Holds one query that is under way: for whom it asks, and for which of them though no NOTIFY spoke."""
 
     def __init__(self, wanting: dict[str, list[Feed]], unannounced: set[str], epoch: int) -> None:
@@ -138,7 +138,7 @@ class Bridge:
         self._listener: listener.Listener | None = None
         self._feeds: dict[str, list[Feed]] = {}  # of a user, oldest first
         self._due: dict[str, None] = {}  # users to be looked at
-        self._look: Look | None = None  # that is under way
+        self._look: BridgeLook | None = None  # that is under way
         self._pause: asyncio.TimerHandle | None = None  # after one that failed
         self._asking: asyncio.Task[None] | None = None  # one that takes the pool
         self._unannounced: set[str] = set()  # to be looked at though no NOTIFY spoke of them
@@ -238,7 +238,7 @@ class Bridge:
     def _heard(self, notices: list[listener.Heard]) -> None:
         """Look for those who have a stream here."""
         self.metrics.notified.inc(len(notices))
-        with lines.Together():
+        with lines.LinesTogether():
             users = [user for notice in notices if (user := self._meant(notice))]
         self._want(users)
 
@@ -286,7 +286,7 @@ class Bridge:
             if one and one.is_asked and now - one.asked_at > listener.PROBE_S:
                 one.cut()
             elif one and not self._look and now - (self._proven_at or 0.0) >= listener.PROBE_S:
-                self._begin(Look({}, set(), self._epoch))
+                self._begin(BridgeLook({}, set(), self._epoch))
             self._judge()
 
     def _prove(self) -> None:
@@ -344,12 +344,12 @@ class Bridge:
             if wanting:
                 backstopped = self._unannounced & wanting.keys()
                 self._unannounced -= backstopped  # now: what is said meanwhile is for the next look
-                self._begin(Look(wanting, backstopped, self._epoch))
+                self._begin(BridgeLook(wanting, backstopped, self._epoch))
         if not self._look and not self._pause:
             self._look_trouble = None  # nobody here can miss anything
             self._judge()
 
-    def _begin(self, look: Look) -> None:
+    def _begin(self, look: BridgeLook) -> None:
         self._look = look
         self.metrics.looks.inc()
         if self._listener:
@@ -357,7 +357,7 @@ class Bridge:
         else:
             self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(look))
 
-    async def _ask_by_the_pool(self, look: Look) -> None:
+    async def _ask_by_the_pool(self, look: BridgeLook) -> None:
         """Ask while nobody listens."""
         answer: listener.Answer
         try:
@@ -380,7 +380,7 @@ class Bridge:
             self._prove()
         if look.epoch == self._epoch:
             self._behind.difference_update(look.wanting)
-        with lines.Together():
+        with lines.LinesTogether():
             for user, found in _by_user(answer).items():
                 feeds = [feed for feed in look.wanting[user] if feed in self._feeds.get(user, ())]
                 if user in look.unannounced:
@@ -392,7 +392,7 @@ class Bridge:
         if not self.freshness.fresh:
             self._judge()
 
-    def _failed(self, look: Look, error: GenctlError) -> None:
+    def _failed(self, look: BridgeLook, error: GenctlError) -> None:
         self._look, self._look_trouble = None, error.message
         self._behind.update(look.wanting)
         self._unannounced.difference_update(look.wanting)  # what comes late now may well have been announced
@@ -479,7 +479,7 @@ def _by_user(rows: Iterable[listener.Texts]) -> dict[str, UserChanges]:
             of_user = found[change.user_id] = UserChanges(change.head)
         if change.id is not None:
             if told is not None:
-                change.told = read_stored(told)
+                change.bring(read_stored(told))
             of_user.add(change)
     return found
 
