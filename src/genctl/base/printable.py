@@ -24,6 +24,13 @@ def escape_json(document: str) -> str:
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else _json_escape(match[0]), document)
 
 
+def printable_lines(text: str) -> str:
+    """The same for what has been laid out in lines, whose ends stay, CSV's too."""
+    return _UNSAFE.sub(
+        lambda match: match[0] if _ends_line(match) else _SHORT.get(match[0]) or _escape(match[0]), text
+    )
+
+
 def is_printable(text: str) -> bool:
     return not _UNSAFE.search(text)
 
@@ -53,6 +60,10 @@ def _columns(character: str) -> int:
     if unicodedata.category(character) in {"Mn", "Me", "Cf"}:
         return 0
     return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
+
+
+def _ends_line(match: re.Match[str]) -> bool:
+    return match[0] == "\n" or (match[0] == "\r" and match.string.startswith("\n", match.end()))
 
 
 def _escape(character: str) -> str:

@@ -18,6 +18,7 @@ Row = Mapping[str, Any]
 GAP = 2  # blanks between two columns
 LEAST = 8  # columns that a shortened cell keeps
 TO_THE_DIGIT = 100_000  # a float from here on
+FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
@@ -187,11 +188,13 @@ class YamlWriter:
 
 
 class CsvWriter:
-    """RFC 4180 with a header; nested values are JSON. `raw` is false where a terminal reads it."""
+    """RFC 4180 with a header; nested values are JSON. No field steers a terminal or is a formula.
 
-    def __init__(self, columns: Sequence[str] | None, *, raw: bool) -> None:
+    Each row is one line. An apostrophe stands before a text that a spreadsheet would calculate.
+    """
+
+    def __init__(self, columns: Sequence[str] | None) -> None:
         self.columns = columns
-        self.raw = raw
 
     def row(self, row: Row, before: int) -> str:
         self.columns = self.columns or list(row)
@@ -208,8 +211,10 @@ class CsvWriter:
     def _field(self, value: Any) -> str:
         if value is None:
             return ""
-        text = value if isinstance(value, str) else to_json(value)
-        return text if self.raw else printable(text)
+        if not isinstance(value, str):
+            return to_json(value)
+        text = printable(value)
+        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 class LinesWriter:

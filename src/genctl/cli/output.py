@@ -7,6 +7,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Output:
             "json": formats.JsonWriter,
             "jsonl": formats.JsonLinesWriter,
             "yaml": formats.YamlWriter,
-            "csv": lambda: formats.CsvWriter(list(columns), raw=not sys.stdout.isatty()),
+            "csv": lambda: formats.CsvWriter(list(columns)),
         }
         return Stream(writers[self.form](), formats.plain)
 
@@ -179,5 +180,5 @@ class Stream:
 
 
 def write(text: str) -> None:
-    """Text for stdout that needs no escaping any more."""
-    sys.stdout.write(text)
+    """Lines for stdout; whatever a terminal would obey is escaped here at the latest, into a pipe too."""
+    sys.stdout.write(printable_lines(text))
