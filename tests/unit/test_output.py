@@ -1,11 +1,11 @@
 """What a program reads from our stdout is as harmless as what a terminal shows."""
 
 import pytest
+from tests.unit.test_formats import HOSTILE
 
 from genctl.base.printable import is_printable
 from genctl.cli.command import FORMATS
 from genctl.cli.output import Output, write
-from tests.unit.test_formats import HOSTILE
 
 ROW = {"id": 1, "text": f"evil {HOSTILE}", "more": {HOSTILE: [HOSTILE]}}
 
