@@ -25,6 +25,7 @@ import msgspec
 import structlog
 
 from genctl.answers import Answers, kept_answer, last_words
+from genctl.base.hidden import hide
 from genctl.base.meters import Meters
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
@@ -185,7 +186,8 @@ class Pipeline:
         finally:
             hold.calling = False
         now, verdicts = datetime.now(UTC), self.limits.verdicts
-        result = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
+        said = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
+        result = details.without_secrets(said, hide)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result)
         return result

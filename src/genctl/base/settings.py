@@ -8,7 +8,7 @@ theirs in their own files: rows of the same kind, whose values are in `of_tools`
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from platformdirs import user_data_path
 
-from genctl.base import dsn, settings_sources, values
+from genctl.base import dsn, hidden, settings_sources, values
 from genctl.domain.model import GenctlError
 
 API_URL = "http://127.0.0.1:8787"
@@ -251,14 +251,17 @@ def load(
 ) -> Settings:
     """The settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
 
-    `flags` go by key; `more` as for settings_sources.find(). Raises GenctlError: exit 2 for what is unknown
-    or wrong in any of them, exit 3 for a file of the embedded stack that cannot be read.
+    `flags` go by key; `more` as for settings_sources.sources(). What is secret in any of them is hidden from
+    here on. Raises GenctlError: exit 2 for what is unknown or wrong in any of them, exit 3 for a file of the
+    embedded stack that cannot be read.
     """
     rows = (*TABLE, *of_tools)
     keys = {entry.key: entry.env for entry in rows}
-    found = settings_sources.find(
-        keys, flags or {}, os.environ if env is None else env, cwd or Path(), more=more
-    )
+    environment = os.environ if env is None else env
+    hidden.know("environment", hidden.of_environment(environment))
+    sources = settings_sources.sources(keys, flags or {}, environment, cwd or Path(), more=more)
+    _hide_secrets(rows, sources)
+    found = {key: one for source in reversed(sources) for key, one in source.items()}
     given = {entry.name: _parsed(entry, found[entry.key]) for entry in rows if entry.key in found}
     origins = {entry.name: found[entry.key].origin if entry.key in found else "default" for entry in rows}
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -266,6 +269,7 @@ def load(
     if "database_url" not in given:
         _refuse_real_services(found)
         written = read_stack(given.get("home", implied["home"]))
+        hide_stack(written)
         stack = {name: written[name] for name in STACK_NAMES if name in written}
         origins |= dict.fromkeys(stack.keys() & origins.keys() - given.keys(), "embedded stack")
         implied |= {"embedded": True} | stack
@@ -286,11 +290,25 @@ def simulated(rows: Iterable[Entry], stack: Mapping[str, str]) -> dict[str, str]
     }
 
 
+def _hide_secrets(rows: Iterable[Entry], sources: Sequence[Mapping[str, settings_sources.Found]]) -> None:
+    """Of all sources: one that another wins over is no less secret. Before any complaint repeats a value."""
+    texts = [(entry, source[entry.key].text) for entry in rows for source in sources if entry.key in source]
+    own = {text for entry, text in texts if entry.secret and "://" not in text}
+    in_urls = {secret for _, text in texts for secret in hidden.in_urls(text)}
+    hidden.know("settings", own | in_urls)
+
+
+def hide_stack(written: Mapping[str, str]) -> None:
+    """The keys of an embedded stack, and the password of its database."""
+    own = {text for name, text in written.items() if name.endswith("secret") or "secret_" in name}
+    hidden.know("embedded stack", own | {one for text in written.values() for one in hidden.in_urls(text)})
+
+
 def _parsed(entry: Entry, found: settings_sources.Found) -> Any:
     try:
         return entry.parse(found.text)
     except ValueError as error:
-        got = "" if entry.secret else f", got {found.text[:80]!r}"
+        got = "" if entry.secret else f", got {hidden.hide(found.text)[:80]!r}"
         raise GenctlError("BadSetting", f"{found.place}: expected {error}{got}", exit_code=2) from None
 
 

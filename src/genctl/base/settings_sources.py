@@ -25,23 +25,21 @@ class Found(NamedTuple):
     place: str
 
 
-def find(
+def sources(
     known: Mapping[str, str],
     flags: Mapping[str, str],
     env: Mapping[str, str],
     cwd: Path,
     *,
     more: bool = False,
-) -> dict[str, Found]:
-    """Key -> what was found. `known` maps each key to its environment variable; empty means unset.
+) -> list[dict[str, Found]]:
+    """Key -> what was found, of each source; the first that has a key wins.
 
-    `more`: files may hold keys of a tool that cannot be loaded just now, which are passed over.
-    Raises GenctlError (exit 2) for an unknown or doubled key and for a file that cannot be read.
+    `known` maps each key to its environment variable; empty means unset. `more`: files may hold keys of a
+    tool that cannot be loaded just now, which are passed over. Raises GenctlError (exit 2) for an unknown or
+    doubled key and for a file that cannot be read.
     """
-    found: dict[str, Found] = {}
-    for source in (_flags(known, flags), _environment(known, env), *_files(known, env, cwd, more=more)):
-        found = source | found
-    return found
+    return [_flags(known, flags), _environment(known, env), *_files(known, env, cwd, more=more)]
 
 
 def user_file() -> Path:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import click
 
+from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, printable
 from genctl.cli import streams, terminal
 
@@ -81,7 +82,7 @@ def _rank(error: BaseException) -> int:
 
 
 def _tell(ending: Ending, *, as_json: bool) -> None:
-    message, fix = (re.sub(r"\s*\n\s*", " ", text).strip() for text in (ending.message, ending.fix))
+    message, fix = (re.sub(r"\s*\n\s*", " ", hide(text)).strip() for text in (ending.message, ending.fix))
     if as_json:
         error = {"error": {"code": ending.code, "message": message, "fix": fix}}
         sys.stderr.write(escape_json(json.dumps(error, ensure_ascii=False)) + "\n")

@@ -11,6 +11,7 @@ from math import isfinite
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, is_printable, printable, shorten, width
 
 Row = Mapping[str, Any]
@@ -22,14 +23,17 @@ FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spread
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
-    """What JSON knows: times as RFC 3339 in UTC with Z, ids and paths as text, structs by JSON names."""
+    """What JSON knows: times as RFC 3339 in UTC with Z, ids and paths as text, structs by JSON names.
+
+    Secrets are hidden here, before a table may cut one.
+    """
     match value:
         case None | bool() | int():
             return value
         case Enum():
             return plain(value.value)
         case str():
-            return value
+            return hide(value)
         case float():
             return value if isfinite(value) else None
         case datetime():
@@ -39,11 +43,11 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
         case list() | tuple() | set() | frozenset():
             return [plain(item) for item in value]
         case bytes():
-            return value.decode(errors="replace")
+            return hide(value.decode(errors="replace"))
     if (names := getattr(type(value), "__struct_fields__", None)) is not None:
         spelled = type(value).__struct_encode_fields__
         return {key: plain(getattr(value, name)) for name, key in zip(names, spelled, strict=True)}
-    return str(value)
+    return hide(str(value))
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

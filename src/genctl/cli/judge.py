@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from genctl.base.hidden import hide
 from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 from genctl.cli.command import Command
@@ -58,7 +59,7 @@ async def _watch(out: Output) -> None:
             if out.form != "table":
                 put(_standing(lines))
             elif terminal.room():
-                drawn = printable_lines(_text(lines)).replace("\n", f"{CLEAR_LINE}\n")
+                drawn = printable_lines(hide(_text(lines))).replace("\n", f"{CLEAR_LINE}\n")
                 sys.stdout.write(HOME + drawn + CLEAR_REST)
             else:
                 write(f"{_text(lines)}\n")

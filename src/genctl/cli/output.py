@@ -7,6 +7,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from genctl.base.hidden import hide
 from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
@@ -180,5 +181,5 @@ class Stream:
 
 
 def write(text: str) -> None:
-    """Lines for stdout; whatever a terminal would obey is escaped here at the latest, into a pipe too."""
-    sys.stdout.write(printable_lines(text))
+    """Lines for stdout; what a terminal would obey and what is secret is masked here at the latest."""
+    sys.stdout.write(printable_lines(hide(text)))

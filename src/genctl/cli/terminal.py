@@ -8,13 +8,14 @@ from contextlib import contextmanager, suppress
 
 import click
 
+from genctl.base.hidden import hide
 from genctl.base.printable import printable
 from genctl.cli import streams
 
 
 def note(text: str) -> None:
-    """A line on stderr, or several; whatever a terminal would obey is escaped."""
-    sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+    """A line on stderr, or several; whatever a terminal would obey is escaped, and what is secret masked."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in hide(text).splitlines()))
 
 
 def room() -> int | None:

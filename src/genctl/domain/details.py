@@ -5,12 +5,13 @@ Only a window of each text is looked at, as only its first bytes are kept; so ti
 
 import html
 import re
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
 
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
-from genctl.domain.model import ErrorDetails, Failure, rfc3339
+from genctl.domain.model import ErrorDetails, Failure, Success, rfc3339
 from genctl.domain.providers import Provider
 
 MESSAGE_BYTES = 1_024
@@ -76,6 +77,26 @@ def cut(text: str, limit: int) -> str:
 
 
 # -- secrets --------------------------------------------------------------------------------------
+
+
+def without_secrets(result: Success | Failure, hide: Callable[[str], str]) -> Success | Failure:
+    """What a provider has said, before anybody stores, counts, logs or judges it further.
+
+    `hide` masks what is known by its value; what shows by its looks is removed once details are made.
+    """
+    if isinstance(result, Success):
+        images = tuple(msgspec.structs.replace(image, url=hide(image.url)) for image in result.images)
+        return Success(images, result.request_id and hide(result.request_id))
+    body = result.provider_body and result.provider_body[: 4 * _WINDOW].decode("utf-8", "replace")
+    texts = {name: value for name in _SAID if (value := getattr(result, name))}
+    return msgspec.structs.replace(
+        result,
+        provider_body=hide(body).encode() if body else result.provider_body,
+        **{name: hide(text) for name, text in texts.items()},
+    )
+
+
+_SAID = ("code", "user_message", "provider_code", "provider_message", "request_id")
 
 _QUOTE = r"(?:\\?[\"']){0,2}"
 _IS = rf"{_QUOTE}\s{{0,4}}(?:[:=]|%3D)\s{{0,4}}{_QUOTE}"

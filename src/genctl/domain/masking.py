@@ -1,28 +1,81 @@
 """Secrets are hidden wherever they turn up."""
 
+import html
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
 LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
 LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
-_LOGIN = re.compile(r"://[^\s/?#@]*@")  # of a URL
+UNMISTAKABLE = 16  # characters of a word that means nothing else, also as a part of another
+_LOGIN = re.compile(r"://[^\s/?#\"<>\\]*@")  # of a URL
+_LOGIN_IN_TEXT = re.compile(r"://[^\s/?#\"<>\\,:]*:[^\s/?#\"<>\\,]*@")
+_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=([^&;#\s]*)")
+_SECRET_PARAMETER = re.compile(
+    r"passw|secret|token|signature|credential|api_?key|^(key|sig|auth)$", re.IGNORECASE
+)
 
 
 def without_login(url: str) -> str:
-    """A URL without the user and the password in it."""
-    return _LOGIN.sub(f"://{MASK}@", url)
+    """A URL without the user and the password in it, nor what its query's parameters keep secret."""
+    return without_secret_parameters(_LOGIN.sub(f"://{MASK}@", url))
+
+
+def without_secret_parameters(url: str) -> str:
+    """A URL whose query tells no secret; its names may be percent-encoded, as a server would read them."""
+    return _PARAMETER.sub(
+        lambda part: f"{part[1]}={MASK}" if _is_secret_parameter(unquote(part[1])) else part[0], url
+    )
+
+
+def _is_secret_parameter(name: str) -> bool:
+    return bool(_SECRET_PARAMETER.search(name))
+
+
+def without_logins(text: str) -> str:
+    """The same for a text with URLs in it: whatever stands between `//` and `@` and has a password."""
+    return _LOGIN_IN_TEXT.sub(f"://{MASK}@", text) if "://" in text else text
+
+
+def secrets_of_url(url: str) -> set[str]:
+    """What is secret in a URL: its password, as it is written and as it is read, or a user who has none.
+
+    A password that the URL tells elsewhere, as its user or the name of its database, is nobody's secret.
+    """
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query)
+    except ValueError:
+        return set()
+    login = parts.netloc.rpartition("@")[0]
+    user, colon, password = login.partition(":")
+    told = {user, unquote(user), unquote(parts.path.lstrip("/")), parts.hostname or ""}
+    found = {value for name, value in query if _is_secret_parameter(name)}
+    if colon:
+        found |= {password, unquote(password), login, b64encode(unquote(login).encode()).decode()}
+    elif parts.scheme.startswith("http"):
+        found |= {login, unquote(login)}
+    if unquote(password) in told:
+        found -= {password, unquote(password)}
+    return found - {""}
 
 
 class Masker:
-    """Hides secrets wherever they turn up: as they are, in a URL, in JSON."""
+    """Hides secrets wherever they turn up: as they are, in a URL, in JSON, in HTML.
 
-    def __init__(self, secrets: Iterable[Any] = ()) -> None:
-        self._forms: list[str] = []
+    With `least`, shorter ones hide nothing, and short words only themselves: else a secret that is a word
+    would shred every text.
+    """
+
+    def __init__(self, secrets: Iterable[Any] = (), *, least: int = 1) -> None:
+        self._least = least
+        self._forms: set[str] = set()
         self._wholes: list[Any] = []  # lists, maps, numbers
+        self._found: re.Pattern[str] | None = None
         self.add(*secrets)
 
     def add(self, *secrets: Any) -> None:
@@ -34,14 +87,23 @@ class Masker:
         texts = {text for one in secrets for text in _texts(one)}
         for text in list(texts):
             texts |= {text.strip(), *(line for line in text.splitlines() if len(line) >= LEAST_PART)}
-        forms = {form for text in texts - {"", MASK} for form in _forms(text)}
-        self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
+        long = (text for text in texts - {"", MASK} if len(text) >= self._least)
+        self._forms |= {form for text in long for form in _forms(text)}
+        self._found = re.compile(self.pattern) if self._forms else None
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression of all their forms, the longest first; one that nothing fits, with none."""
+        forms = sorted(self._forms, key=lambda form: (-len(form), form))
+        return "|".join(map(self._as_pattern, forms)) or "(?!)"
+
+    def _as_pattern(self, form: str) -> str:
+        word = self._least > 1 and form.isalnum() and len(form) < UNMISTAKABLE
+        return rf"(?<![^\W_]){form}(?![^\W_])" if word else re.escape(form)
 
     def text(self, text: str) -> str:
         """The text with a mask for each secret."""
-        for form in self._forms:
-            text = text.replace(form, MASK)
-        return text
+        return self._found.sub(MASK, text) if self._found else text
 
     def __call__(self, value: Any) -> Any:  # noqa: PLR0911 (a table)
         """The same for texts, numbers and keys within a value."""
@@ -64,7 +126,12 @@ class Masker:
 def _forms(text: str) -> set[str]:
     raw = text.encode("utf-8", "surrogatepass")
     urls = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
-    return {text, *urls, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    urls |= {re.sub("%[0-9A-F]{2}", lambda code: code[0].lower(), url) for url in urls}
+    texts = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    texts |= {one.replace("/", r"\/") for one in texts}  # as PHP writes JSON
+    pages = {html.escape(text), html.escape(text).replace("&#x27;", "&#39;"), html.escape(text, quote=False)}
+    cases = {text.lower(), text.upper()} if len(text) >= LEAST_PART else set()
+    return {text, *urls, *texts, *pages, *cases}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import BotoCoreError, NoRegionError
 from botocore.httpsession import get_cert_path
 
+from genctl.base import hidden
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 
@@ -125,7 +126,9 @@ class Signer:
         self._freeze()
 
     def _freeze(self) -> None:
-        self._auth = _Auth(self._source.get_frozen_credentials(), "sqs", self._place.region)
+        frozen = self._source.get_frozen_credentials()
+        hidden.know("aws", (frozen.secret_key, frozen.token))
+        self._auth = _Auth(frozen, "sqs", self._place.region)
 
     async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
         """`headers` of a POST of `body` to the endpoint, with its signature; `now` is SQS's, in UTC.

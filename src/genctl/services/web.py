@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from genctl.base.hidden import hide
 from genctl.base.metrics import Metrics
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DataRefusedError, LockedError
@@ -104,10 +105,14 @@ def answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 async def answer_error(_: Request, error: Exception) -> Response:
-    """Our errors: users read what they can mend, and of our dependencies only that one is away."""
+    """Our errors: users read what they can mend, and of our dependencies only that one is away.
+
+    A refused order is told as it was sent: whoever guesses at a secret must not see what is masked.
+    """
     assert isinstance(error, GenctlError)  # noqa: S101 - registered for nothing else
     status = STATUS.get(error.code) or STATUS_OF_EXIT.get(error.exit_code, 500)
-    told = {"code": error.code, "message": error.message, "fix": error.fix if status == 422 else ""}
+    said = error.message if status == 422 else hide(error.message)
+    told = {"code": error.code, "message": said, "fix": error.fix if status == 422 else ""}
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status == 429:
         headers["Retry-After"] = "30"

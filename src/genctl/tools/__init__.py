@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from genctl.base.settings import Entry, Settings
-from genctl.domain.masking import LEAST_PART, without_login
+from genctl.domain.masking import LEAST_PART, Masker, without_login
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.providers import Provider
 
@@ -78,8 +78,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         more = tuple(said.get(self.models_setting) or ())
         told = msgspec.structs.replace(self, said=said, models=(*self.models, *more))
         # what a provider says of a key that has another shape is no less secret
-        values = (re.escape(secret) for secret in told.secrets if len(secret) >= LEAST_PART)
-        shape = "|".join(filter(None, (self.provider.key_shape, *values)))
+        values = Masker(told.secrets, least=LEAST_PART).pattern
+        shape = "|".join(filter(None, (self.provider.key_shape, values)))
         return msgspec.structs.replace(told, provider=msgspec.structs.replace(self.provider, key_shape=shape))
 
     def checked(
