@@ -1,4 +1,4 @@
-"""What this process never lets out: its secrets, known by their values, and logins of URLs by their looks.
+"""What this process never lets out: its secrets, known by their values, and passwords in URLs by their looks.
 
 Whoever makes texts that leave (details of a failure, log lines, answers, output, files) has them hidden here.
 Settings tell their secrets when they are loaded; credentials that change are told anew by who renews them.
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from genctl.domain.masking import LEAST_PART, Masker, secrets_of_url, without_logins
+from genctl.domain.masking import LEAST_PART, Masker, secrets_of_url, without_passwords
 
 # Of other programs' settings, which libraries below us read.
 SECRET_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
@@ -43,14 +43,13 @@ def of_environment(env: Mapping[str, str]) -> set[str]:
 
 def in_urls(text: str) -> set[str]:
     """What is secret in the URLs of a text."""
-    return (
-        {secret for url in _URL.findall(text) for secret in secrets_of_url(url)} if "://" in text else set()
-    )
+    urls = _URL.findall(text) if "://" in text else ()
+    return {secret for url in urls for secret in secrets_of_url(url)}
 
 
 def hide(text: str) -> str:
     """The text with a mask for each secret in it."""
-    return without_logins(_masker.text(text))
+    return without_passwords(_masker.text(text))
 
 
 def hide_in(value: Any) -> Any:

@@ -5,15 +5,16 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MASK = "***"
 LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
 LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
 UNMISTAKABLE = 16  # characters of a word that means nothing else, also as a part of another
 _LOGIN = re.compile(r"://[^\s/?#\"<>\\]*@")  # of a URL
-_LOGIN_IN_TEXT = re.compile(r"://[^\s/?#\"<>\\,:]*:[^\s/?#\"<>\\,]*@")
+_PASSWORD = re.compile(r"(://[^\s/?#\"<>\\,:@]*:)[^\s/?#\"<>\\,]*@")
 _PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=([^&;#\s]*)")
 _SECRET_PARAMETER = re.compile(
     r"passw|secret|token|signature|credential|api_?key|^(key|sig|auth)$", re.IGNORECASE
@@ -36,9 +37,9 @@ def _is_secret_parameter(name: str) -> bool:
     return bool(_SECRET_PARAMETER.search(name))
 
 
-def without_logins(text: str) -> str:
-    """The same for a text with URLs in it: whatever stands between `//` and `@` and has a password."""
-    return _LOGIN_IN_TEXT.sub(f"://{MASK}@", text) if "://" in text else text
+def without_passwords(text: str) -> str:
+    """A text without the passwords in its URLs."""
+    return _PASSWORD.sub(rf"\1{MASK}@", text) if "://" in text else text
 
 
 def secrets_of_url(url: str) -> set[str]:
@@ -56,7 +57,7 @@ def secrets_of_url(url: str) -> set[str]:
     told = {user, unquote(user), unquote(parts.path.lstrip("/")), parts.hostname or ""}
     found = {value for name, value in query if _is_secret_parameter(name)}
     if colon:
-        found |= {password, unquote(password), login, b64encode(unquote(login).encode()).decode()}
+        found |= {password, unquote(password), b64encode(unquote(login).encode()).decode()}
     elif parts.scheme.startswith("http"):
         found |= {login, unquote(login)}
     if unquote(password) in told:
@@ -73,7 +74,7 @@ class Masker:
 
     def __init__(self, secrets: Iterable[Any] = (), *, least: int = 1) -> None:
         self._least = least
-        self._forms: set[str] = set()
+        self._texts: set[str] = set()
         self._wholes: list[Any] = []  # lists, maps, numbers
         self._found: re.Pattern[str] | None = None
         self.add(*secrets)
@@ -87,19 +88,21 @@ class Masker:
         texts = {text for one in secrets for text in _texts(one)}
         for text in list(texts):
             texts |= {text.strip(), *(line for line in text.splitlines() if len(line) >= LEAST_PART)}
-        long = (text for text in texts - {"", MASK} if len(text) >= self._least)
-        self._forms |= {form for text in long for form in _forms(text)}
-        self._found = re.compile(self.pattern) if self._forms else None
+        self._texts |= {text for text in texts - {"", MASK} if len(text) >= self._least}
+        self._found = re.compile(self.pattern) if self._texts else None
 
     @property
     def pattern(self) -> str:
-        """A regular expression of all their forms, the longest first; one that nothing fits, with none."""
-        forms = sorted(self._forms, key=lambda form: (-len(form), form))
-        return "|".join(map(self._as_pattern, forms)) or "(?!)"
+        """A regular expression of all of them, the longest first; one that nothing fits, with none."""
+        texts = sorted(self._texts, key=lambda text: (-len(text), text))
+        return "|".join(spelling for text in texts for spelling in self._spellings(text)) or "(?!)"
 
-    def _as_pattern(self, form: str) -> str:
-        word = self._least > 1 and form.isalnum() and len(form) < UNMISTAKABLE
-        return rf"(?<![^\W_]){form}(?![^\W_])" if word else re.escape(form)
+    def _spellings(self, text: str) -> Iterator[str]:
+        for case in sorted({text, text.lower(), text.upper()} if len(text) >= LEAST_PART else {text}):
+            word = self._least > 1 and case.isalnum() and len(case) < UNMISTAKABLE
+            yield rf"(?<![^\W_]){case}(?![^\W_])" if word else "".join(map(_spelled, case))
+        if len(text) >= LEAST_PART:
+            yield "".join(f"&#{ord(letter)};" for letter in text)
 
     def text(self, text: str) -> str:
         """The text with a mask for each secret."""
@@ -115,7 +118,7 @@ class Masker:
             case _ if value in self._wholes:
                 return MASK
             case int() | float():
-                return MASK if json.dumps(value) in self._forms else value
+                return MASK if json.dumps(value) in self._texts else value
             case Mapping():
                 return {self.text(str(key)): self(one) for key, one in value.items()}
             case list() | tuple():
@@ -123,15 +126,17 @@ class Masker:
         return self.text(str(value))
 
 
-def _forms(text: str) -> set[str]:
-    raw = text.encode("utf-8", "surrogatepass")
-    urls = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
-    urls |= {re.sub("%[0-9A-F]{2}", lambda code: code[0].lower(), url) for url in urls}
-    texts = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
-    texts |= {one.replace("/", r"\/") for one in texts}  # as PHP writes JSON
-    pages = {html.escape(text), html.escape(text).replace("&#x27;", "&#39;"), html.escape(text, quote=False)}
-    cases = {text.lower(), text.upper()} if len(text) >= LEAST_PART else set()
-    return {text, *urls, *texts, *pages, *cases}
+@cache
+def _spelled(letter: str) -> str:
+    """The pattern of a letter: itself; of what is no ASCII letter also as URLs, JSON and HTML write it."""
+    if letter.isascii() and letter.isalnum():
+        return letter
+    in_url, code = quote(letter.encode("utf-8", "surrogatepass"), safe=""), ord(letter)
+    ways = {letter, in_url, in_url.lower(), html.escape(letter)}
+    ways |= {json.dumps(letter)[1:-1], json.dumps(letter, ensure_ascii=False)[1:-1], f"\\u{code:04X}"}
+    ways |= {f"\\u{code:04x}", f"&#{code};", f"&#x{code:x};", f"&#x{code:X};"}
+    ways |= {" ": {"+"}, "/": {r"\/"}}.get(letter, set())
+    return f"(?:{'|'.join(re.escape(way) for way in sorted(ways, key=len, reverse=True))})"
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -219,7 +219,7 @@ async def _stream(settings: Settings) -> list[Finding]:
                 first_byte_s = time.monotonic() - began
     except TimeoutError:
         pass
-    except (aiohttp.ClientError, OSError) as why:
+    except (aiohttp.ClientError, OSError, ValueError) as why:
         raise _api_away(settings, why) from None
     return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
 

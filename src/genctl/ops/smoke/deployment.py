@@ -59,7 +59,7 @@ class Door:
                     return answer.status, await answer.json(content_type=None)
                 except ValueError:
                     return answer.status, text
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             why = str(error) or f"no answer within {ANSWER_WITHIN_S:g} s"
             raise GenctlError(
                 "ApiUnreachable",
