@@ -62,7 +62,9 @@ class Rude(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        told = [*SAID.values()][type(self).turn % len(SAID)].replace(SAID_KEY, key) + f" Nor is {CANARY['file']}."
+        told = [*SAID.values()][type(self).turn % len(SAID)].replace(
+            SAID_KEY, key
+        ) + f" Nor is {CANARY['file']}."
         type(self).turn += 1
         body = json.dumps({"error": {"code": "InvalidParameter", "message": told}}).encode()
         self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from platformdirs import user_data_path
 
-from genctl.base import dsn, hidden, settings_sources, values
+from genctl.base import dsn, hidden, settings_sources, trust, values
 from genctl.domain.model import GenctlError
 
 API_URL = "http://127.0.0.1:8787"
@@ -327,6 +327,8 @@ def _refuse_real_services(found: Mapping[str, settings_sources.Found]) -> None:
 def read_stack(home: Path) -> dict[str, str]:
     """What the embedded stack wrote down; nothing when it never ran. Raises GenctlError (exit 2 or 3)."""
     path = home / STACK_FILE
+    if path.is_file():
+        trust.check(path, "unset GENCTL_HOME")
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:

@@ -4,6 +4,7 @@ Values stay text here, so that `off`, `1:30` and `3` mean the same in a file as 
 """
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from platformdirs import user_config_path
 
+from genctl.base import trust
 from genctl.domain.model import GenctlError
 
 FILE = "genctl.yaml"
@@ -72,13 +74,18 @@ def _environment(known: Mapping[str, str], env: Mapping[str, str]) -> dict[str, 
 def _files(
     known: Mapping[str, str], env: Mapping[str, str], cwd: Path, *, more: bool
 ) -> Iterator[dict[str, Found]]:
-    """The project's file, then the user's; each may be absent unless GENCTL_CONFIG names it."""
+    """The project's file, then the user's; each may be absent unless GENCTL_CONFIG names it.
+
+    What merely lies in the working folder may be somebody's trap: it has to be ours. What is named is meant.
+    """
     named = env.get("GENCTL_CONFIG")
     project = cwd / (named or FILE)
     if named and not os.access(project, os.F_OK):
         raise _wrong("GENCTL_CONFIG", f"there is no file {project}")
     for path in (project, user_file()):
         if os.access(path, os.F_OK):
+            if not named and path == project:
+                trust.check(path, shlex.join(["export", f"GENCTL_CONFIG={path.absolute()}"]))
             yield _read(path.absolute(), known, more=more)
 
 

@@ -179,7 +179,7 @@ def queue(stack: Stack) -> Part:
     for tool in dict.fromkeys((settings.tool, *Tools.of(settings).by_name)):
         name = settings.queue_of(tool)
         pairs += ["--queue", name, "--dlq", settings.dlq_of(tool) or f"{name}-dlq"]
-    argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(port)]
+    argv = [sys.executable, "-P", "-m", "genctl.ops.stack.queue", "--port", str(port)]
     keys = {key.upper(): stack.addresses[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
     return Part(
         name="queue",
@@ -195,7 +195,7 @@ def simulator(stack: Stack) -> Part:
     port = stack.port("simulator_url")
     return Part(
         name="simulator",
-        argv=[sys.executable, "-m", "genctl", "simulator", "--port", str(port)],
+        argv=[sys.executable, "-P", "-m", "genctl", "simulator", "--port", str(port)],
         log=stack.logs("simulator"),
         env=stack.env(),
         ready=lambda: answers(port, "/healthz", 200),
@@ -207,7 +207,7 @@ def worker(stack: Stack) -> Part:
     log = stack.logs("worker")
     return Part(
         name="worker",
-        argv=[sys.executable, "-m", "genctl", "worker", "--grace", "2s"],
+        argv=[sys.executable, "-P", "-m", "genctl", "worker", "--grace", "2s"],
         log=log,
         env=stack.env(),
         ready=lambda: "worker.started" in log.read_text("utf-8", "replace"),
@@ -220,7 +220,7 @@ def api(stack: Stack) -> Part:
     simulated = f"{HOST}:{stack.port('simulator_url')}"
     return Part(
         name="api",
-        argv=[sys.executable, "-m", "genctl", "serve", "--host", HOST, "--port", str(port)],
+        argv=[sys.executable, "-P", "-m", "genctl", "serve", "--host", HOST, "--port", str(port)],
         log=stack.logs("api"),
         env=stack.env(GENCTL_IMAGE_HOSTS=images or simulated),
         ready=lambda: answers(port, "/readyz", 200),
