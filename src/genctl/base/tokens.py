@@ -75,6 +75,10 @@ class Tokens:
         """The page's sign-in link of a user."""
         return f"{api_url}/signin?ticket={self.ticket(user)}"
 
+    def proof(self, nonce: str, port: int) -> str:
+        """That who listens on this port holds the key; passed on to another port it is worth nothing."""
+        return hmac.digest(self._derived("proofs of the stack"), f"{port} {nonce}".encode(), "sha256").hex()
+
     def _derived(self, purpose: str) -> bytes:
         return hmac.digest(self._key, f"genctl {purpose}".encode(), "sha256")
 

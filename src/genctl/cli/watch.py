@@ -47,6 +47,7 @@ def watch(
     """
     from genctl.base.tokens import Tokens
     from genctl.domain.model import GenctlError
+    from genctl.ops import peer
     from genctl.ops.watch import Place, follow
     from genctl.tools.found import Tools
 
@@ -55,11 +56,12 @@ def watch(
     for name, text in (("--token", token), ("--last-event-id", last_event_id)):
         if text is not None and not (text.isascii() and text.isprintable() and text):
             raise click.UsageError(f"{name} holds what none can: give it as it was issued")
+    prove = peer.prover(out.settings)
     if token is not None:
-        place = Place(out.settings.api_url, out.settings.tool, lambda: token)
+        place = Place(out.settings.api_url, out.settings.tool, lambda: token, prove)
     else:
         tokens, name = Tokens(out.settings.secret), user or "demo"
-        place = Place(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name))
+        place = Place(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name), prove)
     shown = events or EVENTS[:4]
     try:
         Tools.of(out.settings).check_named(out.settings.tool)

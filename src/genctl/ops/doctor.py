@@ -22,6 +22,7 @@ from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
+from genctl.ops import peer
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
@@ -80,6 +81,7 @@ class Readiness(NamedTuple):
 
 async def readiness(settings: Settings) -> Readiness:
     """What the API says of itself. Raises GenctlError."""
+    await peer.check(settings)
     url = f"{settings.api_url}/readyz"
     try:
         async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
@@ -201,6 +203,7 @@ async def _api(settings: Settings) -> list[Finding]:
 
 async def _stream(settings: Settings) -> list[Finding]:
     """Open a stream as browsers do: through the public URL, and whatever is before the API there."""
+    await peer.check(settings)
     url = f"{settings.api_url}/api/{settings.tool}/events"
     headers = {
         "Accept": "text/event-stream",

@@ -31,11 +31,12 @@ TELLING = {"failed", "done", "queued"}
 
 
 class Place(NamedTuple):
-    """Where the API is, which tool's stream, how to get a token for each new connection, and whose stream."""
+    """Where the API is, which tool's stream, and how to get a token for each new connection."""
 
     api_url: str
     tool: str
     token: Callable[[], str]
+    prove: Callable[[http.client.HTTPConnection], object] = lambda _: None  # before the token is sent
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -114,6 +115,7 @@ class Connection:
     def __init__(self, place: Place, last_id: str | None) -> None:
         self.url = f"{place.api_url}/api/{place.tool}/events"
         self._token = place.token
+        self._prove = place.prove
         self._last_id = last_id
         self._http: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None
@@ -123,12 +125,14 @@ class Connection:
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._http = kind(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
-        headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {self._token()}"}
-        if self._last_id:
-            headers["Last-Event-ID"] = self._last_id
         try:
             self._http.connect()
             self._socket = self._http.sock
+            self._prove(self._http)
+            self._http.auto_open = 0  # another connection might lead to somebody else
+            headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {self._token()}"}
+            if self._last_id:
+                headers["Last-Event-ID"] = self._last_id
             self._http.request("GET", parts.path, headers=headers)
             response = self._http.getresponse()
             self._check(response)

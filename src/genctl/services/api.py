@@ -266,18 +266,21 @@ class Api:
         """The process is alive, whatever its database does."""
         return answer({"ok": True})
 
-    async def readyz(self, _: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """Whether nothing is missed now, and there is a connection for whoever asks; else `why`.
 
-        Anybody may ask, so what it says of our database is in the log alone.
+        Anybody may ask, so what it says of our database is in the log alone. `proof` answers a `nonce`: the
+        embedded stack's commands trust only who holds the key.
         """
+        nonce = request.query_params.get("nonce")
+        proof = {"proof": self.tokens.proof(nonce[:64], request.scope["server"][1])} if nonce else {}
         if crowd := self.db.used_up():
             log.warning("api.not_ready", why=crowd)
-            return answer({"ready": False, "why": crowd}, 503)
+            return answer({"ready": False, "why": crowd} | proof, 503)
         if trouble := self.bridge.trouble():
             log.info("api.not_ready", why=trouble)
-            return answer({"ready": False, "why": STREAMS}, 503)
-        return answer({"ready": True})
+            return answer({"ready": False, "why": STREAMS} | proof, 503)
+        return answer({"ready": True} | proof)
 
     async def show_metrics(self, _: Request) -> Response:
         """Prometheus's text."""

@@ -14,6 +14,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges import http
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
+from genctl.ops import peer
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
@@ -82,6 +83,7 @@ class Deployment(NamedTuple):
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
         """Raises GenctlError (exit 3) when one of its parts cannot be reached."""
+        await peer.check(settings)
         tool = Tools.of(settings).about(settings.tool)
         api = Door(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:

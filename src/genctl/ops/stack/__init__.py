@@ -14,20 +14,22 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import urlsplit
 
-from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings, simulated
+from genctl.base.settings import STACK_FILE, STACK_NAMES, Settings, hide_stack, simulated
 from genctl.domain.model import GenctlError
 from genctl.ops.stack.part import Part, clean_env, command_of
 from genctl.ops.stack.postgres import Postgres
 from genctl.ops.stack.private import private_folder, write_private
+from genctl.services.listening import BACKLOG
 
 HOST = "127.0.0.1"
 WATCH_EVERY_S = 0.2
+KEPT = ("aws_access_key_id", "aws_secret_access_key")  # of the run before
 
 Maker = Callable[["Stack"], Part]
 
@@ -50,6 +52,7 @@ class Stack:
         self.home = settings.home.resolve()
         self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
         self.addresses: dict[str, str] = {}
+        self.sockets: dict[str, socket.socket] = {}  # bound before they are told, until parts have them
         self._parts: list[Part | Postgres] = []
         self._undo = AsyncExitStack()
 
@@ -70,11 +73,12 @@ class Stack:
             undo.enter_context(only_one(self.home))
             await self._start(undo, self.postgres)
             await self.migrate()
-            self.addresses = self._addresses()
+            self.addresses = self._addresses(undo)
             for make in self.servers:
                 await self._start(undo, make(self))
             write_private(self.home / STACK_FILE, json.dumps(self.addresses, indent=1) + "\n")
             self.settings = with_addresses(self.settings, self.addresses)
+            hide_stack(self.addresses)
             await self.resend()
             for make in self.clients:
                 await self._start(undo, make(self))
@@ -150,8 +154,10 @@ class Stack:
         self._parts.append(part)
         self.say(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
 
-    def _addresses(self) -> dict[str, str]:
-        """Keys and ports of the last run where they can be had again, so that its links stay valid."""
+    def _addresses(self, undo: AsyncExitStack) -> dict[str, str]:
+        """Ports of the last run where they can be had again. The key of tokens is new, unless one is set:
+        somebody may have listened there meanwhile, and got one.
+        """
         from genctl.tools.found import found  # noqa: PLC0415 - see resend()
 
         old = read_state(self.home / STACK_FILE)
@@ -162,11 +168,14 @@ class Stack:
         }
         urls = {"sqs_endpoint": "http://{}", "simulator_url": "http://{}", "api_url": "http://{}"}
         wanted = old | {"api_url": self.settings.api_url}
-        ports = free_ports([urlsplit(wanted.get(name, "")).port for name in urls])
+        bound = [listener(urlsplit(wanted.get(name, "")).port) for name in urls]
+        for name, sock in zip(urls, bound, strict=True):
+            self.sockets[name] = undo.enter_context(sock)
+        ports = [sock.getsockname()[1] for sock in bound]
         places = {
             name: url.format(f"{HOST}:{port}") for (name, url), port in zip(urls.items(), ports, strict=True)
         }
-        kept = {name: old.get(name, value) for name, value in fresh.items()}
+        kept = fresh | {name: old[name] for name in KEPT if name in old}
         return {"database_url": self.postgres.dsn} | kept | places | simulated(found().settings, places)
 
 
@@ -186,6 +195,7 @@ def queue(stack: Stack) -> Part:
         argv=[*argv, *pairs],
         log=stack.logs("queue"),
         env=stack.env(**keys),
+        serves=stack.sockets.get("sqs_endpoint"),
         ready=lambda: answers(port, "/", 403),  # we are not signed
     )
 
@@ -198,6 +208,7 @@ def simulator(stack: Stack) -> Part:
         argv=[sys.executable, "-P", "-m", "genctl", "simulator", "--port", str(port)],
         log=stack.logs("simulator"),
         env=stack.env(),
+        serves=stack.sockets.get("simulator_url"),
         ready=lambda: answers(port, "/healthz", 200),
     )
 
@@ -223,6 +234,7 @@ def api(stack: Stack) -> Part:
         argv=[sys.executable, "-P", "-m", "genctl", "serve", "--host", HOST, "--port", str(port)],
         log=stack.logs("api"),
         env=stack.env(GENCTL_IMAGE_HOSTS=images or simulated),
+        serves=stack.sockets.get("api_url"),
         ready=lambda: answers(port, "/readyz", 200),
     )
 
@@ -243,19 +255,21 @@ def answers(port: int, path: str, status: int) -> bool:
         connection.close()
 
 
-def free_ports(wanted: list[int | None]) -> list[int]:
-    """For each a port that can be listened on: the wanted one, else another; no port twice."""
-    with ExitStack() as held:
-        return [_listenable(held.enter_context(socket.socket()), port or 0) for port in wanted]
-
-
-def _listenable(probe: socket.socket, port: int) -> int:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind((HOST, port))
-    except OSError:
-        probe.bind((HOST, 0))
-    return int(probe.getsockname()[1])
+def listener(port: int | None) -> socket.socket:
+    """A socket on our own host that listens on the wanted port, or on another where that is taken."""
+    for wanted in (port or 0, 0):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, wanted))
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            if not wanted:
+                raise
+        else:
+            break
+    return sock
 
 
 @contextmanager

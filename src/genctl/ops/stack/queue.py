@@ -23,6 +23,7 @@ from moto.sqs import models
 from moto.sqs.responses import SQSResponse
 
 from genctl.ops.stack.sigv4 import is_signed
+from genctl.services.listening import listening
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 MAX_RECEIVES = 50  # stepping aside and crashes count as receives too
@@ -169,7 +170,9 @@ def main() -> None:
     Handler.key, Handler.secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
     os.environ["MOTO_ACCOUNT_ID"] = ACCOUNT  # else moto asks its IAM at each request
     create_queues(zip(args.queue, args.dlq, strict=True))
-    with Server(("127.0.0.1", args.port), Handler) as server:
+    with Server(("127.0.0.1", args.port), Handler, bind_and_activate=False) as server:
+        server.socket.close()
+        server.socket = listening("queue", "127.0.0.1", args.port)
         server.serve_forever()
 
 
