@@ -19,6 +19,7 @@ from genctl.domain import findings
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
+from genctl.domain.rights import RIGHTS
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
@@ -133,8 +134,9 @@ async def _settings(settings: Settings) -> list[Finding]:
 
 async def _database(settings: Settings) -> list[Finding]:
     needed = [
-        {"relation": relation, "privilege": privilege}
-        for relation, privileges in findings.NEEDED.items()
+        {"part": part, "relation": relation, "privilege": privilege}
+        for part, tables in RIGHTS.items()
+        for relation, privileges in tables.items()
         for privilege in privileges
     ]
     async with Database.open(settings.dsn(), size=1) as db:
