@@ -90,9 +90,9 @@ def test_who_listens_on_the_stacks_port_gets_no_token(place: Place, passes_on: b
 
 
 def test_a_peer_that_a_person_has_named_proves_nothing(place: Place) -> None:
-    """Another's deployment, under a key that it was given: that is what its user wants."""
+    """It may be an older genctl, or another's deployment of the contract."""
     with place.start("serve", "--port", "0") as api:
-        place.env |= {"GENCTL_API_URL": api.until("api.started")["url"], "GENCTL_SECRET": "x" * 32}
+        place.env["GENCTL_API_URL"] = api.until("api.started")["url"]
         with thief(place) as got:
             assert "ready" in place.say("watch", "--user", "ann", "--event", "ready", "--count", "1").stdout
     assert got == []

@@ -18,13 +18,12 @@ from genctl.domain.model import GenctlError
 
 WITHIN_S = 5.0
 LARGEST_BYTES = 2**16
-IMPLIED = {"default", "embedded stack"}  # origins of what the stack has chosen itself
 
 
 def has_to_prove(settings: Settings) -> bool:
-    """Whether address or key are the embedded stack's; what a person has named is their business."""
-    origins = (settings.origins.get(name, "default") for name in ("secret", "api_url"))
-    return settings.embedded and bool(settings.secret) and any(origin in IMPLIED for origin in origins)
+    """Whether the address is the embedded stack's; one that a person has named is that person's business."""
+    implied = settings.origins.get("api_url") in {"default", "embedded stack"}
+    return settings.embedded and bool(settings.secret) and implied
 
 
 async def check(settings: Settings) -> None:
