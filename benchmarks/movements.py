@@ -18,8 +18,7 @@ from uuid import UUID
 import psycopg
 
 from genctl.edges import migrate
-from genctl.edges.db import Database, Row, Step, _execute, _fetched, as_json
-from genctl.edges.sql import sql
+from genctl.edges.db import Database, Row, Statement, _execute, _fetched, as_json, sql
 from genctl.ops.stack.postgres import Postgres
 
 SIZES = {1: 400, 10: 100, 100: 20}  # runs in a settle: settles in a round
@@ -60,7 +59,7 @@ DETAILS = {
 }  # fmt: skip
 
 
-def steps(users: list[str], items: Any) -> list[Step]:
+def steps(users: list[str], items: Any) -> list[Statement]:
     """As genctl.ledger sends them."""
     who = {"users": users, "opening": 0}
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 
-from genctl.edges.sql import sql
+from genctl.edges.db import sql
 
 CLIENTS = 16  # as many as the worker has connections
 PREPARE = """

@@ -49,7 +49,11 @@ declare
                             "operator": "select, insert, delete", "auditor": "select"},
     "tool_gates":          {"worker": "select, insert, update", "api": "select",
                             "operator": "select, insert, update", "auditor": "select"},
+    "refused_traits":      {"worker": "select, insert, update, delete", "api": "select, update",
+                            "operator": "select, update, delete", "auditor": "select"},
     "spent_tickets":       {"api": "select, insert, update, delete"},
+    "revoked_tokens":      {"api": "select, insert, update, delete", "operator": "select, insert, update, delete",
+                            "auditor": "select"},
     "genctl_migrations":   {"api": "select", "operator": "select", "auditor": "select"}
   }';
   part text;

@@ -27,8 +27,9 @@ from genctl.domain.orders import Order
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Sqs
 from genctl.enqueue import enqueue
-from genctl.pipeline import Pipeline, carry
+from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
+from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
 from genctl.sweep import Ages, Swept, sweep
 from genctl.tools.seedream4 import TOOL
@@ -188,13 +189,18 @@ async def create_queues(sqs: Sqs, settings: Settings) -> None:
     await sqs.create(settings.queue, {"RedrivePolicy": msgspec.json.encode(policy).decode()})
 
 
+def worker_metrics() -> WorkerMetrics:
+    return WorkerMetrics(TOOL.provider, TOOL.name)
+
+
 @dataclasses.dataclass
 class Kit:
     """The pipeline, and short ways to do what tests do all the time."""
 
-    at: Pipeline
+    pipeline: Pipeline
     settings: Settings
     simulator: Any
+    metrics: WorkerMetrics
 
     @classmethod
     @asynccontextmanager
@@ -204,21 +210,22 @@ class Kit:
             await create_queues(sqs, settings)
             base = f"http://127.0.0.1:{simulator.port}/api/v3"
             settings = with_tools(settings, ark_base_url=base)
-            async with Pipeline.open(settings) as at:
-                yield cls(at, settings, simulator)
+            metrics = worker_metrics()
+            async with Pipeline.open(settings, meters=metrics) as pipeline:
+                yield cls(pipeline, settings, simulator, metrics)
 
     @property
     def db(self) -> Database:
-        return self.at.db
+        return self.pipeline.db
 
     @property
     def wire(self) -> Wire:
-        assert self.at.wire
-        return self.at.wire
+        assert self.pipeline.wire
+        return self.pipeline.wire
 
     def check_nothing_left(self) -> None:
         """A test that leaves a job in its hands fails."""
-        assert not list(self.at.runs)
+        assert not list(self.pipeline.runs)
 
     def order(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Order:
         return Order(
@@ -233,7 +240,7 @@ class Kit:
     async def enqueue(self, scenario: str = "success", *, user: str = "ann", cost: int = 4) -> Session:
         """One job of a user with 1,000 credits to start with."""
         order = self.order(scenario, user=user, cost=cost)
-        made = await enqueue([order], db=self.db, queue=self.at.queue, tool=TOOL.name, opening=1000)
+        made = await enqueue([order], db=self.db, queue=self.pipeline.queue, tool=TOOL.name, opening=1000)
         assert made.owed is None
         return made.sessions[0]
 
@@ -241,20 +248,20 @@ class Kit:
         """The next delivery of the queue."""
 
         async def one() -> Message | None:
-            messages = await self.at.queue.receive(1, wait_s=1, visibility_s=LEASE_S)
+            messages = await self.pipeline.queue.receive(1, wait_s=1, visibility_s=LEASE_S)
             return messages[0] if messages else None
 
         return await until(one)
 
-    async def work(self) -> Session | None:
+    async def work(self, turn: Turn = at_once) -> Session | None:
         """What a worker does with the next delivery, which takes no time; the row as it is then."""
         message = await self.receive()
         async with asyncio.timeout(SOON_S):
-            row = await carry(message, self.at)
+            row = await carry(message, self.pipeline, turn)
         return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:
-        return (await sweep(self.at, Ages.of(self.settings))).done
+        return (await sweep(self.pipeline, Ages.of(self.settings))).done
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)
@@ -264,13 +271,13 @@ class Kit:
         self.wire._timeout = aiohttp.ClientTimeout(total=seconds)
 
     async def row(self, session: Session | UUID) -> Session:
-        found = await self.at.read(session if isinstance(session, UUID) else session.id)
+        found = await self.pipeline.read(session if isinstance(session, UUID) else session.id)
         assert found
         return found
 
     async def copies(self) -> list[Message]:
         """All messages of the DLQ, left where they are."""
-        return await self.at.dlq.receive(10, wait_s=0, visibility_s=0)
+        return await self.pipeline.dlq.receive(10, wait_s=0, visibility_s=0)
 
     async def balance(self, user: str = "ann") -> int:
         row = await self.db.row("credits_of", user=user)

@@ -8,11 +8,16 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.kit import free_port, relayed, until_sync
@@ -37,25 +42,42 @@ async def pgbouncer(dsn: str, folder: Path, mode: str) -> AsyncIterator[str]:
 @contextmanager
 def nginx(upstream: str, folder: Path, *directives: str) -> Iterator[str]:
     """The URL of a proxy before the API at `upstream`, with these directives for it."""
-    program, port = _installed("nginx"), free_port()
+    port = free_port()
+    location = f"location / {{ proxy_pass http://{urlsplit(upstream).netloc}; {' '.join(directives)} }}"
+    with nginx_serves(f"server {{ listen 127.0.0.1:{port}; {location} }}", port, folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def nginx_serves(server: str, port: int, folder: Path) -> Iterator[None]:
+    """An nginx with this `server` block, which listens on `port`."""
+    program, conf = _installed("nginx"), folder / "nginx.conf"
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "\n".join(f"{kind}_temp_path {folder};" for kind in kinds)
-    conf = folder / "nginx.conf"
     conf.write_text(
-        f"""daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
-events {{ }}
-http {{
-  access_log off;
-  {temporary}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{ proxy_pass http://{urlsplit(upstream).netloc}; {" ".join(directives)} }}
-  }}
-}}
-"""
+        f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;\n"
+        f"events {{ }}\nhttp {{\n  access_log off;\n{temporary}\n{server}\n}}\n"
     )
     with _running((program, "-p", str(folder), "-c", str(conf)), port, folder / "nginx.log"):
-        yield f"http://127.0.0.1:{port}"
+        yield
+
+
+def certificate(folder: Path, *names: str) -> tuple[Path, Path]:
+    """A certificate that nobody has signed, and its key."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in names]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "tls.crt", folder / "tls.key"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    return paths
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Enforced are the limits of attributes, sizes, batches and time-outs, and what be
 its message was received again. A request that AWS would refuse is refused, and kept in `violations`.
 """
 
+import io
 import json
 import re
 import time
@@ -16,7 +17,6 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from genctl.edges.http import payload
 from tests.kit import QueueServer
 from tests.script import ANY, Planned, Script, hang_up, hold
 
@@ -189,7 +189,7 @@ class SqsProxy:
         SigV4Auth(keys, "sqs", "us-east-1").add_auth(signed)
         async with (
             aiohttp.ClientSession() as client,
-            client.post(url, data=payload(data), headers=dict(signed.headers)) as answer,
+            client.post(url, data=io.BytesIO(data), headers=dict(signed.headers)) as answer,
         ):
             text = await answer.read()
         found: dict[str, Any] = json.loads(text or b"{}")

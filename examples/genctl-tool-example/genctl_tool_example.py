@@ -15,31 +15,31 @@ from genctl.domain.providers import Provider
 from genctl.domain.rules import Rule
 from genctl.tools import Params, Request, Said, Tool
 
-# 1. What it is told: each row is an environment variable, and a key in genctl.yaml.
+# 1. Its settings: each is an environment variable, and a key in genctl.yaml.
 SETTINGS = (
     row("EXAMPLE_API_KEY", values.as_text, None, "key of the example's provider", secret=True),
     row("EXAMPLE_BASE_URL", values.as_url, "https://images.example.com/v2", "the example's provider"),
 )
 
 
-# 2. What may be ordered, and what a model refuses of it.
+# 2. The parameters of an order, and which of them a model refuses.
 class Example(Params, frozen=True):
-    """A type strict enough that a typo is refused before anybody pays for it."""
+    """Hold the parameters, so strictly that we refuse a typo before anybody pays for it."""
 
     style: Literal["photo", "sketch"] = "photo"
     side: Annotated[int, msgspec.Meta(ge=256, le=2048)] = 1024
 
 
 def refusal(model: str, params: Example) -> str | None:
-    """Why the model would refuse these; None: it takes them."""
+    """Say why the model would refuse these; None: it takes them."""
     if "mini" in model and params.side > 1024:
         return f"{model} draws sides of at most 1,024 pixels, not {params.side:,}"
     return None
 
 
-# 3. How a request is made from a row.
+# 3. The request, made from a row.
 def request(session: Session, said: Said) -> Request:
-    """The call that makes a session's image."""
+    """Make the call for a session's image."""
     params = session.params if isinstance(session.params, dict) else {}
     body = {
         "engine": session.model,
@@ -52,7 +52,7 @@ def request(session: Session, said: Said) -> Request:
 
 
 def knock(said: Said) -> Request:
-    """A call that draws nothing, and tells whether the key is taken."""
+    """Make a call that draws nothing and shows whether the provider takes the key."""
     return _post({}, said, {})
 
 
@@ -61,7 +61,7 @@ def _post(body: dict[str, object], said: Said, headers: dict[str, str]) -> Reque
     return Request(f"{said['example_base_url']}/draw", token | headers, msgspec.json.encode(body))
 
 
-# 4. How an answer is read, and what its codes mean.
+# 4. Where the answer has its words, and what its codes mean.
 PROVIDER = Provider(
     name="example",
     envelope=Envelope(

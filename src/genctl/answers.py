@@ -1,25 +1,24 @@
-"""Answers of the provider in our hands: each is tried until its row has it, or is somebody else's.
+"""Answers of the provider in our hands: each is tried until its row has it, or the row is somebody else's.
 
-An answer is paid for. The lease's number is what proves it ours, not the lease's time: as long as nobody has
-claimed the run, its settle is worth another try, however long the database is away, locked, or says no.
+An answer is paid for. The lease's number proves it ours, not the lease's time: as long as nobody has claimed
+the run, its settle is worth another try, however long the database is away, locks the row, or says no.
 """
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import structlog
 
-from genctl.base.meters import Meters
 from genctl.domain import details
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Row, as_json
 from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DatabaseSilentError, LockedError
-from genctl.run import STOP_S, Ending, Left, Retry, Runs
+from genctl.run import STOP_S, Backoff, Left, Runs, Settlement
 
-I = TypeVar("I", Ending, Retry)  # noqa: E741 - an item
+I = TypeVar("I", Settlement, Backoff)  # noqa: E741 - an item
 T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.02
@@ -27,6 +26,7 @@ LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is 
 REFUSED_PAUSE_S = 20.0  # at most, while the database says no
 KEEP_WITHIN_S = 2.0  # when we are told to stop
 ROW_LOCKED = "its row is locked by another transaction"
+Refusal = Literal["reservation", "words", "other"]  # what the database refuses a settle for
 SENT_BACK = "its lease had lapsed, and the sweeper had sent the job back"
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
 
@@ -34,54 +34,52 @@ log = structlog.stdlib.get_logger()
 
 
 class Held(msgspec.Struct, eq=False):
-    """An answer in our hands; `why` it is not in its row, once it was tried."""
+    """An answer in our hands; once it was tried, `why` says what keeps it from its row."""
 
     session: Session
-    item: Ending | Retry
+    item: Settlement | Backoff
     why: str | None = None
     kept: bool = False  # in the trace, for whoever comes after us
 
 
 class Answers:
-    """Of one worker. `waiting` are those that were tried and are not in their rows yet.
+    """The answers in one worker's hands."""
 
-    `meters` gives whoever counts what the database refuses.
-    """
-
-    def __init__(self, runs: Runs, meters: Callable[[], Meters]) -> None:
+    def __init__(self, runs: Runs, refused: Callable[[Refusal], None]) -> None:
+        """`refused` hears of each settle that the database refuses, and for what."""
         self._runs = runs
-        self._meters = meters
+        self._refused = refused
         self._held: set[Held] = set()
 
     @property
     def waiting(self) -> list[Held]:
-        """The answers that a lock, an outage or a refusal keeps from their rows."""
+        """List the answers that a lock, an outage or a refusal keeps from their rows."""
         return [held for held in self._held if held.why is not None]
 
-    async def settle(self, session: Session, ending: Ending) -> Row:
-        """The row, ended. Raises LeaseLostError: the run is over, or somebody else's."""
-        held = Held(session, ending)
-        return await self._store(held, self._persist(held, ending, self._runs.settle, self._settle_alone))
+    async def settle(self, session: Session, settlement: Settlement) -> Row:
+        """End the run and return its row. Raises LeaseLostError: the run is over, or somebody else's."""
+        held = Held(session, settlement)
+        return await self._store(held, self._persist(held, settlement, self._runs.settle, self._settle_alone))
 
-    async def settle_now(self, session: Session, ending: Ending) -> Row:
-        """The same without patience, for whoever has no answer in hand. Raises GenctlError."""
-        left = await self._left(session, await self._settle_alone(ending))
+    async def settle_now(self, session: Session, settlement: Settlement) -> Row:
+        """End the run without patience, where there is no answer to lose. Raises GenctlError."""
+        left = await self._left(session, await self._settle_alone(settlement))
         if left.row is None:
             raise LockedError(ROW_LOCKED) if left.is_ours else LeaseLostError(session.id)
         return left.row
 
-    async def retry(self, session: Session, item: Retry) -> Row:
-        """The row, queued for its next attempt. Raises LeaseLostError."""
+    async def retry(self, session: Session, item: Backoff) -> Row:
+        """Send the run back to the queue and return its row. Raises LeaseLostError."""
         held = Held(session, item)
         return await self._store(held, self._persist(held, item, self._runs.retry, self._runs.retry_alone))
 
     def tell_unsettled(self) -> None:
-        """Log what is still in our hands: the process ends, and a billed image can be claimed by its id."""
+        """Log the answers in our hands as the process ends: the request id claims a billed image."""
         for held in self._held:
             _tell_unsettled(held)
 
     async def _store(self, held: Held, persisting: Coroutine[Any, Any, Row]) -> Row:
-        """Store it, also while we are cancelled, for a moment: an answer that we have is worth it."""
+        """Store the answer. If cancelled meanwhile, go on for a moment; then keep it in the trace."""
         self._held.add(held)
         storing = asyncio.create_task(persisting)
         try:
@@ -100,7 +98,7 @@ class Answers:
         together: Callable[[I], Awaitable[Row | None]],
         alone: Callable[[I], Awaitable[Row | None]],
     ) -> Row:
-        """With others at first and after an outage; once it is in somebody's way, alone."""
+        """Try together with others at first and after an outage; alone once it has held up others."""
         step, pause_s = together, FIRST_PAUSE_S
         while True:
             try:
@@ -112,7 +110,7 @@ class Answers:
                 held.why, step, most_s = ROW_LOCKED, alone, LOCKED_PAUSE_S
             except LeaseLostError:
                 raise
-            except (LockedError, DatabaseSilentError) as error:  # a statement that hangs holds up others, too
+            except (LockedError, DatabaseSilentError) as error:
                 held.why, step, most_s = error.message, alone, LOCKED_PAUSE_S
             except DatabaseGoneError as error:
                 held.why, step, most_s = error.message, together, LOCKED_PAUSE_S
@@ -124,35 +122,37 @@ class Answers:
             pause_s = min(pause_s * 2, most_s)
 
     async def _left(self, session: Session, row: Row | None) -> Left:
-        """The row if we have ended it or sent it back, this time or before; else what has become of it."""
+        """Return the row if we have ended it or sent it back, now or before; else what has become of it."""
         return Left(row) if row else await self._runs.left(session)
 
-    async def _settle_alone(self, ending: Ending) -> Row | None:
-        """Told apart by what is not refused: without the release it was about the reservation, with less of
-        the provider's words about the row's size. Raises what the whole of it was refused for.
+    async def _settle_alone(self, settlement: Settlement) -> Row | None:
+        """Settle alone; where the database refuses, without the part that it refuses.
+
+        That shows by trying: it takes the settle without the release, or with fewer of the provider's words.
+        Raises the first refusal when it takes none of these.
         """
-        refused = await self._tried(ending)
+        refused = await self._tried(settlement)
         if not isinstance(refused, GenctlError):
             return refused
-        for variant in variants(ending):
+        for variant in variants(settlement):
             if isinstance(await self._tried(variant, dry=True), GenctlError):
                 continue
-            for item in (ending, variant):  # the refusal may be over just now: the whole of it comes first
+            for item in (settlement, variant):  # the refusal may be over by now: the whole comes first
                 row = await self._tried(item)
                 if not isinstance(row, GenctlError):
                     if item is variant:
-                        told = {"sessionId": ending.session_id, "error": refused.message}
+                        told = {"sessionId": settlement.session_id, "error": refused.message}
                         log.warning("session.settle.reduced", **told)
-                        is_whole = variant.details == ending.details
-                        self._meters().refused("reservation" if is_whole else "words")
+                        is_whole = variant.details == settlement.details
+                        self._refused("reservation" if is_whole else "words")
                     return row
-        self._meters().refused("other")
+        self._refused("other")
         raise refused
 
-    async def _tried(self, ending: Ending, *, dry: bool = False) -> Row | GenctlError | None:
-        """What a settle gives, or is refused for. Raises what says nothing about the ending itself."""
+    async def _tried(self, settlement: Settlement, *, dry: bool = False) -> Row | GenctlError | None:
+        """Return the row, or the refusal. Raises errors that say nothing about the settlement itself."""
         try:
-            return await self._runs.settle_alone(ending, dry=dry)
+            return await self._runs.settle_alone(settlement, dry=dry)
         except (DatabaseGoneError, LockedError, ConflictError):
             raise
         except GenctlError as error:
@@ -160,7 +160,7 @@ class Answers:
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:
         """Keep a refused answer in the trace, once: whoever claims the run next settles it without a call."""
-        if held.kept or not isinstance(held.item, Ending):
+        if held.kept or not isinstance(held.item, Settlement):
             return
         log.warning("session.settle.refused", **_whose(held), error=refused.message, fix=refused.fix)
         try:
@@ -170,7 +170,7 @@ class Answers:
             log.warning("session.answer.not_kept", **_whose(held), error=error.message)
 
     async def _give_up(self, held: Held) -> None:
-        """We are told to stop: what came must be found again, in the log and, if it can be, in the trace."""
+        """Put an answer that we cannot store before we stop into the log and, if we can, into the trace."""
         _tell_unsettled(held)
         try:
             async with asyncio.timeout(KEEP_WITHIN_S):
@@ -179,15 +179,15 @@ class Answers:
             log.warning("session.answer.not_kept", **_whose(held), error="no answer in time")
 
     async def _lost(self, held: Held, left: Left) -> LeaseLostError:
-        """What came too late is noted. Where the sweeper took the run from us and nobody has claimed it
-        since, it is kept: whoever claims it next settles it by our answer.
+        """Note an answer that came too late. Where the sweeper took the run from us and nobody has claimed it
+        since, keep it: whoever claims the run next settles it by our answer.
         """
         log.warning("session.late_result", **_whose(held))
-        if left.is_unclaimed and isinstance(held.item, Ending):
+        if left.is_unclaimed and isinstance(held.item, Settlement):
             await self._note(held, "answered", _kept(held.item, SENT_BACK))
             return LeaseLostError(held.session.id)
         data = dict(held.item.trace)
-        if isinstance(held.item, Ending) and held.item.result:
+        if isinstance(held.item, Settlement) and held.item.result:
             data["result"] = held.item.result
         await self._note(held, "late_result", data)
         return LeaseLostError(held.session.id)
@@ -197,37 +197,37 @@ class Answers:
         await self._runs.db.rows("note", session=session.id, run=session.run, kind=kind, data=as_json(data))
 
 
-def _kept(ending: Ending, refused: str) -> dict[str, object]:
-    """As kept_answer() finds it; `refused` tells people why it is there."""
-    told: dict[str, object] = msgspec.to_builtins(ending)
+def _kept(settlement: Settlement, refused: str) -> dict[str, object]:
+    """Write it as kept_answer() reads it; `refused` says why it is there."""
+    told: dict[str, object] = msgspec.to_builtins(settlement)
     return told | {"refused": refused}
 
 
-def kept_answer(session: Session) -> Ending | None:
-    """The ending that an earlier owner of a claimed run could not settle, under our lease."""
+def kept_answer(session: Session) -> Settlement | None:
+    """Return the answer that an earlier owner could not settle, under the lease of this claim; or None."""
     try:
-        ending = msgspec.convert(session.kept, Ending)
+        settlement = msgspec.convert(session.kept, Settlement)
     except msgspec.ValidationError:  # none, or none of ours
         return None
-    return msgspec.structs.replace(ending, lease=session.lease)
+    return msgspec.structs.replace(settlement, lease=session.lease)
 
 
-def variants(ending: Ending) -> Iterator[Ending]:
-    """What is left of an ending when the database refuses a part of it."""
-    yield _unreleased(ending)
-    if ending.details and ending.details != (lean := details.lean(ending.details)):
-        trace = ending.trace | {"details": ending.details}
-        short = msgspec.structs.replace(ending, details=lean, trace=trace)
+def variants(settlement: Settlement) -> Iterator[Settlement]:
+    """Yield what is left of a settlement when the database refuses a part of it."""
+    yield _unreleased(settlement)
+    if settlement.details and settlement.details != (lean := details.lean(settlement.details)):
+        trace = settlement.trace | {"details": settlement.details}
+        short = msgspec.structs.replace(settlement, details=lean, trace=trace)
         yield short
         yield _unreleased(short)
 
 
-def _unreleased(ending: Ending) -> Ending:
-    return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
+def _unreleased(settlement: Settlement) -> Settlement:
+    return msgspec.structs.replace(settlement, release=False, refund_error=RELEASE_REFUSED)
 
 
 async def last_words(step: asyncio.Future[T]) -> T | None:
-    """The result of a step that goes on although we are cancelled, if it ends soon."""
+    """Return the result of a step that goes on although we are cancelled, if it ends soon."""
     done, _ = await asyncio.wait([step], timeout=STOP_S)
     if not done:
         step.cancel()
@@ -244,7 +244,7 @@ def _whose(held: Held) -> dict[str, object]:
 
 
 def _tell_unsettled(held: Held) -> None:
-    ending = held.item if isinstance(held.item, Ending) else None
+    settlement = held.item if isinstance(held.item, Settlement) else None
     told = {name: held.item.trace.get(name) for name in ("attempt", "requestId", "code")}
-    status = ending.status if ending else Status.QUEUED
+    status = settlement.status if settlement else Status.QUEUED
     log.warning("session.answer.unsettled", **_whose(held), **told, status=status, why=held.why)

@@ -1,7 +1,7 @@
-"""Credits outside a run's way: grants, late releases, what a user has, and the audit.
+"""Credits beside the path of a run: grants, late releases, what a user has, and the audit.
 
-Reserve moves credits from the balance to a held reservation, capture spends it, release gives it
-back. Each movement is one row of the ledger; the sum of a user's rows is the balance.
+Reserve moves credits from the balance to a held reservation, capture spends them, release gives them back.
+Each movement is one row of the ledger; the sum of a user's rows is the balance.
 """
 
 import shlex
@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 
+from genctl.base.person import Advance
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
@@ -23,7 +24,7 @@ from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 PARTS = ("audit_runs", "audit_reservations", "audit_balances")
 MOST = 10_000
 MOST_FIXES = 10  # commands in one line
-HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # though nothing will end it
+HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # a reservation that nothing will end
 SAFE = {*HELD, "failed_not_released", "refund_amount", "details_ledger"}  # fix() mends these, or most
 # kind -> what to do about it
 FIXES = {
@@ -55,7 +56,7 @@ class Violation(NamedTuple):
 
     @property
     def is_safe(self) -> bool:
-        """fix() can mend it: the user gets what is theirs, or is told what they got."""
+        """Whether fix() can mend it: the user gets what is theirs, or is told what they got."""
         if self.user_id is None:  # as adopted tables may have it
             return False
         if self.kind == "refund_amount":
@@ -66,7 +67,7 @@ class Violation(NamedTuple):
 
 
 class Audit(msgspec.Struct, frozen=True):
-    """What was looked at (sessions, reservations, accounts), and what is wrong with it."""
+    """What the audit looked at (sessions, reservations, accounts), and what is wrong with it."""
 
     checked: dict[str, int]
     violations: list[Violation]
@@ -77,17 +78,17 @@ class Audit(msgspec.Struct, frozen=True):
 
     @property
     def safe(self) -> list[Violation]:
-        """The listed ones that fix() can mend."""
+        """Return the listed ones that fix() can mend."""
         return [violation for violation in self.violations if violation.is_safe]
 
     @property
     def is_cut(self) -> bool:
-        """There are more than are listed."""
+        """Whether there are more than are listed."""
         return self.total > len(self.violations)
 
 
 def opening(settings: Settings) -> int:
-    """What a new user has: 1,000 credits on the embedded stack, nothing elsewhere."""
+    """Return what a new user has: 1,000 credits on the embedded stack, nothing elsewhere."""
     return 1000 if settings.embedded else 0
 
 
@@ -97,9 +98,9 @@ async def open_accounts(db: Database, users: Sequence[str], credits: int) -> Non
 
 
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
-    """Add credits to each user, and say why. An account that is missing is made, with `opening` credits.
+    """Add credits to each user, and say why. Makes missing accounts, with `opening` credits.
 
-    Raises GenctlError: exit 2, or AccountLockedError when accounts stay locked: the others have theirs.
+    Raises GenctlError: exit 2, or AccountLockedError when accounts stay locked; the others have theirs then.
     """
     for user in users:
         check_name("user", user)
@@ -127,11 +128,9 @@ def _still_locked(users: Sequence[str], of: int, amount: int, reason: str) -> Ac
     others = f"; the other {of - len(users)} have theirs" if of > len(users) else ""
     verb = "has" if len(users) == 1 else "have"
     why = f"{who} {verb} got nothing: the account is locked by another transaction{others}"
+    terms = ("--amount", str(amount), "--reason", reason)
     again = [
-        shlex.join(
-            ["genctl", "credits", "grant", "--user", user, "--amount", str(amount), "--reason", reason]
-        )
-        for user in users[:MOST_FIXES]
+        shlex.join(("genctl", "credits", "grant", "--user", user, *terms)) for user in users[:MOST_FIXES]
     ]
     return AccountLockedError(users[0], why, " && ".join(again))
 
@@ -139,11 +138,11 @@ def _still_locked(users: Sequence[str], of: int, amount: int, reason: str) -> Ac
 async def release_reservation(
     db: Database, reservation_id: UUID, *, reason: str = "release", wait_s: float = WAIT_S
 ) -> int:
-    """Give a held reservation back; the released amount, 0 when nothing was held.
+    """Give a held reservation back; return the released amount, 0 when nothing was held.
 
-    A failed session that held it is told: details, version and NOTIFY in the same transaction. That the
-    session has ended, or is gone, is the caller's to know. Raises AccountLockedError after `wait_s` seconds,
-    and as movement does.
+    The same transaction tells a failed session that held it: details, version and NOTIFY. The caller knows
+    that the session has ended, or is gone. Raises AccountLockedError after `wait_s` seconds, and as movement
+    does.
     """
     reservation = await db.row("reservation", id=reservation_id)
     if reservation is None:
@@ -156,10 +155,11 @@ async def release_reservation(
 
 
 async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str) -> bool:
-    """Capture what a completed session still holds, because its settle could not; whether there was any.
+    """Capture what a completed session still holds, because its settle could not. Returns whether it held
+    any.
 
-    Moves no balance and tells no page, so it needs no account's lock. Raises LockedError when somebody holds
-    the reservation.
+    This moves no balance and tells no page, so it needs no account's lock. Raises LockedError when somebody
+    holds the reservation.
     """
     facts = {"reservation": reservation_id, "reason": reason}
     (captured,) = await db.transact(("capture_reservation", facts), lock_s=BRIEFLY_S)
@@ -167,7 +167,7 @@ async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str
 
 
 async def account(db: Database, user: str) -> Row:
-    """`balance` and `held` of a user. Raises GenctlError, exit 4."""
+    """Read `balance` and `held` of a user. Raises GenctlError, exit 4."""
     row = await db.row("credits_of", user=user)
     if row is None:
         raise _no_account(user)
@@ -184,26 +184,19 @@ def _no_account(user: str) -> GenctlError:
 
 
 async def shown(db: Database, user: str, limit: int) -> dict[str, Any]:
-    """Balance, held credits and the newest rows of the ledger, as JSON says them.
-
-    Raises GenctlError, exit 4.
-    """
+    """Read balance, held credits and the newest rows of the ledger, as JSON. Raises GenctlError, exit 4."""
     rows = await db.rows("ledger_of", user=user, limit=limit)
     return camel(await account(db, user)) | {"ledger": [camel(row) for row in rows]}
 
 
 async def audit(
-    db: Database,
-    user: str | None = None,
-    *,
-    since: datetime | None = None,
-    step: Callable[[int], object] = lambda _: None,
+    db: Database, user: str | None = None, *, since: datetime | None = None, advance: Advance = lambda _: None
 ) -> Audit:
-    """Prove the invariants of statuses, ledger and details in one snapshot; nobody waits for it.
+    """Prove the invariants of statuses, ledger and details in one snapshot, which blocks nobody.
 
-    `user` and `since` (what changed since then) narrow it; `step` hears of each of the PARTS. Memory is
-    bounded: of each part at most MOST violations are listed, and all are counted. Raises GenctlError,
-    exit 4 when there is nothing of that user.
+    `user` and `since` (what changed since then) narrow it; `advance` hears of each of the PARTS. It lists at
+    most MOST violations of each part, and counts all. Raises GenctlError, exit 4 when there is nothing of
+    that user.
     """
     about = {"user": user, "since": since}
     found: list[Violation] = []
@@ -216,7 +209,7 @@ async def audit(
             for row in wrong:
                 del row["total"]
                 found.append(Violation(**row, fix=FIXES[row["kind"]]))
-            step(1)
+            advance(1)
         (unsure,) = await rows("unsure_calls", **about, until=None)
     if user and not found and not any(checked.values()):
         raise _no_account(user)
@@ -224,9 +217,9 @@ async def audit(
 
 
 async def fix(db: Database, violation: Violation) -> bool:
-    """Mend what can be mended safely, in a transaction of its own; whether it did.
+    """Mend what can be mended safely, in a transaction of its own. Returns whether it did.
 
-    Each looks again under the lock, so that a second one does nothing. Raises GenctlError.
+    It looks again under the lock, so a second fix does nothing. Raises GenctlError.
     """
     reservation_id, user = violation.reservation_id, violation.user_id
     if not violation.is_safe or reservation_id is None or user is None:
@@ -244,11 +237,11 @@ async def fix(db: Database, violation: Violation) -> bool:
 async def fix_all(
     db: Database,
     violations: Sequence[Violation],
-    tell: Callable[[Violation, GenctlError | None], object] = lambda *_: None,
+    show: Callable[[Violation, GenctlError | None], object] = lambda *_: None,
 ) -> list[Violation]:
-    """Mend these one by one; those that were. `tell` hears of each at once, also of one that is refused.
+    """Mend these one by one, and return the mended ones. `show` gets each at once, with the refusal if any.
 
-    Raises DatabaseGoneError: what was mended stays so.
+    Raises DatabaseGoneError; what it has mended stays so.
     """
     mended = []
     for violation in violations:
@@ -257,9 +250,9 @@ async def fix_all(
                 continue
         except DatabaseGoneError:
             raise
-        except GenctlError as refused:  # of this user; the others get what is theirs
-            tell(violation, refused)
+        except GenctlError as refused:  # the other users get what is theirs
+            show(violation, refused)
         else:
-            tell(violation, None)
+            show(violation, None)
             mended.append(violation)
     return mended

@@ -1,4 +1,4 @@
-"""An order becomes a reservation, a row and a message. What cannot be sent is owed: the sweeper sends it."""
+"""An order becomes a reservation, a row and a message. The sweeper sends a message that could not be sent."""
 
 import asyncio
 from collections import Counter
@@ -35,10 +35,9 @@ async def enqueue(
 ) -> Enqueued:
     """Reserve the credits and store the sessions of a tool in one transaction, send the jobs, mark them sent.
 
-    `opening` credits go to users who have no account yet. What cannot be sent, in time or because there
-    is no `queue`, is left to the sweeper. Raises GenctlError: exit 2 for a bad order,
-    exit 1 when a user's credits are short, AccountLockedError when an account stays locked for `wait_s`
-    seconds. Then nothing is stored.
+    Users without an account get `opening` credits. The sweeper sends jobs that could not be sent, in time or
+    for want of a `queue`. Stores nothing and raises GenctlError: exit 2 for a bad order, exit 1 when a user's
+    credits are short, AccountLockedError when an account stays locked for `wait_s` seconds.
     """
     for order in orders:
         check(order)
@@ -60,7 +59,7 @@ async def enqueue(
 
 
 async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
-    """The error that names the user who is shortest of credits, and by how much."""
+    """Make the error that names the user who is shortest of credits, and by how much."""
     needed: Counter[str] = Counter()
     for order in orders:
         needed[order.user_id] += order.cost
@@ -75,13 +74,17 @@ async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
 
 
 async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, tool: str) -> dict[UUID, str]:
-    """Send the job messages of a tool's queued sessions and mark them; those that are still owed, and why.
+    """Send the job messages of a tool's queued sessions and mark them; return those still owed, and why.
 
-    The sessions are stored: a queue that is away, or a mark that fails, is no failure of theirs.
+    The sessions are stored: they do not fail when the queue is away or a mark fails.
     """
     try:
-        fates = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
-        owed = {s.id: fate.error for s, fate in zip(sessions, fates, strict=True) if fate.error is not None}
+        results = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
+        owed = {
+            s.id: result.error
+            for s, result in zip(sessions, results, strict=True)
+            if result.error is not None
+        }
     except GenctlError as error:
         return dict.fromkeys((session.id for session in sessions), error.message)
 

@@ -1,8 +1,8 @@
 """Movements of credits: the only way to a user's account, and the one place that knows the order of locks.
 
-First the accounts that are missing are made, then the accounts are locked by name, then the steps lock
-sessions by id. All of it is one message to the server and ends with its commit, so that a client that
-freezes in between leaves nothing locked.
+A movement makes missing accounts, locks the accounts by name, and then runs its steps, which lock sessions by
+id. All of it is one message to the server that ends with its commit: a client that freezes leaves nothing
+locked.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-from genctl.edges.db import Database, Line, Row, Step
+from genctl.edges.db import Database, LockLine, Row, Statement
 from genctl.edges.db_errors import DatabaseGoneError, LockedError, NotifyRefusedError
 
-BRIEFLY_S = 0.1  # for locks that a movement of many users meets beside their accounts
-WAIT_S = 2.0  # for the accounts of those who wait for them
+BRIEFLY_S = 0.1  # for locks beside the accounts that a movement of many users meets
+WAIT_S = 2.0  # for accounts that somebody else holds
 
 
 class Moved(NamedTuple):
-    """The users whose accounts were locked, and the rows of each step."""
+    """The users whose accounts the movement locked, and the rows of each step."""
 
     mine: frozenset[str]
     rows: list[list[Row]]
@@ -38,30 +38,29 @@ class AccountLockedError(LockedError):
 async def movement(
     db: Database,
     users: Collection[str],
-    *steps: Step,
+    *steps: Statement,
     opening: int = 0,
     wait_s: float | None = None,
     patience_s: float = 0.0,
 ) -> Moved:
     """Lock the accounts of these users, in order, and carry out the steps, in one transaction.
 
-    Accounts that somebody else holds are passed over, and the steps leave their users alone. With `wait_s`
-    they are waited for, so many seconds in all and while nothing else is held; then the steps are carried out
-    for all of the users. Those who wait for one user stand in a line. Missing accounts are made with
-    `opening` credits. Each step finds `notify` among its parameters; where the database refuses the NOTIFY
-    (its queue is full) all is done without it, and the streams find the change by themselves. Raises
-    AccountLockedError when an account was not to be had in time, LockedError for another lock, and as
-    Database.transact does.
+    Passes over accounts that somebody else holds: the steps leave their users alone. With `wait_s` it waits
+    for them, so many seconds in all and while it holds nothing else, and carries the steps out for all users;
+    callers who wait for one user stand in a line. Makes missing accounts with `opening` credits. Each step
+    finds `notify` among its parameters; where the database refuses the NOTIFY (its queue is full), a second
+    try does without, and the streams find the change by themselves. Raises AccountLockedError when it does
+    not get an account in time, LockedError for another lock, and as Database.transact does.
     """
     ordered = sorted(set(users))
     if wait_s is None:
         moved, _ = await _moved(db, ordered, steps, opening, patience_s, BRIEFLY_S, whole=False)
         return moved
     is_one = len(ordered) == 1
-    line, came_at = db.lines.setdefault(ordered[0], Line()) if is_one else Line(), time.monotonic()
+    line, came_at = db.lines.setdefault(ordered[0], LockLine()) if is_one else LockLine(), time.monotonic()
 
     def left_s() -> float:
-        """When another one in the line was served, the account was free."""
+        """Count from the last time that another one in the line got the account: it was free then."""
         return max(came_at, line.moved_at) + wait_s - time.monotonic()
 
     async with _in_time(line.turn, ordered[0], left_s):
@@ -69,7 +68,7 @@ async def movement(
             lock_s = max(BRIEFLY_S, left_s()) if is_one else BRIEFLY_S
             moved, locked = await _moved(db, ordered, steps, opening, patience_s, lock_s, whole=True)
             if not locked:
-                line.moved_at = time.monotonic()
+                line.moved()
                 return moved
             await _wait_for(db, locked[0], left_s)
 
@@ -77,14 +76,14 @@ async def movement(
 async def _moved(
     db: Database,
     users: Sequence[str],
-    steps: Sequence[Step],
+    steps: Sequence[Statement],
     opening: int,
     patience_s: float,
     lock_s: float,
     *,
     whole: bool,
 ) -> tuple[Moved, list[str]]:
-    """One try, and the users whose accounts are locked; a `whole` one does nothing when there are any."""
+    """Try once; return also the users whose accounts are locked. A `whole` try does nothing then."""
     who = {"users": users, "opening": opening, "whole": whole}
 
     async def tried(*, notify: bool) -> list[list[Row]]:
@@ -98,10 +97,10 @@ async def _moved(
         try:
             rows = await tried(notify=True)
         except NotifyRefusedError:
-            await db.rows("clear_notify_queue")  # else it stays full when its culprit has left
+            await db.rows("clear_notify_queue")  # else it stays full after its culprit has left
             rows = await tried(notify=False)
     except LockedError as error:
-        if len(users) == 1 and "credit_accounts" in error.message:  # somebody is about to make it
+        if len(users) == 1 and "credit_accounts" in error.message:  # somebody is making it
             raise AccountLockedError(users[0]) from error
         raise
     _, (locks,), *moved = rows
@@ -109,7 +108,7 @@ async def _moved(
 
 
 async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> None:
-    """Until the account is free, on one of the connections that may wait. Raises AccountLockedError."""
+    """Wait until the account is free, on one of the connections that may wait. Raises AccountLockedError."""
     async with _in_time(db.room, user, left_s):
         with suppress(LockedError, DatabaseGoneError):  # a time-out of the role may be shorter than the wait
             await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s())
@@ -121,7 +120,7 @@ async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> Non
 async def _in_time(
     turn: asyncio.Lock | asyncio.Semaphore, user: str, left_s: Callable[[], float]
 ) -> AsyncIterator[None]:
-    """Hold the turn. Raises AccountLockedError when it did not come in time, though that may grow."""
+    """Hold the turn. Raises AccountLockedError when it does not come in time; that time may grow."""
     while True:
         try:
             async with asyncio.timeout(left_s()):

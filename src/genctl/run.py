@@ -1,13 +1,13 @@
 """A claimed run in our hands: claim, renew, retry, give back, let go, settle; the statements of the protocol.
 
-What many jobs ask for at the same moment is one statement. Every step but the claim is gated by the lease, so
-that it may be tried again, and hits nothing once the run is somebody else's.
+One statement does what many jobs ask for at the same moment. The lease gates every step but the claim: a step
+may be tried again, and hits nothing once the run is somebody else's.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -15,7 +15,7 @@ import msgspec
 
 from genctl.base.batch import Together, attempted
 from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
-from genctl.edges.db import Database, Row, Step, as_json
+from genctl.edges.db import Database, Row, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 
@@ -25,23 +25,23 @@ A = TypeVar("A")
 LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
 RENEW_S = 10
 STALE_S = 20  # no request is sent when the last renewal is older
-STOP_S = 5.0  # what a cancelled step of the database gets to end in
+STOP_S = 5.0  # a cancelled step of the database gets so long to end
 CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
-SETTLE_PATIENCE_S = 10.0  # of one try; then those who wait for it are told why
-TOGETHER_S = 3.0  # of one for many, and of renewals: what hangs for one holds up the others for so long
-ALONE_LANES = 4  # connections for what was passed over or refused, and is tried again by itself
+SETTLE_PATIENCE_S = 10.0  # of one try
+TOGETHER_S = 3.0  # of one for many, and of renewals: one that hangs holds up the others for so long
+ALONE_LANES = 4  # connections for steps that are tried again by themselves
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Whose session is wanted: of this run (None: whichever it is); `lapsed` as for Pipeline.claim."""
+    """Asks for a session in this run (None: whichever it is); `lapsed` as for Pipeline.claim."""
 
     session_id: UUID
     run: int | None
     lapsed: bool
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run ends. `attempts` are its provider calls; a failure has `details`, a success `result`.
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """Says how a run ends. `attempts` are its provider calls; a failure has `details`, a success `result`.
 
     Without `release` the reservation stays as it is, and `refund_error` says why.
     """
@@ -59,8 +59,8 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     refund_error: str | None = None
 
 
-class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """Back to the queue for `delay_s` seconds; `unknown` is 1 where nobody knows what the call came to."""
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
+    """Sends a run back to the queue for `delay_s` seconds; `unknown` is 1 after an unknown outcome."""
 
     session_id: UUID
     lease: int
@@ -70,7 +70,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The DLQ copy of this run is sent, under this message id."""
+    """Says that the DLQ copy of this run was sent, under this message id."""
 
     session_id: UUID
     run: int
@@ -78,7 +78,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Left(NamedTuple):
-    """What became of a run: `row` is as we have ended it or sent it back."""
+    """Says what became of a run: `row` is as we have ended it or sent it back."""
 
     row: Row | None
     is_ours: bool = False  # under our lease, alive or not, and not over
@@ -96,36 +96,45 @@ class Hold:
         self.lost = False
         self.task = asyncio.current_task()
 
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Count the hold as calling the provider: a lost lease cancels the call."""
+        self.calling = True
+        try:
+            yield
+        finally:
+            self.calling = False
+
     def on_send(self) -> None:
-        """The request is about to leave. Raises LeaseLostError when we slept: somebody else may be at it."""
+        """Let the request leave. Raises LeaseLostError when we slept: somebody else may have the run."""
         if self.stale:
             raise LeaseLostError(self.session.id)
         self.sent = True
 
     def lose(self) -> None:
-        """The lease is lost: a call under way is cancelled; a settle finds out by itself."""
+        """Cancel a call under way, as the lease is lost; a settle finds out by itself."""
         if self.calling and self.task:
             self.lost = True
             self.task.cancel()
 
     @property
     def waiting(self) -> bool:
-        """On the way to its call, and no byte of the request is out."""
+        """Whether it is on the way to its call, and no byte of the request is out."""
         return self.calling and not self.sent
 
     @property
     def stale(self) -> bool:
-        """The last renewal is too long ago to be sure that the session is still ours."""
+        """Whether the last renewal is too long ago to be sure that the session is still ours."""
         return time.monotonic() - self.renewed_at > STALE_S
 
 
 class Runs:
-    """The runs of one worker, and what it does to their rows. `lifeline`: the database as renewals reach it.
+    """The runs of one worker, and what it does to their rows.
 
-    `read`: a session's id -> its row, or None. `claim`: a Claim -> the session, if it is ours now. `retry`:
-    a Retry, `settle`: an Ending -> the row, or None when it is not to be had: the lease is no longer the
-    row's, or somebody has locked it. `mark`: a Mark -> None. Each takes one item and gives its answer, to be
-    awaited. They raise as Database.patiently does, and what one item is refused for is raised to it alone.
+    Each of these takes one item and returns its answer, to be awaited. `read`: a session's id -> its row, or
+    None. `claim`: a Claim -> the session, if it is ours now. `retry`: a Backoff, `settle`: a Settlement ->
+    the row, or None when our lease is no longer the row's, or somebody has locked it. `mark`: a Mark -> None.
+    They raise as Database.patiently does; an error about one item is raised to its caller alone.
     """
 
     def __init__(
@@ -137,7 +146,7 @@ class Runs:
         most_attempts: int,
         lifeline: Database | None = None,
     ) -> None:
-        """`models`: patterns of LIKE; only sessions of these are claimed."""
+        """Claim only sessions of `models`, which are patterns of LIKE; renew leases through `lifeline`."""
         self.db = db
         self._models = list(models)
         self.lifeline = lifeline or db
@@ -162,8 +171,8 @@ class Runs:
 
     @asynccontextmanager
     async def keep(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:
-        """Keep the session among ours, for extend(). A stop in the middle puts it where it belongs:
-        back, when its request was not sent; let go as an unknown outcome, when it was.
+        """Keep the session among ours, for extend(). If cancelled, give it back when its request was not
+        sent; let it go as an unknown outcome when it was.
         """
         hold = self._held[session.id] = Hold(session, claimed_at)
         try:
@@ -179,7 +188,7 @@ class Runs:
                 del self._held[session.id]
 
     async def step_aside(self, hold: Hold, *, delay_s: float = 0.0) -> Row:
-        """Give back what was not sent, let go what was; the row. Raises LeaseLostError: no longer ours."""
+        """Give back a run that was not sent, let go one that was; return its row. Raises LeaseLostError."""
         session = hold.session
         facts: dict[str, Any] = {"session": session.id, "lease": session.lease}
         if not hold.sent:
@@ -192,7 +201,7 @@ class Runs:
         return row
 
     async def extend(self, holds: Iterable[Hold]) -> list[Hold]:
-        """Renew the leases; those that are lost. One whose row is locked is neither."""
+        """Renew the leases and return those that are lost. One whose row is locked is neither."""
         now, holds = time.monotonic(), list(holds)
         fates = await apart(self._extend)(holds)
         lost = []
@@ -206,7 +215,7 @@ class Runs:
         return lost
 
     async def left(self, session: Session) -> Left:
-        """What has become of a run that a step of ours did not hit, or whose answer was lost."""
+        """Find out what has become of a run that a step of ours did not hit, or whose answer was lost."""
         row = await self.db.row("sessions", ids=[session.id])
         if row is None or row["lease"] != session.lease:
             return Left(None)
@@ -219,16 +228,16 @@ class Runs:
             is_unclaimed=row["status"] == Status.QUEUED and row["run"] == session.run,
         )
 
-    async def settle_alone(self, ending: Ending, *, dry: bool = False) -> Row | None:
-        """As `settle`, but in a transaction of its own and behind few others. Raises GenctlError.
+    async def settle_alone(self, settlement: Settlement, *, dry: bool = False) -> Row | None:
+        """Settle in a transaction of its own, behind few others. Raises GenctlError.
 
-        `dry`: the row as it would be; nothing is done.
+        `dry`: return the row as it would be, and change nothing.
         """
         async with self._alone:
-            return one(await self._settle([ending], dry=dry))
+            return one(await self._settle([settlement], dry=dry))
 
-    async def retry_alone(self, item: Retry) -> Row | None:
-        """As `retry`, likewise."""
+    async def retry_alone(self, item: Backoff) -> Row | None:
+        """Retry likewise."""
         async with self._alone:
             return one(await self._retry([item]))
 
@@ -237,9 +246,9 @@ class Runs:
         return [attempted(Session.of, rows[id_]) if id_ in rows else None for id_ in ids]
 
     async def _claim(self, claims: list[Claim]) -> list[Session | Exception | None]:
-        """Of two claims of one session in one go, one gets it.
+        """Claim for each; of two claims of one session in one go, one gets it.
 
-        After an outage those who hold runs get the first turn at them: they have answers that are paid for.
+        After an outage dead leases wait a moment: those who hold the runs have answers that are paid for.
         """
         facts = {
             "items": as_json(claims),
@@ -249,7 +258,7 @@ class Runs:
             "models": self._models,
             "dead": self.db.back_since_s() > RENEW_S,
         }
-        try:  # rows that are locked are passed over: it waits for a table's lock, which is over soon
+        try:  # it passes over locked rows, and waits only for a lock of the table, which is over soon
             (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S, lock_s=RENEW_S)
         except LockedError as error:
             return [error] * len(claims)
@@ -262,33 +271,35 @@ class Runs:
         ]
 
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
-        """True: renewed; False: locked by somebody; None: lost."""
+        """Renew; True: renewed, False: locked by somebody, None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
         try:
             facts = {"items": items, "lease_s": LEASE_S}
             (rows,) = await self.lifeline.transact(("extend", facts), timeout_s=TOGETHER_S)
-        except LockedError as error:  # the table, since rows are passed over
+        except LockedError as error:  # of the table: it passes over rows
             return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
 
-    async def _retry(self, items: list[Retry]) -> list[Row | Exception | None]:
+    async def _retry(self, items: list[Backoff]) -> list[Row | Exception | None]:
         patience_s = TOGETHER_S if len(items) > 1 else SETTLE_PATIENCE_S
         (rows,) = await self.db.patiently(("retry", {"items": as_json(items)}), patience_s=patience_s)
         return _by_session(rows, [item.session_id for item in items])
 
-    async def _settle(self, endings: list[Ending], *, dry: bool = False) -> list[Row | Exception | None]:
-        """In one transaction, without those whose accounts somebody else holds."""
-        users = {ending.user_id for ending in endings}
-        undo: list[Step] = [("undo", {})] if dry else []
-        patience_s = TOGETHER_S if len(endings) > 1 else SETTLE_PATIENCE_S
+    async def _settle(
+        self, settlements: list[Settlement], *, dry: bool = False
+    ) -> list[Row | Exception | None]:
+        """Settle in one transaction, without those whose accounts somebody else holds."""
+        users = {settlement.user_id for settlement in settlements}
+        undo: list[Statement] = [("undo", {})] if dry else []
+        patience_s = TOGETHER_S if len(settlements) > 1 else SETTLE_PATIENCE_S
         moved = await movement(
-            self.db, users, ("settle", {"items": as_json(endings)}), *undo, patience_s=patience_s
+            self.db, users, ("settle", {"items": as_json(settlements)}), *undo, patience_s=patience_s
         )
-        found = _by_session(moved.rows[0], [ending.session_id for ending in endings])
+        found = _by_session(moved.rows[0], [settlement.session_id for settlement in settlements])
         return [
-            row if ending.user_id in moved.mine else AccountLockedError(ending.user_id)
-            for ending, row in zip(endings, found, strict=True)
+            row if settlement.user_id in moved.mine else AccountLockedError(settlement.user_id)
+            for settlement, row in zip(settlements, found, strict=True)
         ]
 
     async def _mark(self, marks: list[Mark]) -> list[Exception | None]:
@@ -299,9 +310,10 @@ class Runs:
 def apart(
     work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]], *, slow: bool = True
 ) -> Callable[[list[T]], Awaitable[Sequence[A | Exception]]]:
-    """The same work, but what is refused, locked or too slow for many is tried by halves: one bad item among
-    others is told alone. A database that is away is told to all, and without `slow` one that is silent, too:
-    whoever then tries each alone is done sooner.
+    """Make work that halves its items where it is refused, locked or too slow, until one bad item stands
+    alone.
+
+    A database that is away is an error for all; without `slow` one that is silent is, too.
     """
 
     async def tried(items: list[T]) -> Sequence[A | Exception]:
@@ -319,7 +331,7 @@ def apart(
 
 
 def one(results: Sequence[T | Exception]) -> T:
-    """The only result; raised, where it is an error."""
+    """Return the only result, or raise it where it is an error."""
     (result,) = results
     if isinstance(result, Exception):
         raise result

@@ -1,10 +1,11 @@
-"""The safety net: sends what is owed, ends what nobody will end, refunds what was left held.
+"""The safety net: sends messages that are owed, ends runs that nobody will end, refunds what is still held.
 
-Safe beside any number of workers and sweepers: every step is gated by the row, as theirs are.
+It is safe beside any number of workers and sweepers: the row gates every step, as it gates theirs.
 """
 
+import asyncio
 import math
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -23,9 +24,10 @@ from genctl.pipeline import Pipeline
 from genctl.run import RENEW_S
 from genctl.tools.found import Tools
 
+EVERY_S = 15.0
 ORPHAN_AFTER_S = 3600
-OWED_AFTER_S = 60  # what is younger is still in the hands of whoever made it
-GATE_REST_S = 3600  # after a pause the backlog gets so long before the queued time-out counts again
+OWED_AFTER_S = 60  # a younger one is still in the hands of whoever made it
+GATE_REST_S = 3600  # after a pause the backlog has so long before the queued time-out counts again
 BATCH = 100
 PRUNED = 10_000  # rows of the trace in one pass
 
@@ -33,14 +35,14 @@ log = structlog.stdlib.get_logger()
 
 
 class Ages(msgspec.Struct, frozen=True, kw_only=True):
-    """How old, in seconds, a waiting run and a row of the trace may become."""
+    """Says how old, in seconds, a waiting run and a row of the trace may become."""
 
     queued_timeout_s: float
     trace_retention_s: float
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Raises GenctlError (exit 2) when good runs would be failed while they are retried."""
+        """Take what is set. Raises GenctlError (exit 2) when that would fail runs while they are retried."""
         attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
         longest_s = longest_run_s(attempts, settings.provider_timeout_s)
         if waits_s < longest_s:
@@ -56,7 +58,7 @@ class Ages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Orphan(msgspec.Struct, frozen=True):
-    """What a held reservation tells of its session that is gone."""
+    """What a held reservation tells of a session that is gone."""
 
     id: UUID
     user_id: str
@@ -65,18 +67,15 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """One thing that was done, or would be.
+    """One thing that a pass did, or would do."""
 
-    send, copy, requeue, fail (with its code), refund, capture, or prune.
-    """
-
-    action: str
+    action: Literal["send", "copy", "requeue", "fail", "refund", "capture", "prune"]
     session: Session | Orphan | None  # None: prune, which is about no session
     why: str
-    code: str | None = None
+    code: str | None = None  # of `fail`
 
     def item(self) -> dict[str, Any]:
-        """As `sweep` prints it."""
+        """Write it as `sweep` prints it."""
         session = self.session
         whose = dict.fromkeys(("sessionId", "userId", "run"))
         if session:
@@ -84,30 +83,43 @@ class Swept(msgspec.Struct, frozen=True):
         return {"action": self.action, **whose, "code": self.code, "why": self.why}
 
 
-class Pass(NamedTuple):
+class SweepPass(NamedTuple):
     """What one pass did, or would do, and what kept it from the rest."""
 
     done: list[Swept]
     failed: list[GenctlError]
 
 
-async def sweep(at: Pipeline, ages: Ages, *, dry_run: bool = False) -> Pass:
-    """One pass over at most a batch of each kind. What fails is logged and left to the next pass.
+async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> SweepPass:
+    """Make one pass over at most a batch of each kind; log what fails, and leave it to the next pass.
 
-    Raises GenctlError when what is to do cannot be read.
+    Raises GenctlError when it cannot read what there is to do.
     """
-    found, failed = await _find(at, ages.queued_timeout_s), list[GenctlError]()
+    found, failed = await _find(pipeline, ages.queued_timeout_s), list[GenctlError]()
     if dry_run:
-        return Pass(found + await _pruned("old_trace", at.db, ages, failed), failed)
-    done = await _send(at, [swept for swept in found if swept.action == "send"], failed)
-    done += [swept for swept in found if swept.action != "send" and await _carried_out(at, swept, failed)]
-    return Pass(done + await _pruned("prune_trace", at.db, ages, failed), failed)
+        return SweepPass(found + await _pruned("old_trace", pipeline.db, ages, failed), failed)
+    done = await _send(pipeline, [swept for swept in found if swept.action == "send"], failed)
+    others = (swept for swept in found if swept.action != "send")
+    done += [swept for swept in others if await _carried_out(pipeline, swept, failed)]
+    return SweepPass(done + await _pruned("prune_trace", pipeline.db, ages, failed), failed)
+
+
+async def sweep_every(pipeline: Pipeline, ages: Ages, every_s: float = EVERY_S) -> None:
+    """Sweep for ever; log trouble, which the next pass meets again."""
+    while True:
+        try:
+            await sweep(pipeline, ages)
+        except GenctlError as error:
+            log.warning("sweeper.trouble", error=error.message, fix=error.fix)
+        except Exception:  # a bug on one odd row must not end the worker that it runs beside
+            log.exception("sweeper.bug")
+        await asyncio.sleep(every_s)
 
 
 async def resend_all(settings: Settings) -> int:
-    """Send the message of every queued run again, because a queue in memory was lost; how many.
+    """Send the message of every queued run again, because a queue in memory was lost; return how many.
 
-    Raises GenctlError when one cannot be sent: it stays owed.
+    Raises GenctlError when it cannot send one, which stays owed.
     """
     sent, tools = 0, Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
@@ -122,41 +134,31 @@ async def resend_all(settings: Settings) -> int:
     return sent
 
 
-async def _find(at: Pipeline, queued_timeout_s: float) -> list[Swept]:
-    # what is of other tools is their sweepers' business, but for credits
-    ours = {"models": at.tool.like, "others": at.others}
-    found = [
-        Swept("send", s, "its job message is not proven sent")
-        for s in await _sessions(at.db, "owed_jobs", age_s=OWED_AFTER_S, models=at.tool.like)
-    ]
-    found += [
-        Swept("copy", s, "its DLQ copy is not proven sent")
-        for s in await _sessions(at.db, "owed_copies", age_s=OWED_AFTER_S, **ours)
-    ]
-    if at.db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn at them
-        dead = await _sessions(at.db, "dead_leases", queued_timeout_s=queued_timeout_s, **ours)
-        found += [_dead(s, at.limits) for s in dead if s.id not in at.runs]
-    if (await gate.read(at.db, at.tool.name)).open_for_s >= GATE_REST_S:
-        found += [
-            Swept("fail", s, "it waited longer than the queued time-out", "SweptTimeout")
-            for s in await _sessions(at.db, "overdue", queued_timeout_s=queued_timeout_s, **ours)
-        ]
-    found += [
-        Swept("refund", s, "it failed and still holds its reservation")
-        for s in await _sessions(at.db, "refunds_owed")
-    ]
-    found += [
-        Swept("capture", s, "it completed and still holds its reservation")
-        for s in await _sessions(at.db, "captures_owed")
-    ]
-    return found + [
-        Swept("refund", msgspec.convert(row, Orphan), "its session is gone and its reservation still held")
-        for row in await at.db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
-    ]
+async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
+    # other tools have sweepers of their own; credits are every sweeper's
+    db, tool = pipeline.db, pipeline.tool
+    ours: dict[str, Any] = {"models": tool.like, "others": pipeline.others}
+    late = ours | {"queued_timeout_s": queued_timeout_s}
+    jobs = await _sessions(db, "owed_jobs", age_s=OWED_AFTER_S, models=tool.like)
+    copies = await _sessions(db, "owed_copies", age_s=OWED_AFTER_S, **ours)
+    found = [Swept("send", s, "its job message is not proven sent") for s in jobs]
+    found += [Swept("copy", s, "its DLQ copy is not proven sent") for s in copies]
+    if db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn
+        dead = await _sessions(db, "dead_leases", **late)
+        found += [_dead(s, pipeline.limits) for s in dead if s.id not in pipeline.runs]
+    if (await gate.read(db, tool.name)).open_for_s >= GATE_REST_S:
+        waited = "it waited longer than the queued time-out"
+        found += [Swept("fail", s, waited, "SweptTimeout") for s in await _sessions(db, "overdue", **late)]
+    refunds, captures = await _sessions(db, "refunds_owed"), await _sessions(db, "captures_owed")
+    found += [Swept("refund", s, "it failed and still holds its reservation") for s in refunds]
+    found += [Swept("capture", s, "it completed and still holds its reservation") for s in captures]
+    rows = await db.rows("orphans", age_s=ORPHAN_AFTER_S, limit=BATCH)
+    gone = "its session is gone and its reservation still held"
+    return found + [Swept("refund", msgspec.convert(row, Orphan), gone) for row in rows]
 
 
 async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]) -> list[Swept]:
-    """The rows of the trace that are too old, as one thing done, or to do; nothing when there are none."""
+    """Prune rows of the trace that are too old, or count them; return that as one thing, or none."""
     try:
         row = await db.row(name, age_s=ages.trace_retention_s, limit=PRUNED)
     except GenctlError as error:
@@ -169,12 +171,12 @@ async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]
     return [Swept("prune", None, f"{row['events']} events of the trace are older than {age}")]
 
 
-async def _send(at: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
-    """Send the owed job messages, all in one go; those that this pass is done with."""
+async def _send(pipeline: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
+    """Send the owed job messages, all in one go; return those that were sent."""
     if not owed:
         return []
     jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
-    unsent = await send_jobs(jobs, db=at.db, queue=at.queue, tool=at.tool.name)
+    unsent = await send_jobs(jobs, db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
     if unsent:
         why = next(iter(unsent.values()))
         log.warning("sweep.failed", action="send", jobs=len(unsent), error=why)
@@ -191,10 +193,10 @@ def _dead(session: Session, limits: decide.Limits) -> Swept:
     return Swept("fail", session, why, code) if code else Swept("requeue", session, why)
 
 
-async def _carried_out(at: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
-    """Whether this pass did it; somebody else may have been faster."""
+async def _carried_out(pipeline: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
+    """Carry it out. Returns whether this pass did it; somebody else may have been faster."""
     try:
-        done = await _carry_out(at, swept)
+        done = await _carry_out(pipeline, swept)
     except GenctlError as error:
         log.warning("sweep.failed", **_about(swept), error=error.message)
         failed.append(error)
@@ -213,43 +215,43 @@ def _about(swept: Swept) -> dict[str, Any]:
     return {name: item[name] for name in ("action", "sessionId", "userId")}
 
 
-async def _carry_out(at: Pipeline, swept: Swept) -> bool:
-    session = swept.session
+async def _carry_out(pipeline: Pipeline, swept: Swept) -> bool:
+    session, db = swept.session, pipeline.db
     if swept.action == "refund" and session and session.reservation_id:
         reason = "sweep" if isinstance(session, Session) else "sweep: no session"
-        released = await credits.release_reservation(
-            at.db, session.reservation_id, reason=reason, wait_s=BRIEFLY_S
-        )
-        return bool(released)
+        reservation = session.reservation_id
+        return bool(await credits.release_reservation(db, reservation, reason=reason, wait_s=BRIEFLY_S))
     assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
     match swept.action:
         case "capture" if session.reservation_id:
-            return await credits.capture_reservation(at.db, session.reservation_id, reason="sweep")
+            return await credits.capture_reservation(db, session.reservation_id, reason="sweep")
         case "copy":
-            await at.copy(
-                session, body=decide.job_body(session, at.tool.name), code=decide.error_code(session)
-            )
+            await _copy(pipeline, session)
             return True
         case "requeue":
             items = [{"session_id": session.id, "lease": session.lease}]
-            requeued = await at.db.rows("requeue_dead", items=as_json(items))
+            requeued = await db.rows("requeue_dead", items=as_json(items))
             if requeued:
-                at.meters.orphaned()
+                pipeline.meters.count("orphaned")
             return bool(requeued)
         case "fail":
-            return await _fail(at, session, swept.code or "WorkerCrashed")
+            return await _fail(pipeline, session, swept.code or "WorkerCrashed")
     raise AssertionError(swept.action)
 
 
-async def _fail(at: Pipeline, session: Session, code: str) -> bool:
-    """Settle without a call, as a worker that finds the budget used up."""
-    claimed = await at.claim(session.id, session.run, lapsed=True)
+async def _fail(pipeline: Pipeline, session: Session, code: str) -> bool:
+    """Settle without a call, as a worker does that finds the attempts used up."""
+    claimed = await pipeline.claim(session.id, session.run, lapsed=True)
     if claimed is None:
         return False
-    row = await at.give_up(claimed, code)
+    row = await pipeline.give_up(claimed, code)
     if row.copy_owed:
-        await at.copy(row, body=decide.job_body(row, at.tool.name), code=decide.error_code(row))
+        await _copy(pipeline, row)
     return True
+
+
+async def _copy(pipeline: Pipeline, row: Session) -> None:
+    await pipeline.copy(row, body=decide.job_body(row, pipeline.tool.name), code=decide.error_code(row))
 
 
 async def _sessions(db: Database, name: str, **params: object) -> list[Session]:

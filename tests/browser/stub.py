@@ -213,6 +213,8 @@ class Stub:
                 web.get("/", self._index),
                 web.get("/signin", self._signin_page),
                 web.post("/signin", self._signin),
+                web.post("/signout", self._signout),
+                web.get("/whoami", self._whoami),
                 web.static("/page", PAGE),
                 web.get("/images/{id}", self._image),
                 web.get(f"{api}/sessions", self._list),
@@ -226,7 +228,7 @@ class Stub:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith("/api/"):
+        if request.path.startswith(("/api/", "/whoami")):
             if self.broken:
                 return _error(503, "the database cannot be reached")
             if request.cookies.get(COOKIE) not in self._tokens:
@@ -241,7 +243,8 @@ class Stub:
         return web.Response(text=page_of(TOOL), content_type="text/html")
 
     async def _signin_page(self, _: web.Request) -> web.StreamResponse:
-        return web.FileResponse(PAGE / "signin.html")
+        page = (PAGE / "signin.html").read_text("utf-8").replace("{{asks}}", "false")
+        return web.Response(text=page, content_type="text/html")
 
     async def _signin(self, request: web.Request) -> web.StreamResponse:
         ticket = str((await request.post()).get("ticket"))
@@ -252,6 +255,13 @@ class Stub:
         answer = web.Response(status=303, headers={"Location": "/"})
         answer.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
         return answer
+
+    async def _signout(self, _: web.Request) -> web.StreamResponse:
+        self.sign_out()
+        return web.Response(status=303, headers={"Location": "/"})
+
+    async def _whoami(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response({"userId": "ann", "expiresAt": rfc3339(datetime.now(UTC))})
 
     async def _image(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self.images[request.match_info["id"]], content_type="image/png")

@@ -246,6 +246,57 @@ async def test_who_signs_in_as_another_in_a_second_tab_sees_no_cards_mixed(
     await shown(page, place)
     second = await page.context.new_page()
     await second.goto(sign_in_link(place, api, "bob"))
+    await expect(second.get_by_role("status")).to_contain_text(
+        "You are signed in as ann. This link signs you in as bob instead."
+    )
+    await expect(page.locator("#user")).to_have_text("Signed in as ann")
+    await second.get_by_role("button", name="Sign in").click()
     await live(second)
+    await expect(second.locator("#user")).to_have_text("Signed in as bob")
+    await expect(page.locator("#user")).to_have_text("Signed in as bob")
     await expect(page.locator("#empty")).to_be_visible()
     await expect(page.locator(".card")).to_have_count(0)
+
+
+async def test_another_sites_link_signs_nobody_in_without_a_click(
+    page: Page, place: Place, api: Served, browser: Browser
+) -> None:
+    """Neither over ann, nor in a browser where nobody is signed in; the page says who it would be."""
+    for context in (page.context, await browser.new_context()):
+        other = await context.new_page()
+        await other.route(
+            "http://evil.test/",
+            lambda route: route.fulfill(
+                content_type="text/html",
+                body=f"<script>location = {json.dumps(sign_in_link(place, api, 'mallory'))}</script>",
+            ),
+        )
+        await other.goto("http://evil.test/")
+        status = other.get_by_role("status")
+        await expect(status).to_contain_text("This link signs you in as mallory")
+        if context is page.context:
+            await expect(status).to_contain_text("You are signed in as ann.")
+            await page.reload()
+            await expect(page.locator("#user")).to_have_text("Signed in as ann")
+        else:
+            assert await context.cookies() == []
+            await other.get_by_role("button", name="Sign in").click()
+            await expect(other.locator("#user")).to_have_text("Signed in as mallory")
+            await context.close()
+
+
+async def test_who_signs_out_is_out_in_every_tab_and_a_copy_of_the_cookie_is_worth_nothing(
+    page: Page, place: Place, api: Served
+) -> None:
+    await expect(page.locator("#user")).to_have_text("Signed in as ann")
+    second = await page.context.new_page()
+    await second.goto(api.client.url)
+    await live(second)
+    (cookie,) = await page.context.cookies()
+    await page.get_by_role("button", name="Sign out").click()
+    for each in (page, second):
+        await expect(each.locator("#signed-out")).to_be_visible()
+        await expect(each.locator("#user")).to_be_hidden()
+    assert await page.context.cookies() == []
+    api.client.token = cookie["value"]
+    assert (await api.client.ask("GET", "/whoami"))[0] == 401

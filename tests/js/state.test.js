@@ -244,9 +244,10 @@ test('next moves with older pages only, so that a newer look at the first page d
 });
 
 test('signing out forgets everything, and answers that were on their way', () => {
-  const state = after(loaded([row()]), { type: 'credits', balance: 10, held: 4 }, { type: 'list', list: 'signed-out' });
-  assert.deepEqual([state.cards, state.balance, state.list], [[], null, 'signed-out']);
+  const state = after(loaded([row()]), { type: 'user', user: 'ann' }, { type: 'credits', balance: 10, held: 4 }, { type: 'list', list: 'signed-out' });
+  assert.deepEqual([state.cards, state.user, state.balance, state.list], [[], null, null, 'signed-out']);
   assert.equal(reduce(state, loaded([row()])), state);
+  assert.equal(reduce(state, { type: 'user', user: 'ann' }), state);
 });
 
 test('flips tells the ends, their undoing and what an event brought, and nothing of a first list', () => {

@@ -19,8 +19,8 @@ test('credits are returned only when the row says how many and when', () => {
 });
 
 test('every category has a headline, an unknown one a general headline', () => {
-  const known = 'content_policy invalid_request auth quota rate_limit server network internal'.split(' ').map((category) => headline({ category }));
-  assert.equal(new Set(known).size, 8);
+  const known = 'content_policy invalid_request auth quota rate_limit server network internal config'.split(' ').map((category) => headline({ category }));
+  assert.equal(new Set(known).size, 9);
   for (const category of ['toString', '__proto__', 'new_one', undefined]) {
     assert.equal(headline({ category }), 'The image could not be made');
   }

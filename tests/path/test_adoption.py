@@ -68,7 +68,7 @@ async def test_old_rows_are_sound_and_owe_nothing(
         assert await kit.violations() == []
         assert await kit.sweep() == []
         assert await kit.copies() == []
-        assert (await kit.at.queue.attributes())["ApproximateNumberOfMessages"] == "0"
+        assert (await kit.pipeline.queue.attributes())["ApproximateNumberOfMessages"] == "0"
 
         await kit.query("update generation_sessions set created_at = now() - interval '9 days'")
         swept = [(one, one.session) for one in await kit.sweep() if isinstance(one.session, Session)]

@@ -58,7 +58,7 @@ async def died_with_an_answer(kit: Kit, scenario: str = "success") -> Session:
     """Its settle was refused, its answer kept; then its worker was no more."""
     session = await kit.enqueue(scenario)
     await no_end(kit, session)
-    task = asyncio.create_task(carry(await kit.receive(), kit.at))
+    task = asyncio.create_task(carry(await kit.receive(), kit.pipeline))
     await until(lambda: is_kept(kit, session), 5)
     task.cancel()
     await asyncio.wait([task])
@@ -79,12 +79,12 @@ def locked(dsn: str, statement: str) -> Iterator[psycopg.Connection]:
 
 async def processed(kit: Kit, session: Session) -> Session | None:
     async with asyncio.timeout(SOON_S):
-        return await process(Job(version=1, tool="seedream4", session_id=session.id, run=1), kit.at)
+        return await process(Job(version=1, tool="seedream4", session_id=session.id, run=1), kit.pipeline)
 
 
 async def test_a_kept_answer_is_settled_without_another_call(refusals: None, kit: Kit) -> None:
     session = await died_with_an_answer(kit)
-    kit.at.wire = None  # a call would be an error
+    kit.pipeline.wire = None  # a call would be an error
     row = await processed(kit, session)
     assert row and (row.status, row.attempts) == (Status.COMPLETED, 1)
     assert await kit.balance() == 996
@@ -101,11 +101,11 @@ async def test_the_sweeper_ends_a_run_by_its_kept_answer(refusals: None, kit: Ki
 async def test_an_answer_is_kept_for_its_own_run_only(refusals: None, kit: Kit) -> None:
     """A redriven job is asked for again, however often its claim is repeated."""
     session = await died_with_an_answer(kit, "sensitive")
-    first = await kit.at.claim(session.id, 1)
+    first = await kit.pipeline.claim(session.id, 1)
     assert first and first.kept
-    await kit.at.settle(first, CRASHED, calls=1)
+    await kit.pipeline.settle(first, CRASHED, calls=1)
     await kit.plant("update generation_sessions set run = 2, status = 'queued', attempts = 1")
-    second = await kit.at.claim(session.id, 2)
+    second = await kit.pipeline.claim(session.id, 2)
     assert second and second.kept is None
 
 
@@ -128,26 +128,26 @@ async def test_a_stop_keeps_an_answer_that_waits_for_a_lock(refusals: None, kit:
         task.cancel()
         await asyncio.wait([task])
     assert "answered" in await kinds(kit, session)
-    claimed = await kit.at.claim(session.id, 1)
+    claimed = await kit.pipeline.claim(session.id, 1)
     assert claimed and claimed.kept
 
 
 async def waits(kit: Kit) -> bool:
-    return bool(kit.at.answers.waiting)
+    return bool(kit.pipeline.answers.waiting)
 
 
 @pytest.mark.parametrize("table", ["credit_accounts", "credit_reservations", "generation_sessions"])
 async def test_an_answer_waits_for_a_row_that_somebody_has_locked(kit: Kit, dsn: str, table: str) -> None:
     session = await claimed(kit)
     with locked(dsn, f"select from {table} for update"):
-        task = asyncio.create_task(kit.at.settle(session, IMAGE, calls=1))
+        task = asyncio.create_task(kit.pipeline.settle(session, IMAGE, calls=1))
         await until(lambda: waits(kit))
     assert (await task).status is Status.COMPLETED
-    assert kit.at.answers.waiting == []
+    assert kit.pipeline.answers.waiting == []
 
 
 async def claimed(kit: Kit, user: str = "ann") -> Session:
-    found = await kit.at.claim((await kit.enqueue(user=user)).id, 1)
+    found = await kit.pipeline.claim((await kit.enqueue(user=user)).id, 1)
     assert found
     return found
 
@@ -157,7 +157,7 @@ async def test_a_notify_that_is_refused_is_left_out(refusals: None, kit: Kit) ->
     session = await claimed(kit)
     await kit.query("insert into troubles.no_notify default values")
     async with asyncio.timeout(SOON_S):
-        row = await kit.at.settle(session, CRASHED, calls=1)
+        row = await kit.pipeline.settle(session, CRASHED, calls=1)
     assert (row.status, row.details["refundedCredits"]) == (Status.FAILED, 4)
     assert "unnotified" in await kinds(kit, session)
     assert await kit.violations() == []
@@ -194,9 +194,9 @@ async def test_attempts_never_exceed_the_most_however_often_a_run_is_claimed(kit
     session = await kit.enqueue()
     await kit.query("update generation_sessions set attempts = 3")
     for _ in range(3):
-        found = await kit.at.claim(session.id, 1)
+        found = await kit.pipeline.claim(session.id, 1)
         assert found and (found.attempts, found.spent) == (3, True)
-        await kit.at.runs.step_aside(Hold(found, 0.0))
+        await kit.pipeline.runs.step_aside(Hold(found, 0.0))
         assert (await kit.row(session)).attempts == 3
 
 
@@ -204,20 +204,20 @@ async def test_after_an_outage_those_who_hold_runs_get_the_first_turn_at_them(ki
     session = await claimed(kit)
     await kit.query(DEAD)
     kit.db._back_at = time.monotonic()
-    assert await kit.at.claim(session.id, 1) is None
+    assert await kit.pipeline.claim(session.id, 1) is None
     assert await kit.sweep() == []
-    assert await kit.at.runs.extend([Hold(session, 0.0)]) == []
+    assert await kit.pipeline.runs.extend([Hold(session, 0.0)]) == []
     await kit.query(DEAD)
     kit.db._back_at -= run.RENEW_S
-    assert await kit.at.claim(session.id, 1)
+    assert await kit.pipeline.claim(session.id, 1)
 
 
 async def test_a_worker_claims_nothing_that_it_has_in_its_hands(kit: Kit) -> None:
     """Its lease has lapsed and its answer waits: a second delivery must not make it somebody else's."""
     session = await claimed(kit)
-    async with kit.at.runs.keep(session, time.monotonic()):
+    async with kit.pipeline.runs.keep(session, time.monotonic()):
         await kit.query(DEAD)
-        assert await kit.at.claim(session.id, 1) is None
+        assert await kit.pipeline.claim(session.id, 1) is None
         assert await kit.sweep() == []
     assert (await kit.row(session)).lease == session.lease
 
@@ -228,9 +228,9 @@ async def test_an_answer_that_comes_after_the_sweeper_but_before_another_claim_i
     await kit.query(DEAD)
     assert [swept.action for swept in await kit.sweep()] == ["requeue"]
     with pytest.raises(LeaseLostError):
-        await kit.at.settle(session, IMAGE, calls=1)
+        await kit.pipeline.settle(session, IMAGE, calls=1)
     assert (await kinds(kit, session))[-2:] == ["requeued_dead", "answered"]
-    kit.at.wire = None  # a call would be an error
+    kit.pipeline.wire = None  # a call would be an error
     row = await processed(kit, session)
     assert row and (row.status, row.attempts) == (Status.COMPLETED, 1)
     assert await kit.violations() == []
@@ -242,16 +242,18 @@ async def test_a_job_whose_turn_is_far_off_goes_back_until_then(kit: Kit) -> Non
     async def far_off() -> Hear:
         raise NotYetError(60.0)
 
-    kit.at.turn = far_off
-    row = await kit.work()
+    row = await kit.work(far_off)
     assert row and row.due_at and row.read_at
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 0, 0)
     assert 55 < (row.due_at - row.read_at).total_seconds() <= 60
-    assert await kit.at.claim(session.id, 1) is None
+    assert await kit.pipeline.claim(session.id, 1) is None
 
 
 async def test_a_turn_that_is_further_away_than_soon_is_not_waited_for(kit: Kit) -> None:
-    turns = pace.Turns(Gatekeeper(kit.db, "seedream4", failures=None, call_s=1, send_back=lambda: None), None)
+    turns = pace.Turns(
+        Gatekeeper(kit.db, "seedream4", failures=None, call_s=1, send_back=lambda: None, default_model=""),
+        None,
+    )
     turns._pace = turns._pace.held_back(time.monotonic() + pace.SOON_S + 1)
     async with asyncio.timeout(pace.SOON_S / 2):
         with pytest.raises(NotYetError):
@@ -273,22 +275,22 @@ async def test_with_too_many_answers_waiting_nothing_is_received(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genctl.services.worker.MOST_WAITING", 1)
-    worker = Worker(kit.at, concurrency=10, grace_s=1, until=Until())
+    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=10, grace_s=1, until=Until())
     session = await kit.enqueue()
-    ending = kit.at._ending(session, CRASHED, 1)
+    ending = kit.pipeline._settlement(session, CRASHED, 1)
     held = Held(session, ending)
-    kit.at.answers._held.add(held)
+    kit.pipeline.answers._held.add(held)
     assert worker._free() == 10
     held.why = "locked"
     assert worker._free() == 0
 
 
 async def test_a_mark_does_not_wait_for_a_row_that_is_locked_for_long(kit: Kit, dsn: str) -> None:
-    row = await kit.at.settle(await claimed(kit), CRASHED, calls=1)
+    row = await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1)
     with locked(dsn, "select from generation_sessions for update"):
         async with asyncio.timeout(5):
             with pytest.raises(LockedError):
-                await kit.at.runs.mark(run.Mark(row.id, row.run, "m"))
+                await kit.pipeline.runs.mark(run.Mark(row.id, row.run, "m"))
 
 
 async def test_a_late_capture_does_not_wait_for_a_row_that_is_locked_for_long(kit: Kit, dsn: str) -> None:

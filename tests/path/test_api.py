@@ -4,6 +4,7 @@ import asyncio
 import io
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -16,10 +17,11 @@ from tests.ears import BASE, SECRET, Client, served
 from tests.kit import Kit, until, with_tools
 from tests.path.test_bridge import change, fail
 
-from genctl.base.tokens import COOKIE, Tokens
+from genctl.base.tokens import Tokens
 from genctl.domain.orders import LONGEST_PROMPT
 from genctl.services import streams
 from genctl.services.api import page_of
+from genctl.services.site import Site
 from genctl.tools.seedream4 import TOOL
 
 
@@ -99,6 +101,13 @@ async def test_a_field_that_nobody_knows_is_named_with_what_may_be_meant(
     assert field in said["error"]["message"]
     assert meant in said["error"]["fix"]
     assert await client.get("/credits") == {"balance": 1000, "held": 0}
+
+
+async def test_a_model_that_a_setting_leaves_out_is_not_taken(kit: Kit) -> None:
+    async with served(replace(kit.settings, models=("seedream-4-0-*",))) as client:
+        status, said = await client.order({"prompt": "x", "model": "seedream-4-5-251128"})
+        assert (status, said["error"]["fix"]) == (422, "use one like seedream-4-0-*")
+        assert (await client.order({"prompt": "x"}))[0] == 202
 
 
 async def test_no_order_is_taken_while_nothing_can_carry_it_out(kit: Kit) -> None:
@@ -197,7 +206,7 @@ async def test_somebody_elses_session_is_not_there(kit: Kit, client: Client) -> 
 
 @pytest.mark.parametrize("path", ["/sessions", "/sessions/x", "/credits", "/events"])
 async def test_without_a_good_token_there_is_nothing(client: Client, path: str) -> None:
-    good = {"sub": "ann", "exp": 4_000_000_000}
+    good, cookie = {"sub": "ann", "exp": 4_000_000_000}, Site.of(client.url).cookie
     headers: list[dict[str, str]] = [
         {},
         {"Authorization": "Bearer"},
@@ -206,8 +215,8 @@ async def test_without_a_good_token_there_is_nothing(client: Client, path: str) 
         {"Authorization": f"Bearer {jwt.encode(good, 'x' * 40, 'HS256')}"},
         {"Authorization": f"Bearer {jwt.encode(good | {'exp': 1}, SECRET, 'HS256')}"},
         {"Authorization": f"Bearer {'x' * 20_000}"},
-        {"Cookie": f"{COOKIE}=rubbish"},
-        {"Authorization": "Bearer rubbish", "Cookie": f"{COOKIE}={client.token}"},
+        {"Cookie": f"{cookie}=rubbish"},
+        {"Authorization": "Bearer rubbish", "Cookie": f"{cookie}={client.token}"},
     ]
     async with aiohttp.ClientSession() as http:
         for each in headers:

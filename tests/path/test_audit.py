@@ -111,8 +111,8 @@ async def test_the_audit_finds_exactly_what_is_planted(kit: Kit) -> None:
     again = await kit.enqueue("invalid-parameter")
     await kit.work()
     copies = [copy for copy in await kit.copies() if str(again.id) in copy.body]
-    await redrive(copies, kit.at, Choice(), Terms(), most=1)
-    while await kit.at.queue.receive(10, wait_s=0, visibility_s=600):
+    await redrive(copies, kit.pipeline, Choice(), Terms(), most=1)
+    while await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=600):
         pass
     done = await kit.enqueue("success")
     await kit.work()

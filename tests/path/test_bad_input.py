@@ -35,13 +35,15 @@ MIB = 2**20
 
 async def drain(kit: Kit) -> None:
     """A worker, until the queue is empty."""
-    await Worker(kit.at, concurrency=32, grace_s=0.0, until=Until(drain=True)).run()
+    await Worker(
+        kit.pipeline, metrics=kit.metrics, concurrency=32, grace_s=0.0, until=Until(drain=True)
+    ).run()
 
 
 async def dead_letters(kit: Kit) -> list[Message]:
     """All messages of the DLQ."""
     found: list[Message] = []
-    while messages := await kit.at.dlq.receive(10, wait_s=0, visibility_s=60):
+    while messages := await kit.pipeline.dlq.receive(10, wait_s=0, visibility_s=60):
         found += messages
     return found
 
@@ -72,9 +74,9 @@ def bodies(largest: int) -> list[str]:
 
 async def test_a_message_that_is_no_job_goes_to_the_dlq_as_it_is(kit: Kit) -> None:
     """Its code goes with it, unless its body leaves no room for that."""
-    largest = kit.at.queue.max_bytes
+    largest = kit.pipeline.queue.max_bytes
     sent = bodies(largest)
-    fates = await kit.at.queue.send([Outgoing(body) for body in sent])
+    fates = await kit.pipeline.queue.send([Outgoing(body) for body in sent])
     assert [fate.error for fate in fates if fate.error] == []
     good = await kit.enqueue()
     await drain(kit)
@@ -89,11 +91,11 @@ async def test_a_message_that_is_no_job_goes_to_the_dlq_as_it_is(kit: Kit) -> No
 async def test_a_job_of_the_maximum_size_is_a_job(kit: Kit) -> None:
     """Its copy has the same body, and of the attributes what SQS still takes."""
     session = await kit.enqueue("sensitive")
-    await kit.at.queue.delete([(await kit.receive()).receipt])
+    await kit.pipeline.queue.delete([(await kit.receive()).receipt])
     whole = kit.body(session)
-    largest = kit.at.queue.max_bytes
+    largest = kit.pipeline.queue.max_bytes
     full = whole + " " * (largest - len(whole))
-    await kit.at.queue.send([Outgoing(full)])
+    await kit.pipeline.queue.send([Outgoing(full)])
     await drain(kit)
     (copy,) = await dead_letters(kit)
     assert (await kit.row(session)).status is Status.FAILED
@@ -105,11 +107,11 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
     failed = await kit.enqueue("invalid-parameter")
     await kit.work()
     for copy in await dead_letters(kit):
-        await kit.at.dlq.delete([copy.receipt])
+        await kit.pipeline.dlq.delete([copy.receipt])
     waiting = await kit.enqueue()
     orphan = kit.body(waiting).replace(str(waiting.id), str(uuid4()))
-    strange = bodies(kit.at.queue.max_bytes)
-    await kit.at.queue.send([Outgoing(body) for body in (kit.body(failed), orphan, *strange)])
+    strange = bodies(kit.pipeline.queue.max_bytes)
+    await kit.pipeline.queue.send([Outgoing(body) for body in (kit.body(failed), orphan, *strange)])
     await give_up_on_all(kit)
 
     listed = (await dlq.look_at(kit.settings, Choice(), lambda *_: nullcontext(lambda _: None))).listed()
@@ -135,9 +137,9 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
 
 async def give_up_on_all(kit: Kit) -> None:
     """SQS itself moves what is received once more than its redrive policy allows."""
-    policy = json.dumps({"deadLetterTargetArn": kit.at.dlq.arn, "maxReceiveCount": 1})
-    await kit.at.queue._call("SetQueueAttributes", msgspec.Raw, Attributes={"RedrivePolicy": policy})
-    while await kit.at.queue.receive(10, wait_s=0, visibility_s=0):
+    policy = json.dumps({"deadLetterTargetArn": kit.pipeline.dlq.arn, "maxReceiveCount": 1})
+    await kit.pipeline.queue._call("SetQueueAttributes", msgspec.Raw, Attributes={"RedrivePolicy": policy})
+    while await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=0):
         pass
 
 
@@ -244,7 +246,7 @@ async def answering(kit: Kit) -> AsyncIterator[None]:
 
     async with raw(rude) as base:
         tool = TOOL.bound(with_tools(kit.settings, ark_base_url=f"{base}/api/v3"))
-        async with Wire(tool, longest_s=300) as kit.at.wire:
+        async with Wire(tool, longest_s=300) as kit.pipeline.wire:
             kit.shorten_the_call(3.0)
             yield
 
@@ -255,7 +257,7 @@ async def test_any_answer_ends_its_job_and_the_worker_goes_on(
     monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
     async with answering(kit):
         orders = [kit.order(name) for name in ("good", *ANSWERS)]
-        made = await enqueue(orders, db=kit.db, queue=kit.at.queue, tool=TOOL.name, opening=1000)
+        made = await enqueue(orders, db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name, opening=1000)
         good, *bad = made.sessions
         await drain(kit)
     assert (await kit.row(good)).status is Status.COMPLETED
@@ -284,7 +286,9 @@ async def test_where_nobody_listens_nothing_was_sent_and_all_attempts_are_used(
 ) -> None:
     monkeypatch.setattr("genctl.pipeline.backoff_s", lambda *_, **__: 0.0)
     base = f"http://127.0.0.1:{unused_port()}/api/v3"
-    async with Wire(TOOL.bound(with_tools(kit.settings, ark_base_url=base)), longest_s=300) as kit.at.wire:
+    async with Wire(
+        TOOL.bound(with_tools(kit.settings, ark_base_url=base)), longest_s=300
+    ) as kit.pipeline.wire:
         session = await kit.enqueue()
         await drain(kit)
     row = await kit.row(session)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.kit import Kit, until
+from tests.kit import Kit, until, worker_metrics
 
 from genctl import gate
 from genctl.base.settings import Settings
@@ -41,6 +41,7 @@ REFUSED_KEY = Failure(
     fatal=True,
     outcome=Outcome.REFUSED,
     user_message="-",
+    certain=True,
 )
 
 
@@ -67,10 +68,17 @@ def release(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 @asynccontextmanager
-async def working(at: Pipeline, *, concurrency: int = 5, **manners: Any) -> AsyncIterator[Worker]:
+async def working(pipeline: Pipeline, *, concurrency: int = 5, **manners: Any) -> AsyncIterator[Worker]:
     """A worker as long as the body runs."""
     wished = Manners(**{"breaker_failures": LIMIT} | manners)
-    worker = Worker(at, concurrency=concurrency, grace_s=0.0, until=Until(), manners=wished)
+    worker = Worker(
+        pipeline,
+        metrics=worker_metrics(),
+        concurrency=concurrency,
+        grace_s=0.0,
+        until=Until(),
+        manners=wished,
+    )
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -80,7 +88,8 @@ async def working(at: Pipeline, *, concurrency: int = 5, **manners: Any) -> Asyn
 
 
 def keeper(kit: Kit) -> Gatekeeper:
-    return Gatekeeper(kit.db, TOOL, failures=LIMIT, call_s=300, send_back=lambda: None)
+    model = kit.pipeline.tool.default_model
+    return Gatekeeper(kit.db, TOOL, failures=LIMIT, call_s=300, send_back=lambda: None, default_model=model)
 
 
 async def now(kit: Kit) -> Gate:
@@ -155,7 +164,7 @@ async def test_failures_in_a_row_close_the_gate_and_the_rest_waits_unharmed(kit:
     """So many are settled; of the rest none is called, failed by a sweep or refunded, by any worker."""
     for _ in range(8):
         await kit.enqueue("auth")
-    async with working(kit.at, concurrency=1), Pipeline.open(kit.settings) as other:
+    async with working(kit.pipeline, concurrency=1), Pipeline.open(kit.settings) as other:
         closed = await turned(kit, lambda found: not found.is_open)
         async with working(other, concurrency=1) as second:
             await has_seen(second, GateState.CLOSED)
@@ -177,7 +186,7 @@ async def test_failures_in_a_row_close_the_gate_and_the_rest_waits_unharmed(kit:
 async def test_what_was_claimed_and_not_sent_goes_back_and_uses_no_attempt(kit: Kit) -> None:
     for _ in range(8):
         await kit.enqueue("auth")
-    async with working(kit.at, concurrency=8, rate=600) as worker:
+    async with working(kit.pipeline, concurrency=8, rate=600) as worker:
         await turned(kit, lambda found: not found.is_open)
 
         async def empty() -> bool:
@@ -191,7 +200,7 @@ async def test_what_was_claimed_and_not_sent_goes_back_and_uses_no_attempt(kit: 
     assert 1 <= len(rows) <= 8 - LIMIT  # one more may have been sent before the third answer was told
     assert {row["attempts"] for row in rows} == {0}
     assert any(row["kinds"][-2:] == ["claimed", "given_back"] for row in rows)
-    assert (await kit.at.queue.attributes())["ApproximateNumberOfMessages"] == str(len(rows))
+    assert (await kit.pipeline.queue.attributes())["ApproximateNumberOfMessages"] == str(len(rows))
 
 
 async def test_a_persons_pause_sends_back_what_was_not_sent_and_lets_calls_go_on(
@@ -199,7 +208,7 @@ async def test_a_persons_pause_sends_back_what_was_not_sent_and_lets_calls_go_on
 ) -> None:
     for _ in range(2):
         await kit.enqueue("slow-success")
-    async with working(kit.at, rate=12):
+    async with working(kit.pipeline, rate=12):
         await until(lambda: holds(kit, sent=1))
         await until(lambda: holds(kit, sent=0))
         await gate.close(kit.db, TOOL, for_s=None, reason=None, who="ann@desk")
@@ -211,14 +220,14 @@ async def test_a_persons_pause_sends_back_what_was_not_sent_and_lets_calls_go_on
 
 
 async def holds(kit: Kit, *, sent: bool | int) -> bool:
-    return any(hold.sent == bool(sent) and hold.calling for hold in kit.at.runs)
+    return any(hold.sent == bool(sent) and hold.calling for hold in kit.pipeline.runs)
 
 
 async def test_a_job_that_was_received_before_the_gate_closed_makes_no_call(kit: Kit) -> None:
     """It has just been claimed when the gate is seen closed: it goes back."""
     session = await kit.enqueue("hang")
-    async with working(kit.at) as worker:
-        take = kit.at.take
+    async with working(kit.pipeline) as worker:
+        take = kit.pipeline.take
 
         async def slow(job: Job) -> Session | None:
             claimed = await take(job)
@@ -226,7 +235,7 @@ async def test_a_job_that_was_received_before_the_gate_closed_makes_no_call(kit:
             await has_seen(worker, GateState.CLOSED)
             return claimed
 
-        kit.at.take = slow  # type: ignore[method-assign] # between the claim and the call
+        kit.pipeline.take = slow  # type: ignore[method-assign] # between the claim and the call
         await turned(kit, lambda found: not found.is_open)
         await until(lambda: is_back(kit, session))
     assert (await kit.row(session)).attempts == 0
@@ -254,7 +263,7 @@ async def test_a_decision_outlives_a_database_that_is_away(kit: Kit, monkeypatch
     monkeypatch.setattr(gate, "turn", away)
     for _ in range(8):
         await kit.enqueue("auth")
-    async with working(kit.at, concurrency=1):
+    async with working(kit.pipeline, concurrency=1):
         await turned(kit, lambda found: not found.is_open)
     assert refusals == 4
     assert await counts(kit) == {"failed": LIMIT, "queued": 5}
@@ -283,7 +292,7 @@ async def test_a_probe_is_one_job_and_its_success_opens_the_gate_for_all(
     for _ in range(6):
         await kit.enqueue("slow-success")
     await close_by_breaker(kit)
-    async with Pipeline.open(kit.settings) as other, working(kit.at) as one, working(other) as two:
+    async with Pipeline.open(kit.settings) as other, working(kit.pipeline) as one, working(other) as two:
         await has_seen(one, GateState.CLOSED)
         await time_passes(kit)
         await turned(kit, lambda found: found.state is GateState.PROBING)
@@ -312,7 +321,7 @@ async def test_the_first_outcome_of_a_probe_decides(
         await kit.enqueue(scenario)
     before = await close_by_breaker(kit, FIRST_S)
     await time_passes(kit)
-    async with working(kit.at, concurrency=1) as worker:
+    async with working(kit.pipeline, concurrency=1) as worker:
         after = await turned(
             kit, lambda found: found.state is not GateState.PROBING and found.reason != before.reason
         )
@@ -332,10 +341,10 @@ async def test_a_prober_waits_for_a_job_and_what_calls_nobody_is_no_probe(
     monkeypatch.setattr("genctl.services.worker.WAIT_S", 1)
     await close_by_breaker(kit)
     await time_passes(kit)
-    async with working(kit.at):
+    async with working(kit.pipeline):
         first = await turned(kit, lambda found: found.state is GateState.PROBING)
         await turned(kit, lambda found: found.until != first.until)
-        await kit.at.queue.send([Outgoing("no job")])
+        await kit.pipeline.queue.send([Outgoing("no job")])
         await until(lambda: copied(kit))
         assert (await now(kit)).state is GateState.PROBING
         await kit.enqueue("success")
@@ -354,13 +363,13 @@ async def test_a_probe_cut_off_by_a_stop_is_left_to_the_next_worker(kit: Kit) ->
     second = keeper(kit)
     assert await second.allowance(1) == 0
     await time_passes(kit)
-    async with working(kit.at):
+    async with working(kit.pipeline):
         await until(lambda: holds(kit, sent=True))
     left = await now(kit)
     assert (left.state, left.may_be_probed, left.reason) == (GateState.CLOSED, True, before.reason)
     assert (await kit.row(cut)).status is Status.PROCESSING
     await until(lambda: wins(second))
-    second.called()(REFUSED_KEY)
+    second.called()(REFUSED_KEY, cut)
     await second.leave()
     assert 480 * (1 - JITTER) <= (await now(kit)).closed_s <= 480
 
@@ -374,7 +383,7 @@ async def test_a_probe_that_waits_for_its_turn_is_not_sent_back(kit: Kit) -> Non
     session = await kit.enqueue("success")
     await close_by_breaker(kit)
     await time_passes(kit)
-    async with working(kit.at, rate=60) as worker:
+    async with working(kit.pipeline, rate=60) as worker:
         worker._turns._pace = worker._turns._pace.held_back(time.monotonic() + 0.5)
         await until(lambda: is_completed(kit, session.id))
     assert (await kit.row(session)).lease == 1
@@ -384,7 +393,7 @@ async def test_a_probe_whose_worker_died_is_anothers_when_its_time_has_run_out(k
     await kit.enqueue("success")
     seen = await close_by_breaker(kit)
     await gate.turn(kit.db, seen, GateState.PROBING, for_s=3600, reason="a test", who=OTHERS)
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         await has_seen(worker, GateState.PROBING)
         await a_while(kit, worker)
         assert await counts(kit) == {"queued": 1}
@@ -398,7 +407,7 @@ async def test_a_slow_success_of_a_call_before_the_closing_opens_nothing(
     kit: Kit, release: asyncio.Event, probing: bool
 ) -> None:
     old = await kit.enqueue("slow-success")
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         await until(lambda: holds(kit, sent=True))
         await close_by_breaker(kit)
         await has_seen(worker, GateState.CLOSED)
@@ -416,7 +425,7 @@ async def test_a_slow_success_of_a_call_before_the_closing_opens_nothing(
 
 
 async def called(kit: Kit, session: Any) -> bool:
-    return any(hold.session.id == session and hold.sent for hold in kit.at.runs)
+    return any(hold.session.id == session and hold.sent for hold in kit.pipeline.runs)
 
 
 async def is_completed(kit: Kit, session: Any) -> bool:
@@ -431,7 +440,7 @@ async def test_the_end_of_a_probe_does_not_undo_a_pause(kit: Kit, release: async
         await kit.enqueue("slow-success")
     await close_by_breaker(kit)
     await time_passes(kit)
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         await until(lambda: holds(kit, sent=True))
         paused = await gate.close(kit.db, TOOL, for_s=None, reason="mine", who="ann@desk")
         release.set()
@@ -454,7 +463,7 @@ async def test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_
     assert await prober.allowance(1) == 1
     told = prober.called()
     await gate.turn(kit.db, prober.gate, by, for_s=None, reason="mine", who="ann@desk")
-    told(brought)
+    told(brought, await kit.enqueue())
     if is_seen:
         await prober._look()
     await prober.leave()
@@ -469,7 +478,7 @@ async def test_a_persons_pause_over_a_breakers_ends_by_itself(kit: Kit) -> None:
     """From then on the pause is the person's, and its end opens the gate."""
     await kit.enqueue("success")
     await close_by_breaker(kit)
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         await gate.close(kit.db, TOOL, for_s=3600, reason="mine", who="breaker@desk")
         await has_seen(worker, GateState.CLOSED)
         await time_passes(kit)
@@ -479,7 +488,7 @@ async def test_a_persons_pause_over_a_breakers_ends_by_itself(kit: Kit) -> None:
 async def test_a_person_who_opens_it_begins_the_count_anew(kit: Kit) -> None:
     for _ in range(8):
         await kit.enqueue("auth")
-    async with working(kit.at, concurrency=1):
+    async with working(kit.pipeline, concurrency=1):
         first = await turned(kit, lambda found: not found.is_open)
         await gate.open_(kit.db, TOOL, reason=None, who="ann@desk")
         second = await turned(kit, lambda found: not found.is_open and found.changed_at != first.changed_at)

@@ -27,7 +27,7 @@ from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
-from genctl.run import Claim, Ending, Hold, Mark
+from genctl.run import Claim, Hold, Mark, Settlement
 from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 
@@ -59,44 +59,48 @@ class Follower:
             await self.look()
 
 
-async def lane(kit: Kit, at: Pipeline, granted: Counter[str], chance: random.Random) -> None:
+async def lane(kit: Kit, pipeline: Pipeline, granted: Counter[str], chance: random.Random) -> None:
     """Jobs of several users in one transaction, in no order; then every kind of movement at once."""
     for _ in range(ROUNDS):
         users = chance.sample(USERS, 3)
         made = await enqueue(
-            [kit.order(user=user) for user in users], db=at.db, queue=None, tool=TOOL.name, opening=OPENING
+            [kit.order(user=user) for user in users],
+            db=pipeline.db,
+            queue=None,
+            tool=TOOL.name,
+            opening=OPENING,
         )
-        claimed = [await at.claim(session.id, 1) for session in made.sessions]
+        claimed = [await pipeline.claim(session.id, 1) for session in made.sessions]
         good, bad, stuck = (session for session in claimed if session)
         chance.shuffle(users)
         granted.update(dict.fromkeys(users, 3))
         crashed = ours("WorkerCrashed")
         await asyncio.gather(
-            at.settle(good, IMAGE, calls=1),
-            at.settle(bad, crashed, calls=1),
-            at.end(
+            pipeline.settle(good, IMAGE, calls=1),
+            pipeline.settle(bad, crashed, calls=1),
+            pipeline.end(
                 stuck,
                 msgspec.structs.replace(
-                    at._ending(stuck, crashed, 1), release=False, refund_error=RELEASE_REFUSED
+                    pipeline._settlement(stuck, crashed, 1), release=False, refund_error=RELEASE_REFUSED
                 ),
             ),
-            *(credits.grant(at.db, users, 1, "a test") for _ in range(3)),
+            *(credits.grant(pipeline.db, users, 1, "a test") for _ in range(3)),
         )
         assert stuck.reservation_id
         copies = [copy_of(session) for session in chance.sample([bad, stuck], 2)]
         await asyncio.gather(
-            marked(at, bad),
-            marked(at, stuck),
-            sweep(at, AGES),
-            credits.release_reservation(at.db, stuck.reservation_id),
-            redrive(copies, at, Choice(), Terms(), most=2),
-            redrive(copies, at, Choice(), Terms(), most=2),
+            marked(pipeline, bad),
+            marked(pipeline, stuck),
+            sweep(pipeline, AGES),
+            credits.release_reservation(pipeline.db, stuck.reservation_id),
+            redrive(copies, pipeline, Choice(), Terms(), most=2),
+            redrive(copies, pipeline, Choice(), Terms(), most=2),
         )
 
 
-async def marked(at: Pipeline, session: Session) -> None:
+async def marked(pipeline: Pipeline, session: Session) -> None:
     with suppress(LockedError):  # the copy's message comes again
-        await at.runs.mark(Mark(session.id, session.run, "a copy"))
+        await pipeline.runs.mark(Mark(session.id, session.run, "a copy"))
 
 
 def copy_of(session: Session) -> Message:
@@ -109,16 +113,18 @@ async def test_all_movements_at_once_add_up_and_nothing_deadlocks(kit: Kit, sett
     await kit.query("""
         do $$ begin execute format('alter database %%I set deadlock_timeout = 20', current_database()); end $$""")
     async with Database.open(settings.dsn(), size=LANES * 2) as db:
-        at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits, tool=TOOL)
+        pipeline = Pipeline(
+            db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.pipeline.limits, tool=TOOL
+        )
         follower = Follower(kit.db)
         following = asyncio.create_task(follower.run())
-        late = [await at.claim((await kit.enqueue(user=LOCKED)).id, 1) for _ in range(LANES)]
+        late = [await pipeline.claim((await kit.enqueue(user=LOCKED)).id, 1) for _ in range(LANES)]
         # nobody renews here, and the sweeps must not take what takes long
         await kit.query("update generation_sessions set lease_until = now() + interval '1 h'")
         with psycopg.connect(settings.dsn()) as person:
             person.execute("select from credit_accounts where user_id = %s for update", [LOCKED])
-            hers = [asyncio.create_task(at.settle(one, IMAGE, calls=1)) for one in late if one]
-            await asyncio.gather(*(lane(kit, at, granted, random.Random(n)) for n in range(LANES)))
+            hers = [asyncio.create_task(pipeline.settle(one, IMAGE, calls=1)) for one in late if one]
+            await asyncio.gather(*(lane(kit, pipeline, granted, random.Random(n)) for n in range(LANES)))
             assert not any(task.done() for task in hers)
         assert {row.status for row in await asyncio.gather(*hers)} == {Status.COMPLETED}
         following.cancel()
@@ -178,35 +184,36 @@ create trigger dawdle before update on generation_sessions for each row
 """
 
 
-async def rounds(at: Pipeline, ids: list[UUID], chance: random.Random, *, count: int) -> None:
+async def rounds(pipeline: Pipeline, ids: list[UUID], chance: random.Random, *, count: int) -> None:
     """One thing after the other, each done to many sessions in no order."""
     for _ in range(count):
         some = chance.sample(ids, 12)
         match chance.randrange(6):
             case 0:
                 marks = [
-                    Mark(row["id"], row["run"], "a test") for row in await at.db.rows("sessions", ids=ids)
+                    Mark(row["id"], row["run"], "a test")
+                    for row in await pipeline.db.rows("sessions", ids=ids)
                 ]
                 shuffled = [chance.sample(marks, len(marks)) for _ in range(3)]
-                await asyncio.gather(*map(at.runs._mark, shuffled), return_exceptions=True)
+                await asyncio.gather(*map(pipeline.runs._mark, shuffled), return_exceptions=True)
             case 1:
-                rows = await at.db.rows("sessions", ids=some)
+                rows = await pipeline.db.rows("sessions", ids=some)
                 copies = [copy_of(Session.of(row)) for row in rows]
-                await redrive(copies, at, Choice(), Terms(max_redrives=1000), most=12)
+                await redrive(copies, pipeline, Choice(), Terms(max_redrives=1000), most=12)
             case 2 | 3:
-                claims = [at.runs.claim(Claim(id_, None, False)) for id_ in some]
+                claims = [pipeline.runs.claim(Claim(id_, None, False)) for id_ in some]
                 held = [session for session in await asyncio.gather(*claims) if session]
-                await at.runs.extend([Hold(session, 0.0) for session in held])
-                ends = [at._ending(session, ours("WorkerCrashed"), 1) for session in held[1:]]
+                await pipeline.runs.extend([Hold(session, 0.0) for session in held])
+                ends = [pipeline._settlement(session, ours("WorkerCrashed"), 1) for session in held[1:]]
                 ends[:2] = [unreleased(ending) for ending in ends[:2]]
-                await asyncio.gather(*map(at.runs.settle, ends), return_exceptions=True)
+                await asyncio.gather(*map(pipeline.runs.settle, ends), return_exceptions=True)
             case 4:
-                await credits.grant(at.db, chance.sample(USERS, 4), 1, "a test")
+                await credits.grant(pipeline.db, chance.sample(USERS, 4), 1, "a test")
             case 5:
-                await sweep(at, AGES)
+                await sweep(pipeline, AGES)
 
 
-def unreleased(ending: Ending) -> Ending:
+def unreleased(ending: Settlement) -> Settlement:
     return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
 
 
@@ -220,8 +227,10 @@ async def test_a_thousand_rounds_of_everything_against_everything_do_not_deadloc
     made = await enqueue(orders, db=kit.db, queue=None, tool=TOOL.name, opening=OPENING)
     ids = [session.id for session in made.sessions]
     async with Database.open(settings.dsn(), size=LANES) as db:
-        at = Pipeline(db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.at.limits, tool=TOOL)
-        lanes = [asyncio.create_task(rounds(at, ids, random.Random(n), count=100)) for n in range(10)]
+        pipeline = Pipeline(
+            db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.pipeline.limits, tool=TOOL
+        )
+        lanes = [asyncio.create_task(rounds(pipeline, ids, random.Random(n), count=100)) for n in range(10)]
         while any(not lane.done() for lane in lanes):
             await kit.query(SILENT)
         await asyncio.gather(*lanes)

@@ -42,7 +42,7 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
 ) -> None:
     for _ in range(3):
         await failed(kit)
-    await kit.at.send_copy("no job \u2028\u202e\x7f of ours", "MalformedMessage")
+    await kit.pipeline.send_copy("no job \u2028\u202e\x7f of ours", "MalformedMessage")
     path = tmp_path / name
     assert (await exported(kit, path))["exported"] == 4
     copies = {message.message_id: message for message in await kit.copies()}
@@ -63,9 +63,9 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
 
 async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> None:
     await failed(kit)
-    await kit.at.send_copy("poison", "MalformedMessage")
+    await kit.pipeline.send_copy("poison", "MalformedMessage")
     path = tmp_path / "gone.jsonl"
-    async with Pass.over(kit.at.dlq, bounded=True) as over:
+    async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
         with Export.to(path, resume=False) as file:
             done = await ops.discard(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
     assert (done["meant"], done["discarded"]) == (1, 1)
@@ -77,7 +77,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
     await failed(kit)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(GenctlError) as caught:
-        async with Pass.over(kit.at.dlq, bounded=True) as over:
+        async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
             with Export.to(tmp_path / "x.jsonl", resume=False) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:

@@ -15,7 +15,7 @@ from tests.kit import Kit, until
 from genctl.domain.classify import ours
 from genctl.domain.model import Job, LeaseLostError, Session, Status
 from genctl.edges import db as edge
-from genctl.edges.db import Database, Step, as_json
+from genctl.edges.db import Database, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.listener import Heard
 from genctl.enqueue import send_jobs
@@ -40,7 +40,7 @@ async def blocked(kit: Kit) -> bool:
 
 async def waiting(kit: Kit) -> bool:
     """An answer could not be stored yet."""
-    return bool(kit.at.answers.waiting)
+    return bool(kit.pipeline.answers.waiting)
 
 
 async def test_a_cancellation_that_comes_with_the_connection_is_heard(dsn: str) -> None:
@@ -98,7 +98,7 @@ async def test_backends_that_are_frozen_hold_up_nobody_for_long(
     assert other["pid"] not in frozen
 
 
-def opened(user: str) -> list[Step]:
+def opened(user: str) -> list[Statement]:
     facts = {"users": [user], "opening": 1}
     return [("ensure_accounts", facts), ("lock_accounts", facts)]
 
@@ -106,7 +106,7 @@ def opened(user: str) -> list[Step]:
 async def test_renewals_and_marks_of_the_same_sessions_do_not_deadlock(kit: Kit, dsn: str) -> None:
     """Both lock by id, in whatever order they are asked for them."""
     sessions = [await kit.enqueue() for _ in range(30)]
-    claimed = [await kit.at.claim(session.id, 1) for session in sessions]
+    claimed = [await kit.pipeline.claim(session.id, 1) for session in sessions]
     leases = [{"session_id": s.id, "lease": s.lease} for s in claimed if s]
     marks = [{"session_id": s.id, "run": 1} for s in reversed(sessions)]
     with psycopg.connect(dsn, autocommit=True) as conn:
@@ -139,7 +139,7 @@ async def test_a_mark_that_fails_is_no_failure_of_the_order(
         raise DatabaseGoneError("DatabaseUnreachable", f"away during {name}")
 
     monkeypatch.setattr(kit.db, "rows", gone)
-    assert await send_jobs([session], db=kit.db, queue=kit.at.queue, tool=TOOL.name) == {
+    assert await send_jobs([session], db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name) == {
         session.id: "away during mark_enqueued"
     }
 
@@ -149,7 +149,7 @@ async def test_an_odd_adopted_row_is_ended_and_holds_up_nobody(kit: Kit, odd: st
     await kit.query("alter table generation_sessions alter prompt drop not null, alter model drop not null")
     strange, plain = await kit.enqueue(), await kit.enqueue()
     for session in (strange, plain):
-        await kit.at.claim(session.id, 1)
+        await kit.pipeline.claim(session.id, 1)
     await kit.query(f"update generation_sessions set {odd} where id = %s", strange.id)
     await kit.query("update generation_sessions set unknowns = 1, lease_until = now() - interval '1 s'")
     assert [swept.code for swept in await kit.sweep()] == ["WorkerCrashed"] * 2
@@ -160,7 +160,7 @@ async def test_a_row_that_cannot_be_read_does_not_stop_the_sweeper(kit: Kit) -> 
     await kit.query("alter table generation_sessions alter user_id drop not null")
     strange, plain = await kit.enqueue(), await kit.enqueue()
     for session in (strange, plain):
-        await kit.at.claim(session.id, 1)
+        await kit.pipeline.claim(session.id, 1)
     await kit.query("update generation_sessions set user_id = null where id = %s", strange.id)
     await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
     assert [swept.item()["sessionId"] for swept in await kit.sweep()] == [plain.id]
@@ -172,7 +172,7 @@ async def test_a_claim_that_is_cancelled_on_its_way_is_given_back(kit: Kit, dsn:
     job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
     with psycopg.connect(dsn) as person:
         person.execute("lock table session_events in exclusive mode")  # the claim waits in its last step
-        task = asyncio.create_task(process(job, kit.at))
+        task = asyncio.create_task(process(job, kit.pipeline))
         await until(lambda: blocked(kit))
         task.cancel()
         person.commit()
@@ -188,7 +188,7 @@ async def test_an_answer_that_we_have_is_stored_although_we_are_told_to_stop(kit
     job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
     with psycopg.connect(dsn) as person:
         person.execute("select from credit_accounts for update")
-        task = asyncio.create_task(process(job, kit.at))
+        task = asyncio.create_task(process(job, kit.pipeline))
         await until(lambda: waiting(kit))
         task.cancel()
         person.commit()
@@ -200,7 +200,7 @@ async def test_an_answer_that_we_have_is_stored_although_we_are_told_to_stop(kit
 
 async def test_a_request_is_not_sent_by_a_process_that_slept_past_its_renewal(kit: Kit) -> None:
     session = await kit.enqueue()
-    claimed = await kit.at.claim(session.id, 1)
+    claimed = await kit.pipeline.claim(session.id, 1)
     assert claimed
     hold = Hold(claimed, time.monotonic() - STALE_S - 1)
     with pytest.raises(LeaseLostError):
@@ -225,8 +225,8 @@ async def test_two_sessions_on_one_reservation_get_it_back_once(kit: Kit) -> Non
     await kit.query(
         "update generation_sessions set reservation_id = %s where id = %s", one.reservation_id, two.id
     )
-    claimed = [await kit.at.claim(session.id, 1) for session in (one, two)]
-    items = [kit.at._ending(session, ours("WorkerCrashed"), 1) for session in claimed if session]
+    claimed = [await kit.pipeline.claim(session.id, 1) for session in (one, two)]
+    items = [kit.pipeline._settlement(session, ours("WorkerCrashed"), 1) for session in claimed if session]
     await movement(kit.db, ["ann"], ("settle", {"items": as_json(items)}))
     assert "balance_ledger" not in await kit.violations()
 

@@ -89,8 +89,8 @@ async def test_a_deployment_that_hangs_is_told_within_the_time(settings: Setting
     ("receives", "level"), [(5, "error"), (9, "error"), (10, "warning"), (49, "warning"), (50, "ok")]
 )
 async def test_too_few_receives_are_an_error_or_a_warning(kit: Kit, receives: int, level: str) -> None:
-    policy = {"deadLetterTargetArn": kit.at.dlq.arn, "maxReceiveCount": receives}
-    await kit.at.queue._call(
+    policy = {"deadLetterTargetArn": kit.pipeline.dlq.arn, "maxReceiveCount": receives}
+    await kit.pipeline.queue._call(
         "SetQueueAttributes",
         dict[str, Any],
         Attributes={"RedrivePolicy": json.dumps(policy), "VisibilityTimeout": "5"},

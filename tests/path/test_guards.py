@@ -16,10 +16,9 @@ from genctl.base.settings import Settings
 from genctl.credits import Violation, fix, release_reservation
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
-from genctl.edges.db import Database, Row, as_json
+from genctl.edges.db import Database, Row, as_json, sql
 from genctl.edges.db_errors import ConflictError
-from genctl.edges.sql import sql
-from genctl.edges.sqs import Fate, Queue
+from genctl.edges.sqs import EntryResult, Queue
 from genctl.ledger import AccountLockedError, movement
 from genctl.pipeline import carry
 from genctl.run import STALE_S, Hold
@@ -30,7 +29,7 @@ DEAD = "update generation_sessions set lease_until = now() - interval '1 s'"
 
 
 async def claimed(kit: Kit, session: Session | None = None) -> Session:
-    found = await kit.at.claim((session or await kit.enqueue()).id, 1)
+    found = await kit.pipeline.claim((session or await kit.enqueue()).id, 1)
     assert found
     return found
 
@@ -59,15 +58,15 @@ async def requeue(kit: Kit, run: int, *sessions: Session) -> list[Row]:
 
 async def test_a_second_settle_of_one_lease_leaves_what_the_first_one_stored(kit: Kit) -> None:
     session = await claimed(kit)
-    await kit.at.settle(session, CRASHED, calls=1)
-    await unchanged(kit, session, lambda: kit.at.settle(session, CRASHED, calls=1))
+    await kit.pipeline.settle(session, CRASHED, calls=1)
+    await unchanged(kit, session, lambda: kit.pipeline.settle(session, CRASHED, calls=1))
 
 
 async def test_a_reservation_that_was_released_before_is_not_released_again(kit: Kit) -> None:
     session = await claimed(kit)
     assert session.reservation_id
     await release_reservation(kit.db, session.reservation_id)
-    row = await kit.at.settle(session, CRASHED, calls=1)
+    row = await kit.pipeline.settle(session, CRASHED, calls=1)
     assert row.details["refundError"] == "the reservation was not held but released"
     assert row.details["refundedCredits"] == 0
     assert await kit.balance() == 1000
@@ -78,7 +77,7 @@ async def test_the_reservation_of_another_user_stays_where_it_is(kit: Kit) -> No
     await kit.query(
         "update generation_sessions set reservation_id = %s where id = %s", other.reservation_id, session.id
     )
-    row = await kit.at.settle(session, CRASHED, calls=1)
+    row = await kit.pipeline.settle(session, CRASHED, calls=1)
     assert row.details["refundError"] == "the reservation belongs to another user"
     assert await kit.balance("bob") == await kit.balance("ann") == 996
 
@@ -86,32 +85,32 @@ async def test_the_reservation_of_another_user_stays_where_it_is(kit: Kit) -> No
 async def test_a_run_that_ends_after_adoption_owes_its_copy(kit: Kit) -> None:
     session = await claimed(kit)
     await kit.query("update generation_sessions set dlq_sent_at = '-infinity'")
-    assert (await kit.at.settle(session, CRASHED, calls=1)).copy_owed
+    assert (await kit.pipeline.settle(session, CRASHED, calls=1)).copy_owed
 
 
 async def test_a_user_whose_account_is_missing_gets_one_at_the_settle(kit: Kit) -> None:
     session = await claimed(kit)
     await kit.query("delete from credit_accounts")
-    assert (await kit.at.settle(session, CRASHED, calls=1)).status is Status.FAILED
+    assert (await kit.pipeline.settle(session, CRASHED, calls=1)).status is Status.FAILED
     assert await kit.balance() == 4
 
 
 async def test_a_retry_is_not_taken_before_it_is_due(kit: Kit) -> None:
     session = await kit.enqueue()
     await kit.query("update generation_sessions set due_at = now() + interval '1 h'")
-    assert await kit.at.claim(session.id, 1) is None
+    assert await kit.pipeline.claim(session.id, 1) is None
 
 
 async def test_a_lease_is_not_renewed_once_the_run_waits_again(kit: Kit) -> None:
     session = await claimed(kit)
-    await kit.at.retry(session, CRASHED)
+    await kit.pipeline.retry(session, CRASHED)
     hold = Hold(session, 0.0)
-    assert await kit.at.runs.extend([hold]) == [hold]
+    assert await kit.pipeline.runs.extend([hold]) == [hold]
 
 
 async def test_an_old_lease_does_not_renew_the_new_one(kit: Kit) -> None:
     old, new = await passed_on(kit)
-    await unchanged(kit, new, lambda: kit.at.runs.extend([Hold(old, 0.0)]))
+    await unchanged(kit, new, lambda: kit.pipeline.runs.extend([Hold(old, 0.0)]))
 
 
 @pytest.mark.parametrize("step", ["give_back", "let_go"])
@@ -124,24 +123,24 @@ async def test_an_old_lease_moves_nothing(kit: Kit, step: str) -> None:
 
 async def test_what_has_ended_is_neither_retried_nor_given_back(kit: Kit) -> None:
     session = await claimed(kit)
-    await kit.at.settle(session, CRASHED, calls=1)
+    await kit.pipeline.settle(session, CRASHED, calls=1)
     await unchanged(
         kit,
         session,
         lambda: kit.db.rows("give_back", session=session.id, lease=session.lease, delay_s=0, attempts=1),
     )
     with pytest.raises(LeaseLostError):
-        await kit.at.retry(session, CRASHED)
+        await kit.pipeline.retry(session, CRASHED)
     assert (await kit.row(session)).status is Status.FAILED
 
 
 async def test_a_late_mark_of_a_copy_hits_neither_the_next_run_nor_its_failure(kit: Kit) -> None:
-    first = await kit.at.settle(await claimed(kit), CRASHED, calls=1)
+    first = await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1)
     mark = {"session_id": first.id, "run": 1, "message_id": "late"}
     assert await requeue(kit, 1, first)
-    second = await kit.at.claim(first.id, 2)
+    second = await kit.pipeline.claim(first.id, 2)
     assert second
-    await kit.at.settle(second, CRASHED, calls=1)
+    await kit.pipeline.settle(second, CRASHED, calls=1)
     await unchanged(kit, first, lambda: kit.db.rows("mark_copied", items=as_json([mark])))
 
 
@@ -152,11 +151,11 @@ async def test_a_mark_of_a_copy_hits_only_what_has_failed(kit: Kit) -> None:
 
 
 async def test_a_redriver_that_is_a_run_behind_queues_nothing(kit: Kit) -> None:
-    first = await kit.at.settle(await claimed(kit), CRASHED, calls=1)
+    first = await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1)
     await requeue(kit, 1, first)
-    second = await kit.at.claim(first.id, 2)
+    second = await kit.pipeline.claim(first.id, 2)
     assert second
-    await kit.at.settle(second, CRASHED, calls=1)
+    await kit.pipeline.settle(second, CRASHED, calls=1)
     assert await requeue(kit, 1, first) == []
     assert (await kit.row(first)).run == 2
     assert await kit.balance() == 1000
@@ -164,7 +163,7 @@ async def test_a_redriver_that_is_a_run_behind_queues_nothing(kit: Kit) -> None:
 
 async def test_of_two_that_a_redriver_could_pay_one_is_queued_when_the_balance_fell(kit: Kit) -> None:
     """The table would refuse a balance below 0, and both with it."""
-    failed = [await kit.at.settle(await claimed(kit), CRASHED, calls=1) for _ in range(2)]
+    failed = [await kit.pipeline.settle(await claimed(kit), CRASHED, calls=1) for _ in range(2)]
     await kit.plant("update credit_accounts set balance = 5")
     assert len(await requeue(kit, 1, *failed)) == 1
     assert await kit.balance() == 1
@@ -190,7 +189,7 @@ async def test_a_late_refund_waits_for_the_account_before_it_touches_anything(ki
     reservation = session.reservation_id
     assert reservation
     if what == "fix":
-        await kit.at.settle(session, CRASHED, calls=1)
+        await kit.pipeline.settle(session, CRASHED, calls=1)
         await kit.plant("update credit_reservations set status = 'captured', released_at = null")
         await kit.plant("delete from credit_ledger where kind = 'release'")
         await kit.plant("update credit_accounts set balance = 996")
@@ -225,7 +224,7 @@ async def test_a_fix_gives_nothing_to_a_run_that_has_not_failed(kit: Kit) -> Non
 async def test_a_fix_gives_nothing_for_what_is_held_still(kit: Kit) -> None:
     """The sweeper releases it: together they would give twice."""
     session = await claimed(kit)
-    await kit.at.settle(session, CRASHED, calls=1)
+    await kit.pipeline.settle(session, CRASHED, calls=1)
     await kit.plant("update credit_reservations set status = 'held', released_at = null")
     await kit.plant("delete from credit_ledger where kind = 'release'")
     await kit.plant("update credit_accounts set balance = 996")
@@ -238,7 +237,7 @@ async def test_a_lease_that_was_renewed_after_the_sweeper_looked_goes_on(kit: Ki
     await kit.query(DEAD)
     dead = await kit.db.rows("dead_leases", limit=1, queued_timeout_s=86400, models=["%"], others=[])
     assert len(dead) == 1
-    assert await kit.at.runs.extend([Hold(session, 0.0)]) == []
+    assert await kit.pipeline.runs.extend([Hold(session, 0.0)]) == []
     item = {"session_id": session.id, "lease": session.lease}
     await unchanged(kit, session, lambda: kit.db.rows("requeue_dead", items=as_json([item])))
 
@@ -250,13 +249,13 @@ async def test_a_message_whose_copy_was_not_taken_is_not_deleted(
     message = await kit.receive()
     asked = []
 
-    async def refused(_: object, op: str, entries: list[object], __: object = None) -> list[Fate]:
+    async def refused(_: object, op: str, entries: list[object], __: object = None) -> list[EntryResult]:
         asked.append(op)
-        return [Fate("AccessDenied") for _ in entries]
+        return [EntryResult("AccessDenied") for _ in entries]
 
     monkeypatch.setattr(Queue, "_batches", refused)
     with pytest.raises(GenctlError, match="AccessDenied"):
-        await carry(message, kit.at)
+        await carry(message, kit.pipeline)
     assert asked == ["SendMessageBatch"]
 
 
@@ -275,9 +274,9 @@ async def test_a_movement_touches_nobody_whose_account_it_has_not_locked(kit: Ki
     session = await claimed(kit)
     facts: dict[str, Any] = {"reservation": session.reservation_id, "reason": "a test", "who": "a test"}
     if name == "settle":
-        facts["items"] = as_json([kit.at._ending(session, CRASHED, 1)])
+        facts["items"] = as_json([kit.pipeline._settlement(session, CRASHED, 1)])
     elif name != "release_reservation":
-        await kit.at.settle(session, CRASHED, calls=1)
+        await kit.pipeline.settle(session, CRASHED, calls=1)
     if name == "requeue":
         item = {"session_id": session.id, "run": 1, "reservation_id": uuid4(), "prompt": None, "params": None}
         facts["items"] = as_json([item])
@@ -297,7 +296,7 @@ async def test_a_movement_touches_nobody_whose_account_it_has_not_locked(kit: Ki
 async def test_accounts_that_somebody_holds_are_passed_over(kit: Kit, settings: Settings) -> None:
     """Whoever is not held ends in the same transaction as ever."""
     ann, bob = await claimed(kit), await claimed(kit, await kit.enqueue(user="bob"))
-    settle = ("settle", {"items": as_json([kit.at._ending(one, CRASHED, 1) for one in (ann, bob)])})
+    settle = ("settle", {"items": as_json([kit.pipeline._settlement(one, CRASHED, 1) for one in (ann, bob)])})
     with psycopg.connect(settings.dsn()) as person:
         person.execute("select from credit_accounts where user_id = 'ann' for update")
         moved = await movement(kit.db, ["ann", "bob"], settle)
@@ -334,7 +333,7 @@ async def test_a_session_that_somebody_has_locked_is_passed_over(
     held, free = await claimed(kit), await claimed(kit)
     if name == "requeue":
         for session in (held, free):
-            await kit.at.settle(session, CRASHED, calls=1)
+            await kit.pipeline.settle(session, CRASHED, calls=1)
     await kit.query("update generation_sessions set enqueued_at = null, lease_until = now() - interval '1 s'")
     with psycopg.connect(settings.dsn()) as person:
         person.execute("select from generation_sessions where id = %s for update", [held.id])
@@ -366,7 +365,7 @@ async def done_to(kit: Kit, name: str, *sessions: Session) -> list[Row]:
         for session in sessions
     ]
     if name == "settle":
-        items = [kit.at._ending(session, CRASHED, 1) for session in sessions]
+        items = [kit.pipeline._settlement(session, CRASHED, 1) for session in sessions]
     facts["items"] = as_json(items)
     if name in {"settle", "requeue"}:
         return (await movement(kit.db, ["ann"], (name, facts))).rows[0]
@@ -381,9 +380,9 @@ async def test_who_is_locked_has_not_lost_its_lease(kit: Kit, settings: Settings
     hold = Hold(session, 0.0)
     with psycopg.connect(settings.dsn()) as person:
         person.execute("select from generation_sessions for update")
-        assert await kit.at.runs.extend([hold]) == []
+        assert await kit.pipeline.runs.extend([hold]) == []
         assert hold.renewed_at == 0.0
-    assert await kit.at.runs.extend([hold]) == []
+    assert await kit.pipeline.runs.extend([hold]) == []
     assert hold.renewed_at > 0.0
 
 
@@ -392,7 +391,7 @@ async def test_what_takes_accounts_is_one_message_that_ends_with_its_commit(
 ) -> None:
     """As libpq has put it on the wire: a worker that freezes anywhere leaves nothing locked."""
     session = await claimed(kit)
-    settle = ("settle", {"items": as_json([kit.at._ending(session, CRASHED, 1)])})
+    settle = ("settle", {"items": as_json([kit.pipeline._settlement(session, CRASHED, 1)])})
     async with Database.open(settings.dsn(), size=1) as db:
         with (tmp_path / "wire").open("w+") as wire:
             async with db._pool.connection() as conn:
@@ -439,15 +438,17 @@ async def test_of_two_claims_of_one_session_at_once_one_gets_it(kit: Kit) -> Non
     """Claims that come together are one statement; whoever does not get it finds the session taken."""
     session = await kit.enqueue()
     first, second, older = await asyncio.gather(
-        kit.at.claim(session.id, 1), kit.at.claim(session.id, None), kit.at.claim(session.id, 0)
+        kit.pipeline.claim(session.id, 1),
+        kit.pipeline.claim(session.id, None),
+        kit.pipeline.claim(session.id, 0),
     )
     assert [got is not None for got in (first, second, older)] == [True, False, False]
     assert (await kit.row(session)).attempts == 1
 
 
 async def test_what_many_jobs_end_with_at_once_is_one_transaction(kit: Kit) -> None:
-    owned = [await kit.at.claim((await kit.enqueue(user=user)).id, 1) for user in ("ann", "bob", "ann")]
-    await asyncio.gather(*(kit.at.settle(one, CRASHED, calls=1) for one in owned if one))
+    owned = [await kit.pipeline.claim((await kit.enqueue(user=user)).id, 1) for user in ("ann", "bob", "ann")]
+    await asyncio.gather(*(kit.pipeline.settle(one, CRASHED, calls=1) for one in owned if one))
     xids = await kit.query("select distinct xmin::text from generation_sessions where status = 'failed'")
     assert len(xids) == 1
     assert await kit.violations() == []
@@ -455,7 +456,8 @@ async def test_what_many_jobs_end_with_at_once_is_one_transaction(kit: Kit) -> N
 
 async def test_of_many_that_end_at_once_one_that_is_refused_takes_no_other_with_it(kit: Kit) -> None:
     owned = [
-        await kit.at.claim((await kit.enqueue(user=user)).id, 1) for user in ("ann", "bob", "ann", "cyd")
+        await kit.pipeline.claim((await kit.enqueue(user=user)).id, 1)
+        for user in ("ann", "bob", "ann", "cyd")
     ]
     await kit.query("""
         create function refuse() returns trigger language plpgsql as
@@ -463,5 +465,5 @@ async def test_of_many_that_end_at_once_one_that_is_refused_takes_no_other_with_
     await kit.query("""
         create trigger refuse before insert on credit_ledger for each row
         when (new.user_id = 'bob' and new.kind = 'release') execute function refuse()""")
-    ended = await asyncio.gather(*(kit.at.settle(one, CRASHED, calls=1) for one in owned if one))
+    ended = await asyncio.gather(*(kit.pipeline.settle(one, CRASHED, calls=1) for one in owned if one))
     assert [row.details["refundedCredits"] for row in ended] == [4, 0, 4, 4]

@@ -38,9 +38,9 @@ from genctl.domain.model import Answer, GenctlError, NoAnswer, Session, Status
 from genctl.domain.orders import Order
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs import Attribute, Fate, Message, Outgoing, Queue
+from genctl.edges.sqs import Attribute, EntryResult, Message, Outgoing, Queue
 from genctl.enqueue import enqueue
-from genctl.pipeline import Pipeline, carry
+from genctl.pipeline import Hear, Pipeline, at_once, carry
 from genctl.redrive import redrive
 from genctl.sweep import Ages, sweep
 from genctl.tools.seedream4 import TOOL
@@ -70,11 +70,13 @@ class Mailbox(Queue):
         self.waiting: dict[str, Message] = {}
         self.sent: list[Message] = []
 
-    async def send(self, out: Sequence[Outgoing]) -> list[Fate]:
+    async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
         if self.mood == "refuses":
-            return [Fate("refused") for _ in out]
+            return [EntryResult("refused") for _ in out]
         fates = [
-            Fate(None, self.put(o.body, {k: Attribute(string_value=v) for k, v in o.attributes.items()}))
+            EntryResult(
+                None, self.put(o.body, {k: Attribute(string_value=v) for k, v in o.attributes.items()})
+            )
             for o in out
         ]
         self._lose_the_answer()
@@ -223,7 +225,7 @@ class Interleavings(RuleBasedStateMachine):
         self.world.wipe()
         self.ids = count(1)
         self.queue, self.dlq, self.provider = Mailbox("jobs"), Mailbox("jobs-dlq"), Provider()
-        self.at = self._pipeline()  # of sweepers and redrivers
+        self.pipeline = self._pipeline()  # of sweepers and redrivers
         self.workers: list[Pipeline] = []
         self.given: Counter[str] = Counter()
         self.outcomes: dict[tuple[UUID, int], object] = {}
@@ -322,7 +324,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.world.run(sweep(self.at, AGES))
+        self.world.run(sweep(self.pipeline, AGES))
 
     @rule()
     def fix(self) -> None:
@@ -348,7 +350,7 @@ class Interleavings(RuleBasedStateMachine):
         steps: list[Coroutine[Any, Any, Any]] = [
             self._answer(call, kind) for call, kind in zip(calls.values(), kinds, strict=False)
         ]
-        steps += [sweep(self.at, AGES) for _ in range(2)]
+        steps += [sweep(self.pipeline, AGES) for _ in range(2)]
         steps += [self._redrive(3) for _ in range(2)] + [self._fix()]
 
         async def together() -> None:
@@ -393,7 +395,10 @@ class Interleavings(RuleBasedStateMachine):
     async def _carry(self, message: Message) -> None:
         worker = self._free(decide.read_job(message.body).session_id)
         with suppress(GenctlError):  # the lease is lost, or a queue is away: the message comes back
-            await carry(message, worker)
+            await carry(message, worker, self._turn)
+
+    async def _turn(self) -> Hear:
+        return await at_once()
 
     def _free(self, session_id: UUID) -> Pipeline:
         """A worker that does not have the session in its hands already."""
@@ -417,7 +422,7 @@ class Interleavings(RuleBasedStateMachine):
     async def _redrive(self, most: int) -> None:
         terms = Terms(max_redrives=2)
         with suppress(GenctlError):  # ended early: the next one finishes it
-            await redrive(list(self.dlq.waiting.values()), self.at, Choice(), terms, most=most)
+            await redrive(list(self.dlq.waiting.values()), self.pipeline, Choice(), terms, most=most)
 
     async def _fix(self) -> None:
         with suppress(GenctlError):  # the database refuses the release still

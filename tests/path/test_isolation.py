@@ -50,7 +50,10 @@ async def test_movements_of_one_user_at_once_all_succeed(kit: Kit, dsn: str) -> 
         assert {session.status for session in failed} == {Status.FAILED}
         copies = [copy_of(session) for session in failed]
         fates = await asyncio.gather(
-            *(redrive(copies[n::9], kit.at, Choice(), Terms(refused_too=True), most=100) for n in range(9))
+            *(
+                redrive(copies[n::9], kit.pipeline, Choice(), Terms(refused_too=True), most=100)
+                for n in range(9)
+            )
         )
         await asyncio.gather(*(kit.sweep() for _ in range(3)))
     assert [fate.step.action for some in fates for fate in some] == ["requeue"] * ORDERS
@@ -59,9 +62,9 @@ async def test_movements_of_one_user_at_once_all_succeed(kit: Kit, dsn: str) -> 
 
 
 async def crashed(kit: Kit, session: Session) -> None:
-    claimed = await kit.at.claim(session.id, 1)
+    claimed = await kit.pipeline.claim(session.id, 1)
     assert claimed
-    await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
+    await kit.pipeline.settle(claimed, ours("WorkerCrashed"), calls=1)
 
 
 async def test_the_life_of_many_jobs_at_once_is_as_usual(kit: Kit) -> None:
@@ -96,13 +99,13 @@ async def test_what_many_do_to_one_row_at_once_is_done_once(kit: Kit) -> None:
     """Claims, gates, tickets, and what a stop gives back."""
     session = await kit.enqueue()
     claim = Claim(session.id, 1, lapsed=False)
-    claims = await asyncio.gather(*(kit.at.runs._claim([claim]) for _ in range(20)))
+    claims = await asyncio.gather(*(kit.pipeline.runs._claim([claim]) for _ in range(20)))
     assert sum(found is not None for (found,) in claims) == 1
     row = await kit.row(session)
-    async with kit.at.runs.keep(row, 0.0) as hold:
-        assert await kit.at.runs.extend([hold] * 5) == []
+    async with kit.pipeline.runs.keep(row, 0.0) as hold:
+        assert await kit.pipeline.runs.extend([hold] * 5) == []
     back = await asyncio.gather(
-        *(kit.at.runs.step_aside(Hold(row, 0.0)) for _ in range(10)), return_exceptions=True
+        *(kit.pipeline.runs.step_aside(Hold(row, 0.0)) for _ in range(10)), return_exceptions=True
     )
     assert sum(isinstance(one, dict) and one["status"] == "queued" for one in back) >= 1
     assert (await kit.row(session)).attempts == 0

@@ -172,10 +172,10 @@ async def test_a_grant_of_many_names_who_has_got_nothing_and_how_to_go_on(kit: K
 async def test_a_patience_of_nothing_is_not_shorter_than_the_wait_for_a_lock(kit: Kit, dsn: str) -> None:
     """A wait that ended before the lock's own time was told as a server that hangs."""
     await credits.open_accounts(kit.db, ["ann"], 1000)
-    assert kit.at.db.back_since_s() == float("inf")
+    assert kit.pipeline.db.back_since_s() == float("inf")
     with locked(dsn), pytest.raises(AccountLockedError):
         await enqueue([kit.order()], db=kit.db, queue=None, tool=TOOL.name, wait_s=1.5)
-    assert kit.at.db.back_since_s() == float("inf")
+    assert kit.pipeline.db.back_since_s() == float("inf")
 
 
 @pytest.mark.parametrize("setting", ["statement_timeout", "transaction_timeout", "lock_timeout"])
@@ -197,14 +197,16 @@ async def test_a_short_time_out_of_the_role_is_not_told_as_a_server_that_is_away
 
 
 async def test_a_locked_row_of_the_gate_is_said_and_read_all_the_same(kit: Kit, dsn: str) -> None:
+    session = await kit.enqueue()
     await gate.close(kit.db, "seedream4", for_s=None, reason="a test", who="ann@desk")
-    keeper = Gatekeeper(kit.db, "seedream4", failures=1, call_s=1.0, send_back=lambda: None)
+    keeper = Gatekeeper(kit.db, "seedream4", failures=1, call_s=1.0, send_back=lambda: None, default_model="")
     await gate.open_(kit.db, "seedream4", reason=None, who="ann@desk")
     await keeper.allowance(10)
     watching = asyncio.create_task(keeper.watch())
     try:
         with locked(dsn, "tool_gates"), structlog.testing.capture_logs() as lines:
-            keeper.called()(classify(Answer(401, {}, b"{}"), TOOL.provider, now=datetime.now(UTC)))
+            refused_key = classify(Answer(401, {}, b"{}"), TOOL.provider, now=datetime.now(UTC))
+            keeper.called()(refused_key, session)
 
             async def said() -> bool:
                 return any(line["event"] == "gate.unchanged" for line in lines)
@@ -247,7 +249,7 @@ async def test_a_spent_ticket_that_somebody_has_locked_keeps_nobody_from_signing
 async def test_a_locked_session_is_told_within_moments_by_whatever_changes_it(kit: Kit, dsn: str) -> None:
     """A single statement too: it waited for 15 s, and was told as a server that hangs."""
     session = await kit.enqueue()
-    claimed = await kit.at.claim(session.id, 1)
+    claimed = await kit.pipeline.claim(session.id, 1)
     assert claimed
     with locked(dsn, "generation_sessions"):
         began = time.monotonic()
@@ -305,15 +307,15 @@ async def test_a_tail_goes_on_behind_a_table_that_is_locked(kit: Kit, dsn: str) 
 async def test_a_table_that_is_locked_is_told_to_all_holds_at_once(kit: Kit, dsn: str) -> None:
     """None of them is the one that is in the way: trying them by halves would take longer than their leases."""
     sessions = [await kit.enqueue() for _ in range(8)]
-    claimed = [await kit.at.claim(session.id, 1) for session in sessions]
+    claimed = [await kit.pipeline.claim(session.id, 1) for session in sessions]
     holds = [Hold(session, 0.0) for session in claimed if session]
     with psycopg.connect(dsn) as person:
         person.execute("lock table generation_sessions in access exclusive mode")
         began = time.monotonic()
         with pytest.raises(LockedError):
-            await kit.at.runs.extend(holds)
+            await kit.pipeline.runs.extend(holds)
         assert time.monotonic() - began < SLOW_S
-    assert await kit.at.runs.extend(holds) == []
+    assert await kit.pipeline.runs.extend(holds) == []
 
 
 async def test_a_database_that_is_away_is_not_told_as_connections_that_are_used_up(

@@ -9,12 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.kit import Kit, until
 
 from genctl import gate
-from genctl.base.metrics import WorkerMetrics
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Outgoing
-from genctl.services import standing
+from genctl.services.metrics import WorkerMetrics
 from genctl.services.worker import Until, Worker
-from genctl.tools.seedream4 import TOOL
 
 
 def told(metrics: WorkerMetrics) -> dict[str, float]:
@@ -26,15 +24,14 @@ def told(metrics: WorkerMetrics) -> dict[str, float]:
 
 @pytest.fixture
 def metrics(kit: Kit) -> WorkerMetrics:
-    kit.at.meters = found = WorkerMetrics(TOOL.provider, TOOL.name)
-    return found
+    return kit.metrics
 
 
 async def test_each_job_is_counted_by_what_it_came_to(kit: Kit, metrics: WorkerMetrics) -> None:
     await kit.enqueue("success")
     done = await kit.work()
     assert done
-    await kit.at.queue.send([Outgoing(kit.body(done))])
+    await kit.pipeline.queue.send([Outgoing(kit.body(done))])
     await kit.work()
     await kit.enqueue("sensitive")
     await kit.work()
@@ -65,7 +62,7 @@ async def test_outcomes_that_nobody_knows_are_counted_as_the_rows_count_them(
     assert told(metrics)["genctl_worker_call_seconds_count unknown"] == 1
     for again in (kit.work, kit.sweep):
         session = await kit.enqueue()
-        await kit.at.claim(session.id, 1)
+        await kit.pipeline.claim(session.id, 1)
         await kit.query(
             "update generation_sessions set lease_until = now() - interval '1 s' where id = %s", session.id
         )
@@ -78,7 +75,7 @@ async def test_outcomes_that_nobody_knows_are_counted_as_the_rows_count_them(
 async def test_a_worker_tells_of_its_calls_and_of_the_gate(kit: Kit) -> None:
     """And of a job that somebody else has taken over."""
     session = await kit.enqueue("slow-success")
-    worker = Worker(kit.at, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until())
     running = asyncio.create_task(worker.run())
 
     async def says(name: str, value: float) -> bool:
@@ -95,7 +92,7 @@ async def test_a_worker_tells_of_its_calls_and_of_the_gate(kit: Kit) -> None:
         await until(lambda: says("gate closed seedream4", 1))
         assert await says("gate open seedream4", 0) and await says("lease_losses_total", 0)
         await kit.query("update generation_sessions set lease = lease + 1 where id = %s", session.id)
-        await worker.keeper.extend(list(kit.at.runs))
+        await worker.keeper.extend(list(kit.pipeline.runs))
         await until(lambda: says("lease_losses_total", 1))
         assert await says("calls_in_flight", 0)
     finally:
@@ -107,7 +104,7 @@ async def test_what_cannot_be_read_is_no_number_until_it_can(
     kit: Kit, metrics: WorkerMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest is told all the same: old numbers would look like good news."""
-    monkeypatch.setattr(standing, "EVERY_S", 0.02)
+    monkeypatch.setattr("genctl.services.metrics.LOOK_EVERY_S", 0.02)
     session = await kit.enqueue()
     await kit.query(
         "update generation_sessions set queued_at = now() - interval '700 s' where id = %s", session.id
@@ -120,7 +117,7 @@ async def test_what_cannot_be_read_is_no_number_until_it_can(
     async def oldest(is_so: Any) -> bool:
         return bool(is_so(told(metrics).get("genctl_sessions_oldest_seconds queued", 0.0)))
 
-    watching = asyncio.create_task(standing.watch(kit.at, metrics))
+    watching = asyncio.create_task(metrics.watch(kit.pipeline))
     try:
         await until(lambda: oldest(lambda s: 700 <= s < 760))
         found = told(metrics)

@@ -13,8 +13,7 @@ from tests.script import Planned, Script
 from genctl import credits
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Terms
-from genctl.edges.db import Step, as_json
-from genctl.edges.sql import sql
+from genctl.edges.db import Statement, as_json, sql
 from genctl.enqueue import enqueue
 from genctl.redrive import redrive
 from genctl.tools.seedream4 import TOOL
@@ -57,13 +56,13 @@ async def test_on_the_wire_no_transaction_stays_open_behind_a_message(settings: 
             await kit.work()
             stuck = await claimed(kit)
             ending = msgspec.structs.replace(
-                kit.at._ending(stuck, CRASHED, 1), release=False, refund_error="a test"
+                kit.pipeline._settlement(stuck, CRASHED, 1), release=False, refund_error="a test"
             )
-            await kit.at.end(stuck, ending)
+            await kit.pipeline.end(stuck, ending)
             await kit.sweep()
             await credits.grant(kit.db, ["ann", "bob"], 1, "a test")
-            copies = await kit.at.dlq.receive(10, wait_s=1, visibility_s=30)
-            assert await redrive(copies, kit.at, Choice(), Terms(), most=2)
+            copies = await kit.pipeline.dlq.receive(10, wait_s=1, visibility_s=30)
+            assert await redrive(copies, kit.pipeline, Choice(), Terms(), most=2)
             orders = [kit.order(user="cyd"), kit.order(user="ann")]
             await enqueue(orders, db=kit.db, queue=None, tool=TOOL.name, opening=1000)
     locking = [message for message in wire.messages if any(write in message for write in WRITES)]
@@ -77,12 +76,12 @@ async def test_a_client_that_reads_no_answer_holds_no_account(kit: Kit) -> None:
     orders = [kit.order(user=f"user-{n % 20}") for n in range(MOST)]
     long = [msgspec.structs.replace(order, prompt="x" * 2000) for order in orders]
     made = await enqueue(long, db=kit.db, queue=None, tool=TOOL.name, opening=1000)
-    sessions = await asyncio.gather(*(kit.at.claim(session.id, 1) for session in made.sessions))
+    sessions = await asyncio.gather(*(kit.pipeline.claim(session.id, 1) for session in made.sessions))
     words = msgspec.structs.replace(CRASHED, provider_message="m" * 1024, provider_body="b" * 2048)
-    endings = [kit.at._ending(session, words, 1) for session in sessions if session]
+    endings = [kit.pipeline._settlement(session, words, 1) for session in sessions if session]
     users = sorted({ending.user_id for ending in endings})
     who = {"users": users, "opening": 0, "whole": False}
-    steps: list[Step] = [
+    steps: list[Statement] = [
         ("read_committed", {}),
         ("ensure_accounts", who),
         ("lock_free_accounts", who),

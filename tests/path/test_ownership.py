@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 import psycopg
 import pytest
-from tests.kit import Kit, free_port, until
+from tests.kit import Kit, free_port, until, worker_metrics
 
 from genctl import gate
 from genctl.base.batch import Together
@@ -29,10 +29,9 @@ from genctl.domain.model import (
     Success,
 )
 from genctl.domain.scenarios import SCENARIOS
-from genctl.edges.db import Step, as_json
+from genctl.edges.db import Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.edges.sqs import Message, Outgoing
-from genctl.messages import Messages
+from genctl.edges.sqs import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
 from genctl.run import Hold
 from genctl.services.liveness import Liveness, telling
@@ -61,9 +60,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def working(at: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Worker]:
+async def working(pipeline: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Worker]:
     """A worker as long as the body runs, or until it has had so many messages."""
-    worker = Worker(at, concurrency=5, grace_s=0.0, until=Until(max_jobs=max_jobs))
+    worker = Worker(
+        pipeline, metrics=worker_metrics(), concurrency=5, grace_s=0.0, until=Until(max_jobs=max_jobs)
+    )
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -78,7 +79,7 @@ async def working(at: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Wo
 def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What the kit's pipeline has asked of deliveries: hidden for so long, or deleted."""
     found: list[tuple[str, Any]] = []
-    queue = kit.at.queue
+    queue = kit.pipeline.queue
     hide, delete = queue.hide, queue.delete
 
     async def hiding(items: Any) -> Any:
@@ -91,13 +92,14 @@ def touched(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
     monkeypatch.setattr(queue, "hide", hiding)
     monkeypatch.setattr(queue, "delete", deleting)
-    monkeypatch.setattr(kit.at, "_messages", Messages(queue, kit.at.dlq))
+    monkeypatch.setattr(kit.pipeline, "_hides", Together(hiding, most=BATCH))
+    monkeypatch.setattr(kit.pipeline, "_deletes", Together(deleting, most=BATCH))
     return found
 
 
 async def held(kit: Kit, is_so: Callable[[Hold], bool] = lambda hold: hold.sent) -> Hold:
     async def one() -> Hold | None:
-        return next(filter(is_so, kit.at.runs), None)
+        return next(filter(is_so, kit.pipeline.runs), None)
 
     return await until(one)
 
@@ -119,9 +121,9 @@ async def kinds(kit: Kit, session: Session) -> list[str]:
 async def test_a_call_longer_than_the_visibility_and_the_lease_is_one_call(kit: Kit) -> None:
     """Both are extended while the provider works, beside a second delivery and a second worker."""
     session = await kit.enqueue("slow-success")
-    async with Pipeline.open(kit.settings) as other, working(kit.at), working(other):
+    async with Pipeline.open(kit.settings) as other, working(kit.pipeline), working(other):
         await until(lambda: claimed(kit, session))
-        await kit.at.queue.send([Outgoing(kit.body(session))])
+        await kit.pipeline.queue.send([Outgoing(kit.body(session))])
         row = await until_status(kit, session, Status.COMPLETED)
         assert (row.attempts, row.lease) == (1, 1)
         assert (await kinds(kit, session)).count("claimed") == 1
@@ -134,7 +136,7 @@ async def claimed(kit: Kit, session: Session) -> bool:
 
 
 async def emptied(kit: Kit) -> bool:
-    facts = await kit.at.queue.attributes()
+    facts = await kit.pipeline.queue.attributes()
     return facts["ApproximateNumberOfMessages"] == facts["ApproximateNumberOfMessagesNotVisible"] == "0"
 
 
@@ -144,22 +146,22 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
 ) -> None:
     """Its visibility ends with its lease; another one makes the image; its own answer goes to the trace."""
     session = await kit.enqueue("slow-success")
-    transact = kit.at.runs.lifeline.transact
+    transact = kit.pipeline.runs.lifeline.transact
 
-    async def cut(*steps: Step, **_: Any) -> Any:
+    async def cut(*steps: Statement, **_: Any) -> Any:
         raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {steps}")
 
-    async with working(kit.at, max_jobs=1):
+    async with working(kit.pipeline, max_jobs=1):
         hold = await held(kit)
         await kit.query("update generation_sessions set prompt = 'quick'")
-        monkeypatch.setattr(kit.at.runs.lifeline, "transact", cut)
+        monkeypatch.setattr(kit.pipeline.runs.lifeline, "transact", cut)
         await until(lambda: true(hold.stale))
         before = list(touched)
         async with Pipeline.open(kit.settings) as other, working(other):
             row = await until_status(kit, session, Status.COMPLETED)
         assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
-        assert hold.session.id in kit.at.runs, "the cut one still waits for its answer"
-    monkeypatch.setattr(kit.at.runs.lifeline, "transact", transact)
+        assert hold.session.id in kit.pipeline.runs, "the cut one still waits for its answer"
+    monkeypatch.setattr(kit.pipeline.runs.lifeline, "transact", transact)
     assert touched == before
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
     assert (await kit.row(session)).result == row.result
@@ -177,9 +179,9 @@ async def test_a_queue_that_hangs_lets_no_lease_lapse(kit: Kit, monkeypatch: pyt
     async def hang(_: Any) -> Any:
         await asyncio.Event().wait()
 
-    async with working(kit.at, max_jobs=1):
+    async with working(kit.pipeline, max_jobs=1):
         await held(kit)
-        monkeypatch.setattr(kit.at.queue, "hide", hang)
+        monkeypatch.setattr(kit.pipeline.queue, "hide", hang)
         await until(lambda: older_than(kit, 1.7))
         assert await kit.query("select from generation_sessions where lease_until < now()") == []
     row = await kit.row(session)
@@ -202,7 +204,7 @@ async def test_a_stop_shows_no_message_of_a_lease_that_was_lost(
 ) -> None:
     """It may be the message of whoever has the session now."""
     session = await kit.enqueue("hang")
-    async with working(kit.at, max_jobs=1):
+    async with working(kit.pipeline, max_jobs=1):
         await held(kit)
         await kit.query("update generation_sessions set lease = lease + 1")
         os.kill(os.getpid(), signal.SIGTERM)
@@ -219,7 +221,7 @@ async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
     session = await kit.enqueue("sensitive")
     with psycopg.connect(dsn) as person:
         person.execute("select from credit_accounts for update")
-        async with working(kit.at, max_jobs=1):
+        async with working(kit.pipeline, max_jobs=1):
             hold = await held(kit)
             await until(lambda: true(not hold.calling))
             os.kill(os.getpid(), signal.SIGTERM)
@@ -232,7 +234,7 @@ async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
 async def test_a_stop_that_meets_a_look_at_the_gate_asks_for_nothing_more(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(kit.at, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until())
     looking, seen = asyncio.Event(), asyncio.Event()
 
     async def allowance(most: int) -> int:
@@ -244,7 +246,7 @@ async def test_a_stop_that_meets_a_look_at_the_gate_asks_for_nothing_more(
         pytest.fail("it asked for more")
 
     monkeypatch.setattr(worker.gatekeeper, "allowance", allowance)
-    monkeypatch.setattr(kit.at.queue, "receive", receive)
+    monkeypatch.setattr(kit.pipeline.queue, "receive", receive)
     running = asyncio.create_task(worker.run())
     await looking.wait()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -258,7 +260,7 @@ async def test_as_long_as_answers_are_full_more_is_asked_for_at_once(kit: Kit) -
     for _ in range(60):
         await kit.enqueue("slow-success")
     most = 0
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         worker.concurrency = 35
 
         async def all_hands() -> bool:
@@ -272,22 +274,22 @@ async def test_as_long_as_answers_are_full_more_is_asked_for_at_once(kit: Kit) -
 
 async def test_a_failure_that_came_late_is_kept_in_the_trace(kit: Kit) -> None:
     session = await kit.enqueue()
-    old = await kit.at.claim(session.id, 1)
+    old = await kit.pipeline.claim(session.id, 1)
     assert old
     await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
     await kit.sweep()  # back to the queue, under the same lease
     with pytest.raises(LeaseLostError):
-        await kit.at.retry(old, RATE_LIMITED)
+        await kit.pipeline.retry(old, RATE_LIMITED)
     assert (await kinds(kit, session))[-2:] == ["requeued_dead", "late_result"]
     assert (await kit.row(session)).due_at is None
 
 
 async def test_a_retry_whose_commit_answer_was_lost_counts_as_ours(kit: Kit) -> None:
     session = await kit.enqueue()
-    mine = await kit.at.claim(session.id, 1)
+    mine = await kit.pipeline.claim(session.id, 1)
     assert mine
-    once = await kit.at.retry(mine, RATE_LIMITED)
-    again = await kit.at.retry(mine, RATE_LIMITED)
+    once = await kit.pipeline.retry(mine, RATE_LIMITED)
+    again = await kit.pipeline.retry(mine, RATE_LIMITED)
     assert (again.due_at, again.attempts) == (once.due_at, 1)
     assert "late_result" not in await kinds(kit, session)
 
@@ -300,11 +302,11 @@ async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(
     The stop comes while the retry waits to be written together with others.
     """
     session = await kit.enqueue("rate-limit")
-    monkeypatch.setattr(kit.at.runs, "retry", Together(kit.at.runs._retry, within_s=0.5))
-    async with working(kit.at, max_jobs=1):
+    monkeypatch.setattr(kit.pipeline.runs, "retry", Together(kit.pipeline.runs._retry, within_s=0.5))
+    async with working(kit.pipeline, max_jobs=1):
         await held(kit, lambda hold: hold.sent and not hold.calling)
         os.kill(os.getpid(), signal.SIGTERM)
-        await until(lambda: true(not list(kit.at.runs)))
+        await until(lambda: true(not list(kit.pipeline.runs)))
     row = await kit.row(session)
     assert (row.status, row.attempts, row.unknowns) == (Status.QUEUED, 1, 0)
     assert row.due_at
@@ -314,7 +316,7 @@ async def test_a_second_cancellation_does_not_cut_off_the_give_back(kit: Kit, ds
     """Two signals, or a signal and the end of the grace: what was not sent still costs no attempt."""
     session = await kit.enqueue("hang")
     with psycopg.connect(dsn) as person:
-        async with working(kit.at, max_jobs=1) as worker:
+        async with working(kit.pipeline, max_jobs=1) as worker:
             hold = await held(kit)
             hold.sent = False  # as while it connects
             person.execute("select from generation_sessions for update")
@@ -343,27 +345,27 @@ async def test_the_query_of_the_docs_names_the_calls_that_may_have_been_billed(
         await kit.work()
     crashed, refused, made, waiting, back, kept = [await kit.enqueue() for _ in range(6)]
     for _ in range(2):
-        await kit.at.claim(crashed.id, 1)
+        await kit.pipeline.claim(crashed.id, 1)
         await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
     assert await kit.sweep()
     for late, answer in ((refused, RATE_LIMITED), (made, Success(images=()))):
-        mine = await kit.at.claim(late.id, 1)
+        mine = await kit.pipeline.claim(late.id, 1)
         assert mine
         await kit.query("update generation_sessions set lease = 7 where id = %s", late.id)
         with pytest.raises(LeaseLostError):
-            await kit.at.settle(mine, answer, calls=1)
-    await kit.at.claim(waiting.id, 1)
-    given = await kit.at.claim(back.id, 1)
+            await kit.pipeline.settle(mine, answer, calls=1)
+    await kit.pipeline.claim(waiting.id, 1)
+    given = await kit.pipeline.claim(back.id, 1)
     assert given
-    await kit.at.runs.step_aside(Hold(given, 0.0))
-    first = await kit.at.claim(kept.id, 1)
+    await kit.pipeline.runs.step_aside(Hold(given, 0.0))
+    first = await kit.pipeline.claim(kept.id, 1)
     assert first
-    answer = msgspec.to_builtins(kit.at._ending(first, Success(images=()), 1))
+    answer = msgspec.to_builtins(kit.pipeline._settlement(first, Success(images=()), 1))
     await kit.db.rows("note", session=kept.id, run=1, kind="answered", data=as_json(answer))
     await kit.query("update generation_sessions set lease_until = now() where id = %s", kept.id)
-    second = await kit.at.claim(kept.id, 1)
+    second = await kit.pipeline.claim(kept.id, 1)
     assert second
-    await kit.at.give_up(second, "WorkerCrashed")  # by the answer, without a call
+    await kit.pipeline.give_up(second, "WorkerCrashed")  # by the answer, without a call
     found = [row["client_request_id"] for row in await kit.query(query.replace("%", "%%"))]
     assert found == [
         f"{lost.id}-1-1",
@@ -393,7 +395,7 @@ async def test_healthz_is_red_while_no_receive_is_answered(
     kit: Kit, minutes: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A minute after the last answer, with the reason; green again with the next one, though it is empty."""
-    receive, port, looks = kit.at.queue.receive, free_port(), 0
+    receive, port, looks = kit.pipeline.queue.receive, free_port(), 0
 
     async def away(*_: Any, **__: Any) -> Any:
         nonlocal looks
@@ -401,7 +403,7 @@ async def test_healthz_is_red_while_no_receive_is_answered(
         raise GenctlError("QueueUnreachable", "SQS is away")
 
     async with (
-        working(kit.at) as worker,
+        working(kit.pipeline) as worker,
         telling(port, worker.liveness, worker.metrics),
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
     ):
@@ -412,12 +414,12 @@ async def test_healthz_is_red_while_no_receive_is_answered(
                 return told if answer.status == status and expected.items() <= told.items() else None
 
         assert await healthz(200)
-        monkeypatch.setattr(kit.at.queue, "receive", away)
+        monkeypatch.setattr(kit.pipeline.queue, "receive", away)
         await until(lambda: true(looks > 1))
         assert await healthz(200, trouble="SQS is away")
         minutes.append(1)
         assert await healthz(503, trouble="SQS is away")
-        monkeypatch.setattr(kit.at.queue, "receive", receive)
+        monkeypatch.setattr(kit.pipeline.queue, "receive", receive)
         assert await until(lambda: healthz(200, trouble=None))
 
 
@@ -426,7 +428,7 @@ async def test_healthz_is_green_while_the_gate_is_closed_or_all_hands_are_full(
 ) -> None:
     """A restart would help nobody, and would leave calls behind that may be billed."""
     await gate.close(kit.db, "seedream4", for_s=None, reason=None, who="a test")
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         await until(lambda: true(worker.liveness.told()["why"] == "the gate is closed"))
         minutes.append(60)
         assert worker.liveness.told()["ok"]

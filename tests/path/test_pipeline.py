@@ -29,17 +29,17 @@ def heard(dsn: str) -> Iterator[Any]:
 
 
 async def depth(kit: Kit) -> int:
-    facts = await kit.at.queue.attributes()
+    facts = await kit.pipeline.queue.attributes()
     return int(facts["ApproximateNumberOfMessages"]) + int(facts["ApproximateNumberOfMessagesNotVisible"])
 
 
 async def calling(kit: Kit, session: Session) -> asyncio.Task[Session | None]:
     """A task that carries the job and has its call under way."""
     job = Job(version=1, tool="seedream4", session_id=session.id, run=1)
-    task = asyncio.create_task(process(job, kit.at))
+    task = asyncio.create_task(process(job, kit.pipeline))
 
     async def sent() -> bool:
-        return any(hold.sent for hold in kit.at.runs)
+        return any(hold.sent for hold in kit.pipeline.runs)
 
     await until(sent)
     return task
@@ -78,7 +78,7 @@ async def test_a_refused_job_is_settled_refunded_told_and_copied(kit: Kit, heard
         "attempts": "1",
         "firstFailedAt": copy.attributes["firstFailedAt"],
         "failedAt": details["failedAt"],
-        "sourceQueue": kit.at.queue.name,
+        "sourceQueue": kit.pipeline.queue.name,
         "providerStatus": "400",
     }
     assert await depth(kit) == 0
@@ -104,8 +104,8 @@ async def test_an_operators_verdict_decides_whether_a_run_goes_on(kit: Kit) -> N
     """The setting reaches the worker: a 429 that no wait mends ends the run at once."""
     settings = dataclasses.replace(kit.settings, verdicts=("ModelAccountIpm*=fatal",))
     session = await kit.enqueue("rate-limit")
-    async with Pipeline.open(settings) as at:
-        await carry(await kit.receive(), at)
+    async with Pipeline.open(settings) as pipeline:
+        await carry(await kit.receive(), pipeline)
     row = await kit.row(session)
     assert row.status is Status.FAILED and row.attempts == 1
     assert (row.details["fatal"], row.details["providerStatus"]) == (True, 429)
@@ -117,8 +117,8 @@ async def test_a_job_without_a_session_is_looked_for_a_few_times_and_then_copied
     await kit.query("delete from generation_sessions")
     for _ in range(3):
         message = await kit.receive()
-        await carry(message, kit.at)
-        await kit.at.queue.hide([(message.receipt, 0)])
+        await carry(message, kit.pipeline)
+        await kit.pipeline.queue.hide([(message.receipt, 0)])
     (copy,) = await kit.copies()
     assert copy.attributes["code"] == "SessionNotFound"
     assert copy.attributes["sessionId"] == str(session.id)
@@ -129,7 +129,7 @@ async def test_a_second_delivery_of_an_ended_job_is_only_deleted(kit: Kit, scena
     session = await kit.enqueue(scenario)
     await kit.work()
     before = await kit.row(session)
-    await kit.at.queue.send([Outgoing(kit.body(session))])
+    await kit.pipeline.queue.send([Outgoing(kit.body(session))])
     assert await kit.work() is None
     after = await kit.row(session)
     assert (after.attempts, after.lease, after.result) == (before.attempts, before.lease, before.result)
@@ -140,7 +140,7 @@ async def test_a_second_delivery_of_an_ended_job_is_only_deleted(kit: Kit, scena
 async def test_a_session_that_is_being_worked_on_is_left_alone(kit: Kit) -> None:
     """A second delivery is hidden for the rest of the lease."""
     session = await kit.enqueue()
-    await kit.at.claim(session.id, 1)
+    await kit.pipeline.claim(session.id, 1)
     assert await kit.work() is None
     assert (await kit.row(session)).attempts == 1
     assert await depth(kit) == 1
@@ -149,15 +149,15 @@ async def test_a_session_that_is_being_worked_on_is_left_alone(kit: Kit) -> None
 async def test_whoever_lost_the_lease_changes_nothing(kit: Kit) -> None:
     """The lease decides whose result is stored; a late answer is kept in the trace only."""
     session = await kit.enqueue()
-    old = await kit.at.claim(session.id, 1)
+    old = await kit.pipeline.claim(session.id, 1)
     assert old
     await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
-    new = await kit.at.claim(session.id, 1)
+    new = await kit.pipeline.claim(session.id, 1)
     assert new and new.from_dead_lease and (new.lease, new.unknowns) == (2, 1)
     with pytest.raises(LeaseLostError):
-        await kit.at.settle(old, ours("WorkerCrashed"), calls=1)
+        await kit.pipeline.settle(old, ours("WorkerCrashed"), calls=1)
     with pytest.raises(LeaseLostError):
-        await kit.at.retry(old, ours("WorkerCrashed"))
+        await kit.pipeline.retry(old, ours("WorkerCrashed"))
     row = await kit.row(session)
     assert row.status is Status.PROCESSING and row.error_details is None
     assert await kit.balance() == 996
@@ -167,7 +167,7 @@ async def test_whoever_lost_the_lease_changes_nothing(kit: Kit) -> None:
 async def test_a_job_that_kills_its_workers_ends_as_crashed(kit: Kit) -> None:
     session = await kit.enqueue()
     for _ in range(2):
-        assert await kit.at.claim(session.id, 1)
+        assert await kit.pipeline.claim(session.id, 1)
         await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
     row = await kit.work()
     assert row and row.status is Status.FAILED
@@ -227,10 +227,10 @@ async def test_a_release_that_the_database_refuses_leaves_the_session_failed_and
 
 async def test_a_settle_whose_commit_answer_was_lost_counts_as_won(kit: Kit) -> None:
     session = await kit.enqueue("sensitive")
-    claimed = await kit.at.claim(session.id, 1)
+    claimed = await kit.pipeline.claim(session.id, 1)
     assert claimed
-    await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
-    again = await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
+    await kit.pipeline.settle(claimed, ours("WorkerCrashed"), calls=1)
+    again = await kit.pipeline.settle(claimed, ours("WorkerCrashed"), calls=1)
     assert again.status is Status.FAILED
     assert await kit.balance() == 1000
 
@@ -258,7 +258,7 @@ async def test_short_credits_store_nothing(kit: Kit) -> None:
 async def test_one_short_user_stops_the_whole_batch(kit: Kit) -> None:
     orders = [kit.order(user="rich"), kit.order(user="poor", cost=2000)]
     with pytest.raises(GenctlError, match="user poor has 1000 credits and needs 2000") as caught:
-        await enqueue(orders, db=kit.db, queue=kit.at.queue, tool=TOOL.name, opening=1000)
+        await enqueue(orders, db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name, opening=1000)
     assert caught.value.fix.endswith("--user poor --amount 1000")
     assert await kit.query("select from generation_sessions") == []
     assert await kit.balance("rich") == 1000
@@ -267,7 +267,7 @@ async def test_one_short_user_stops_the_whole_batch(kit: Kit) -> None:
 async def test_a_job_whose_message_was_not_sent_is_owed_and_swept(kit: Kit) -> None:
     session = await kit.enqueue()
     message = await kit.receive()
-    await kit.at.queue.delete([message.receipt])
+    await kit.pipeline.queue.delete([message.receipt])
     await kit.query("update generation_sessions set enqueued_at = null")
     assert await kit.sweep() == []  # its enqueuer may still be at it
     await kit.query("update generation_sessions set queued_at = now() - interval '2 minutes'")
@@ -279,7 +279,7 @@ async def test_a_job_whose_message_was_not_sent_is_owed_and_swept(kit: Kit) -> N
 async def test_a_mark_of_an_older_run_hits_nothing(kit: Kit) -> None:
     session = await kit.enqueue()
     await kit.query("update generation_sessions set run = 2, enqueued_at = null")
-    assert await send_jobs([session], db=kit.db, queue=kit.at.queue, tool=TOOL.name) == {}
+    assert await send_jobs([session], db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name) == {}
     rows = await kit.query("select enqueued_at from generation_sessions")
     assert rows == [{"enqueued_at": None}]
 
@@ -298,14 +298,14 @@ async def test_a_stop_gives_back_what_was_not_sent_and_lets_go_what_was(
     """A job whose request was sent is never given back for free: the next claim sees an unknown outcome."""
     session = await kit.enqueue("hang")
     task = await calling(kit, session)
-    (hold,) = kit.at.runs
+    (hold,) = kit.pipeline.runs
     hold.sent = sent
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     row = await kit.row(session)
     assert (row.status, row.attempts) == (status, attempts)
-    again = await kit.at.claim(session.id, 1)
+    again = await kit.pipeline.claim(session.id, 1)
     assert again and again.unknowns == int(sent)
 
 
@@ -313,7 +313,7 @@ async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> No
     session = await kit.enqueue("hang")
     task = await calling(kit, session)
     await kit.query("update generation_sessions set lease = lease + 1")
-    (lost,) = await kit.at.runs.extend(kit.at.runs)
+    (lost,) = await kit.pipeline.runs.extend(kit.pipeline.runs)
     lost.lose()
     with pytest.raises(LeaseLostError):
         await task
@@ -323,11 +323,11 @@ async def test_a_lost_lease_cancels_the_call_and_touches_nothing(kit: Kit) -> No
 
 async def test_extending_keeps_a_long_call_ours(kit: Kit) -> None:
     session = await kit.enqueue()
-    claimed = await kit.at.claim(session.id, 1)
+    claimed = await kit.pipeline.claim(session.id, 1)
     assert claimed
-    async with kit.at.runs.keep(claimed, 0.0) as hold:
+    async with kit.pipeline.runs.keep(claimed, 0.0) as hold:
         await kit.query("update generation_sessions set lease_until = now() + interval '1 s'")
-        await kit.at.runs.extend([hold])
+        await kit.pipeline.runs.extend([hold])
         assert hold.renewed_at > 0.0 and not hold.stale
     row = await kit.row(session)
     assert row.lease_until and row.read_at
@@ -336,8 +336,8 @@ async def test_extending_keeps_a_long_call_ours(kit: Kit) -> None:
 
 async def test_users_with_many_jobs_ending_at_once_do_not_deadlock(kit: Kit) -> None:
     sessions = [await kit.enqueue("sensitive", user=f"u{n % 3}") for n in range(18)]
-    claimed = [await kit.at.claim(session.id, 1) for session in sessions]
-    await asyncio.gather(*(kit.at.settle(c, ours("WorkerCrashed"), calls=1) for c in claimed if c))
+    claimed = [await kit.pipeline.claim(session.id, 1) for session in sessions]
+    await asyncio.gather(*(kit.pipeline.settle(c, ours("WorkerCrashed"), calls=1) for c in claimed if c))
     assert [await kit.balance(f"u{n}") for n in range(3)] == [1000] * 3
     versions = await kit.query(
         "select user_id, array_agg(version order by version) v from generation_sessions group by 1"
@@ -355,7 +355,7 @@ async def test_connections_that_all_broke_cost_a_job_no_redelivery(kit: Kit, dsn
         conn.execute("""
             select pg_terminate_backend(pid) from pg_stat_activity
             where datname = current_database() and pid <> pg_backend_pid()""")
-    row = await carry(message, kit.at)
+    row = await carry(message, kit.pipeline)
     assert row and row.status is Status.FAILED
     assert await depth(kit) == 0
 

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
 import structlog
-from tests.kit import Kit, until
+from tests.kit import Kit, until, worker_metrics
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -25,9 +25,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def working(at: Pipeline, *, concurrency: int = 10, **manners: Any) -> AsyncIterator[Worker]:
+async def working(pipeline: Pipeline, *, concurrency: int = 10, **manners: Any) -> AsyncIterator[Worker]:
     """A worker as long as the body runs."""
-    worker = Worker(at, concurrency=concurrency, grace_s=0.0, until=Until(), manners=Manners(**manners))
+    worker = Worker(
+        pipeline,
+        metrics=worker_metrics(),
+        concurrency=concurrency,
+        grace_s=0.0,
+        until=Until(),
+        manners=Manners(**manners),
+    )
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -36,15 +43,18 @@ async def working(at: Pipeline, *, concurrency: int = 10, **manners: Any) -> Asy
         await asyncio.gather(running, return_exceptions=True)
 
 
-def clocked(turn: Callable[[], Awaitable[Hear]], turns: list[float]) -> Callable[[], Awaitable[Hear]]:
-    """The same turns, noted."""
+def clocked(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times of the worker's turns from now on."""
+    turns: list[float] = []
+    turn = worker._turns.take
 
     async def take() -> Hear:
         hear = await turn()
         turns.append(time.monotonic())
         return hear
 
-    return take
+    monkeypatch.setattr(worker._turns, "take", take)
+    return turns
 
 
 async def statuses(kit: Kit, **expected: int) -> None:
@@ -64,12 +74,11 @@ async def says(worker: Worker, why: str) -> None:
     await until(it)
 
 
-async def test_calls_begin_no_faster_than_the_rate(kit: Kit) -> None:
+async def test_calls_begin_no_faster_than_the_rate(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(6):
         await kit.enqueue()
-    turns: list[float] = []
-    async with working(kit.at, rate=600):
-        kit.at.turn = clocked(kit.at.turn, turns)
+    async with working(kit.pipeline, rate=600) as worker:
+        turns = clocked(worker, monkeypatch)
         await statuses(kit, completed=6)
     assert turns[-1] - turns[0] > 5 * 0.1 - 0.05
 
@@ -84,13 +93,13 @@ async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
     monkeypatch.setattr("genctl.services.keeper.RENEW_S", 0.2)
     for _ in range(2):
         await kit.enqueue()
-    async with working(kit.at, rate=25), Pipeline.open(kit.settings) as other:
+    async with working(kit.pipeline, rate=25), Pipeline.open(kit.settings) as other:
         await statuses(kit, completed=1, processing=1)
         async with working(other):
 
             async def swept() -> bool:
                 assert await kit.sweep() == []
-                return not list(kit.at.runs)
+                return not list(kit.pipeline.runs)
 
             await until(swept)
     rows = await kit.query("select status, attempts, lease from generation_sessions")
@@ -100,7 +109,7 @@ async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
 async def test_only_what_can_begin_soon_is_received_and_other_workers_get_the_rest(kit: Kit) -> None:
     for _ in range(6):
         await kit.enqueue()
-    async with working(kit.at, rate=1) as slow:
+    async with working(kit.pipeline, rate=1) as slow:
         await statuses(kit, completed=1, queued=5)
         await says(slow, "their turn is not soon")
         async with Pipeline.open(kit.settings) as other, working(other):
@@ -111,10 +120,10 @@ async def test_only_what_can_begin_soon_is_received_and_other_workers_get_the_re
 async def test_so_many_calls_at_once_and_no_more(kit: Kit) -> None:
     for _ in range(5):
         await kit.enqueue("hang")
-    async with working(kit.at, in_flight=2) as worker:
+    async with working(kit.pipeline, in_flight=2) as worker:
         await statuses(kit, processing=2, queued=3)
         await says(worker, "as many jobs")
-        assert (await kit.at.queue.attributes())["ApproximateNumberOfMessages"] == "3"
+        assert (await kit.pipeline.queue.attributes())["ApproximateNumberOfMessages"] == "3"
 
 
 async def test_no_receiver_asks_for_what_another_one_may_bring(
@@ -124,7 +133,7 @@ async def test_no_receiver_asks_for_what_another_one_may_bring(
     for _ in range(50):
         await kit.enqueue()
     most = 0
-    async with working(kit.at, in_flight=10, concurrency=64) as worker:
+    async with working(kit.pipeline, in_flight=10, concurrency=64) as worker:
         usual = worker.gatekeeper.allowance
 
         async def slow(wanted: int) -> int:
@@ -142,7 +151,7 @@ async def test_no_receiver_asks_for_what_another_one_may_bring(
 
 async def test_a_receiver_that_waits_for_room_gets_that_of_receives_which_brought_nothing(kit: Kit) -> None:
     """Else, with no job left whose end could wake it, it would wait for ever and seem well."""
-    async with working(kit.at, in_flight=10) as worker:
+    async with working(kit.pipeline, in_flight=10) as worker:
         await says(worker, "receives are answered")
         worker._asked += 10  # as another receiver does
         await says(worker, "as many jobs")
@@ -156,8 +165,8 @@ async def test_what_was_received_as_the_database_went_away_is_given_back(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was not begun, and need not be hidden until its time is over."""
-    async with working(kit.at) as worker:
-        usual = worker.at.queue.receive
+    async with working(kit.pipeline) as worker:
+        usual = worker.pipeline.queue.receive
 
         async def last(*args: Any, **kwargs: Any) -> Any:
             found = await usual(*args, **kwargs)
@@ -168,12 +177,12 @@ async def test_what_was_received_as_the_database_went_away_is_given_back(
         async def away(_: int) -> int:
             raise GenctlError("DatabaseUnreachable", "the database is away")
 
-        monkeypatch.setattr(worker.at.queue, "receive", last)
+        monkeypatch.setattr(worker.pipeline.queue, "receive", last)
         await kit.enqueue()
         await says(worker, "receives are answered")
 
         async def back() -> bool:
-            facts = await kit.at.queue.attributes()
+            facts = await kit.pipeline.queue.attributes()
             return (worker.liveness.trouble != "") and facts["ApproximateNumberOfMessages"] == "1"
 
         await until(back)
@@ -184,7 +193,9 @@ async def test_what_many_jobs_run_into_is_a_line_for_each_moment(kit: Kit) -> No
     """Not one for each of them: a worker may have two thousand."""
     for _ in range(20):
         await kit.enqueue("sensitive")
-    await kit.at.queue._sqs.call("DeleteQueue", dict, kit.at.dlq.name, QueueUrl=kit.at.dlq.url)
+    await kit.pipeline.queue._sqs.call(
+        "DeleteQueue", dict, kit.pipeline.dlq.name, QueueUrl=kit.pipeline.dlq.url
+    )
     with structlog.testing.capture_logs() as lines:
 
         def met() -> list[int]:
@@ -193,17 +204,18 @@ async def test_what_many_jobs_run_into_is_a_line_for_each_moment(kit: Kit) -> No
         async def all_met() -> bool:
             return sum(met()) == 20
 
-        async with working(kit.at, concurrency=20):
+        async with working(kit.pipeline, concurrency=20):
             await until(all_met)
     assert len(met()) <= 5
 
 
-async def test_retry_after_of_one_job_holds_back_the_others(kit: Kit) -> None:
+async def test_retry_after_of_one_job_holds_back_the_others(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The scenario says one second; a job that came later waits for it too."""
     limited = await kit.enqueue("rate-limit-once")
-    turns: list[float] = []
-    async with working(kit.at):
-        kit.at.turn = clocked(kit.at.turn, turns)
+    async with working(kit.pipeline) as worker:
+        turns = clocked(worker, monkeypatch)
 
         async def retried() -> bool:
             return (await kit.row(limited)).due_at is not None
@@ -222,7 +234,7 @@ async def test_behind_a_long_retry_after_nothing_is_received(
     longer = msgspec.structs.replace(SCENARIOS["rate-limit"], headers={"Retry-After": "60"})
     monkeypatch.setitem(SCENARIOS, "rate-limit", longer)
     await kit.enqueue("rate-limit")
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         await says(worker, "their turn is not soon")
         await kit.enqueue()
         async with Pipeline.open(kit.settings) as other, working(other):
@@ -238,13 +250,13 @@ async def test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away(
     monkeypatch.setitem(SCENARIOS, "rate-limit", longer)
     for _ in range(24):
         await kit.enqueue("rate-limit")
-    async with working(kit.at, rate=300, concurrency=24) as worker:
+    async with working(kit.pipeline, rate=300, concurrency=24) as worker:
         async with worker._turns._line:
             await statuses(kit, processing=24)
         await until(lambda: has_gone_back(kit, 23), within_s=10.0)
         await statuses(kit, queued=24)
-        await until(lambda: true(not list(kit.at.runs)))
-        facts = await kit.at.queue.attributes()
+        await until(lambda: true(not list(kit.pipeline.runs)))
+        facts = await kit.pipeline.queue.attributes()
         assert facts["ApproximateNumberOfMessages"] == "0"
         assert facts["ApproximateNumberOfMessagesNotVisible"] == "24"
     rows = await kit.query("select id, attempts, due_at - now() as wait from generation_sessions")
@@ -263,7 +275,7 @@ async def has_gone_back(kit: Kit, count: int) -> bool:
 @pytest.mark.parametrize("scenario", ["sensitive", "server-error"])
 async def test_what_names_no_time_holds_nobody_back(kit: Kit, scenario: str) -> None:
     await kit.enqueue(scenario)
-    async with working(kit.at) as worker:
+    async with working(kit.pipeline) as worker:
         await until(lambda: has_ended(kit))
         assert worker._turns._pace.wait_s(time.monotonic()) == 0
 

@@ -19,7 +19,7 @@ from genctl.base.settings import Settings
 from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.edges.sqs import Fate, Outgoing, Queue
+from genctl.edges.sqs import EntryResult, Outgoing, Queue
 from genctl.ops import export
 from genctl.ops import redrive as ops
 from genctl.ops.dlq import grouped, look_at, shown
@@ -93,9 +93,9 @@ BY_ATTRIBUTE = (
 async def forged(kit: Kit) -> Session:
     """A failed session whose copy somebody has replaced by one of their own words."""
     session = await failed(kit)
-    (copy,) = await kit.at.dlq.receive(10, wait_s=1, visibility_s=30)
-    await kit.at.dlq.send([Outgoing(copy.body, FORGED)])
-    await kit.at.dlq.delete([copy.receipt])
+    (copy,) = await kit.pipeline.dlq.receive(10, wait_s=1, visibility_s=30)
+    await kit.pipeline.dlq.send([Outgoing(copy.body, FORGED)])
+    await kit.pipeline.dlq.delete([copy.receipt])
     return session
 
 
@@ -110,7 +110,7 @@ async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, c
     path = tmp_path / "x.jsonl"
     done = await export.export(kit.settings, choice, path, resume=False, progress=terminal.progress)
     assert done["exported"] == 0
-    async with Pass.over(kit.at.dlq, bounded=True) as over:
+    async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
         assert (await export.discard(over, kit.db, choice, None, lambda _: None))["discarded"] == 0
     (listed,) = (await look_at(kit.settings, Choice(), terminal.progress)).letters
     said = listed.item()
@@ -126,7 +126,7 @@ async def test_an_older_runs_copy_goes_by_how_that_run_failed(kit: Kit) -> None:
     session = await failed(kit)
     await redriven(kit)
     for attributes in (FORGED, {}):
-        await kit.at.dlq.send([Outgoing(kit.body(session), attributes)])
+        await kit.pipeline.dlq.send([Outgoing(kit.body(session), attributes)])
     assert (await redriven(kit, Choice(category="server"))).tally.stale == 0
     assert (await redriven(kit, Choice(category="invalid_request"))).tally.stale == 2
 
@@ -154,10 +154,10 @@ async def test_two_jobs_and_credits_for_one(kit: Kit) -> None:
 async def test_copies_of_an_older_run_and_twins_are_dropped(kit: Kit) -> None:
     session = await failed(kit)
     for _ in range(2):
-        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+        await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     done = await redriven(kit)
     assert (done.tally.redriven, done.tally.stale) == (1, 2)
-    await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+    await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     assert (await redriven(kit)).tally.stale == 1
     assert await kit.copies() == []
 
@@ -190,7 +190,7 @@ async def test_a_closed_gate_stops_it(kit: Kit) -> None:
 
 
 async def test_orphans_and_foreign_messages_stay(kit: Kit) -> None:
-    await kit.at.send_copy('{"tool": "other"}', "MalformedMessage")
+    await kit.pipeline.send_copy('{"tool": "other"}', "MalformedMessage")
     gone = await failed(kit)
     await kit.query("delete from generation_sessions where id = %s", gone.id)
     assert (await redriven(kit)).tally.skipped == {"foreign": 1, "orphan": 1}
@@ -267,7 +267,7 @@ async def test_killed_at_any_call_the_next_run_finishes_it(kit: Kit) -> None:
             settings = replace(kit.settings, queue=f"{kit.settings.queue}-{at}")
             async with Kit.open(settings) as place:
                 sessions = [await failed(place, user=f"u{at}") for _ in range(2)]
-                await place.at.send_copy(place.body(sessions[0]), "InvalidParameter", row=sessions[0])
+                await place.pipeline.send_copy(place.body(sessions[0]), "InvalidParameter", row=sessions[0])
             places.append((settings, sessions))
             outcome = await redrive(settings, at)
     assert outcome == "done"
@@ -283,7 +283,9 @@ async def finished(settings: Settings, sessions: list[Session], some: asyncio.Se
 
         async def nothing_left() -> bool:
             await redriven(place, edit_prompt="a lighthouse")
-            return not await place.copies() and not await place.at.dlq.receive(10, wait_s=1, visibility_s=1)
+            return not await place.copies() and not await place.pipeline.dlq.receive(
+                10, wait_s=1, visibility_s=1
+            )
 
         await until(nothing_left)
         rows = [await place.row(session) for session in sessions]
@@ -296,7 +298,7 @@ async def test_two_at_once_give_each_job_one_run(kit: Kit) -> None:
     """With twins of every copy, so that both meet the same sessions."""
     sessions = [await failed(kit) for _ in range(12)]
     for session in sessions:
-        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+        await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     one, two = await asyncio.gather(redriven(kit), redriven(kit))
     assert one.tally.redriven + two.tally.redriven == 12
     assert one.tally.stale + two.tally.stale + one.tally.skipped.get("could not be queued", 0) <= 12
@@ -314,8 +316,8 @@ async def test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_nex
     session = await failed(kit)
     with monkeypatch.context() as broken:
 
-        async def refused(_: object, out: list[Outgoing]) -> list[Fate]:
-            return [Fate("InternalError: not this one") for _ in out]
+        async def refused(_: object, out: list[Outgoing]) -> list[EntryResult]:
+            return [EntryResult("InternalError: not this one") for _ in out]
 
         broken.setattr(Queue, "send", refused)
         done = await redriven(kit)
@@ -329,11 +331,11 @@ async def test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_nex
 async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> None:
     """Bare, of any size, in the same run; one that somebody works at is left alone."""
     waiting, leased = await kit.enqueue(), await kit.enqueue()
-    while await kit.at.queue.receive(10, wait_s=0, visibility_s=600):
+    while await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=600):
         pass
-    assert await kit.at.claim(leased.id, 1)
+    assert await kit.pipeline.claim(leased.id, 1)
     padding = " " * (256 * 1024 - 200)
-    await kit.at.dlq.send([Outgoing(kit.body(session) + padding) for session in (waiting, leased)])
+    await kit.pipeline.dlq.send([Outgoing(kit.body(session) + padding) for session in (waiting, leased)])
     done = await redriven(kit)
     assert (done.tally.redriven, done.tally.skipped) == (1, {"active": 1})
     job = await kit.receive()
@@ -418,7 +420,7 @@ async def test_jobs_that_fail_again_at_once_do_not_keep_it_busy(kit: Kit) -> Non
 
 async def test_a_plan_counts_twins_once_however_far_apart(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await failed(kit)
-    await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+    await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
     async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
         plan = await under_way.plan()
@@ -430,7 +432,7 @@ async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.
     """Also the stale copies behind the last job, and where the plan holds nothing else."""
     session = await failed(kit)
     for _ in range(2):
-        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+        await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
     for redriven, stale in ((1, 2), (0, 1)):
         async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
@@ -439,13 +441,13 @@ async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.
             under_way.limit(plan)
             assert (await under_way.run()).tally == plan.tally
         assert await kit.copies() == []
-        await kit.at.send_copy(kit.body(session), "InvalidParameter", row=session)
+        await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
 
 
 async def test_odd_messages_and_rows_stop_nobody(kit: Kit) -> None:
     session, odd = await failed(kit), await failed(kit)
     await kit.query("update generation_sessions set status = 'cancelled' where id = %s", odd.id)
-    await kit.at.dlq.send([Outgoing("poison", {"attempts": "9" * 5000})])
+    await kit.pipeline.dlq.send([Outgoing("poison", {"attempts": "9" * 5000})])
     done = await redriven(kit)
     assert (done.tally.redriven, done.tally.skipped) == (1, {"orphan": 1, "foreign": 1})
     assert (await kit.row(session)).run == 2
@@ -455,8 +457,8 @@ async def test_a_job_queue_that_takes_nothing_stops_it(kit: Kit, monkeypatch: py
     for _ in range(15):
         await failed(kit)
 
-    async def refused(_: object, out: list[Outgoing]) -> list[Fate]:
-        return [Fate("AccessDenied") for _ in out]
+    async def refused(_: object, out: list[Outgoing]) -> list[EntryResult]:
+        return [EntryResult("AccessDenied") for _ in out]
 
     monkeypatch.setattr(Queue, "send", refused)
     monkeypatch.setattr(ops, "LANES", 1)
@@ -487,8 +489,8 @@ async def test_a_bare_body_that_says_its_run_by_an_attribute_is_stale_like_any(k
     await kit.work()
     bare = json.dumps({"version": 1, "tool": "seedream4", "sessionId": str(session.id)})
     for message in await kit.copies():
-        await kit.at.dlq.delete([message.receipt])
-    await kit.at.dlq.send([Outgoing(bare, {"run": "1"})])
+        await kit.pipeline.dlq.delete([message.receipt])
+    await kit.pipeline.dlq.send([Outgoing(bare, {"run": "1"})])
     assert (await redriven(kit)).tally.stale == 1
 
 

@@ -11,17 +11,16 @@ import structlog
 from tests.kit import Kit, QueueServer, until
 from tests.path.test_metrics import told
 
-from genctl.base.metrics import WorkerMetrics
 from genctl.domain.findings import Finding
 from genctl.domain.model import Session, Status
-from genctl.domain.status import Line
+from genctl.domain.status import StatusLine
 from genctl.edges import migrate
 from genctl.ops.doctor import examine
 from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 from genctl.ops.trace import events_of
+from genctl.services.metrics import WorkerMetrics
 from genctl.services.worker import Until, Worker
-from genctl.tools.seedream4 import TOOL
 
 TELL_ALL = """
     create function tell_all() returns trigger language plpgsql as
@@ -37,11 +36,10 @@ SHORT = "alter table generation_sessions add constraint short check (length(erro
 
 @pytest.fixture
 def metrics(kit: Kit) -> WorkerMetrics:
-    kit.at.meters = found = WorkerMetrics(TOOL.provider)
-    return found
+    return kit.metrics
 
 
-async def lines(kit: Kit) -> dict[str, Line]:
+async def lines(kit: Kit) -> dict[str, StatusLine]:
     return {line.part: line for line in await look(kit.settings)}
 
 
@@ -51,7 +49,7 @@ async def findings(kit: Kit) -> dict[str, Finding]:
 
 @asynccontextmanager
 async def at_work(kit: Kit) -> AsyncIterator[Worker]:
-    worker = Worker(kit.at, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until())
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -147,7 +145,6 @@ async def test_runs_that_end_without_notify_are_told_with_who_holds_its_queue(
         await migrate.up(server.dsn)
         settings = sqs_server.settings(server.dsn, home=tmp_path, queue="clogged")
         async with Kit.open(settings) as kit:
-            kit.at.meters = metrics = WorkerMetrics(TOOL.provider)
             assert (await lines(kit))["notify"].level == "ok"
             with full_queue(server.dsn) as idle:
                 ended = f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({idle.info.backend_pid})'"
@@ -162,7 +159,7 @@ async def test_runs_that_end_without_notify_are_told_with_who_holds_its_queue(
                 found = await findings(kit)
                 assert (found["notify-queue"].level, found["notify-queue"].fix) == ("warning", ended)
                 assert (found["unnotified"].level, found["unnotified"].fix) == ("warning", ended)
-                assert told(metrics)["genctl_worker_unnotified_settles_total"] == 1
+                assert told(kit.metrics)["genctl_worker_unnotified_settles_total"] == 1
                 events = {line["event"] for line in said}
                 assert "session.notify.refused" in events and "session.failed.notify.sent" not in events
                 kinds = [event.kind for event in await events_of(kit.db, session.id)]

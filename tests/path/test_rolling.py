@@ -33,20 +33,25 @@ async def version(kit: Kit, tool: Tool) -> AsyncIterator[Pipeline]:
     wire = kit.wire
     wire.tool = tool.bound(kit.settings)
     yield Pipeline(
-        db=kit.db, queue=kit.at.queue, dlq=kit.at.dlq, limits=kit.at.limits, tool=wire.tool, wire=wire
+        db=kit.db,
+        queue=kit.pipeline.queue,
+        dlq=kit.pipeline.dlq,
+        limits=kit.pipeline.limits,
+        tool=wire.tool,
+        wire=wire,
     )
 
 
 async def ordered(kit: Kit, model: str, tool: str = "seedream4", scenario: str = "success") -> Session:
     order = msgspec.structs.replace(kit.order(scenario), model=model)
-    made = await enqueue([order], db=kit.db, queue=kit.at.queue, tool=tool, opening=1000)
+    made = await enqueue([order], db=kit.db, queue=kit.pipeline.queue, tool=tool, opening=1000)
     return made.sessions[0]
 
 
-async def shown_again(kit: Kit, at: Pipeline) -> Any:
+async def shown_again(kit: Kit, pipeline: Pipeline) -> Any:
     """The next delivery, whatever hides it, carried by a process."""
     message = await kit.receive()
-    return await carry(message, at)
+    return await carry(message, pipeline)
 
 
 async def nothing_was_done(kit: Kit, session: Session) -> None:
@@ -101,7 +106,7 @@ async def test_a_job_of_another_tool_is_left_and_told_once(kit: Kit, said: str) 
     structlog.reset_defaults()
     with capture_logs() as logs:
         for _ in range(3):
-            assert await shown_again(kit, kit.at) is None
+            assert await shown_again(kit, kit.pipeline) is None
     await nothing_was_done(kit, session)
     told = [entry for entry in logs if entry["event"] == "message.left"]
     assert [(entry["tool"], entry["model"]) for entry in told] == [(said, "other-1")]
@@ -120,17 +125,17 @@ async def test_the_row_decides_whose_a_job_is_and_not_what_its_message_says(kit:
 async def test_a_message_of_another_tool_without_a_row_is_never_copied(kit: Kit) -> None:
     """Its row may be in another database."""
     body = {"version": 1, "tool": "other", "sessionId": str(uuid4()), "run": 1}
-    await kit.at.queue.send([Outgoing(msgspec.json.encode(body).decode())])
+    await kit.pipeline.queue.send([Outgoing(msgspec.json.encode(body).decode())])
     message = await kit.receive()
-    await carry(msgspec.structs.replace(message, receive_count=40), kit.at)
+    await carry(msgspec.structs.replace(message, receive_count=40), kit.pipeline)
     assert await kit.copies() == []
 
 
 async def test_what_is_over_is_deleted_whoever_finds_it(kit: Kit) -> None:
     session = await ordered(kit, "other-1", tool="other")
     await kit.query("update generation_sessions set status = 'completed', completed_at = now()")
-    await carry(await kit.receive(), kit.at)
-    facts = await kit.at.queue.attributes()
+    await carry(await kit.receive(), kit.pipeline)
+    facts = await kit.pipeline.queue.attributes()
     assert facts["ApproximateNumberOfMessages"] == facts["ApproximateNumberOfMessagesNotVisible"] == "0"
     assert (await kit.row(session)).status is Status.COMPLETED
 
@@ -163,7 +168,7 @@ async def test_a_sweeper_touches_nothing_of_another_tool_but_its_credits(kit: Ki
         ("refund", failed.id)
     ]
     async with version(kit, OTHER) as other:
-        kit.at = other
+        kit.pipeline = other
         assert {swept.action for swept in await kit.sweep()} >= {"send", "requeue", "copy"}
     assert (await kit.row(waits)).enqueued_at
 

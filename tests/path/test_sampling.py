@@ -13,11 +13,11 @@ from genctl.ops.sampling import COUNTS, Pass, sampled
 
 
 async def test_what_was_seen_is_visible_at_once_when_the_pass_is_cut_short(kit: Kit) -> None:
-    await kit.at.dlq.send([Outgoing(str(number)) for number in range(5)])
+    await kit.pipeline.dlq.send([Outgoing(str(number)) for number in range(5)])
     seen = asyncio.Event()
 
     async def look() -> None:
-        async with Pass.over(kit.at.dlq) as one:
+        async with Pass.over(kit.pipeline.dlq) as one:
             while await one.receive(2):
                 pass
             seen.set()
@@ -35,17 +35,17 @@ async def test_what_was_seen_is_visible_at_once_when_the_pass_is_cut_short(kit: 
 async def test_what_one_receive_brought_is_shown_again_when_another_fails(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await kit.at.dlq.send([Outgoing(str(number)) for number in range(5)])
-    receive, calls = kit.at.dlq.receive, count()
+    await kit.pipeline.dlq.send([Outgoing(str(number)) for number in range(5)])
+    receive, calls = kit.pipeline.dlq.receive, count()
 
     async def sometimes(*args: Any, **kwargs: Any) -> list[Message]:
         if next(calls):
             raise GenctlError("Throttled", "not now")
         return await receive(*args, **kwargs)
 
-    monkeypatch.setattr(kit.at.dlq, "receive", sometimes)
+    monkeypatch.setattr(kit.pipeline.dlq, "receive", sometimes)
     with pytest.raises(GenctlError, match="not now"):
-        async with Pass.over(kit.at.dlq) as one:
+        async with Pass.over(kit.pipeline.dlq) as one:
             await one.receive(30)
     monkeypatch.undo()
     assert len(await kit.copies()) == 5
@@ -62,7 +62,7 @@ async def test_what_one_receive_brought_is_shown_again_when_another_fails(
 async def test_what_looking_costs_is_said_before(
     kit: Kit, facts: dict[str, str], warning: str | None
 ) -> None:
-    told = Pass(kit.at.dlq, facts, bounded=False).warning
+    told = Pass(kit.pipeline.dlq, facts, bounded=False).warning
     assert told is None if warning is None else warning in (told or "")
 
 

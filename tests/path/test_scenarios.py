@@ -95,9 +95,11 @@ async def test_every_scenario_ends_as_the_page_says(
         async with served(kit.settings) as client, client.stream() as ear:
             await ear.ready()
             orders = [kit.order(name) for name in SCENARIOS]
-            made = await enqueue(orders, db=kit.db, queue=kit.at.queue, tool=TOOL.name, opening=1000)
+            made = await enqueue(orders, db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name, opening=1000)
             sessions = dict(zip(SCENARIOS, made.sessions, strict=True))
-            await Worker(kit.at, concurrency=32, grace_s=0.0, until=Until(drain=True)).run()
+            await Worker(
+                kit.pipeline, metrics=kit.metrics, concurrency=32, grace_s=0.0, until=Until(drain=True)
+            ).run()
             await ear.until(lambda ear: len(ear.told) >= len(sessions))
             events = ear.told
         told = Counter(json.loads(payload)["session_id"] for payload in heard())
@@ -113,7 +115,7 @@ async def test_every_scenario_ends_as_the_page_says(
             events=[event for event in events if event.data["sessionId"] == str(session.id)],
             notified=told[str(session.id)],
         )
-        if complaints := complain(expected, ended, kit.at.queue.name):
+        if complaints := complain(expected, ended, kit.pipeline.queue.name):
             wrong[expected.scenario] = complaints
     assert wrong == {}
     failed = sum(expected.status == "failed" for expected in TABLE)
@@ -197,7 +199,7 @@ def attributes(expected: Expected, row: Session, queue: str) -> dict[str, str]:
 async def dead_letters(kit: Kit) -> list[Message]:
     """All messages of the DLQ."""
     found: list[Message] = []
-    while messages := await kit.at.dlq.receive(10, wait_s=0, visibility_s=60):
+    while messages := await kit.pipeline.dlq.receive(10, wait_s=0, visibility_s=60):
         found += messages
     return found
 

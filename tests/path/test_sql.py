@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 import genctl
-from genctl.edges.sql import statements
+from genctl.edges.db import statements
 
 SOURCE = Path(genctl.__file__).parent
 STATEMENT = re.compile(

@@ -23,12 +23,12 @@ from tests.kit import QueueServer, until
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import aws
-from genctl.edges.sqs import MAX_BYTES, Fate, Outgoing, Queue, Sqs
+from genctl.edges.sqs import MAX_BYTES, EntryResult, Outgoing, Queue, Sqs
 
 KEY, SECRET = "AKIDEXAMPLE", "a-secret-of-the-tests"  # no real ones
 
 
-def errors(fates: list[Fate]) -> list[str | None]:
+def errors(fates: list[EntryResult]) -> list[str | None]:
     return [fate.error for fate in fates]
 
 

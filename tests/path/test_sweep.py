@@ -14,7 +14,7 @@ from genctl.base.settings import Settings
 from genctl.domain import decide
 from genctl.domain.classify import MAX_DELAY_S, ours
 from genctl.domain.model import GenctlError, Status
-from genctl.edges.sql import sql
+from genctl.edges.db import sql
 from genctl.ops.sessions import listed
 from genctl.redrive import letters
 from genctl.sweep import Ages, resend_all, sweep
@@ -24,13 +24,13 @@ DEAD = "update generation_sessions set lease_until = now() - interval '1 s' wher
 
 async def test_a_run_whose_worker_fell_silent_goes_back_once_and_then_ends(kit: Kit) -> None:
     session = await kit.enqueue()
-    await kit.at.claim(session.id, 1)
+    await kit.pipeline.claim(session.id, 1)
     await kit.query(DEAD)
     assert [swept.action for swept in await kit.sweep()] == ["requeue"]
     row = await kit.row(session)
     assert (row.status, row.unknowns, row.attempts) == (Status.QUEUED, 1, 1)
 
-    await kit.at.claim(session.id, 1)
+    await kit.pipeline.claim(session.id, 1)
     await kit.query(DEAD)
     (swept,) = await kit.sweep()
     assert (swept.action, swept.code) == ("fail", "WorkerCrashed")
@@ -61,9 +61,9 @@ async def test_a_job_that_waited_too_long_is_failed_but_never_behind_a_closed_ga
 
 async def test_a_copy_that_was_not_marked_is_sent_again(kit: Kit) -> None:
     session = await kit.enqueue("sensitive")
-    claimed = await kit.at.claim(session.id, 1)
+    claimed = await kit.pipeline.claim(session.id, 1)
     assert claimed
-    await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
+    await kit.pipeline.settle(claimed, ours("WorkerCrashed"), calls=1)
     assert await kit.sweep() == []
     await kit.query("update generation_sessions set completed_at = now() - interval '2 minutes'")
     assert [swept.action for swept in await kit.sweep()] == ["copy"]
@@ -74,9 +74,9 @@ async def test_a_copy_that_was_not_marked_is_sent_again(kit: Kit) -> None:
 
 async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None:
     session = await kit.enqueue()
-    await kit.at.claim(session.id, 1)
+    await kit.pipeline.claim(session.id, 1)
     await kit.query(DEAD)
-    (swept,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.pipeline, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "requeue",
         "sessionId": session.id,
@@ -93,7 +93,7 @@ async def test_an_adopted_run_whose_worker_fell_silent_is_sent_again(kit: Kit) -
     await kit.query("""
         update generation_sessions set queued_at = null, created_at = now() - interval '5 minutes',
           enqueued_at = '-infinity', dlq_sent_at = '-infinity'""")
-    await kit.at.claim(session.id, 1)
+    await kit.pipeline.claim(session.id, 1)
     await kit.query(DEAD)
     assert [swept.action for swept in await kit.sweep()] == ["requeue"]
     assert [swept.action for swept in await kit.sweep()] == ["send"]
@@ -114,10 +114,10 @@ async def test_a_row_that_was_processing_at_adoption_is_settled_without_a_call(k
 async def test_a_queue_in_memory_that_was_lost_gets_all_its_jobs_again(kit: Kit, jobs: int) -> None:
     for _ in range(jobs):
         await kit.enqueue()
-    while messages := await kit.at.queue.receive(10, wait_s=0, visibility_s=30):
-        await kit.at.queue.delete([message.receipt for message in messages])
+    while messages := await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=30):
+        await kit.pipeline.queue.delete([message.receipt for message in messages])
     assert await resend_all(kit.settings) == jobs
-    facts = await kit.at.queue.attributes()
+    facts = await kit.pipeline.queue.attributes()
     assert int(facts["ApproximateNumberOfMessages"]) == jobs
 
 
@@ -131,7 +131,7 @@ async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> 
     there = await kit.enqueue()
     assert await kit.sweep() == []
     await kit.query(OLDER)
-    (swept,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.pipeline, Ages.of(kit.settings), dry_run=True)
     assert swept.item() == {
         "action": "refund",
         "sessionId": gone.id,
@@ -205,14 +205,14 @@ async def test_sweep_audit_and_fix_work_through_a_transaction_pooler(
     ):
         for user in ("ann", "bob", "cyd", "dan", "eve"):
             await kit.enqueue("sensitive", user=user)
-        for message in await kit.at.queue.receive(10, wait_s=0, visibility_s=600):
+        for message in await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=600):
             session = await kit.row(decide.read_job(message.body).session_id)
             if session.user_id == "cyd":  # its worker falls silent
-                await kit.at.claim(session.id, 1)
+                await kit.pipeline.claim(session.id, 1)
             if session.user_id == "dan":  # its copy is owed
-                claimed = await kit.at.claim(session.id, 1)
+                claimed = await kit.pipeline.claim(session.id, 1)
                 assert claimed
-                await kit.at.settle(claimed, ours("WorkerCrashed"), calls=1)
+                await kit.pipeline.settle(claimed, ours("WorkerCrashed"), calls=1)
         await kit.query(DEAD)
         await kit.query(
             "update generation_sessions set completed_at = now() - interval '2 minutes' where user_id = 'dan'"
@@ -249,7 +249,7 @@ async def test_the_trace_is_pruned_by_age_in_bounded_batches(
         insert into session_events (session_id, run, kind, at)
         select gen_random_uuid(), 1, 'enqueued', now() - interval '91 days' from generate_series(1, 5)""")
     await kit.enqueue()
-    (told,), _ = await sweep(kit.at, Ages.of(kit.settings), dry_run=True)
+    (told,), _ = await sweep(kit.pipeline, Ages.of(kit.settings), dry_run=True)
     assert told.item() == {
         **dict.fromkeys(("sessionId", "userId", "run", "code")),
         "action": "prune",

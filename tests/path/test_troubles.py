@@ -25,7 +25,7 @@ from genctl import enqueue as enqueueing
 from genctl import redrive as redriving
 from genctl.domain import decide
 from genctl.domain.model import Answer, NotYetError, Session
-from genctl.edges.db import LOCK_S, Database, Row, Step
+from genctl.edges.db import LOCK_S, Database, Row, Statement
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.pipeline import Hear, Pipeline, at_once
 from genctl.tools.seedream4 import TOOL
@@ -94,7 +94,7 @@ class Line(Database):
         return 0.0 if self.fresh else 3600.0
 
     async def patiently(
-        self, *steps: Step, patience_s: float = 0.0, lock_s: float = LOCK_S
+        self, *steps: Statement, patience_s: float = 0.0, lock_s: float = LOCK_S
     ) -> list[list[Row]]:
         """Twice: what is patient above it is what is tried here."""
         with suppress(DatabaseGoneError):
@@ -326,12 +326,11 @@ class Troubles(Interleavings):
 
     def _pipeline(self) -> Pipeline:
         line = Line(self.world.db)
-        at = Pipeline(
+        pipeline = Pipeline(
             db=line, queue=self.queue, dlq=self.dlq, limits=self.limits, tool=TOOL, wire=self.provider
         )
-        at.turn = self._turn
-        self.lines[at] = line
-        return at
+        self.lines[pipeline] = line
+        return pipeline
 
     async def _turn(self) -> Hear:
         if self.far_off:
@@ -400,7 +399,7 @@ class Troubles(Interleavings):
         held, reaches = self._held(task), self.lines[self.owners[task]].is_well
         task.cancel()
         await asyncio.wait([task])
-        if held and reaches and isinstance(held.item, run.Ending):
+        if held and reaches and isinstance(held.item, run.Settlement):
             given = (held.session.id, held.session.run, held.session.lease)
             assert given in self._ends(), f"only the log has the answer to {given}"
 

@@ -14,8 +14,7 @@ from tests.path.test_polite import statuses, working
 
 from genctl.domain.model import Answer, NoAnswer, Session
 from genctl.pipeline import Pipeline
-from genctl.services import sweeper
-from genctl.sweep import BATCH, Ages, sweep
+from genctl.sweep import BATCH, Ages, sweep, sweep_every
 
 AWAY_S = 4.0  # several leases
 
@@ -58,13 +57,16 @@ async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgr
     sessions = [await kit.enqueue("slow-success", user=f"user-{n}") for n in range(30)]
     sent = Counter[str]()
     async with Pipeline.open(kit.settings) as other:
-        for at in (kit.at, other):
-            monitor(at, sent)
-        async with working(kit.at, concurrency=40):
+        for pipeline in (kit.pipeline, other):
+            monitor(pipeline, sent)
+        async with working(kit.pipeline, concurrency=40):
             await until(lambda: true(sent.total() == len(sessions)))
             async with working(other, concurrency=40):
                 ages = Ages.of(kit.settings)
-                sweeping = [asyncio.create_task(sweeper.run(at, ages, every_s=0.3)) for at in (kit.at, other)]
+                sweeping = [
+                    asyncio.create_task(sweep_every(pipeline, ages, 0.3))
+                    for pipeline in (kit.pipeline, other)
+                ]
                 with away(kit, postgres):
                     await asyncio.sleep(AWAY_S)
                 await until(lambda: has_ended(kit, len(sessions)))
@@ -76,16 +78,16 @@ async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgr
     assert await kit.violations() == []
 
 
-def monitor(at: Pipeline, sent: Counter[str]) -> None:
+def monitor(pipeline: Pipeline, sent: Counter[str]) -> None:
     """Count the calls of each session."""
-    assert at.wire
-    usual = at.wire.generate
+    assert pipeline.wire
+    usual = pipeline.wire.generate
 
     async def generate(session: Session, on_send: Callable[[], None]) -> Answer | NoAnswer:
         sent[str(session.id)] += 1
         return await usual(session, on_send)
 
-    setattr(at.wire, "generate", generate)  # noqa: B010 - it is a method
+    setattr(pipeline.wire, "generate", generate)  # noqa: B010 - it is a method
 
 
 def looked_up(kit: Kit, query: str) -> list[dict[str, object]]:
@@ -109,7 +111,7 @@ async def test_while_too_many_answers_wait_nothing_more_is_received(
     monkeypatch.setattr("genctl.services.worker.LOOK_S", 0.05)
     for _ in range(12):
         await kit.enqueue()
-    async with working(kit.at, concurrency=2) as worker:
+    async with working(kit.pipeline, concurrency=2) as worker:
         rests = list[str]()
         monkeypatch.setattr(worker.liveness, "rest", rests.append)
         async with kit.db._pool.connection() as conn, conn.transaction():
@@ -122,7 +124,7 @@ async def test_while_too_many_answers_wait_nothing_more_is_received(
 async def test_an_answer_that_was_refused_is_settled_by_the_next_owner_without_a_call(kit: Kit) -> None:
     """Also by one who finds the attempts used up, and no attempt is counted beyond the most."""
     sent = Counter[str]()
-    monitor(kit.at, sent)
+    monitor(kit.pipeline, sent)
     await kit.query(
         """create function no() returns trigger language plpgsql as $$ begin
           if new.status in ('completed', 'failed') then raise exception 'no'; end if; return new; end $$"""
@@ -132,19 +134,19 @@ async def test_an_answer_that_was_refused_is_settled_by_the_next_owner_without_a
     )
     for scenario in ("success", "sensitive"):
         await kit.enqueue(scenario)
-    await kit.query("update generation_sessions set attempts = %s", kit.at.limits.attempts - 1)
+    await kit.query("update generation_sessions set attempts = %s", kit.pipeline.limits.attempts - 1)
     for _ in range(2):  # those who come while it is refused, too
-        async with working(kit.at, concurrency=2):
-            await until(lambda: true(len(kit.at.answers.waiting) == 2))
+        async with working(kit.pipeline, concurrency=2):
+            await until(lambda: true(len(kit.pipeline.answers.waiting) == 2))
             await until(lambda: has_kept(kit, 2))
             rows = await kit.query("select attempts from generation_sessions")
-            assert [row["attempts"] for row in rows] == [kit.at.limits.attempts] * 2
+            assert [row["attempts"] for row in rows] == [kit.pipeline.limits.attempts] * 2
     await kit.query("drop trigger no on generation_sessions")
-    async with working(kit.at, concurrency=2):
+    async with working(kit.pipeline, concurrency=2):
         await statuses(kit, completed=1, failed=1)
     assert list(sent.values()) == [1, 1]
     rows = await kit.query("select attempts from generation_sessions")
-    assert [row["attempts"] for row in rows] == [kit.at.limits.attempts] * 2
+    assert [row["attempts"] for row in rows] == [kit.pipeline.limits.attempts] * 2
     assert await kit.violations() == []
 
 
@@ -162,7 +164,7 @@ async def test_a_message_of_a_run_that_cannot_be_had_is_not_worn_out(kit: Kit) -
         await conn.execute("select from generation_sessions for update")
         for _ in range(2):
             await kit.work()
-        assert await kit.at.queue.receive(1, wait_s=0, visibility_s=0) == []
+        assert await kit.pipeline.queue.receive(1, wait_s=0, visibility_s=0) == []
 
 
 async def test_what_is_refused_again_and_again_keeps_no_other_run_from_the_sweeper(kit: Kit) -> None:
@@ -186,7 +188,7 @@ async def test_what_is_refused_again_and_again_keeps_no_other_run_from_the_sweep
     )
 
     async def found() -> bool:
-        await sweep(kit.at, Ages.of(kit.settings))
+        await sweep(kit.pipeline, Ages.of(kit.settings))
         return (await kit.row(quiet)).status == "queued"
 
     await until(found)

@@ -218,10 +218,10 @@ from datetime import UTC, datetime
 from genctl.domain.classify import classify
 from genctl.domain.details import build
 from genctl.domain.model import Success
-from genctl.ops.recorded import Line
+from genctl.ops.recorded import RecordedAnswer
 from genctl_tool_example import TOOL
 import msgspec
-for line in msgspec.json.Decoder(Line).decode_lines(open(sys.argv[1], "rb").read()):
+for line in msgspec.json.Decoder(RecordedAnswer).decode_lines(open(sys.argv[1], "rb").read()):
     verdict = classify(line.answer(), TOOL.provider, now=datetime.now(UTC))
     found = {"requestId": verdict.request_id}
     if not isinstance(verdict, Success):

@@ -278,6 +278,31 @@ def test_token_makes_what_the_api_takes(place: Place) -> None:
     place.say("token", "--user", "", exit_code=2)
 
 
+def test_token_revoke_is_known_to_every_process_within_half_a_minute(place: Place) -> None:
+    """By user or by id; what is issued afterwards is good, and the link leads to where users are."""
+    with serve(place) as api:
+
+        def known(token: str) -> bool:
+            api.client.token = token
+            return bool(asyncio.run(api.client.ask("GET", "/whoami"))[0] == 200)
+
+        def issued(user: str) -> str:
+            return place.say("token", "--user", user).stdout.strip()
+
+        anns, bobs, other = issued("ann"), issued("bob"), issued("bob")
+        assert known(anns) and known(bobs) and known(other)
+        said = place.genctl("token", "revoke", "--user", "ann")
+        assert said.keys() == {"userId", "revokedAt"}
+        assert place.genctl("token", "revoke", "--id", bobs).keys() == {"tokenId", "revokedAt"}
+        until_sync(lambda: not known(anns) and not known(bobs), 30)
+        assert known(other) and known(issued("ann"))
+    for args in ((), ("--user", "ann", "--id", "x"), ("--user", ""), ("--id", "")):
+        place.say("token", "revoke", *args, exit_code=2)
+    public = "https://app.example.com/images"
+    link = place.genctl("token", "--user", "ann", "--link", GENCTL_PUBLIC_URL=public)["signIn"]
+    assert link.startswith("https://app.example.com/images/signin?ticket=")
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [

@@ -104,8 +104,8 @@ async def worker(kit: Kit) -> AsyncIterator[None]:
 
     async def work() -> None:
         while not told.is_set():
-            for message in await kit.at.queue.receive(10, wait_s=1, visibility_s=LEASE_S):
-                await carry(message, kit.at)
+            for message in await kit.pipeline.queue.receive(10, wait_s=1, visibility_s=LEASE_S):
+                await carry(message, kit.pipeline)
 
     working = asyncio.create_task(work())
     try:

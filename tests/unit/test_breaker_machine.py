@@ -6,15 +6,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from genctl.domain.breaker import (
+    ALONE_S,
     FIRST_S,
     JITTER,
     LONGEST_S,
+    MOST_TRAITS,
+    MOST_USERS,
     SIGNS,
     Breaker,
     Close,
+    Company,
     Open,
+    Ordered,
     Phase,
     Sign,
     closing_s,
@@ -35,6 +41,12 @@ def after(signs: list[Sign], limit: int | None = LIMIT) -> tuple[Breaker, list[o
         breaker, does = breaker.heard(sign, breaker.epoch, random=0.0)
         asked.append(does)
     return breaker, [does for does in asked if does]
+
+
+def same(one: tuple[Breaker, object], other: tuple[Breaker, object]) -> bool:
+    """Whether both would do the same, whatever they know of users and values."""
+    forgotten = [(replace(breaker, company=Company()), does) for breaker, does in (one, other)]
+    return forgotten[0] == forgotten[1]
 
 
 def failure(category: Category, status: int | None = None) -> Failure:
@@ -61,8 +73,8 @@ def test_so_many_failures_in_a_row_that_do_not_speak_of_the_job_close_the_gate(
 
 @given(st.lists(SIGN, max_size=30), st.integers(1, 5))
 def test_the_gate_closes_exactly_once_there_are_that_many_in_a_row(signs: list[Sign], limit: int) -> None:
-    told = [sign for sign in signs if sign is not NEITHER]
-    runs = any(told[at : at + limit] == [BROKEN] * limit for at in range(len(told)))
+    told = [sign is SOUND for sign in signs if sign not in {NEITHER, Sign.ORDER}]
+    runs = any(told[n : n + limit] == [False] * limit for n in range(len(told)))
     assert after(signs, limit)[1] == [Close(FIRST_S)] * runs
 
 
@@ -81,11 +93,14 @@ def test_a_probe_decides_with_its_first_outcome(
     match sign:
         case Sign.SOUND:
             assert does == Open()
-        case Sign.BROKEN:
+        case Sign.ORDER:
+            assert (does, decided.phase) == (None, Phase.PROBING)
+            return
+        case Sign.BROKEN | Sign.CERTAIN:
             assert does == Close(closing_s(closed_s, random=random))
         case Sign.NEITHER:
             assert does == Close(closed_s or FIRST_S)
-    assert decided.heard(sign, decided.epoch, random=random) == (decided, None), "it is decided"
+    assert same(decided.heard(sign, decided.epoch, random=random), (decided, None)), "it is decided"
 
 
 @given(st.lists(SIGN, max_size=5), st.lists(st.sampled_from(Phase), min_size=1, max_size=5), SIGN, RANDOM)
@@ -97,13 +112,13 @@ def test_a_call_that_began_before_the_gate_turned_counts_for_nothing(
     old = breaker.epoch
     for phase in phases:
         breaker = breaker.turned(phase)
-        assert breaker.heard(sign, old, random=random) == (breaker, None)
+        assert same(breaker.heard(sign, old, random=random), (breaker, None))
 
 
 @given(SIGN, RANDOM)
 def test_while_another_worker_probes_nothing_counts(sign: Sign, random: float) -> None:
     shut = Breaker(limit=1).turned(Phase.SHUT, 30)
-    assert shut.heard(sign, shut.epoch, random=random) == (shut, None)
+    assert same(shut.heard(sign, shut.epoch, random=random), (shut, None))
 
 
 @given(st.lists(RANDOM, min_size=8, max_size=8))
@@ -147,6 +162,8 @@ def test_a_closing_is_never_too_short_nor_too_long(last_s: float, random: float)
         (failure(Category.NETWORK, 400), NEITHER),  # the reference image of the job
         (failure(Category.NETWORK, 504), BROKEN),
         (failure(Category.RATE_LIMIT, 429), NEITHER),
+        (failure(Category.CONFIG, 404), BROKEN),
+        (replace(failure(Category.AUTH, 401), certain=True), Sign.CERTAIN),
     ],
 )
 def test_what_an_outcome_says_of_provider_and_account(result: Success | Failure, sign: Sign) -> None:
@@ -155,3 +172,102 @@ def test_what_an_outcome_says_of_provider_and_account(result: Success | Failure,
 
 def test_every_category_has_a_sign() -> None:
     assert set(SIGNS) == set(Category)
+
+
+@pytest.mark.parametrize("category", [c for c in Category if SIGNS[c] is not SOUND])
+def test_a_refusal_that_names_what_was_ordered_says_nothing_of_us(category: Category) -> None:
+    assert sign_of(failure(category, 404), named=True) is Sign.ORDER
+
+
+# Whose failures count
+
+FEW = 20
+MINE = frozenset({("model", "seedream-4-5-251128")})
+PROVOKED = st.sampled_from([sign for sign in Sign if sign is not Sign.CERTAIN])
+OURS = st.tuples(st.just("ann"), st.sampled_from([MINE, MINE | {("size", "2K")}]), PROVOKED)
+THEIRS = st.tuples(
+    st.sampled_from(["ben", "cem", "dag"]),
+    st.sampled_from([frozenset(), frozenset({("size", "2K")})]),
+    st.sampled_from([SOUND, NEITHER]),
+)
+Heard = tuple[str, frozenset[tuple[str, str]], Sign]
+
+
+def closes(outcomes: list[Heard], limit: int, *, step_s: float = 0.0) -> bool:
+    """Whether an open gate is closed by these, one after the other."""
+    breaker, now = Breaker(limit=limit), 0.0
+    for user, traits, sign in outcomes:
+        breaker, does = breaker.heard(sign, 0, random=0.0, order=Ordered(user, traits), now=now)
+        if does:
+            return True
+        now += step_s
+    return False
+
+
+@given(THEIRS, st.lists(OURS | THEIRS, max_size=80), st.integers(1, FEW))
+def test_what_one_users_orders_provoke_never_closes_the_gate(
+    first: Heard, outcomes: list[Heard], limit: int
+) -> None:
+    """Whatever it is, as long as that user's requests differ from the others' in a field."""
+    assert not closes([first, *outcomes], limit)
+
+
+@given(st.lists(OURS.filter(lambda one: one[2] is not SOUND) | THEIRS, max_size=80), st.integers(1, FEW),
+       st.floats(0, 2 * ALONE_S))  # fmt: skip
+def test_a_value_that_was_sound_for_nobody_explains_also_what_a_user_alone_provokes(
+    outcomes: list[Heard], limit: int, step_s: float
+) -> None:
+    assert not closes(outcomes, limit, step_s=step_s)
+
+
+PLAIN: frozenset[tuple[str, str]] = frozenset()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([("ann", PLAIN, BROKEN)] * FEW, True),
+        ([("ann", MINE, BROKEN)] * FEW, False),
+        ([("ann", MINE, SOUND), *[("ann", MINE, BROKEN)] * FEW], True),
+        ([("ann", MINE, Sign.CERTAIN)] * FEW, True),
+        ([("ben", PLAIN, SOUND), *[("ann", PLAIN, BROKEN)] * 99], False),
+        ([("ben", PLAIN, SOUND), *[("ann", PLAIN, BROKEN), ("ben", PLAIN, BROKEN)] * 10], True),
+        ([("ben", PLAIN, SOUND), *[("ann", MINE, BROKEN), ("ben", MINE, BROKEN)] * 99], False),
+        ([("ann", MINE, BROKEN), ("ben", MINE, BROKEN)] * 11, True),
+        ([("ben", MINE, SOUND), *[("ann", MINE, BROKEN), ("ben", MINE, BROKEN)] * 99], False),
+        ([("ann", MINE, BROKEN)] * 99 + [("ben", PLAIN, BROKEN)] * 4, False),
+        ([("ben", PLAIN, BROKEN)] * 4 + [("ann", PLAIN, BROKEN)] * 16, False),
+        ([("ben", PLAIN, BROKEN)] * 5 + [("ann", PLAIN, BROKEN)] * 15, True),
+    ],
+    ids=[
+        "a user alone, plain orders", "a user alone, a value that never was sound", "that was sound before",
+        "a refused key", "one of two users", "both", "many users, a value that is new", "nothing was ever sound",
+        "a value that was sound for one of them", "one user and a few others", "too few others", "enough others",
+    ],
+)  # fmt: skip
+def test_failures_count_by_whose_they_are_and_what_may_explain_them(
+    outcomes: list[Heard], expected: bool
+) -> None:
+    assert closes(outcomes, FEW) is expected
+
+
+def test_a_user_is_alone_once_nobody_else_was_heard_for_a_while() -> None:
+    breaker = Breaker(limit=2)
+    for user, sign, now, closed in (("ben", SOUND, 0.0, False), ("ann", BROKEN, 1.0, False),
+                                    ("ann", BROKEN, ALONE_S, False), ("ann", BROKEN, ALONE_S + 1, True)):  # fmt: skip
+        breaker, does = breaker.heard(sign, 0, random=0.0, order=Ordered(user), now=now)
+        assert bool(does) is closed
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=3), st.integers(0, 999), st.sampled_from([SOUND, BROKEN])), max_size=400
+    )
+)
+def test_what_the_breaker_knows_of_users_and_values_stays_small(heard: list[tuple[str, int, Sign]]) -> None:
+    breaker = Breaker(limit=1000)
+    for user, n, sign in heard:
+        breaker, _ = breaker.heard(sign, 0, random=0.0, order=Ordered(user, frozenset({("n", str(n))})))
+    assert len(breaker.company.heard) <= 2
+    assert len(breaker.company.sound) <= MOST_TRAITS
+    assert len(breaker.failures) <= MOST_USERS + 1

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genctl.base.others import TABLES, OtherProvider, others
 from genctl.base.settings import Settings
 from genctl.domain.classify import (
     FIRST_DELAY_OF_429_S,
@@ -22,13 +23,14 @@ from genctl.domain.classify import (
     is_fatal,
     ours,
     retry_after_s,
+    rule_of,
 )
 from genctl.domain.details import build, for_people
 from genctl.domain.envelopes import GENERIC
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
-from genctl.domain.rules import BY_STATUS, SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
-from genctl.ops.recorded import Line
+from genctl.domain.rules import BY_STATUS, SENTENCES, UNKNOWN_STATUSES, Rule
+from genctl.ops.recorded import RecordedAnswer
 from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
@@ -39,7 +41,7 @@ RULES = {name: provider.rules for name, provider in PROVIDERS.items()}
 CORPUS = [
     pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
     for path in sorted((TESTS / "corpus").glob("*.jsonl"))
-    for line in msgspec.json.Decoder(Line).decode_lines(path.read_bytes())
+    for line in msgspec.json.Decoder(RecordedAnswer).decode_lines(path.read_bytes())
 ]
 
 
@@ -61,7 +63,7 @@ def error(code: object, message: str = "No.") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
-def test_a_recorded_answer_gets_its_verdict(provider: str, line: Line) -> None:
+def test_a_recorded_answer_gets_its_verdict(provider: str, line: RecordedAnswer) -> None:
     """Every line of tests/corpus/<provider>.jsonl; only the keys that it expects are compared."""
     verdict = classify(line.answer(), PROVIDERS[provider], now=NOW)
     found: dict[str, Any] = {"requestId": verdict.request_id}
@@ -427,4 +429,24 @@ def test_the_page_of_other_providers_shows_the_tables_of_the_code() -> None:
 
 
 def test_every_provider_has_its_envelope_its_rules_and_its_recorded_answers() -> None:
-    assert {*ENVELOPES} == {*RULES} == {path.stem for path in (TESTS / "corpus").glob("*.jsonl")}
+    assert {*ENVELOPES} == {path.stem for path in (TESTS / "corpus").glob("*.jsonl")}
+
+
+def test_a_slip_of_the_pen_in_the_tables_of_others_is_refused_with_its_place() -> None:
+    """And each pattern in them can be read."""
+    text = TABLES.read_text("utf-8")
+    for right, wrong, place in (
+        ('category = "quota"', 'category = "quotta"', "category"),
+        ("advice =", "advise =", "advise"),
+        ("request_id =", "request_ids =", "request_ids"),
+    ):
+        assert right in text
+        with pytest.raises(msgspec.ValidationError, match=place):
+            msgspec.toml.decode(text.replace(right, wrong, 1), type=dict[str, OtherProvider])
+    for provider in others().values():
+        for shape in (
+            provider.envelope.id_shape,
+            provider.envelope.code_shape,
+            *(r.says for r in provider.rules),
+        ):
+            re.compile(shape)

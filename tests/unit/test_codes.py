@@ -6,9 +6,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.base.metrics import MOST_CODES, OTHER, Codes
 from genctl.domain.classify import OURS, classify
 from genctl.domain.model import Category, Failure, NoAnswer, Outcome
+from genctl.services.metrics import MOST_CODES, OTHER, Codes
 from genctl.tools.seedream4 import TOOL
 
 BASE = Failure(

@@ -7,7 +7,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.domain.deadletters import Choice, Letter, Step, Tally, Terms, at_most, plan
+from genctl.domain.deadletters import Choice, Letter, LetterPlan, Tally, Terms, at_most, plan
 from genctl.domain.model import Session, Status
 from genctl.ops.dlq import drawn, grouped
 
@@ -112,7 +112,7 @@ def test_a_stale_copy_whose_run_owes_its_message_sends_it() -> None:
         unknowns=0, lease=0, created_at=NOW,
     )  # fmt: skip
     letter = Letter(message_id="m", sent_at=NOW, receive_count=1, code="X", session_id=row.id, run=1, row=row)
-    assert plan([letter], Terms()) == [Step("resend", "stale")]
+    assert plan([letter], Terms()) == [LetterPlan("resend", "stale")]
 
 
 def test_times_and_names_that_anybody_may_send_are_shown() -> None:

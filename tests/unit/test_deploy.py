@@ -13,12 +13,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from genctl.base.durations import parse_duration
-from genctl.base.metrics import PILES, Metrics, WorkerMetrics
 from genctl.cli.words import usage_mistake
 from genctl.domain.details import build
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
 from genctl.domain.providers import UNKNOWN
 from genctl.ops.runbook.load import names
+from genctl.services.metrics import PILES, Metrics, WorkerMetrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -55,7 +55,7 @@ def _texts() -> list[str]:
         else:
             worker.settled(None, 0.1)
     worker.refused("other")
-    worker.unnotified()
+    worker.count("unnotified")
     worker.piled([])
     worker.queued("jobs", {})
     worker.queued("dlq", {})

@@ -15,7 +15,7 @@ from genctl.base.settings import Entry
 from genctl.cli import TABLE as COMMANDS
 from genctl.credits import FIXES
 from genctl.domain.model import Category, ErrorDetails
-from genctl.ops.meaning import RUNBOOKS
+from genctl.ops.meaning import FIXED, OUTAGE
 from genctl.ops.runbook.load import names
 from genctl.ops.runbook.model import schema
 
@@ -75,7 +75,7 @@ def test_every_runbook_that_is_named_is_there() -> None:
         for page in NAMING
         for name in re.findall(r"runbook (?:run|show|lint) ([a-z]+-[a-z-]+)", page.read_text())
     }
-    assert sorted((told | set(RUNBOOKS.values())) - set(names())) == []
+    assert sorted((told | {OUTAGE, FIXED}) - set(names())) == []
     assert {"listener-silent", "missing-refunds", "provider-outage"} <= told
 
 
@@ -111,3 +111,12 @@ def test_what_is_made_from_the_runbooks_is_fresh() -> None:
     assert {path.name for path in made if path.suffix == ".md"} == {
         path.name for path in (ROOT / "docs" / "runbooks").iterdir()
     }
+
+
+def test_the_house_lists_every_module_and_room_at_the_root() -> None:
+    house = (ROOT / "CONTRIBUTING.md").read_text().partition("## The house")[2].partition("## Words")[0]
+    listed = re.findall(r"^  (\w+(?:\.py|/)) ", house, re.MULTILINE)
+    root = ROOT / "src" / "genctl"
+    modules = {path.name for path in root.glob("[!_]*.py")}
+    rooms = {f"{path.name}/" for path in root.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert sorted(listed) == sorted(modules | rooms)

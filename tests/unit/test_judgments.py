@@ -72,8 +72,8 @@ def test_the_queues_are_judged_by_their_attributes(
     ("answer", "level"),
     [
         *[(Answer(status, {}, b""), ERROR) for status in (401, 403)],
-        *[(Answer(status, {}, b""), OK) for status in (400, 404, 422, 429)],
-        *[(Answer(status, {}, b""), WARNING) for status in (200, 302, 500, 503)],
+        *[(Answer(status, {}, b""), OK) for status in (400, 422, 429)],
+        *[(Answer(status, {}, b""), WARNING) for status in (200, 302, 404, 500, 503)],
         (NoAnswer("ConnectTimeout", "", sent=False), ERROR),
     ],
 )

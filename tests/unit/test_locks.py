@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import genctl
-from genctl.edges.sql import statements
+from genctl.edges.db import statements
 
 SOURCE = Path(genctl.__file__).parent
 ASKING = {"rows", "row", "transact", "patiently", "sql"}  # what takes a statement's name

@@ -6,7 +6,9 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from uuid import UUID
 
 import pytest
@@ -98,3 +100,34 @@ def test_a_stderr_that_is_gone_costs_only_the_line(monkeypatch: pytest.MonkeyPat
     for stream in (Gone(), closed):
         monkeypatch.setattr(sys, "stderr", stream)
         structlog.get_logger().info("lost")
+
+
+def test_a_warning_that_repeats_itself_is_written_a_few_times_and_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also a library's, whose text differs; what speaks of a session, and what is no warning, is written always."""
+    log.configure("json", "info")
+    for number in range(500):
+        logging.getLogger("asyncio").error("socket.accept() out of system resource\nsocket: %s", number)
+        structlog.get_logger().warning("api.foreign", host=f"h{number}")
+    for number in range(50):
+        structlog.get_logger().warning("sse.odd_row", sessionId=number)
+        structlog.get_logger().info("sse.emit")
+    written = Counter(json.loads(line)["event"].partition("\n")[0] for line in lines(capsys))
+    assert written == {
+        "socket.accept() out of system resource": log.Throttle.MOST,
+        "api.foreign": log.Throttle.MOST,
+        "sse.odd_row": 50,
+        "sse.emit": 50,
+    }
+
+
+def test_after_a_while_the_next_line_says_how_many_were_left_out() -> None:
+    now = 0.0
+    throttle = log.Throttle(clock=lambda: now)
+    for _ in range(25):
+        with suppress(structlog.DropEvent):
+            throttle(None, "warning", {"event": "x"})
+    now = log.Throttle.WHILE_S
+    assert throttle(None, "warning", {"event": "x"}) == {"event": "x", "leftOut": 15}
+    assert throttle(None, "warning", {"event": "x"}) == {"event": "x"}

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from genctl import cli
 from genctl.base.settings import Settings
+from genctl.domain.classify import rule_of
 from genctl.domain.model import Answer, Category, GenctlError
-from genctl.domain.rules import rule_of
 from genctl.ops import meaning
 from genctl.ops.meaning import Meaning
-from genctl.ops.recorded import Line, answer_of
+from genctl.ops.recorded import RecordedAnswer, answer_of
 from genctl.tools.found import Tools
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
@@ -26,7 +26,7 @@ ARK_ID = "021762078271000d6f8e1a2b3c4d5e6f708192a3b4c5d6e7f8091"
 CORPUS = [
     pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
     for path in sorted((Path(__file__).parents[1] / "corpus").glob("*.jsonl"))
-    for line in msgspec.json.Decoder(Line).decode_lines(path.read_bytes())
+    for line in msgspec.json.Decoder(RecordedAnswer).decode_lines(path.read_bytes())
 ]
 
 
@@ -71,7 +71,9 @@ def explain(code: str, provider: str | None, verdicts: tuple[str, ...]) -> Meani
         ("IMAGE_SAFETY", "google", "content_policy", "fatal", "unknown", "no"),
         ("CONTENT_FILTERED", "stability", "content_policy", "fatal", "unknown", "no"),
         ("DEADLINE_EXCEEDED", "google", "server", "retry", "unknown", "yes"),
-        ("HTTP404", None, "invalid_request", "fatal", "refused", "no"),
+        ("HTTP404", None, "config", "fatal", "refused", "yes"),
+        ("InvalidEndpoint.ClosedEndpoint", "ark", "config", "fatal", "refused", "yes"),
+        ("model_not_found", "openai", "config", "fatal", "refused", "yes"),
         ("503", None, "server", "retry", "refused", "yes"),
         ("http429", None, "rate_limit", "retry", "refused", "yes"),
         ("HTTP504", None, "server", "retry", "unknown", "yes"),
@@ -109,6 +111,10 @@ def test_a_setting_that_changes_the_verdict_is_told_beside_the_rule() -> None:
     assert found.delay
 
 
+def test_a_code_that_names_a_field_of_the_order_says_so() -> None:
+    assert "counts for the order's model" in (explain("ModelNotOpen", None, ()).note or "")
+
+
 def test_a_code_that_is_told_apart_by_its_text_says_so() -> None:
     assert "by its text: free trial used up (quota)" in (explain("QuotaExceeded", None, ()).note or "")
 
@@ -132,7 +138,9 @@ def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named(code: str, fix
 
 
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
-def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged(provider: str, line: Line) -> None:
+def test_a_code_that_comes_inside_a_200_is_explained_as_it_is_judged(
+    provider: str, line: RecordedAnswer
+) -> None:
     told = meaning.of_answer(line.answer(), PROVIDERS[provider], (), NOW)
     rule = rule_of(told.get("code"), None, PROVIDERS[provider].rules)
     if rule and rule.inside:
@@ -264,4 +272,4 @@ def test_no_file_makes_it_raise_but_for_its_own_errors(raw: bytes, provider: str
 
 
 def test_a_surrogate_in_a_recorded_body_stays_an_answer() -> None:
-    assert Line(status=400, body="\ud800").answer() == Answer(400, {}, b"\xed\xa0\x80")
+    assert RecordedAnswer(status=400, body="\ud800").answer() == Answer(400, {}, b"\xed\xa0\x80")

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from genctl.domain import status
 from genctl.domain.model import Gate, GateState
 from genctl.domain.refusals import Notifying
-from genctl.domain.status import ATTENTION, OK, Depth, Line, Pile, Standing
+from genctl.domain.status import ATTENTION, OK, Depth, Pile, Standing, StatusLine
 
 OPEN = Gate("seedream4")
 CLOSED = replace(OPEN, state=GateState.CLOSED)
@@ -21,7 +21,7 @@ def line(
     *,
     failures: dict[str, int] | None = None,
     gate: Gate = OPEN,
-) -> Line:
+) -> StatusLine:
     lines = status.of_database(Standing(piles or {}, failures or {}, [gate]))
     return next(line for line in lines if line.part == part)
 

@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.domain.timeline import STEPS, TOLD, Event, Hop, hops, slowest
+from genctl.domain.timeline import GAPS, TOLD, TraceEvent, TraceHop, hops, slowest
 
 START = datetime(2025, 11, 2, 9, 30, tzinfo=UTC)
 
 
-def at(seconds: float, kind: str, run: int = 1, **data: Any) -> Event:
-    return Event(run, kind, START + timedelta(seconds=seconds), data)
+def at(seconds: float, kind: str, run: int = 1, **data: Any) -> TraceEvent:
+    return TraceEvent(run, kind, START + timedelta(seconds=seconds), data)
 
 
-def gaps(*events: Event) -> list[tuple[str, str | None, float | None]]:
+def gaps(*events: TraceEvent) -> list[tuple[str, str | None, float | None]]:
     return [(hop.hop, hop.gap, hop.gap_ms) for hop in hops(events) if hop.hop != "notified"]
 
 
-def hop(timeline: list[Hop], name: str) -> Hop:
+def hop(timeline: list[TraceHop], name: str) -> TraceHop:
     return next(hop for hop in timeline if hop.hop == name)
 
 
@@ -99,9 +99,9 @@ def test_nothing_is_slowest_in_an_empty_trace() -> None:
 @given(
     st.lists(
         st.builds(
-            Event,
+            TraceEvent,
             run=st.integers(1, 3),
-            kind=st.sampled_from([*STEPS, *TOLD, "enqueued", "something new"]),
+            kind=st.sampled_from([*GAPS, *TOLD, "enqueued", "something new"]),
             at=st.integers(0, 10**6).map(lambda seconds: START + timedelta(seconds=seconds)),
             data=st.dictionaries(
                 st.sampled_from(["lease", "attempt", "code", "fromDeadLease"]), st.integers(0, 3)
@@ -109,7 +109,7 @@ def test_nothing_is_slowest_in_an_empty_trace() -> None:
         )
     )
 )
-def test_no_history_makes_it_fail_and_no_event_is_left_out(events: list[Event]) -> None:
+def test_no_history_makes_it_fail_and_no_event_is_left_out(events: list[TraceEvent]) -> None:
     events = sorted(events, key=lambda event: event.at)
     timeline = hops(events)
     assert [hop.hop for hop in timeline if hop.hop != "notified"] == [event.kind for event in events]

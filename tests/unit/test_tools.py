@@ -18,7 +18,7 @@ from genctl.domain.model import GenctlError
 from genctl.ops.runbook.inputs import secrets_of
 from genctl.services.api import Wanted
 from genctl.tools import BESIDE, Params, Tool
-from genctl.tools.found import Found, Tools, found, overlap, sound
+from genctl.tools.found import Installed, Tools, found, overlap, sound
 from genctl.tools.seedream4 import TOOL as SEEDREAM
 
 OTHER = msgspec.structs.replace(
@@ -49,7 +49,7 @@ class Point:
 OURS = Point("seedream4", SEEDREAM, "genctl")
 
 
-def of(*points: Point) -> Found:
+def of(*points: Point) -> Installed:
     any_: list[Any] = [OURS, *points]
     points_: list[EntryPoint] = any_
     return sound(points_)
@@ -77,7 +77,7 @@ class Twice(Params, frozen=True, rename="camel"):
 
 def test_ours_is_found_as_any_other_is() -> None:
     assert found().tools["seedream4"] is SEEDREAM
-    assert of(other()) == Found({"seedream4": SEEDREAM, "other": OTHER}, {})
+    assert of(other()) == Installed({"seedream4": SEEDREAM, "other": OTHER}, {})
 
 
 CASES = {
@@ -119,7 +119,7 @@ def test_a_package_that_is_wrong_is_told_by_name_and_stops_only_itself(point: Po
     assert why in told
     assert "\n" not in told
     assert "a-package" in told
-    table = Tools.of(Settings(), Found(tools, troubles))
+    table = Tools.of(Settings(), Installed(tools, troubles))
     assert table.named("seedream4").name == "seedream4"
     with pytest.raises(GenctlError) as caught:
         table.named(point.name)
@@ -172,6 +172,18 @@ def test_a_tool_that_fails_at_an_order_refuses_it_in_a_line() -> None:
         msgspec.structs.replace(OTHER, refusal=fails).checked({}, "other-1")
     assert (caught.value.code, caught.value.exit_code) == ("ToolUnusable", 3)
     assert "AttributeError: no such thing" in caught.value.message
+
+
+def test_a_setting_narrows_what_may_be_ordered_and_not_what_is_served() -> None:
+    tool = SEEDREAM.bound(Settings(models=("seedream-4-0-*",)))
+    tool.check_orderable(SEEDREAM.default_model)
+    for model in ("seedream-4-5-251128", "dall-e"):
+        with pytest.raises(GenctlError, match=model) as caught:
+            tool.check_orderable(model)
+        assert (caught.value.code, caught.value.exit_code) == ("UnknownModel", 2)
+        assert caught.value.fix == "use one like seedream-4-0-*"
+    assert tool.serves("seedream-4-5-251128")
+    SEEDREAM.bound(Settings()).check_orderable("seedream-4-5-251128")
 
 
 def test_models_may_be_named_as_their_providers_name_them() -> None:

@@ -1,4 +1,4 @@
-"""Calls that come within a few milliseconds become one: of keys that need a look, of items with results."""
+"""Makes one call of those that come within a few milliseconds: of keys, or of items with results."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -10,13 +10,13 @@ V = TypeVar("V")
 
 LANES = 2
 PATIENCE_S = 0.05  # a call that takes long must not hold up the others
-MOST_LANES = 6  # but no more connections than these wait for what hangs
+MOST_LANES = 6  # no more connections than these wait for a call that hangs
 
 
 class Batch(Generic[K]):
     """Hands keys to `work`, many at once and each once, while no other work is under way.
 
-    What comes during the work is the next batch; so a slow database makes batches larger, not more.
+    Keys that come during the work are the next batch: a slow database makes batches larger, not more.
     """
 
     def __init__(self, work: Callable[[list[K]], Awaitable[None]], *, within_s: float, most: int) -> None:
@@ -48,9 +48,9 @@ class Batch(Generic[K]):
 class Together(Generic[K, V]):
     """Calls with one item each become one call of `work` with at most `most` of them.
 
-    The first waits `within_s` for company, so a lone one is late by that. While `LANES` calls are under way
-    it waits for one of them to end, but not for long; while `MOST_LANES` are, it waits. `work` returns a
-    result for each item, in order; one that is an exception is raised to its caller alone.
+    The first item waits `within_s` for company. While `LANES` calls are under way it waits for one of them to
+    end, but not for long; while `MOST_LANES` are, it waits. `work` returns a result for each item, in order;
+    an exception among them is raised to its caller alone.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Together(Generic[K, V]):
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __call__(self, item: K) -> asyncio.Future[V]:
-        """The item's result, to come. Cancelling it does not take the item out."""
+        """Return the item's result to come. Cancelling it does not take the item out."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
         self._waiting.append((item, future))
@@ -81,7 +81,7 @@ class Together(Generic[K, V]):
         return future
 
     def _go(self, lanes: int) -> None:
-        """Begin with what waits, if so many lanes suffice; else when one ends, or soon with more lanes."""
+        """Begin with the items that wait, if so many lanes suffice; else when one ends, or soon with more."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -116,7 +116,7 @@ class Together(Generic[K, V]):
 
 
 def attempted(call: Callable[[K], V], item: K) -> V | Exception:
-    """What the call returns or raises, as a result of one item among others."""
+    """Return what the call returns or raises, as the result of one item among others."""
     try:
         return call(item)
     except Exception as error:  # noqa: BLE001 - it is raised to the item's caller

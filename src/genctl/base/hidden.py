@@ -1,4 +1,4 @@
-"""What this process never lets out: its secrets, known by their values, and passwords in URLs by their looks.
+"""Hide what this process never lets out: secrets by their values, passwords in URLs by their looks.
 
 Whoever makes texts that leave (details of a failure, log lines, answers, output, files) has them hidden here.
 Settings tell their secrets when they are loaded; credentials that change are told anew by who renews them.
@@ -19,7 +19,7 @@ _masker = Masker(least=LEAST_PART)
 
 
 def know(who: str, secrets: Iterable[str | None]) -> None:
-    """These are secret from here on; they take the place of what the same source told before."""
+    """Take these for secret from here on, in the place of what the same source told before."""
     global _masker  # noqa: PLW0603 - of the process, as its log is
     new = frozenset(secret for secret in secrets if secret)
     if _told.get(who) != new:
@@ -28,12 +28,12 @@ def know(who: str, secrets: Iterable[str | None]) -> None:
 
 
 def known() -> list[str]:
-    """All of them."""
+    """List all secrets that somebody has told."""
     return sorted({secret for told in _told.values() for secret in told})
 
 
 def of_environment(env: Mapping[str, str]) -> set[str]:
-    """What is secret in an environment: logins of URLs, those of proxies too, and what AWS and libpq read."""
+    """Find what is secret in an environment: logins of URLs and proxies, and what AWS and libpq read."""
     found = {env.get(name, "") for name in SECRET_ENVIRONMENT}
     for name, value in env.items():
         is_bare = name.lower().endswith("_proxy") and "://" not in value
@@ -42,18 +42,18 @@ def of_environment(env: Mapping[str, str]) -> set[str]:
 
 
 def in_urls(text: str) -> set[str]:
-    """What is secret in the URLs of a text."""
+    """Find what is secret in the URLs of a text."""
     urls = _URL.findall(text) if "://" in text else ()
     return {secret for url in urls for secret in secrets_of_url(url)}
 
 
 def hide(text: str) -> str:
-    """The text with a mask for each secret in it."""
+    """Replace each secret in the text."""
     return without_passwords(_masker.text(text))
 
 
 def hide_in(value: Any) -> Any:
-    """The same for the texts within lists and maps; keys and all else stay as they are."""
+    """Replace secrets in the texts within lists and maps; keys and all else stay as they are."""
     match value:
         case str():
             return hide(value)

@@ -1,12 +1,14 @@
 """Logs: an event is a line on stderr, JSON for programs or text for people, made by structlog.
 
 Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event
-tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out the same way.
+tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. Warnings that
+repeat themselves are throttled here, whoever writes them.
 """
 
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
@@ -21,6 +23,7 @@ from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
 
+_KIND = "_kind"  # of a library's line: its text before it is filled in
 _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
 
@@ -33,6 +36,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            Throttle(),
             _head,
             _exceptions(traced=least <= logging.DEBUG),
             _without_secrets,
@@ -56,14 +60,44 @@ class _Lines:
     debug = info = warning = error = critical = msg
 
 
+class Throttle:
+    """Drops what a stranger or an outage could repeat without end: warnings that speak of no session.
+
+    A kind of line is written `MOST` times in `WHILE_S`; the next one then says how many were left out.
+    """
+
+    MOST, WHILE_S, KINDS = 10, 10.0, 1_000
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[object, tuple[float, int]] = {}  # since when, and how many
+
+    def __call__(self, _: object, level: str, event: Event) -> Event:
+        kind = (level, event.get("logger"), event.pop(_KIND, event["event"]))
+        if level in {"debug", "info"} or "sessionId" in event:
+            return event
+        now = self._clock()
+        since, count = self._seen.get(kind, (now, 0))
+        if now - since >= self.WHILE_S:
+            if count > self.MOST:
+                event["leftOut"] = count - self.MOST
+            since, count = now, 0
+        if len(self._seen) >= self.KINDS:
+            self._seen.clear()
+        self._seen[kind] = since, count + 1
+        if count >= self.MOST:
+            raise structlog.DropEvent
+        return event
+
+
 class _FromLibraries(logging.Handler):
     """Hands over what aiohttp, psycopg, asyncio and others log; `logger` says who did."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
-            structlog.get_logger().log(
-                record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info
-            )
+            text, kind = record.getMessage(), str(record.msg).partition("\n")[0]
+            told: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
+            structlog.get_logger().log(record.levelno, text, **told)
 
 
 def _head(_: object, level: str, event: Event) -> Event:
@@ -87,7 +121,7 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
 
 
 def _without_secrets(_: object, __: str, event: Event) -> Event:
-    """What an event tells; its name is ours, unless a library has said it."""
+    """Hide secrets in what an event tells; its name is ours, unless a library has said it."""
     kept = {"timestamp", "level"} if "logger" in event else {"timestamp", "level", "event"}
     return {key: value if key in kept else hide_in(value) for key, value in event.items()}
 

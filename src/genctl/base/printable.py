@@ -25,7 +25,7 @@ def escape_json(document: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for what has been laid out in lines, whose ends stay, CSV's too."""
+    """Do the same for what has been laid out in lines, whose ends stay, CSV's too."""
     return _UNSAFE.sub(
         lambda match: match[0] if _ends_line(match) else _SHORT.get(match[0]) or _escape(match[0]), text
     )

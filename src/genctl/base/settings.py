@@ -30,6 +30,24 @@ STACK_NAMES = (
     "aws_access_key_id",
     "aws_secret_access_key",
 )
+TRACING_HEADERS = (  # W3C, Sentry, Zipkin, Datadog, AWS, and the ids that gateways add
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-sampled",
+    "x-datadog-trace-id",
+    "x-datadog-parent-id",
+    "x-datadog-origin",
+    "x-datadog-sampling-priority",
+    "x-datadog-tags",
+    "x-amzn-trace-id",
+    "x-request-id",
+    "x-correlation-id",
+)
 STACK_FILE = "stack.json"  # in `home`: where the embedded stack tells its addresses and keys
 
 
@@ -100,6 +118,12 @@ class Settings:
         "seedream4",
         "the tool that a command is about, and that a worker serves",
     )
+    models: tuple[str, ...] = setting(
+        "GENCTL_MODELS",
+        values.as_patterns,
+        "",
+        "models that may be ordered, of those that the tools serve; unset: all of them",
+    )
     queue: str = setting(  # empty only until it is made
         "GENCTL_QUEUE", values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs"
     )
@@ -110,12 +134,30 @@ class Settings:
         "AWS_ENDPOINT_URL_SQS", values.as_url, None, "where SQS requests go; unset: as boto3 finds it"
     )
     api_url: str = setting("GENCTL_API_URL", values.as_url, API_URL, "where watch and smoke find the API")
+    public_url: str | None = setting(
+        "GENCTL_PUBLIC_URL",
+        values.as_public_url,
+        None,
+        "the address that users see, where a proxy stands before the API; unset: the request's own",
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "GENCTL_TRUSTED_PROXIES",
+        values.as_networks,
+        "",
+        "addresses whose X-Forwarded headers count, such as 10.0.0.0/8",
+    )
     secret: str | None = setting(
         "GENCTL_SECRET",
         values.as_secret_key,
         None,
         "HS256 key of user tokens, at least 32 bytes",
         secret=True,
+    )
+    token_audience: str | None = setting(
+        "GENCTL_TOKEN_AUDIENCE",
+        values.as_text,
+        None,
+        "the aud that a user token must have; unset: any, or none",
     )
     max_attempts: int = setting(
         "GENCTL_MAX_ATTEMPTS", values.as_count(1), "3", "attempts of one run before a failure is final"
@@ -150,11 +192,23 @@ class Settings:
     cors_origins: tuple[str, ...] = setting(
         "GENCTL_CORS_ORIGINS", values.as_origins, "", "origins that may call the API"
     )
+    cors_headers: tuple[str, ...] = setting(
+        "GENCTL_CORS_HEADERS",
+        values.as_headers,
+        ",".join(TRACING_HEADERS),
+        "request headers that pages of those origins may send, beside ours",
+    )
     image_hosts: tuple[str, ...] = setting(
         "GENCTL_IMAGE_HOSTS", values.as_hosts, "", "hosts in the page's img-src"
     )
     streams_per_user: int = setting(
         "GENCTL_STREAMS_PER_USER", values.as_count(1), "16", "open SSE streams of one user"
+    )
+    connections_per_address: int = setting(
+        "GENCTL_CONNECTIONS_PER_ADDRESS",
+        values.as_count(1),
+        "100",
+        "connections of one address that may keep the API waiting",
     )
     trace_retention_s: float = setting(
         "GENCTL_TRACE_RETENTION", values.as_duration, "90d", "age at which session_events are pruned"
@@ -191,6 +245,11 @@ class Settings:
     def of(self, entry: Entry) -> Any:
         """The value of a row, ours or a tool's."""
         return self.of_tools.get(entry.key, entry.value) if entry not in TABLE else getattr(self, entry.name)
+
+    @property
+    def page_url(self) -> str:
+        """Where users find the page: sign-in links begin with it."""
+        return self.public_url or self.api_url
 
     def is_flag(self, name: str) -> bool:
         """Whether the value was given with this command, so that the next one would not have it."""
@@ -291,15 +350,15 @@ def simulated(rows: Iterable[Entry], stack: Mapping[str, str]) -> dict[str, str]
 
 
 def _hide_secrets(rows: Iterable[Entry], sources: Sequence[Mapping[str, settings_sources.Found]]) -> None:
-    """Of all sources: one that another wins over is no less secret. Before any complaint repeats a value."""
+    """Hide those of all sources, also one that another wins over, before any complaint repeats it."""
     texts = [(entry, source[entry.key].text) for entry in rows for source in sources if entry.key in source]
-    own = {text for entry, text in texts if entry.secret and "://" not in text}
+    own = {text for entry, text in texts if entry.secret and not text.startswith("postgres")}
     in_urls = {secret for _, text in texts for secret in hidden.in_urls(text)}
     hidden.know("settings", own | in_urls)
 
 
 def hide_stack(written: Mapping[str, str]) -> None:
-    """The keys of an embedded stack, and the password of its database."""
+    """Hide the keys of an embedded stack, and the password of its database."""
     own = {text for name, text in written.items() if name.endswith("secret") or "secret_" in name}
     hidden.know("embedded stack", own | {one for text in written.values() for one in hidden.in_urls(text)})
 

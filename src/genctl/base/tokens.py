@@ -4,79 +4,81 @@ A ticket carries no right but to be changed, once, for a token; that it was spen
 """
 
 import hmac
+import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4
 
 import jwt
 
+from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.domain.orders import check_name
 
-COOKIE = "genctl_token"
 LONGEST_BYTES = 4096
+LONGEST_ID = 200
 TICKET_TTL_S = 600.0
 SIGNED_IN_S = 12 * 3600.0
 DEFAULT_TTL_S = 3600.0
+CLOCKS_S = 60.0  # by which the clock of whoever issued a token may differ from ours
 
 
-class Token(NamedTuple):
-    """Who is asking, until when (Unix time)."""
+class Claims(NamedTuple):
+    """Holds what a token or ticket says: whose, until and since when (Unix time), its id if it has one."""
 
     user: str
     expires_at: float
-
-
-class Ticket(NamedTuple):
-    """A sign-in ticket; `id` is what is spent."""
-
-    id: UUID
-    user: str
-    expires_at: float
+    issued_at: float | None
+    id: str | None
 
 
 class Tokens:
     """Issues and reads both kinds with the keys that come from GENCTL_SECRET."""
 
-    def __init__(self, secret: str | None) -> None:
-        """Raises GenctlError (exit 3) when there is no secret."""
+    def __init__(self, secret: str | None, audience: str | None = None) -> None:
+        """Take the secret, and the `aud` of user tokens. Raises GenctlError (exit 3) without a secret."""
         if not secret:
             raise GenctlError(
                 "NoSecret",
                 "GENCTL_SECRET is not set: user tokens cannot be issued or checked",
                 "set it to at least 32 random bytes, the same for all API processes",
             )
+        self._audience = audience
         self._key = secret.encode()
         self._ticket_key = self._derived("sign-in tickets")
         self.cursor_key = self._derived("stream cursors")
 
-    def issue(self, user: str, ttl_s: float = DEFAULT_TTL_S) -> str:
-        """A user token. Raises GenctlError (exit 2) for a name that no user can have."""
-        check_name("user", user)
-        return jwt.encode({"sub": user, "exp": int(time.time() + ttl_s)}, self._key, "HS256")
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Take what the settings say. Raises as __init__ does."""
+        return cls(settings.secret, settings.token_audience)
 
-    def read(self, text: str) -> Token:
-        """Whose token it is. Raises GenctlError (exit 5)."""
-        claims = _claims(text, self._key, "exp", "sub")
-        return Token(claims["sub"], float(claims["exp"]))
+    def issue(self, user: str, ttl_s: float = DEFAULT_TTL_S) -> str:
+        """Issue a user token. Raises GenctlError (exit 2) for a name that no user can have."""
+        return _signed(self._key, user, ttl_s, {"aud": self._audience} if self._audience else {})
+
+    def read(self, text: str) -> Claims:
+        """Read a user token. Raises GenctlError (exit 5)."""
+        return _read(text, self._key, self._audience)
 
     def ticket(self, user: str, ttl_s: float = TICKET_TTL_S) -> str:
-        """A sign-in ticket. Raises as issue() does."""
-        check_name("user", user)
-        claims = {"sub": user, "exp": int(time.time() + ttl_s), "jti": str(uuid4())}
-        return jwt.encode(claims, self._ticket_key, "HS256")
+        """Issue a sign-in ticket. Raises as issue() does."""
+        return _signed(self._ticket_key, user, ttl_s, {})
 
-    def read_ticket(self, text: str) -> Ticket:
-        """The ticket, spent or not. Raises GenctlError (exit 5)."""
-        claims = _claims(text, self._ticket_key, "exp", "sub", "jti")
-        return Ticket(UUID(claims["jti"]), claims["sub"], float(claims["exp"]))
+    def read_ticket(self, text: str) -> tuple[UUID, Claims]:
+        """Read a ticket, spent or not, and the id that is spent. Raises GenctlError (exit 5)."""
+        claims = _read(text, self._ticket_key, None)
+        try:
+            return UUID(claims.id), claims
+        except (TypeError, ValueError):
+            raise refused("the token is not valid") from None
 
-    def sign_in_url(self, api_url: str, user: str) -> str:
-        """The page's sign-in link of a user."""
-        return f"{api_url}/signin?ticket={self.ticket(user)}"
+    def sign_in_url(self, page_url: str, user: str) -> str:
+        """Make the page's sign-in link of a user."""
+        return f"{page_url}/signin?ticket={self.ticket(user)}"
 
     def proof(self, nonce: str, port: int) -> str:
-        """That who listens on this port holds the key; passed on to another port it is worth nothing."""
+        """Prove that who listens on this port holds the key; for another port the proof is worth nothing."""
         return hmac.digest(self._derived("proofs of the stack"), f"{port} {nonce}".encode(), "sha256").hex()
 
     def _derived(self, purpose: str) -> bytes:
@@ -84,11 +86,19 @@ class Tokens:
 
 
 def refused(why: str) -> GenctlError:
-    """The error of a token that is not taken."""
+    """Make the error of a token that is not taken."""
     return GenctlError("TokenRefused", why, "genctl token --user U issues one", exit_code=5)
 
 
-def _claims(text: str, key: bytes, *required: str) -> dict[str, Any]:
+def _signed(key: bytes, user: str, ttl_s: float, more: dict[str, Any]) -> str:
+    check_name("user", user)
+    now = time.time()
+    claims = {"sub": user, "exp": int(now + ttl_s), "iat": math.floor(now * 1000) / 1000, "jti": str(uuid4())}
+    return jwt.encode(claims | more, key, "HS256")
+
+
+def _read(text: str, key: bytes, audience: str | None) -> Claims:
+    """Check signature and claims. The clocks' leeway is for `nbf` and `iat`: `exp` ends a token for good."""
     if len(text) > LONGEST_BYTES:
         raise refused("the token is too long")
     try:
@@ -96,12 +106,17 @@ def _claims(text: str, key: bytes, *required: str) -> dict[str, Any]:
             text,
             key,
             algorithms=["HS256"],
-            options={"require": list(required), "verify_aud": False, "verify_iat": False},
+            audience=audience,
+            leeway=CLOCKS_S,
+            options={"require": ["exp", "sub"], "verify_exp": False, "verify_aud": audience is not None},
         )
+        since, token = claims.get("iat"), claims.get("jti")
         check_name("user", claims["sub"])
-        float(claims["exp"])  # a number may be larger than any time
-    except jwt.ExpiredSignatureError:
-        raise refused("the token has expired") from None
-    except (jwt.InvalidTokenError, OverflowError, GenctlError):
+        expires_at = float(claims["exp"])
+    except (jwt.InvalidTokenError, OverflowError, TypeError, ValueError, GenctlError):
         raise refused("the token is not valid") from None
-    return claims
+    if not math.isfinite(expires_at) or len(token or "") > LONGEST_ID:
+        raise refused("the token is not valid")
+    if expires_at <= time.time():
+        raise refused("the token has expired")
+    return Claims(claims["sub"], expires_at, None if since is None else float(since), token)

@@ -1,4 +1,4 @@
-"""Whose files we believe: those that only we, or root, could have written; git does so with checkouts."""
+"""Believe files that only we, or root, could have written, as git does with checkouts."""
 
 import grp
 import os
@@ -13,7 +13,7 @@ _ROOT = 0
 
 
 def check(file: Path, otherwise: str) -> None:
-    """Raises GenctlError (exit 2) for a file that another user owns or may write to, or whose folder is such.
+    """Refuse a file that another user owns or may write to, or whose folder is such, by GenctlError (exit 2).
 
     A link counts as well as what it leads to. The fix is a command that shuts others out; where the file is
     not ours to shut, `otherwise`.
@@ -29,7 +29,7 @@ def check(file: Path, otherwise: str) -> None:
 
 
 def _objection(found: os.stat_result) -> str:
-    """Why a file or folder may be somebody else's work; empty where it is ours or root's alone."""
+    """Say why a file or folder may be somebody else's work; nothing where it is ours or root's alone."""
     if found.st_uid not in {os.geteuid(), _ROOT}:
         return f"belongs to another user ({_name(found.st_uid)})"
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # /tmp: all write, each its own
@@ -38,7 +38,7 @@ def _objection(found: os.stat_result) -> str:
 
 
 def _is_private(gid: int) -> bool:
-    """Whether a group is one user's own, as many systems make one for each; then its right is no other's."""
+    """Tell whether a group is our user's own, as many systems make one for each."""
     if gid == _ROOT:
         return True
     try:

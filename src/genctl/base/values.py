@@ -89,6 +89,30 @@ def as_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def as_public_url(value: str) -> str:
+    """The http(s) URL of an origin, with a path where the page lies below one."""
+    url = as_url(value)
+    parts = urlsplit(url)
+    if (
+        parts.query
+        or parts.fragment
+        or parts.username is not None
+        or not re.fullmatch(r"[\w/.~-]*", parts.path)
+    ):
+        raise ValueError("a URL such as https://app.example.com, with a plain path at most")
+    return url
+
+
+def as_networks(value: str) -> tuple[str, ...]:
+    """Addresses and networks in CIDR form, each as Python writes it."""
+    from ipaddress import ip_network  # noqa: PLC0415 (3 ms, and mostly there is none)
+
+    try:
+        return tuple(str(ip_network(part.strip())) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("addresses or networks such as 10.0.0.0/8, between commas") from None
+
+
 def as_listen_url(value: str) -> str:
     if value.lower() in {"off", "false"}:
         return "off"
@@ -134,6 +158,7 @@ PATTERN = re.compile(r"[\w.:/@+*-]{1,200}", re.ASCII)  # of models' names
 as_patterns = _as_list(
     rf"(?=.*\w){PATTERN.pattern}", "names of models, or patterns such as ep-*, between commas"
 )
+as_headers = _as_list(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", "names of headers, between commas")
 as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.example.com, between commas")
 
 

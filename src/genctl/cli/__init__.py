@@ -74,7 +74,7 @@ TABLE = {
             "genctl.cli.config:config",
             "Show the settings and where they come from, or write a file.",
         ),
-        "token": ("genctl.cli.token:token", "Issue a user token, or a sign-in link."),
+        "token": ("genctl.cli.token:token", "Issue a user token or a sign-in link, or take tokens back."),
         "version": ("genctl.cli.config:version", "Show the version."),
     },
 }

@@ -10,6 +10,7 @@ from genctl.cli.output import Output
 
 if TYPE_CHECKING:
     from genctl.domain.model import Gate
+    from genctl.edges.db import Database
 
 REASON = click.option("--reason", metavar="R", help="Why; shown wherever the gate is shown.")
 
@@ -40,12 +41,17 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
 )
 @REASON
 def resume(out: Output, *, reason: str | None) -> None:
-    """Open the gate."""
-    from genctl import gate
+    """Open the gate, and take orders again whose values the provider kept refusing."""
+    from genctl import gate, traits
 
     tool = _tool(out)
     out.target()
-    _show(out, out.ask(lambda db: gate.open_(db, tool, reason=reason, who=who())))
+
+    async def opened(db: "Database") -> "Gate":
+        await traits.forget_all(db, tool)
+        return await gate.open_(db, tool, reason=reason, who=who())
+
+    _show(out, out.ask(opened))
 
 
 def _tool(out: Output) -> str:

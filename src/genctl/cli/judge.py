@@ -15,7 +15,7 @@ from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.findings import Finding
-    from genctl.domain.status import Line
+    from genctl.domain.status import StatusLine
 
 EVERY_S = 2.0
 LINES = ("level", "part", "message", "next")
@@ -71,11 +71,11 @@ async def _watch(out: Output) -> None:
                 lines = unreachable("everything", error)
 
 
-def _standing(lines: Sequence["Line"]) -> dict[str, Any]:
+def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
     return {"ok": all(line.level == "ok" for line in lines), "lines": list(lines)}
 
 
-def _text(lines: "Iterable[Line | Finding]") -> str:
+def _text(lines: "Iterable[StatusLine | Finding]") -> str:
     from msgspec.structs import astuple
 
     from genctl.cli import formats

@@ -181,5 +181,5 @@ class Stream:
 
 
 def write(text: str) -> None:
-    """Lines for stdout; what a terminal would obey and what is secret is masked here at the latest."""
+    """Write lines to stdout; here at the latest what is secret, or steers a terminal, is masked."""
     sys.stdout.write(printable_lines(hide(text)))

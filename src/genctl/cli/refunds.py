@@ -55,7 +55,7 @@ def check(
 
     def look() -> credits.Audit:
         with terminal.progress(len(credits.PARTS), "check") as step:
-            return out.ask(lambda db: credits.audit(db, user, since=since, step=step))
+            return out.ask(lambda db: credits.audit(db, user, since=since, advance=step))
 
     found = look()
     if fix and dry_run:

@@ -24,8 +24,8 @@ def serve(out: Output, *, host: str, port: int) -> None:
     """Serve the API, the streams and the page.
 
     One LISTEN connection tells when to look at the rows; every open stream of the user gets what has
-    changed. Starts without its database, and goes on when that comes. SIGTERM: each stream gets `bye`,
-    and the process is gone within two seconds.
+    changed. Starts without its database, and goes on when that comes. Behind a proxy set GENCTL_PUBLIC_URL.
+    SIGTERM: each stream gets `bye`, and the process is gone within two seconds.
     """
     from genctl.services.server import serve as run
 

@@ -10,7 +10,7 @@ from genctl.cli.command import DURATION, WHEN, Command, Group
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
-    from genctl.domain.timeline import Hop
+    from genctl.domain.timeline import TraceHop
     from genctl.edges.db import Database
 
 COLUMNS = ("createdAt", "sessionId", "userId", "status", "run", "attempts", "code", "reserved", "refunded")
@@ -118,7 +118,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
     out.ask(run, follow=follow)
 
 
-def _line(hop: "Hop") -> dict[str, str]:
+def _line(hop: "TraceHop") -> dict[str, str]:
     """A hop as people read it; one more block of the bar is ten times longer, from a millisecond on."""
     from math import log10
 

@@ -38,7 +38,7 @@ def up(out: Output, *, user: str) -> None:
         async with Stack(out.settings, say=terminal.note) as stack:
             settings = stack.settings
             terminal.note(f"the API is at {settings.api_url}; Ctrl-C stops everything")
-            write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.api_url, user)}\n")
+            write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.page_url, user)}\n")
             sys.stdout.flush()
             await stack.watch()
 

@@ -25,7 +25,6 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     from genctl import sweep as net
     from genctl.base import log
     from genctl.pipeline import Pipeline
-    from genctl.services import sweeper
 
     if every == 0:
         raise click.UsageError("--every 0s would never rest: name a longer time")
@@ -37,13 +36,13 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     if not dry_run:
         out.target(queue=True)
 
-    async def once() -> net.Pass:
-        async with Pipeline.open(settings, calls=False) as at:
-            return await net.sweep(at, ages, dry_run=dry_run)
+    async def once() -> net.SweepPass:
+        async with Pipeline.open(settings, calls=False) as pipeline:
+            return await net.sweep(pipeline, ages, dry_run=dry_run)
 
     async def again_and_again(every_s: float) -> None:
-        async with Pipeline.open(settings, calls=False) as at:
-            await sweeper.run(at, ages, every_s=every_s)
+        async with Pipeline.open(settings, calls=False) as pipeline:
+            await net.sweep_every(pipeline, ages, every_s)
 
     if every:
         out.serve(again_and_again(every))

@@ -14,7 +14,7 @@ from genctl.cli import streams
 
 
 def note(text: str) -> None:
-    """A line on stderr, or several; whatever a terminal would obey is escaped, and what is secret masked."""
+    """Write a line to stderr, or several, without secrets and without what a terminal would obey."""
     sys.stderr.write("".join(f"{printable(line)}\n" for line in hide(text).splitlines()))
 
 

@@ -2,11 +2,17 @@
 
 import click
 
-from genctl.cli.command import DURATION, Command
+from genctl.cli.command import DURATION, Command, Group
 from genctl.cli.output import Output
 
 
-@click.command(
+@click.group(cls=Group, default="issue")
+def token() -> None:
+    """Issue a user token or a sign-in link, or take tokens back."""
+
+
+@token.command(
+    "issue",
     cls=Command,
     examples=(
         "genctl token --user ann",
@@ -17,10 +23,11 @@ from genctl.cli.output import Output
 @click.option("--user", required=True, metavar="U", help="Whose token it is.")
 @click.option("--ttl", type=DURATION, default="1h", metavar="D", help="How long it is good.")
 @click.option("--link", is_flag=True, help="A link that signs in to the page instead, once.")
-def token(out: Output, *, user: str, ttl: float, link: bool) -> None:
-    """Issue a user token, or a sign-in link.
+def issue(out: Output, *, user: str, ttl: float, link: bool) -> None:
+    """Issue a user token, or a sign-in link. `genctl token` alone means this.
 
-    It is signed with GENCTL_SECRET (HS256), so every API process with that secret takes it.
+    It is signed with GENCTL_SECRET (HS256), so every API process with that secret takes it. A link leads to
+    GENCTL_PUBLIC_URL, or to GENCTL_API_URL where that is not set.
     """
     from datetime import UTC, datetime
 
@@ -29,11 +36,32 @@ def token(out: Output, *, user: str, ttl: float, link: bool) -> None:
 
     if ttl < 1:
         raise click.UsageError("--ttl is less than a second: nobody could use it")
-    tokens = Tokens(out.settings.secret)
+    tokens = Tokens.of(out.settings)
     if link:
-        url = tokens.sign_in_url(out.settings.api_url, user)
+        url = tokens.sign_in_url(out.settings.page_url, user)
         out.emit({"userId": user, "signIn": url}, text=lambda: f"{url}\n")
         return
     text = tokens.issue(user, ttl)
     until = rfc3339(datetime.fromtimestamp(tokens.read(text).expires_at, UTC))
     out.emit({"userId": user, "token": text, "expiresAt": until}, text=lambda: f"{text}\n")
+
+
+@token.command(
+    "revoke", cls=Command, examples=("genctl token revoke --user ann", "genctl token revoke --id ID")
+)
+@click.option("--user", metavar="U", help="All tokens and sign-in links that this user has by now.")
+@click.option("--id", "one", metavar="ID", help="One token: its id (`jti`), or the token itself.")
+def revoke(out: Output, *, user: str | None, one: str | None) -> None:
+    """Take tokens back before they run out.
+
+    Every API process refuses them within 30 s, and ends their streams. What the user gets afterwards is good.
+    """
+    from genctl.services import revoked
+
+    if (user is None) == (one is None):
+        raise click.UsageError("name a user or a token: --user U or --id ID")
+    token = "" if one is None else revoked.named(one)
+    out.target()
+    out.emit(
+        out.ask(lambda db: revoked.revoke_all(db, user) if user is not None else revoked.revoke(db, token))
+    )

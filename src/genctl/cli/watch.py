@@ -60,7 +60,7 @@ def watch(
     if token is not None:
         place = Place(out.settings.api_url, out.settings.tool, lambda: token, prove)
     else:
-        tokens, name = Tokens(out.settings.secret), user or "demo"
+        tokens, name = Tokens.of(out.settings), user or "demo"
         place = Place(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name), prove)
     shown = events or EVENTS[:4]
     try:

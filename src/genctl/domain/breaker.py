@@ -1,11 +1,16 @@
-"""The breaker: when failures say that the provider or our account is broken, and not the jobs.
+"""The breaker: decides when failures say that the provider or our account is broken, and not the jobs.
 
-What one worker knows, as a value. Each change of the gate's row begins a new epoch, and only calls
-of the present one count: an old slow answer neither closes a gate that was opened since, nor opens
-one that was closed since.
+It is what one worker knows, as a value. Each change of the gate's row begins a new epoch, and only calls of
+the present epoch count: an old slow answer neither closes a gate that was opened since, nor opens one that
+was closed since.
+
+Users choose what they order, and so provoke answers. One user's failures alone close no gate while others
+send jobs, and a failure counts for nothing where a trait of its order may explain it.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Self
 
 import msgspec
 
@@ -14,18 +19,24 @@ from genctl.domain.model import Category, Failure, Success
 FIRST_S = 30.0
 LONGEST_S = 600.0
 JITTER = 0.2
+ALONE_S = 600.0  # a user is alone when nobody else's call has ended for so long
+OTHERS = 4  # one failure in so many of the limit must be of others than the user with the most
+MOST_TRAITS = 256  # that we remember as sound, the latest
+MOST_USERS = 64  # whose failures we count apart
 
 
 class Sign(StrEnum):
-    """What an outcome says of the provider and of our account."""
+    """What an outcome says of the provider and of our account. `certain`: broken, whatever was ordered."""
 
     SOUND = "sound"
     BROKEN = "broken"
+    CERTAIN = "certain"
     NEITHER = "neither"
+    ORDER = "order"
 
 
-# A 429 says that we are too fast: Retry-After and the rate answer that. Nor does it prove the
-# provider sound: the limiter in front of a broken one goes on counting.
+# A 429 says that we are too fast: Retry-After and the rate answer that. It proves no provider sound: the
+# limiter in front of a broken one goes on counting.
 SIGNS: dict[Category, Sign] = {
     Category.CONTENT_POLICY: Sign.SOUND,
     Category.INVALID_REQUEST: Sign.SOUND,
@@ -35,6 +46,7 @@ SIGNS: dict[Category, Sign] = {
     Category.NETWORK: Sign.BROKEN,
     Category.RATE_LIMIT: Sign.NEITHER,
     Category.INTERNAL: Sign.NEITHER,
+    Category.CONFIG: Sign.BROKEN,
 }
 
 
@@ -56,54 +68,142 @@ class Close(msgspec.Struct, frozen=True):
     for_s: float
 
 
+class Ordered(msgspec.Struct, frozen=True):
+    """Whose order a call was for, and the traits of that order (domain/traits.py)."""
+
+    user: str = ""
+    traits: frozenset[tuple[str, str]] = frozenset()
+
+
+NOBODY = Ordered()
+
+
+class Company(msgspec.Struct, frozen=True):
+    """What we know of the users and the values that are about: who was heard lately, and what was sound."""
+
+    heard: Mapping[str, float] = {}  # the last two users, with the time
+    sound: Mapping[tuple[str, str], frozenset[str]] = {}  # traits, with one or two users for whom they were
+    any_sound: bool = False
+
+    def joined(self, order: Ordered, now: float, *, sound: bool) -> "Company":
+        """Hear of one more outcome."""
+        heard = {user: at for user, at in self.heard.items() if user != order.user}
+        heard = dict([*heard.items(), (order.user, now)][-2:])
+        if not sound:
+            return msgspec.structs.replace(self, heard=heard)
+        known = dict(self.sound)
+        for trait in order.traits:
+            users = known.pop(trait, frozenset())
+            known[trait] = users if len(users) > 1 else users | {order.user}
+        return Company(heard, dict([*known.items()][-MOST_TRAITS:]), any_sound=True)
+
+    def is_alone(self, user: str, now: float) -> bool:
+        """Tell whether nobody but this user has sent jobs lately."""
+        return all(other == user or now - at > ALONE_S for other, at in self.heard.items())
+
+    def explains(self, order: Ordered, now: float) -> bool:
+        """Tell whether a trait may be why this order failed: it was sound for nobody else.
+
+        Where its user is alone, a trait that was sound for that user explains nothing. Where nothing was ever
+        sound, many users with traits of their own fail for a common reason.
+        """
+        if self.is_alone(order.user, now):
+            return any(trait not in self.sound for trait in order.traits)
+        return self.any_sound and not all(
+            self.is_sound_for_others(trait, order.user) for trait in order.traits
+        )
+
+    def is_sound_for_others(self, trait: tuple[str, str], user: str) -> bool:
+        """Tell whether an order of somebody else with this trait has succeeded."""
+        return bool(self.sound.get(trait, frozenset()) - {user})
+
+
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     """`limit` failures in a row close an open gate; None: they never do, but a probe still decides."""
 
     limit: int | None
     phase: Phase = Phase.OPEN
     epoch: int = 0
-    failures: int = 0  # in a row, of this epoch
+    failures: Mapping[str | None, int] = {}  # in a row, of this epoch, by user; certain ones by None
     closed_s: float = 0.0  # the last closing, as far as we saw it; 0 while the gate is open
+    company: Company = Company()
 
     def turned(self, phase: Phase, closed_s: float = 0.0) -> "Breaker":
-        """The row has changed; `closed_s` is how long a breaker has closed the gate for, 0 if it has not."""
+        """Begin an epoch, as the row has changed; `closed_s`: how long a breaker has closed the gate."""
         known_s = 0.0 if phase is Phase.OPEN else max(closed_s, 0.0) or self.closed_s
-        return Breaker(limit=self.limit, phase=phase, epoch=self.epoch + 1, closed_s=known_s)
+        return Breaker(
+            limit=self.limit, phase=phase, epoch=self.epoch + 1, closed_s=known_s, company=self.company
+        )
 
-    def heard(self, sign: Sign, epoch: int, *, random: float) -> tuple["Breaker", Open | Close | None]:
-        """The outcome of a call that began in `epoch`, and what is to be done about the gate.
+    def heard(
+        self, sign: Sign, epoch: int, *, random: float, order: Ordered = NOBODY, now: float = 0.0
+    ) -> tuple["Breaker", Open | Close | None]:
+        """Hear what a call for `order` that began in `epoch` came to; return what to do about the gate.
 
-        Once something is, nothing more counts until the row has turned. `random` is in [0, 1).
+        Once something is to be done, nothing more counts until the row has turned. `random` is in [0, 1),
+        `now` any clock in seconds.
         """
-        if epoch != self.epoch or self.phase is Phase.SHUT:
-            return self, None
+        known = self.company.joined(order, now, sound=sign is Sign.SOUND)
+        if epoch != self.epoch or self.phase is Phase.SHUT or sign is Sign.ORDER:
+            return self._with(company=known), None
+        explained = sign is Sign.BROKEN and known.explains(order, now)
         if self.phase is Phase.PROBING:
-            if sign is Sign.SOUND:
-                return self._shut(), Open()
-            longer_s = closing_s(self.closed_s, random=random)
-            return self._shut(), Close(longer_s if sign is Sign.BROKEN else self.closed_s or FIRST_S)
-        if sign is Sign.NEITHER:
-            return self, None
-        failures = self.failures + 1 if sign is Sign.BROKEN else 0
-        if self.limit is not None and failures >= self.limit:
-            return self._shut(), Close(closing_s(0.0, random=random))
-        return msgspec.structs.replace(self, failures=failures), None
+            decided = self._probed(sign, random, explained=explained)
+            return self._with(company=known, phase=Phase.SHUT), decided
+        failures = self.failures
+        if sign is Sign.SOUND:
+            failures = {}
+        elif sign is not Sign.NEITHER and not explained:
+            user = None if sign is Sign.CERTAIN or len(failures) >= MOST_USERS else order.user
+            failures = {**failures, user: failures.get(user, 0) + 1}
+        heard = self._with(company=known, failures=failures)
+        if failures is self.failures or not heard.is_broken(now):
+            return heard, None
+        closed = self._with(company=known, phase=Phase.SHUT, failures={})
+        return closed, Close(closing_s(0.0, random=random))
 
-    def _shut(self) -> "Breaker":
-        return msgspec.structs.replace(self, phase=Phase.SHUT, failures=0)
+    @property
+    def in_a_row(self) -> int:
+        """The failures that count so far."""
+        return sum(self.failures.values())
+
+    def is_broken(self, now: float) -> bool:
+        """Tell whether the failures are enough, and not one user's while others send jobs."""
+        if self.limit is None or self.in_a_row < self.limit:
+            return False
+        by_user = {user: count for user, count in self.failures.items() if user is not None}
+        loudest = max(by_user, key=by_user.__getitem__, default=None)
+        others = self.in_a_row - (by_user[loudest] if loudest is not None else 0)
+        return others >= max(1, self.limit // OTHERS) or (
+            loudest is not None and self.company.is_alone(loudest, now)
+        )
+
+    def _probed(self, sign: Sign, random: float, *, explained: bool) -> Open | Close:
+        """Return what the outcome of a probe decides."""
+        if sign is Sign.SOUND:
+            return Open()
+        if sign is Sign.NEITHER or explained:
+            return Close(self.closed_s or FIRST_S)
+        return Close(closing_s(self.closed_s, random=random))
+
+    def _with(self, **changed: Any) -> Self:
+        return msgspec.structs.replace(self, **changed)
 
 
-def sign_of(result: Success | Failure) -> Sign:
-    """What the outcome of a call says."""
+def sign_of(result: Success | Failure, *, named: bool = False) -> Sign:
+    """Return what the outcome of a call says; `named`: it names a trait of the order."""
     if isinstance(result, Success):
         return Sign.SOUND
+    sign = SIGNS[result.category]
+    if named and sign is not Sign.SOUND:
+        return Sign.ORDER
     if result.category is Category.NETWORK and result.provider_status in {400, 422}:
         return Sign.NEITHER  # the provider could not fetch the job's reference image
-    return SIGNS[result.category]
+    return Sign.CERTAIN if result.certain and sign is Sign.BROKEN else sign
 
 
 def closing_s(last_s: float, *, random: float) -> float:
-    """How long to close for after a closing of `last_s`, 0 if there was none: doubling from 30 s to
-    10 min, less up to a fifth, so that gates which were closed together are not probed together.
+    """Say how long to close for after a closing of `last_s` (0: none): doubling from 30 s to 10 min, less up
+    to a fifth, so that gates which were closed together are not probed together.
     """
     return min(max(2 * last_s, FIRST_S), LONGEST_S) * (1 - JITTER * random)

@@ -1,4 +1,4 @@
-"""A provider's answer, or its absence, becomes Success or Failure. A pure function over the tables.
+"""Makes a provider's answer, or its absence, a Success or a Failure: a pure function over the tables.
 
 The base rule: a 4xx other than 429 is fatal, everything else may be tried again. Knowledge of the
 provider refines the category and what the user reads; only explicit settings change the rule.
@@ -14,18 +14,17 @@ from typing import Any
 
 import msgspec
 
-from genctl.domain.envelopes import Envelope, Said, find, read
+from genctl.domain.envelopes import Envelope, Reading, find, read
 from genctl.domain.model import Answer, Category, Failure, Image, NoAnswer, Outcome, Success, rfc3339
 from genctl.domain.providers import Provider
 from genctl.domain.rules import (
     BY_HUNDREDS,
     BY_STATUS,
+    CERTAIN_STATUSES,
     CODE,
     SENTENCES,
     UNKNOWN_STATUSES,
     Rule,
-    names_of,
-    rule_of,
 )
 
 FIRST_DELAY_S = 2.0
@@ -56,14 +55,14 @@ OURS: dict[str, Failure] = {
 
 
 def ours(code: str) -> Failure:
-    """The failure of one of our own codes. Raises KeyError for a code that is not in `OURS`."""
+    """Return the failure of one of our own codes. Raises KeyError for any other code."""
     return OURS[code]
 
 
 def classify(
     answer: Answer | NoAnswer, provider: Provider, *, now: datetime, verdicts: Sequence[str] = ()
 ) -> Success | Failure:
-    """What an answer of `provider` means. Never raises, whatever bytes it holds; `now` is aware.
+    """Say what an answer of `provider` means. Never raises, whatever bytes it holds; `now` is aware.
 
     `verdicts` are an operator's exceptions from the base rule, as the setting of that name has them:
     `<code>=retry`, `<status>=fatal`, `advice`.
@@ -84,6 +83,26 @@ def classify(
     return msgspec.structs.replace(failure, fatal=verdict == "fatal") if verdict else failure
 
 
+def names_of(code: str | None) -> Iterator[str]:
+    """Yield a code without blanks, then without its last dotted part, and so on; at last the empty name."""
+    name = "".join((code or "")[:200].split())
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
+
+
+def rule_of(code: str | None, message: str | None, rules: Sequence[Rule]) -> Rule | None:
+    """Find the row for a code, by its whole name before its family; `says` is looked for in `message`."""
+    for name in names_of(code):
+        for rule in rules:
+            if any(name == code or ("*" in code and fnmatchcase(name, code)) for code in rule.codes) and (
+                not rule.says or re.search(rule.says, (message or "")[:4_096])
+            ):
+                return rule
+    return None
+
+
 def _unanswered(answer: NoAnswer) -> Failure:
     if own := OURS.get(answer.code):
         return msgspec.structs.replace(own, provider_message=answer.message)
@@ -97,7 +116,7 @@ def _unanswered(answer: NoAnswer) -> Failure:
     )
 
 
-def _failure(answer: Answer, said: Said, rule: Rule | None, counts: int, now: datetime) -> Failure:
+def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now: datetime) -> Failure:
     status = answer.status
     good = 200 <= status < 300
     if rule:
@@ -122,16 +141,18 @@ def _failure(answer: Answer, said: Said, rule: Rule | None, counts: int, now: da
         provider_body=answer.body,
         request_id=said.request_id,
         retry_after_s=retry_after_s(said.wait, now),
+        names=rule.names if rule and (rule.names or rule.certain) else said.params,
+        certain=rule.certain if rule else status in CERTAIN_STATUSES,
     )
 
 
 def is_fatal(status: int) -> bool:
-    """The base rule."""
+    """Whether the base rule gives the status up."""
     return 400 <= status < 500 and status != 429
 
 
 def chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[str]) -> str | None:
-    """What explicit settings say: of the code, of its family, of the table's advice, of the status."""
+    """Find what explicit settings say of the code, of its family, of the table's advice, or of the status."""
     chosen = dict(verdict.split("=") for verdict in verdicts if verdict != ADVICE)
     for name in names_of(code):
         for pattern, verdict in chosen.items():
@@ -142,24 +163,22 @@ def chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[
 
 
 def retry_after_s(text: str | None, now: datetime) -> float | None:
-    """Retry-After, seconds or HTTP date, as seconds from `now` in [0, 300]; None without a sound one."""
+    """Read Retry-After, seconds or HTTP date, as seconds from `now` in [0, 300]; None without a sound one."""
     text = (text or "").strip()
     if match := re.fullmatch(r"(\d{1,300}(?:\.\d{1,20})?)s?", text, re.ASCII):
         seconds = float(match[1])
     else:
         try:
-            at = parsedate_to_datetime(text[:64])
-            seconds = (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds()
-        except (ValueError, TypeError, OverflowError, IndexError):  # what the parser raises for rubbish
+            date = parsedate_to_datetime(text[:64])
+            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError, IndexError):  # the parser raises all of these
             return None
     return min(max(seconds, 0.0), MAX_DELAY_S)
 
 
 def backoff_s(failure: Failure, attempt: int, *, random: float) -> float:
-    """Seconds until the attempt after `attempt`: full jitter below a doubling bound of at most 300 s.
-
-    The bound begins at 2 s, after a 429 at 20 s. `random` is in [0, 1). Retry-After (RFC 9110,
-    10.2.3) wins, under the same cap.
+    """Return the seconds until the attempt after `attempt`: full jitter, doubling from 2 s (after a 429 from
+    20 s), at most 300 s. `random` is in [0, 1). Retry-After (RFC 9110, 10.2.3) wins, under the same cap.
     """
     if failure.retry_after_s is not None:
         return min(max(failure.retry_after_s, 0.0), MAX_DELAY_S)
@@ -168,7 +187,7 @@ def backoff_s(failure: Failure, attempt: int, *, random: float) -> float:
 
 
 def longest_run_s(attempts: int, call_s: float) -> float:
-    """Seconds that a run may legally last: each attempt a whole call, and the longest wait between two."""
+    """Return the seconds that a run may legally last: whole calls, with the longest waits between them."""
     return attempts * call_s + (attempts - 1) * MAX_DELAY_S
 
 
@@ -180,7 +199,7 @@ _LIFE_S = re.compile(r"[?&]X-Tos-Expires=(\d{1,7})", re.ASCII)
 
 
 def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
-    """The images of a success. Only http(s) URLs count: we ask for no others, and keep no bytes."""
+    """Yield the images of a success. Only http(s) URLs count: we ask for no others, and keep no bytes."""
     created = next(find(document, "created"), None)
     items = (item for path in row.images for item in find(document, path))
     flags = (flag for path in row.flags for flag in find(document, path))
@@ -194,18 +213,18 @@ def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
 
 
 def _size(image: dict[str, Any]) -> str | None:
-    """WIDTHxHEIGHT of an image that tells it, in one word or in two numbers."""
+    """Read WIDTHxHEIGHT of an image that tells it, in one word or in two numbers."""
     size = image.get("size") or f"{image.get('width')}x{image.get('height')}"
     return size if isinstance(size, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", size, re.ASCII) else None
 
 
 def _expires_at(url: str, created: Any, now: datetime, life: timedelta) -> datetime:
-    """When a URL dies: as its signature says, else `life` after `created` (Unix seconds), else after now."""
+    """Say when a URL dies: by its signature, else `life` after `created` (Unix seconds), else after now."""
     signed_at, life_s = _SIGNED_AT.search(url), _LIFE_S.search(url)
     if signed_at and life_s:
         try:
-            at = datetime.strptime(signed_at[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-            return at + timedelta(seconds=int(life_s[1]))
+            signed = datetime.strptime(signed_at[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+            return signed + timedelta(seconds=int(life_s[1]))
         except (ValueError, OverflowError):  # no such day
             pass
     if type(created) is int and 0 < created < 2**32:

@@ -1,6 +1,6 @@
-"""A dead letter: a DLQ message joined to the row it names. What it is worth, and what a redrive makes of it.
+"""A dead letter is a DLQ message joined to the row it names: its state, and what a redrive makes of it.
 
-Pure: the same letters and balances give the same steps, so that a plan that was shown is the plan that runs.
+Pure: the same letters and balances give the same steps, so a redrive runs the plan that it has shown.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from genctl.domain.model import Category, Session, Status, rfc3339
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """`session_id` and `run` as the body names them; the rest of the copy as its attributes say.
+    """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes.
 
     Anybody who may send to the queue writes attributes: they are shown, and decide nothing about a session.
     """
@@ -37,7 +37,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def state(self) -> str:
-        """current, stale (an older run), done, active, orphan (no such run), or foreign (not ours)."""
+        """Say current, stale (an older run), done, active, orphan (no such run), or foreign (not ours)."""
         if self.session_id is None:
             return "foreign"
         if self.row is None or (self.run or 0) > self.row.run:
@@ -48,12 +48,12 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def user(self) -> str | None:
-        """Whose session it is."""
+        """Return the user whose session it is."""
         return self.row.user_id if self.row else None
 
     @property
     def failure(self) -> dict[str, Any]:
-        """How the run that the copy names has failed, as the rows tell it: code, category, failedAt.
+        """Tell how the run that the copy names has failed, by the rows: code, category, failedAt.
 
         Where there is no such run, only the copy tells something; it selects nothing but itself.
         """
@@ -69,21 +69,21 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed_as(self) -> str:
-        """The failure's code; `Unknown` where the run has not failed, or nobody stored one."""
+        """Tell the failure's code; `Unknown` where the run has not failed, or nobody stored one."""
         return str(self.failure.get("code") or "Unknown")
 
     @property
     def at(self) -> datetime:
-        """When the run failed; when the message was sent where nobody tells."""
+        """Say when the run failed, by the rows, else when the message was sent."""
         try:
-            at = datetime.fromisoformat(str(self.failure.get("failedAt")))
-            return at.astimezone(UTC) if at.tzinfo else self.sent_at
+            failed_at = datetime.fromisoformat(str(self.failure.get("failedAt")))
+            return failed_at.astimezone(UTC) if failed_at.tzinfo else self.sent_at
         except (ValueError, OverflowError):  # adopted details, and attributes of a foreign message
-            ended = self.row.completed_at if self.row and self.state == "current" else None
-            return ended or self.sent_at
+            ended_at = self.row.completed_at if self.row and self.state == "current" else None
+            return ended_at or self.sent_at
 
     def item(self) -> dict[str, Any]:
-        """As the CLI shows it."""
+        """Write it as the CLI shows it."""
         return {
             "messageId": self.message_id,
             "sessionId": self.session_id,
@@ -106,7 +106,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which letters are meant: all that every given field names. `since` <= failed < `until`.
+    """Which letters are meant: those that match every given field. `since` <= failed < `until`.
 
     The rows decide, so that a forged attribute selects no session.
     """
@@ -119,7 +119,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
     def takes(self, letter: Letter) -> bool:
-        """Whether this one is meant."""
+        """Whether this letter is meant."""
         wanted = (
             (self.code, letter.failed_as),
             (self.category, letter.failure.get("category")),
@@ -137,18 +137,18 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """How far a redrive goes, and what it changes in a job before it runs again."""
 
     max_redrives: int = 3  # of one session
-    refused_too: bool = False  # those that content policy refused: as they are, they would fail again
+    refused_too: bool = False  # jobs that content policy refused: unchanged they would fail again
     prompt: str | None = None
     params: dict[str, Any] = {}
-    takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # a model its parameters
+    takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # whether a model takes parameters
     serves: Callable[[str | None], bool] = lambda _: True  # whether our workers would take the model
 
 
-class Step(msgspec.Struct, frozen=True):
+class LetterPlan(msgspec.Struct, frozen=True):
     """What becomes of one letter.
 
-    requeue: its session's next run; resend: the run is there and waits for its message; drop: there is
-    nothing left to do; skip: it stays in the DLQ. `credits` are reserved again.
+    requeue: its session gets its next run, which reserves `credits` again; resend: the run waits for its
+    message; drop: nothing is left to do; skip: the letter stays in the DLQ.
     """
 
     action: Literal["requeue", "resend", "drop", "skip"]
@@ -157,7 +157,7 @@ class Step(msgspec.Struct, frozen=True):
 
     @property
     def runs(self) -> bool:
-        """A job message is sent."""
+        """Whether it sends a job message."""
         return self.action in {"requeue", "resend"}
 
 
@@ -166,11 +166,11 @@ def plan(
     terms: Terms,
     balances: dict[str, int] | None = None,
     begun: set[UUID] | None = None,
-) -> list[Step]:
-    """A step for each letter, in order.
+) -> list[LetterPlan]:
+    """Plan a step for each letter, in order.
 
-    `balances` are what the users have left when the steps before were taken, `begun` the sessions that got
-    a run by them; both are kept up to date, for a plan that is made in parts and not carried out.
+    `balances`: what the users have left after the steps before; `begun`: the sessions that got a run by them.
+    It keeps both up to date, for a plan that is made in parts and not carried out.
     """
     left = {} if balances is None else balances
     begun = set() if begun is None else begun
@@ -178,7 +178,7 @@ def plan(
     for letter in letters:
         step = _step(letter, terms, left)
         if step.action == "requeue" and letter.session_id in begun:  # two copies of one run
-            step = Step("drop", "stale")
+            step = LetterPlan("drop", "stale")
         elif step.action == "requeue" and letter.session_id:
             begun.add(letter.session_id)
             if letter.held_as == "released" and letter.user is not None:
@@ -187,34 +187,34 @@ def plan(
     return steps
 
 
-def at_most(steps: Sequence[Step], most: int) -> list[Step]:
-    """The steps; beyond the first `most` that send a job such letters are left alone."""
+def at_most(steps: Sequence[LetterPlan], most: int) -> list[LetterPlan]:
+    """Keep the steps; after the first `most` that send a job, skip those that would send another."""
     kept = []
     for step in steps:
-        kept.append(Step("skip", "beyond the limit") if step.runs and most <= 0 else step)
+        kept.append(LetterPlan("skip", "beyond the limit") if step.runs and most <= 0 else step)
         most -= step.runs
     return kept
 
 
-def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> Step:
+def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
     row, state = letter.row, letter.state
     if row is not None and not terms.serves(row.model) and state != "done":
-        return Step("skip", "another tool's")
+        return LetterPlan("skip", "another tool's")
     match state:
         case "stale" | "done" if row is not None:
-            return Step("resend" if row.job_owed and state == "stale" else "drop", state)
+            return LetterPlan("resend" if row.job_owed and state == "stale" else "drop", state)
         case "active" if row is not None:
-            return Step("skip" if _is_leased(row) else "resend", state)
+            return LetterPlan("skip" if _is_leased(row) else "resend", state)
         case "current" if row is not None and row.reserved is not None:
             why = _objection(letter, row, terms, left.get(row.user_id, letter.balance))
-            return Step("skip", why) if why else Step("requeue", letter.failed_as, row.reserved)
+            return LetterPlan("skip", why) if why else LetterPlan("requeue", letter.failed_as, row.reserved)
         case "current":
-            return Step("skip", "no reservation")
-    return Step("skip", state)
+            return LetterPlan("skip", "no reservation")
+    return LetterPlan("skip", state)
 
 
 def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:
-    """Why a failed session gets no further run."""
+    """Say why a failed session gets no further run."""
     if row.details.get("category") == Category.CONTENT_POLICY and not terms.refused_too:
         return "content policy"
     if row.run > terms.max_redrives:
@@ -230,13 +230,13 @@ def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str 
 
 
 def _is_leased(row: Session) -> bool:
-    """Somebody works at it; one that was processing at adoption counts, until the sweeper ends it."""
+    """Whether somebody works on it, or the sweeper has still to end it: it was processing at adoption."""
     silent = row.lease_until is not None and row.read_at is not None and row.lease_until < row.read_at
     return row.status is Status.PROCESSING and not silent
 
 
 class Tally(msgspec.Struct):
-    """How many letters became what; `failed`: their jobs could not be sent just now, and are owed."""
+    """Counts what became of letters; `failed`: their jobs could not be sent just now, and are owed."""
 
     redriven: int = 0
     stale: int = 0
@@ -244,11 +244,11 @@ class Tally(msgspec.Struct):
     failed: int = 0
 
     def words(self) -> str:
-        """In a line."""
+        """Write the counts in a line."""
         skipped = sum(self.skipped.values())
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
-    def add(self, steps: Iterable[Step]) -> None:
+    def add(self, steps: Iterable[LetterPlan]) -> None:
         """Count steps that were taken."""
         for step in steps:
             match step.action:

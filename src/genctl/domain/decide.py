@@ -1,29 +1,21 @@
-"""What to do, decided from the message and the row alone: the row decides, the message is a doorbell."""
+"""Decides what to do from the message and the row alone: the row decides, the message is a doorbell."""
 
 import msgspec
 
-from genctl.domain.model import (
-    Failure,
-    Job,
-    MalformedMessageError,
-    Outcome,
-    Session,
-    Status,
-    rfc3339,
-)
+from genctl.domain.model import Failure, Job, MalformedMessageError, Outcome, Session, Status, rfc3339
 
-PATIENT_RECEIVES = 3  # a message whose row is not there (yet) is looked at so often
+PATIENT_RECEIVES = 3  # looks at a message whose row is not there (yet)
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
 FIRST_HIDE_S = 5
-LEFT_HIDE_S = 15 * 60  # the longest pause of what is left for others: a deploy lasts so long
+LEFT_HIDE_S = 15 * 60  # the longest pause of a message that is left for others: a deploy lasts so long
 LOCKED_HIDE_S = 60
 ADOPTED_HIDE_S = 300  # it was processing at adoption, and the sweeper will end it some day
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How often a run may be tried; `unknowns` counts re-sends after an outcome that nobody knows.
+    """How often a run may be tried; `unknowns`: re-sends after an outcome that nobody knows.
 
-    `verdicts` are an operator's exceptions from what is tried at all.
+    `verdicts` are an operator's exceptions from what is retried at all.
     """
 
     attempts: int
@@ -49,7 +41,7 @@ class Hide(msgspec.Struct, frozen=True):
 
 
 def read_job(body: str) -> Job:
-    """The job a message body names. Raises MalformedMessageError, which says why it is none of ours."""
+    """Read the job from a message body. Raises MalformedMessageError, which says why it is none of ours."""
     try:
         return msgspec.json.decode(body, type=Job)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
@@ -57,14 +49,14 @@ def read_job(body: str) -> Job:
 
 
 def job_body(session: Session, tool: str) -> str:
-    """The message of a session's current run, for the workers of its tool; the same text whoever sends it."""
+    """Write the message of a session's current run, for the workers of its tool."""
     return msgspec.json.encode(
         {"version": 1, "tool": tool, "sessionId": session.id, "run": session.run}
     ).decode()
 
 
 def is_free(row: Session | None, run: int | None) -> bool:
-    """Whether a claim should have got this row: it was only locked for a moment, by a mark perhaps."""
+    """Whether a claim should have got this row: somebody has locked it for a moment, perhaps to mark it."""
     if row is None or row.read_at is None or (run is not None and row.run != run):
         return False
     match row.status:
@@ -76,7 +68,7 @@ def is_free(row: Session | None, run: int | None) -> bool:
 
 
 def exhausted(session: Session, limits: Limits) -> str | None:
-    """The code with which a claimed session is settled without a call, or None: call.
+    """Return the code with which to settle a claimed session without a call, or None: call.
 
     A job that kills its workers ends as WorkerCrashed.
     """
@@ -86,7 +78,7 @@ def exhausted(session: Session, limits: Limits) -> str | None:
 
 
 def dead_lease_code(session: Session, limits: Limits) -> str | None:
-    """The code with which a run is ended whose worker fell silent, or None: it goes back to the queue."""
+    """Return the code with which to end a run whose worker fell silent, or None: back to the queue."""
     if session.lease_until is None:  # it was processing when the database was adopted
         return "WorkerCrashed"
     spent, unknowns = session.attempts >= limits.attempts, session.unknowns + 1
@@ -95,15 +87,15 @@ def dead_lease_code(session: Session, limits: Limits) -> str | None:
 
 
 def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:
-    """Whether a failed attempt of a claimed session may be followed by another one."""
+    """Whether another attempt may follow a failed one of a claimed session."""
     unknowns = session.unknowns + (failure.outcome is Outcome.UNKNOWN)
     return not failure.fatal and session.attempts < limits.attempts and unknowns <= limits.unknowns
 
 
 def dispose(job: Job, row: Session | None, receive_count: int, *, ours: bool = True) -> Delete | Copy | Hide:
-    """The fate of a message, once its job was processed or could not be claimed.
+    """Decide what becomes of a message, once its job was processed or could not be claimed.
 
-    Not `ours`: another tool's, or one's that this version does not know. It is left for others.
+    Not `ours`: of another tool, or of one that this version does not know. Such a message is left for others.
     """
     if not ours and not _is_over(job, row):
         return Hide(min(FIRST_HIDE_S * 2 ** min(receive_count - 1, 10), LEFT_HIDE_S))
@@ -128,8 +120,10 @@ def _is_over(job: Job, row: Session | None) -> bool:
 
 
 def _rest_s(row: Session) -> int:
-    """Seconds until an unended row may be claimed: the rest of its lease, or of its wait. 0: it may be now,
-    but somebody has locked it, or has its answer in hand: a message shown at once each time would wear out.
+    """Return the seconds until an unended row may be claimed: the rest of its lease, or of its wait.
+
+    0: it is free, but somebody has locked it or has its answer in hand. Its message then waits longer each
+    time: shown at once it would use up its receives.
     """
     waits_for = row.lease_until if row.status is Status.PROCESSING else row.due_at
     if waits_for is None or row.read_at is None:
@@ -138,14 +132,14 @@ def _rest_s(row: Session) -> int:
 
 
 def error_code(row: Session) -> str:
-    """The code of a failed row; `Unknown` when nobody stored one."""
+    """Return the code of a failed row; `Unknown` when nobody stored one."""
     return str(row.details.get("code") or "Unknown")
 
 
 def copy_attributes(
     row: Session | None, *, code: str, category: str, source_queue: str, session_id: str | None = None
 ) -> dict[str, str]:
-    """The attributes of a DLQ copy, in the order in which they matter; absent where there is nothing."""
+    """List the attributes of a DLQ copy, most important first; leave out those without a value."""
     details = row.details if row else {}
     found = {
         "code": code,

@@ -1,6 +1,6 @@
-"""Failure -> error_details: cleaned, without secrets, cut. What people read is cleaned further.
+"""Makes a failure's `error_details`: clean, without secrets, cut. What people read is cleaned further.
 
-Only a window of each text is looked at, as only its first bytes are kept; so time stays linear.
+It looks only at the beginning of each text, as it keeps only the first bytes: so time stays linear.
 """
 
 import html
@@ -21,7 +21,7 @@ REMOVED = "[removed]"
 UNREADABLE = "The image service refused this request and gave no reason that can be shown."
 
 _WINDOW = 8_192  # characters
-_EDGE = 256  # longer than any secret of fixed length: what may be half of one is dropped
+_EDGE = 256  # longer than any secret of fixed length: a cut end may be half of one
 
 
 def build(
@@ -32,7 +32,7 @@ def build(
     first_attempt_at: datetime | None,
     provider: Provider,
 ) -> ErrorDetails:
-    """The `error_details` of a failed run, still without its refund. Never raises."""
+    """Make the `error_details` of a failed run, still without its refund. Never raises."""
     keys = provider.key_shape
     return ErrorDetails(
         provider_status=failure.provider_status,
@@ -53,15 +53,15 @@ def build(
 
 
 def lean(details: ErrorDetails) -> ErrorDetails:
-    """The same with fewer of the provider's words, for a row that must not become large."""
+    """Leave out most of the provider's words, for a row that must not become large."""
     message = details.provider_message and cut(details.provider_message, WORD_BYTES)
     return msgspec.structs.replace(details, provider_body=None, provider_message=message)
 
 
 def stored(text: str | bytes | None, limit: int, keys: str = "") -> str | None:
-    """A text as the database may keep it: as sent, without secrets, at most `limit` bytes of UTF-8.
+    """Make a text that the database may keep: as sent, without secrets, at most `limit` bytes of UTF-8.
 
-    `keys` is a pattern of the provider's own. NUL and lone surrogates, which jsonb refuses, are left out.
+    `keys` is a pattern of the provider's keys. Leaves out NUL and lone surrogates, which jsonb refuses.
     """
     if text is None:
         return None
@@ -72,7 +72,7 @@ def stored(text: str | bytes | None, limit: int, keys: str = "") -> str | None:
 
 
 def cut(text: str, limit: int) -> str:
-    """The longest beginning of at most `limit` bytes of UTF-8 that ends between two characters."""
+    """Return the longest beginning of at most `limit` bytes of UTF-8 that ends between two characters."""
     return text.encode()[:limit].decode("utf-8", "ignore")
 
 
@@ -80,7 +80,7 @@ def cut(text: str, limit: int) -> str:
 
 
 def without_secrets(result: Success | Failure, hide: Callable[[str], str]) -> Success | Failure:
-    """What a provider has said, before anybody stores, counts, logs or judges it further.
+    """Hide secrets in what a provider has said, before anybody stores, counts or logs it.
 
     `hide` masks what is known by its value; what shows by its looks is removed once details are made.
     """
@@ -100,13 +100,13 @@ _SAID = ("code", "user_message", "provider_code", "provider_message", "request_i
 
 _QUOTE = r"(?:\\?[\"']){0,2}"
 _IS = rf"{_QUOTE}\s{{0,4}}(?:[:=]|%3D)\s{{0,4}}{_QUOTE}"
-_VALUE = r"(?:[^\s&\"'<>\\,;\[\]{}]|\\/)"  # what JSON escapes ends it, but for the slash
+_VALUE = r"(?:[^\s&\"'<>\\,;\[\]{}]|\\/)"  # an escape of JSON ends it, but for the slash
 _UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _KEYS = "key|api_?key|(?:aws|oss)accesskeyid"
 _SCHEME = r"bearer|basic|digest|token|key|[\w-]{0,9}hmac-sha256"
 _AFTER_BEARER = "token|auth|authentication|authorization|scheme|header|format|credentials?|key|realm"
-# Words without one of which the pattern cannot match, which is ten times faster to know; the pattern,
-# whose first group stays, as it says what was removed.
+# Words, one of which must be there for the pattern to match: a look for them is ten times faster. The first
+# group of the pattern stays, as it says what was removed.
 _SECRETS = tuple(
     (tuple(words.split()), re.compile(pattern, re.IGNORECASE | re.ASCII))
     for words, pattern in (
@@ -125,10 +125,7 @@ _SECRETS = tuple(
         ("key", rf"(api[-_ ]?key[^\r\n]{{0,40}}?){_UUID}"),
         # keys that show by their looks
         ("sk-", r"()(?<![\w-])sk-[\w*-]{8,}"),
-        (
-            "xai gsk hf r8 fal",
-            r"()(?<![\w-])(?:xai|gsk|hf|r8|fal)[-_](?=[\w-]{0,63}\d)[\w-]{16,}",
-        ),
+        ("xai gsk hf r8 fal", r"()(?<![\w-])(?:xai|gsk|hf|r8|fal)[-_](?=[\w-]{0,63}\d)[\w-]{16,}"),
         (
             "akia asia aklt aiza",
             r"()(?<![a-z0-9])(?:(?:AKIA|ASIA)[0-9a-z]{16}|AKLT[\w-]{16,}={0,2}|AIza[\w-]{30,})",
@@ -139,7 +136,7 @@ _SECRETS = tuple(
 
 
 def redact(text: str, keys: str = "") -> str:
-    """The beginning of a text (8,192 characters at the most) without keys, tokens and signatures."""
+    """Return the first 8,192 characters of a text, without keys, tokens and signatures."""
     window = re.sub(keys, REMOVED, text[:_WINDOW]) if keys else text[:_WINDOW]
     lower = window.lower()
     for words, pattern in _SECRETS:
@@ -164,7 +161,7 @@ _BANNER = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?]) |(?<=[。！？])|\n")
-# Advice to write to some support is for us, not for our users.
+# Advice to write to some support: it is for us, not for our users.
 _ADVICE = re.compile(
     r"\b(?:contact|e-?mail|write to|reach out to|get in touch with|report (?:this|it) to) "
     r"(?:us|our|your|the|an?|customer|technical|support|service|sales|help)\b|"
@@ -174,7 +171,7 @@ _ADVICE = re.compile(
     r"\bsend (?:us )?feedback\b|\bsupport codes?\b|联系|聯繫|工单|客服",
     re.IGNORECASE,
 )
-_ADVICE_WORDS = (  # without one of them there is none
+_ADVICE_WORDS = (  # one of them is in every advice
     "contact", "mail", "write", "reach", "touch", "report", "support", "customer", "ticket", "case", "issue",
     "help", "include", "feedback", "联系", "聯繫", "工单", "客服",
 )  # fmt: skip
@@ -202,15 +199,15 @@ _TIDY = (
 )
 _LOOSE_END = " ,;:-–—(（[【|"
 _MAX_PASSES = 6
-SHORTEST_ID = 8  # characters of what is taken out by its value alone
+SHORTEST_ID = 8  # characters of a request id that is taken out by its value
 
 
 def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
-    """A provider's sentence as people may read it, at most 1,024 bytes of UTF-8. Never raises.
+    """Make a provider's sentence readable for people, at most 1,024 bytes of UTF-8. Never raises.
 
-    Without request ids (what looks like one, and `request_id`), advice to write to a support, markup, server
-    banners, secrets, control and bidi characters; a fixed sentence where nothing readable is left. Cleaning
-    twice changes nothing.
+    Removes request ids (`request_id`, and all that look like one), advice to write to a support, markup,
+    server banners, secrets, control and bidi characters. Returns a fixed sentence where nothing readable is
+    left.
     """
     for _ in range(_MAX_PASSES):  # what a removal joins may be an id again
         cleaned = _cleaned(text, keys, request_id)

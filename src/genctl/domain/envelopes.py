@@ -1,6 +1,6 @@
-"""Where each provider keeps code, message and request id: one table of paths, and its reader.
+"""Read code, message and request id of an answer from the places where its provider keeps them.
 
-A new provider is a new row. Texts come out as they came in; details.py cleans and cuts them.
+Texts come out as they came in; details.py cleans and cuts them.
 """
 
 import json
@@ -15,16 +15,17 @@ import msgspec
 from genctl.domain.model import Answer
 
 
-class Envelope(msgspec.Struct, frozen=True):
-    """Where one provider keeps its words, best place first.
+class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Name the places where one provider keeps its words, best place first.
 
-    A path is keys joined by dots; `*` stands for every element of a list, of which the first
+    A path is keys joined by dots; `*` stands for every element of a list, and the first element
     that holds something counts. Headers are named in lower case.
     """
 
     code: tuple[str, ...]
     message: tuple[str, ...]
     request_id: tuple[str, ...] = ()
+    param: tuple[str, ...] = ("error.param", "param")  # the field of the request that it refuses
     headers: tuple[str, ...] = ("x-request-id",)  # of the request id
     id_shape: str = ""  # what an id of this provider looks like, told from those of gateways
     code_headers: tuple[str, ...] = ()
@@ -43,88 +44,7 @@ MILLISECONDS_ID = r"02\d{13}[0-9a-f]{6,38}"
 UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 REPLICATE_ID = r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}"
 
-# Of providers that no tool of ours calls; a tool brings its own.
-ENVELOPES: dict[str, Envelope] = {
-    "openai": Envelope(
-        code=("error.code", "error.type"),
-        message=("error.message",),
-        images=("data.*",),
-        image_life_s=3_600,
-    ),
-    "azure": Envelope(
-        code=("error.code", "error.inner_error.code", "error.innererror.code"),
-        message=("error.message", "message"),
-        request_id=("requestid", "error.requestid"),
-        headers=("apim-request-id", "x-ms-request-id", "x-request-id"),
-        id_shape=UUID,
-        images=("data.*",),
-    ),
-    "bedrock": Envelope(
-        code=("__type",),
-        message=("message", "Message", "error", "finish_reasons.*"),
-        headers=("x-amzn-requestid",),
-        id_shape=UUID,
-        code_headers=("x-amzn-errortype",),
-        code_shape=r"^(?:[\w.]+#)?(\w+)",  # com.amazon.bedrock#ThrottlingException:http://…
-    ),
-    "google": Envelope(  # Gemini and Vertex; their streams answer with a list
-        code=(
-            "error.details.*.reason", "error.status", "*.error.details.*.reason", "*.error.status",
-            "promptFeedback.blockReason", "candidates.*.finishReason",
-        ),
-        message=(
-            "error.message", "*.error.message", "promptFeedback.blockReasonMessage",
-            "candidates.*.finishMessage", "predictions.*.raiFilteredReason",
-        ),
-        request_id=("responseId",),
-        fine=frozenset({"STOP"}),
-        wait=("error.details.*.retryDelay", "*.error.details.*.retryDelay"),
-        tells=(
-            "error.details.*.violations.*.quotaId", "*.error.details.*.violations.*.quotaId",
-            "promptFeedback.blockReason",
-        ),
-    ),
-    "stability": Envelope(
-        code=("name", "finish_reason", "artifacts.*.finishReason"),
-        message=("errors.*", "message"),
-        request_id=("id",),
-        id_shape=r"[0-9a-f]{32}",
-        code_headers=("finish-reason",),
-        fine=frozenset({"SUCCESS"}),
-    ),
-    "bfl": Envelope(  # Black Forest Labs
-        code=("status", "detail.*.type"),
-        message=("detail", "detail.*.msg"),
-        request_id=("id",),
-        id_shape=UUID,
-        fine=frozenset({"Ready", "Pending", "Queued", "Processing"}),
-        images=("result.sample",),
-        image_life_s=600,
-    ),
-    "fal": Envelope(
-        code=("detail.*.type", "error_type", "*.type"),
-        message=("detail.*.msg", "detail", "*.msg", "error"),
-        request_id=("request_id",),
-        headers=("x-fal-request-id",),
-        id_shape=UUID,
-        code_headers=("x-fal-error-type",),
-        tells=("has_nsfw_concepts.*",),
-        images=("images.*", "image"),
-        flags=("has_nsfw_concepts.*",),
-    ),
-    "replicate": Envelope(
-        code=("error", "detail"),  # texts; models put a code in brackets
-        message=("error", "detail", "title"),
-        request_id=("id",),
-        id_shape=REPLICATE_ID,
-        code_shape=r"\((E\d{3,5})\)",
-        wait=("retry_after",),
-        images=("output", "output.*"),
-        image_life_s=3_600,
-    ),
-}  # fmt: skip
-
-# Gateways and frameworks between us and the provider; read after the provider's own row.
+# Of gateways and frameworks between us and the provider; read after the provider's own envelope.
 GENERIC = Envelope(
     code=("error.code", "code", "error_code", "errors.*.code"),
     message=(
@@ -142,14 +62,14 @@ _LABEL = (
     r"(?:(?:csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?|[a-z]{2,4}[-_]?)?"
     r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?|rid)(?![a-z])"
 )
-# With a colon whatever follows is the id; without one it must look like an id.
+# With a colon, the word behind the label is the id; without one, the word must look like an id.
 LABELLED_ID = re.compile(
     rf"{_LABEL}(?:[\"']?\s?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
     rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)"
     rf"|\(E\d{{3,5}}\)(?:\s\(([\w-]{{4,64}})\))?(?=\W*\Z)",  # Replicate: a code and an id at the end
     re.IGNORECASE | re.ASCII,
 )
-# What is an id without any label, best known first.
+# Words of these shapes are ids without any label, best known first.
 ID_SHAPES: dict[str, str] = {
     "milliseconds": MILLISECONDS_ID,
     "uuid": UUID,
@@ -179,20 +99,20 @@ MARKUP = re.compile(r"\s*<(?:!doctype|!--|\?xml|[a-z][\w-]*[\s/>])", re.IGNORECA
 _MAX_WRAPS = 3  # a provider's answer in a gateway's in an SDK's text
 _WRAPPED_CHARS = 32_768
 _DECODER = json.JSONDecoder(strict=False)
-# A string of a Python print, or what is left of one that was cut; nothing is tried twice.
+# A string in Python's print of a value, also one that was cut; the pattern tries nothing twice.
 _TOKEN = re.compile(
     r"'(?:[^'\\]|\\.?)*+(?:'|\Z)|\"(?:[^\"\\]|\\.?)*+(?:\"|\Z)|\b(?:None|True|False)\b", re.DOTALL
 )
-# The code of a JSON answer that was cut, or of which only the beginning was read.
+# The code of a JSON answer that was cut, or of which we read only the beginning.
 _CUT_CODE = re.compile(r'\s*+[\[{].{0,2048}?"code"\s*:\s*"([\w.-]{1,100})"', re.DOTALL | re.ASCII)
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What an answer says of itself. `document` is its JSON, None when it is not JSON.
+class Reading(msgspec.Struct, frozen=True):
+    """Hold what an answer says. `document` is its JSON, None when it is not JSON.
 
-    `spoken`: the message stood in an error envelope, so it is meant for a caller's eyes. `wait` is
-    the time that the provider asks for, as it wrote it. `told` is the message and what the row
-    `tells` beside it, as `name value`.
+    `spoken` is true when the message stood in an error envelope, so that callers may see it. `wait` is
+    the time that the provider asks for, as it wrote it. `told` is the message, and behind it what the
+    envelope `tells`, as `name value`. `params` are the fields of the request that a 4xx names apart.
     """
 
     document: object
@@ -202,13 +122,14 @@ class Said(msgspec.Struct, frozen=True):
     spoken: bool
     wait: str | None
     told: str
+    params: tuple[str, ...] = ()
 
 
-def read(answer: Answer, own: Envelope) -> Said:
-    """Code, message and request id of an answer in `own` envelope. Never raises.
+def read(answer: Answer, own: Envelope) -> Reading:
+    """Read code, message and request id of an answer in `own` envelope. Never raises.
 
-    An answer of the provider that a gateway or SDK put as text into its own message is unwrapped:
-    the innermost code and message count.
+    A gateway or SDK may put the provider's answer as text into its own message. We unwrap it: the
+    innermost code and message count.
     """
     # a 200 speaks of an error only in the provider's own words: {"code": 0, "msg": "ok"} is none
     rows = (own,) if 200 <= answer.status < 300 else (own, GENERIC)
@@ -235,11 +156,17 @@ def read(answer: Answer, own: Envelope) -> Said:
     wait = answer.headers.get("retry-after") or next(waits, None)
     beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
     told = " ".join([(message or "")[:_TAIL], *beside])
-    return Said(document, code, message, _request_id(answer, own, documents, message), spoken, wait, told)
+    is_named = 400 <= answer.status < 500 and answer.status != 429
+    param = (
+        next(filter(None, (_first(one, own.param) for one in reversed(documents))), "") if is_named else ""
+    )
+    params = tuple(re.findall(r"[a-z_]\w*", param[:200])) if param else ()
+    request_id = _request_id(answer, own, documents, message)
+    return Reading(document, code, message, request_id, spoken, wait, told, params)
 
 
 def find(document: object, path: str) -> Iterator[Any]:
-    """Every value at `path`, in order; nothing where the document has another shape."""
+    """Yield every value at `path`, in order, and none where the document has another shape."""
     nodes = [document]
     for key in _keys(path):
         if not nodes:
@@ -255,7 +182,7 @@ _keys = cache(partial(str.split, sep="."))
 
 
 def _texts(document: object, paths: Sequence[str]) -> Iterator[str]:
-    """Every text or whole number at the paths, as text."""
+    """Yield every text or whole number at the paths, as text."""
     for path in paths:
         for value in find(document, path):
             if isinstance(value, int) and not isinstance(value, bool):
@@ -265,7 +192,7 @@ def _texts(document: object, paths: Sequence[str]) -> Iterator[str]:
 
 
 def _named(documents: Iterable[object], paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The last key and the value, as text, of every text, number and truth value at the paths."""
+    """Yield the last key and the value, as text, of every text, number and truth value at the paths."""
     for document in documents:
         for path in paths:
             for value in find(document, path):
@@ -278,7 +205,7 @@ def _first(document: object, paths: Sequence[str]) -> str | None:
 
 
 def _code(row: Envelope, texts: Iterable[str | None]) -> str | None:
-    """The first text that holds a code, and of it what the code's shape says."""
+    """Return the code of the first text that holds one: the part that the code's shape matches."""
     for text in texts:
         found = re.search(row.code_shape or r"(?s)^(.+)", (text or "")[:_WRAPPED_CHARS])
         if found and found[1] not in row.fine:
@@ -300,7 +227,7 @@ def _json(text: str) -> object:
 
 
 def _wrapped(text: str) -> object:
-    """The first JSON object, or Python's print of one, inside a text; None without any."""
+    """Return the first JSON object, or Python's print of one, inside a text; None without any."""
     text = text[:_WRAPPED_CHARS]
     for start in [brace.start() for brace in re.finditer(r"\{", text)][:_MAX_WRAPS]:
         for candidate in (text[start:], _as_json(text[start:])):
@@ -312,7 +239,7 @@ def _wrapped(text: str) -> object:
 
 
 def _as_json(printed: str) -> str:
-    """Python's print of a dict in JSON's spelling: SDKs write `Error code: 400 - {'error': …}`."""
+    """Turn Python's print of a dict into JSON: SDKs write `Error code: 400 - {'error': …}`."""
     words = {"None": "null", "True": "true", "False": "false"}
 
     def token(match: re.Match[str]) -> str:
@@ -325,12 +252,12 @@ def _as_json(printed: str) -> str:
 
 
 def id_in(match: re.Match[str]) -> str:
-    """The id of a match of `LABELLED_ID` or `BARE_ID`; empty without one."""
+    """Return the id of a match of `LABELLED_ID` or `BARE_ID`; empty without one."""
     return next(filter(None, match.groups()), "") if match.re.groups else match[0]
 
 
 def _request_id(answer: Answer, own: Envelope, documents: list[object], message: str | None) -> str | None:
-    """The id in the provider's own shape wherever it stands, else the first that is one at all."""
+    """Return the id in the provider's own shape, wherever it stands, else the first that is an id at all."""
     heard = [answer.headers.get(name) for name in (*own.headers, *GENERIC.headers)]
     paths = (*own.request_id, *GENERIC.request_id)
     heard += [_first(document, paths) for document in reversed(documents)]

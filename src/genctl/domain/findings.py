@@ -211,6 +211,11 @@ def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -
         case Answer(401 | 403 as status):
             told = f"{base_url} refuses the key ({status})"
             return [Finding("provider", ERROR, told, f"set {key} to a key of that provider")]
+        case Answer(404):
+            told = (
+                f"{base_url} answers 404 to the key check: path or endpoint is wrong, or a proxy stands there"
+            )
+            return [Finding("provider", WARNING, told, f"set {base} to the provider's address and path")]
         case Answer(status) if status >= 500 or status < 400:
             return [
                 Finding(

@@ -1,4 +1,4 @@
-"""Secrets are hidden wherever they turn up."""
+"""Hide secrets wherever they turn up."""
 
 import html
 import json
@@ -22,12 +22,12 @@ _SECRET_PARAMETER = re.compile(
 
 
 def without_login(url: str) -> str:
-    """A URL without the user and the password in it, nor what its query's parameters keep secret."""
+    """Take user and password out of a URL, and what is secret in its query."""
     return without_secret_parameters(_LOGIN.sub(f"://{MASK}@", url))
 
 
 def without_secret_parameters(url: str) -> str:
-    """A URL whose query tells no secret; its names may be percent-encoded, as a server would read them."""
+    """Take out what is secret in a URL's query, whose names a server reads percent-decoded."""
     return _PARAMETER.sub(
         lambda part: f"{part[1]}={MASK}" if _is_secret_parameter(unquote(part[1])) else part[0], url
     )
@@ -38,12 +38,12 @@ def _is_secret_parameter(name: str) -> bool:
 
 
 def without_passwords(text: str) -> str:
-    """A text without the passwords in its URLs."""
+    """Take the passwords out of a text's URLs."""
     return _PASSWORD.sub(rf"\1{MASK}@", text) if "://" in text else text
 
 
 def secrets_of_url(url: str) -> set[str]:
-    """What is secret in a URL: its password, as it is written and as it is read, or a user who has none.
+    """Find what is secret in a URL: its password, written and read, or a user who has none.
 
     A password that the URL tells elsewhere, as its user or the name of its database, is nobody's secret.
     """
@@ -80,8 +80,9 @@ class Masker:
         self.add(*secrets)
 
     def add(self, *secrets: Any) -> None:
-        """Values that are secret from here on, with the texts and numbers within, though not the keys;
-        true, false and what is empty hide nothing.
+        """Hide these values from now on, and the texts and numbers within them, though not their keys.
+
+        True, false and empty values hide nothing.
         """
         wholes = [one for one in secrets if one and not isinstance(one, str | bool)]
         self._wholes += [one for one in wholes if one not in self._wholes]  # a step may be tried many times
@@ -93,7 +94,7 @@ class Masker:
 
     @property
     def pattern(self) -> str:
-        """A regular expression of all of them, the longest first; one that nothing fits, with none."""
+        """Write all of them as a regular expression, the longest first; with none nothing fits it."""
         texts = sorted(self._texts, key=lambda text: (-len(text), text))
         return "|".join(spelling for text in texts for spelling in self._spellings(text)) or "(?!)"
 
@@ -105,11 +106,11 @@ class Masker:
             yield "".join(f"&#{ord(letter)};" for letter in text)
 
     def text(self, text: str) -> str:
-        """The text with a mask for each secret."""
+        """Replace each secret in the text."""
         return self._found.sub(MASK, text) if self._found else text
 
     def __call__(self, value: Any) -> Any:  # noqa: PLR0911 (a table)
-        """The same for texts, numbers and keys within a value."""
+        """Replace secrets in the texts, numbers and keys within a value."""
         match value:
             case str():
                 return self.text(value)
@@ -128,7 +129,7 @@ class Masker:
 
 @cache
 def _spelled(letter: str) -> str:
-    """The pattern of a letter: itself; of what is no ASCII letter also as URLs, JSON and HTML write it."""
+    """Write a letter as a pattern: as it is, and as URLs, JSON and HTML write what is no ASCII letter."""
     if letter.isascii() and letter.isalnum():
         return letter
     in_url, code = quote(letter.encode("utf-8", "surrogatepass"), safe=""), ord(letter)

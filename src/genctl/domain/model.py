@@ -29,14 +29,12 @@ class GenctlError(Exception):
 
 
 def rfc3339(at: datetime | None) -> str | None:
-    """A moment in UTC with milliseconds and Z, as JSON and logs show it."""
-    return (
-        None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
+    """Write a moment in UTC with milliseconds and Z, as JSON and logs show it."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else None
 
 
 def rough(seconds: float) -> str:
-    """A length of time for people: `13.7 ms`, `4.2 s`, `12 min`, `3.1 h`, `2 d`."""
+    """Write a length of time for people: `13.7 ms`, `4.2 s`, `12 min`, `3.1 h`, `2 d`."""
     for unit, size, digits in (("d", 86400, 0), ("h", 3600, 1), ("min", 60, 0), ("s", 1, 1)):
         if seconds >= size:
             return f"{round(seconds / size, digits):g} {unit}"
@@ -44,17 +42,17 @@ def rough(seconds: float) -> str:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """What may have been meant by a name that is none of these, as the end of a sentence."""
+    """Guess which of these a wrong name meant, as the end of a sentence."""
     return "".join(f": did you mean {close}?" for close in get_close_matches(name, [*known], 1))
 
 
 def is_breaker(who: str | None) -> bool:
-    """Whether a gate was turned by a worker's breaker: `breaker host:pid`. People are `name@host`."""
+    """Whether a worker's breaker has turned a gate: it is `breaker host:pid`, people are `name@host`."""
     return (who or "").split(" ")[0] == "breaker"
 
 
 def camel(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its keys as JSON says them; what is inside its values stays."""
+    """Write the keys of a row as JSON says them; leave its values alone."""
     return {head + "".join(map(str.title, tail)): row[key] for key in row for head, *tail in [key.split("_")]}
 
 
@@ -68,7 +66,7 @@ class Status(StrEnum):
 
 
 class Category(StrEnum):
-    """What a failure speaks of: the job (first two), our account (auth, quota), or the road."""
+    """What a failure speaks of: the job (first two), our account (auth, quota), our settings, or the road."""
 
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -78,6 +76,7 @@ class Category(StrEnum):
     SERVER = "server"
     NETWORK = "network"
     INTERNAL = "internal"
+    CONFIG = "config"
 
 
 class Outcome(StrEnum):
@@ -103,7 +102,7 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
 class Session(msgspec.Struct, frozen=True):
     """A `generation_sessions` row. Times are aware; the database's clock made them.
 
-    What an adopted table may hold is taken as it is: texts may be null, jsonb may be anything.
+    A row of an adopted table is taken as it is: texts may be null, jsonb may be anything.
     """
 
     id: UUID
@@ -135,16 +134,16 @@ class Session(msgspec.Struct, frozen=True):
     refunded: int = 0  # of it, by the release
     from_dead_lease: bool = False  # this claim took it over from a worker that fell silent
     spent: bool = False  # this claim found the attempts used up, and counts none
-    kept: Any = None  # an answer of this run that was refused its settle, as it was kept in the trace
+    kept: Any = None  # an answer of this run whose settle was refused, as the trace keeps it
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """A row as a statement returned it; columns that we do not know are left out."""
+        """Read a row that a statement returned; leave out columns that we do not know."""
         return msgspec.convert(row, cls)
 
     @classmethod
     def readable(cls, row: Mapping[str, Any], odd: Callable[[Any, str], object]) -> Self | None:
-        """The same; None where an adopted table holds what is none of ours: `odd` hears its id and why."""
+        """Read a row; None for one of an adopted table that is none of ours: `odd` hears its id and why."""
         try:
             return cls.of(row)
         except msgspec.ValidationError as error:
@@ -153,32 +152,32 @@ class Session(msgspec.Struct, frozen=True):
 
     @property
     def details(self) -> dict[str, Any]:
-        """`error_details`, empty where there are none."""
+        """Return `error_details`, empty where there are none."""
         return self.error_details if isinstance(self.error_details, dict) else {}
 
     @property
     def returned(self) -> int:
-        """Credits that its user got back, by the release or by a later fix."""
+        """Return the credits that its user got back, by the release or by a later fix."""
         told = self.details.get("refundedCredits") if self.status is Status.FAILED else None
         return told if type(told) is int else self.refunded
 
     @property
     def calls_before(self) -> int:
-        """Provider calls of the run that a claim of it has found."""
+        """Return the provider calls of the run before this claim."""
         return self.attempts - (not self.spent)
 
     @property
     def job_owed(self) -> bool:
-        """Queued, and the job message is not proven sent."""
+        """Whether it is queued, and nothing proves that the job message was sent."""
         return self.status is Status.QUEUED and self.enqueued_at is None
 
     @property
     def copy_owed(self) -> bool:
-        """Failed, and the DLQ copy is not proven sent."""
+        """Whether it has failed, and nothing proves that the DLQ copy was sent."""
         return self.status is Status.FAILED and self.dlq_sent_at is None
 
     def item(self) -> dict[str, Any]:
-        """The session as the API and the CLI show it."""
+        """Write the session as the API and the CLI show it."""
         return {
             "sessionId": self.id,
             "clientKey": self.client_key,
@@ -243,6 +242,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     provider_body: bytes | None = None
     request_id: str | None = None
     retry_after_s: float | None = None
+    names: tuple[str, ...] = ()  # fields of the order that it speaks of
+    certain: bool = False  # it speaks of our account, whatever was ordered
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -278,9 +279,9 @@ class GateState(StrEnum):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """A tool's gate as it was read. `until` ends a person's pause; None: until it is opened.
+    """A tool's gate as it was read. `until` ends a person's pause; None: until somebody opens it.
 
-    What a breaker has closed is not open when `until` is over: then a worker may try one job.
+    A gate that a breaker has closed does not open at `until`: then a worker may try one job.
     """
 
     tool: str
@@ -299,17 +300,17 @@ class Gate(msgspec.Struct, frozen=True):
 
     @property
     def stands(self) -> GateState:
-        """Its state, a pause that is over counted as open."""
+        """Return its state; a pause that is over counts as open."""
         return GateState.OPEN if self.is_open else self.state
 
     @property
     def may_be_probed(self) -> bool:
-        """Whether a worker may win the right to try one job: nobody does, or whoever did fell silent."""
+        """Whether a worker may win the right to try one job: nobody does, or the one who did fell silent."""
         return not self.is_open and self._is_over
 
     @property
     def closed_s(self) -> float:
-        """For how long a breaker has closed it; 0 when none has."""
+        """Return the seconds for which a breaker has closed it; 0 when none has."""
         by_breaker = self.state is GateState.CLOSED and is_breaker(self.who)
         if not (by_breaker and self.until and self.changed_at):
             return 0.0
@@ -321,7 +322,7 @@ class Gate(msgspec.Struct, frozen=True):
 
     @property
     def open_for_s(self) -> float:
-        """Seconds since it was opened, by somebody or by the end of a pause; 0 while it is closed."""
+        """Return the seconds since somebody, or the end of a pause, opened it; 0 while it is closed."""
         if self.changed_at is None or self.read_at is None:
             return float("inf")  # it never was closed
         since = self.changed_at if self.state is GateState.OPEN or self.until is None else self.until

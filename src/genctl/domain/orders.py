@@ -1,4 +1,4 @@
-"""What may be ordered: a request is checked before anything is reserved."""
+"""What may be ordered: an order is checked before anything is reserved."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -11,7 +11,7 @@ from genctl.domain.model import GenctlError
 
 LONGEST_PROMPT = 10_000  # characters; the providers advise far less and set no limit
 LONGEST_NAME = 200  # characters of a user id, a client key, an idempotency key
-MOST_CREDITS = 2**53  # what JSON's readers can tell apart
+MOST_CREDITS = 2**53  # JSON's readers tell numbers apart up to here
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(order: Order) -> None:
-    """Raises GenctlError (exit 2) naming what is wrong with it."""
+    """Check an order. Raises GenctlError (exit 2), which names what is wrong with it."""
     check_name("model", order.model)
     check_prompt(order.prompt)
     check_name("user", order.user_id)
@@ -41,7 +41,7 @@ def check(order: Order) -> None:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises GenctlError (exit 2) for one that cannot be ordered."""
+    """Check a prompt. Raises GenctlError (exit 2)."""
     if not prompt.strip():
         raise _refused("BadPrompt", "the prompt is empty", "say what the image shall show")
     if len(prompt) > LONGEST_PROMPT:
@@ -50,7 +50,7 @@ def check_prompt(prompt: str) -> None:
 
 
 def check_name(what: str, name: str) -> None:
-    """Raises GenctlError (exit 2) when `name` cannot be an id of a user or a client."""
+    """Check an id of a user or a client. Raises GenctlError (exit 2)."""
     check_text(what, name, "BadName")
     if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
         raise _refused(
@@ -61,7 +61,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def change(text: str) -> tuple[str, Any]:
-    """`key=value` as key and value; a value that is JSON is taken as such. Raises GenctlError (exit 2)."""
+    """Split `key=value`; read a value that is JSON as such. Raises GenctlError (exit 2)."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise _refused("BadChange", f"{text!r} is no change", "write key=value, such as size=2K")
@@ -75,7 +75,7 @@ def change(text: str) -> tuple[str, Any]:
 
 
 def check_value(what: str, value: Any) -> None:
-    """check_text() of all texts in a value of JSON."""
+    """Check all texts in a value of JSON, as check_text() does."""
     for part in _texts(value):
         check_text(f"value of {what}", part, "BadChange")
 
@@ -91,7 +91,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def check_text(what: str, text: str, code: str) -> None:
-    """Raises GenctlError (exit 2) for what PostgreSQL cannot store: NUL, and bytes that are no UTF-8."""
+    """Raise GenctlError (exit 2) for NUL and for bytes that are no UTF-8: PostgreSQL cannot store them."""
     if "\0" in text:
         raise _refused(code, f"the {what} holds a NUL character", "remove it")
     if any("\ud800" <= character <= "\udfff" for character in text):

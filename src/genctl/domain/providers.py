@@ -1,13 +1,13 @@
-"""What is known of a provider: where it keeps its words, what its codes mean, how its keys look."""
+"""A provider: where it keeps its words, what its codes mean, how its keys look."""
 
 import msgspec
 
-from genctl.domain.envelopes import ENVELOPES, GENERIC, Envelope
-from genctl.domain.rules import RULES, Rule
+from genctl.domain.envelopes import GENERIC, Envelope
+from genctl.domain.rules import Rule
 
 
 class Provider(msgspec.Struct, frozen=True):
-    """One provider. `key_shape` is a pattern of its keys, which are removed from what it says."""
+    """Describe one provider. We remove what `key_shape` matches, its keys, from the words that we store."""
 
     name: str
     envelope: Envelope
@@ -16,5 +16,3 @@ class Provider(msgspec.Struct, frozen=True):
 
 
 UNKNOWN = Provider("", GENERIC)
-# Those that no tool of ours calls; what others have learned of them is here for who ports a tool.
-OTHERS: dict[str, Provider] = {name: Provider(name, row, RULES[name]) for name, row in ENVELOPES.items()}

@@ -1,4 +1,4 @@
-"""What the database refuses, in figures and words: answers that are kept, and NOTIFYs that were left out."""
+"""What the database refuses, in figures and words: kept answers, and runs that ended without NOTIFY."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Kept(NamedTuple):
 
 
 class Notifying(NamedTuple):
-    """How full its queue is, who may hold it up, and the runs of the last hour that ended without one."""
+    """How full the queue of NOTIFY is, who may hold it up, and the runs of an hour that ended without one."""
 
     used: float = 0.0
     idle_pid: int | None = None
@@ -28,11 +28,11 @@ class Notifying(NamedTuple):
 
     @property
     def is_clogged(self) -> bool:
-        """Somebody keeps PostgreSQL from emptying it."""
+        """Whether somebody keeps PostgreSQL from emptying it."""
         return self.used > NOTIFY_USAGE
 
     def words(self) -> str:
-        """What is wrong or was; empty when nothing is known of."""
+        """Say what is wrong, or was in the last hour; nothing when all is well."""
         clogged = f"the queue of NOTIFY is {self.used:.0%} full: a listener holds a transaction open"
         runs = f"{self.unnotified:,} run{'' if self.unnotified == 1 else 's'}"
         lost = f"{runs} ended without NOTIFY in the last hour"
@@ -40,19 +40,19 @@ class Notifying(NamedTuple):
 
 
 def words_of(kept: Sequence[Kept]) -> str:
-    """How many answers are not in their rows, since when, and what the database says of them."""
+    """Say how many answers are not in their rows, since when, and what the database says of them."""
     count, oldest_s = sum(some.sessions for some in kept), max(some.oldest_s for some in kept)
     said = "; ".join(f"{some.sessions:,}: {some.said}" for some in kept) if len(kept) > 1 else kept[0].said
     return f"{count:,} not in {'its row' if count == 1 else 'their rows'} for {rough(oldest_s)}: {said}"
 
 
 def way_on(kept: Sequence[Kept]) -> str:
-    """The command that shows one of them."""
+    """Return the command that shows one of them."""
     return f"genctl sessions trace {kept[0].session_id}"
 
 
 def terminate(pid: int | None) -> str:
-    """The command that ends a server process; the one that finds it where it is not known."""
+    """Return the command that ends a server process, or finds it where it is not known."""
     if pid is None:
         return "genctl doctor"
     return f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({pid})'"

@@ -3,6 +3,7 @@
 READ = ("select",)
 ADD = ("select", "insert")
 KEEP = ("select", "insert", "update")
+ALL = ("select", "insert", "update", "delete")
 
 # A lock on a row (`for update`) takes the right to update it. An account that is missing is made first.
 RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -13,6 +14,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "credit_ledger": ADD,
         "session_events": ("select", "insert", "delete"),
         "tool_gates": KEEP,
+        "refused_traits": ALL,
     },
     "api": {
         "generation_sessions": KEEP,
@@ -21,7 +23,9 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "credit_ledger": ADD,
         "session_events": ADD,
         "tool_gates": READ,
-        "spent_tickets": ("select", "insert", "update", "delete"),
+        "refused_traits": ("select", "update"),
+        "spent_tickets": ALL,
+        "revoked_tokens": ALL,
         "genctl_migrations": READ,
     },
     "operator": {  # a person, by the commands
@@ -31,6 +35,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "credit_ledger": ADD,
         "session_events": ("select", "insert", "delete"),
         "tool_gates": KEEP,
+        "refused_traits": ("select", "update", "delete"),
+        "revoked_tokens": ALL,
         "genctl_migrations": READ,
     },
     "auditor": {  # a person who looks
@@ -40,6 +46,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "credit_ledger": READ,
         "session_events": READ,
         "tool_gates": READ,
+        "refused_traits": READ,
+        "revoked_tokens": READ,
         "genctl_migrations": READ,
     },
 }

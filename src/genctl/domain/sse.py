@@ -1,7 +1,7 @@
-"""Server-sent events: rows to bytes, cursors, what a stream keeps, and what its user may see.
+"""Server-sent events: turn rows into bytes, write and read cursors, keep what a stream has still to write.
 
-An event is the state of a row as it is now, under its version. A cursor is a version bound to its user,
-so that one of another user, or of another secret, means nothing.
+An event is the state of a row as it is now, under its version. A cursor is a version bound to its user:
+another user's cursor, or one of another secret, means nothing.
 """
 
 import hmac
@@ -23,26 +23,26 @@ _PROOF_BYTES = 16
 
 
 class Event(NamedTuple):
-    """One event as it is written, and its id if it has one."""
+    """Hold one event's bytes, and its id if it has one."""
 
     text: bytes
     id: str | None = None
 
 
 def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> Event:
-    """An event of one line of JSON. It is pure ASCII, so that no character can end a line or turn one."""
+    """Write an event with one line of JSON, in ASCII, so that no character ends a line or turns it round."""
     line = json.dumps(data, default=str, separators=(",", ":"))
     head = f"event: {name}\n" if cursor is None else f"event: {name}\nid: {cursor}\n"
     return Event(f"{head}data: {line}\n\n".encode("ascii"), cursor)
 
 
 def retry(delay_ms: int) -> bytes:
-    """The line that tells a browser how long to wait before it comes back."""
+    """Write the line that tells a browser how long to wait before it comes back."""
     return f"retry: {delay_ms}\n\n".encode("ascii")
 
 
 def changed(session: Session, cursor: str) -> Event:
-    """`failed`, `done` or `queued`: the row as it is."""
+    """Write the row as it is: `failed`, `done` or `queued`."""
     data: dict[str, Any] = {
         "sessionId": session.id,
         "clientKey": session.client_key,
@@ -58,15 +58,15 @@ def changed(session: Session, cursor: str) -> Event:
 
 
 def name_of(session: Session) -> str:
-    """The name of the event that tells the row."""
+    """Name the event that shows the row."""
     return NAMES.get(session.status, "queued")
 
 
 def for_user(details: Any) -> dict[str, Any] | None:
-    """What a user may see of `error_details`: the provider's words only where they speak of the request.
+    """Keep of `error_details` what a user may see: the provider's words only where they speak of the request.
 
-    The other categories speak of our account. What the database said about a refund is for us as well.
-    None for what an adopted table holds in another shape.
+    The other categories speak of our account, so only we read those words, and what the database said
+    about a refund. Returns None for what an adopted table holds in another shape.
     """
     if not isinstance(details, dict):
         return None
@@ -76,7 +76,7 @@ def for_user(details: Any) -> dict[str, Any] | None:
 
 
 def item(session: Session) -> dict[str, Any]:
-    """A session as its user may see it."""
+    """Return a session as its user may see it."""
     whole = session.item() | {"error_details": for_user(session.error_details)}
     return {key: whole[key] for key in whole if key not in {"userId", "reservationId"}}
 
@@ -87,12 +87,12 @@ class Cursors(NamedTuple):
     key: bytes
 
     def write(self, user: str, version: int, *, ready: bool = False) -> str:
-        """The cursor of a user's version. `ready` marks a second one, since no id comes twice on a stream."""
+        """Write the cursor of a user's version; with `ready` another, as no id comes twice on a stream."""
         number = (version << 1 | ready).to_bytes(_VERSION_BYTES)
         return urlsafe_b64encode(number + self._proof(user, number)).decode()
 
     def read(self, user: str, cursor: str) -> int | None:
-        """The version in it, None when it is not ours or not this user's."""
+        """Read the version of a cursor; None when the cursor is not ours or not this user's."""
         if not _CURSOR.fullmatch(cursor):
             return None
         raw = urlsafe_b64decode(cursor)
@@ -104,7 +104,7 @@ class Cursors(NamedTuple):
 
 
 class Backlog:
-    """What a stream has still to write: at most `room` events, of each key the latest, oldest first."""
+    """Keep what a stream has still to write: at most `room` events, of each key the latest, oldest first."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -115,16 +115,16 @@ class Backlog:
 
     @property
     def is_full(self) -> bool:
-        """No further event may be put."""
+        """Tell whether there is no room for another event."""
         return len(self._waiting) >= self.room
 
     def put(self, key: str, what: Event) -> None:
-        """Add it; an older state of the same session goes."""
+        """Add an event; an older state of the same session goes."""
         self._waiting.pop(key, None)
         self._waiting[key] = what
 
     def take(self, limit_bytes: int) -> Event | None:
-        """The oldest events as one piece of about so many bytes, with the last id in it; None for none."""
+        """Take the oldest events as one piece of about so many bytes, with its last id; None without any."""
         pieces, size, last = [], 0, None
         while self._waiting and size < limit_bytes:
             text, cursor = self._waiting.pop(next(iter(self._waiting)))
@@ -134,5 +134,5 @@ class Backlog:
         return Event(b"".join(pieces), last) if pieces else None
 
     def clear(self) -> None:
-        """Forget everything: a reset follows."""
+        """Forget all events, because a reset follows."""
         self._waiting.clear()

@@ -1,7 +1,7 @@
-"""A session's events as a timeline: what each hop waited for, for how long, and whether that was slow.
+"""Shows a session's events as a timeline: what each hop waited for, for how long, and whether that was slow.
 
-The time before a hop runs from the event that made it possible, not from the line above it: a worker
-may claim a job before its sender has noted that it was sent.
+The time before a hop runs from the event that made it possible, not from the line above it: a worker may
+claim a job before its sender has noted that it was sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 
-class Event(NamedTuple):
+class TraceEvent(NamedTuple):
     """A row of `session_events`."""
 
     run: int
@@ -20,15 +20,15 @@ class Event(NamedTuple):
     data: Mapping[str, Any]
 
 
-class Step(NamedTuple):
-    """What leads to an event: the time before it by name, the events it runs from, seconds that are usual."""
+class Gap(NamedTuple):
+    """The time before an event: its name, the events from which it runs, and the usual seconds."""
 
-    gap: str
+    name: str
     since: frozenset[str]
     usual_s: float
 
 
-class Hop(msgspec.Struct, frozen=True, rename="camel"):
+class TraceHop(msgspec.Struct, frozen=True, rename="camel"):
     """One hop; `ms` since the first of the session, `gap_ms` since the event that it waited for."""
 
     hop: str
@@ -43,46 +43,46 @@ class Hop(msgspec.Struct, frozen=True, rename="camel"):
 
 QUEUED = frozenset({"enqueued", "redriven", "retried", "requeued_dead", "given_back", "let_go"})
 CLAIMED = frozenset({"claimed"})
-CALL = Step("provider call", CLAIMED, 60)
-SILENCE = Step("silence of its worker", CLAIMED, 0)
-STEPS: dict[str, Step] = {
-    "sent": Step("send to the queue", QUEUED, 1),
-    "claimed": Step("wait in the queue", QUEUED, 5),
+CALL = Gap("provider call", CLAIMED, 60)
+SILENCE = Gap("silence of its worker", CLAIMED, 0)
+GAPS: dict[str, Gap] = {
+    "sent": Gap("send to the queue", QUEUED, 1),
+    "claimed": Gap("wait in the queue", QUEUED, 5),
     "retried": CALL,
     "completed": CALL,
     "failed": CALL,
     "let_go": CALL,
     "late_result": CALL,
     "answered": CALL,
-    "given_back": Step("wait for its turn", CLAIMED, 60),
+    "given_back": Gap("wait for its turn", CLAIMED, 60),
     "requeued_dead": SILENCE,
-    "copied": Step("copy to the DLQ", frozenset({"failed"}), 1),
-    "refunded": Step("refused release", frozenset({"failed"}), 0),
+    "copied": Gap("copy to the DLQ", frozenset({"failed"}), 1),
+    "refunded": Gap("refused release", frozenset({"failed"}), 0),
 }
 TOLD = {"completed": "session_completed", "failed": "session_completed", "refunded": "session_completed"}
 TOLD |= {"redriven": "session_requeued"}  # kind -> the channel of its NOTIFY
 
 
-def hops(events: Sequence[Event]) -> list[Hop]:
+def hops(events: Sequence[TraceEvent]) -> list[TraceHop]:
     """The timeline of events in their order; a NOTIFY is a hop of its own, in its event's transaction."""
-    found: list[Hop] = []
+    found: list[TraceHop] = []
     untold = {(e.run, kind) for e in events if e.kind == "unnotified" for kind in ("completed", "failed")}
     for nth, event in enumerate(events):
         ms = _ms(events[0].at, event.at)
         gap, gap_ms, slow = _wait(event, events[:nth])
-        found.append(Hop(event.kind, event.run, event.at, ms, gap, gap_ms, slow, says(event)))
+        found.append(TraceHop(event.kind, event.run, event.at, ms, gap, gap_ms, slow, says(event)))
         if (channel := TOLD.get(event.kind)) and (event.run, event.kind) not in untold:
             told = f"NOTIFY {channel}, in the same transaction"
-            found.append(Hop("notified", event.run, event.at, ms, None, None, slow=False, says=told))
+            found.append(TraceHop("notified", event.run, event.at, ms, None, None, slow=False, says=told))
     return found
 
 
-def slowest(timeline: Sequence[Hop]) -> Hop | None:
+def slowest(timeline: Sequence[TraceHop]) -> TraceHop | None:
     """The hop that took longest, if any took a time."""
     return max((hop for hop in timeline if hop.gap_ms), key=lambda hop: hop.gap_ms or 0, default=None)
 
 
-def says(event: Event) -> str:  # noqa: PLR0911 (a table)
+def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
     """An event in a few words, from its data; that may be anything, and may have been pruned."""
     data = event.data
     match event.kind:
@@ -122,24 +122,24 @@ def _failure(data: Mapping[str, Any]) -> str:
     return f"{data.get('code', '?')} ({data.get('category', '?')}{status})"
 
 
-def _wait(event: Event, before: Sequence[Event]) -> tuple[str | None, float | None, bool]:
+def _wait(event: TraceEvent, before: Sequence[TraceEvent]) -> tuple[str | None, float | None, bool]:
     """What the event waited for, for how many milliseconds, and whether that is more than usual."""
-    step = SILENCE if event.data.get("fromDeadLease") else STEPS.get(event.kind)
-    since = _since(step, event, before) if step else None
-    if step is None or since is None:
+    gap = SILENCE if event.data.get("fromDeadLease") else GAPS.get(event.kind)
+    since = _since(gap, event, before) if gap else None
+    if gap is None or since is None:
         return None, None, False
     gap_ms, planned_s = _ms(since.at, event.at), since.data.get("delayS", 0)
-    gap = "backoff" if since.kind == "retried" else step.gap
-    return gap, gap_ms, gap_ms > (step.usual_s + planned_s) * 1000
+    name = "backoff" if since.kind == "retried" else gap.name
+    return name, gap_ms, gap_ms > (gap.usual_s + planned_s) * 1000
 
 
-def _since(step: Step, event: Event, before: Sequence[Event]) -> Event | None:
+def _since(gap: Gap, event: TraceEvent, before: Sequence[TraceEvent]) -> TraceEvent | None:
     """The newest event of the run that this one waited for; of a late result, its own claim."""
     lease = event.data.get("lease") if event.kind == "late_result" else None
     fitting = (
         earlier
         for earlier in reversed(before)
-        if earlier.run == event.run and earlier.kind in step.since
+        if earlier.run == event.run and earlier.kind in gap.since
         if lease is None or earlier.data.get("lease") == lease
     )
     return next(fitting, None)

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
 import botocore.session
@@ -25,7 +25,7 @@ LOOK_S = 10.0  # how long a refused call waits for other ones
 log = structlog.stdlib.get_logger()
 
 
-class Place(NamedTuple):
+class SqsEndpoint(NamedTuple):
     """Where SQS is, and how to find out who we are."""
 
     endpoint: str
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Reads files, so call it in a thread. Raises GenctlError (exit 3): no region, a bad profile."""
+        """Find SQS; this reads files, so call it in a thread. Raises GenctlError (exit 3): bad settings."""
         if settings.embedded:
             return cls._embedded(settings)
         try:
@@ -73,7 +73,7 @@ class Place(NamedTuple):
 
 
 def _find() -> Credentials:
-    """The credentials that boto3 would use, by a fresh look at environment, files and roles."""
+    """Look afresh for the credentials that boto3 would use, in environment, files and roles."""
     found = botocore.session.Session().get_credentials()
     if found is None:
         raise GenctlError(
@@ -85,16 +85,18 @@ def _find() -> Credentials:
 
 
 def _misconfigured(why: Exception) -> GenctlError:
-    """Of whatever boto3, STS or the output of somebody's credential_process runs into."""
+    """Make the error for whatever boto3, STS or somebody's credential_process runs into."""
     said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
     return GenctlError("AwsMisconfigured", f"SQS: AWS credentials or settings: {said}", fix)
 
 
 class _Auth(SigV4Auth):
-    """SigV4 as of a time that is given: SQS refuses what is signed more than 15 minutes off its clock."""
+    """Signs by a given time: SQS refuses a signature that is more than 15 minutes off its clock."""
 
-    now: datetime
+    def __init__(self, credentials: Any, region: str) -> None:
+        super().__init__(credentials, "sqs", region)
+        self.now = datetime.now(UTC)
 
     def _modify_request_before_signing(self, request: Any) -> None:
         request.context["timestamp"] = self.now.strftime("%Y%m%dT%H%M%SZ")
@@ -104,9 +106,9 @@ class _Auth(SigV4Auth):
 class Signer:
     """Signs requests with frozen credentials, which a thread renews: never the event loop."""
 
-    def __init__(self, place: Place) -> None:
-        """Looks credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
-        self._place = place
+    def __init__(self, where: SqsEndpoint) -> None:
+        """Look credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
+        self._where = where
         self._renewal: asyncio.Task[None] | None = None
         self._next_try = 0.0
         try:
@@ -118,38 +120,38 @@ class Signer:
 
     @property
     def credentials(self) -> object:
-        """Those that sign now, to be compared."""
+        """Return those that sign now, to be compared."""
         return self._auth.credentials
 
     def _look_up(self) -> None:
-        self._source = self._place.find()
+        self._source = self._where.find()
         self._freeze()
 
     def _freeze(self) -> None:
         frozen = self._source.get_frozen_credentials()
         hidden.know("aws", (frozen.secret_key, frozen.token))
-        self._auth = _Auth(frozen, "sqs", self._place.region)
+        self._auth = _Auth(frozen, self._where.region)
 
     async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
-        """`headers` of a POST of `body` to the endpoint, with its signature; `now` is SQS's, in UTC.
+        """Add the signature of a POST of `body` to its `headers`; `now` is SQS's, in UTC.
 
-        Credentials that are due are renewed meanwhile: the old ones may work for minutes yet, and when
-        they don't, SQS says so.
+        Credentials that are due are renewed meanwhile: the old ones may work for minutes, and SQS says
+        when they do not.
         """
         source, auth = self._source, self._auth
         if isinstance(source, RefreshableCredentials) and source.refresh_needed():
             self._renew(self._freeze)
-        request = AWSRequest(method="POST", url=self._place.endpoint, headers=headers, data=body)
+        request = AWSRequest(method="POST", url=self._where.endpoint, headers=headers, data=body)
         auth.now = now
         auth.add_auth(request)
         return dict(request.headers.items())
 
     async def look_again(self) -> None:
-        """Once SQS refused the credentials: there may be new ones where boto3 looks."""
+        """Look for new credentials, once SQS has refused ours."""
         await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
 
     def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
-        """The renewal that is under way; a new one not before it is time for it."""
+        """Return the renewal that is under way; begin one when it is time for it."""
         if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
             self._renewal = asyncio.create_task(self._renewed(how))
         return self._renewal

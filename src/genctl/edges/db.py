@@ -1,4 +1,4 @@
-"""PostgreSQL: pool, named statements, transactions as one message, errors as sentences.
+"""PostgreSQL: a pool, named statements, and transactions that are one message.
 
 Everything here works through a transaction pooler: no session state, no prepared statements.
 """
@@ -7,12 +7,15 @@ import asyncio
 import math
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import Any, Self, cast
+from functools import cache
+from importlib.resources import files
+from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -27,27 +30,26 @@ from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
-from genctl.edges.sql import sql
 
 Connection = psycopg.AsyncConnection[DictRow]
 Row = dict[str, Any]
-Step = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
+Statement = tuple[str, Mapping[str, Any]]  # a statement's name and its parameters
 
 CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
-CROWDED_S = 1.0  # and how long is no longer a moment
-RECONNECT_S = 5  # then a new request tries anew; the pool's own pauses would grow to minutes
+CROWDED_S = 1.0  # a wait for a connection that is told
+RECONNECT_S = 5  # then a new request tries anew: the pool's own pauses would grow to minutes
 MOST_ROWS = 1_000  # of a person's statement
-STATEMENT_TIMEOUT_S = 15.0  # of one transaction; to cancel it on a silent server takes psycopg 5 s more
-ANSWER_S = 10.0  # what a new connection gets to prove what it is
+STATEMENT_TIMEOUT_S = 15.0  # of one transaction; on a silent server psycopg takes 5 s more to cancel it
+ANSWER_S = 10.0  # a new connection gets so long to prove what it is
 POOLER_ROUNDS = 30  # an idle pooler gives the same backend twice at once, a busy one soon
 POOLER_PAUSE_S = 0.01
-LEAST_TIMEOUT_S = 1.0  # of its last try
+LEAST_TIMEOUT_S = 1.0  # of the last try of patiently()
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
-CONFLICTS = 5  # times that a transaction which collided with another is tried
+CONFLICTS = 5  # tries of a transaction that collides with others
 LOCK_S = 2.0  # the longest wait for one lock, unless a transaction asks for another
-OUTAGE_S = 15.0  # a database that was away for longer may have let leases lapse
+OUTAGE_S = 15.0  # in a longer outage leases may have lapsed
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -58,18 +60,18 @@ CONNECTION: dict[str, Any] = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "genctl",
     "client_encoding": "utf8",
-    # a connection whose other end is gone is noticed by the kernel, not after two hours
+    # the kernel notices that the other end is gone, and not after two hours
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,  # milliseconds
 }
 
-os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; what libpq sends at the start, poolers take too
+os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; poolers accept what libpq sends at the start
 
 
 def _loaded(text: str | bytes) -> Any:
-    """The value of a jsonb; None where it is nested so deeply that who walks it could not follow."""
+    """Read a jsonb; None where it is nested more deeply than Python could walk."""
     data = text.encode() if isinstance(text, str) else text
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
         return msgspec.json.decode(data)
@@ -84,8 +86,9 @@ set_json_loads(_loaded)
 
 
 class _TimeLoader(Loader):
-    """What Python cannot hold is its nearest: '-infinity', which marks rows that were there before adoption,
-    is the year 1, and so is what lies before it.
+    """Reads a time that Python cannot represent as the nearest one that it can.
+
+    '-infinity' marks rows that were there before adoption: the year 1, like all times before it.
     """
 
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
@@ -112,7 +115,7 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def connect(dsn: str) -> Connection:
-    """One connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
+    """Open one connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
     with errors_told(dsn):
         conn = await psycopg.AsyncConnection.connect(dsn, **CONNECTION)
         await _configure(conn)
@@ -120,7 +123,7 @@ async def connect(dsn: str) -> Connection:
 
 
 async def connect_directly(dsn: str) -> Connection:
-    """One that keeps its backend, as LISTEN and a session's lock need. Raises GenctlError, exit 3."""
+    """Open one that keeps its backend, as LISTEN and a session's lock need. Raises GenctlError, exit 3."""
     conn = await connect(dsn)
     try:
         with errors_told(dsn), answering(conn, ANSWER_S):
@@ -141,9 +144,9 @@ async def connect_directly(dsn: str) -> Connection:
 
 @contextmanager
 def answering(conn: Connection, within_s: float) -> Iterator[None]:
-    """Cuts a connection that does not answer in time, so that who waits for it gets an error.
+    """Cut the connection if it does not answer in time: whoever waits for it gets an error.
 
-    A cancellation would not do: psycopg asks the server to cancel, and waits for the silent one again.
+    A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
     """
     alarm = asyncio.get_running_loop().call_later(within_s, _cut, conn)
     try:
@@ -158,10 +161,7 @@ def _cut(conn: Connection) -> None:
 
 
 async def _is_shared(conn: Connection, dsn: str) -> bool:
-    """Whether something between us and the server hands backends from transaction to transaction.
-
-    That something is there shows in the backend's number; a proxy or a session pooler does no harm.
-    """
+    """Whether a transaction pooler stands between us and the server: the backend's number changes."""
     mine = await _backend(conn)
     async with await connect(dsn) as other:
         for _ in range(POOLER_ROUNDS):
@@ -176,15 +176,44 @@ async def _backend(conn: Connection) -> int:
     return int(row["pid"]) if row else 0
 
 
-class Line:
-    """Those who want the same lock stand here, one behind the other; at the server each takes a connection.
+@cache
+def statements() -> dict[str, LiteralString]:
+    """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
 
-    `moved_at` is when one of them last had it (monotonic).
+    A file holds `-- name: x`, a line of purpose, and the statement.
+    """
+    found: dict[str, LiteralString] = {}
+    folder = files("genctl.edges") / "sql"
+    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if not file.name.endswith(".sql"):  # an older version has left its __pycache__
+            continue
+        _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for name, text in zip(named[::2], named[1::2], strict=True):
+            if name in found:
+                raise ValueError(f"two statements are named {name}")
+            found[name] = text.strip()
+    return found
+
+
+def sql(name: str) -> LiteralString:
+    """Return the statement of that name. Raises KeyError."""
+    return statements()[name]
+
+
+class LockLine:
+    """Lets those who want the same lock wait here, one behind the other: at the server each takes a
+    connection.
+
+    `moved_at` is when one of them last had the lock (monotonic).
     """
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
         self.moved_at = -math.inf
+
+    def moved(self) -> None:
+        """Note that one of them has the lock."""
+        self.moved_at = time.monotonic()
 
 
 class Database:
@@ -198,20 +227,20 @@ class Database:
         self._away_since: float | None = None  # monotonic
         self._back_at = -math.inf  # monotonic; after an outage
         # a line is forgotten when nobody stands in it
-        self.lines: WeakValueDictionary[str, Line] = WeakValueDictionary()
+        self.lines: WeakValueDictionary[str, LockLine] = WeakValueDictionary()
         self.room = asyncio.Semaphore(max(1, pool.max_size // 2))  # connections that may wait for locks
 
     def back_since_s(self) -> float:
-        """Seconds since the database came back from an outage so long that leases may have lapsed in it."""
+        """Return the seconds since the end of the last outage in which leases may have lapsed."""
         return time.monotonic() - self._back_at if self._away_since is None else 0.0
 
     def longest_wait_s(self) -> float:
-        """For how many seconds the oldest of those that wait for a connection has waited; 0: nobody does."""
+        """Return the longest wait for a connection, in seconds; 0 where nobody waits."""
         now = time.monotonic()
         return now - min(self._waiting.values(), default=now)
 
     def used_up(self) -> str | None:
-        """What is wrong when the connections are all in use and somebody has waited for one for long."""
+        """Say what is wrong when all connections are in use and somebody has waited for one for long."""
         waited_s = self.longest_wait_s()
         if waited_s < CROWDED_S or self._in_use < self._pool.max_size:  # else the server is away
             return None
@@ -220,12 +249,12 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def open(cls, dsn: str, *, size: int = 4, checked: bool = True) -> AsyncIterator[Self]:
-        """A pool of at most `size` connections. Raises GenctlError (exit 3) when none can be made.
+        """Open a pool of at most `size` connections. Raises GenctlError (exit 3) when none can be made.
 
-        Without `checked` that is left to the statements: a service may start before its database.
+        Without `checked` the first statement finds that out: a service may start before its database.
         """
         with errors_told(dsn):
-            if checked:  # the pool only ever says that it waited too long; one by hand says why
+            if checked:  # one by hand says why; the pool would only say that it waited too long
                 await (await connect(dsn)).close()
             pool = AsyncConnectionPool[Connection](
                 dsn,
@@ -244,7 +273,7 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """One of the pool's.
+        """Take a connection of the pool.
 
         The pool waits by asyncio.wait_for, which before Python 3.12 swallows a cancellation that comes
         together with the connection (python/cpython#86296).
@@ -268,7 +297,7 @@ class Database:
 
     @asynccontextmanager
     async def _timed_connection(self, timeout_s: float | None) -> AsyncIterator[Connection]:
-        """One for so long. A time-out before it is there is about the server, and not about a statement."""
+        """Take one for so long. A time-out before we have it is about the server, not about a statement."""
         conn: Connection | None = None
         try:
             async with asyncio.timeout(timeout_s), self._connection() as conn:
@@ -279,22 +308,23 @@ class Database:
             raise
 
     async def rows(self, name: str, **params: Any) -> list[Row]:
-        """The rows of one named statement, committed by itself."""
+        """Run one named statement, committed by itself, and return its rows."""
         return (await self.transact((name, params)))[0]
 
     async def row(self, name: str, **params: Any) -> Row | None:
-        """The first row of one named statement, or None."""
+        """Run one named statement, and return its first row or None."""
         return next(iter(await self.rows(name, **params)), None)
 
     async def transact(
-        self, *steps: Step, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
+        self, *steps: Statement, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
     ) -> list[list[Row]]:
-        """Named statements as one transaction, which waits `lock_s` seconds for a lock; the rows of each.
+        """Run named statements as one transaction, which waits `lock_s` seconds for a lock; return the rows
+        of each.
 
         They are one message to the server, which ends with their commit: a client that freezes leaves
-        nothing locked. They are read committed whatever the database's default is; what collides with others
-        all the same is tried again a few times. Raises DataRefusedError, LockedError, ConflictError (nothing
-        was done), DatabaseGoneError (a commit on its way may or may not have happened) or GenctlError.
+        nothing locked. They are read committed whatever the database's default is; a transaction that
+        collides with others is tried again a few times. Raises DataRefusedError, LockedError, ConflictError
+        (nothing was done), DatabaseGoneError (a commit on its way may have happened) or GenctlError.
         """
         for left in reversed(range(CONFLICTS)):
             try:
@@ -307,18 +337,18 @@ class Database:
         raise AssertionError
 
     async def _transact(
-        self, steps: Sequence[Step], timeout_s: float | None, lock_s: float
+        self, steps: Sequence[Statement], timeout_s: float | None, lock_s: float
     ) -> list[list[Row]]:
         with errors_told(self.dsn):
             async with self._timed_connection(timeout_s) as conn:
                 try:
-                    opening: tuple[Step, ...] = (
+                    opening: tuple[Statement, ...] = (
                         ("read_committed", {}),
                         ("lock_timeout", {"ms": max(1, round(lock_s * 1000))}),
                     )
                     return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]
                 except (READ_ONLY, asyncio.CancelledError):
-                    # The next one finds the new primary; one that was cut off has answers on their way.
+                    # the next one finds the new primary; a cancelled one has answers on their way
                     await conn.close()
                     raise
 
@@ -342,10 +372,7 @@ class Database:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Callable[..., Awaitable[list[Row]]]]:
-        """Several statements on the database as it is now, read only; call what it gives as rows().
-
-        Raises GenctlError.
-        """
+        """Yield what runs several statements, as rows() does, in one snapshot. Raises GenctlError."""
         with errors_told(self.dsn):
             async with self._connection() as conn, conn.transaction():
                 await _execute(conn, ("snapshot", {}))
@@ -356,12 +383,12 @@ class Database:
                 yield rows
 
     async def patiently(
-        self, *steps: Step, patience_s: float = 60.0, lock_s: float = LOCK_S
+        self, *steps: Statement, patience_s: float = 60.0, lock_s: float = LOCK_S
     ) -> list[list[Row]]:
-        """`transact`, again on a new connection while the server is away, for at most `patience_s`.
+        """Transact, again on a new connection while the server is away, for at most `patience_s`.
 
         Only for statements that may run twice: a lease or a status gates them, so that the second run
-        of one whose answer was lost hits no row. Raises like `transact`.
+        of one whose answer was lost hits no row. Raises as `transact` does.
         """
         give_up_at = time.monotonic() + patience_s
         delay_s = FIRST_RETRY_S
@@ -378,8 +405,9 @@ class Database:
 
 
 async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -> list[Row]:
-    """The rows of one statement that a person has written, in a transaction of its own; read-only unless
-    it `writes`. Raises GenctlError, also for more than MOST_ROWS: nothing is written then.
+    """Run one statement that a person has written, in a transaction of its own; read-only unless it `writes`.
+
+    Raises GenctlError, also for more than MOST_ROWS rows; nothing is written then.
     """
     async with await connect(dsn) as conn:
         with errors_told(dsn):
@@ -387,7 +415,7 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
                 async with conn.transaction():
                     if not writes:
                         await _execute(conn, ("snapshot", {}))
-                        await _execute(conn, ("backend", {}))  # once one was asked, nothing takes it back
+                        await _execute(conn, ("backend", {}))  # after a query nothing can make it writable
                     return await _few(conn.cursor(), text, params)
             except READ_ONLY as error:
                 raise GenctlError(
@@ -400,7 +428,7 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
 
 
 async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str, Any]) -> list[Row]:
-    """At most MOST_ROWS, as they come. This way of asking takes one statement, never several."""
+    """Read at most MOST_ROWS, as they come. This way of asking takes one statement, never several."""
     rows: list[Row] = []
     try:
         async with aclosing(cast("AsyncGenerator[Row]", cursor.stream(text, params))) as stream:
@@ -416,14 +444,14 @@ async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str,
 
 
 def as_json(value: Any) -> Any:
-    """A value that a statement takes as jsonb (a list of items, an object)."""
+    """Wrap a value that a statement takes as jsonb."""
     return Jsonb(value)
 
 
-async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[Row]]:
-    """The simple protocol takes several statements in one message, and makes them one transaction.
+async def _in_one_message(conn: Connection, steps: Sequence[Statement]) -> list[list[Row]]:
+    """Send several statements in one message of the simple protocol, which makes them one transaction.
 
-    It knows no parameters: psycopg writes them into the text as literals.
+    That protocol knows no parameters: psycopg writes them into the text as literals.
     """
     cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
     texts = [cursor.mogrify(sql(name), params) for name, params in steps]
@@ -434,7 +462,7 @@ async def _in_one_message(conn: Connection, steps: Sequence[Step]) -> list[list[
     return found
 
 
-async def _execute(conn: Connection, step: Step) -> psycopg.AsyncCursor[Row]:
+async def _execute(conn: Connection, step: Statement) -> psycopg.AsyncCursor[Row]:
     name, params = step
     return await conn.execute(sql(name), params)
 

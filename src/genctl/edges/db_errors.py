@@ -1,4 +1,4 @@
-"""What PostgreSQL and the road to it may say, as errors of ours: what was done, and whether to try again."""
+"""Errors of PostgreSQL and of the road to it, as ours: what was done, and whether to try again."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class DataRefusedError(GenctlError):
 
 
 class NotifyRefusedError(DataRefusedError):
-    """The database refused a NOTIFY, because its queue is full: without it the same would be done."""
+    """The database refused a NOTIFY, because its queue is full; without the NOTIFY it would do the rest."""
 
 
 class DatabaseGoneError(GenctlError):
@@ -31,28 +31,28 @@ class DatabaseSilentError(DatabaseGoneError):
 
 
 class LockedError(GenctlError):
-    """Somebody else holds a lock that this would have to wait for: nothing was done, later it may work."""
+    """Somebody else holds a lock that the statement needs: nothing was done, later it may work."""
 
     def __init__(self, message: str) -> None:
         super().__init__("Locked", message, "genctl doctor")  # names who holds transactions open
 
 
 class ConflictError(GenctlError):
-    """Others changed the same rows in between: nothing was done, and again it may work."""
+    """Others changed the same rows meanwhile: nothing was done, another try may work."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("Conflict", f"the database gave way to others: {reason}", "try again")
 
 
 READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
-ENDS = ("FATAL", "PANIC")  # severities after which the connection is closed, whatever it is said for
+ENDS = ("FATAL", "PANIC")  # severities after which the server closes the connection
 SLOW = (errors.QueryCanceled, errors.TransactionTimeout)
-POOLERS = errors.ProtocolViolation  # what PgBouncer says for all that happens to it
+POOLERS = errors.ProtocolViolation  # what PgBouncer answers to everything
 
 
 @contextmanager
 def errors_told(dsn: str) -> Iterator[None]:
-    """Turns psycopg's errors into ours, each with its cure."""
+    """Turn psycopg's errors into ours, each with its cure."""
     try:
         yield
     except (psycopg.Error, PoolTimeout, TimeoutError, UnicodeEncodeError) as error:
@@ -61,8 +61,8 @@ def errors_told(dsn: str) -> Iterator[None]:
 
 
 def _is_gone(error: Exception) -> bool:
-    """Whether it is about the connection, and not about the statement: what a server says while it lives and
-    goes on living (its stack is too deep, a trigger could not reach another database) is a refusal.
+    """Whether the connection is gone. An error of a server that lives on is a refusal of the statement, such
+    as a stack that is too deep, or a trigger that could not reach another database.
     """
     if isinstance(error, PoolTimeout):
         return True
@@ -75,18 +75,18 @@ def _is_gone(error: Exception) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what it says, or what it is."""
+    """Return the first line of the error's text, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _where(error: Exception) -> str:
-    """Which row of which table, in PostgreSQL's words."""
+    """Name the row and its table, in PostgreSQL's words."""
     context = error.diag.context if isinstance(error, psycopg.Error) else None
     return (context or first_line(error)).splitlines()[-1]
 
 
 def _refusal(error: Exception) -> str:
-    """What was refused and by whom, in PostgreSQL's words: a trigger's function is in the context alone."""
+    """Say what was refused and by whom, in PostgreSQL's words; the context names a trigger's function."""
     context = error.diag.context if isinstance(error, psycopg.Error) else None
     functions = (line for line in (context or "").splitlines() if line.startswith("PL/pgSQL function"))
     who = next(
@@ -99,7 +99,7 @@ Tell = Callable[[Exception, str], GenctlError]
 
 
 def _said(code: str, text: str, fix: str, kind: type[GenctlError] = GenctlError) -> Tell:
-    return lambda error, at: kind(code, text.format(at=at, said=_refusal(error)), fix)
+    return lambda error, where: kind(code, text.format(at=where, said=_refusal(error)), fix)
 
 
 _gone = _said(
@@ -108,74 +108,37 @@ _gone = _said(
     "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
     DatabaseGoneError,
 )
-
 # The first kind that fits counts.
 _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = (
-    (
-        (errors.UndefinedTable, errors.UndefinedColumn),
-        _said("NotMigrated", "database {at} lacks what genctl needs: {said}", "run `genctl migrate`"),
-    ),
-    (
-        errors.InsufficientPrivilege,
-        _said(
-            "DatabaseDenied", "database {at} refuses: {said}", "grant the rights to the user of DATABASE_URL"
-        ),
-    ),
+    ((errors.UndefinedTable, errors.UndefinedColumn),
+     _said("NotMigrated", "database {at} lacks what genctl needs: {said}", "run `genctl migrate`")),
+    (errors.InsufficientPrivilege,
+     _said("DatabaseDenied", "database {at} refuses: {said}",
+           "grant the rights to the user of DATABASE_URL")),
     (errors.ProgramLimitExceeded, lambda error, _: NotifyRefusedError(first_line(error))),
-    (
-        (psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
-        lambda error, _: DataRefusedError(_refusal(error)),
-    ),
-    (
-        errors.DiskFull,
-        _said("DatabaseFull", "PostgreSQL at {at} has no space: {said}", "make room on its disk"),
-    ),
-    (
-        errors.LockNotAvailable,
-        lambda error, _: LockedError(f"another transaction holds a lock: {_where(error)}"),
-    ),
-    (
-        (errors.SerializationFailure, errors.DeadlockDetected),
-        lambda error, _: ConflictError(first_line(error)),
-    ),
-    (
-        (TimeoutError, *SLOW),
-        _said(
-            "DatabaseSilent",
-            "PostgreSQL at {at} did not answer in time",
-            "look for a lock that is held for long (pg_stat_activity), or for the network",
-            DatabaseSilentError,
-        ),
-    ),
-    (
-        READ_ONLY,
-        _said(
-            "DatabaseReadOnly",
-            "PostgreSQL at {at} only reads: {said}",
-            "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL",
-            DatabaseGoneError,
-        ),
-    ),
-    (
-        psycopg.OperationalError,
-        _said(
-            "DatabaseFailed",
-            "PostgreSQL at {at} failed: {said}",
-            "read PostgreSQL's log; a trigger of your own may have said so",
-        ),
-    ),
-    (
-        UnicodeEncodeError,
-        lambda *_: GenctlError(
-            "BadText", "a text is not valid UTF-8", "check the terminal's encoding", exit_code=2
-        ),
-    ),
-    (  # a URL that libpq does not take, a trigger with errors of its own
-        psycopg.Error,
-        _said(
-            "DatabaseMisused",
-            "PostgreSQL at {at}: {said}",
-            "check DATABASE_URL and run `genctl migrate status`",
-        ),
-    ),
-)
+    ((psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
+     lambda error, _: DataRefusedError(_refusal(error))),
+    (errors.DiskFull,
+     _said("DatabaseFull", "PostgreSQL at {at} has no space: {said}", "make room on its disk")),
+    (errors.LockNotAvailable,
+     lambda error, _: LockedError(f"another transaction holds a lock: {_where(error)}")),
+    ((errors.SerializationFailure, errors.DeadlockDetected),
+     lambda error, _: ConflictError(first_line(error))),
+    ((TimeoutError, *SLOW),
+     _said("DatabaseSilent", "PostgreSQL at {at} did not answer in time",
+           "look for a lock that is held for long (pg_stat_activity), or for the network",
+           DatabaseSilentError)),
+    (READ_ONLY,
+     _said("DatabaseReadOnly", "PostgreSQL at {at} only reads: {said}",
+           "it is a standby, or default_transaction_read_only is on: name the primary in DATABASE_URL",
+           DatabaseGoneError)),
+    (psycopg.OperationalError,
+     _said("DatabaseFailed", "PostgreSQL at {at} failed: {said}",
+           "read PostgreSQL's log; a trigger of your own may have said so")),
+    (UnicodeEncodeError,
+     lambda *_: GenctlError("BadText", "a text is not valid UTF-8",
+                            "check the terminal's encoding", exit_code=2)),
+    (psycopg.Error,  # a URL that libpq does not take, a trigger with errors of its own
+     _said("DatabaseMisused", "PostgreSQL at {at}: {said}",
+           "check DATABASE_URL and run `genctl migrate status`")),
+)  # fmt: skip

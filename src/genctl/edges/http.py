@@ -1,6 +1,5 @@
 """HTTP as every edge wants it: no cookies, no limit on connections, the environment's proxy."""
 
-import io
 import ssl
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -9,7 +8,6 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 KEEPALIVE_S = 15.0  # less than what servers wait before they close: a POST that meets the close is lost
-IN_PARTS_BYTES = 2**20
 
 
 def session(
@@ -19,7 +17,7 @@ def session(
     traces: Sequence[aiohttp.TraceConfig] = (),
     auto_decompress: bool = True,
 ) -> aiohttp.ClientSession:
-    """A session for requests to `base`. Proxies are for https only: loopback is never sent through one."""
+    """Make a session for requests to `base`. Only https goes through a proxy, so loopback never does."""
     proxied = base.startswith("https:") and not proxy_bypass(urlsplit(base).hostname or "")
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls or True),
@@ -29,8 +27,3 @@ def session(
         trace_configs=list(traces),
         auto_decompress=auto_decompress,
     )
-
-
-def payload(data: bytes) -> bytes | io.BytesIO:
-    """A request body; a large one is written in parts, so that it does not hold up the event loop."""
-    return io.BytesIO(data) if len(data) > IN_PARTS_BYTES else data

@@ -1,7 +1,7 @@
 """LISTEN that loses nothing silently: connect, LISTEN, verify, catch up, then drain; probed all the time.
 
 A NOTIFY is lost while nobody listens, does not pass a transaction pooler, and a half-open connection
-says nothing. So the listener says when it is connected, and whoever follows asks the database then.
+says nothing. So the listener says when it is connected, and its follower asks the database then.
 """
 
 import asyncio
@@ -15,30 +15,29 @@ import psycopg.sql
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import answering, connect, connect_directly
+from genctl.edges.db import answering, connect, connect_directly, sql
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
-from genctl.edges.sql import sql
 
 CHANNEL: LiteralString = "session_completed"
-PROBE_S = 10.0  # how often the connection is asked whether it is there; also its time-out
+PROBE_S = 10.0  # between two probes of the connection; also the time-out of each
 MAX_RETRY_S = 10.0
 
 
 class Connected(NamedTuple):
-    """The channels are heard from now on: ask the database for what was missed."""
+    """We hear the channels from now on: ask the database for what was missed."""
 
     again: bool  # not the first time
 
 
 class Heard(NamedTuple):
-    """A NOTIFY. The payload comes from anybody who may NOTIFY: a hint, no truth."""
+    """A NOTIFY. Its payload is a hint: anybody may NOTIFY."""
 
     payload: str
     channel: str
 
     @property
     def session_id(self) -> UUID | None:
-        """The session it speaks of; None for a forged or foreign one."""
+        """Return the session it speaks of; None for a forged or foreign payload."""
         try:
             return msgspec.json.decode(self.payload, type=_Payload).session_id
         except (msgspec.DecodeError, RecursionError):
@@ -50,7 +49,7 @@ class _Payload(msgspec.Struct):
 
 
 class Quiet(NamedTuple):
-    """Nothing came for a while, and the connection was proven alive: time for the backstop."""
+    """Nothing came for a while, and a probe has proven the connection alive: time for the backstop."""
 
 
 class Lost(NamedTuple):
@@ -65,9 +64,9 @@ Event = Connected | Heard | Quiet | Lost
 async def listen(
     dsn: str | None, *channels: LiteralString, fail_after_s: float | None = None
 ) -> AsyncIterator[Event]:
-    """What happens on channels, for ever; reconnects with jitter. `dsn` None: Quiet events alone.
+    """Yield what happens on channels, for ever; reconnect with jitter. `dsn` None: Quiet events alone.
 
-    A first connection that cannot be made raises GenctlError (exit 3); one that was made and lost is
+    Raises GenctlError (exit 3) when the first connection cannot be made. One that was made and lost is
     tried again for ever, or for `fail_after_s` seconds.
     """
     lost_at, attempt, again = None, 0, False
@@ -88,7 +87,7 @@ async def listen(
 
 
 async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bool) -> AsyncIterator[Event]:
-    """The events of one connection; DatabaseGoneError when it ends."""
+    """Yield the events of one connection. Raises DatabaseGoneError when it ends."""
     if dsn is None:
         yield Connected(again)
         while True:
@@ -117,9 +116,9 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
 
 
 async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
-    """Whether what is notified through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
+    """Whether a NOTIFY through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
 
-    The NOTIFY comes from another connection: behind a pooler one connection may hear itself by chance.
+    Another connection notifies: behind a pooler one connection may hear itself by chance.
     Raises GenctlError (exit 3), PooledConnection where the pooler shows itself.
     """
     channel = f"genctl_probe_{uuid4().hex}"

@@ -1,8 +1,8 @@
 """Migrations: plain SQL files, each applied once, recorded with its content's hash.
 
 A file is one transaction, unless its first line says `-- genctl: no transaction`: then each of its
-statements stands alone and may run twice. Each has its way back in `NAME.rollback.sql`. Any number of
-runners at once is safe: they take turns.
+statements stands alone and may run twice. `NAME.rollback.sql` undoes `NAME.sql`. Any number of runners may
+start at once: they take turns.
 """
 
 import asyncio
@@ -11,24 +11,24 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import LiteralString, NamedTuple
+from typing import NamedTuple
 
 from psycopg import errors
 
 from genctl.base import assets
+from genctl.base.person import Note
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, connect_directly
+from genctl.edges.db import Connection, connect_directly, sql
 from genctl.edges.db_errors import errors_told
-from genctl.edges.sql import sql
 
 ALONE = "-- genctl: no transaction"
 LOCK_KEY = 0x67656E63746C  # "genctl"
 POLL_S = 0.1
-SILENT_S = 2.0  # waiting for another runner, before it is told
+SILENT_S = 2.0  # a longer wait for another runner is told
 LOCK_PATIENCE_S = 60.0
 _INDEX = re.compile(r"\bindex concurrently if (?:not )?exists (\w+)")
 
@@ -36,7 +36,7 @@ _INDEX = re.compile(r"\bindex concurrently if (?:not )?exists (\w+)")
 class Migration(NamedTuple):
     """A file of the set, a row of the table, or both; `state` is applied, pending, drifted or missing.
 
-    One that was applied, and of whose indexes one is half-built, is pending again.
+    An applied one is pending again while one of its indexes is half-built.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Migration(NamedTuple):
 
 
 def files() -> dict[str, Path]:
-    """The forward files by name, in the order in which they are applied."""
+    """List the forward files by name, in the order in which they are applied."""
     return {
         path.name: path
         for path in sorted(assets.folder("migrations").glob("*.sql"))
@@ -53,14 +53,11 @@ def files() -> dict[str, Path]:
     }
 
 
-def _untold(_: str) -> None: ...
-
-
-async def up(dsn: str, note: Callable[[str], None] = _untold) -> list[str]:
-    """Applies what is pending and returns the names. `dsn` must be a direct connection.
+async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
+    """Apply what is pending and return the names. `dsn` must be a direct connection.
 
     `note` hears of another runner for which it waits. Raises GenctlError (exit 3) when the database is
-    away or a file fails; what came before it stays.
+    away or a file fails; the files before it stay applied.
     """
     applied: list[str] = []
     async with _alone(dsn, note) as conn:
@@ -87,8 +84,8 @@ async def undoable(dsn: str, to: str | None) -> list[str]:
             return _undoable(await _compare(conn), to)
 
 
-async def down(dsn: str, names: list[str], note: Callable[[str], None] = _untold) -> None:
-    """Undoes these files, which undoable() named. `dsn` must be a direct connection.
+async def down(dsn: str, names: list[str], note: Note = lambda _: None) -> None:
+    """Undo these files, which undoable() named. `dsn` must be a direct connection.
 
     Raises GenctlError (exit 3) when others have come or gone since; else as up() does.
     """
@@ -102,19 +99,19 @@ async def down(dsn: str, names: list[str], note: Callable[[str], None] = _untold
 
 
 async def status(dsn: str) -> list[Migration]:
-    """Every file of the set and every row of the table, by name. Changes nothing."""
+    """Compare every file of the set with every row of the table, by name. Changes nothing."""
     with errors_told(dsn):
         async with await connect_directly(dsn) as conn:
             return await _compare(conn)
 
 
 @asynccontextmanager
-async def _alone(dsn: str, note: Callable[[str], None]) -> AsyncIterator[Connection]:
-    """A direct connection that holds the lock, which the server frees when we are killed."""
+async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
+    """Open a direct connection that holds the lock; the server frees it when we are killed."""
     tell_at = time.monotonic() + SILENT_S
     with errors_told(dsn):
         async with await connect_directly(dsn) as conn:
-            # Polled: waiting inside the server would deadlock with an index built concurrently.
+            # polled: a wait inside the server would deadlock with an index built concurrently
             while not (await _row(conn, "try_migration_lock", key=LOCK_KEY))["locked"]:
                 if time.monotonic() > tell_at and (holder := await _holder(conn)):
                     note(holder)
@@ -124,8 +121,8 @@ async def _alone(dsn: str, note: Callable[[str], None]) -> AsyncIterator[Connect
 
 
 async def _holder(conn: Connection) -> str | None:
-    """Who is at it; a killed runner's backend goes on until its statement is done."""
-    row = await (await conn.execute(_text("migration_lock_holder"), {"key": LOCK_KEY})).fetchone()
+    """Say who migrates. A killed runner's backend goes on until its statement is done."""
+    row = await (await conn.execute(sql("migration_lock_holder"), {"key": LOCK_KEY})).fetchone()
     if row is None:
         return None
     others = ", ".join(map(str, row["waits_for"]))
@@ -146,7 +143,7 @@ async def _compare(conn: Connection) -> list[Migration]:
             "make it (create schema), or mend search_path in DATABASE_URL",
         )
     if table["there"]:
-        cursor = await conn.execute(_text("applied_migrations"))
+        cursor = await conn.execute(sql("applied_migrations"))
         rows = {row["name"]: row for row in await cursor.fetchall()}
     found = files()
     states = []
@@ -190,15 +187,15 @@ def _way_back(name: str) -> Path:
 
 
 async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: dict[str, str]) -> None:
-    """Run a file, and the statement that notes it; a transaction, where it is one, holds both."""
+    """Run a file and the statement that notes it, in one transaction where the file is one."""
     content = path.read_text(encoding="utf-8")
     try:
         with errors_told(dsn):
             if content.startswith(ALONE):
                 for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
-                await conn.execute(_text("create_migrations"))
-                await conn.execute(_text(note), noted)
+                await conn.execute(sql("create_migrations"))
+                await conn.execute(sql(note), noted)
             else:
                 await _patiently(conn, content, note, noted)
     except GenctlError as error:
@@ -208,15 +205,15 @@ async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: d
 
 
 async def _patiently(conn: Connection, content: str, note: str, noted: dict[str, str]) -> None:
-    """One transaction that waits for each lock for a moment only, again and again for a minute."""
+    """Run one transaction that waits only a moment for each lock, again and again for a minute."""
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
             async with conn.transaction():
-                await conn.execute(_text("wait_shortly"))
+                await conn.execute(sql("wait_shortly"))
                 await conn.execute(content)
-                await conn.execute(_text("create_migrations"))
-                await conn.execute(_text(note), noted)
+                await conn.execute(sql("create_migrations"))
+                await conn.execute(sql(note), noted)
                 return
         except errors.LockNotAvailable:
             if time.monotonic() > give_up_at:
@@ -225,7 +222,7 @@ async def _patiently(conn: Connection, content: str, note: str, noted: dict[str,
 
 
 async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
-    """Only what is half-built: a later file may have dropped another index of this one."""
+    """Build only the half-built indexes: a later file may have dropped another index of this one."""
     with errors_told(dsn):
         broken = await _half_built(conn, path)
         builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _makes(broken, one)]
@@ -234,11 +231,11 @@ async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
 
 
 async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
-    """The invalid indexes that this file makes concurrently, each with the statement that drops it."""
+    """Find the invalid indexes that this file makes concurrently, each with the statement that drops it."""
     content = path.read_text(encoding="utf-8")
     if not content.startswith(ALONE):
         return {}
-    rows = await (await conn.execute(_text("half_built_indexes"), {})).fetchall()
+    rows = await (await conn.execute(sql("half_built_indexes"), {})).fetchall()
     return {row["name"]: row["remedy"] for row in rows if _makes([row["name"]], content)}
 
 
@@ -247,7 +244,7 @@ def _makes(names: Iterable[str], text: str) -> bool:
 
 
 def _statements(content: str) -> list[str]:
-    """The statements of a file in which each ends a line with a semicolon."""
+    """Split a file whose statements each end a line with a semicolon."""
     return [part for part in content.split(";\n") if part.strip()]
 
 
@@ -255,11 +252,7 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _text(name: str) -> LiteralString:
-    return sql(name)
-
-
 async def _row(conn: Connection, name: str, **params: object) -> dict[str, object]:
-    row = await (await conn.execute(_text(name), params)).fetchone()
+    row = await (await conn.execute(sql(name), params)).fetchone()
     assert row is not None  # noqa: S101 - these statements always give one row
     return row

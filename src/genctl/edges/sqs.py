@@ -1,11 +1,12 @@
 """SQS over its JSON protocol: receive, send, delete and visibility, in batches.
 
-boto3's core finds credentials, region and endpoint, and signs; aiohttp carries. A call this way
-costs a fraction of the CPU that boto3 in threads takes.
+botocore finds credentials, region and endpoint, and signs; aiohttp sends. That takes a fraction of the CPU of
+boto3 in threads.
 """
 
 import asyncio
 import contextlib
+import io
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +21,14 @@ import structlog
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import http
-from genctl.edges.aws import Place, Signer
+from genctl.edges.aws import Signer, SqsEndpoint
 
 T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
-LANES = 16  # batches of one call under way: each takes an open file
-ATTEMPTS = 4  # of one call, and of the entries of a batch that SQS itself could not carry out
+LANES = 16  # batches under way: each takes an open file
+ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 BATCH = 10
@@ -45,7 +46,7 @@ class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One delivery. `sent` are all of the sender's attributes, `attributes` the texts among them."""
+    """One delivery. `sent` holds all of the sender's attributes, `attributes` the texts among them."""
 
     message_id: str
     receipt: str
@@ -56,18 +57,18 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def attributes(self) -> dict[str, str]:
-        """The String and Number attributes."""
+        """Return the String and Number attributes."""
         return {k: a.string_value for k, a in self.sent.items() if a.string_value is not None}
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A message to send. Of its attributes, in order of importance, SQS gets what fits."""
+    """A message to send. SQS gets as many of its attributes, in order of importance, as fit."""
 
     body: str
     attributes: Mapping[str, str] = {}
 
 
-class Fate(NamedTuple):
+class EntryResult(NamedTuple):
     """What became of one entry of a batch: done (a sent message has an id), or why not."""
 
     error: str | None
@@ -89,7 +90,7 @@ class _Deliveries(msgspec.Struct, rename="pascal"):
     messages: list[_Delivery] | None = None
 
 
-class _Fate(msgspec.Struct, rename="pascal"):
+class _EntryAnswer(msgspec.Struct, rename="pascal"):
     id: str
     message_id: str = ""
     code: str = ""
@@ -97,9 +98,9 @@ class _Fate(msgspec.Struct, rename="pascal"):
     sender_fault: bool = True
 
 
-class _Fates(msgspec.Struct, rename="pascal"):
-    successful: list[_Fate] | None = None
-    failed: list[_Fate] | None = None
+class _EntryAnswers(msgspec.Struct, rename="pascal"):
+    successful: list[_EntryAnswer] | None = None
+    failed: list[_EntryAnswer] | None = None
 
 
 class _QueueUrl(msgspec.Struct, rename="pascal"):
@@ -108,10 +109,6 @@ class _QueueUrl(msgspec.Struct, rename="pascal"):
 
 class _Attributes(msgspec.Struct, rename="pascal"):
     attributes: dict[str, str] = {}
-
-
-class _Redrive(msgspec.Struct):
-    target: str = msgspec.field(name="deadLetterTargetArn")
 
 
 class _Fault(msgspec.Struct):
@@ -142,8 +139,8 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ),
     ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
 }  # fmt: skip
-REFUSED, FORBIDDEN = "QueueRefused", "QueueForbidden"  # SQS did not like the request itself; or us
-# Calls that ask for nothing: one that we may make is refused for that, and does nothing.
+REFUSED, FORBIDDEN = "QueueRefused", "QueueForbidden"  # SQS refuses the request itself; or us
+# Calls that ask for nothing: SQS refuses each, and says whether we may not make it.
 HOLLOW: dict[str, dict[str, Any]] = {
     "ReceiveMessage": {"MaxNumberOfMessages": 0},
     "SendMessageBatch": {"Entries": []},
@@ -187,23 +184,22 @@ class _Refusal(NamedTuple):
 class Sqs:
     """One HTTP session to one SQS endpoint; an async context manager."""
 
-    def __init__(self, place: Place, signer: Signer) -> None:
-        self.endpoint = place.endpoint
+    def __init__(self, where: SqsEndpoint, signer: Signer, *, embedded: bool = False) -> None:
+        """`embedded`: the queues are those of the embedded stack."""
+        self.endpoint = where.endpoint
+        self.embedded = embedded
         self._signer = signer
-        self._http = http.session(place.endpoint, tls=place.tls)
-        self.embedded = False  # the queues are those of the embedded stack
+        self._http = http.session(where.endpoint, tls=where.tls)
         self._ahead = timedelta()  # of our clock
 
     @classmethod
     async def connect(cls, settings: Settings) -> Self:
-        """Find endpoint, region and credentials; no request is made yet.
+        """Find endpoint, region and credentials; make no request yet.
 
         Raises GenctlError (exit 3) when credentials or region are missing.
         """
-        place = await asyncio.to_thread(Place.of, settings)
-        made = cls(place, await asyncio.to_thread(Signer, place))
-        made.embedded = settings.embedded
-        return made
+        endpoint = await asyncio.to_thread(SqsEndpoint.of, settings)
+        return cls(endpoint, await asyncio.to_thread(Signer, endpoint), embedded=settings.embedded)
 
     async def __aenter__(self) -> Self:
         return self
@@ -230,7 +226,7 @@ class Sqs:
         except GenctlError as error:
             if not self.embedded or error.code != "QueueNotFound":
                 raise
-            fix = "stop `genctl up` and start it again: it makes the queues of the tools that are there then"
+            fix = "stop `genctl up` and start it again: it makes the queues of the tools that are installed"
             raise GenctlError(error.code, error.message, fix) from None
 
     async def create(self, name: str, attributes: Mapping[str, str] | None = None) -> "Queue":
@@ -239,32 +235,29 @@ class Sqs:
         return await self._open(made.queue_url)
 
     async def _open(self, url: str) -> "Queue":
-        queue = Queue(self, url)
-        facts = await queue.attributes()
-        queue.arn = facts.get("QueueArn", "")
-        queue.max_bytes = int(facts.get("MaximumMessageSize", MAX_BYTES))
-        return queue
+        facts = await Queue(self, url).attributes()
+        most = int(facts.get("MaximumMessageSize", MAX_BYTES))
+        return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
 
     def now(self) -> datetime:
-        """By SQS's clock, as far as its last answer told; a second late where ours goes wrong."""
+        """Tell the time by SQS's clock, as its last answer had it; where ours is wrong, a second late."""
         return datetime.now(UTC) + self._ahead
 
     def _compare_clocks(self, date: str) -> None:
-        """HTTP's Date has whole seconds, rounded down."""
+        """Note how far ahead SQS is. HTTP's Date has whole seconds, rounded down."""
         with contextlib.suppress(ValueError, TypeError):  # no date; one without a zone
             ahead = parsedate_to_datetime(date) - datetime.now(UTC)
             self._ahead = ahead + TICK if abs(ahead) > 2 * TICK else timedelta()
 
     async def call(self, op: str, shape: type[T], about: str, *, patience_s: float = 0, **body: Any) -> T:
-        """One operation, tried again after throttling, 5xx and lost connections.
+        """Make one call; try again after throttling, 5xx and lost connections. Raises GenctlError (exit 3).
 
-        `patience_s` is how long SQS may rightly keep us waiting. A receive that times out is not tried
-        again: what it took from the queue is hidden, and another would hide more. Raises GenctlError
-        (exit 3).
+        SQS may take `patience_s` longer than usual. A receive that times out is not tried again: what it
+        took from the queue is hidden, and another would hide more.
         """
         data = msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
-        better = False  # signed than at first
+        better = False  # whether a later try is signed better than the first
         for attempt in range(1, ATTEMPTS + 1):
             signed_by = self._signer.credentials
             try:
@@ -289,7 +282,7 @@ class Sqs:
         raise error
 
     async def _signs_better(self, refusal: _Refusal, signed_by: object) -> bool:
-        """Whether the next try will be signed as of SQS's time, or by other credentials."""
+        """Whether we will sign the next try by SQS's time, or by other credentials."""
         if refusal.code in _UNSIGNED and self._ahead:
             log.warning("sqs.clock.wrong", aheadS=round(self._ahead.total_seconds()))
             return True
@@ -301,7 +294,7 @@ class Sqs:
         target = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{op}"}
         async with self._http.post(
             self.endpoint,
-            data=http.payload(data),
+            data=io.BytesIO(data),
             headers=await self._signer.headers(data, target, self.now()),
             timeout=timeout,
             allow_redirects=False,
@@ -322,30 +315,31 @@ class Sqs:
 
 
 async def pause(attempt: int) -> None:
-    """Full jitter, doubling from 0.1 s, at most 2 s."""
+    """Wait with full jitter, doubling from 0.1 s, at most 2 s."""
     await asyncio.sleep(random.random() * min(0.1 * 2**attempt, 2.0))  # noqa: S311 - no secret
 
 
 class Queue:
-    """A standard queue. Batch calls return one fate per item, in order: None, or why it failed."""
+    """A standard queue. Batch calls return one result per item, in order."""
 
-    def __init__(self, sqs: Sqs, url: str) -> None:
+    def __init__(self, sqs: Sqs, url: str, *, arn: str = "", max_bytes: int = MAX_BYTES) -> None:
+        """`max_bytes`: of a message and of a batch."""
         self.url = url
         self.name = url.rpartition("/")[2]
-        self.arn = ""
-        self.max_bytes = MAX_BYTES
+        self.arn = arn
+        self.max_bytes = max_bytes
         self._sqs = sqs
 
     def now(self) -> datetime:
-        """As of Sqs.now()."""
+        """Tell the time by SQS's clock."""
         return self._sqs.now()
 
     async def attributes(self) -> dict[str, str]:
-        """All attributes, as SQS names them."""
+        """Read all attributes, as SQS names them."""
         return (await self._call("GetQueueAttributes", _Attributes, AttributeNames=["All"])).attributes
 
     async def receive(self, limit: int, *, wait_s: int, visibility_s: int) -> list[Message]:
-        """At most ten messages; waits up to 20 s. Never cancel it: SQS would hide what it found."""
+        """Receive at most ten messages; wait up to 20 s. Never cancel it: SQS would hide what it found."""
         answer = await self._call(
             "ReceiveMessage",
             _Deliveries,
@@ -358,33 +352,33 @@ class Queue:
         )
         return [_message(d) for d in answer.messages or ()]
 
-    async def send(self, out: Sequence[Outgoing]) -> list[Fate]:
-        """Send; a call that had to be repeated may have sent twice."""
+    async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
+        """Send these; a call that had to be repeated may send twice."""
         entries, sizes = zip(*(_entry(o, self.max_bytes) for o in out), strict=True) if out else ((), ())
         return await self._batches("SendMessageBatch", entries, sizes)
 
     async def delete(self, receipts: Sequence[str]) -> list[str | None]:
-        """Delete deliveries."""
-        fates = await self._batches("DeleteMessageBatch", [{"ReceiptHandle": r} for r in receipts])
-        return [fate.error for fate in fates]
+        """Delete deliveries; None for each, or why it failed."""
+        results = await self._batches("DeleteMessageBatch", [{"ReceiptHandle": r} for r in receipts])
+        return [result.error for result in results]
 
     async def hide(self, items: Sequence[tuple[str, int]]) -> list[str | None]:
         """Hide deliveries for so many seconds from now, at most 12 h; 0 shows them at once."""
         entries = [{"ReceiptHandle": receipt, "VisibilityTimeout": s} for receipt, s in items]
-        return [fate.error for fate in await self._batches("ChangeMessageVisibilityBatch", entries)]
+        return [result.error for result in await self._batches("ChangeMessageVisibilityBatch", entries)]
 
     async def dead_letter_queue(self, configured: str | None) -> "Queue":
-        """The configured DLQ, else the one of the redrive policy, else `<queue>-dlq`."""
+        """Find the configured DLQ, else the one of the redrive policy, else `<queue>-dlq`."""
         if configured:
             return await self._sqs.queue(configured)
         policy = (await self.attributes()).get("RedrivePolicy")
         name = f"{self.name}-dlq"
         if policy:
-            name = msgspec.json.decode(policy, type=_Redrive).target.rpartition(":")[2]
+            name = msgspec.json.decode(policy)["deadLetterTargetArn"].rpartition(":")[2]
         return await self._sqs.queue(f"{self.url.rpartition('/')[0]}/{name}")  # same account, same region
 
     async def forbidden(self) -> list[GenctlError]:
-        """Why SQS does not let us receive, send, delete or hide here; asked by calls that do nothing."""
+        """Ask, by calls that do nothing, why SQS does not let us receive, send, delete or hide here."""
 
         async def asked(op: str) -> GenctlError | None:
             try:
@@ -400,46 +394,50 @@ class Queue:
 
     async def _batches(
         self, op: str, entries: Sequence[dict[str, Any]], sizes: Sequence[int] | None = None
-    ) -> list[Fate]:
+    ) -> list[EntryResult]:
         parts = [entries[part] for part in _parts(sizes or [0] * len(entries), self.max_bytes)]
         lanes = asyncio.Semaphore(LANES)
 
-        async def carried_out(part: Sequence[dict[str, Any]]) -> list[Fate]:
+        async def carried_out(part: Sequence[dict[str, Any]]) -> list[EntryResult]:
             async with lanes:
                 return await self._batch(op, part)
 
         done = await asyncio.gather(*map(carried_out, parts), return_exceptions=True)
-        fates: list[Fate] = []
+        results: list[EntryResult] = []
         for part in done:
             if isinstance(part, BaseException):
                 raise part
-            fates += part
-        return fates
+            results += part
+        return results
 
-    async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[Fate]:
-        """At most ten entries. Those that SQS itself could not carry out are tried again."""
-        fates = dict.fromkeys(range(len(entries)), Fate("SQS left it out of its answer"))
-        pending = list(fates)
+    async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[EntryResult]:
+        """Carry out at most ten entries; try those again at which SQS itself failed."""
+        results = dict.fromkeys(range(len(entries)), EntryResult("SQS left it out of its answer"))
+        pending = list(results)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                answer = await self._call(op, _Fates, Entries=[{"Id": str(i), **entries[i]} for i in pending])
+                answer = await self._call(
+                    op, _EntryAnswers, Entries=[{"Id": str(i), **entries[i]} for i in pending]
+                )
             except GenctlError as why:
                 if why.code != REFUSED:
                     raise
                 if len(pending) == 1:
-                    fates[pending[0]] = Fate(why.message)
+                    results[pending[0]] = EntryResult(why.message)
                     break
                 # one bad entry must not take nine good ones with it
-                fates.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
+                results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
-            fates.update({int(d.id): Fate(None, d.message_id) for d in answer.successful or ()})
-            fates.update({int(f.id): Fate(f"{f.code}: {f.message or ''}") for f in answer.failed or ()})
+            results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
+            results.update(
+                {int(f.id): EntryResult(f"{f.code}: {f.message or ''}") for f in answer.failed or ()}
+            )
             pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
             if not pending:
                 break
             if attempt < ATTEMPTS:
                 await pause(attempt)
-        return [fates[i] for i in range(len(entries))]
+        return [results[i] for i in range(len(entries))]
 
 
 # --- pure ------------------------------------------------------------------------------------
@@ -459,7 +457,7 @@ def _message(d: _Delivery) -> Message:
 
 
 def _entry(out: Outgoing, max_bytes: int) -> tuple[dict[str, Any], int]:
-    """A batch entry and its size as SQS counts it; attributes that don't fit are dropped from the right."""
+    """Make a batch entry, and its size as SQS counts it. Attributes that do not fit are left out."""
     size = len(out.body.encode())
     attributes: dict[str, dict[str, str]] = {}
     for name, text in out.attributes.items():

@@ -162,7 +162,7 @@ async def run(
         if not shown.ok:
             for part in ("worker", "api"):
                 note(f"--- the last lines of {part} ({stack.logs(part)})\n{_tail(stack.logs(part))}")
-        link = Tokens(stack.settings.secret).sign_in_url(stack.settings.api_url, USER) if keep else None
+        link = Tokens.of(stack.settings).sign_in_url(stack.settings.page_url, USER) if keep else None
         show(
             msgspec.structs.asdict(shown) | ({"signIn": link} if link else {}),
             text=lambda: drawn(shown, link),

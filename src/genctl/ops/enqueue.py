@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from genctl import credits
+from genctl import credits, traits
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
@@ -68,6 +68,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         """
         tool = self.tool(settings)
         tool.check_usable()
+        tool.check_orderable(self.model or tool.default_model)
         check(next(self.orders(tool)))
         if self.scenario is None:
             return
@@ -135,6 +136,7 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
     began, opening, tool = time.monotonic(), credits.opening(settings), wish.tool(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
+        await traits.check(db, tool, [*islice(wish.orders(tool), len(wish.whose))])
         if wish.grant:
             await _granted(db, wish, wish.grant, opening)
         sent: list[Session] = []

@@ -1,4 +1,4 @@
-"""What a failure means for those who run the pipeline: a code's look-up, and an answer's verdict."""
+"""Tell those who run the pipeline what a code or a recorded answer means."""
 
 import re
 from collections.abc import Sequence
@@ -9,22 +9,31 @@ from typing import Any
 
 import msgspec
 
-from genctl.base.assets import folder
-from genctl.domain.classify import FIRST_DELAY_OF_429_S, FIRST_DELAY_S, OURS, chosen, classify, is_fatal
+from genctl.domain.classify import (
+    FIRST_DELAY_OF_429_S,
+    FIRST_DELAY_S,
+    OURS,
+    chosen,
+    classify,
+    is_fatal,
+    rule_of,
+)
 from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
-from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule, rule_of
+from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
 from genctl.domain.scenarios import SCENARIOS
 from genctl.tools.wire import CODES
 
 NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})
 NOT_SENT = "where no connection was made, nothing was sent: refused"
-NOTES = {  # of codes that an answer can have in two ways
+NOTES = {  # of codes with a second meaning
     "HTTP200": "of an answer that is empty, cut or HTML: network",
     "Timeout": NOT_SENT,
     "ConnectionError": NOT_SENT,
 }
+VERDICTS = ("retry", "fatal")
+OUTAGE, FIXED = "provider-outage", "dlq-redrive-after-fix"  # runbooks
 OF_THE_JOB = frozenset({Category.CONTENT_POLICY, Category.INVALID_REQUEST})
 REDRIVE = {
     Category.CONTENT_POLICY: "no: the same job would be refused again",
@@ -35,20 +44,12 @@ REDRIVE = {
     Category.SERVER: "yes, once the provider answers again",
     Category.NETWORK: "yes, once the provider is reached again",
     Category.INTERNAL: "yes, once the cause is mended",
-}
-OUTAGE, FIXED = "provider-outage", "dlq-redrive-after-fix"
-RUNBOOKS = {
-    Category.AUTH: OUTAGE,
-    Category.QUOTA: OUTAGE,
-    Category.RATE_LIMIT: OUTAGE,
-    Category.SERVER: OUTAGE,
-    Category.NETWORK: OUTAGE,
-    Category.INTERNAL: FIXED,
+    Category.CONFIG: "yes, once our endpoint, path or model is mended",
 }
 
 
 class Meaning(msgspec.Struct, rename="camel", kw_only=True):
-    """`verdict` is in force; `rule` is what the base rule says, without the setting `verdicts`."""
+    """Say what a code means. `verdict` is in force; `rule` is the verdict without the setting `verdicts`."""
 
     code: str
     provider: str | None
@@ -65,9 +66,9 @@ class Meaning(msgspec.Struct, rename="camel", kw_only=True):
 
 
 def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -> Meaning:
-    """What a code means with the first of the providers that knows it.
+    """Say what a code means with the first provider that knows it.
 
-    Raises GenctlError (exit 4): nobody's code.
+    Raises GenctlError (exit 4) for a code that nobody knows.
     """
     only = providers[0] if len(providers) == 1 else None
     code = code.strip().removeprefix("DLQ:")
@@ -90,7 +91,7 @@ def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -
 
 
 def _known(providers: Sequence[Provider]) -> dict[str, str]:
-    """Every code that is written out somewhere, behind its lower-case spelling."""
+    """Return every code that some table spells out, by its lower-case spelling."""
     rules = [rule for provider in providers for rule in provider.rules]
     codes = [code for rule in rules for code in rule.codes if "*" not in code]
     codes += [scenario.code for scenario in SCENARIOS.values() if scenario.code]
@@ -101,7 +102,7 @@ def _known(providers: Sequence[Provider]) -> dict[str, str]:
 def of_answer(
     answer: Answer | NoAnswer, provider: Provider, verdicts: Sequence[str], now: datetime
 ) -> dict[str, Any]:
-    """What an answer means, and what would be stored of it."""
+    """Say what an answer means, and what we would store of it."""
     verdict = classify(answer, provider, now=now, verdicts=verdicts)
     if isinstance(verdict, Success):
         told = {"verdict": "success", "provider": provider.name, "images": verdict.images}
@@ -120,7 +121,7 @@ def of_answer(
 
 
 def _judged(answer: Answer | NoAnswer, provider: Provider | None, verdicts: Sequence[str]) -> Meaning:
-    """Of an answer without words."""
+    """Say what a status or a failed call means that brought no words."""
     now = datetime.now(UTC)
     failure, base = (classify(answer, provider or UNKNOWN, now=now, verdicts=said) for said in (verdicts, ()))
     assert isinstance(failure, Failure) and isinstance(base, Failure)  # noqa: S101, PT018 - it has no image
@@ -147,34 +148,31 @@ def _ruled(code: str, rule: Rule, provider: Provider, verdicts: Sequence[str]) -
 
 
 def _note(rule: Rule, provider: Provider) -> str | None:
-    """The row's note, and those of the rows that are told from it by their text."""
+    """Join the rule's note with those of the rules for the same codes that also look at the text."""
     others = [other for other in provider.rules if other.says and {*other.codes} & {*rule.codes}]
     by_text = [f"by its text: {other.note or other.category} ({other.category})" for other in others]
-    return "; ".join(filter(None, [rule.note, *by_text])) or None
+    named = f"counts for the order's {' or '.join(rule.names)}, where its user chose it" if rule.names else ""
+    return "; ".join(filter(None, [rule.note, named, *by_text])) or None
 
 
 def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str | None = None) -> Meaning:
-    """`fatal` is what the base rule says."""
+    """Put a meaning together; `fatal` is the base rule's verdict."""
     internal = failure.category is Category.INTERNAL
-    runbook = RUNBOOKS.get(failure.category)
+    runbook = FIXED if internal else OUTAGE
     return Meaning(
         code=failure.code,
         provider=provider,
         category=failure.category,
-        verdict=_word(fatal=failure.fatal),
-        rule=_word(fatal=fatal),
+        verdict=VERDICTS[failure.fatal],
+        rule=VERDICTS[fatal],
         status=failure.provider_status,
         outcome=failure.outcome,
         delay=None if failure.fatal or internal else _delay(failure),
         user_message=failure.user_message,
         redrive="no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
-        runbook=runbook if runbook and (folder("runbooks") / f"{runbook}.yaml").exists() else None,
+        runbook=None if failure.category in OF_THE_JOB else runbook,
         note=note,
     )
-
-
-def _word(*, fatal: bool) -> str:
-    return "fatal" if fatal else "retry"
 
 
 def _delay(failure: Failure) -> str:

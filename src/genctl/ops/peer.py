@@ -1,4 +1,4 @@
-"""Tokens of the embedded stack go to that stack alone: who listens at its address proves to hold the key.
+"""Give tokens of the embedded stack to that stack alone: who listens at its address proves to hold the key.
 
 While the stack is down, anybody on this machine may listen on its port.
 """
@@ -21,13 +21,13 @@ LARGEST_BYTES = 2**16
 
 
 def has_to_prove(settings: Settings) -> bool:
-    """Whether the address is the embedded stack's; one that a person has named is that person's business."""
+    """Tell whether the address is the embedded stack's, and not one that a person has named."""
     implied = settings.origins.get("api_url") in {"default", "embedded stack"}
     return settings.embedded and bool(settings.secret) and implied
 
 
 async def check(settings: Settings) -> None:
-    """Raises GenctlError (exit 3) when the API's address is somebody else's, or nobody's."""
+    """Ask for the proof. Raises GenctlError (exit 3) when somebody else, or nobody, listens there."""
     if has_to_prove(settings):
         await asyncio.to_thread(_asked, settings)
 
@@ -48,7 +48,7 @@ def _asked(settings: Settings) -> None:
 
 
 def prover(settings: Settings) -> Callable[[http.client.HTTPConnection], None]:
-    """What has the other end of each new connection prove itself, where it has to."""
+    """Return what has the other end of each new connection prove itself, where it has to."""
     return partial(prove, settings=settings) if has_to_prove(settings) else lambda _: None
 
 

@@ -1,4 +1,4 @@
-"""A provider's answer as a file: what `classify` reads, and a line of tests/corpus."""
+"""Read a provider's answer from a file: `classify` does, and the tests of tests/corpus."""
 
 import re
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from genctl.domain.classify import rule_of
 from genctl.domain.envelopes import read
 from genctl.domain.model import Answer, GenctlError, NoAnswer
 from genctl.domain.providers import Provider
-from genctl.domain.rules import rule_of
 from genctl.tools.wire import inflated
 
 OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has
@@ -17,8 +17,8 @@ FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpu
 HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
 
-class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
-    """A line of tests/corpus: an answer, or why there is none, and the verdict that it should get."""
+class RecordedAnswer(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """Hold a line of tests/corpus: an answer, or why there is none, and the verdict that it should get."""
 
     name: str = ""
     source: str = ""
@@ -36,14 +36,15 @@ class Line(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
 
 
 def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answer | NoAnswer:
-    """The answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
+    """Read the answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
 
-    A body alone gets `status`, else the one that its code comes with. Raises GenctlError (exit 2):
-    neither is known, what the file says is told by `status` too, or it holds no answer or several.
+    A body alone gets `status`, else the status that its code comes with. Raises GenctlError (exit 2) when
+    neither is known, when the file has a status of its own beside `status`, and when the file holds no
+    answer or several.
     """
     if recorded := _recorded(raw):
         if status:
-            raise GenctlError("Ambiguous", "the file tells its HTTP status", "drop --status", exit_code=2)
+            raise GenctlError("Ambiguous", "the file has its own HTTP status", "drop --status", exit_code=2)
         return recorded
     said = read(Answer(status or 400, {}, raw), provider.envelope)
     rule = rule_of(said.code, said.told, provider.rules)
@@ -56,7 +57,7 @@ def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answ
 
 
 def _recorded(raw: bytes) -> Answer | NoAnswer | None:
-    """The answer of a file that tells its status; None for a body alone."""
+    """Read the answer of a file that has its status; return None for a body alone."""
     if http := HTTP.match(raw):
         while following := HTTP.match(raw, http.end()):  # after 100 Continue
             http = following
@@ -73,7 +74,7 @@ def _recorded(raw: bytes) -> Answer | NoAnswer | None:
             return _stored(details)
         if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
             try:
-                return msgspec.convert(document, Line).answer()
+                return msgspec.convert(document, RecordedAnswer).answer()
             except msgspec.ValidationError as error:
                 raise _no_answer(str(error)) from None
     several = document if isinstance(document, list) else [_json(line) for line in raw.splitlines()[:2]]
@@ -103,7 +104,7 @@ def _headers(text: str) -> dict[str, str]:
 
 
 def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
-    """The answer of which error_details were made, as far as they tell it."""
+    """Rebuild the answer behind error_details, as far as they hold it."""
     status, body = details["providerStatus"], details["providerBody"]
     if type(status) is int:
         return Answer(status, {}, str(body or "").encode("utf-8", "replace"))

@@ -22,7 +22,7 @@ from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
 from genctl.ops.sampling import Pass
 from genctl.pipeline import Pipeline
-from genctl.redrive import ACCOUNT_LOCKED, Fate, chosen, redrive
+from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
@@ -231,7 +231,7 @@ class Redrive:
             if self.wish.rate:
                 self._next_at = time.monotonic() + (budget.spent - before) / self.wish.rate
 
-    def _count(self, messages: Sequence[Message], fates: Sequence[Fate], budget: "_Budget") -> None:
+    def _count(self, messages: Sequence[Message], fates: Sequence[RedrivenLetter], budget: "_Budget") -> None:
         self.tally.add(fate.step for fate in fates if fate.error is None)
         self.tally.failed += sum(fate.error is not None for fate in fates)
         self._locked.update(f.letter.user or "" for f in fates if f.step.why == ACCOUNT_LOCKED)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-from genctl import gate
+from genctl import gate, traits
 from genctl.base.settings import Settings
 from genctl.domain import status
 from genctl.domain.model import GenctlError
@@ -22,24 +22,24 @@ class Part(NamedTuple):
     """A part that is asked by itself: its figures as lines."""
 
     name: str
-    lines: Callable[[Settings], Coroutine[Any, Any, list[status.Line]]]
+    lines: Callable[[Settings], Coroutine[Any, Any, list[status.StatusLine]]]
 
 
-async def look(settings: Settings) -> list[status.Line]:
+async def look(settings: Settings) -> list[status.StatusLine]:
     """What stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
     found = await asyncio.gather(*(answered(part.name, part.lines(settings), WITHIN_S) for part in PARTS))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
         said = dict.fromkeys(error.message for error in away)
         raise GenctlError("NothingReachable", f"no part can be reached: {'; '.join(said)}", away[0].fix)
-    lines: list[status.Line] = []
+    lines: list[status.StatusLine] = []
     for part, answer in zip(PARTS, found, strict=True):
         told = status.unreachable(part.name, answer) if isinstance(answer, GenctlError) else answer
         lines += [line for line in told if line.message not in {other.message for other in lines}]
     return lines
 
 
-async def _queues(settings: Settings) -> list[status.Line]:
+async def _queues(settings: Settings) -> list[status.StatusLine]:
     async with await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue)
         dlq = await queue.dead_letter_queue(settings.dlq)
@@ -54,18 +54,20 @@ async def _depth(queue: Queue) -> status.Depth:
     return status.Depth(queue.name, *counts)
 
 
-async def _database(settings: Settings) -> list[status.Line]:
+async def _database(settings: Settings) -> list[status.StatusLine]:
     tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
         asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
         piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
         gates = [await gate.read(db, tool.name) for tool in tools]
+        refused = await traits.standing(db)
         unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
             failures={row["code"]: row["count"] for row in failures},
             gates=gates,
+            refused=refused,
             kept=[Kept(**row) for row in kept],
             notifying=Notifying(**notifying),
             unserved={row["model"]: row["count"] for row in unserved},
@@ -74,11 +76,11 @@ async def _database(settings: Settings) -> list[status.Line]:
     )
 
 
-async def _migrations(settings: Settings) -> list[status.Line]:
+async def _migrations(settings: Settings) -> list[status.StatusLine]:
     return status.of_migrations([one.state for one in await migrate.status(settings.direct_dsn())])
 
 
-async def _api(settings: Settings) -> list[status.Line]:
+async def _api(settings: Settings) -> list[status.StatusLine]:
     return status.of_api(*await readiness(settings))
 
 

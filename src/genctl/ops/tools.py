@@ -1,4 +1,4 @@
-"""`genctl tools`: what is installed, where each tool's jobs wait, and what keeps others out."""
+"""`genctl tools`: which tools are installed, where their jobs wait, and why others cannot be used."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from genctl.tools.found import Tools
 
 
 async def shown(settings: Settings) -> list[dict[str, Any]]:
-    """A row a tool; `gate` is null while the database is away, `trouble` says why one cannot be used."""
+    """Return a row for each tool: `gate` is null while the database is away, `trouble` says what is wrong."""
     tools = Tools.of(settings)
     gates = await _gates(settings, tools)
     rows = [_row(settings, tool) | {"gate": gates.get(tool.name)} for tool in tools]
@@ -38,7 +38,7 @@ def _row(settings: Settings, tool: Tool) -> dict[str, Any]:
 
 
 def trouble(tool: Tool) -> str | None:
-    """What keeps this process from carrying out the tool's orders."""
+    """Say why this process cannot carry out the tool's orders; None: it can."""
     try:
         tool.check_ready()
     except GenctlError as error:

@@ -9,7 +9,7 @@ from uuid import UUID
 from genctl.base.durations import reconnect_s
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, rough
-from genctl.domain.timeline import Event, Hop, hops, slowest
+from genctl.domain.timeline import TraceEvent, TraceHop, hops, slowest
 from genctl.edges.db import Database
 from genctl.edges.db_errors import DatabaseGoneError, LockedError
 from genctl.edges.sqs import Message, Sqs
@@ -22,18 +22,18 @@ SILENT_S = 5.0
 MAX_RETRY_S = 30.0
 
 
-async def events_of(db: Database, session_id: UUID) -> list[Event]:
+async def events_of(db: Database, session_id: UUID) -> list[TraceEvent]:
     """What the trace holds of a session, oldest first."""
     rows = await db.rows("events_of", session=session_id)
     return [
-        Event(row["run"], row["kind"], row["at"], row["data"] if isinstance(row["data"], dict) else {})
+        TraceEvent(row["run"], row["kind"], row["at"], row["data"] if isinstance(row["data"], dict) else {})
         for row in rows
     ]
 
 
 async def follow(
     db: Database, session_id: UUID, *, fail_after_s: float | None, note: Callable[[str], None]
-) -> AsyncIterator[Hop]:
+) -> AsyncIterator[TraceHop]:
     """Each hop once, as it comes, until the session has ended and its copy is sent.
 
     All events are read each time: their numbers are not the order of their commits. Raises DatabaseGoneError
@@ -73,7 +73,7 @@ def _is_over(session: Session, since_s: float) -> bool:
     return not session.copy_owed or since_s > COPY_PATIENCE_S
 
 
-async def copy_of(settings: Settings, events: Sequence[Event]) -> dict[str, Any] | None:
+async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str, Any] | None:
     """The newest copy as it is in the DLQ now; None when none was sent, or it was not seen in a few seconds.
 
     Raises GenctlError (exit 3) when the DLQ cannot be read.
@@ -96,7 +96,7 @@ async def copy_of(settings: Settings, events: Sequence[Event]) -> dict[str, Any]
     return next(({name: getattr(m, name) for name in shown} for m in seen if m.message_id == sent[-1]), None)
 
 
-def traced(session: Session, found: Sequence[Hop]) -> dict[str, Any]:
+def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
     """What `sessions trace` prints, without the copy in the DLQ."""
     slow = slowest(found)
     return {

@@ -2,7 +2,7 @@
 
 /** @import {News} from './state.js' */
 
-const BASE = `/api/${document.documentElement.dataset.tool}`;
+const BASE = `api/${document.documentElement.dataset.tool}`;
 const ANSWER_WITHIN_MS = 15_000;
 const FRESH_AFTER_MS = [0, 400, 1_600]; // before each of the three fetches after an event
 const SEND_AFTER_MS = [0, 500, 2_000];
@@ -30,6 +30,27 @@ export class ApiError extends Error {
 export function sessions({ limit, before }) {
   const query = new URLSearchParams({ limit: String(limit), ...(before ? { before } : {}) });
   return ask(`/sessions?${query}`);
+}
+
+/**
+ * Who is signed in; null where the server does not say.
+ * @returns {Promise<string | null>}
+ */
+export async function user() {
+  try {
+    const { userId } = await request('whoami');
+    return typeof userId === 'string' ? userId : null;
+  } catch (error) {
+    if (error instanceof ApiError && error.status !== 401) return null;
+    throw error;
+  }
+}
+
+/** Sign out; the server sends us on, which is none of our business here. */
+export async function signOut() {
+  const init = /** @type {RequestInit} */ ({ method: 'POST', redirect: 'manual' });
+  const response = await fetched('signout', init);
+  if (response.status >= 400) throw new ApiError(response.status, `The server answered ${response.status}.`);
 }
 
 /** @returns {Promise<{balance: number, held: number}>} */
@@ -89,28 +110,40 @@ export function newKey() {
 }
 
 /**
- * @param {string} path
+ * @param {string} path below the tool's
+ * @param {RequestInit} [init]
+ */
+function ask(path, init) {
+  return request(BASE + path, init);
+}
+
+/**
+ * @param {string} path relative to the page's: a proxy may have it below a path of its own
  * @param {RequestInit} [init]
  * @returns {Promise<any>}
  */
-async function ask(path, init) {
-  let response;
-  let body;
-  try {
-    response = await fetch(BASE + path, {
-      cache: 'no-store',
-      credentials: 'same-origin',
-      signal: AbortSignal.timeout(ANSWER_WITHIN_MS),
-      ...init,
-    });
-    body = await response.text();
-  } catch {
+async function request(path, init) {
+  const response = await fetched(path, init);
+  const body = await response.text().catch(() => {
     throw new ApiError(0, 'The server cannot be reached.');
-  }
+  });
   const answer = parsed(body);
   if (!response.ok) throw new ApiError(response.status, told(answer) ?? `The server answered ${response.status}.`);
   if (!answer) throw new ApiError(0, 'The server’s answer cannot be read.');
   return answer;
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} [init]
+ */
+async function fetched(path, init) {
+  const signal = AbortSignal.timeout(ANSWER_WITHIN_MS);
+  try {
+    return await fetch(path, { cache: 'no-store', credentials: 'same-origin', signal, ...init });
+  } catch {
+    throw new ApiError(0, 'The server cannot be reached.');
+  }
 }
 
 /** @param {any} answer @returns {string | null} the sentence of an error answer */

@@ -2,7 +2,7 @@
 
 /** @import {Action, Card, EventName, News, State} from './state.js' */
 /** @import {CardView} from './card.js' */
-import { ApiError, credits, EVENTS, freshSession, generate, newKey, sessions } from './api.js';
+import { ApiError, credits, EVENTS, freshSession, generate, newKey, sessions, signOut, user } from './api.js';
 import { cardView, part, setText } from './card.js';
 import { detailsDialog } from './dialog.js';
 import { EMPTY, flips, isFresh, reduce } from './state.js';
@@ -50,6 +50,7 @@ async function load() {
     const page = await sessions({ limit: PAGE_SIZE });
     failures = 0;
     dispatch({ type: 'loaded', items: page.sessions, next: page.next ?? null, older: false, epoch, at: now() });
+    if (!unfollow) refreshUser();
     unfollow ??= follow(EVENTS, page.lastEventId ?? '', { hear, turn, refused: load });
     refreshCredits();
   } catch (error) {
@@ -135,6 +136,39 @@ function refreshCredits() {
     });
 }
 
+/** Who is signed in. The cards of somebody else have no place here. */
+async function refreshUser() {
+  try {
+    const name = await user();
+    if (name !== null && state.user !== null && name !== state.user) location.reload();
+    else if (name !== null) dispatch({ type: 'user', user: name });
+  } catch (error) {
+    trouble(error);
+  }
+}
+
+/** Other tabs begin anew too: they share the cookie. */
+async function leave() {
+  const button = /** @type {HTMLButtonElement} */ (part(document, '#sign-out'));
+  button.disabled = true;
+  try {
+    await signOut();
+    localStorage.setItem('signed-in', String(Date.now()));
+    signedOut();
+  } catch (error) {
+    const problem = trouble(error);
+    if (problem !== null) complain(`You are still signed in. ${problem}`);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function signedOut() {
+  unfollow?.();
+  unfollow = null;
+  dispatch({ type: 'list', list: 'signed-out' });
+}
+
 /**
  * What to say of an error; null when the answer is to sign in, which the page then shows.
  * @param {unknown} error
@@ -143,9 +177,7 @@ function refreshCredits() {
 function trouble(error) {
   if (!(error instanceof ApiError)) throw error;
   if (error.status !== 401) return asSentence(error.message);
-  unfollow?.();
-  unfollow = null;
-  dispatch({ type: 'list', list: 'signed-out' });
+  signedOut();
   return null;
 }
 
@@ -216,6 +248,9 @@ function renderTop(signedIn) {
   stream.hidden = !signedIn;
   stream.dataset.stream = state.list === 'trouble' ? 'lost' : state.stream;
   setText(part(stream, '.word'), state.list === 'trouble' ? 'Offline' : WORDS_OF_STREAM[state.stream]);
+  show('#user', state.user !== null);
+  setText(part(document, '#user .who'), state.user === null ? '' : `Signed in as ${state.user}`);
+  show('#sign-out', signedIn && state.list !== 'loading');
   show('#balance', state.balance !== null);
   setText(part(document, '#balance strong'), count(state.balance ?? 0, 'credit'));
   setText(part(document, '#balance .held'), state.held ? `${state.held.toLocaleString('en')} held` : '');
@@ -265,9 +300,14 @@ prompt.addEventListener('keydown', (event) => {
   event.preventDefault();
   form.requestSubmit();
 });
+part(document, '#sign-out').addEventListener('click', leave);
 part(document, '#older').addEventListener('click', loadOlder);
 for (const button of document.querySelectorAll('.retry')) button.addEventListener('click', load);
-document.addEventListener('visibilitychange', () => document.hidden || load()); // perhaps signed in elsewhere
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden) return;
+  load(); // perhaps signed in elsewhere
+  if (state.user !== null) refreshUser(); // as somebody else
+});
 addEventListener('storage', ({ key }) => key === 'signed-in' && location.reload()); // as somebody else, perhaps
 setInterval(renderCards, 30_000); // "2 min ago"
 render();

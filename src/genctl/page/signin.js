@@ -1,38 +1,53 @@
-/** Spends the link's one-use ticket by a POST, at once; the button is for when nobody answered. */
+/**
+ * Spends the link's one-use ticket by a POST: at once, or by the button where the server wants the person's word,
+ * since another site may have led here, or somebody else is signed in. The button is also for another try.
+ */
 
 const form = /** @type {HTMLFormElement} */ (document.getElementById('signin'));
 const said = /** @type {HTMLElement} */ (form.querySelector('[role=status]'));
 const button = /** @type {HTMLElement} */ (form.querySelector('button'));
 const field = /** @type {HTMLInputElement} */ (form.elements.namedItem('ticket'));
+const asks = document.documentElement.dataset.asks === 'true';
 
 field.value = new URLSearchParams(location.search).get('ticket') ?? '';
 history.replaceState(null, '', location.pathname); // a spent ticket need not stay in the address
 
-async function signIn() {
-  const body = new URLSearchParams({ ticket: field.value });
-  const response = await fetch(form.action, { method: 'POST', body, credentials: 'same-origin' });
-  if (response.ok) {
+/** @param {Record<string, string>} more */
+async function signIn(more) {
+  const body = new URLSearchParams({ ticket: field.value, ...more });
+  // Where the answer leads is for browsers without scripts; we know the way.
+  const response = await fetch(form.action, { method: 'POST', body, credentials: 'same-origin', redirect: 'manual' });
+  if (response.ok || response.type === 'opaqueredirect') {
     localStorage.setItem('signed-in', String(Date.now())); // other tabs show another user's cards: they begin anew
-    location.replace('/');
-  } else if (response.status >= 500) said.textContent = `The server answered ${response.status}. Please try again.`;
-  else {
-    const { error } = await response.json().catch(() => ({}));
-    inVain(error?.message ?? `the server answered ${response.status}`);
+    location.replace('./');
+    return;
   }
+  const { error } = await response.json().catch(() => ({}));
+  if (error?.code === 'AskFirst') say(`${error.message} Do you want that?`);
+  else if (response.status >= 500) say(`The server answered ${response.status}. Please try again.`);
+  else inVain(error?.message ?? `the server answered ${response.status}`);
+}
+
+/** @param {string} text */
+function say(text) {
+  said.textContent = text;
 }
 
 /** @param {string} why */
 function inVain(why) {
-  said.textContent = `You cannot be signed in: ${why}. “genctl token --user U --link” prints a new link.`;
+  say(`You cannot be signed in: ${why}. “genctl token --user U --link” prints a new link.`);
   button.hidden = true;
 }
 
-form.addEventListener('submit', async (event) => {
+/** @param {Record<string, string>} more */
+async function tryIt(more) {
+  say('Signing you in…');
+  await signIn(more).catch(() => say('The server cannot be reached. Please try again.'));
+}
+
+form.addEventListener('submit', (event) => {
   event.preventDefault();
-  said.textContent = 'Signing you in…';
-  await signIn().catch(() => {
-    said.textContent = 'The server cannot be reached. Please try again.';
-  });
+  tryIt({ confirmed: '1' });
 });
-if (field.value) form.requestSubmit();
-else inVain('this address holds no ticket');
+if (!field.value) inVain('this address holds no ticket');
+else tryIt(asks ? { asks: '1' } : {});

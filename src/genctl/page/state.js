@@ -84,6 +84,7 @@
  * @property {'loading' | 'ready' | 'trouble' | 'signed-out'} list
  * @property {string} problem a sentence for `trouble`
  * @property {'connecting' | 'live' | 'lost'} stream
+ * @property {string | null} user who is signed in, null while nobody has told
  * @property {number | null} balance
  * @property {number | null} held
  */
@@ -99,6 +100,7 @@
  *   | {type: 'fetched', item: News, epoch: number, at: string}
  *   | {type: 'loaded', items: News[], next: string | null, older: boolean, epoch: number, at: string}
  *   | {type: 'reset'}
+ *   | {type: 'user', user: string | null}
  *   | {type: 'credits', balance: number, held: number}
  *   | {type: 'stream', stream: State['stream']}
  *   | {type: 'list', list: State['list'], problem?: string}} Action
@@ -115,6 +117,7 @@ export const EMPTY = {
   list: 'loading',
   problem: '',
   stream: 'connecting',
+  user: null,
   balance: null,
   held: null,
 };
@@ -143,6 +146,8 @@ export function reduce(state, action) {
       return action.epoch < state.epoch ? state : loaded(state, action);
     case 'reset':
       return { ...state, epoch: state.epoch + 1 };
+    case 'user':
+      return state.list === 'signed-out' ? state : { ...state, user: action.user };
     case 'credits':
       return { ...state, balance: action.balance, held: action.held };
     case 'stream':

@@ -21,6 +21,7 @@ const HEADLINES = {
   server: 'Image service had a problem',
   network: 'Image service not reached',
   internal: 'Something went wrong on our side',
+  config: 'Image service not ready',
 };
 
 /** @param {ErrorDetails | null} details */

@@ -8,7 +8,6 @@ import re
 from collections.abc import Awaitable, Callable
 from html import escape
 from typing import Any
-from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
 import msgspec
@@ -18,16 +17,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from genctl import credits
-from genctl.base.assets import PACKAGE
-from genctl.base.metrics import Metrics
+from genctl import credits, traits
+from genctl.base.jsontext import read_json
 from genctl.base.settings import Settings
-from genctl.base.tokens import COOKIE, SIGNED_IN_S, Token, Tokens, refused
+from genctl.base.tokens import Claims, Tokens
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check, check_value
@@ -36,29 +34,30 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
+from genctl.services.metrics import Metrics
+from genctl.services.revoked import Revocations
+from genctl.services.signin import PAGE, SignIn
+from genctl.services.site import Front
 from genctl.services.streams import Ends, Streams
-from genctl.services.web import (
-    Headers,
-    answer,
-    answer_bug,
-    answer_error,
-    answer_http,
-    body_of,
-    check_origin,
-)
+from genctl.services.web import Headers, answer, answer_bug, answer_error, answer_http, body_of
 from genctl.tools import BESIDE, Tool
 from genctl.tools.found import Tools
 
-PAGE = PACKAGE / "page"
 SEND_WITHIN_S = 5.0
 PAGE_SIZE, LARGEST_PAGE = 50, 200
-SAFE = {"GET", "HEAD", "OPTIONS"}
+MOST_FIELDS, LONGEST_FIELD = 100, 100  # of an order: what may be meant by each unknown one is looked for
+HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "Last-Event-ID",
+)  # that pages of others may send
 
 log = structlog.stdlib.get_logger()
 
 
 class Wanted(msgspec.Struct, rename="camel"):
-    """The body of an order, but for the tool's parameters, which stand beside these."""
+    """Holds the body of an order, but for the tool's parameters, which stand beside these."""
 
     prompt: str
     client_key: str | None = None
@@ -66,7 +65,7 @@ class Wanted(msgspec.Struct, rename="camel"):
 
 
 class Api:
-    """The routes and what they need; `app` is the ASGI application."""
+    """Holds the routes and what they need; `app` is the ASGI application."""
 
     def __init__(
         self, settings: Settings, tokens: Tokens, db: Database, sqs: "LateQueue", metrics: Metrics
@@ -75,8 +74,8 @@ class Api:
         self.db = db
         self.sqs = sqs
         self.metrics = metrics
-        self.tokens = tokens
-        self.cursors = sse.Cursors(self.tokens.cursor_key)
+        self.prove = tokens.proof
+        self.cursors = sse.Cursors(tokens.cursor_key)
         self.tools = Tools.of(settings)
         for name, why in self.tools.troubles.items():
             log.warning("tool.unusable", tool=name, why=why)
@@ -84,17 +83,19 @@ class Api:
             db, listen_dsn=settings.listen_dsn(), cursors=self.cursors, metrics=metrics, tools=self.tools
         )
         self.streams = Streams(self.bridge, metrics, per_user=settings.streams_per_user)
+        self.front = Front(settings.public_url, settings.trusted_proxies)
+        self.revoked = Revocations(db, self._end_revoked)
+        self.sign_in = SignIn(db, tokens, self.front, self.revoked)
         self.app = self._app()
 
     def _app(self) -> ASGIApp:
         routes: list[BaseRoute] = [
-            *(Mount(tool.api_path, routes=self._routes(tool)) for tool in self.tools),
+            *(Mount(tool.api_path, self._router(tool)) for tool in self.tools),
             # what users had of a tool that is gone, or cannot be used, is still theirs
-            Mount("/api/{tool}", routes=self._routes(None)),
+            Mount("/api/{tool}", self._router(None)),
             Route("/", self.show_page),
             Mount("/page", StaticFiles(directory=PAGE)),
-            Route("/signin", self.show_sign_in, methods=["GET"]),
-            Route("/signin", self.sign_in, methods=["POST"]),
+            *self.sign_in.routes,
             Route("/healthz", self.healthz),
             Route("/readyz", self.readyz),
             Route("/metrics", self.show_metrics),
@@ -103,87 +104,56 @@ class Api:
             CORSMiddleware,
             allow_origins=self.settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            allow_headers=[*HEADERS, *self.settings.cors_headers],
         )
         app = Starlette(
             routes=routes,
             middleware=[cors] if self.settings.cors_origins else [],
             exception_handlers={GenctlError: answer_error, HTTPException: answer_http, Exception: answer_bug},
         )
-        return Headers(app, image_hosts=self.settings.image_hosts, metrics=self.metrics)
+        app.router.redirect_slashes = False  # it would lead to the Host that a proxy has sent
+        return Headers(app, front=self.front, image_hosts=self.settings.image_hosts, metrics=self.metrics)
 
-    def _routes(self, tool: Tool | None) -> list[BaseRoute]:
-        return [
+    def _router(self, tool: Tool | None) -> Router:
+        routes = [
             Route("/generations", self._authenticated(self.generate, tool), methods=["POST"]),
             Route("/sessions", self._authenticated(self.list_sessions, tool)),
             Route("/sessions/{session}", self._authenticated(self.show_session, tool)),
             Route("/credits", self._authenticated(self.show_credits, tool)),
             Route("/events", Events(self, tool)),
         ]
+        return Router(routes, redirect_slashes=False)
 
     # -- who is asking ----------------------------------------------------------------------------
 
-    def caller(self, request: HTTPConnection) -> Token:
-        """Whose token came along. Raises GenctlError: TokenRefused, ForeignOrigin."""
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        if scheme:
-            if scheme.lower() != "bearer":
-                raise refused("the Authorization header is not of the kind Bearer")
-            return self.tokens.read(bearer.strip())
-        cookie = request.cookies.get(COOKIE)
-        if not cookie:
-            raise refused("there is no token")
-        if request.scope["method"] not in SAFE:
-            check_origin(request)
-        return self.tokens.read(cookie)
-
     def _authenticated(
-        self, handle: Callable[[Request, Token, Tool], Awaitable[Response]], tool: Tool | None
+        self, handle: Callable[[Request, Claims, Tool], Awaitable[Response]], tool: Tool | None
     ) -> Callable[[Request], Awaitable[Response]]:
         async def handled(request: Request) -> Response:
-            return await handle(request, self.caller(request), tool or self.gone(request))
+            return await handle(request, self.sign_in.caller(request), tool or self.gone(request))
 
         return handled
 
     def gone(self, request: HTTPConnection) -> Tool:
-        """What is left of the tool of this path, of which nothing else is here but a name."""
+        """Return what is left of the tool of this path, of which nothing else is here but a name."""
         return self.tools.about(request.path_params["tool"])
 
     async def show_page(self, _: Request) -> Response:
-        """The page."""
+        """Show the page."""
         return HTMLResponse(page_of(self.tools.about(self.settings.tool)))
 
-    async def show_sign_in(self, _: Request) -> Response:
-        """The form that spends the ticket; looking at the link, as mail scanners do, spends nothing."""
-        return FileResponse(PAGE / "signin.html")
-
-    async def sign_in(self, request: Request) -> Response:
-        """Change the ticket, of the link or of a form, for a cookie; once."""
-        check_origin(request)
-        form = parse_qs((await body_of(request)).decode("utf-8", "replace"))
-        ticket = self.tokens.read_ticket(request.query_params.get("ticket") or form.get("ticket", [""])[0])
-        if not await self.db.row("spend_ticket", ticket=ticket.id, expires_at=ticket.expires_at):
-            raise refused("this sign-in link was used before")
-        response = RedirectResponse("/", status_code=303)
-        response.set_cookie(
-            COOKIE,
-            self.tokens.issue(ticket.user, SIGNED_IN_S),
-            max_age=int(SIGNED_IN_S),
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-        log.info("api.signed_in", userId=ticket.user)
-        return response
+    def _end_revoked(self) -> None:
+        self.streams.end(self.revoked.refuses)
 
     # -- the routes of a tool ---------------------------------------------------------------------
 
-    async def generate(self, request: Request, caller: Token, tool: Tool) -> Response:
+    async def generate(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """Take an order: 202. The same Idempotency-Key with the same body is the same session."""
         tool.check_ready()
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
         session = await self._known(order)
         if session is None:
+            await traits.check(self.db, tool, [order])
             try:
                 made = await enqueue(
                     [order],
@@ -211,7 +181,7 @@ class Api:
         )
 
     async def _known(self, order: Order) -> Session | None:
-        """The session that this key has made. Raises GenctlError (exit 2) when it was another order."""
+        """Return the session that this key has made. Raises GenctlError (exit 2): it was another order."""
         if order.idempotency_key is None:
             return None
         row = await self.db.row("session_by_key", user=order.user_id, key=order.idempotency_key)
@@ -221,8 +191,8 @@ class Api:
             raise _bad("KeyReused", "this Idempotency-Key came with another body before", "use a new key")
         return Session.of(row)
 
-    async def list_sessions(self, request: Request, caller: Token, tool: Tool) -> Response:
-        """A page of the user's sessions, newest first, and the cursor that a stream goes on from."""
+    async def list_sessions(self, request: Request, caller: Claims, tool: Tool) -> Response:
+        """List the user's sessions, a page, newest first, with the cursor that a stream goes on from."""
         limit = _number(request.query_params.get("limit", str(PAGE_SIZE)))
         rows = await self.db.rows(
             "page_of_sessions",
@@ -241,8 +211,8 @@ class Api:
             }
         )
 
-    async def show_session(self, request: Request, caller: Token, tool: Tool) -> Response:
-        """One session of the user; somebody else's is not there."""
+    async def show_session(self, request: Request, caller: Claims, tool: Tool) -> Response:
+        """Show one session of the user; somebody else's is not there."""
         text = request.path_params["session"]
         row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
         session = readable(row) if row and row["user_id"] == caller.user else None
@@ -250,8 +220,8 @@ class Api:
             raise GenctlError("SessionNotFound", "there is no such session", exit_code=4)
         return answer(sse.item(session))
 
-    async def show_credits(self, _: Request, caller: Token, __: Tool) -> Response:
-        """Balance and held credits; a new user has what new users get."""
+    async def show_credits(self, _: Request, caller: Claims, __: Tool) -> Response:
+        """Show balance and held credits; a new user has what new users get."""
         row = await self.db.row("credits_of", user=caller.user)
         return answer(
             {
@@ -263,32 +233,32 @@ class Api:
     # -- for operators ----------------------------------------------------------------------------
 
     async def healthz(self, _: Request) -> Response:
-        """The process is alive, whatever its database does."""
+        """Tell that the process is alive, whatever its database does."""
         return answer({"ok": True})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether nothing is missed now, and there is a connection for whoever asks; else `why`.
+        """Tell whether nothing is missed now, and there is a connection for whoever asks; else `why`.
 
         Anybody may ask, so what it says of our database is in the log alone. `proof` answers a `nonce`: the
         embedded stack's commands trust only who holds the key.
         """
         nonce = request.query_params.get("nonce")
-        proof = {"proof": self.tokens.proof(nonce[:64], request.scope["server"][1])} if nonce else {}
+        proof = {"proof": self.prove(nonce[:64], request.scope["server"][1])} if nonce else {}
         if crowd := self.db.used_up():
             log.warning("api.not_ready", why=crowd)
             return answer({"ready": False, "why": crowd} | proof, 503)
         if trouble := self.bridge.trouble():
-            log.info("api.not_ready", why=trouble)
+            log.warning("api.not_ready", why=trouble)  # throttled: anybody may ask
             return answer({"ready": False, "why": STREAMS} | proof, 503)
         return answer({"ready": True} | proof)
 
     async def show_metrics(self, _: Request) -> Response:
-        """Prometheus's text."""
+        """Show the metrics as Prometheus reads them."""
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 class Events:
-    """`GET …/events`: checks the caller, then hands the raw connection over."""
+    """Answers `GET …/events`: checks the caller, then hands the raw connection over."""
 
     def __init__(self, api: Api, tool: Tool | None) -> None:
         self.api = api
@@ -298,15 +268,15 @@ class Events:
         request = Request(scope, receive)
         if request.method != "GET":
             raise HTTPException(405, headers={"Allow": "GET"})
-        user, until = self.api.caller(request)
+        token = self.api.sign_in.caller(request)
         cursor = request.headers.get("last-event-id") or request.query_params.get("lastEventId")
         ends = Ends(scope, receive, send)
         tool = self.tool or self.api.gone(request)
-        await self.api.streams.serve(ends, user=user, until=until, tool=tool, cursor=cursor)
+        await self.api.streams.serve(ends, token=token, tool=tool, cursor=cursor)
 
 
 class LateQueue:
-    """The job queues, looked up when they are first needed: the API starts without SQS, and takes orders."""
+    """Looks the job queues up when they are first needed: the API starts without SQS, and takes orders."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -315,7 +285,7 @@ class LateQueue:
         self._looking = asyncio.Lock()  # two first orders at once look once
 
     async def queue(self, tool: str) -> Queue | None:
-        """The queue of a tool, None while it cannot be had."""
+        """Return the queue of a tool, None while it cannot be had."""
         try:
             async with asyncio.timeout(SEND_WITHIN_S), self._looking:
                 if self._sqs is None:
@@ -338,7 +308,7 @@ class LateQueue:
 
 
 def page_of(tool: Tool) -> str:
-    """The page as it is about one tool: its path, and the sizes that it offers, if any."""
+    """Make the page about one tool: its path, and the sizes that it offers, if any."""
     sizes = "".join(
         f'<option value="{escape(size)}">{escape(words)}</option>' for size, words in tool.sizes.items()
     )
@@ -347,17 +317,21 @@ def page_of(tool: Tool) -> str:
     return page.replace("{{tool}}", tool.name).replace("{{sizes}}", sizes).replace("{{sized}}", sized)
 
 
-def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
-    """What is ordered. Raises GenctlError (exit 2) naming what is wrong."""
+def _order(body: bytes, key: str | None, caller: Claims, tool: Tool) -> Order:
+    """Read what is ordered. Raises GenctlError (exit 2) naming what is wrong."""
     try:
-        said = msgspec.json.decode(body, type=dict[str, Any])
+        said = msgspec.convert(read_json(body), dict[str, Any])  # msgspec takes 50 µs to read 1e308
         wanted = msgspec.convert({name: said[name] for name in BESIDE if name in said}, Wanted)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:  # msgspec's are such too
         raise _bad(
             "BadBody",
             f"the body cannot be read: {error}",
             "send {prompt, clientKey?, model?}, and parameters",
         ) from None
+    if len(said) > MOST_FIELDS or any(len(name) > LONGEST_FIELD for name in said):
+        raise _bad(
+            "TooManyFields", f"an order has at most {MOST_FIELDS} fields with short names", "leave some"
+        )
     model = wanted.model or tool.default_model
     params = tool.checked({n: value for n, value in said.items() if n not in BESIDE}, model, BESIDE)
     check_value("a parameter", params)
@@ -373,10 +347,7 @@ def _order(body: bytes, key: str | None, caller: Token, tool: Tool) -> Order:
         idempotency_key=key,
     )
     check(order)
-    if not tool.serves(order.model):
-        raise _bad(
-            "UnknownModel", f"{tool.name} does not serve the model {order.model[:80]!r}", "leave it away"
-        )
+    tool.check_orderable(order.model)
     return order
 
 

@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 import structlog
 
 from genctl.base.batch import Batch
-from genctl.base.metrics import Metrics
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.edges import listener
 from genctl.edges.db import Database, Row, as_json
+from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
@@ -37,7 +37,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Feed:
-    """One open stream, as the bridge sees it. `last` is the version up to which it was read.
+    """Stands for one open stream at the bridge. `last` is the version up to which it was read.
 
     `last` None: from now on. It is `ready` once it was read up to the newest version; `changed` is set
     when there is something to write.
@@ -58,8 +58,8 @@ class Feed:
         self.changed.set()
 
 
-class Found:
-    """What one query says of a user: the newest version, and the rows above the one that was asked."""
+class UserChanges:
+    """Holds what one query says of a user: the newest version, and the rows above the one that was asked."""
 
     def __init__(self, head: int) -> None:
         self.head = head
@@ -68,7 +68,7 @@ class Found:
         self._last = 0
 
     def add(self, row: Row) -> None:
-        """A row; one of an adopted table that is none of ours is passed over."""
+        """Take a row in, but pass over one of an adopted table that is none of ours."""
         self._rows += 1
         self._last = row["version"]
         if session := readable(row):
@@ -76,12 +76,12 @@ class Found:
 
     @property
     def is_all(self) -> bool:
-        """There are no further rows."""
+        """Tell whether there are no further rows."""
         return self._rows < PAGE
 
     @property
     def through(self) -> int:
-        """The version up to which these are all."""
+        """Return the version up to which these are all."""
         return self.head if self.is_all else self._last
 
 
@@ -123,11 +123,11 @@ class Bridge:
             self._unannounced.discard(feed.user)
 
     def look(self, feed: Feed) -> None:
-        """There may be more for it: it is new, or has room again."""
+        """Look whether there is more for it: it is new, or has room again."""
         self._looks.add([feed.user])
 
     def trouble(self) -> str | None:
-        """Why this process may miss something now; None when it is sound."""
+        """Tell why this process may miss something now; None when it is sound."""
         if self._trouble or self._look_trouble:
             return self._trouble or self._look_trouble
         silent_s = time.monotonic() - (self._proven_at or 0.0)
@@ -135,7 +135,7 @@ class Bridge:
         return f"the last probe was {silent_s:.0f} s ago" if stale else None
 
     async def run(self) -> None:
-        """Until cancelled; the database may come and go."""
+        """Run until cancelled; the database may come and go."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._looks.run())
             tasks.create_task(self._listen())
@@ -215,7 +215,7 @@ class Bridge:
     # -- what is found ----------------------------------------------------------------------------
 
     async def _look(self, users: list[str]) -> None:
-        """One query for all feeds of these users that have room; what it finds goes into them."""
+        """Ask once for all feeds of these users that have room, and put what is found into them."""
         wanting = {
             user: feeds
             for user in users
@@ -246,7 +246,7 @@ class Bridge:
                 self._count_late(found, feeds)
             self._feed(user, feeds, found)
 
-    def _feed(self, user: str, feeds: list[Feed], found: Found) -> None:
+    def _feed(self, user: str, feeds: list[Feed], found: UserChanges) -> None:
         for feed in feeds:
             if feed.last is not None and feed.last > found.head:  # the database is older than the cursor
                 feed.backlog.clear()
@@ -292,8 +292,8 @@ class Bridge:
             streams=len(told),
         )
 
-    def _count_late(self, found: Found, feeds: list[Feed]) -> None:
-        """What the backstop alone has found, though it is not new: NOTIFY has lost it."""
+    def _count_late(self, found: UserChanges, feeds: list[Feed]) -> None:
+        """Count what the backstop alone has found, though it is not new: NOTIFY has lost it."""
         seen = min((feed.last for feed in feeds if feed.ready and feed.last is not None), default=found.head)
         late = [s for s in found.sessions if (s.version or 0) > seen and _is_late(s)]
         if late and self._listen_dsn:
@@ -306,17 +306,17 @@ def _is_late(session: Session) -> bool:
     return bool(changed_at and session.read_at and session.read_at - changed_at > LATE)
 
 
-def _by_user(rows: Iterable[Row]) -> dict[str, Found]:
-    found: dict[str, Found] = {}
+def _by_user(rows: Iterable[Row]) -> dict[str, UserChanges]:
+    found: dict[str, UserChanges] = {}
     for row in rows:
-        of_user = found.setdefault(row["asked_of"], Found(row["head"]))
+        of_user = found.setdefault(row["asked_of"], UserChanges(row["head"]))
         if row["id"] is not None:
             of_user.add(row)
     return found
 
 
 def readable(row: Row) -> Session | None:
-    """The session; None, and a line in the log, for what an adopted table may hold beside ours."""
+    """Return the session; None, and a line in the log, for what an adopted table may hold beside ours."""
     return Session.readable(row, lambda odd, why: log.warning("sse.odd_row", sessionId=odd, error=why))
 
 

@@ -1,6 +1,6 @@
-"""One worker's part in the gate: watches the row, closes it when its breaker says so, probes.
+"""One worker's part in the gate: watches the row, closes the gate when its breaker says so, probes.
 
-Outcomes only leave a decision behind, so that no job waits for the row; the watch carries it out.
+The outcome of a call only leaves a decision behind, so no job waits for the row; the watch carries it out.
 """
 
 import asyncio
@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -15,9 +16,10 @@ from typing import Any
 
 import structlog
 
-from genctl import gate
-from genctl.domain.breaker import Breaker, Close, Open, Phase, sign_of
-from genctl.domain.model import Failure, Gate, GateState, GenctlError, Success, rfc3339
+from genctl import gate, traits
+from genctl.domain.breaker import Breaker, Close, Open, Ordered, Phase, Sign, sign_of
+from genctl.domain.model import Failure, Gate, GateState, GenctlError, Session, Success, rfc3339
+from genctl.domain.traits import PLAIN, Trait, Traits, refused_traits, traits_of
 from genctl.edges.db import Database
 from genctl.pipeline import Hear
 from genctl.tools.wire import CONNECT_TIMEOUT_S
@@ -26,13 +28,14 @@ LOOK_S = 1.0  # how old a reading may be
 PROBE_MARGIN_S = 60.0  # of a probe, beyond the longest legal call
 RENEW_S = 10.0
 LEAVE_S = 5.0
-LOCK_S = 0.5  # for the row, on which allowance and watch wait for each other
+MOST_NOTED = 1_000  # values that wait for the database
+LOCK_S = 0.5  # for the row: allowance and watch wait for each other
 
 log = structlog.stdlib.get_logger()
 
 
 class Gatekeeper:
-    """`send_back` is called while the gate is closed: what was not sent goes back, except for the probe."""
+    """Calls `send_back` while the gate is closed: jobs that were not sent go back, except for the probe."""
 
     def __init__(
         self,
@@ -42,8 +45,12 @@ class Gatekeeper:
         failures: int | None,
         call_s: float,
         send_back: Callable[[], None],
+        default_model: str,
     ) -> None:
-        """`failures` in a row close the gate, None: never; `call_s`: the longest legal provider call."""
+        """`failures` in a row close the gate; None: never. `call_s`: the longest legal provider call.
+
+        An order that names no model has `default_model`.
+        """
         self.gate = Gate(tool)
         self.probe: asyncio.Task[Any] | None = None  # the one job of a probe of ours
         self._db = db
@@ -55,26 +62,30 @@ class Gatekeeper:
         self._won: datetime | None = None  # changed_at of the row as our probe has left it
         self._won_at = float("-inf")  # monotonic
         self._read_at = float("-inf")  # monotonic
-        self._row = asyncio.Lock()  # a reading that comes late undoes nothing that we did meanwhile
+        self._row = asyncio.Lock()  # so a late reading undoes nothing that we did meanwhile
+        self._default_model = default_model
+        self._noted: Counter[traits.Noted] = Counter()  # refusals that the database does not know of yet
+        self._sound: set[Trait] = set()  # and what has succeeded
         self._wake = asyncio.Event()
         self._turned = asyncio.Event()
 
     @property
     def is_open(self) -> bool:
-        """Whether messages may be received, a probe's included, as far as is known."""
+        """Whether messages may be received, a probe's included, as far as we know."""
         return self._breaker.phase is not Phase.SHUT
 
     # What the worker asks
 
     async def watch(self) -> None:
-        """Read the row every second and carry out what the breaker has decided. Until it is cancelled."""
+        """Read the row every second and carry out what the breaker has decided, until it is cancelled."""
         while True:
             try:
                 async with self._row:
                     try:
                         await self._carry_out()
-                    finally:  # a row that somebody has locked can be read all the same
+                    finally:  # we can read a row that somebody has locked
                         await self._look()
+                await self._tell_traits()
             except GenctlError as error:
                 if self._decision:
                     log.warning("gate.unchanged", tool=self.gate.tool, error=error.message, fix=error.fix)
@@ -86,9 +97,9 @@ class Gatekeeper:
             self._wake.clear()
 
     async def allowance(self, most: int) -> int:
-        """How many messages may be received now: `most`, none behind a closed gate, one for a probe.
+        """Count the messages that may be received now: `most`, none behind a closed gate, one for a probe.
 
-        Wins the probe, where it is time for one. Raises GenctlError when the row cannot be read.
+        Wins the probe when it is time for one. Raises GenctlError when it cannot read the row.
         """
         async with self._row:
             if time.monotonic() - self._read_at >= LOOK_S:
@@ -102,15 +113,16 @@ class Gatekeeper:
         return {Phase.OPEN: most, Phase.PROBING: 1, Phase.SHUT: 0}[self._breaker.phase]
 
     def started(self, job: asyncio.Task[Any]) -> None:
-        """A message was received and its job begins."""
+        """Note that the job of a message begins."""
         if self._breaker.phase is Phase.PROBING:
             self.probe = job
 
     async def leave(self) -> None:
-        """Carry out what is decided, and leave a probe that has shown nothing to the next worker."""
+        """Carry out the decision, and leave a probe that has shown nothing to the next worker."""
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(LEAVE_S), self._row:
                 await self._carry_out()
+                await self._tell_traits()
                 if self._breaker.phase is Phase.PROBING:
                     await self._turn(GateState.CLOSED, 0.0, self.gate.reason)
 
@@ -127,19 +139,54 @@ class Gatekeeper:
             await self._turned.wait()
 
     def called(self) -> Hear:
-        """A call begins; what it gives is to be told what the call came to."""
+        """Begin a call, and return what takes its outcome."""
         epoch = self._breaker.epoch
 
-        def hear(result: Success | Failure) -> None:
-            was = self._breaker
-            self._breaker, does = was.heard(sign_of(result), epoch, random=random.random())  # noqa: S311 - jitter
+        def hear(result: Success | Failure, session: Session) -> None:
+            chosen = traits_of(session.model, session.params, self._default_model)
+            named = refused_traits(result, chosen)
+            was, sign = self._breaker, sign_of(result, named=bool(named))
+            self._note(session.user_id, chosen, named, result)
+            # a refusal of the job proves the provider sound, and only an image the values that were ordered
+            proven = chosen if sign is not Sign.SOUND or isinstance(result, Success) else PLAIN
+            self._breaker, does = was.heard(
+                sign,
+                epoch,
+                random=random.random(),  # noqa: S311 - jitter
+                order=Ordered(session.user_id, proven),
+                now=time.monotonic(),
+            )
             if does:
                 self._decision = does, _reason(was, result)
                 self._wake.set()
 
         return hear
 
-    # The row; all of it under its lock
+    def _note(self, user: str, chosen: Traits, named: Traits, result: Success | Failure) -> None:
+        """Keep for the watch what an outcome says of the values that were ordered.
+
+        A value that is sound for others is not at fault: something else in this order is.
+        """
+        if isinstance(result, Success):
+            if len(self._sound) < MOST_NOTED:
+                self._sound |= chosen
+            for noted in [noted for noted in self._noted if noted[0] in chosen]:
+                del self._noted[noted]
+        elif len(self._noted) < MOST_NOTED:
+            known = self._breaker.company
+            at_fault = [trait for trait in named if not known.is_sound_for_others(trait, user)]
+            self._noted.update((trait, user, result.code) for trait in at_fault)
+
+    async def _tell_traits(self) -> None:
+        """Tell the database, on which no job waits meanwhile."""
+        sound, noted = frozenset(self._sound), dict(self._noted)
+        if sound or noted:
+            await traits.tell(self._db, self.gate.tool, sound, noted, lock_s=LOCK_S)
+            self._sound -= sound
+            self._noted.subtract(noted)
+            self._noted = +self._noted
+
+    # The row; each of these holds its lock
 
     async def _look(self) -> None:
         self._see(await gate.read(self._db, self.gate.tool))
@@ -162,7 +209,7 @@ class Gatekeeper:
             await self._turn(GateState.PROBING, self._probe_s, self.gate.reason)
 
     async def _turn(self, state: GateState, for_s: float | None, reason: str | None) -> None:
-        """Change the row as it was read; when somebody else was faster, the row is as they have left it."""
+        """Change the row as it was read; if somebody else was faster, read what they have made of it."""
         turned = await gate.turn(
             self._db, self.gate, state, for_s=for_s, reason=reason, who=self._who, lock_s=LOCK_S
         )
@@ -193,11 +240,11 @@ def _reason(was: Breaker, result: Success | Failure) -> str:
     came = f"{result.code} ({result.category})" if isinstance(result, Failure) else "an image"
     if was.phase is Phase.PROBING:
         return f"a probe brought {came}"
-    return f"{was.failures + 1} calls in a row failed, the last with {came}"
+    return f"{was.in_a_row + 1} calls in a row failed, the last with {came}"
 
 
 def _tell(found: Gate, was: Gate) -> None:
-    """A line for each change that somebody may want to know of; a probe that is renewed is none."""
+    """Log each change that somebody may want to know of; a renewed probe is none."""
     state = found.stands
     if (was.is_open and found.is_open) or (state is was.state is GateState.PROBING and found.who == was.who):
         return

@@ -1,4 +1,4 @@
-"""A socket that the embedded stack bound before it told its address, and hands to the part that serves it."""
+"""Take over a socket that the embedded stack has bound before it told anybody its address."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ VARIABLE = "_GENCTL_SOCKET"
 
 
 def handed(port: int) -> socket.socket | None:
-    """The socket of that port, which listens already; None where nobody has handed one down."""
+    """Take over the socket that listens on that port; None where nobody has handed one down."""
     number = os.environ.pop(VARIABLE, None)
     if number is None:
         return None

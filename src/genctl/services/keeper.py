@@ -1,4 +1,4 @@
-"""Keeps what a worker has in its hands: leases are renewed, messages stay hidden."""
+"""Keeps what a worker has in its hands: renews its leases, keeps its messages hidden."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from genctl.edges.sqs import Message
 from genctl.pipeline import Pipeline
 from genctl.run import LEASE_S, RENEW_S, Hold
 
-AGAIN_S = 1.0  # after a renewal that failed: whoever is first after an outage has the run
+AGAIN_S = 1.0  # after a renewal that failed: the first after an outage has the run
 
 log = structlog.stdlib.get_logger()
 
 
 class Keeper:
-    """Of one worker: its pipeline's holds, and the messages of its jobs by their tasks."""
+    """Keeps a pipeline's holds, and the messages of the worker's jobs by their tasks."""
 
-    def __init__(self, at: Pipeline, jobs: Mapping[asyncio.Task[Any], Message]) -> None:
-        self.at = at
+    def __init__(self, pipeline: Pipeline, jobs: Mapping[asyncio.Task[Any], Message]) -> None:
+        self.pipeline = pipeline
         self._jobs = jobs
 
     async def keep_leases(self) -> None:
@@ -29,7 +29,7 @@ class Keeper:
         while True:
             await asyncio.sleep(pause_s)
             try:
-                await self.extend(list(self.at.runs))
+                await self.extend(list(self.pipeline.runs))
             except GenctlError as error:
                 log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
                 pause_s = AGAIN_S  # a lease outlives few renewals that fail
@@ -39,17 +39,19 @@ class Keeper:
     async def keep_hidden(self) -> None:
         """Keep the message of every session in our hands hidden.
 
-        Not of one whose lease may have passed to somebody else: whose message it is then, is not for us to
-        say. Nor of one that is not held any more: it is being disposed of, and its visibility decided there.
+        Leaves out a message whose lease may have passed to somebody else, who decides about it; and one that
+        is not held any more, as dispose() decides about it.
         """
         while True:
             await asyncio.sleep(RENEW_S)
-            held = {hold.task for hold in self.at.runs if not hold.stale}
+            held = {hold.task for hold in self.pipeline.runs if not hold.stale}
             ours = {task: message.receipt for task, message in self._jobs.items() if task in held}
             try:
-                async with asyncio.timeout(RENEW_S):  # what is sent later, a lease would not cover
-                    fates = await self.at.queue.hide([(receipt, LEASE_S) for receipt in ours.values()])
-                refused = [why for task, why in zip(ours, fates, strict=True) if why and task in self._jobs]
+                async with asyncio.timeout(RENEW_S):  # a later one would outlive the lease
+                    results = await self.pipeline.queue.hide(
+                        [(receipt, LEASE_S) for receipt in ours.values()]
+                    )
+                refused = [why for task, why in zip(ours, results, strict=True) if why and task in self._jobs]
                 if refused:
                     log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
             except TimeoutError:
@@ -58,8 +60,8 @@ class Keeper:
                 log.warning("worker.hiding.failed", error=error.message, fix=error.fix)
 
     async def extend(self, holds: list[Hold]) -> None:
-        """Renew these leases, and let go what is lost. Raises GenctlError."""
-        for hold in await self.at.runs.extend(holds) if holds else ():
-            if hold.session.id in self.at.runs:
+        """Renew these leases, and give up the runs whose lease is lost. Raises GenctlError."""
+        for hold in await self.pipeline.runs.extend(holds) if holds else ():
+            if hold.session.id in self.pipeline.runs:
                 log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
                 hold.lose()

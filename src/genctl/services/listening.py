@@ -10,7 +10,7 @@ BACKLOG = 2048
 
 
 def listening(who: str, host: str, port: int, *, option: str = "--port") -> socket.socket:
-    """A socket that listens there. Raises GenctlError (exit 3), which names who wanted it."""
+    """Open a socket that listens there. Raises GenctlError (exit 3), which names `who` wanted it."""
     if given := handed(port):
         return given
     sock = None
@@ -31,6 +31,6 @@ def listening(who: str, host: str, port: int, *, option: str = "--port") -> sock
 
 
 def url_of(sock: socket.socket) -> str:
-    """Where it listens."""
+    """Return the URL at which it listens."""
     host, port = sock.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

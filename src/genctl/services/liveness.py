@@ -1,17 +1,26 @@
 """Whether a worker's receives are answered, and the port on which it says so."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
-from aiohttp import web
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from genctl.base.metrics import WorkerMetrics
 from genctl.domain.model import GenctlError
+from genctl.services.connections import Connections, Limits
+from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
+from genctl.services.metrics import WorkerMetrics
+from genctl.services.site import Front
+from genctl.services.web import answer
 
+MOST_SCRAPERS = 32  # connections: a stranger's take no files of the worker's calls
 SILENT_S = 60.0
 TELL_EVERY_S = 30.0  # the same trouble again, while it lasts
 
@@ -19,10 +28,10 @@ log = structlog.stdlib.get_logger()
 
 
 class Liveness:
-    """Red when a receive was wanted and none was answered for a minute; an empty answer counts.
+    """Red when a receive was wanted and SQS has answered none for a minute; an empty answer counts.
 
-    No receive is wanted while the gate is closed, while as many jobs as we may have are in our hands, and
-    once we are told to stop: a worker that is restarted then would leave calls behind that may be billed.
+    No receive is wanted while the gate is closed, while our hands are full, and once we are told to stop: a
+    restart then would leave calls behind that may be billed.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,19 +42,19 @@ class Liveness:
         self._met_at = self._told_at = 0.0
 
     def ask(self) -> None:
-        """A receive is wanted from now on, if not from before."""
+        """Note that a receive is wanted from now on."""
         if self._since is None:
             self._since = self._clock()
 
     def answered(self) -> None:
-        """SQS has answered, whatever it brought."""
+        """Note that SQS has answered, with messages or without."""
         self._since = self._clock()
         if self.trouble:
             log.info("worker.recovered", lastedS=round(self._since - self._met_at, 1))
             self.trouble = ""
 
     def ran_into(self, error: GenctlError) -> None:
-        """A receive came to nothing. Said once, and again for another trouble or while the same one lasts."""
+        """Log what a receive ran into: once, and again for another trouble or while the same one lasts."""
         now = self._clock()
         if not self.trouble:
             self._met_at = now
@@ -55,16 +64,16 @@ class Liveness:
         self.trouble = error.message
 
     def rest(self, why: str) -> None:
-        """No receive is wanted."""
+        """Note that no receive is wanted, and why."""
         self._since, self._rests = None, why
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the last answer, while a receive is wanted; 0 while none is."""
+        """Return the seconds since the last answer; 0 while no receive is wanted."""
         return 0.0 if self._since is None else self._clock() - self._since
 
     def told(self) -> dict[str, Any]:
-        """`{ok, why}`, of a receive that is wanted also `silentS`, and the `trouble` it ran into."""
+        """Say `{ok, why}`; while a receive is wanted also `silentS`, and the `trouble` it ran into."""
         if self._since is None:
             return {"ok": True, "why": self._rests}
         silent_s = self.silent_s
@@ -75,30 +84,30 @@ class Liveness:
 
 @asynccontextmanager
 async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) -> AsyncIterator[None]:
-    """`/healthz` and `/metrics` on all addresses, for probes and scrapers; nothing without a port.
+    """Answer `/healthz` and `/metrics` on all addresses; nothing without a port.
 
-    Raises GenctlError (exit 3): cannot listen there.
+    Raises GenctlError (exit 3) when it cannot listen there.
     """
     if port is None:
         yield
         return
 
-    async def healthz(_: web.Request) -> web.Response:
+    async def healthz(_: Request) -> Response:
         told = liveness.told()
-        return web.json_response(told, status=200 if told["ok"] else 503)
+        return answer(told, 200 if told["ok"] else 503)
 
-    async def exposition(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.text(), headers={"Content-Type": metrics.content_type})
+    async def exposition(_: Request) -> Response:
+        return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
-    app = web.Application()
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/metrics", exposition)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    app = Starlette(routes=[Route("/healthz", healthz), Route("/metrics", exposition)])
+    connections = Connections(Limits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None))
+    server = HttpServer(app, connections)
     with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
-        await runner.setup()
+        serving = asyncio.create_task(server.serve([sock]))
+        watching = asyncio.create_task(connections.watch())
+        log.info("worker.metrics.started", url=url_of(sock))
         try:
-            await web.SockSite(runner, sock).start()
-            log.info("worker.metrics.started", url=url_of(sock))
             yield
         finally:
-            await runner.cleanup()
+            watching.cancel()
+            await server.end(serving)

@@ -1,20 +1,23 @@
 """Open SSE responses, as raw ASGI: one loop a stream over every reason to wake.
 
-It writes what the bridge puts into its feed, a heartbeat every 15 s, and ends when the client leaves,
-its token runs out, it is too slow, it is too old, or the server goes down.
+A stream writes what the bridge puts into its feed, and a heartbeat every 15 s. It ends when the client
+leaves, its token ends, the client is too slow, the stream is too old, or the server goes down.
 """
 
 import asyncio
 import random
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
-from genctl.base.metrics import Metrics
+from genctl.base.tokens import Claims
 from genctl.domain import sse
 from genctl.domain.model import GenctlError
 from genctl.services.bridge import Bridge, Feed
+from genctl.services.connections import Connection
+from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 
 HEARTBEAT_S = 15.0
@@ -32,25 +35,27 @@ log = structlog.stdlib.get_logger()
 
 
 class SlowReaderError(Exception):
-    """The client took nothing for WRITE_TIMEOUT_S."""
+    """Says that the client took nothing for WRITE_TIMEOUT_S."""
 
 
 class Streams:
-    """All open streams of this process."""
+    """Holds all open streams of this process."""
 
     def __init__(self, bridge: Bridge, metrics: Metrics, *, per_user: int) -> None:
         self.bridge = bridge
         self.metrics = metrics
         self.per_user = per_user
         self.stopping = False
-        self._open: set[Stream] = set()
+        self._open: set[OpenStream] = set()
         self._of_user: dict[str, int] = {}
 
-    async def serve(self, ends: "Ends", *, user: str, until: float, tool: Tool, cursor: str | None) -> None:
-        """One response to its end, at `until` (Unix time) at the latest.
+    async def serve(self, ends: "Ends", *, token: Claims, tool: Tool, cursor: str | None) -> None:
+        """Write one response to its end, which comes with the token's end at the latest.
 
-        `cursor` is what the client brings. Raises GenctlError TooManyStreams before anything is sent.
+        `cursor` is what the client brings. Raises GenctlError TooManyStreams (of the user) or Full (of the
+        process) before anything is sent.
         """
+        user = token.user
         if self._of_user.get(user, 0) >= self.per_user:
             raise GenctlError(
                 "TooManyStreams", f"{self.per_user} streams of this user are open", "close one", exit_code=1
@@ -59,7 +64,9 @@ class Streams:
         feed = Feed(user, tool, last)
         if cursor and last is None:
             feed.put("reset", sse.event("reset", {"reason": "this event id is not known"}))
-        stream = Stream(self, feed, ends, until)
+        stream = OpenStream(self, feed, ends, token)
+        if ends.connection:
+            ends.connection.keep()
         self._of_user[user] = self._of_user.get(user, 0) + 1
         self._open.add(stream)
         self.metrics.streams.inc()
@@ -71,12 +78,20 @@ class Streams:
             log.warning("sse.stream.slow", userId=user)
             stream.abort()
         finally:
+            if ends.connection:
+                ends.connection.release()
             self.bridge.leave(feed)
             self._open.remove(stream)
             self.metrics.streams.dec()
             self._of_user[user] -= 1
             if not self._of_user[user]:
                 del self._of_user[user]
+
+    def end(self, refuses: Callable[[Claims], bool]) -> None:
+        """End the streams whose tokens are refused by now."""
+        for stream in self._open:
+            if refuses(stream.token):
+                stream.end()
 
     async def stop(self, within_s: float) -> None:
         """Say `bye` on every stream and end it; those that cannot be written to are cut off."""
@@ -91,26 +106,27 @@ class Streams:
 
 
 class Ends:
-    """The two ends of an ASGI connection, and its transport where the server tells it."""
+    """Holds the two ends of an ASGI connection, and the connection itself where the server tells it."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.receive = receive
         self.send = send
-        self.transport: asyncio.Transport | None = scope.get("state", {}).get("transport")
+        self.connection: Connection | None = scope.get("state", {}).get("connection")
 
 
-class Stream:
-    """One open response."""
+class OpenStream:
+    """Writes one open response."""
 
-    def __init__(self, streams: Streams, feed: Feed, ends: Ends, until: float) -> None:
+    def __init__(self, streams: Streams, feed: Feed, ends: Ends, token: Claims) -> None:
         self.feed = feed
+        self.token = token
         self._streams = streams
         self._ends = ends
         self._gone = False
         self._last_id: str | None = None  # the last one written
         now = time.monotonic()
         self._beat_at = now + HEARTBEAT_S
-        self._ends_at = now + min(until - time.time(), random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
+        self._ends_at = now + min(token.expires_at - time.time(), random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
 
     async def run(self) -> None:
         """Write until there is a reason to end. Raises SlowReaderError."""
@@ -136,10 +152,15 @@ class Stream:
         finally:
             ears.cancel()
 
+    def end(self) -> None:
+        """End it at once, whatever waits to be written."""
+        self._ends_at = 0.0
+        self.feed.changed.set()
+
     def abort(self) -> None:
         """Cut the connection: closing it would wait for a reader that does not read."""
-        if self._ends.transport:
-            self._ends.transport.abort()
+        if self._ends.connection:
+            self._ends.connection.abort()
 
     async def _write_backlog(self) -> bool:
         backlog = self.feed.backlog
@@ -154,7 +175,7 @@ class Stream:
         return True
 
     async def _change(self, timeout_s: float) -> None:
-        """Until there is something to do, at most so long."""
+        """Wait until there is something to do, at most so long."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self.feed.changed.wait()

@@ -1,28 +1,34 @@
-"""What holds for every request and answer: headers, errors as JSON, bodies, origins."""
+"""What holds for every request and answer: headers, errors as JSON, bodies and forms."""
 
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genctl.base.hidden import hide
-from genctl.base.metrics import Metrics
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DataRefusedError, LockedError
+from genctl.services.metrics import Metrics
+from genctl.services.site import Front
 
 LARGEST_BODY_BYTES = 2**20
+FORM = "application/x-www-form-urlencoded"
+MOST_FIELDS = 16
+HSTS = {b"strict-transport-security": b"max-age=31536000"}
 METHODS = {"GET", "HEAD", "OPTIONS", "POST"}  # that are counted by name: anybody can invent others
 
 # Our code -> HTTP; what is not here goes by the exit code.
 STATUS = {
     "CreditsShort": 402,
     "ForeignOrigin": 403,
+    "AskFirst": 409,
     "TooLarge": 413,
+    "NotAForm": 415,
     "TooManyStreams": 429,
     "DataRefused": 422,
 }
@@ -32,10 +38,11 @@ log = structlog.stdlib.get_logger()
 
 
 class Headers:
-    """Puts the headers of every answer, and counts it."""
+    """Takes the public address's path away, puts the headers of every answer, and counts it."""
 
-    def __init__(self, app: ASGIApp, *, image_hosts: tuple[str, ...], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, front: Front, image_hosts: tuple[str, ...], metrics: Metrics) -> None:
         self.app = app
+        self.front = front
         self.metrics = metrics
         policy = "; ".join(
             (
@@ -59,53 +66,74 @@ class Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        stored = b"no-store" if scope["path"].startswith(("/api/", "/signin")) else b"no-cache"
+        path = self.front.inner_path(scope["path"])
+        scope["path"] = path or ""
+        more = HSTS if self.front.is_secure(scope) else {}
+        stored = b"no-store" if scope["path"].startswith(("/api/", "/sign", "/whoami")) else b"no-cache"
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = dict(message["headers"])
-                message["headers"] = [*({b"cache-control": stored} | self.headers | given).items()]
+                given = list(message["headers"])
+                usual = {b"cache-control": stored} | self.headers | more
+                named = {name for name, _ in given}
+                message["headers"] = [*(one for one in usual.items() if one[0] not in named), *given]
                 method = scope["method"] if scope["method"] in METHODS else "other"
                 self.metrics.requests.labels(method, message["status"]).inc()
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        app = self.app if path is not None else RedirectResponse(self.front.home)
+        await app(scope, receive, with_headers)
 
 
-async def body_of(request: Request) -> bytes:
-    """The body. Raises GenctlError TooLarge, and ClientGone, whose answer nobody reads."""
-    body = b""
+async def body_of(request: Request, most: int = LARGEST_BODY_BYTES) -> bytes:
+    """Read the body. Raises GenctlError TooLarge, and ClientGone, whose answer nobody reads."""
+    too_large = GenctlError("TooLarge", f"a body has at most {most:,} bytes", exit_code=2)
+    if _length(request) > most:
+        raise too_large
+    body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > LARGEST_BODY_BYTES:
-                raise GenctlError("TooLarge", f"a body has at most {LARGEST_BODY_BYTES:,} bytes", exit_code=2)
+            if len(body) > most:
+                raise too_large
     except ClientDisconnect:
         raise GenctlError("ClientGone", "the body is not complete", exit_code=2) from None
-    return body
+    return bytes(body)
 
 
-def check_origin(request: HTTPConnection) -> None:
-    """Raises GenctlError ForeignOrigin unless a page of this server has sent the request.
+async def form_of(request: Request, most: int) -> dict[str, str]:
+    """Read a short form. Raises GenctlError NotAForm before it reads anything, else as body_of() does."""
+    kind = request.headers.get("content-type", FORM).partition(";")[0].strip().lower()
+    if kind != FORM and _length(request):
+        raise GenctlError("NotAForm", f"the body is no {FORM}", exit_code=2)
+    return _fields(await body_of(request, most))
 
-    Every browser names the origin of a POST. A proxy may have ended TLS, so that hosts are compared.
-    """
-    origin = request.headers.get("origin", "")
+
+def _length(request: Request) -> int:
+    """Return the length that is announced; the server has seen to it that these are digits."""
+    return int(request.headers.get("content-length", "0"))
+
+
+def query_of(request: Request) -> dict[str, str]:
+    """Read a short query. Raises GenctlError."""
+    return _fields(request.scope["query_string"])
+
+
+def _fields(text: bytes) -> dict[str, str]:
     try:
-        ours = urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
+        pairs = parse_qsl(text.decode("utf-8", "replace"), max_num_fields=MOST_FIELDS)
     except ValueError:
-        ours = False
-    if not origin or not ours or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-        raise GenctlError("ForeignOrigin", "the request does not come from this server's page", exit_code=1)
+        raise GenctlError("TooManyFields", f"at most {MOST_FIELDS} fields are read", exit_code=2) from None
+    return dict(reversed(pairs))  # the first of a name counts
 
 
 def answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON."""
+    """Make an answer of JSON."""
     return Response(msgspec.json.encode(data), status, headers, media_type="application/json")
 
 
-async def answer_error(_: Request, error: Exception) -> Response:
-    """Our errors: users read what they can mend, and of our dependencies only that one is away.
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Answer with one of our errors: of our dependencies users read only that one is away.
 
     A refused order is told as it was sent: whoever guesses at a secret must not see what is masked.
     """
@@ -114,6 +142,8 @@ async def answer_error(_: Request, error: Exception) -> Response:
     said = error.message if status == 422 else hide(error.message)
     told = {"code": error.code, "message": said, "fix": error.fix if status == 422 else ""}
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if status == 403:
+        log.warning("api.foreign", error=error.message, fix=error.fix, host=request.headers.get("host"))
     if status == 429:
         headers["Retry-After"] = "30"
     if status >= 500:
@@ -134,13 +164,13 @@ async def answer_error(_: Request, error: Exception) -> Response:
 
 
 async def answer_http(_: Request, error: Exception) -> Response:
-    """What Starlette itself refuses."""
+    """Answer what Starlette itself refuses."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     told = {"code": f"HTTP{error.status_code}", "message": error.detail, "fix": ""}
     return answer({"error": told}, error.status_code, dict(error.headers or {}))
 
 
 async def answer_bug(request: Request, error: Exception) -> Response:
-    """What nobody foresaw."""
+    """Answer what nobody foresaw."""
     log.error("api.bug", path=request.url.path, exc_info=error)
     return answer({"error": {"code": "InternalError", "message": "unexpected", "fix": ""}}, 500)

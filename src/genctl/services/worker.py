@@ -16,32 +16,32 @@ import structlog
 
 from genctl import gate
 from genctl.base.batch import Together
-from genctl.base.metrics import WorkerMetrics
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError
 from genctl.edges.sqs import BATCH, Message
 from genctl.pipeline import Pipeline, carry
 from genctl.run import LEASE_S
-from genctl.services import standing, sweeper
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
+from genctl.services.metrics import DEPTHS, WorkerMetrics
 from genctl.services.turns import Turns
-from genctl.sweep import Ages
+from genctl.sweep import Ages, sweep_every
+from genctl.tools.found import Tools
 
 WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
-TELL_EVERY_S = 10.0  # what a stop waits for
-TOLD = 20  # sessions or messages in a line
-YOUNG = 50_000  # objects between two looks for garbage cycles, of which a job leaves few
-COMPANY_S = 0.1  # for which a trouble waits, to be told once for all jobs that meet it
-NOW_S = 1.5  # after a second signal, to let the rows know
-LAST_S = 10.0  # after the grace, likewise: a database or a queue that hangs keeps no process
+TELL_EVERY_S = 10.0  # while a stop waits
+TOLD = 20  # sessions or messages in a line of the log
+YOUNG = 50_000  # objects between two looks for garbage cycles: a job leaves few
+COMPANY_S = 0.1  # a trouble waits so long, to be logged once for all jobs that meet it
+NOW_S = 1.5  # after a second signal, for what we still write to the rows
+LAST_S = 10.0  # after the grace, likewise: then the process ends, even if the database or the queue hangs
 SHOW_S = 0.4  # and then to show the messages
 MORE = 2  # receives at once beside the first, while the answers are full
 POOL_SIZE = 16
-MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each; beyond that nothing is received
+MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each: then we receive nothing more
 TELL_WAITING_S = 10.0
 FILES = 100  # of a worker without jobs: connections, streams, modules
 
@@ -49,7 +49,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Until(msgspec.Struct, frozen=True, kw_only=True):
-    """When a worker ends by itself; with none of these only when it is told to."""
+    """When a worker ends by itself; without any of these it ends when it is told to."""
 
     once: bool = False  # after one receive
     max_jobs: int | None = None  # after so many messages
@@ -66,7 +66,7 @@ class Manners(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """As it is set."""
+        """Take what is set."""
         return cls(
             call_s=settings.provider_timeout_s,
             rate=settings.rate,
@@ -83,14 +83,16 @@ class Worker:
 
     def __init__(
         self,
-        at: Pipeline,
+        pipeline: Pipeline,
         *,
+        metrics: WorkerMetrics,
         concurrency: int,
         grace_s: float,
         until: Until,
         manners: Manners = WITHOUT_LIMITS,
     ) -> None:
-        self.at = at
+        """`metrics` are the pipeline's meters."""
+        self.pipeline = pipeline
         # a job makes one call at a time: so many jobs are so many calls at once
         self.concurrency = min(concurrency, manners.in_flight or concurrency)
         self.grace_s = grace_s
@@ -107,30 +109,30 @@ class Worker:
         self._exit: asyncio.TimerHandle | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
-        self.metrics = at.meters = WorkerMetrics(at.tool.provider, at.tool.name)
+        self.metrics = metrics
         self.gatekeeper = Gatekeeper(
-            at.db,
-            at.tool.name,
+            pipeline.db,
+            pipeline.tool.name,
             failures=manners.breaker_failures,
             call_s=manners.call_s,
             send_back=self._send_back,
+            default_model=pipeline.tool.default_model,
         )
-        self.keeper = Keeper(at, self._jobs)
+        self.keeper = Keeper(pipeline, self._jobs)
         self._turns = Turns(self.gatekeeper, manners.rate)
-        at.turn = self._turns.take
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
-            calls=lambda: sum(hold.calling and hold.sent for hold in at.runs),
-            answers=lambda: len(at.answers.waiting),
+            calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
+            answers=lambda: len(pipeline.answers.waiting),
             silent_s=lambda: self.liveness.silent_s,
             gate=lambda: self.gatekeeper.gate.stands,
         )
 
     async def run(self) -> None:
-        """Work until `until` or a signal; the calls under way then have `grace_s` seconds.
+        """Work until `until` or a signal; then give the calls under way `grace_s` seconds.
 
-        A second signal lets them go at once and ends the process whatever still hangs; so does a
-        cancellation, but it waits.
+        A second signal lets them go at once and ends the process, even if something hangs. A cancellation
+        lets them go, too, and waits.
         """
         try:
             async with asyncio.TaskGroup() as side:
@@ -143,12 +145,9 @@ class Worker:
                 )
                 keepers = [side.create_task(keep) for keep in keeping]
                 self._heed_signals(receiver)
+                queues = {"queue": self.pipeline.queue.name, "dlq": self.pipeline.dlq.name}
                 log.info(
-                    "worker.started",
-                    worker=self.at.worker,
-                    tool=self.at.tool.name,
-                    queue=self.at.queue.name,
-                    dlq=self.at.dlq.name,
+                    "worker.started", worker=self.pipeline.worker, tool=self.pipeline.tool.name, **queues
                 )
                 await asyncio.wait([receiver])
                 self.liveness.rest("nothing more is received")
@@ -182,29 +181,29 @@ class Worker:
         self._grace_ends = time.monotonic() + self.grace_s
         loop.call_later(self.grace_s, self._let_go)
         self._exit = loop.call_later(self.grace_s + LAST_S, self._leave)
-        _cancel(self.at.unsent())
+        _cancel(self.pipeline.unsent())
         self._tell("worker.stopping", graceS=self.grace_s)
 
     def _leave(self) -> None:
         self._leaving = asyncio.create_task(self._left())
 
     async def _left(self) -> None:
-        """End the process although something hangs; what it had in its hands comes back by itself."""
+        """End the process although something hangs; its jobs come back by themselves."""
         log.warning("worker.left", jobs=len(self._jobs))
-        self.at.answers.tell_unsettled()
-        lost = {hold.task for hold in self.at.runs if hold.stale}
+        self.pipeline.answers.tell_unsettled()
+        lost = {hold.task for hold in self.pipeline.runs if hold.stale}
         ours = [(message.receipt, 0) for task, message in self._jobs.items() if task not in lost]
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(SHOW_S):
-                await self.at.queue.hide(ours)
+                await self.pipeline.queue.hide(ours)
         os._exit(0)
 
     def _let_go(self) -> None:
         _cancel(self._jobs)
 
     def _tell(self, event: str, **more: object) -> None:
-        """Say what a stop waits for, and again while it does."""
-        sent = [hold for hold in self.at.runs if hold.task in self._jobs and hold.sent]
+        """Log what a stop waits for, and again while it waits."""
+        sent = [hold for hold in self.pipeline.runs if hold.task in self._jobs and hold.sent]
         sessions, calls = [hold.session.id for hold in sent], sum(hold.calling for hold in sent)
         left_s = self._grace_ends - time.monotonic()
         if more or (sent and left_s > 0):
@@ -213,16 +212,16 @@ class Worker:
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _tell_waiting(self) -> None:
-        """Say for how many answers there is no row yet, and why, for as long as there are any."""
+        """Log how many answers wait for their rows, and why, as long as any do."""
         while True:
             await asyncio.sleep(TELL_WAITING_S)
-            if waiting := self.at.answers.waiting:
+            if waiting := self.pipeline.answers.waiting:
                 sessions = [held.session.id for held in waiting[:TOLD]]
                 why = Counter(held.why for held in waiting).most_common(1)[0][0]
                 log.warning("worker.answers.waiting", answers=len(waiting), sessions=sessions, why=why)
 
     async def _receive(self) -> None:
-        """Receive until we are told to stop or have what we are to have."""
+        """Receive until we are told to stop or `until` says so."""
         alone = self.until.once or self.until.max_jobs is not None
         async with asyncio.TaskGroup() as more:
             for _ in range(0 if alone else MORE):
@@ -239,7 +238,7 @@ class Worker:
                 if self._jobs_left() <= 0:
                     return
                 self.liveness.rest(self._hands_full())
-                await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
+                await self._change(LOOK_S)  # an answer that waits for its row makes room, too
                 continue
             if self.gatekeeper.is_open:
                 self.liveness.ask()
@@ -258,7 +257,7 @@ class Worker:
                 return
 
     async def _ask_for_more(self) -> None:
-        """As the first receiver does, as long as it and we get all that we ask for."""
+        """Receive beside the first receiver, as long as all receives come back full."""
         while not self._over:
             await self._full.wait()
             if self._told.is_set() or self._over:
@@ -269,46 +268,46 @@ class Worker:
                     await self._take(BATCH, DRAIN_WAIT_S)
                 else:
                     self._full.clear()
-            except GenctlError:  # the first will meet it, and say so
+            except GenctlError:  # the first will meet it, and log it
                 self._full.clear()
 
     async def _take(self, wanted: int, wait_s: int) -> int | None:
-        """Receive at most so many and begin with them; how many, None when they were given back."""
+        """Receive at most so many and begin with them. Return how many; None when we gave them back."""
         if self._told.is_set():
             return None
         self._asked += wanted
         try:
-            messages = await self.at.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
+            messages = await self.pipeline.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
             self.liveness.answered()
             if len(messages) < BATCH:
                 self._full.clear()
             elif not self._over:
                 self._full.set()
             if messages and not await self._may_begin(len(messages)):
-                await self.at.queue.hide([(message.receipt, 0) for message in messages])
+                await self.pipeline.queue.hide([(message.receipt, 0) for message in messages])
                 return None
             for message in messages:
                 self._start(message)
             return len(messages)
-        finally:  # not before they are jobs: else another receiver would ask for as many
+        finally:  # not before they are jobs, or another receiver would ask for as many
             self._asked -= wanted
             self._changed.set()
 
     async def _may_begin(self, many: int) -> bool:
-        """Whether so many messages, just received, may become jobs; not when nobody can tell."""
+        """Whether so many messages, just received, may become jobs; no when the gate cannot be read."""
         with suppress(GenctlError):
             return not self._told.is_set() and await self.gatekeeper.allowance(BATCH) >= many
         return False
 
     def _free(self) -> int:
-        """How many jobs more may begin. One whose answer waits for its row takes no place."""
-        waiting = len(self.at.answers.waiting)
+        """Count the jobs that may still begin. A job whose answer waits for its row takes no place."""
+        waiting = len(self.pipeline.answers.waiting)
         if waiting >= MOST_WAITING:
             return 0
         return self.concurrency + waiting - len(self._jobs) - self._asked
 
     def _hands_full(self) -> str:
-        waiting = self.at.answers.waiting
+        waiting = self.pipeline.answers.waiting
         if len(waiting) >= MOST_WAITING:
             return f"{len(waiting)} answers wait for their rows: {waiting[0].why}"
         return "as many jobs as it may have are in its hands"
@@ -317,7 +316,7 @@ class Worker:
         return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
 
     async def _allowance(self, most: int) -> int:
-        """How many messages may be received now, at most so many; and why none, for /healthz."""
+        """Count the messages, at most so many, that we may receive now; tell /healthz why none."""
         room = await self._room(most)
         if not room:
             turn = "their turn is not soon: the rate, or a Retry-After"
@@ -326,20 +325,20 @@ class Worker:
 
     async def _room(self, most: int) -> int:
         allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
-        waiting = len(self._jobs) - sum(hold.sent for hold in self.at.runs) + self._asked
+        waiting = len(self._jobs) - sum(hold.sent for hold in self.pipeline.runs) + self._asked
         return self._turns.room(waiting, allowed)
 
     def _send_back(self) -> None:
-        """The gate is closed: jobs whose request was not sent go back, and use no attempt."""
-        _cancel(task for task in self.at.unsent() if task is not self.gatekeeper.probe)
+        """Send back, as the gate is closed, the jobs whose request was not sent; they use no attempt."""
+        _cancel(task for task in self.pipeline.unsent() if task is not self.gatekeeper.probe)
 
     async def _is_drained(self) -> bool:
-        """Nothing waits, is hidden or is in our hands; SQS counts only about right, so it is asked last."""
+        """Whether no message waits, is hidden or is in our hands. SQS counts roughly, so ask it last."""
         if self._jobs:
             await self._change()
             return False
-        facts = await self.at.queue.attributes()
-        return not any(int(facts.get(name, 0)) for name in _DEPTHS)
+        facts = await self.pipeline.queue.attributes()
+        return not any(int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in DEPTHS.values())
 
     def _start(self, message: Message) -> None:
         self._received += 1
@@ -355,7 +354,7 @@ class Worker:
 
     async def _handle(self, message: Message) -> None:
         try:
-            await carry(message, self.at)
+            await carry(message, self.pipeline, self._turns.take)
         except asyncio.CancelledError:
             await self._show(message)
             raise
@@ -369,7 +368,7 @@ class Worker:
             log.exception("job.bug", messageId=message.message_id)
 
     async def _tell_troubles(self, met: list[tuple[str, GenctlError]]) -> list[None]:
-        """A line for each trouble, however many jobs have met it."""
+        """Log each trouble once, however many jobs have met it."""
         ids: dict[tuple[str, str], list[str]] = {}
         for message_id, error in met:
             ids.setdefault((error.message, error.fix), []).append(message_id)
@@ -379,37 +378,28 @@ class Worker:
 
     async def _show(self, message: Message) -> None:
         with suppress(GenctlError):  # then it comes back later
-            await self.at.show(message)
+            await self.pipeline.show(message)
 
     async def _change(self, timeout_s: float | None = None) -> None:
-        """Until a job or a receive ends or we are told to stop, at most so long."""
+        """Wait until a job or a receive ends or we are told to stop, at most so long."""
         self._changed.clear()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
-        except TimeoutError:
-            pass
 
 
 def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Once each: a second one would cut off the step that puts the session where it belongs."""
+    """Cancel each once: a second time would cut off the step that puts the session where it belongs."""
     for task in tasks:
         if not task.cancelling():
             task.cancel()
 
 
-_DEPTHS = (
-    "ApproximateNumberOfMessages",
-    "ApproximateNumberOfMessagesNotVisible",
-    "ApproximateNumberOfMessagesDelayed",
-)
-
-
 def _open_enough(jobs: int) -> None:
     """Let this process open as many files as so many jobs take; the soft limit is lower on many machines.
 
-    Without them calls fail like calls to a provider that is away, and the breaker closes the gate for all.
-    Raises GenctlError (exit 2) where it may not.
+    Without them calls would fail as if the provider were away, and the breaker would close the gate for all.
+    Raises GenctlError (exit 2) where the hard limit is lower.
     """
     wanted = FILES + jobs + 2 * -(-jobs // BATCH)  # a call each; deletes and hides in batches
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -434,23 +424,32 @@ async def serve(
     sweeps: bool,
     metrics_port: int | None = None,
 ) -> None:
-    """A worker, and with `sweeps` a sweeper beside it.
+    """Run a worker, and with `sweeps` a sweeper beside it.
 
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
-    for more jobs than there are files.
+    for more jobs than this process may open files.
     """
     _open_enough(min(concurrency, settings.max_in_flight or concurrency))
     ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
-    async with Pipeline.open(settings, size=POOL_SIZE) as at:
-        await gate.read(at.db, at.tool.name)  # a database that is not migrated is told now, not for ever
-        gc.freeze()  # what is here by now stays, and need not be walked again and again
+    tool = Tools.of(settings).named(settings.tool)
+    metrics = WorkerMetrics(tool.provider, tool.name)
+    async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
+        await gate.read(
+            pipeline.db, pipeline.tool.name
+        )  # a database that is not migrated is told now, not for ever
+        gc.freeze()  # the modules stay: no need to walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
-            at, concurrency=concurrency, grace_s=grace_s, until=until, manners=Manners.of(settings)
+            pipeline,
+            metrics=metrics,
+            concurrency=concurrency,
+            grace_s=grace_s,
+            until=until,
+            manners=Manners.of(settings),
         )
-        async with telling(metrics_port, worker.liveness, worker.metrics), asyncio.TaskGroup() as side:
-            beside = [sweeper.run(at, ages)] if sweeps else []
-            beside += [standing.watch(at, worker.metrics)] if metrics_port is not None else []
+        async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
+            beside = [sweep_every(pipeline, ages)] if sweeps else []
+            beside += [metrics.watch(pipeline)] if metrics_port is not None else []
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
             _cancel(tasks)

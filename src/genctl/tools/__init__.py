@@ -1,7 +1,6 @@
-"""What a tool is: one kind of generation, and everything that is particular to it, said in one file.
+"""Define a tool: one kind of generation, described in one file.
 
-`found.py` finds the tools that are installed, `wire.py` carries their requests. No other part of genctl
-names one.
+`found.py` finds the installed tools, `wire.py` sends their requests. No other part of genctl names a tool.
 """
 
 import re
@@ -19,38 +18,31 @@ from genctl.domain.masking import LEAST_PART, Masker, without_login
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.providers import Provider
 
-BESIDE = ("prompt", "clientKey", "model")  # what every order has, beside its tool's parameters
+BESIDE = ("prompt", "clientKey", "model")  # every order has these, beside its tool's parameters
 Said = Mapping[str, Any]  # the values of a tool's settings, by key
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What may be ordered beside prompt and model: a tool's own kind of it has a field for each."""
+    """Hold what an order may have beside prompt and model; a tool's subtype has a field for each."""
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One call: a POST of these bytes, which are JSON unless the headers say otherwise."""
+    """Hold one call: a POST of these bytes, which are JSON unless the headers say otherwise."""
 
     url: str
     headers: Mapping[str, str]
     body: bytes
 
-    def check(self) -> None:
-        """Raises TypeError: what a tool's file has put together cannot be sent."""
-        if not all(isinstance(text, str) for text in (self.url, *self.headers, *self.headers.values())):
-            raise TypeError(f"a Request's URL and headers are texts, not {self.url!r}, {[*self.headers]}")
-        if not isinstance(self.body, bytes):
-            raise TypeError(f"a Request's body is bytes, not {type(self.body).__name__}")
-
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of generation. A session belongs to the tool whose pattern its model matches.
+    """Describe one kind of generation. A session belongs to the tool whose pattern its model matches.
 
-    `models` are shell patterns of `*` alone, matched with case; the setting `models_setting` adds to them.
-    `refusal` says why the model takes no such order, before it is paid; None: it does. `request` makes the
-    call of a session, whose row may be older than this version of `params`; `knock` makes one that nobody
-    bills, which tells whether the key is taken. `base` is the key of the setting that holds the provider's
-    address, `key` of the one that holds the secret. `sensitive` are words that the provider's filter refuses.
-    `sizes` are what the page offers as an order's `size`, with the words for each; with none it does not ask.
+    `models` are patterns in which `*` is the only sign; the setting `models_setting` adds to them.
+    `refusal` says why the model takes no such order, before anybody pays for it; None: the model takes it.
+    `request` makes the call of a session, whose row may be older than this version of `params`; `knock`
+    makes a call that nobody bills and that shows whether the provider takes the key. `base` and `key` name
+    the settings that hold the provider's address and the secret. The provider's filter refuses the words
+    `sensitive`. The page offers `sizes`, with a text for each; without any it does not ask.
     """
 
     name: str
@@ -71,13 +63,14 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     good: str = "a lighthouse at dusk, watercolour"
     sizes: Mapping[str, str] = msgspec.field(default_factory=dict)
     said: Said = msgspec.field(default_factory=dict)
+    only: tuple[str, ...] = ()  # patterns of the models that may be ordered; none: all
 
     def bound(self, settings: Settings) -> Self:
-        """The tool with the values of its settings, and the models that they add."""
+        """Return the tool with the values of its settings, and with the models that they add."""
         said = {entry.key: settings.of(entry) for entry in self.settings}
         more = tuple(said.get(self.models_setting) or ())
-        told = msgspec.structs.replace(self, said=said, models=(*self.models, *more))
-        # what a provider says of a key that has another shape is no less secret
+        told = msgspec.structs.replace(self, said=said, models=(*self.models, *more), only=settings.models)
+        # a key of another shape is no less secret
         values = Masker(told.secrets, least=LEAST_PART).pattern
         shape = "|".join(filter(None, (self.provider.key_shape, values)))
         return msgspec.structs.replace(told, provider=msgspec.structs.replace(self.provider, key_shape=shape))
@@ -85,10 +78,10 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     def checked(
         self, given: Mapping[str, Any], model: str | None, beside: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """The parameters of an order, as they are stored. `beside` are other names that may have been meant.
+        """Return the parameters of an order as we store them. The person may have meant a name of `beside`.
 
-        Raises GenctlError (exit 2): an unknown one, one of another type, what `model` refuses (None: any);
-        exit 3: what the tool fails on.
+        Raises GenctlError: exit 2 for an unknown parameter, one of another type, or one that `model` refuses
+        (None: any model); exit 3 when the tool's own code fails.
         """
         fields = [field.encode_name for field in msgspec.structs.fields(self.params)]
         if unknown := next((name for name in given if name not in fields), None):
@@ -112,8 +105,15 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         stored: dict[str, Any] = msgspec.to_builtins(params)
         return stored
 
+    def check_orderable(self, model: str) -> None:
+        """Raise GenctlError (exit 2) when nobody may order the model; it may have been ordered before."""
+        if not self.serves(model) or (self.only and not _fits(model, self.only)):
+            known = ", ".join(self.only or self.models)
+            told = f"{self.name} takes no orders for the model {model[:80]!r}"
+            raise GenctlError("UnknownModel", told, f"use one like {known}", exit_code=2)
+
     def takes(self, model: str | None, stored: Mapping[str, Any]) -> bool:
-        """Whether the model takes a row's parameters; what this version does not know is not sent."""
+        """Tell whether the model takes a row's parameters; we do not send those that we do not know."""
         fields = {field.encode_name for field in msgspec.structs.fields(self.params)}
         try:
             self.checked({name: stored[name] for name in stored if name in fields}, model)
@@ -123,26 +123,26 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def api_path(self) -> str:
-        """Where the API serves it."""
+        """Return the path below which the API serves the tool."""
         return f"/api/{self.name}"
 
     @property
     def like(self) -> list[str]:
-        """The patterns as SQL's LIKE says them."""
+        """Return the patterns in the language of SQL's LIKE."""
         return [re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%") for pattern in self.models]
 
     def serves(self, model: str | None) -> bool:
-        """Whether a session of this model is the tool's."""
-        return any(fnmatchcase(model or "", pattern) for pattern in self.models)
+        """Tell whether a session of this model belongs to the tool."""
+        return _fits(model or "", self.models)
 
     @property
     def address(self) -> str:
-        """Where the provider is, as it may be shown; empty where nobody has said."""
+        """Return the provider's address, as people may see it; empty where nobody has set it."""
         return without_login(str(self.said.get(self.base) or ""))
 
     @property
     def is_real(self) -> bool:
-        """Whether calls may cost money: the provider's host is no loopback address."""
+        """Tell whether calls may cost money: the provider's host is no loopback address."""
         host = urlsplit(self.address).hostname or ""
         try:
             return not ip_address(host).is_loopback
@@ -151,11 +151,11 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def secrets(self) -> list[str]:
-        """The values of its settings that nobody may read."""
+        """Return the values of its settings that nobody may read."""
         return [str(self.said[entry.key]) for entry in self.settings if entry.secret and self.said[entry.key]]
 
     def check_usable(self) -> None:
-        """Raises GenctlError (exit 3) when no process of this version can carry out its orders."""
+        """Raise GenctlError (exit 3) when no process of this version can carry out the tool's orders."""
         if not self.models:
             raise GenctlError("UnknownTool", f"no tool {self.name!r} is installed", "install its package")
         if self.brings == "bytes":
@@ -166,13 +166,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def check_ready(self) -> None:
-        """The same, and when this process cannot, as it has no key."""
+        """Raise it also when this process cannot, because it has no key or no address."""
         self.check_usable()
         if not self.address:
             env = next(entry.env for entry in self.settings if entry.key == self.base)
             raise GenctlError(
                 "ProviderAddressMissing",
-                f"{env} is not set, and says where the provider of {self.name} is",
+                f"{env}, the address of the provider of {self.name}, is not set",
                 f"set {env}",
             )
         entry = next((entry for entry in self.settings if entry.key == self.key), None)
@@ -183,3 +183,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
                 f"no usable {entry.env} for the provider at {self.address}",
                 f"set {entry.env} to a key of that provider",
             )
+
+
+def _fits(model: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in patterns)

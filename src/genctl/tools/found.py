@@ -1,6 +1,6 @@
-"""How tools are found: by the entry points of the group `genctl.tools`, ours among them.
+"""Find the installed tools by the entry points of the group `genctl.tools`; ours is one of them.
 
-A package that cannot be loaded is told by name, and stops only what needs it.
+We name a package that we cannot load, and it stops only what needs it.
 """
 
 import re
@@ -16,43 +16,44 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from genctl.base import settings, values
+from genctl.base.others import others
 from genctl.base.settings import TABLE, Entry, Settings
 from genctl.domain.model import GenctlError
-from genctl.domain.providers import OTHERS, UNKNOWN, Provider
+from genctl.domain.providers import UNKNOWN, Provider
 from genctl.tools import BESIDE, Params, Request, Tool
 
 GROUP = "genctl.tools"
 OURS = "genctl"
 
 
-class Found(NamedTuple):
-    """The tools that can be used, and why others cannot, both by name."""
+class Installed(NamedTuple):
+    """Hold the tools that we can use, and why we cannot use the others, both by name."""
 
     tools: dict[str, Tool]
     troubles: dict[str, str]
 
     @property
     def settings(self) -> tuple[Entry, ...]:
-        """What they are told by, each row once."""
+        """Return the settings of all tools, each once."""
         rows = (entry for tool in self.tools.values() for entry in tool.settings)
         return tuple({entry.key: entry for entry in rows}.values())
 
 
 @cache
-def found() -> Found:
-    """The tools that are installed."""
+def found() -> Installed:
+    """Return the installed tools."""
     return sound(entry_points(group=GROUP))
 
 
 def load(
     flags: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Settings:
-    """The settings, those of the tools among them. Raises GenctlError as base.settings.load() does."""
+    """Load the settings, the tools' own among them. Raises GenctlError as base.settings.load() does."""
     return settings.load(flags, env, cwd, of_tools=found().settings, more=bool(found().troubles))
 
 
-def sound(points: Iterable[EntryPoint]) -> Found:
-    """The tools behind the entry points; ours first, so that whoever is in its way is refused."""
+def sound(points: Iterable[EntryPoint]) -> Installed:
+    """Load the tools behind the entry points; ours first, so that we refuse whichever overlaps it."""
     tools, troubles = dict[str, Tool](), dict[str, str]()
     ranked = sorted(points, key=lambda point: (_package(point) != OURS, point.name, _package(point)))
     for name, same in groupby(sorted(ranked, key=lambda point: point.name), attrgetter("name")):
@@ -66,7 +67,7 @@ def sound(points: Iterable[EntryPoint]) -> Found:
             troubles[point.name] = f"{why} (package {_package(point)})"
         elif tool:
             tools[point.name] = tool
-    return Found(tools, troubles)
+    return Installed(tools, troubles)
 
 
 def _package(point: EntryPoint) -> str:
@@ -86,13 +87,13 @@ def _loaded(point: EntryPoint) -> tuple[Tool | None, str]:
 
 
 def _said(error: BaseException) -> str:
-    """One line of an exception that is somebody else's."""
+    """Put somebody else's exception into one line."""
     said = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}{f': {said}' if said else ''}"
 
 
 def _trouble(tool: Tool, others: Mapping[str, Tool]) -> str:
-    """What keeps a tool from being used beside the others; its parts may be of any type."""
+    """Say why we cannot use a tool beside the others; its parts may be of any type."""
     try:
         return next((why for look in LOOKS for why in look(tool, others)), "")
     except Exception as error:  # noqa: BLE001 - somebody else's
@@ -172,36 +173,33 @@ LOOKS = (_names, _models, _params, _settings, _patterns, _overlaps)
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether some name matches both patterns, of which `*` is the only sign."""
-    reached = {(0, 0)}
-    work = [(0, 0)]
-    while work:
-        i, j = work.pop()
-        if i == len(one) and j == len(other):
-            return True
-        a, b = one[i : i + 1], other[j : j + 1]
-        steps = [
-            *([(i + 1, j)] if a == "*" else []),
-            *([(i, j + 1)] if b == "*" else []),
-            *([(i + 1, j + 1)] if a and a == b else []),
-            *([(i, j + 1)] if a == "*" and b else []),
-            *([(i + 1, j)] if b == "*" and a else []),
-        ]
-        work += [step for step in steps if step not in reached]
-        reached.update(steps)
-    return False
+    """Tell whether some name matches both patterns; `*` is their only sign."""
+    places = _behind_stars(other, {0})  # in `other`, once a name has come so far in `one`
+    for sign in one:
+        if sign == "*":
+            places = set(range(min(places, default=len(other) + 1), len(other) + 1))
+        else:
+            fits = {place for place in places if other[place : place + 1] in {sign, "*"}}
+            places = _behind_stars(other, {place + (other[place] != "*") for place in fits})
+    return len(other) in places
+
+
+def _behind_stars(pattern: str, places: set[int]) -> set[int]:
+    """Add the places behind each run of stars, which may stand for nothing."""
+    behind = {place + len(pattern[place:]) - len(pattern[place:].lstrip("*")) for place in places}
+    return places | behind
 
 
 class Tools:
-    """The tools of a process, with the values of their settings. `troubles`: why others cannot be used."""
+    """Hold the tools of a process, with the values of their settings; `troubles`: what is wrong with some."""
 
     def __init__(self, tools: Iterable[Tool], troubles: Mapping[str, str]) -> None:
         self.by_name = {tool.name: tool for tool in tools}
         self.troubles = dict(troubles)
 
     @classmethod
-    def of(cls, settings: Settings, installed: Found | None = None) -> Self:
-        """As they are installed and set. One whose setting adds what is another's cannot be used."""
+    def of(cls, settings: Settings, installed: Installed | None = None) -> Self:
+        """Bind the installed tools to the settings. No tool may add another's models by its setting."""
         tools, troubles = installed or found()
         bound = {name: tool.bound(settings) for name, tool in tools.items()}
         more = {
@@ -215,7 +213,7 @@ class Tools:
         return iter(self.by_name.values())
 
     def named(self, name: str) -> Tool:
-        """The tool of this name. Raises GenctlError: exit 3 when it cannot be used, 2 when there is none."""
+        """Return the tool of this name. Raises GenctlError: exit 3, we cannot use it; 2, there is none."""
         if tool := self.by_name.get(name):
             return tool
         if why := self.troubles.get(name):
@@ -231,20 +229,20 @@ class Tools:
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
 
     def check_named(self, name: str) -> None:
-        """Raises GenctlError (exit 2) for the name of no tool; one that cannot be used has a name too."""
+        """Raise GenctlError (exit 2) when no tool has this name; a tool that we cannot use has one."""
         if name not in self.troubles:
             self.named(name)
 
     def about(self, name: str) -> Tool:
-        """The tool of this name, or what is left of one that is not there: its name, and no models."""
+        """Return the tool of this name; for one that is not installed, a tool with its name and no models."""
         return self.by_name.get(name) or absent(name)
 
     def serving(self, model: str | None) -> Tool | None:
-        """The tool that a session of this model belongs to."""
+        """Return the tool that a session of this model belongs to."""
         return next((tool for tool in self if tool.serves(model)), None)
 
     def ordered(self, model: str) -> Tool:
-        """The same for an order. Raises GenctlError (exit 2) when no tool serves it."""
+        """Return it for an order. Raises GenctlError (exit 2) when no tool serves the model."""
         if tool := self.serving(model):
             return tool
         known = ", ".join(pattern for tool in self for pattern in tool.models)
@@ -253,17 +251,17 @@ class Tools:
         )
 
     def tells(self, tool: Tool, model: str | None) -> bool:
-        """Whether a tool's users are told of a session; those of one that is gone, of what nobody serves."""
+        """Tell whether a tool's users hear of a session; one that is gone has those that nobody serves."""
         return tool.serves(model) if tool.models else self.serving(model) is None
 
     @property
     def providers(self) -> dict[str, Provider]:
-        """Those that the tools call, then those of which something is known, by name."""
-        return {tool.provider.name: tool.provider for tool in self} | OTHERS
+        """Return the providers that the tools call, then the others that we know, by name."""
+        return {tool.provider.name: tool.provider for tool in self} | others()
 
 
 def absent(name: str) -> Tool:
-    """A tool that is not installed: what is about it by name goes on, and nothing is carried out."""
+    """Stand in for a tool that is not installed: it has a name, and carries out nothing."""
 
     def nothing(*_: object) -> Request:
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", "install its package")

@@ -1,4 +1,4 @@
-"""Seedream on Ark (BytePlus ModelArk, Volcengine): all that is particular to this tool."""
+"""The tool Seedream on Ark (BytePlus ModelArk, Volcengine), all of it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from genctl.base.settings import row
 from genctl.domain.envelopes import MILLISECONDS_ID, Envelope
 from genctl.domain.model import Category, Session
 from genctl.domain.providers import Provider
-from genctl.domain.rules import REFERENCE, Rule
+from genctl.domain.rules import Rule
 from genctl.tools import Params, Request, Said, Tool
 
 BYTEPLUS = "https://ark.ap-southeast.bytepluses.com/api/v3"
@@ -30,7 +30,7 @@ SETTINGS = (
 )
 
 ENVELOPE = Envelope(
-    code=("error.code", "ResponseMetadata.Error.Code", "data.*.error.code"),  # error.type is a mess
+    code=("error.code", "ResponseMetadata.Error.Code", "data.*.error.code"),  # error.type is not reliable
     message=("error.message", "ResponseMetadata.Error.Message", "data.*.error.message"),
     request_id=("ResponseMetadata.RequestId", "request_id"),
     id_shape=MILLISECONDS_ID,
@@ -40,9 +40,11 @@ ENVELOPE = Envelope(
 
 _POLICY, _REQUEST = Category.CONTENT_POLICY, Category.INVALID_REQUEST
 _AUTH, _QUOTA, _RATE = Category.AUTH, Category.QUOTA, Category.RATE_LIMIT
-_SERVER, _NETWORK = Category.SERVER, Category.NETWORK
+_SERVER, _NETWORK, _CONFIG = Category.SERVER, Category.NETWORK, Category.CONFIG
 
-# The first row that matches counts.
+_MODEL, _IMAGE_FIELD = ("model",), ("image",)
+
+# The first rule that matches counts.
 RULES = (
     Rule(status=400, codes=("*SensitiveContentDetected", "*RiskDetection"), category=_POLICY,
          note="prompt, reference or result was refused; the tail says why"),
@@ -50,20 +52,25 @@ RULES = (
          note="the checker itself failed"),
     Rule(status=400, codes=("InvalidParameter",), category=_NETWORK, advice="retry",
          says=r"(?i)timed? ?out (?:while|when) (?:download|fetch)",
-         sentence=REFERENCE,
-         note="the reference image was too slow"),
+         sentence="The reference image could not be fetched in time. Please check its address.",
+         names=_IMAGE_FIELD, note="the reference image was too slow"),
+    Rule(status=400, codes=("InvalidImageURL",), category=_REQUEST, names=_IMAGE_FIELD),
     Rule(status=400, codes=("InvalidParameter", "MissingParameter", "InvalidArgumentError",
-                            "InvalidImageURL", "OutofContextError"), category=_REQUEST),
-    Rule(status=400, codes=("InvalidEndpoint",), category=_REQUEST, note="`.ClosedEndpoint`: it is off"),
-    Rule(status=400, codes=("InvalidSubscription",), category=_QUOTA, note="plan missing or expired"),
-    Rule(status=401, codes=("AuthenticationError", "InvalidAccountStatus"), category=_AUTH),
+                            "OutofContextError"), category=_REQUEST),
+    Rule(status=400, codes=("InvalidEndpoint",), category=_CONFIG, names=_MODEL,
+         note="`.ClosedEndpoint`: it is off"),
+    Rule(status=400, codes=("InvalidSubscription",), category=_QUOTA, certain=True,
+         note="plan missing or expired"),
+    Rule(status=401, codes=("AuthenticationError", "InvalidAccountStatus"), category=_AUTH, certain=True),
     Rule(status=403, codes=("AccessDenied", "OperationDenied.PermissionDenied",
                             "OperationDenied.ServiceNotOpen"), category=_AUTH),
-    Rule(status=403, codes=("AccountOverdueError", "OperationDenied.ServiceOverdue"), category=_QUOTA),
+    Rule(status=403, codes=("AccountOverdueError", "OperationDenied.ServiceOverdue"), category=_QUOTA,
+         certain=True),
     Rule(status=403, codes=("OperationDenied",), category=_REQUEST),
     Rule(status=404, codes=("ModelNotOpen", "InvalidEndpointOrModel.ModelIDAccessDisabled"),
-         category=_AUTH),
-    Rule(status=404, codes=("InvalidEndpointOrModel", "NotFound", "UnsupportedModel"), category=_REQUEST),
+         category=_AUTH, names=_MODEL),
+    Rule(status=404, codes=("InvalidEndpointOrModel", "NotFound", "UnsupportedModel"), category=_CONFIG,
+         names=_MODEL),
     Rule(status=409, codes=("Conflict", "ResourceConflict"), category=_SERVER, advice="retry"),
     Rule(status=413, codes=("RequestBodyTooLarge", "RequestTooLarge"), category=_REQUEST),
     Rule(status=424, codes=("UpstreamUnavailable",), category=_SERVER, advice="retry"),
@@ -71,7 +78,7 @@ RULES = (
          category=_RATE, note="`ModelAccountIpm…`, images a minute, is the usual one"),
     Rule(status=429, codes=("ServerOverloaded",), category=_SERVER,
          note="sudden growth, or an endpoint long idle"),
-    Rule(status=429, codes=("SetLimitExceeded",), category=_QUOTA, advice="fatal",
+    Rule(status=429, codes=("SetLimitExceeded",), category=_QUOTA, advice="fatal", names=_MODEL,
          note="the spending guard of the account paused the model"),
     Rule(status=429, codes=("QuotaExceeded",), says=r"(?i)free trial", category=_QUOTA, advice="fatal",
          note="free trial used up"),
@@ -83,13 +90,13 @@ RULES = (
 
 
 class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the prompt is rewritten before it is drawn."""
+    """Choose how the provider rewrites the prompt before it draws."""
 
     mode: Literal["standard", "fast"] = "standard"
 
 
 class Seedream(Params, frozen=True):
-    """What may be ordered; which model takes what is in MODELS."""
+    """Hold what an order may have; MODELS says which model takes what."""
 
     size: str | None = None
     image: str | Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
@@ -100,24 +107,24 @@ class Seedream(Params, frozen=True):
     output_format: Literal["png", "jpeg"] | None = None
 
 
-class Model(NamedTuple):
-    """What a model takes; `pixels` bound WIDTHxHEIGHT."""
+class ModelLimits(NamedTuple):
+    """Say what a model takes; `pixels` bound WIDTHxHEIGHT."""
 
     sizes: tuple[str, ...]
     pixels: tuple[int, int]
     images: int = 14
     fast: bool = False
-    formats: bool = False  # else it is JPEG, and there is no choice
+    formats: bool = False  # else it makes JPEG only
 
 
-# By what stands in a name; the first that does counts. What names an endpoint (ep-…) may be any model.
-MODELS: dict[str, Model] = {
-    "seedream-4-0-": Model(("1K", "2K", "4K"), (921_600, 16_777_216), fast=True),
-    "seedream-4-5-": Model(("2K", "4K"), (3_686_400, 16_777_216)),
-    "seedream-5-0-pro-": Model(
+# By a part of the model's name; the first part that fits counts. An endpoint (ep-…) may be any model.
+MODELS: dict[str, ModelLimits] = {
+    "seedream-4-0-": ModelLimits(("1K", "2K", "4K"), (921_600, 16_777_216), fast=True),
+    "seedream-4-5-": ModelLimits(("2K", "4K"), (3_686_400, 16_777_216)),
+    "seedream-5-0-pro-": ModelLimits(
         ("1K", "1.5K", "2K"), (921_600, 4_624_220), images=10, fast=True, formats=True
     ),
-    "seedream-5-0-": Model(("2K", "3K", "4K"), (3_686_400, 16_777_216), formats=True),
+    "seedream-5-0-": ModelLimits(("2K", "3K", "4K"), (3_686_400, 16_777_216), formats=True),
 }
 MOST_RATIO = 16
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})", re.ASCII)
@@ -125,7 +132,7 @@ _IMAGE = re.compile(r"https?://[!-~]{1,8000}|data:image/[a-z+.-]{1,20};base64,[A
 
 
 def refusal(name: str, params: Seedream) -> str | None:
-    """Why the model would refuse these, in a sentence; None: it takes them."""
+    """Say in a sentence why the model would refuse these; None: it takes them."""
     model = next((model for part, model in MODELS.items() if part in name), None)
     images = [params.image] if isinstance(params.image, str) else params.image or []
     if any(not _IMAGE.fullmatch(image) for image in images):
@@ -135,7 +142,7 @@ def refusal(name: str, params: Seedream) -> str | None:
     )
 
 
-def _complaints(name: str, params: Seedream, model: Model | None, images: int) -> Iterator[str]:
+def _complaints(name: str, params: Seedream, model: ModelLimits | None, images: int) -> Iterator[str]:
     if model is None:
         return
     if images > model.images:
@@ -149,7 +156,7 @@ def _complaints(name: str, params: Seedream, model: Model | None, images: int) -
         yield f"{name} knows no fast mode of optimize_prompt_options"
 
 
-def _size_refusal(name: str, size: str | None, model: Model | None) -> str | None:
+def _size_refusal(name: str, size: str | None, model: ModelLimits | None) -> str | None:
     if size is None:
         return None
     sizes = model.sizes if model else ("1K", "1.5K", "2K", "3K", "4K")
@@ -167,8 +174,9 @@ def _size_refusal(name: str, size: str | None, model: Model | None) -> str | Non
 
 
 def request(session: Session, said: Said) -> Request:
-    """The call that makes a session's image, from its row. It names session, run and attempt, so that a
-    billed call can be claimed back.
+    """Make the call for a session's image from its row.
+
+    The call names session, run and attempt, so that we can claim back a billed one.
     """
     params = session.params if isinstance(session.params, dict) else {}
     known = {name: params[name] for name in Seedream.__struct_fields__ if params.get(name) is not None}
@@ -177,10 +185,10 @@ def request(session: Session, said: Said) -> Request:
         "prompt": session.prompt,
         "size": DEFAULT_SIZE,
         "response_format": "url",
-        "watermark": False,  # the provider's default is on
+        "watermark": False,  # the provider's own default is on
     } | known
     if body.get("output_format") == "jpeg" and not _has_formats(session.model or ""):
-        del body["output_format"]  # which it makes anyway, and knows no such field
+        del body["output_format"]  # this model makes JPEG anyway, and knows no such field
     return _post(body, said, {"X-Client-Request-Id": f"{session.id}-{session.run}-{session.attempts}"})
 
 
@@ -189,7 +197,7 @@ def _has_formats(name: str) -> bool:
 
 
 def knock(said: Said) -> Request:
-    """A call that asks for nothing: whoever refuses it for that has taken the key."""
+    """Make a call that asks for nothing: a provider that refuses it for that has taken the key."""
     return _post({}, said, {})
 
 

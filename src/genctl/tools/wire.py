@@ -1,8 +1,9 @@
-"""The HTTP client of all tools: one call, the answer or why there is none.
+"""The HTTP client of all tools: it makes one call, and returns the answer or why there is none.
 
-Never tried again here: providers have no idempotency key, and a hidden retry would be a billed image.
+It never tries again: providers have no idempotency key, and a hidden retry would be a billed image.
 """
 
+import io
 import zlib
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from genctl.tools import Request, Tool
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**20
-NOT_MADE = "RequestNotMade"  # what a tool's own file fails at
+NOT_MADE = "RequestNotMade"  # the tool's own file failed to make the call
 
 HEADERS = {
     "Content-Type": "application/json",
@@ -27,7 +28,7 @@ HEADERS = {
     "User-Agent": f"genctl/{__version__}",
 }
 
-# What a failed call is called; the first row that fits counts.
+# The code of a failed call: that of the first class that fits.
 CODES: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ConnectionTimeoutError, "ConnectTimeout"),
     (TimeoutError, "Timeout"),
@@ -42,14 +43,14 @@ log = structlog.stdlib.get_logger()
 
 
 class Wire:
-    """One HTTP session to a tool's provider; an async context manager."""
+    """Hold one HTTP session to a tool's provider; an async context manager."""
 
     def __init__(self, tool: Tool, *, longest_s: float) -> None:
-        """`longest_s`: of a legal call. Raises GenctlError (exit 3) as Tool.check_ready() does."""
+        """Open it; a call may last `longest_s`. Raises GenctlError as Tool.check_ready() does."""
         tool.check_ready()
         self.tool = tool
         self._longest_s = longest_s
-        # connecting is no part of the call: the provider has all of its time to answer in
+        # the time to connect comes on top, so that the provider has all of its own
         self._timeout = aiohttp.ClientTimeout(
             total=CONNECT_TIMEOUT_S + longest_s, connect=CONNECT_TIMEOUT_S, sock_read=longest_s
         )
@@ -64,28 +65,27 @@ class Wire:
         await self._http.close()
 
     async def generate(self, session: Session, on_send: Callable[[], None]) -> Answer | NoAnswer:
-        """Make the session's image; what comes back is cut to 1 MiB.
+        """Make the session's image; at most 1 MiB of the answer comes back.
 
-        `on_send` is called once, right before the request's bytes leave; when it raises, none do,
-        and its exception passes through. Nothing else is raised.
+        Calls `on_send` once, right before the request's bytes leave. When it raises, no byte leaves and
+        its exception passes through; no other exception does.
         """
         return await self._post(lambda: self.tool.request(session, self.tool.said), _Sending(on_send))
 
     async def knock(self) -> Answer | NoAnswer:
-        """Ask for nothing, so that nothing can be billed: whoever refuses the request has taken the key."""
+        """Ask for nothing, so that nobody bills it: a provider that refuses it has taken the key."""
         return await self._post(lambda: self.tool.knock(self.tool.said), _Sending(lambda: None))
 
     async def _post(self, make: Callable[[], Request], sending: "_Sending") -> Answer | NoAnswer:
         try:
-            request = make()
-            request.check()
-        except Exception as bug:  # somebody else's file: no reason to lose the run, which is told why
+            request = _sendable(make())
+        except Exception as bug:  # somebody else's file: the run goes on and learns why
             log.exception("tool.bug", tool=self.tool.name)
             return NoAnswer(NOT_MADE, f"{type(bug).__name__}: {bug}", sent=False)
         try:
             async with self._http.post(
                 request.url,
-                data=http.payload(request.body),
+                data=io.BytesIO(request.body),
                 headers={**HEADERS, **request.headers},
                 timeout=self._timeout,
                 allow_redirects=False,
@@ -102,8 +102,18 @@ class Wire:
         return Answer(response.status, said, inflated(said, answer))
 
 
+def _sendable(request: Request) -> Request:
+    """Return the request. Raises TypeError when a tool's file has put together what cannot be sent."""
+    texts = (request.url, *request.headers, *request.headers.values())
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"a Request's URL and headers are texts, not {request.url!r}, {[*request.headers]}")
+    if not isinstance(request.body, bytes):
+        raise TypeError(f"a Request's body is bytes, not {type(request.body).__name__}")
+    return request
+
+
 class _Sending:
-    """Whether the request is out; `refused` is what `on_send` raised."""
+    """Know whether the request is out; `refused` is what `on_send` raised."""
 
     def __init__(self, on_send: Callable[[], None]) -> None:
         self.on_send = on_send
@@ -112,7 +122,7 @@ class _Sending:
 
 
 async def _leaving(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    """aiohttp's last word before it writes."""
+    """Hear from aiohttp right before it writes."""
     sending: _Sending = context.trace_request_ctx
     try:
         sending.on_send()
@@ -123,7 +133,7 @@ async def _leaving(_: aiohttp.ClientSession, context: SimpleNamespace, __: objec
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body as far as it comes: the status has told the most, and a cut body tells that it is cut."""
+    """Read the body as far as it comes; the status alone says most, and a cut body shows that it is cut."""
     body = bytearray()
     try:
         while len(body) < MAX_BODY_BYTES and (part := await response.content.readany()):
@@ -136,9 +146,9 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def inflated(headers: Mapping[str, str], body: bytes) -> bytes:
-    """As much of a compressed body as is sound, up to the cap; the body as it came when nothing is.
+    """Unpack the sound beginning of a compressed body, up to the cap; without any, return the body itself.
 
-    `headers` are those of the answer, named in lower case.
+    `headers` are the answer's, with names in lower case.
     """
     if headers.get("content-encoding", "").lower() not in {"gzip", "deflate"}:
         return body

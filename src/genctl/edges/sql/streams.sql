@@ -45,3 +45,28 @@ forgotten as (
 insert into spent_tickets (id, expires_at) values (%(ticket)s, to_timestamp(%(expires_at)s))
 on conflict do nothing
 returning id
+
+-- name: revoke_token
+-- Revokes one token until it runs out. Forgets those that have run out.
+with old as (
+  select id from revoked_tokens where expires_at < now() - interval '1 hour' for update skip locked
+),
+forgotten as (
+  delete from revoked_tokens where id in (select id from old)
+)
+insert into revoked_tokens (token_id, expires_at)
+values (%(token)s, case when %(expires_at)s::float8 < 253370764800 then to_timestamp(%(expires_at)s::float8)
+  else 'infinity' end)
+on conflict (token_id) do update set revoked_at = revoked_tokens.revoked_at
+returning token_id, revoked_at
+
+-- name: revoke_tokens_of
+-- Revokes all tokens and tickets that a user has by now.
+insert into revoked_tokens (user_id, expires_at) values (%(user)s, 'infinity')
+on conflict (user_id) do update set revoked_at = now()
+returning user_id, revoked_at
+
+-- name: revocations
+-- What was revoked since a moment, and the time; a row without either where nothing was.
+select r.token_id, r.user_id, r.revoked_at, r.expires_at, now() as read_at
+from (select) as one left join revoked_tokens r on r.revoked_at >= %(since)s and r.expires_at > now()

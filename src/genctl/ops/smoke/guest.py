@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Database, Step
+from genctl.edges.db import Database, Statement
 
 CREDITS = 100  # more than a job of any tool costs
 TAKE_BACK_WITHIN_S = 5.0
@@ -37,7 +37,7 @@ async def guest(db: Database, note: Callable[[str], None]) -> AsyncIterator[str]
             note(f"left behind: user {user}, whose {CREDITS} credits could not be taken back: {error}")
 
 
-def _movement(user: str, credits: int, reason: str, *, has_ledger: bool) -> list[Step]:
+def _movement(user: str, credits: int, reason: str, *, has_ledger: bool) -> list[Statement]:
     who = {"user": user}
     book = [("smoke_book", who | {"credits": credits, "reason": reason})] if has_ledger else []
     return [

@@ -155,8 +155,8 @@ class Stack:
         self.say(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
 
     def _addresses(self, undo: AsyncExitStack) -> dict[str, str]:
-        """Ports of the last run where they can be had again. The key of tokens is new, unless one is set:
-        somebody may have listened there meanwhile, and got one.
+        """Bind the ports of the last run where they can be had again. The key of tokens is a new one, as somebody
+        may have listened there meanwhile and got a token.
         """
         from genctl.tools.found import found  # noqa: PLC0415 - see resend()
 
@@ -256,7 +256,7 @@ def answers(port: int, path: str, status: int) -> bool:
 
 
 def listener(port: int | None) -> socket.socket:
-    """A socket on our own host that listens on the wanted port, or on another where that is taken."""
+    """Listen on the wanted port of our own host, or on another where that is taken."""
     for wanted in (port or 0, 0):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.domain.pace import SLACK_S, Pace
+from genctl.services.turns import SLACK_S, Pace
 
 
 @given(

@@ -1,0 +1,299 @@
+"""Connections to our HTTP servers: a deadline for everything that a peer may let us wait for, and limits.
+
+Who holds a connection and says nothing costs a file. When files run short, or one address has too many, the
+connection that has kept us waiting longest is cut, so that health checks and new requests always get in.
+Streams of signed-in users are kept, and so is a request that is being answered.
+"""
+
+import asyncio
+import resource
+import socket
+import time
+from collections import Counter
+from contextlib import suppress
+from enum import Enum, auto
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any, NamedTuple, Self
+
+import h11
+import structlog
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from genctl.domain.model import GenctlError
+from genctl.services.metrics import Metrics
+from genctl.services.site import Front
+
+LARGEST_HEAD_BYTES = 32 * 1024
+MOST_HEADERS = 100
+IDLE_S = 75.0  # longer than a proxy keeps its own, or its next request meets our end
+CLOSE_S = 5.0  # for a reader that takes nothing of its last answer
+DEAD_PEER_MS = 45_000
+LOOK_S = 1.0
+RESERVED_FILES = 96  # database, queue, files of the page, logs, and connections that are being cut
+MOST = 65_536
+
+log = structlog.stdlib.get_logger()
+
+
+class Limits(NamedTuple):
+    """Says how many connections there may be in all, waiting ones of one address, and kept streams."""
+
+    total: int
+    of_address: int
+    kept: int
+
+    @classmethod
+    def of(cls, per_address: int, files: int | None = None) -> Self:
+        """Derive them from the number of files that the process may open."""
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if files is None else files
+        if not 0 <= files <= MOST:  # also RLIM_INFINITY
+            files = MOST
+        total = max(files // 4, files - RESERVED_FILES)
+        return cls(total, min(per_address, max(1, total // 2)), total - max(1, total // 8))
+
+
+class Waiting(Enum):
+    """Names what a peer lets us wait for."""
+
+    HEAD = auto()  # from the first moment, or byte, to its end; TLS that comes here by mistake is none
+    BODY = auto()
+    REQUEST = auto()  # the next one
+    READER = auto()  # that takes what we write
+
+
+WITHIN_S = {
+    Waiting.HEAD: 10.0,
+    Waiting.BODY: 30.0,
+    Waiting.REQUEST: IDLE_S + 1,  # uvicorn's own timer comes first
+    Waiting.READER: 11.0,  # a stream's own comes first
+}
+
+
+class Connections:
+    """Holds all connections of a server, those that wait in the order in which they began to."""
+
+    def __init__(self, limits: Limits, front: Front, metrics: Metrics | None = None) -> None:
+        self.limits = limits
+        self.front = front
+        self.kept = 0
+        self._metrics = metrics
+        self._open: set[Connection] = set()
+        self._waiting: dict[Connection, None] = {}
+        self._of_address: Counter[str] = Counter()  # of those that wait
+        self._shed = 0  # since the last look
+        self._closing: dict[Connection, float] = {}
+
+    async def watch(self) -> None:
+        """Cut those whose time is over, for ever, and log in one line how many were cut for others."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Look once."""
+        for connection in [one for one in self._waiting if one.is_overdue(now)]:
+            connection.give_up()
+        closing = {one: self._closing.get(one, now) for one in self._open if one.transport.is_closing()}
+        for connection in [one for one, since in closing.items() if now - since > CLOSE_S]:
+            connection.abort()
+        self._closing = closing
+        if self._metrics:
+            self._metrics.connections.set(len(self._open))
+            self._metrics.shed.inc(self._shed)
+        if self._shed:
+            told = {"shed": self._shed, "open": len(self._open), "waiting": len(self._waiting)}
+            log.warning("http.connections.shed", **told, kept=self.kept, limit=self.limits.total)
+            self._shed = 0
+
+    def opened(self, connection: "Connection") -> None:
+        """Take it in. Above the limit the one that has waited longest goes: itself, where no other waits."""
+        self._open.add(connection)
+        self.wait(connection)
+        if len(self._open) > self.limits.total and self._waiting:
+            self._cut(next(iter(self._waiting)))
+
+    def wait(self, connection: "Connection") -> None:
+        """Note that its peer lets us wait. Above its address's limit the one that has waited longest goes."""
+        self.go_on(connection)
+        self._waiting[connection] = None
+        address = connection.address
+        if address is None:
+            return
+        self._of_address[address] += 1
+        if self._of_address[address] > self.limits.of_address:
+            self._cut(next(one for one in self._waiting if one.address == address))
+
+    def go_on(self, connection: "Connection") -> None:
+        """Note that we do not wait for its peer any more."""
+        if connection not in self._waiting:
+            return
+        del self._waiting[connection]
+        if connection.address is not None:
+            self._of_address[connection.address] -= 1
+            if not self._of_address[connection.address]:
+                del self._of_address[connection.address]
+
+    def closed(self, connection: "Connection") -> None:
+        """Forget it."""
+        self.go_on(connection)
+        self._open.discard(connection)
+
+    def _cut(self, connection: "Connection") -> None:
+        self._shed += 1
+        self.closed(connection)
+        connection.abort()
+
+
+class _Conversation(h11.Connection):
+    """Refuses, before anybody works on it, a request that is expensive to read."""
+
+    refusal = (400, "Bad Request", "the request cannot be read")
+
+    def next_event(self) -> Any:
+        """Read as h11 does. Raises RemoteProtocolError for a body in chunks and for too many headers."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            if len(event.headers) > MOST_HEADERS:
+                self.refusal = (431, "Request Header Fields Too Large", f"more than {MOST_HEADERS} headers")
+                raise h11.RemoteProtocolError(self.refusal[2])
+            if any(name == b"transfer-encoding" for name, _ in event.headers):
+                self.refusal = (411, "Length Required", "a body needs a Content-Length")
+                raise h11.RemoteProtocolError(self.refusal[2])
+        return event
+
+
+class Connection(H11Protocol):
+    """Carries one connection, tells the application of itself, and knows what we wait for."""
+
+    def __init__(self, *args: Any, connections: Connections, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.conn: _Conversation = _Conversation(h11.SERVER, LARGEST_HEAD_BYTES)
+        self.address: str | None = None  # who keeps us waiting; None for a proxy, which has many behind it
+        self._all = connections
+        self._waits_for: Waiting | None = None
+        self._since = 0.0
+        self._is_kept = False
+        self._is_proxy = False
+
+    def keep(self) -> None:
+        """Keep it until release(), whoever else comes. Raises GenctlError (exit 3): too many are kept."""
+        if self._all.kept >= self._all.limits.kept:
+            raise GenctlError("Full", f"{self._all.kept} streams are open in this process")
+        self._all.kept += 1
+        self._is_kept = True
+        self._turn()
+
+    def release(self) -> None:
+        """End what keep() began."""
+        self._all.kept -= 1
+        self._is_kept = False
+        self._turn()
+
+    def abort(self) -> None:
+        """Cut it: closing would wait for a reader that does not read."""
+        self.transport.abort()
+
+    def is_overdue(self, now: float) -> bool:
+        """Tell whether its peer has let us wait for too long."""
+        return self._waits_for is not None and now - self._since > WITHIN_S[self._waits_for]
+
+    def give_up(self) -> None:
+        """End it; who has begun a request is told why."""
+        match self._waits_for:
+            case Waiting.READER:
+                self.abort()
+            case Waiting.BODY if not self.cycle.response_started:
+                self.send_refusal(408, "Request Timeout", "the body did not come in time")
+            case Waiting.HEAD if self.conn.trailing_data[0]:
+                self.send_refusal(408, "Request Timeout", "the request did not come in time")
+            case _:
+                self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (of uvicorn)
+        """Refuse what uvicorn could not read."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # an answer is on its way, which no other may follow
+        else:
+            self.send_refusal(*self.conn.refusal)
+
+    def send_refusal(self, status: int, phrase: str, message: str) -> None:
+        """Write the answer past h11, which may be in no state for one, and close."""
+        body = f'{{"error":{{"code":"HTTP{status}","message":"{message}","fix":""}}}}'
+        head = (
+            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        )
+        self.transport.write(f"{head}Connection: close\r\n\r\n{body}".encode())
+        self.transport.close()
+
+    # -- what happens on it -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "connection": self}
+        if self.client:
+            self._is_proxy = self._all.front.trusts(self.client[0])
+            self.address = None if self._is_proxy else _whose(self.client[0])
+        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux
+            with suppress(OSError):  # a Unix socket has none
+                transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, DEAD_PEER_MS)
+        self._waits_for, self._since = Waiting.HEAD, time.monotonic()
+        self._all.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.closed(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._turn()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._turn(begins=True)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._turn()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._turn()
+
+    def _turn(self, *, begins: bool = False) -> None:
+        """Note what we wait for from here on; `begins` when an answer is over and all begins anew."""
+        waits_for = self._next()
+        if begins and waits_for is Waiting.HEAD:
+            waits_for = Waiting.REQUEST
+        if waits_for is self._waits_for and not begins:
+            return
+        self._all.go_on(self)
+        self._waits_for, self._since = waits_for, time.monotonic()
+        if self._is_proxy:
+            has_head = waits_for is Waiting.BODY
+            self.address = _whose(self._all.front.client(dict(self.scope))) if has_head else None
+        if waits_for is not None:
+            self._all.wait(self)
+
+    def _next(self) -> Waiting | None:
+        if self._is_kept or self.transport.is_closing():
+            return None
+        if self.flow.write_paused:
+            return Waiting.READER
+        match self.conn.their_state:
+            case h11.IDLE:
+                return Waiting.HEAD
+            case h11.SEND_BODY:
+                return Waiting.BODY
+        return None
+
+
+def _whose(address: str | None) -> str | None:
+    """Return the address; of IPv6 the network of 64 bits, all of which one household may have."""
+    try:
+        one = ip_address(address or "")
+    except ValueError:
+        return address
+    if isinstance(one, IPv6Address):
+        return str(one.ipv4_mapped or ip_network((one, 64), strict=False))
+    return str(one)

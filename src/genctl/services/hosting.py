@@ -1,0 +1,56 @@
+"""uvicorn as all our HTTP servers run it: quiet, without signals, and with our own connections."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from genctl.services.connections import IDLE_S, Connection, Connections
+from genctl.services.listening import BACKLOG
+
+ACCEPT_AT_ONCE = 8  # before those that are too many are cut: each of them takes a file until then
+END_WITHIN_S = 0.4
+
+
+class HttpServer(uvicorn.Server):
+    """Serves an application on a socket. Signals are the CLI's business."""
+
+    def __init__(self, app: ASGIApp, connections: Connections) -> None:
+        protocol = partial(Connection, connections=connections)
+        more: dict[str, Any] = {"http": protocol, "loop": "asyncio", "ws": "none", "lifespan": "off"}
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,  # it would write sign-in tickets down
+                server_header=False,
+                proxy_headers=False,  # the front reads them, from those whom the setting names
+                backlog=ACCEPT_AT_ONCE,
+                timeout_keep_alive=int(IDLE_S),
+                **more,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the kernel hold many that wait to be accepted, of which asyncio takes few at once."""
+        await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)
+
+    async def end(self, serving: "asyncio.Task[None]") -> None:
+        """Let answers that are on their way come to their end, for a moment, and then end `serving`."""
+        self.should_exit = True
+        done, _ = await asyncio.wait([serving], timeout=END_WITHIN_S)
+        if not done:
+            self.force_exit = True
+            serving.cancel()
+            await asyncio.wait([serving], timeout=END_WITHIN_S)

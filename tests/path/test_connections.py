@@ -1,0 +1,228 @@
+"""What a peer may let the API wait for, and how much of it is read: the rest is over, at its time and at its size."""
+
+import asyncio
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from tests.ears import BASE, Client, served
+from tests.kit import Kit, until
+
+from genctl.base.tokens import Claims
+from genctl.domain.model import GenctlError
+from genctl.services import connections
+from genctl.services.api import _order
+from genctl.services.connections import WITHIN_S, Limits, Waiting
+from genctl.tools.seedream4 import TOOL
+
+Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+async def client(kit: Kit) -> AsyncIterator[Client]:
+    async with served(kit.settings) as client:
+        yield client
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All deadlines are over soon."""
+    monkeypatch.setattr(connections, "LOOK_S", 0.05)
+    monkeypatch.setattr(connections, "CLOSE_S", 0.2)
+    for waiting in Waiting:
+        monkeypatch.setitem(WITHIN_S, waiting, 0.3)
+
+
+@asynccontextmanager
+async def connected(url: str, said: bytes = b"", room: int | None = None) -> AsyncIterator[Pipe]:
+    """A connection on which this was said; `room` is how much it holds for us."""
+    with socket.socket() as sock:
+        if room:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        place = urlsplit(url)
+        sock.connect((place.hostname, place.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=room or 2**16)
+        writer.write(said)
+        yield reader, writer
+        writer.transport.abort()
+
+
+async def all_of(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the connection is over, by its end or by being cut."""
+    got = b""
+    async with asyncio.timeout(10):
+        try:
+            while piece := await reader.read(65_536):
+                got += piece
+        except ConnectionError:
+            pass
+    return got
+
+
+def post(url: str, *, length: int | str, body: bytes = b"", path: str = "/signin", **headers: str) -> bytes:
+    lines = {"Host": urlsplit(url).netloc, "Origin": url, "Content-Length": length} | headers
+    head = "\r\n".join(f"{name.replace('_', '-')}: {value}" for name, value in lines.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        (b"", b""),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-", b"HTTP/1.1 408 "),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"HTTP/1.1 400 "),
+        ("form", b"HTTP/1.1 408 "),
+        ("order", b"HTTP/1.1 401 "),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1", b"HTTP/1.1 200 "),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /hea", b"HTTP/1.1 200 "),
+    ],
+    ids=["silence", "half a head", "a hello of TLS", "half a form", "half an order", "half of what nobody reads", "no second request", "half a second head"],
+)  # fmt: skip
+@pytest.mark.usefixtures("short")
+async def test_a_peer_that_lets_us_wait_is_left_in_time(client: Client, said: Any, answer: bytes) -> None:
+    if said == "form":
+        said = post(client.url, length=99, body=b"t")
+    elif said == "order":
+        said = post(client.url, length=99, body=b"{", path=f"{BASE}/generations")
+    async with connected(client.url, said) as (reader, _):
+        assert (await all_of(reader)).startswith(answer)
+    assert (await client.ask("GET", "/healthz"))[0] == 200
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_peer_that_sends_a_byte_now_and_then_gains_no_time(client: Client) -> None:
+    async with connected(client.url) as (reader, writer):
+        heard = asyncio.create_task(all_of(reader))
+        for byte in b"GET / HTTP/1.1\r\nHost: example.com\r\nX-Long: " + b"x" * 1000:
+            writer.write(bytes([byte]))
+            await asyncio.wait([heard], timeout=0.05)
+            if heard.done():
+                break
+        assert (await heard).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client) -> None:
+    """Also of answers that are no streams, and of the last one, with which the connection is closed."""
+    for close in ("", "Connection: close\r\n"):
+        asked = f"GET /page/style.css HTTP/1.1\r\nHost: x\r\n{close}\r\n".encode() * 400
+        async with connected(client.url, asked, room=4096):
+
+            async def cut() -> bool:
+                return "genctl_http_connections 1.0" in (await client.ask("GET", "/metrics"))[1]
+
+            await until(cut)
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_stream_has_no_deadline_but_its_own(client: Client) -> None:
+    async with client.stream() as ear:
+        await ear.ready()
+        for _ in range(3):
+            async with connected(client.url) as (reader, _):
+                await all_of(reader)
+        assert ear.task and not ear.task.done()
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ({"length": 2**20}, 413),
+        ({"length": 9_000}, 413),
+        ({"length": 10**19}, 413),
+        ({"length": 99, "Content_Type": "application/json"}, 415),
+        ({"length": 99, "Origin": "https://evil.example"}, 403),
+        ({"length": 99, "path": "/signout", "Origin": "https://evil.example"}, 403),
+        ({"length": 2**20, "path": f"{BASE}/generations"}, 401),
+        ({"length": 2**21, "path": f"{BASE}/generations", "Authorization": "Bearer {token}"}, 413),
+        ({"length": "5\r\nTransfer-Encoding: chunked"}, 411),
+        ({"length": 5, "X_A": "b\r\na: b" * 200}, 431),
+    ],
+)
+async def test_what_is_not_wanted_is_refused_before_its_body_is_read(
+    client: Client, said: dict[str, Any], status: int
+) -> None:
+    said = {name: str(value).replace("{token}", client.token) if isinstance(value, str) else value for name, value in said.items()}  # fmt: skip
+    async with connected(client.url, post(client.url, **said)) as (reader, _):
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).split()[1] == str(status).encode()
+
+
+async def test_a_body_in_chunks_is_refused_with_its_head(client: Client) -> None:
+    """To read a megabyte of it in pieces of one byte keeps the loop for seconds, whoever sends it."""
+    said = b"POST /signin HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 9
+    async with connected(client.url, said) as (reader, _):
+        assert (await all_of(reader)).startswith(b"HTTP/1.1 411 ")
+
+
+@pytest.mark.parametrize("where", ["body", "query"])
+async def test_a_form_has_few_fields(client: Client, where: str) -> None:
+    """A megabyte of them kept the loop for half a second, before any check."""
+    many = "a=1&" * 2_000
+    sent: dict[str, Any] = {"data": many} if where == "body" else {}
+    headers = {"Origin": client.url, "Content-Type": "application/x-www-form-urlencoded"}
+    path = "/signin" + (f"?{many}" if where == "query" else "")
+    status, said = await client.ask("POST", path, headers=headers, **sent)
+    assert (status, said["error"]["code"]) == (422, "TooManyFields")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt":"x","a":[' + b"1e308," * 140_000 + b"1]}",
+        b'{"' + b"s" * 900_000 + b'":1,"prompt":"x"}',
+        b'{"prompt":"x"' + b"".join(b',"f%d":1' % number for number in range(80_000)) + b"}",
+        b'{"prompt":"x","image":' + b"[" * 900_000,
+    ],
+    ids=["large numbers", "a long name", "many names", "deep"],
+)
+def test_no_order_keeps_the_loop_for_long(body: bytes) -> None:
+    """Of one megabyte. The first took 7 s, in which no stream of anybody was written."""
+    caller, began = Claims("ann", 4e9, None, None), time.process_time()
+    with pytest.raises(GenctlError) as caught:
+        _order(body, None, caller, TOOL)
+    assert caught.value.exit_code == 2
+    assert time.process_time() - began < 1.5
+
+
+async def test_the_connections_of_one_address_that_wait_are_limited_and_the_oldest_goes(kit: Kit) -> None:
+    async with (
+        served(kit.settings, connections_per_address=3) as client,
+        client.stream() as ear,
+        connected(client.url) as (oldest, _),
+    ):
+        await ear.ready()
+        async with connected(client.url) as (second, _), connected(client.url), connected(client.url):
+            assert await all_of(oldest) == b""
+            assert not second.at_eof()
+            assert (await client.ask("GET", "/healthz"))[0] == 200
+            assert ear.task and not ear.task.done()
+
+
+async def test_behind_a_proxy_the_limit_is_of_the_addresses_that_it_names(kit: Kit) -> None:
+    """Only of one that the setting names: anybody else could be anybody."""
+    async with served(kit.settings, connections_per_address=1, trusted_proxies=("127.0.0.1/32",)) as client:
+        said: dict[str, Any] = {"length": 99, "body": b"t"}
+        async with (
+            connected(client.url),
+            connected(client.url) as (silent, _),
+            connected(client.url, post(client.url, **said, X_Forwarded_For="9.9.9.9, 192.0.2.1")) as (one, _),
+            connected(client.url, post(client.url, **said, X_Forwarded_For="9.9.9.9, 192.0.2.2")) as (two, _),
+        ):
+            again = post(client.url, **said, X_Forwarded_For="8.8.8.8, 192.0.2.1")
+            async with connected(client.url, again):
+                assert await all_of(one) == b""
+                assert not two.at_eof() and not silent.at_eof()
+
+
+def test_the_limits_follow_from_the_files_that_may_be_open() -> None:
+    assert Limits.of(100, 256) == (160, 80, 140)
+    assert Limits.of(100, 1024) == (928, 100, 812)
+    assert Limits.of(100, 64).total == 16
+    assert Limits.of(100, resource.RLIM_INFINITY).total > 60_000
