@@ -24,7 +24,7 @@ from genctl.ops import export
 from genctl.ops import redrive as ops
 from genctl.ops.dlq import grouped, look_at, shown
 from genctl.ops.redrive import Redrive, Redriven, Wish
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
 
 
@@ -110,7 +110,7 @@ async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, c
     path = tmp_path / "x.jsonl"
     done = await export.export(kit.settings, choice, path, resume=False, progress=terminal.progress)
     assert done["exported"] == 0
-    async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
+    async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
         assert (await export.discard(over, kit.db, choice, None, lambda _: None))["discarded"] == 0
     (listed,) = (await look_at(kit.settings, Choice(), terminal.progress)).letters
     said = listed.item()

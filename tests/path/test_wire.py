@@ -16,7 +16,7 @@ from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
 from genctl.base.settings import Settings
 from genctl.domain.classify import classify
 from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer, Session, Status
-from genctl.domain.scenarios import SCENARIOS, marked
+from genctl.services.scenarios import SCENARIOS, marked
 from genctl.services.simulator import app
 from genctl.tools import Request, wire
 from genctl.tools.seedream4 import TOOL

@@ -6,6 +6,7 @@ end. Starting up and ending are tested elsewhere, with interpreters that are sta
 """
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -27,6 +29,7 @@ from typing import IO, Any, cast
 
 from tests.kit import until_sync
 
+GENCTL = (sys.executable, "-m", "genctl")
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
 
 
@@ -34,18 +37,33 @@ def spawn(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str], stderr: IO[str]
 ) -> "subprocess.Popen[bytes]":
     """Start a command with nothing to read; `python -m genctl …` is forked."""
-    if tuple(command[:3]) != (sys.executable, "-m", "genctl") or any(
-        key.startswith(BEGUN_WITH) for key in env
-    ):
+    if tuple(command[:3]) != GENCTL or any(key.startswith(BEGUN_WITH) for key in env):
         return subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
         )
-    asked = json.dumps({"argv": command[3:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
+    with Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), stdout.fileno(), stderr.fileno())
+        return cast("subprocess.Popen[bytes]", fork(command, cwd=cwd, env=env, streams=streams))
+
+
+def fork(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], streams: tuple[int, int, int]
+) -> "Forked":
+    """Fork `python -m MODULE …`, with these descriptors as its standard streams.
+
+    Where stdin is a terminal, the process gets a session of its own with that terminal: Ctrl-C reaches it.
+    """
+    asked = json.dumps({"argv": command[2:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
     conn = socket.socket(socket.AF_UNIX)
     conn.connect(_server())
-    sent = socket.send_fds(conn, [asked], [stdout.fileno(), stderr.fileno()])
+    sent = socket.send_fds(conn, [asked], streams)
     conn.sendall(asked[sent:])
-    return cast("subprocess.Popen[bytes]", Forked(conn, [*command]))
+    return Forked(conn, [*command])
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    """This environment without what an interpreter reads when it starts: forks have started already."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(BEGUN_WITH)} | more
 
 
 class Forked:
@@ -93,6 +111,7 @@ def _server() -> str:
     address = str(Path(tempfile.mkdtemp()) / "forks")
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.process.forks", address],
+        cwd=Path(__file__).parents[2],
         env={"PATH": os.environ["PATH"]},
         stdin=subprocess.PIPE,
     )
@@ -104,8 +123,8 @@ def _server() -> str:
 # --- the server ------------------------------------------------------------------------------
 
 
-def serve(address: str) -> None:
-    """Fork for each connection. Returns in the forks alone."""
+def serve(address: str) -> str:
+    """Fork for each connection. Returns in the forks alone: the module that they run."""
     with selectors.DefaultSelector() as ready, socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address + ".new")
         listening.listen(64)
@@ -115,7 +134,7 @@ def serve(address: str) -> None:
         while True:
             for key, _ in ready.select():
                 if key.fileobj is listening:
-                    asked, out, err, conn = _asked(listening)
+                    asked, streams, conn = _asked(listening)
                     life, alive = os.pipe()
                     if not (pid := os.fork()):
                         for known in list(ready.get_map().values()):
@@ -124,9 +143,8 @@ def serve(address: str) -> None:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        _become(asked, out, err)
-                        return
-                    for fd in (alive, out, err):
+                        return _become(asked, streams)
+                    for fd in (alive, *streams):
                         os.close(fd)
                     conn.sendall(f"{pid}\n".encode())
                     ready.register(life, selectors.EVENT_READ, (pid, conn))
@@ -142,22 +160,30 @@ def serve(address: str) -> None:
                         conn.sendall(f"{status}\n".encode())
 
 
-def _asked(listening: socket.socket) -> tuple[dict[str, Any], int, int, socket.socket]:
+def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.socket]:
     conn, _ = listening.accept()
-    text, (out, err), _, _ = socket.recv_fds(conn, 65_536, 2)
+    text, streams, _, _ = socket.recv_fds(conn, 65_536, 3)
     while not text.endswith(b"\n"):
         text += conn.recv(65_536)
-    return json.loads(text), out, err, conn
+    return json.loads(text), streams, conn
 
 
-def _become(asked: dict[str, Any], out: int, err: int) -> None:
-    for mine, given in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
+def _become(asked: dict[str, Any], streams: list[int]) -> str:
+    for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when nohup runs the tests
+    if os.isatty(0):
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
-    sys.argv[1:] = asked["argv"]
+    module: str
+    module, *sys.argv[1:] = asked["argv"]
+    sys.modules.pop(module, None)  # it is not imported, it is run
+    return module
 
 
 def _leave(left: SystemExit) -> None:
@@ -181,8 +207,8 @@ if __name__ == "__main__":
             importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
-    serve(sys.argv[1])
+    asked_for = serve(sys.argv[1])
     try:
-        runpy.run_module("genctl", run_name="__main__", alter_sys=True)
+        runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
     except SystemExit as left:
         _leave(left)

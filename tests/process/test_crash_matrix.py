@@ -290,8 +290,8 @@ def until_ended(place: Place, count: int) -> None:
 
 def crash(server: Postgres) -> None:
     """As `pg_ctl restart -m immediate`: nobody is asked, and what was not committed is gone."""
-    assert server.part
-    server.part.stop_signal = signal.SIGQUIT
+    assert server.child
+    server.child.stop_signal = signal.SIGQUIT
 
     async def restart() -> None:
         await server.stop()

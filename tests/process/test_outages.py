@@ -96,9 +96,9 @@ def test_a_server_that_is_silent_for_long_costs_no_second_call(server: Postgres,
 
 @contextmanager
 def frozen(server: Postgres) -> Iterator[None]:
-    assert server.part
-    assert server.part.process
-    whole = [server.part.process.pid]
+    assert server.child
+    assert server.child.process
+    whole = [server.child.process.pid]
     for pid in whole:
         with suppress(OSError):
             whole += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())

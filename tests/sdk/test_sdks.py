@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from tests.process.place import Running
 
-from genctl.domain.scenarios import SCENARIOS, SENSITIVE_PROMPT, Scenario, marked
+from genctl.services.scenarios import SCENARIOS, Scenario, marked
 from genctl.services.simulator import PICTURE
+from genctl.tools.seedream4 import TOOL
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-sdk/bin/python"
@@ -93,7 +94,7 @@ def test_an_sdk_takes_the_simulator_for_the_provider(sdk: Sdk) -> None:
             optimize_prompt_options={"mode": "fast"},
             watermark=False,
         ),
-        call(prompt=SENSITIVE_PROMPT),
+        call(prompt=f"a crowd, {TOOL.sensitive}"),
         call(model="dall-e-3"),
         call(stream=True),
     )

@@ -1,8 +1,8 @@
-"""Logs: an event is a line on stderr, JSON for programs or text for people, made by structlog.
+"""Log by structlog: each event is a line on stderr, JSON for programs or text for people.
 
-Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event
-tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. Warnings that
-repeat themselves are throttled here, whoever writes them.
+Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event tells:
+`sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. One processor
+throttles warnings that repeat themselves, whoever writes them.
 """
 
 import logging
@@ -28,9 +28,9 @@ _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
-    """Set up the logging of this process; libraries are heard from level warning on.
+    """Set up the logging of this process; libraries log from level warning on.
 
-    At level debug an exception brings its traceback, else its name, its text and its place.
+    An exception shows its name, its text and its line of source; at level debug also its traceback.
     """
     least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -50,7 +50,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 
 
 class _Lines:
-    """A stderr that is gone or full costs the line, never the worker."""
+    """Write lines to stderr; when it is gone or full we lose the line, never the worker."""
 
     def msg(self, line: str) -> None:
         with suppress(OSError, ValueError):
@@ -91,10 +91,10 @@ class Throttle:
 
 
 class _FromLibraries(logging.Handler):
-    """Hands over what aiohttp, psycopg, asyncio and others log; `logger` says who did."""
+    """Hand over what aiohttp, psycopg, asyncio and others log; `logger` names them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
+        with suppress(LookupError, TypeError, ValueError):  # the message does not fit its arguments
             text, kind = record.getMessage(), str(record.msg).partition("\n")[0]
             told: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
             structlog.get_logger().log(record.levelno, text, **told)
@@ -112,7 +112,7 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
         if isinstance(error, BaseException):
             event["exception"] = f"{type(error).__name__}: {error}"
             if frames := traceback.extract_tb(error.__traceback__):
-                event["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
+                event["position"] = f"{frames[-1].filename}:{frames[-1].lineno}"
             if traced:
                 event["trace"] = "".join(traceback.format_exception(error))
         return event
@@ -152,7 +152,7 @@ def _as_text() -> Callable[[object, str, Event], str]:
 
 
 def _value(value: Any) -> str:
-    """As it is when one word tells it, else quoted."""
+    """Write one word as it is, anything else in quotes."""
     with suppress(ValueError, TypeError, OverflowError, RecursionError):
         value = msgspec.to_builtins(value, enc_hook=str)
     if isinstance(value, str):

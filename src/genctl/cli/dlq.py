@@ -242,7 +242,7 @@ def discard(
 
     from genctl.ops import export as ops
     from genctl.ops.dlq import opened
-    from genctl.ops.sampling import Pass
+    from genctl.ops.sampling import Survey
 
     if path and no_export:
         raise click.UsageError("--export and --no-export exclude each other")
@@ -253,7 +253,7 @@ def discard(
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
 
     async def work() -> dict[str, Any]:
-        async with opened(out.settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+        async with opened(out.settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
             found = None
             if dry_run or yes is None:
                 found = await ops.counted(over, db, choice)

@@ -96,8 +96,8 @@ def doctor(out: Output) -> int:
     """
     from genctl.ops.doctor import CHECKS, examine
 
-    with terminal.progress(len(CHECKS), "doctor") as step:
-        found = out.run(examine(out.settings, step))
+    with terminal.progress(len(CHECKS), "doctor") as advance:
+        found = out.run(examine(out.settings, advance))
     ok = not any(finding.level == "error" for finding in found)
     out.emit(
         {"ok": ok, "findings": found},

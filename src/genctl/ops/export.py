@@ -23,7 +23,7 @@ from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message
 from genctl.ops.dlq import opened
-from genctl.ops.sampling import Pass, Progress
+from genctl.ops.sampling import Progress, Survey
 from genctl.redrive import chosen
 
 
@@ -89,7 +89,7 @@ async def export(
     progress: Progress,
 ) -> dict[str, Any]:
     """Write the messages that are meant; all stay in the DLQ. Raises GenctlError."""
-    async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+    async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
         with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as step:
             while messages := await over.receive(wait_s=1):
                 file.write([message for message, _ in await chosen(messages, db, choice)])
@@ -98,7 +98,7 @@ async def export(
         return {"exported": file.written, "seen": over.seen, "approximate": approximate, "file": path}
 
 
-async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
+async def counted(over: Survey, db: Database, choice: Choice) -> dict[str, Any]:
     """How many messages are meant, and of them of runs that still wait; all are shown again."""
     count = active = 0
     while messages := await over.receive():
@@ -119,7 +119,7 @@ def question(found: dict[str, Any], name: str) -> str:
 
 
 async def discard(
-    over: Pass,
+    over: Survey,
     db: Database,
     choice: Choice,
     file: Export | None,
@@ -144,7 +144,7 @@ async def discard(
     return _shown(over, meant=count, discarded=discarded, file=file.path if file else None)
 
 
-def _shown(over: Pass, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
+def _shown(over: Survey, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
     counts = {"meant": meant, "discarded": discarded, "seen": over.seen}
     return counts | {"approximate": max(over.seen, over.approximate), "file": file}
 

@@ -20,7 +20,7 @@ from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Survey
 from genctl.pipeline import Pipeline
 from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
@@ -119,7 +119,7 @@ class Redriven(msgspec.Struct, frozen=True):
 class Redrive:
     """A redrive under way: the DLQ in one pass, what is left to do, what was done."""
 
-    def __init__(self, at: Pipeline, over: Pass, wish: Wish, serves: Callable[[str | None], bool]) -> None:
+    def __init__(self, at: Pipeline, over: Survey, wish: Wish, serves: Callable[[str | None], bool]) -> None:
         """`serves`: whether a model is one of the tool's."""
         self.at = at
         self.over = over
@@ -142,7 +142,7 @@ class Redrive:
         """Raises GenctlError, exit 3."""
         async with (
             Pipeline.open(settings, size=LANES, calls=False) as at,
-            Pass.over(at.dlq, bounded=True) as over,
+            Survey.over(at.dlq, bounded=True) as over,
         ):
             yield cls(at, over, wish, partial(Tools.of(settings).tells, at.tool))
 
