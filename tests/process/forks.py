@@ -6,6 +6,7 @@ end. Starting up and ending are tested elsewhere, with interpreters that are sta
 """
 
 import atexit
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -13,6 +14,7 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import selectors
 import shutil
 import signal
@@ -23,21 +25,51 @@ import tempfile
 import termios
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-from tests.kit import until_sync
-
-GENCTL = (sys.executable, "-m", "genctl")
+ROOT = Path(__file__).parents[2]
+ADDRESS = "GENCTL_TEST_FORKS"  # of the server of the whole test run
+FORKED = (
+    "genctl",
+    "genctl.ops.stack.queue",
+    "tests.process.alone_program",
+    "tests.process.clock_program",
+    "tests.process.manner_program",
+    "tests.process.stack_program",
+)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
+FORKED_STEPS = "GENCTL_TEST_FORKED_STEPS"  # set: the genctl steps of a runbook are forked too
+STEP = """
+import json, os, signal, socket, sys
+conn = socket.socket(socket.AF_UNIX)
+conn.connect({address!r})
+asked = {{"argv": ["genctl", *json.load(sys.stdin)], "cwd": os.getcwd(), "env": dict(os.environ)}}
+text = json.dumps(asked).encode() + b"\\n"
+conn.sendall(text[socket.send_fds(conn, [text], [0, 1, 2]):])
+for fd in (1, 2):
+    os.close(fd)  # they end with the fork
+said = conn.makefile()
+pid = int(said.readline())
+signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+os._exit(os.waitstatus_to_exitcode(int(said.readline())) & 255)
+"""
+
+servers = {sys.executable: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
 
 
 def spawn(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str], stderr: IO[str]
 ) -> "subprocess.Popen[bytes]":
-    """Start a command with nothing to read; `python -m genctl …` is forked."""
-    if tuple(command[:3]) != GENCTL or any(key.startswith(BEGUN_WITH) for key in env):
+    """Start a command with nothing to read; `python -m genctl …` and its like are forked."""
+    if (
+        command[0] not in servers
+        or command[1] != "-m"
+        or command[2] not in FORKED
+        or any(key.startswith(BEGUN_WITH) for key in env)
+    ):
         return subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
         )
@@ -55,7 +87,7 @@ def fork(
     """
     asked = json.dumps({"argv": command[2:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
     conn = socket.socket(socket.AF_UNIX)
-    conn.connect(_server())
+    conn.connect(servers[command[0]])
     sent = socket.send_fds(conn, [asked], streams)
     conn.sendall(asked[sent:])
     return Forked(conn, [*command])
@@ -64,6 +96,34 @@ def fork(
 def surroundings(**more: str) -> dict[str, str]:
     """This environment without what an interpreter reads when it starts: forks have started already."""
     return {name: value for name, value in os.environ.items() if not name.startswith(BEGUN_WITH)} | more
+
+
+def offer(python: str) -> str:
+    """From now on commands of this interpreter are forked; the address.
+
+    The first command starts the server. It ends with this process, which one may do for all of a test run.
+    """
+    folder = tempfile.mkdtemp()
+    servers[python] = address = f"{folder}/forks"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(64)
+    atexit.register(shutil.rmtree, folder)
+    threading.Thread(target=_start, args=(python, listening), daemon=True).start()
+    return address
+
+
+def _start(python: str, listening: socket.socket) -> None:
+    select.select([listening], [], [])
+    server = subprocess.Popen(
+        [python, "-m", "tests.process.forks", str(listening.fileno())],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdin=subprocess.PIPE,  # it ends when nobody holds the other end
+        pass_fds=[listening.fileno()],
+    )
+    listening.close()
+    atexit.register(server.communicate)
 
 
 class Forked:
@@ -105,30 +165,12 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-@cache
-def _server() -> str:
-    """The address of this test process's server; it ends with its stdin, so with the test process."""
-    address = str(Path(tempfile.mkdtemp()) / "forks")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.process.forks", address],
-        cwd=Path(__file__).parents[2],
-        env={"PATH": os.environ["PATH"]},
-        stdin=subprocess.PIPE,
-    )
-    atexit.register(server.communicate)
-    until_sync(Path(address).exists, within_s=60)
-    return address
-
-
 # --- the server ------------------------------------------------------------------------------
 
 
-def serve(address: str) -> str:
-    """Fork for each connection. Returns in the forks alone: the module that they run."""
-    with selectors.DefaultSelector() as ready, socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address + ".new")
-        listening.listen(64)
-        Path(address + ".new").rename(address)
+def serve(listening: socket.socket) -> str:
+    """Fork for each connection. Returns in the forks alone: the module that they shall run."""
+    with selectors.DefaultSelector() as ready, listening:
         ready.register(listening, selectors.EVENT_READ)
         ready.register(0, selectors.EVENT_READ)
         while True:
@@ -143,20 +185,19 @@ def serve(address: str) -> str:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        return _become(asked, streams)
+                        return _become(asked, streams, listening.getsockname())
                     for fd in (alive, *streams):
                         os.close(fd)
                     conn.sendall(f"{pid}\n".encode())
                     ready.register(life, selectors.EVENT_READ, (pid, conn))
                 elif key.fd == 0:
-                    shutil.rmtree(Path(address).parent)
                     os._exit(0)
                 else:  # nobody holds the other end of its pipe any more
                     pid, conn = key.data
                     ready.unregister(key.fd)
                     os.close(key.fd)
                     _, status = os.waitpid(pid, 0)
-                    with conn:
+                    with conn, suppress(BrokenPipeError):  # who asked may be gone
                         conn.sendall(f"{status}\n".encode())
 
 
@@ -168,7 +209,11 @@ def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.
     return json.loads(text), streams, conn
 
 
-def _become(asked: dict[str, Any], streams: list[int]) -> str:
+def _become(asked: dict[str, Any], streams: list[int], address: str) -> str:
+    if sys.platform == "linux":  # a test run that was killed leaves nothing behind: the server ends with it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if asked["env"].get(FORKED_STEPS):
+        sys.modules["genctl.ops.runbook.actions"].GENCTL = STEP.format(address=address)  # type: ignore[attr-defined]
     for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)
@@ -207,7 +252,7 @@ if __name__ == "__main__":
             importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
-    asked_for = serve(sys.argv[1])
+    asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
     try:
         runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
     except SystemExit as left:

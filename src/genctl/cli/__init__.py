@@ -21,8 +21,11 @@ TABLE = {
         "worker": ("worker:worker", "Carry jobs from the queue to their settled rows."),
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
         "sweep": ("sweep:sweep", "Settle and send again what nothing else did: the safety net."),
-        "pause": ("gate:pause", "Close the gate: jobs wait, nothing is failed."),
-        "resume": ("gate:resume", "Open the gate."),
+        "pause": ("gate:pause", "Close the gate: jobs wait, none fails."),
+        "resume": (
+            "gate:resume",
+            "Open the gate, and take orders again whose values the provider kept refusing.",
+        ),
     },
     "Send and watch": {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
@@ -40,7 +43,7 @@ TABLE = {
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "explain": (
             "explain:explain",
-            "Explain a failure code: what is done, what users read, whether a redrive helps.",
+            "Explain a failure code: what workers do, what users read, whether a redrive helps.",
         ),
         "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
     },

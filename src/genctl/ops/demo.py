@@ -16,7 +16,7 @@ from genctl.base.tokens import Tokens
 from genctl.domain.model import Session, Status
 from genctl.edges.db import Database
 from genctl.ops.smoke.deployment import Deployment, Door
-from genctl.ops.smoke.hop import HOPS, Hop, verdict
+from genctl.ops.smoke.hop import HOPS, HopResult, verdict
 from genctl.ops.smoke.judge import Judge
 from genctl.ops.smoke.sound import details_complaints
 from genctl.ops.stack.child import last_lines, until
@@ -60,7 +60,7 @@ class Shown(msgspec.Struct, frozen=True):
     timeline: list[Beat]
 
 
-async def demo(stack: Stack, show: Callable[[Hop | Check], object]) -> Shown:
+async def demo(stack: Stack, show: Callable[[HopResult | Check], object]) -> Shown:
     """Run both jobs; `show` gets each hop and check as soon as it is known. Raises GenctlError, exit 3."""
     settings = stack.settings
     checks: list[Check] = []

@@ -3,69 +3,60 @@
 While the stack is down, anybody on this machine may listen on its port.
 """
 
-import asyncio
-import contextlib
-import http.client
-import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from urllib.parse import urlsplit
 
+import aiohttp
+
+from genctl.base.jsontext import read_json
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
+from genctl.edges import http
 
-WITHIN_S = 5.0
+WITHIN = aiohttp.ClientTimeout(total=5.0)
 LARGEST_BYTES = 2**16
 
+Prove = Callable[[aiohttp.ClientSession], Awaitable[None]]
 
-def has_to_prove(settings: Settings) -> bool:
-    """Tell whether the address is the embedded stack's, and not one that a person has named."""
+
+def prover(settings: Settings) -> Prove | None:
+    """Return what has the API prove itself; None where a person has named it: that is their business."""
     implied = settings.origins.get("api_url") in {"default", "embedded stack"}
-    return settings.embedded and bool(settings.secret) and implied
+    return partial(prove, settings=settings) if settings.embedded and settings.secret and implied else None
 
 
 async def check(settings: Settings) -> None:
-    """Ask for the proof. Raises GenctlError (exit 3) when somebody else, or nobody, listens there."""
-    if has_to_prove(settings):
-        await asyncio.to_thread(_asked, settings)
+    """Ask for the proof, where it has to be given. Raises GenctlError (exit 3) without it."""
+    if asked := prover(settings):
+        async with http.session(settings.api_url) as client:
+            try:
+                await asked(client)
+            except (aiohttp.ClientError, OSError) as why:
+                raise GenctlError(
+                    "ApiUnreachable",
+                    f"no API at {settings.api_url}: {str(why) or type(why).__name__}",
+                    "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
+                ) from None
 
 
-def _asked(settings: Settings) -> None:
-    parts = urlsplit(settings.api_url)
-    with contextlib.closing(
-        http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=WITHIN_S)
-    ) as connection:
-        try:
-            prove(connection, settings)
-        except (OSError, http.client.HTTPException) as why:
-            raise GenctlError(
-                "ApiUnreachable",
-                f"no API at {settings.api_url}: {getattr(why, 'strerror', None) or why}",
-                "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
-            ) from None
+async def prove(client: aiohttp.ClientSession, settings: Settings) -> None:
+    """Have whoever listens at the API's address prove to be the stack.
 
-
-def prover(settings: Settings) -> Callable[[http.client.HTTPConnection], None]:
-    """Return what has the other end of each new connection prove itself, where it has to."""
-    return partial(prove, settings=settings) if has_to_prove(settings) else lambda _: None
-
-
-def prove(connection: http.client.HTTPConnection, settings: Settings) -> None:
-    """Have the other end of a connection prove that it is the stack; it can be used on.
-
-    Raises GenctlError (exit 3) when it cannot, OSError and HTTPException when it is gone.
+    Raises GenctlError (exit 3) for somebody else, ClientError and OSError where nobody answers.
     """
-    nonce, port = secrets.token_hex(16), connection.port
-    connection.request("GET", f"/readyz?nonce={nonce}")
-    with connection.getresponse() as response:
-        said = response.read(LARGEST_BYTES)
+    nonce, port = secrets.token_hex(16), urlsplit(settings.api_url).port or 80
+    url = f"{settings.api_url}/readyz"
+    async with client.get(url, params={"nonce": nonce}, timeout=WITHIN, allow_redirects=False) as answer:
+        said = await answer.content.read(LARGEST_BYTES)
     try:
-        proof = str(json.loads(said).get("proof"))
-    except (ValueError, AttributeError, RecursionError):
-        proof = ""
-    if not secrets.compare_digest(proof.encode(), Tokens(settings.secret).proof(nonce, port).encode()):
+        found = read_json(said)
+    except ValueError:
+        found = None
+    proof = str(found.get("proof")) if isinstance(found, dict) else ""
+    if not secrets.compare_digest(proof.encode(), Tokens.of(settings).proof(nonce, port).encode()):
         raise GenctlError(
             "ForeignPeer",
             f"what listens at {settings.api_url} is not your embedded stack, and gets no token",

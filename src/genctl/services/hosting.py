@@ -46,6 +46,10 @@ class HttpServer(uvicorn.Server):
         for sock in sockets or ():
             sock.listen(BACKLOG)
 
+    def accept_no_more(self) -> None:
+        """Take no new connections from now on."""
+        self.should_exit = True
+
     async def end(self, serving: "asyncio.Task[None]") -> None:
         """Let answers that are on their way come to their end, for a moment, and then end `serving`."""
         self.should_exit = True

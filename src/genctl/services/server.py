@@ -60,7 +60,7 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
                 yield Running(api, url_of(sock), (background, serving))
             finally:
                 log.info("api.stopping")
-                server.should_exit = True  # no new connections
+                server.accept_no_more()
                 await api.streams.stop(BYE_WITHIN_S)
                 await server.end(serving)
                 background.cancel()

@@ -125,8 +125,8 @@ class Postgres:
             data.rename(layout.data)
 
     async def _run(self, name: str, argv: list[str], stdin: str = "") -> None:
-        child = Child(name=name, argv=argv, log=self.log.with_name(f"{name}.log"), cwd=Path("/"))
-        child.start_within_s = 60.0
+        log = self.log.with_name(f"{name}.log")
+        child = Child(name=name, argv=argv, log=log, cwd=Path("/"), start_within_s=60.0)
         with tempfile.TemporaryFile() as text:
             text.write(stdin.encode())
             text.seek(0)

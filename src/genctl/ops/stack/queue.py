@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept alive
     disable_nagle_algorithm = True
     wbufsize = -1  # head and body leave together
-    key = secret = ""
+    server: "SqsServer"
 
     def setup(self) -> None:
         super().setup()
@@ -107,7 +107,9 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(413, "RequestTooLarge", "the length of the body is unknown or too large")
             return
         body = self.rfile.read(int(length))
-        if not is_signed(self.command, self.path, self.headers, body, key=self.key, secret=self.secret):
+        if not is_signed(
+            self.command, self.path, self.headers, body, key=self.server.key, secret=self.server.secret
+        ):
             self._answer(403, "InvalidClientTokenId", "this queue wants requests signed with its own key")
             return
         try:
@@ -150,6 +152,13 @@ class SqsServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def __init__(self, port: int, key: str, secret: str) -> None:
+        self.key = key
+        self.secret = secret
+        super().__init__(("127.0.0.1", port), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening("queue", "127.0.0.1", port)
+
 
 def create_queues(pairs: Iterable[tuple[str, str]]) -> None:
     """Create each queue and its DLQ, with the redrive policy that doctor wants."""
@@ -167,12 +176,10 @@ def main() -> None:
     parser.add_argument("--queue", required=True, action="append")
     parser.add_argument("--dlq", required=True, action="append", help="as many as there are queues")
     args = parser.parse_args()
-    Handler.key, Handler.secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
     os.environ["MOTO_ACCOUNT_ID"] = ACCOUNT  # else moto asks its IAM at each request
     create_queues(zip(args.queue, args.dlq, strict=True))
-    with SqsServer(("127.0.0.1", args.port), Handler, bind_and_activate=False) as server:
-        server.socket.close()
-        server.socket = listening("queue", "127.0.0.1", args.port)
+    key, secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    with SqsServer(args.port, key, secret) as server:
         server.serve_forever()
 
 
