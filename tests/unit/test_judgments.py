@@ -100,6 +100,8 @@ def test_listen_migrations_rights_permissions_and_files() -> None:
     lacking = {"relation": "tool_gates", "privileges": "update", "role": "app"}
     (right,) = findings.of_rights([lacking | {"part": part} for part in RIGHTS])
     assert findings.of_rights([lacking | {"part": "worker"}])[0].level == OK  # enough for another part
+    to_write = [lacking | {"part": part} for part in RIGHTS if part != "auditor"]
+    assert findings.of_rights(to_write)[0].level == ERROR  # who only reads mends nothing
     assert right.fix == "psql -c 'grant update on tool_gates to \"app\"'"
     denied = GenctlError("QueueForbidden", "SQS queue jobs: SendMessage", "allow sqs:SendMessage on it")
     assert levels(findings.of_permissions([denied])) == {"permissions": ERROR}

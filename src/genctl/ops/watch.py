@@ -102,25 +102,19 @@ async def _events(
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
     opened = False
     try:
-        async with http.session(url) as client, contextlib.AsyncExitStack() as opening:
+        async with http.session(url) as client:
             if address.prove:
                 await address.prove(client)
             headers["Authorization"] = f"Bearer {address.token()}"
-            response = await opening.enter_async_context(
-                client.get(
-                    url,
-                    headers=headers,
-                    timeout=timeout,
-                    allow_redirects=False,
-                    read_bufsize=LARGEST_EVENT_BYTES,
-                )
-            )
-            _check(url, response)
-            opened = True
-            yield OPENED, None, None
-            async for block in _whole(response.content):
-                for event in sseclient.SSEClient(iter([block])).events():
-                    yield event.event, event.id, _data(event.data)
+            async with client.get(
+                url, headers=headers, timeout=timeout, allow_redirects=False, read_bufsize=LARGEST_EVENT_BYTES
+            ) as response:
+                _check(url, response)
+                opened = True
+                yield OPENED, None, None
+                async for block in _whole(response.content):
+                    for event in sseclient.SSEClient(iter([block])).events():
+                        yield event.event, event.id, _data(event.data)
     except TimeoutError:
         silent = f"silent for {SILENCE_S:.0f} s, though heartbeats are due"
         raise GoneError(url, silent if opened else "no answer in time") from None
