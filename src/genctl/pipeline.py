@@ -25,7 +25,6 @@ import structlog
 
 from genctl.answers import Answers, Refusal, kept_answer, last_words
 from genctl.base.batch import Together
-from genctl.base.hidden import hide
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
 from genctl.domain.classify import backoff_s, classify, ours
@@ -214,7 +213,7 @@ class Pipeline:
             answer = await self.wire.generate(hold.session, hold.on_send)
         now, verdicts = datetime.now(UTC), self.limits.verdicts
         said = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
-        result = details.without_secrets(said, hide)
+        result = details.without_secrets(said, self.tool.provider.key_shape)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result

@@ -21,7 +21,6 @@ from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer
 from genctl.tools.seedream4 import TOOL
 
 KEY = "Zm9v+key/of~mine&<7>=Q"
-TOLD = TOOL.bound(Settings(of_tools={"ark_api_key": KEY})).provider
 
 SAID = {
     "a sentence": f"The API key {KEY} is not valid.",
@@ -58,10 +57,10 @@ def as_it_was() -> Iterator[None]:
 
 def details_of(answer: Answer | NoAnswer) -> str:
     """All that is stored of a failure, as text."""
-    said = classify(answer, TOLD, now=datetime.now(UTC))
-    failure = without_secrets(said, hide)
+    told = TOOL.bound(Settings(of_tools={"ark_api_key": KEY})).provider
+    failure = without_secrets(classify(answer, told, now=datetime.now(UTC)), told.key_shape)
     assert isinstance(failure, Failure)
-    made = build(failure, attempts=1, max_attempts=3, first_attempt_at=None, provider=TOLD)
+    made = build(failure, attempts=1, max_attempts=3, first_attempt_at=None, provider=told)
     return html.unescape(json.dumps(msgspec.to_builtins(made), ensure_ascii=False))
 
 
@@ -84,6 +83,15 @@ def test_a_provider_that_repeats_our_key_tells_it_to_nobody(how: str, status: in
     for body in bodies:
         stored = details_of(Answer(status, {"x-request-id": text}, body.encode()))
         assert not [form for form in spellings() if form in stored]
+
+
+def test_a_code_that_is_our_key_is_the_status_instead() -> None:
+    know("settings", ["Zm9vKeyOfMine77"])
+    told = TOOL.bound(Settings(of_tools={"ark_api_key": "Zm9vKeyOfMine77"})).provider
+    body = b'{"error": {"code": "Zm9vKeyOfMine77", "message": "no"}}'
+    failure = without_secrets(classify(Answer(401, {}, body), told, now=datetime.now(UTC)), told.key_shape)
+    assert isinstance(failure, Failure)
+    assert failure.code == "HTTP401"
 
 
 def test_an_exception_that_holds_a_proxys_password_tells_it_to_nobody() -> None:
