@@ -113,9 +113,8 @@ async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, c
     async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
         assert (await export.delete(over, kit.db, choice, None, lambda _: None))["discarded"] == 0
     (listed,) = (await look_at(kit.settings, Choice(), terminal.progress)).letters
-    said = listed.item()
-    assert (said["code"], said["sessionCode"]) == ("HTTP503", "InvalidParameter")
-    assert (said["category"], said["sessionCategory"]) == ("server", "invalid_request")
+    assert (listed.item()["code"], listed.failed_as) == ("HTTP503", "InvalidParameter")
+    assert listed.item()["category"] == "server"
     assert grouped([listed], "category") == [{"category": "invalid_request", "messages": 1}]
     assert (await redriven(kit, Choice(category="invalid_request"))).tally.redriven == 1
     assert (await kit.row(session)).run == 2

@@ -357,7 +357,7 @@ def read_stack(home: Path) -> dict[str, str]:
     """Read what the embedded stack wrote; nothing when it never ran. Raises GenctlError (exit 2 or 3)."""
     path = home / STACK_FILE
     if path.is_file():
-        trust.check(path, "unset GENCTL_HOME")
+        trust.check(path, "unset GENCTL_HOME", folders=False)  # a folder that somebody has named
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:

@@ -12,14 +12,15 @@ from genctl.domain.model import GenctlError
 _ROOT = 0
 
 
-def check(file: Path, otherwise: str) -> None:
-    """Refuse a file that another user owns or may write to, or whose folder is such, by GenctlError (exit 2).
+def check(file: Path, otherwise: str, *, folders: bool = True) -> None:
+    """Refuse a file that another user owns or may write to, by GenctlError (exit 2); of `folders` likewise.
 
     A link counts as well as what it leads to. The fix is a command that shuts others out; where the file is
     not ours to shut, `otherwise`.
     """
     real = file.resolve()
-    for path in dict.fromkeys((file.absolute().parent, real.parent, real)):
+    above = (file.absolute().parent, real.parent) if folders else ()
+    for path in dict.fromkeys((*above, real)):
         if why := _objection(path.stat()):
             ours = path.stat().st_uid == os.geteuid()
             fix = join(["chmod", "go-w", str(path)]) if ours else otherwise

@@ -99,8 +99,6 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
             "receiveCount": self.receive_count,
             "sessionStatus": self.row.status if self.row else None,
             "sessionRun": self.row.run if self.row else None,
-            "sessionCode": self.failed_as if self.row else None,
-            "sessionCategory": self.failure.get("category") if self.row else None,
             "state": self.state,
         }
 
