@@ -83,9 +83,11 @@ class _Lines:
         if cls.held is not None:
             cls.held.append(line)
             return
-        with suppress(OSError, ValueError):
+        try:
             sys.stderr.write(line)
             sys.stderr.flush()
+        except (OSError, ValueError):  # (a context would cost as much as the line)
+            pass
 
     def msg(self, line: str) -> None:
         self.write(line)

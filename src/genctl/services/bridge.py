@@ -48,13 +48,14 @@ class Feed:
     `last` None: from now on. It is `ready` once it was read up to the newest version.
     """
 
-    __slots__ = ("backlog", "is_over", "last", "ready", "tool", "user")
+    __slots__ = ("backlog", "has_joined", "is_over", "last", "ready", "tool", "user")
 
     def __init__(self, user: str, tool: Tool, last: int | None) -> None:
         self.user = user
         self.tool = tool
         self.last = last
         self.ready = False
+        self.has_joined = False
         self.is_over = False  # the stream ends after its backlog, and its client comes back
         self.backlog = sse.Backlog(ROOM)
 
@@ -150,16 +151,19 @@ class Bridge:
 
     def join(self, feed: Feed) -> None:
         """Feed it from its `last` on; `ready` follows when it has everything."""
+        feed.has_joined = True
         self._feeds.setdefault(feed.user, []).append(feed)
         self.look(feed)
 
     def leave(self, feed: Feed) -> None:
         """Forget it."""
-        feeds = self._feeds.get(feed.user, [])
-        if feed in feeds:
-            feeds.remove(feed)
+        if not feed.has_joined:
+            return
+        feed.has_joined = False
+        feeds = self._feeds[feed.user]
+        feeds.remove(feed)
         if not feeds:
-            self._feeds.pop(feed.user, None)
+            del self._feeds[feed.user]
             self._unannounced.discard(feed.user)
             self._behind.discard(feed.user)
 
@@ -382,7 +386,7 @@ class Bridge:
             self._behind.difference_update(look.wanting)
         with lines.LinesTogether():
             for user, found in _by_user(answer).items():
-                feeds = [feed for feed in look.wanting[user] if feed in self._feeds.get(user, ())]
+                feeds = [feed for feed in look.wanting[user] if feed.has_joined]
                 if user in look.unannounced:
                     self._count_late(found, feeds)
                 self._feed(user, feeds, found)
@@ -428,11 +432,12 @@ class Bridge:
 
     def _hand_out(self, change: sse.Change, feeds: list[Feed]) -> None:
         """Give a row to each feed that has not seen it yet; those that are full stay where they are."""
-        version = change.version or 0
-        behind = [f for f in feeds if f.last is not None and f.last < version and not f.backlog.is_full]
-        told = [feed for feed in behind if self._is_told(feed.tool, change.model)]
-        for feed in behind:
-            feed.last = version
+        version, told = change.version or 0, []
+        for feed in feeds:
+            if feed.last is not None and feed.last < version and not feed.backlog.is_full:
+                feed.last = version
+                if self._is_told(feed.tool, change.model):
+                    told.append(feed)
         if not told:
             return
         whose = {"sessionId": change.id, "userId": change.user_id}
