@@ -3,8 +3,7 @@
 import asyncio
 import shlex
 import time
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,7 +14,7 @@ from genctl import credits, traits
 from genctl.base.person import Advance
 from genctl.base.printable import many
 from genctl.base.settings import Settings
-from genctl.domain.model import GenctlError, Session, Status
+from genctl.domain.model import GenctlError, Session, Status, meant
 from genctl.domain.orders import Order, change, check
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
@@ -77,9 +76,8 @@ class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
         if self.scenario is None:
             return
         if self.scenario not in SCENARIOS:
-            close = get_close_matches(self.scenario, SCENARIOS, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise _refused(f"there is no scenario {self.scenario!r}{hint}", "genctl simulator -h lists them")
+            told = f"there is no scenario {self.scenario!r}{meant(self.scenario, SCENARIOS)}"
+            raise _refused(told, "genctl simulator -h lists them")
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if tool.is_real:
@@ -157,11 +155,11 @@ async def run(settings: Settings, wish: EnqueueWish, advance: Advance) -> Enqueu
             advance(len(made.sessions))
             if wish.rate is not None:
                 await asyncio.sleep(max(0.0, began + len(sent) / wish.rate - time.monotonic()))
-        ended = await _ended(db, sent) if wish.wait or wish.expect else []
+        over = await ended(db, [session.id for session in sent]) if wish.wait or wish.expect else []
     seconds = round(time.monotonic() - began, 3)
-    expected = all(session.status == wish.expect for session in ended) if wish.expect else True
+    expected = all(session.status == wish.expect for session in over) if wish.expect else True
     return EnqueueResult(
-        _one(sent[0], ended, seconds) if wish.count == 1 else _many(wish, ended, seconds), expected, owed
+        _one(sent[0], over, seconds) if wish.count == 1 else _many(wish, over, seconds), expected, owed
     )
 
 
@@ -173,18 +171,15 @@ async def _granted(db: Database, wish: EnqueueWish, amount: int, opening: int) -
         raise AccountLockedError(error.user, error.message, again) from error
 
 
-async def _ended(db: Database, sessions: list[Session]) -> list[Session]:
-    """Wait until all have ended, and give their rows in their order."""
-    ended: dict[UUID, Session] = {}
-    waiting = [session.id for session in sessions]
-    while waiting:
-        for row in await db.rows("sessions", ids=waiting[:MOST_AT_ONCE]):
-            if row["completed_at"]:
-                ended[row["id"]] = Session.of(row)
-        waiting = [session_id for session_id in waiting if session_id not in ended]
-        if waiting:
+async def ended(db: Database, ids: Sequence[UUID]) -> list[Session]:
+    """Wait until all these sessions have ended; return them in the same order."""
+    over: dict[UUID, Session] = {}
+    while waiting := [session_id for session_id in ids if session_id not in over]:
+        rows = await db.rows("sessions", ids=waiting[:MOST_AT_ONCE])
+        over |= {row["id"]: Session.of(row) for row in rows if row["completed_at"]}
+        if len(over) < len(ids):
             await asyncio.sleep(POLL_S)
-    return [ended[session.id] for session in sessions]
+    return [over[session_id] for session_id in ids]
 
 
 def _one(sent: Session, ended: list[Session], seconds: float) -> dict[str, Any]:
