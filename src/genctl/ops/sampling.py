@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import chain
 from typing import Self
 
-import msgspec
-
 from genctl.base.person import Advance
 from genctl.base.printable import many
 from genctl.edges.sqs import BATCH, Message, Queue
@@ -129,20 +127,13 @@ class Survey:
             raise
 
 
-class Look(msgspec.Struct, frozen=True):
-    """Hold what was seen of about how many messages; SQS promises neither."""
-
-    approximate: int
-    messages: list[Message]
-
-
 async def look(
     dlq: Queue,
     *,
     enough: Callable[[Message], bool] = lambda _: False,
     take: Callable[[Message], bool] = lambda _: False,
-) -> Look:
-    """Look at every message once, or until one is `enough`; delete those to `take`.
+) -> list[Message]:
+    """Return every message, or all up to one that is `enough`; delete those to `take`.
 
     All others are visible again afterwards, also when we are cancelled. SQS counts each look as a receive.
     Raises GenctlError, exit 3.
@@ -156,7 +147,7 @@ async def look(
         if taken := list(filter(take, seen)):
             await dlq.delete([message.receipt for message in taken])
             survey.forget(taken)
-        return Look(max(survey.approximate, len(seen)), seen)
+        return seen
 
 
 def sampled(seen: int, approximate: int) -> str:

@@ -76,7 +76,7 @@ async def _clear(judge: Judge, hops: Sequence[HopResult], note: Note) -> None:
         may_come = status not in {"gone", "completed"} and broken != "dlq"
         if status == "failed" and may_come:
             found = await look(dlq, enough=judge.is_copy, take=judge.is_copy)
-            may_come = not any(map(judge.is_copy, found.messages))
+            may_come = not any(map(judge.is_copy, found))
         if not may_come or time.monotonic() > give_up_at:
             break
         await asyncio.sleep(0.1)

@@ -312,8 +312,8 @@ class Judge:
         assert self.session_id  # noqa: S101 - accepted
         found = await look(self.deployment.dlq, enough=self.is_copy)
         where = f"in DLQ {self.deployment.dlq.name}"
-        copies = list(filter(self.is_copy, found.messages))
-        none = f"none among {many(len(found.messages), 'message')}"
+        copies = list(filter(self.is_copy, found))
+        none = f"none among {many(len(found), 'message')}"
         expect(copies, f"a copy of the job's message {where}", none, "the worker's log")
         body, attributes, name = copies[0].body, copies[0].attributes, f"message {copies[0].message_id}"
         complaint = sound.body_complaint(body, self.deployment.api.tool.name, self.session_id)
