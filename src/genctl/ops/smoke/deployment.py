@@ -1,4 +1,4 @@
-"""What the judge looks at: a database, a queue pair and an API, all of them somebody's."""
+"""Connect to what the judge looks at: a database, a queue with its DLQ, and an API."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ ANSWER_WITHIN_S = 10.0
 
 
 class Door:
-    """The API as its clients see it. Each method raises GenctlError (exit 3) when nobody answers."""
+    """Call the API as its clients do. Each method raises GenctlError (exit 3) when it does not answer."""
 
     def __init__(self, url: str, tool: Tool, tokens: Tokens) -> None:
         self.url = url
@@ -29,21 +29,21 @@ class Door:
         self.tokens = tokens
 
     async def order(self, user: str, **body: str) -> tuple[int, Any]:
-        """Order for a user: status and body."""
+        """Order a job for a user; return status and body."""
         return await self._ask("POST", "/generations", user, body)
 
     async def session(self, user: str, session_id: UUID) -> tuple[int, Any]:
-        """GET a session for a user: status and body."""
+        """GET a session as this user; return status and body."""
         return await self._ask("GET", f"/sessions/{session_id}", user)
 
     async def credits(self, user: str) -> tuple[int, Any]:
-        """GET what a user has: status and body."""
+        """GET the credits of a user; return status and body."""
         return await self._ask("GET", "/credits", user)
 
     async def _ask(
         self, method: str, path: str, user: str, body: dict[str, str] | None = None
     ) -> tuple[int, Any]:
-        """Ask; the body is what its JSON says, or the text where it is none."""
+        """Send a request; return the status, and the body as JSON, or as text when it is no JSON."""
         url = f"{self.url}{self.tool.api_path}{path}"
         headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
         timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
@@ -69,7 +69,7 @@ class Door:
 
 
 class Deployment(NamedTuple):
-    """Its parts, and those of its secrets that we know."""
+    """Hold the parts of a deployment, and those of its secrets that we know."""
 
     db: Database
     listen_dsn: str
@@ -81,7 +81,7 @@ class Deployment(NamedTuple):
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
-        """Connect to its parts. Raises GenctlError (exit 3) when one does not answer."""
+        """Connect to the parts. Raises GenctlError (exit 3) when one does not answer."""
         tool = Tools.of(settings).about(settings.tool)
         api = Door(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
