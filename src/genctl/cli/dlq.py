@@ -32,7 +32,7 @@ def dlq() -> None:
 
 
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that choose messages; the command gets them as `choose`, which makes the Choice."""
+    """Add the options that choose messages; the command gets `choose`, which makes a Choice of them."""
     options = (
         click.option("--code", metavar="CODE", help="Only this failure code."),
         click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
@@ -124,10 +124,19 @@ def show(out: Output, id_: str) -> None:
 )
 @choosing
 @click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most so many jobs.")
-@click.option("--max-redrives", type=click.IntRange(1), default=3, metavar="N", help="Of one session, ever.")
+@click.option(
+    "--max-redrives",
+    type=click.IntRange(1),
+    default=3,
+    metavar="N",
+    help="At most so many redrives of one session.",
+)
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
-    "--canary", type=click.IntRange(1), metavar="N", help="So many first; on only if they complete."
+    "--canary",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Redrive so many first, the rest only if they complete.",
 )
 @click.option("--edit-prompt", metavar="T", help="Run them with this prompt.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter.")
@@ -138,9 +147,9 @@ def redrive(
 ) -> None:
     """Give failed jobs another run.
 
-    It reserves again the credits that came back, then sends the job and deletes its copy. It drops copies of
-    an older run. A job that content policy refused stays, unless --category, --code, --session or
-    --edit-prompt says that you mean it. Interrupt it anywhere and run it again.
+    It reserves the refunded credits again, then sends the job and deletes its copy. It drops copies of an
+    older run. A job that content policy refused stays, unless --category, --code, --session or --edit-prompt
+    selects it. You can interrupt it anywhere and run it again.
     """
     from genctl.ops.redrive import Plan, Redrive, Redriven, RedriveWish
     from genctl.ops.sampling import sampled
@@ -187,12 +196,12 @@ def redrive(
     ),
 )
 @click.argument("path", metavar="FILE", type=FILE)
-@click.option("--resume", is_flag=True, help="Go on with a file that is there.")
+@click.option("--resume", is_flag=True, help="Continue an existing file.")
 @choosing
 def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
     """Write messages to a file, a line of JSON each, and leave them where they are.
 
-    It compresses a file whose name ends with .gz; --resume goes on with a plain one.
+    It compresses a file whose name ends with .gz; --resume continues a plain one.
     """
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled
@@ -211,7 +220,7 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
     ),
 )
 @click.option("--export", "path", metavar="FILE", type=FILE, help="The file that keeps them.")
-@click.option("--no-export", is_flag=True, help="Keep them nowhere.")
+@click.option("--no-export", is_flag=True, help="Keep no file.")
 @click.option("--dry-run", is_flag=True, help="Say how many and delete none.")
 @choosing
 @yes_option
@@ -248,7 +257,7 @@ def discard(
 
 
 def _check(done: "Redriven") -> None:
-    """Exit with 3 when accounts were locked, with 1 when it ended early or owes jobs."""
+    """End with exit code 3 when accounts were locked, with 1 when it stopped early or owes messages."""
     if locked := done.still_locked():
         raise locked
     if done.stopped or done.tally.failed:

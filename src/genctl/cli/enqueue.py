@@ -26,18 +26,25 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
         "genctl enqueue --count 500 --users 20 --grant 100 --rate 50",
     ),
 )
-@click.option("--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What to show.")
+@click.option(
+    "--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What the image shows."
+)
 @click.option("--sensitive", is_flag=True, help="Add words that the provider's filter refuses.")
 @click.option(
     "--scenario",
     metavar="NAME",
     shell_complete=_scenarios,
-    help="What the simulator does; `genctl simulator -h` lists them.",
+    help="Tell the simulator what to answer; `genctl simulator -h` lists the names.",
 )
-@click.option("--user", default="demo", show_default=True, metavar="U", help="Whose job it is.")
-@click.option("--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs over U-1 ... U-N.")
+@click.option("--user", default="demo", show_default=True, metavar="U", help="Who orders.")
+@click.option(
+    "--users",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="Deal the jobs to users U-1 ... U-N in turn.",
+)
 @click.option("--grant", type=click.IntRange(1), metavar="N", help="First add so many credits to each user.")
-@click.option("--model", metavar="M", help="Model; decides the tool.")
+@click.option("--model", metavar="M", help="The model, which decides the tool.")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the tool, such as size=2K."
 )
@@ -47,7 +54,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.option("--rate", type=Rate(0, min_open=True), metavar="R", help="Jobs a second at most.")
 @click.option("--wait", is_flag=True, help="Wait until workers have settled them.")
 @click.option(
-    "--expect", type=click.Choice(["failed", "completed"]), help="With --wait: else the exit code is 1."
+    "--expect", type=click.Choice(["failed", "completed"]), help="Wait, and exit with 1 unless all end so."
 )
 @yes_option
 def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:

@@ -1,4 +1,4 @@
-"""Print what a command says: data to stdout in the wanted form, everything else to stderr."""
+"""Print what a command returns: data to stdout in the chosen format, everything else to stderr."""
 
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Output:
-    """Hold the form of a command's data and the settings of this call: every command's first argument."""
+    """Print the data of a command, and hold the settings of this call: the first argument of commands."""
 
     def __init__(
         self, form: str = "table", *, debug: bool = False, flags: Mapping[str, str] | None = None
@@ -29,7 +29,7 @@ class Output:
 
     @cached_property
     def settings(self) -> "Settings":
-        """Load them, with this call's `--setting`s. Raises GenctlError as settings.load() does."""
+        """Load the settings, with this call's `--setting`s. Raises GenctlError as settings.load() does."""
         from genctl.tools import found
 
         return found.load({"log_level": "debug", **self.flags} if self.debug else self.flags)
@@ -94,18 +94,18 @@ class Output:
         gone_after_s: float | None = None,
         heed: Callable[[int], object] | None = None,
     ) -> T:
-        """Carry out `work` in the project's only event loop; the rest as in running.run()."""
+        """Run `work` in the project's only event loop, as running.run() does."""
         import structlog
 
         from genctl.base import log
         from genctl.cli import running
 
-        if not structlog.is_configured():  # only services log, and other commands with --debug
+        if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
         return running.run(work, follow=follow, gone_after_s=gone_after_s, heed=heed)
 
     def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
-        """Carry out a service: it logs, and a signal is its proper end."""
+        """Run a service: it logs, and a signal is its proper end."""
         from genctl.base import log
         from genctl.cli.running import Stopped
 
@@ -114,7 +114,7 @@ class Output:
             self.run(work, gone_after_s=gone_after_s)
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
-        """Carry out what needs the database and nothing else. Raises GenctlError (exit 3) without one."""
+        """Run work that needs only the database. Raises GenctlError (exit 3) when it cannot be reached."""
         from genctl.edges.db import Database
 
         async def asked() -> T:
@@ -124,7 +124,7 @@ class Output:
         return self.run(asked(), follow=follow)
 
     def target(self, *, queue: bool = False, tool: str | None = None) -> None:
-        """Say on stderr what the command will change: database host and name, with `queue` the tool's queue.
+        """Name on stderr what the command will change: the database, and with `queue` the tool's queue.
 
         Raises GenctlError (exit 3) when the embedded stack never ran.
         """
@@ -136,7 +136,7 @@ class Output:
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
     def askable(self, yes: str | None) -> None:
-        """Raise GenctlError (exit 2) before any work where confirm() could neither ask nor go on."""
+        """Raise GenctlError (exit 2) before any work when confirm() would have nobody to ask."""
         if yes is not None or not terminal.can_ask():
             self.confirm("", yes)
 
@@ -153,7 +153,7 @@ class Output:
 
 
 class RowPrinter:
-    """Print each row it is called with. Its document is complete when the block ends, also by a signal."""
+    """Print each row that it is called with; complete the document when the block ends, even by a signal."""
 
     def __init__(self, writer: "Writer", plain: Callable[[Any], Any]) -> None:
         self._writer = writer

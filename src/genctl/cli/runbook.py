@@ -29,7 +29,7 @@ PLAN = ("step", "asks", "does", "action")
 
 @click.group(cls=Group)
 def runbook() -> None:
-    """Run what an incident asks for, step by step, or read it."""
+    """Run the steps that an incident asks for, or read them."""
 
 
 def _load(name: str) -> "Loaded":
