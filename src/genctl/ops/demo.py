@@ -1,4 +1,4 @@
-"""Watch the main job on the embedded stack from outside: a job that the provider refuses, and a good one."""
+"""Send a job that the provider refuses and a good one to the embedded stack, and watch from outside."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -33,14 +33,14 @@ API_LOGS = ("sse.notify.received", "sse.session.lookup", "sse.emit")
 
 
 class Check(msgspec.Struct, frozen=True):
-    """Tell whether one thing holds."""
+    """Say whether one thing holds, and by what we see that."""
 
     check: str
     ok: bool
     evidence: str
 
     def line(self) -> str:
-        """Write it for people."""
+        """Write it as one line of the output."""
         return f"  {'ok    ' if self.ok else 'BROKEN'} {self.check}: {self.evidence}"
 
 
@@ -97,7 +97,7 @@ async def _made(db: Database, status: int, answer: Any) -> tuple[bool, str]:
 
 
 class _Line(msgspec.Struct, frozen=True, rename="camel"):
-    """Hold what the demo reads in a line of a log. `sse.emit` alone has the last two."""
+    """Hold what the demo reads in a line of a log. Only `sse.emit` has the last two fields."""
 
     event: str
     session_id: str = ""
@@ -106,7 +106,7 @@ class _Line(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def _logged(log: Path, session_id: UUID | None, events: Sequence[str]) -> tuple[bool, str]:
-    """Wait a moment for the session's events in a log: which it has, or which are missing."""
+    """Wait a moment for the session's events in a log; say which it has, or which are missing."""
 
     def missing() -> list[str]:
         mine = {line.event for line in _lines(log) if line.session_id == str(session_id)}
@@ -127,7 +127,7 @@ def _lines(log: Path) -> Iterator[_Line]:
 
 
 async def _card(door: Door, session_id: UUID | None) -> tuple[bool, str]:
-    """Judge what a page shows of the failure: the provider's sentence without ids, and the refund."""
+    """Check what a page shows of the failure: the provider's sentence without ids, and the refund."""
     if session_id is None:
         return False, "there is no session"
     status, item = await door.session(USER, session_id)
@@ -138,7 +138,7 @@ async def _card(door: Door, session_id: UUID | None) -> tuple[bool, str]:
 
 
 async def run(settings: Settings, *, keep: bool, note: Note, show: Callable[..., None]) -> int:
-    """Start the stack, run the demo, show it; with `keep` stay until a signal. Returns the exit code."""
+    """Start the stack, run the demo and show it; with `keep` stay until a signal. Return the exit code."""
     async with Stack(settings, note=note) as stack:
         checks, hops = await demo(stack, lambda known: note(known.line()))
         ok = all(check.ok for check in checks)

@@ -1,4 +1,4 @@
-"""Ask every dependency at once for the facts of `doctor`; domain.findings judges them."""
+"""Ask all dependencies at once for the facts of `doctor`; domain.findings judges them."""
 
 import asyncio
 import platform
@@ -38,7 +38,7 @@ LIBRARIES = ("psycopg", "aiohttp", "botocore")
 async def examine(settings: Settings, advance: Advance) -> list[Finding]:
     """Return all findings, in the order of CHECKS. Raises nothing.
 
-    What several checks find is told once: a database that is away is one finding.
+    It drops repeated findings: several checks find that a database is away.
     """
 
     async def checked(name: str) -> list[Finding]:
@@ -54,14 +54,14 @@ async def examine(settings: Settings, advance: Advance) -> list[Finding]:
 
 
 async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | GenctlError:
-    """Return what the part answers, or as a value why it does not answer in time."""
+    """Return the part's answer, or the error that says why there is none in time."""
     try:
         async with asyncio.timeout(within_s):
             return await asking
     except GenctlError as error:
         return error
     except TimeoutError:
-        fix = "see whether it hangs, and whether the network between drops what is sent"
+        fix = "see whether it hangs, and whether the network between drops packets"
         return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
 
 
@@ -109,7 +109,9 @@ async def _settings(settings: Settings) -> list[Finding]:
             text = f"the embedded stack is not running (nothing in {settings.home})"
             fix = "genctl up, or set DATABASE_URL"
         else:
-            text = "GENCTL_SECRET is not set: nobody can serve an API, issue a token or check a stream here"
+            text = (
+                "GENCTL_SECRET is not set: genctl cannot serve an API, issue a token or check a stream here"
+            )
             fix = "set it to at least 32 random bytes"
     return [Finding("settings", level, text, fix)]
 
@@ -184,11 +186,11 @@ async def _api(settings: Settings) -> list[Finding]:
 
 
 async def _stream(settings: Settings) -> list[Finding]:
-    """Open a stream as browsers do: through the public URL, and the proxies before it."""
+    """Open a stream as browsers do: through the public URL and its proxies."""
     url = f"{settings.api_url}/api/{settings.tool}/events"
     headers = {
         "Accept": "text/event-stream",
-        "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses may hold bytes back
+        "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses may delay events
         "Authorization": f"Bearer {Tokens(settings.secret).issue(USER)}",
     }
     began, status, first_byte_s = time.monotonic(), None, None

@@ -1,4 +1,4 @@
-"""Test jobs, one or many: from the wish to the rows, and on to their end."""
+"""Order test jobs, one or many, and wait for their end."""
 
 import asyncio
 import shlex
@@ -30,7 +30,7 @@ POLL_S = 0.1
 
 
 class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody asks of `genctl enqueue`; its options by name."""
+    """Hold the options of `genctl enqueue`."""
 
     prompt: str
     user: str
@@ -65,9 +65,9 @@ class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
         return tool
 
     def check(self, settings: Settings) -> None:
-        """Check it before anybody grants or makes anything.
+        """Check the options before we grant or order anything.
 
-        Raises GenctlError: exit 2 for a wish that makes no sense, 3 for a tool that nobody can use.
+        Raises GenctlError: exit 2 for options that make no sense, 3 for a tool that nobody can use.
         """
         tool = self.tool(settings)
         tool.check_usable()
@@ -88,17 +88,17 @@ class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def whose(self) -> list[str]:
-        """List the users among whom it deals the jobs."""
+        """List the users who order the jobs in turn."""
         return [f"{self.user}-{n}" for n in range(1, self.users + 1)] if self.users else [self.user]
 
     def text(self, tool: Tool) -> str:
-        """Write the prompt as the provider gets it."""
+        """Return the prompt that the provider gets."""
         if self.sensitive:
             return f"{self.prompt}, {tool.sensitive}"
         return marked(self.prompt, self.scenario) if self.scenario else self.prompt
 
     def command(self, count: int) -> str:
-        """Write the command for so many of the jobs, without the grant."""
+        """Write the command that orders `count` of the jobs, without the grant."""
         wanted = msgspec.structs.asdict(self) | {"count": count, "grant": None, "params": None}
         words = ["genctl", "enqueue"]
         for name, value in wanted.items():
@@ -126,7 +126,7 @@ class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnqueueResult(msgspec.Struct, frozen=True):
-    """What to print, whether all ended as expected, and why messages are still owed."""
+    """Say what to print, whether all jobs ended as expected, and why we still owe messages."""
 
     data: dict[str, Any]
     expected: bool

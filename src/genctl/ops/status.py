@@ -1,4 +1,4 @@
-"""The figures of `status`: it asks all parts at once."""
+"""Ask all parts at once for the figures of `status`; domain.status judges them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -19,7 +19,7 @@ WITHIN_S = 4.0  # of each part
 
 
 async def look(settings: Settings) -> list[status.StatusLine]:
-    """Tell what stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
+    """Return the lines of `status`, one for a part that is away. Raises GenctlError (exit 3) when all are."""
     found = await asyncio.gather(*(answered(name, ask(settings), WITHIN_S) for name, ask in PARTS.items()))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):

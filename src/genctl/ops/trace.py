@@ -1,4 +1,4 @@
-"""The timeline of one session: from its events in the database, and its copy in the DLQ while it is there."""
+"""Trace one session: by its events in the database, and by its copy while the DLQ has it."""
 
 import asyncio
 import time
@@ -17,13 +17,13 @@ from genctl.edges.sqs import Sqs
 from genctl.ops.sampling import look
 
 POLL_S = 0.3
-COPY_PATIENCE_S = 5.0  # a failed run's copy follows its end at once, or when a sweeper finds it owed
+COPY_PATIENCE_S = 5.0  # else a sweeper will send the copy, perhaps much later
 LOOK_S = 5.0  # for the copy, in a DLQ that may be long
 MAX_RETRY_S = 30.0
 
 
 async def events_of(db: Database, session_id: UUID) -> list[TraceEvent]:
-    """Read what the trace holds of a session, oldest first."""
+    """Read the events of a session, oldest first."""
     rows = await db.rows("events_of", session=session_id)
     return [
         TraceEvent(row["run"], row["kind"], row["at"], row["data"] if isinstance(row["data"], dict) else {})
@@ -36,7 +36,7 @@ async def follow(
 ) -> AsyncIterator[TraceHop]:
     """Yield each hop once, as it comes, until the session has ended and its copy is in the DLQ.
 
-    It reads all events each time: their numbers are not the order of their commits. Raises DatabaseGoneError
+    It reads all events each time: their numbers are not in the order of the commits. Raises DatabaseGoneError
     or LockedError when it could not read them for `fail_after_s` seconds.
     """
     shown: set[tuple[Any, ...]] = set()
@@ -90,7 +90,7 @@ async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str,
 
 
 def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
-    """Tell what `sessions trace` prints, without the copy in the DLQ."""
+    """Return what `sessions trace` prints, without the copy in the DLQ."""
     slow = slowest(found)
     return {
         "sessionId": session.id,
@@ -103,7 +103,7 @@ def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
 
 
 def summary(told: dict[str, Any]) -> str:
-    """Tell people the outcome of what traced() gave, and what took longest."""
+    """Write for people how the session stands, and what took longest."""
     whose = f"session {told['sessionId']} of {told['userId']}: {told['status']} in run {told['run']}"
     slow, copy = told["slowest"], told["dlq"]
     lines = [whose]

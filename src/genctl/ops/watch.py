@@ -1,7 +1,7 @@
-"""The browser's side of the stream, for terminals: sseclient-py parses it.
+"""Follow a user's stream as browsers do; sseclient-py parses it.
 
-This module connects, resumes behind the last id, gives up a connection that is silent beyond the heartbeat,
-and drops the cut last event of one that broke.
+This module connects, resumes after the last id, gives up a connection without heartbeats, and drops the
+incomplete last event of a lost one.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_S = 30.0
 LARGEST_EVENT_BYTES = 2**20
-OPENED = ""  # stands for an event: the connection is made
+OPENED = ""  # the pseudo-event of a new connection
 TELLING = {"failed", "done", "queued"}
 
 
 class StreamAddress(NamedTuple):
-    """Where the API is, which tool's stream, and what makes a token for each new connection."""
+    """Name a stream: the API, the tool, and what makes a token for each new connection."""
 
     api_url: str
     tool: str
@@ -37,7 +37,7 @@ class StreamAddress(NamedTuple):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One event. `id` is the last one that came so far, as in browsers."""
+    """Hold one event. `id` is the last id so far, as in browsers."""
 
     event: str
     id: str | None
@@ -45,7 +45,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class GoneError(GenctlError):
-    """The stream ended, or this connection got none; another one may."""
+    """Say that the stream ended or did not open; another try may succeed."""
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(
@@ -58,10 +58,10 @@ class GoneError(GenctlError):
 async def follow(
     address: StreamAddress, *, last_id: str | None, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[Seen]:
-    """Yield the events, for ever, each once it is complete.
+    """Yield the events for ever, each once it is complete.
 
-    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or a
-    lost one was away for `fail_after_s` seconds.
+    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or we
+    could not reconnect for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
     while True:
@@ -94,7 +94,7 @@ async def follow(
 async def _events(
     address: StreamAddress, last_id: str | None
 ) -> AsyncGenerator[tuple[str, str | None, Any], None]:
-    """Yield name, id and data of one connection's events. It ends with GoneError or GenctlError."""
+    """Yield name, id and data of the events of one connection. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
     headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {address.token()}"}
     if last_id:
@@ -146,7 +146,7 @@ def _data(text: str) -> Any:
 
 
 async def _whole(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the bytes of complete events, one by one: sseclient takes a cut last one for whole."""
+    """Yield the bytes of each complete event: sseclient would take an incomplete last one as complete."""
     event = b""
     async for line in content:
         event += line
