@@ -186,7 +186,7 @@ async def _api(settings: Settings) -> list[Finding]:
 
 
 async def _stream(settings: Settings) -> list[Finding]:
-    """Open a stream as browsers do: through the public URL and its proxies."""
+    """Open a stream as browsers do: through the public URL, and the proxies before it."""
     url = f"{settings.api_url}/api/{settings.tool}/events"
     headers = {
         "Accept": "text/event-stream",

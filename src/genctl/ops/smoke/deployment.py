@@ -81,7 +81,7 @@ class Deployment(NamedTuple):
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
-        """Connect to the parts. Raises GenctlError (exit 3) when one does not answer."""
+        """Connect to its parts. Raises GenctlError (exit 3) when one does not answer."""
         tool = Tools.of(settings).about(settings.tool)
         api = Door(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:

@@ -179,7 +179,7 @@ def last_lines(log: Path, count: int) -> list[str]:
 
 
 def command_of(pid: int) -> str:
-    """Return the command line of a living process, joined by spaces; empty when there is none."""
+    """Return the command line of a living process, joined by spaces; "" when there is none."""
     if sys.platform != "linux":
         ps = ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)]
         return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
