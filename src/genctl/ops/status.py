@@ -11,7 +11,7 @@ from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
-from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs import Sqs
 from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
@@ -37,14 +37,8 @@ async def _queues(settings: Settings) -> list[status.StatusLine]:
         queue = await sqs.queue(settings.queue)
         dlq = await queue.dead_letter_queue(settings.dlq)
         flag = f" --tool {settings.tool}" if settings.is_flag("tool") else ""
-        return status.of_queues(await _depth(queue), await _depth(dlq), flag)
-
-
-async def _depth(queue: Queue) -> status.Depth:
-    facts = await queue.attributes()
-    kinds = ("", "NotVisible", "Delayed")
-    counts = (int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in kinds)
-    return status.Depth(queue.name, *counts)
+        depth, dlq_depth = [status.Depth(each.name, *await each.depth()) for each in (queue, dlq)]
+        return status.of_queues(depth, dlq_depth, flag)
 
 
 async def _database(settings: Settings) -> list[status.StatusLine]:

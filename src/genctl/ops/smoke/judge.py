@@ -177,12 +177,9 @@ class Judge:
         queue = self.deployment.queue
         try:
             async with asyncio.timeout(2):
-                facts = await queue.attributes()
+                waiting, taken, _ = await queue.depth()
         except (GenctlError, TimeoutError):
             return ""
-        waiting, taken = (
-            int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in ("", "NotVisible")
-        )
         hint = "nobody takes them" if waiting else "somebody has it" if taken else "was it sent?"
         return f"; queue {queue.name} has {many(waiting, 'message')} waiting, {taken} taken: {hint}"
 
