@@ -15,7 +15,6 @@ from genctl.domain.model import Category
 
 if TYPE_CHECKING:
     from genctl.domain.deadletters import Choice
-    from genctl.ops.redrive import Redriven
 
 COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
@@ -87,7 +86,8 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     from genctl.ops.sampling import sampled
 
     found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
-    _note(found.warning)
+    if found.warning:
+        terminal.note(f"warning: {found.warning}")
     terminal.note(sampled(found.seen, found.approximate))
     if group_by:
         groups = ops.grouped(found.letters, group_by)
@@ -151,7 +151,7 @@ def redrive(
     older run. A job that content policy refused stays, unless --category, --code, --session or --edit-prompt
     selects it. You can interrupt it anywhere and run it again.
     """
-    from genctl.ops.redrive import Plan, Redrive, Redriven, RedriveWish
+    from genctl.ops.redrive import Plan, RedriveWish, carry_out
     from genctl.ops.sampling import sampled
 
     if not dry_run:
@@ -159,33 +159,22 @@ def redrive(
         out.askable(yes)
     wish = RedriveWish(choice=choose(), **asked)
     wish.check(out.settings)
-
-    async def work() -> Plan | Redriven:
-        async with Redrive.open(out.settings, wish) as under_way:
-            _note(under_way.over.warning)
-            if dry_run or yes is None:
-                with terminal.progress(under_way.over.approximate, "look") as advance:
-                    plan = await under_way.plan(advance)
-                if dry_run:
-                    return plan
-                if not (question := plan.question()):
-                    return under_way.so_far()
-                out.confirm(question, yes)
-                under_way.limit(plan)
-            with terminal.progress(under_way.over.approximate, "redrive") as advance:
-                return await under_way.run(advance, terminal.note)
-
-    done = out.run(work())
-    stopped = done.stopped if isinstance(done, Redriven) else None
+    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
+    work = carry_out(
+        out.settings, wish, dry_run=dry_run, confirm=confirm, progress=terminal.progress, note=terminal.note
+    )
+    done = out.run(work)
+    stopped = None if isinstance(done, Plan) else done.stopped
     if not stopped and (wish.most is None or done.tally.redriven < wish.most):
         terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
         return
-    if stopped:
-        terminal.note(f"stopped: {stopped}; run it again to go on")
     out.emit(done.shown())
-    _check(done)
+    if locked := done.still_locked():
+        raise locked
+    if stopped or done.tally.failed:
+        raise SystemExit(1)
 
 
 @dlq.command(
@@ -254,16 +243,3 @@ def discard(
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
         raise SystemExit(1)
-
-
-def _check(done: "Redriven") -> None:
-    """End with exit code 3 when accounts were locked, with 1 when it stopped early or owes messages."""
-    if locked := done.still_locked():
-        raise locked
-    if done.stopped or done.tally.failed:
-        raise SystemExit(1)
-
-
-def _note(warning: str | None) -> None:
-    if warning:
-        terminal.note(f"warning: {warning}")

@@ -21,7 +21,7 @@ from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
-from genctl.ops.sampling import Survey
+from genctl.ops.sampling import Progress, Survey
 from genctl.pipeline import Pipeline
 from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
@@ -267,6 +267,38 @@ class Redrive:
                 if row["status"] == Status.COMPLETED:
                     del waiting[row["id"]]
             await asyncio.sleep(POLL_S)
+
+
+async def carry_out(
+    settings: Settings,
+    wish: RedriveWish,
+    *,
+    dry_run: bool,
+    confirm: Callable[[str], object] | None,
+    progress: Progress,
+    note: Note,
+) -> Plan | Redriven:
+    """Redrive as a person asks; `confirm` asks them about the plan first. With `dry_run` only plan.
+
+    Raises GenctlError: exit 3 when a dependency goes away, and what `confirm` raises.
+    """
+    async with Redrive.open(settings, wish) as under_way:
+        if warning := under_way.over.warning:
+            note(f"warning: {warning}")
+        if dry_run or confirm:
+            with progress(under_way.over.approximate, "look") as advance:
+                plan = await under_way.plan(advance)
+            if dry_run or not confirm:
+                return plan
+            if not (question := plan.question()):
+                return under_way.so_far()
+            confirm(question)
+            under_way.limit(plan)
+        with progress(under_way.over.approximate, "redrive") as advance:
+            done = await under_way.run(advance, note)
+    if done.stopped:
+        note(f"stopped: {done.stopped}; run it again to go on")
+    return done
 
 
 class _Budget:
