@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def of(error: BaseException, args: Sequence[str]) -> int:
     end = _exit_of(cause)
     if end.message:
         if "--debug" in args:
-            _show_trace(error)
+            terminal.note("".join(traceback.format_exception(error)))
         _tell(end, as_json=_wants_json(args))
     return end.exit_code
 
@@ -92,9 +93,3 @@ def _tell(end: Exit, *, as_json: bool) -> None:
 def _wants_json(args: Sequence[str]) -> bool:
     """Look for `-o json` or `jsonl` in the arguments: click may have failed to parse them."""
     return bool(re.search(r"(^|\0)(-o\0?|--output[=\0])jsonl?($|\0)", "\0".join(args)))
-
-
-def _show_trace(error: BaseException) -> None:
-    import traceback
-
-    terminal.note("".join(traceback.format_exception(error)))

@@ -166,8 +166,7 @@ class Child:
                 await until(lambda: not self._runs_as(pid), self.stop_within_s)
 
     def _runs_as(self, pid: int) -> bool:
-        # leash and unshare come before the command until they become it, and Python of macOS has another first
-        # word
+        # until they become the command, leash and unshare precede it; on macOS Python has another first word
         ours, (_, _, found) = " ".join(self.argv), command_of(pid).partition(" ")
         return bool(found) and (ours.endswith(found) or found.endswith(ours))
 
@@ -179,7 +178,7 @@ def last_lines(log: Path, count: int) -> list[str]:
 
 
 def command_of(pid: int) -> str:
-    """Return the command line of a living process, joined by spaces; "" when there is none."""
+    """Return the command line of a living process, its words joined by spaces; else ""."""
     if sys.platform != "linux":
         ps = ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)]
         return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
