@@ -19,6 +19,7 @@ from genctl.base.durations import reconnect_s
 from genctl.base.person import Note
 from genctl.domain.model import GenctlError
 from genctl.edges import http
+from genctl.ops.peer import Prove
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
@@ -34,6 +35,7 @@ class StreamAddress(NamedTuple):
     api_url: str
     tool: str
     token: Callable[[], str]
+    prove: Prove | None = None  # asked before the token is sent
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -96,24 +98,23 @@ async def _events(
 ) -> AsyncGenerator[tuple[str, str | None, Any], None]:
     """Yield name, id and data of the events of one connection. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
-    headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {address.token()}"}
-    if last_id:
-        headers["Last-Event-ID"] = last_id
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
     opened = False
     try:
-        async with (
-            http.session(url) as client,
-            client.get(
+        async with http.session(url) as client:
+            if address.prove:
+                await address.prove(client)
+            headers["Authorization"] = f"Bearer {address.token()}"
+            async with client.get(
                 url, headers=headers, timeout=timeout, allow_redirects=False, read_bufsize=LARGEST_EVENT_BYTES
-            ) as response,
-        ):
-            _check(url, response)
-            opened = True
-            yield OPENED, None, None
-            async for block in _whole(response.content):
-                for event in sseclient.SSEClient(iter([block])).events():
-                    yield event.event, event.id, _data(event.data)
+            ) as response:
+                _check(url, response)
+                opened = True
+                yield OPENED, None, None
+                async for block in _whole(response.content):
+                    for event in sseclient.SSEClient(iter([block])).events():
+                        yield event.event, event.id, _data(event.data)
     except TimeoutError:
         silent = f"silent for {SILENCE_S:.0f} s, though heartbeats are due"
         raise GoneError(url, silent if opened else "no answer in time") from None
