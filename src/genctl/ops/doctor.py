@@ -79,21 +79,11 @@ async def readiness(settings: Settings) -> tuple[int, str]:
         async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
             body = await answer.read()
     except (aiohttp.ClientError, OSError, ValueError) as why:
-        raise _api_away(settings, why) from None
+        raise peer.unreachable(settings.api_url, why) from None
     try:
         return answer.status, msgspec.json.decode(body, type=_Unready).why
     except (msgspec.DecodeError, RecursionError):  # not ours, or ready
         return answer.status, ""
-
-
-def _api_away(settings: Settings, why: Exception) -> GenctlError:
-    cause = getattr(why, "os_error", why)
-    said = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return GenctlError(
-        "ApiUnreachable",
-        f"no API at {settings.api_url}: {said}",
-        "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
-    )
 
 
 async def _versions(_: Settings) -> list[Finding]:
@@ -211,7 +201,7 @@ async def _stream(settings: Settings) -> list[Finding]:
     except TimeoutError:
         pass
     except (aiohttp.ClientError, OSError, ValueError) as why:
-        raise _api_away(settings, why) from None
+        raise peer.unreachable(settings.api_url, why) from None
     return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
 
 

@@ -19,7 +19,7 @@ from genctl.base.durations import reconnect_s
 from genctl.base.person import Note
 from genctl.domain.model import GenctlError
 from genctl.edges import http
-from genctl.ops.peer import Prove
+from genctl.ops.peer import FIX, Prove
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
@@ -53,7 +53,7 @@ class GoneError(GenctlError):
         super().__init__(
             "StreamUnreachable",
             f"cannot follow the stream at {url}: {why}",
-            "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
+            FIX,
         )
 
 

@@ -10,7 +10,6 @@ import aiohttp
 
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
-from genctl.domain.model import GenctlError
 from genctl.edges import http
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
@@ -61,12 +60,7 @@ class Door:
                 except ValueError:
                     return answer.status, text
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            why = str(error) or f"no answer within {ANSWER_WITHIN_S:g} s"
-            raise GenctlError(
-                "ApiUnreachable",
-                f"the API does not answer {method} {url}: {why}",
-                "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
-            ) from None
+            raise peer.unreachable(f"{url} ({method})", error) from None
 
 
 class Deployment(NamedTuple):
