@@ -1,11 +1,10 @@
 """Print what a command returns: data to stdout in the chosen format, everything else to stderr."""
 
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from genctl.base.hidden import hide
 from genctl.base.printable import printable_lines
@@ -70,23 +69,45 @@ class Output:
             case "yaml" if one:
                 write(formats.to_yaml(formats.plain(data)))
             case _:
-                with self.stream(dict.fromkeys(columns, 0)) as put:
+                with self.stream(dict.fromkeys(columns, 0), flush=False) as put:
                     for row in many:
-                        put(row, flush=False)
+                        put(row)
         sys.stdout.flush()
 
-    def stream(self, columns: Mapping[str, int]) -> "RowPrinter":
-        """Print rows that come one by one; `columns` have their widths, 0 is the rest of the line."""
+    @contextmanager
+    def stream(self, columns: Mapping[str, int], *, flush: bool = True) -> Iterator[Callable[[Any], None]]:
+        """Yield a function that prints a row; `columns` have their widths, 0 is the rest of the line.
+
+        The document is complete when the block ends, even by a signal.
+        """
         from genctl.cli import formats
 
         writers: dict[str, Callable[[], Writer]] = {
-            "table": lambda: formats.LinesWriter(columns, terminal.room()),
+            "table": lambda: formats.lines_writer(columns, terminal.room()),
             "json": lambda: formats.JSON,
             "jsonl": lambda: formats.JSON_LINES,
             "yaml": lambda: formats.YAML,
-            "csv": lambda: formats.CsvWriter(list(columns)),
+            "csv": lambda: formats.csv_writer(columns),
         }
-        return RowPrinter(writers[self.form](), formats.plain)
+        writer, count = writers[self.form](), 0
+
+        def put(row: Any) -> None:
+            nonlocal count
+            write(writer.row(row, count))
+            count += 1
+            if flush:
+                sys.stdout.flush()
+
+        is_empty = False
+        try:
+            yield put
+        except Exception:
+            is_empty = count == 0  # a command that failed before its first row leaves stdout empty
+            raise
+        finally:
+            if not is_empty:
+                write(writer.end(count))
+                sys.stdout.flush()
 
     def run(
         self,
@@ -152,32 +173,6 @@ class Output:
 
         _, name = dsn.place(self.settings.dsn())
         terminal.confirm(question, yes, name, protected=self.settings.protected)
-
-
-class RowPrinter:
-    """Print each row that it is called with; complete the document when the block ends, even by a signal."""
-
-    def __init__(self, writer: "Writer", plain: Callable[[Any], Any]) -> None:
-        self._writer = writer
-        self._plain = plain
-        self._count = 0
-
-    def __call__(self, row: Any, *, flush: bool = True) -> None:
-        write(self._writer.row(self._plain(row), self._count))
-        self._count += 1
-        if flush:
-            sys.stdout.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        failed = isinstance(error, Exception) and self._count == 0
-        if not failed:  # a command that failed before its first row leaves stdout empty
-            write(self._writer.end(self._count))
-            sys.stdout.flush()
 
 
 def write(text: str) -> None:
