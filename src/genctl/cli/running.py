@@ -50,15 +50,12 @@ def run(
 
 
 @contextmanager
-def _heeded(heed: Callable[[int], object]) -> Iterator[None]:
+def heeded(heed: Callable[[int], object]) -> Iterator[None]:
     """Give signals to `heed` until the block ends; then restore the handlers, as the loop's own would not."""
     # nohup ignores SIGHUP, and so do we; a script's & ignores SIGINT, and we do not: kill -INT means us
-    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-    before = {
-        number: signal.signal(number, lambda number, _: heed(number))
-        for number in ENDING
-        if number not in ignored
-    }
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in ENDING if not (is_nohup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, lambda number, _: heed(number)) for number in numbers}
     try:
         yield
     finally:
@@ -95,7 +92,7 @@ async def _watched(
     if follow:
         gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
-    with _heeded(heed or signalled):
+    with heeded(heed or signalled):
         return await work
 
 

@@ -1,7 +1,6 @@
 """Talk to a person on stderr: notes, questions, progress. Nothing here is data."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,21 +77,17 @@ def ask_secret(question: str) -> str:
 def _signals_end_it() -> Iterator[None]:
     """Let signals end a question: while we read, the event loop cannot handle them."""
 
-    def end(number: int, _: object) -> None:
+    from genctl.cli.running import heeded
+
+    def end(number: int) -> None:
         raise SystemExit(128 + number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in numbers}
     try:
-        yield
+        with heeded(end):
+            yield
     except SystemExit:
         sys.stderr.write("\n")  # after the question
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
