@@ -22,17 +22,11 @@ TABLE = {
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
         "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
         "pause": ("gate:pause", "Close the gate: jobs wait, none fails."),
-        "resume": (
-            "gate:resume",
-            "Open the gate, and accept again the values that the provider kept refusing.",
-        ),
+        "resume": ("gate:resume", "Open the gate, and accept orders with refused values again."),
     },
     "Send and watch": {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
-        "tail-failures": (
-            "tail:tail_failures",
-            "Show each failure as the database commits it, in a line.",
-        ),
+        "tail-failures": ("tail:tail_failures", "Show each failure in a line, as soon as it is committed."),
         "watch": ("watch:watch", "Show a user's events as their page gets them."),
         "sessions": ("sessions:sessions", "List sessions, show one with its error, or trace its way."),
         "dlq": ("dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
@@ -43,7 +37,7 @@ TABLE = {
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "explain": (
             "explain:explain",
-            "Explain a failure code: what workers do, what users read, whether a redrive helps.",
+            "Explain a failure code: verdict, what users read, whether a redrive helps.",
         ),
         "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
     },
@@ -56,10 +50,7 @@ TABLE = {
         "smoke": ("smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
     },
     "Set up": {
-        "tools": (
-            "tools:tools",
-            "List the tools that are installed: provider, models, price, queue and gate.",
-        ),
+        "tools": ("tools:tools", "List the installed tools: provider, models, price, queue and gate."),
         "migrate": ("migrate:migrate", "Apply or undo the migrations, or show their state."),
         "config": ("config:config", "Show the settings and where they come from, or write a file."),
         "token": ("token:token", "Issue a user token or a sign-in link, or revoke tokens."),

@@ -20,7 +20,7 @@ MOST_BYTES = 2**20  # as much as the worker reads of an answer
 @click.argument("code")
 @click.option("--provider", metavar="NAME", help="The provider; default: the first that knows the code.")
 def explain(out: Output, code: str, provider: str | None) -> None:
-    """Explain a failure code: what workers do, what users read, whether a redrive helps.
+    """Explain a failure code: verdict, what users read, whether a redrive helps.
 
     CODE is what follows `DLQ:`: a provider's code, one of ours, HTTP<status>, Timeout and the like.
     """

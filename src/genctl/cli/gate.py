@@ -41,7 +41,10 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
 )
 @REASON
 def resume(out: Output, *, reason: str | None) -> None:
-    """Open the gate, and accept again the values that the provider kept refusing."""
+    """Open the gate, and accept orders with refused values again.
+
+    genctl refuses values that the provider kept refusing.
+    """
     from genctl import gate, traits
 
     tool = _tool(out)

@@ -42,7 +42,7 @@ def tail_failures(
     no_follow: bool,
     fail_after: float | None,
 ) -> None:
-    """Show each failure as the database commits it, in a line.
+    """Show each failure in a line, as soon as it is committed.
 
     It LISTENs on session_completed and reads the row, so it shows only committed failures. It reconnects by
     itself and catches up on what it missed.

@@ -14,7 +14,7 @@ COLUMNS = ("tool", "provider", "models", "price", "queue", "gate", "trouble")
 )
 @click.argument("name", required=False)
 def tools(out: Output, *, name: str | None) -> None:
-    """List the tools that are installed: provider, models, price, queue and gate.
+    """List the installed tools: provider, models, price, queue and gate.
 
     With NAME it shows only that one, with the parameters of its orders.
 
