@@ -1,6 +1,7 @@
 """Send a job that the provider refuses and a good one to the embedded stack, and watch from outside."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -60,7 +61,7 @@ async def demo(
         await credits.open_accounts(db, [USER], credits.opening(settings))
         before = await _balance(db)
         hops = []
-        async with Judge.open(deployment, USER, TIMEOUT_S) as judge:
+        async with Judge.open(deployment, USER, time.monotonic() + TIMEOUT_S) as judge:
             async for hop in judge.hops():
                 hops.append(hop)
                 show(hop)

@@ -38,8 +38,7 @@ async def run(
                 deployment = await parts.enter_async_context(Deployment.open(settings))
                 if user is None:
                     user = await parts.enter_async_context(guest(deployment.db, note))
-                left_s = ends_at - time.monotonic()
-                judge = await parts.enter_async_context(Judge.open(deployment, user, left_s))
+                judge = await parts.enter_async_context(Judge.open(deployment, user, ends_at))
         except TimeoutError:
             raise GenctlError(
                 "DeploymentSilent",

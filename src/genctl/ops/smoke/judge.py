@@ -32,7 +32,7 @@ AGAIN_S = 5.0  # for the second check, if the time is over
 QUIET_S = 0.25  # how long a stranger's stream must stay silent after the user's has spoken
 SILENT = {"ready", "heartbeat", "reset", "bye"}  # events that speak of no session
 LOOK_AT = {  # the status of an order: what explains it
-    401: "GENCTL_SECRET, which is another there",
+    401: "GENCTL_SECRET: the API has another one",
     402: "the balance of {user}; without --user the job is a fresh user's",
     404: "GENCTL_API_URL",
 }
@@ -41,9 +41,7 @@ LOOK_AT = {  # the status of an order: what explains it
 class Judge:
     """Order one job that the provider is sure to refuse, and check what happens to it."""
 
-    def __init__(
-        self, deployment: Deployment, ears: Ears, user: str, stranger: str, timeout_s: float
-    ) -> None:
+    def __init__(self, deployment: Deployment, ears: Ears, user: str, stranger: str, ends_at: float) -> None:
         self.deployment = deployment
         self.ears = ears
         self.user = user
@@ -52,7 +50,7 @@ class Judge:
         self.session_id: UUID | None = None
         self.answer_lost = False  # we sent an order and have no answer: there may be a session
         self._prompt = f"a photograph of a crowd, {deployment.api.tool.sensitive}"
-        self._ends_at = time.monotonic() + timeout_s
+        self._ends_at = ends_at
         self._ordered_at = self._answered_at = 0.0
         self._reservation_id: UUID | None = None
         self._funds: Row = {}  # of the user, before
@@ -61,15 +59,14 @@ class Judge:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, deployment: Deployment, user: str, timeout_s: float) -> AsyncIterator[Self]:
-        """Listen, and yield a judge that has `timeout_s` from now for all hops together.
+    async def open(cls, deployment: Deployment, user: str, ends_at: float) -> AsyncIterator[Self]:
+        """Listen, and yield a judge whose time for all hops ends at `ends_at` (monotonic).
 
         Raises GenctlError (exit 3) when it cannot LISTEN.
         """
-        ends_at = time.monotonic() + timeout_s
         stranger = f"genctl-smoke-stranger-{uuid4().hex[:12]}"
-        async with Ears.open(deployment, user, stranger, timeout_s / 3) as ears:
-            yield cls(deployment, ears, user, stranger, ends_at - time.monotonic())
+        async with Ears.open(deployment, user, stranger, (ends_at - time.monotonic()) / 3) as ears:
+            yield cls(deployment, ears, user, stranger, ends_at)
 
     async def hops(self) -> AsyncIterator[HopResult]:
         """Yield the hops in order, each as soon as it is known; end with the first broken one.

@@ -54,7 +54,7 @@ def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
 
 
 def _value(name: str, value: Any) -> Iterator[str]:
-    if type(value) not in DETAILS[name]:  # a bool is no number here
+    if type(value) not in DETAILS[name]:  # a bool is an int in Python
         yield f"{name} is {_kind(value)}, not {' or '.join(map(_name, DETAILS[name]))}"
     elif name.endswith("At") and value is not None and not _is_utc(value):
         yield f"{name} is no RFC 3339 time in UTC: {value[:40]!r}"
