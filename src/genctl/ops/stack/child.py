@@ -71,7 +71,7 @@ class Child:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_within_s: float = 5.0
     death_signal: signal.Signals = signal.SIGKILL
-    serves: socket.socket | None = None  # ours until it has it
+    serves: socket.socket | None = None  # we close it when the part has it
     process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -113,19 +113,15 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(403, "InvalidClientTokenId", "this queue wants requests signed with its own key")
             return
         try:
-            self._send(*self._moto(body))
+            url = f"http://{self.headers['Host']}{self.path}"
+            request = Request.from_primitives(self.command, url, self.headers, body)
+            self._send(*SQSResponse.dispatch(request, url, dict(request.headers)))
         except Exception:  # noqa: BLE001 - a bad request must not end the queue
             traceback.print_exc()
             self._answer(500, "InternalFailure", "moto failed; its log says why")
 
     def do_GET(self) -> None:
         self.do_POST()
-
-    def _moto(self, body: bytes) -> tuple[int, dict[str, Any], str | bytes]:
-        url = f"http://{self.headers['Host']}{self.path}"
-        request = Request.from_primitives(self.command, url, self.headers, body)
-        status, headers, text = SQSResponse.dispatch(request, url, dict(request.headers))
-        return status, headers, text
 
     def _answer(self, status: int, code: str, message: str) -> None:
         text = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": message})

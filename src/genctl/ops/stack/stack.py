@@ -59,7 +59,7 @@ class Stack:
         self.home = settings.home.resolve()
         self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
         self.addresses: dict[str, str] = {}
-        self.sockets: dict[str, socket.socket] = {}  # bound before they are told, until parts have them
+        self.sockets: dict[str, socket.socket] = {}  # bound until the parts have them
         self._parts: list[Child | Postgres] = []
         self._undo = AsyncExitStack()
 
@@ -91,7 +91,12 @@ class Stack:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        failure = self._failure() if kind else None
+        failure: GenctlError | None = None
+        if kind:
+            try:
+                self.check()
+            except GenctlError as error:
+                failure = error
         self.note("stopping")
         await self._undo.aclose()
         body = asyncio.current_task()
@@ -138,13 +143,6 @@ class Stack:
             await self.watch()
         if body:
             body.cancel()
-
-    def _failure(self) -> GenctlError | None:
-        try:
-            self.check()
-        except GenctlError as failure:
-            return failure
-        return None
 
     async def _start(self, undo: AsyncExitStack, part: Child | Postgres) -> None:
         began = time.monotonic()
