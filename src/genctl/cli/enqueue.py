@@ -75,6 +75,6 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     with terminal.progress(wish.count, "enqueue") as advance:
         result = out.run(run(settings, wish, advance))
     if result.owed:
-        terminal.note(f"not sent yet, the sweeper will: {result.owed}")
+        terminal.note(f"the sweeper will send what could not be sent yet: {result.owed}")
     out.emit(result.data)
     return int(not result.expected)

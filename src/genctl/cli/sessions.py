@@ -98,7 +98,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         try:
             copy = await tracing.copy_of(out.settings, events)
         except GenctlError as error:  # the timeline itself is from the database
-            terminal.note(f"the DLQ could not be looked into: {error.message}")
+            terminal.note(f"cannot look into the DLQ: {error.message}")
         timeline = hops(events)
         told = tracing.traced(await find(db, str(session.id)), timeline) | {"dlq": copy and camel(copy)}
         if not streams:

@@ -60,7 +60,7 @@ class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
         if tool.name != settings.tool and settings.is_flag("tool"):
             raise _refused(
                 f"the model {self.model} is one of the tool {tool.name}, not of {settings.tool}",
-                f"say --tool {tool.name}, or leave it out",
+                f"use --tool {tool.name}, or leave --tool out",
             )
         return tool
 

@@ -58,7 +58,7 @@ class Export:
         except FileExistsError:
             raise GenctlError(
                 "FileExists",
-                f"{path} is there already",
+                f"{path} exists already",
                 "continue it by `dlq export --resume`, or name another file",
                 exit_code=2,
             ) from None

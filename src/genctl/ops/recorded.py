@@ -12,7 +12,7 @@ from genctl.domain.model import Answer, GenctlError, NoAnswer
 from genctl.domain.providers import Provider
 from genctl.tools.wire import inflated
 
-OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has
+OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that providers do not use
 FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
 HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 

@@ -84,7 +84,9 @@ async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str,
             dlq = await (await sqs.queue(settings.queue)).dead_letter_queue(settings.dlq)
             seen = await look(dlq, enough=lambda message: message.message_id == sent[-1])
     except TimeoutError:
-        raise GenctlError("QueueSilent", f"no end of it within {LOOK_S:g} s", "genctl doctor") from None
+        raise GenctlError(
+            "QueueSilent", f"we did not find the copy in it within {LOOK_S:g} s", "genctl doctor"
+        ) from None
     shown = ("message_id", "sent_at", "receive_count")
     return next(({name: getattr(m, name) for name in shown} for m in seen if m.message_id == sent[-1]), None)
 

@@ -120,7 +120,7 @@ async def _events(
         raise GoneError(url, silent if opened else "no answer in time") from None
     except (OSError, aiohttp.ClientError, ValueError) as error:
         raise GoneError(url, str(error) or type(error).__name__) from None
-    raise GoneError(url, "the server has ended it")
+    raise GoneError(url, "the server ended it")
 
 
 def _check(url: str, response: aiohttp.ClientResponse) -> None:
@@ -130,7 +130,7 @@ def _check(url: str, response: aiohttp.ClientResponse) -> None:
         raise GenctlError(
             "TokenRefused",
             f"the API at {url} refuses the token",
-            "it may have expired, or GENCTL_SECRET is another there; `genctl token` issues one",
+            "it may have expired, or the API has another GENCTL_SECRET; `genctl token` issues one",
             exit_code=5,
         )
     if response.status in {408, 425, 429} or response.status >= 500:
@@ -152,7 +152,7 @@ async def _whole(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     async for line in content:
         event += line
         if len(event) > LARGEST_EVENT_BYTES:
-            raise ValueError("an event without an end")
+            raise ValueError(f"an event of more than {LARGEST_EVENT_BYTES >> 20} MiB")
         if not line.strip(b"\r\n"):
             yield event
             event = b""

@@ -24,12 +24,12 @@ from genctl.domain.runbooks import as_word, fill, names_in, statement
 from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql
 
-LARGEST_BYTES = 2**20  # of an output that is kept
+LARGEST_BYTES = 2**20  # of an output
 LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours: it may list a whole queue
 ENDS_WITHIN_S = 5.0  # a command of ours cleans up after SIGTERM
 GONE_WITHIN_S = 1.0
 SKIPPED = 77  # exit code of a script that cannot run here
-# The words come by stdin: some are secrets, and all users of a machine see arguments.
+# The words come by stdin: some are secrets, and all users of the machine can read arguments.
 GENCTL = (
     "import json, sys; sys.argv[1:] = json.load(sys.stdin); "
     "from genctl.__main__ import main; sys.exit(main())"
@@ -234,5 +234,7 @@ async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], with
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait({heard}, timeout=GONE_WITHIN_S)  # a process outside the group may hold the pipes
+        await asyncio.wait(
+            {heard}, timeout=GONE_WITHIN_S
+        )  # a process that has left the group may hold the pipes
         heard.cancel()

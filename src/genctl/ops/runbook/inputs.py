@@ -64,7 +64,7 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
             got = "" if variable.secret else f", got {text[:80]!r}"
             raise _usage(f"--var {name}: {error}{got}") from None
         if variable.type == "file" and not Path(value).exists():
-            raise _usage(f"--var {name}: there is no {value}", "name a file that is there")
+            raise _usage(f"--var {name}: there is no {value}", "name an existing file")
         return value
     if name not in saved:
         known = [*runbook.variables, *sorted(saved)]

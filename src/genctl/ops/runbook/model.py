@@ -14,7 +14,7 @@ from genctl.domain.runbooks import references
 
 DEFAULT_TIMEOUT = "60s"
 KINDS = ("genctl", "sql", "http", "shell", "ask")  # what a step does; one of them
-LITERALS: dict[str, tuple[Any, str]] = {  # types of a variable that are no texts
+LITERALS: dict[str, tuple[Any, str]] = {  # types of variables other than text
     "integer": (Annotated[int, msgspec.Meta(ge=-(10**15), le=10**15)], "a whole number"),
     "number": (Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)], "a number"),
     "boolean": (bool, "true or false"),
@@ -25,7 +25,7 @@ _NAME = r"^[a-z][a-z0-9-]{0,40}$"
 _VALUE = r"^[a-z][a-z0-9_]{0,40}$"
 _DURATION = r"^([0-9]{1,4}(\.[0-9]{1,6})?d|[0-9]{1,5}(\.[0-9]{1,6})?(ms|s|m|h)|\$\{[a-z][a-z0-9_]*\})$"
 _URL = r"^(https?://[^/?#\s]+([/?#]\S*)?|\$\{[a-z][a-z0-9_]*\})$"
-FORMS = {  # how lint names them
+FORMS = {  # what lint calls them
     _NAME: "a name of small letters, digits and -, of at most 41, that begins with a letter",
     _VALUE: "a name of small letters, digits and _, of at most 41, that begins with a letter",
     _DURATION: "a duration such as 250ms, 30s, 15m, 2h or 90d",
@@ -58,7 +58,7 @@ class Variable(Strict, frozen=True, kw_only=True):
             raise ValueError(_exactly_one(("default", "required", "optional"), ways))
         if self.default is not UNSET:
             kinds = {"boolean": (bool,), "integer": (int,), "number": (int, float)}
-            if type(self.default) not in kinds.get(self.type, (str,)):  # a bool is no int here
+            if type(self.default) not in kinds.get(self.type, (str,)):  # a bool is an int in Python
                 raise ValueError(f"the default is no {self.type}")
             self.parse(str(self.default))
 
@@ -140,7 +140,7 @@ class Step(Strict, frozen=True, kw_only=True):
             if taken := [key for key in ("wait", "expect", "save", "show", "timeout") if getattr(self, key)]:
                 raise ValueError(f"a step that asks takes no {taken[0]}")
         elif not self.expect:
-            raise ValueError("the key expect is missing: what shows that it went well?")
+            raise ValueError("the key expect is missing: it decides whether the step succeeded")
 
     @property
     def kind(self) -> str:

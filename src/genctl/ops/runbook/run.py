@@ -207,7 +207,7 @@ class Run:
             return self._result(step, "skipped", why=str(reason))
         except (GenctlError, UncomparableError) as error:
             why = _words_of(error)
-        except SystemExit as asked:  # a signal at a question
+        except SystemExit as asked:  # a signal that ended a question
             self._signal = int(asked.code or 0) - 128
             raise asyncio.CancelledError from None
         ms = round((time.monotonic() - began) * 1000, 1)

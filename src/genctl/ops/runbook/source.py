@@ -121,7 +121,7 @@ def read(file: str, raw: bytes) -> Source:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         told = " ".join(filter(None, (error.context, error.problem)))
-        raise LoadError(file, line, column, f"no YAML that is taken here: {told}") from None
+        raise LoadError(file, line, column, f"no YAML for a runbook: {told}") from None
     except RecursionError:
         raise LoadError(file, 1, 1, "nested too deeply") from None
 
@@ -150,7 +150,7 @@ def _converted(source: Source, base: Position, value: Any, kind: Any) -> Iterato
         steps = re.findall(r"\.([a-z_]+)|\[(\d+)\]", path)
         position = (*base, *(name or int(number) for name, number in steps))
         if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
-            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # it is one, elsewhere
+            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # another type has this key
             yield source.fault((*position, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
         elif match := re.fullmatch("Invalid enum value '(.*)'", message, re.DOTALL):
             choices = CHOICES[str(position[-1])]
