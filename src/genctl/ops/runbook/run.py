@@ -213,7 +213,7 @@ class Run:
         ms = round((time.monotonic() - began) * 1000, 1)
         shown, more = self._shown(step)
         state = "failed" if why else "ok"
-        return self._result(step, state, why=why, ms=ms, tries=self._tries, shown=shown, more=more)
+        return self._result(step, state, why=why or "", ms=ms, tries=self._tries, shown=shown, more=more)
 
     def _shown(self, step: Step) -> tuple[Any, int]:
         """Return what a person should see of the output, as masked JSON, and how much is left out.
@@ -241,20 +241,18 @@ class Run:
             if not holds(condition, self.values):
                 raise SkippedError(f"it runs only if {condition}")
 
-    async def _done(self, step: Step) -> str:
+    async def _done(self, step: Step) -> str | None:
         """Try the step until its expectations hold or its time is over; return what is wrong then."""
         if step.ask:
             self.confirm(f"{step.step}: {self.mask.text(spoken(step.ask, self.values))}")
-            return ""
+            return None
         yes = self.confirm(f"{step.step}: {step.does}") if step.dangerous else None
         patience_s, pause_s = self._seconds(step.patience), self._seconds(step.pause)
         deadline = time.monotonic() + patience_s
         while True:
             self._tries += 1
-            why = await self._try(step, deadline - time.monotonic() if step.wait else patience_s, yes)
-            if why is None:
-                return ""
-            if not step.wait:
+            why = await self._try(step, deadline - time.monotonic(), yes)
+            if why is None or not step.wait:
                 return why
             if time.monotonic() + pause_s > deadline:
                 return f"{why}, after {format_duration(patience_s)}"
