@@ -17,7 +17,7 @@ from genctl.base.tokens import Tokens
 from genctl.domain.model import Status
 from genctl.edges.db import Database
 from genctl.ops.enqueue import ended
-from genctl.ops.smoke.deployment import Deployment, Door
+from genctl.ops.smoke.deployment import ApiClient, Deployment
 from genctl.ops.smoke.hop import HOPS, HopResult, verdict
 from genctl.ops.smoke.judge import Judge
 from genctl.ops.smoke.sound import details_complaints
@@ -127,11 +127,11 @@ def _lines(log: Path) -> Iterator[_Line]:
                 yield line
 
 
-async def _card(door: Door, session_id: UUID | None) -> tuple[bool, str]:
+async def _card(api: ApiClient, session_id: UUID | None) -> tuple[bool, str]:
     """Check what a page shows of the failure: the provider's sentence without ids, and the refund."""
     if session_id is None:
         return False, "there is no session"
-    status, item = await door.session(USER, session_id)
+    status, item = await api.session(USER, session_id)
     details = item.get("error_details") or {}
     sound = status == 200 and not details_complaints(details) and details["refundedCredits"] > 0
     text = f"{details.get('userMessage')} — {details.get('refundedCredits')} credits returned"

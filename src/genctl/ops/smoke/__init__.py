@@ -1,6 +1,6 @@
 """Check that a deployment, anybody's, conforms to the contract: one job that the provider refuses.
 
-`judge` checks each `hop` by the rules in `sound`; `ears` listen; `guest` pays; this module cleans up.
+`judge` checks each `hop` by the rules in `sound`; `listeners` listen; `guest` pays; this module cleans up.
 """
 
 import asyncio

@@ -20,7 +20,7 @@ from genctl.tools.found import Tools
 ANSWER_WITHIN_S = 10.0
 
 
-class Door:
+class ApiClient:
     """Call the API as its clients do. Each method raises GenctlError (exit 3) when it does not answer."""
 
     def __init__(self, url: str, tool: Tool, tokens: Tokens) -> None:
@@ -70,7 +70,7 @@ class Deployment(NamedTuple):
     listen_dsn: str
     queue: Queue
     dlq: Queue
-    api: Door
+    api: ApiClient
     secrets: tuple[str, ...] = ()
 
     @classmethod
@@ -79,7 +79,7 @@ class Deployment(NamedTuple):
         """Connect to its parts. Raises GenctlError (exit 3) when one does not answer."""
         await peer.check(settings)
         tool = Tools.of(settings).about(settings.tool)
-        api = Door(settings.api_url, tool, Tokens(settings.secret))
+        api = ApiClient(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
             queue = await sqs.queue(settings.queue)
             dlq, _ = await asyncio.gather(

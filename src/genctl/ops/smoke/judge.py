@@ -21,8 +21,8 @@ from genctl.edges.sqs import Message
 from genctl.ops.sampling import look
 from genctl.ops.smoke import sound
 from genctl.ops.smoke.deployment import Deployment
-from genctl.ops.smoke.ears import Ears
 from genctl.ops.smoke.hop import HOPS, BrokenError, Evidence, HopResult, expect
+from genctl.ops.smoke.listeners import Listeners
 from genctl.ops.watch import Seen
 
 AGAIN = ("refund", "isolation")  # what held once may break later: checked again at the end
@@ -41,9 +41,11 @@ LOOK_AT = {  # the status of an order: what explains it
 class Judge:
     """Order one job that the provider is sure to refuse, and check what happens to it."""
 
-    def __init__(self, deployment: Deployment, ears: Ears, user: str, stranger: str, ends_at: float) -> None:
+    def __init__(
+        self, deployment: Deployment, listeners: Listeners, user: str, stranger: str, ends_at: float
+    ) -> None:
         self.deployment = deployment
-        self.ears = ears
+        self.listeners = listeners
         self.user = user
         self.stranger = stranger
         self.client_key = f"smoke-{uuid4().hex[:12]}"
@@ -65,8 +67,8 @@ class Judge:
         Raises GenctlError (exit 3) when it cannot LISTEN.
         """
         stranger = f"genctl-smoke-stranger-{uuid4().hex[:12]}"
-        async with Ears.open(deployment, user, stranger, (ends_at - time.monotonic()) / 3) as ears:
-            yield cls(deployment, ears, user, stranger, ends_at)
+        async with Listeners.open(deployment, user, stranger, (ends_at - time.monotonic()) / 3) as listeners:
+            yield cls(deployment, listeners, user, stranger, ends_at)
 
     async def hops(self) -> AsyncIterator[HopResult]:
         """Yield the hops in order, each as soon as it is known; end with the first broken one.
@@ -156,7 +158,7 @@ class Judge:
         except (TypeError, ValueError, KeyError, AttributeError):
             expected = "sessionId and reservationId in the answer"
             raise BrokenError(expected, _short(body), "what the API answers", final=True) from None
-        self.ears.heed(self.session_id)
+        self.listeners.heed(self.session_id)
 
     async def find_lost_order(self) -> None:
         """Look for the session of an order without an answer: the API may have taken it."""
@@ -182,7 +184,7 @@ class Judge:
 
     async def _row(self) -> Evidence:
         row, at = await self._session(), time.monotonic()
-        for notice in self.ears.notices:  # we may have read it at its NOTIFY already
+        for notice in self.listeners.notices:  # we may have read it at its NOTIFY already
             if notice.row and notice.session_id == self.session_id and notice.row["status"] == "failed":
                 row, at = notice.row, min(at, notice.at)
         status, completed_at = row["status"], rfc3339(row["completed_at"])
@@ -239,8 +241,8 @@ class Judge:
 
     async def _notify(self) -> Evidence:
         names = {"reservation_id": str(self._reservation_id), "session_id": str(self.session_id)}
-        mine = [one for one in self.ears.notices if any(name in one.payload for name in names.values())]
-        strange = [notice.payload for notice in self.ears.notices if notice.session_id is None]
+        mine = [one for one in self.listeners.notices if any(name in one.payload for name in names.values())]
+        strange = [notice.payload for notice in self.listeners.notices if notice.session_id is None]
         found = f"only {strange[-1][:200]!r}, which names no session" if strange else "none"
         by = "the transaction that settles"
         expect(mine, f"a NOTIFY on {listener.CHANNEL} for the session", found, by)
@@ -255,7 +257,7 @@ class Judge:
         return Evidence(f"{listener.CHANNEL}: {len(payload)} bytes, after the row was visible", heard_at)
 
     async def _sse(self) -> Evidence:
-        stream, name = self.ears.own, str(self.session_id)
+        stream, name = self.listeners.own, str(self.session_id)
         mine = [(at, seen) for at, seen in stream.events if _names(seen, name)]
         none = f"none: {stream.trouble}" if stream.trouble else "none"
         expect(mine, f"an event of the session on {self.user}'s stream", none, "the API's log")
@@ -291,7 +293,7 @@ class Judge:
                 "how the API looks sessions up",
                 final=status == 200,
             )
-        stream = self.ears.strangers
+        stream = self.listeners.strangers
         silent = "a stream of another user, to be silent"
         expect(not stream.is_gone, silent, stream.trouble, "the API's log")
         await asyncio.sleep(self._told_at + QUIET_S - time.monotonic())

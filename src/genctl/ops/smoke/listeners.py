@@ -26,7 +26,7 @@ class Notice(NamedTuple):
     row: Row | None
 
 
-class StreamEar:
+class StreamListener:
     """Follow one user's stream: the events with their times (monotonic), and what is wrong with it."""
 
     def __init__(self) -> None:
@@ -48,13 +48,13 @@ class StreamEar:
             self.settled.set()
 
 
-class Ears:
+class Listeners:
     """Listen to all three; opened before the job exists, they miss nothing."""
 
     def __init__(self) -> None:
         self.notices: list[Notice] = []
-        self.own = StreamEar()
-        self.strangers = StreamEar()
+        self.own = StreamListener()
+        self.strangers = StreamListener()
         self._only: UUID | None = None
         self._listening = asyncio.Event()
 
@@ -67,10 +67,10 @@ class Ears:
 
         Raises GenctlError (exit 3) when it cannot LISTEN.
         """
-        ears = cls()
-        listening = asyncio.create_task(ears._listen(deployment))
-        tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(ears._listening.wait())]
-        for stream, whose in ((ears.own, user), (ears.strangers, stranger)):
+        listeners = cls()
+        listening = asyncio.create_task(listeners._listen(deployment))
+        tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(listeners._listening.wait())]
+        for stream, whose in ((listeners.own, user), (listeners.strangers, stranger)):
             api = deployment.api
             address = StreamAddress(api.url, api.tool.name, partial(api.tokens.issue, whose))
             tasks.append(asyncio.create_task(stream.follow(address)))
@@ -80,9 +80,9 @@ class Ears:
                 listening.result()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(within_s, READY_WITHIN_S)):
-                    await ears.own.settled.wait()
-                    await ears.strangers.settled.wait()
-            yield ears
+                    await listeners.own.settled.wait()
+                    await listeners.strangers.settled.wait()
+            yield listeners
         finally:
             for task in tasks:
                 task.cancel()
