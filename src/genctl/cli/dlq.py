@@ -151,21 +151,26 @@ def redrive(
     older run. A job that content policy refused stays, unless --category, --code, --session or --edit-prompt
     selects it. You can interrupt it anywhere and run it again.
     """
-    from genctl.ops.redrive import Plan, RedriveWish, carry_out
+    from genctl.ops.redrive import Plan, RedriveOptions, carry_out
     from genctl.ops.sampling import sampled
 
     if not dry_run:
         out.target(queue=True)
         out.askable(yes)
-    wish = RedriveWish(choice=choose(), **asked)
-    wish.check(out.settings)
+    options = RedriveOptions(choice=choose(), **asked)
+    options.check(out.settings)
     confirm = None if yes is not None else lambda question: out.confirm(question, yes)
     work = carry_out(
-        out.settings, wish, dry_run=dry_run, confirm=confirm, progress=terminal.progress, note=terminal.note
+        out.settings,
+        options,
+        dry_run=dry_run,
+        confirm=confirm,
+        progress=terminal.progress,
+        note=terminal.note,
     )
     done = out.run(work)
     stopped = None if isinstance(done, Plan) else done.stopped
-    if not stopped and (wish.most is None or done.tally.redriven < wish.most):
+    if not stopped and (options.most is None or done.tally.redriven < options.most):
         terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")

@@ -63,17 +63,17 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     One transaction stores the session and its reservation, then the command sends the job message. If the
     queue is away, the sweeper sends it later.
     """
-    from genctl.ops.enqueue import EnqueueWish, run
+    from genctl.ops.enqueue import EnqueueOptions, run
 
-    wish = EnqueueWish(**wanted)
-    wish.check(out.settings)
+    options = EnqueueOptions(**wanted)
+    options.check(out.settings)
     settings = out.settings
-    tool = wish.tool(settings)
+    tool = options.tool(settings)
     out.target(queue=True, tool=tool.name)
-    if tool.is_real and (wish.sensitive or settings.protected):
-        out.confirm(f"Send {many(wish.count, 'job')} to {tool.address}, from your account?", yes)
-    with terminal.progress(wish.count, "enqueue") as advance:
-        result = out.run(run(settings, wish, advance))
+    if tool.is_real and (options.sensitive or settings.protected):
+        out.confirm(f"Send {many(options.count, 'job')} to {tool.address}, from your account?", yes)
+    with terminal.progress(options.count, "enqueue") as advance:
+        result = out.run(run(settings, options, advance))
     if result.owed:
         terminal.note(f"the sweeper will send what could not be sent yet: {result.owed}")
     out.emit(result.data)

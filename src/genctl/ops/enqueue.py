@@ -29,7 +29,7 @@ MOST_AT_ONCE = 1000  # sessions of one look
 POLL_S = 0.1
 
 
-class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
+class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the options of `genctl enqueue`."""
 
     prompt: str
@@ -133,41 +133,43 @@ class EnqueueResult(msgspec.Struct, frozen=True):
     owed: str | None
 
 
-async def run(settings: Settings, wish: EnqueueWish, advance: Advance) -> EnqueueResult:
+async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> EnqueueResult:
     """Send the jobs; `advance` counts them. Raises GenctlError."""
-    began, opening, tool = time.monotonic(), credits.opening(settings), wish.tool(settings)
+    began, opening, tool = time.monotonic(), credits.opening(settings), options.tool(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
-        await traits.check(db, tool, [*islice(wish.orders(tool), len(wish.whose))])
-        if wish.grant:
-            await _granted(db, wish, wish.grant, opening)
+        await traits.check(db, tool, [*islice(options.orders(tool), len(options.whose))])
+        if options.grant:
+            await _granted(db, options, options.grant, opening)
         sent: list[Session] = []
         owed = None
-        most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
-        for orders in _batched(wish.orders(tool), most):
+        most = BATCH if options.rate is None else min(BATCH, max(1, int(options.rate / 10)))
+        for orders in _batched(options.orders(tool), most):
             try:
                 made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             except AccountLockedError as error:
-                done = f"{error.message}; {len(sent)} of {many(wish.count, 'job')} were ordered"
-                raise AccountLockedError(error.user, done, wish.command(wish.count - len(sent))) from error
+                done = f"{error.message}; {len(sent)} of {many(options.count, 'job')} were ordered"
+                raise AccountLockedError(
+                    error.user, done, options.command(options.count - len(sent))
+                ) from error
             sent += made.sessions
             owed = owed or made.owed
             advance(len(made.sessions))
-            if wish.rate is not None:
-                await asyncio.sleep(max(0.0, began + len(sent) / wish.rate - time.monotonic()))
-        over = await ended(db, [session.id for session in sent]) if wish.wait or wish.expect else []
+            if options.rate is not None:
+                await asyncio.sleep(max(0.0, began + len(sent) / options.rate - time.monotonic()))
+        over = await ended(db, [session.id for session in sent]) if options.wait or options.expect else []
     seconds = round(time.monotonic() - began, 3)
-    expected = all(session.status == wish.expect for session in over) if wish.expect else True
+    expected = all(session.status == options.expect for session in over) if options.expect else True
     return EnqueueResult(
-        _one(sent[0], over, seconds) if wish.count == 1 else _many(wish, over, seconds), expected, owed
+        _one(sent[0], over, seconds) if options.count == 1 else _many(options, over, seconds), expected, owed
     )
 
 
-async def _granted(db: Database, wish: EnqueueWish, amount: int, opening: int) -> None:
+async def _granted(db: Database, options: EnqueueOptions, amount: int, opening: int) -> None:
     try:
-        await credits.grant(db, wish.whose, amount, "genctl enqueue --grant", opening=opening)
+        await credits.grant(db, options.whose, amount, "genctl enqueue --grant", opening=opening)
     except AccountLockedError as error:
-        again = f"{error.fix} && {wish.command(wish.count)}"
+        again = f"{error.fix} && {options.command(options.count)}"
         raise AccountLockedError(error.user, error.message, again) from error
 
 
@@ -198,8 +200,8 @@ def _one(sent: Session, ended: list[Session], seconds: float) -> dict[str, Any]:
     return said | outcome | {"refundedCredits": session.returned, "seconds": seconds}
 
 
-def _many(wish: EnqueueWish, ended: list[Session], seconds: float) -> dict[str, Any]:
-    said: dict[str, Any] = {"count": wish.count, "users": len(wish.whose), "seconds": seconds}
+def _many(options: EnqueueOptions, ended: list[Session], seconds: float) -> dict[str, Any]:
+    said: dict[str, Any] = {"count": options.count, "users": len(options.whose), "seconds": seconds}
     if ended:
         said |= {end: sum(s.status == end for s in ended) for end in (Status.COMPLETED, Status.FAILED)}
     return said

@@ -32,7 +32,7 @@ GATE_S = 1.0  # how often we read the gate
 POLL_S = 0.1
 
 
-class RedriveWish(msgspec.Struct, frozen=True, kw_only=True):
+class RedriveOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the options of `dlq redrive`."""
 
     choice: Choice
@@ -121,41 +121,41 @@ class Redrive:
     """Redrive in one pass over the DLQ; hold what remains to do and what is done."""
 
     def __init__(
-        self, pipeline: Pipeline, over: Survey, wish: RedriveWish, serves: Callable[[str | None], bool]
+        self, pipeline: Pipeline, over: Survey, options: RedriveOptions, serves: Callable[[str | None], bool]
     ) -> None:
         """Take the parts; `serves` tells whether a model is one of the tool's."""
         self.pipeline = pipeline
         self.over = over
-        self.wish = wish
-        self.terms = msgspec.structs.replace(wish.terms, takes=pipeline.tool.takes, serves=serves)
+        self.options = options
+        self.terms = msgspec.structs.replace(options.terms, takes=pipeline.tool.takes, serves=serves)
         self.tally = Tally()
         self.stopped: str | None = None
         self._locked: Counter[str] = Counter()
         self._next_at = 0.0  # monotonic; with a rate
-        self._left = wish.most
+        self._left = options.most
         self._to_the_end = False  # look past the last job, for stale copies
-        self._batch = min(BATCH, max(1, int(wish.rate))) if wish.rate else BATCH
+        self._batch = min(BATCH, max(1, int(options.rate))) if options.rate else BATCH
         self._gate_read_at = 0.0
         self._canary: dict[UUID, int] | None = None  # while we send it: its sessions and their new runs
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, wish: RedriveWish) -> AsyncIterator[Self]:
+    async def open(cls, settings: Settings, options: RedriveOptions) -> AsyncIterator[Self]:
         """Connect, and begin the pass. Raises GenctlError, exit 3."""
         async with (
             Pipeline.open(settings, size=LANES, calls=False) as pipeline,
             Survey.over(pipeline.dlq, bounded=True) as over,
         ):
-            yield cls(pipeline, over, wish, partial(Tools.of(settings).tells, pipeline.tool))
+            yield cls(pipeline, over, options, partial(Tools.of(settings).tells, pipeline.tool))
 
     async def plan(self, advance: Advance = lambda _: None) -> Plan:
         """Plan what run() would do now; make all messages visible again."""
-        rows, tally, left = [], Tally(), 2**31 if self.wish.most is None else self.wish.most
+        rows, tally, left = [], Tally(), 2**31 if self.options.most is None else self.options.most
         balances: dict[str, int] = {}
         begun: set[UUID] = set()
         while left and (messages := await self.over.receive(min(BATCH, left))):  # as run() does
             advance(len(messages))
-            found = [letter for _, letter in await chosen(messages, self.pipeline.db, self.wish.choice)]
+            found = [letter for _, letter in await chosen(messages, self.pipeline.db, self.options.choice)]
             steps = at_most(plan(found, self.terms, balances, begun), left)
             left -= sum(planned.runs for planned in steps)
             tally.add(steps)
@@ -165,13 +165,13 @@ class Redrive:
             ]
         seen = self.over.seen
         await self.over.show()
-        edits = [*(["--edit-prompt"] if self.terms.prompt else []), *self.wish.changes]
+        edits = [*(["--edit-prompt"] if self.terms.prompt else []), *self.options.changes]
         return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
 
     def limit(self, plan: Plan) -> None:
         """Redrive no more jobs, and look no further into the DLQ, than the plan that a person agreed to."""
         self._left = sum(row["action"] in {"requeue", "resend"} for row in plan.rows)
-        self._to_the_end = self.wish.most is None or self._left < self.wish.most
+        self._to_the_end = self.options.most is None or self._left < self.options.most
 
     def so_far(self) -> Redriven:
         """Say what it has done until now."""
@@ -184,9 +184,9 @@ class Redrive:
         Raises GenctlError (exit 3) when a dependency goes away; the jobs until then stay redriven.
         """
         try:
-            if self.wish.canary and not await self._gate_is_closed():
+            if self.options.canary and not await self._gate_is_closed():
                 self._canary = {}
-                left = self.wish.canary if self._left is None else min(self.wish.canary, self._left)
+                left = self.options.canary if self._left is None else min(self.options.canary, self._left)
                 await self._lanes(_Budget(left, advance))
                 if self._canary:
                     note(f"waiting for {many(len(self._canary), 'job')} of the canary; a worker has to run")
@@ -200,7 +200,7 @@ class Redrive:
 
     async def _lanes(self, budget: "_Budget") -> None:
         """Redrive several batches at a time until the end of the pass or of the budget."""
-        lanes = 1 if self.wish.rate or budget.most is not None else LANES
+        lanes = 1 if self.options.rate or budget.most is not None else LANES
         lanes_over = await asyncio.gather(*(self._lane(budget) for _ in range(lanes)), return_exceptions=True)
         for trouble in lanes_over:
             if trouble is not None:
@@ -222,10 +222,10 @@ class Redrive:
             if not messages:
                 return
             before = budget.spent
-            fates = await redrive(messages, self.pipeline, self.wish.choice, self.terms, most=budget.left)
+            fates = await redrive(messages, self.pipeline, self.options.choice, self.terms, most=budget.left)
             self._count(messages, fates, budget)
-            if self.wish.rate:
-                self._next_at = time.monotonic() + (budget.spent - before) / self.wish.rate
+            if self.options.rate:
+                self._next_at = time.monotonic() + (budget.spent - before) / self.options.rate
 
     def _count(self, messages: Sequence[Message], fates: Sequence[RedrivenLetter], budget: "_Budget") -> None:
         done = [fate.step for fate in fates if fate.error is None]
@@ -271,7 +271,7 @@ class Redrive:
 
 async def carry_out(
     settings: Settings,
-    wish: RedriveWish,
+    options: RedriveOptions,
     *,
     dry_run: bool,
     confirm: Callable[[str], object] | None,
@@ -282,7 +282,7 @@ async def carry_out(
 
     Raises GenctlError: exit 3 when a dependency goes away, and what `confirm` raises.
     """
-    async with Redrive.open(settings, wish) as under_way:
+    async with Redrive.open(settings, options) as under_way:
         if warning := under_way.over.warning:
             note(f"warning: {warning}")
         if dry_run or confirm:
