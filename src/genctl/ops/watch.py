@@ -1,7 +1,7 @@
-"""The browser's side of the stream, for terminals: sseclient-py parses it.
+"""Follow a user's stream as browsers do; sseclient-py parses it.
 
-This module connects, resumes behind the last id, gives up a connection that is silent beyond the heartbeat,
-and drops the cut last event of one that broke.
+This module connects, resumes after the last id, gives up a connection without heartbeats, and drops the
+incomplete last event of a lost one.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from genctl.base.durations import reconnect_s
 from genctl.base.person import Note
 from genctl.domain.model import GenctlError
 from genctl.edges import http
-from genctl.ops.peer import Prove
+from genctl.ops.peer import FIX, Prove
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_S = 30.0
 LARGEST_EVENT_BYTES = 2**20
-OPENED = ""  # stands for an event: the connection is made
+OPENED = ""  # the pseudo-event of a new connection
 TELLING = {"failed", "done", "queued"}
 REPLACED_ATTEMPT = 5  # who was closed for a newer stream comes back late, or it closes the next
 
 
 class StreamAddress(NamedTuple):
-    """Where the API is, which tool's stream, and what makes a token for each new connection."""
+    """Name a stream: the API, the tool, and what makes a token for each new connection."""
 
     api_url: str
     tool: str
@@ -40,7 +40,7 @@ class StreamAddress(NamedTuple):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One event. `id` is the last one that came so far, as in browsers."""
+    """Hold one event. `id` is the last id so far, as in browsers."""
 
     event: str
     id: str | None
@@ -48,23 +48,23 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class GoneError(GenctlError):
-    """The stream ended, or this connection got none; another one may."""
+    """Say that the stream ended or did not open; another try may succeed."""
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(
             "StreamUnreachable",
             f"cannot follow the stream at {url}: {why}",
-            "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
+            FIX,
         )
 
 
 async def follow(
     address: StreamAddress, *, last_id: str | None, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[Seen]:
-    """Yield the events, for ever, each once it is complete.
+    """Yield the events for ever, each once it is complete.
 
-    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or a
-    lost one was away for `fail_after_s` seconds.
+    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or we
+    could not reconnect for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
     is_fresh = True
@@ -114,7 +114,7 @@ def _freshness(data: Any) -> bool | None:
 async def _events(
     address: StreamAddress, last_id: str | None
 ) -> AsyncGenerator[tuple[str, str | None, Any], None]:
-    """Yield name, id and data of one connection's events. It ends with GoneError or GenctlError."""
+    """Yield name, id and data of the events of one connection. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
@@ -138,7 +138,7 @@ async def _events(
         raise GoneError(url, silent if opened else "no answer in time") from None
     except (OSError, aiohttp.ClientError, ValueError) as error:
         raise GoneError(url, str(error) or type(error).__name__) from None
-    raise GoneError(url, "the server has ended it")
+    raise GoneError(url, "the server ended it")
 
 
 def _check(url: str, response: aiohttp.ClientResponse) -> None:
@@ -148,7 +148,7 @@ def _check(url: str, response: aiohttp.ClientResponse) -> None:
         raise GenctlError(
             "TokenRefused",
             f"the API at {url} refuses the token",
-            "it may have expired, or GENCTL_SECRET is another there; `genctl token` issues one",
+            "it may have expired, or the API has another GENCTL_SECRET; `genctl token` issues one",
             exit_code=5,
         )
     if response.status in {408, 425, 429} or response.status >= 500:
@@ -165,12 +165,12 @@ def _data(text: str) -> Any:
 
 
 async def _whole(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the bytes of complete events, one by one: sseclient takes a cut last one for whole."""
+    """Yield the bytes of each complete event: sseclient would take an incomplete last one as complete."""
     event = b""
     async for line in content:
         event += line
         if len(event) > LARGEST_EVENT_BYTES:
-            raise ValueError("an event without an end")
+            raise ValueError(f"an event of more than {LARGEST_EVENT_BYTES >> 20} MiB")
         if not line.strip(b"\r\n"):
             yield event
             event = b""
