@@ -84,13 +84,10 @@ async def follow(
                             note(f"caught up, {missed} missed")
                         lost_at, attempt, again, is_ready = None, 0, True, True
                     missed += name in TELLING and not is_ready
-                    if name == "heartbeat" and _freshness(data) is (not is_fresh):
-                        is_fresh = not is_fresh
-                        note(
-                            "fresh again"
-                            if is_fresh
-                            else f"stale since {data.get('since')}: news may be late"
-                        )
+                    fresh = _freshness(data) if name == "heartbeat" else None
+                    if fresh is not None and fresh != is_fresh:
+                        is_fresh = fresh
+                        note("fresh again" if fresh else f"stale since {data['since']}: news may be late")
                     if name == "bye" and isinstance(data, dict) and data.get("why") == "newer stream":
                         note("closed: this user has opened newer streams")
                         attempt = REPLACED_ATTEMPT
@@ -107,8 +104,10 @@ async def follow(
 
 def _freshness(data: Any) -> bool | None:
     """Tell whether the server vouches that nothing is missing; None where it does not say."""
-    fresh = data.get("fresh") if isinstance(data, dict) else None
-    return fresh if isinstance(fresh, bool) else None
+    match data:
+        case {"fresh": bool(fresh), "since": str()}:
+            return fresh
+    return None
 
 
 async def _events(
