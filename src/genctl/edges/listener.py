@@ -177,7 +177,8 @@ class Listener:
 
     def cut(self) -> None:
         """End a connection that does not answer."""
-        cut(self._conn)
+        if not self._over.done():
+            cut(self._conn)
 
     def _flush(self) -> None:
         if self._pg.flush():
