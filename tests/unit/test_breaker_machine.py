@@ -1,5 +1,6 @@
 """The breaker as a value: what closes the gate, what opens it, and what says nothing."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -251,6 +252,23 @@ def test_failures_count_by_whose_they_are_and_what_may_explain_them(
     assert closes(outcomes, FEW) is expected
 
 
+def own(number: int) -> frozenset[tuple[str, str]]:
+    return frozenset({("image", f"https://images.example/{number}")})
+
+
+@pytest.mark.parametrize(
+    ("users", "trait", "expected"),
+    [(6, own, True), (5, own, False), (1, own, False), (50, lambda _: MINE, False)],
+    ids=["many users", "few users", "one user", "one value that explains all"],
+)
+def test_an_outage_closes_the_gate_also_where_each_order_has_values_of_its_own(
+    users: int, trait: Callable[[int], frozenset[tuple[str, str]]], expected: bool
+) -> None:
+    """Each user's own reference image explained its failure: after one image nothing closed any more."""
+    broken = [(f"user-{number % users}", trait(number), BROKEN) for number in range(100)]
+    assert closes([("user-0", own(-1), SOUND), *broken], FEW) is expected
+
+
 def test_a_user_is_alone_once_nobody_else_was_heard_for_a_while() -> None:
     breaker = Breaker(limit=2)
     for user, sign, now, closed in (("ben", SOUND, 0.0, False), ("ann", BROKEN, 1.0, False),
@@ -271,3 +289,4 @@ def test_what_the_breaker_knows_of_users_and_values_stays_small(heard: list[tupl
     assert len(breaker.company.heard) <= 2
     assert len(breaker.company.sound) <= MOST_TRAITS
     assert len(breaker.failures) <= MOST_USERS + 1
+    assert len(breaker.explained) <= MOST_USERS
