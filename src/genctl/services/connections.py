@@ -191,7 +191,7 @@ class ServedConnection(H11Protocol):
         """End what keep() began."""
         self._all.kept -= 1
         self._is_kept = False
-        self._turn()
+        self._turn(begins=True)  # its answer is over: what follows is another request
 
     def abort(self) -> None:
         """Cut it: closing would wait for a reader that does not read."""
