@@ -136,7 +136,7 @@ def test_hosts_that_are_none_are_nobodys_site() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["app.example.com", "ftp://x", "https://x/?a=1", "https://x/#a", "https://u:p@x", "https://x/a b", "https://x/a;b"]
+    "value", ["app.example.com", "ftp://x", "https://x/?a=1", "https://x/#a", "https://u:p@x", "https://x/a b", "https://x/a;b", "https://x//a", "https://x/a/../b", "https://x/."]
 )  # fmt: skip
 def test_a_public_address_is_an_origin_and_a_plain_path(value: str) -> None:
     with pytest.raises(ValueError, match=r"https://"):
