@@ -269,6 +269,30 @@ def test_an_outage_closes_the_gate_also_where_each_order_has_values_of_its_own(
     assert closes([("user-0", own(-1), SOUND), *broken], FEW) is expected
 
 
+@pytest.mark.parametrize(
+    ("anns", "then", "expected"),
+    [
+        (FEW - 1, [], None),
+        (FEW, [], Close(FIRST_S)),
+        (3, [("ben", SOUND)], Open()),
+        (3, [("ben", BROKEN)], Close(2 * FIRST_S)),
+        (0, [("ann", Sign.CERTAIN)], Close(2 * FIRST_S)),
+    ],
+    ids=["not yet", "as many as close it", "another's image", "another's failure", "a refused key"],
+)
+@pytest.mark.parametrize("traits", [PLAIN, MINE], ids=["plain", "explained"])
+def test_one_users_probes_decide_nothing_while_others_are_about(
+    anns: int, then: list[tuple[str, Sign]], expected: object, traits: frozenset[tuple[str, str]]
+) -> None:
+    breaker = Breaker(limit=FEW).turned(Phase.SHUT, FIRST_S).met(["ann", "ben"], 0.0).turned(Phase.PROBING)
+    asked: list[object] = []
+    for user, sign in [("ann", BROKEN)] * anns + then:
+        order = Ordered(user, traits if user == "ann" else PLAIN)
+        breaker, does = breaker.heard(sign, breaker.epoch, random=0.0, order=order)
+        asked.append(does)
+    assert asked == [None] * (len(asked) - 1) + [expected]
+
+
 def test_a_user_is_alone_once_nobody_else_was_heard_for_a_while() -> None:
     breaker = Breaker(limit=2)
     for user, sign, now, closed in (("ben", SOUND, 0.0, False), ("ann", BROKEN, 1.0, False),

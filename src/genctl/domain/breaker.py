@@ -10,7 +10,7 @@ fail in a row with traits of their own that these explain nothing any more.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ ALONE_S = 600.0  # a user is alone when nobody else's call has ended for so long
 OTHERS = 4  # one failure in so many of the limit must be of others than the user with the most
 MOST_TRAITS = 256  # that we remember as sound, the latest
 MOST_USERS = 64  # whose failures we count apart
+MOST_TRIES = 20  # of a probe, where no limit is set
 MANY = 3  # users, at least, who fail beside those with any one trait: then no trait is why
 
 
@@ -100,6 +101,13 @@ class Company(msgspec.Struct, frozen=True):
             known[trait] = users if len(users) > 1 else users | {order.user}
         return Company(heard, dict([*known.items()][-MOST_TRAITS:]), any_sound=True)
 
+    def met(self, users: Iterable[str], now: float) -> "Company":
+        """Know of these users, who have sent jobs that wait."""
+        known = self
+        for user in users:
+            known = known.joined(Ordered(user), now, sound=False)
+        return known
+
     def is_alone(self, user: str, now: float) -> bool:
         """Tell whether nobody but this user has sent jobs lately."""
         return all(other == user or now - at > ALONE_S for other, at in self.heard.items())
@@ -160,8 +168,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
             return heard, None
         suspects = known.suspects(order, now) if sign is Sign.BROKEN else frozenset()
         if self.phase is Phase.PROBING:
-            decided = self._probed(sign, random, explained=bool(suspects))
-            return self._with(company=known, phase=Phase.SHUT), decided
+            return heard.probed(sign, self._counted(sign, order.user, suspects), random, order.user, now)
         if sign is Sign.SOUND:
             return self._with(company=known, failures={}, explained={}), None
         if sign is Sign.NEITHER:
@@ -171,6 +178,10 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
             return self._with(**changes), None
         closed = self._with(company=known, phase=Phase.SHUT, failures={}, explained={})
         return closed, Close(closing_s(0.0, random=random))
+
+    def met(self, users: Iterable[str], now: float) -> "Breaker":
+        """Know of these users, who have sent jobs that wait."""
+        return self._with(company=self.company.met(users, now))
 
     @property
     def in_a_row(self) -> int:
@@ -213,13 +224,24 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
             return {}
         return {"explained": {**self.explained, user: Explained(1 + (was.count if was else 0), suspects)}}
 
-    def _probed(self, sign: Sign, random: float, *, explained: bool) -> Open | Close:
-        """Return what the outcome of a probe decides."""
+    def probed(
+        self, sign: Sign, counted: dict[str, Any], random: float, user: str, now: float
+    ) -> tuple[Self, Open | Close | None]:
+        """Decide by the outcome of a probe, or let the next job decide.
+
+        One user's failure speaks for nobody else, so that one user's jobs keep the gate closed to no others.
+        """
+        decided = self._with(phase=Phase.SHUT)
         if sign is Sign.SOUND:
-            return Open()
-        if sign is Sign.NEITHER or explained:
-            return Close(self.closed_s or FIRST_S)
-        return Close(closing_s(self.closed_s, random=random))
+            return decided, Open()
+        tried = self._with(**counted)
+        again = Close(self.closed_s or FIRST_S)
+        is_doubtful = sign is Sign.BROKEN and not self.company.is_alone(user, now)
+        if is_doubtful and tried.failures.keys() | tried.explained.keys() == {user}:
+            return (tried, None) if tried.in_a_row < (self.limit or MOST_TRIES) else (decided, again)
+        if sign is Sign.NEITHER or not tried.failures:
+            return decided, again
+        return decided, Close(closing_s(self.closed_s, random=random))
 
     def _with(self, **changed: Any) -> Self:
         return msgspec.structs.replace(self, **changed)
