@@ -18,7 +18,13 @@ from genctl.base.tokens import Claims
 from genctl.domain.model import GenctlError
 from genctl.services import connections
 from genctl.services.api import _order
-from genctl.services.connections import WITHIN_S, ConnectionLimits, Connections, Waiting
+from genctl.services.connections import (
+    LARGEST_HEAD_BYTES,
+    WITHIN_S,
+    ConnectionLimits,
+    Connections,
+    Waiting,
+)
 from genctl.services.site import Front
 from genctl.tools.seedream4 import TOOL
 
@@ -187,6 +193,7 @@ async def test_what_is_not_wanted_is_refused_before_its_body_is_read(client: Cli
         ({"length": 2**21, "path": orders, "Authorization": f"Bearer {client.token}"}, 413),
         ({"length": "5\r\nTransfer-Encoding: chunked"}, 411),
         ({"length": 5, "X_A": "b\r\na: b" * 200}, 431),
+        ({"length": 5, "X_A": "b" * LARGEST_HEAD_BYTES}, 431),
     ]
     for said, status in statuses:
         async with connected(client.url, post(client.url, **said)) as (reader, _), asyncio.timeout(5):
