@@ -17,6 +17,7 @@ import msgspec
 from platformdirs import user_data_path
 
 from genctl.base import dsn, settings_sources, values
+from genctl.domain.masking import without_login
 from genctl.domain.model import GenctlError
 
 API_URL = "http://127.0.0.1:8787"
@@ -322,7 +323,7 @@ def _parsed(entry: Entry, given: settings_sources.Given) -> Any:
     try:
         return entry.parse(given.text)
     except ValueError as error:
-        got = "" if entry.secret else f", got {given.text[:80]!r}"
+        got = "" if entry.secret else f", got {without_login(given.text)[:80]!r}"
         raise GenctlError("BadSetting", f"{given.position}: expected {error}{got}", exit_code=2) from None
 
 
