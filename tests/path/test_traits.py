@@ -208,6 +208,18 @@ async def test_status_tells_what_is_refused_and_resume_takes_it_again(kit: Kit) 
     assert await takes(kit, "cem", "seedream-4-mine")
 
 
+async def test_one_user_hides_nothing_from_status_by_having_much_refused(kit: Kit) -> None:
+    await kit.query(
+        "insert into refused_traits (tool, field, value, user_id, refusals, code, since, until) "
+        "select 'seedream4', 'model', 'ours', name, 5, 'X', now(), now() + interval '1 min' "
+        "from unnest(array['ann', 'ben']) name union all "
+        "select 'seedream4', 'image', n::text, 'cem', 5, 'X', now(), now() + interval '1 h' "
+        "from generate_series(1, 200) n"
+    )
+    lines = [line for line in await look(kit.settings) if line.part == "orders"]
+    assert [line.level for line in lines] == ["attention", "ok", "ok", "ok", "ok"]
+
+
 BUSY = refusal(500, "InternalServiceError", "The service has a problem.")
 
 
