@@ -222,6 +222,9 @@ async def create_queues(sqs: Sqs, settings: Settings) -> None:
     await sqs.create(settings.queue, {"RedrivePolicy": msgspec.json.encode(policy).decode()})
 
 
+WITHOUT_BREAKER = Settings(breaker=False)  # of a worker whose jobs shall fail
+
+
 def worker_metrics() -> WorkerMetrics:
     return WorkerMetrics(TOOL.provider, TOOL.name)
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import structlog
@@ -56,45 +56,23 @@ class Until(msgspec.Struct, frozen=True, kw_only=True):
     drain: bool = False  # when the queue is empty
 
 
-class Manners(msgspec.Struct, frozen=True, kw_only=True):
-    """How a worker treats the provider; None: no limit."""
-
-    call_s: float = 300.0  # the longest legal call
-    rate: float | None = None  # calls a minute
-    in_flight: int | None = None  # calls at once
-    breaker_failures: int | None = None  # in a row, which close the gate
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Take what is set."""
-        return cls(
-            call_s=settings.provider_timeout_s,
-            rate=settings.rate,
-            in_flight=settings.max_in_flight,
-            breaker_failures=settings.breaker_failures if settings.breaker else None,
-        )
-
-
-WITHOUT_LIMITS = Manners()
-
-
 class Worker:
     """One asyncio process: a receiver, a keeper of leases and visibility, a task for each message."""
 
     def __init__(
         self,
         pipeline: Pipeline,
+        settings: Settings,
         *,
         metrics: WorkerMetrics,
         concurrency: int,
         grace_s: float,
         until: Until,
-        manners: Manners = WITHOUT_LIMITS,
     ) -> None:
         """`metrics` are the pipeline's meters."""
         self.pipeline = pipeline
         # a job makes one call at a time: so many jobs are so many calls at once
-        self.concurrency = min(concurrency, manners.in_flight or concurrency)
+        self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
         self.grace_s = grace_s
         self.until = until
         self._told = asyncio.Event()
@@ -113,13 +91,13 @@ class Worker:
         self.gatekeeper = Gatekeeper(
             pipeline.db,
             pipeline.tool.name,
-            failures=manners.breaker_failures,
-            call_s=manners.call_s,
+            failures=settings.breaker_failures if settings.breaker else None,
+            call_s=settings.provider_timeout_s,
             send_back=self._send_back,
             default_model=pipeline.tool.default_model,
         )
         self.keeper = Keeper(pipeline, self._jobs)
-        self._turns = Turns(self.gatekeeper, manners.rate)
+        self._turns = Turns(self.gatekeeper, settings.rate)
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
             calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
@@ -441,11 +419,11 @@ async def serve(
         gc.set_threshold(YOUNG)
         worker = Worker(
             pipeline,
+            settings,
             metrics=metrics,
             concurrency=concurrency,
             grace_s=grace_s,
             until=until,
-            manners=Manners.of(settings),
         )
         async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, ages)] if sweeps else []
