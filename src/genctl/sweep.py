@@ -5,7 +5,7 @@ It is safe beside any number of workers and sweepers: the row gates every step, 
 
 import asyncio
 import math
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -32,29 +32,6 @@ BATCH = 100
 PRUNED = 10_000  # rows of the trace in one pass
 
 log = structlog.stdlib.get_logger()
-
-
-class Ages(msgspec.Struct, frozen=True, kw_only=True):
-    """Says how old, in seconds, a waiting run and a row of the trace may become."""
-
-    queued_timeout_s: float
-    trace_retention_s: float
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Take what is set. Raises GenctlError (exit 2) when that would fail runs while they are retried."""
-        attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
-        longest_s = longest_run_s(attempts, settings.provider_timeout_s)
-        if waits_s < longest_s:
-            raise GenctlError(
-                "BadSetting",
-                f"GENCTL_QUEUED_TIMEOUT is {waits_s:g} s, and {attempts} attempts may last {longest_s:g} s:"
-                " runs would be failed while they are retried",
-                f"set GENCTL_QUEUED_TIMEOUT={math.ceil(longest_s)}s or more, or lower GENCTL_MAX_ATTEMPTS"
-                " or GENCTL_PROVIDER_TIMEOUT",
-                exit_code=2,
-            )
-        return cls(queued_timeout_s=settings.queued_timeout_s, trace_retention_s=settings.trace_retention_s)
 
 
 class Orphan(msgspec.Struct, frozen=True):
@@ -90,25 +67,41 @@ class SweepPass(NamedTuple):
     failed: list[GenctlError]
 
 
-async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> SweepPass:
+def check_timeout(settings: Settings) -> None:
+    """Raise GenctlError (exit 2) when the queued time-out would fail runs while workers retry them."""
+    attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
+    longest_s = longest_run_s(attempts, settings.provider_timeout_s)
+    if waits_s < longest_s:
+        raise GenctlError(
+            "BadSetting",
+            f"GENCTL_QUEUED_TIMEOUT is {waits_s:g} s, and {attempts} attempts may last {longest_s:g} s:"
+            " runs would be failed while they are retried",
+            f"set GENCTL_QUEUED_TIMEOUT={math.ceil(longest_s)}s or more, or lower GENCTL_MAX_ATTEMPTS"
+            " or GENCTL_PROVIDER_TIMEOUT",
+            exit_code=2,
+        )
+
+
+async def sweep(pipeline: Pipeline, settings: Settings, *, dry_run: bool = False) -> SweepPass:
     """Make one pass over at most a batch of each kind; log what fails, and leave it to the next pass.
 
     Raises GenctlError when it cannot read what there is to do.
     """
-    found, failed = await _find(pipeline, ages.queued_timeout_s), list[GenctlError]()
+    found, failed = await _find(pipeline, settings.queued_timeout_s), list[GenctlError]()
+    age_s = settings.trace_retention_s
     if dry_run:
-        return SweepPass(found + await _pruned("old_trace", pipeline.db, ages, failed), failed)
+        return SweepPass(found + await _pruned("old_trace", pipeline.db, age_s, failed), failed)
     done = await _send(pipeline, [swept for swept in found if swept.action == "send"], failed)
     others = (swept for swept in found if swept.action != "send")
     done += [swept for swept in others if await _carried_out(pipeline, swept, failed)]
-    return SweepPass(done + await _pruned("prune_trace", pipeline.db, ages, failed), failed)
+    return SweepPass(done + await _pruned("prune_trace", pipeline.db, age_s, failed), failed)
 
 
-async def sweep_every(pipeline: Pipeline, ages: Ages, every_s: float = EVERY_S) -> None:
+async def sweep_every(pipeline: Pipeline, settings: Settings, every_s: float = EVERY_S) -> None:
     """Sweep for ever; log trouble, which the next pass meets again."""
     while True:
         try:
-            await sweep(pipeline, ages)
+            await sweep(pipeline, settings)
         except GenctlError as error:
             log.warning("sweeper.trouble", error=error.message, fix=error.fix)
         except Exception:  # a bug on one odd row must not end the worker that it runs beside
@@ -157,18 +150,17 @@ async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
     return found + [Swept("refund", msgspec.convert(row, Orphan), gone) for row in rows]
 
 
-async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]) -> list[Swept]:
+async def _pruned(name: str, db: Database, age_s: float, failed: list[GenctlError]) -> list[Swept]:
     """Prune rows of the trace that are too old, or count them; return that as one thing, or none."""
     try:
-        row = await db.row(name, age_s=ages.trace_retention_s, limit=PRUNED)
+        row = await db.row(name, age_s=age_s, limit=PRUNED)
     except GenctlError as error:
         log.warning("sweep.failed", action="prune", error=error.message)
         failed.append(error)
         return []
     if row is None or not row["events"]:
         return []
-    age = rough(ages.trace_retention_s)
-    return [Swept("prune", None, f"{row['events']} events of the trace are older than {age}")]
+    return [Swept("prune", None, f"{row['events']} events of the trace are older than {rough(age_s)}")]
 
 
 async def _send(pipeline: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from genctl import credits
+from genctl.base.settings import Settings
 from genctl.domain import decide
 from genctl.domain.classify import OURS
 from genctl.domain.deadletters import Choice, Terms
@@ -42,7 +43,7 @@ from genctl.edges.sqs import Attribute, EntryResult, Message, Outgoing, Queue
 from genctl.enqueue import enqueue
 from genctl.pipeline import Hear, Pipeline, at_once, carry
 from genctl.redrive import redrive
-from genctl.sweep import Ages, sweep
+from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire
 
@@ -52,7 +53,7 @@ EXAMPLES = int(os.environ.get("GENCTL_TEST_INTERLEAVINGS", "6"))
 USERS = ("ann", "bob")
 OPENING = 20
 LIMITS = decide.Limits(attempts=3, unknowns=1)
-AGES = Ages(queued_timeout_s=86_400, trace_retention_s=7_776_000)
+SETTINGS = Settings()
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger", "session_events")
 
 PICK = st.integers(0, 15)
@@ -324,7 +325,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.world.run(sweep(self.pipeline, AGES))
+        self.world.run(sweep(self.pipeline, SETTINGS))
 
     @rule()
     def fix(self) -> None:
@@ -350,7 +351,7 @@ class Interleavings(RuleBasedStateMachine):
         steps: list[Coroutine[Any, Any, Any]] = [
             self._answer(call, kind) for call, kind in zip(calls.values(), kinds, strict=False)
         ]
-        steps += [sweep(self.pipeline, AGES) for _ in range(2)]
+        steps += [sweep(self.pipeline, SETTINGS) for _ in range(2)]
         steps += [self._redrive(3) for _ in range(2)] + [self._fix()]
 
         async def together() -> None:
