@@ -165,10 +165,6 @@ class Pipeline:
         """Return the tasks of jobs whose request is not out. Cancelled, they go back and use no attempt."""
         return self._claiming | {hold.task for hold in self.runs if hold.task and hold.waiting}
 
-    async def read(self, session_id: UUID) -> Session | None:
-        """Read the session's row."""
-        return await self.runs.read(session_id)
-
     async def claim(self, session_id: UUID, run: int | None, *, lapsed: bool = False) -> Session | None:
         """Take the session if it is queued and due, or its owner fell silent; else return None.
 
@@ -181,7 +177,7 @@ class Pipeline:
                 if session.from_dead_lease:
                     self.meters.count("orphaned")
                 return session
-            row = await self.read(session_id)
+            row = await self.runs.read(session_id)
             if row is None or not self.tool.serves(row.model) or not decide.is_free(row, run):
                 return None
             await asyncio.sleep(pause_s)
@@ -311,7 +307,7 @@ class Pipeline:
         """
         row, ours = processed, True
         if row is None:
-            row = await self.read(job.session_id)
+            row = await self.runs.read(job.session_id)
             ours = self.tool.serves(row.model) if row else job.tool == self.tool.name
         if not ours:
             self._tell_left(job, row)
@@ -319,7 +315,7 @@ class Pipeline:
             case decide.Delete():
                 pass
             case decide.Hide(seconds):
-                await self._hide(message, seconds)
+                await self.hide(message, seconds)
                 return
             case decide.Copy(code, mark=True) if row is not None:
                 await self.copy(row, body=message.body, code=code)
@@ -374,11 +370,8 @@ class Pipeline:
         self.meters.count("copied")
         return sent.message_id
 
-    async def show(self, message: Message) -> None:
-        """Let the message be received again at once. Raises GenctlError."""
-        await self._hide(message, 0)
-
-    async def _hide(self, message: Message, seconds: int) -> None:
+    async def hide(self, message: Message, seconds: int) -> None:
+        """Hide the message for so long; 0 shows it at once. Raises GenctlError."""
         if error := await self._hides((message.receipt, seconds)):
             log.warning("message.hide.failed", messageId=message.message_id, error=error)
 

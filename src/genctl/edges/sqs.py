@@ -218,7 +218,9 @@ class Sqs:
             )
         if not url.startswith(("http://", "https://")):
             url = await self._url_of(name_or_url)
-        return await self._open(url)
+        facts = await Queue(self, url).attributes()
+        most = int(facts.get("MaximumMessageSize", MAX_BYTES))
+        return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
 
     async def _url_of(self, name: str) -> str:
         try:
@@ -228,16 +230,6 @@ class Sqs:
                 raise
             fix = "stop `genctl up` and start it again: it makes the queues of the tools that are installed"
             raise GenctlError(error.code, error.message, fix) from None
-
-    async def create(self, name: str, attributes: Mapping[str, str] | None = None) -> "Queue":
-        """Create a queue, or find the one that is there with the same attributes."""
-        made = await self.call("CreateQueue", _QueueUrl, name, QueueName=name, Attributes=attributes or {})
-        return await self._open(made.queue_url)
-
-    async def _open(self, url: str) -> "Queue":
-        facts = await Queue(self, url).attributes()
-        most = int(facts.get("MaximumMessageSize", MAX_BYTES))
-        return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
 
     def now(self) -> datetime:
         """Tell the time by SQS's clock, as its last answer had it; where ours is wrong, a second late."""
@@ -282,7 +274,7 @@ class Sqs:
         raise error
 
     async def _signs_better(self, refusal: _Refusal, signed_by: object) -> bool:
-        """Whether we will sign the next try by SQS's time, or by other credentials."""
+        """Tell whether we will sign the next try by SQS's time, or by other credentials."""
         if refusal.code in _UNSIGNED and self._ahead:
             log.warning("sqs.clock.wrong", aheadS=round(self._ahead.total_seconds()))
             return True

@@ -26,7 +26,7 @@ from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.metrics import DEPTHS, WorkerMetrics
 from genctl.services.turns import Turns
-from genctl.sweep import Ages, sweep_every
+from genctl.sweep import check_timeout, sweep_every
 from genctl.tools.found import Tools
 
 WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
@@ -272,7 +272,7 @@ class Worker:
             self._changed.set()
 
     async def _may_begin(self, many: int) -> bool:
-        """Whether so many messages, just received, may become jobs; no when the gate cannot be read."""
+        """Tell whether so many messages, just received, may become jobs; no when the gate cannot be read."""
         with suppress(GenctlError):
             return not self._told.is_set() and await self.gatekeeper.allowance(BATCH) >= many
         return False
@@ -311,7 +311,7 @@ class Worker:
         _cancel(task for task in self.pipeline.unsent() if task is not self.gatekeeper.probe)
 
     async def _is_drained(self) -> bool:
-        """Whether no message waits, is hidden or is in our hands. SQS counts roughly, so ask it last."""
+        """Tell whether no message waits, is hidden or is in our hands. SQS counts roughly, so ask it last."""
         if self._jobs:
             await self._change()
             return False
@@ -356,7 +356,7 @@ class Worker:
 
     async def _show(self, message: Message) -> None:
         with suppress(GenctlError):  # then it comes back later
-            await self.pipeline.show(message)
+            await self.pipeline.hide(message, 0)
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Wait until a job or a receive ends or we are told to stop, at most so long."""
@@ -408,7 +408,7 @@ async def serve(
     for more jobs than this process may open files.
     """
     _open_enough(min(concurrency, settings.max_in_flight or concurrency))
-    ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
+    check_timeout(settings)  # also without a sweeper of its own: others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
     metrics = WorkerMetrics(tool.provider, tool.name)
     async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
@@ -426,7 +426,7 @@ async def serve(
             until=until,
         )
         async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
-            beside = [sweep_every(pipeline, ages)] if sweeps else []
+            beside = [sweep_every(pipeline, settings)] if sweeps else []
             beside += [metrics.watch(pipeline)] if metrics_port is not None else []
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
