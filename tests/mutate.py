@@ -237,7 +237,7 @@ MUTANTS = (
     Mutant("one message: what takes accounts is one, and ends with its commit", "edges/db.py", None,
            "                    return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]\n",
            "                    async with conn.transaction():\n"
-           "                        return [await _fetched(await _execute(conn, step)) for step in (*opening, *steps)][2:]\n",
+           "                        return [await run(conn, name, **params) for name, params in (*opening, *steps)][2:]\n",
            "guards::test_what_takes_accounts_is_one_message_that_ends_with_its_commit"),
     Mutant("one message: whatever the database's default isolation", "edges/sql/ledger.sql", "read_committed",
            "set transaction isolation level read committed", "select",

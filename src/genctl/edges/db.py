@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
@@ -161,7 +161,7 @@ def _cut(conn: Connection) -> None:
 
 
 async def _is_shared(conn: Connection, dsn: str) -> bool:
-    """Whether a transaction pooler stands between us and the server: the backend's number changes."""
+    """Tell whether a transaction pooler stands between us and the server: the backend's number changes."""
     mine = await _backend(conn)
     async with await connect(dsn) as other:
         for _ in range(POOLER_ROUNDS):
@@ -172,8 +172,8 @@ async def _is_shared(conn: Connection, dsn: str) -> bool:
 
 
 async def _backend(conn: Connection) -> int:
-    row = await (await conn.execute(sql("backend"))).fetchone()
-    return int(row["pid"]) if row else 0
+    (row,) = await run(conn, "backend")
+    return int(row["pid"])
 
 
 @cache
@@ -375,12 +375,8 @@ class Database:
         """Yield what runs several statements, as rows() does, in one snapshot. Raises GenctlError."""
         with errors_told(self.dsn):
             async with self._connection() as conn, conn.transaction():
-                await _execute(conn, ("snapshot", {}))
-
-                async def rows(name: str, **params: Any) -> list[Row]:
-                    return await _fetched(await _execute(conn, (name, params)))
-
-                yield rows
+                await run(conn, "snapshot")
+                yield partial(run, conn)
 
     async def patiently(
         self, *steps: Statement, patience_s: float = 60.0, lock_s: float = LOCK_S
@@ -414,8 +410,8 @@ async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -
             try:
                 async with conn.transaction():
                     if not writes:
-                        await _execute(conn, ("snapshot", {}))
-                        await _execute(conn, ("backend", {}))  # after a query nothing can make it writable
+                        await run(conn, "snapshot")
+                        await run(conn, "backend")  # after a query nothing can make it writable
                     return await _few(conn.cursor(), text, params)
             except READ_ONLY as error:
                 raise GenctlError(
@@ -462,9 +458,9 @@ async def _in_one_message(conn: Connection, steps: Sequence[Statement]) -> list[
     return found
 
 
-async def _execute(conn: Connection, step: Statement) -> psycopg.AsyncCursor[Row]:
-    name, params = step
-    return await conn.execute(sql(name), params)
+async def run(conn: Connection, name: str, /, **params: Any) -> list[Row]:
+    """Run one named statement on this connection, and return its rows."""
+    return await _fetched(await conn.execute(sql(name), params))
 
 
 async def _fetched(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:

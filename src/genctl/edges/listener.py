@@ -15,7 +15,7 @@ import psycopg.sql
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import answering, connect, connect_directly, sql
+from genctl.edges.db import answering, connect, connect_directly, run
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
 
 CHANNEL: LiteralString = "session_completed"
@@ -98,7 +98,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             await conn.execute("set application_name to 'genctl listener'")  # for pg_stat_activity
             for channel in channels:
                 await conn.execute(f"listen {channel}")
-            heard = await (await conn.execute(sql("listening"))).fetchall()
+            heard = await run(conn, "listening")
         if not set(channels) <= {row["channel"] for row in heard}:
             raise GenctlError(
                 "NotListening",
@@ -111,12 +111,12 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
                 async for notify in conn.notifies(timeout=PROBE_S):
                     yield Heard(notify.payload, notify.channel)
                 with answering(conn, PROBE_S):
-                    await conn.execute(sql("clock"))
+                    await run(conn, "clock")
             yield Quiet()
 
 
 async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
-    """Whether a NOTIFY through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
+    """Tell whether a NOTIFY through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
 
     Another connection notifies: behind a pooler one connection may hear itself by chance.
     Raises GenctlError (exit 3), PooledConnection where the pooler shows itself.
@@ -130,7 +130,7 @@ async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
         with errors_told(listen_dsn):
             await conn.execute(listen)
         with errors_told(dsn):
-            await other.execute(sql("notify"), {"channel": channel})
+            await run(other, "notify", channel=channel)
         with errors_told(listen_dsn):
             heard = [notify async for notify in conn.notifies(timeout=within_s, stop_after=1)]
             await conn.execute(unlisten)  # a pooler's connection lives on

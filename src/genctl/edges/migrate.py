@@ -22,7 +22,7 @@ from psycopg import errors
 from genctl.base import assets
 from genctl.base.person import Note
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, connect_directly, sql
+from genctl.edges.db import Connection, connect_directly, run
 from genctl.edges.db_errors import errors_told
 
 ALONE = "-- genctl: no transaction"
@@ -112,7 +112,7 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
     with errors_told(dsn):
         async with await connect_directly(dsn) as conn:
             # polled: a wait inside the server would deadlock with an index built concurrently
-            while not (await _row(conn, "try_migration_lock", key=LOCK_KEY))["locked"]:
+            while not (await run(conn, "try_migration_lock", key=LOCK_KEY))[0]["locked"]:
                 if time.monotonic() > tell_at and (holder := await _holder(conn)):
                     note(holder)
                     tell_at = math.inf
@@ -122,9 +122,9 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
 
 async def _holder(conn: Connection) -> str | None:
     """Say who migrates. A killed runner's backend goes on until its statement is done."""
-    row = await (await conn.execute(sql("migration_lock_holder"), {"key": LOCK_KEY})).fetchone()
-    if row is None:
+    if not (rows := await run(conn, "migration_lock_holder", key=LOCK_KEY)):
         return None
+    row = rows[0]
     others = ", ".join(map(str, row["waits_for"]))
     return (
         f"waiting: backend {row['pid']} of {row['client_addr'] or 'this host'} migrates this database"
@@ -135,7 +135,7 @@ async def _holder(conn: Connection) -> str | None:
 
 async def _compare(conn: Connection) -> list[Migration]:
     rows = {}
-    table = await _row(conn, "has_migrations")
+    (table,) = await run(conn, "has_migrations")
     if table["there"] is None:
         raise GenctlError(
             "NoSchema",
@@ -143,8 +143,7 @@ async def _compare(conn: Connection) -> list[Migration]:
             "make it (create schema), or mend search_path in DATABASE_URL",
         )
     if table["there"]:
-        cursor = await conn.execute(sql("applied_migrations"))
-        rows = {row["name"]: row for row in await cursor.fetchall()}
+        rows = {row["name"]: row for row in await run(conn, "applied_migrations")}
     found = files()
     states = []
     for name in sorted(rows.keys() | found.keys()):
@@ -194,8 +193,8 @@ async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: d
             if content.startswith(ALONE):
                 for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
-                await conn.execute(sql("create_migrations"))
-                await conn.execute(sql(note), noted)
+                await run(conn, "create_migrations")
+                await run(conn, note, **noted)
             else:
                 await _patiently(conn, content, note, noted)
     except GenctlError as error:
@@ -210,10 +209,10 @@ async def _patiently(conn: Connection, content: str, note: str, noted: dict[str,
     while True:
         try:
             async with conn.transaction():
-                await conn.execute(sql("wait_shortly"))
+                await run(conn, "wait_shortly")
                 await conn.execute(content)
-                await conn.execute(sql("create_migrations"))
-                await conn.execute(sql(note), noted)
+                await run(conn, "create_migrations")
+                await run(conn, note, **noted)
                 return
         except errors.LockNotAvailable:
             if time.monotonic() > give_up_at:
@@ -235,7 +234,7 @@ async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
     content = path.read_text(encoding="utf-8")
     if not content.startswith(ALONE):
         return {}
-    rows = await (await conn.execute(sql("half_built_indexes"), {})).fetchall()
+    rows = await run(conn, "half_built_indexes")
     return {row["name"]: row["remedy"] for row in rows if _makes([row["name"]], content)}
 
 
@@ -250,9 +249,3 @@ def _statements(content: str) -> list[str]:
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-async def _row(conn: Connection, name: str, **params: object) -> dict[str, object]:
-    row = await (await conn.execute(sql(name), params)).fetchone()
-    assert row is not None  # noqa: S101 - these statements always give one row
-    return row
