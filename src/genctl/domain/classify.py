@@ -147,7 +147,7 @@ def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now:
 
 
 def is_fatal(status: int) -> bool:
-    """Whether the base rule gives the status up."""
+    """Tell whether the base rule gives the status up."""
     return 400 <= status < 500 and status != 429
 
 

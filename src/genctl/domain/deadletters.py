@@ -88,7 +88,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
     def takes(self, letter: Letter) -> bool:
-        """Whether this letter is meant."""
+        """Tell whether this letter is meant."""
         wanted = (
             (self.code, letter.code),
             (self.category, letter.category),
@@ -126,7 +126,7 @@ class LetterPlan(msgspec.Struct, frozen=True):
 
     @property
     def runs(self) -> bool:
-        """Whether it sends a job message."""
+        """Tell whether it sends a job message."""
         return self.action in {"requeue", "resend"}
 
 
@@ -200,7 +200,7 @@ def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str 
 
 
 def _is_leased(row: Session) -> bool:
-    """Whether somebody works on it, or the sweeper has still to end it: it was processing at adoption."""
+    """Tell whether a worker has it, or it was processing at adoption and the sweeper has yet to end it."""
     silent = row.lease_until is not None and row.read_at is not None and row.lease_until < row.read_at
     return row.status is Status.PROCESSING and not silent
 

@@ -56,7 +56,7 @@ def job_body(session: Session, tool: str) -> str:
 
 
 def is_free(row: Session | None, run: int | None) -> bool:
-    """Whether a claim should have got this row: somebody has locked it for a moment, perhaps to mark it."""
+    """Tell whether a claim should have got this row, so that a lock must have kept it away."""
     if row is None or row.read_at is None or (run is not None and row.run != run):
         return False
     match row.status:
@@ -87,7 +87,7 @@ def dead_lease_code(session: Session, limits: Limits) -> str | None:
 
 
 def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:
-    """Whether another attempt may follow a failed one of a claimed session."""
+    """Tell whether another attempt may follow a failed one of a claimed session."""
     unknowns = session.unknowns + (failure.outcome is Outcome.UNKNOWN)
     return not failure.fatal and session.attempts < limits.attempts and unknowns <= limits.unknowns
 
@@ -112,7 +112,7 @@ def dispose(job: Job, row: Session | None, receive_count: int, *, ours: bool = T
 
 
 def _is_over(job: Job, row: Session | None) -> bool:
-    """Whether nobody has anything more to do for the job."""
+    """Tell whether nobody has anything more to do for the job."""
     if row is None:
         return False
     ended = row.status in {Status.COMPLETED, Status.FAILED} and not row.copy_owed

@@ -47,7 +47,7 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 
 def is_breaker(who: str | None) -> bool:
-    """Whether a worker's breaker has turned a gate: it is `breaker host:pid`, people are `name@host`."""
+    """Tell whether a worker's breaker has turned a gate: it is `breaker host:pid`, people are `name@host`."""
     return (who or "").split(" ")[0] == "breaker"
 
 
@@ -168,12 +168,12 @@ class Session(msgspec.Struct, frozen=True):
 
     @property
     def job_owed(self) -> bool:
-        """Whether it is queued, and nothing proves that the job message was sent."""
+        """Tell whether it is queued, and nothing proves that the job message was sent."""
         return self.status is Status.QUEUED and self.enqueued_at is None
 
     @property
     def copy_owed(self) -> bool:
-        """Whether it has failed, and nothing proves that the DLQ copy was sent."""
+        """Tell whether it has failed, and nothing proves that the DLQ copy was sent."""
         return self.status is Status.FAILED and self.dlq_sent_at is None
 
     def item(self) -> dict[str, Any]:
@@ -294,7 +294,7 @@ class Gate(msgspec.Struct, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether workers may receive."""
+        """Tell whether workers may receive."""
         paused = self.state is GateState.CLOSED and not is_breaker(self.who)
         return self.state is GateState.OPEN or (paused and self._is_over)
 
@@ -305,7 +305,7 @@ class Gate(msgspec.Struct, frozen=True):
 
     @property
     def may_be_probed(self) -> bool:
-        """Whether a worker may win the right to try one job: nobody does, or the one who did fell silent."""
+        """Tell whether a worker may win the probe: nobody has it, or the worker that had it fell silent."""
         return not self.is_open and self._is_over
 
     @property

@@ -28,7 +28,7 @@ class Notifying(NamedTuple):
 
     @property
     def is_clogged(self) -> bool:
-        """Whether somebody keeps PostgreSQL from emptying it."""
+        """Tell whether somebody keeps PostgreSQL from emptying it."""
         return self.used > NOTIFY_USAGE
 
     def words(self) -> str:

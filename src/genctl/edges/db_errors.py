@@ -61,8 +61,8 @@ def errors_told(dsn: str) -> Iterator[None]:
 
 
 def _is_gone(error: Exception) -> bool:
-    """Whether the connection is gone. An error of a server that lives on is a refusal of the statement, such
-    as a stack that is too deep, or a trigger that could not reach another database.
+    """Tell whether the connection is gone. An error of a server that lives on is a refusal of the statement,
+    such as a stack that is too deep, or a trigger that could not reach another database.
     """
     if isinstance(error, PoolTimeout):
         return True

@@ -71,7 +71,7 @@ class Gatekeeper:
 
     @property
     def is_open(self) -> bool:
-        """Whether messages may be received, a probe's included, as far as we know."""
+        """Tell whether messages may be received, a probe's included, as far as we know."""
         return self._breaker.phase is not Phase.SHUT
 
     # What the worker asks
@@ -129,7 +129,7 @@ class Gatekeeper:
     # What a call asks
 
     def lets_pass(self) -> bool:
-        """Whether the job of this task may call the provider now."""
+        """Tell whether the job of this task may call the provider now."""
         mine = asyncio.current_task() is self.probe
         return self._breaker.phase is Phase.OPEN or (self._breaker.phase is Phase.PROBING and mine)
 

@@ -1,4 +1,4 @@
-"""Whether a worker's receives are answered, and the port on which it says so."""
+"""Tell whether a worker's receives are answered, and the port on which it says so."""
 
 import asyncio
 import time
