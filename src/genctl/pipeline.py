@@ -197,7 +197,7 @@ class Pipeline:
             self._claiming -= {task}
 
     async def attempt(self, hold: Hold, turn: Turn) -> Success | Failure:
-        """Call the provider once, when its turn has come. Raises LeaseLostError: the run is not ours any more."""
+        """Call the provider once, when its turn has come. Raises LeaseLostError: the run is ours no more."""
         assert self.wire  # noqa: S101 - whoever works has opened one
         with hold.call():
             hear = await turn()

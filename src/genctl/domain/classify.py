@@ -1,7 +1,7 @@
-"""Makes a provider's answer, or its absence, a Success or a Failure: a pure function over the tables.
+"""Make a provider's answer, or its absence, a Success or a Failure: a pure function over the tables.
 
-The base rule: a 4xx other than 429 is fatal, everything else may be tried again. Knowledge of the
-provider refines the category and what the user reads; only explicit settings change the rule.
+The base rule: a 4xx other than 429 is fatal, a worker may retry everything else. The provider's table refines
+the category and what the user reads; only explicit settings change the rule.
 """
 
 import re
@@ -28,7 +28,7 @@ from genctl.domain.rules import (
 )
 
 FIRST_DELAY_S = 2.0
-FIRST_DELAY_OF_429_S = 20.0  # limits are per minute: the waits of three attempts can reach one
+FIRST_DELAY_OF_429_S = 20.0  # limits are per minute, and the waits of three attempts shall reach one
 MAX_DELAY_S = 300.0
 ADVICE = "advice"
 
@@ -147,12 +147,12 @@ def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now:
 
 
 def is_fatal(status: int) -> bool:
-    """Tell whether the base rule gives the status up."""
+    """Tell whether the status is fatal by the base rule."""
     return 400 <= status < 500 and status != 429
 
 
 def chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[str]) -> str | None:
-    """Find what explicit settings say of the code, of its family, of the table's advice, or of the status."""
+    """Find the verdict of explicit settings on the code, its family, the table's advice, or the status."""
     chosen = dict(verdict.split("=") for verdict in verdicts if verdict != ADVICE)
     for name in names_of(code):
         for pattern, verdict in chosen.items():
@@ -171,7 +171,7 @@ def retry_after_s(text: str | None, now: datetime) -> float | None:
         try:
             date = parsedate_to_datetime(text[:64])
             seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-        except (ValueError, TypeError, OverflowError, IndexError):  # the parser raises all of these
+        except (ValueError, TypeError, OverflowError, IndexError):  # the parser raises each of these
             return None
     return min(max(seconds, 0.0), MAX_DELAY_S)
 
@@ -199,7 +199,7 @@ _LIFE_S = re.compile(r"[?&]X-Tos-Expires=(\d{1,7})", re.ASCII)
 
 
 def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
-    """Yield the images of a success. Only http(s) URLs count: we ask for no others, and keep no bytes."""
+    """Yield the images of a success: those with an http(s) URL, as we ask for no bytes and keep none."""
     created = next(find(document, "created"), None)
     items = (item for path in row.images for item in find(document, path))
     flags = (flag for path in row.flags for flag in find(document, path))
@@ -213,13 +213,13 @@ def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
 
 
 def _size(image: dict[str, Any]) -> str | None:
-    """Read WIDTHxHEIGHT of an image that tells it, in one word or in two numbers."""
+    """Read WIDTHxHEIGHT of an image that has it, as one text or as two numbers."""
     size = image.get("size") or f"{image.get('width')}x{image.get('height')}"
     return size if isinstance(size, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", size, re.ASCII) else None
 
 
 def _expires_at(url: str, created: Any, now: datetime, life: timedelta) -> datetime:
-    """Say when a URL dies: by its signature, else `life` after `created` (Unix seconds), else after now."""
+    """Say when a URL expires: by its signature, else `life` after `created` (Unix seconds), or after now."""
     signed_at, life_s = _SIGNED_AT.search(url), _LIFE_S.search(url)
     if signed_at and life_s:
         try:

@@ -1,6 +1,6 @@
-"""A dead letter is a DLQ message joined to the row it names: its state, and what a redrive makes of it.
+"""Plan a redrive: a dead letter is a DLQ message joined to the row that it names.
 
-Pure: the same letters and balances give the same steps, so a redrive runs the plan that it has shown.
+The same letters and balances give the same steps, so a redrive carries out the plan that it has shown.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,12 +14,12 @@ from genctl.domain.model import Category, Session, Status, rfc3339
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes."""
+    """Hold a DLQ message: `session_id` and `run` are from its body, most of the rest from its attributes."""
 
     message_id: str
     sent_at: datetime
     receive_count: int
-    code: str  # `Unknown` where SQS, or other software, put it there bare
+    code: str  # `Unknown` if SQS or other software has moved the message without attributes
     session_id: UUID | None = None  # None: no job of ours
     run: int | None = None  # None: the row's run
     category: str | None = None
@@ -44,7 +44,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def user(self) -> str | None:
-        """Return the user whose session it is."""
+        """Name the user of its session."""
         return self.row.user_id if self.row else None
 
     @property
@@ -78,7 +78,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which letters are meant: those that match every given field. `since` <= failed < `until`."""
+    """Choose the letters that match every given field; `since` <= failed < `until`."""
 
     code: str | None = None
     category: str | None = None
@@ -88,7 +88,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
     def takes(self, letter: Letter) -> bool:
-        """Tell whether this letter is meant."""
+        """Tell whether the choice takes this letter."""
         wanted = (
             (self.code, letter.code),
             (self.category, letter.category),
@@ -103,10 +103,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a redrive goes, and what it changes in a job before it runs again."""
+    """Say how far a redrive goes, and what it changes in a job before it runs again."""
 
     max_redrives: int = 3  # of one session
-    refused_too: bool = False  # jobs that content policy refused: unchanged they would fail again
+    refused_too: bool = False  # also jobs that content policy refused: unchanged they would fail again
     prompt: str | None = None
     params: dict[str, Any] = {}
     takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # whether a model takes parameters
@@ -114,10 +114,10 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LetterPlan(msgspec.Struct, frozen=True):
-    """What becomes of one letter.
+    """Say what becomes of one letter.
 
     requeue: its session gets its next run, which reserves `credits` again; resend: the run waits for its
-    message; drop: nothing is left to do; skip: the letter stays in the DLQ.
+    message; drop: there is nothing left to do; skip: the letter stays in the DLQ.
     """
 
     action: Literal["requeue", "resend", "drop", "skip"]
@@ -138,8 +138,8 @@ def plan(
 ) -> list[LetterPlan]:
     """Plan a step for each letter, in order.
 
-    `balances`: what the users have left after the steps before; `begun`: the sessions that got a run by them.
-    It keeps both up to date, for a plan that is made in parts and not carried out.
+    `balances`: what the users have left after the earlier steps; `begun`: the sessions that these gave a run.
+    It updates both, so that a caller may plan in parts without carrying anything out.
     """
     left = {} if balances is None else balances
     begun = set() if begun is None else begun
@@ -157,7 +157,7 @@ def plan(
 
 
 def at_most(steps: Sequence[LetterPlan], most: int) -> list[LetterPlan]:
-    """Keep the steps; after the first `most` that send a job, skip those that would send another."""
+    """Keep the steps, but skip those that would send a job after the first `most` that do."""
     kept = []
     for step in steps:
         kept.append(LetterPlan("skip", "beyond the limit") if step.runs and most <= 0 else step)
@@ -206,7 +206,7 @@ def _is_leased(row: Session) -> bool:
 
 
 class Tally(msgspec.Struct):
-    """Counts what became of letters; `failed`: their jobs could not be sent just now, and are owed."""
+    """Count what became of letters; `failed`: the redrive could not send their jobs, which are owed."""
 
     redriven: int = 0
     stale: int = 0
@@ -219,7 +219,7 @@ class Tally(msgspec.Struct):
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
     def add(self, steps: Iterable[LetterPlan], failed: int = 0) -> None:
-        """Count steps that were taken, and those that failed."""
+        """Add steps that a redrive has carried out, and the number of those that failed."""
         self.failed += failed
         for step in steps:
             match step.action:

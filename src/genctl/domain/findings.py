@@ -1,4 +1,4 @@
-"""What `doctor` makes of what it saw: pure, from facts to findings, each with how to mend it."""
+"""Judge the facts that `doctor` has collected: pure, from facts to findings, each with a cure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 OLDEST_SERVER = 140000  # PostgreSQL 14, as server_version_num
-# what genctl does with its tables
+# the rights that genctl needs on its tables
 NEEDED = {
     "generation_sessions": ("select", "insert", "update"),
     "credit_accounts": ("select", "insert", "update"),
@@ -29,11 +29,11 @@ CLOCKS_S = 2.0
 FEWEST_RECEIVES, ENOUGH_RECEIVES = 10, 50
 VISIBILITY_S = (30, 3600)
 SLOW_BYTE_S = 1.0
-FILES = 4096  # each stream and each call under way takes one
+FILES = 4096  # each stream and each call takes one
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One finding; `fix` is a command where there is one, empty when all is well."""
+    """Hold one finding; `fix` is a command where there is one, empty when all is well."""
 
     check: str
     level: str
@@ -42,12 +42,12 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def of_error(check: str, error: GenctlError) -> list[Finding]:
-    """Judge a part that nobody can use."""
+    """Report a part that cannot be used."""
     return [Finding(check, ERROR, error.message, error.fix)]
 
 
 def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Finding]:
-    """Judge the database's server by the row of `server`; `clocks_s` is how far its clock is before ours."""
+    """Judge the database server by the row of `server`; `clocks_s` is how far its clock is ahead of ours."""
     found = []
     if facts["version_number"] < OLDEST_SERVER:
         told = f"{place} is {facts['version']}"
@@ -71,7 +71,7 @@ def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Fin
 
 
 def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
-    """Name what the role may not do, from the rows of `missing_rights`."""
+    """Name the rights that the role lacks, from the rows of `missing_rights`."""
     return [
         Finding(
             "rights",
@@ -84,7 +84,7 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
 
 
 def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:
-    """Name what the database refuses, or has refused lately."""
+    """Report the answers and NOTIFYs that the database refuses, or has refused lately."""
     found = [Finding("answers", ERROR, words_of(kept), way_on(kept))] if kept else []
     if notifying.unnotified:
         told = f"{notifying.unnotified:,} runs ended without NOTIFY in the last hour: streams saw them late"
@@ -104,7 +104,7 @@ def of_migrations(states: Mapping[str, str]) -> list[Finding]:
 
 
 def of_listen(*, heard: bool | None) -> list[Finding]:
-    """Judge whether a NOTIFY came through; None where LISTEN is off."""
+    """Judge whether a NOTIFY reached a LISTEN; None: LISTEN is off."""
     if heard is None:
         told = "LISTEN is off: streams ask the database every 15 to 30 s instead"
         return [Finding("listen", WARNING, told, "set GENCTL_LISTEN_URL to a direct connection")]
@@ -117,7 +117,7 @@ def of_listen(*, heard: bool | None) -> list[Finding]:
 def of_queues(
     url: str, facts: Mapping[str, str], dlq_url: str, dlq_facts: Mapping[str, str], queued_timeout_s: float
 ) -> list[Finding]:
-    """Judge the job queue and its DLQ by their attributes as SQS names them."""
+    """Judge the job queue and its DLQ by their attributes, as SQS names them."""
     kept_s, dlq_kept_s = (int(one.get("MessageRetentionPeriod", 345_600)) for one in (facts, dlq_facts))
     return [
         *_redrive(url, facts, dlq_facts),
@@ -172,20 +172,20 @@ def _set(url: str, **attribute: str) -> str:
 
 
 def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
-    """Name what SQS does not let us do."""
+    """Report the calls that SQS does not let us make."""
     found = [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
     return found or [Finding("permissions", OK, "queue and DLQ let us receive, send, delete and hide")]
 
 
 def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding]:
-    """Judge the installed tools: the names of usable ones, and why nobody can use the others."""
+    """Judge the installed tools, from the names of the usable ones and the troubles of the others."""
     fix = "mend or uninstall its package"
     found = [Finding("tools", ERROR, f"{name} cannot be used: {why}", fix) for name, why in troubles.items()]
     return found or [Finding("tools", OK, ", ".join(usable))]
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
-    """Judge the answer to a request that asks for nothing: any but 401 and 403 took the key.
+    """Judge the answer to a request that asks for nothing: all but 401 and 403 have accepted the key.
 
     `base` and `key` are the environment variables that name address and key.
     """
@@ -208,7 +208,7 @@ def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -
 
 
 def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
-    """Judge what /readyz answered."""
+    """Judge the answer of /readyz."""
     match status:
         case 200:
             return [Finding("api", OK, f"{api_url} is ready")]
@@ -221,7 +221,7 @@ def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
 
 
 def of_stream(url: str, status: int | None, first_byte_s: float | None, waited_s: float) -> list[Finding]:
-    """Judge how the stream began: by its status and the first byte of its body, None where none came."""
+    """Judge a stream by its status and the time to the first byte of its body; None: no byte came."""
     if status == 401:
         told = f"{url} refuses our token"
         return [Finding("stream", ERROR, told, "set GENCTL_SECRET to the one of the API's processes")]
