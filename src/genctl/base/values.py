@@ -1,4 +1,4 @@
-"""Parse the text of settings: each parser raises ValueError, whose text says what was expected."""
+"""Parse the text of settings: each parser raises ValueError, whose text says what we expect."""
 
 import re
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def as_url(value: str) -> str:
 
 
 def as_public_url(value: str) -> str:
-    """The http(s) URL of an origin, with a path where the page lies below one."""
+    """Take the http(s) URL of an origin, with a path if the page lies below one."""
     url = as_url(value)
     parts = urlsplit(url)
     if (
@@ -95,7 +95,7 @@ def as_public_url(value: str) -> str:
 
 
 def as_networks(value: str) -> tuple[str, ...]:
-    """Addresses and networks in CIDR form, each as Python writes it."""
+    """Take addresses and networks in CIDR form, and write each as Python does."""
     from ipaddress import ip_network  # noqa: PLC0415 (3 ms, and mostly there is none)
 
     try:

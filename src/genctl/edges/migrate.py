@@ -1,8 +1,8 @@
-"""Migrations: plain SQL files, each applied once, recorded with its content's hash.
+"""Apply migrations: plain SQL files, each once, and record them with their content's hash.
 
-A file is one transaction, unless its first line says `-- genctl: no transaction`: then each of its
-statements stands alone and may run twice. `NAME.rollback.sql` undoes `NAME.sql`. Any number of runners may
-start at once: they take turns.
+A file is one transaction, unless its first line is `-- genctl: no transaction`: then each of its statements
+stands alone and may run twice. `NAME.rollback.sql` undoes `NAME.sql`. Any number of runners may start at
+once: they take turns.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from genctl.edges.db_errors import errors_told
 ALONE = "-- genctl: no transaction"
 LOCK_KEY = 0x67656E63746C  # "genctl"
 POLL_S = 0.1
-SILENT_S = 2.0  # a longer wait for another runner is told
+SILENT_S = 2.0  # we tell the person of a longer wait for another runner
 LOCK_PATIENCE_S = 60.0
 _INDEX = re.compile(r"\bindex concurrently if (?:not )?exists (\w+)")
 
 
 class Migration(NamedTuple):
-    """A file of the set, a row of the table, or both; `state` is applied, pending, drifted or missing.
+    """Hold a file, its row in the table, or both; `state` is applied, pending, drifted or missing.
 
-    An applied one is pending again while one of its indexes is half-built.
+    An applied one becomes pending again while one of its indexes is half-built.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Migration(NamedTuple):
 
 
 def files() -> dict[str, Path]:
-    """List the forward files by name, in the order in which they are applied."""
+    """List the forward files by name, in the order in which we apply them."""
     return {
         path.name: path
         for path in sorted(assets.folder("migrations").glob("*.sql"))
@@ -54,9 +54,9 @@ def files() -> dict[str, Path]:
 
 
 async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
-    """Apply what is pending and return the names. `dsn` must be a direct connection.
+    """Apply the pending files and return their names. `dsn` must be a direct connection.
 
-    `note` hears of another runner for which it waits. Raises GenctlError (exit 3) when the database is
+    It tells `note` of another runner for which it waits. Raises GenctlError (exit 3) when the database is
     away or a file fails; the files before it stay applied.
     """
     applied: list[str] = []
@@ -75,7 +75,7 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
 
 
 async def undoable(dsn: str, to: str | None) -> list[str]:
-    """What down() would undo: the newest applied file, or all back to and with `to`; newest first.
+    """List what down() would undo: the newest applied file, or all back to and with `to`; newest first.
 
     Raises GenctlError: exit 4 when `to` is not applied, exit 3 when one has no way back.
     """
@@ -111,7 +111,7 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
     tell_at = time.monotonic() + SILENT_S
     with errors_told(dsn):
         async with await connect_directly(dsn) as conn:
-            # polled: a wait inside the server would deadlock with an index built concurrently
+            # we poll, as a wait inside the server would deadlock with a concurrent build of an index
             while not (await run(conn, "try_migration_lock", key=LOCK_KEY))[0]["locked"]:
                 if time.monotonic() > tell_at and (holder := await _holder(conn)):
                     note(holder)
@@ -121,7 +121,7 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
 
 
 async def _holder(conn: Connection) -> str | None:
-    """Say who migrates. A killed runner's backend goes on until its statement is done."""
+    """Say who migrates; the backend of a killed runner goes on until its statement ends."""
     if not (rows := await run(conn, "migration_lock_holder", key=LOCK_KEY)):
         return None
     row = rows[0]
@@ -186,7 +186,7 @@ def _way_back(name: str) -> Path:
 
 
 async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: dict[str, str]) -> None:
-    """Run a file and the statement that notes it, in one transaction where the file is one."""
+    """Run a file and the statement that records it, in one transaction if the file is one."""
     content = path.read_text(encoding="utf-8")
     try:
         with errors_told(dsn):
@@ -230,7 +230,7 @@ async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
 
 
 async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
-    """Find the invalid indexes that this file makes concurrently, each with the statement that drops it."""
+    """Find the invalid indexes that this file builds concurrently, each with the statement that drops it."""
     content = path.read_text(encoding="utf-8")
     if not content.startswith(ALONE):
         return {}
