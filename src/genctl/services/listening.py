@@ -1,4 +1,4 @@
-"""A socket that listens, or one line that says why not."""
+"""Open a socket that listens, or say in one line why not."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What API and worker processes count, in Prometheus's words."""
+"""Count what API and worker processes do, for Prometheus."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ from genctl.domain.model import ErrorDetails, Failure, GenctlError, Outcome, Suc
 from genctl.domain.providers import Provider
 from genctl.pipeline import Counted, Meters, Pipeline
 
-# a second series for each counter, which says when its process began
+# else each counter has a second series, which says when its process began
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LOOK_EVERY_S = 15.0  # at database and queue
@@ -53,7 +53,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Metrics:
-    """The meters of an API process, on a registry of their own."""
+    """Hold the meters of an API process, on a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -89,10 +89,10 @@ class Metrics:
 
 
 class Codes:
-    """Bounds the values of a label `code`: ours and those of tables, at most `MOST_CODES`; the rest is
+    """Bound the values of the label `code`: our codes and those of tables, at most `MOST_CODES`, else
     `other`.
 
-    A provider that makes up codes then fills neither our memory nor Prometheus's.
+    So a provider that makes up codes fills neither our memory nor Prometheus's.
     """
 
     def __init__(self, provider: Provider) -> None:
@@ -100,7 +100,7 @@ class Codes:
         self._seen: set[str] = set()
 
     def label(self, failure: Failure | ErrorDetails) -> str:
-        """Say what the failure counts as."""
+        """Return the label that counts the failure."""
         code = failure.code
         if code in self._seen:
             return code
@@ -120,8 +120,8 @@ def _is(gate: Callable[[], str], state: str) -> float:
 
 
 class WorkerMetrics(Meters):
-    """The meters of a worker. `genctl_worker_…` are its own; the others are of database and queue, and each
-    worker of the tool shows the same.
+    """Hold the meters of a worker. `genctl_worker_…` are its own; the others are of database and queue, and
+    all workers of the tool show the same.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -181,7 +181,7 @@ class WorkerMetrics(Meters):
         silent_s: Callable[[], float],
         gate: Callable[[], str],
     ) -> None:
-        """Set what each scrape asks."""
+        """Set the functions that each scrape calls."""
         self._jobs.set_function(jobs)
         self._in_flight.set_function(calls)
         self._answers.set_function(answers)
@@ -212,7 +212,7 @@ class WorkerMetrics(Meters):
         self._counts[what].inc()
 
     def piled(self, rows: Iterable[Mapping[str, Any]] | None) -> None:
-        """Show what the statement `piles` found; None: not known."""
+        """Show the rows of the statement `piles`; None: not known."""
         found = {row["what"]: row for row in rows or ()}
         for pile in PILES:
             row = found.get(pile) or {"count": 0, "oldest_s": 0.0}
@@ -230,7 +230,7 @@ class WorkerMetrics(Meters):
         return generate_latest(self.registry)
 
     async def watch(self, pipeline: Pipeline) -> None:
-        """Look at database and queue now and then, never at a scrape, until it is cancelled."""
+        """Look at database and queue now and then, never at a scrape, until somebody cancels it."""
         async with asyncio.TaskGroup() as side:
             side.create_task(_keep(lambda: pipeline.db.rows("piles"), self.piled))
             for name, queue in (("jobs", pipeline.queue), ("dlq", pipeline.dlq)):
@@ -238,7 +238,7 @@ class WorkerMetrics(Meters):
 
 
 async def _keep(look: Callable[[], Awaitable[T]], show: Callable[[T | None], None]) -> None:
-    """Show each look; None where it failed, and the worker's own receives say why."""
+    """Show each look; show None if it failed, as the worker's own receives say why."""
     while True:
         try:
             show(await look())
