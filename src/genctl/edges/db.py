@@ -296,7 +296,7 @@ class Database:
 
     @asynccontextmanager
     async def _timed_connection(self, timeout_s: float | None) -> AsyncIterator[Connection]:
-        """Take a connection for so long. A time-out before we have it is about the server, not about a step."""
+        """Take a connection for so long. A time-out before we have it is about the server, not a query."""
         conn: Connection | None = None
         try:
             async with asyncio.timeout(timeout_s), self._connection() as conn:

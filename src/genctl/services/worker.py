@@ -313,7 +313,7 @@ class Worker:
         _cancel(task for task in self.pipeline.unsent() if task is not self.gatekeeper.probe)
 
     async def _is_drained(self) -> bool:
-        """Tell whether no message waits, is hidden or is a job of ours; ask SQS last, as it counts roughly."""
+        """Tell whether no message waits, is hidden or is a job of ours; ask SQS last, as it counts roughly"""
         if self._jobs:
             await self._change()
             return False
