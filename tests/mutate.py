@@ -360,7 +360,7 @@ MUTANTS = (
            "where tool_gates.changed_at = %(seen)s\n", "",
            "breaker::test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_since"),
     Mutant("gate: a decision is about the gate as it was", "services/gatekeeper.py", None,
-           "        self._decision = None  # it is carried out", "        # it is carried out",
+           "        self._decision = None  # we have", "        # we have",
            "breaker::test_what_a_probe_brought_is_no_decision_about_a_gate_that_was_turned_since"),
     Mutant("gate: what a breaker has closed stays closed", "domain/model.py", None,
            " and not is_breaker(self.who)", "",
