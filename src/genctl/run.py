@@ -163,9 +163,6 @@ class Runs:
     def __iter__(self) -> Iterator[Hold]:
         return iter(list(self._held.values()))
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def __contains__(self, session_id: UUID) -> bool:
         return session_id in self._held
 

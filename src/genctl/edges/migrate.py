@@ -79,9 +79,21 @@ async def undoable(dsn: str, to: str | None) -> list[str]:
 
     Raises GenctlError: exit 4 when `to` is not applied, exit 3 when one has no way back.
     """
-    with errors_told(dsn):
-        async with await connect_directly(dsn) as conn:
-            return _undoable(await _compare(conn), to)
+    applied = _applied(await status(dsn))
+    if to is None:
+        names = applied[:1]
+    elif to in applied:
+        names = applied[: applied.index(to) + 1]
+    else:
+        raise GenctlError(
+            "NotFound", f"no migration {to} is applied", "see `genctl migrate status`", exit_code=4
+        )
+    for name in names:
+        if not _way_back(name).exists():
+            raise GenctlError(
+                "NoWayBack", f"{_way_back(name).name} is missing", "undo it with the genctl that applied it"
+            )
+    return names
 
 
 async def down(dsn: str, names: list[str], note: Note = lambda _: None) -> None:
@@ -161,24 +173,6 @@ async def _compare(conn: Connection) -> list[Migration]:
 
 def _applied(found: list[Migration]) -> list[str]:
     return [migration.name for migration in reversed(found) if migration.applied_at]
-
-
-def _undoable(found: list[Migration], to: str | None) -> list[str]:
-    applied = _applied(found)
-    if to is None:
-        names = applied[:1]
-    elif to in applied:
-        names = applied[: applied.index(to) + 1]
-    else:
-        raise GenctlError(
-            "NotFound", f"no migration {to} is applied", "see `genctl migrate status`", exit_code=4
-        )
-    for name in names:
-        if not _way_back(name).exists():
-            raise GenctlError(
-                "NoWayBack", f"{_way_back(name).name} is missing", "undo it with the genctl that applied it"
-            )
-    return names
 
 
 def _way_back(name: str) -> Path:
