@@ -183,7 +183,7 @@ MUTANTS = (
            "where a.balance >= p.needed or p.held", "where true",
            "guards::test_of_two_that_a_redriver_could_pay_one_is_queued_when_the_balance_fell"),
     Mutant("redrive: a copy whose job was not sent stays", "redrive.py", None,
-           "for result in told if result.is_gone", "for result in told",
+           "for result in sent if result.is_gone", "for result in sent",
            "redrive::test_a_job_that_sqs_did_not_take_keeps_its_copy_and_is_sent_by_the_next"),
     Mutant("release: the reservation is held", CREDITS, "release_reservation",
            " and status = 'held'", "",

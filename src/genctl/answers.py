@@ -142,8 +142,9 @@ class Answers:
                 row = await self._tried(item)
                 if not isinstance(row, GenctlError):
                     if item is variant:
-                        told = {"sessionId": settlement.session_id, "error": refused.message}
-                        log.warning("session.settle.reduced", **told)
+                        log.warning(
+                            "session.settle.reduced", sessionId=settlement.session_id, error=refused.message
+                        )
                         is_whole = variant.details == settlement.details
                         self._refused("reservation" if is_whole else "words")
                     return row
@@ -200,8 +201,8 @@ class Answers:
 
 def _kept(settlement: Settlement, refused: str) -> dict[str, object]:
     """Write a settlement as kept_answer() reads it; `refused` says why the trace keeps it."""
-    told: dict[str, object] = msgspec.to_builtins(settlement)
-    return told | {"refused": refused}
+    kept: dict[str, object] = msgspec.to_builtins(settlement)
+    return kept | {"refused": refused}
 
 
 def kept_answer(session: Session) -> Settlement | None:
@@ -246,6 +247,6 @@ def _whose(held: Held) -> dict[str, object]:
 
 def _tell_unsettled(held: Held) -> None:
     settlement = held.item if isinstance(held.item, Settlement) else None
-    told = {name: held.item.trace.get(name) for name in ("attempt", "requestId", "code")}
+    known = {name: held.item.trace.get(name) for name in ("attempt", "requestId", "code")}
     status = settlement.status if settlement else Status.QUEUED
-    log.warning("session.answer.unsettled", **_whose(held), **told, status=status, why=held.why)
+    log.warning("session.answer.unsettled", **_whose(held), **known, status=status, why=held.why)

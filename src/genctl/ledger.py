@@ -88,8 +88,8 @@ async def _moved(
     who = {"users": users, "opening": opening, "whole": whole}
 
     async def tried(*, notify: bool) -> list[list[Row]]:
-        told = ((name, {"notify": notify, **params}) for name, params in steps)
-        message = (("ensure_accounts", who), ("lock_free_accounts", who), *told)
+        work = ((name, {"notify": notify, **params}) for name, params in steps)
+        message = (("ensure_accounts", who), ("lock_free_accounts", who), *work)
         if patience_s:
             return await db.patiently(*message, patience_s=patience_s, lock_s=lock_s)
         return await db.transact(*message, lock_s=lock_s)

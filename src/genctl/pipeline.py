@@ -234,8 +234,8 @@ class Pipeline:
             raise LeaseLostError(session.id)
         self.meters.retried(failure)
         whose = {"sessionId": session.id, "userId": session.user_id}
-        told = {"code": failure.code, "attempt": session.attempts, "delayS": round(delay_s, 1)}
-        log.info("session.retried", **whose, **told)
+        facts = {"code": failure.code, "attempt": session.attempts, "delayS": round(delay_s, 1)}
+        log.info("session.retried", **whose, **facts)
         return Session.of(row)
 
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
@@ -328,8 +328,8 @@ class Pipeline:
         what = (job.tool, row.model if row else None)
         if what not in self._left and len(self._left) < MOST_TOLD:
             self._left.add(what)
-            told = {"tool": job.tool, "model": what[1], "ours": self.tool.name}
-            log.warning("message.left", **told, sessionId=job.session_id)
+            facts = {"tool": job.tool, "model": what[1], "ours": self.tool.name}
+            log.warning("message.left", **facts, sessionId=job.session_id)
 
     async def refuse(self, message: Message, why: str) -> None:
         """Copy a message that is no job of ours to the DLQ as it is, and delete it."""
@@ -441,8 +441,8 @@ def _log_settled(row: Session, *, notified: bool) -> None:
         log.info("session.completed", **whose)
         return
     stored = row.details
-    told = {name: stored.get(name) for name in ("code", "refundedCredits")}  # triggers may change them
-    log.info("session.failed.updated", **whose, **told)
+    facts = {name: stored.get(name) for name in ("code", "refundedCredits")}  # triggers may change them
+    log.info("session.failed.updated", **whose, **facts)
     if notified:
         log.info("session.failed.notify.sent", **whose)
 

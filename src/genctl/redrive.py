@@ -142,18 +142,18 @@ async def _sent_and_deleted(
     resent = (f.letter.row for f in results if f.step.action == "resend" and f.letter.row)
     due = [*(queued | {row.id: row for row in resent}).values()]
     owed = await send_jobs(due, db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
-    told = [
+    sent = [
         result._replace(error=owed.get(result.letter.session_id))
         if result.letter.session_id and result.step.runs
         else result
         for result in results
     ]
-    done = [result.message for result in told if result.is_gone]
+    done = [result.message for result in sent if result.is_gone]
     errors = await pipeline.dlq.delete([message.receipt for message in done]) if done else []
     for message, why in zip(done, errors, strict=True):
         if why is not None:  # the copy is stale now, and the next redrive drops it
             log.warning("redrive.delete.failed", messageId=message.message_id, error=why)
-    return told
+    return sent
 
 
 def _job(message: Message) -> Job | None:
@@ -164,21 +164,21 @@ def _job(message: Message) -> Job | None:
 
 
 def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Letter:
-    said = message.attributes
+    attributes = message.attributes
     session = _session(row) if row else None
     run = job.run if job else None
     return Letter(
         message_id=message.message_id,
         sent_at=message.sent_at,
         receive_count=message.receive_count,
-        code=said.get("code", "Unknown"),
+        code=attributes.get("code", "Unknown"),
         session_id=job.session_id if job else None,
-        run=_number(said.get("run")) if job and run is None else run,
-        category=said.get("category"),
-        attempts=_number(said.get("attempts")),
-        provider_status=_number(said.get("providerStatus")),
-        first_failed_at=said.get("firstFailedAt"),
-        failed_at=said.get("failedAt"),
+        run=_number(attributes.get("run")) if job and run is None else run,
+        category=attributes.get("category"),
+        attempts=_number(attributes.get("attempts")),
+        provider_status=_number(attributes.get("providerStatus")),
+        first_failed_at=attributes.get("firstFailedAt"),
+        failed_at=attributes.get("failedAt"),
         row=session,
         held_as=row["held_as"] if row else None,
         balance=row["balance"] if row else 0,

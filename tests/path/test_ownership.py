@@ -436,12 +436,12 @@ async def test_healthz_is_green_while_the_gate_is_closed_or_all_hands_are_full(
     """A restart would help nobody, and would leave calls behind that may be billed."""
     await gate.close(kit.db, "seedream4", for_s=None, reason=None, who="a test")
     async with working(kit.pipeline) as worker:
-        await until(lambda: true(worker.liveness.told()["why"] == "the gate is closed"))
+        await until(lambda: true(worker.liveness.report()["why"] == "the gate is closed"))
         minutes.append(60)
-        assert worker.liveness.told()["ok"]
+        assert worker.liveness.report()["ok"]
         await gate.open_(kit.db, "seedream4", reason=None, who="a test")
         for _ in range(worker.concurrency):
             await kit.enqueue("hang")
-        await until(lambda: true(worker.liveness.told()["why"].startswith("as many jobs")))
+        await until(lambda: true(worker.liveness.report()["why"].startswith("as many jobs")))
         minutes.append(60)
-        assert worker.liveness.told()["ok"]
+        assert worker.liveness.report()["ok"]

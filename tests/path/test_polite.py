@@ -69,7 +69,7 @@ async def statuses(kit: Kit, **expected: int) -> None:
 
 async def says(worker: Worker, why: str) -> None:
     async def it() -> bool:
-        return str(worker.liveness.told()["why"]).startswith(why)
+        return str(worker.liveness.report()["why"]).startswith(why)
 
     await until(it)
 

@@ -94,8 +94,8 @@ class _FromLibraries(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
             text, kind = record.getMessage(), str(record.msg).partition("\n")[0]
-            told: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
-            structlog.get_logger().log(record.levelno, text, **told)
+            fields: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
+            structlog.get_logger().log(record.levelno, text, **fields)
 
 
 def _head(_: object, level: str, event: Event) -> Event:

@@ -93,9 +93,9 @@ def setting(
 
     Its variable is `GENCTL_` and the key in capitals, unless `env` names another.
     """
-    told = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
+    metadata = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
     value = None if default is None else parse(default)
-    return dataclasses.field(default=value, repr=not secret, metadata=told)
+    return dataclasses.field(default=value, repr=not secret, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +248,8 @@ def _queue_of(tool: str) -> str:
 
 def _entry(field: "dataclasses.Field[Any]") -> Entry:
     key = field.name.removesuffix("_s")
-    told = {**field.metadata, "env": field.metadata["env"] or f"GENCTL_{key.upper()}"}
-    return Entry(name=field.name, key=key, **told)
+    declared = {**field.metadata, "env": field.metadata["env"] or f"GENCTL_{key.upper()}"}
+    return Entry(name=field.name, key=key, **declared)
 
 
 TABLE = tuple(_entry(field) for field in dataclasses.fields(Settings) if field.metadata)
@@ -299,12 +299,12 @@ def with_stack(settings: Settings, stack: Mapping[str, str], of_tools: Iterable[
 
     ours: dict[str, Any] = {name: stack[name] for name in STACK_NAMES if name in stack and is_free(name)}
     theirs = {name: text for name, text in simulated(of_tools, stack).items() if is_free(name)}
-    told = dict.fromkeys([*ours, *(theirs.keys() & stack.keys())], "embedded stack")
+    origins = dict.fromkeys([*ours, *(theirs.keys() & stack.keys())], "embedded stack")
     return dataclasses.replace(
         settings,
         **ours,
         of_tools={**settings.of_tools, **theirs},
-        origins=MappingProxyType({**settings.origins, **told}),
+        origins=MappingProxyType({**settings.origins, **origins}),
     )
 
 

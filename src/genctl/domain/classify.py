@@ -71,14 +71,14 @@ def classify(
         failure, rule, status = _unanswered(answer), None, None
     else:
         row = provider.envelope
-        said = read(answer, row)
+        reading = read(answer, row)
         good = 200 <= answer.status < 300
-        if good and (images := tuple(islice(_images(said.document, row, now), row.most_images))):
-            return Success(images, said.request_id)
-        rule = rule_of(said.code, said.told, provider.rules)
+        if good and (images := tuple(islice(_images(reading.document, row, now), row.most_images))):
+            return Success(images, reading.request_id)
+        rule = rule_of(reading.code, reading.text, provider.rules)
         # an error inside a 200 has no status of its own: the one that its code comes with counts
         status = rule.status if rule and good else answer.status
-        failure = _failure(answer, said, rule, status, now)
+        failure = _failure(answer, reading, rule, status, now)
     verdict = chosen(failure.code, rule, status, verdicts)
     return msgspec.structs.replace(failure, fatal=verdict == "fatal") if verdict else failure
 
@@ -116,32 +116,32 @@ def _unanswered(answer: NoAnswer) -> Failure:
     )
 
 
-def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now: datetime) -> Failure:
+def _failure(answer: Answer, reading: Reading, rule: Rule | None, counts: int, now: datetime) -> Failure:
     status = answer.status
     good = 200 <= status < 300
     if rule:
         category = rule.category
-    elif good and said.document is None:  # empty, cut or HTML: something between us answered
+    elif good and reading.document is None:  # empty, cut or HTML: something between us answered
         category = Category.NETWORK
     else:
         category = BY_STATUS.get(status) or BY_HUNDREDS.get(status // 100, Category.NETWORK)
     of_the_job = category in {Category.CONTENT_POLICY, Category.INVALID_REQUEST}
-    code = next(names_of(said.code))
+    code = next(names_of(reading.code))
     return Failure(
         code=code if CODE.fullmatch(code) else f"HTTP{status}",
         category=category,
         fatal=is_fatal(counts),
         outcome=Outcome.UNKNOWN if good or status in UNKNOWN_STATUSES else Outcome.REFUSED,
-        user_message=(of_the_job and said.spoken and said.message)
+        user_message=(of_the_job and reading.spoken and reading.message)
         or (rule and rule.sentence)
         or SENTENCES[category],
         provider_status=status,
-        provider_code=said.code,
-        provider_message=said.message,
+        provider_code=reading.code,
+        provider_message=reading.message,
         provider_body=answer.body,
-        request_id=said.request_id,
-        retry_after_s=retry_after_s(said.wait, now),
-        names=rule.names if rule and (rule.names or rule.certain) else said.params,
+        request_id=reading.request_id,
+        retry_after_s=retry_after_s(reading.wait, now),
+        names=rule.names if rule and (rule.names or rule.certain) else reading.params,
         certain=rule.certain if rule else status in CERTAIN_STATUSES,
     )
 

@@ -111,7 +111,7 @@ class Reading(msgspec.Struct, frozen=True):
     """Hold what an answer says. `document` is its JSON, None when it is not JSON.
 
     `spoken` is true if the message stands in an error envelope, so that users may see it. `wait` is the time
-    that the provider asks us to wait, as it wrote it. `told` is the message, followed by the values that the
+    that the provider asks us to wait, as it wrote it. `text` is the message, followed by the values that the
     envelope `tells`, as `name value`. `params` are the fields of the request that a 4xx names.
     """
 
@@ -121,7 +121,7 @@ class Reading(msgspec.Struct, frozen=True):
     request_id: str | None
     spoken: bool
     wait: str | None
-    told: str
+    text: str
     params: tuple[str, ...] = ()
 
 
@@ -155,14 +155,14 @@ def read(answer: Answer, own: Envelope) -> Reading:
     waits = (value for _, value in _named(documents, own.wait))
     wait = answer.headers.get("retry-after") or next(waits, None)
     beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
-    told = " ".join([(message or "")[:_TAIL], *beside])
+    searched = " ".join([(message or "")[:_TAIL], *beside])
     is_named = 400 <= answer.status < 500 and answer.status != 429
     param = (
         next(filter(None, (_first(one, own.param) for one in reversed(documents))), "") if is_named else ""
     )
     params = tuple(re.findall(r"[a-z_]\w*", param[:200])) if param else ()
     request_id = _request_id(answer, own, documents, message)
-    return Reading(document, code, message, request_id, spoken, wait, told, params)
+    return Reading(document, code, message, request_id, spoken, wait, searched, params)
 
 
 def find(document: object, path: str) -> Iterator[Any]:

@@ -158,8 +158,8 @@ class Session(msgspec.Struct, frozen=True):
     @property
     def returned(self) -> int:
         """Return the credits that its user has got back, by the release or by a later fix."""
-        told = self.details.get("refundedCredits") if self.status is Status.FAILED else None
-        return told if type(told) is int else self.refunded
+        credits = self.details.get("refundedCredits") if self.status is Status.FAILED else None
+        return credits if type(credits) is int else self.refunded
 
     @property
     def calls_before(self) -> int:

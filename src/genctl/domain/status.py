@@ -113,8 +113,8 @@ def of_api(status: int, why: str = "") -> list[StatusLine]:
         case 200:
             return [StatusLine("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
         case 503 if why in {"", STREAMS}:
-            told = "silent: what streams show may be late or missing"
-            return [StatusLine("listener", ATTENTION, told, "genctl runbook run listener-silent")]
+            message = "silent: what streams show may be late or missing"
+            return [StatusLine("listener", ATTENTION, message, "genctl runbook run listener-silent")]
         case 503:
             return [StatusLine("listener", ATTENTION, f"the API is not ready: {why}", "genctl doctor")]
     return [
@@ -136,8 +136,8 @@ def _failures(by_code: Mapping[str, int]) -> StatusLine:
     names = [f"{count:,} {code}" for code, count in most[:CODES]]
     if rest := sum(count for _, count in most[CODES:]):
         names.append(f"{rest:,} others")
-    told = f": {', '.join(names)}" if names else ""
-    message = f"{sum(by_code.values()):,} in the last hour{told}"
+    listed = f": {', '.join(names)}" if names else ""
+    message = f"{sum(by_code.values()):,} in the last hour{listed}"
     return StatusLine("failures", OK, message, "genctl tail-failures --since 1h --no-follow")
 
 
@@ -179,18 +179,18 @@ def _tools(now: Standing) -> list[StatusLine]:
     ]
     if now.unserved:
         waiting, models = _count(sum(now.unserved.values()), "job"), ", ".join(now.unserved)
-        told = f"{waiting} for tools that are not installed here, left for others: {models}"
-        lines.append(StatusLine("tools", ATTENTION, told, "genctl tools"))
+        message = f"{waiting} for tools that are not installed here, left for others: {models}"
+        lines.append(StatusLine("tools", ATTENTION, message, "genctl tools"))
     return lines
 
 
 def _owed(jobs: Pile, copies: Pile) -> StatusLine:
     owed = [(jobs, "job message"), (copies, "DLQ copy")]
-    told = [
+    counts = [
         f"{_count(pile.count, what)} for {rough(pile.oldest_s or 0)}" for pile, what in owed if pile.count
     ]
     late = any((pile.oldest_s or 0) > OWED_S for pile, _ in owed)
-    message = ", ".join(told) + (": is a sweeper running?" if late else "") if told else "nothing"
+    message = ", ".join(counts) + (": is a sweeper running?" if late else "") if counts else "nothing"
     return StatusLine("owed", ATTENTION if late else OK, message, "genctl sweep --dry-run")
 
 

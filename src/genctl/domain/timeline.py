@@ -72,8 +72,8 @@ def hops(events: Sequence[TraceEvent]) -> list[TraceHop]:
         gap, gap_ms, slow = _wait(event, events[:nth])
         found.append(TraceHop(event.kind, event.run, event.at, ms, gap, gap_ms, slow, says(event)))
         if (channel := TOLD.get(event.kind)) and (event.run, event.kind) not in untold:
-            told = f"NOTIFY {channel}, in the same transaction"
-            found.append(TraceHop("notified", event.run, event.at, ms, None, None, slow=False, says=told))
+            text = f"NOTIFY {channel}, in the same transaction"
+            found.append(TraceHop("notified", event.run, event.at, ms, None, None, slow=False, says=text))
     return found
 
 

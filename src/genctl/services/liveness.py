@@ -72,7 +72,7 @@ class Liveness:
         """Return the seconds since the last answer; 0 while the worker wants none."""
         return 0.0 if self._since is None else self._clock() - self._since
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Say `{ok, why}`; while the worker wants to receive also `silentS` and `trouble`."""
         if self._since is None:
             return {"ok": True, "why": self._rests}
@@ -93,8 +93,8 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
         return
 
     async def healthz(_: Request) -> Response:
-        told = liveness.told()
-        return answer(told, 200 if told["ok"] else 503)
+        report = liveness.report()
+        return answer(report, 200 if report["ok"] else 503)
 
     async def exposition(_: Request) -> Response:
         return Response(metrics.text(), headers={"Content-Type": metrics.content_type})

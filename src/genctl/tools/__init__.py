@@ -69,11 +69,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """Return the tool with the values of its settings, and with the models that they add."""
         said = {entry.key: settings.of(entry) for entry in self.settings}
         more = tuple(said.get(self.models_setting) or ())
-        told = msgspec.structs.replace(self, said=said, models=(*self.models, *more), only=settings.models)
+        bound = msgspec.structs.replace(self, said=said, models=(*self.models, *more), only=settings.models)
         # a key of another shape is a secret, too
-        values = (re.escape(secret) for secret in told.secrets if len(secret) >= LEAST_PART)
+        values = (re.escape(secret) for secret in bound.secrets if len(secret) >= LEAST_PART)
         shape = "|".join(filter(None, (self.provider.key_shape, *values)))
-        return msgspec.structs.replace(told, provider=msgspec.structs.replace(self.provider, key_shape=shape))
+        return msgspec.structs.replace(
+            bound, provider=msgspec.structs.replace(self.provider, key_shape=shape)
+        )
 
     def checked(
         self, given: Mapping[str, Any], model: str | None, beside: Sequence[str] = ()
@@ -88,8 +90,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
             meant = {name.lower(): name for name in (*fields, *beside)}
             close = get_close_matches(unknown.lower(), meant, 1)
             hint = f"did you mean {meant[close[0]]}?" if close else f"it takes {', '.join(fields) or 'none'}"
-            told = f"the tool {self.name} knows no {unknown[:80]!r}"
-            raise GenctlError("UnknownParameter", told, hint, exit_code=2)
+            message = f"the tool {self.name} knows no {unknown[:80]!r}"
+            raise GenctlError("UnknownParameter", message, hint, exit_code=2)
         try:
             params = msgspec.convert(given, self.params)
         except msgspec.ValidationError as error:
@@ -98,8 +100,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         try:
             refused = None if model is None else self.refusal(model, params)
         except Exception as bug:
-            told = f"the tool {self.name} cannot judge this order: {type(bug).__name__}: {bug}"
-            raise GenctlError("ToolUnusable", told, "mend its package") from bug
+            message = f"the tool {self.name} cannot judge this order: {type(bug).__name__}: {bug}"
+            raise GenctlError("ToolUnusable", message, "mend its package") from bug
         if refused:
             raise GenctlError("BadParameter", refused, "change it, or take it away", exit_code=2)
         stored: dict[str, Any] = msgspec.to_builtins(params)
@@ -109,8 +111,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """Raise GenctlError (exit 2) when nobody may order the model any more, or ever could."""
         if not self.serves(model) or (self.only and not _fits(model, self.only)):
             known = ", ".join(self.only or self.models)
-            told = f"{self.name} takes no orders for the model {model[:80]!r}"
-            raise GenctlError("UnknownModel", told, f"use one like {known}", exit_code=2)
+            message = f"{self.name} takes no orders for the model {model[:80]!r}"
+            raise GenctlError("UnknownModel", message, f"use one like {known}", exit_code=2)
 
     def takes(self, model: str | None, stored: Mapping[str, Any]) -> bool:
         """Tell whether the model takes those of a row's parameters that we know, as we send only them."""

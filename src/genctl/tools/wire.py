@@ -98,8 +98,8 @@ class Wire:
             code = next(code for kind, code in CODES if isinstance(why, kind))
             text = f"no answer within {self._longest_s:g} s" if code == "Timeout" else str(why)
             return NoAnswer(code, text or type(why).__name__, sending.sent)
-        said = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, said, inflated(said, answer))
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, headers, inflated(headers, answer))
 
 
 def _sendable(request: Request) -> Request:
