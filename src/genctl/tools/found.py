@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -26,22 +26,9 @@ GROUP = "genctl.tools"
 OURS = "genctl"
 
 
-class Installed(NamedTuple):
-    """Hold the tools that we can use, and why we cannot use the others, both by name."""
-
-    tools: dict[str, Tool]
-    troubles: dict[str, str]
-
-    @property
-    def settings(self) -> tuple[Entry, ...]:
-        """Return the settings of all tools, each once."""
-        rows = (entry for tool in self.tools.values() for entry in tool.settings)
-        return tuple({entry.key: entry for entry in rows}.values())
-
-
 @cache
-def found() -> Installed:
-    """Return the installed tools."""
+def found() -> "Tools":
+    """Return the installed tools, not bound to any settings."""
     return sound(entry_points(group=GROUP))
 
 
@@ -52,7 +39,7 @@ def load(
     return settings.load(flags, env, cwd, of_tools=found().settings, more=bool(found().troubles))
 
 
-def sound(points: Iterable[EntryPoint]) -> Installed:
+def sound(points: Iterable[EntryPoint]) -> "Tools":
     """Load the tools behind the entry points; ours first, so that we refuse whichever overlaps it."""
     tools, troubles = dict[str, Tool](), dict[str, str]()
     ranked = sorted(points, key=lambda point: (_package(point) != OURS, point.name, _package(point)))
@@ -67,7 +54,7 @@ def sound(points: Iterable[EntryPoint]) -> Installed:
             troubles[point.name] = f"{why} (package {_package(point)})"
         elif tool:
             tools[point.name] = tool
-    return Installed(tools, troubles)
+    return Tools(tools, troubles)
 
 
 def _package(point: EntryPoint) -> str:
@@ -190,24 +177,30 @@ def _behind_stars(pattern: str, places: set[int]) -> set[int]:
     return places | behind
 
 
-class Tools:
-    """Hold the tools of a process, with the values of their settings; `troubles`: why some are unusable."""
+class Tools(msgspec.Struct, frozen=True):
+    """Hold the tools that we can use, and the troubles of the others, both by name."""
 
-    def __init__(self, tools: Iterable[Tool], troubles: Mapping[str, str]) -> None:
-        self.by_name = {tool.name: tool for tool in tools}
-        self.troubles = dict(troubles)
+    by_name: dict[str, Tool]
+    troubles: dict[str, str]
 
     @classmethod
-    def of(cls, settings: Settings, installed: Installed | None = None) -> Self:
+    def of(cls, settings: Settings, installed: Self | None = None) -> Self:
         """Bind the installed tools to the settings. No tool may add another's models by its setting."""
-        tools, troubles = installed or found()
-        bound = {name: tool.bound(settings) for name, tool in tools.items()}
+        unbound = installed or found()
+        bound = {name: tool.bound(settings) for name, tool in unbound.by_name.items()}
         more = {
             name: f"{why} (setting {tool.models_setting.upper()})"
             for name, tool in bound.items()
-            if (why := next(_overlaps(tool, tools), ""))
+            if (why := next(_overlaps(tool, unbound.by_name), ""))
         }
-        return cls((tool for name, tool in bound.items() if name not in more), troubles | more)
+        usable = {name: tool for name, tool in bound.items() if name not in more}
+        return cls(usable, unbound.troubles | more)
+
+    @property
+    def settings(self) -> tuple[Entry, ...]:
+        """Return the settings of all tools, each once."""
+        rows = (entry for tool in self for entry in tool.settings)
+        return tuple({entry.key: entry for entry in rows}.values())
 
     def __iter__(self) -> Iterator[Tool]:
         return iter(self.by_name.values())
