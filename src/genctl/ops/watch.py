@@ -27,6 +27,7 @@ MAX_RETRY_S = 30.0
 LARGEST_EVENT_BYTES = 2**20
 OPENED = ""  # the pseudo-event of a new connection
 TELLING = {"failed", "done", "queued"}
+REPLACED_ATTEMPT = 5  # who was closed for a newer stream comes back late, or it closes the next
 
 
 class StreamAddress(NamedTuple):
@@ -66,6 +67,7 @@ async def follow(
     could not reconnect for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
+    is_fresh = True
     while True:
         missed = 0
         is_ready = False
@@ -82,6 +84,13 @@ async def follow(
                             note(f"caught up, {missed} missed")
                         lost_at, attempt, again, is_ready = None, 0, True, True
                     missed += name in TELLING and not is_ready
+                    fresh = _freshness(data) if name == "heartbeat" else None
+                    if fresh is not None and fresh != is_fresh:
+                        is_fresh = fresh
+                        note("fresh again" if fresh else f"stale since {data['since']}: news may be late")
+                    if name == "bye" and isinstance(data, dict) and data.get("why") == "newer stream":
+                        note("closed: this user has opened newer streams")
+                        attempt = REPLACED_ATTEMPT
                     yield Seen(name, last_id, data)
         except GoneError:
             lost_at = lost_at or time.monotonic()
@@ -91,6 +100,14 @@ async def follow(
         attempt += 1
         note(f"lost, retrying in {delay_s:.0f} s")
         await asyncio.sleep(delay_s)
+
+
+def _freshness(data: Any) -> bool | None:
+    """Tell whether the server vouches that nothing is missing; None where it does not say."""
+    match data:
+        case {"fresh": bool(fresh), "since": str()}:
+            return fresh
+    return None
 
 
 async def _events(
