@@ -1,4 +1,4 @@
-"""Makes one call of those that come within a few milliseconds, each with an item and a result of its own."""
+"""Make one call of those that come within a few milliseconds, each with an item and a result of its own."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

@@ -4,8 +4,6 @@ import json
 import math
 from typing import Any
 
-import msgspec
-
 DEEPEST = 100  # lists and maps within each other
 
 
@@ -36,14 +34,3 @@ def read_json(text: str | bytes) -> Any:
         return jsonable(json.loads(text))
     except RecursionError:
         raise TooDeepError from None
-
-
-def read_stored(text: str | bytes) -> Any:
-    """Read a jsonb as the database writes it; None where it is nested more deeply than Python could walk."""
-    data = text.encode() if isinstance(text, str) else text
-    if data.count(b"[") + data.count(b"{") <= DEEPEST:
-        return msgspec.json.decode(data)
-    try:
-        return read_json(data)
-    except TooDeepError:
-        return None

@@ -27,7 +27,7 @@ from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
-from genctl.base.jsontext import read_stored
+from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 
@@ -68,6 +68,17 @@ CONNECTION: dict[str, Any] = {
 }
 
 os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; poolers accept what libpq sends at the start
+
+
+def read_stored(text: str | bytes) -> Any:
+    """Read a jsonb; return None if it is nested more deeply than we can walk."""
+    data = text.encode() if isinstance(text, str) else text
+    if data.count(b"[") + data.count(b"{") <= DEEPEST:
+        return msgspec.json.decode(data)
+    try:
+        return read_json(data)
+    except TooDeepError:
+        return None
 
 
 set_json_dumps(msgspec.json.encode)

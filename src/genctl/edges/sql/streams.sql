@@ -1,10 +1,10 @@
 -- What users see: their changes by version, their sessions, their keys. Each statement is one snapshot.
 
 -- name: changes
--- What changed for each user above a version (null: nothing, only where they stand), by version. Live, replay,
--- catch-up and backstop are this one statement. `facts` are a list: the user asked of and the newest version of
--- them; then of a change its version, session, status, model, client key, run, and whether it is old: not merely
--- faster than its NOTIFY. `told` is what its event brings.
+-- Reads each user's changes above a version (null: none, only the newest version), by version. Live events, replay,
+-- catch-up and backstop all use this statement. `facts` are a list: the user and their newest version; then of a change
+-- its version, session, status, model, client key, run, and whether it is old: a NOTIFY was not merely slower than we.
+-- `told` is what its event brings.
 select jsonb_build_array(a.user_id,
     coalesce((select c.event_seq from credit_accounts c where c.user_id = a.user_id), 0),
     s.version, s.id, s.status, s.model, s.client_key, s.run,
