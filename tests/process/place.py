@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import boto3
 import psycopg
 from psycopg.rows import dict_row
-from tests.kit import QueueServer, database_url, fresh_database, until_sync
+from tests.kit import QueueServer, until_sync
 from tests.process.forks import spawn
 
 from genctl.base.settings import Settings
@@ -227,10 +226,9 @@ class Place:
 
 
 @contextmanager
-def new_place(template: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
-    """A copy of the database `template` and a queue pair, told to genctl as the embedded stack tells them."""
+def new_place(dsn: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
+    """The database and a queue pair of its own, told to genctl as the embedded stack tells them."""
     name = f"p{uuid4().hex[:12]}"
-    url = database_url(template, name)
     sqs = boto3.client(
         "sqs",
         region_name="us-east-1",
@@ -242,11 +240,9 @@ def new_place(template: str, server: QueueServer, simulator: Running, folder: Pa
     arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
     queue = sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": policy})["QueueUrl"]
-    write_stack(folder, url, server, simulator)
+    write_stack(folder, dsn, server, simulator)
     env = clean_env(folder) | {"GENCTL_QUEUE": name}
-    made = f"template {urlsplit(template).path[1:]} strategy file_copy"
-    with fresh_database(database_url(template, "postgres"), name, made):
-        yield Place(url, folder, env, sqs, queue, dlq, simulator)
+    yield Place(dsn, folder, env, sqs, queue, dlq, simulator)
 
 
 def write_stack(folder: Path, url: str, server: QueueServer, simulator: Running) -> None:
