@@ -44,10 +44,14 @@ def steps() -> list[str]:
 
 
 def test_the_pages_hold_no_other_commands() -> None:
-    """Neither a block of another kind, nor one that nobody types here."""
+    """Neither a block of another kind, nor one that nobody types here; a setting alone is no command."""
     paths = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob(EXAMPLE))
     pages = {str(path.relative_to(ROOT)) for path in paths}
-    assert {page for page in pages if console(page)} == {
+    commands = {
+        page: [line for block in console(page) for line in block if not line.startswith("export ")]
+        for page in pages
+    }
+    assert {page for page in pages if commands[page]} == {
         "README.md",
         "docs/dlq.md",
         "docs/porting.md",
@@ -61,21 +65,39 @@ def test_the_pages_hold_no_other_commands() -> None:
 
 
 def test_a_newcomers_commands(bare: Bare) -> None:
-    """`make demo` without an index, then with one; `genctl up`, and in a second terminal all the others."""
-    (demo,), (up, *others), _ = console("README.md")
+    """All of them in one environment, which begins empty: installs, one stack with a second terminal, the demo.
+
+    The index is away first; where it is back, what was printed goes on.
+    """
+    (demo,), (up, *others), (install, *_) = console("README.md")
     half_an_environment(bare)
     away = bare.type(demo, **NO_INDEX)
     assert away.stderr.startswith("genctl: the package index does not answer (")
     assert len(away.stderr.splitlines()) == 2, "ours, and make's"
-    done = bare.type(away.stderr.splitlines()[0].rpartition("run: ")[2])
-    assert "demo: everything holds" in done.stdout, done.stdout + done.stderr
 
     bare.env["PATH"] = f"{bare.checkout}/.venv/bin:{bare.env['PATH']}"
-    with Running.start("sh", "-c", f"exec {up}", env=bare.env, folder=bare.checkout) as stack:
-        until_sync(lambda: "Sign in: " in "".join(stack.texts()), within_s=60)
-        for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
-            typed(line, bare)
-        assert stack.end(signal.SIGINT, within_s=60) == 0, stack.texts()
+    bare.env["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()  # as green on any other day
+    done = bare.type(install)
+    assert done.returncode == 0, done.stderr
+    the_extra_by_the_printed_fix(bare)
+    assert bare.type("pip uninstall --yes genctl").returncode == 0, "else its name would do below"
+
+    into, start, smoke, stop = steps()
+    for step in (into, start):
+        stepped(step, bare)
+    assert f"genctl {up.removeprefix('.venv/bin/genctl ')} >" in start, "the stack of both pages"
+    for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
+        typed(line, bare)
+    for step in (smoke, stop):
+        stepped(step, bare)
+    suite = ET.parse(bare.checkout / "smoke.xml").getroot()
+    assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("9", "0", "0")
+
+    done = bare.type(away.stderr.splitlines()[0].rpartition("run: ")[2])
+    assert "demo: everything holds" in done.stdout, done.stdout + done.stderr
+    example, tools, *_ = console(EXAMPLE)[0]
+    assert bare.type(example).returncode == 0
+    assert re.search(r"^example +example +", bare.type(tools).stdout, re.MULTILINE)
 
 
 def half_an_environment(bare: Bare) -> None:
@@ -87,14 +109,8 @@ def half_an_environment(bare: Bare) -> None:
     (packages / "pip" / "__main__.py").write_text("import sys\nsys.exit('--version' not in sys.argv)\n")
 
 
-def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_docs(bare: Bare) -> None:
-    """The first install is without the embedded stack; before the last, genctl goes, else its name would do."""
-    environment = Path(bare.env["HOME"]) / "an environment"
-    bare.type(f"python3 -m venv '{environment}'")
-    bare.env["PATH"] = f"{environment}/bin:{bare.env['PATH']}"
-    bare.env["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()  # as green on any other day
-    done = bare.type(console("README.md")[2][0])
-    assert done.returncode == 0, done.stderr
+def the_extra_by_the_printed_fix(bare: Bare) -> None:
+    """What is printed adds it also in a shell that does not know the environment; then PostgreSQL is there."""
     missing = bare.type("genctl demo")
     assert missing.returncode == 3
     error, fix = missing.stderr.splitlines()
@@ -104,23 +120,14 @@ def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_d
     with Running.start("genctl", "demo", env=bare.env, folder=bare.checkout) as demo:
         until_sync(lambda: "postgres is ready" in "".join(demo.texts()), within_s=60)
         demo.end(signal.SIGINT, within_s=60)
-    uninstalled = bare.type("pip uninstall --yes genctl")
-    assert uninstalled.returncode == 0, uninstalled.stderr
-    workflow(bare)
-    example, tools, *_ = console(EXAMPLE)[0]
-    assert bare.type(example).returncode == 0
-    assert re.search(r"^example +example +", bare.type(tools).stdout, re.MULTILINE)
 
 
-def workflow(bare: Bare) -> None:
+def stepped(step: str, bare: Bare) -> None:
     """GitHub runs each step by `bash -e` in one folder."""
-    for step in steps():
-        done = bare.run(["bash", "-e", "-c", step], CI="true")
-        if done.returncode:
-            log = bare.checkout / "up.log"
-            pytest.fail(f"{step}\n{done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")
-    suite = ET.parse(bare.checkout / "smoke.xml").getroot()
-    assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("9", "0", "0")
+    done = bare.run(["bash", "-e", "-c", step], CI="true")
+    if done.returncode:
+        log = bare.checkout / "up.log"
+        pytest.fail(f"{step}\n{done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")
 
 
 def typed(line: str, bare: Bare) -> None:
