@@ -98,9 +98,9 @@ def sqs_server() -> QueueServer:
 
 
 @pytest.fixture(scope="session")
-def databases(postgres: str, worker_id: str) -> Iterator[Databases]:
+def databases(postgres: str) -> Iterator[Databases]:
     """Migrated databases, for one test after the other."""
-    databases = Databases(postgres, servers.TEMPLATE, worker_id)
+    databases = Databases(postgres, servers.TEMPLATE)
     yield databases
     databases.close()
 

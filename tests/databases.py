@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 
@@ -53,17 +54,15 @@ select 'set session_replication_role = replica;' || string_agg(statement, ';') |
 class Databases:
     """The databases of one process, copied from the template of a server."""
 
-    def __init__(self, server: str, template: str, prefix: str) -> None:
+    def __init__(self, server: str, template: str) -> None:
         self._server = server
         self._how = f"template {template} strategy file_copy"
-        self._prefix = prefix
-        self._made = 0
         self._free: list[_Database] = []
 
     @contextmanager
     def lent(self) -> Iterator[str]:
         """The DSN of one without rows. It goes on to the next test if this one has left the schema alone."""
-        database = self._free.pop() if self._free else self._new()
+        database = self._free.pop() if self._free else _Database(self._server, self._how)
         try:
             yield database.dsn
         finally:
@@ -77,17 +76,13 @@ class Databases:
         for database in self._free:
             database.drop()
 
-    def _new(self) -> "_Database":
-        self._made += 1
-        return _Database(self._server, f"{self._prefix}_{self._made}", self._how)
-
 
 class _Database:
     """One of them, and a connection that stays in it: to connect costs more than to delete."""
 
-    def __init__(self, server: str, name: str, how: str) -> None:
+    def __init__(self, server: str, how: str) -> None:
         self._there = ExitStack()
-        self.dsn = self._there.enter_context(fresh_database(server, name, how))
+        self.dsn = self._there.enter_context(fresh_database(server, f"t{uuid4().hex[:12]}", how))
         self._conn = self._connect()
         self._schema = self._rows(SCHEMA)
         ((self._empty,),) = self._rows(EMPTY)

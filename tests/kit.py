@@ -183,16 +183,17 @@ class QueueServer:
 
     @classmethod
     @contextmanager
-    def start(cls) -> Iterator[Self]:
+    def start(cls, log: Path) -> Iterator[Self]:
         server = cls(free_port())
         argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(server.port)]
-        process = spawn(
-            [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
-            cwd=Path.cwd(),
-            env={"AWS_ACCESS_KEY_ID": cls.key, "AWS_SECRET_ACCESS_KEY": cls.secret},
-            stdout=sys.stderr,
-            stderr=sys.stderr,
-        )
+        with log.open("w") as said:
+            process = spawn(
+                [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
+                cwd=Path.cwd(),
+                env={"AWS_ACCESS_KEY_ID": cls.key, "AWS_SECRET_ACCESS_KEY": cls.secret},
+                stdout=said,
+                stderr=said,
+            )
         try:
             until_sync(server._answers)
             yield server

@@ -31,7 +31,9 @@ def offer() -> Callable[[], None]:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(os.environ[ADDRESS])
     listening.listen(64)
-    thread = threading.Thread(target=_serve, args=(listening,), daemon=True)  # servers die with their thread
+    thread = threading.Thread(
+        target=_serve, args=(listening, Path(folder)), daemon=True
+    )  # servers die with their thread
     thread.start()
 
     def stop() -> None:
@@ -52,7 +54,7 @@ def ask() -> tuple[str, QueueServer]:
     return dsn, QueueServer(port)
 
 
-def _serve(listening: socket.socket) -> None:
+def _serve(listening: socket.socket, folder: Path) -> None:
     with listening, ExitStack() as started:
         said = b""
         while True:
@@ -61,27 +63,25 @@ def _serve(listening: socket.socket) -> None:
             except OSError:  # stopped
                 return
             with conn:
-                said = said or json.dumps(_started(started)).encode() + b"\n"
+                said = said or json.dumps(_started(started, folder)).encode() + b"\n"
                 conn.sendall(said)
 
 
-def _started(stack: ExitStack) -> tuple[str, int]:
-    dsn = os.environ.get("GENCTL_TEST_POSTGRES") or stack.enter_context(_postgres())
+def _started(stack: ExitStack, folder: Path) -> tuple[str, int]:
+    dsn = os.environ.get("GENCTL_TEST_POSTGRES") or stack.enter_context(_postgres(folder / "pg"))
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(f"drop database if exists {TEMPLATE} with (force)")
         conn.execute(f"create database {TEMPLATE}")
     asyncio.run(migrate.up(database_url(dsn, TEMPLATE)))
-    return dsn, stack.enter_context(QueueServer.start()).port
+    return dsn, stack.enter_context(QueueServer.start(folder / "sqs.log")).port
 
 
 @contextmanager
-def _postgres() -> Iterator[str]:
-    folder = Path(tempfile.mkdtemp())
-    server = Postgres(folder / "pg", settings={"fsync": "off", "max_connections": "1000"})
+def _postgres(folder: Path) -> Iterator[str]:
+    server = Postgres(folder, settings={"fsync": "off", "max_connections": "1000"})
     try:
         asyncio.run(server.start())
         quick_logins(server.dsn)
         yield server.dsn
     finally:
         asyncio.run(server.stop())
-        shutil.rmtree(folder)

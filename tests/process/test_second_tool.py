@@ -69,7 +69,7 @@ def both(
     """A place with a queue pair of each tool, and the second tool's provider."""
     monkeypatch.setattr(places, "GENCTL", (str(python), "-m", "genctl"))
     with (
-        QueueServer.start() as server,
+        QueueServer.start(tmp_path / "sqs.log") as server,
         provider(tmp_path) as base,
     ):
         sqs = boto3.client(
@@ -82,7 +82,9 @@ def both(
         queues = {tool: _pair(sqs, tool) for tool in TOOLS}
         write_stack(tmp_path, dsn, server, simulator)
         env = clean_env(tmp_path) | {"EXAMPLE_BASE_URL": base}
-        yield Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
+        place = Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
+        yield place
+        place.leave()
 
 
 def _pair(sqs: Any, tool: str) -> tuple[str, str]:
