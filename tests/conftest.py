@@ -73,7 +73,7 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
 SHARING = (
     "tests/browser/",
     "tests/sdk/",
-    *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")),
+    *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
 )
 
 

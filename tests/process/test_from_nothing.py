@@ -1,4 +1,7 @@
-"""The commands of README and docs, typed where nothing is installed: their install lines install."""
+"""The commands of README and docs, typed where nothing is installed: their install lines install.
+
+One environment for all, each chapter of its story a test: none takes five minutes on a busy machine.
+"""
 
 import re
 import signal
@@ -18,7 +21,7 @@ ENDLESS = ("genctl watch", "genctl tail-failures")
 ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bare() -> Iterator[Bare]:
     with Bare.new() as bare:
         home = Path(bare.env["HOME"])
@@ -64,40 +67,72 @@ def test_the_pages_hold_no_other_commands() -> None:
     assert len(steps()) == 4
 
 
-def test_a_newcomers_commands(bare: Bare) -> None:
-    """All of them in one environment, which begins empty: installs, one stack with a second terminal, the demo.
-
-    The index is away first; where it is back, what was printed goes on.
-    """
-    (demo,), (up, *others), (install, *_) = console("README.md")
+@pytest.fixture(scope="module")
+def away(bare: Bare) -> str:
+    """What the first command says while the index is away, where a run was killed before."""
+    (demo,) = console("README.md")[0]
     half_an_environment(bare)
-    away = bare.type(demo, **NO_INDEX)
-    assert away.stderr.startswith("genctl: the package index does not answer (")
-    assert len(away.stderr.splitlines()) == 2, "ours, and make's"
+    return bare.type(demo, **NO_INDEX).stderr
 
+
+@pytest.fixture(scope="module")
+def installed(bare: Bare, away: str) -> Bare:
+    """The same environment after the install line of the README, which brings no embedded stack."""
     bare.env["PATH"] = f"{bare.checkout}/.venv/bin:{bare.env['PATH']}"
     bare.env["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()  # as green on any other day
-    done = bare.type(install)
+    done = bare.type(console("README.md")[2][0])
     assert done.returncode == 0, done.stderr
-    the_extra_by_the_printed_fix(bare)
-    assert bare.type("pip uninstall --yes genctl").returncode == 0, "else its name would do below"
+    return bare
 
+
+@pytest.fixture(scope="module")
+def whole(installed: Bare) -> Bare:
+    """And after the command that is printed where the stack is missing, in a shell that knows no environment."""
+    missing = installed.type("genctl demo")
+    assert missing.returncode == 3
+    error, fix = missing.stderr.splitlines()
+    assert error.startswith("genctl: the embedded stack is not installed")
+    added = installed.type(fix.removeprefix("  fix: "), PATH="/usr/bin:/bin")
+    assert added.returncode == 0, added.stderr
+    return installed
+
+
+def test_an_index_that_is_away_is_told_in_one_line(away: str) -> None:
+    assert away.startswith("genctl: the package index does not answer (")
+    assert len(away.splitlines()) == 2, "ours, and make's"
+
+
+def test_the_extra_is_there_by_the_printed_fix(whole: Bare) -> None:
+    with Running.start("genctl", "demo", env=whole.env, folder=whole.checkout) as demo:
+        until_sync(lambda: "postgres is ready" in "".join(demo.texts()), within_s=60)
+        demo.end(signal.SIGINT, within_s=60)
+
+
+def test_the_workflow_of_the_docs_and_in_a_second_terminal_all_other_commands(whole: Bare) -> None:
+    """genctl goes before it is installed, else its name would do. README and workflow start the same stack."""
+    assert whole.type("pip uninstall --yes genctl").returncode == 0
+    up, *others = console("README.md")[1]
     into, start, smoke, stop = steps()
+    assert f"genctl {up.removeprefix('.venv/bin/genctl ')} >" in start
     for step in (into, start):
-        stepped(step, bare)
-    assert f"genctl {up.removeprefix('.venv/bin/genctl ')} >" in start, "the stack of both pages"
+        stepped(step, whole)
     for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
-        typed(line, bare)
+        typed(line, whole)
     for step in (smoke, stop):
-        stepped(step, bare)
-    suite = ET.parse(bare.checkout / "smoke.xml").getroot()
+        stepped(step, whole)
+    suite = ET.parse(whole.checkout / "smoke.xml").getroot()
     assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("9", "0", "0")
 
-    done = bare.type(away.stderr.splitlines()[0].rpartition("run: ")[2])
+
+def test_where_the_index_is_back_the_printed_line_goes_on(whole: Bare, away: str) -> None:
+    done = whole.type(away.splitlines()[0].rpartition("run: ")[2])
     assert "demo: everything holds" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_example_is_a_tool_once_it_is_installed(whole: Bare) -> None:
     example, tools, *_ = console(EXAMPLE)[0]
-    assert bare.type(example).returncode == 0
-    assert re.search(r"^example +example +", bare.type(tools).stdout, re.MULTILINE)
+    assert whole.type(example).returncode == 0
+    assert re.search(r"^example +example +", whole.type(tools).stdout, re.MULTILINE)
 
 
 def half_an_environment(bare: Bare) -> None:
@@ -107,19 +142,6 @@ def half_an_environment(bare: Bare) -> None:
     (packages / "pip").mkdir()
     (packages / "pip" / "__init__.py").touch()
     (packages / "pip" / "__main__.py").write_text("import sys\nsys.exit('--version' not in sys.argv)\n")
-
-
-def the_extra_by_the_printed_fix(bare: Bare) -> None:
-    """What is printed adds it also in a shell that does not know the environment; then PostgreSQL is there."""
-    missing = bare.type("genctl demo")
-    assert missing.returncode == 3
-    error, fix = missing.stderr.splitlines()
-    assert error.startswith("genctl: the embedded stack is not installed")
-    added = bare.type(fix.removeprefix("  fix: "), PATH="/usr/bin:/bin")
-    assert added.returncode == 0, added.stderr
-    with Running.start("genctl", "demo", env=bare.env, folder=bare.checkout) as demo:
-        until_sync(lambda: "postgres is ready" in "".join(demo.texts()), within_s=60)
-        demo.end(signal.SIGINT, within_s=60)
 
 
 def stepped(step: str, bare: Bare) -> None:
