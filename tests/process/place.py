@@ -103,7 +103,7 @@ class Place:
     queue: str
     dlq: str
     simulator: Running
-    _conn: "psycopg.Connection[dict[str, Any]] | None" = None
+    _asking: dict[str, "psycopg.Connection[dict[str, Any]]"] = dataclasses.field(default_factory=dict)
 
     def say(self, *args: str, exit_code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
         """A command as it is typed."""
@@ -182,11 +182,11 @@ class Place:
         """The rows. A question is asked on a connection that stays: to connect costs more than most answers."""
         if query.startswith("select"):
             with suppress(psycopg.OperationalError):  # thrown out, or its server was stopped
-                if self._conn:
-                    return self._conn.execute(query.encode(), params or None).fetchall()
+                if conn := self._asking.get(self.dsn):
+                    return conn.execute(query.encode(), params or None).fetchall()
             self.leave()
-            self._conn = self._connect()
-            return self._conn.execute(query.encode(), params or None).fetchall()
+            conn = self._asking[self.dsn] = self._connect()
+            return conn.execute(query.encode(), params or None).fetchall()
         with self._connect() as conn:
             cursor = conn.execute(query.encode(), params or None)
             return cursor.fetchall() if cursor.description is not None else []
@@ -195,10 +195,9 @@ class Place:
         return psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row)
 
     def leave(self) -> None:
-        """Close the connection for questions; the next one opens another."""
-        if self._conn:
-            self._conn.close()
-        self._conn = None
+        """Close the connections for questions, of this place and of its copies; the next one opens another."""
+        while self._asking:
+            self._asking.popitem()[1].close()
 
     def row(self, session: str) -> dict[str, Any]:
         """The session, with `now` and what became of its reservation as `held_as`."""
