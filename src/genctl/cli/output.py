@@ -66,9 +66,9 @@ class Output:
             case "table":
                 terminal.note(empty)
             case "json" if one:
-                write(formats.to_json(formats.plain(data), indent=2) + "\n")
+                _put(formats.to_json(formats.plain(data), indent=2) + "\n")
             case "yaml" if one:
-                write(formats.to_yaml(formats.plain(data)))
+                _put(formats.to_yaml(formats.plain(data)))
             case _:
                 with self.stream(dict.fromkeys(columns, 0)) as put:
                     for row in many:
@@ -163,7 +163,7 @@ class RowPrinter:
         self._count = 0
 
     def __call__(self, row: Any, *, flush: bool = True) -> None:
-        write(self._writer.row(self._plain(row), self._count))
+        _put(self._writer.row(self._plain(row), self._count))
         self._count += 1
         if flush:
             sys.stdout.flush()
@@ -176,10 +176,15 @@ class RowPrinter:
     ) -> None:
         failed = isinstance(error, Exception) and self._count == 0
         if not failed:  # a command that failed before its first row leaves stdout empty
-            write(self._writer.end(self._count))
+            _put(self._writer.end(self._count))
             sys.stdout.flush()
 
 
 def write(text: str) -> None:
-    """Write lines to stdout; here at the latest what is secret, or steers a terminal, is masked."""
-    sys.stdout.write(printable_lines(hide(text)))
+    """Write lines to stdout without what is secret or steers a terminal."""
+    _put(hide(text))
+
+
+def _put(document: str) -> None:
+    """Write what plain() has masked; to mask it again could break a number that looks like a secret."""
+    sys.stdout.write(printable_lines(document))
