@@ -50,6 +50,10 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
     with pytest.raises(GenctlError) as caught:
         await exported(kit, path)
     assert caught.value.exit_code == 2
+    if path.suffix == ".gz":
+        with pytest.raises(GenctlError, match="plain files alone"):
+            await exported(kit, path, resume=True)
+        return
     assert (await exported(kit, path, resume=True))["exported"] == 0
     await failed(kit)
     assert (await exported(kit, path, resume=True))["exported"] == 1
@@ -62,7 +66,7 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     path = tmp_path / "gone.jsonl"
     async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
         with Export.to(path, resume=False) as file:
-            done = await ops.discard(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
+            done = await ops.delete(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
     assert (done["meant"], done["discarded"]) == (1, 1)
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
@@ -76,7 +80,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
             with Export.to(tmp_path / "x.jsonl", resume=False) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:
-                    await ops.discard(over, kit.db, Choice(), file, lambda _: None)
+                    await ops.delete(over, kit.db, Choice(), file, lambda _: None)
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.exit_code == 3
@@ -94,9 +98,8 @@ def test_a_file_that_is_no_export_is_left_as_it_is(tmp_path: Path, name: str) ->
     assert path.read_text() == "dear diary\nnothing happened\n"
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
-def test_two_do_not_write_one_file(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
+def test_two_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
     with Export.to(path, resume=False) as file:
         with pytest.raises(GenctlError) as caught, Export.to(path, resume=True):
             pass
@@ -126,10 +129,10 @@ def test_a_file_that_was_cut_anywhere_is_gone_on_with(
 
 
 @given(batches=st.lists(st.integers(1, 4), min_size=1, max_size=5), cut=st.floats(0, 1))
-def test_a_compressed_file_that_was_cut_holds_its_whole_batches_and_is_left_as_it_is(
+def test_a_compressed_file_that_was_cut_holds_its_whole_batches(
     tmp_path_factory: pytest.TempPathFactory, batches: list[int], cut: float
 ) -> None:
-    """What was discarded is in no other place; only a file that ends with a batch is gone on with."""
+    """What was discarded is in no other place."""
     path = tmp_path_factory.mktemp("cut") / "x.jsonl.gz"
     ends, numbers = list[int](), iter(range(1, 100))
     with Export.to(path, resume=False) as file:
@@ -138,15 +141,6 @@ def test_a_compressed_file_that_was_cut_holds_its_whole_batches_and_is_left_as_i
             ends.append(path.stat().st_size)
     whole = path.read_bytes()
     torn = whole[: int(len(whole) * cut)]
-    path.write_bytes(torn)
-    if len(torn) in {0, len(gzip.compress(b"")), *ends}:
-        with Export.to(path, resume=True) as file:
-            file.write([message(100)])
-        assert lines(path)[-1]["messageId"] == "m100"
-    else:
-        with pytest.raises(GenctlError, match="no whole export"), Export.to(path, resume=True):
-            pass
-        assert path.read_bytes() == torn
     batches_there = len([end for end in ends if end <= len(torn)])
     assert readable(torn).count(b"\n") >= sum(batches[:batches_there])
 

@@ -19,7 +19,7 @@ from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges.sqs import EntryResult, Outgoing, Queue
 from genctl.ops import redrive as ops
 from genctl.ops.dlq import shown
-from genctl.ops.redrive import Redrive, Redriven, Wish
+from genctl.ops.redrive import Redrive, Redriven, RedriveWish
 from genctl.tools.seedream4 import TOOL
 
 
@@ -37,7 +37,7 @@ async def failed(kit: Kit, scenario: str = "invalid-parameter", **wish: Any) -> 
 
 
 async def redriven(kit: Kit, choice: Choice | None = None, **wish: Any) -> Redriven:
-    async with Redrive.open(kit.settings, Wish(choice=choice or Choice(), **wish)) as under_way:
+    async with Redrive.open(kit.settings, RedriveWish(choice=choice or Choice(), **wish)) as under_way:
         return await under_way.run()
 
 
@@ -166,7 +166,7 @@ async def test_enough_is_enough(kit: Kit) -> None:
 async def test_the_plan_is_what_runs(kit: Kit) -> None:
     for scenario in ("invalid-parameter", "sensitive", "invalid-parameter", "auth"):
         await failed(kit, scenario)
-    wish = Wish(choice=Choice(), most=2)
+    wish = RedriveWish(choice=Choice(), most=2)
     async with Redrive.open(kit.settings, wish) as under_way:
         plan = await under_way.plan()
         assert plan.tally.redriven == 2
@@ -292,14 +292,14 @@ async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> Non
 @pytest.mark.parametrize("change", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
 def test_a_change_that_cannot_be_stored_is_refused(change: str) -> None:
     with pytest.raises(GenctlError) as caught:
-        Wish(choice=Choice(), changes=(change,)).check(Settings())
+        RedriveWish(choice=Choice(), changes=(change,)).check(Settings())
     assert (caught.value.code, caught.value.exit_code) == ("BadChange", 2)
 
 
 def test_a_change_is_taken_as_json_where_it_is_some() -> None:
     """A backslash that is meant is no NUL."""
     changes = ("size=2K", "n=2", r'text="\\u0000"')
-    params = Wish(choice=Choice(), changes=changes).terms.params
+    params = RedriveWish(choice=Choice(), changes=changes).terms.params
     assert params == {"size": "2K", "n": 2, "text": r"\u0000"}
 
 
@@ -320,8 +320,8 @@ async def test_a_canary_that_nobody_works_at_says_so_until_a_signal(kit: Kit) ->
     async def waits() -> bool:
         return bool(told)
 
-    async with Redrive.open(kit.settings, Wish(choice=Choice(), canary=1)) as under_way:
-        running = asyncio.create_task(under_way.run(tell=told.append))
+    async with Redrive.open(kit.settings, RedriveWish(choice=Choice(), canary=1)) as under_way:
+        running = asyncio.create_task(under_way.run(note=told.append))
         await until(waits)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -368,7 +368,7 @@ async def test_a_plan_counts_twins_once_however_far_apart(kit: Kit, monkeypatch:
     session = await failed(kit)
     await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
-    async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveWish(choice=Choice())) as under_way:
         plan = await under_way.plan()
     assert (plan.tally.redriven, plan.tally.stale) == (1, 1)
     assert sum(row["credits"] for row in plan.rows) == 4
@@ -381,7 +381,7 @@ async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.
         await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
     for redriven, stale in ((1, 2), (0, 1)):
-        async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+        async with Redrive.open(kit.settings, RedriveWish(choice=Choice())) as under_way:
             plan = await under_way.plan()
             assert (plan.tally.redriven, plan.tally.stale) == (redriven, stale)
             under_way.limit(plan)
@@ -450,9 +450,9 @@ async def test_what_was_done_is_told_also_when_it_ends_early(
         raise GenctlError("QueueUnreachable", f"{len(receipts)} receipts")
 
     monkeypatch.setattr(Queue, "delete", gone)
-    async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveWish(choice=Choice())) as under_way:
         with pytest.raises(GenctlError):
-            await under_way.run(tell=told.append)
+            await under_way.run(note=told.append)
     assert told == [
         "until then: 0 redriven, 0 stale, 0 skipped, 0 failed; run it again to finish what was under way"
     ]

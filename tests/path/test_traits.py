@@ -18,7 +18,7 @@ from genctl.domain.classify import classify
 from genctl.domain.model import Answer, Failure, GenctlError, Session, Status, Success, rfc3339
 from genctl.domain.traits import Refused
 from genctl.ops import enqueue
-from genctl.ops.enqueue import Wish
+from genctl.ops.enqueue import EnqueueWish
 from genctl.ops.status import look
 from genctl.services.gatekeeper import Gatekeeper
 from genctl.tools.seedream4 import TOOL
@@ -240,7 +240,7 @@ async def test_a_refusal_that_names_what_was_ordered_decides_no_probe(kit: Kit) 
 
 async def test_enqueue_is_refused_before_it_grants_or_orders_anything(kit: Kit) -> None:
     await heard(kit, keeper(kit), *[(NOT_OPEN, row(kit, "dora-1", MODEL))] * ENOUGH)
-    wish = Wish(prompt="x", user="dora", users=2, count=4, model=MODEL, grant=100)
+    wish = EnqueueWish(prompt="x", user="dora", users=2, count=4, model=MODEL, grant=100)
     with pytest.raises(GenctlError, match="refused several orders with model") as caught:
         await enqueue.run(kit.settings, wish, lambda _: None)
     assert caught.value.exit_code == 2

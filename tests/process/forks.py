@@ -28,6 +28,21 @@ from typing import IO, Any, cast
 from tests.kit import until_sync
 
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
+FORKED_STEPS = "GENCTL_TEST_FORKED_STEPS"  # set: the genctl steps of a runbook are forked too
+STEP = """
+import json, os, signal, socket, sys
+conn = socket.socket(socket.AF_UNIX)
+conn.connect({address!r})
+asked = {{"argv": json.load(sys.stdin), "cwd": os.getcwd(), "env": dict(os.environ)}}
+text = json.dumps(asked).encode() + b"\\n"
+conn.sendall(text[socket.send_fds(conn, [text], [1, 2]):])
+for fd in (1, 2):
+    os.close(fd)  # they end with the fork
+said = conn.makefile()
+pid = int(said.readline())
+signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+os._exit(os.waitstatus_to_exitcode(int(said.readline())) & 255)
+"""
 
 
 def spawn(
@@ -124,7 +139,7 @@ def serve(address: str) -> None:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        _become(asked, out, err)
+                        _become(asked, out, err, address)
                         return
                     for fd in (alive, out, err):
                         os.close(fd)
@@ -150,7 +165,9 @@ def _asked(listening: socket.socket) -> tuple[dict[str, Any], int, int, socket.s
     return json.loads(text), out, err, conn
 
 
-def _become(asked: dict[str, Any], out: int, err: int) -> None:
+def _become(asked: dict[str, Any], out: int, err: int, address: str) -> None:
+    if asked["env"].get(FORKED_STEPS):
+        sys.modules["genctl.ops.runbook.actions"].GENCTL = STEP.format(address=address)  # type: ignore[attr-defined]
     for mine, given in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
         os.dup2(given, mine)
         os.close(given)

@@ -24,7 +24,7 @@ TABLE = {
             "Serve the provider's images API, with failures on request.",
         ),
         "sweep": ("genctl.cli.sweep:sweep", "Settle and send again what nothing else did: the safety net."),
-        "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, nothing is failed."),
+        "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, none fails."),
         "resume": ("genctl.cli.gate:resume", "Open the gate."),
     },
     "Send and watch": {
@@ -46,7 +46,7 @@ TABLE = {
         "doctor": ("genctl.cli.judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "explain": (
             "genctl.cli.explain:explain",
-            "Explain a failure code: what is done, what users read, whether a redrive helps.",
+            "Explain a failure code: what workers do, what users read, whether a redrive helps.",
         ),
         "classify": (
             "genctl.cli.explain:classify",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Command, Group, Rate, yes_option
+from genctl.cli.command import WHEN, Group, Rate, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
@@ -32,7 +32,7 @@ def dlq() -> None:
 
 
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that choose messages; the command gets them as `choose`, which makes the Choice."""
+    """Add the options that choose messages; the command gets them as `choose`, which makes the Choice."""
     options = (
         click.option("--code", metavar="CODE", help="Only this failure code."),
         click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
@@ -70,7 +70,6 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 @dlq.command(
     "list",
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq list --since 2h --category server",
         "genctl dlq list --group-by code",
@@ -82,7 +81,7 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") -> None:
     """List the messages without consuming them, each joined to its session.
 
-    Looking raises their receive counts by one, as SQS forces, and hides them for a moment.
+    SQS counts each look as a receive, and hides the messages for a moment.
     """
     from genctl.ops import dlq as ops
     from genctl.ops.sampling import sampled
@@ -99,7 +98,7 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
 
 
-@dlq.command(cls=Command, tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
+@dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
 @click.argument("id_", metavar="ID")
 def show(out: Output, id_: str) -> None:
     """Show one message with its session, reservation and trace.
@@ -117,7 +116,6 @@ def show(out: Output, id_: str) -> None:
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq redrive --category server --dry-run",
         "genctl dlq redrive --category server --since 2h --canary 3 --rate 20",
@@ -140,33 +138,33 @@ def redrive(
 ) -> None:
     """Give failed jobs another run.
 
-    The credits that came back are reserved again, then the job is sent and its copy deleted. Copies of an
-    older run are dropped. What content policy refused stays, unless --category, --code, --session or
-    --edit-prompt says that it is meant. Interrupt it anywhere and run it again.
+    It reserves again the credits that came back, then sends the job and deletes its copy. It drops copies of
+    an older run. A job that content policy refused stays, unless --category, --code, --session or
+    --edit-prompt says that you mean it. Interrupt it anywhere and run it again.
     """
-    from genctl.ops.redrive import Plan, Redrive, Redriven, Wish
+    from genctl.ops.redrive import Plan, Redrive, Redriven, RedriveWish
     from genctl.ops.sampling import sampled
 
     if not dry_run:
         out.target(queue=True)
         out.askable(yes)
-    wish = Wish(choice=choose(), **asked)
+    wish = RedriveWish(choice=choose(), **asked)
     wish.check(out.settings)
 
     async def work() -> Plan | Redriven:
         async with Redrive.open(out.settings, wish) as under_way:
             _note(under_way.over.warning)
             if dry_run or yes is None:
-                with terminal.progress(under_way.over.approximate, "look") as step:
-                    plan = await under_way.plan(step)
+                with terminal.progress(under_way.over.approximate, "look") as advance:
+                    plan = await under_way.plan(advance)
                 if dry_run:
                     return plan
                 if not (question := plan.question()):
                     return under_way.so_far()
                 out.confirm(question, yes)
                 under_way.limit(plan)
-            with terminal.progress(under_way.over.approximate, "redrive") as step:
-                return await under_way.run(step, terminal.note)
+            with terminal.progress(under_way.over.approximate, "redrive") as advance:
+                return await under_way.run(advance, terminal.note)
 
     done = out.run(work())
     stopped = done.stopped if isinstance(done, Redriven) else None
@@ -183,7 +181,6 @@ def redrive(
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq export incident.jsonl.gz --since 2h",
         "genctl dlq export incident.jsonl --since 2h --resume",
@@ -195,7 +192,7 @@ def redrive(
 def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
     """Write messages to a file, a line of JSON each, and leave them where they are.
 
-    A name that ends with .gz is compressed; one that was cut off cannot be gone on with.
+    It compresses a file whose name ends with .gz; --resume goes on with a plain one.
     """
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled
@@ -208,19 +205,12 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq discard --code MalformedMessage",
         "genctl dlq discard --until 7d --export old.jsonl.gz --yes",
     ),
 )
-@click.option(
-    "--export",
-    "path",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where they are kept.",
-)
+@click.option("--export", "path", metavar="FILE", type=FILE, help="The file that keeps them.")
 @click.option("--no-export", is_flag=True, help="Keep them nowhere.")
 @click.option("--dry-run", is_flag=True, help="Say how many and delete none.")
 @choosing
@@ -234,15 +224,11 @@ def discard(
     yes: str | None,
     choose: "Callable[[], Choice]",
 ) -> None:
-    """Delete messages for good; each is written to a file first.
+    """Delete messages for good, once each is in a file.
 
     The file is dlq-TIME.jsonl.gz in this folder unless --export names another. The sessions stay as they are.
     """
-    from contextlib import ExitStack
-
     from genctl.ops import export as ops
-    from genctl.ops.dlq import opened
-    from genctl.ops.sampling import Pass
 
     if path and no_export:
         raise click.UsageError("--export and --no-export exclude each other")
@@ -252,31 +238,17 @@ def discard(
     choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
 
-    async def work() -> dict[str, Any]:
-        async with opened(out.settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
-            found = None
-            if dry_run or yes is None:
-                found = await ops.counted(over, db, choice)
-                if dry_run or not found["meant"]:
-                    return found
-                out.confirm(ops.question(found, dlq.name), yes)
-            with ExitStack() as files, terminal.progress(over.approximate, "discard") as step:
-                file = files.enter_context(ops.Export.to(kept, resume=False)) if kept else None
-                most = None if found is None else found["meant"]  # no more than was said yes to
-                done = await ops.discard(over, db, choice, file, step, most)
-            if kept and not done["meant"]:
-                kept.unlink()
-                done["file"] = None
-            return done
-
-    done = out.run(work())
+    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
+    done = out.run(
+        ops.discard(out.settings, choice, kept, dry_run=dry_run, confirm=confirm, progress=terminal.progress)
+    )
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
         raise SystemExit(1)
 
 
 def _check(done: "Redriven") -> None:
-    """Exit 3 when accounts were locked, 1 when it ended early or jobs are owed."""
+    """Exit with 3 when accounts were locked, with 1 when it ended early or owes jobs."""
     if locked := done.still_locked():
         raise locked
     if done.stopped or done.tally.failed:

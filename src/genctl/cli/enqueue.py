@@ -32,7 +32,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     "--scenario",
     metavar="NAME",
     shell_complete=_scenarios,
-    help="What the simulator shall do; `genctl simulator -h` lists them.",
+    help="What the simulator does; `genctl simulator -h` lists them.",
 )
 @click.option("--user", default="demo", show_default=True, metavar="U", help="Whose job it is.")
 @click.option("--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs over U-1 ... U-N.")
@@ -45,7 +45,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")
 @click.option("--rate", type=Rate(0, min_open=True), metavar="R", help="Jobs a second at most.")
-@click.option("--wait", is_flag=True, help="Wait until they are settled.")
+@click.option("--wait", is_flag=True, help="Wait until workers have settled them.")
 @click.option(
     "--expect", type=click.Choice(["failed", "completed"]), help="With --wait: else the exit code is 1."
 )
@@ -53,21 +53,21 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     """Reserve credits and send jobs.
 
-    The session and its reservation are stored in one transaction, then the job message is sent. If
-    the queue is away, the sweeper sends it later.
+    One transaction stores the session and its reservation, then the command sends the job message. If the
+    queue is away, the sweeper sends it later.
     """
-    from genctl.ops.enqueue import Wish, run
+    from genctl.ops.enqueue import EnqueueWish, run
 
-    wish = Wish(**wanted)
+    wish = EnqueueWish(**wanted)
     wish.check(out.settings)
     settings = out.settings
     tool = wish.tool(settings)
     out.target(queue=True, tool=tool.name)
     if tool.is_real and (wish.sensitive or settings.protected):
         out.confirm(f"Send {many(wish.count, 'job')} to {tool.address}, from your account?", yes)
-    with terminal.progress(wish.count, "enqueue") as step:
-        said = out.run(run(settings, wish, step))
-    if said.owed:
-        terminal.note(f"not sent yet, the sweeper will: {said.owed}")
-    out.emit(said.data)
-    return int(not said.expected)
+    with terminal.progress(wish.count, "enqueue") as advance:
+        result = out.run(run(settings, wish, advance))
+    if result.owed:
+        terminal.note(f"not sent yet, the sweeper will: {result.owed}")
+    out.emit(result.data)
+    return int(not result.expected)

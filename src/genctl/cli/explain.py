@@ -20,7 +20,7 @@ MOST_BYTES = 2**20  # as much as the worker reads of an answer
 @click.argument("code")
 @click.option("--provider", metavar="NAME", help="Whose code it is; default: the first that knows it.")
 def explain(out: Output, code: str, provider: str | None) -> None:
-    """Explain a failure code: what is done, what users read, whether a redrive helps.
+    """Explain a failure code: what workers do, what users read, whether a redrive helps.
 
     CODE is what follows `DLQ:`: a provider's code, one of ours, HTTP<status>, Timeout and the like.
     """
@@ -58,7 +58,7 @@ def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int |
 
 
 def _provider(out: Output, name: str | None) -> "Provider":
-    """The one of this name, else that of the tool. Raises click.BadParameter."""
+    """Find the one of this name, else that of the tool. Raises click.BadParameter."""
     from genctl.tools.found import Tools
 
     tools = Tools.of(out.settings)

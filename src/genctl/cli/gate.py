@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from genctl.domain.model import Gate
     from genctl.edges.db import Database
 
-REASON = click.option("--reason", metavar="R", help="Why; shown wherever the gate is shown.")
+REASON = click.option("--reason", metavar="R", help="Why; every look at the gate shows it.")
 
 
 @click.command(
@@ -25,7 +25,7 @@ REASON = click.option("--reason", metavar="R", help="Why; shown wherever the gat
 )
 @REASON
 def pause(out: Output, *, for_s: float, reason: str | None) -> None:
-    """Close the gate: jobs wait, nothing is failed.
+    """Close the gate: jobs wait, none fails.
 
     All workers stop receiving within a second or two; calls under way go on.
     """

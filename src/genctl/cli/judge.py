@@ -30,10 +30,10 @@ HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 def status(out: Output, *, watch: bool) -> int:
     """Show what stands where, and what needs somebody.
 
-    Queue and DLQ of the tool, sessions, failures of the last hour, gates, listener, what is owed, refunds
+    Queue and DLQ of the tool, sessions, failures of the last hour, gates, listener, messages owed, refunds
     pending, what the database refuses, migrations: each with the command that goes on from there. A part that
-    does not answer within a few seconds is a line too. Exit code 1 when something needs a person, 3 when
-    nothing can be reached.
+    does not answer within a few seconds is a line too. Exit code 1 when something needs a person, 3 when no
+    part answers.
     """
     from genctl.ops.status import look
 
@@ -46,7 +46,7 @@ def status(out: Output, *, watch: bool) -> int:
 
 
 async def _watch(out: Output) -> None:
-    """For ever: a table is drawn over itself on a terminal; of data, and into a pipe, one follows another."""
+    """Look for ever: on a terminal each table overwrites the last, else each document follows the last."""
     from genctl.domain.model import GenctlError
     from genctl.domain.status import unreachable
     from genctl.ops.status import look
@@ -88,18 +88,13 @@ def _text(lines: "Iterable[StatusLine | Finding]") -> str:
 def doctor(out: Output) -> int:
     """Check every dependency, and say how to mend what is wrong.
 
-    Settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that cannot be
-    billed), the API and its stream through the public URL. Changes nothing. Exit code 1 on errors only.
+    Settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that it cannot bill),
+    the API and its stream through the public URL. It changes nothing. Exit code 1 on errors only.
     """
     from genctl.ops.doctor import CHECKS, examine
 
-    with terminal.progress(len(CHECKS), "doctor") as step:
-        found = out.run(examine(out.settings, step))
+    with terminal.progress(len(CHECKS), "doctor") as advance:
+        found = out.run(examine(out.settings, advance))
     ok = not any(finding.level == "error" for finding in found)
-    out.emit(
-        {"ok": ok, "findings": found},
-        columns=FINDINGS,
-        rows=found,
-        text=lambda: _text(found),
-    )
+    out.emit({"ok": ok, "findings": found}, columns=FINDINGS, rows=found, text=lambda: _text(found))
     return int(not ok)

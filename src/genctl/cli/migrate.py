@@ -3,7 +3,7 @@
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import Command, Group, yes_option
+from genctl.cli.command import Group, yes_option
 from genctl.cli.output import Output
 
 
@@ -12,7 +12,7 @@ def migrate() -> None:
     """Apply or undo the migrations, or tell their state."""
 
 
-@migrate.command("up", cls=Command, examples=("genctl migrate", "genctl migrate up -o json"))
+@migrate.command("up", examples=("genctl migrate", "genctl migrate up -o json"))
 def up(out: Output) -> None:
     """Apply what is pending. Any number of these at once is safe: they take turns."""
     from genctl.edges import migrate as runner
@@ -26,15 +26,13 @@ def up(out: Output) -> None:
 
 
 @migrate.command(
-    "down",
-    cls=Command,
-    examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes"),
+    "down", examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes")
 )
 @click.option("--to", metavar="NAME", help="Undo all files back to this one, and this one too.")
 @click.option("--dry-run", is_flag=True, help="Name the files and undo none.")
 @yes_option
 def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None:
-    """Undo the newest applied file. What it made is dropped, with all that is in it.
+    """Undo the newest applied file: drop what it made, with all that is in it.
 
     A table or column that was there before genctl stays.
     """
@@ -56,7 +54,7 @@ def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None
     out.emit([{"name": name, "state": state} for name in out.run(work())], empty="nothing is applied")
 
 
-@migrate.command("status", cls=Command, examples=("genctl migrate status", "genctl migrate status -o json"))
+@migrate.command("status", examples=("genctl migrate status", "genctl migrate status -o json"))
 def status(out: Output) -> int:
     """Show each file as applied, pending, drifted (its content changed since) or missing.
 

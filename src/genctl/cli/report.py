@@ -17,7 +17,7 @@ from genctl.cli.output import Output
 def report(out: Output, *, since: datetime, until: datetime | None) -> None:
     """Report a time of failures as Markdown.
 
-    Users and jobs that were hit, codes, credits, redrives and how they ended, a timeline.
+    It tells of the users and jobs, codes, credits, redrives and how they ended, and a timeline.
     """
     from datetime import UTC
 

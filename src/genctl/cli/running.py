@@ -32,12 +32,11 @@ def run(
     gone_after_s: float | None = None,
     heed: Callable[[int], object] | None = None,
 ) -> T:
-    """The result of `work`. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process at once.
+    """Run `work` and give its result. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process.
 
-    `follow`: it is also cancelled when the reader of stdout leaves, and gone within two seconds of a
-    signal. `gone_after_s`: a service is gone so long after a signal, with exit code 0, whatever still
-    hangs. `heed`: gets each signal instead, at once. Raises Stopped or OutputLost when `work` was
-    cancelled so.
+    With `follow` it also ends when the reader of stdout leaves, and within two seconds of a signal. With
+    `gone_after_s` a service is gone so long after a signal, with exit code 0, whatever still hangs. `heed`
+    takes each signal instead, at once. Raises Stopped or OutputLost when one of these cancelled `work`.
     """
     ends: list[Stopped | OutputLost] = []
     try:
@@ -75,7 +74,7 @@ async def _watched(
     gone_after_s: float | None,
     heed: Callable[[int], object] | None,
 ) -> T:
-    """Await `work`; why it was cancelled goes into `ends`."""
+    """Await `work`, and put into `ends` why we cancelled it."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def end(why: Stopped | OutputLost) -> None:
@@ -107,7 +106,7 @@ def _exit_after(seconds: float, code: int) -> None:
 
 
 def _watch_reader(call: Callable[[], object]) -> None:
-    """Call when the other end of stdout is closed: a follower may have nothing to write for hours."""
+    """Call when somebody closes the other end of stdout: a follower may have nothing to write for hours."""
     mode = os.fstat(1).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return

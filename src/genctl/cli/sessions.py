@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import DURATION, WHEN, Command, Group
+from genctl.cli.command import DURATION, WHEN, Group
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def sessions() -> None:
 
 @sessions.command(
     "list",
-    cls=Command,
     examples=(
         "genctl sessions list --status failed --limit 50",
         "genctl sessions list --user ann --since 2h -o json",
@@ -50,9 +49,7 @@ def list_(out: Output, **filters: Any) -> None:
 
 
 @sessions.command(
-    "show",
-    cls=Command,
-    examples=("genctl sessions show 3f2a", "genctl sessions show 021762091234567 -o json"),
+    "show", examples=("genctl sessions show 3f2a", "genctl sessions show 021762091234567 -o json")
 )
 @click.argument("id_", metavar="ID")
 def show(out: Output, id_: str) -> None:
@@ -68,7 +65,6 @@ def show(out: Output, id_: str) -> None:
 
 @sessions.command(
     "trace",
-    cls=Command,
     examples=(
         "genctl sessions trace 3f2a",
         "genctl sessions trace cart-7 --follow",
@@ -119,7 +115,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
 
 
 def _line(hop: "TraceHop") -> dict[str, str]:
-    """A hop as people read it; one more block of the bar is ten times longer, from a millisecond on."""
+    """Tell a hop to people; one more block of the bar is ten times longer, from a millisecond on."""
     from math import log10
 
     from genctl.domain.model import rough

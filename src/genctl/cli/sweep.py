@@ -13,14 +13,14 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
     tool=True,
     examples=("genctl sweep --dry-run", "genctl sweep", "genctl sweep --every 15s   # a sweeper of its own"),
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be done and why, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what it would do and why, change nothing.")
 @click.option("--every", type=DURATION, metavar="D", help="Sweep again and again, until a signal.")
 def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     """Settle and send again what nothing else did: the safety net.
 
-    Sends owed job messages and DLQ copies, takes runs back whose worker fell silent, fails what waited
-    too long, releases what a failed or missing session still holds, captures what a completed one does,
-    prunes the trace. Exit code 1 when something of it failed, 3 when database or queue is away.
+    It sends owed job messages and DLQ copies, takes back runs whose worker fell silent, fails jobs that
+    waited too long, releases what a failed or missing session still holds, captures what a completed one
+    does, and prunes the trace. Exit code 1 when something of it failed, 3 when database or queue is away.
     """
     from genctl import sweep as net
     from genctl.base import log
@@ -29,7 +29,7 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     if every == 0:
         raise click.UsageError("--every 0s would never rest: name a longer time")
     if dry_run and every:
-        raise click.UsageError("--dry-run shows one pass: leave --every away")
+        raise click.UsageError("--dry-run shows one pass: leave out --every")
     settings = out.settings
     log.configure(settings.log, settings.log_level)
     ages = net.Ages.of(settings)

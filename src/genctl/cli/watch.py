@@ -43,34 +43,34 @@ def watch(
 ) -> None:
     """Show a user's events as their page gets them.
 
-    Reads the API's stream, reconnects by itself, and goes on behind the last event that came.
+    It reads the API's stream, reconnects by itself, and goes on behind the last event that came.
     """
     from genctl.base.tokens import Tokens
     from genctl.domain.model import GenctlError
-    from genctl.ops.watch import Place, follow
+    from genctl.ops.watch import StreamAddress, follow
     from genctl.tools.found import Tools
 
     if user and token:
         raise click.UsageError("--user and --token exclude each other")
     for name, text in (("--token", token), ("--last-event-id", last_event_id)):
         if text is not None and not (text.isascii() and text.isprintable() and text):
-            raise click.UsageError(f"{name} holds what none can: give it as it was issued")
+            raise click.UsageError(f"{name} must be printable ASCII: give it as you got it")
     if token is not None:
-        place = Place(out.settings.api_url, out.settings.tool, lambda: token)
+        address = StreamAddress(out.settings.api_url, out.settings.tool, lambda: token)
     else:
         tokens, name = Tokens.of(out.settings), user or "demo"
-        place = Place(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name))
+        address = StreamAddress(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name))
     shown = events or EVENTS[:4]
     try:
         Tools.of(out.settings).check_named(out.settings.tool)
-    except GenctlError as error:  # the API may know it; else its stream tells what no tool serves any more
+    except GenctlError as error:  # the API may know it, or its stream may still tell of it
         terminal.note(f"{error.message} here: {error.fix}")
 
     async def run() -> None:
         left = count
         with out.stream(COLUMNS) as put:
             async for seen in follow(
-                place, last_id=last_event_id, fail_after_s=fail_after, note=terminal.note
+                address, last_id=last_event_id, fail_after_s=fail_after, note=terminal.note
             ):
                 if seen.event in shown:
                     put(seen)

@@ -42,37 +42,28 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def of_error(check: str, error: GenctlError) -> list[Finding]:
-    """A part that cannot be used."""
+    """Judge a part that nobody can use."""
     return [Finding(check, ERROR, error.message, error.fix)]
 
 
 def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Finding]:
-    """The database's server, from the row of `server`; `clocks_s` is how far its clock is before ours."""
+    """Judge the database's server by the row of `server`; `clocks_s` is how far its clock is before ours."""
     found = []
     if facts["version_number"] < OLDEST_SERVER:
-        found.append(
-            Finding("postgresql", ERROR, f"{place} is {facts['version']}", "use PostgreSQL 14 or newer")
-        )
+        told = f"{place} is {facts['version']}"
+        found.append(Finding("postgresql", ERROR, told, "use PostgreSQL 14 or newer"))
     if facts["is_replica"]:
-        found.append(
-            Finding(
-                "replica",
-                ERROR,
-                f"{place} is a replica: it takes no writes",
-                "name the primary in DATABASE_URL",
-            )
-        )
+        told = f"{place} is a replica: it takes no writes"
+        found.append(Finding("replica", ERROR, told, "name the primary in DATABASE_URL"))
     if facts["notify_usage"] > NOTIFY_USAGE:
-        used = f"the queue of NOTIFY is {facts['notify_usage']:.0%} full: a listener holds a transaction open"
+        told = f"the queue of NOTIFY is {facts['notify_usage']:.0%} full: a listener holds a transaction open"
         pid = facts.get("notify_pid")
         fix = terminate(pid) if pid else "end the longest transaction in pg_stat_activity"
-        found.append(Finding("notify-queue", WARNING, used, fix))
+        found.append(Finding("notify-queue", WARNING, told, fix))
     if facts["idle_count"]:
-        pid = facts["idle_pid"]
-        told = (
-            f"{facts['idle_count']} idle in transaction, the longest for {rough(facts['idle_s'])} (pid {pid})"
-        )
-        found.append(Finding("idle-in-transaction", WARNING, told, terminate(pid)))
+        longest = f"the longest for {rough(facts['idle_s'])} (pid {facts['idle_pid']})"
+        told = f"{facts['idle_count']} idle in transaction, {longest}"
+        found.append(Finding("idle-in-transaction", WARNING, told, terminate(facts["idle_pid"])))
     if abs(clocks_s) > CLOCKS_S:
         told = f"the database's clock is {rough(abs(clocks_s))} {'before' if clocks_s > 0 else 'behind'} ours"
         found.append(Finding("clocks", WARNING, told, "let NTP set both: timedatectl set-ntp true"))
@@ -80,9 +71,7 @@ def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Fin
 
 
 def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
-    """What the role may not do, from the rows of `missing_rights`."""
-    if not missing:
-        return [Finding("rights", OK, "none is missing on our tables")]
+    """Name what the role may not do, from the rows of `missing_rights`."""
     return [
         Finding(
             "rights",
@@ -91,11 +80,11 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
             f"psql -c 'grant {row['privileges']} on {row['relation']} to \"{row['role']}\"'",
         )
         for row in missing
-    ]
+    ] or [Finding("rights", OK, "none is missing on our tables")]
 
 
 def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:
-    """What the database refuses, or has refused lately."""
+    """Name what the database refuses, or has refused lately."""
     found = [Finding("answers", ERROR, words_of(kept), way_on(kept))] if kept else []
     if notifying.unnotified:
         told = f"{notifying.unnotified:,} runs ended without NOTIFY in the last hour: streams saw them late"
@@ -105,7 +94,7 @@ def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:
 
 
 def of_migrations(states: Mapping[str, str]) -> list[Finding]:
-    """File -> state, as the runner names them."""
+    """Judge the migrations, each file with the state that the runner names."""
     wrong = {name: state for name, state in states.items() if state != "applied"}
     if not wrong:
         return [Finding("migrations", OK, f"all {len(states)} are applied")]
@@ -115,32 +104,25 @@ def of_migrations(states: Mapping[str, str]) -> list[Finding]:
 
 
 def of_listen(*, heard: bool | None) -> list[Finding]:
-    """Whether a NOTIFY came through; None where LISTEN is off."""
+    """Judge whether a NOTIFY came through; None where LISTEN is off."""
     if heard is None:
         told = "LISTEN is off: streams ask the database every 15 to 30 s instead"
         return [Finding("listen", WARNING, told, "set GENCTL_LISTEN_URL to a direct connection")]
     if heard:
         return [Finding("listen", OK, "a NOTIFY reaches a LISTEN")]
-    told = (
-        "a NOTIFY does not reach a LISTEN: a transaction pooler is between, or it leads to another database"
-    )
+    told = "a NOTIFY does not reach a LISTEN: a transaction pooler is between, or it leads elsewhere"
     return [Finding("listen", ERROR, told, "set GENCTL_LISTEN_URL to a direct connection")]
 
 
 def of_queues(
     url: str, facts: Mapping[str, str], dlq_url: str, dlq_facts: Mapping[str, str], queued_timeout_s: float
 ) -> list[Finding]:
-    """The job queue and its DLQ, from their attributes as SQS names them."""
+    """Judge the job queue and its DLQ by their attributes as SQS names them."""
+    kept_s, dlq_kept_s = (int(one.get("MessageRetentionPeriod", 345_600)) for one in (facts, dlq_facts))
     return [
         *_redrive(url, facts, dlq_facts),
         *_visibility(url, int(facts.get("VisibilityTimeout", 30))),
-        *_retention(
-            url,
-            int(facts.get("MessageRetentionPeriod", 345_600)),
-            dlq_url,
-            int(dlq_facts.get("MessageRetentionPeriod", 345_600)),
-            queued_timeout_s,
-        ),
+        *_retention(url, kept_s, dlq_url, dlq_kept_s, queued_timeout_s),
     ]
 
 
@@ -149,7 +131,7 @@ def _redrive(url: str, facts: Mapping[str, str], dlq_facts: Mapping[str, str]) -
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(ENOUGH_RECEIVES)})
     fix = _set(url, RedrivePolicy=policy)
     if not facts.get("RedrivePolicy"):
-        told = "the queue has no redrive policy: a message that always fails to be read comes back for ever"
+        told = "the queue has no redrive policy: a message that nobody can read comes back for ever"
         return [Finding("redrive", WARNING, told, fix)]
     stored = json.loads(facts["RedrivePolicy"])
     receives = int(stored["maxReceiveCount"])
@@ -166,9 +148,9 @@ def _redrive(url: str, facts: Mapping[str, str], dlq_facts: Mapping[str, str]) -
 def _visibility(url: str, seconds: int) -> list[Finding]:
     shortest, longest = VISIBILITY_S
     if shortest <= seconds <= longest:
-        return [Finding("visibility", OK, f"the queue hides what is received for {rough(seconds)}")]
-    harm = "two consumers may have one message" if seconds < shortest else "what a crash leaves waits so long"
-    told = f"the queue hides what is received for {seconds} s: {harm}"
+        return [Finding("visibility", OK, f"the queue hides a received message for {rough(seconds)}")]
+    harm = "two consumers may have one message" if seconds < shortest else "a job waits so long after a crash"
+    told = f"the queue hides a received message for {seconds} s: {harm}"
     return [Finding("visibility", WARNING, told, _set(url, VisibilityTimeout=str(shortest)))]
 
 
@@ -190,34 +172,27 @@ def _set(url: str, **attribute: str) -> str:
 
 
 def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
-    """What SQS does not let us do."""
-    if not forbidden:
-        return [Finding("permissions", OK, "queue and DLQ let us receive, send, delete and hide")]
-    return [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
+    """Name what SQS does not let us do."""
+    found = [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
+    return found or [Finding("permissions", OK, "queue and DLQ let us receive, send, delete and hide")]
 
 
 def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding]:
-    """The tools that are installed: names, and what keeps others from being used."""
+    """Judge the installed tools: the names of usable ones, and why nobody can use the others."""
     fix = "mend or uninstall its package"
     found = [Finding("tools", ERROR, f"{name} cannot be used: {why}", fix) for name, why in troubles.items()]
     return found or [Finding("tools", OK, ", ".join(usable))]
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
-    """The answer to a request that asks for nothing: any but 401 and 403 took the key.
+    """Judge the answer to a request that asks for nothing: any but 401 and 403 took the key.
 
     `base` and `key` are the environment variables that name address and key.
     """
     match answer:
         case NoAnswer(code, message):
-            return [
-                Finding(
-                    "provider",
-                    ERROR,
-                    f"no answer from {base_url}: {code}: {message}",
-                    f"check {base} and the network",
-                )
-            ]
+            told = f"no answer from {base_url}: {code}: {message}"
+            return [Finding("provider", ERROR, told, f"check {base} and the network")]
         case Answer(401 | 403 as status):
             told = f"{base_url} refuses the key ({status})"
             return [Finding("provider", ERROR, told, f"set {key} to a key of that provider")]
@@ -227,19 +202,13 @@ def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -
             )
             return [Finding("provider", WARNING, told, f"set {base} to the provider's address and path")]
         case Answer(status) if status >= 500 or status < 400:
-            return [
-                Finding(
-                    "provider",
-                    WARNING,
-                    f"{base_url} answers {status} to a request without a model",
-                    f"check {base}",
-                )
-            ]
+            told = f"{base_url} answers {status} to a request without a model"
+            return [Finding("provider", WARNING, told, f"check {base}")]
     return [Finding("provider", OK, f"{base_url} takes the key (asked without a model: {answer.status})")]
 
 
 def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
-    """What /readyz answered."""
+    """Judge what /readyz answered."""
     match status:
         case 200:
             return [Finding("api", OK, f"{api_url} is ready")]
@@ -247,25 +216,20 @@ def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
             told = f"{api_url} is not ready: {why or 'it does not say why'}"
             fix = "genctl runbook run listener-silent; api.not_ready in its log says why"
             return [Finding("api", ERROR, told, fix)]
-    return [
-        Finding(
-            "api", ERROR, f"{api_url}/readyz is answered {status}", "check GENCTL_API_URL: is it the API?"
-        )
-    ]
+    told = f"{api_url}/readyz answers {status}"
+    return [Finding("api", ERROR, told, "check GENCTL_API_URL: is it the API?")]
 
 
 def of_stream(url: str, status: int | None, first_byte_s: float | None, waited_s: float) -> list[Finding]:
-    """How the stream began: the status of its head, and the first byte of its body; None: it did not come."""
+    """Judge how the stream began: by its status and the first byte of its body, None where none came."""
     if status == 401:
         told = f"{url} refuses our token"
         return [Finding("stream", ERROR, told, "set GENCTL_SECRET to the one of the API's processes")]
     if status not in {None, 200}:
-        return [Finding("stream", ERROR, f"{url} is answered {status}", "check GENCTL_API_URL")]
+        return [Finding("stream", ERROR, f"{url} answers {status}", "check GENCTL_API_URL")]
     unbuffered = "let the proxy pass text/event-stream on at once (nginx: proxy_buffering off, gzip off)"
     if first_byte_s is None:
-        told = (
-            f"nothing came from {url} within {waited_s:g} s, though the API is there: a proxy holds it back"
-        )
+        told = f"{url} sent nothing within {waited_s:g} s, though the API is there: a proxy holds it back"
         return [Finding("stream", ERROR, told, unbuffered)]
     told = f"the first byte of {url} came after {rough(first_byte_s)}"
     if first_byte_s > SLOW_BYTE_S:
@@ -274,7 +238,7 @@ def of_stream(url: str, status: int | None, first_byte_s: float | None, waited_s
 
 
 def of_files(most: int) -> list[Finding]:
-    """The limit of open files of a process that is started here."""
+    """Judge the limit of open files of a process that starts here."""
     if most < FILES:
         told = f"a process may open {most} files here: each stream and call takes one"
         return [Finding("files", WARNING, told, "ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit")]

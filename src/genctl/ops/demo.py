@@ -17,7 +17,7 @@ from genctl.base.tokens import Tokens
 from genctl.domain.model import Session, Status
 from genctl.edges.db import Database
 from genctl.ops.smoke.deployment import Deployment, Door
-from genctl.ops.smoke.hop import HOPS, Hop, verdict
+from genctl.ops.smoke.hop import HOPS, HopResult, verdict
 from genctl.ops.smoke.judge import Judge
 from genctl.ops.smoke.sound import details_complaints
 from genctl.ops.stack import Stack
@@ -55,7 +55,7 @@ class Shown(msgspec.Struct, frozen=True):
     timeline: list[Beat]
 
 
-async def demo(stack: Stack, told: Callable[[Hop | Check], None]) -> Shown:
+async def demo(stack: Stack, told: Callable[[HopResult | Check], None]) -> Shown:
     """Run both jobs; `told` hears of each hop and check as it is known. Raises GenctlError, exit 3."""
     settings = stack.settings
     checks: list[Check] = []
@@ -173,8 +173,8 @@ async def run(
     return int(not shown.ok)
 
 
-def _line(known: Hop | Check) -> str:
-    if isinstance(known, Hop):
+def _line(known: HopResult | Check) -> str:
+    if isinstance(known, HopResult):
         return known.line()
     return f"  {'ok    ' if known.ok else 'BROKEN'} {known.check}: {known.evidence}"
 

@@ -33,14 +33,14 @@ GROUPS: dict[str, Callable[[Letter], str | None]] = {
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[tuple[Database, Queue]]:
-    """The database and the DLQ. Raises GenctlError, exit 3."""
+    """Connect to the database and the DLQ. Raises GenctlError, exit 3."""
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.dlq or settings.queue)
         yield db, queue if settings.dlq else await queue.dead_letter_queue(None)
 
 
-class Found(msgspec.Struct, frozen=True):
-    """The letters that are meant, oldest first, of `seen` messages of about `approximate`."""
+class Listing(msgspec.Struct, frozen=True):
+    """The chosen letters, oldest first, of `seen` messages of about `approximate`."""
 
     approximate: int
     seen: int
@@ -49,24 +49,24 @@ class Found(msgspec.Struct, frozen=True):
     warning: str | None
 
     def listed(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """Tell it in JSON."""
         messages = [letter.item() for letter in self.letters]
         return {"approximate": self.approximate, "seen": self.seen, "messages": messages}
 
     def lines(self) -> list[dict[str, Any]]:
-        """The messages as people want them: with the time when SQS will forget them."""
+        """Tell the messages to people: with the time when SQS will forget them."""
         return [x.item() | {"expiresAt": rfc3339(x.sent_at + self.kept)} for x in self.letters]
 
 
-async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Found:
-    """What the DLQ holds. Raises GenctlError, exit 3."""
+async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Listing:
+    """List what the DLQ holds. Raises GenctlError, exit 3."""
     async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
         found: list[Letter] = []
-        with progress(one.approximate, "look") as step:
+        with progress(one.approximate, "look") as advance:
             while messages := await one.receive(MOST_AT_ONCE):
                 found += [letter for _, letter in await chosen(messages, db, choice)]
-                step(len(messages))
-        return Found(
+                advance(len(messages))
+        return Listing(
             approximate=max(one.approximate, one.seen),
             seen=one.seen,
             letters=sorted(found, key=lambda letter: letter.sent_at),
@@ -76,7 +76,7 @@ async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Fou
 
 
 async def shown(settings: Settings, text: str) -> dict[str, Any]:
-    """One message with its session, reservation and trace; the newest of those that `text` names.
+    """Show one message with its session, reservation and trace; the newest of those that `text` names.
 
     `text` begins its message id, or is any id of its session. Raises GenctlError: exit 4 for none, 2 for
     several, 3.
@@ -124,14 +124,14 @@ def _is_named(letter: Letter, text: str, session_id: UUID | None) -> bool:
 
 
 def grouped(meant: Iterable[Letter], by: str) -> list[dict[str, Any]]:
-    """How many letters of each group, the largest first; hours in their order."""
+    """Count the letters of each group, the largest first; hours in their order."""
     counts = Counter(GROUPS[by](letter) for letter in meant)
     rows = [{by: name, "messages": count} for name, count in counts.most_common()]
     return sorted(rows, key=lambda row: str(row[by])) if by == "hour" else rows
 
 
 def drawn(groups: Sequence[dict[str, Any]], room: int) -> str:
-    """Groups as bars."""
+    """Draw groups as bars."""
     names = [printable(str(next(iter(row.values())) or "-")) for row in groups]
     widest, most = max(map(len, names)), max(row["messages"] for row in groups)
     return "".join(

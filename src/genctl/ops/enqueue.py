@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import cycle, islice
 from typing import Any
@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from genctl import credits, traits
+from genctl.base.person import Advance
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
@@ -29,8 +30,8 @@ MOST_AT_ONCE = 1000  # sessions of one look
 POLL_S = 0.1
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What `genctl enqueue` was asked for; its options by name."""
+class EnqueueWish(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks of `genctl enqueue`; its options by name."""
 
     prompt: str
     user: str
@@ -48,8 +49,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[str, ...] = ()  # key=value
 
     def tool(self, settings: Settings) -> Tool:
-        """Of the model, else the one that is set. Raises GenctlError as Tools.named() and ordered() do, and
-        (exit 2) where a model of another one was ordered of the tool that `--tool` names.
+        """Find the tool of the model, else the one that is set.
+
+        Raises GenctlError as Tools.named() and ordered() do, and (exit 2) where the model is not one of the
+        tool that `--tool` names.
         """
         tools = Tools.of(settings)
         if self.model is None:
@@ -58,13 +61,14 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         if tool.name != settings.tool and settings.is_flag("tool"):
             raise _refused(
                 f"the model {self.model} is one of the tool {tool.name}, not of {settings.tool}",
-                f"say --tool {tool.name}, or leave it away",
+                f"say --tool {tool.name}, or leave it out",
             )
         return tool
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError: exit 2 for what cannot be meant, 3 for a tool that cannot be used; before
-        anything is granted or made.
+        """Check it before anybody grants or makes anything.
+
+        Raises GenctlError: exit 2 for a wish that makes no sense, 3 for a tool that nobody can use.
         """
         tool = self.tool(settings)
         tool.check_usable()
@@ -86,17 +90,17 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def whose(self) -> list[str]:
-        """The users the jobs are dealt to."""
+        """List the users among whom it deals the jobs."""
         return [f"{self.user}-{n}" for n in range(1, self.users + 1)] if self.users else [self.user]
 
     def text(self, tool: Tool) -> str:
-        """The prompt as it is sent."""
+        """Write the prompt as the provider gets it."""
         if self.sensitive:
             return f"{self.prompt}, {tool.sensitive}"
         return marked(self.prompt, self.scenario) if self.scenario else self.prompt
 
     def command(self, count: int) -> str:
-        """The command for so many of the jobs, without the grant."""
+        """Write the command for so many of the jobs, without the grant."""
         wanted = msgspec.structs.asdict(self) | {"count": count, "grant": None, "params": None}
         words = ["genctl", "enqueue"]
         for name, value in wanted.items():
@@ -106,7 +110,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         return shlex.join(words)
 
     def orders(self, tool: Tool) -> Iterator[Order]:
-        """The orders of a tool, one after the other."""
+        """Yield the orders of a tool, one after the other."""
         model = self.model or tool.default_model
         params = tool.checked(dict(map(change, self.params)), model) or None
         for n, user in zip(range(self.count), cycle(self.whose), strict=False):
@@ -123,7 +127,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class Said(msgspec.Struct, frozen=True):
+class EnqueueResult(msgspec.Struct, frozen=True):
     """What to print, whether all ended as expected, and why messages are still owed."""
 
     data: dict[str, Any]
@@ -131,8 +135,8 @@ class Said(msgspec.Struct, frozen=True):
     owed: str | None
 
 
-async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> Said:
-    """Send the jobs; `step` hears how many were sent just now. Raises GenctlError."""
+async def run(settings: Settings, wish: EnqueueWish, advance: Advance) -> EnqueueResult:
+    """Send the jobs; `advance` counts them. Raises GenctlError."""
     began, opening, tool = time.monotonic(), credits.opening(settings), wish.tool(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
@@ -150,18 +154,18 @@ async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> 
                 raise AccountLockedError(error.user, done, wish.command(wish.count - len(sent))) from error
             sent += made.sessions
             owed = owed or made.owed
-            step(len(made.sessions))
+            advance(len(made.sessions))
             if wish.rate is not None:
                 await asyncio.sleep(max(0.0, began + len(sent) / wish.rate - time.monotonic()))
         ended = await _ended(db, sent) if wish.wait or wish.expect else []
     seconds = round(time.monotonic() - began, 3)
     expected = all(session.status == wish.expect for session in ended) if wish.expect else True
-    return Said(
+    return EnqueueResult(
         _one(sent[0], ended, seconds) if wish.count == 1 else _many(wish, ended, seconds), expected, owed
     )
 
 
-async def _granted(db: Database, wish: Wish, amount: int, opening: int) -> None:
+async def _granted(db: Database, wish: EnqueueWish, amount: int, opening: int) -> None:
     try:
         await credits.grant(db, wish.whose, amount, "genctl enqueue --grant", opening=opening)
     except AccountLockedError as error:
@@ -170,7 +174,7 @@ async def _granted(db: Database, wish: Wish, amount: int, opening: int) -> None:
 
 
 async def _ended(db: Database, sessions: list[Session]) -> list[Session]:
-    """The rows once all have ended, in their order."""
+    """Wait until all have ended, and give their rows in their order."""
     ended: dict[UUID, Session] = {}
     waiting = [session.id for session in sessions]
     while waiting:
@@ -199,7 +203,7 @@ def _one(sent: Session, ended: list[Session], seconds: float) -> dict[str, Any]:
     return said | outcome | {"refundedCredits": session.returned, "seconds": seconds}
 
 
-def _many(wish: Wish, ended: list[Session], seconds: float) -> dict[str, Any]:
+def _many(wish: EnqueueWish, ended: list[Session], seconds: float) -> dict[str, Any]:
     said: dict[str, Any] = {"count": wish.count, "users": len(wish.whose), "seconds": seconds}
     if ended:
         said |= {end: sum(s.status == end for s in ended) for end in (Status.COMPLETED, Status.FAILED)}

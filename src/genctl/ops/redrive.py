@@ -1,4 +1,4 @@
-"""`dlq redrive`: batches of the DLQ through the core's redrive, several at a time, as far as was asked."""
+"""`dlq redrive`: takes batches of the DLQ through the core's redrive, several at a time, as far as asked."""
 
 import asyncio
 import shlex
@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from genctl import gate
+from genctl.base.person import Advance, Note
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
@@ -26,13 +27,13 @@ from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
-BATCH = 100  # messages of one: what is reserved and queued in one transaction
+BATCH = 100  # messages of one transaction
 GATE_S = 1.0  # how old our knowledge of the gate may be
 POLL_S = 0.1
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What `dlq redrive` was asked for; its options by name."""
+class RedriveWish(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks of `dlq redrive`; its options by name."""
 
     choice: Choice
     most: int | None = None
@@ -43,7 +44,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[str, ...] = ()  # key=value
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError (exit 2) for what cannot be meant."""
+        """Raise GenctlError (exit 2) for a wish that makes no sense."""
         if self.edit_prompt is not None:
             check_prompt(self.edit_prompt)
         if changes := self.terms.params:
@@ -51,7 +52,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def terms(self) -> Terms:
-        """What the plan needs of it. Raises GenctlError (exit 2) for a change that is none."""
+        """Make of it what the plan needs. Raises GenctlError (exit 2) for a change that is none."""
         code = self.choice.code if self.choice.code != "Unknown" else None  # which says nothing of the cause
         named = (code, self.choice.category, self.choice.session, self.edit_prompt)
         return Terms(
@@ -63,16 +64,16 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What would be done, a row a message; `seen` of about `approximate` messages."""
+    """What a run would do, a row a message; `seen` of about `approximate` messages."""
 
     rows: list[dict[str, Any]]
     tally: Tally
     seen: int
     approximate: int
-    edits: list[str] = []  # what is changed in each job
+    edits: list[str] = []  # what a run changes in each job
 
     def question(self) -> str | None:
-        """What a person is asked, with numbers and credits; None: there is nothing to do."""
+        """Word the question to a person, with numbers and credits; None: there is nothing to do."""
         runs = [row for row in self.rows if row["action"] in {"requeue", "resend"}]
         if not runs and not self.tally.stale:
             return None
@@ -86,12 +87,12 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     def shown(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """Tell it in JSON."""
         return msgspec.structs.asdict(self.tally) | {"plan": self.rows}
 
 
 class Redriven(msgspec.Struct, frozen=True):
-    """What came of it. `stopped` says why it ended early; `seen` of about `approximate` messages."""
+    """What a run did. `stopped` says why it ended early; `seen` of about `approximate` messages."""
 
     tally: Tally
     seen: int
@@ -100,7 +101,7 @@ class Redriven(msgspec.Struct, frozen=True):
     locked: Mapping[str, int] = {}  # jobs that stay in the DLQ, by the user whose account is locked
 
     def still_locked(self) -> AccountLockedError | None:
-        """The error that names them, and the command that goes on when the lock is gone."""
+        """Make the error that names them, with the command that goes on when the lock is gone."""
         if not self.locked:
             return None
         user = min(self.locked)
@@ -112,48 +113,49 @@ class Redriven(msgspec.Struct, frozen=True):
         )
 
     def shown(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """Tell it in JSON."""
         return msgspec.structs.asdict(self.tally)
 
 
 class Redrive:
-    """A redrive under way: the DLQ in one pass, what is left to do, what was done."""
+    """A redrive under way: one pass over the DLQ, what is left to do, what it has done."""
 
-    def __init__(self, at: Pipeline, over: Pass, wish: Wish, serves: Callable[[str | None], bool]) -> None:
-        """`serves`: whether a model is one of the tool's."""
-        self.at = at
+    def __init__(
+        self, pipeline: Pipeline, over: Pass, wish: RedriveWish, serves: Callable[[str | None], bool]
+    ) -> None:
+        """Take what it works on; `serves` tells whether a model is one of the tool's."""
+        self.pipeline = pipeline
         self.over = over
         self.wish = wish
-        self.terms = msgspec.structs.replace(wish.terms, takes=at.tool.takes, serves=serves)
+        self.terms = msgspec.structs.replace(wish.terms, takes=pipeline.tool.takes, serves=serves)
         self.tally = Tally()
         self.stopped: str | None = None
         self._locked: Counter[str] = Counter()
-        self._step: Callable[[int], object] = lambda _: None
-        self._next_at = 0.0  # monotonic; where a rate is wished
+        self._next_at = 0.0  # monotonic; with a rate
         self._left = wish.most
         self._to_the_end = False  # past the last job, for the stale copies
         self._batch = min(BATCH, max(1, int(wish.rate))) if wish.rate else BATCH
         self._gate_read_at = 0.0
-        self._canary: dict[UUID, int] | None = None  # while it is sent: its sessions and their new runs
+        self._canary: dict[UUID, int] | None = None  # while we send it: its sessions and their new runs
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, wish: Wish) -> AsyncIterator[Self]:
-        """Raises GenctlError, exit 3."""
+    async def open(cls, settings: Settings, wish: RedriveWish) -> AsyncIterator[Self]:
+        """Connect, and begin the pass. Raises GenctlError, exit 3."""
         async with (
-            Pipeline.open(settings, size=LANES, calls=False) as at,
-            Pass.over(at.dlq, bounded=True) as over,
+            Pipeline.open(settings, size=LANES, calls=False) as pipeline,
+            Pass.over(pipeline.dlq, bounded=True) as over,
         ):
-            yield cls(at, over, wish, partial(Tools.of(settings).tells, at.tool))
+            yield cls(pipeline, over, wish, partial(Tools.of(settings).tells, pipeline.tool))
 
-    async def plan(self, step: Callable[[int], object] = lambda _: None) -> Plan:
-        """What run() would do, as the DLQ and the rows are now. Nothing is done; all is shown again."""
+    async def plan(self, advance: Advance = lambda _: None) -> Plan:
+        """Plan what run() would do, as the DLQ and the rows are now; show all messages again."""
         rows, tally, left = [], Tally(), 2**31 if self.wish.most is None else self.wish.most
         balances: dict[str, int] = {}
         begun: set[UUID] = set()
         while left and (messages := await self.over.receive(min(BATCH, left))):  # as run() does
-            step(len(messages))
-            found = [letter for _, letter in await chosen(messages, self.at.db, self.wish.choice)]
+            advance(len(messages))
+            found = [letter for _, letter in await chosen(messages, self.pipeline.db, self.wish.choice)]
             steps = at_most(plan(found, self.terms, balances, begun), left)
             left -= sum(planned.runs for planned in steps)
             tally.add(steps)
@@ -167,44 +169,38 @@ class Redrive:
         return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
 
     def limit(self, plan: Plan) -> None:
-        """Do no more jobs than the plan that was said yes to, and look at as much of the DLQ as it did."""
+        """Do no more jobs than the plan that the person agreed to, and look no further into the DLQ."""
         self._left = sum(row["action"] in {"requeue", "resend"} for row in plan.rows)
         self._to_the_end = self.wish.most is None or self._left < self.wish.most
 
     def so_far(self) -> Redriven:
-        """What was done until now."""
+        """Tell what it has done until now."""
         approximate = max(self.over.seen, self.over.approximate)
         return Redriven(self.tally, self.over.seen, approximate, self.stopped, dict(self._locked))
 
-    async def run(
-        self, step: Callable[[int], object] = lambda _: None, tell: Callable[[str], object] = lambda _: None
-    ) -> Redriven:
-        """Redrive, the canary first; `step` hears how many messages were looked at, `tell` lines for people.
+    async def run(self, advance: Advance = lambda _: None, note: Note = lambda _: None) -> Redriven:
+        """Redrive, the canary first; `advance` counts the messages that it has looked at.
 
-        Raises GenctlError (exit 3) when a dependency goes away: what was done stays done.
+        Raises GenctlError (exit 3) when a dependency goes away; what it has done stays done.
         """
-        self._step = step
         try:
-            await self._run(tell)
+            if self.wish.canary and not await self._gate_is_closed():
+                self._canary = {}
+                left = self.wish.canary if self._left is None else min(self.wish.canary, self._left)
+                await self._lanes(_Budget(left, advance))
+                if self._canary:
+                    note(f"waiting for {many(len(self._canary), 'job')} of the canary; a worker has to run")
+                await self._canary_lives()
+            if not await self._gate_is_closed():
+                await self._lanes(_Budget(self._left, advance, to_the_end=self._to_the_end))
         except BaseException:  # a signal, or a dependency that went away
-            tell(f"until then: {self.tally.words()}; run it again to finish what was under way")
+            note(f"until then: {self.tally.words()}; run it again to finish what was under way")
             raise
         return self.so_far()
 
-    async def _run(self, tell: Callable[[str], object]) -> None:
-        if self.wish.canary and not await self._gate_is_closed():
-            self._canary = {}
-            await self._lanes(self.wish.canary if self._left is None else min(self.wish.canary, self._left))
-            if self._canary:
-                tell(f"waiting for {many(len(self._canary), 'job')} of the canary; a worker has to run")
-            await self._canary_lives()
-        if not await self._gate_is_closed():
-            await self._lanes(self._left, to_the_end=self._to_the_end)
-
-    async def _lanes(self, most: int | None, *, to_the_end: bool = False) -> None:
-        """Several batches at a time until the end of the pass, or unless `to_the_end` until `most` jobs."""
-        budget = _Budget(most, to_the_end=to_the_end)
-        lanes = 1 if self.wish.rate or most is not None else LANES
+    async def _lanes(self, budget: "_Budget") -> None:
+        """Redrive several batches at a time until the end of the pass or of the budget."""
+        lanes = 1 if self.wish.rate or budget.most is not None else LANES
         lanes_over = await asyncio.gather(*(self._lane(budget) for _ in range(lanes)), return_exceptions=True)
         for trouble in lanes_over:
             if trouble is not None:
@@ -216,7 +212,7 @@ class Redrive:
         try:
             await self._drain(budget)
         except BaseException:
-            budget.close()  # the other lanes end after what they have in hand
+            budget.close()  # the other lanes finish what they have in hand
             raise
 
     async def _drain(self, budget: "_Budget") -> None:
@@ -226,7 +222,7 @@ class Redrive:
             if not messages:
                 return
             before = budget.spent
-            fates = await redrive(messages, self.at, self.wish.choice, self.terms, most=budget.left)
+            fates = await redrive(messages, self.pipeline, self.wish.choice, self.terms, most=budget.left)
             self._count(messages, fates, budget)
             if self.wish.rate:
                 self._next_at = time.monotonic() + (budget.spent - before) / self.wish.rate
@@ -246,21 +242,21 @@ class Redrive:
                 if fate.letter.row
             }
         self.over.forget(fate.message for fate in fates if fate.is_gone)
-        self._step(len(messages))
+        budget.advance(len(messages))
 
     async def _gate_is_closed(self) -> bool:
         if time.monotonic() - self._gate_read_at > GATE_S:
             self._gate_read_at = time.monotonic()
-            now = await gate.read(self.at.db, self.at.tool.name)
+            now = await gate.read(self.pipeline.db, self.pipeline.tool.name)
             if not now.is_open:
                 self.stopped = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
         return self.stopped is not None
 
     async def _canary_lives(self) -> None:
-        """Wait until the canary's runs have ended; a failed one stops everything."""
+        """Wait for the end of the canary's runs; a failed one stops everything."""
         waiting, self._canary = self._canary or {}, None
         while waiting and not await self._gate_is_closed():
-            rows = await self.at.db.rows("sessions", ids=list(waiting))
+            rows = await self.pipeline.db.rows("sessions", ids=list(waiting))
             if gone := waiting.keys() - {row["id"] for row in rows}:
                 self.stopped = f"the canary is gone: session {next(iter(gone))}"
                 return
@@ -274,10 +270,11 @@ class Redrive:
 
 
 class _Budget:
-    """How many jobs may still be redriven; without a limit as many as come."""
+    """How many jobs we may still redrive; without a limit all. `to_the_end` looks past the last."""
 
-    def __init__(self, most: int | None, *, to_the_end: bool) -> None:
+    def __init__(self, most: int | None, advance: Advance, *, to_the_end: bool = False) -> None:
         self.most = most
+        self.advance = advance
         self.to_the_end = to_the_end
         self.spent = 0
 

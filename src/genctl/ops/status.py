@@ -1,8 +1,8 @@
-"""The figures of `status`, asked of all parts at once."""
+"""The figures of `status`: it asks all parts at once."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 from genctl import gate, traits
 from genctl.base.settings import Settings
@@ -18,23 +18,16 @@ from genctl.tools.found import Tools
 WITHIN_S = 4.0  # of each part
 
 
-class Part(NamedTuple):
-    """A part that is asked by itself: its figures as lines."""
-
-    name: str
-    lines: Callable[[Settings], Coroutine[Any, Any, list[status.StatusLine]]]
-
-
 async def look(settings: Settings) -> list[status.StatusLine]:
-    """What stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
-    found = await asyncio.gather(*(answered(part.name, part.lines(settings), WITHIN_S) for part in PARTS))
+    """Tell what stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
+    found = await asyncio.gather(*(answered(name, ask(settings), WITHIN_S) for name, ask in PARTS.items()))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
         said = dict.fromkeys(error.message for error in away)
         raise GenctlError("NothingReachable", f"no part can be reached: {'; '.join(said)}", away[0].fix)
     lines: list[status.StatusLine] = []
-    for part, answer in zip(PARTS, found, strict=True):
-        told = status.unreachable(part.name, answer) if isinstance(answer, GenctlError) else answer
+    for name, answer in zip(PARTS, found, strict=True):
+        told = status.unreachable(name, answer) if isinstance(answer, GenctlError) else answer
         lines += [line for line in told if line.message not in {other.message for other in lines}]
     return lines
 
@@ -84,9 +77,9 @@ async def _api(settings: Settings) -> list[status.StatusLine]:
     return status.of_api(*await readiness(settings))
 
 
-PARTS = (
-    Part("queue", _queues),
-    Part("database", _database),
-    Part("listener", _api),
-    Part("migrations", _migrations),
-)
+PARTS: dict[str, Callable[[Settings], Coroutine[Any, Any, list[status.StatusLine]]]] = {
+    "queue": _queues,
+    "database": _database,
+    "listener": _api,
+    "migrations": _migrations,
+}

@@ -1,10 +1,11 @@
 """Following failures: LISTEN says where to look, the rows say what happened, and the clock finds the rest."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from genctl.base.person import Note
 from genctl.domain.model import Session, Status, rfc3339
 from genctl.edges import listener
 from genctl.edges.db import Database, Row
@@ -16,22 +17,22 @@ PAGE = 1000  # rows of one look
 
 
 class Failures:
-    """The failures that were not told yet."""
+    """The failures that nobody has seen yet."""
 
-    def __init__(self, db: Database, since: datetime, note: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, db: Database, since: datetime, note: Note = lambda _: None) -> None:
         self.db = db
         self.since = since
-        self.note = note  # hears of rows that cannot be read
+        self.note = note  # tells of rows that we cannot read
         self._told: dict[tuple[UUID, int], datetime] = {}
 
     async def of(self, heard: listener.Heard) -> AsyncIterator[Session]:
-        """What a NOTIFY speaks of."""
+        """Yield what a NOTIFY speaks of."""
         if session_id := heard.session_id:
             for session in self._new(await self.db.rows("sessions", ids=[session_id])):
                 yield session
 
     async def missed(self) -> AsyncIterator[Session]:
-        """Everything since the last look, whoever told of it or did not."""
+        """Yield everything since the last look, whether a NOTIFY spoke of it or not."""
         since, after = self.since, None
         while rows := await self.db.rows("failures", since=since, after=after, limit=PAGE):
             for session in self._new(rows):
@@ -47,7 +48,7 @@ class Failures:
             key, ended_at = (row["id"], row["run"]), row["completed_at"]
             if row["status"] != Status.FAILED or ended_at is None or key in self._told:
                 continue
-            if ended_at < self.since:  # it was told and forgotten, and a late refund speaks of it again
+            if ended_at < self.since:  # we showed and forgot it, and a late refund speaks of it again
                 continue
             self._told[key] = ended_at
             new.append(row)
@@ -61,11 +62,11 @@ async def tail(
     since: datetime | None,
     follow: bool,
     fail_after_s: float | None,
-    note: Callable[[str], None],
+    note: Note,
 ) -> AsyncIterator[dict[str, Any]]:
-    """Failures as `tail-failures` prints them, from `since` (None: from now) on, for ever or once.
+    """Yield failures as `tail-failures` prints them, from `since` (None: from now) on, for ever or once.
 
-    Raises GenctlError (exit 3) when the first connection cannot be made.
+    Raises GenctlError (exit 3) when the first connection fails.
     """
     clock = await db.row("clock")
     failures = Failures(db, since or (clock or {})["now"], note)
@@ -85,10 +86,7 @@ async def tail(
             async for session in found:
                 count += 1
                 yield item(session)
-        except (
-            DatabaseGoneError,
-            LockedError,
-        ) as error:  # the listener says if it is lost; the next look finds it
+        except (DatabaseGoneError, LockedError) as error:  # the next look finds it
             note(f"cannot read: {error.message}")
             continue
         if isinstance(event, listener.Connected) and event.again:
@@ -96,8 +94,8 @@ async def tail(
 
 
 def item(session: Session) -> dict[str, Any]:
-    """One failure, in the contract's shape."""
-    told = ("code", "category", "providerStatus", "userMessage", "refundedCredits")
+    """Tell one failure in the contract's shape."""
+    names = ("code", "category", "providerStatus", "userMessage", "refundedCredits")
     return {
         "at": rfc3339(session.completed_at),
         "sessionId": session.id,
@@ -105,5 +103,5 @@ def item(session: Session) -> dict[str, Any]:
         "reservationId": session.reservation_id,
         "run": session.run,
         "attempts": session.attempts,
-        **{name: session.details.get(name) for name in told},
+        **{name: session.details.get(name) for name in names},
     }

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
 from genctl.base.durations import reconnect_s
+from genctl.base.person import Note
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, rough
 from genctl.domain.timeline import TraceEvent, TraceHop, hops, slowest
@@ -16,14 +17,14 @@ from genctl.edges.sqs import Message, Sqs
 from genctl.ops.sampling import look
 
 POLL_S = 0.3
-COPY_PATIENCE_S = 5.0  # a failed run's copy follows its end at once, or only when a sweeper finds it owed
+COPY_PATIENCE_S = 5.0  # a failed run's copy follows its end at once, or when a sweeper finds it owed
 LOOK_S = 3.0  # for the copy, in a DLQ that may be long
 SILENT_S = 5.0
 MAX_RETRY_S = 30.0
 
 
 async def events_of(db: Database, session_id: UUID) -> list[TraceEvent]:
-    """What the trace holds of a session, oldest first."""
+    """Read what the trace holds of a session, oldest first."""
     rows = await db.rows("events_of", session=session_id)
     return [
         TraceEvent(row["run"], row["kind"], row["at"], row["data"] if isinstance(row["data"], dict) else {})
@@ -32,12 +33,12 @@ async def events_of(db: Database, session_id: UUID) -> list[TraceEvent]:
 
 
 async def follow(
-    db: Database, session_id: UUID, *, fail_after_s: float | None, note: Callable[[str], None]
+    db: Database, session_id: UUID, *, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[TraceHop]:
-    """Each hop once, as it comes, until the session has ended and its copy is sent.
+    """Yield each hop once, as it comes, until the session has ended and its copy is in the DLQ.
 
-    All events are read each time: their numbers are not the order of their commits. Raises DatabaseGoneError
-    or LockedError when they could not be read for `fail_after_s` seconds.
+    It reads all events each time: their numbers are not the order of their commits. Raises DatabaseGoneError
+    or LockedError when it could not read them for `fail_after_s` seconds.
     """
     shown: set[tuple[Any, ...]] = set()
     lost_at = ended_at = None
@@ -74,9 +75,9 @@ def _is_over(session: Session, since_s: float) -> bool:
 
 
 async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str, Any] | None:
-    """The newest copy as it is in the DLQ now; None when none was sent, or it was not seen in a few seconds.
+    """Find the newest copy as it is in the DLQ now; None when there was none, or a few seconds show none.
 
-    Raises GenctlError (exit 3) when the DLQ cannot be read.
+    Raises GenctlError (exit 3) when the DLQ does not answer.
     """
     sent = [event.data.get("messageId") for event in events if event.kind == "copied"]
     if not sent:
@@ -97,7 +98,7 @@ async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str,
 
 
 def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
-    """What `sessions trace` prints, without the copy in the DLQ."""
+    """Tell what `sessions trace` prints, without the copy in the DLQ."""
     slow = slowest(found)
     return {
         "sessionId": session.id,
@@ -110,7 +111,7 @@ def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
 
 
 def summary(told: dict[str, Any]) -> str:
-    """The outcome of what traced() gave, and what took longest, for people."""
+    """Tell people the outcome of what traced() gave, and what took longest."""
     whose = f"session {told['sessionId']} of {told['userId']}: {told['status']} in run {told['run']}"
     slow, copy = told["slowest"], told["dlq"]
     lines = [whose]

@@ -1,4 +1,4 @@
-"""What was run: a file of JSON lines for each run, written as it goes, private to the user."""
+"""The journals: each run writes a file of JSON lines as it goes, private to the user."""
 
 import fcntl
 import json
@@ -7,9 +7,11 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
+import msgspec
 from platformdirs import user_state_path
 
 from genctl.domain.model import GenctlError, rfc3339
@@ -19,7 +21,7 @@ LONGEST_OUTPUT = 65_536  # characters of a step's output
 
 
 class Journal:
-    """The file of a run; what cannot be written stops nothing, and is no more kept."""
+    """The file of a run. When a write fails, the run goes on without a journal."""
 
     def __init__(self, run: str, file: IO[str] | None) -> None:
         self.run = run
@@ -27,14 +29,12 @@ class Journal:
 
     @classmethod
     def open(cls) -> Self:
-        """That of a new run; without a file where none can be made."""
+        """Begin that of a new run, without a file where the folder takes none."""
         run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         try:
             folder().mkdir(parents=True, exist_ok=True, mode=0o700)
             path = folder() / f"{run}.jsonl"
-            file = os.fdopen(
-                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-            )
+            file = open(path, "x", encoding="utf-8", opener=partial(os.open, mode=0o600))  # noqa: SIM115 - kept
             fcntl.flock(file, fcntl.LOCK_EX)  # who holds it is still running
         except OSError:
             return cls(run, None)
@@ -45,7 +45,7 @@ class Journal:
         return self._file is not None
 
     def write(self, event: str, **told: Any) -> None:
-        """One line."""
+        """Write one line."""
         if self._file is None:
             return
         line = {"event": event, "at": rfc3339(datetime.now(UTC)), **told}
@@ -58,24 +58,24 @@ class Journal:
             self._file = None
 
     def close(self) -> None:
-        """The run has ended."""
+        """End it with the run."""
         if self._file:
             self._file.close()
 
 
 def folder() -> Path:
-    """Where the journals are: the XDG state folder, since a runbook runs when the database is down."""
+    """Tell where the journals are: the XDG state folder, since a runbook runs when the database is down."""
     return user_state_path("genctl") / "runbooks"
 
 
 def shortened(output: Any) -> Any:
-    """An output as the journal keeps it."""
+    """Shorten an output to what the journal keeps."""
     text = json.dumps(output, default=str)
     return output if len(text) <= LONGEST_OUTPUT else {"cut": text[:LONGEST_OUTPUT]}
 
 
 def first_of(found: Any) -> tuple[Any, int]:
-    """As much of a text or a list as is shown, and how many lines or items that leaves out."""
+    """Take as much of a text or a list as people see, and count the lines or items that this leaves out."""
     parts = found.splitlines() if isinstance(found, str) else found
     if not isinstance(parts, list) or len(json.dumps(found, default=str)) <= LONGEST_OUTPUT:
         return shortened(found), 0
@@ -90,46 +90,36 @@ def first_of(found: Any) -> tuple[Any, int]:
 
 
 def runs() -> Iterator[dict[str, Any]]:
-    """All runs in short, the newest first; what is no journal is passed over."""
+    """Yield all runs in short, the newest first, without files that are no journal."""
     for path in sorted(folder().glob("*.jsonl"), reverse=True):
         with suppress(GenctlError):
             yield summary(path)
 
 
 def shown(path: Path) -> dict[str, Any]:
-    """A run with its steps: what they gave, what was kept. Raises GenctlError as read() does."""
-    told = summary(path)
+    """Tell of a run with what its steps gave and what it kept. Raises GenctlError as read() does."""
     steps = [event for event in events(path) if event["event"] == "step.ended"]
-    return told | {"steps": [{key: one[key] for key in one if key != "event"} for one in steps]}
+    return summary(path) | {"steps": [{key: one[key] for key in one if key != "event"} for one in steps]}
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """A run in short. Raises GenctlError as read() does."""
-    was = read(path)
-    return {
-        "run": was.run,
-        "runbook": was.runbook,
-        "at": was.at,
-        "who": was.who,
-        "state": "running" if is_running(path) else was.state,
-        "exitCode": was.exit_code,
-        "failed": was.failed,
-        "file": was.file,
-    }
+    """Tell of a run in short. Raises GenctlError as read() does."""
+    was: dict[str, Any] = msgspec.to_builtins(read(path))
+    state = "running" if is_running(path) else was["state"]
+    return {key: was[key] for key in was if key not in {"sha256", "start"}} | {"state": state}
 
 
 def read(path: Path) -> Past:
-    """A run. Raises GenctlError (exit 4) where that is no journal."""
+    """Read a run. Raises GenctlError (exit 4) where that is no journal."""
     try:
         return past(events(path))
     except (OSError, KeyError, IndexError, TypeError) as error:
-        raise GenctlError(
-            "BadJournal", f"{path} is no journal of a run: {error!r}", "", exit_code=4
-        ) from None
+        told = f"{path} is no journal of a run: {error!r}"
+        raise GenctlError("BadJournal", told, "see `genctl runbook history`", exit_code=4) from None
 
 
 def find(run: str) -> Path:
-    """The journal of a run, by a unique beginning of its name. Raises GenctlError (exit 4)."""
+    """Find the journal of a run by a unique beginning of its name. Raises GenctlError (exit 4)."""
     found = [path for path in folder().glob("*.jsonl") if run and path.stem.startswith(run)]
     if len(found) != 1:
         told = f"{len(found)} runs begin with {run!r}" if found else f"no run {run!r}"
@@ -138,7 +128,7 @@ def find(run: str) -> Path:
 
 
 def events(path: Path) -> Sequence[Mapping[str, Any]]:
-    """The lines of a journal; a torn last one, of a killed run, is left out."""
+    """Read the lines of a journal, without a torn last one of a killed run."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
@@ -147,7 +137,7 @@ def events(path: Path) -> Sequence[Mapping[str, Any]]:
 
 
 def is_running(path: Path) -> bool:
-    """Whether its process still lives."""
+    """Tell whether its process still lives."""
     with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What is judged: a database, a queue pair and an API, all of them somebody's."""
+"""What the judge looks at: a database, a queue pair and an API, all of them somebody's."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ ANSWER_WITHIN_S = 10.0
 
 
 class Door:
-    """The API as its clients see it. Everything here raises GenctlError (exit 3) when nobody answers."""
+    """The API as its clients see it. Each method raises GenctlError (exit 3) when nobody answers."""
 
     def __init__(self, url: str, tool: Tool, tokens: Tokens) -> None:
         self.url = url
@@ -29,21 +29,21 @@ class Door:
         self.tokens = tokens
 
     async def order(self, user: str, **body: str) -> tuple[int, Any]:
-        """Status and body of a user's order."""
+        """Order for a user: status and body."""
         return await self._ask("POST", "/generations", user, body)
 
     async def session(self, user: str, session_id: UUID) -> tuple[int, Any]:
-        """Status and body of a user's GET of a session."""
+        """GET a session for a user: status and body."""
         return await self._ask("GET", f"/sessions/{session_id}", user)
 
     async def credits(self, user: str) -> tuple[int, Any]:
-        """Status and body of what a user has."""
+        """GET what a user has: status and body."""
         return await self._ask("GET", "/credits", user)
 
     async def _ask(
         self, method: str, path: str, user: str, body: dict[str, str] | None = None
     ) -> tuple[int, Any]:
-        """The body is what its JSON says, or the text where it is none."""
+        """Ask; the body is what its JSON says, or the text where it is none."""
         url = f"{self.url}{self.tool.api_path}{path}"
         headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
         timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
@@ -69,7 +69,7 @@ class Door:
 
 
 class Deployment(NamedTuple):
-    """Its parts, and what of its secrets is known here."""
+    """Its parts, and those of its secrets that we know."""
 
     db: Database
     listen_dsn: str
@@ -81,7 +81,7 @@ class Deployment(NamedTuple):
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
-        """Raises GenctlError (exit 3) when one of its parts cannot be reached."""
+        """Connect to its parts. Raises GenctlError (exit 3) when one does not answer."""
         tool = Tools.of(settings).about(settings.tool)
         api = Door(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:

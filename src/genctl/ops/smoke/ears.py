@@ -1,4 +1,4 @@
-"""What is heard of a job: the channel, and the streams of its user and of somebody else."""
+"""What we hear of a job: the channel, and the streams of its user and of somebody else."""
 
 import asyncio
 import time
@@ -12,9 +12,9 @@ from genctl.domain.model import GenctlError
 from genctl.edges import listener
 from genctl.edges.db import Row
 from genctl.ops.smoke.deployment import Deployment
-from genctl.ops.watch import Place, Seen, follow
+from genctl.ops.watch import Seen, StreamAddress, follow
 
-READY_WITHIN_S = 5.0  # at most; a stream that is not ready by then is judged when its hop comes
+READY_WITHIN_S = 5.0  # at most; its hop judges a stream that is not ready by then
 
 
 class Notice(NamedTuple):
@@ -26,19 +26,19 @@ class Notice(NamedTuple):
     row: Row | None
 
 
-class Stream:
-    """One user's stream: what came and when (monotonic), and what is the matter with it."""
+class StreamEar:
+    """Hears one user's stream: what came and when (monotonic), and what is the matter with it."""
 
     def __init__(self) -> None:
         self.events: list[tuple[float, Seen]] = []
         self.trouble: str | None = "it has not sent `ready`"
-        self.is_gone = False  # it cannot be had at all
+        self.is_gone = False  # nobody can have it at all
         self.settled = asyncio.Event()  # it is ready, or gone
 
-    async def follow(self, place: Place) -> None:
+    async def follow(self, address: StreamAddress) -> None:
         """Hear it for ever."""
         try:
-            async for seen in follow(place, last_id=None, fail_after_s=None, note=lambda _: None):
+            async for seen in follow(address, last_id=None, fail_after_s=None, note=lambda _: None):
                 self.events.append((time.monotonic(), seen))
                 if seen.event == "ready":
                     self.trouble = None
@@ -49,28 +49,31 @@ class Stream:
 
 
 class Ears:
-    """Open from before the job is made, so that nothing can be missed."""
+    """Open before somebody makes the job, so that they miss nothing."""
 
     def __init__(self) -> None:
         self.notices: list[Notice] = []
-        self.own = Stream()
-        self.strangers = Stream()
-        self.only: UUID | None = None  # once it is known, no other session's row is read
+        self.own = StreamEar()
+        self.strangers = StreamEar()
+        self.only: UUID | None = None  # once it is known, we read no other session's row
         self._listening = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, at: Deployment, user: str, stranger: str, within_s: float) -> AsyncIterator[Self]:
-        """Once all are open, or `within_s` is over for the streams.
+    async def open(
+        cls, deployment: Deployment, user: str, stranger: str, within_s: float
+    ) -> AsyncIterator[Self]:
+        """Open all; a stream that is not open after `within_s` is left to its hop.
 
         Raises GenctlError (exit 3) when the channel cannot be heard.
         """
         ears = cls()
-        listening = asyncio.create_task(ears._listen(at))
+        listening = asyncio.create_task(ears._listen(deployment))
         tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(ears._listening.wait())]
         for stream, whose in ((ears.own, user), (ears.strangers, stranger)):
-            place = Place(at.api.url, at.api.tool.name, partial(at.api.tokens.issue, whose))
-            tasks.append(asyncio.create_task(stream.follow(place)))
+            api = deployment.api
+            address = StreamAddress(api.url, api.tool.name, partial(api.tokens.issue, whose))
+            tasks.append(asyncio.create_task(stream.follow(address)))
         try:
             await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
             if listening.done():
@@ -85,13 +88,13 @@ class Ears:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self, at: Deployment) -> None:
-        async for event in listener.listen(at.listen_dsn, listener.CHANNEL):
+    async def _listen(self, deployment: Deployment) -> None:
+        async for event in listener.listen(deployment.listen_dsn, listener.CHANNEL):
             match event:
                 case listener.Connected():
                     self._listening.set()
                 case listener.Heard(payload=payload, session_id=session_id):
                     heard_at = time.monotonic()
                     is_it = session_id is not None and self.only in {None, session_id}
-                    row = await at.db.row("smoke_session", session=session_id) if is_it else None
+                    row = await deployment.db.row("smoke_session", session=session_id) if is_it else None
                     self.notices.append(Notice(heard_at, payload, session_id, row))

@@ -9,7 +9,7 @@ HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "iso
 NOT_TRIED = "not tried"
 
 
-class Hop(msgspec.Struct, frozen=True):
+class HopResult(msgspec.Struct, frozen=True):
     """One hop: whether it holds, milliseconds after the order was sent, what was seen, what is wrong."""
 
     hop: str
@@ -20,19 +20,19 @@ class Hop(msgspec.Struct, frozen=True):
     why: str = ""
 
     def line(self) -> str:
-        """As people read it."""
+        """Tell it to people."""
         if self.ok:
             return f"  {self.hop:<9} {self.ms:8.1f} ms  {self.evidence}"
         return f"  {self.hop:<9}   BROKEN     {self.why}"
 
 
-def verdict(hops: Iterable[Hop]) -> list[Hop]:
-    """All nine; behind the first that is broken none was tried. Of one that came twice the last counts."""
+def verdict(hops: Iterable[HopResult]) -> list[HopResult]:
+    """Judge all nine; nobody tried those behind the first broken one. Of one hop the last word counts."""
     known = {hop.hop: hop for hop in hops}
-    found: list[Hop] = []
+    found: list[HopResult] = []
     for name in HOPS:
         tried = name in known and all(hop.ok for hop in found)
-        found.append(known[name] if tried else Hop(name, ok=False, why=NOT_TRIED))
+        found.append(known[name] if tried else HopResult(name, ok=False, why=NOT_TRIED))
     return found
 
 
@@ -49,3 +49,9 @@ class BrokenError(Exception):
     def __init__(self, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
         super().__init__(f"expected {expected}, found {found}; look at {look_at}")
         self.final = final
+
+
+def expect(so: object, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
+    """Raise BrokenError unless it is so."""
+    if not so:
+        raise BrokenError(expected, found, look_at, final=final)

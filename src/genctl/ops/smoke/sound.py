@@ -1,4 +1,4 @@
-"""What sound means: the contract's shapes, asked of what was seen. Pure; each answers with its complaints."""
+"""What sound means: the contract's shapes, held against what was seen. Pure; each gives its complaints."""
 
 import json
 import re
@@ -11,27 +11,18 @@ from genctl.base.printable import is_printable
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
 from genctl.domain.model import Category, Outcome
 
-_TEXT, _NUMBER, _BOOL, _NULL = (str,), (int,), (bool,), (type(None),)
 DETAILS: dict[str, tuple[type, ...]] = {
-    "providerStatus": _NUMBER + _NULL,
-    "providerCode": _TEXT + _NULL,
-    "providerMessage": _TEXT + _NULL,
-    "userMessage": _TEXT,
-    "providerBody": _TEXT + _NULL,
-    "code": _TEXT,
-    "category": _TEXT,
-    "fatal": _BOOL,
-    "outcome": _TEXT,
-    "attempts": _NUMBER,
-    "maxAttempts": _NUMBER,
-    "firstAttemptAt": _TEXT + _NULL,
-    "failedAt": _TEXT,
-    "reservationAmount": _NUMBER + _NULL,
-    "refundedCredits": _NUMBER,
-    "refundedAt": _TEXT + _NULL,
-    "refundError": _TEXT + _NULL,
-    "requestId": _TEXT + _NULL,
-    "provider": _TEXT,
+    name: kinds
+    for kinds, names in {
+        (str,): "code category outcome userMessage failedAt provider",
+        (bool,): "fatal",
+        (int,): "attempts maxAttempts refundedCredits",
+        (int, type(None)): "providerStatus reservationAmount",
+        (str, type(None)): (
+            "providerCode providerMessage providerBody firstAttemptAt refundedAt refundError requestId"
+        ),
+    }.items()
+    for name in names.split()
 }
 SIZES = {"providerMessage": 1024, "providerBody": 2048}  # bytes of UTF-8
 LONGEST_PAYLOAD_BYTES = 7999  # one more, and NOTIFY fails and takes the refund with it
@@ -51,7 +42,7 @@ _SECRET = re.compile(
 
 
 def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
-    """Everything that is wrong with a session's `error_details`; none of `secrets` may be in it."""
+    """List all that is wrong with a session's `error_details`; none of `secrets` may be in it."""
     if not isinstance(details, dict):
         return [f"it is {_kind(details)}, not an object"]
     return [
@@ -97,7 +88,7 @@ def _words(details: dict[str, Any]) -> Iterator[str]:
 
 
 def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
-    """What is wrong with a NOTIFY: one JSON object that says what is expected."""
+    """Say what is wrong with a NOTIFY: it must be one JSON object that says what is expected."""
     try:
         said = json.loads(payload)
     except ValueError:
@@ -109,7 +100,7 @@ def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
 
 
 def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
-    """What is wrong with the body of a DLQ copy: the job message, as it was before the job failed."""
+    """Say what is wrong with the body of a DLQ copy: the job message, as it was before the job failed."""
     try:
         job = json.loads(body)
     except ValueError:
@@ -122,7 +113,7 @@ def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
 def attributes_complaint(
     attributes: Mapping[str, str], session_id: UUID, details: Mapping[str, Any]
 ) -> str | None:
-    """What is wrong with the attributes of a DLQ copy: some must be there, all must tell the same."""
+    """Say what is wrong with the attributes of a DLQ copy: some must be there, all must tell the same."""
     told = {name: details[name] for name in ("code", "category", "attempts", "providerStatus")}
     expected = {"sessionId": session_id, "run": 1} | told
     for name, value in expected.items():
