@@ -1,7 +1,7 @@
-"""The browser's side of the stream, for terminals: sseclient-py parses it.
+"""The browser's side of the stream, for terminals.
 
-This module connects, resumes behind the last id, gives up a connection that is silent beyond the heartbeat,
-and drops the cut last event of one that broke.
+This module connects, resumes behind the last id, waits as long as the server asks, and gives up a connection
+that is silent beyond the heartbeat.
 """
 
 import asyncio
@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
-import sseclient
 
 from genctl.base.durations import reconnect_s
 from genctl.base.person import Note
+from genctl.domain.eventstream import EventReader
 from genctl.domain.model import GenctlError
 from genctl.edges import http
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_S = 30.0
-LARGEST_EVENT_BYTES = 2**20
+LONGEST_ASKED_S = 60.0  # that a server's `retry` makes us wait
+LARGEST_EVENT = 2**20  # characters
 OPENED = ""  # stands for an event: the connection is made
 TELLING = {"failed", "done", "queued"}
 
@@ -64,56 +65,53 @@ async def follow(
     lost one was away for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
+    reader = EventReader(most=LARGEST_EVENT, last_id=last_id or "")
     while True:
         missed = 0
         is_ready = False
         try:
-            async with contextlib.aclosing(_events(address, last_id)) as events:
-                async for name, event_id, data in events:
+            async with contextlib.aclosing(_events(address, reader)) as events:
+                async for seen in events:
                     made = True
-                    if name == OPENED:
+                    if seen.event == OPENED:
                         continue
-                    last_id = event_id or last_id
-                    if name == "ready":
+                    if seen.event == "ready":
                         note("connected")
                         if again:
                             note(f"caught up, {missed} missed")
                         lost_at, attempt, again, is_ready = None, 0, True, True
-                    missed += name in TELLING and not is_ready
-                    yield Seen(name, last_id, data)
+                    missed += seen.event in TELLING and not is_ready
+                    yield seen
         except GoneError:
             lost_at = lost_at or time.monotonic()
             if not made or (fail_after_s is not None and time.monotonic() - lost_at >= fail_after_s):
                 raise
-        delay_s = reconnect_s(attempt, MAX_RETRY_S)
-        attempt += 1
+        asked_s = min((reader.retry_ms or 0) / 1000, LONGEST_ASKED_S)
+        delay_s = max(reconnect_s(attempt, MAX_RETRY_S), asked_s)
+        attempt, reader = attempt + 1, reader.again()
         note(f"lost, retrying in {delay_s:.0f} s")
         await asyncio.sleep(delay_s)
 
 
-async def _events(
-    address: StreamAddress, last_id: str | None
-) -> AsyncGenerator[tuple[str, str | None, Any], None]:
-    """Yield name, id and data of one connection's events. It ends with GoneError or GenctlError."""
+async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator[Seen, None]:
+    """Yield one connection's events, once it is made OPENED. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
     headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {address.token()}"}
-    if last_id:
-        headers["Last-Event-ID"] = last_id
+    if reader.last_id:
+        headers["Last-Event-ID"] = reader.last_id
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
     opened = False
     try:
         async with (
             http.session(url) as client,
-            client.get(
-                url, headers=headers, timeout=timeout, allow_redirects=False, read_bufsize=LARGEST_EVENT_BYTES
-            ) as response,
+            client.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response,
         ):
             _check(url, response)
             opened = True
-            yield OPENED, None, None
-            async for block in _whole(response.content):
-                for event in sseclient.SSEClient(iter([block])).events():
-                    yield event.event, event.id, _data(event.data)
+            yield Seen(OPENED, None, None)
+            async for piece in response.content.iter_any():
+                for told in reader.read(piece):
+                    yield Seen(told.name, told.id or None, _data(told.data))
     except TimeoutError:
         silent = f"silent for {SILENCE_S:.0f} s, though heartbeats are due"
         raise GoneError(url, silent if opened else "no answer in time") from None
@@ -143,15 +141,3 @@ def _data(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-async def _whole(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the bytes of complete events, one by one: sseclient takes a cut last one for whole."""
-    event = b""
-    async for line in content:
-        event += line
-        if len(event) > LARGEST_EVENT_BYTES:
-            raise ValueError("an event without an end")
-        if not line.strip(b"\r\n"):
-            yield event
-            event = b""
