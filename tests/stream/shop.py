@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Self
+from typing import LiteralString, Self
 from uuid import uuid4
 
 from tests.ears import Ear
@@ -12,7 +12,7 @@ from genctl.domain.classify import ours
 from genctl.domain.details import build
 from genctl.domain.model import Image, Session, Status
 from genctl.domain.orders import Order
-from genctl.edges.db import Database
+from genctl.edges.db import Database, Row
 from genctl.enqueue import enqueue
 from genctl.ledger import AccountLockedError
 from genctl.run import Claim, Runs, Settlement
@@ -76,11 +76,38 @@ class Shop:
                 row = await self._runs.settle(settlement)
         return Session.of(row)
 
+    async def redrive(self, session: Session) -> Session:
+        """Have an ended session wait for another run, as a redrive does, with nothing reserved for it."""
+        (row,) = await self._sql(
+            "with a as (update credit_accounts set event_seq = event_seq + 1 where user_id = %s returning *),"
+            " again as (update generation_sessions s set status = 'queued', run = run + 1, version = event_seq,"
+            " attempts = 0, completed_at = null, error_details = null, result = null, reservation_id = null"
+            " from a where s.id = %s returning s.*)"
+            " select *, pg_notify('session_requeued', json_build_object('user_id', user_id, 'session_id', id)::text)"
+            " from again",
+            session.user_id, session.id,
+        )  # fmt: skip
+        return Session.of(row)
+
+    async def go_back(self, user: str) -> None:
+        """Make the database what it was before the user had anything, as a restored backup does, and call."""
+        async with self.db._pool.connection() as conn, conn.transaction():
+            await conn.execute("set local session_replication_role = replica")
+            await conn.execute("delete from generation_sessions where user_id = %s", [user])
+            await conn.execute("update credit_accounts set event_seq = 0 where user_id = %s", [user])
+            await conn.execute(
+                "select pg_notify('session_completed', json_build_object('user_id', %s::text, 'session_id', '')::text)",
+                [user],
+            )
+
+    async def _sql(self, query: LiteralString, *params: object) -> list[Row]:
+        async with self.db._pool.connection() as conn:
+            return await (await conn.execute(query, params)).fetchall()
+
     async def failed(self, user: str) -> list[str]:
         """The user's failed sessions, in the order in which they failed."""
         query = "select id from generation_sessions where user_id = %s and status = 'failed' order by version"
-        async with self.db._pool.connection() as conn:
-            return [str(row["id"]) for row in await (await conn.execute(query, [user])).fetchall()]
+        return [str(row["id"]) for row in await self._sql(query, user)]
 
     async def all_told(self, **ears: "list[Ear]") -> None:
         """Wait until every stream of each of these users tells all that has failed, and judge them."""
