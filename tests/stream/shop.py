@@ -1,7 +1,7 @@
 """Orders that end by the core's own statements, and what every stream must tell of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import LiteralString, Self
 from uuid import uuid4
@@ -35,8 +35,9 @@ class Shop:
             yield cls(db)
 
     async def fail(self, user: str, count: int = 1) -> list[str]:
-        """Have so many orders fail, together; their ids."""
-        return [str(session.id) for session in await self._end(await self.order(user, count))]
+        """Have so many orders fail, together; their ids, in the order in which they failed."""
+        ended = await asyncio.gather(*(self.end(session) for session in await self.order(user, count)))
+        return [str(session.id) for session in sorted(ended, key=lambda session: session.version or 0)]
 
     async def order(self, user: str, count: int = 1) -> list[Session]:
         """Place orders, which nobody takes."""
@@ -48,9 +49,6 @@ class Shop:
             for _ in range(count)
         ]  # fmt: skip
         return (await enqueue(orders, db=self.db, queue=None, tool=TOOL.name, opening=10**9)).sessions
-
-    async def _end(self, sessions: Iterable[Session]) -> list[Session]:
-        return await asyncio.gather(*(self.end(session) for session in sessions))
 
     async def end(self, session: Session, status: Status = Status.FAILED) -> Session:
         """Claim a session that waits, and settle it."""
