@@ -31,8 +31,8 @@ import stage
 from genctl.base import log
 from genctl.edges import migrate
 from genctl.edges.sqs import Outgoing, Sqs
-from genctl.ops.stack import free_ports
 from genctl.ops.stack.postgres import Postgres
+from genctl.ops.stack.stack import free_ports
 
 ROUNDS = 3
 USERS = 500

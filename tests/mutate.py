@@ -436,7 +436,8 @@ def tested(tree: Path, server: str, *tests: str) -> str | None:
     paths = ["tests/path/test_{}.py{}{}".format(*test.partition("::")) for test in tests]
     argv = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=1",
             "--hypothesis-profile=first failure", *paths]  # fmt: skip
-    env = os.environ | {"PYTHONPATH": str(tree / "src"), "GENCTL_TEST_POSTGRES": server}
+    env = os.environ | {"PYTHONPATH": str(tree / "src"), "GENCTL_TEST_POSTGRES": server,
+                        "GENCTL_TEST_INTERLEAVINGS": "10"}  # fmt: skip
     try:
         done = subprocess.run(
             argv, cwd=tree, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

@@ -1,7 +1,6 @@
 """Whatever a message or an answer holds, its job ends with the right code and the worker goes on."""
 
 import asyncio
-import gzip
 import json
 import random
 import re
@@ -16,7 +15,7 @@ import msgspec
 import pytest
 from aiohttp.test_utils import unused_port
 from tests.kit import Kit, with_tools
-from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
+from tests.rude import OK, Rude, explodes, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.domain.classify import classify
 from genctl.domain.deadletters import Choice
@@ -183,14 +182,13 @@ async def drips(_: bytes, writer: asyncio.StreamWriter) -> None:
 
 DICE = random.Random(7)
 GZIP = "Content-Encoding: gzip"
-BOMB = gzip.compress(b"[" * (32 * MIB), 1)
 
 # name -> what is answered; code, category, attempts. Each is failed, refunded and copied.
 ANSWERS: dict[str, tuple[Rude, str, str, int]] = {
     "100 MB": (hundred_megabytes, "HTTP400", "invalid_request", 1),
     "no end": (never_ends, "HTTP400", "invalid_request", 1),
-    "a bomb": (says(400, BOMB, GZIP), "HTTP400", "invalid_request", 1),
-    "a bomb in a 200": (says(200, BOMB, GZIP), "HTTP200", "network", 2),
+    "a bomb": (explodes(head(400, GZIP), b"["), "HTTP400", "invalid_request", 1),
+    "a bomb in a 200": (explodes(head(200, GZIP), b"["), "HTTP200", "network", 2),
     "a byte at a time": (drips, "HTTP400", "invalid_request", 1),
     "half, then nothing": (stalls, "HTTP200", "network", 2),
     "nothing": (silent, "Timeout", "network", 2),

@@ -25,11 +25,11 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.sqs import Outgoing
 from genctl.pipeline import Pipeline
 from genctl.services import simulator
 from genctl.services.gatekeeper import Gatekeeper
+from genctl.services.scenarios import SCENARIOS, marked
 from genctl.services.worker import Manners, Until, Worker
 
 TOOL = "seedream4"

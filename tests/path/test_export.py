@@ -20,7 +20,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Attribute, Message
 from genctl.ops import export as ops
 from genctl.ops.export import Export
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Survey
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     await failed(kit)
     await kit.pipeline.send_copy("poison", "MalformedMessage")
     path = tmp_path / "gone.jsonl"
-    async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
+    async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
         with Export.to(path, resume=False) as file:
             done = await ops.delete(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
     assert (done["meant"], done["discarded"]) == (1, 1)
@@ -76,7 +76,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
     await failed(kit)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(GenctlError) as caught:
-        async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
+        async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
             with Export.to(tmp_path / "x.jsonl", resume=False) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:

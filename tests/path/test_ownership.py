@@ -28,13 +28,13 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
 from genctl.run import Hold
 from genctl.services.liveness import Liveness, telling
+from genctl.services.scenarios import SCENARIOS
 from genctl.services.worker import Until, Worker
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from tests.kit import Kit, until, worker_metrics
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.domain.scenarios import SCENARIOS
 from genctl.pipeline import Hear, Pipeline
+from genctl.services.scenarios import SCENARIOS
 from genctl.services.worker import Manners, Until, Worker
 
 

@@ -15,10 +15,10 @@ from tests.ears import Event, served
 from tests.kit import Kit, told_by_the_database
 
 from genctl.domain.model import Failure, Session, rfc3339
-from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.ops.smoke.sound import details_complaints
+from genctl.services.scenarios import SCENARIOS
 from genctl.services.worker import Until, Worker
 from genctl.tools.seedream4 import TOOL
 

@@ -42,7 +42,7 @@ async def test_two_processes_tell_every_failure_while_their_listeners_are_shot(p
     """At several points: idle, and in the middle of a burst. Each stream has each failure once, in order."""
     shoot = (
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
-        "and (query ilike 'listen%%' or query ilike '%%pg_listening_channels%%') and pid <> pg_backend_pid()"
+        "and application_name = 'genctl listener'"
     )
     with serve(place) as one, serve(place) as two, place.worker():
         await one.ready()

@@ -14,8 +14,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from genctl.base.printable import is_printable, printable, shorten, width
+from genctl.base.printable import is_printable, printable
 from genctl.cli import formats
+from genctl.cli.formats import shorten, width
 
 HOSTILE = "\x1b]0;x\x07 \x9b31m \u202edrawkcab\u2066 \u2028 \ud800 \r\n\t \ufeff \U000e0041 é 漢字 👩‍🚀"
 texts = st.one_of(st.text(), st.text(alphabet=HOSTILE), st.just(HOSTILE))
@@ -62,9 +63,9 @@ def test_rows_written_one_by_one_are_one_document(rows: list[dict[str, object]])
         body = "".join(writer.row(row, before) for before, row in enumerate(rows))
         return body + writer.end(len(rows))
 
-    assert json.loads(written(formats.JsonWriter())) == rows
-    assert yaml.safe_load(written(formats.YamlWriter())) == rows
-    lines = written(formats.JsonLinesWriter()).split("\n")
+    assert json.loads(written(formats.JSON)) == rows
+    assert yaml.safe_load(written(formats.YAML)) == rows
+    lines = written(formats.JSON_LINES).split("\n")
     assert lines.pop() == ""
     assert [json.loads(line) for line in lines] == rows
 
@@ -114,6 +115,15 @@ def test_a_sheet_names_nested_values_by_their_path_and_wraps_long_ones() -> None
 def test_numbers_stand_to_the_right_and_ids_that_look_like_numbers_stay() -> None:
     table = formats.table([{"n": 5, "id": "1e5"}, {"n": 1234, "id": "0x1"}], ["n", "id"], None)
     assert table.splitlines()[2:] == ["   5  1e5", "1234  0x1"]
+
+
+@pytest.mark.parametrize("text", ["漢字", "ｶﾞ", "e\u0301te\u0301", "नमस्ते", "👩‍🚀", "a\u00adb"])
+def test_wide_and_combining_characters_keep_the_columns_aligned(text: str) -> None:
+    """tabulate measures by wcwidth, as we do; that it is installed is up to pyproject.toml."""
+    table = formats.table([{"who": text, "n": 7}, {"who": "x" * 9, "n": 1234}], ["who", "n"], None)
+    assert {width(line) for line in table.splitlines()} == {9 + 2 + 4}
+    (line, _) = formats.sheet({text: 1, "x" * 9: 2}, None).splitlines()
+    assert width(line) == 9 + 2 + 1
 
 
 def test_lines_are_aligned_before_all_rows_are_known() -> None:

@@ -1,8 +1,8 @@
-"""Logs: an event is a line on stderr, JSON for programs or text for people, made by structlog.
+"""Log by structlog: each event is a line on stderr, JSON for programs or text for people.
 
-Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event
-tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. Warnings that
-repeat themselves are throttled here, whoever writes them.
+Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event tells:
+`sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. One processor
+throttles warnings that repeat themselves, whoever writes them.
 """
 
 import logging
@@ -22,16 +22,19 @@ from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
 
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+_log = structlog.get_logger()
 _KIND = "_kind"  # of a library's line: its text before it is filled in
 _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
-    """Set up the logging of this process; libraries are heard from level warning on.
+    """Set up the logging of this process; libraries log from level warning on.
 
-    At level debug an exception brings its traceback, else its name, its text and its place.
+    An exception shows its name, its text and its line of source; at level debug also its traceback.
     """
     least = logging.getLevelNamesMapping()[level.upper()]
+    _Lines.plain = form == "json" and least <= logging.INFO
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -47,13 +50,43 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     logging.basicConfig(handlers=[_FromLibraries()], level=max(least, logging.WARNING), force=True)
 
 
-class _Lines:
-    """A stderr that is gone or full costs the line, never the worker."""
+def info(event: str, **facts: object) -> None:
+    """Log as structlog's logger does, at a third of its price: for lines of which each change has some."""
+    if _Lines.plain:
+        _Lines.write(_as_json(None, "info", {"timestamp": _now(), "level": "info", "event": event, **facts}))
+    else:
+        _log.info(event, **facts)
 
-    def msg(self, line: str) -> None:
+
+class Together:
+    """Writes the lines of a batch at once, when it is over."""
+
+    def __enter__(self) -> None:
+        self._outer, _Lines.held = _Lines.held, []
+
+    def __exit__(self, *_: object) -> None:
+        lines, _Lines.held = _Lines.held, self._outer
+        if lines:
+            _Lines.write("".join(lines))
+
+
+class _Lines:
+    """Write lines to stderr; when it is gone or full we lose the line, never the worker."""
+
+    plain = False  # those of info() are JSON, and are wanted
+    held: list[str] | None = None  # while lines are written together
+
+    @classmethod
+    def write(cls, line: str) -> None:
+        if cls.held is not None:
+            cls.held.append(line)
+            return
         with suppress(OSError, ValueError):
             sys.stderr.write(line)
             sys.stderr.flush()
+
+    def msg(self, line: str) -> None:
+        self.write(line)
 
     debug = info = warning = error = critical = msg
 
@@ -89,18 +122,33 @@ class Throttle:
 
 
 class _FromLibraries(logging.Handler):
-    """Hands over what aiohttp, psycopg, asyncio and others log; `logger` says who did."""
+    """Hand over what aiohttp, psycopg, asyncio and others log; `logger` names them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
+        with suppress(LookupError, TypeError, ValueError):  # the message does not fit its arguments
             text, kind = record.getMessage(), str(record.msg).partition("\n")[0]
             told: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
             structlog.get_logger().log(record.levelno, text, **told)
 
 
 def _head(_: object, level: str, event: Event) -> Event:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
-    return {"timestamp": now + "Z", "level": level, "event": event.pop("event"), **event}
+    return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
+
+
+class _Second:
+    """The second of the last line, so that of the next one only milliseconds are new."""
+
+    began = 0
+    text = ""
+
+
+def _now() -> str:
+    now_ms = time.time_ns() // 1_000_000
+    second, ms = divmod(now_ms, 1000)
+    if second != _Second.began:
+        _Second.began = second
+        _Second.text = datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
+    return f"{_Second.text}.{ms:03d}Z"
 
 
 def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
@@ -110,7 +158,7 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
         if isinstance(error, BaseException):
             event["exception"] = f"{type(error).__name__}: {error}"
             if frames := traceback.extract_tb(error.__traceback__):
-                event["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
+                event["position"] = f"{frames[-1].filename}:{frames[-1].lineno}"
             if traced:
                 event["trace"] = "".join(traceback.format_exception(error))
         return event
@@ -120,7 +168,10 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
 
 def _as_json(_: object, __: str, event: Event) -> str:
     try:
-        line = msgspec.json.encode(event, enc_hook=str).decode()
+        data = _ENCODER.encode(event)
+        line = data.decode()
+        if data.isascii() and b"\x7f" not in data:  # JSON has escaped all else that a terminal would obey
+            return line + "\n"
     except (ValueError, TypeError, OverflowError, RecursionError):  # lone surrogates, odd keys
         line = msgspec.json.encode(
             {printable(str(key)): printable(str(event[key])) for key in event}
@@ -144,7 +195,7 @@ def _as_text() -> Callable[[object, str, Event], str]:
 
 
 def _value(value: Any) -> str:
-    """As it is when one word tells it, else quoted."""
+    """Write one word as it is, anything else in quotes."""
     with suppress(ValueError, TypeError, OverflowError, RecursionError):
         value = msgspec.to_builtins(value, enc_hook=str)
     if isinstance(value, str):

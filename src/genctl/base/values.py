@@ -1,4 +1,4 @@
-"""Text to value, for settings: each parser raises ValueError, whose text is what was expected."""
+"""Parse the text of settings: each parser raises ValueError, whose text says what was expected."""
 
 import re
 from collections.abc import Callable
@@ -8,25 +8,24 @@ from urllib.parse import urlsplit
 from genctl.base import dsn
 from genctl.base.durations import parse_duration
 
-_SWITCH = {
-    "on": True,
-    "true": True,
-    "yes": True,
-    "1": True,
-    "off": False,
-    "false": False,
-    "no": False,
-    "0": False,
-}
+_SWITCH = dict.fromkeys(("on", "true", "yes", "1"), True) | dict.fromkeys(("off", "false", "no", "0"), False)
 
-
-# Codes that no provider's answer has: there is no verdict on them to choose.
+# no provider answers with these codes, so nobody can choose a verdict on them
 OUR_CODES = frozenset(
     {
         "MalformedMessage", "SessionNotFound", "AttemptsExhausted", "SweptTimeout", "WorkerCrashed",
         "RequestNotMade", "Unknown",
     }
 )  # fmt: skip
+
+
+def _like(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(expected)
+        return value
+
+    return parse
 
 
 def as_text(value: str) -> str:
@@ -78,7 +77,7 @@ def as_choice(*choices: str) -> Callable[[str], str]:
 
 
 def as_url(value: str) -> str:
-    """An http(s) URL, without a slash at its end."""
+    """Take an http(s) URL; drop a slash at its end."""
     try:
         parts = urlsplit(value)
         good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -122,16 +121,8 @@ def as_listen_url(value: str) -> str:
         raise ValueError(f"off, or {error}") from None
 
 
-def as_tool(value: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", value, re.ASCII):
-        raise ValueError("the name of a tool: lower-case letters, digits and -, at most 40")
-    return value
-
-
-def as_queue(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", value, re.ASCII):
-        raise ValueError("the name or URL of an SQS queue")
-    return value
+as_tool = _like(r"[a-z][a-z0-9-]{0,39}", "the name of a tool: lower-case letters, digits and -, at most 40")
+as_queue = _like(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", "the name or URL of an SQS queue")
 
 
 def as_folder(value: str) -> Path:
@@ -163,14 +154,14 @@ as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.exam
 
 
 def as_verdicts(value: str) -> tuple[str, ...]:
-    """`<status or pattern of codes>=fatal|retry`, each once, or `advice`; never of our own codes."""
+    """Take `<status or pattern of codes>=fatal|retry`, each once, or `advice`; refuse our own codes."""
     items = tuple(item for part in value.split(",") if (item := "".join(part.split())))
     pattern = r"advice|(?!advice=)(?:[3-5]\d\d|(?!\d+(?:xx)?=)[.*?-]*\w[\w.*?-]{0,99})=(?:fatal|retry)"
     if not all(re.fullmatch(pattern, item, re.ASCII) for item in items):
         raise ValueError("verdicts such as 408=retry or SetLimitExceeded=fatal, or advice, between commas")
     names = [item.partition("=")[0] for item in items]
     if nothing := next((name for name in names if name in OUR_CODES), None):
-        raise ValueError(f"verdicts on codes of providers, of which {nothing} is none")
+        raise ValueError(f"verdicts on codes of providers, and {nothing} is one of ours")
     if len({*names}) < len(names):
         raise ValueError("a verdict on each status and code once")
     return items

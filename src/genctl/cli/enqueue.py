@@ -11,7 +11,7 @@ from genctl.cli.output import Output
 
 
 def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    from genctl.domain.scenarios import SCENARIOS
+    from genctl.services.scenarios import SCENARIOS
 
     return [name for name in SCENARIOS if name.startswith(begun)]
 

@@ -1,4 +1,4 @@
-"""What a command says: data to stdout in the form that was asked for, everything else to stderr."""
+"""Print what a command says: data to stdout in the wanted form, everything else to stderr."""
 
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Output:
-    """Every command's first argument, `out`: the form of its data, and the settings of this call."""
+    """Hold the form of a command's data and the settings of this call: every command's first argument."""
 
     def __init__(
         self, form: str = "table", *, debug: bool = False, flags: Mapping[str, str] | None = None
@@ -29,7 +29,7 @@ class Output:
 
     @cached_property
     def settings(self) -> "Settings":
-        """With this call's `--setting`s. Raises GenctlError as settings.load() does."""
+        """Load them, with this call's `--setting`s. Raises GenctlError as settings.load() does."""
         from genctl.tools import found
 
         return found.load({"log_level": "debug", **self.flags} if self.debug else self.flags)
@@ -45,8 +45,8 @@ class Output:
     ) -> None:
         """Print one thing (a mapping or struct) or many (any other iterable), once in a command's life.
 
-        `columns` are those of table and CSV, else all keys (CSV: of the first row). `rows` are the many
-        that matter inside of one thing: table, CSV and JSON lines show them instead. `text` replaces the
+        Table and CSV have these `columns`, else all keys (CSV: of the first row). `rows` are the many
+        that matter inside one thing: table, CSV and JSON lines show them instead. `text` replaces the
         table. `empty` goes to stderr where a table would have no row.
         """
         from genctl.cli import formats
@@ -73,18 +73,18 @@ class Output:
                         put(row, flush=False)
         sys.stdout.flush()
 
-    def stream(self, columns: Mapping[str, int]) -> "Stream":
-        """For rows that come one by one; `columns` have their widths in lines, 0 for the rest of the line."""
+    def stream(self, columns: Mapping[str, int]) -> "RowPrinter":
+        """Print rows that come one by one; `columns` have their widths, 0 is the rest of the line."""
         from genctl.cli import formats
 
         writers: dict[str, Callable[[], Writer]] = {
             "table": lambda: formats.LinesWriter(columns, terminal.room()),
-            "json": formats.JsonWriter,
-            "jsonl": formats.JsonLinesWriter,
-            "yaml": formats.YamlWriter,
+            "json": lambda: formats.JSON,
+            "jsonl": lambda: formats.JSON_LINES,
+            "yaml": lambda: formats.YAML,
             "csv": lambda: formats.CsvWriter(list(columns), raw=not sys.stdout.isatty()),
         }
-        return Stream(writers[self.form](), formats.plain)
+        return RowPrinter(writers[self.form](), formats.plain)
 
     def run(
         self,
@@ -100,12 +100,12 @@ class Output:
         from genctl.base import log
         from genctl.cli import running
 
-        if not structlog.is_configured():  # services log; of other commands only --debug shows the logs
+        if not structlog.is_configured():  # only services log, and other commands with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
         return running.run(work, follow=follow, gone_after_s=gone_after_s, heed=heed)
 
     def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
-        """The same for a service: it logs, and a signal is its proper end."""
+        """Carry out a service: it logs, and a signal is its proper end."""
         from genctl.base import log
         from genctl.cli.running import Stopped
 
@@ -114,7 +114,7 @@ class Output:
             self.run(work, gone_after_s=gone_after_s)
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
-        """Run what needs the database and nothing else. Raises GenctlError (exit 3) without one."""
+        """Carry out what needs the database and nothing else. Raises GenctlError (exit 3) without one."""
         from genctl.edges.db import Database
 
         async def asked() -> T:
@@ -124,7 +124,7 @@ class Output:
         return self.run(asked(), follow=follow)
 
     def target(self, *, queue: bool = False, tool: str | None = None) -> None:
-        """Say on stderr what will be changed: database host and name, with `queue` that of the tool too.
+        """Say on stderr what the command will change: database host and name, with `queue` the tool's queue.
 
         Raises GenctlError (exit 3) when the embedded stack never ran.
         """
@@ -136,15 +136,15 @@ class Output:
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
     def askable(self, yes: str | None) -> None:
-        """Before any work: raises GenctlError (exit 2) where confirm() could neither ask nor go on."""
+        """Raise GenctlError (exit 2) before any work where confirm() could neither ask nor go on."""
         if yes is not None or not terminal.can_ask():
             self.confirm("", yes)
 
     def confirm(self, question: str, yes: str | None) -> None:
         """Go on only when `--yes` or a person says so; `yes` is the value of the option of that name.
 
-        With GENCTL_PROTECTED on, the answer is the database's name. Raises GenctlError: exit 2 where
-        nobody can be asked or the name is another, exit 1 when the answer is no.
+        With GENCTL_PROTECTED on, the answer is the database's name. Raises GenctlError: exit 2 where we
+        can ask nobody or the name is another, exit 1 when the answer is no.
         """
         from genctl.base import dsn
 
@@ -152,8 +152,8 @@ class Output:
         terminal.confirm(question, yes, name, protected=self.settings.protected)
 
 
-class Stream:
-    """Call it with each row. Its document is complete when the block ends, also by an interruption."""
+class RowPrinter:
+    """Print each row it is called with. Its document is complete when the block ends, also by a signal."""
 
     def __init__(self, writer: "Writer", plain: Callable[[Any], Any]) -> None:
         self._writer = writer
@@ -179,5 +179,5 @@ class Stream:
 
 
 def write(text: str) -> None:
-    """Text for stdout that needs no escaping any more."""
+    """Write text to stdout as it is: nothing in it may need escaping."""
     sys.stdout.write(text)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.base.printable import many, printable, shorten
+from genctl.base.printable import many, printable
 from genctl.cli import streams, terminal
 from genctl.cli.command import Group, yes_option
+from genctl.cli.formats import shorten
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:

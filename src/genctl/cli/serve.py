@@ -23,9 +23,9 @@ GONE_AFTER_S = 1.8
 def serve(out: Output, *, host: str, port: int) -> None:
     """Serve the API, the streams and the page.
 
-    One LISTEN connection tells when to look at the rows; every open stream of the user gets what has
-    changed. Starts without its database, and goes on when that comes. Behind a proxy set GENCTL_PUBLIC_URL.
-    SIGTERM: each stream gets `bye`, and the process is gone within two seconds.
+    One LISTEN connection tells when to look at the rows; every open stream of a user gets what has
+    changed. It starts without its database, and goes on when the database comes. Behind a proxy set
+    GENCTL_PUBLIC_URL. On SIGTERM each stream gets `bye`, and the process is gone within two seconds.
     """
     from genctl.services.server import serve as run
 

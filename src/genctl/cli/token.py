@@ -35,7 +35,7 @@ def issue(out: Output, *, user: str, ttl: float, link: bool) -> None:
     from genctl.domain.model import rfc3339
 
     if ttl < 1:
-        raise click.UsageError("--ttl is less than a second: nobody could use it")
+        raise click.UsageError("--ttl is less than a second: nobody could use the token in time")
     tokens = Tokens.of(out.settings)
     if link:
         url = tokens.sign_in_url(out.settings.page_url, user)

@@ -55,11 +55,12 @@ def watch(
     for name, text in (("--token", token), ("--last-event-id", last_event_id)):
         if text is not None and not (text.isascii() and text.isprintable() and text):
             raise click.UsageError(f"{name} must be printable ASCII: give it as you got it")
-    if token is not None:
-        address = StreamAddress(out.settings.api_url, out.settings.tool, lambda: token)
-    else:
-        tokens, name = Tokens.of(out.settings), user or "demo"
-        address = StreamAddress(out.settings.api_url, out.settings.tool, lambda: tokens.issue(name))
+    tokens = Tokens.of(out.settings) if token is None else None
+    address = StreamAddress(
+        out.settings.api_url,
+        out.settings.tool,
+        lambda: tokens.issue(user or "demo") if tokens else str(token),
+    )
     shown = events or EVENTS[:4]
     try:
         Tools.of(out.settings).check_named(out.settings.tool)

@@ -218,8 +218,9 @@ class Tally(msgspec.Struct):
         skipped = sum(self.skipped.values())
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
-    def add(self, steps: Iterable[LetterPlan]) -> None:
-        """Count steps that were taken."""
+    def add(self, steps: Iterable[LetterPlan], failed: int = 0) -> None:
+        """Count steps that were taken, and those that failed."""
+        self.failed += failed
         for step in steps:
             match step.action:
                 case "requeue" | "resend" if step.why != "stale":

@@ -27,7 +27,7 @@ from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
-from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
+from genctl.base.jsontext import read_stored
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 
@@ -70,19 +70,8 @@ CONNECTION: dict[str, Any] = {
 os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; poolers accept what libpq sends at the start
 
 
-def _loaded(text: str | bytes) -> Any:
-    """Read a jsonb; None where it is nested more deeply than Python could walk."""
-    data = text.encode() if isinstance(text, str) else text
-    if data.count(b"[") + data.count(b"{") <= DEEPEST:
-        return msgspec.json.decode(data)
-    try:
-        return read_json(data)
-    except TooDeepError:
-        return None
-
-
 set_json_dumps(msgspec.json.encode)
-set_json_loads(_loaded)
+set_json_loads(read_stored)
 
 
 class _TimeLoader(Loader):
@@ -148,14 +137,15 @@ def answering(conn: Connection, within_s: float) -> Iterator[None]:
 
     A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
     """
-    alarm = asyncio.get_running_loop().call_later(within_s, _cut, conn)
+    alarm = asyncio.get_running_loop().call_later(within_s, cut, conn)
     try:
         yield
     finally:
         alarm.cancel()
 
 
-def _cut(conn: Connection) -> None:
+def cut(conn: Connection) -> None:
+    """End it, so that who reads it gets an error at once."""
     with socket.socket(fileno=os.dup(conn.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
 

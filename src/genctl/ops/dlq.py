@@ -16,7 +16,7 @@ from genctl.domain.model import GenctlError, camel, rfc3339
 from genctl.domain.timeline import hops
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Queue, Sqs
-from genctl.ops.sampling import Pass, Progress, sampled
+from genctl.ops.sampling import Progress, Survey, sampled
 from genctl.ops.sessions import find
 from genctl.ops.trace import events_of
 from genctl.redrive import chosen, letters
@@ -60,7 +60,7 @@ class Listing(msgspec.Struct, frozen=True):
 
 async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Listing:
     """List what the DLQ holds. Raises GenctlError, exit 3."""
-    async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
+    async with opened(settings) as (db, dlq), Survey.over(dlq) as one:
         found: list[Letter] = []
         with progress(one.approximate, "look") as advance:
             while messages := await one.receive(MOST_AT_ONCE):
@@ -81,7 +81,7 @@ async def shown(settings: Settings, text: str) -> dict[str, Any]:
     `text` begins its message id, or is any id of its session. Raises GenctlError: exit 4 for none, 2 for
     several, 3.
     """
-    async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
+    async with opened(settings) as (db, dlq), Survey.over(dlq) as one:
         session_id = await _session_of(db, text)
         found: list[tuple[Message, Letter]] = []
         while messages := await one.receive():

@@ -17,11 +17,11 @@ from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.domain.orders import Order, change, check
-from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import enqueue
 from genctl.ledger import AccountLockedError
+from genctl.services.scenarios import SCENARIOS, marked
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 

@@ -23,7 +23,7 @@ from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message
 from genctl.ops.dlq import opened
-from genctl.ops.sampling import Pass, Progress
+from genctl.ops.sampling import Progress, Survey
 from genctl.redrive import chosen
 
 
@@ -89,7 +89,7 @@ async def export(
     settings: Settings, choice: Choice, path: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     """Write the chosen messages; all stay in the DLQ. Raises GenctlError."""
-    async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+    async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
         with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as advance:
             while messages := await over.receive(wait_s=1):
                 file.write([message for message, _ in await chosen(messages, db, choice)])
@@ -111,7 +111,7 @@ async def discard(
 
     Raises GenctlError.
     """
-    async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
+    async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
         most = None
         if dry_run or confirm:
             found = await _counted(over, db, choice)
@@ -129,7 +129,7 @@ async def discard(
         return done
 
 
-async def _counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
+async def _counted(over: Survey, db: Database, choice: Choice) -> dict[str, Any]:
     """Count the chosen messages, and those of runs that still wait; show all again."""
     count = active = 0
     while messages := await over.receive():
@@ -147,7 +147,7 @@ def _question(found: dict[str, Any], name: str) -> str:
 
 
 async def delete(
-    over: Pass, db: Database, choice: Choice, file: Export | None, advance: Advance, most: int | None = None
+    over: Survey, db: Database, choice: Choice, file: Export | None, advance: Advance, most: int | None = None
 ) -> dict[str, Any]:
     """Delete the chosen messages of a pass, at most `most`, each batch once it is in `file`."""
     count = discarded = 0
@@ -164,7 +164,7 @@ async def delete(
     return _shown(over, meant=count, discarded=discarded, file=file.path if file else None)
 
 
-def _shown(over: Pass, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
+def _shown(over: Survey, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
     counts = {"meant": meant, "discarded": discarded, "seen": over.seen}
     return counts | {"approximate": max(over.seen, over.approximate), "file": file}
 

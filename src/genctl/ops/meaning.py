@@ -22,7 +22,7 @@ from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
-from genctl.domain.scenarios import SCENARIOS
+from genctl.services.scenarios import SCENARIOS
 from genctl.tools.wire import CODES
 
 NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})

@@ -21,7 +21,7 @@ from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Survey
 from genctl.pipeline import Pipeline
 from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
@@ -121,7 +121,7 @@ class Redrive:
     """A redrive under way: one pass over the DLQ, what is left to do, what it has done."""
 
     def __init__(
-        self, pipeline: Pipeline, over: Pass, wish: RedriveWish, serves: Callable[[str | None], bool]
+        self, pipeline: Pipeline, over: Survey, wish: RedriveWish, serves: Callable[[str | None], bool]
     ) -> None:
         """Take what it works on; `serves` tells whether a model is one of the tool's."""
         self.pipeline = pipeline
@@ -144,7 +144,7 @@ class Redrive:
         """Connect, and begin the pass. Raises GenctlError, exit 3."""
         async with (
             Pipeline.open(settings, size=LANES, calls=False) as pipeline,
-            Pass.over(pipeline.dlq, bounded=True) as over,
+            Survey.over(pipeline.dlq, bounded=True) as over,
         ):
             yield cls(pipeline, over, wish, partial(Tools.of(settings).tells, pipeline.tool))
 
@@ -228,8 +228,8 @@ class Redrive:
                 self._next_at = time.monotonic() + (budget.spent - before) / self.wish.rate
 
     def _count(self, messages: Sequence[Message], fates: Sequence[RedrivenLetter], budget: "_Budget") -> None:
-        self.tally.add(fate.step for fate in fates if fate.error is None)
-        self.tally.failed += sum(fate.error is not None for fate in fates)
+        done = [fate.step for fate in fates if fate.error is None]
+        self.tally.add(done, failed=len(fates) - len(done))
         self._locked.update(f.letter.user or "" for f in fates if f.step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
         budget.spent += len(ran)

@@ -66,6 +66,7 @@ async def follow(
     """
     lost_at, attempt, made, again = None, 0, False, False
     reader = EventReader(most=LARGEST_EVENT, last_id=last_id or "")
+    is_fresh = True
     while True:
         missed = 0
         is_ready = False
@@ -81,6 +82,7 @@ async def follow(
                             note(f"caught up, {missed} missed")
                         lost_at, attempt, again, is_ready = None, 0, True, True
                     missed += seen.event in TELLING and not is_ready
+                    is_fresh = _note_standing(seen, note, is_fresh=is_fresh)
                     yield seen
         except GoneError:
             lost_at = lost_at or time.monotonic()
@@ -91,6 +93,17 @@ async def follow(
         attempt, reader = attempt + 1, reader.again()
         note(f"lost, retrying in {delay_s:.0f} s")
         await asyncio.sleep(delay_s)
+
+
+def _note_standing(seen: Seen, note: Note, *, is_fresh: bool) -> bool:
+    """Note when the server begins or ceases to vouch for what came, or has closed us; tell whether it vouches."""
+    match seen:
+        case Seen("heartbeat", _, {"fresh": bool(fresh)} as data) if fresh is not is_fresh:
+            note("fresh again" if fresh else f"stale since {data.get('since')}: news may be late")
+            return fresh
+        case Seen("bye", _, {"why": "newer stream"}):
+            note("closed: this user has opened newer streams")
+    return is_fresh
 
 
 async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator[Seen, None]:

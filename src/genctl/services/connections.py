@@ -10,6 +10,7 @@ import resource
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -35,7 +36,7 @@ MOST = 65_536
 log = structlog.stdlib.get_logger()
 
 
-class Limits(NamedTuple):
+class ConnectionLimits(NamedTuple):
     """Says how many connections there may be in all, waiting ones of one address, and kept streams."""
 
     total: int
@@ -72,16 +73,19 @@ WITHIN_S = {
 class Connections:
     """Holds all connections of a server, those that wait in the order in which they began to."""
 
-    def __init__(self, limits: Limits, front: Front, metrics: Metrics | None = None) -> None:
+    def __init__(self, limits: ConnectionLimits, front: Front, metrics: Metrics | None = None) -> None:
         self.limits = limits
         self.front = front
-        self.kept = 0
+        self.kept = 0  # handed over to streams, and not among the open ones
         self._metrics = metrics
-        self._open: set[Connection] = set()
-        self._waiting: dict[Connection, None] = {}
+        self._open: set[ServedConnection] = set()
+        self._waiting: dict[ServedConnection, None] = {}
         self._of_address: Counter[str] = Counter()  # of those that wait
         self._shed = 0  # since the last look
-        self._closing: dict[Connection, float] = {}
+        self._closing: dict[ServedConnection, float] = {}
+
+    def __iter__(self) -> Iterator["ServedConnection"]:
+        return iter(self._open)
 
     async def watch(self) -> None:
         """Cut those whose time is over, for ever, and log in one line how many were cut for others."""
@@ -98,21 +102,21 @@ class Connections:
             connection.abort()
         self._closing = closing
         if self._metrics:
-            self._metrics.connections.set(len(self._open))
+            self._metrics.connections.set(len(self._open) + self.kept)
             self._metrics.shed.inc(self._shed)
         if self._shed:
             told = {"shed": self._shed, "open": len(self._open), "waiting": len(self._waiting)}
             log.warning("http.connections.shed", **told, kept=self.kept, limit=self.limits.total)
             self._shed = 0
 
-    def opened(self, connection: "Connection") -> None:
+    def opened(self, connection: "ServedConnection") -> None:
         """Take it in. Above the limit the one that has waited longest goes: itself, where no other waits."""
         self._open.add(connection)
         self.wait(connection)
-        if len(self._open) > self.limits.total and self._waiting:
+        if len(self._open) + self.kept > self.limits.total and self._waiting:
             self._cut(next(iter(self._waiting)))
 
-    def wait(self, connection: "Connection") -> None:
+    def wait(self, connection: "ServedConnection") -> None:
         """Note that its peer lets us wait. Above its address's limit the one that has waited longest goes."""
         self.go_on(connection)
         self._waiting[connection] = None
@@ -123,7 +127,7 @@ class Connections:
         if self._of_address[address] > self.limits.of_address:
             self._cut(next(one for one in self._waiting if one.address == address))
 
-    def go_on(self, connection: "Connection") -> None:
+    def go_on(self, connection: "ServedConnection") -> None:
         """Note that we do not wait for its peer any more."""
         if connection not in self._waiting:
             return
@@ -133,12 +137,16 @@ class Connections:
             if not self._of_address[connection.address]:
                 del self._of_address[connection.address]
 
-    def closed(self, connection: "Connection") -> None:
+    def closed(self, connection: "ServedConnection") -> None:
         """Forget it."""
         self.go_on(connection)
         self._open.discard(connection)
 
-    def _cut(self, connection: "Connection") -> None:
+    def release(self) -> None:
+        """Note that a connection which was handed over has ended."""
+        self.kept -= 1
+
+    def _cut(self, connection: "ServedConnection") -> None:
         self._shed += 1
         self.closed(connection)
         connection.abort()
@@ -162,7 +170,7 @@ class _Conversation(h11.Connection):
         return event
 
 
-class Connection(H11Protocol):
+class ServedConnection(H11Protocol):
     """Carries one connection, tells the application of itself, and knows what we wait for."""
 
     def __init__(self, *args: Any, connections: Connections, **more: Any) -> None:
@@ -172,22 +180,26 @@ class Connection(H11Protocol):
         self._all = connections
         self._waits_for: Waiting | None = None
         self._since = 0.0
-        self._is_kept = False
         self._is_proxy = False
 
-    def keep(self) -> None:
-        """Keep it until release(), whoever else comes. Raises GenctlError (exit 3): too many are kept."""
+    def check_room(self) -> None:
+        """Raises GenctlError (exit 3) when too many connections are kept for streams already."""
         if self._all.kept >= self._all.limits.kept:
             raise GenctlError("Full", f"{self._all.kept} streams are open in this process")
-        self._all.kept += 1
-        self._is_kept = True
-        self._turn()
 
-    def release(self) -> None:
-        """End what keep() began."""
-        self._all.kept -= 1
-        self._is_kept = False
-        self._turn()
+    def hand_over(self, stream: asyncio.Protocol) -> tuple[asyncio.Transport, Callable[[], None]] | None:
+        """Give the connection to a stream, once the head of its answer is written; it is kept, whoever comes.
+
+        For uvicorn it is lost, and all that uvicorn keeps of it goes. Returns its transport, and what to call
+        when it has ended; None when it has ended already.
+        """
+        if self.cycle.disconnected:
+            return None
+        self.flow.resume_reading()
+        self.transport.set_protocol(stream)
+        self._all.kept += 1
+        self.connection_lost(ConnectionAbortedError("handed over"))  # without a reason it would close it
+        return self.transport, self._all.release
 
     def abort(self) -> None:
         """Cut it: closing would wait for a reader that does not read."""
@@ -276,7 +288,7 @@ class Connection(H11Protocol):
             self._all.wait(self)
 
     def _next(self) -> Waiting | None:
-        if self._is_kept or self.transport.is_closing():
+        if self.transport.is_closing():
             return None
         if self.flow.write_paused:
             return Waiting.READER

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from genctl.domain.model import GenctlError
-from genctl.services.connections import Connections, Limits
+from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
 from genctl.services.metrics import WorkerMetrics
@@ -100,7 +100,9 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
         return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
     app = Starlette(routes=[Route("/healthz", healthz), Route("/metrics", exposition)])
-    connections = Connections(Limits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None))
+    connections = Connections(
+        ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None)
+    )
     server = HttpServer(app, connections)
     with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
         serving = asyncio.create_task(server.serve([sock]))

@@ -75,6 +75,17 @@ class Metrics:
             "Streams closed because their reader was too slow.",
             registry=self.registry,
         )
+        self.replaced = Counter(
+            "genctl_sse_replaced",
+            "Streams closed because their user has opened newer ones.",
+            registry=self.registry,
+        )
+        self.looks = Counter(
+            "genctl_sse_looks", "Queries for what has changed; one at a time.", registry=self.registry
+        )
+        self.fresh = Gauge(
+            "genctl_sse_fresh", "1 while streams are told that nothing is missing.", registry=self.registry
+        )
         self.connections = Gauge("genctl_http_connections", "Open connections.", registry=self.registry)
         self.shed = Counter(
             "genctl_http_shed_connections",

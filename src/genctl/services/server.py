@@ -1,6 +1,7 @@
 """The API process: from the socket to the last `bye`."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
@@ -12,13 +13,14 @@ from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.services.api import Api, LateQueue
-from genctl.services.connections import Connections, Limits
+from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
 from genctl.services.metrics import Metrics
 
 POOL_SIZE = 8
 BYE_WITHIN_S = 0.8
+YOUNG = 20_000  # objects between two looks for garbage cycles, of which a stream leaves none
 
 log = structlog.stdlib.get_logger()
 
@@ -27,6 +29,7 @@ class Running(NamedTuple):
     """Holds a server that serves; `tasks` end only by a bug."""
 
     api: Api
+    connections: Connections
     url: str
     tasks: tuple["asyncio.Task[None]", ...]
 
@@ -35,6 +38,8 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     """Serve until cancelled. Raises as running() does."""
     async with running(settings, host=host, port=port) as server:
         log.info("api.started", url=server.url)
+        gc.freeze()  # what is here by now stays, and need not be walked again and again
+        gc.set_threshold(YOUNG)
         ended, _ = await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
@@ -51,16 +56,16 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
     with listening("API", host, port) as sock:
         async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
             api = Api(settings, tokens, db, sqs, Metrics())
-            limits = Limits.of(settings.connections_per_address)
+            limits = ConnectionLimits.of(settings.connections_per_address)
             connections = Connections(limits, api.front, api.metrics)
             server = HttpServer(api.app, connections)
             background = asyncio.create_task(_background(api, connections))
             serving = asyncio.create_task(server.serve([sock]))
             try:
-                yield Running(api, url_of(sock), (background, serving))
+                yield Running(api, connections, url_of(sock), (background, serving))
             finally:
                 log.info("api.stopping")
-                server.should_exit = True  # no new connections
+                server.accept_no_more()
                 await api.streams.stop(BYE_WITHIN_S)
                 await server.end(serving)
                 background.cancel()
@@ -73,6 +78,6 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
 async def _background(api: Api, connections: Connections) -> None:
     """Run for ever what the routes rely on. It ends only by a bug."""
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(api.bridge.run())
+        tasks.create_task(api.streams.run())
         tasks.create_task(api.revoked.run())
         tasks.create_task(connections.watch())

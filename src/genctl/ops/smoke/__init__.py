@@ -63,9 +63,7 @@ async def run(
 async def _clear(judge: Judge, hops: Sequence[HopResult], note: Note) -> None:
     """Delete our copy from the DLQ, unless it is the evidence; tell what stays."""
     db, dlq = judge.deployment.db, judge.deployment.dlq
-    if judge.session_id is None and judge.answer_lost:  # the API may have taken the order all the same
-        made = await db.row("smoke_ordered", user=judge.user, client_key=judge.client_key)
-        judge.session_id = made["id"] if made else None
+    await judge.find_lost_order()
     if judge.session_id is None:
         return
     broken = next((hop.hop for hop in hops if not hop.ok), None)

@@ -55,7 +55,7 @@ class Ears:
         self.notices: list[Notice] = []
         self.own = StreamEar()
         self.strangers = StreamEar()
-        self.only: UUID | None = None  # once it is known, we read no other session's row
+        self._only: UUID | None = None
         self._listening = asyncio.Event()
 
     @classmethod
@@ -88,6 +88,10 @@ class Ears:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def heed(self, session_id: UUID) -> None:
+        """Read no other session's row from now on."""
+        self._only = session_id
+
     async def _listen(self, deployment: Deployment) -> None:
         async for event in listener.listen(deployment.listen_dsn, listener.CHANNEL):
             match event:
@@ -95,6 +99,6 @@ class Ears:
                     self._listening.set()
                 case listener.Heard(payload=payload, session_id=session_id):
                     heard_at = time.monotonic()
-                    is_it = session_id is not None and self.only in {None, session_id}
+                    is_it = session_id is not None and self._only in {None, session_id}
                     row = await deployment.db.row("smoke_session", session=session_id) if is_it else None
                     self.notices.append(Notice(heard_at, payload, session_id, row))

@@ -159,7 +159,13 @@ class Judge:
         except (TypeError, ValueError, KeyError, AttributeError):
             expected = "sessionId and reservationId in the answer"
             raise BrokenError(expected, _short(body), "what the API answers", final=True) from None
-        self.ears.only = self.session_id
+        self.ears.heed(self.session_id)
+
+    async def find_lost_order(self) -> None:
+        """Look for the session of an order whose answer never came: the API may have taken it."""
+        if self.session_id is None and self.answer_lost:
+            made = await self.deployment.db.row("smoke_ordered", user=self.user, client_key=self.client_key)
+            self.session_id = made["id"] if made else None
 
     async def _claimed(self) -> Evidence:
         has_left = (await self._session())["status"] != "queued"

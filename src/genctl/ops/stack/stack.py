@@ -1,0 +1,255 @@
+"""Start the embedded stack: `async with Stack(settings) as stack:`.
+
+The parts start in order and stop in reverse, also when a start fails or is cancelled half-way.
+"""
+
+import asyncio
+import fcntl
+import http.client
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Self
+from urllib.parse import urlsplit
+
+from genctl import sweep
+from genctl.base.person import Note
+from genctl.base.settings import STACK_FILE, Settings, read_stack, simulated, with_stack
+from genctl.domain.model import GenctlError
+from genctl.edges import migrate
+from genctl.ops.stack.child import Child, clean_env, command_of
+from genctl.ops.stack.layout import private_folder, write_private
+from genctl.ops.stack.postgres import Postgres
+from genctl.tools.found import Tools, found
+
+HOST = "127.0.0.1"
+WATCH_EVERY_S = 0.2
+SERVED = ("sqs_endpoint", "simulator_url", "api_url")  # addresses, each with a port of its own
+
+Maker = Callable[["Stack"], Child]
+
+
+class Stack:
+    """Run the parts on `settings.home`. Enter it in the main thread: the parts die with their thread.
+
+    `note` gets a line for each step. Once entered, `addresses` is the content of the state file, and
+    `settings` are those that every part sees. When a part ends by itself, the body is cancelled and
+    PartFailed is raised in its stead. To add a part, add its maker to `servers`, started before the state
+    file is written, or to `clients`, started after it.
+    """
+
+    servers: ClassVar[Sequence[Maker]]
+    clients: ClassVar[Sequence[Maker]]
+
+    def __init__(self, settings: Settings, note: Note = lambda _: None) -> None:
+        self.settings = settings
+        self.note = note
+        self.home = settings.home.resolve()
+        self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
+        self.addresses: dict[str, str] = {}
+        self._parts: list[Child | Postgres] = []
+        self._undo = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Start all. Raises GenctlError: exit 2 for real services or a bad age, 3 for what cannot start."""
+        if not self.settings.embedded:
+            raise GenctlError(
+                "NotEmbedded",
+                "DATABASE_URL is set, so there is nothing to embed",
+                "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack",
+                exit_code=2,
+            )
+        sweep.Ages.of(self.settings)  # else the worker would refuse them when all the rest is up
+        async with AsyncExitStack() as undo:
+            private_folder(self.home)
+            undo.enter_context(only_one(self.home))
+            await self._start(undo, self.postgres)
+            await self.migrate()
+            self.addresses = self._addresses()
+            for make in self.servers:
+                await self._start(undo, make(self))
+            write_private(self.home / STACK_FILE, json.dumps(self.addresses, indent=1) + "\n")
+            self.settings = with_stack(self.settings, self.addresses, found().settings)
+            await self.resend()
+            for make in self.clients:
+                await self._start(undo, make(self))
+            undo.callback(asyncio.create_task(self._watch_over(asyncio.current_task())).cancel)
+            self._undo = undo.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failure = self._failure() if kind else None
+        self.note("stopping")
+        await self._undo.aclose()
+        body = asyncio.current_task()
+        if failure and not (kind is asyncio.CancelledError and body and body.uncancel()):
+            raise failure from None
+
+    async def migrate(self) -> None:
+        """Bring the database up to date."""
+        names = await migrate.up(self.postgres.dsn)
+        self.note(f"{len(names)} migrations applied" if names else "the database is up to date")
+
+    async def resend(self) -> None:
+        """Send again the jobs that the queue, which is in memory, forgot when it last stopped."""
+        if sent := await sweep.resend_all(self.settings):
+            self.note(f"{sent} waiting jobs sent again")
+
+    def logs(self, part: str) -> Path:
+        """Name the log of `part` in this run; `.old` follows the name of the log of the run before."""
+        return self.home / "logs" / f"{part}.log"
+
+    def env(self, **more: str) -> dict[str, str]:
+        """Make a part's environment: ours without what leads elsewhere, and a log that programs can read."""
+        level = "debug" if self.settings.log_level == "debug" else "info"
+        ours = {"GENCTL_HOME": str(self.home), "GENCTL_TOOL": self.settings.tool}
+        return clean_env(**ours, GENCTL_LOG="json", GENCTL_LOG_LEVEL=level, **more)
+
+    def port(self, name: str) -> int:
+        """Return the port of the address called `name`."""
+        return urlsplit(self.addresses[name]).port or 0
+
+    def check(self) -> None:
+        """Raise GenctlError PartFailed when a part has ended by itself."""
+        for part in self._parts:
+            part.check()
+
+    async def watch(self) -> NoReturn:
+        """Wait until a part ends by itself, and raise GenctlError PartFailed."""
+        while True:
+            self.check()
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def _watch_over(self, body: asyncio.Task[Any] | None) -> None:
+        with suppress(GenctlError):
+            await self.watch()
+        if body:
+            body.cancel()
+
+    def _failure(self) -> GenctlError | None:
+        try:
+            self.check()
+        except GenctlError as failure:
+            return failure
+        return None
+
+    async def _start(self, undo: AsyncExitStack, part: Child | Postgres) -> None:
+        began = time.monotonic()
+        undo.push_async_callback(part.stop)
+        await part.start()
+        self._parts.append(part)
+        self.note(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
+
+    def _addresses(self) -> dict[str, str]:
+        """Take keys and ports of the last run where they are free again: its links stay valid."""
+        old = read_stack(self.home)
+        fresh = {
+            "aws_access_key_id": f"genctl-{secrets.token_hex(8)}",
+            "aws_secret_access_key": secrets.token_urlsafe(32),
+            "secret": secrets.token_urlsafe(32),
+        }
+        wanted = old | {"api_url": self.settings.api_url}
+        ports = free_ports([urlsplit(wanted.get(name, "")).port for name in SERVED])
+        served = {name: f"http://{HOST}:{port}" for name, port in zip(SERVED, ports, strict=True)}
+        kept = {name: old.get(name, value) for name, value in fresh.items()}
+        return {"database_url": self.postgres.dsn, **kept, **served, **simulated(found().settings, served)}
+
+
+def queue(stack: Stack) -> Child:
+    """Make moto's SQS server with the queues of all tools and their DLQs."""
+    settings, port = stack.settings, stack.port("sqs_endpoint")
+    words = ["--port", str(port)]
+    for tool in dict.fromkeys((settings.tool, *Tools.of(settings).by_name)):
+        name = settings.queue_of(tool)
+        words += ["--queue", name, "--dlq", settings.dlq_of(tool) or f"{name}-dlq"]
+    keys = {key.upper(): stack.addresses[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
+    unsigned = lambda: answers(port, "/", 403)  # noqa: E731 - it answers, and we have not signed
+    return _python(stack, "queue", "genctl.ops.stack.queue", *words, ready=unsigned, **keys)
+
+
+def simulator(stack: Stack) -> Child:
+    """Make the provider."""
+    port = stack.port("simulator_url")
+    words = ("genctl", "simulator", "--port", str(port))
+    return _python(stack, "simulator", *words, ready=lambda: answers(port, "/healthz", 200))
+
+
+def worker(stack: Stack) -> Child:
+    """Make the worker, with its sweeper."""
+    log = stack.logs("worker")
+    ready = lambda: "worker.started" in log.read_text("utf-8", "replace")  # noqa: E731
+    return _python(stack, "worker", "genctl", "worker", "--grace", "2s", ready=ready)
+
+
+def api(stack: Stack) -> Child:
+    """Make API, streams and page; the page may show the simulator's images."""
+    port, images = urlsplit(stack.settings.api_url).port or 80, ",".join(stack.settings.image_hosts)
+    images = images or f"{HOST}:{stack.port('simulator_url')}"
+    words = ("genctl", "serve", "--host", HOST, "--port", str(port))
+    ready = lambda: answers(port, "/readyz", 200)  # noqa: E731
+    return _python(stack, "api", *words, ready=ready, GENCTL_IMAGE_HOSTS=images)
+
+
+def _python(
+    stack: Stack, name: str, module: str, *words: str, ready: Callable[[], bool], **env: str
+) -> Child:
+    argv = [sys.executable, "-m", module, *words]
+    return Child(name=name, argv=argv, log=stack.logs(name), env=stack.env(**env), ready=ready)
+
+
+Stack.servers = (queue, simulator)
+Stack.clients = (api, worker)
+
+
+def answers(port: int, path: str, status: int) -> bool:
+    """Tell whether our own host answers a GET with `status`, at once."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=0.5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == status
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def free_ports(wanted: list[int | None]) -> list[int]:
+    """Find for each a port that we can listen on: the wanted one, else another; no port twice."""
+    with ExitStack() as held:
+        return [_listenable(held.enter_context(socket.socket()), port or 0) for port in wanted]
+
+
+def _listenable(probe: socket.socket, port: int) -> int:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((HOST, port))
+    except OSError:
+        probe.bind((HOST, 0))
+    return int(probe.getsockname()[1])
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Hold the lock of `home`, which ends with this process. Raises GenctlError when another has it."""
+    path = home / "lock"
+    path.touch(0o600)
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = int(file.read() or 0)
+            raise GenctlError(
+                "StackRuns",
+                f"the embedded stack in {home} runs already (process {holder}: {command_of(holder)})",
+                "stop that one, or set GENCTL_HOME to another folder",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
