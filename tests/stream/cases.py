@@ -14,6 +14,20 @@ ENDS = {"failed": "failed", "completed": "completed"}
 REDRIVEN, ORDERED, BACK = "redriven", "ordered", "goes back"
 
 
+class Framing(msgspec.Struct):
+    """How a stream begins, and how its lines end."""
+
+    begin: str
+    end: str
+
+
+FRAMINGS = {
+    "LF": Framing("", "\n"),
+    "BOM and CRLF": Framing("\ufeff", "\r\n"),
+    "BOM, a comment and CR": Framing("\ufeff: hello\r\r", "\r"),
+}
+
+
 class Step(msgspec.Struct, frozen=True):
     """Who does what."""
 
@@ -50,13 +64,24 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [Step(who, what) for step in self.story for who, what in step.items()]
 
 
+class Shown(msgspec.Struct):
+    """What a fetch shows of a session. `version` is that of its newest change."""
+
+    status: str
+    run: int
+    version: int
+
+
+Rows = dict[str, Shown]
+
+
 class Frame(msgspec.Struct):
-    """An event as it is written. `rows` is what a fetch at this moment would show: status and run."""
+    """An event as it is written. `rows` is what a fetch at this moment would show."""
 
     name: str
     id: str | None
     data: dict[str, Any]
-    rows: dict[str, str]
+    rows: Rows
 
     def bytes(self, end: str) -> bytes:
         """The event with these ends of lines."""
@@ -72,7 +97,7 @@ class Played(msgspec.Struct):
     """One connection to a server that plays the story: what the client names, what it reads, and how it ends."""
 
     last_id: str | None
-    rows: dict[str, str]
+    rows: Rows
     frames: list[Frame] = msgspec.field(default_factory=list)
     cut: Frame | None = None  # half of it comes
     end: str = ""  # what the network does; of the last one nothing: it stays open
@@ -95,7 +120,7 @@ class World:
 
     def __init__(self) -> None:
         self.version = 0
-        self.rows: dict[str, tuple[str, int, int]] = {}  # status, run, version
+        self.rows: Rows = {}
 
     def happen(self, step: Step) -> None:
         """Let the database's step happen."""
@@ -104,32 +129,27 @@ class World:
         if step.what == BACK:
             self.version, self.rows = 0, {}
             return
-        _, run, version = self.rows.get(step.session, ("", 1, 0))
-        if step.verb == ORDERED:
-            self.rows[step.session] = "queued", run, version
-            return
-        self.version += 1
-        again = step.verb == REDRIVEN
-        self.rows[step.session] = ENDS.get(step.verb, "queued"), run + again, self.version
-
-    def shown(self) -> dict[str, str]:
-        """What a fetch shows now."""
-        return {name: f"{status} {run}" for name, (status, run, _) in self.rows.items()}
+        old = self.rows.get(step.session, Shown("", 1, 0))
+        if step.verb != ORDERED:
+            self.version += 1
+        version = old.version if step.verb == ORDERED else self.version
+        run = old.run + (step.verb == REDRIVEN)
+        self.rows = self.rows | {step.session: Shown(ENDS.get(step.verb, "queued"), run, version)}
 
     def word(self, session: str) -> str:
         """How the server calls what the session is."""
-        return next(word for word, status in STATUS.items() if status == self.rows[session][0])
+        return next(word for word, status in STATUS.items() if status == self.rows[session].status)
 
     def frame(self, step: Step) -> Frame:
         """What the server writes."""
         if step.verb in STATUS:
-            status, run, version = self.rows[step.session]
-            assert status == STATUS[step.verb], step
-            data = {"sessionId": step.session, "clientKey": None, "status": status, "model": "m", "run": run}
-            return Frame(step.verb, f"v{version}", data, self.shown())
+            row = self.rows[step.session]
+            assert row.status == STATUS[step.verb], step
+            facts = {"sessionId": step.session, "clientKey": None, "model": "m", **msgspec.to_builtins(row)}
+            return Frame(step.verb, f"v{row.version}", facts, self.rows)
         cursor = f"r{self.version}"
         is_ready = step.verb == "ready"
-        return Frame(step.verb, cursor if is_ready else None, {"lastEventId": cursor}, self.shown())
+        return Frame(step.verb, cursor if is_ready else None, {"lastEventId": cursor}, self.rows)
 
 
 def played(case: Case) -> Iterator[Played]:
@@ -145,7 +165,7 @@ def played(case: Case) -> Iterator[Played]:
                 if now:
                     yield now
                 last_id = step.what.partition(" with ")[2] or last_id
-                now = Played(last_id, world.shown())
+                now = Played(last_id, world.rows)
             case "server":
                 assert now
                 now.frames.append(world.frame(step))

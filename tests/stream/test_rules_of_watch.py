@@ -5,23 +5,16 @@ from contextlib import aclosing, closing
 from typing import Any
 
 import pytest
-from tests.stream.cases import Case, Frame, Played, of, played
+from tests.stream.cases import FRAMINGS, Case, Frame, Framing, Played, of, played
 
 from genctl.ops import watch
 
-FRAMINGS = [
-    ("", "\n"),
-    ("\ufeff", "\r\n"),
-    ("\ufeff: hello\r\r", "\r"),
-]  # how a stream begins, and how lines end
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 
 
-@pytest.mark.parametrize("framing", FRAMINGS, ids=["LF", "BOM and CRLF", "BOM, a comment and CR"])
+@pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS.keys())
 @of("watch")
-async def test_watch_keeps_the_rule(
-    case: Case, framing: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_watch_keeps_the_rule(case: Case, framing: Framing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "reconnect_s", lambda *_: 0.0)
     monkeypatch.setattr(watch, "SILENCE_S", 0.2)
     connections = list(played(case))
@@ -51,11 +44,11 @@ async def test_watch_keeps_the_rule(
 
 
 async def play(
-    connection: Played, framing: tuple[str, str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    connection: Played, framing: Framing, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     """Write what the story has the server write, and end as it has the network end."""
-    begin, end = framing
-    writer.write(HEAD + begin.encode())
+    end = framing.end
+    writer.write(HEAD + framing.begin.encode())
     for frame in connection.frames:
         writer.write(frame.bytes(end))
     if connection.cut:
@@ -71,7 +64,7 @@ def known(seen: list[watch.Seen], frames: list[Frame]) -> dict[str, str]:
     known: dict[str, str] = {}
     for one, frame in zip(seen, frames, strict=True):
         if one.event == "reset":
-            known = dict(frame.rows)
+            known = {name: f"{row.status} {row.run}" for name, row in frame.rows.items()}
         elif one.event in watch.TELLING:
             data: dict[str, Any] = one.data
             known[data["sessionId"]] = f"{data['status']} {data['run']}"

@@ -96,7 +96,7 @@ async def follow(
 
 
 def _note_standing(seen: Seen, note: Note, *, is_fresh: bool) -> bool:
-    """Note when the server begins or ceases to vouch for what came, or has closed us; tell whether it vouches."""
+    """Note when the server begins or ceases to vouch for all, or has closed us; tell whether it vouches."""
     match seen:
         case Seen("heartbeat", _, {"fresh": bool(fresh)} as data) if fresh is not is_fresh:
             note("fresh again" if fresh else f"stale since {data.get('since')}: news may be late")
