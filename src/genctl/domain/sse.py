@@ -11,7 +11,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from genctl.domain.model import Category, Session, Status
+from genctl.domain.model import Category, Gate, Session, Status, is_breaker, rfc3339
 
 NAMES = {Status.FAILED: "failed", Status.COMPLETED: "done"}  # any other has been redriven: `queued`
 OPEN_CATEGORIES = (Category.CONTENT_POLICY, Category.INVALID_REQUEST)
@@ -49,6 +49,7 @@ def changed(session: Session, cursor: str) -> Event:
         "status": session.status,
         "model": session.model,
         "run": session.run,
+        "version": session.version or 0,
     }
     if session.status is Status.FAILED:
         data["error_details"] = for_user(session.error_details)
@@ -76,9 +77,23 @@ def for_user(details: Any) -> dict[str, Any] | None:
 
 
 def item(session: Session) -> dict[str, Any]:
-    """Return a session as its user may see it."""
-    whole = session.item() | {"error_details": for_user(session.error_details)}
+    """Return a session as its user may see it. `version` and `step` order all that is told of one session.
+
+    Claims and retries change a row but draw no version; each of them raises `step`, which nothing resets.
+    """
+    whole = session.item() | {
+        "error_details": for_user(session.error_details),
+        "params": session.params,
+        "version": session.version or 0,
+        "step": 2 * session.lease - (session.status is Status.PROCESSING),
+    }
     return {key: whole[key] for key in whole if key not in {"userId", "reservationId"}}
+
+
+def gate_for_users(gate: Gate) -> dict[str, Any]:
+    """Return whether jobs are carried out now, and until when not; why and by whom is for operators."""
+    state = "open" if gate.is_open else "busy" if is_breaker(gate.who) else "paused"
+    return {"state": state, "until": None if gate.is_open else rfc3339(gate.until)}
 
 
 class Cursors(NamedTuple):
