@@ -173,6 +173,11 @@ class Stub:
         """Cursors of before mean nothing any more: who comes back with one gets `reset`."""
         self._history = uuid4().hex[:8]
 
+    def end_streams(self) -> None:
+        """End the responses, as a server does with old ones."""
+        for stream in self._streams:
+            stream.put_nowait(None)
+
     def tell_reset(self) -> None:
         self._tell("reset", {})
 
@@ -251,7 +256,7 @@ class Stub:
         return web.Response(text=page, content_type="text/html")
 
     async def _signin(self, request: web.Request) -> web.StreamResponse:
-        ticket = str((await request.post()).get("ticket"))
+        ticket = str((await request.post()).get("ticket") or request.query.get("ticket"))
         if ticket not in self._tickets:
             return _error(401, "this sign-in link was used before")
         self._tickets.discard(ticket)

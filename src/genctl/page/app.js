@@ -13,12 +13,13 @@ import { shared, whileVisible } from './tabs.js';
 import { draft, tellSignIn, unsent } from './typed.js';
 import { amount, asSentence, behind, closed, CONNECTION, count } from './words.js';
 
-const { tool = '', price = '', offers = '' } = document.documentElement.dataset;
+const { tool = '' } = document.documentElement.dataset;
+const { price = '', offers = '' } = document.body.dataset;
 const PRICE = Number(price);
 const TITLE = document.title;
 const BASE = `api/${tool}`;
 const stream = follow(`${BASE}/events`, typeof EventSource === 'function' ? byEventSource : byFetch(fetch.bind(window)));
-const canShare = 'locks' in navigator && typeof BroadcastChannel === 'function';
+const canShare = typeof navigator.locks?.request === 'function' && typeof BroadcastChannel === 'function'; // not on plain http
 
 const store = createStore({
   fetch: (path, init) => fetch(path, { credentials: 'same-origin', ...init }),
