@@ -119,6 +119,9 @@ class Stub:
             "status": "queued",
             "model": "seedream-4-0-250828",
             "prompt": prompt,
+            "params": {},
+            "version": 0,
+            "step": 0,
             "run": 1,
             "attempts": 0,
             "createdAt": rfc3339(datetime.now(UTC) - timedelta(seconds=ago_s)),
@@ -132,7 +135,8 @@ class Stub:
 
     def begin(self, session_id: str) -> None:
         now = rfc3339(datetime.now(UTC))
-        self.sessions[session_id] |= {"status": "processing", "attempts": 1, "startedAt": now}
+        item = self.sessions[session_id]
+        item |= {"status": "processing", "attempts": 1, "startedAt": now, "step": item["step"] + 1}
 
     def fail(self, session_id: str, *, ago_s: float = 0, **more: Any) -> None:
         """Settle as failed and tell it; `more` changes the `error_details`."""
@@ -169,19 +173,24 @@ class Stub:
         """Cursors of before mean nothing any more: who comes back with one gets `reset`."""
         self._history = uuid4().hex[:8]
 
+    def end_streams(self) -> None:
+        """End the responses, as a server does with old ones."""
+        for stream in self._streams:
+            stream.put_nowait(None)
+
     def tell_reset(self) -> None:
         self._tell("reset", {})
 
-    def tell_heartbeat(self) -> None:
-        self._tell("heartbeat", {"lastEventId": None})
+    def tell_heartbeat(self, *, fresh: bool = True, since: str | None = None) -> None:
+        self._tell("heartbeat", {"lastEventId": None, "fresh": fresh, "since": since})
 
     def tell_raw(self, text: str) -> None:
         for stream in self._streams:
             stream.put_nowait(text)
 
     def _settle(self, event: str, session_id: str, change: Item) -> None:
-        self.sessions[session_id] |= change
         self._versions[session_id] = next(self._numbers)
+        self.sessions[session_id] |= change | {"version": self._versions[session_id]}
         for stream in self._streams:
             stream.put_nowait(self._event(session_id))
 
@@ -190,7 +199,7 @@ class Stub:
         name, extra = {"failed": ("failed", "error_details"), "completed": ("done", "result")}.get(
             item["status"], ("queued", "")
         )
-        keys = ["sessionId", "clientKey", "status", "model", "run", *filter(None, [extra])]
+        keys = ["sessionId", "clientKey", "status", "model", "run", "version", *filter(None, [extra])]
         data = json.dumps({key: item[key] for key in keys})
         return f"id: {self._cursor(self._versions[session_id])}\nevent: {name}\ndata: {data}\n\n"
 
@@ -247,7 +256,7 @@ class Stub:
         return web.Response(text=page, content_type="text/html")
 
     async def _signin(self, request: web.Request) -> web.StreamResponse:
-        ticket = str((await request.post()).get("ticket"))
+        ticket = str((await request.post()).get("ticket") or request.query.get("ticket"))
         if ticket not in self._tickets:
             return _error(401, "this sign-in link was used before")
         self._tickets.discard(ticket)
