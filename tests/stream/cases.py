@@ -11,6 +11,8 @@ import yaml
 
 STATUS = {"failed": "failed", "done": "completed", "queued": "queued"}
 ENDS = {"failed": "failed", "completed": "completed"}
+VOUCHES = {"fresh": True, "stale": False}
+SINCE = "2026-11-24T07:58:00.000Z"
 REDRIVEN, ORDERED, BACK = "redriven", "ordered", "goes back"
 
 
@@ -57,6 +59,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: str
     story: list[dict[str, str]]
     knows: dict[str, str]
+    vouched: bool = True
     of: list[str] = msgspec.field(default_factory=lambda: ["server", "watch", "page"])
 
     @property
@@ -148,6 +151,9 @@ class World:
             facts = {"sessionId": step.session, "clientKey": None, "model": "m", **msgspec.to_builtins(row)}
             return Frame(step.verb, f"v{row.version}", facts, self.rows)
         cursor = f"r{self.version}"
+        if step.verb in VOUCHES:
+            vouches = {"lastEventId": cursor, "fresh": VOUCHES[step.verb], "since": SINCE}
+            return Frame("heartbeat", None, vouches, self.rows)
         is_ready = step.verb == "ready"
         return Frame(step.verb, cursor if is_ready else None, {"lastEventId": cursor}, self.rows)
 

@@ -18,7 +18,7 @@ const MOST_STEPS = 400;
 mock.timers.enable({ apis: ['setTimeout', 'Date'], now: Date.parse('2026-11-24T08:00:00Z') });
 
 for (const [framing, { begin, end }] of Object.entries(framings)) {
-  for (const { rule, connections, knows } of rules) {
+  for (const { rule, connections, knows, vouched } of rules) {
     test(`${rule} (${framing})`, async () => {
       const server = played(connections, begin, end);
       const base = '/api/seedream4';
@@ -28,7 +28,7 @@ for (const [framing, { begin, end }] of Object.entries(framings)) {
       store.start();
       const known = () => Object.fromEntries(store.getSnapshot().cards.map((card) => [card.sessionId, `${card.status} ${card.run}`]));
       const is = () => ({ known: known(), connection: store.getSnapshot().connection.is, streams: server.asked.length });
-      const expected = { known: knows, connection: 'live', streams: connections.length };
+      const expected = { known: knows, connection: vouched ? 'live' : 'stale', streams: connections.length };
       for (let step = 0; step < MOST_STEPS && !equal(is(), expected); step++) await pass(STEP_MS);
       await pass(STEP_MS);
       assert.deepEqual(is(), expected);

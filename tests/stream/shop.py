@@ -125,3 +125,13 @@ def heard(ear: Ear) -> list[str]:
 async def tells(ear: Ear, sessions: list[str], *, or_reset: bool = False) -> None:
     """Wait until it has told of all of them; or has said that its client must fetch again."""
     await ear.until(lambda ear: (or_reset and ear.named("reset")) or set(sessions) <= set(heard(ear)), SOON_S)
+
+
+async def vouches_again(ear: Ear) -> None:
+    """Wait until the stream says that nothing is missing; it has said meanwhile that something may be."""
+
+    def said() -> list[bool]:
+        return [beat.data["fresh"] for beat in ear.named("heartbeat")]
+
+    await ear.until(lambda _: said()[-1:] == [True], SOON_S)
+    assert False in said()

@@ -11,7 +11,7 @@ import pytest
 from tests.ears import BASE, Client, Ear, served
 from tests.kit import QueueServer
 from tests.stream.road import Road
-from tests.stream.shop import Shop, heard, tells
+from tests.stream.shop import Shop, heard, tells, vouches_again
 
 from genctl.base.settings import Settings
 from genctl.edges import migrate
@@ -61,6 +61,7 @@ async def test_a_database_that_restarts_under_open_streams_loses_nothing(
                 await shop.all_told(ann=[ear])
             assert heard(early) == heard(ear)[2:]
         await client.turns(200)
+        await vouches_again(ear)
         assert not ear.named("reset")
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.ears import Client, served
 from tests.proxies import pgbouncer
 from tests.stream.road import LISTEN, LISTENING, START_UP, Road
-from tests.stream.shop import SOON_S, Shop
+from tests.stream.shop import SOON_S, Shop, vouches_again
 
 from genctl.base.settings import Settings
 from genctl.edges import listener
@@ -112,6 +112,7 @@ async def test_a_black_hole_is_found_by_a_probe_and_nothing_is_lost(
         await client.turns(200)
         await shop.fail("ann", 3)
         await shop.all_told(ann=[ear])
+        await vouches_again(ear)
 
 
 async def test_behind_a_pooler_nothing_is_lost_while_the_pooler_is_made_anew(

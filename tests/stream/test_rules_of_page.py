@@ -10,14 +10,12 @@ import pytest
 from tests.stream.cases import FRAMINGS, load, played
 
 HERE = Path(__file__).parent
-STORE = HERE.parents[1] / "src" / "genctl" / "page" / "store.js"
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-@pytest.mark.skipif(not STORE.exists(), reason="the page has no store of its own")
 def test_the_page_keeps_each_rule(tmp_path: Path) -> None:
     rules = [
-        {"rule": case.rule, "knows": case.knows, "connections": list(played(case))}
+        {"rule": case.rule, "knows": case.knows, "vouched": case.vouched, "connections": list(played(case))}
         for case in load()
         if "page" in case.of
     ]

@@ -32,7 +32,8 @@ async def test_watch_keeps_the_rule(case: Case, framing: Framing, monkeypatch: p
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         address = watch.StreamAddress(url, "seedream4", lambda: "token")
         first = connections[0].last_id
-        follows = watch.follow(address, last_id=first, fail_after_s=None, note=lambda _: None)
+        notes: list[str] = []
+        follows = watch.follow(address, last_id=first, fail_after_s=None, note=notes.append)
         seen: list[watch.Seen] = []
         expected = [frame for connection in connections for frame in connection.frames]
         async with aclosing(follows), asyncio.timeout(10):  # type: ignore[type-var]
@@ -41,6 +42,8 @@ async def test_watch_keeps_the_rule(case: Case, framing: Framing, monkeypatch: p
     assert [(one.event, one.data) for one in seen] == [(frame.name, frame.data) for frame in expected]
     assert asked == [connection.last_id for connection in connections]
     assert known(seen, expected) == case.knows
+    standing = [note for note in notes if note.startswith(("stale since", "fresh again"))]
+    assert (standing[-1:] in ([], ["fresh again"])) == case.vouched
 
 
 async def play(
