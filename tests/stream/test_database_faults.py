@@ -3,13 +3,13 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 from tests.ears import BASE, Client, Ear, served
-from tests.kit import QueueServer
+from tests.kit import QueueServer, fill_notify_queue
 from tests.stream.road import Road
 from tests.stream.shop import Shop, heard, tells, vouches_again
 
@@ -80,7 +80,7 @@ async def test_a_full_notify_queue_leaves_failures_to_the_backstop(
             culprit.execute("listen it")
             culprit.commit()
             culprit.execute("select 1")
-            fill(settings.dsn())
+            fill_notify_queue(settings.dsn())
             await shop.fail("eve", 5)
             await shop.all_told(eve=[ear])
             assert b"genctl_sse_notifications_total 0.0" in client.api.metrics.text()
@@ -88,17 +88,6 @@ async def test_a_full_notify_queue_leaves_failures_to_the_backstop(
         await shop.fail("eve")
         await shop.all_told(eve=[ear])
         assert b"genctl_sse_notifications_total 0.0" not in client.api.metrics.text()
-
-
-def fill(dsn: str) -> None:
-    """Until not even a short NOTIFY finds room."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        for size in (7000, 10):
-            with suppress(psycopg.errors.ProgramLimitExceeded):
-                while True:
-                    conn.execute(
-                        "select pg_notify('it', repeat('x', %s) || g) from generate_series(1, 10) g", [size]
-                    )
 
 
 @asynccontextmanager
