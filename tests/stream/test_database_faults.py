@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.ears import BASE, Client, Ear, served
-from tests.kit import QueueServer, fill_notify_queue
+from tests.kit import QueueServer, fill_notify_queue, quick_logins
 from tests.stream.road import Road
 from tests.stream.shop import Shop, heard, tells, vouches_again
 
@@ -27,6 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("pg") / "a", settings=SETTINGS)
     asyncio.run(server.start())
     try:
+        quick_logins(server.dsn)
         asyncio.run(migrate.up(server.dsn))
         yield server
     finally:
