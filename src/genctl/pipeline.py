@@ -212,7 +212,8 @@ class Pipeline:
             began_at = time.monotonic()
             answer = await self.wire.generate(hold.session, hold.on_send)
         now, verdicts = datetime.now(UTC), self.limits.verdicts
-        result = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
+        said = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
+        result = details.without_secrets(said, self.tool.provider.key_shape)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result

@@ -181,6 +181,7 @@ def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Le
         row=session,
         held_as=row["held_as"] if row else None,
         balance=row["balance"] if row else 0,
+        earlier=(row["earlier"] or {}) if row else {},
     )
 
 

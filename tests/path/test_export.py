@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.kit import Kit
 from tests.path.test_redrive import failed
 
+from genctl.base.printable import is_printable
 from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
@@ -24,8 +25,11 @@ from genctl.ops.sampling import Survey
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in raw(path).splitlines()]
+
+
+def raw(path: Path) -> str:
+    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
 
 
 async def exported(kit: Kit, path: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -38,11 +42,12 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
 ) -> None:
     for _ in range(3):
         await failed(kit)
-    await kit.pipeline.send_copy("no job \u2028 of ours", "MalformedMessage")
+    await kit.pipeline.send_copy("no job \u2028\u202e\x7f of ours", "MalformedMessage")
     path = tmp_path / name
     assert (await exported(kit, path))["exported"] == 4
     copies = {message.message_id: message for message in await kit.copies()}
     assert len(copies) == 4
+    assert all(map(is_printable, raw(path).split("\n")))
     for line in lines(path):
         message = copies[line["messageId"]]
         assert line["body"] == message.body

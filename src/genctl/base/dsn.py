@@ -4,9 +4,9 @@ import re
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
-EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / @ % and blanks in a password)"
-MASK = "***"
+from genctl.domain.masking import MASK, without_secret_parameters
 
+EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / @ % and blanks in a password)"
 # as libpq reads it: a user ends at the first : @ or /, a password at the first @
 _URL = re.compile(
     r"(?P<scheme>postgres(?:ql)?://)"
@@ -16,7 +16,6 @@ _URL = re.compile(
     r"(?:\?(?P<query>[^@#]*))?"
 )
 _UNREADABLE = re.compile(r" |%00|%(?![0-9a-fA-F]{2})")  # libpq repeats these in its error, a password too
-_SECRET_IN_QUERY = re.compile(r"\b((?:ssl)?password|oauth_client_secret)=[^&]*", re.IGNORECASE)
 
 
 def check(text: str) -> str:
@@ -32,7 +31,7 @@ def masked(url: str) -> str:
         return MASK
     if match["password"]:
         url = url[: match.start("password")] + MASK + url[match.end("password") :]
-    return _SECRET_IN_QUERY.sub(rf"\1={MASK}", url)
+    return without_secret_parameters(url)
 
 
 def password(url: str) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 import structlog
 
+from genctl.base.hidden import hide_in
 from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
@@ -41,6 +42,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
             Throttle(),
             _head,
             _exceptions(traced=least <= logging.DEBUG),
+            _without_secrets,
             _as_json if form == "json" else _as_text(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
@@ -164,6 +166,12 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
         return event
 
     return processor
+
+
+def _without_secrets(_: object, __: str, event: Event) -> Event:
+    """Hide secrets in what an event tells; its name is ours, unless a library has said it."""
+    kept = {"timestamp", "level"} if "logger" in event else {"timestamp", "level", "event"}
+    return {key: value if key in kept else hide_in(value) for key, value in event.items()}
 
 
 def _as_json(_: object, __: str, event: Event) -> str:

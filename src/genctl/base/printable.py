@@ -23,6 +23,13 @@ def escape_json(document: str) -> str:
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else _json_escape(match[0]), document)
 
 
+def printable_lines(text: str) -> str:
+    """Do the same for what has been laid out in lines, whose ends stay, CSV's too."""
+    return _UNSAFE.sub(
+        lambda match: match[0] if _ends_line(match) else _SHORT.get(match[0]) or _escape(match[0]), text
+    )
+
+
 def is_printable(text: str) -> bool:
     return not _UNSAFE.search(text)
 
@@ -30,6 +37,10 @@ def is_printable(text: str) -> bool:
 def many(count: int, one: str) -> str:
     """Count things for people: `1 job`, `12,000 jobs`."""
     return f"{count:,} {one}" + ("" if count == 1 else "s")
+
+
+def _ends_line(match: re.Match[str]) -> bool:
+    return match[0] == "\n" or (match[0] == "\r" and match.string.startswith("\n", match.end()))
 
 
 def _escape(character: str) -> str:

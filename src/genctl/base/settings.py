@@ -8,7 +8,7 @@ rows of the same kind, whose values are in `of_tools`.
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from platformdirs import user_data_path
 
-from genctl.base import dsn, settings_sources, values
+from genctl.base import dsn, hidden, settings_sources, trust, values
 from genctl.domain.model import GenctlError
 
 API_URL = "http://127.0.0.1:8787"
@@ -265,17 +265,17 @@ def load(
 ) -> Settings:
     """Read the settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
 
-    `flags` go by key; `more` as for settings_sources.find(). Raises GenctlError: exit 2 for what is unknown
-    or wrong in any of them, exit 3 for a file of the embedded stack that cannot be read.
+    `flags` go by key; `more` as for settings_sources.sources(). What is secret in any of them is hidden from
+    here on. Raises GenctlError: exit 2 for what is unknown or wrong in any of them, exit 3 for a file of the
+    embedded stack that cannot be read.
     """
     rows = (*TABLE, *of_tools)
-    given = settings_sources.find(
-        {entry.key: entry.env for entry in rows},
-        flags or {},
-        os.environ if env is None else env,
-        cwd or Path(),
-        more=more,
-    )
+    environment = os.environ if env is None else env
+    hidden.know("environment", hidden.of_environment(environment))
+    keys = {entry.key: entry.env for entry in rows}
+    sources = settings_sources.sources(keys, flags or {}, environment, cwd or Path(), more=more)
+    _hide_secrets(rows, sources)
+    given = {key: one for source in reversed(sources) for key, one in source.items()}
     parsed = {entry.name: _parsed(entry, given[entry.key]) for entry in rows if entry.key in given}
     origins = {entry.name: given[entry.key].origin if entry.key in given else "default" for entry in rows}
     theirs = {entry.key: parsed.pop(entry.name) for entry in of_tools if entry.name in parsed}
@@ -293,6 +293,7 @@ def load(
 
 def with_stack(settings: Settings, stack: Mapping[str, str], of_tools: Iterable[Entry]) -> Settings:
     """Take what the embedded stack has written down, except where the user has set something."""
+    _hide_stack(stack)
 
     def is_free(name: str) -> bool:
         return settings.origins.get(name, "default") in {"default", "embedded stack"}
@@ -318,11 +319,25 @@ def simulated(rows: Iterable[Entry], stack: Mapping[str, str]) -> dict[str, str]
     }
 
 
+def _hide_secrets(rows: Iterable[Entry], sources: Sequence[Mapping[str, settings_sources.Given]]) -> None:
+    """Hide those of all sources, also one that another wins over, before any complaint repeats it."""
+    texts = [(entry, source[entry.key].text) for entry in rows for source in sources if entry.key in source]
+    own = {text for entry, text in texts if entry.secret and not text.startswith("postgres")}
+    in_urls = {secret for _, text in texts for secret in hidden.in_urls(text)}
+    hidden.know("settings", own | in_urls)
+
+
+def _hide_stack(stack: Mapping[str, str]) -> None:
+    """Hide the keys of an embedded stack, and the password of its database."""
+    own = {text for name, text in stack.items() if name.endswith("secret") or "secret_" in name}
+    hidden.know("embedded stack", own | {one for text in stack.values() for one in hidden.in_urls(text)})
+
+
 def _parsed(entry: Entry, given: settings_sources.Given) -> Any:
     try:
         return entry.parse(given.text)
     except ValueError as error:
-        got = "" if entry.secret else f", got {given.text[:80]!r}"
+        got = "" if entry.secret else f", got {hidden.hide(given.text)[:80]!r}"
         raise GenctlError("BadSetting", f"{given.position}: expected {error}{got}", exit_code=2) from None
 
 
@@ -341,6 +356,8 @@ def _refuse_real_services(given: Mapping[str, settings_sources.Given]) -> None:
 def read_stack(home: Path) -> dict[str, str]:
     """Read what the embedded stack wrote; nothing when it never ran. Raises GenctlError (exit 2 or 3)."""
     path = home / STACK_FILE
+    if path.is_file():
+        trust.check(path, "unset GENCTL_HOME", folders=False)  # a folder that somebody has named
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:

@@ -4,6 +4,7 @@ Values stay text here, so that `off`, `1:30` and `3` mean the same in a file as 
 """
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from platformdirs import user_config_path
 
+from genctl.base import trust
 from genctl.domain.model import GenctlError
 
 FILE = "genctl.yaml"
@@ -25,23 +27,21 @@ class Given(NamedTuple):
     position: str
 
 
-def find(
+def sources(
     known: Mapping[str, str],
     flags: Mapping[str, str],
     env: Mapping[str, str],
     cwd: Path,
     *,
     more: bool = False,
-) -> dict[str, Given]:
-    """Return what is given for each key. `known` maps keys to environment variables; empty means unset.
+) -> list[dict[str, Given]]:
+    """Return what each source gives for each key; the first that has a key wins.
 
-    With `more`, files may hold keys of a tool that cannot be loaded just now: find() ignores them.
-    Raises GenctlError (exit 2) for an unknown or doubled key and for a file that cannot be read.
+    `known` maps keys to environment variables; empty means unset. With `more`, files may hold keys of a tool
+    that cannot be loaded just now: they are ignored. Raises GenctlError (exit 2) for an unknown or doubled
+    key and for a file that cannot be read.
     """
-    given: dict[str, Given] = {}
-    for source in (_flags(known, flags), _environment(known, env), *_files(known, env, cwd, more=more)):
-        given = source | given
-    return given
+    return [_flags(known, flags), _environment(known, env), *_files(known, env, cwd, more=more)]
 
 
 def user_file() -> Path:
@@ -74,13 +74,18 @@ def _environment(known: Mapping[str, str], env: Mapping[str, str]) -> dict[str, 
 def _files(
     known: Mapping[str, str], env: Mapping[str, str], cwd: Path, *, more: bool
 ) -> Iterator[dict[str, Given]]:
-    """Read the project's file, then the user's; only the one that GENCTL_CONFIG names must exist."""
+    """Read the project's file, then the user's; only the one that GENCTL_CONFIG names must exist.
+
+    What merely lies in the working folder may be somebody's trap: it has to be ours. What is named is meant.
+    """
     named = env.get("GENCTL_CONFIG")
     project = cwd / (named or FILE)
     if named and not os.access(project, os.F_OK):
         raise _wrong("GENCTL_CONFIG", f"there is no file {project}")
     for path in (project, user_file()):
         if os.access(path, os.F_OK):
+            if not named and path == project:
+                trust.check(path, shlex.join(["export", f"GENCTL_CONFIG={path.absolute()}"]))
             yield _read(path.absolute(), known, more=more)
 
 

@@ -77,6 +77,10 @@ class Tokens:
         """Make the page's sign-in link of a user."""
         return f"{page_url}/signin?ticket={self.ticket(user)}"
 
+    def proof(self, nonce: str, port: int) -> str:
+        """Prove that who listens on this port holds the key; for another port the proof is worth nothing."""
+        return hmac.digest(self._derived("proofs of the stack"), f"{port} {nonce}".encode(), "sha256").hex()
+
     def _derived(self, purpose: str) -> bytes:
         return hmac.digest(self._key, f"genctl {purpose}".encode(), "sha256")
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import click
 
+from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, printable
 from genctl.cli import streams, terminal
 
@@ -79,7 +80,7 @@ def _rank(error: BaseException) -> int:
 
 
 def _tell(end: Exit, *, as_json: bool) -> None:
-    message, fix = (re.sub(r"\s*\n\s*", " ", text).strip() for text in (end.message, end.fix))
+    message, fix = (re.sub(r"\s*\n\s*", " ", hide(text)).strip() for text in (end.message, end.fix))
     if as_json:
         error = {"error": {"code": end.code, "message": message, "fix": fix}}
         sys.stderr.write(escape_json(json.dumps(error, ensure_ascii=False)) + "\n")

@@ -9,6 +9,7 @@ from enum import Enum
 from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
+from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, is_printable, printable
 
 Row = Mapping[str, Any]
@@ -16,14 +17,20 @@ Row = Mapping[str, Any]
 GAP = 2  # blanks between two columns
 LEAST = 8  # columns that a shortened cell keeps
 TO_THE_DIGIT = 100_000  # floats from here on show all their digits
+FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
-    """Turn a value into what JSON knows: times in RFC 3339, in UTC with Z; ids and paths as text; structs."""
+    """Turn a value into what JSON knows: times in RFC 3339, in UTC with Z; ids and paths as text; structs.
+
+    Hide secrets too, before a table may cut one.
+    """
     match value:
         case Enum():
             return plain(value.value)
-        case None | bool() | int() | str():
+        case str():
+            return hide(value)
+        case None | bool() | int():
             return value
         case float():
             return value if isfinite(value) else None
@@ -34,11 +41,11 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
         case list() | tuple() | set() | frozenset():
             return [plain(item) for item in value]
         case bytes():
-            return value.decode(errors="replace")
+            return hide(value.decode(errors="replace"))
     if (names := getattr(type(value), "__struct_fields__", None)) is not None:
         spelled = type(value).__struct_encode_fields__
         return {key: plain(getattr(value, name)) for name, key in zip(names, spelled, strict=True)}
-    return str(value)
+    return hide(str(value))
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -185,11 +192,13 @@ YAML = DocumentWriter(lambda row: to_yaml([row]), nothing="[]\n")
 
 
 class CsvWriter:
-    """Write RFC 4180 with a header, nested values as JSON. `raw` is false where a terminal reads it."""
+    """Write RFC 4180 with a header, nested values as JSON; no field steers a terminal or is a formula.
 
-    def __init__(self, columns: Sequence[str] | None, *, raw: bool) -> None:
+    Each row is one line. An apostrophe stands before a text that a spreadsheet would calculate.
+    """
+
+    def __init__(self, columns: Sequence[str] | None) -> None:
         self.columns = columns
-        self.raw = raw
 
     def row(self, row: Row, before: int) -> str:
         self.columns = self.columns or list(row)
@@ -206,8 +215,10 @@ class CsvWriter:
     def _field(self, value: Any) -> str:
         if value is None:
             return ""
-        text = value if isinstance(value, str) else to_json(value)
-        return text if self.raw else printable(text)
+        if not isinstance(value, str):
+            return to_json(value)
+        text = printable(value)
+        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 class LinesWriter:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from genctl.base.hidden import hide
+from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 from genctl.cli.command import Command
 from genctl.cli.output import Output, write
@@ -57,7 +59,8 @@ async def _watch(out: Output) -> None:
             if out.form != "table":
                 put(_standing(lines))
             elif terminal.room():
-                write(HOME + _text(lines).replace("\n", f"{CLEAR_LINE}\n") + CLEAR_REST)
+                drawn = printable_lines(hide(_text(lines))).replace("\n", f"{CLEAR_LINE}\n")
+                sys.stdout.write(HOME + drawn + CLEAR_REST)
             else:
                 write(f"{_text(lines)}\n")
             sys.stdout.flush()

@@ -7,6 +7,8 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from genctl.base.hidden import hide
+from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class Output:
             "json": lambda: formats.JSON,
             "jsonl": lambda: formats.JSON_LINES,
             "yaml": lambda: formats.YAML,
-            "csv": lambda: formats.CsvWriter(list(columns), raw=not sys.stdout.isatty()),
+            "csv": lambda: formats.CsvWriter(list(columns)),
         }
         return RowPrinter(writers[self.form](), formats.plain)
 
@@ -179,5 +181,5 @@ class RowPrinter:
 
 
 def write(text: str) -> None:
-    """Write text to stdout as it is: nothing in it may need escaping."""
-    sys.stdout.write(text)
+    """Write lines to stdout; here at the latest what is secret, or steers a terminal, is masked."""
+    sys.stdout.write(printable_lines(hide(text)))

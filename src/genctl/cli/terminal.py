@@ -8,14 +8,15 @@ from contextlib import contextmanager, suppress
 
 import click
 
+from genctl.base.hidden import hide
 from genctl.base.person import Advance
 from genctl.base.printable import printable
 from genctl.cli import streams
 
 
 def note(text: str) -> None:
-    """Write a line or several on stderr; escape whatever a terminal would obey."""
-    sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+    """Write a line to stderr, or several, without secrets and without what a terminal would obey."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in hide(text).splitlines()))
 
 
 def room() -> int | None:

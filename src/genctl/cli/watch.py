@@ -47,6 +47,7 @@ def watch(
     """
     from genctl.base.tokens import Tokens
     from genctl.domain.model import GenctlError
+    from genctl.ops import peer
     from genctl.ops.watch import StreamAddress, follow
     from genctl.tools.found import Tools
 
@@ -60,6 +61,7 @@ def watch(
         out.settings.api_url,
         out.settings.tool,
         lambda: tokens.issue(user or "demo") if tokens else str(token),
+        peer.prover(out.settings),
     )
     shown = events or EVENTS[:4]
     try:

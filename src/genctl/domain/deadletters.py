@@ -14,7 +14,10 @@ from genctl.domain.model import Category, Session, Status, rfc3339
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes."""
+    """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes.
+
+    Anybody who may send to the queue writes attributes: they are shown, and decide nothing about a session.
+    """
 
     message_id: str
     sent_at: datetime
@@ -30,6 +33,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     row: Session | None = None
     held_as: str | None = None  # the status of the row's reservation
     balance: int = 0  # of the row's user
+    earlier: dict[str, Any] = {}  # the details of the session's redriven runs, by run
 
     @property
     def state(self) -> str:
@@ -48,13 +52,35 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
         return self.row.user_id if self.row else None
 
     @property
+    def failure(self) -> dict[str, Any]:
+        """Tell how the run that the copy names has failed, by the rows: code, category, failedAt.
+
+        Where there is no such run, only the copy tells something; it selects nothing but itself.
+        """
+        match self.state:
+            case "foreign" | "orphan":
+                return {"code": self.code, "category": self.category, "failedAt": self.failed_at}
+            case "current" if self.row is not None:
+                return self.row.details
+            case "stale":
+                details = self.earlier.get(str(self.run))
+                return details if isinstance(details, dict) else {}
+        return {}
+
+    @property
+    def failed_as(self) -> str:
+        """Tell the failure's code; `Unknown` where the run has not failed, or nobody stored one."""
+        return str(self.failure.get("code") or "Unknown")
+
+    @property
     def at(self) -> datetime:
-        """Say when the job failed, by the copy, else when the copy was sent."""
+        """Say when the run failed, by the rows, else when the message was sent."""
         try:
-            failed_at = datetime.fromisoformat(self.failed_at or "")
+            failed_at = datetime.fromisoformat(str(self.failure.get("failedAt")))
             return failed_at.astimezone(UTC) if failed_at.tzinfo else self.sent_at
-        except (ValueError, OverflowError):  # anybody may send attributes
-            return self.sent_at
+        except (ValueError, OverflowError):  # adopted details, and attributes of a foreign message
+            ended_at = self.row.completed_at if self.row and self.state == "current" else None
+            return ended_at or self.sent_at
 
     def item(self) -> dict[str, Any]:
         """Write it as the CLI shows it."""
@@ -78,7 +104,10 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which letters are meant: those that match every given field. `since` <= failed < `until`."""
+    """Which letters are meant: those that match every given field. `since` <= failed < `until`.
+
+    The rows decide, so that a forged attribute selects no session.
+    """
 
     code: str | None = None
     category: str | None = None
@@ -90,8 +119,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     def takes(self, letter: Letter) -> bool:
         """Whether this letter is meant."""
         wanted = (
-            (self.code, letter.code),
-            (self.category, letter.category),
+            (self.code, letter.failed_as),
+            (self.category, letter.failure.get("category")),
             (self.user, letter.user),
             (self.session, letter.session_id),
         )
@@ -176,7 +205,7 @@ def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
             return LetterPlan("skip" if _is_leased(row) else "resend", state)
         case "current" if row is not None and row.reserved is not None:
             why = _objection(letter, row, terms, left.get(row.user_id, letter.balance))
-            return LetterPlan("skip", why) if why else LetterPlan("requeue", letter.code, row.reserved)
+            return LetterPlan("skip", why) if why else LetterPlan("requeue", letter.failed_as, row.reserved)
         case "current":
             return LetterPlan("skip", "no reservation")
     return LetterPlan("skip", state)
@@ -184,8 +213,7 @@ def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
 
 def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:
     """Say why a failed session gets no further run."""
-    category = row.details.get("category") or letter.category
-    if category == Category.CONTENT_POLICY and not terms.refused_too:
+    if row.details.get("category") == Category.CONTENT_POLICY and not terms.refused_too:
         return "content policy"
     if row.run > terms.max_redrives:
         return "redriven often enough"

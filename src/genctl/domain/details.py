@@ -6,11 +6,12 @@ It looks only at the beginning of each text, as it keeps only the first bytes: s
 import html
 import re
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
-from genctl.domain.model import ErrorDetails, Failure, rfc3339
+from genctl.domain.model import ErrorDetails, Failure, Success, rfc3339
 from genctl.domain.providers import Provider
 
 MESSAGE_BYTES = 1_024
@@ -76,6 +77,30 @@ def cut(text: str, limit: int) -> str:
 
 
 # -- secrets --------------------------------------------------------------------------------------
+
+
+def without_secrets(result: Success | Failure, keys: str) -> Success | Failure:
+    """Take secrets out of what a provider has said, before anybody stores, counts or logs it.
+
+    `keys` is a pattern of those that are known by value; what shows by its looks goes when details are made.
+    """
+    if not keys:
+        return result
+    hide = partial(re.compile(keys).sub, REMOVED)
+    if isinstance(result, Success):
+        images = tuple(msgspec.structs.replace(image, url=hide(image.url)) for image in result.images)
+        return Success(images, result.request_id and hide(result.request_id))
+    body = result.provider_body and result.provider_body[: 4 * _WINDOW].decode("utf-8", "replace")
+    texts = {name: value for name in _SAID if (value := getattr(result, name))}
+    return msgspec.structs.replace(
+        result,
+        code=result.code if hide(result.code) == result.code else f"HTTP{result.provider_status}",
+        provider_body=hide(body).encode() if body else result.provider_body,
+        **{name: hide(text) for name, text in texts.items()},
+    )
+
+
+_SAID = ("user_message", "provider_code", "provider_message", "request_id")
 
 _QUOTE = r"(?:\\?[\"']){0,2}"
 _IS = rf"{_QUOTE}\s{{0,4}}(?:[:=]|%3D)\s{{0,4}}{_QUOTE}"

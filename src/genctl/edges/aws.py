@@ -15,6 +15,7 @@ from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import BotoCoreError, NoRegionError
 from botocore.httpsession import get_cert_path
 
+from genctl.base import hidden
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 
@@ -127,7 +128,9 @@ class Signer:
         self._freeze()
 
     def _freeze(self) -> None:
-        self._auth = _Auth(self._source.get_frozen_credentials(), self._where.region)
+        frozen = self._source.get_frozen_credentials()
+        hidden.know("aws", (frozen.secret_key, frozen.token))
+        self._auth = _Auth(frozen, self._where.region)
 
     async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
         """Add the signature of a POST of `body` to its `headers`; `now` is SQS's, in UTC.

@@ -262,7 +262,7 @@ class Sqs:
             signed_by = self._signer.credentials
             try:
                 status, answer = await self._post(op, data, timeout)
-            except aiohttp.ClientError as lost:
+            except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
                 error = self._unreachable(about, str(lost) or type(lost).__name__)
             except TimeoutError:
                 error = self._unreachable(about, f"{op}: no answer within {timeout.total:g} s")

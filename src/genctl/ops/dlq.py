@@ -24,8 +24,8 @@ from genctl.redrive import chosen, letters
 NOT_FOUND = 4
 MOST_AT_ONCE = 50  # messages of one look at the rows
 GROUPS: dict[str, Callable[[Letter], str | None]] = {
-    "code": lambda letter: letter.code,
-    "category": lambda letter: letter.category,
+    "code": lambda letter: letter.failed_as,
+    "category": lambda letter: letter.failure.get("category"),
     "user": lambda letter: letter.user,
     "hour": lambda letter: f"{letter.at:%Y-%m-%dT%H:00Z}",
 }

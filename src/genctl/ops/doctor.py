@@ -20,9 +20,11 @@ from genctl.domain import findings
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
+from genctl.domain.rights import RIGHTS
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
+from genctl.ops import peer
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
@@ -71,6 +73,7 @@ class _Unready(msgspec.Struct):
 
 async def readiness(settings: Settings) -> tuple[int, str]:
     """Ask the API's /readyz: 200, or 503 and why. Raises GenctlError."""
+    await peer.check(settings)
     url = f"{settings.api_url}/readyz"
     try:
         async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
@@ -116,8 +119,9 @@ async def _settings(settings: Settings) -> list[Finding]:
 
 async def _database(settings: Settings) -> list[Finding]:
     needed = [
-        {"relation": relation, "privilege": privilege}
-        for relation, privileges in findings.NEEDED.items()
+        {"part": part, "relation": relation, "privilege": privilege}
+        for part, tables in RIGHTS.items()
+        for relation, privileges in tables.items()
         for privilege in privileges
     ]
     async with Database.open(settings.dsn(), size=1) as db:
@@ -185,6 +189,7 @@ async def _api(settings: Settings) -> list[Finding]:
 
 async def _stream(settings: Settings) -> list[Finding]:
     """Open a stream as browsers do: through the public URL, and the proxies before it."""
+    await peer.check(settings)
     url = f"{settings.api_url}/api/{settings.tool}/events"
     headers = {
         "Accept": "text/event-stream",
@@ -203,7 +208,7 @@ async def _stream(settings: Settings) -> list[Finding]:
                 first_byte_s = time.monotonic() - began
     except TimeoutError:
         pass
-    except (aiohttp.ClientError, OSError) as why:
+    except (aiohttp.ClientError, OSError, ValueError) as why:
         raise _api_away(settings, why) from None
     return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
 

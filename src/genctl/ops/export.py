@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 import msgspec
 
 from genctl.base.person import Advance
-from genctl.base.printable import many
+from genctl.base.printable import escape_json, many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, rfc3339
@@ -177,7 +177,7 @@ def _line(message: Message) -> bytes:
         "attributes": message.sent,
         "body": message.body,
     }
-    return msgspec.json.encode(found) + b"\n"
+    return escape_json(msgspec.json.encode(found).decode()).encode() + b"\n"  # people look into it with zcat
 
 
 class _Known(msgspec.Struct, rename="camel"):

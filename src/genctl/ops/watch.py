@@ -19,6 +19,7 @@ from genctl.base.person import Note
 from genctl.domain.eventstream import EventReader
 from genctl.domain.model import GenctlError
 from genctl.edges import http
+from genctl.ops.peer import Prove
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
@@ -35,6 +36,7 @@ class StreamAddress(NamedTuple):
     api_url: str
     tool: str
     token: Callable[[], str]
+    prove: Prove | None = None  # asked before the token is sent
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -109,22 +111,21 @@ def _note_standing(seen: Seen, note: Note, *, is_fresh: bool) -> bool:
 async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator[Seen, None]:
     """Yield one connection's events, once it is made OPENED. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
-    headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {address.token()}"}
-    if reader.last_id:
-        headers["Last-Event-ID"] = reader.last_id
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": reader.last_id} if reader.last_id else {})
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
     opened = False
     try:
-        async with (
-            http.session(url) as client,
-            client.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response,
-        ):
-            _check(url, response)
-            opened = True
-            yield Seen(OPENED, None, None)
-            async for piece in response.content.iter_any():
-                for told in reader.read(piece):
-                    yield Seen(told.name, told.id or None, _data(told.data))
+        async with http.session(url) as client:
+            if address.prove:
+                await address.prove(client)
+            headers["Authorization"] = f"Bearer {address.token()}"
+            async with client.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
+                _check(url, response)
+                opened = True
+                yield Seen(OPENED, None, None)
+                async for piece in response.content.iter_any():
+                    for told in reader.read(piece):
+                        yield Seen(told.name, told.id or None, _data(told.data))
     except TimeoutError:
         silent = f"silent for {SILENCE_S:.0f} s, though heartbeats are due"
         raise GoneError(url, silent if opened else "no answer in time") from None

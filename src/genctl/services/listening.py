@@ -4,12 +4,15 @@ import os
 import socket
 
 from genctl.domain.model import GenctlError
+from genctl.services.handed import handed
 
 BACKLOG = 2048
 
 
 def listening(who: str, host: str, port: int, *, option: str = "--port") -> socket.socket:
     """Open a socket that listens there. Raises GenctlError (exit 3), which names `who` wanted it."""
+    if given := handed(port):
+        return given
     sock = None
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from genctl.base import hidden
 from genctl.base.settings import Entry, Settings
-from genctl.domain.masking import LEAST_PART, without_login
+from genctl.domain.masking import LEAST_PART, Masker, without_login
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.providers import Provider
 
@@ -70,9 +71,9 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         said = {entry.key: settings.of(entry) for entry in self.settings}
         more = tuple(said.get(self.models_setting) or ())
         told = msgspec.structs.replace(self, said=said, models=(*self.models, *more), only=settings.models)
-        # a key of another shape is no less secret
-        values = (re.escape(secret) for secret in told.secrets if len(secret) >= LEAST_PART)
-        shape = "|".join(filter(None, (self.provider.key_shape, *values)))
+        # a key of another shape is no less secret, nor is what a proxy between may repeat
+        values = Masker([*told.secrets, *hidden.known()], least=LEAST_PART).pattern
+        shape = "|".join(filter(None, (self.provider.key_shape, values)))
         return msgspec.structs.replace(told, provider=msgspec.structs.replace(self.provider, key_shape=shape))
 
     def checked(

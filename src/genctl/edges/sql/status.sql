@@ -82,8 +82,8 @@ from (
 ) idle
 
 -- name: missing_rights
--- What our role may not do with tables that are there; `needed` are relation and privilege.
-select n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
-from jsonb_to_recordset(%(needed)s) as n(relation text, privilege text)
+-- What our role may not do with tables that are there; `needed` are part, relation and privilege.
+select n.part, n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
+from jsonb_to_recordset(%(needed)s) as n(part text, relation text, privilege text)
 where not has_table_privilege(to_regclass(format('%%I.%%I', current_schema(), n.relation)), n.privilege)
-group by n.relation order by n.relation
+group by n.part, n.relation order by n.part, n.relation

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from genctl.base import hidden
 from genctl.base import settings as table
 from genctl.base.dsn import password
 from genctl.base.jsontext import TooDeepError, read_json
@@ -14,8 +15,6 @@ from genctl.domain.runbooks import Past, Start, refusal
 from genctl.ops.runbook import journal
 from genctl.ops.runbook.model import Loaded, Runbook
 from genctl.tools.found import found
-
-SECRET_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
 
 
 def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
@@ -88,5 +87,5 @@ def secrets_of(settings: Settings) -> list[str]:
     """List what is secret before the first step: keys, passwords and URLs that hold them."""
     own = [settings.of(entry) for entry in (*table.TABLE, *found().settings) if entry.secret]
     passwords = [password(url) for url in (settings.database_url, settings.listen_url) if url]
-    others = [settings.aws_secret_access_key, *(os.environ.get(name) for name in SECRET_ENVIRONMENT)]
+    others = [settings.aws_secret_access_key, *hidden.of_environment(os.environ), *hidden.known()]
     return [one for one in (*own, *passwords, *others) if one and one != "off"]

@@ -14,6 +14,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges import http
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
+from genctl.ops import peer
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
@@ -59,7 +60,7 @@ class Door:
                     return answer.status, await answer.json(content_type=None)
                 except ValueError:
                     return answer.status, text
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             why = str(error) or f"no answer within {ANSWER_WITHIN_S:g} s"
             raise GenctlError(
                 "ApiUnreachable",
@@ -82,6 +83,7 @@ class Deployment(NamedTuple):
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
         """Connect to its parts. Raises GenctlError (exit 3) when one does not answer."""
+        await peer.check(settings)
         tool = Tools.of(settings).about(settings.tool)
         api = Door(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:

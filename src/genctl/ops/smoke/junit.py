@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
+from genctl.base.hidden import hide
 from genctl.base.printable import printable
 from genctl.domain.model import GenctlError
 from genctl.ops.smoke.hop import NOT_TRIED, HopResult, verdict
@@ -61,5 +62,5 @@ def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:
 
 
 def _text(text: str) -> str:
-    """Escape what a terminal would obey, and what XML 1.0 has no way to write."""
-    return printable(text).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})
+    """Hide secrets; escape what a terminal would obey, and what XML 1.0 has no way to write."""
+    return printable(hide(text)).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from genctl.domain.model import GenctlError
+from genctl.services.handed import VARIABLE
 
 # Becomes the command, which on Linux gets the signal when the parent dies; it never starts when the
 # parent died before. Not a `preexec_fn`: nothing of ours may run between fork and exec of a process that
@@ -69,6 +71,7 @@ class Child:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_within_s: float = 5.0
     death_signal: signal.Signals = signal.SIGKILL
+    serves: socket.socket | None = None  # ours until it has it
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -83,6 +86,8 @@ class Child:
         self.pid_file.write_text(f"{self.process.pid}\n")
         try:
             await self._until(self._ready, "was not ready")
+            if self.serves:
+                self.serves.close()  # else it would go on listening when the part has ended
         except BaseException:
             await self.stop()
             raise
@@ -122,6 +127,7 @@ class Child:
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.old"))
         leash = [sys.executable, "-ISc", LEASH, str(int(self.death_signal)), str(os.getpid())]
+        passed = {VARIABLE: str(self.serves.fileno())} if self.serves else {}
         log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         try:
             # a session of its own: Ctrl-C in the terminal reaches us alone, and we decide
@@ -130,7 +136,8 @@ class Child:
                 stdin=stdin or subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self.env,
+                env={**self.env, **passed},
+                pass_fds=[self.serves.fileno()] if self.serves else [],
                 cwd=self.cwd,
                 start_new_session=True,
             )

@@ -23,6 +23,7 @@ from moto.sqs import models
 from moto.sqs.responses import SQSResponse
 
 from genctl.ops.stack.sigv4 import is_signed
+from genctl.services.listening import listening
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
 MAX_RECEIVES = 50  # SQS counts a receive also when a worker gives the message back or dies
@@ -154,7 +155,9 @@ class SqsServer(socketserver.ThreadingTCPServer):
     def __init__(self, port: int, key: str, secret: str) -> None:
         self.key = key
         self.secret = secret
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(("127.0.0.1", port), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening("queue", "127.0.0.1", port)
 
 
 def create_queues(pairs: Iterable[tuple[str, str]]) -> None:

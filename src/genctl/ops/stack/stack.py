@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import urlsplit
@@ -26,11 +26,17 @@ from genctl.edges import migrate
 from genctl.ops.stack.child import Child, clean_env, command_of
 from genctl.ops.stack.layout import private_folder, write_private
 from genctl.ops.stack.postgres import Postgres
+from genctl.services.listening import BACKLOG
 from genctl.tools.found import Tools, found
 
 HOST = "127.0.0.1"
 WATCH_EVERY_S = 0.2
-SERVED = ("sqs_endpoint", "simulator_url", "api_url")  # addresses, each with a port of its own
+SERVES = {
+    "queue": "sqs_endpoint",
+    "simulator": "simulator_url",
+    "api": "api_url",
+}  # each with its port
+KEPT = ("aws_access_key_id", "aws_secret_access_key")  # of the run before
 
 Maker = Callable[["Stack"], Child]
 
@@ -53,6 +59,7 @@ class Stack:
         self.home = settings.home.resolve()
         self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
         self.addresses: dict[str, str] = {}
+        self.sockets: dict[str, socket.socket] = {}  # bound before they are told, until parts have them
         self._parts: list[Child | Postgres] = []
         self._undo = AsyncExitStack()
 
@@ -71,7 +78,7 @@ class Stack:
             undo.enter_context(only_one(self.home))
             await self._start(undo, self.postgres)
             await self.migrate()
-            self.addresses = self._addresses()
+            self.addresses = self._addresses(undo)
             for make in self.servers:
                 await self._start(undo, make(self))
             write_private(self.home / STACK_FILE, json.dumps(self.addresses, indent=1) + "\n")
@@ -146,8 +153,11 @@ class Stack:
         self._parts.append(part)
         self.note(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
 
-    def _addresses(self) -> dict[str, str]:
-        """Take keys and ports of the last run where they are free again: its links stay valid."""
+    def _addresses(self, undo: AsyncExitStack) -> dict[str, str]:
+        """Take ports of the last run where they are free again, and bind them before anybody is told.
+
+        The key of tokens is a new one: somebody may have listened there meanwhile, and got a token.
+        """
         old = read_stack(self.home)
         fresh = {
             "aws_access_key_id": f"genctl-{secrets.token_hex(8)}",
@@ -155,9 +165,10 @@ class Stack:
             "secret": secrets.token_urlsafe(32),
         }
         wanted = old | {"api_url": self.settings.api_url}
-        ports = free_ports([urlsplit(wanted.get(name, "")).port for name in SERVED])
-        served = {name: f"http://{HOST}:{port}" for name, port in zip(SERVED, ports, strict=True)}
-        kept = {name: old.get(name, value) for name, value in fresh.items()}
+        for name in SERVES.values():
+            self.sockets[name] = undo.enter_context(listener(urlsplit(wanted.get(name, "")).port))
+        served = {name: f"http://{HOST}:{self.sockets[name].getsockname()[1]}" for name in SERVES.values()}
+        kept = fresh | {name: old[name] for name in KEPT if name in old}
         return {"database_url": self.postgres.dsn, **kept, **served, **simulated(found().settings, served)}
 
 
@@ -199,8 +210,9 @@ def api(stack: Stack) -> Child:
 def _python(
     stack: Stack, name: str, module: str, *words: str, ready: Callable[[], bool], **env: str
 ) -> Child:
-    argv = [sys.executable, "-m", module, *words]
-    return Child(name=name, argv=argv, log=stack.logs(name), env=stack.env(**env), ready=ready)
+    argv = [sys.executable, "-P", "-m", module, *words]  # nothing is imported from the working folder
+    serves = stack.sockets.get(SERVES.get(name, ""))
+    return Child(name=name, argv=argv, log=stack.logs(name), env=stack.env(**env), ready=ready, serves=serves)
 
 
 Stack.servers = (queue, simulator)
@@ -219,19 +231,21 @@ def answers(port: int, path: str, status: int) -> bool:
         connection.close()
 
 
-def free_ports(wanted: list[int | None]) -> list[int]:
-    """Find for each a port that we can listen on: the wanted one, else another; no port twice."""
-    with ExitStack() as held:
-        return [_listenable(held.enter_context(socket.socket()), port or 0) for port in wanted]
-
-
-def _listenable(probe: socket.socket, port: int) -> int:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind((HOST, port))
-    except OSError:
-        probe.bind((HOST, 0))
-    return int(probe.getsockname()[1])
+def listener(port: int | None) -> socket.socket:
+    """Listen on the wanted port of our own host, or on another where that is taken."""
+    for wanted in (port or 0, 0):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, wanted))
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            if not wanted:
+                raise
+        else:
+            break
+    return sock
 
 
 @contextmanager
