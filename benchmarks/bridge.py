@@ -30,7 +30,6 @@ from genctl.base import log
 from genctl.base.tokens import Tokens
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
-from genctl.ops.stack.stack import free_ports
 
 ROUNDS = 5
 USERS = 1_000
@@ -112,7 +111,7 @@ class Server(NamedTuple):
 @contextmanager
 def serving(contender: Contender, dsn: str) -> Iterator[Server]:
     """The server, once it answers."""
-    (port,) = free_ports([None])
+    port = stage.free_port()
     env = os.environ | {
         "DATABASE_URL": dsn,
         "GENCTL_SECRET": SECRET,

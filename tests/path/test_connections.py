@@ -146,10 +146,10 @@ async def test_a_stream_that_is_read_slowly_is_not_cut_for_others(kit: Kit) -> N
         first = client.api.cursors.write("ann", 0)
         head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
         async with connected(client.url, f"{head}Last-Event-ID: {first}\r\n\r\n".encode(), room=4096):
-            await until(lambda: true([one for one in client.connections if one.flow.write_paused]))
+            await until(lambda: true(client.api.streams.stuck))
             async with connected(client.url) as (silent, _), connected(client.url):
                 assert await all_of(silent) == b""
-                assert [one for one in client.connections if one.flow.write_paused]
+                assert client.api.streams.stuck
 
 
 @pytest.mark.usefixtures("short")

@@ -60,6 +60,10 @@ class Change(msgspec.Struct, array_like=True):
     is_old: bool | None
     told: Any = None
 
+    def bring(self, told: Any) -> None:
+        """Take in what the row brings beside its facts."""
+        self.told = told
+
     @property
     def error_details(self) -> Any:
         """Return them; None unless the run has failed."""

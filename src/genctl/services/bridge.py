@@ -48,13 +48,14 @@ class Feed:
     `last` None: from now on. It is `ready` once it was read up to the newest version.
     """
 
-    __slots__ = ("backlog", "is_over", "last", "ready", "tool", "user")
+    __slots__ = ("backlog", "has_joined", "is_over", "last", "ready", "tool", "user")
 
     def __init__(self, user: str, tool: Tool, last: int | None) -> None:
         self.user = user
         self.tool = tool
         self.last = last
         self.ready = False
+        self.has_joined = False
         self.is_over = False  # the stream ends after its backlog, and its client comes back
         self.backlog = sse.Backlog(ROOM)
 
@@ -96,7 +97,7 @@ class UserChanges:
         return self.head if self.is_all else self._last
 
 
-class Look:
+class BridgeLook:
     """Holds one query that is under way: for whom it asks, and for which of them though no NOTIFY spoke."""
 
     def __init__(self, wanting: dict[str, list[Feed]], unannounced: set[str], epoch: int) -> None:
@@ -138,7 +139,7 @@ class Bridge:
         self._listener: listener.Listener | None = None
         self._feeds: dict[str, list[Feed]] = {}  # of a user, oldest first
         self._due: dict[str, None] = {}  # users to be looked at
-        self._look: Look | None = None  # that is under way
+        self._look: BridgeLook | None = None  # that is under way
         self._pause: asyncio.TimerHandle | None = None  # after one that failed
         self._asking: asyncio.Task[None] | None = None  # one that takes the pool
         self._unannounced: set[str] = set()  # to be looked at though no NOTIFY spoke of them
@@ -150,16 +151,19 @@ class Bridge:
 
     def join(self, feed: Feed) -> None:
         """Feed it from its `last` on; `ready` follows when it has everything."""
+        feed.has_joined = True
         self._feeds.setdefault(feed.user, []).append(feed)
         self.look(feed)
 
     def leave(self, feed: Feed) -> None:
         """Forget it."""
-        feeds = self._feeds.get(feed.user, [])
-        if feed in feeds:
-            feeds.remove(feed)
+        if not feed.has_joined:
+            return
+        feed.has_joined = False
+        feeds = self._feeds[feed.user]
+        feeds.remove(feed)
         if not feeds:
-            self._feeds.pop(feed.user, None)
+            del self._feeds[feed.user]
             self._unannounced.discard(feed.user)
             self._behind.discard(feed.user)
 
@@ -238,7 +242,7 @@ class Bridge:
     def _heard(self, notices: list[listener.Heard]) -> None:
         """Look for those who have a stream here."""
         self.metrics.notified.inc(len(notices))
-        with lines.Together():
+        with lines.LinesTogether():
             users = [user for notice in notices if (user := self._meant(notice))]
         self._want(users)
 
@@ -286,7 +290,7 @@ class Bridge:
             if one and one.is_asked and now - one.asked_at > listener.PROBE_S:
                 one.cut()
             elif one and not self._look and now - (self._proven_at or 0.0) >= listener.PROBE_S:
-                self._begin(Look({}, set(), self._epoch))
+                self._begin(BridgeLook({}, set(), self._epoch))
             self._judge()
 
     def _prove(self) -> None:
@@ -344,12 +348,12 @@ class Bridge:
             if wanting:
                 backstopped = self._unannounced & wanting.keys()
                 self._unannounced -= backstopped  # now: what is said meanwhile is for the next look
-                self._begin(Look(wanting, backstopped, self._epoch))
+                self._begin(BridgeLook(wanting, backstopped, self._epoch))
         if not self._look and not self._pause:
             self._look_trouble = None  # nobody here can miss anything
             self._judge()
 
-    def _begin(self, look: Look) -> None:
+    def _begin(self, look: BridgeLook) -> None:
         self._look = look
         self.metrics.looks.inc()
         if self._listener:
@@ -357,7 +361,7 @@ class Bridge:
         else:
             self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(look))
 
-    async def _ask_by_the_pool(self, look: Look) -> None:
+    async def _ask_by_the_pool(self, look: BridgeLook) -> None:
         """Ask while nobody listens."""
         answer: listener.Answer
         try:
@@ -380,9 +384,9 @@ class Bridge:
             self._prove()
         if look.epoch == self._epoch:
             self._behind.difference_update(look.wanting)
-        with lines.Together():
+        with lines.LinesTogether():
             for user, found in _by_user(answer).items():
-                feeds = [feed for feed in look.wanting[user] if feed in self._feeds.get(user, ())]
+                feeds = [feed for feed in look.wanting[user] if feed.has_joined]
                 if user in look.unannounced:
                     self._count_late(found, feeds)
                 self._feed(user, feeds, found)
@@ -392,7 +396,7 @@ class Bridge:
         if not self.freshness.fresh:
             self._judge()
 
-    def _failed(self, look: Look, error: GenctlError) -> None:
+    def _failed(self, look: BridgeLook, error: GenctlError) -> None:
         self._look, self._look_trouble = None, error.message
         self._behind.update(look.wanting)
         self._unannounced.difference_update(look.wanting)  # what comes late now may well have been announced
@@ -428,11 +432,12 @@ class Bridge:
 
     def _hand_out(self, change: sse.Change, feeds: list[Feed]) -> None:
         """Give a row to each feed that has not seen it yet; those that are full stay where they are."""
-        version = change.version or 0
-        behind = [f for f in feeds if f.last is not None and f.last < version and not f.backlog.is_full]
-        told = [feed for feed in behind if self._is_told(feed.tool, change.model)]
-        for feed in behind:
-            feed.last = version
+        version, told = change.version or 0, []
+        for feed in feeds:
+            if feed.last is not None and feed.last < version and not feed.backlog.is_full:
+                feed.last = version
+                if self._is_told(feed.tool, change.model):
+                    told.append(feed)
         if not told:
             return
         whose = {"sessionId": change.id, "userId": change.user_id}
@@ -479,7 +484,7 @@ def _by_user(rows: Iterable[listener.Texts]) -> dict[str, UserChanges]:
             of_user = found[change.user_id] = UserChanges(change.head)
         if change.id is not None:
             if told is not None:
-                change.told = read_stored(told)
+                change.bring(read_stored(told))
             of_user.add(change)
     return found
 
