@@ -64,6 +64,9 @@ class Stub:
         self.balance = 1_000
         self.broken = False  # every route of the API answers 503: the database is away
         self.lose_answer = False  # the next order is taken, its answer lost
+        self.offers = ""  # what the page may offer beside orders
+        self.gate: Item = {"state": "open", "until": None}
+        self.asked: list[str] = []  # paths of the API, as they came
         self._versions: dict[str, int] = {}
         self._numbers = itertools.count(1)
         self._history = uuid4().hex[:8]  # a cursor of another history means nothing here
@@ -146,19 +149,20 @@ class Stub:
         change = {"status": "failed", "attempts": 1, "completedAt": rfc3339(at), "error_details": error}
         self._settle("failed", session_id, change)
 
-    def complete(self, session_id: str, image: bytes) -> None:
+    def complete(self, session_id: str, image: bytes, *, images: int = 1, kept_h: float = 24) -> None:
+        """Settle as completed and tell it: so many images, kept for so long."""
         self.images[session_id] = image
         now = datetime.now(UTC)
         picture = {
             "url": f"{self.url}/images/{session_id}",
             "size": "2048x2048",
-            "expiresAt": rfc3339(now + timedelta(hours=24)),
+            "expiresAt": rfc3339(now + timedelta(hours=kept_h)),
         }
         change = {
             "status": "completed",
             "attempts": 1,
             "completedAt": rfc3339(now),
-            "result": {"images": [picture]},
+            "result": {"images": [picture] * images},
         }
         self._settle("done", session_id, change)
 
@@ -228,6 +232,7 @@ class Stub:
                 web.get("/images/{id}", self._image),
                 web.get(f"{api}/sessions", self._list),
                 web.get(f"{api}/sessions/{{id}}", self._one),
+                web.post(f"{api}/sessions/{{id}}/cancel", self._cancel),
                 web.get(f"{api}/credits", self._credits),
                 web.post(f"{api}/generations", self._generate),
                 web.get(f"{api}/events", self._events),
@@ -238,6 +243,7 @@ class Stub:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith(("/api/", "/whoami")):
+            self.asked.append(request.path)
             if self.broken:
                 return _error(503, "the database cannot be reached")
             if request.cookies.get(COOKIE) not in self._tokens:
@@ -249,7 +255,8 @@ class Stub:
         return response
 
     async def _index(self, _: web.Request) -> web.StreamResponse:
-        return web.Response(text=page_of(TOOL), content_type="text/html")
+        page = page_of(TOOL).replace('data-offers=""', f'data-offers="{self.offers}"')
+        return web.Response(text=page, content_type="text/html")
 
     async def _signin_page(self, _: web.Request) -> web.StreamResponse:
         page = (PAGE / "signin.html").read_text("utf-8").replace("{{asks}}", "false")
@@ -280,11 +287,19 @@ class Stub:
         items = sorted(self.sessions.values(), key=lambda item: item["createdAt"], reverse=True)
         items = [item for item in items if before is None or item["createdAt"] < before]
         more = items[limit - 1]["createdAt"] if len(items) > limit else None
-        return web.json_response({"sessions": items[:limit], "next": more, "lastEventId": self._newest()})
+        answer = {"sessions": items[:limit], "next": more, "lastEventId": self._newest(), "gate": self.gate}
+        return web.json_response(answer)
 
     async def _one(self, request: web.Request) -> web.StreamResponse:
         item = self.sessions.get(request.match_info["id"])
         return web.json_response(item) if item else _error(404, "no such session")
+
+    async def _cancel(self, request: web.Request) -> web.StreamResponse:
+        session_id = request.match_info["id"]
+        if self.sessions[session_id]["status"] != "queued":
+            return _error(409, "this image does not wait any more")
+        self.fail(session_id, code="Cancelled", category="cancelled", userMessage="You have cancelled it.")
+        return web.json_response(self.sessions[session_id])
 
     async def _credits(self, _: web.Request) -> web.StreamResponse:
         held = sum(PRICE for item in self.sessions.values() if item["status"] in ("queued", "processing"))
@@ -297,7 +312,9 @@ class Stub:
         if "\0" in body["prompt"]:
             return _error(422, "the prompt holds a NUL character")
         if key not in self._by_key:
-            self._by_key[key] = self.enqueue(body["prompt"], client_key=body.get("clientKey"))
+            made = self.enqueue(body["prompt"], client_key=body.get("clientKey"))
+            self.sessions[made]["params"] = {name: body[name] for name in body if name == "size"}
+            self._by_key[key] = made
         if self.lose_answer:
             self.lose_answer = False
             return _error(502, "the answer was lost")

@@ -16,6 +16,7 @@ import { amount, asSentence, behind, closed, CONNECTION, count } from './words.j
 const { tool = '' } = document.documentElement.dataset;
 const { price = '', offers = '' } = document.body.dataset;
 const PRICE = Number(price);
+const PLACE_WITHIN_MS = 400;
 const TITLE = document.title;
 const BASE = `api/${tool}`;
 const stream = follow(`${BASE}/events`, typeof EventSource === 'function' ? byEventSource : byFetch(fetch.bind(window)));
@@ -140,13 +141,26 @@ function render() {
 
 /** @param {State} state @param {import('./card.js').Moment} moment */
 function renderCards(state, moment) {
-  list.show(state.cards, moment);
+  list.show(placed(state.cards, moment.now), moment);
   const key = dialog.key();
   const opened = key && state.cards.find((card) => card.key === key);
   if (opened) dialog.show(opened, moment.now);
   else if (key) dialog.close();
   put(document, 'title', titled(state.cards, TITLE));
   renderFilter(state.cards);
+}
+
+/**
+ * The cards whose place is known. One that an event alone has told of waits a moment for its row: at the top it
+ * would move all others, only to be an old one that belongs far below.
+ * @param {readonly Card[]} cards
+ * @param {number} now
+ */
+function placed(cards, now) {
+  const waits = (/** @type {Card} */ card) => card.sessionId !== null && !card.whole && now - Date.parse(card.seenAt) < PLACE_WITHIN_MS;
+  if (!cards.some(waits)) return cards;
+  setTimeout(() => renderCards(store.getSnapshot(), { now: Date.now(), gate: store.getSnapshot().gate }), PLACE_WITHIN_MS);
+  return cards.filter((card) => !waits(card));
 }
 
 /** @param {State} state */

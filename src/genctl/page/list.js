@@ -41,6 +41,7 @@ export function cardList(list, wish) {
       shown.delete(key);
     }
     const focused = document.activeElement;
+    const hold = held(list, focused);
     let next = list.firstElementChild;
     for (const { key } of cards) {
       const element = shown.get(key)?.view.element;
@@ -52,6 +53,7 @@ export function cardList(list, wish) {
     if (focused instanceof HTMLElement && focused !== document.activeElement && list.contains(focused)) {
       focused.focus({ preventScroll: true }); // a browser forgets it when an element moves
     }
+    hold();
   }
 
   /** Time has passed, or what all of them depend on has changed. @param {Moment} moment */
@@ -65,4 +67,30 @@ export function cardList(list, wish) {
     /** @param {string} key */
     view: (key) => shown.get(key)?.view,
   };
+}
+
+/**
+ * Returns what scrolls the card that a person looks at back to where it is now. A browser does that too, but it
+ * chooses another card each time, and in a grid each of them goes another way.
+ * @param {HTMLElement} list
+ * @param {Element | null} focused
+ */
+function held(list, focused) {
+  const { left, top } = list.getBoundingClientRect();
+  if (top >= 0) return () => {};
+  const at = document.elementFromPoint(left + 20, 20)?.closest('.card');
+  const own = list.contains(focused) ? focused?.closest('.card') : null;
+  const anchor = own && isOnScreen(own) ? own : at;
+  const before = anchor?.getBoundingClientRect().top ?? 0;
+  list.classList.add('is-placing');
+  return () => {
+    if (anchor?.isConnected) scrollBy({ top: anchor.getBoundingClientRect().top - before, behavior: 'instant' });
+    requestAnimationFrame(() => list.classList.remove('is-placing'));
+  };
+}
+
+/** @param {Element} element */
+function isOnScreen(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
 }
