@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 KEY_DATA = b"K\0\0\0\x0c"  # the message that tells a client its backend's number
 START_UP = b"user\0"
 LISTEN, LISTENING = b"listen session_completed", b"LISTEN\0"  # what a listener asks for; what the server did
+CATCHING_UP = b'"after":'  # among what it asks then
 
 
 class Line:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.ears import Client, served
 from tests.proxies import pgbouncer
-from tests.stream.road import LISTEN, LISTENING, START_UP, Road
+from tests.stream.road import CATCHING_UP, LISTEN, LISTENING, START_UP, Road
 from tests.stream.shop import SOON_S, Shop, vouches_again
 
 from genctl.base.settings import Settings
@@ -33,7 +33,7 @@ async def between_listen_and_its_proof(road: Road, _: Shop) -> asyncio.Event:
 
 
 async def in_the_catch_up(road: Road, _: Shop) -> asyncio.Event:
-    return await struck_again(road, b"generation_sessions", on_listener=False)
+    return await struck_again(road, CATCHING_UP)
 
 
 async def while_reconnecting(road: Road, _: Shop) -> asyncio.Event:
