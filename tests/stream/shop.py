@@ -18,8 +18,6 @@ from genctl.ledger import AccountLockedError
 from genctl.run import Claim, Runs, Settlement
 from genctl.tools.seedream4 import TOOL
 
-SOON_S = 10.0  # shorter than the pause between two looks of the backstop: it hides no loss
-
 
 class Shop:
     """Ends orders in a database, from a connection pool of its own."""
@@ -124,7 +122,7 @@ def heard(ear: Ear) -> list[str]:
 
 async def tells(ear: Ear, sessions: list[str], *, or_reset: bool = False) -> None:
     """Wait until it has told of all of them; or has said that its client must fetch again."""
-    await ear.until(lambda ear: (or_reset and ear.named("reset")) or set(sessions) <= set(heard(ear)), SOON_S)
+    await ear.until(lambda ear: (or_reset and ear.named("reset")) or set(sessions) <= set(heard(ear)))
 
 
 async def vouches_again(ear: Ear) -> None:
@@ -133,5 +131,5 @@ async def vouches_again(ear: Ear) -> None:
     def said() -> list[bool]:
         return [beat.data["fresh"] for beat in ear.named("heartbeat")]
 
-    await ear.until(lambda _: said()[-1:] == [True], SOON_S)
+    await ear.until(lambda _: said()[-1:] == [True])
     assert False in said()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from tests.ears import Client, served
+from tests.kit import SOON_S
 from tests.proxies import pgbouncer
 from tests.stream.road import CATCHING_UP, LISTEN, LISTENING, START_UP, Road
-from tests.stream.shop import SOON_S, Shop, vouches_again
+from tests.stream.shop import Shop, vouches_again
 
 from genctl.base.settings import Settings
 from genctl.edges import listener

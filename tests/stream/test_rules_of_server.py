@@ -11,7 +11,7 @@ from tests.kit import QueueServer, database_url
 from tests.process.place import Place, Running, new_place
 from tests.process.served import Served, serve
 from tests.stream.cases import BACK, STATUS, Case, Step, of
-from tests.stream.shop import SOON_S, Shop
+from tests.stream.shop import Shop
 
 from genctl.base.tokens import Tokens
 from genctl.domain.model import Session, Status
@@ -102,7 +102,7 @@ class Teller:
     async def hear(self, step: Step) -> None:
         """The next event is the step's, and carries an id that none before it on this stream has."""
         assert self.ear
-        await self.ear.until(lambda ear: len(self.words(ear)) > self.heard, SOON_S)
+        await self.ear.until(lambda ear: len(self.words(ear)) > self.heard)
         event = self.words(self.ear)[self.heard]
         self.heard += 1
         assert event.name == step.verb, self.ear.events
