@@ -23,7 +23,7 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.edges import migrate
 from genctl.edges.sqs import Outgoing, Sqs
-from genctl.ops.redrive import BATCH, LANES, Redrive, RedriveWish
+from genctl.ops.redrive import BATCH, LANES, Redrive, RedriveOptions
 from genctl.ops.stack.postgres import Postgres
 
 MESSAGES = 10_000
@@ -80,7 +80,7 @@ async def redrive(at: Settings, count: int) -> float:
         if seen >= count:
             done.set()
 
-    async with Redrive.open(at, RedriveWish(choice=Choice())) as under_way:
+    async with Redrive.open(at, RedriveOptions(choice=Choice())) as under_way:
         began = time.perf_counter()
         running = asyncio.create_task(under_way.run(step))
         await done.wait()

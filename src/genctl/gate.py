@@ -17,6 +17,12 @@ async def read(db: Database, tool: str) -> Gate:
     return msgspec.convert(row, Gate) if row else Gate(tool)
 
 
+async def waiting_users(db: Database) -> set[str]:
+    """Return two of the users whose jobs wait, of whichever tool; one or none where there are no more."""
+    row = await db.row("waiting_users")
+    return {user for user in (row or {}).values() if user is not None}
+
+
 async def close(db: Database, tool: str, *, for_s: float | None, reason: str | None, who: str) -> Gate:
     """Close it, whatever it was, for so long or until somebody opens it; return it as it is then."""
     while True:

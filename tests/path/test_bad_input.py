@@ -23,7 +23,7 @@ from genctl.domain.model import Answer, Status, Success
 from genctl.edges.sqs import Message, Outgoing
 from genctl.enqueue import enqueue
 from genctl.ops import dlq
-from genctl.ops.redrive import Redrive, RedriveWish
+from genctl.ops.redrive import Redrive, RedriveOptions
 from genctl.ops.smoke.sound import details_complaints
 from genctl.services.worker import Until, Worker
 from genctl.tools.seedream4 import TOOL
@@ -124,7 +124,7 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
         assert (shown["messageId"], shown["attributes"]) == (message["messageId"], {})
     assert (await dlq.shown(kit.settings, str(failed.id)))["body"] == kit.body(failed)
 
-    async with Redrive.open(kit.settings, RedriveWish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
         done = await under_way.run()
     assert (done.tally.redriven, done.tally.failed) == (2, 0)
     assert done.tally.skipped == {"orphan": 1, "foreign": len(strange)}

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from tests.kit import Kit, until, worker_metrics
@@ -331,6 +332,25 @@ async def test_the_first_outcome_of_a_probe_decides(
     if not after.is_open:
         attempts = await kit.query("select attempts from generation_sessions order by attempts")
         assert [row["attempts"] for row in attempts] == [0, 1], "one job, and no other"
+
+
+@pytest.mark.parametrize("waiting", ["ann", "ben"], ids=["nobody else", "another user"])
+async def test_a_probe_of_one_users_job_decides_nothing_for_those_who_wait(kit: Kit, waiting: str) -> None:
+    """One user's 300 jobs that the provider's own checker failed at kept the gate closed for hours."""
+    broken = Failure(
+        code="X", category=Category.SERVER, fatal=True, outcome=Outcome.REFUSED, user_message="-"
+    )
+    anns = await kit.enqueue()
+    await kit.enqueue(user=waiting)
+    await close_by_breaker(kit)
+    await time_passes(kit)
+    prober = keeper(kit)
+    assert await prober.allowance(1) == 1
+    prober.called()(broken, anns)
+    assert await prober.allowance(1) == (0 if waiting == "ann" else 1)
+    prober.called()(Success(images=()), msgspec.structs.replace(anns, user_id="ben"))
+    await prober.leave()
+    assert (await now(kit)).is_open is (waiting == "ben")
 
 
 async def test_a_prober_waits_for_a_job_and_what_calls_nobody_is_no_probe(

@@ -18,7 +18,13 @@ from genctl.base.tokens import Claims
 from genctl.domain.model import GenctlError
 from genctl.services import connections
 from genctl.services.api import _order
-from genctl.services.connections import WITHIN_S, ConnectionLimits, Connections, Waiting
+from genctl.services.connections import (
+    LARGEST_HEAD_BYTES,
+    WITHIN_S,
+    ConnectionLimits,
+    Connections,
+    Waiting,
+)
 from genctl.services.site import Front
 from genctl.tools.seedream4 import TOOL
 
@@ -162,6 +168,17 @@ async def test_a_stream_has_no_deadline_but_its_own(client: Client) -> None:
         assert ear.task and not ear.task.done()
 
 
+async def test_a_connection_whose_stream_has_ended_waits_for_another_request(client: Client) -> None:
+    """As long as between any two: a proxy that uses it again must not meet our end."""
+    head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n\r\n"
+    async with connected(client.url, head.encode()) as (reader, _):
+        await reader.readuntil(b"event: ready")
+        client.api.streams.end(lambda _: True)
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        await until(lambda: true(not client.connections.kept))
+        assert [one._waits_for for one in client.connections] == [Waiting.REQUEST]
+
+
 async def test_what_is_not_wanted_is_refused_before_its_body_is_read(client: Client) -> None:
     """A body in chunks too: to read a megabyte of it in pieces of one byte keeps the loop for long."""
     orders = f"{BASE}/generations"
@@ -176,6 +193,7 @@ async def test_what_is_not_wanted_is_refused_before_its_body_is_read(client: Cli
         ({"length": 2**21, "path": orders, "Authorization": f"Bearer {client.token}"}, 413),
         ({"length": "5\r\nTransfer-Encoding: chunked"}, 411),
         ({"length": 5, "X_A": "b\r\na: b" * 200}, 431),
+        ({"length": 5, "X_A": "b" * LARGEST_HEAD_BYTES}, 431),
     ]
     for said, status in statuses:
         async with connected(client.url, post(client.url, **said)) as (reader, _), asyncio.timeout(5):

@@ -56,7 +56,7 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
         await exported(kit, path)
     assert caught.value.exit_code == 2
     if path.suffix == ".gz":
-        with pytest.raises(GenctlError, match="plain files alone"):
+        with pytest.raises(GenctlError, match="only plain files"):
             await exported(kit, path, resume=True)
         return
     assert (await exported(kit, path, resume=True))["exported"] == 0

@@ -23,7 +23,7 @@ from genctl.edges.sqs import EntryResult, Outgoing, Queue
 from genctl.ops import export
 from genctl.ops import redrive as ops
 from genctl.ops.dlq import grouped, look_at, shown
-from genctl.ops.redrive import Redrive, Redriven, RedriveWish
+from genctl.ops.redrive import Redrive, Redriven, RedriveOptions
 from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
 
@@ -42,7 +42,7 @@ async def failed(kit: Kit, scenario: str = "invalid-parameter", **wish: Any) -> 
 
 
 async def redriven(kit: Kit, choice: Choice | None = None, **wish: Any) -> Redriven:
-    async with Redrive.open(kit.settings, RedriveWish(choice=choice or Choice(), **wish)) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=choice or Choice(), **wish)) as under_way:
         return await under_way.run()
 
 
@@ -103,7 +103,7 @@ async def forged(kit: Kit) -> Session:
 async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, choice: Choice) -> None:
     """For redrive, its plan, list, export and discard; the attribute is only shown."""
     session = await forged(kit)
-    async with Redrive.open(kit.settings, RedriveWish(choice=choice)) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=choice)) as under_way:
         assert (await under_way.plan()).rows == []
     assert (await redriven(kit, choice)).tally.redriven == 0
     assert (await look_at(kit.settings, choice, terminal.progress)).letters == []
@@ -219,7 +219,7 @@ async def test_enough_is_enough(kit: Kit) -> None:
 async def test_the_plan_is_what_runs(kit: Kit) -> None:
     for scenario in ("invalid-parameter", "sensitive", "invalid-parameter", "auth"):
         await failed(kit, scenario)
-    wish = RedriveWish(choice=Choice(), most=2)
+    wish = RedriveOptions(choice=Choice(), most=2)
     async with Redrive.open(kit.settings, wish) as under_way:
         plan = await under_way.plan()
         assert plan.tally.redriven == 2
@@ -345,14 +345,14 @@ async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> Non
 @pytest.mark.parametrize("change", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
 def test_a_change_that_cannot_be_stored_is_refused(change: str) -> None:
     with pytest.raises(GenctlError) as caught:
-        RedriveWish(choice=Choice(), changes=(change,)).check(Settings())
+        RedriveOptions(choice=Choice(), changes=(change,)).check(Settings())
     assert (caught.value.code, caught.value.exit_code) == ("BadChange", 2)
 
 
 def test_a_change_is_taken_as_json_where_it_is_some() -> None:
     """A backslash that is meant is no NUL."""
     changes = ("size=2K", "n=2", r'text="\\u0000"')
-    params = RedriveWish(choice=Choice(), changes=changes).terms.params
+    params = RedriveOptions(choice=Choice(), changes=changes).terms.params
     assert params == {"size": "2K", "n": 2, "text": r"\u0000"}
 
 
@@ -373,7 +373,7 @@ async def test_a_canary_that_nobody_works_at_says_so_until_a_signal(kit: Kit) ->
     async def waits() -> bool:
         return bool(told)
 
-    async with Redrive.open(kit.settings, RedriveWish(choice=Choice(), canary=1)) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice(), canary=1)) as under_way:
         running = asyncio.create_task(under_way.run(note=told.append))
         await until(waits)
         running.cancel()
@@ -421,7 +421,7 @@ async def test_a_plan_counts_twins_once_however_far_apart(kit: Kit, monkeypatch:
     session = await failed(kit)
     await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
-    async with Redrive.open(kit.settings, RedriveWish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
         plan = await under_way.plan()
     assert (plan.tally.redriven, plan.tally.stale) == (1, 1)
     assert sum(row["credits"] for row in plan.rows) == 4
@@ -434,7 +434,7 @@ async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.
         await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
     for redriven, stale in ((1, 2), (0, 1)):
-        async with Redrive.open(kit.settings, RedriveWish(choice=Choice())) as under_way:
+        async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
             plan = await under_way.plan()
             assert (plan.tally.redriven, plan.tally.stale) == (redriven, stale)
             under_way.limit(plan)
@@ -503,7 +503,7 @@ async def test_what_was_done_is_told_also_when_it_ends_early(
         raise GenctlError("QueueUnreachable", f"{len(receipts)} receipts")
 
     monkeypatch.setattr(Queue, "delete", gone)
-    async with Redrive.open(kit.settings, RedriveWish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
         with pytest.raises(GenctlError):
             await under_way.run(note=told.append)
     assert told == [

@@ -283,11 +283,15 @@ def text_for_bytes(*_: object) -> Request:
     return Request("http://127.0.0.1:9", {}, "abcd")  # type: ignore[arg-type]
 
 
+def nowhere(*_: object) -> Request:
+    return Request("http://[what-was-ordered/", {}, b"{}")
+
+
 def fails(*_: object) -> Request:
     raise KeyError("size")
 
 
-@pytest.mark.parametrize("request_", [odd, text_for_bytes, fails, lambda *_: None])
+@pytest.mark.parametrize("request_", [odd, text_for_bytes, nowhere, fails, lambda *_: None])
 async def test_a_tool_that_fails_at_its_request_is_an_answer_and_nothing_was_sent(request_: Any) -> None:
     sent = Sent()
     tool = msgspec.structs.replace(TOOL, request=request_).bound(

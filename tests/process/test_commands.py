@@ -400,7 +400,12 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["sweep"],
         {"GENCTL_QUEUED_TIMEOUT": "1m"},
     ),
-    "a sweeper that never rests": (2, "--every 0s would never rest", ["sweep", "--every", "0s"], {}),
+    "a sweeper that never rests": (
+        2,
+        "--every 0s would sweep without a pause",
+        ["sweep", "--every", "0s"],
+        {},
+    ),
     "nothing that was": (2, "--since", ["tail-failures", "--no-follow"], {}),
 }
 

@@ -147,7 +147,7 @@ def test_conditions_skip_with_a_reason(book: Book) -> None:
     report = book.run(exit_code=1)
     assert states(report) == ["ok", "skipped", "skipped", "skipped", "failed"]
     assert [step["why"] for step in report["steps"]][1:4] == [
-        "it is only for when n < `3`",
+        "it runs only if n < `3`",
         "a is not known: step s2 was not run",
         "opt was not given (--var opt=...)",
     ]
@@ -471,7 +471,7 @@ def test_a_condition_whose_value_is_missing_skips_and_one_on_an_earlier_step_is_
     )
     report = book.run(exit_code=1)
     assert states(report) == ["ok", "skipped", "failed"]
-    assert report["steps"][1]["why"].startswith("it is only for when")
+    assert report["steps"][1]["why"].startswith("it runs only if")
     (book.folder / "go").touch()
     again = ("--resume", report["run"])
     assert "the value one is missing" in book.say("run", *again, exit_code=2)[1]
@@ -607,7 +607,7 @@ def test_who_is_asked_sees_what_is_shown_wherever_the_output_goes(on_terminal: B
         terminal.until("These jobs? [y/N] ").type("n\n")
         assert terminal.end() == 1
         before = terminal.seen.partition("These jobs?")[0]
-        assert "shown by s1, before:" in before
+        assert "s1 showed, before:" in before
         assert "    a7" in before
     assert (book.folder / "looked").read_text() == "\n"
 

@@ -17,6 +17,7 @@ from tests.process.place import Place
 from tests.process.served import SECRET, move, serve
 
 from genctl.base.tokens import Tokens
+from genctl.domain.model import GenctlError
 from genctl.domain.sse import Cursors
 from genctl.ops import watch
 
@@ -276,4 +277,40 @@ async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyP
             break
     assert opened == 2
     assert notes == ["connected", "lost, retrying in 1 s", "connected", "caught up, 0 missed"]
+    server.close()
+
+
+async def test_watch_tells_when_news_may_be_late_and_why_it_was_closed() -> None:
+    """A heartbeat of another server, which says less, is none of that."""
+    beats = [
+        {"lastEventId": "0"},
+        *({"fresh": fresh, "since": "12:04"} for fresh in (True, False, False, True)),
+    ]
+    told = "".join(f"event: heartbeat\ndata: {json.dumps(beat)}\n\n" for beat in beats)
+    bye = 'event: bye\ndata: {"why": "newer stream"}\n\n'
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+            writer.write(f"event: ready\nid: 0\ndata: {{}}\n\n{told}{bye}".encode())
+            await writer.drain()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    notes: list[str] = []
+    with pytest.raises(GenctlError):
+        async for _ in watch.follow(
+            watch.StreamAddress(url, "seedream4", lambda: "t"),
+            last_id=None,
+            fail_after_s=0,
+            note=notes.append,
+        ):
+            pass
+    assert notes == [
+        "connected",
+        "stale since 12:04: news may be late",
+        "fresh again",
+        "closed: this user has opened newer streams",
+    ]
     server.close()

@@ -242,4 +242,4 @@ async def test_a_look_that_is_cut_off_hides_nothing(land: Land, monkeypatch: pyt
             patched.setattr(dlq, "hide", cut_off)
             await looking
         assert land.hidden() == 0
-        assert sorted(message.body for message in (await look(dlq)).messages) == sorted(others)
+        assert sorted(message.body for message in await look(dlq)) == sorted(others)

@@ -71,7 +71,7 @@ def test_rows_written_one_by_one_are_one_document(rows: list[dict[str, object]])
 
 
 def test_csv_is_rfc_4180_with_nested_values_as_json() -> None:
-    writer = formats.CsvWriter(["a", "b"])
+    writer = formats.csv_writer(["a", "b"])
     text = writer.row({"a": 'say "hi", twice', "b": {"c": [1]}}, 0) + writer.row({"a": None, "b": True}, 1)
     assert text == 'a,b\r\n"say ""hi"", twice","{""c"": [1]}"\r\n,true\r\n'
     assert list(csv.reader(io.StringIO(text, newline="")))[1] == ['say "hi", twice', '{"c": [1]}']
@@ -82,7 +82,7 @@ def test_csv_is_rfc_4180_with_nested_values_as_json() -> None:
 def test_csv_steers_no_terminal_and_no_spreadsheet(found: list[str]) -> None:
     """Names of columns too; each row is one line, whoever reads it."""
     names = [f"{text}{number}" for number, text in enumerate(found)]
-    text = formats.CsvWriter(names).row(dict(zip(names, found, strict=True)), 0)
+    text = formats.csv_writer(names).row(dict(zip(names, found, strict=True)), 0)
     lines = text.split("\r\n")
     assert len(lines) == 3
     assert all(map(is_printable, lines))
@@ -91,7 +91,7 @@ def test_csv_steers_no_terminal_and_no_spreadsheet(found: list[str]) -> None:
 
 
 def test_csv_leaves_numbers_below_nought_alone() -> None:
-    assert formats.CsvWriter(["a"]).row({"a": -4}, 1) == "-4\r\n"
+    assert formats.csv_writer(["a"]).row({"a": -4}, 1) == "-4\r\n"
 
 
 @given(texts)
@@ -104,8 +104,8 @@ def test_laid_out_text_keeps_its_lines_and_nothing_else_that_steers(text: str) -
 
 
 def test_csv_of_nothing_is_its_header() -> None:
-    assert formats.CsvWriter(["a", "b"]).end(0) == "a,b\r\n"
-    assert formats.CsvWriter([]).end(0) == ""
+    assert formats.csv_writer(["a", "b"]).end(0) == "a,b\r\n"
+    assert formats.csv_writer([]).end(0) == ""
 
 
 @given(
@@ -153,7 +153,7 @@ def test_wide_and_combining_characters_keep_the_columns_aligned(text: str) -> No
 
 
 def test_lines_are_aligned_before_all_rows_are_known() -> None:
-    lines = formats.LinesWriter({"at": 6, "who": 8, "text": 0}, 30)
+    lines = formats.lines_writer({"at": 6, "who": 8, "text": 0}, 30)
     assert lines.row({"at": "09:30", "who": "漢字", "text": "x" * 40}, 0) == (
         "at      who       text\n09:30   漢字      xxxxxxxxxxx…\n"
     )

@@ -151,6 +151,7 @@ def test_variables_of_other_programs_are_none_of_our_business() -> None:
         ("max_attempts: 3\n\nqueu: x\n", 3, "'queu' is no setting"),
         ("max_attempts: 3\nmax_attempts: 3\n", 2, "set twice"),
         ("max_attempts: many\n", 1, "max_attempts: expected a whole number from 1 to 999999999, got 'many'"),
+        ("public_url: https://ann:open@x.example/\n", 1, "got 'https://ann:***@x.example/'"),
         ("max_attempts: {a: b}\n", 1, "a plain value"),
         ("max_attempts: [[1]]\n", 1, "a plain value"),
         ("- max_attempts\n", 1, "lines of `key: value`"),

@@ -110,13 +110,13 @@ def _read(text: str, key: bytes, audience: str | None) -> Claims:
             leeway=CLOCKS_S,
             options={"require": ["exp", "sub"], "verify_exp": False, "verify_aud": audience is not None},
         )
-        since, token = claims.get("iat"), claims.get("jti")
+        token = claims.get("jti")
         check_name("user", claims["sub"])
-        expires_at = float(claims["exp"])
+        expires_at, since = float(claims["exp"]), float(claims["iat"]) if "iat" in claims else None
     except (jwt.InvalidTokenError, OverflowError, TypeError, ValueError, GenctlError):
         raise refused("the token is not valid") from None
     if not math.isfinite(expires_at) or len(token or "") > LONGEST_ID:
         raise refused("the token is not valid")
     if expires_at <= time.time():
         raise refused("the token has expired")
-    return Claims(claims["sub"], expires_at, None if since is None else float(since), token)
+    return Claims(claims["sub"], expires_at, since, token)

@@ -97,6 +97,7 @@ def as_public_url(value: str) -> str:
         or parts.fragment
         or parts.username is not None
         or not re.fullmatch(r"[\w/.~-]*", parts.path)
+        or not {"", ".", ".."}.isdisjoint(parts.path.split("/")[1:])  # browsers ask for another path
     ):
         raise ValueError("a URL such as https://app.example.com, with a plain path at most")
     return url

@@ -1,4 +1,4 @@
-"""Run the command line. Before a command is known we import click and the table of commands alone."""
+"""Run the command line. Until we know the command, we import only click and the table of commands."""
 
 import signal
 import sys
@@ -20,30 +20,24 @@ TABLE = {
         "serve": ("serve:serve", "Serve the API, the streams and the page."),
         "worker": ("worker:worker", "Carry jobs from the queue to their settled rows."),
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
-        "sweep": ("sweep:sweep", "Settle and send again what nothing else did: the safety net."),
+        "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
         "pause": ("gate:pause", "Close the gate: jobs wait, none fails."),
-        "resume": (
-            "gate:resume",
-            "Open the gate, and take orders again whose values the provider kept refusing.",
-        ),
+        "resume": ("gate:resume", "Open the gate, and accept orders with refused values again."),
     },
     "Send and watch": {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
-        "tail-failures": (
-            "tail:tail_failures",
-            "Show each failure as the database tells it: a line a failure.",
-        ),
+        "tail-failures": ("tail:tail_failures", "Show each failure in a line, as soon as it is committed."),
         "watch": ("watch:watch", "Show a user's events as their page gets them."),
         "sessions": ("sessions:sessions", "List sessions, show one with its error, or trace its way."),
         "dlq": ("dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
-        "report": ("report:report", "Report a time of failures as Markdown."),
+        "report": ("report:report", "Report the failures of a period as Markdown."),
     },
     "Judge": {
-        "status": ("judge:status", "Show what stands where, and what needs somebody."),
+        "status": ("judge:status", "Show how everything stands, and what needs a person."),
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "explain": (
             "explain:explain",
-            "Explain a failure code: what workers do, what users read, whether a redrive helps.",
+            "Explain a failure code: verdict, what users read, whether a redrive helps.",
         ),
         "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
     },
@@ -52,17 +46,14 @@ TABLE = {
         "refunds": ("refunds:refunds", "Prove from the rows that every refund was made once."),
     },
     "Check": {
-        "runbook": ("runbook:runbook", "Run what an incident asks for, step by step, or read it."),
+        "runbook": ("runbook:runbook", "Run the steps that an incident asks for, or read them."),
         "smoke": ("smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
     },
     "Set up": {
-        "tools": (
-            "tools:tools",
-            "List the tools that are installed: provider, models, price, queue and gate.",
-        ),
-        "migrate": ("migrate:migrate", "Apply or undo the migrations, or tell their state."),
+        "tools": ("tools:tools", "List the installed tools: provider, models, price, queue and gate."),
+        "migrate": ("migrate:migrate", "Apply or undo the migrations, or show their state."),
         "config": ("config:config", "Show the settings and where they come from, or write a file."),
-        "token": ("token:token", "Issue a user token or a sign-in link, or take tokens back."),
+        "token": ("token:token", "Issue a user token or a sign-in link, or revoke tokens."),
         "version": ("config:version", "Show the version."),
     },
 }
@@ -81,13 +72,13 @@ TABLE = {
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def genctl() -> None:
-    """Makes the failure of a queued AI image job propagate cleanly and at once."""
+    """Make the failure of a queued AI image job propagate cleanly and at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code. Raises nothing.
 
-    With `argv` None the process is ours: its arguments, streams and signals.
+    With `argv` None we own the process: its arguments, streams and signals.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -95,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _own_process()
         code = _invoke(args)
         sys.stdout.flush()
-    except BaseException as error:  # noqa: BLE001 - the only place where commands end
+    except BaseException as error:  # noqa: BLE001 - all commands end here
         from genctl.cli import ending
 
         return ending.of(error, args)
@@ -103,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _invoke(args: list[str]) -> int:
-    # not click's main(), which chooses other exit codes, also for broken pipes
+    # not click's main(): it has other exit codes, also for broken pipes
     try:
         with genctl.make_context("genctl", args, terminal_width=_help_width()) as context:
             code = genctl.invoke(context)
@@ -124,7 +115,7 @@ def _own_process() -> None:
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "--debug" not in sys.argv:  # users need not read what destructors, threads and libraries complain of
+    if "--debug" not in sys.argv:  # complaints of destructors, threads and libraries
         sys.unraisablehook = lambda _: None
         threading.excepthook = lambda _: None
         if not sys.warnoptions:

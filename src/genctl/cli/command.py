@@ -1,4 +1,4 @@
-"""Build commands: imported when they are used, with the shared options, with examples in their help."""
+"""Build commands that are imported when used, have the shared options, and show examples in their help."""
 
 from collections import UserDict
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 
 
 class Command(click.Command):
-    """Call the callback with `out`, an Output, as its first argument; it may return an exit code.
+    """Call the callback with an Output as its first argument `out`; it may return an exit code.
 
-    `examples` are whole command lines. A command that prints no data has no `--output` (`data=False`);
-    one that is about one tool has `--tool`, which is the setting of that name (`tool=True`).
+    `examples` are whole command lines. With `data=False` the command has no `--output`; with `tool=True` it
+    has `--tool`, which overrides the setting of that name.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Command(click.Command):
         self.params += [*([TOOL] if tool else []), *([OUTPUT] if data else []), SETTING, DEBUG]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # the value of --yes is optional and never the next word: `discard --yes ID` names an ID
+        # the value of --yes is optional and never the next word: in `discard --yes ID` that is the ID
         if any("--yes" in param.opts for param in self.params):
             args = ["--yes=" if arg == "--yes" else arg for arg in args]
         return super().parse_args(ctx, args)
@@ -45,7 +45,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """Group such commands. Without the name of one, `default` is meant if there is one."""
+    """Group commands. A command line that names none of them means `default`, if there is one."""
 
     command_class = Command
 
@@ -64,7 +64,7 @@ class Group(click.Group):
 
 
 class _Imported(UserDict[str, click.Command]):
-    """Import a command, given as `module:attribute`, when somebody asks for it."""
+    """Map names to commands; import a command, given as `module:attribute`, when somebody asks for it."""
 
     def __getitem__(self, name: str) -> click.Command:
         target = super().__getitem__(name)
@@ -77,7 +77,7 @@ class _Imported(UserDict[str, click.Command]):
 class LazyGroup(Group):
     """Hold the table of all commands: section -> name -> (module:attribute, its one line of help).
 
-    Help and completion stay fast: they import no module.
+    Help and completion import no command, so that they stay fast.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class LazyGroup(Group):
 
 
 class Rate(click.FloatRange):
-    """Take so many a second; click takes nan for a number in any range."""
+    """Take a rate a second; click alone would accept nan in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         rate: float = super().convert(value, param, ctx)
@@ -128,7 +128,7 @@ def duration(text: str) -> float:
 
 
 def when(text: str) -> datetime:
-    """Read a moment: so long ago, or RFC 3339."""
+    """Read a point in time: a duration back from now, or RFC 3339."""
     from genctl.base.durations import parse_when
 
     try:
@@ -139,7 +139,7 @@ def when(text: str) -> datetime:
 
 DURATION = click.types.FuncParamType(duration)
 WHEN = click.types.FuncParamType(when)
-yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question: go on.")
+yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question with yes.")
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
@@ -164,13 +164,13 @@ OUTPUT = click.Option(
     type=click.Choice(FORMATS),
     default="table",
     metavar="FORM",
-    help="Form of the data: table, json, jsonl, yaml or csv.",
+    help="Format of the data: table, json, jsonl, yaml or csv.",
 )
 TOOL = click.Option(
     ["--tool"],
     metavar="T",
     shell_complete=_tools,
-    help="Which tool's; see `genctl tools`. [setting: tool]",
+    help="The tool; see `genctl tools`. [setting: tool]",
 )
 SETTING = click.Option(
     ["-S", "--setting"],
@@ -179,4 +179,4 @@ SETTING = click.Option(
     callback=_settings,
     help="Override a setting for this call; see `genctl config show`.",
 )
-DEBUG = click.Option(["--debug"], is_flag=True, help="Show tracebacks, log at level debug.")
+DEBUG = click.Option(["--debug"], is_flag=True, help="Show tracebacks, and log at level debug.")

@@ -73,7 +73,7 @@ def init(out: Output, path: Path, *, force: bool) -> None:
     from genctl.domain.model import GenctlError
     from genctl.tools.found import found
 
-    of_others = {"queue": Settings().queue}  # another setting decides this default
+    of_others = {"queue": Settings().queue}  # its default depends on another setting
     entries = "\n".join(
         f"\n# {entry.meaning} ({entry.env})\n"
         f"#{entry.key}: {entry.default or of_others.get(entry.key, '')}".rstrip()
@@ -100,7 +100,7 @@ def version(out: Output) -> None:
 
 
 def _shown(entry: "Entry", value: Any) -> Any:
-    """Write a value as in a file, without the secrets in it."""
+    """Write a value as a settings file would, with secrets masked."""
     from genctl.base import dsn
     from genctl.base.durations import format_duration
     from genctl.domain.masking import without_login

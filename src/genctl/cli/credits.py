@@ -36,7 +36,9 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
 
 
 @credits_.command("grant", examples=("genctl credits grant --user ann --amount 100 --reason 'sorry'",))
-@click.option("--user", required=True, metavar="U", help="The user; one without an account gets it.")
+@click.option(
+    "--user", required=True, metavar="U", help="The user; genctl makes the account if there is none."
+)
 @click.option("--amount", required=True, type=int, metavar="N", help="Credits to add.")
 @click.option("--reason", default="granted by hand", metavar="T", help="Why, for the ledger.")
 def grant(out: Output, *, user: str, amount: int, reason: str) -> None:

@@ -15,7 +15,6 @@ from genctl.domain.model import Category
 
 if TYPE_CHECKING:
     from genctl.domain.deadletters import Choice
-    from genctl.ops.redrive import Redriven
 
 COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
@@ -32,7 +31,7 @@ def dlq() -> None:
 
 
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that choose messages; the command gets them as `choose`, which makes the Choice."""
+    """Add the options that choose messages; the command gets `choose`, which makes a Choice of them."""
     options = (
         click.option("--code", metavar="CODE", help="Only this failure code."),
         click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
@@ -87,7 +86,8 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     from genctl.ops.sampling import sampled
 
     found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
-    _note(found.warning)
+    if found.warning:
+        terminal.note(f"warning: {found.warning}")
     terminal.note(sampled(found.seen, found.approximate))
     if group_by:
         groups = ops.grouped(found.letters, group_by)
@@ -124,10 +124,19 @@ def show(out: Output, id_: str) -> None:
 )
 @choosing
 @click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most so many jobs.")
-@click.option("--max-redrives", type=click.IntRange(1), default=3, metavar="N", help="Of one session, ever.")
+@click.option(
+    "--max-redrives",
+    type=click.IntRange(1),
+    default=3,
+    metavar="N",
+    help="At most so many redrives of one session.",
+)
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
-    "--canary", type=click.IntRange(1), metavar="N", help="So many first; on only if they complete."
+    "--canary",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Redrive so many first, the rest only if they complete.",
 )
 @click.option("--edit-prompt", metavar="T", help="Run them with this prompt.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter.")
@@ -138,45 +147,39 @@ def redrive(
 ) -> None:
     """Give failed jobs another run.
 
-    It reserves again the credits that came back, then sends the job and deletes its copy. It drops copies of
-    an older run. A job that content policy refused stays, unless --category, --code, --session or
-    --edit-prompt says that you mean it. Interrupt it anywhere and run it again.
+    It reserves the refunded credits again, then sends the job and deletes its copy. It drops copies of an
+    older run. A job that content policy refused stays, unless --category, --code, --session or --edit-prompt
+    selects it. You can interrupt it anywhere and run it again.
     """
-    from genctl.ops.redrive import Plan, Redrive, Redriven, RedriveWish
+    from genctl.ops.redrive import Plan, RedriveOptions, carry_out
     from genctl.ops.sampling import sampled
 
     if not dry_run:
         out.target(queue=True)
         out.askable(yes)
-    wish = RedriveWish(choice=choose(), **asked)
-    wish.check(out.settings)
-
-    async def work() -> Plan | Redriven:
-        async with Redrive.open(out.settings, wish) as under_way:
-            _note(under_way.over.warning)
-            if dry_run or yes is None:
-                with terminal.progress(under_way.over.approximate, "look") as advance:
-                    plan = await under_way.plan(advance)
-                if dry_run:
-                    return plan
-                if not (question := plan.question()):
-                    return under_way.so_far()
-                out.confirm(question, yes)
-                under_way.limit(plan)
-            with terminal.progress(under_way.over.approximate, "redrive") as advance:
-                return await under_way.run(advance, terminal.note)
-
-    done = out.run(work())
-    stopped = done.stopped if isinstance(done, Redriven) else None
-    if not stopped and (wish.most is None or done.tally.redriven < wish.most):
+    options = RedriveOptions(choice=choose(), **asked)
+    options.check(out.settings)
+    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
+    work = carry_out(
+        out.settings,
+        options,
+        dry_run=dry_run,
+        confirm=confirm,
+        progress=terminal.progress,
+        note=terminal.note,
+    )
+    done = out.run(work)
+    stopped = None if isinstance(done, Plan) else done.stopped
+    if not stopped and (options.most is None or done.tally.redriven < options.most):
         terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
         return
-    if stopped:
-        terminal.note(f"stopped: {stopped}; run it again to go on")
     out.emit(done.shown())
-    _check(done)
+    if locked := done.still_locked():
+        raise locked
+    if stopped or done.tally.failed:
+        raise SystemExit(1)
 
 
 @dlq.command(
@@ -187,12 +190,12 @@ def redrive(
     ),
 )
 @click.argument("path", metavar="FILE", type=FILE)
-@click.option("--resume", is_flag=True, help="Go on with a file that is there.")
+@click.option("--resume", is_flag=True, help="Continue an existing file.")
 @choosing
 def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
     """Write messages to a file, a line of JSON each, and leave them where they are.
 
-    It compresses a file whose name ends with .gz; --resume goes on with a plain one.
+    It compresses a file whose name ends with .gz; --resume continues a plain one.
     """
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled
@@ -211,7 +214,7 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
     ),
 )
 @click.option("--export", "path", metavar="FILE", type=FILE, help="The file that keeps them.")
-@click.option("--no-export", is_flag=True, help="Keep them nowhere.")
+@click.option("--no-export", is_flag=True, help="Keep no file.")
 @click.option("--dry-run", is_flag=True, help="Say how many and delete none.")
 @choosing
 @yes_option
@@ -245,16 +248,3 @@ def discard(
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
         raise SystemExit(1)
-
-
-def _check(done: "Redriven") -> None:
-    """Exit with 3 when accounts were locked, with 1 when it ended early or owes jobs."""
-    if locked := done.still_locked():
-        raise locked
-    if done.stopped or done.tally.failed:
-        raise SystemExit(1)
-
-
-def _note(warning: str | None) -> None:
-    if warning:
-        terminal.note(f"warning: {warning}")

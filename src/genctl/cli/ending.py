@@ -1,9 +1,10 @@
-"""End a command: every error becomes one line and its fix, or one JSON object, and an exit code."""
+"""End a command: turn every error into one line and its fix, or one JSON object, and an exit code."""
 
 import json
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from genctl.cli import streams, terminal
 
 
 class Exit(NamedTuple):
-    """Hold the exit code, and what to say if anything."""
+    """Hold the exit code, and the error to print, if any."""
 
     exit_code: int
     code: str = ""
@@ -24,7 +25,7 @@ class Exit(NamedTuple):
 
 
 def of(error: BaseException, args: Sequence[str]) -> int:
-    """Say how the command `args` has ended; return its exit code."""
+    """Print the error that ended the command `args`; return the exit code."""
     try:
         sys.stdout.flush()
     except streams.OutputLost:
@@ -36,7 +37,7 @@ def of(error: BaseException, args: Sequence[str]) -> int:
     end = _exit_of(cause)
     if end.message:
         if "--debug" in args:
-            _show_trace(error)
+            terminal.note("".join(traceback.format_exception(error)))
         _tell(end, as_json=_wants_json(args))
     return end.exit_code
 
@@ -75,7 +76,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _rank(error: BaseException) -> int:
-    """Rank errors that ended a task group together: lost output first, then GenctlErrors and click's."""
+    """Rank the errors of a task group: lost output first, then GenctlErrors and click's."""
     return 0 if isinstance(error, streams.OutputLost) else 1 if hasattr(error, "exit_code") else 2
 
 
@@ -91,11 +92,5 @@ def _tell(end: Exit, *, as_json: bool) -> None:
 
 
 def _wants_json(args: Sequence[str]) -> bool:
-    """Look for JSON, or JSON lines, in the words themselves: click may have failed to parse them."""
+    """Look for `-o json` or `jsonl` in the arguments: click may have failed to parse them."""
     return bool(re.search(r"(^|\0)(-o\0?|--output[=\0])jsonl?($|\0)", "\0".join(args)))
-
-
-def _show_trace(error: BaseException) -> None:
-    import traceback
-
-    terminal.note("".join(traceback.format_exception(error)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from math import isfinite
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, is_printable, printable
@@ -163,81 +163,70 @@ def _tabulate(rows: Sequence[Sequence[str]], **how: Any) -> str:
     return tabulate(rows, tablefmt="plain", disable_numparse=True, **how) + "\n"
 
 
-class Writer(Protocol):
-    """Turn rows into text one by one: `row` is told how many came before, `end` how many there were."""
-
-    def row(self, row: Row, before: int) -> str: ...
-    def end(self, count: int) -> str: ...
-
-
-class DocumentWriter(NamedTuple):
-    """Write each row by `write`, with these texts around the rows, or `nothing` where there is none."""
+class Writer(NamedTuple):
+    """Turn rows into text one by one; `head` comes before the first, or with None in place of all rows."""
 
     write: Callable[[Row], str]
-    first: str = ""
+    head: Callable[[Row | None], str] = lambda _: ""
     between: str = ""
     last: str = ""
-    nothing: str = ""
 
-    def row(self, row: Row, before: int) -> str:
-        return (self.between if before else self.first) + self.write(row)
+    def row(self, row: Any, before: int) -> str:
+        """Write a row, of which `before` others came before."""
+        found = plain(row)
+        return (self.between if before else self.head(found)) + self.write(found)
 
     def end(self, count: int) -> str:
-        return self.last if count else self.nothing
+        """Write the end of a document with `count` rows."""
+        return self.last if count else self.head(None)
 
 
-JSON = DocumentWriter(to_json, "[\n", ",\n", "\n]\n", nothing="[]\n")
-JSON_LINES = DocumentWriter(lambda row: to_json(row) + "\n")
-YAML = DocumentWriter(lambda row: to_yaml([row]), nothing="[]\n")
+JSON = Writer(to_json, lambda row: "[]\n" if row is None else "[\n", between=",\n", last="\n]\n")
+JSON_LINES = Writer(lambda row: to_json(row) + "\n")
+YAML = Writer(lambda row: to_yaml([row]), lambda row: "[]\n" if row is None else "")
 
 
-class CsvWriter:
+def csv_writer(columns: Iterable[str]) -> Writer:
     """Write RFC 4180 with a header, nested values as JSON; no field steers a terminal or is a formula.
 
-    Each row is one line. An apostrophe stands before a text that a spreadsheet would calculate.
+    Each row is one line. Without `columns` it writes those of the first row.
     """
+    names = list(columns)
 
-    def __init__(self, columns: Sequence[str] | None) -> None:
-        self.columns = columns
+    def head(row: Row | None) -> str:
+        names.extend([] if names else row or [])
+        return _csv_line(names) if names else ""
 
-    def row(self, row: Row, before: int) -> str:
-        self.columns = self.columns or list(row)
-        return ("" if before else self._line(self.columns)) + self._line(map(row.get, self.columns))
-
-    def end(self, count: int) -> str:
-        return "" if count or not self.columns else self._line(self.columns)
-
-    def _line(self, values: Iterable[Any]) -> str:
-        line = io.StringIO()
-        csv.writer(line).writerow([self._field(value) for value in values])
-        return line.getvalue()
-
-    def _field(self, value: Any) -> str:
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            return to_json(value)
-        text = printable(value)
-        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    return Writer(lambda row: _csv_line(map(row.get, names)), head)
 
 
-class LinesWriter:
+def _csv_line(values: Iterable[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow([_csv_field(value) for value in values])
+    return line.getvalue()
+
+
+def _csv_field(value: Any) -> str:
+    """Write a value; an apostrophe stands before a text that a spreadsheet would calculate."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return to_json(value)
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+
+
+def lines_writer(columns: Mapping[str, int], room: int | None) -> Writer:
     """Align rows before all are known; `columns` have their widths, 0 is the rest of the line."""
 
-    def __init__(self, columns: Mapping[str, int], room: int | None) -> None:
-        self.columns = columns
-        self.room = room
-
-    def row(self, row: Row, before: int) -> str:
-        head = "" if before else self._line(list(self.columns))
-        return head + self._line([cell(row.get(column)) for column in self.columns])
-
-    def end(self, count: int) -> str:  # noqa: ARG002
-        return ""
-
-    def _line(self, texts: Iterable[str]) -> str:
+    def line(texts: Iterable[str]) -> str:
         padded = [
-            text + " " * (most - width(text)) for text, most in zip(texts, self.columns.values(), strict=True)
+            text + " " * (most - width(text)) for text, most in zip(texts, columns.values(), strict=True)
         ]
-        line = (" " * GAP).join(padded).rstrip()
-        return (shorten(line, self.room) if self.room else line) + "\n"
+        text = (" " * GAP).join(padded).rstrip()
+        return (shorten(text, room) if room else text) + "\n"
+
+    return Writer(
+        lambda row: line(cell(row.get(column)) for column in columns),
+        lambda row: "" if row is None else line(columns),
+    )

@@ -30,12 +30,12 @@ HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 )
 @click.option("--watch", is_flag=True, help="Look again every 2 s, until Ctrl-C.")
 def status(out: Output, *, watch: bool) -> int:
-    """Show what stands where, and what needs somebody.
+    """Show how everything stands, and what needs a person.
 
-    Queue and DLQ of the tool, sessions, failures of the last hour, gates, listener, messages owed, refunds
-    pending, what the database refuses, migrations: each with the command that goes on from there. A part that
-    does not answer within a few seconds is a line too. Exit code 1 when something needs a person, 3 when no
-    part answers.
+    It shows queue and DLQ of the tool, sessions, failures of the last hour, gates, listener, owed messages,
+    pending refunds, what the database refuses, and migrations, each with the command to run next. A part that
+    does not answer within a few seconds gets a line too. Exit code 1 means that something needs a person, 3
+    that no part answers.
     """
     from genctl.ops.status import look
 
@@ -48,7 +48,7 @@ def status(out: Output, *, watch: bool) -> int:
 
 
 async def _watch(out: Output) -> None:
-    """Look for ever: on a terminal each table overwrites the last, else each document follows the last."""
+    """Look for ever. On a terminal each table overwrites the last; other output is a list of documents."""
     from genctl.domain.model import GenctlError
     from genctl.domain.status import unreachable
     from genctl.ops.status import look
@@ -67,7 +67,7 @@ async def _watch(out: Output) -> None:
             await asyncio.sleep(EVERY_S)
             try:
                 lines = await look(out.settings)
-            except GenctlError as error:  # all of it was there, and will be again
+            except GenctlError as error:  # the parts were there before, and may come back
                 lines = unreachable("everything", error)
 
 
@@ -91,8 +91,8 @@ def _text(lines: "Iterable[StatusLine | Finding]") -> str:
 def doctor(out: Output) -> int:
     """Check every dependency, and say how to mend what is wrong.
 
-    Settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that it cannot bill),
-    the API and its stream through the public URL. It changes nothing. Exit code 1 on errors only.
+    It checks settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that it cannot
+    bill), the API and its stream through the public URL. It changes nothing. Only errors give exit code 1.
     """
     from genctl.ops.doctor import CHECKS, examine
 

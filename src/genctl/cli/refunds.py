@@ -32,7 +32,7 @@ def refunds() -> None:
 )
 @click.option("--user", metavar="U", help="Only this user's rows.")
 @click.option("--since", type=WHEN, metavar="T", help="Only what changed since then (2h, or RFC 3339).")
-@click.option("--fix", is_flag=True, help="Mend what is safe to mend, each with a row in the ledger.")
+@click.option("--fix", is_flag=True, help="Mend what is safe to mend, with a row in the ledger each time.")
 @click.option("--dry-run", is_flag=True, help="With --fix: say what it would mend.")
 @yes_option
 def check(
@@ -41,7 +41,8 @@ def check(
     """Prove the invariants of statuses, ledger and details in one snapshot.
 
     Every failed session got its refund once and in full, no completed one got any, no ended one holds
-    credits, every balance is the sum of its ledger, error_details agree with it. Exit code 1 on a violation.
+    credits, every balance is the sum of its ledger, and error_details agree with the ledger. Exit code 1
+    means that it found a violation.
     """
     from genctl import credits
     from genctl.domain.model import camel
@@ -80,7 +81,7 @@ def check(
 
 
 def _mended(out: Output, found: "credits.Audit", look: "Callable[[], credits.Audit]") -> "credits.Audit":
-    """Mend all that is safe, also what the first look did not list, and tell what is still wrong."""
+    """Mend all that is safe, also beyond the first page of violations; return a new audit."""
     from genctl import credits
 
     def mend(some: "list[credits.Violation]") -> "list[credits.Violation]":

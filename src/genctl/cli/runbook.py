@@ -23,13 +23,13 @@ RUNS = ("run", "runbook", "at", "who", "state", "failed")
 LINES = ("state", "step", "ms", "tries", "why")
 INDENT = " " * 4
 MOST_SHOWN = 25  # lines of what a step shows
-WIDEST_SHOWN = 400  # columns of one
+WIDEST_SHOWN = 400  # columns of one line
 PLAN = ("step", "asks", "does", "action")
 
 
 @click.group(cls=Group)
 def runbook() -> None:
-    """Run what an incident asks for, step by step, or read it."""
+    """Run the steps that an incident asks for, or read them."""
 
 
 def _load(name: str) -> "Loaded":
@@ -64,7 +64,7 @@ def list_(out: Output) -> None:
 )
 @click.argument("name", metavar="NAME|FILE")
 def show(out: Output, name: str) -> None:
-    """Show a runbook as a page: what for, when, what it touches, its steps."""
+    """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
 
     from genctl.ops.runbook.page import page
@@ -77,10 +77,10 @@ def show(out: Output, name: str) -> None:
 @runbook.command("lint", examples=("genctl runbook lint", "genctl runbook lint mine.yaml -o json"))
 @click.argument("names", metavar="[NAME|FILE]...", nargs=-1)
 def lint(out: Output, names: tuple[str, ...]) -> int:
-    """Find what is wrong with runbooks, with file, line and column.
+    """Find the faults of runbooks, with file, line and column.
 
     It checks keys, values, conditions, and that this genctl has the commands and flags. Without a name it
-    takes all that came with genctl. Exit code 2 when something is wrong.
+    checks all that came with genctl. Exit code 2 means that it found a fault.
     """
     from genctl.cli.words import complaint
     from genctl.ops.runbook.load import examine, file_of
@@ -111,25 +111,25 @@ def _markdown(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
     ),
 )
 @click.argument("name", metavar="[NAME|FILE]", required=False)
-@click.option("--var", "given", multiple=True, metavar="NAME=VALUE", help="A value for one of its variables.")
+@click.option("--var", "given", multiple=True, metavar="NAME=VALUE", help="The value of a variable.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("--resume", metavar="RUN", help="Go on where this run has ended.")
-@click.option("--force", is_flag=True, help="With --resume: also when the file has changed since.")
+@click.option("--force", is_flag=True, help="With --resume: also if the file has changed since.")
 @click.option(
     "--report",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
     callback=_markdown,
     metavar="FILE",
-    help="Also write a report, in Markdown: a file that ends with .md.",
+    help="Also write a report, as Markdown; the name ends with .md.",
 )
 @yes_option
 def run(out: Output, *, name: str | None, resume: str | None, force: bool, dry_run: bool, **more: Any) -> int:
-    """Run a runbook: its plan, then each step with its time.
+    """Run a runbook: show its plan, then each step with its time.
 
-    It asks before what is dangerous, and for what only a person can do; --yes answers all of it. Ctrl-C runs
-    the clean-up steps. A journal keeps every run, see `genctl runbook history`. Exit code 1 comes with the
-    step that failed, what it expected and what it found.
+    It asks before a dangerous step, and for what only a person can do; --yes answers all questions. After
+    Ctrl-C it still runs the clean-up steps. A journal keeps every run: see `genctl runbook history`. Exit
+    code 1 means that a step failed; genctl says which, what it expected and what it found.
     """
     from genctl.domain.runbooks import Start
     from genctl.ops.runbook import inputs, journal
@@ -185,7 +185,7 @@ def _carry_out(
     confirm = _confirming(out, yes)
     asking = [step.step for step in loaded.runbook.left(start.done) if step.asks]
     if asking and yes is None and not terminal.can_ask():
-        told = f"step {asking[0]} asks, and nobody can be asked here"
+        told = f"step {asking[0]} asks a question, and there is nobody to answer it"
         raise GenctlError("NotConfirmed", told, "answer with --yes", exit_code=2)
     mask = Masker(secrets_of(out.settings))
     actions = Actions(
@@ -195,21 +195,21 @@ def _carry_out(
         lambda line: terminal.note(f"    {mask.text(line)}"),
     )
     if path:
-        path.open("w").close()  # or raise OSError before anything is done
+        path.open("w").close()  # raises OSError before we change anything
     journal = Journal.open()
     this = Run(loaded, start, values, actions, confirm, journal)
     _show(out, f"{loaded.runbook.name}: run {journal.run}")
     for number, step in enumerate(this.steps, 1):
         _show(out, f"  {number}. {step.step}: {step.does.strip()}")
     for was in start.shown:
-        _show(out, f"  shown by {was['step']}, before:", was["shown"], was["more"])
+        _show(out, f"  {was['step']} showed, before:", was["shown"], was["more"])
     work = this.go(terminal.note, lambda one: _show(out, one.line(), one.shown, one.more))
     done = out.run(work, heed=this.interrupt)
     out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
     if path:
         _write(path, report(done, lambda one: _indented(one.shown, one.more, None)))
-    if not journal.is_kept:
-        terminal.note("this run has no journal: the state folder takes none")
+    if journal.file is None:
+        terminal.note("this run has no journal: genctl cannot write to the state folder")
     elif done.exit_code:
         terminal.note(f"to go on there: genctl runbook run --resume {done.run}")
     return done.exit_code
@@ -224,9 +224,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
-    """Tell a person a line, what a step shows, and how much of it is left out.
+    """Show a line and what a step shows, whose last `more` lines or items are left out.
 
-    Whoever is asked reads stderr: where stdout goes elsewhere, they find there what they are asked about.
+    Questions go to stderr. When stdout goes elsewhere, what a question is about goes to stderr too.
     """
     if out.form == "table":
         write(printable(line) + "\n" + _indented(shown, more, terminal.room()))
@@ -236,7 +236,7 @@ def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
 
 
 def _indented(shown: Any, more: int, room: int | None) -> str:
-    """Lay out what a step shows, below its line: rows as a table, else as YAML; `more` lines are left out."""
+    """Lay out what a step shows: rows as a table, the rest as YAML; `more` lines or items are left out."""
     from genctl.cli import formats
 
     if shown is None:
@@ -254,7 +254,7 @@ def _indented(shown: Any, more: int, room: int | None) -> str:
 
 
 def _confirming(out: Output, yes: str | None) -> Callable[[str], str]:
-    """Make what asks a person, and gives the value of `--yes`; refuse a wrong value at once."""
+    """Return a function that asks a person and returns the value of `--yes`; refuse a wrong value now."""
     from genctl.base import dsn
     from genctl.domain.model import GenctlError
 
@@ -279,9 +279,9 @@ def _confirming(out: Output, yes: str | None) -> Callable[[str], str]:
 )
 @click.argument("run_", metavar="[RUN]", required=False)
 def history(out: Output, run_: str | None) -> None:
-    """List the runs of this machine's user, or show one.
+    """List your runs on this machine, or show one.
 
-    RUN is its name or a unique beginning of it.
+    RUN is the name of a run, or a unique beginning of it.
     """
     from genctl.ops.runbook import journal
 

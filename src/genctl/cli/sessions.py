@@ -77,8 +77,8 @@ def show(out: Output, id_: str) -> None:
 def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> None:
     """Trace one session: every hop, the time before it, and what was slow.
 
-    From the order over claims, attempts, settle and NOTIFY to the copy in the DLQ, redrives and late
-    results. ID is any of its ids, as for `show`. A bar of one more block is ten times longer.
+    It goes from the order through claims, attempts, settle and NOTIFY to the copy in the DLQ, redrives and
+    late results. ID is any of its ids, as for `show`. A bar with one more block stands for ten times as long.
     """
     from genctl.domain.model import GenctlError, camel
     from genctl.domain.timeline import hops
@@ -97,8 +97,8 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         events, copy = await tracing.events_of(db, session.id), None
         try:
             copy = await tracing.copy_of(out.settings, events)
-        except GenctlError as error:  # the database has told the most
-            terminal.note(f"the DLQ could not be looked into: {error.message}")
+        except GenctlError as error:  # the timeline itself is from the database
+            terminal.note(f"cannot look into the DLQ: {error.message}")
         timeline = hops(events)
         told = tracing.traced(await find(db, str(session.id)), timeline) | {"dlq": copy and camel(copy)}
         if not streams:
@@ -115,7 +115,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
 
 
 def _line(hop: "TraceHop") -> dict[str, str]:
-    """Tell a hop to people; one more block of the bar is ten times longer, from a millisecond on."""
+    """Write a hop for people. The bar has one block for 1 ms, one more for each factor of ten."""
     from math import log10
 
     from genctl.domain.model import rough

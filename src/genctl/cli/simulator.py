@@ -31,8 +31,8 @@ class _WithScenarios(Command):
 def simulator(out: Output, *, host: str, port: int) -> None:
     """Serve the provider's images API, with failures on request.
 
-    A prompt that holds `[scenario:NAME]` plays that scenario. It refuses words that the provider's filter
-    refuses. Any other prompt gets an image.
+    A prompt that contains `[scenario:NAME]` gets the answer of that scenario. The simulator refuses the words
+    that the provider's filter refuses. Any other prompt gets an image.
     """
     from genctl.services.simulator import serve
 

@@ -22,8 +22,8 @@ COLUMNS = ("hop", "ok", "ms", "evidence", "why")
         "genctl smoke --user tester -o json | jq .hops[].why",
     ),
 )
-@click.option("--user", metavar="U", help="Whose job it is, and who pays; else a fresh user on credit.")
-@click.option("--timeout", type=DURATION, default="30s", metavar="D", help="For all hops together.")
+@click.option("--user", metavar="U", help="Who orders and pays; default: a fresh user with lent credits.")
+@click.option("--timeout", type=DURATION, default="30s", metavar="D", help="Time for all hops together.")
 @click.option(
     "--junit",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -34,10 +34,10 @@ COLUMNS = ("hop", "ok", "ms", "evidence", "why")
 def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, yes: str | None) -> int:
     """Judge a deployment by one job that fails, hop by hop.
 
-    It orders through the API a job that the provider refuses, and follows it from outside: database, NOTIFY,
-    stream, DLQ. It works on every deployment of the contract, ours or not. It writes a line a hop; exit code
-    1 means that one is broken, and it says what it expected, what it found and where to look. Afterwards it
-    takes back the job's copy in the DLQ and the fresh user's credits.
+    It orders a job that the provider refuses through the API, and follows it from outside: database, NOTIFY,
+    stream, DLQ. It works on every deployment of the contract, ours or not. It writes a line for each hop.
+    Exit code 1 means that a hop is broken; smoke says what it expected, what it found and where to look.
+    Afterwards it deletes the job's copy from the DLQ and takes the fresh user's credits back.
     """
     from genctl.ops.smoke import run
     from genctl.ops.smoke.hop import HopResult, verdict

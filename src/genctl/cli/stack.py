@@ -12,9 +12,9 @@ from genctl.cli.output import Output, write
 def demo(out: Output, *, keep: bool) -> int:
     """Watch a failing and a good job go through the embedded stack.
 
-    It starts PostgreSQL, an SQS server, the provider simulator and a worker on one private folder, sends
-    a job that the provider refuses, and watches it hop by hop from outside. Then it sends a good one. The
-    exit code is 0 only if everything holds.
+    It starts PostgreSQL, an SQS server, the provider simulator, the API and a worker in one private folder,
+    sends a job that the provider refuses, and watches it hop by hop from outside. Then it sends a good one.
+    The exit code is 0 only if everything holds.
     """
     from genctl.ops.demo import run
 
@@ -22,7 +22,7 @@ def demo(out: Output, *, keep: bool) -> int:
 
 
 @click.command(cls=Command, tool=True, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up"))
-@click.option("--user", default="demo", metavar="U", help="Who the printed link signs in.")
+@click.option("--user", default="demo", metavar="U", help="The user whom the printed link signs in.")
 def up(out: Output, *, user: str) -> None:
     """Run the whole embedded stack: API, page, worker and sweeper.
 

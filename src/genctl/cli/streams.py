@@ -1,4 +1,4 @@
-"""Make the three standard streams safe: lost output is reported once, stderr never fails."""
+"""Make the standard streams safe: we report lost output once, and stderr never fails."""
 
 import errno
 import io
@@ -8,8 +8,8 @@ import sys
 from typing import Any, TextIO
 
 
-class OutputLost(Exception):  # noqa: N818 (a reader that leaves is not an error)
-    """Say that we cannot write to stdout any more; `reader_gone`: because its reader went away."""
+class OutputLost(Exception):  # noqa: N818 (a reader that leaves is no error)
+    """Say that we can no longer write to stdout; `reader_gone`: because its reader left."""
 
     def __init__(self, why: OSError) -> None:
         super().__init__(why.strerror or str(why))
@@ -17,7 +17,7 @@ class OutputLost(Exception):  # noqa: N818 (a reader that leaves is not an error
 
 
 class _Patient(io.FileIO):
-    """Wait for room where a parent has made the pipe non-blocking."""
+    """Wait for room in a pipe that the parent has made non-blocking."""
 
     def write(self, data: Any, /) -> int:
         while (written := super().write(data)) is None:
@@ -42,7 +42,7 @@ class _Stderr(_Patient):
 
 
 def guard() -> None:
-    """Guard this process's streams, also those that were closed when it began."""
+    """Guard the streams of this process, also those that were closed when it began."""
     while (fd := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass  # else the first socket would become "stdout"; a closed stdout still refuses writes
     os.close(fd)
@@ -53,7 +53,7 @@ def guard() -> None:
 
 
 def abandon_stdout() -> None:
-    """Drop what waits in the buffer after OutputLost, so that Python ends quietly."""
+    """Drop the buffer after OutputLost, so that Python ends quietly."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

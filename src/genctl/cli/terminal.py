@@ -1,7 +1,6 @@
-"""Speak with a person on stderr: notes, questions, progress. Nothing here is data."""
+"""Talk to a person on stderr: notes, questions, progress. Nothing here is data."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,12 +33,12 @@ def _is_able() -> bool:
 
 
 def can_ask() -> bool:
-    """Tell whether a person sits there."""
+    """Tell whether there is a person to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty() and not os.environ.get("CI")
 
 
 def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> None:
-    """Do what Output.confirm() does; `name` is the database's."""
+    """Do what Output.confirm() does; `name` is that of the database."""
     from genctl.domain.model import GenctlError
 
     flag = f"--yes={name}" if protected else "--yes"
@@ -49,7 +48,7 @@ def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> No
         why = f"--yes{'=' if yes else ''}{yes} does not name the database {name}"
         raise GenctlError("NotConfirmed", why, f"answer with {flag}", exit_code=2)
     if not can_ask():
-        why = f"{question or 'It asks before it does anything.'} There is nobody to ask here"
+        why = f"{question or 'The command asks first.'} There is nobody to ask here"
         raise GenctlError("NotConfirmed", why, f"answer with {flag}", exit_code=2)
     how = f"Type the database's name ({name}) to go on: " if protected else "[y/N] "
     answer = ask(f"{question} {how}")
@@ -58,7 +57,7 @@ def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> No
 
 
 def ask(question: str) -> str:
-    """Ask; return the line that the person types."""
+    """Ask a question; return the line that the person types."""
     with _signals_end_it():
         sys.stderr.write(printable(question))
         sys.stderr.flush()
@@ -66,7 +65,7 @@ def ask(question: str) -> str:
 
 
 def ask_secret(question: str) -> str:
-    """Ask; the terminal does not show what the person types."""
+    """Ask for a secret; the terminal does not show what the person types."""
     import getpass
 
     with _signals_end_it(), suppress(EOFError):
@@ -76,28 +75,24 @@ def ask_secret(question: str) -> str:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """Let signals end a question: inside the event loop its own handlers could not."""
+    """Let signals end a question: while we read, the event loop cannot handle them."""
 
-    def end(number: int, _: object) -> None:
+    from genctl.cli.running import heeded
+
+    def end(number: int) -> None:
         raise SystemExit(128 + number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in numbers}
     try:
-        yield
+        with heeded(end):
+            yield
     except SystemExit:
-        sys.stderr.write("\n")  # behind the question
+        sys.stderr.write("\n")  # after the question
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Advance]:
-    """Draw a bar on stderr when that is a terminal, else nothing; it yields an Advance."""
+    """Draw a bar on stderr if that is a terminal; yield an Advance."""
     with click.progressbar(
         length=total, label=printable(label), file=sys.stderr, hidden=not _is_able()
     ) as bar:

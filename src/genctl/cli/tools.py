@@ -14,12 +14,12 @@ COLUMNS = ("tool", "provider", "models", "price", "queue", "gate", "trouble")
 )
 @click.argument("name", required=False)
 def tools(out: Output, *, name: str | None) -> None:
-    """List the tools that are installed: provider, models, price, queue and gate.
+    """List the installed tools: provider, models, price, queue and gate.
 
-    With NAME it shows that one alone, and the parameters of its orders.
+    With NAME it shows only that one, with the parameters of its orders.
 
-    genctl finds tools by the entry points of the group genctl.tools. It also lists a tool that cannot be
-    used, and says why.
+    genctl finds tools by the entry points of the group genctl.tools. It also lists a tool that it cannot use,
+    and says why.
     """
     from genctl.ops.tools import shown
     from genctl.tools.found import Tools

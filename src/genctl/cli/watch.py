@@ -19,7 +19,7 @@ EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
         'genctl watch --token "$TOKEN" -o jsonl',
     ),
 )
-@click.option("--user", metavar="U", help="Whose events; needs GENCTL_SECRET. Default: demo.")
+@click.option("--user", metavar="U", help="The user; needs GENCTL_SECRET. Default: demo.")
 @click.option("--token", metavar="T", help="A user token instead.")
 @click.option(
     "--event",
@@ -28,7 +28,7 @@ EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
     type=click.Choice(EVENTS),
     help="Only these; default: failed, done, queued and reset.",
 )
-@click.option("--last-event-id", metavar="ID", help="Go on behind this event.")
+@click.option("--last-event-id", metavar="ID", help="Continue after this event.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
 @click.option("--fail-after", type=DURATION, metavar="D", help="Give up a lost connection after so long.")
 def watch(
@@ -43,7 +43,7 @@ def watch(
 ) -> None:
     """Show a user's events as their page gets them.
 
-    It reads the API's stream, reconnects by itself, and goes on behind the last event that came.
+    It reads the API's stream, reconnects by itself, and continues after the last event.
     """
     from genctl.base.tokens import Tokens
     from genctl.domain.model import GenctlError
@@ -66,7 +66,7 @@ def watch(
     shown = events or EVENTS[:4]
     try:
         Tools.of(out.settings).check_named(out.settings.tool)
-    except GenctlError as error:  # the API may know it, or its stream may still tell of it
+    except GenctlError as error:  # the API may know it
         terminal.note(f"{error.message} here: {error.fix}")
 
     async def run() -> None:

@@ -113,6 +113,7 @@ def _unanswered(answer: NoAnswer) -> Failure:
         outcome=Outcome.UNKNOWN if answer.sent else Outcome.REFUSED,
         user_message=SENTENCES[Category.NETWORK],
         provider_message=answer.message,
+        certain=not answer.sent,  # nobody has seen the order
     )
 
 

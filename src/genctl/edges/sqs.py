@@ -338,6 +338,14 @@ class Queue:
         """Read all attributes, as SQS names them."""
         return (await self._call("GetQueueAttributes", _Attributes, AttributeNames=["All"])).attributes
 
+    async def depth(self) -> tuple[int, int, int]:
+        """Count the messages that wait, those in flight and the delayed ones, as roughly as SQS does."""
+        facts = await self.attributes()
+        waiting, in_flight, delayed = (
+            int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in ("", "NotVisible", "Delayed")
+        )
+        return waiting, in_flight, delayed
+
     async def receive(self, limit: int, *, wait_s: int, visibility_s: int) -> list[Message]:
         """Receive at most ten messages; wait up to 20 s. Never cancel it: SQS would hide what it found."""
         answer = await self._call(

@@ -1,10 +1,11 @@
-"""Watch the main job on the embedded stack from outside: a job that the provider refuses, and a good one."""
+"""Send a job that the provider refuses and a good one to the embedded stack, and watch from outside."""
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -13,9 +14,10 @@ from genctl import credits
 from genctl.base.person import Note
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
-from genctl.domain.model import Session, Status
+from genctl.domain.model import Status
 from genctl.edges.db import Database
-from genctl.ops.smoke.deployment import Deployment, Door
+from genctl.ops.enqueue import ended
+from genctl.ops.smoke.deployment import ApiClient, Deployment
 from genctl.ops.smoke.hop import HOPS, HopResult, verdict
 from genctl.ops.smoke.judge import Judge
 from genctl.ops.smoke.sound import details_complaints
@@ -25,7 +27,6 @@ from genctl.ops.stack.stack import Stack
 USER = "demo"
 TIMEOUT_S = 30.0
 LOG_TIMEOUT_S = 3.0
-POLL_S = 0.02
 BAR = 40  # columns of the longest bar
 LAST_LINES = 12
 WORKER_LOGS = ("session.failed.updated", "session.failed.notify.sent")
@@ -33,34 +34,20 @@ API_LOGS = ("sse.notify.received", "sse.session.lookup", "sse.emit")
 
 
 class Check(msgspec.Struct, frozen=True):
-    """Tell whether one thing holds."""
+    """Say whether one thing holds, and by what we see that."""
 
     check: str
     ok: bool
     evidence: str
 
     def line(self) -> str:
-        """Write it for people."""
+        """Write it as one line of the output."""
         return f"  {'ok    ' if self.ok else 'BROKEN'} {self.check}: {self.evidence}"
 
 
-class Beat(msgspec.Struct, frozen=True):
-    """Tell when a hop was passed: milliseconds after the job was accepted."""
-
-    hop: str
-    at: str | None
-    ms: float | None
-
-
-class Shown(msgspec.Struct, frozen=True):
-    """Hold what `demo` shows: with -o json exactly this, and with --keep `signIn`."""
-
-    ok: bool
-    checks: list[Check]
-    timeline: list[Beat]
-
-
-async def demo(stack: Stack, show: Callable[[HopResult | Check], object]) -> Shown:
+async def demo(
+    stack: Stack, show: Callable[[HopResult | Check], object]
+) -> tuple[list[Check], list[HopResult]]:
     """Run both jobs; `show` gets each hop and check as soon as it is known. Raises GenctlError, exit 3."""
     settings = stack.settings
     checks: list[Check] = []
@@ -74,7 +61,7 @@ async def demo(stack: Stack, show: Callable[[HopResult | Check], object]) -> Sho
         await credits.open_accounts(db, [USER], credits.opening(settings))
         before = await _balance(db)
         hops = []
-        async with Judge.open(deployment, USER, TIMEOUT_S) as judge:
+        async with Judge.open(deployment, USER, time.monotonic() + TIMEOUT_S) as judge:
             async for hop in judge.hops():
                 hops.append(hop)
                 show(hop)
@@ -86,55 +73,45 @@ async def demo(stack: Stack, show: Callable[[HopResult | Check], object]) -> Sho
         after = await _balance(db)
         check("the balance is whole again", after == before, f"{before} credits before, {after} after")
         status, good = await api.order(USER, prompt=api.tool.good, clientKey=f"demo-{uuid4().hex[:8]}")
-        check("a good job completes", *_made(await _ended(db, good["sessionId"]) if status == 202 else None))
+        check("a good job completes", *await _made(db, status, good))
         left = await _balance(db)
         check("and is paid for", left == after - api.tool.price, f"{after} credits before, {left} after")
-    timeline = [Beat(hop.hop, hop.at, hop.ms) for hop in hops]
-    return Shown(ok=all(check.ok for check in checks), checks=checks, timeline=timeline)
+    return checks, hops
 
 
 async def _balance(db: Database) -> int:
     return int((await credits.account(db, USER))["balance"])
 
 
-async def _ended(db: Database, session_id: str) -> Session:
-    """Read the row once its run has ended, or as it is when the time is over."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        (row,) = await db.rows("sessions", ids=[session_id])
-        session = Session.of(row)
-        if session.completed_at or time.monotonic() > deadline:
-            return session
-        await asyncio.sleep(POLL_S)
-
-
-def _made(session: Session | None) -> tuple[bool, str]:
-    if session is None or session.status is not Status.COMPLETED:
-        return False, f"it is {session.status}" if session else "the API took no order"
-    image = (session.result or {})["images"][0]
-    return True, f"one image of {image['size']}"
+async def _made(db: Database, status: int, answer: Any) -> tuple[bool, str]:
+    """Wait until the run of an order has ended, and judge what it made; `answer` is the API's."""
+    if status != 202:
+        return False, f"the API took no order: {status} {answer}"
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            (session,) = await ended(db, [UUID(answer["sessionId"])])
+    except TimeoutError:
+        return False, f"it has not ended within {TIMEOUT_S:g} s"
+    if session.status is not Status.COMPLETED:
+        return False, f"it is {session.status}"
+    return True, f"one image of {(session.result or {})['images'][0]['size']}"
 
 
 class _Line(msgspec.Struct, frozen=True, rename="camel"):
-    """Hold what matters of a line of a log."""
+    """Hold what the demo reads in a line of a log. Only `sse.emit` has the last two fields."""
 
     event: str
     session_id: str = ""
-    sse_event: str = ""
-    has_error_details: bool = False
-
-    @property
-    def is_sound(self) -> bool:
-        """Tell of `sse.emit` whether the failure went out with its details; other events are sound."""
-        return self.event != "sse.emit" or (self.sse_event == "failed" and self.has_error_details)
+    sse_event: str = "failed"
+    has_error_details: bool = True
 
 
 async def _logged(log: Path, session_id: UUID | None, events: Sequence[str]) -> tuple[bool, str]:
-    """Wait a moment for the session's events in a log: which it has, or which are missing."""
+    """Wait a moment for the session's events in a log; say which it has, or which are missing."""
 
     def missing() -> list[str]:
-        lines = [line for line in _lines(log) if line.session_id == str(session_id) and line.is_sound]
-        return [event for event in events if event not in {line.event for line in lines}]
+        mine = {line.event for line in _lines(log) if line.session_id == str(session_id)}
+        return [event for event in events if event not in mine]
 
     if await until(lambda: not missing(), LOG_TIMEOUT_S):
         return True, ", ".join(events)
@@ -142,16 +119,19 @@ async def _logged(log: Path, session_id: UUID | None, events: Sequence[str]) -> 
 
 
 def _lines(log: Path) -> Iterator[_Line]:
-    for line in log.read_bytes().splitlines():
+    """Yield the lines, except those of a failure that went out without its details."""
+    for text in log.read_bytes().splitlines():
         with suppress(msgspec.DecodeError):
-            yield msgspec.json.decode(line, type=_Line)
+            line = msgspec.json.decode(text, type=_Line)
+            if line.sse_event == "failed" and line.has_error_details:
+                yield line
 
 
-async def _card(door: Door, session_id: UUID | None) -> tuple[bool, str]:
-    """Judge what a page shows of the failure: the provider's sentence without ids, and the refund."""
+async def _card(api: ApiClient, session_id: UUID | None) -> tuple[bool, str]:
+    """Check what a page shows of the failure: the provider's sentence without ids, and the refund."""
     if session_id is None:
         return False, "there is no session"
-    status, item = await door.session(USER, session_id)
+    status, item = await api.session(USER, session_id)
     details = item.get("error_details") or {}
     sound = status == 200 and not details_complaints(details) and details["refundedCredits"] > 0
     text = f"{details.get('userMessage')} — {details.get('refundedCredits')} credits returned"
@@ -159,28 +139,28 @@ async def _card(door: Door, session_id: UUID | None) -> tuple[bool, str]:
 
 
 async def run(settings: Settings, *, keep: bool, note: Note, show: Callable[..., None]) -> int:
-    """Start the stack, run the demo, show it; with `keep` stay until a signal. Returns the exit code."""
+    """Start the stack, run the demo and show it; with `keep` stay until a signal. Return the exit code."""
     async with Stack(settings, note=note) as stack:
-        shown = await demo(stack, lambda known: note(known.line()))
-        for part in () if shown.ok else ("worker", "api"):
+        checks, hops = await demo(stack, lambda known: note(known.line()))
+        ok = all(check.ok for check in checks)
+        for part in () if ok else ("worker", "api"):
             log = stack.logs(part)
             note("\n".join([f"--- the last lines of {part} ({log})", *last_lines(log, LAST_LINES)]))
         link = Tokens.of(stack.settings).sign_in_url(stack.settings.page_url, USER) if keep else None
-        show(
-            msgspec.structs.asdict(shown) | ({"signIn": link} if link else {}),
-            text=lambda: drawn(shown, link),
-        )
+        timeline = [{"hop": hop.hop, "at": hop.at, "ms": hop.ms} for hop in hops]
+        told = {"ok": ok, "checks": checks, "timeline": timeline}
+        show(told | ({"signIn": link} if link else {}), text=lambda: drawn(hops, link, ok=ok))
         if keep:
             note("the stack runs until Ctrl-C; every genctl command in another terminal finds it")
             await stack.watch()
-    return int(not shown.ok)
+    return int(not ok)
 
 
-def drawn(shown: Shown, link: str | None) -> str:
+def drawn(hops: Sequence[HopResult], link: str | None, *, ok: bool) -> str:
     """Draw the timeline as bars, then the verdict and the page's link."""
-    passed = [(beat.hop, beat.ms) for beat in shown.timeline if beat.ms is not None]
+    passed = [(hop.hop, hop.ms) for hop in hops if hop.ms is not None]
     longest = max((ms for _, ms in passed), default=0.0) or 1.0
     bars = [f"{hop:<9} {'█' * round(BAR * ms / longest):<{BAR}} {ms:8.1f} ms" for hop, ms in passed]
-    verdict = "everything holds" if shown.ok else "NOT everything holds"
+    verdict = "everything holds" if ok else "NOT everything holds"
     last = [f"Sign in: {link}"] if link else []
     return "\n".join([*bars, f"demo: {verdict}", *last]) + "\n"

@@ -1,4 +1,4 @@
-"""What the DLQ holds, joined to the sessions, for people."""
+"""Show what the DLQ holds, joined to the sessions."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -40,7 +40,7 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[Database, Queue]]:
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The chosen letters, oldest first, of `seen` messages of about `approximate`."""
+    """Hold the chosen letters, oldest first, of `seen` messages of about `approximate`."""
 
     approximate: int
     seen: int
@@ -49,12 +49,12 @@ class Listing(msgspec.Struct, frozen=True):
     warning: str | None
 
     def listed(self) -> dict[str, Any]:
-        """Tell it in JSON."""
+        """Return what `-o json` prints."""
         messages = [letter.item() for letter in self.letters]
         return {"approximate": self.approximate, "seen": self.seen, "messages": messages}
 
     def lines(self) -> list[dict[str, Any]]:
-        """Tell the messages to people: with the time when SQS will forget them."""
+        """Return the rows of the table, each with the time at which SQS drops the message."""
         return [x.item() | {"expiresAt": rfc3339(x.sent_at + self.kept)} for x in self.letters]
 
 
@@ -76,10 +76,10 @@ async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Lis
 
 
 async def shown(settings: Settings, text: str) -> dict[str, Any]:
-    """Show one message with its session, reservation and trace; the newest of those that `text` names.
+    """Return a message with its session, reservation and trace: the newest that `text` names.
 
-    `text` begins its message id, or is any id of its session. Raises GenctlError: exit 4 for none, 2 for
-    several, 3.
+    `text` begins its message id, or is an id of its session. Raises GenctlError: exit 4 when it names
+    nothing, 2 when it is ambiguous, 3 when a dependency does not answer.
     """
     async with opened(settings) as (db, dlq), Survey.over(dlq) as one:
         session_id = await _session_of(db, text)
@@ -124,7 +124,7 @@ def _is_named(letter: Letter, text: str, session_id: UUID | None) -> bool:
 
 
 def grouped(meant: Iterable[Letter], by: str) -> list[dict[str, Any]]:
-    """Count the letters of each group, the largest first; hours in their order."""
+    """Count the letters of each group, the largest group first, but hours in their order."""
     counts = Counter(GROUPS[by](letter) for letter in meant)
     rows = [{by: name, "messages": count} for name, count in counts.most_common()]
     return sorted(rows, key=lambda row: str(row[by])) if by == "hour" else rows

@@ -1,4 +1,4 @@
-"""Ask every dependency at once for the facts of `doctor`; domain.findings judges them."""
+"""Ask all dependencies at once for the facts of `doctor`; domain.findings judges them."""
 
 import asyncio
 import platform
@@ -40,7 +40,7 @@ LIBRARIES = ("psycopg", "aiohttp", "botocore")
 async def examine(settings: Settings, advance: Advance) -> list[Finding]:
     """Return all findings, in the order of CHECKS. Raises nothing.
 
-    What several checks find is told once: a database that is away is one finding.
+    It drops repeated findings: several checks find that a database is away.
     """
 
     async def checked(name: str) -> list[Finding]:
@@ -56,14 +56,14 @@ async def examine(settings: Settings, advance: Advance) -> list[Finding]:
 
 
 async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | GenctlError:
-    """Return what the part answers, or as a value why it does not answer in time."""
+    """Return the part's answer, or the error that says why there is none in time."""
     try:
         async with asyncio.timeout(within_s):
             return await asking
     except GenctlError as error:
         return error
     except TimeoutError:
-        fix = "see whether it hangs, and whether the network between drops what is sent"
+        fix = "see whether it hangs, and whether the network between drops packets"
         return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
 
 
@@ -79,21 +79,11 @@ async def readiness(settings: Settings) -> tuple[int, str]:
         async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
             body = await answer.read()
     except (aiohttp.ClientError, OSError, ValueError) as why:
-        raise _api_away(settings, why) from None
+        raise peer.unreachable(settings.api_url, why) from None
     try:
         return answer.status, msgspec.json.decode(body, type=_Unready).why
     except (msgspec.DecodeError, RecursionError):  # not ours, or ready
         return answer.status, ""
-
-
-def _api_away(settings: Settings, why: Exception) -> GenctlError:
-    cause = getattr(why, "os_error", why)
-    said = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return GenctlError(
-        "ApiUnreachable",
-        f"no API at {settings.api_url}: {said}",
-        "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
-    )
 
 
 async def _versions(_: Settings) -> list[Finding]:
@@ -112,7 +102,9 @@ async def _settings(settings: Settings) -> list[Finding]:
             text = f"the embedded stack is not running (nothing in {settings.home})"
             fix = "genctl up, or set DATABASE_URL"
         else:
-            text = "GENCTL_SECRET is not set: nobody can serve an API, issue a token or check a stream here"
+            text = (
+                "GENCTL_SECRET is not set: genctl cannot serve an API, issue a token or check a stream here"
+            )
             fix = "set it to at least 32 random bytes"
     return [Finding("settings", level, text, fix)]
 
@@ -193,7 +185,7 @@ async def _stream(settings: Settings) -> list[Finding]:
     url = f"{settings.api_url}/api/{settings.tool}/events"
     headers = {
         "Accept": "text/event-stream",
-        "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses may hold bytes back
+        "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses may delay events
         "Authorization": f"Bearer {Tokens(settings.secret).issue(USER)}",
     }
     began, status, first_byte_s = time.monotonic(), None, None
@@ -209,7 +201,7 @@ async def _stream(settings: Settings) -> list[Finding]:
     except TimeoutError:
         pass
     except (aiohttp.ClientError, OSError, ValueError) as why:
-        raise _api_away(settings, why) from None
+        raise peer.unreachable(settings.api_url, why) from None
     return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
 
 

@@ -1,8 +1,8 @@
-"""Messages of the DLQ in a file, a line of JSON each, as SQS had them: the whole body, every attribute.
+"""Write messages of the DLQ to a file, a line of JSON each, with the whole body and every attribute.
 
-Each batch is on the disk before the next is taken (with gzip as a member of its own), so that a file which a
+Each batch is on the disk before we take the next (with gzip as a member of its own), so that a file which a
 kill or a full disk cuts short is good up to the cut. With `resume` an export to a plain file drops a torn
-last line, and skips what is there.
+last line, and skips the messages that it has.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ from genctl.redrive import chosen
 
 
 class Export:
-    """A file under way; `known` are the messages in it."""
+    """Write one file; `known` are the ids of the messages in it."""
 
     def __init__(self, path: Path, file: IO[bytes], known: set[str]) -> None:
         self.path = path
@@ -39,12 +39,12 @@ class Export:
     @classmethod
     @contextmanager
     def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
-        """Begin a new file, or with `resume` go on with one.
+        """Begin a new file, or with `resume` continue one.
 
-        Raises GenctlError: exit 2 when it is there or another command writes it, exit 3 when we cannot.
+        Raises GenctlError: exit 2 when it exists or another command writes it, 3 when we cannot write.
         """
         if resume and _is_gzip(path):
-            told = f"{path} is compressed, and --resume goes on with plain files alone"
+            told = f"{path} is compressed, and --resume continues only plain files"
             raise GenctlError(
                 "NoExport", told, "name another file: the messages are still there", exit_code=2
             )
@@ -58,23 +58,23 @@ class Export:
         except FileExistsError:
             raise GenctlError(
                 "FileExists",
-                f"{path} is there already",
-                "go on with it by `dlq export --resume`, or name another",
+                f"{path} exists already",
+                "continue it by `dlq export --resume`, or name another file",
                 exit_code=2,
             ) from None
         except BlockingIOError:
             raise GenctlError(
-                "FileInUse", f"{path} is being written by another command", "wait for its end", exit_code=2
+                "FileInUse", f"another command is writing {path}", "wait for its end", exit_code=2
             ) from None
         except OSError as error:
             raise GenctlError(
                 "CannotWrite",
                 f"cannot write {path}: {error.strerror}",
-                "free some space or name another file; --resume goes on with a plain one",
+                "free some space or name another file; --resume continues a plain one",
             ) from None
 
     def write(self, messages: Sequence[Message]) -> None:
-        """Put on the disk those of these that are not there yet. Raises OSError."""
+        """Write the messages that the file does not have yet, and sync it. Raises OSError."""
         lines = [_line(message) for message in messages if message.message_id not in self.known]
         self.known.update(message.message_id for message in messages)
         if lines:
@@ -88,7 +88,7 @@ class Export:
 async def export(
     settings: Settings, choice: Choice, path: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Write the chosen messages; all stay in the DLQ. Raises GenctlError."""
+    """Write the chosen messages to a file and leave them in the DLQ. Raises GenctlError."""
     async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
         with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as advance:
             while messages := await over.receive(wait_s=1):
@@ -115,7 +115,7 @@ async def discard(
         most = None
         if dry_run or confirm:
             found = await _counted(over, db, choice)
-            most = found["meant"]  # no more than the person says yes to
+            most = found["meant"]  # no more than the person agrees to
             if confirm and most and not dry_run:
                 confirm(_question(found, dlq.name))
             else:
@@ -130,7 +130,7 @@ async def discard(
 
 
 async def _counted(over: Survey, db: Database, choice: Choice) -> dict[str, Any]:
-    """Count the chosen messages, and those of runs that still wait; show all again."""
+    """Count the chosen messages, and those of runs that still wait; make all visible again."""
     count = active = 0
     while messages := await over.receive():
         meant = await chosen(messages, db, choice)
@@ -142,7 +142,7 @@ async def _counted(over: Survey, db: Database, choice: Choice) -> dict[str, Any]
 
 def _question(found: dict[str, Any], name: str) -> str:
     active = found["active"]
-    waiting = f" {active} of them may be all that is left of runs that wait; those fail in time."
+    waiting = f" {active} of them may be the only messages of runs that wait, which would fail in time."
     return f"Delete {many(found['meant'], 'message')} of {name}?{waiting if active else ''}"
 
 
@@ -189,7 +189,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _read_up_to_the_cut(file: IO[bytes], path: Path) -> set[str]:
-    """List the messages in the file, and cut it behind the last whole line."""
+    """Return the ids of the messages in the file, and cut it after the last whole line."""
     known: set[str] = set()
     good = 0
     try:

@@ -1,4 +1,4 @@
-"""Give tokens of the embedded stack to that stack alone: who listens at its address proves to hold the key.
+"""Send tokens of the embedded stack only to a server that proves to hold the stack's key.
 
 While the stack is down, anybody on this machine may listen on its port.
 """
@@ -18,34 +18,39 @@ from genctl.edges import http
 
 WITHIN = aiohttp.ClientTimeout(total=5.0)
 LARGEST_BYTES = 2**16
+FIX = "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there"
 
 Prove = Callable[[aiohttp.ClientSession], Awaitable[None]]
 
 
 def prover(settings: Settings) -> Prove | None:
-    """Return what has the API prove itself; None where a person has named it: that is their business."""
+    """Return what makes the API prove itself; None when a person has named the API, and so vouches."""
     implied = settings.origins.get("api_url") in {"default", "embedded stack"}
     return partial(prove, settings=settings) if settings.embedded and settings.secret and implied else None
 
 
 async def check(settings: Settings) -> None:
-    """Ask for the proof, where it has to be given. Raises GenctlError (exit 3) without it."""
+    """Ask for the proof if we need one. Raises GenctlError (exit 3) when the API does not give it."""
     if asked := prover(settings):
         async with http.session(settings.api_url) as client:
             try:
                 await asked(client)
             except (aiohttp.ClientError, OSError) as why:
-                raise GenctlError(
-                    "ApiUnreachable",
-                    f"no API at {settings.api_url}: {str(why) or type(why).__name__}",
-                    "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
-                ) from None
+                raise unreachable(settings.api_url, why) from None
+
+
+def unreachable(url: str, why: Exception) -> GenctlError:
+    """Make the error of an API that does not answer."""
+    cause = getattr(why, "os_error", why)
+    silent = "no answer in time" if isinstance(cause, TimeoutError) else type(cause).__name__
+    said = getattr(cause, "strerror", None) or str(cause) or silent
+    return GenctlError("ApiUnreachable", f"no API at {url}: {said}", FIX)
 
 
 async def prove(client: aiohttp.ClientSession, settings: Settings) -> None:
-    """Have whoever listens at the API's address prove to be the stack.
+    """Make the server at the API's address prove that it is our stack.
 
-    Raises GenctlError (exit 3) for somebody else, ClientError and OSError where nobody answers.
+    Raises GenctlError (exit 3) when it is another, ClientError and OSError when none answers.
     """
     nonce, port = secrets.token_hex(16), urlsplit(settings.api_url).port or 80
     url = f"{settings.api_url}/readyz"

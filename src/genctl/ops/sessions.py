@@ -1,4 +1,4 @@
-"""Sessions as people look for them: by filters, or by any id."""
+"""Find sessions by filters, or by any id."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from genctl.edges.db import Database, Row
 
 
 async def listed(db: Database, note: Note, **filters: Any) -> list[dict[str, Any]]:
-    """List the newest sessions, as the API shows them; `note` tells of rows that it leaves out.
+    """List the newest sessions as the API shows them; `note` names the rows that we cannot read.
 
     Filters (None: any): `user`, `status`, `code`, `since` and `until` (datetimes), and `limit`.
     """
@@ -20,7 +20,7 @@ async def listed(db: Database, note: Note, **filters: Any) -> list[dict[str, Any
 
 
 def readable(rows: Iterable[Row], note: Note) -> list[Session]:
-    """Pick the sessions among these rows; `note` tells of what an adopted table holds beside ours."""
+    """Read these rows as sessions; `note` names those of an adopted table that we cannot read."""
 
     def odd(session_id: Any, why: str) -> None:
         note(f"genctl cannot read session {session_id}: {why}")
@@ -29,7 +29,7 @@ def readable(rows: Iterable[Row], note: Note) -> list[Session]:
 
 
 async def find(db: Database, text: str) -> Session:
-    """Find the one session of which any id is, or begins with, `text`.
+    """Find the session that has an id which is `text` or begins with it.
 
     Raises GenctlError: exit 4 for none, 2 for several.
     """
@@ -61,7 +61,7 @@ async def find(db: Database, text: str) -> Session:
 
 
 def uuid_range(prefix: str) -> tuple[UUID, UUID] | tuple[None, None]:
-    """Give the lowest and the highest UUID that begin so; (None, None) when none can."""
+    """Return the lowest and the highest UUID with this prefix; (None, None) when no UUID has it."""
     digits = prefix.replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{1,32}", digits) or not str(UUID(digits.ljust(32, "0"))).startswith(
         prefix.lower()
@@ -71,7 +71,7 @@ def uuid_range(prefix: str) -> tuple[UUID, UUID] | tuple[None, None]:
 
 
 def like_prefix(text: str) -> str:
-    """Make a LIKE pattern of everything that begins with `text`."""
+    """Make the LIKE pattern for texts that begin with `text`."""
     return re.sub(r"([\\%_])", r"\\\1", text.replace("\0", "")) + "%"
 
 

@@ -1,4 +1,4 @@
-"""The figures of `status`: it asks all parts at once."""
+"""Ask all parts at once for the figures of `status`; domain.status judges them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -11,7 +11,7 @@ from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
-from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs import Sqs
 from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
@@ -19,7 +19,7 @@ WITHIN_S = 4.0  # of each part
 
 
 async def look(settings: Settings) -> list[status.StatusLine]:
-    """Tell what stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
+    """Return the lines of `status`, one for a part that is away. Raises GenctlError (exit 3) when all are."""
     found = await asyncio.gather(*(answered(name, ask(settings), WITHIN_S) for name, ask in PARTS.items()))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
@@ -37,14 +37,8 @@ async def _queues(settings: Settings) -> list[status.StatusLine]:
         queue = await sqs.queue(settings.queue)
         dlq = await queue.dead_letter_queue(settings.dlq)
         flag = f" --tool {settings.tool}" if settings.is_flag("tool") else ""
-        return status.of_queues(await _depth(queue), await _depth(dlq), flag)
-
-
-async def _depth(queue: Queue) -> status.Depth:
-    facts = await queue.attributes()
-    kinds = ("", "NotVisible", "Delayed")
-    counts = (int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in kinds)
-    return status.Depth(queue.name, *counts)
+        depth, dlq_depth = [status.Depth(each.name, *await each.depth()) for each in (queue, dlq)]
+        return status.of_queues(depth, dlq_depth, flag)
 
 
 async def _database(settings: Settings) -> list[status.StatusLine]:

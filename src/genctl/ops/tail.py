@@ -1,4 +1,4 @@
-"""Following failures: LISTEN says where to look, the rows say what happened, and the clock finds the rest."""
+"""Follow failures: LISTEN says which row to read, and a look every few seconds finds those that it missed."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -12,27 +12,27 @@ from genctl.edges.db import Database, Row
 from genctl.edges.db_errors import DatabaseGoneError, LockedError
 from genctl.ops.sessions import readable
 
-OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: look so far back again
-PAGE = 1000  # rows of one look
+OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: we read so far back
+PAGE = 1000  # rows of one query
 
 
 class Failures:
-    """The failures that nobody has seen yet."""
+    """Read the failures that we have not shown yet."""
 
     def __init__(self, db: Database, since: datetime, note: Note = lambda _: None) -> None:
         self.db = db
         self.since = since
-        self.note = note  # tells of rows that we cannot read
+        self.note = note  # names the rows that we cannot read
         self._told: dict[tuple[UUID, int], datetime] = {}
 
     async def of(self, heard: listener.Heard) -> AsyncIterator[Session]:
-        """Yield what a NOTIFY speaks of."""
+        """Yield the failure that a NOTIFY names, if it is new."""
         if session_id := heard.session_id:
             for session in self._new(await self.db.rows("sessions", ids=[session_id])):
                 yield session
 
     async def missed(self) -> AsyncIterator[Session]:
-        """Yield everything since the last look, whether a NOTIFY spoke of it or not."""
+        """Yield all failures since the last look, with or without a NOTIFY."""
         since, after = self.since, None
         while rows := await self.db.rows("failures", since=since, after=after, limit=PAGE):
             for session in self._new(rows):
@@ -48,7 +48,7 @@ class Failures:
             key, ended_at = (row["id"], row["run"]), row["completed_at"]
             if row["status"] != Status.FAILED or ended_at is None or key in self._told:
                 continue
-            if ended_at < self.since:  # we showed and forgot it, and a late refund speaks of it again
+            if ended_at < self.since:  # we showed it and forgot it; a late refund names it again
                 continue
             self._told[key] = ended_at
             new.append(row)
@@ -64,7 +64,7 @@ async def tail(
     fail_after_s: float | None,
     note: Note,
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yield failures as `tail-failures` prints them, from `since` (None: from now) on, for ever or once.
+    """Yield failures as `tail-failures` prints them, from `since` (None: now) on; without `follow` only once.
 
     Raises GenctlError (exit 3) when the first connection fails.
     """
@@ -86,7 +86,7 @@ async def tail(
             async for session in found:
                 count += 1
                 yield item(session)
-        except (DatabaseGoneError, LockedError) as error:  # the next look finds it
+        except (DatabaseGoneError, LockedError) as error:  # the next look finds them
             note(f"cannot read: {error.message}")
             continue
         if isinstance(event, listener.Connected) and event.again:
@@ -94,7 +94,7 @@ async def tail(
 
 
 def item(session: Session) -> dict[str, Any]:
-    """Tell one failure in the contract's shape."""
+    """Return a failure in the contract's shape."""
     names = ("code", "category", "providerStatus", "userMessage", "refundedCredits")
     return {
         "at": rfc3339(session.completed_at),

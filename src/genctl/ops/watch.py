@@ -1,7 +1,7 @@
-"""The browser's side of the stream, for terminals.
+"""Follow a user's stream as browsers do.
 
-This module connects, resumes behind the last id, waits as long as the server asks, and gives up a connection
-that is silent beyond the heartbeat.
+This module connects, resumes after the last id, waits as long as the server asks, and gives up a connection
+without heartbeats.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from genctl.base.person import Note
 from genctl.domain.eventstream import EventReader
 from genctl.domain.model import GenctlError
 from genctl.edges import http
-from genctl.ops.peer import Prove
+from genctl.ops.peer import FIX, Prove
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_S = 30.0
 LONGEST_ASKED_S = 60.0  # that a server's `retry` makes us wait
 LARGEST_EVENT = 2**20  # characters
-OPENED = ""  # stands for an event: the connection is made
+OPENED = ""  # the pseudo-event of a new connection
 TELLING = {"failed", "done", "queued"}
 
 
 class StreamAddress(NamedTuple):
-    """Where the API is, which tool's stream, and what makes a token for each new connection."""
+    """Name a stream: the API, the tool, and what makes a token for each new connection."""
 
     api_url: str
     tool: str
@@ -40,7 +40,7 @@ class StreamAddress(NamedTuple):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One event. `id` is the last one that came so far, as in browsers."""
+    """Hold one event. `id` is the last id so far, as in browsers."""
 
     event: str
     id: str | None
@@ -48,23 +48,23 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class GoneError(GenctlError):
-    """The stream ended, or this connection got none; another one may."""
+    """Say that the stream ended or did not open; another try may succeed."""
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(
             "StreamUnreachable",
             f"cannot follow the stream at {url}: {why}",
-            "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
+            FIX,
         )
 
 
 async def follow(
     address: StreamAddress, *, last_id: str | None, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[Seen]:
-    """Yield the events, for ever, each once it is complete.
+    """Yield the events for ever, each once it is complete.
 
-    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or a
-    lost one was away for `fail_after_s` seconds.
+    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or we
+    could not reconnect for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
     reader = EventReader(most=LARGEST_EVENT, last_id=last_id or "")
@@ -100,8 +100,8 @@ async def follow(
 def _note_standing(seen: Seen, note: Note, *, is_fresh: bool) -> bool:
     """Note when the server begins or ceases to vouch for all, or has closed us; tell whether it vouches."""
     match seen:
-        case Seen("heartbeat", _, {"fresh": bool(fresh)} as data) if fresh is not is_fresh:
-            note("fresh again" if fresh else f"stale since {data.get('since')}: news may be late")
+        case Seen("heartbeat", _, {"fresh": bool(fresh), "since": str(since)}) if fresh is not is_fresh:
+            note("fresh again" if fresh else f"stale since {since}: news may be late")
             return fresh
         case Seen("bye", _, {"why": "newer stream"}):
             note("closed: this user has opened newer streams")
@@ -131,7 +131,7 @@ async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator
         raise GoneError(url, silent if opened else "no answer in time") from None
     except (OSError, aiohttp.ClientError, ValueError) as error:
         raise GoneError(url, str(error) or type(error).__name__) from None
-    raise GoneError(url, "the server has ended it")
+    raise GoneError(url, "the server ended it")
 
 
 def _check(url: str, response: aiohttp.ClientResponse) -> None:
@@ -141,7 +141,7 @@ def _check(url: str, response: aiohttp.ClientResponse) -> None:
         raise GenctlError(
             "TokenRefused",
             f"the API at {url} refuses the token",
-            "it may have expired, or GENCTL_SECRET is another there; `genctl token` issues one",
+            "it may have expired, or the API has another GENCTL_SECRET; `genctl token` issues one",
             exit_code=5,
         )
     if response.status in {408, 425, 429} or response.status >= 500:

@@ -103,6 +103,7 @@ class BridgeLook:
     def __init__(self, wanting: dict[str, list[Feed]], unannounced: set[str], epoch: int) -> None:
         self.wanting = wanting
         self.unannounced = unannounced
+        self.is_proof = False  # that the listener lives, once it is answered
         self.epoch = epoch
         self.asked = [{"user_id": user, "after": _read_up_to(feeds)} for user, feeds in wanting.items()]
 
@@ -355,14 +356,22 @@ class Bridge:
 
     def _begin(self, look: BridgeLook) -> None:
         self._look = look
+        one = self._listener
+        look.is_proof = one is not None and (one.may_ask or not look.wanting)
+        if one and not look.wanting:
+            one.probe(self._probed)
+            return
         self.metrics.looks.inc()
-        if self._listener:
-            self._listener.ask([msgspec.json.encode(look.asked), b"%d" % PAGE], self._answered)
+        if one and one.may_ask:
+            one.ask([msgspec.json.encode(look.asked), b"%d" % PAGE], self._answered)
         else:
             self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(look))
 
+    def _probed(self, answer: listener.Answer) -> None:
+        self._answered(answer if isinstance(answer, GenctlError) else [])
+
     async def _ask_by_the_pool(self, look: BridgeLook) -> None:
-        """Ask while nobody listens."""
+        """Ask while nobody listens, or by a listener who may not."""
         answer: listener.Answer
         try:
             rows = await self.db.rows("changes", asked=as_json(look.asked), limit=PAGE)
@@ -380,7 +389,7 @@ class Bridge:
             self._failed(look, answer)
             return
         self._look_trouble = None
-        if self._listener:
+        if look.is_proof:
             self._prove()
         if look.epoch == self._epoch:
             self._behind.difference_update(look.wanting)

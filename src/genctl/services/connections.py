@@ -158,11 +158,21 @@ class _Conversation(h11.Connection):
     refusal = (400, "Bad Request", "the request cannot be read")
 
     def next_event(self) -> Any:
-        """Read as h11 does. Raises RemoteProtocolError for a body in chunks and for too many headers."""
+        """Read as h11 does. Raises RemoteProtocolError for a body in chunks and too large a head.
+
+        h11's own limit is for a head that is not complete yet.
+        """
         event = super().next_event()
         if isinstance(event, h11.Request):
             if len(event.headers) > MOST_HEADERS:
                 self.refusal = (431, "Request Header Fields Too Large", f"more than {MOST_HEADERS} headers")
+                raise h11.RemoteProtocolError(self.refusal[2])
+            if sum(len(name) + len(value) for name, value in event.headers) > LARGEST_HEAD_BYTES:
+                self.refusal = (
+                    431,
+                    "Request Header Fields Too Large",
+                    f"more than {LARGEST_HEAD_BYTES} bytes",
+                )
                 raise h11.RemoteProtocolError(self.refusal[2])
             if any(name == b"transfer-encoding" for name, _ in event.headers):
                 self.refusal = (411, "Length Required", "a body needs a Content-Length")

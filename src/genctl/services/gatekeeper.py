@@ -202,6 +202,8 @@ class Gatekeeper:
 
     async def _win(self) -> None:
         self.probe = None
+        waiting = await gate.waiting_users(self._db)
+        self._breaker = self._breaker.met(waiting, time.monotonic())
         await self._turn(GateState.PROBING, self._probe_s, self.gate.reason)
 
     async def _renew(self) -> None:

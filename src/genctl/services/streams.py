@@ -91,8 +91,10 @@ class Streams:
 
     def left(self, stream: "OpenStream") -> None:
         """Forget a stream whose connection is gone."""
-        stream.release()
+        if stream not in self._open:  # it was cut off, and now its connection is lost
+            return
         self._open.remove(stream)
+        stream.release()
         self.metrics.streams.dec()
         self.bridge.leave(stream)
         self.wheel.drop(stream)
@@ -116,9 +118,9 @@ class Streams:
             for stream in self.wheel.due(now):
                 stream.turn(now)
             for stream in [one for one in self.stuck if now - one.stuck_at > WRITE_TIMEOUT_S]:
-                self.metrics.slow.inc()
                 log.warning("sse.stream.slow", userId=stream.user)
                 stream.abort()
+                self.metrics.slow.inc()
 
 
 class OpenStream(Feed, asyncio.Protocol):
@@ -206,6 +208,7 @@ class OpenStream(Feed, asyncio.Protocol):
         """Cut the connection: closing it would wait for a reader that does not read."""
         self._is_open = False
         self.transport.abort()
+        self._streams.left(self)
 
     def _write(self, text: bytes) -> None:
         self.transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)

@@ -24,7 +24,7 @@ from genctl.run import LEASE_S
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
-from genctl.services.metrics import DEPTHS, WorkerMetrics
+from genctl.services.metrics import WorkerMetrics
 from genctl.services.turns import Turns
 from genctl.sweep import Ages, sweep_every
 from genctl.tools.found import Tools
@@ -337,8 +337,7 @@ class Worker:
         if self._jobs:
             await self._change()
             return False
-        facts = await self.pipeline.queue.attributes()
-        return not any(int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in DEPTHS.values())
+        return not any(await self.pipeline.queue.depth())
 
     def _start(self, message: Message) -> None:
         self._received += 1

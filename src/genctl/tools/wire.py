@@ -30,6 +30,7 @@ HEADERS = {
 
 # The code of a failed call: that of the first class that fits.
 CODES: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.InvalidURL, NOT_MADE),  # a tool may put what was ordered into its URL
     (aiohttp.ConnectionTimeoutError, "ConnectTimeout"),
     (TimeoutError, "Timeout"),
     (aiohttp.ClientSSLError, "TlsError"),

@@ -13,3 +13,8 @@ set state = excluded.state, until = excluded.until, reason = excluded.reason, wh
   changed_at = excluded.changed_at
 where tool_gates.changed_at = %(seen)s
 returning tool, state, until, reason, who, changed_at, now() as read_at
+
+-- name: waiting_users
+-- Two of the users whose jobs wait; both are one where there are no more.
+select min(user_id) as one, max(user_id) as other
+from generation_sessions where status = 'queued' and queued_at is not null

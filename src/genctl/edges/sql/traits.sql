@@ -58,10 +58,10 @@ from due where r.ctid = due.place
 returning r.field, r.value
 
 -- name: refused_traits
--- What is refused now, by trait, for `status`: the newest first.
+-- What is refused now, by trait, for `status`: what all users meet, then the newest. One user can have many refused.
 select tool, field, value, max(code) as code, max(until) as until, count(*) as users, count(*) > 1 as for_all
 from refused_traits where until > now()
-group by tool, field, value order by max(until) desc limit 100
+group by tool, field, value order by for_all desc, max(until) desc limit 100
 
 -- name: forget_refused_traits
 -- These traits are sound again.

@@ -1,4 +1,4 @@
-"""What a step does: each kind gives one document, in which conditions and saved paths look."""
+"""Do what a step asks for. Each kind returns one document, which conditions and saved paths search."""
 
 import asyncio
 import json
@@ -24,12 +24,12 @@ from genctl.domain.runbooks import as_word, fill, names_in, statement
 from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql
 
-LARGEST_BYTES = 2**20  # of an output that is kept
+LARGEST_BYTES = 2**20  # of an output
 LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours: it may list a whole queue
-ENDS_WITHIN_S = 5.0  # a command of ours puts things in order first
+ENDS_WITHIN_S = 5.0  # a command of ours cleans up after SIGTERM
 GONE_WITHIN_S = 1.0
-SKIPPED = 77  # how a script says that it cannot be run here
-# The words come by stdin: some are secrets, and all users of a machine see arguments.
+SKIPPED = 77  # exit code of a script that cannot run here
+# The words come by stdin: some are secrets, and all users of the machine can read arguments.
 GENCTL = (
     "import json, sys; sys.argv[1:] = json.load(sys.stdin); "
     "from genctl.__main__ import main; sys.exit(main())"
@@ -39,14 +39,14 @@ Values = Mapping[str, Any]
 
 
 class SkippedError(Exception):
-    """What a step needs is not here."""
+    """Skip the step: what it needs is not here."""
 
 
 class Actions(NamedTuple):
-    """What a run does its steps by.
+    """Hold what the steps of a run need.
 
     `complete` makes a command line of a step's words and the value of its `--yes`; `note` takes each line
-    that a command writes for people. `mask` hides what is secret.
+    that a command writes to stderr. `mask` hides secrets.
     """
 
     settings: Settings
@@ -55,7 +55,7 @@ class Actions(NamedTuple):
     note: Note
 
     async def perform(self, kind: str, what: Any, values: Values, yes: str | None) -> Document:
-        """Do it once. Raises KeyError for an unknown value, GenctlError, SkippedError."""
+        """Do a step once. Raises KeyError for an unknown value, GenctlError, SkippedError."""
         match kind:
             case "genctl":
                 return await _command(self.complete(arguments(what, values), yes), self.note)
@@ -78,13 +78,13 @@ def arguments(words: list[str | int], values: Values) -> list[str]:
 
 
 async def _command(words: list[str], note: Note) -> Document:
-    """Run a command of ours in a process of its own, by the Python that runs the runbook."""
+    """Run a genctl command as a child process of the same Python."""
     code, out, err = await _child(
         (sys.executable, "-P", "-c", GENCTL),
         given=json.dumps(words).encode(),
         most=LARGEST_OF_OURS_BYTES,
         ends_within_s=ENDS_WITHIN_S,
-        note=lambda line: None if line.startswith('{"error": ') else note(line),  # the step tells that
+        note=lambda line: None if line.startswith('{"error": ') else note(line),  # the step reports errors
     )
     last = (err.strip().splitlines() or [b""])[-1]
     error = _read(last)["json"]
@@ -94,7 +94,7 @@ async def _command(words: list[str], note: Note) -> Document:
 
 
 def _read(output: bytes, most: int = LARGEST_BYTES) -> Document:
-    """Read `json` and `text` of an output; `unread` says why we leave JSON unread that may be there."""
+    """Return `json` and `text` of an output; `unread` says why we did not look for JSON."""
     found: Document = {"json": None, "text": output[:most].decode(errors="replace")}
     if len(output) > most:
         return found | {"unread": f"the output is longer than {most >> 20} MiB: its JSON is not read"}
@@ -112,12 +112,12 @@ async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Doc
         found: Document = jsonable(msgspec.to_builtins({"rows": rows, "count": len(rows)}, enc_hook=str))
     except TooDeepError as error:
         told = f"a value of a row is {error}"
-        raise GenctlError("TooDeep", told, "select what is looked at", exit_code=1) from None
+        raise GenctlError("TooDeep", told, "select only the columns that you need", exit_code=1) from None
     return found
 
 
 def filled_request(what: Http, values: Values) -> Http:
-    """Fill in the values of a request, and join its address in `url`. Raises KeyError."""
+    """Fill in the values of a request; `url` of the result is complete. Raises KeyError."""
     plain = fill(msgspec.to_builtins(what), values)
     url = str(plain["url"]).rstrip("/") if plain.get("path") else str(plain["url"])
     url += "".join(f"/{quote(as_word(part), safe='')}" for part in plain.get("path", ()))
@@ -151,9 +151,9 @@ async def _first_bytes(
     most: int = LARGEST_BYTES,
     note: Note | None = None,
 ) -> bytes:
-    """Read all of it, and keep as much as we keep, with a byte more where there was more.
+    """Read to the end; return at most `most` bytes, and one more when there were more.
 
-    `note` takes its lines as they come.
+    `note` takes each line as it comes.
     """
     kept = rest = b""
     while stream and (data := await stream.read(65_536)):
@@ -166,7 +166,7 @@ async def _first_bytes(
 
 
 async def _shell(script: str, env: Mapping[str, str]) -> Document:
-    """Run a script; `python` and `genctl` in it are those that run the runbook."""
+    """Run a script. It finds the `python` and `genctl` that run the runbook first in its PATH."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     code, out, err = await _child(("/bin/sh", "-c", script), env={**env, "PATH": path})
     found, stderr = _read(out.rstrip(b"\n")), err.decode(errors="replace").rstrip("\n")
@@ -184,20 +184,21 @@ async def _child(
     ends_within_s: float = 0.0,
     note: Note | None = None,
 ) -> tuple[int, bytes, bytes]:
-    """Run a process with all that it starts: its exit code, stdout and stderr.
+    """Run a process and return its exit code, stdout and stderr.
 
-    A cancellation kills it, once it has had `ends_within_s` to end by itself.
+    Afterwards, or when we are cancelled, kill it and all that it has started. `ends_within_s` is how long it
+    may go on after SIGTERM.
     """
     starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
     heard = asyncio.ensure_future(_heard(starting, given, most, note))
     try:
-        return await asyncio.shield(heard)  # we read on while it ends
+        return await asyncio.shield(heard)  # else nobody would empty its pipes while it ends
     finally:
         await _ended(starting, heard, ends_within_s)
 
 
 async def _started(argv: tuple[str, ...], env: Mapping[str, str]) -> Process:
-    """Start it. Nobody may cancel this: asyncio would wait for ever for a process that it has half begun."""
+    """Start a process. Nobody may cancel this: asyncio would wait for ever for a half-started one."""
     pipe = asyncio.subprocess.PIPE
     try:
         return await asyncio.create_subprocess_exec(
@@ -221,7 +222,7 @@ async def _heard(
 
 
 async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], within_s: float) -> None:
-    """End it with all that it has started; SIGTERM comes first where it has some time."""
+    """Kill the process group; when it may take `within_s`, send SIGTERM first."""
     await asyncio.wait({starting})
     if starting.exception():
         return
@@ -233,5 +234,7 @@ async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], with
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait({heard}, timeout=GONE_WITHIN_S)  # who has left its group may hold the pipes
+        await asyncio.wait(
+            {heard}, timeout=GONE_WITHIN_S
+        )  # a process that has left the group may hold the pipes
         heard.cancel()

@@ -1,4 +1,4 @@
-"""The values that a run begins with: given, by default, asked for, or those of the run that it resumes."""
+"""Collect the values of a run: from `--var`, defaults, a person, or the run that it resumes."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,20 +18,20 @@ from genctl.tools.found import found
 
 
 def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
-    """Start where that run has ended. Raises GenctlError (exit 2) where nobody can."""
+    """Start where that run ended. Raises GenctlError (exit 2) when nobody can resume it."""
     if journal.is_running(journal.find(past.run)):
-        raise _usage(f"run {past.run} is still running", "wait for it, or end it")
+        raise _usage(f"run {past.run} is still running", "wait until it ends, or interrupt it")
     if why := refusal(past, loaded.sha256, force=force):
-        raise _usage(why, "add --force to go on all the same, or begin anew")
+        raise _usage(why, "add --force to resume it all the same, or start a new run")
     return past.start
 
 
 def values(
     runbook: Runbook, given: Sequence[str], start: Start, ask: Callable[[str], str] | None
 ) -> dict[str, Any]:
-    """Collect the values by name. `ask` asks a person for a secret, None where there is nobody.
+    """Collect the values by name. `ask` asks a person for a secret; None: there is nobody to ask.
 
-    Raises GenctlError (exit 2) for an unknown name, a value of the wrong type, and one that is missing.
+    Raises GenctlError (exit 2) for an unknown name, a value of the wrong type, and a missing value.
     """
     found = {
         name: one.parse(one.default) if one.type == "file" and isinstance(one.default, str) else one.default
@@ -51,7 +51,7 @@ def values(
         if ask is None or name not in runbook.secrets():
             raise _usage(f"the value {name} is missing", f"give it with --var {name}=...")
         variable = runbook.variables.get(name)
-        what = variable.help if variable else "as an earlier step saved it"
+        what = variable.help if variable else "the value that an earlier step saved"
         found[name] = _parsed(runbook, saved, name, ask(f"{name} ({what}): "))
     return found
 
@@ -64,7 +64,7 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
             got = "" if variable.secret else f", got {text[:80]!r}"
             raise _usage(f"--var {name}: {error}{got}") from None
         if variable.type == "file" and not Path(value).exists():
-            raise _usage(f"--var {name}: there is no {value}", "name a file that is there")
+            raise _usage(f"--var {name}: there is no {value}", "name an existing file")
         return value
     if name not in saved:
         known = [*runbook.variables, *sorted(saved)]
@@ -84,7 +84,7 @@ def _usage(message: str, fix: str = "") -> GenctlError:
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """List what is secret before the first step: keys, passwords and URLs that hold them."""
+    """List the secrets that we know before the first step: keys, passwords, URLs with passwords."""
     own = [settings.of(entry) for entry in (*table.TABLE, *found().settings) if entry.secret]
     passwords = [password(url) for url in (settings.database_url, settings.listen_url) if url]
     others = [settings.aws_secret_access_key, *hidden.of_environment(os.environ), *hidden.known()]

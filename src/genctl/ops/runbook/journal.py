@@ -1,4 +1,4 @@
-"""The journals: each run writes a file of JSON lines as it goes, private to the user."""
+"""Keep journals: each run writes a file of JSON lines as it goes, which only its user may read."""
 
 import fcntl
 import json
@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,62 +21,58 @@ from genctl.domain.runbooks import Past, past
 LONGEST_OUTPUT = 65_536  # characters of a step's output
 
 
+@dataclass
 class Journal:
-    """The file of a run. When a write fails, the run goes on without a journal."""
+    """Write the file of a run. When a write fails, the run goes on without one: `file` is None."""
 
-    def __init__(self, run: str, file: IO[str] | None) -> None:
-        self.run = run
-        self._file = file
+    run: str
+    file: IO[str] | None
 
     @classmethod
     def open(cls) -> Self:
-        """Begin that of a new run, without a file where the folder takes none."""
+        """Name a new run and begin its file, if the folder takes one."""
         run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         try:
             folder().mkdir(parents=True, exist_ok=True, mode=0o700)
             path = folder() / f"{run}.jsonl"
             file = open(path, "x", encoding="utf-8", opener=partial(os.open, mode=0o600))  # noqa: SIM115 - kept
-            fcntl.flock(file, fcntl.LOCK_EX)  # who holds it is still running
+            fcntl.flock(file, fcntl.LOCK_EX)  # is_running() asks for it
         except OSError:
             return cls(run, None)
         return cls(run, file)
 
-    @property
-    def is_kept(self) -> bool:
-        return self._file is not None
-
     def write(self, event: str, **told: Any) -> None:
-        """Write one line."""
-        if self._file is None:
+        """Write an event as one line."""
+        if self.file is None:
             return
         line = {"event": event, "at": rfc3339(datetime.now(UTC)), **told}
         try:
-            self._file.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
-            self._file.flush()
+            self.file.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
+            self.file.flush()
         except OSError:
             with suppress(OSError):
-                self._file.close()
-            self._file = None
+                self.file.close()
+            self.file = None
 
     def close(self) -> None:
-        """End it with the run."""
-        if self._file:
-            self._file.close()
+        """Close the file: the run has ended."""
+        if self.file:
+            self.file.close()
 
 
 def folder() -> Path:
-    """Tell where the journals are: the XDG state folder, since a runbook runs when the database is down."""
+    """Name the folder of the journals. It is no table: runbooks also run while the database is down."""
     return user_state_path("genctl") / "runbooks"
 
 
 def shortened(output: Any) -> Any:
-    """Shorten an output to what the journal keeps."""
+    """Return the output, or the beginning of its JSON when it is too long for the journal."""
     text = json.dumps(output, default=str)
     return output if len(text) <= LONGEST_OUTPUT else {"cut": text[:LONGEST_OUTPUT]}
 
 
 def first_of(found: Any) -> tuple[Any, int]:
-    """Take as much of a text or a list as people see, and count the lines or items that this leaves out."""
+    """Shorten a text or a list for people; return it and how many lines or items are left out."""
     parts = found.splitlines() if isinstance(found, str) else found
     if not isinstance(parts, list) or len(json.dumps(found, default=str)) <= LONGEST_OUTPUT:
         return shortened(found), 0
@@ -90,27 +87,27 @@ def first_of(found: Any) -> tuple[Any, int]:
 
 
 def runs() -> Iterator[dict[str, Any]]:
-    """Yield all runs in short, the newest first, without files that are no journal."""
+    """Yield a summary of each run, the newest first; skip files that are no journal."""
     for path in sorted(folder().glob("*.jsonl"), reverse=True):
         with suppress(GenctlError):
             yield summary(path)
 
 
 def shown(path: Path) -> dict[str, Any]:
-    """Tell of a run with what its steps gave and what it kept. Raises GenctlError as read() does."""
+    """Return the summary of a run with its steps and their outputs. Raises GenctlError as read() does."""
     steps = [event for event in events(path) if event["event"] == "step.ended"]
     return summary(path) | {"steps": [{key: one[key] for key in one if key != "event"} for one in steps]}
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Tell of a run in short. Raises GenctlError as read() does."""
+    """Summarize a run. Raises GenctlError as read() does."""
     was: dict[str, Any] = msgspec.to_builtins(read(path))
     state = "running" if is_running(path) else was["state"]
     return {key: was[key] for key in was if key not in {"sha256", "start"}} | {"state": state}
 
 
 def read(path: Path) -> Past:
-    """Read a run. Raises GenctlError (exit 4) where that is no journal."""
+    """Read what became of a run. Raises GenctlError (exit 4) when the file is no journal."""
     try:
         return past(events(path))
     except (OSError, KeyError, IndexError, TypeError) as error:
@@ -128,7 +125,7 @@ def find(run: str) -> Path:
 
 
 def events(path: Path) -> Sequence[Mapping[str, Any]]:
-    """Read the lines of a journal, without a torn last one of a killed run."""
+    """Read the lines of a journal; skip the torn last line of a killed run."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
@@ -137,7 +134,7 @@ def events(path: Path) -> Sequence[Mapping[str, Any]]:
 
 
 def is_running(path: Path) -> bool:
-    """Tell whether its process still lives."""
+    """Tell whether the process of this run still lives: it holds the lock."""
     with path.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Runbooks by name or path, read and linted: their order, values, commands and expressions."""
+"""Find, read and lint runbooks: the order of steps, values, commands and expressions."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,9 @@ from genctl.ops.runbook import source
 from genctl.ops.runbook.model import Loaded, Runbook, Step
 from genctl.ops.runbook.source import Fault, LoadError, Position, Source
 
-CheckWords = Callable[[Sequence[str | int]], str | None]  # says what the command line has against these words
+CheckWords = Callable[[Sequence[str | int]], str | None]  # says why the command line refuses these words
 LARGEST_BYTES = 256 * 1024
-LITERALS = "; a number is written `5`, a text 'x'"
+AS_LITERAL = "; a number is written `5`, a text 'x'"
 DOCUMENTS = {
     "genctl": ("exit", "json", "text", "stderr", "error"),
     "sql": ("rows", "count"),
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 def file_of(name: str) -> Path:
-    """Find the file of a runbook's name, or of a path. Raises GenctlError (exit 2) for an unknown name."""
+    """Find the file of a runbook by name or path. Raises GenctlError (exit 2) for an unknown name."""
     if "/" in name or name.endswith((".yaml", ".yml")):
         return Path(name)
     if name not in (known := names()):
@@ -41,7 +41,7 @@ def file_of(name: str) -> Path:
 
 
 def load(name: str, check_words: CheckWords) -> Loaded:
-    """Load a runbook without a fault. Raises GenctlError (exit 2) for an unknown name and what lint finds."""
+    """Load a runbook. Raises GenctlError (exit 2) for an unknown name and for the first fault of its file."""
     loaded, faults = examine(file_of(name), check_words)
     if faults or loaded is None:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -50,7 +50,7 @@ def load(name: str, check_words: CheckWords) -> Loaded:
 
 
 def examine(file: Path, check_words: CheckWords) -> tuple[Loaded | None, list[Fault]]:
-    """Read the runbook, and find all that is wrong with it; None where its shape is."""
+    """Read a runbook and list its faults; return None for the runbook when its shape is wrong."""
     try:
         raw = _read(file)
         found = source.read(str(file), raw)
@@ -74,7 +74,7 @@ def _read(file: Path) -> bytes:
 
 
 def _lint(runbook: Runbook, where: Source, check_words: CheckWords) -> Iterator[Fault]:
-    """Yield the faults of a runbook whose shape is right."""
+    """Yield the faults of a runbook of the right shape."""
     known, used = set(runbook.variables), set[str]()
     later = {name: step.step for step in runbook.steps for name in step.save}
     before: list[Step] = []
@@ -100,11 +100,11 @@ def _order(step: Step, before: Sequence[Step]) -> Iterator[tuple[Position, str]]
     if step.step in {one.step for one in before}:
         yield ("step",), f"a second step {step.step}"
     if before and before[-1].always and not step.always:
-        yield (), "behind a clean-up step (always) only others may come"
+        yield (), "only clean-up steps (always) may follow a clean-up step"
 
 
 def _step(step: Step, check_words: CheckWords) -> Iterator[tuple[Position, str]]:
-    """Yield what is wrong within one step."""
+    """Yield the faults within one step."""
     if step.genctl and (told := check_words(step.genctl)):
         yield ("genctl",), told
     if step.kind in {"genctl", "http"}:
@@ -116,17 +116,17 @@ def _step(step: Step, check_words: CheckWords) -> Iterator[tuple[Position, str]]
         if named := next((name for name, _ in references(text) if name.isidentifier()), None):
             yield position, f"a path takes no value: {named} is never put in"
         elif told := path_mistake(text):
-            yield position, told + (LITERALS if told.startswith("no JMESPath") else "")
+            yield position, told + (AS_LITERAL if told.startswith("no JMESPath") else "")
         elif position[0] == "expect":
             for name in sorted(roots(text) - set(known)):
-                yield position, f"nothing is called {name}, only {', '.join(known)}{LITERALS}"
+                yield position, f"nothing is called {name}, only {', '.join(known)}{AS_LITERAL}"
 
 
 def _names(step: Step) -> Iterator[tuple[Position, str]]:
-    """Yield where a value is used, and its name."""
+    """Yield where a step uses a value, and the name of the value."""
     for part in (step.kind, "wait", "timeout"):
         for name, _ in references(msgspec.to_builtins(getattr(step, part) or None)):
-            if name.isidentifier() or not step.shell:  # the shell has more to say between braces
+            if name.isidentifier() or not step.shell:  # the shell has its own uses of braces
                 yield (part,), name
     for position, text in step.expressions():
         if position[0] in {"if", "expect"} and path_mistake(text) is None:

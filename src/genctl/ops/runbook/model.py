@@ -1,4 +1,4 @@
-"""A runbook's YAML as types, and the JSON Schema of them, by which editors complete."""
+"""Define a runbook's YAML as types, and make their JSON Schema, by which editors complete."""
 
 from collections.abc import Iterator, Sequence
 from inspect import cleandoc
@@ -14,7 +14,7 @@ from genctl.domain.runbooks import references
 
 DEFAULT_TIMEOUT = "60s"
 KINDS = ("genctl", "sql", "http", "shell", "ask")  # what a step does; one of them
-LITERALS: dict[str, tuple[Any, str]] = {  # types of a variable that are no texts
+LITERALS: dict[str, tuple[Any, str]] = {  # types of variables other than text
     "integer": (Annotated[int, msgspec.Meta(ge=-(10**15), le=10**15)], "a whole number"),
     "number": (Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)], "a number"),
     "boolean": (bool, "true or false"),
@@ -25,7 +25,7 @@ _NAME = r"^[a-z][a-z0-9-]{0,40}$"
 _VALUE = r"^[a-z][a-z0-9_]{0,40}$"
 _DURATION = r"^([0-9]{1,4}(\.[0-9]{1,6})?d|[0-9]{1,5}(\.[0-9]{1,6})?(ms|s|m|h)|\$\{[a-z][a-z0-9_]*\})$"
 _URL = r"^(https?://[^/?#\s]+([/?#]\S*)?|\$\{[a-z][a-z0-9_]*\})$"
-FORMS = {  # how lint names them
+FORMS = {  # what lint calls them
     _NAME: "a name of small letters, digits and -, of at most 41, that begins with a letter",
     _VALUE: "a name of small letters, digits and _, of at most 41, that begins with a letter",
     _DURATION: "a duration such as 250ms, 30s, 15m, 2h or 90d",
@@ -39,11 +39,11 @@ Words = Annotated[list[str | int], msgspec.Meta(min_length=1)]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Refuses keys that it does not know, and null."""
+    """Refuse unknown keys, and null."""
 
 
 class Variable(Strict, frozen=True, kw_only=True):
-    """A value given with `--var`; a run skips the steps that use an `optional` one which nobody gave."""
+    """Take a value from `--var`. A run skips a step when nobody gave an `optional` value that it uses."""
 
     type: Literal["text", "integer", "number", "boolean", "duration", "file"]
     help: Text
@@ -58,7 +58,7 @@ class Variable(Strict, frozen=True, kw_only=True):
             raise ValueError(_exactly_one(("default", "required", "optional"), ways))
         if self.default is not UNSET:
             kinds = {"boolean": (bool,), "integer": (int,), "number": (int, float)}
-            if type(self.default) not in kinds.get(self.type, (str,)):  # a bool is no int here
+            if type(self.default) not in kinds.get(self.type, (str,)):  # a bool is an int in Python
                 raise ValueError(f"the default is no {self.type}")
             self.parse(str(self.default))
 
@@ -79,14 +79,14 @@ class Variable(Strict, frozen=True, kw_only=True):
 
 
 class Sql(Strict, frozen=True, kw_only=True):
-    """A statement; `${name}` in it is a bound parameter. Without `writes` its transaction is read-only."""
+    """Run a statement, read-only without `writes`; `${name}` in it is a bound parameter."""
 
     query: Text
     writes: bool = False
 
 
 class Http(Strict, frozen=True, kw_only=True):
-    """A request; genctl adds `path` and `query` to `url`, quoted, and follows no redirect."""
+    """Send a request. genctl quotes `path` and `query`, adds them to `url`, and follows no redirect."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
     url: Annotated[str, msgspec.Meta(pattern=_URL)]
@@ -98,21 +98,21 @@ class Http(Strict, frozen=True, kw_only=True):
 
 
 class Wait(Strict, frozen=True, kw_only=True):
-    """Do the step again `every` so long until its expectations hold, `within` so long."""
+    """Repeat the step `every` so often until its expectations hold, for `within` at most."""
 
     every: Duration = "1s"
     within: Duration
 
 
 class Save(Strict, frozen=True, kw_only=True):
-    """What of the output a run keeps under a name."""
+    """Save what a path finds in the output; mask it everywhere when it is a secret."""
 
     path: Text
     secret: bool = False
 
 
 class Step(Strict, frozen=True, kw_only=True):
-    """One thing to do: exactly one of `genctl`, `sql`, `http`, `shell` and `ask`."""
+    """Do one thing: exactly one of `genctl`, `sql`, `http`, `shell` and `ask`."""
 
     step: StepName
     does: Text
@@ -135,45 +135,45 @@ class Step(Strict, frozen=True, kw_only=True):
         if len(kinds) != 1:
             raise ValueError(_exactly_one(KINDS, kinds))
         if self.wait and self.timeout:
-            raise ValueError("a step that waits takes no timeout: `within` is all its time")
+            raise ValueError("a step that waits takes no timeout: `within` limits it")
         if self.ask:
             if taken := [key for key in ("wait", "expect", "save", "show", "timeout") if getattr(self, key)]:
                 raise ValueError(f"a step that asks takes no {taken[0]}")
         elif not self.expect:
-            raise ValueError("the key expect is missing: what shows that it went well?")
+            raise ValueError("the key expect is missing: it decides whether the step succeeded")
 
     @property
     def kind(self) -> str:
-        """Name the kind of thing it does."""
+        """Name what kind of step it is: one of KINDS."""
         return next(kind for kind in KINDS if getattr(self, kind) is not UNSET)
 
     @property
     def action(self) -> Any:
-        """Give what it does."""
+        """Return the value of that key."""
         return getattr(self, self.kind)
 
     @property
     def patience(self) -> str:
-        """Give how long it may take; of a wait, all tries together."""
+        """Return how long the step may take; for a wait, all tries together."""
         return self.wait.within if self.wait else self.timeout or DEFAULT_TIMEOUT
 
     @property
     def pause(self) -> str:
-        """Give how long it rests between two tries."""
+        """Return the time between two tries."""
         return self.wait.every if self.wait else "0s"
 
     @property
     def asks(self) -> bool:
-        """Tell whether it asks a person before it goes on."""
+        """Tell whether the step asks a person first."""
         return self.dangerous or bool(self.ask)
 
     def saves(self) -> Iterator[tuple[str, Save]]:
-        """Yield names, and what it saves under them."""
+        """Yield each name, and what the step saves under it."""
         for name, what in self.save.items():
             yield name, what if isinstance(what, Save) else Save(path=what)
 
     def expressions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        """Yield its JMESPath expressions, each behind the keys and numbers that lead to it."""
+        """Yield the JMESPath expressions of the step, each with its position."""
         for key, conditions in (("if", self.only_if), ("expect", self.expect)):
             yield from (((key, number), condition) for number, condition in enumerate(conditions or []))
         yield from ((("save", name), what.path) for name, what in self.saves())
@@ -181,18 +181,18 @@ class Step(Strict, frozen=True, kw_only=True):
             yield ("show",), self.show
 
     def needs(self) -> set[str]:
-        """Name the values that it cannot do without."""
+        """Name the values without which the step cannot run."""
         used = msgspec.to_builtins([self.action, self.patience, self.pause])
         named = {name for name, _ in references(used) if name.isidentifier()}
         return named.union(*map(values_in, self.expect or []))
 
     def looks_at(self) -> set[str]:
-        """Name the same, and the values that its condition asks of."""
+        """Name these values and those in its `if`."""
         return self.needs().union(*map(roots, self.only_if or []))
 
 
 class Runbook(Strict, frozen=True, kw_only=True):
-    """A page for three in the morning: what for, when, what it touches, then steps in plain words."""
+    """Tell whoever is on call what to do: the purpose, when, what it touches, and the steps."""
 
     name: StepName
     purpose: Text
@@ -202,17 +202,17 @@ class Runbook(Strict, frozen=True, kw_only=True):
     steps: Annotated[list[Step], msgspec.Meta(min_length=1)]
 
     def left(self, done: Sequence[str]) -> list[Step]:
-        """List the steps that a run still does when it leaves out those that are done."""
+        """List the steps that remain when those in `done` are done; clean-up steps always do."""
         return [step for step in self.steps if step.always or step.step not in done]
 
     def secrets(self) -> set[str]:
-        """Name the values that nobody may see."""
+        """Name the secret values."""
         saved = {name for step in self.steps for name, what in step.saves() if what.secret}
         return saved | {name for name, one in self.variables.items() if one.secret}
 
 
 class Loaded(NamedTuple):
-    """A runbook, the file it came from, and that file's SHA-256."""
+    """Hold a runbook, its file, and the SHA-256 of the file."""
 
     runbook: Runbook
     file: Path
@@ -220,10 +220,12 @@ class Loaded(NamedTuple):
 
 
 def schema() -> dict[str, Any]:
-    """Make the JSON Schema of a runbook, as YAML editors read it; each msgspec makes the same."""
+    """Make the JSON Schema of a runbook for YAML editors, the same with every release of msgspec."""
     made = msgspec.json.schema(Runbook)
     for one in made["$defs"].values():
-        one["description"] = cleandoc(one["description"])  # msgspec before 0.23 keeps a docstring's indents
+        one["description"] = cleandoc(
+            one["description"]
+        )  # msgspec before 0.23 keeps the indents of docstrings
     made["$defs"]["Step"]["oneOf"] = [{"required": [kind]} for kind in KINDS]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "genctl runbook", **made}
 

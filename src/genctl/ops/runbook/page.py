@@ -1,4 +1,4 @@
-"""Markdown: a runbook as a page (what for, when, what it touches, its steps), and a run as a report."""
+"""Write Markdown: a runbook as a page, and a run as a report."""
 
 import json
 import shlex
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def page(runbook: Runbook) -> str:
-    """Write the page; the same runbook gives the same text."""
+    """Write a runbook as a page: the purpose, when, what it touches, variables and steps."""
     return "\n".join(_lines(runbook)) + "\n"
 
 
 def report(run: "RunResult", indented: "Callable[[StepResult], str]") -> str:
-    """Write a line of verdict, a table of the steps, and what they have shown, which `indented` lays out."""
+    """Write a run as a report: the verdict, a table of the steps, and what they showed, by `indented`."""
     lines = [
         f"# {run.runbook}: {run.state}",
         "",
@@ -43,7 +43,7 @@ def _cell(text: str) -> str:
 
 
 def action(step: Step) -> str:
-    """Write what a step does as a person would type it; values as `${name}`."""
+    """Write what a step does as a person would type it; values stay `${name}`."""
     what: Any = step.action
     match step.kind:
         case "genctl":

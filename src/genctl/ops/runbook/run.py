@@ -1,10 +1,11 @@
-"""Carries out a runbook: steps in their order, the clean-up always, all of it in the journal."""
+"""Carry out a runbook: its steps in order, its clean-up always; the journal keeps all of it."""
 
 import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from signal import SIGINT
 from typing import Any
 
@@ -25,9 +26,9 @@ LONGEST_WHY = 600  # characters
 
 
 class StepResult(msgspec.Struct, rename="camel", kw_only=True):
-    """What became of a step; `state` is ok, failed, skipped, interrupted or not run.
+    """Say what became of a step; `state` is ok, failed, skipped, interrupted or not run.
 
-    `shown` is what it has shown, without the last `more` lines or items.
+    `shown` is what the step shows people, without the last `more` lines or items.
     """
 
     step: str
@@ -42,7 +43,7 @@ class StepResult(msgspec.Struct, rename="camel", kw_only=True):
     more: int = 0
 
     def line(self) -> str:
-        """Tell it to people."""
+        """Write it as one line of the output."""
         took = f"{self.ms / 1000:6.1f} s" if self.ms is not None else " " * 8
         again = f" ({self.tries} tries)" if self.tries > 1 else ""
         loud = self.state if self.state in {"ok", "skipped", "not run"} else self.state.upper()
@@ -50,7 +51,7 @@ class StepResult(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class RunResult(msgspec.Struct, rename="camel", kw_only=True):
-    """What became of a run; `state` is ok, failed or interrupted."""
+    """Say what became of a run; `state` is ok, failed or interrupted."""
 
     run: str
     runbook: str
@@ -61,47 +62,41 @@ class RunResult(msgspec.Struct, rename="camel", kw_only=True):
     steps: list[StepResult]
 
     def line(self) -> str:
-        """Tell it to people."""
+        """Write it as the last line of the output."""
         return f"{self.runbook}: {self.state}" + (f" at {self.why}" if self.why else "")
 
 
+@dataclass
 class Run:
-    """One run of a runbook.
+    """Carry out a runbook once.
 
-    `confirm` asks a person and gives the value of `--yes`; it raises GenctlError when the answer is no, or
-    when nobody can be asked.
+    `confirm` asks a person and returns the value of `--yes`. It raises GenctlError when the answer is no, or
+    when it can ask nobody.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        start: Start,
-        values: dict[str, Any],
-        actions: Actions,
-        confirm: Callable[[str], str],
-        journal: Journal,
-    ) -> None:
-        self.loaded = loaded
-        self.start = start
-        self.values = values
-        self.actions = actions
-        self.confirm = confirm
-        self.journal = journal
-        self.secret = loaded.runbook.secrets()
-        self.mask = actions.mask
-        self.mask.add(*(values[name] for name in self.secret & values.keys()))
-        self.steps = loaded.runbook.left(start.done)
+    loaded: Loaded
+    start: Start
+    values: dict[str, Any]
+    actions: Actions
+    confirm: Callable[[str], str]
+    journal: Journal
+
+    def __post_init__(self) -> None:
+        self.secret = self.loaded.runbook.secrets()
+        self.mask = self.actions.mask
+        self.mask.add(*(self.values[name] for name in self.secret & self.values.keys()))
+        self.steps = self.loaded.runbook.left(self.start.done)
         self._signal = 0
         self._work: asyncio.Task[StepResult] | None = None
 
     def interrupt(self, number: int) -> None:
-        """Take a signal, between any two lines: the step under way ends, and the clean-up follows."""
+        """End the step under way by this signal; the clean-up follows. It may come between any two lines."""
         self._signal = number
         if work := self._work:
             work.get_loop().call_soon_threadsafe(work.cancel)
 
     async def go(self, note: Note, show: Callable[[StepResult], object]) -> RunResult:
-        """Carry it out. Raises what `show` raises, after the clean-up."""
+        """Run all steps; `show` takes each result. Raises what `show` raises, after the clean-up."""
         began, code = time.monotonic(), 0
         results: list[StepResult] = []
         lost: BaseException | None = None
@@ -123,7 +118,7 @@ class Run:
             if lost is None:
                 try:
                     show(result)
-                except BaseException as error:  # noqa: BLE001 - the clean-up comes first, it is raised then
+                except BaseException as error:  # noqa: BLE001 - we raise it after the clean-up
                     lost = error
         code = self._signalled(code) or int(bool(lost))
         bad = next(
@@ -145,7 +140,7 @@ class Run:
         return done
 
     def _signalled(self, code: int) -> int:
-        """Take the signal that came: its exit code, unless there is one already."""
+        """Forget a signal that came; return its exit code, or `code` when there is one already."""
         number, self._signal = self._signal, 0
         return code or (128 + number if number else 0)
 
@@ -172,7 +167,7 @@ class Run:
         self.journal.write("step.ended", **told, saved=saved, hidden=hidden)
 
     def _as_kept(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Mask values as the journal has them, and name those that are masked in it."""
+        """Mask values for the journal, and name those that this has changed."""
         kept = {name: MASK if name in self.secret else self.mask(value) for name, value in values.items()}
         return kept, [name for name, value in values.items() if name in self.secret or kept[name] != value]
 
@@ -185,7 +180,7 @@ class Run:
     # --- one step ------------------------------------------------------------------------------------
 
     async def _carried_out(self, step: Step) -> StepResult:
-        """Do a step; a signal ends it, also one that came before it began."""
+        """Do a step until a signal ends it, also a signal that came before the step began."""
         self._output: Document | None = None
         self._lacking: str | None = None
         self._work = asyncio.ensure_future(self._step(step))
@@ -198,7 +193,7 @@ class Run:
                 raise
             how = "interrupted" if self._signal == SIGINT else "terminated"
             return self._result(step, "interrupted", why=how)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the clean-up follows
+        except Exception as error:  # noqa: BLE001 - no error keeps us from the clean-up
             return self._result(step, "failed", why=f"unexpected {type(error).__name__}: {error}")
         finally:
             self._work = None
@@ -212,18 +207,18 @@ class Run:
             return self._result(step, "skipped", why=str(reason))
         except (GenctlError, UncomparableError) as error:
             why = _words_of(error)
-        except SystemExit as asked:  # a signal at a question
+        except SystemExit as asked:  # a signal that ended a question
             self._signal = int(asked.code or 0) - 128
             raise asyncio.CancelledError from None
         ms = round((time.monotonic() - began) * 1000, 1)
         shown, more = self._shown(step)
         state = "failed" if why else "ok"
-        return self._result(step, state, why=why, ms=ms, tries=self._tries, shown=shown, more=more)
+        return self._result(step, state, why=why or "", ms=ms, tries=self._tries, shown=shown, more=more)
 
     def _shown(self, step: Step) -> tuple[Any, int]:
-        """Take of its output what a person should see, and count what that leaves out.
+        """Return what a person should see of the output, as masked JSON, and how much is left out.
 
-        It is masked, JSON, and an empty list where nothing is found.
+        A path that finds nothing shows an empty list.
         """
         if not step.show or self._output is None:
             return None, 0
@@ -236,7 +231,7 @@ class Run:
         return json.loads(shown), more
 
     def _check_fit(self, step: Step) -> None:
-        """Raise SkippedError where its condition does not hold or one of its values is not there."""
+        """Raise SkippedError when a condition in `if` does not hold, or a value is missing."""
         for name in sorted(step.needs() - self.values.keys()):
             if name in self.loaded.runbook.variables:
                 raise SkippedError(f"{name} was not given (--var {name}=...)")
@@ -244,22 +239,20 @@ class Run:
             raise SkippedError(f"{name} is not known: step {by} was not run")
         for condition in step.only_if or []:
             if not holds(condition, self.values):
-                raise SkippedError(f"it is only for when {condition}")
+                raise SkippedError(f"it runs only if {condition}")
 
-    async def _done(self, step: Step) -> str:
-        """Do it until its expectations hold or its time is over, and say what is wrong then."""
+    async def _done(self, step: Step) -> str | None:
+        """Try the step until its expectations hold or its time is over; return what is wrong then."""
         if step.ask:
             self.confirm(f"{step.step}: {self.mask.text(spoken(step.ask, self.values))}")
-            return ""
+            return None
         yes = self.confirm(f"{step.step}: {step.does}") if step.dangerous else None
         patience_s, pause_s = self._seconds(step.patience), self._seconds(step.pause)
         deadline = time.monotonic() + patience_s
         while True:
             self._tries += 1
-            why = await self._try(step, deadline - time.monotonic() if step.wait else patience_s, yes)
-            if why is None:
-                return ""
-            if not step.wait:
+            why = await self._try(step, deadline - time.monotonic(), yes)
+            if why is None or not step.wait:
                 return why
             if time.monotonic() + pause_s > deadline:
                 return f"{why}, after {format_duration(patience_s)}"
@@ -272,14 +265,14 @@ class Run:
             raise UncomparableError(f"{duration}: expected {error}") from None
 
     async def _try(self, step: Step, timeout_s: float, yes: str | None) -> str | None:
-        """Do it once, and say what is wrong with what came of it."""
+        """Try the step once; return what is wrong with the output."""
         try:
             output = await self._output_of(step, timeout_s, yes)
             error = output.get("error") if step.genctl else None
             if yes is None and isinstance(error, dict) and error.get("code") == "NotConfirmed":
                 yes = self.confirm(f"{step.step}: {error['message']}")
                 output = await self._output_of(step, timeout_s, yes)
-        except TimeoutError:  # where the last look of a wait was cut off, the one before tells more
+        except TimeoutError:  # of a wait, the try before tells more
             return self._lacking or f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
         except GenctlError as error:
             return _words_of(error)
@@ -291,10 +284,10 @@ class Run:
             return await self.actions.perform(step.kind, step.action, self.values, yes)
 
     def _judged(self, step: Step, output: Document) -> str | None:
-        """Say which expectation does not hold; else save what the step saves."""
+        """Say which expectation does not hold; if all hold, save what the step saves."""
         self._output = output
         for name, what in step.saves():
-            if name in self.secret:  # whatever else is found wrong with it
+            if name in self.secret:  # first, so that no complaint shows it
                 with suppress(UncomparableError):
                     self.mask.add(find(what.path, output))
         paths = [*(step.expect or []), *(what.path for _, what in step.saves())]
@@ -309,13 +302,13 @@ class Run:
             except UncomparableError as error:
                 return str(error)
             if found is None:
-                return f"nothing is found at {what.path}, which is to be saved as {name}"
+                return f"{what.path} finds nothing to save as {name}"
             self.values[name] = found
         return None
 
 
 def _fitting(why: str) -> str:
-    """Cut a reason to what fits a line and any encoding, with its end, where a command has told its own."""
+    """Shorten a reason in its middle: at its end a command gives its own. Escape lone surrogates."""
     text, half = why.encode(errors="backslashreplace").decode(), LONGEST_WHY // 2
     return text if len(text) <= LONGEST_WHY else f"{text[:half]} … {text[-half:]}"
 
@@ -326,13 +319,13 @@ def _words_of(error: Exception) -> str:
 
 
 def _unread(output: Document, paths: list[str]) -> str | None:
-    """Say why these paths would find nothing where there may be something."""
+    """Say why we have not read the JSON that these paths search."""
     why: str | None = output.get("unread")
     return why if why and any("json" in roots(path) for path in paths) else None
 
 
 def _told_by(output: Document) -> str:
-    """Repeat what a command or a script has told of its failure."""
+    """Repeat what a command or a script said of its failure."""
     match output:
         case {"error": {"message": message, "fix": fix}}:
             return f"; it said: {message}" + (f"; {fix}" if fix else "")

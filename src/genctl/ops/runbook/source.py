@@ -1,4 +1,4 @@
-"""A runbook's YAML: what it holds, where each part of it stands, and what is wrong with its shape."""
+"""Read a runbook's YAML: its data, the line and column of each part, and the faults of its shape."""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ Position = tuple[str | int, ...]  # keys and numbers that lead to a value
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One thing that is wrong; line and column begin at 1."""
+    """Name one fault and where it is; line and column begin at 1."""
 
     file: str
     line: int
@@ -42,7 +42,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class LoadError(Exception):
-    """What keeps a file from being read at all."""
+    """Refuse a file that we cannot read as YAML."""
 
     def __init__(self, file: object, line: int, column: int, message: str) -> None:
         super().__init__(message)
@@ -50,14 +50,14 @@ class LoadError(Exception):
 
 
 class Source(NamedTuple):
-    """A file's data, and the YAML nodes that know where in the file it stands."""
+    """Hold the data of a file, and its YAML nodes, which know line and column."""
 
     file: str
     data: Any
     node: yaml.Node
 
     def fault(self, position: Position, message: str, *, key: bool = False) -> Fault:
-        """Make a fault there, at the value or its key; where neither stands, at what is round it."""
+        """Make a fault at a value, or at its key; at what surrounds it when the file has neither."""
         node, mark = self.node, self.node.start_mark
         for part in position:
             pair: tuple[yaml.Node, yaml.Node] | None = None
@@ -72,7 +72,7 @@ class Source(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads keys and times as texts, and neither aliases nor a key twice."""
+    """Read keys and times as text; refuse aliases and duplicate keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the library has it
         first: [one for one in resolvers if not one[0].endswith(":timestamp")]
@@ -97,7 +97,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
         try:
             if isinstance(node, yaml.ScalarNode):
-                node.value.encode()  # half a character (a lone surrogate) cannot be
+                node.value.encode()  # raises for a lone surrogate
             return super().construct_object(node, deep)
         except ValueError:
             raise _refused("a value that cannot be read: quote it if it is a text", node) from None
@@ -108,7 +108,7 @@ def _refused(why: str, where: Any) -> yaml.MarkedYAMLError:
 
 
 def read(file: str, raw: bytes) -> Source:
-    """Read YAML. Raises LoadError for what is none, an alias, a tag, a key that stands there twice."""
+    """Read YAML. Raises LoadError when it is not YAML, and for an alias, a tag or a duplicate key."""
     try:
         loader = _Loader(raw)
         if (node := loader.get_single_node()) is None:
@@ -121,13 +121,13 @@ def read(file: str, raw: bytes) -> Source:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         told = " ".join(filter(None, (error.context, error.problem)))
-        raise LoadError(file, line, column, f"no YAML that is taken here: {told}") from None
+        raise LoadError(file, line, column, f"no YAML for a runbook: {told}") from None
     except RecursionError:
         raise LoadError(file, 1, 1, "nested too deeply") from None
 
 
 def shape(source: Source) -> Iterator[Fault]:
-    """Yield what is wrong with keys, kinds and sizes: one fault of each variable and step, or of the rest."""
+    """Yield the faults of keys, kinds and sizes: the first of each variable and step, else of the rest."""
     data = source.data if isinstance(source.data, dict) else {}
     is_sound = True
     for key, kind, one in (("variables", Variable, dict), ("steps", Step, list)):
@@ -150,7 +150,7 @@ def _converted(source: Source, base: Position, value: Any, kind: Any) -> Iterato
         steps = re.findall(r"\.([a-z_]+)|\[(\d+)\]", path)
         position = (*base, *(name or int(number) for name, number in steps))
         if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
-            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # it is one, elsewhere
+            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # another type has this key
             yield source.fault((*position, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
         elif match := re.fullmatch("Invalid enum value '(.*)'", message, re.DOTALL):
             choices = CHOICES[str(position[-1])]
@@ -161,7 +161,7 @@ def _converted(source: Source, base: Position, value: Any, kind: Any) -> Iterato
 
 
 def _in_words(message: str) -> str:
-    """Say in a writer's words what msgspec says in Python's."""
+    """Turn a message of msgspec into the words of those who write YAML."""
     message = message.replace("Object missing required field", "missing is the key")
     for pattern, form in FORMS.items():
         message = message.replace(f"`str` matching regex {pattern!r}", form)

@@ -1,6 +1,6 @@
-"""The conformance check of the contract: one job that the provider refuses, on anybody's deployment.
+"""Check that a deployment, anybody's, conforms to the contract: one job that the provider refuses.
 
-`judge` asks for each `hop`, by the shapes in `sound`; `ears` hear; `guest` pays; this module cleans up.
+`judge` checks each `hop` by the rules in `sound`; `listeners` listen; `guest` pays; this module cleans up.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from genctl.ops.smoke.hop import HopResult
 from genctl.ops.smoke.judge import Judge
 
 CLEAR_WITHIN_S = 10.0
-COPY_WITHIN_S = 3.0  # how long we wait for a copy that comes once the judge is gone
+COPY_WITHIN_S = 3.0  # how long we wait for a copy that the judge did not wait for
 
 
 async def run(
     settings: Settings, *, user: str | None, timeout_s: float, show: Callable[[HopResult], object], note: Note
 ) -> None:
-    """Judge; `show` takes each hop as soon as it is known, `note` what is left behind.
+    """Judge a deployment; `show` takes each hop as soon as it is known, `note` what we leave behind.
 
     Raises GenctlError (exit 3) when it cannot reach a part before the first hop.
     """
@@ -38,8 +38,7 @@ async def run(
                 deployment = await parts.enter_async_context(Deployment.open(settings))
                 if user is None:
                     user = await parts.enter_async_context(guest(deployment.db, note))
-                left_s = ends_at - time.monotonic()
-                judge = await parts.enter_async_context(Judge.open(deployment, user, left_s))
+                judge = await parts.enter_async_context(Judge.open(deployment, user, ends_at))
         except TimeoutError:
             raise GenctlError(
                 "DeploymentSilent",
@@ -57,11 +56,11 @@ async def run(
                     await _clear(judge, hops, note)
             except (GenctlError, TimeoutError) as error:
                 where = f"a copy in DLQ {deployment.dlq.name}"
-                note(f"left behind, perhaps: {where}; it could not be looked for: {error}")
+                note(f"left behind, perhaps: {where}; we could not look for it: {error}")
 
 
 async def _clear(judge: Judge, hops: Sequence[HopResult], note: Note) -> None:
-    """Delete our copy from the DLQ, unless it is the evidence; tell what stays."""
+    """Delete our copy from the DLQ, unless it is evidence; say what we leave behind."""
     db, dlq = judge.deployment.db, judge.deployment.dlq
     await judge.find_lost_order()
     if judge.session_id is None:
@@ -76,7 +75,7 @@ async def _clear(judge: Judge, hops: Sequence[HopResult], note: Note) -> None:
         may_come = status not in {"gone", "completed"} and broken != "dlq"
         if status == "failed" and may_come:
             found = await look(dlq, enough=judge.is_copy, take=judge.is_copy)
-            may_come = not any(map(judge.is_copy, found.messages))
+            may_come = not any(map(judge.is_copy, found))
         if not may_come or time.monotonic() > give_up_at:
             break
         await asyncio.sleep(0.1)
@@ -84,4 +83,4 @@ async def _clear(judge: Judge, hops: Sequence[HopResult], note: Note) -> None:
     if broken == "dlq":
         note(f"left behind as evidence: what DLQ {dlq.name} holds of it")
     elif may_come:
-        note(f"a copy of its message may yet come to DLQ {dlq.name}")
+        note(f"a copy of its message may still arrive in DLQ {dlq.name}")

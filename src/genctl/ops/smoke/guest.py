@@ -1,4 +1,4 @@
-"""A user of smoke's own: it lends them the credits that the job costs, and takes them back at the end."""
+"""Make a user for one smoke: lend them credits for the job, and take the credits back at the end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ NAME = "genctl-smoke-"
 
 @asynccontextmanager
 async def guest(db: Database, note: Note) -> AsyncIterator[str]:
-    """Make a fresh user with credits, and give their name; `note` takes what we cannot take back.
+    """Make a fresh user with credits and yield their name; `note` says what we could not take back.
 
     Raises GenctlError (exit 3) when we cannot lend the credits.
     """
@@ -25,14 +25,14 @@ async def guest(db: Database, note: Note) -> AsyncIterator[str]:
     try:
         await db.transact(*_movement(user, CREDITS, "lent by genctl smoke", has_ledger=has_ledger))
         yield user
-    finally:  # also when the answer to the lending was lost: the movement takes back what is there
+    finally:  # also when we lost the answer to the loan: we take back what there is
         try:
             async with asyncio.timeout(TAKE_BACK_WITHIN_S):
                 reason = "taken back by genctl smoke"
                 found = await db.patiently(*_movement(user, -CREDITS, reason, has_ledger=has_ledger))
             note(f"left behind: user {user} with {found[-1][0]['balance']} credits")
         except (GenctlError, TimeoutError) as error:
-            note(f"left behind: user {user}, whose {CREDITS} credits could not be taken back: {error}")
+            note(f"left behind: user {user} with {CREDITS} credits, which we could not take back: {error}")
 
 
 def _movement(user: str, credits: int, reason: str, *, has_ledger: bool) -> list[Statement]:

@@ -1,4 +1,4 @@
-"""The hops in their order, what is known of one, and the verdict on all."""
+"""Name the hops in their order, hold the result of each, and judge all of them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ NOT_TRIED = "not tried"
 
 
 class HopResult(msgspec.Struct, frozen=True):
-    """One hop: whether it holds, milliseconds after the order was sent, what was seen, what is wrong."""
+    """Say whether a hop holds, when (`ms` after the order), and what we saw or what is wrong."""
 
     hop: str
     ok: bool
@@ -20,14 +20,14 @@ class HopResult(msgspec.Struct, frozen=True):
     why: str = ""
 
     def line(self) -> str:
-        """Tell it to people."""
+        """Write it as one line of the output."""
         if self.ok:
             return f"  {self.hop:<9} {self.ms:8.1f} ms  {self.evidence}"
         return f"  {self.hop:<9}   BROKEN     {self.why}"
 
 
 def verdict(hops: Iterable[HopResult]) -> list[HopResult]:
-    """Judge all nine; nobody tried those behind the first broken one. Of one hop the last word counts."""
+    """Return all nine; those behind the first broken one were not tried. The last result of a hop counts."""
     known = {hop.hop: hop for hop in hops}
     found: list[HopResult] = []
     for name in HOPS:
@@ -37,14 +37,14 @@ def verdict(hops: Iterable[HopResult]) -> list[HopResult]:
 
 
 class Evidence(NamedTuple):
-    """What was seen, and when (monotonic); None is now."""
+    """Say what we saw, and when (monotonic); None is now."""
 
     text: str
     at: float | None = None
 
 
 class BrokenError(Exception):
-    """What was expected, what was found, where to look. `final`: waiting will not mend it."""
+    """Say what we expected, what we found and where to look. `final`: waiting will not help."""
 
     def __init__(self, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
         super().__init__(f"expected {expected}, found {found}; look at {look_at}")
@@ -52,6 +52,6 @@ class BrokenError(Exception):
 
 
 def expect(so: object, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
-    """Raise BrokenError unless it is so."""
+    """Raise BrokenError unless `so` is true."""
     if not so:
         raise BrokenError(expected, found, look_at, final=final)

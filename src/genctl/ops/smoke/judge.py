@@ -1,6 +1,6 @@
-"""The judge: watches one failing job from outside, hop by hop, each on its own evidence.
+"""Judge one failing job from outside, hop by hop, each on its own evidence.
 
-It knows the contract and nothing of how genctl keeps it: base-shape tables, the channel, the API and its
+The judge knows the contract and nothing else of genctl: the base tables, the channel, the API and its
 streams, the DLQ.
 """
 
@@ -21,60 +21,59 @@ from genctl.edges.sqs import Message
 from genctl.ops.sampling import look
 from genctl.ops.smoke import sound
 from genctl.ops.smoke.deployment import Deployment
-from genctl.ops.smoke.ears import Ears
 from genctl.ops.smoke.hop import HOPS, BrokenError, Evidence, HopResult, expect
+from genctl.ops.smoke.listeners import Listeners
 from genctl.ops.watch import Seen
 
-AGAIN = ("refund", "isolation")  # may still break once it was seen whole: looked at again at the end
+AGAIN = ("refund", "isolation")  # what held once may break later: checked again at the end
 SETTLED = {"details", "refund", "notify"}  # come with the row's own transaction
-SETTLED_S = 1.0  # how long they may all the same come behind the row
-AGAIN_S = 5.0  # for the second look, should time be over
+SETTLED_S = 1.0  # how long after the row they may come all the same
+AGAIN_S = 5.0  # for the second check, if the time is over
 QUIET_S = 0.25  # how long a stranger's stream must stay silent after the user's has spoken
 SILENT = {"ready", "heartbeat", "reset", "bye"}  # events that speak of no session
-LOOK_AT = {  # the answer to an order: what explains it
-    401: "GENCTL_SECRET, which is another there",
+LOOK_AT = {  # the status of an order: what explains it
+    401: "GENCTL_SECRET: the API has another one",
     402: "the balance of {user}; without --user the job is a fresh user's",
     404: "GENCTL_API_URL",
 }
 
 
 class Judge:
-    """Orders one job that the provider is sure to refuse; `hops` tells what happens to it."""
+    """Order one job that the provider is sure to refuse, and check what happens to it."""
 
     def __init__(
-        self, deployment: Deployment, ears: Ears, user: str, stranger: str, timeout_s: float
+        self, deployment: Deployment, listeners: Listeners, user: str, stranger: str, ends_at: float
     ) -> None:
         self.deployment = deployment
-        self.ears = ears
+        self.listeners = listeners
         self.user = user
         self.stranger = stranger
         self.client_key = f"smoke-{uuid4().hex[:12]}"
         self.session_id: UUID | None = None
-        self.answer_lost = False  # an order is on its way, or was and nobody knows what became of it
+        self.answer_lost = False  # we sent an order and have no answer: there may be a session
         self._prompt = f"a photograph of a crowd, {deployment.api.tool.sensitive}"
-        self._ends_at = time.monotonic() + timeout_s
+        self._ends_at = ends_at
         self._ordered_at = self._answered_at = 0.0
         self._reservation_id: UUID | None = None
         self._funds: Row = {}  # of the user, before
-        self._failed_at: float | None = None  # when the row was first seen failed
+        self._failed_at: float | None = None  # when we first saw the failed row
         self._told_at = 0.0
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, deployment: Deployment, user: str, timeout_s: float) -> AsyncIterator[Self]:
-        """Open the judge's ears; `timeout_s` is its time for all hops together, from now on.
+    async def open(cls, deployment: Deployment, user: str, ends_at: float) -> AsyncIterator[Self]:
+        """Listen, and yield a judge whose time for all hops ends at `ends_at` (monotonic).
 
-        Raises GenctlError (exit 3) when it cannot hear the channel.
+        Raises GenctlError (exit 3) when it cannot LISTEN.
         """
-        ends_at = time.monotonic() + timeout_s
         stranger = f"genctl-smoke-stranger-{uuid4().hex[:12]}"
-        async with Ears.open(deployment, user, stranger, timeout_s / 3) as ears:
-            yield cls(deployment, ears, user, stranger, ends_at - time.monotonic())
+        async with Listeners.open(deployment, user, stranger, (ends_at - time.monotonic()) / 3) as listeners:
+            yield cls(deployment, listeners, user, stranger, ends_at)
 
     async def hops(self) -> AsyncIterator[HopResult]:
-        """Yield the hops in order, each as soon as it is known; end with the first that is broken.
+        """Yield the hops in order, each as soon as it is known; end with the first broken one.
 
-        One that was whole and is not at the end comes a second time.
+        A hop that held and no longer does at the end comes a second time.
         """
         for name in HOPS:
             hop = await self._hop(name, SETTLED_S if name in SETTLED else None)
@@ -98,15 +97,15 @@ class Judge:
         return HopResult(name, ok=True, at=rfc3339(when), ms=ms, evidence=text)
 
     async def _until(self, name: str, patience_s: float | None) -> Evidence:
-        """Ask until there is evidence. When time is over, raises the last complaint, or one of the silence.
+        """Check a hop until it holds, within the time that is left for all hops.
 
-        Time is what is left for all hops; a complaint after `patience_s` seconds of it is the last.
+        Raises BrokenError with the last complaint when the time or `patience_s` is over.
         """
-        check: Callable[[], Awaitable[Evidence]] = getattr(self, f"_{name}")  # each hop has a method
+        check: Callable[[], Awaitable[Evidence]] = getattr(self, f"_{name}")
         began, left_s = time.monotonic(), self._ends_at - time.monotonic()
         silence = f"no answer in the {max(0.0, left_s):.3g} s that were left"
         broken = BrokenError(f"to see {name}", silence, "the parts of the deployment: one hangs")
-        # often at first, for the latency; seldom into a DLQ, where a look raises receive counts
+        # often at first, to measure the latency; seldom in the DLQ, where a look raises receive counts
         first_s, growth, most_s = (0.25, 0.1, 2.0) if name == "dlq" else (0.01, 0.02, 0.1)
         with suppress(TimeoutError):
             async with asyncio.timeout(left_s):
@@ -123,7 +122,7 @@ class Judge:
                     await asyncio.sleep(min(first_s + growth * asked_s, most_s))
         raise broken
 
-    # -- the hops ---------------------------------------------------------------------------------
+    # --- the hops: `_until` finds the method of a hop by its name ---------------------------------
 
     async def _accepted(self) -> Evidence:
         if self.session_id is None:
@@ -140,7 +139,7 @@ class Judge:
         return Evidence(f"session {row['id']} of {self.user}, {credits} credits", self._answered_at)
 
     async def _order(self) -> None:
-        """Order once: whatever is wrong with it is final, since a second order would be a second job."""
+        """Send the order once. Each fault is final: a second order would be a second job."""
         self._funds = await self.funds()
         self._ordered_at = time.monotonic()
         self.answer_lost = True
@@ -159,10 +158,10 @@ class Judge:
         except (TypeError, ValueError, KeyError, AttributeError):
             expected = "sessionId and reservationId in the answer"
             raise BrokenError(expected, _short(body), "what the API answers", final=True) from None
-        self.ears.heed(self.session_id)
+        self.listeners.heed(self.session_id)
 
     async def find_lost_order(self) -> None:
-        """Look for the session of an order whose answer never came: the API may have taken it."""
+        """Look for the session of an order without an answer: the API may have taken it."""
         if self.session_id is None and self.answer_lost:
             made = await self.deployment.db.row("smoke_ordered", user=self.user, client_key=self.client_key)
             self.session_id = made["id"] if made else None
@@ -173,22 +172,19 @@ class Judge:
         return Evidence("the row has left queued")
 
     async def _waiting(self) -> str:
-        """Tell whether the job's message may be in the queue: nobody sent it, or nobody takes it."""
+        """Count the messages in the queue: was the job's not sent, or does no worker take it?"""
         queue = self.deployment.queue
         try:
             async with asyncio.timeout(2):
-                facts = await queue.attributes()
+                waiting, taken, _ = await queue.depth()
         except (GenctlError, TimeoutError):
             return ""
-        waiting, taken = (
-            int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in ("", "NotVisible")
-        )
         hint = "nobody takes them" if waiting else "somebody has it" if taken else "was it sent?"
         return f"; queue {queue.name} has {many(waiting, 'message')} waiting, {taken} taken: {hint}"
 
     async def _row(self) -> Evidence:
         row, at = await self._session(), time.monotonic()
-        for notice in self.ears.notices:  # a NOTIFY made us look earlier
+        for notice in self.listeners.notices:  # we may have read it at its NOTIFY already
             if notice.row and notice.session_id == self.session_id and notice.row["status"] == "failed":
                 row, at = notice.row, min(at, notice.at)
         status, completed_at = row["status"], rfc3339(row["completed_at"])
@@ -245,8 +241,8 @@ class Judge:
 
     async def _notify(self) -> Evidence:
         names = {"reservation_id": str(self._reservation_id), "session_id": str(self.session_id)}
-        mine = [one for one in self.ears.notices if any(name in one.payload for name in names.values())]
-        strange = [notice.payload for notice in self.ears.notices if notice.session_id is None]
+        mine = [one for one in self.listeners.notices if any(name in one.payload for name in names.values())]
+        strange = [notice.payload for notice in self.listeners.notices if notice.session_id is None]
         found = f"only {strange[-1][:200]!r}, which names no session" if strange else "none"
         by = "the transaction that settles"
         expect(mine, f"a NOTIFY on {listener.CHANNEL} for the session", found, by)
@@ -261,7 +257,7 @@ class Judge:
         return Evidence(f"{listener.CHANNEL}: {len(payload)} bytes, after the row was visible", heard_at)
 
     async def _sse(self) -> Evidence:
-        stream, name = self.ears.own, str(self.session_id)
+        stream, name = self.listeners.own, str(self.session_id)
         mine = [(at, seen) for at, seen in stream.events if _names(seen, name)]
         none = f"none: {stream.trouble}" if stream.trouble else "none"
         expect(mine, f"an event of the session on {self.user}'s stream", none, "the API's log")
@@ -297,7 +293,7 @@ class Judge:
                 "how the API looks sessions up",
                 final=status == 200,
             )
-        stream = self.ears.strangers
+        stream = self.listeners.strangers
         silent = "a stream of another user, to be silent"
         expect(not stream.is_gone, silent, stream.trouble, "the API's log")
         await asyncio.sleep(self._told_at + QUIET_S - time.monotonic())
@@ -312,8 +308,8 @@ class Judge:
         assert self.session_id  # noqa: S101 - accepted
         found = await look(self.deployment.dlq, enough=self.is_copy)
         where = f"in DLQ {self.deployment.dlq.name}"
-        copies = list(filter(self.is_copy, found.messages))
-        none = f"none among {many(len(found.messages), 'message')}"
+        copies = list(filter(self.is_copy, found))
+        none = f"none among {many(len(found), 'message')}"
         expect(copies, f"a copy of the job's message {where}", none, "the worker's log")
         body, attributes, name = copies[0].body, copies[0].attributes, f"message {copies[0].message_id}"
         complaint = sound.body_complaint(body, self.deployment.api.tool.name, self.session_id)
@@ -333,10 +329,10 @@ class Judge:
         return name in message.body or message.attributes.get("sessionId") == name
 
     async def funds(self) -> Row:
-        """Read the `balance` of the user, and what is `bound` in reservations."""
+        """Read the user's `balance`, and the credits `bound` in reservations."""
         if row := await self.deployment.db.row("smoke_funds", user=self.user):
             return row
-        status, body = await self.deployment.api.credits(self.user)  # it tells what a new user will have
+        status, body = await self.deployment.api.credits(self.user)  # the API knows what a new user will have
         known = status == 200 and isinstance(body, dict)
         return {"balance": body.get("balance", 0) if known else 0, "bound": 0}
 

@@ -1,4 +1,4 @@
-"""The hops as a JUnit report, as CI systems read it."""
+"""Write the hops as a JUnit report for CI systems."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from genctl.ops.smoke.hop import NOT_TRIED, HopResult, verdict
 
 @contextmanager
 def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
-    """Write what `hops` holds when the block ends, however it ends; without a path nothing.
+    """Write `hops` to the file when the block ends, also by an error; without a path do nothing.
 
-    It opens the file first, so that OSError comes before anything is done.
+    It opens the file first: OSError comes before the smoke begins.
     """
     if path is None:
         yield
@@ -33,9 +33,9 @@ def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
 
 
 def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:
-    """Make a test case of each hop: passed, failed, or skipped behind the first that failed.
+    """Make a test case of each hop: passed, failed, or skipped.
 
-    `trouble` says why nobody tried the rest: an error of the first hop that is not known.
+    `trouble` says why the smoke ended early: it is the error of the first hop without a result.
     """
     root = Element("testsuites")
     top = SubElement(root, "testsuite", name="genctl smoke")

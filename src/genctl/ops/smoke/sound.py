@@ -1,4 +1,4 @@
-"""What sound means: the contract's shapes, held against what was seen. Pure; each gives its complaints."""
+"""Compare what we saw with the contract, and say what is wrong. Pure functions."""
 
 import json
 import re
@@ -28,7 +28,7 @@ SIZES = {"providerMessage": 1024, "providerBody": 2048}  # bytes of UTF-8
 LONGEST_PAYLOAD_BYTES = 7999  # one more, and NOTIFY fails and takes the refund with it
 
 _LABEL = re.compile(r"\b(?:request|trace|ray)[ _-]?id\b", re.IGNORECASE)
-# A value that nobody has masked.
+# A value that is not masked.
 _VALUE = r"[\"']?(?!(?:redacted|removed|masked|hidden|filtered|x{4}))[\w.~+/%-]{8,}"
 _SECRET = re.compile(
     rf"\bbearer\s+{_VALUE}|\bauthorization[\"']?\s*[:=]\s*(?:(?:basic|token|key)\s+)?{_VALUE}"
@@ -42,7 +42,7 @@ _SECRET = re.compile(
 
 
 def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
-    """List all that is wrong with a session's `error_details`; none of `secrets` may be in it."""
+    """List what is wrong with a session's `error_details`; they must hold none of `secrets`."""
     if not isinstance(details, dict):
         return [f"it is {_kind(details)}, not an object"]
     return [
@@ -54,7 +54,7 @@ def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
 
 
 def _value(name: str, value: Any) -> Iterator[str]:
-    if type(value) not in DETAILS[name]:  # a bool is no number here
+    if type(value) not in DETAILS[name]:  # a bool is an int in Python
         yield f"{name} is {_kind(value)}, not {' or '.join(map(_name, DETAILS[name]))}"
     elif name.endswith("At") and value is not None and not _is_utc(value):
         yield f"{name} is no RFC 3339 time in UTC: {value[:40]!r}"
@@ -88,7 +88,7 @@ def _words(details: dict[str, Any]) -> Iterator[str]:
 
 
 def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
-    """Say what is wrong with a NOTIFY: it must be one JSON object that says what is expected."""
+    """Say what is wrong with a NOTIFY: it must be a JSON object with what is expected in it."""
     try:
         said = json.loads(payload)
     except ValueError:
@@ -100,7 +100,7 @@ def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
 
 
 def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
-    """Say what is wrong with the body of a DLQ copy: the job message, as it was before the job failed."""
+    """Say what is wrong with the body of a DLQ copy: it must be the original job message."""
     try:
         job = json.loads(body)
     except ValueError:
@@ -113,7 +113,7 @@ def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
 def attributes_complaint(
     attributes: Mapping[str, str], session_id: UUID, details: Mapping[str, Any]
 ) -> str | None:
-    """Say what is wrong with the attributes of a DLQ copy: some must be there, all must tell the same."""
+    """Say what is wrong with the attributes of a DLQ copy: one is missing, or does not match the row."""
     told = {name: details[name] for name in ("code", "category", "attempts", "providerStatus")}
     expected = {"sessionId": session_id, "run": 1} | told
     for name, value in expected.items():

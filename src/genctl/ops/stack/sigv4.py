@@ -1,4 +1,4 @@
-"""Check AWS's Signature Version 4 of requests to SQS: botocore only signs.
+"""Verify AWS's Signature Version 4 of requests to SQS: botocore only signs.
 
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 """
@@ -17,7 +17,7 @@ AUTHORIZATION = re.compile(
 
 
 def is_signed(method: str, target: str, headers: Message, body: bytes, *, key: str, secret: str) -> bool:
-    """Tell whether `key` with `secret` signed this request. A query must be written as it was signed."""
+    """Tell whether `key` with `secret` signed this request. It takes a query as it is written."""
     given = AUTHORIZATION.fullmatch(headers.get("Authorization", ""))
     if given is None or not {"host", "x-amz-date"} <= set(given["names"].split(";")):
         return False

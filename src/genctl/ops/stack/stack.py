@@ -1,6 +1,6 @@
 """Start the embedded stack: `async with Stack(settings) as stack:`.
 
-The parts start in order and stop in reverse, also when a start fails or is cancelled half-way.
+The parts start in order and stop in reverse, also when a start fails or somebody cancels it.
 """
 
 import asyncio
@@ -42,12 +42,12 @@ Maker = Callable[["Stack"], Child]
 
 
 class Stack:
-    """Run the parts on `settings.home`. Enter it in the main thread: the parts die with their thread.
+    """Run the parts in `settings.home`. Enter it in the main thread: the parts die with their thread.
 
     `note` gets a line for each step. Once entered, `addresses` is the content of the state file, and
-    `settings` are those that every part sees. When a part ends by itself, the body is cancelled and
-    PartFailed is raised in its stead. To add a part, add its maker to `servers`, started before the state
-    file is written, or to `clients`, started after it.
+    `settings` are those that every part sees. When a part ends by itself, the stack cancels the body and
+    raises PartFailed instead. A maker in `servers` starts a part before we write the state file, one in
+    `clients` after that.
     """
 
     servers: ClassVar[Sequence[Maker]]
@@ -59,12 +59,12 @@ class Stack:
         self.home = settings.home.resolve()
         self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
         self.addresses: dict[str, str] = {}
-        self.sockets: dict[str, socket.socket] = {}  # bound before they are told, until parts have them
+        self.sockets: dict[str, socket.socket] = {}  # bound until the parts have them
         self._parts: list[Child | Postgres] = []
         self._undo = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Start all. Raises GenctlError: exit 2 for real services or a bad age, 3 for what cannot start."""
+        """Start all parts. Raises GenctlError: exit 2 for real services or a bad age, 3 when one fails."""
         if not self.settings.embedded:
             raise GenctlError(
                 "NotEmbedded",
@@ -72,7 +72,7 @@ class Stack:
                 "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack",
                 exit_code=2,
             )
-        sweep.Ages.of(self.settings)  # else the worker would refuse them when all the rest is up
+        sweep.Ages.of(self.settings)  # else the worker would refuse them after all other parts have started
         async with AsyncExitStack() as undo:
             private_folder(self.home)
             undo.enter_context(only_one(self.home))
@@ -91,7 +91,12 @@ class Stack:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        failure = self._failure() if kind else None
+        failure: GenctlError | None = None
+        if kind:
+            try:
+                self.check()
+            except GenctlError as error:
+                failure = error
         self.note("stopping")
         await self._undo.aclose()
         body = asyncio.current_task()
@@ -104,16 +109,16 @@ class Stack:
         self.note(f"{len(names)} migrations applied" if names else "the database is up to date")
 
     async def resend(self) -> None:
-        """Send again the jobs that the queue, which is in memory, forgot when it last stopped."""
+        """Send again the jobs that the queue in memory lost when it stopped."""
         if sent := await sweep.resend_all(self.settings):
             self.note(f"{sent} waiting jobs sent again")
 
     def logs(self, part: str) -> Path:
-        """Name the log of `part` in this run; `.old` follows the name of the log of the run before."""
+        """Name the log of `part`; that of the run before has `.old` after its name."""
         return self.home / "logs" / f"{part}.log"
 
     def env(self, **more: str) -> dict[str, str]:
-        """Make a part's environment: ours without what leads elsewhere, and a log that programs can read."""
+        """Make the environment of a part: ours without foreign services, and with a log in JSON."""
         level = "debug" if self.settings.log_level == "debug" else "info"
         ours = {"GENCTL_HOME": str(self.home), "GENCTL_TOOL": self.settings.tool}
         return clean_env(**ours, GENCTL_LOG="json", GENCTL_LOG_LEVEL=level, **more)
@@ -138,13 +143,6 @@ class Stack:
             await self.watch()
         if body:
             body.cancel()
-
-    def _failure(self) -> GenctlError | None:
-        try:
-            self.check()
-        except GenctlError as failure:
-            return failure
-        return None
 
     async def _start(self, undo: AsyncExitStack, part: Child | Postgres) -> None:
         began = time.monotonic()
@@ -173,19 +171,19 @@ class Stack:
 
 
 def queue(stack: Stack) -> Child:
-    """Make moto's SQS server with the queues of all tools and their DLQs."""
+    """Make the SQS server, with the queues of all tools and their DLQs."""
     settings, port = stack.settings, stack.port("sqs_endpoint")
     words = ["--port", str(port)]
     for tool in dict.fromkeys((settings.tool, *Tools.of(settings).by_name)):
         name = settings.queue_of(tool)
         words += ["--queue", name, "--dlq", settings.dlq_of(tool) or f"{name}-dlq"]
     keys = {key.upper(): stack.addresses[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
-    unsigned = lambda: answers(port, "/", 403)  # noqa: E731 - it answers, and we have not signed
+    unsigned = lambda: answers(port, "/", 403)  # noqa: E731 - our request has no signature
     return _python(stack, "queue", "genctl.ops.stack.queue", *words, ready=unsigned, **keys)
 
 
 def simulator(stack: Stack) -> Child:
-    """Make the provider."""
+    """Make the simulator of the provider."""
     port = stack.port("simulator_url")
     words = ("genctl", "simulator", "--port", str(port))
     return _python(stack, "simulator", *words, ready=lambda: answers(port, "/healthz", 200))
@@ -199,7 +197,7 @@ def worker(stack: Stack) -> Child:
 
 
 def api(stack: Stack) -> Child:
-    """Make API, streams and page; the page may show the simulator's images."""
+    """Make the API with streams and page; the page may show the simulator's images."""
     port, images = urlsplit(stack.settings.api_url).port or 80, ",".join(stack.settings.image_hosts)
     images = images or f"{HOST}:{stack.port('simulator_url')}"
     words = ("genctl", "serve", "--host", HOST, "--port", str(port))
@@ -220,7 +218,7 @@ Stack.clients = (api, worker)
 
 
 def answers(port: int, path: str, status: int) -> bool:
-    """Tell whether our own host answers a GET with `status`, at once."""
+    """Tell whether this port answers a GET with `status` within half a second."""
     connection = http.client.HTTPConnection(HOST, port, timeout=0.5)
     try:
         connection.request("GET", path)
@@ -250,7 +248,7 @@ def listener(port: int | None) -> socket.socket:
 
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
-    """Hold the lock of `home`, which ends with this process. Raises GenctlError when another has it."""
+    """Hold the lock of `home` as long as this process lives. Raises GenctlError when another holds it."""
     path = home / "lock"
     path.touch(0o600)
     with path.open("r+") as file:

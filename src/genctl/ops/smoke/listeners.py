@@ -1,4 +1,4 @@
-"""What we hear of a job: the channel, and the streams of its user and of somebody else."""
+"""Listen to the NOTIFY channel, and to the streams of the job's user and of a stranger."""
 
 import asyncio
 import time
@@ -14,11 +14,11 @@ from genctl.edges.db import Row
 from genctl.ops.smoke.deployment import Deployment
 from genctl.ops.watch import Seen, StreamAddress, follow
 
-READY_WITHIN_S = 5.0  # at most; its hop judges a stream that is not ready by then
+READY_WITHIN_S = 5.0  # a stream that takes longer is judged by its hop
 
 
 class Notice(NamedTuple):
-    """A NOTIFY: when it was heard (monotonic), and the row that it named as it was then."""
+    """Hold a NOTIFY: when we heard it (monotonic), and the row that it names as it was then."""
 
     at: float
     payload: str
@@ -26,17 +26,17 @@ class Notice(NamedTuple):
     row: Row | None
 
 
-class StreamEar:
-    """Hears one user's stream: what came and when (monotonic), and what is the matter with it."""
+class StreamListener:
+    """Follow one user's stream: the events with their times (monotonic), and what is wrong with it."""
 
     def __init__(self) -> None:
         self.events: list[tuple[float, Seen]] = []
         self.trouble: str | None = "it has not sent `ready`"
-        self.is_gone = False  # nobody can have it at all
+        self.is_gone = False  # the API refuses it
         self.settled = asyncio.Event()  # it is ready, or gone
 
     async def follow(self, address: StreamAddress) -> None:
-        """Hear it for ever."""
+        """Follow the stream until we are cancelled or the API refuses it."""
         try:
             async for seen in follow(address, last_id=None, fail_after_s=None, note=lambda _: None):
                 self.events.append((time.monotonic(), seen))
@@ -48,13 +48,13 @@ class StreamEar:
             self.settled.set()
 
 
-class Ears:
-    """Open before somebody makes the job, so that they miss nothing."""
+class Listeners:
+    """Listen to all three; opened before the job exists, they miss nothing."""
 
     def __init__(self) -> None:
         self.notices: list[Notice] = []
-        self.own = StreamEar()
-        self.strangers = StreamEar()
+        self.own = StreamListener()
+        self.strangers = StreamListener()
         self._only: UUID | None = None
         self._listening = asyncio.Event()
 
@@ -63,14 +63,14 @@ class Ears:
     async def open(
         cls, deployment: Deployment, user: str, stranger: str, within_s: float
     ) -> AsyncIterator[Self]:
-        """Open all; a stream that is not open after `within_s` is left to its hop.
+        """Listen; wait at most `within_s` for the streams, whose own hops judge them.
 
-        Raises GenctlError (exit 3) when the channel cannot be heard.
+        Raises GenctlError (exit 3) when it cannot LISTEN.
         """
-        ears = cls()
-        listening = asyncio.create_task(ears._listen(deployment))
-        tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(ears._listening.wait())]
-        for stream, whose in ((ears.own, user), (ears.strangers, stranger)):
+        listeners = cls()
+        listening = asyncio.create_task(listeners._listen(deployment))
+        tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(listeners._listening.wait())]
+        for stream, whose in ((listeners.own, user), (listeners.strangers, stranger)):
             api = deployment.api
             address = StreamAddress(api.url, api.tool.name, partial(api.tokens.issue, whose))
             tasks.append(asyncio.create_task(stream.follow(address)))
@@ -80,16 +80,16 @@ class Ears:
                 listening.result()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(within_s, READY_WITHIN_S)):
-                    await ears.own.settled.wait()
-                    await ears.strangers.settled.wait()
-            yield ears
+                    await listeners.own.settled.wait()
+                    await listeners.strangers.settled.wait()
+            yield listeners
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def heed(self, session_id: UUID) -> None:
-        """Read no other session's row from now on."""
+        """Read only the rows of this session from now on."""
         self._only = session_id
 
     async def _listen(self, deployment: Deployment) -> None:
