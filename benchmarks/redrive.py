@@ -60,7 +60,8 @@ async def fill(at: Settings, count: int) -> None:
         conn.execute("vacuum analyze")
     async with await Sqs.connect(at) as sqs:
         for name in (at.queue, at.dlq or ""):
-            queue = await sqs.create(name)
+            await sqs.call("CreateQueue", dict, name, QueueName=name)
+            queue = await sqs.queue(name)
             await sqs.call("PurgeQueue", dict, name, QueueUrl=queue.url)
         body = '{{"version":1,"tool":"seedream4","sessionId":"{}","run":1}}'
         copies = [Outgoing(body.format(id_), {"code": "HTTP500", "category": "server"}) for id_ in ids]

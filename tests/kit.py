@@ -25,13 +25,13 @@ from genctl.domain.decide import job_body
 from genctl.domain.model import Session
 from genctl.domain.orders import Order
 from genctl.edges.db import Database
-from genctl.edges.sqs import Message, Sqs
+from genctl.edges.sqs import Message, Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
-from genctl.sweep import Ages, Swept, sweep
+from genctl.sweep import Swept, sweep
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire
 from tests.process.forks import spawn
@@ -48,6 +48,10 @@ PAUSES_S = (
     0.05,
     0.1,
 )  # between two looks at what is waited for; the last for ever
+
+WAITING_FOR_A_LOCK = (
+    "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+)
 
 _owners: dict[str, psycopg.Connection] = {}  # of the servers, who make and drop databases
 
@@ -181,27 +185,32 @@ def locked(dsn: str, what: str = "credit_accounts where user_id = 'ann'") -> Ite
         person.rollback()
 
 
+@dataclasses.dataclass
 class QueueServer:
     """The embedded stack's SQS server as a process of its own."""
 
+    port: int
     key, secret = "AKIATESTTESTTESTTEST", "secret-of-the-tests"
 
-    def __enter__(self) -> Self:
-        self.port = free_port()
-        argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(self.port)]
-        self._process = spawn(
-            [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
-            cwd=Path.cwd(),
-            env={"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret},
-            stdout=sys.stderr,
-            stderr=sys.stderr,
-        )
-        until_sync(self._answers)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+    @classmethod
+    @contextmanager
+    def start(cls, log: Path) -> Iterator[Self]:
+        server = cls(free_port())
+        argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(server.port)]
+        with log.open("w") as said:
+            process = spawn(
+                [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
+                cwd=Path.cwd(),
+                env={"AWS_ACCESS_KEY_ID": cls.key, "AWS_SECRET_ACCESS_KEY": cls.secret},
+                stdout=said,
+                stderr=said,
+            )
+        try:
+            until_sync(server._answers)
+            yield server
+        finally:
+            process.kill()
+            process.wait()
 
     def _answers(self) -> bool:
         with socket.socket() as probe:
@@ -228,9 +237,18 @@ def with_tools(settings: Settings, **of_tools: Any) -> Settings:
 
 async def create_queues(sqs: Sqs, settings: Settings) -> None:
     """The queue pair that the settings name, with its redrive policy."""
-    dlq = await sqs.create(f"{settings.queue}-dlq")
+    dlq = await create_queue(sqs, f"{settings.queue}-dlq")
     policy = {"deadLetterTargetArn": dlq.arn, "maxReceiveCount": 50}
-    await sqs.create(settings.queue, {"RedrivePolicy": msgspec.json.encode(policy).decode()})
+    await create_queue(sqs, settings.queue, RedrivePolicy=msgspec.json.encode(policy).decode())
+
+
+async def create_queue(sqs: Sqs, name: str, **attributes: str) -> Queue:
+    """Make a queue with these attributes."""
+    await sqs.call("CreateQueue", dict, name, QueueName=name, Attributes=attributes)
+    return await sqs.queue(name)
+
+
+WITHOUT_BREAKER = Settings(breaker=False)  # of a worker whose jobs shall fail
 
 
 def worker_metrics() -> WorkerMetrics:
@@ -305,7 +323,7 @@ class Kit:
         return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:
-        return (await sweep(self.pipeline, Ages.of(self.settings))).done
+        return (await sweep(self.pipeline, self.settings)).done
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)
@@ -315,7 +333,7 @@ class Kit:
         self.wire._timeout = aiohttp.ClientTimeout(total=seconds)
 
     async def row(self, session: Session | UUID) -> Session:
-        found = await self.pipeline.read(session if isinstance(session, UUID) else session.id)
+        found = await self.pipeline.runs.read(session if isinstance(session, UUID) else session.id)
         assert found
         return found
 

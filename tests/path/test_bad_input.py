@@ -14,7 +14,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 from aiohttp.test_utils import unused_port
-from tests.kit import Kit, with_tools
+from tests.kit import WITHOUT_BREAKER, Kit, with_tools
 from tests.rude import OK, Rude, explodes, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.domain.classify import classify
@@ -35,7 +35,12 @@ MIB = 2**20
 async def drain(kit: Kit) -> None:
     """A worker, until the queue is empty."""
     await Worker(
-        kit.pipeline, metrics=kit.metrics, concurrency=32, grace_s=0.0, until=Until(drain=True)
+        kit.pipeline,
+        WITHOUT_BREAKER,
+        metrics=kit.metrics,
+        concurrency=32,
+        grace_s=0.0,
+        until=Until(drain=True),
     ).run()
 
 

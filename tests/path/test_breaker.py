@@ -31,7 +31,7 @@ from genctl.pipeline import Pipeline
 from genctl.services import simulator
 from genctl.services.gatekeeper import Gatekeeper
 from genctl.services.scenarios import SCENARIOS, marked
-from genctl.services.worker import Manners, Until, Worker
+from genctl.services.worker import Until, Worker
 
 TOOL = "seedream4"
 LIMIT = 3
@@ -71,14 +71,13 @@ def release(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 @asynccontextmanager
 async def working(pipeline: Pipeline, *, concurrency: int = 5, **manners: Any) -> AsyncIterator[Worker]:
     """A worker as long as the body runs."""
-    wished = Manners(**{"breaker_failures": LIMIT} | manners)
     worker = Worker(
         pipeline,
+        Settings(**{"breaker_failures": LIMIT} | manners),
         metrics=worker_metrics(),
         concurrency=concurrency,
         grace_s=0.0,
         until=Until(),
-        manners=wished,
     )
     running = asyncio.create_task(worker.run())
     try:
@@ -516,6 +515,9 @@ async def test_a_person_who_opens_it_begins_the_count_anew(kit: Kit) -> None:
     assert second.closed_s <= FIRST_S
 
 
-def test_the_settings_say_whether_and_when_a_worker_closes_the_gate() -> None:
-    assert Manners.of(Settings()).breaker_failures == 20
-    assert Manners.of(Settings(breaker=False)).breaker_failures is None
+async def test_the_settings_say_whether_and_when_a_worker_closes_the_gate(kit: Kit) -> None:
+    for settings, limit in ((Settings(), 20), (Settings(breaker=False), None)):
+        worker = Worker(
+            kit.pipeline, settings, metrics=worker_metrics(), concurrency=1, grace_s=0.0, until=Until()
+        )
+        assert worker.gatekeeper._breaker.limit == limit

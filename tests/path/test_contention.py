@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 import psycopg
 from tests.kit import Kit
-from tests.path.test_interleavings import AGES, Mailbox
+from tests.path.test_interleavings import SETTINGS, Mailbox
 
 from genctl import credits
 from genctl.answers import RELEASE_REFUSED
@@ -91,7 +91,7 @@ async def lane(kit: Kit, pipeline: Pipeline, granted: Counter[str], chance: rand
         await asyncio.gather(
             marked(pipeline, bad),
             marked(pipeline, stuck),
-            sweep(pipeline, AGES),
+            sweep(pipeline, SETTINGS),
             credits.release_reservation(pipeline.db, stuck.reservation_id),
             redrive(copies, pipeline, Choice(), Terms(), most=2),
             redrive(copies, pipeline, Choice(), Terms(), most=2),
@@ -210,7 +210,7 @@ async def rounds(pipeline: Pipeline, ids: list[UUID], chance: random.Random, *, 
             case 4:
                 await credits.grant(pipeline.db, chance.sample(USERS, 4), 1, "a test")
             case 5:
-                await sweep(pipeline, AGES)
+                await sweep(pipeline, SETTINGS)
 
 
 def unreleased(ending: Settlement) -> Settlement:

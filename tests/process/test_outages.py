@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import QueueServer, database_url, fill_notify_queue, quick_logins, until_sync
+from tests.kit import QueueServer, database_url, fill_notify_queue, fresh_database, quick_logins, until_sync
 from tests.process.place import Place, Running, new_place
 from tests.process.test_refusals import USUAL_S, calls, ended_right
 
@@ -44,8 +45,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture
 def place(server: Postgres, sqs_server: QueueServer, simulator: Running, tmp_path: Path) -> Iterator[Place]:
-    template = database_url(server.dsn, "template_here")
-    with new_place(template, sqs_server, simulator, tmp_path) as place:
+    with (
+        fresh_database(
+            server.dsn, f"p{uuid4().hex[:12]}", "template template_here strategy file_copy"
+        ) as dsn,
+        new_place(dsn, sqs_server, simulator, tmp_path) as place,
+    ):
         yield place
 
 

@@ -5,9 +5,9 @@ from contextlib import AsyncExitStack
 from uuid import uuid4
 
 import pytest
-from tests.conftest import template
+from tests.databases import Databases
 from tests.ears import Client, Ear, Event
-from tests.kit import QueueServer, database_url
+from tests.kit import QueueServer
 from tests.process.place import Place, Running, new_place
 from tests.process.served import Served, serve
 from tests.stream.cases import BACK, STATUS, Case, Step, of
@@ -21,14 +21,15 @@ SECRET = "x" * 32  # of place's stack file
 
 @pytest.fixture(scope="module")
 def place(
-    postgres: str,
+    databases: Databases,
     sqs_server: QueueServer,
     simulator: Running,
     tmp_path_factory: pytest.TempPathFactory,
-    worker_id: str,
 ) -> Iterator[Place]:
-    url = database_url(postgres, template(worker_id))
-    with new_place(url, sqs_server, simulator, tmp_path_factory.mktemp("rules")) as place:
+    with (
+        databases.lent() as dsn,
+        new_place(dsn, sqs_server, simulator, tmp_path_factory.mktemp("rules")) as place,
+    ):
         yield place
 
 

@@ -15,11 +15,11 @@ _URL = re.compile(
     r"(?:/(?P<name>[^@?#]*))?"
     r"(?:\?(?P<query>[^@#]*))?"
 )
-_UNREADABLE = re.compile(r" |%00|%(?![0-9a-fA-F]{2})")  # libpq repeats these in its error, a password too
+_UNREADABLE = re.compile(r" |%00|%(?![0-9a-fA-F]{2})")  # libpq repeats these in its error, with the password
 
 
 def check(text: str) -> str:
-    """Return the URL itself. Raises ValueError, which says what is expected and never repeats the URL."""
+    """Return the URL itself. Raises ValueError, which says what we expect and never repeats the URL."""
     if not _URL.fullmatch(text) or not text.isprintable() or _UNREADABLE.search(text):
         raise ValueError(EXPECTED)
     return text
@@ -40,7 +40,7 @@ def password(url: str) -> str | None:
     return unquote(match["password"]) if match and match["password"] else None
 
 
-@lru_cache(16)  # each statement asks for it
+@lru_cache(16)  # each statement calls it
 def place(url: str) -> tuple[str, str]:
     """Name the host (with port, or socket folder) and the database, never the password."""
     if not (match := _URL.fullmatch(url)):

@@ -12,7 +12,7 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]
 
 
 def parse_duration(text: str) -> float:
-    """Read `250ms`, `30s`, `15m`, `2h` or `90d` as seconds. Raises ValueError with what is expected."""
+    """Read `250ms`, `30s`, `15m`, `2h` or `90d` as seconds. Raises ValueError with what we expect."""
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * SECONDS[match[2]] if match else LONGEST_S + 1
     if seconds > LONGEST_S:
@@ -29,14 +29,14 @@ def format_duration(seconds: float) -> str:
 
 
 def reconnect_s(attempt: int, most_s: float) -> float:
-    """Choose the seconds until we connect again: doubling from 1 s, out of step with other processes."""
+    """Choose the seconds until the next connect: doubling from 1 s, with jitter."""
     return random.uniform(0.5, 1) * min(2.0**attempt, most_s)  # noqa: S311 - jitter
 
 
 def parse_when(text: str, now: datetime) -> datetime:
     """Read the moment in UTC that `--since` or `--until` means: so long before `now`, or RFC 3339.
 
-    Raises ValueError, which says what is expected.
+    Raises ValueError, which says what we expect.
     """
     text = text.strip()
     try:

@@ -1,23 +1,21 @@
-"""Read JSON that everybody can work with: finite numbers, and no nesting without end."""
+"""Read JSON that all parts can handle: finite numbers, bounded nesting."""
 
 import json
 import math
 from typing import Any
 
-import msgspec
-
 DEEPEST = 100  # lists and maps within each other
 
 
 class TooDeepError(ValueError):
-    """Refuse a value that is nested deeper than our recursion goes."""
+    """Say that a value is nested deeper than we recurse."""
 
     def __init__(self) -> None:
         super().__init__(f"nested more than {DEEPEST} deep")
 
 
 def jsonable(value: Any, deep: int = 0) -> Any:
-    """Return the value; a number that JSON cannot write becomes text. Raises TooDeepError."""
+    """Return the value with numbers that JSON cannot write as texts. Raises TooDeepError."""
     if deep > DEEPEST:
         raise TooDeepError
     match value:
@@ -31,19 +29,8 @@ def jsonable(value: Any, deep: int = 0) -> Any:
 
 
 def read_json(text: str | bytes) -> Any:
-    """Read a JSON text. Raises ValueError where it is not JSON, or TooDeepError, which is one too."""
+    """Read a JSON text. Raises ValueError; its subclass TooDeepError for deep nesting."""
     try:
         return jsonable(json.loads(text))
     except RecursionError:
         raise TooDeepError from None
-
-
-def read_stored(text: str | bytes) -> Any:
-    """Read a jsonb as the database writes it; None where it is nested more deeply than Python could walk."""
-    data = text.encode() if isinstance(text, str) else text
-    if data.count(b"[") + data.count(b"{") <= DEEPEST:
-        return msgspec.json.decode(data)
-    try:
-        return read_json(data)
-    except TooDeepError:
-        return None

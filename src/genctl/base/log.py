@@ -1,8 +1,8 @@
 """Log by structlog: each event is a line on stderr, JSON for programs or text for people.
 
-Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event tells:
-`sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. One processor
-throttles warnings that repeat themselves, whoever writes them.
+Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then those of the event:
+`sessionId`, `userId`, ... Lines that libraries log through `logging` look the same. One processor throttles
+repeated warnings of all.
 """
 
 import logging
@@ -24,7 +24,7 @@ from genctl.base.printable import escape_json, printable
 Event = MutableMapping[str, Any]
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
-_KIND = "_kind"  # of a library's line: its text before it is filled in
+_KIND = "_kind"  # of a library's line: its text before the arguments are filled in
 _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
 
@@ -73,7 +73,7 @@ class LinesTogether:
 
 
 class _Lines:
-    """Write lines to stderr; when it is gone or full we lose the line, never the worker."""
+    """Write lines to stderr; if it is closed or full we lose the line, and the worker goes on."""
 
     plain = False  # those of info() are JSON, and are wanted
     held: list[str] | None = None  # while lines are written together
@@ -96,9 +96,9 @@ class _Lines:
 
 
 class Throttle:
-    """Drops what a stranger or an outage could repeat without end: warnings that speak of no session.
+    """Drop warnings about no session that a stranger or an outage repeats without end.
 
-    A kind of line is written `MOST` times in `WHILE_S`; the next one then says how many were left out.
+    A kind of line passes `MOST` times in `WHILE_S`; the next one after that says how many were left out.
     """
 
     MOST, WHILE_S, KINDS = 10, 10.0, 1_000
@@ -126,13 +126,13 @@ class Throttle:
 
 
 class _FromLibraries(logging.Handler):
-    """Hand over what aiohttp, psycopg, asyncio and others log; `logger` names them."""
+    """Pass on what aiohttp, psycopg, asyncio and others log; `logger` names them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(LookupError, TypeError, ValueError):  # the message does not fit its arguments
+        with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
             text, kind = record.getMessage(), str(record.msg).partition("\n")[0]
-            told: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
-            structlog.get_logger().log(record.levelno, text, **told)
+            fields: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
+            structlog.get_logger().log(record.levelno, text, **fields)
 
 
 def _head(_: object, level: str, event: Event) -> Event:

@@ -1,5 +1,6 @@
 """Make text of providers and users safe for a terminal: it moves no cursor and turns no direction."""
 
+import json
 import re
 
 # C0, DEL, C1; bidi marks, embeddings, overrides and isolates; line and paragraph separators; BOM; lone
@@ -7,30 +8,28 @@ import re
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def printable(text: str) -> str:
     """Write each character that a terminal would obey as an escape: `\\x1b`, `\\u202e`."""
-    return _UNSAFE.sub(lambda match: _SHORT.get(match[0]) or _escape(match[0]), text)
+    return _UNSAFE.sub(lambda match: _escape(match[0]), text)
 
 
 def escape_json(document: str) -> str:
-    """Do the same in a JSON or double-quoted YAML text, where the escapes keep their meaning.
+    """Write them as JSON escapes in a JSON or double-quoted YAML text, so that they keep their meaning.
 
-    Line ends between the values stay: JSON has already escaped those within a string.
+    Leave the line ends between the values: JSON has already escaped those within a string.
     """
-    return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else _json_escape(match[0]), document)
+    return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else json.dumps(match[0])[1:-1], document)
 
 
 def printable_lines(text: str) -> str:
-    """Do the same for what has been laid out in lines, whose ends stay, CSV's too."""
-    return _UNSAFE.sub(
-        lambda match: match[0] if _ends_line(match) else _SHORT.get(match[0]) or _escape(match[0]), text
-    )
+    """Do the same for a text that is laid out in lines: their ends stay, CSV's too."""
+    return _UNSAFE.sub(lambda match: match[0] if _ends_line(match) else _escape(match[0]), text)
 
 
 def is_printable(text: str) -> bool:
+    """Tell whether a terminal obeys no character of the text."""
     return not _UNSAFE.search(text)
 
 
@@ -44,10 +43,4 @@ def _ends_line(match: re.Match[str]) -> bool:
 
 
 def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _json_escape(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+    return character.encode("unicode_escape").decode()

@@ -1,8 +1,8 @@
 """Hold every setting of genctl in one table, and tell where its value came from.
 
-The table is the class: one entry a setting, with its parser, default and meaning. In files and behind
-`--setting` a setting goes by its attribute's name without `_s`. Tools declare theirs in their own files:
-rows of the same kind, whose values are in `of_tools`.
+The table is the class: one field for each setting, with its parser, default and meaning. In files and behind
+`--setting` the name of a setting is that of its attribute without `_s`. Tools declare theirs in their own
+files: rows of the same kind, whose values are in `of_tools`.
 """
 
 import dataclasses
@@ -54,8 +54,8 @@ STACK_FILE = "stack.json"  # in `home`: the embedded stack writes its addresses 
 class Entry(NamedTuple):
     """Describe a row of the table; `key` is its name in files and behind `--setting`.
 
-    `parse` raises ValueError, whose text says what was expected. `simulated` follows the address of the
-    embedded stack's simulator where that stands in for the default.
+    `parse` raises ValueError, whose text says what we expect. `simulated` is the path behind the address of
+    the embedded stack's simulator, where that stands in for the default.
     """
 
     name: str
@@ -82,20 +82,20 @@ def row(
     secret: bool = False,
     simulated: str | None = None,
 ) -> Entry:
-    """Declare a row of a tool; in files it goes by its environment variable in lower case."""
+    """Declare a row of a tool; its name in files is that of its environment variable in lower case."""
     return Entry(env.lower(), env.lower(), env, parse, default, meaning, secret, simulated)
 
 
 def setting(
     parse: Callable[[str], Any], default: str | None, meaning: str, *, env: str = "", secret: bool = False
 ) -> Any:
-    """Declare a row as the dataclass field that it is; `default` is written as in a file.
+    """Declare a row as a dataclass field; `default` is a text as in a file.
 
     Its variable is `GENCTL_` and the key in capitals, unless `env` names another.
     """
-    told = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
+    metadata = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
     value = None if default is None else parse(default)
-    return dataclasses.field(default=value, repr=not secret, metadata=told)
+    return dataclasses.field(default=value, repr=not secret, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ class Settings:
         "",
         "models that may be ordered, of those that the tools serve; unset: all of them",
     )
-    # empty only until it is made
+    # __post_init__ fills it in
     queue: str = setting(values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs")
     dlq: str | None = setting(
         values.as_queue, None, "its DLQ; unset: as its redrive policy says, else <queue>-dlq"
@@ -201,11 +201,11 @@ class Settings:
 
     @property
     def page_url(self) -> str:
-        """Where users find the page: sign-in links begin with it."""
+        """Return the address at which users find the page."""
         return self.public_url or self.api_url
 
     def is_flag(self, name: str) -> bool:
-        """Tell whether the value was given with this command alone: the next one would not have it."""
+        """Tell whether a flag of this command gave the value, so that the next command would not have it."""
         return self.origins.get(name, "").startswith("flag")
 
     def queue_of(self, tool: str) -> str:
@@ -213,7 +213,7 @@ class Settings:
         return self.queue if tool == self.tool else _queue_of(tool)
 
     def dlq_of(self, tool: str) -> str | None:
-        """Name the DLQ of a tool; None: as its queue says."""
+        """Name the DLQ of a tool; None: its queue's redrive policy names it."""
         return self.dlq if tool == self.tool else None
 
     def dsn(self) -> str:
@@ -248,8 +248,8 @@ def _queue_of(tool: str) -> str:
 
 def _entry(field: "dataclasses.Field[Any]") -> Entry:
     key = field.name.removesuffix("_s")
-    told = {**field.metadata, "env": field.metadata["env"] or f"GENCTL_{key.upper()}"}
-    return Entry(name=field.name, key=key, **told)
+    declared = {**field.metadata, "env": field.metadata["env"] or f"GENCTL_{key.upper()}"}
+    return Entry(name=field.name, key=key, **declared)
 
 
 TABLE = tuple(_entry(field) for field in dataclasses.fields(Settings) if field.metadata)
@@ -292,7 +292,7 @@ def load(
 
 
 def with_stack(settings: Settings, stack: Mapping[str, str], of_tools: Iterable[Entry]) -> Settings:
-    """Take what the embedded stack has written down, except where the user has set something."""
+    """Take the values that the embedded stack has written, except those that the user has set."""
     _hide_stack(stack)
 
     def is_free(name: str) -> bool:
@@ -300,12 +300,12 @@ def with_stack(settings: Settings, stack: Mapping[str, str], of_tools: Iterable[
 
     ours: dict[str, Any] = {name: stack[name] for name in STACK_NAMES if name in stack and is_free(name)}
     theirs = {name: text for name, text in simulated(of_tools, stack).items() if is_free(name)}
-    told = dict.fromkeys([*ours, *(theirs.keys() & stack.keys())], "embedded stack")
+    origins = dict.fromkeys([*ours, *(theirs.keys() & stack.keys())], "embedded stack")
     return dataclasses.replace(
         settings,
         **ours,
         of_tools={**settings.of_tools, **theirs},
-        origins=MappingProxyType({**settings.origins, **told}),
+        origins=MappingProxyType({**settings.origins, **origins}),
     )
 
 
@@ -354,7 +354,7 @@ def _refuse_real_services(given: Mapping[str, settings_sources.Given]) -> None:
 
 
 def read_stack(home: Path) -> dict[str, str]:
-    """Read what the embedded stack wrote; nothing when it never ran. Raises GenctlError (exit 2 or 3)."""
+    """Read the embedded stack's file; empty if it never ran. Raises GenctlError (exit 2 or 3)."""
     path = home / STACK_FILE
     if path.is_file():
         trust.check(path, "unset GENCTL_HOME", folders=False)  # a folder that somebody has named

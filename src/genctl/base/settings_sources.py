@@ -61,7 +61,7 @@ def _environment(known: Mapping[str, str], env: Mapping[str, str]) -> dict[str, 
     for name in sorted(env.keys() - names):
         if not name.startswith("GENCTL_") or name.startswith("GENCTL_TEST_"):
             continue
-        # other programs may use the prefix too; only a name close to one of ours is a slip
+        # other programs may use the prefix too: refuse only a name close to one of ours
         if close := get_close_matches(name.removeprefix("GENCTL_"), tails, 1, 0.8):
             raise _unknown(f"environment variable {name}", tails[close[0]])
     return {
@@ -116,7 +116,7 @@ def _read(path: Path, known: Mapping[str, str], *, more: bool) -> dict[str, Give
 
 
 def _text(node: Any, position: str) -> str:
-    """Return a scalar as it is written, whatever YAML takes it for; a list with commas between its items."""
+    """Return a scalar as the file has it, whatever YAML makes of it; a list with commas between its items."""
     items = node.value if node.id == "sequence" else [node]
     if node.id == "mapping" or any(item.id != "scalar" for item in items):
         raise _wrong(position, "expected a plain value, or a list of plain values")
@@ -129,7 +129,7 @@ def _check(key: str, known: Mapping[str, str], position: str) -> None:
 
 
 def _close(key: str, known: Mapping[str, str]) -> str | None:
-    """Return the key that may be meant."""
+    """Guess which known key a wrong one means."""
     names = {name.lower(): key for key, name in known.items()} | {key: key for key in known}
     close = get_close_matches(key.lower(), names, 1)
     return names[close[0]] if close else None

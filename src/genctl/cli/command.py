@@ -150,7 +150,7 @@ def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> 
 def _tools(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     from genctl.tools.found import found
 
-    return [name for name in found().tools if name.startswith(begun)]
+    return [name for name in found().by_name if name.startswith(begun)]
 
 
 def _settings(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:

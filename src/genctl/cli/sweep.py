@@ -33,17 +33,17 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
         raise click.UsageError("--dry-run shows one sweep: leave out --every")
     settings = out.settings
     log.configure(settings.log, settings.log_level)
-    ages = net.Ages.of(settings)
+    net.check_timeout(settings)
     if not dry_run:
         out.target(queue=True)
 
     async def once() -> net.SweepPass:
         async with Pipeline.open(settings, calls=False) as pipeline:
-            return await net.sweep(pipeline, ages, dry_run=dry_run)
+            return await net.sweep(pipeline, settings, dry_run=dry_run)
 
     async def again_and_again(every_s: float) -> None:
         async with Pipeline.open(settings, calls=False) as pipeline:
-            await net.sweep_every(pipeline, ages, every_s)
+            await net.sweep_every(pipeline, settings, every_s)
 
     if every:
         out.serve(again_and_again(every))

@@ -1,8 +1,8 @@
-"""The breaker: decides when failures say that the provider or our account is broken, and not the jobs.
+"""Decide when failures say that the provider or our account is broken, and not the jobs: the breaker.
 
-It is what one worker knows, as a value. Each change of the gate's row begins a new epoch, and only calls of
-the present epoch count: an old slow answer neither closes a gate that was opened since, nor opens one that
-was closed since.
+A breaker is what one worker knows, as a value. Each change of the gate's row begins a new epoch, and only
+calls of the present epoch count: an old slow answer neither closes a gate that somebody has opened since, nor
+opens one that somebody has closed since.
 
 Users choose what they order, and so provoke answers. One user's failures alone close no gate while others
 send jobs, and a failure counts for nothing where a trait of its order may explain it: until so many users
@@ -21,7 +21,7 @@ from genctl.domain.model import Category, Failure, Success
 FIRST_S = 30.0
 LONGEST_S = 600.0
 JITTER = 0.2
-ALONE_S = 600.0  # a user is alone when nobody else's call has ended for so long
+ALONE_S = 600.0  # a user is alone when no call of another user has ended for so long
 OTHERS = 4  # one failure in so many of the limit must be of others than the user with the most
 MOST_TRAITS = 256  # that we remember as sound, the latest
 MOST_USERS = 64  # whose failures we count apart
@@ -30,7 +30,7 @@ MANY = 3  # users, at least, who fail beside those with any one trait: then no t
 
 
 class Sign(StrEnum):
-    """What an outcome says of the provider and of our account. `certain`: broken, whatever was ordered."""
+    """Say what an outcome tells of provider and account; `certain`: broken, whatever the order was."""
 
     SOUND = "sound"
     BROKEN = "broken"
@@ -39,8 +39,8 @@ class Sign(StrEnum):
     ORDER = "order"
 
 
-# A 429 says that we are too fast: Retry-After and the rate answer that. It proves no provider sound: the
-# limiter in front of a broken one goes on counting.
+# A 429 says that we are too fast, which Retry-After and the rate mend. It does not prove the provider sound,
+# as the limiter in front of a broken one goes on counting.
 SIGNS: dict[Category, Sign] = {
     Category.CONTENT_POLICY: Sign.SOUND,
     Category.INVALID_REQUEST: Sign.SOUND,
@@ -55,7 +55,7 @@ SIGNS: dict[Category, Sign] = {
 
 
 class Phase(StrEnum):
-    """Of the gate, for this worker: `probing` is a probe of ours, another's is `shut`."""
+    """Say what the gate is for this worker; while another worker probes it is `shut`."""
 
     OPEN = "open"
     SHUT = "shut"
@@ -63,7 +63,7 @@ class Phase(StrEnum):
 
 
 class Open(msgspec.Struct, frozen=True):
-    """The probe has shown that provider and account are sound."""
+    """Open the gate: the probe has shown that provider and account are sound."""
 
 
 class Close(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class Close(msgspec.Struct, frozen=True):
 
 
 class Ordered(msgspec.Struct, frozen=True):
-    """Whose order a call was for, and the traits of that order (domain/traits.py)."""
+    """Name the user of the order that a call was for, and its traits (domain/traits.py)."""
 
     user: str = ""
     traits: frozenset[tuple[str, str]] = frozenset()
@@ -83,14 +83,14 @@ NOBODY = Ordered()
 
 
 class Company(msgspec.Struct, frozen=True):
-    """What we know of the users and the values that are about: who was heard lately, and what was sound."""
+    """Remember the users whose calls ended lately, and the traits that have succeeded."""
 
-    heard: Mapping[str, float] = {}  # the last two users, with the time
-    sound: Mapping[tuple[str, str], frozenset[str]] = {}  # traits, with one or two users for whom they were
+    heard: Mapping[str, float] = {}  # the last two users, with the time of their last call
+    sound: Mapping[tuple[str, str], frozenset[str]] = {}  # traits, with one or two users who succeeded
     any_sound: bool = False
 
     def joined(self, order: Ordered, now: float, *, sound: bool) -> "Company":
-        """Hear of one more outcome."""
+        """Return the same with one more outcome."""
         heard = {user: at for user, at in self.heard.items() if user != order.user}
         heard = dict([*heard.items(), (order.user, now)][-2:])
         if not sound:
@@ -115,8 +115,8 @@ class Company(msgspec.Struct, frozen=True):
     def suspects(self, order: Ordered, now: float) -> frozenset[tuple[str, str]]:
         """Return the traits that may be why this order failed: they were sound for nobody else.
 
-        Where its user is alone, a trait that was sound for that user explains nothing. Where nothing was ever
-        sound, many users with traits of their own fail for a common reason.
+        If its user is alone, a trait with which that user has succeeded explains nothing. If no order has
+        ever succeeded, many users with traits of their own fail for a common reason.
         """
         if self.is_alone(order.user, now):
             return order.traits - self.sound.keys()
@@ -137,7 +137,7 @@ class Explained(msgspec.Struct, frozen=True):
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
-    """`limit` failures in a row close an open gate; None: they never do, but a probe still decides."""
+    """Close an open gate after `limit` failures in a row; None: never, but a probe still decides."""
 
     limit: int | None
     phase: Phase = Phase.OPEN
@@ -148,7 +148,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     company: Company = Company()
 
     def turned(self, phase: Phase, closed_s: float = 0.0) -> "Breaker":
-        """Begin an epoch, as the row has changed; `closed_s`: how long a breaker has closed the gate."""
+        """Begin an epoch, as the row has changed; `closed_s`: for how long a breaker has closed the gate."""
         known_s = 0.0 if phase is Phase.OPEN else max(closed_s, 0.0) or self.closed_s
         return Breaker(
             limit=self.limit, phase=phase, epoch=self.epoch + 1, closed_s=known_s, company=self.company
@@ -157,10 +157,10 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     def heard(
         self, sign: Sign, epoch: int, *, random: float, order: Ordered = NOBODY, now: float = 0.0
     ) -> tuple["Breaker", Open | Close | None]:
-        """Hear what a call for `order` that began in `epoch` came to; return what to do about the gate.
+        """Count the outcome of a call for `order` that began in `epoch`; return what to do about the gate.
 
-        Once something is to be done, nothing more counts until the row has turned. `random` is in [0, 1),
-        `now` any clock in seconds.
+        Once it has returned a decision, it counts nothing more until the row has turned. `random` is in [0,
+        1), `now` any clock in seconds.
         """
         known = self.company.joined(order, now, sound=sign is Sign.SOUND)
         heard = self._with(company=known)
@@ -248,7 +248,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sign_of(result: Success | Failure, *, named: bool = False) -> Sign:
-    """Return what the outcome of a call says; `named`: it names a trait of the order."""
+    """Say what the outcome of a call tells; `named`: it names a trait of the order."""
     if isinstance(result, Success):
         return Sign.SOUND
     sign = SIGNS[result.category]
@@ -260,7 +260,7 @@ def sign_of(result: Success | Failure, *, named: bool = False) -> Sign:
 
 
 def closing_s(last_s: float, *, random: float) -> float:
-    """Say how long to close for after a closing of `last_s` (0: none): doubling from 30 s to 10 min, less up
-    to a fifth, so that gates which were closed together are not probed together.
+    """Say how long to close after a closing of `last_s` (0: none): doubling from 30 s to 10 min, less up to a
+    fifth, so that workers do not probe together the gates that closed together.
     """
     return min(max(2 * last_s, FIRST_S), LONGEST_S) * (1 - JITTER * random)

@@ -1,4 +1,4 @@
-"""Conditions of runbooks: a JMESPath expression that must be true, and in words what it has found."""
+"""Judge the conditions of runbooks: JMESPath expressions that must be true; say what they have found."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from genctl.domain.model import meant
 
 Node = Any  # of the tree of a JMESPath: a map of type, children and value
 
-# Nodes of a JMESPath that ask their later children of what the first has found.
+# Nodes of a JMESPath that apply their later children to what the first has found.
 _OF_THE_FIRST = {
     *("subexpression", "index_expression", "pipe", "flatten"),
     *("projection", "value_projection", "filter_projection"),
@@ -22,11 +22,11 @@ _NULL: Node = {"type": "literal", "children": [], "value": None}
 
 
 class UncomparableError(ValueError):
-    """An expression that does not fit what was found."""
+    """Say that an expression does not fit the values that it meets."""
 
 
 def path_mistake(path: str) -> str | None:
-    """Say why it is no JMESPath, or can find nothing."""
+    """Say why a text is no JMESPath, or one that can find nothing."""
     try:
         return next(_misuses(jmespath.compile(path).parsed), None)
     except (JMESPathError, ValueError) as error:
@@ -36,7 +36,7 @@ def path_mistake(path: str) -> str | None:
 
 
 def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
-    """Yield functions that are not there or take other arguments, and an expression where a value is due."""
+    """Yield wrong uses: unknown functions, wrong numbers of arguments, an expression in place of a value."""
     if node["type"] == "expref" and not as_argument:
         yield "& is only for an argument of a function"
     is_function = node["type"] == "function_expression"
@@ -56,7 +56,7 @@ def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
 
 
 def roots(path: str) -> set[str]:
-    """Name what a JMESPath asks of the document itself. Raises JMESPathError."""
+    """Name the keys of the document that a JMESPath looks at. Raises JMESPathError."""
     return {names[0] for names in _names(jmespath.compile(path).parsed)}
 
 
@@ -66,7 +66,7 @@ def values_in(condition: str) -> set[str]:
 
 
 def _names(node: Node) -> Iterator[tuple[str, ...]]:
-    """Yield what an expression asks of the document itself: a name, or a name and one within it."""
+    """Yield the keys of the document that an expression looks at, some with the key within."""
     match node:
         case {"children": [{"type": "field", "value": outer}, {"type": "field", "value": inner}, *_]} if (
             node["type"] == "subexpression"
@@ -74,7 +74,7 @@ def _names(node: Node) -> Iterator[tuple[str, ...]]:
             yield outer, inner
         case {"type": "field", "value": name}:
             yield (name,)
-        case {"type": "expref"}:  # asked of each that the function is given
+        case {"type": "expref"}:  # the function applies it to each of its values
             return
         case _:
             for child in node["children"][:1] if node["type"] in _OF_THE_FIRST else node["children"]:
@@ -83,7 +83,7 @@ def _names(node: Node) -> Iterator[tuple[str, ...]]:
 
 
 def find(path: str, document: Any) -> Any:
-    """Find what the JMESPath names, None where there is nothing. Raises ValueError where it does not fit."""
+    """Find what the JMESPath names; None: nothing. Raises ValueError when it does not fit."""
     return _found(jmespath.compile(path).parsed, path, document)
 
 
@@ -99,12 +99,12 @@ def _said(error: Exception) -> str:
 
 
 def holds(condition: str, document: Any) -> bool:
-    """Tell whether it is so. Raises ValueError where it is neither true nor false: a mistake is no "no"."""
+    """Tell whether the condition is true. Raises ValueError when it is neither true nor false."""
     return _judged(jmespath.compile(condition).parsed, condition, document)[0]
 
 
 def complaint(condition: str, document: Any) -> str | None:
-    """Hold the expectation against what was found; None where it is so."""
+    """Say how the document differs from an expectation; None: it does not."""
     try:
         so, found = _judged(jmespath.compile(condition).parsed, condition, document)
     except ValueError as error:
@@ -115,10 +115,10 @@ def complaint(condition: str, document: Any) -> str | None:
 
 
 def _judged(node: Node, condition: str, document: Any) -> tuple[bool, Any]:
-    """Tell whether it is so, and what was found where that was decided.
+    """Tell whether the condition is true, and the value that decided it.
 
-    A value that is not there satisfies a comparison with null alone, and values of two kinds are a mistake:
-    JMESPath calls them merely unequal, and a mistyped condition would pass over a step in silence.
+    A missing value satisfies a comparison with null alone. Values of two kinds are a mistake: JMESPath calls
+    them merely unequal, and a mistyped condition would skip a step in silence.
     """
     match node["type"], node["children"]:
         case ("and_expression" | "or_expression") as kind, [left, right]:
@@ -169,5 +169,5 @@ def _kind(value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Write a value in one line; whoever shortens it has masked it before."""
+    """Write a value in one line."""
     return json.dumps(value, ensure_ascii=False, default=str)

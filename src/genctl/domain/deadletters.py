@@ -1,6 +1,6 @@
-"""A dead letter is a DLQ message joined to the row it names: its state, and what a redrive makes of it.
+"""Plan a redrive: a dead letter is a DLQ message joined to the row that it names.
 
-Pure: the same letters and balances give the same steps, so a redrive runs the plan that it has shown.
+The same letters and balances give the same steps, so a redrive carries out the plan that it has shown.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str
     sent_at: datetime
     receive_count: int
-    code: str  # `Unknown` where SQS, or other software, put it there bare
+    code: str  # `Unknown` if SQS or other software has moved the message without attributes
     session_id: UUID | None = None  # None: no job of ours
     run: int | None = None  # None: the row's run
     category: str | None = None
@@ -48,7 +48,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def user(self) -> str | None:
-        """Return the user whose session it is."""
+        """Name the user of its session."""
         return self.row.user_id if self.row else None
 
     @property
@@ -117,7 +117,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
     def takes(self, letter: Letter) -> bool:
-        """Whether this letter is meant."""
+        """Tell whether the choice takes this letter."""
         wanted = (
             (self.code, letter.failed_as),
             (self.category, letter.failure.get("category")),
@@ -132,10 +132,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a redrive goes, and what it changes in a job before it runs again."""
+    """Say how far a redrive goes, and what it changes in a job before it runs again."""
 
     max_redrives: int = 3  # of one session
-    refused_too: bool = False  # jobs that content policy refused: unchanged they would fail again
+    refused_too: bool = False  # also jobs that content policy refused: unchanged they would fail again
     prompt: str | None = None
     params: dict[str, Any] = {}
     takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # whether a model takes parameters
@@ -143,10 +143,10 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LetterPlan(msgspec.Struct, frozen=True):
-    """What becomes of one letter.
+    """Say what becomes of one letter.
 
     requeue: its session gets its next run, which reserves `credits` again; resend: the run waits for its
-    message; drop: nothing is left to do; skip: the letter stays in the DLQ.
+    message; drop: there is nothing left to do; skip: the letter stays in the DLQ.
     """
 
     action: Literal["requeue", "resend", "drop", "skip"]
@@ -155,7 +155,7 @@ class LetterPlan(msgspec.Struct, frozen=True):
 
     @property
     def runs(self) -> bool:
-        """Whether it sends a job message."""
+        """Tell whether it sends a job message."""
         return self.action in {"requeue", "resend"}
 
 
@@ -167,8 +167,8 @@ def plan(
 ) -> list[LetterPlan]:
     """Plan a step for each letter, in order.
 
-    `balances`: what the users have left after the steps before; `begun`: the sessions that got a run by them.
-    It keeps both up to date, for a plan that is made in parts and not carried out.
+    `balances`: what the users have left after the earlier steps; `begun`: the sessions that these gave a run.
+    It updates both, so that a caller may plan in parts without carrying anything out.
     """
     left = {} if balances is None else balances
     begun = set() if begun is None else begun
@@ -186,7 +186,7 @@ def plan(
 
 
 def at_most(steps: Sequence[LetterPlan], most: int) -> list[LetterPlan]:
-    """Keep the steps; after the first `most` that send a job, skip those that would send another."""
+    """Keep the steps, but skip those that would send a job after the first `most` that do."""
     kept = []
     for step in steps:
         kept.append(LetterPlan("skip", "beyond the limit") if step.runs and most <= 0 else step)
@@ -228,13 +228,13 @@ def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str 
 
 
 def _is_leased(row: Session) -> bool:
-    """Whether somebody works on it, or the sweeper has still to end it: it was processing at adoption."""
+    """Tell whether a worker has it, or it was processing at adoption and the sweeper has yet to end it."""
     silent = row.lease_until is not None and row.read_at is not None and row.lease_until < row.read_at
     return row.status is Status.PROCESSING and not silent
 
 
 class Tally(msgspec.Struct):
-    """Counts what became of letters; `failed`: their jobs could not be sent just now, and are owed."""
+    """Count what became of letters; `failed`: the redrive could not send their jobs, which are owed."""
 
     redriven: int = 0
     stale: int = 0
@@ -247,7 +247,7 @@ class Tally(msgspec.Struct):
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
     def add(self, steps: Iterable[LetterPlan], failed: int = 0) -> None:
-        """Count steps that were taken, and those that failed."""
+        """Add steps that a redrive has carried out, and the number of those that failed."""
         self.failed += failed
         for step in steps:
             match step.action:

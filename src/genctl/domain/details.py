@@ -1,6 +1,6 @@
-"""Makes a failure's `error_details`: clean, without secrets, cut. What people read is cleaned further.
+"""Make a failure's `error_details`: clean, without secrets, cut; clean further what people read.
 
-It looks only at the beginning of each text, as it keeps only the first bytes: so time stays linear.
+It looks only at the beginning of each text, as it keeps only the first bytes; so its time stays linear.
 """
 
 import html
@@ -21,7 +21,7 @@ REMOVED = "[removed]"
 UNREADABLE = "The image service refused this request and gave no reason that can be shown."
 
 _WINDOW = 8_192  # characters
-_EDGE = 256  # longer than any secret of fixed length: a cut end may be half of one
+_EDGE = 256  # longer than any secret of fixed length, as a cut end may be half of one
 
 
 def build(
@@ -104,13 +104,13 @@ _SAID = ("user_message", "provider_code", "provider_message", "request_id")
 
 _QUOTE = r"(?:\\?[\"']){0,2}"
 _IS = rf"{_QUOTE}\s{{0,4}}(?:[:=]|%3D)\s{{0,4}}{_QUOTE}"
-_VALUE = r"(?:[^\s&\"'<>\\,;\[\]{}]|\\/)"  # an escape of JSON ends it, but for the slash
+_VALUE = r"(?:[^\s&\"'<>\\,;\[\]{}]|\\/)"  # an escape of JSON ends it, but not that of the slash
 _UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _KEYS = "key|api_?key|(?:aws|oss)accesskeyid"
 _SCHEME = r"bearer|basic|digest|token|key|[\w-]{0,9}hmac-sha256"
 _AFTER_BEARER = "token|auth|authentication|authorization|scheme|header|format|credentials?|key|realm"
-# Words, one of which must be there for the pattern to match: a look for them is ten times faster. The first
-# group of the pattern stays, as it says what was removed.
+# Each pattern matches only where one of its words stands: to look for these first is ten times faster. The
+# first group of the pattern stays, as it says what we have removed.
 _SECRETS = tuple(
     (tuple(words.split()), re.compile(pattern, re.IGNORECASE | re.ASCII))
     for words, pattern in (
@@ -165,7 +165,7 @@ _BANNER = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?]) |(?<=[。！？])|\n")
-# Advice to write to some support: it is for us, not for our users.
+# Advice to write to some support, which is for us and not for our users.
 _ADVICE = re.compile(
     r"\b(?:contact|e-?mail|write to|reach out to|get in touch with|report (?:this|it) to) "
     r"(?:us|our|your|the|an?|customer|technical|support|service|sales|help)\b|"
@@ -175,11 +175,11 @@ _ADVICE = re.compile(
     r"\bsend (?:us )?feedback\b|\bsupport codes?\b|联系|聯繫|工单|客服",
     re.IGNORECASE,
 )
-_ADVICE_WORDS = (  # one of them is in every advice
+_ADVICE_WORDS = (  # every advice has one of them
     "contact", "mail", "write", "reach", "touch", "report", "support", "customer", "ticket", "case", "issue",
     "help", "include", "feedback", "联系", "聯繫", "工单", "客服",
 )  # fmt: skip
-_ASIDE = re.compile(  # "…, please contact support": what stands before it is kept
+_ASIDE = re.compile(  # "…, please contact support": we keep what stands before it
     r"[,;，；(（] ?(?=(?:or |and |或者?)?(?:please|kindly|contact|reach|open|submit|if|you can|[请如联提]))"
     r"| (?=(?:or|and) (?:please |kindly )?(?:contact|reach|open|submit))",
     re.IGNORECASE,
@@ -187,7 +187,7 @@ _ASIDE = re.compile(  # "…, please contact support": what stands before it is 
 _NO_SENTENCE = re.compile(
     r"(?:if|for|should|in case|when|to)\b|如|\W*(?:please|kindly|请)?\W*$", re.IGNORECASE
 )
-# What removals leave behind, in this order.
+# Removals leave these behind; we tidy them in this order.
 _TIDY = (
     (re.compile(r"\s+"), " "),
     (re.compile(r"(?<![^ ])[(\[（【][ ,;:.]*[)\]）】]"), ""),
@@ -203,7 +203,7 @@ _TIDY = (
 )
 _LOOSE_END = " ,;:-–—(（[【|"
 _MAX_PASSES = 6
-SHORTEST_ID = 8  # characters of a request id that is taken out by its value
+SHORTEST_ID = 8  # characters of a request id that we remove by its value
 
 
 def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
@@ -213,7 +213,7 @@ def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
     server banners, secrets, control and bidi characters. Returns a fixed sentence where nothing readable is
     left.
     """
-    for _ in range(_MAX_PASSES):  # what a removal joins may be an id again
+    for _ in range(_MAX_PASSES):  # a removal may join two parts to an id
         cleaned = _cleaned(text, keys, request_id)
         if cleaned == text:
             return text if any(map(str.isalnum, text)) else UNREADABLE

@@ -1,4 +1,4 @@
-"""The values of a runbook, put in as a whole, and what a resumed run keeps of them."""
+"""Put values into the texts of a runbook, and read a run's journal, from which another may resume it."""
 
 import json
 import re
@@ -12,9 +12,9 @@ _REFERENCE = re.compile(r"\$\{[^}]*\}?")
 
 
 def references(value: Any) -> Iterator[tuple[str, bool]]:
-    """Yield each `${…}` of a text, or of the texts within: what it names, and whether it is the whole text.
+    """Yield each `${…}` in a text, or in the texts within: its name, and whether it is the whole text.
 
-    That of a key is never whole: fill() leaves keys alone.
+    One in a key is never the whole text, as fill() leaves keys alone.
     """
     if isinstance(value, str):
         for match in _REFERENCE.finditer(value):
@@ -30,12 +30,12 @@ def references(value: Any) -> Iterator[tuple[str, bool]]:
 
 
 def names_in(text: str) -> list[str]:
-    """List the values that a statement or a script mentions; `${1%,}` of a shell is none."""
+    """List the values that a statement or a script mentions; a shell's `${1%,}` is none."""
     return list(dict.fromkeys(_VALUE.findall(text)))
 
 
 def fill(value: Any, values: Mapping[str, Any]) -> Any:
-    """Replace each `${name}` by its value, of its own kind. Raises KeyError with the name."""
+    """Replace each text `${name}` by its value, which keeps its type. Raises KeyError with the name."""
     if isinstance(value, str):
         match = _VALUE.fullmatch(value)
         return values[match[1]] if match else value
@@ -66,10 +66,10 @@ DONE = {"ok", "skipped"}
 
 
 class Start(NamedTuple):
-    """Where a run begins: the steps that it leaves out, and what they have left.
+    """Say where a run begins: the steps that it leaves out, and the values that these have saved.
 
-    `values` are theirs and those of the variables, `hidden` the names of those that the journal has masked;
-    `shown` is what a person saw of these steps, each with `step`, `shown` and `more`.
+    `values` are those and the variables, `hidden` names those that the journal has masked; `shown` is what a
+    person saw of these steps, each with `step`, `shown` and `more`.
     """
 
     done: Sequence[str] = ()
@@ -80,7 +80,7 @@ class Start(NamedTuple):
 
 
 class Past(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A run as its journal tells it. `state` is ok, failed or interrupted, the last also of a killed one."""
+    """Hold a run as its journal tells it; `state` is ok, failed or interrupted (a killed run, too)."""
 
     run: str
     runbook: str
@@ -95,7 +95,7 @@ class Past(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 def past(events: Sequence[Event]) -> Past:
-    """Tell what became of a run. Raises KeyError or IndexError where that is no journal."""
+    """Read what became of a run. Raises KeyError or IndexError for events that are no journal."""
     begun = events[0]
     end: Event = next((event for event in events if event["event"] == "ended"), {})
     ended = [event for event in events if event["event"] == "step.ended"]
@@ -121,7 +121,7 @@ def past(events: Sequence[Event]) -> Past:
 
 
 def refusal(was: Past, sha256: str, *, force: bool) -> str | None:
-    """Say why the file as it is now cannot resume that run."""
+    """Say why the present file cannot resume that run; None: it can."""
     if was.state == "ok":
         return f"run {was.run} has ended well: there is nothing to resume"
     if was.sha256 != sha256 and not force:

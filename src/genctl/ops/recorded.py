@@ -46,7 +46,7 @@ def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answ
             raise GenctlError("Ambiguous", "the file has its own HTTP status", "drop --status", exit_code=2)
         return recorded
     said = read(Answer(status or 400, {}, raw), provider.envelope)
-    rule = rule_of(said.code, said.told, provider.rules)
+    rule = rule_of(said.code, said.text, provider.rules)
     if not status and not rule:
         raise GenctlError(
             "NoStatus", f"a body without its HTTP status, and no code of {provider.name} in it",

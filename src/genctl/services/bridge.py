@@ -19,11 +19,10 @@ import structlog
 
 from genctl.base import log as lines
 from genctl.base.durations import reconnect_s
-from genctl.base.jsontext import read_stored
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.edges import listener
-from genctl.edges.db import Database, Row, as_json
+from genctl.edges.db import Database, Row, as_json, read_stored
 from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 from genctl.tools.found import Tools

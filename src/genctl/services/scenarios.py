@@ -38,9 +38,9 @@ def _load() -> dict[str, Scenario]:
     tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     scenarios: dict[str, Scenario] = {}
     for name, table in tables.items():
-        told = tables.get(table.pop("like", ""), {}) | table | {"name": name}
-        told["images"] = [scenarios[image] for image in told.get("images", ())]
-        scenarios[name] = msgspec.convert(told, Scenario)
+        fields = tables.get(table.pop("like", ""), {}) | table | {"name": name}
+        fields["images"] = [scenarios[image] for image in fields.get("images", ())]
+        scenarios[name] = msgspec.convert(fields, Scenario)
     return scenarios
 
 

@@ -94,7 +94,7 @@ async def _stop(stopping: web.Application) -> None:
 
 
 async def healthz(_: web.Request) -> web.Response:
-    """Answer that the process lives."""
+    """Answer that the process is alive."""
     return web.json_response({"ok": True})
 
 
@@ -151,7 +151,7 @@ async def generations(request: web.Request) -> web.StreamResponse:
 async def _misbehave(
     scenario: Scenario, request: web.Request, headers: dict[str, str], body: bytes
 ) -> web.StreamResponse:
-    """Play an act, in which the client never gets a whole answer."""
+    """Play an act, after which the client has no whole answer."""
     response = web.StreamResponse(status=scenario.status, headers=headers)
     if scenario.act in {"cut", "stall"}:
         response.content_length = len(body)

@@ -72,7 +72,7 @@ class Stack:
                 "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack",
                 exit_code=2,
             )
-        sweep.Ages.of(self.settings)  # else the worker would refuse them after all other parts have started
+        sweep.check_timeout(self.settings)  # else the worker would refuse them when all the rest is up
         async with AsyncExitStack() as undo:
             private_folder(self.home)
             undo.enter_context(only_one(self.home))
