@@ -74,6 +74,7 @@ SHARING = (
     "tests/browser/",
     "tests/sdk/",
     *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
+    *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
 )
 
 

@@ -131,6 +131,17 @@ def told_by_the_database(dsn: str) -> Iterator[Callable[[], list[str]]]:
         yield told
 
 
+def fill_notify_queue(dsn: str) -> None:
+    """NOTIFY until the queue has no room for a short one; somebody who listens in a transaction keeps it so."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for size in (7000, 10):
+            with suppress(psycopg.errors.ProgramLimitExceeded):
+                while True:
+                    conn.execute(
+                        "select pg_notify('it', repeat('x', %s) || g) from generate_series(1, 10) g", [size]
+                    )
+
+
 @asynccontextmanager
 async def relayed(dsn: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """The DSN of a way to the server by TCP, which forwards until the event is set; then it swallows all

@@ -64,6 +64,9 @@ class Stub:
         self.balance = 1_000
         self.broken = False  # every route of the API answers 503: the database is away
         self.lose_answer = False  # the next order is taken, its answer lost
+        self.offers = ""  # what the page may offer beside orders
+        self.gate: Item = {"state": "open", "until": None}
+        self.asked: list[str] = []  # paths of the API, as they came
         self._versions: dict[str, int] = {}
         self._numbers = itertools.count(1)
         self._history = uuid4().hex[:8]  # a cursor of another history means nothing here
@@ -119,6 +122,9 @@ class Stub:
             "status": "queued",
             "model": "seedream-4-0-250828",
             "prompt": prompt,
+            "params": {},
+            "version": 0,
+            "step": 0,
             "run": 1,
             "attempts": 0,
             "createdAt": rfc3339(datetime.now(UTC) - timedelta(seconds=ago_s)),
@@ -132,7 +138,8 @@ class Stub:
 
     def begin(self, session_id: str) -> None:
         now = rfc3339(datetime.now(UTC))
-        self.sessions[session_id] |= {"status": "processing", "attempts": 1, "startedAt": now}
+        item = self.sessions[session_id]
+        item |= {"status": "processing", "attempts": 1, "startedAt": now, "step": item["step"] + 1}
 
     def fail(self, session_id: str, *, ago_s: float = 0, **more: Any) -> None:
         """Settle as failed and tell it; `more` changes the `error_details`."""
@@ -142,19 +149,20 @@ class Stub:
         change = {"status": "failed", "attempts": 1, "completedAt": rfc3339(at), "error_details": error}
         self._settle("failed", session_id, change)
 
-    def complete(self, session_id: str, image: bytes) -> None:
+    def complete(self, session_id: str, image: bytes, *, images: int = 1, kept_h: float = 24) -> None:
+        """Settle as completed and tell it: so many images, kept for so long."""
         self.images[session_id] = image
         now = datetime.now(UTC)
         picture = {
             "url": f"{self.url}/images/{session_id}",
             "size": "2048x2048",
-            "expiresAt": rfc3339(now + timedelta(hours=24)),
+            "expiresAt": rfc3339(now + timedelta(hours=kept_h)),
         }
         change = {
             "status": "completed",
             "attempts": 1,
             "completedAt": rfc3339(now),
-            "result": {"images": [picture]},
+            "result": {"images": [picture] * images},
         }
         self._settle("done", session_id, change)
 
@@ -169,19 +177,24 @@ class Stub:
         """Cursors of before mean nothing any more: who comes back with one gets `reset`."""
         self._history = uuid4().hex[:8]
 
+    def end_streams(self) -> None:
+        """End the responses, as a server does with old ones."""
+        for stream in self._streams:
+            stream.put_nowait(None)
+
     def tell_reset(self) -> None:
         self._tell("reset", {})
 
-    def tell_heartbeat(self) -> None:
-        self._tell("heartbeat", {"lastEventId": None})
+    def tell_heartbeat(self, *, fresh: bool = True, since: str | None = None) -> None:
+        self._tell("heartbeat", {"lastEventId": None, "fresh": fresh, "since": since})
 
     def tell_raw(self, text: str) -> None:
         for stream in self._streams:
             stream.put_nowait(text)
 
     def _settle(self, event: str, session_id: str, change: Item) -> None:
-        self.sessions[session_id] |= change
         self._versions[session_id] = next(self._numbers)
+        self.sessions[session_id] |= change | {"version": self._versions[session_id]}
         for stream in self._streams:
             stream.put_nowait(self._event(session_id))
 
@@ -190,7 +203,7 @@ class Stub:
         name, extra = {"failed": ("failed", "error_details"), "completed": ("done", "result")}.get(
             item["status"], ("queued", "")
         )
-        keys = ["sessionId", "clientKey", "status", "model", "run", *filter(None, [extra])]
+        keys = ["sessionId", "clientKey", "status", "model", "run", "version", *filter(None, [extra])]
         data = json.dumps({key: item[key] for key in keys})
         return f"id: {self._cursor(self._versions[session_id])}\nevent: {name}\ndata: {data}\n\n"
 
@@ -219,6 +232,7 @@ class Stub:
                 web.get("/images/{id}", self._image),
                 web.get(f"{api}/sessions", self._list),
                 web.get(f"{api}/sessions/{{id}}", self._one),
+                web.post(f"{api}/sessions/{{id}}/cancel", self._cancel),
                 web.get(f"{api}/credits", self._credits),
                 web.post(f"{api}/generations", self._generate),
                 web.get(f"{api}/events", self._events),
@@ -229,6 +243,7 @@ class Stub:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith(("/api/", "/whoami")):
+            self.asked.append(request.path)
             if self.broken:
                 return _error(503, "the database cannot be reached")
             if request.cookies.get(COOKIE) not in self._tokens:
@@ -240,14 +255,15 @@ class Stub:
         return response
 
     async def _index(self, _: web.Request) -> web.StreamResponse:
-        return web.Response(text=page_of(TOOL), content_type="text/html")
+        page = page_of(TOOL).replace('data-offers=""', f'data-offers="{self.offers}"')
+        return web.Response(text=page, content_type="text/html")
 
     async def _signin_page(self, _: web.Request) -> web.StreamResponse:
         page = (PAGE / "signin.html").read_text("utf-8").replace("{{asks}}", "false")
         return web.Response(text=page, content_type="text/html")
 
     async def _signin(self, request: web.Request) -> web.StreamResponse:
-        ticket = str((await request.post()).get("ticket"))
+        ticket = str((await request.post()).get("ticket") or request.query.get("ticket"))
         if ticket not in self._tickets:
             return _error(401, "this sign-in link was used before")
         self._tickets.discard(ticket)
@@ -271,11 +287,19 @@ class Stub:
         items = sorted(self.sessions.values(), key=lambda item: item["createdAt"], reverse=True)
         items = [item for item in items if before is None or item["createdAt"] < before]
         more = items[limit - 1]["createdAt"] if len(items) > limit else None
-        return web.json_response({"sessions": items[:limit], "next": more, "lastEventId": self._newest()})
+        answer = {"sessions": items[:limit], "next": more, "lastEventId": self._newest(), "gate": self.gate}
+        return web.json_response(answer)
 
     async def _one(self, request: web.Request) -> web.StreamResponse:
         item = self.sessions.get(request.match_info["id"])
         return web.json_response(item) if item else _error(404, "no such session")
+
+    async def _cancel(self, request: web.Request) -> web.StreamResponse:
+        session_id = request.match_info["id"]
+        if self.sessions[session_id]["status"] != "queued":
+            return _error(409, "this image does not wait any more")
+        self.fail(session_id, code="Cancelled", category="cancelled", userMessage="You have cancelled it.")
+        return web.json_response(self.sessions[session_id])
 
     async def _credits(self, _: web.Request) -> web.StreamResponse:
         held = sum(PRICE for item in self.sessions.values() if item["status"] in ("queued", "processing"))
@@ -288,7 +312,9 @@ class Stub:
         if "\0" in body["prompt"]:
             return _error(422, "the prompt holds a NUL character")
         if key not in self._by_key:
-            self._by_key[key] = self.enqueue(body["prompt"], client_key=body.get("clientKey"))
+            made = self.enqueue(body["prompt"], client_key=body.get("clientKey"))
+            self.sessions[made]["params"] = {name: body[name] for name in body if name == "size"}
+            self._by_key[key] = made
         if self.lose_answer:
             self.lose_answer = False
             return _error(502, "the answer was lost")

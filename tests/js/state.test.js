@@ -50,9 +50,9 @@ const event = (name, more = {}) => ({
     ...more,
   },
 });
-const fetched = (item, epoch = 0) => ({ type: 'fetched', item, epoch, at: AT });
+const fetched = (item, epoch = 0) => ({ type: 'fetched', items: [item], epoch, at: AT });
 const loaded = (items, more = {}) => ({ type: 'loaded', items, next: null, older: false, epoch: 0, at: AT, ...more });
-const submitted = { type: 'submitted', clientKey: 'k1', prompt: 'a lighthouse', at: AT };
+const submitted = { type: 'submitted', clientKey: 'k1', prompt: 'a lighthouse', params: {}, at: AT };
 const accepted = { type: 'accepted', clientKey: 'k1', sessionId: 's1', at: AT };
 
 /** The state after these actions, each frozen in: the reducer may change nothing that it was given. */
@@ -263,13 +263,59 @@ test('flips tells the ends, their undoing and what an event brought, and nothing
   assert.deepEqual(told(first, { type: 'credits', balance: 1, held: 0 }), []);
 });
 
-test('a row is fresh when it shows the end that the event told, or a later run', () => {
+test('a row is fresh when it is of the event’s version; without versions, when it shows the end or a later run', () => {
   const failed = event('failed').data;
-  assert.equal(isFresh(row(), 'failed', failed), false);
-  assert.equal(isFresh(row({ status: 'failed' }), 'failed', failed), true);
-  assert.equal(isFresh(row({ run: 2 }), 'failed', failed), true);
-  assert.equal(isFresh(row({ status: 'failed' }), 'queued', { sessionId: 's1', run: 2 }), false);
-  assert.equal(isFresh({ sessionId: 's1' }, 'failed', failed), false);
+  assert.equal(isFresh(row(), failed), false);
+  assert.equal(isFresh(row({ status: 'failed' }), failed), true);
+  assert.equal(isFresh(row({ run: 2 }), failed), true);
+  assert.equal(isFresh(row({ status: 'failed' }), { sessionId: 's1', run: 2, status: 'queued' }), false);
+  assert.equal(isFresh({ sessionId: 's1' }, failed), false);
+  assert.equal(isFresh(row({ status: 'failed', version: 6 }), { ...failed, version: 7 }), false);
+  assert.equal(isFresh(row({ status: 'queued', run: 2, version: 8 }), { ...failed, version: 7 }), true);
+});
+
+test('a redrive with another prompt takes the old prompt, model and parameters off the card', () => {
+  const old = row({ version: 3, step: 2, status: 'failed', error_details: DETAILS, params: { size: '1K' } });
+  const told = { run: 2, version: 4, status: 'queued', model: 'seedream-4-5' };
+  const now = row({ ...told, step: 2, prompt: 'a lighthouse, dressed', params: { size: '2K' } });
+  for (const actions of [[event('queued', told), fetched(now)], [fetched(now)], [fetched(now), event('queued', told), fetched(old)]]) {
+    const card = only(after(loaded([old]), ...actions));
+    assert.deepEqual([card.prompt, card.model, card.params], ['a lighthouse, dressed', 'seedream-4-5', { size: '2K' }]);
+  }
+});
+
+test('within a version a claim and a retry are told apart by their step, however late an answer comes', () => {
+  const rows = [
+    row({ version: 0, step: 0, status: 'queued' }),
+    row({ version: 0, step: 1, status: 'processing' }),
+    row({ version: 0, step: 2, status: 'queued' }),
+  ];
+  for (const late of rows) assert.equal(only(after(loaded([rows[2]]), fetched(late))).status, 'queued');
+  assert.equal(only(after(fetched(rows[1]), fetched(rows[0]))).status, 'processing');
+});
+
+test('what tells nothing new leaves the list and its cards the same objects', () => {
+  const item = row({ version: 2, step: 1 });
+  const state = after(loaded([item, row({ sessionId: 's2', clientKey: 'k2', version: 0, step: 0 })]));
+  for (const action of [fetched({ ...item }), fetched(row({ version: 1, step: 9 })), event('failed', { version: 1 })]) {
+    assert.equal(reduce(state, action).cards, state.cards);
+  }
+  const other = reduce(state, event('failed', { version: 3 }));
+  assert.equal(other.cards[1], state.cards[1], 'an event touches its card alone');
+});
+
+test('a clock that is behind puts a new order above what the server has made', () => {
+  const state = after(loaded([row()]), { ...submitted, clientKey: 'k9', at: '2026-11-24T07:00:00.000Z' });
+  assert.deepEqual(state.cards.map((card) => card.key), ['k9', 's1']);
+});
+
+test('an order that could not be sent stays, and is found when it arrived after all', () => {
+  const unsent = { type: 'unsent', clientKey: 'k1', problem: 'The server cannot be reached.' };
+  assert.deepEqual([only(after(submitted, unsent)).status, only(after(submitted, unsent)).problem], ['unsent', unsent.problem]);
+  assert.equal(only(after(submitted, unsent, submitted)).status, 'sending', 'sent again it is the same card');
+  const found = only(after(submitted, unsent, event('failed')));
+  assert.deepEqual([found.status, found.problem, found.key], ['failed', '', 'k1']);
+  assert.equal(only(after(submitted, accepted, unsent)).status, 'queued', 'what arrived is not unsent');
 });
 
 // -- any order ------------------------------------------------------------------------------------
@@ -284,45 +330,92 @@ function chance(seed) {
   };
 }
 
-/** A life of a session as the database saw it: its rows in order, with runs, refunds and redrives. */
+const FIELDS = ['model', 'prompt', 'params', 'attempts', 'createdAt', 'startedAt', 'completedAt', 'credits', 'clientKey'];
+
+/**
+ * A life of a session as the database saw it: its rows in order, each with every field of its own, null at
+ * times, so that a field that is kept too long or taken too early is seen.
+ */
 function life(random, id) {
   const rows = [];
+  let [version, step, number] = [0, 0, 0];
   const runs = 1 + Math.floor(random() * 3);
   const minute = (n) => new Date(Date.parse('2026-11-24T08:00:00Z') + n * 60_000).toISOString();
-  const now = (status, run, more = {}) =>
-    rows.push(row({ sessionId: id, clientKey: `key-${id}`, prompt: `prompt of ${id}`, status, run, ...more }));
+  const maybe = (value) => (random() < 0.85 ? value : null);
+  const now = (status, run, more = {}) => {
+    number += 1;
+    rows.push({
+      sessionId: id,
+      clientKey: `key-${id}`,
+      status,
+      run,
+      version,
+      step,
+      model: maybe(`model-${number}`),
+      prompt: maybe(`prompt ${number} of ${id}`),
+      params: maybe({ seed: number }),
+      attempts: maybe(number),
+      createdAt: minute(0),
+      startedAt: maybe(minute(number)),
+      completedAt: maybe(minute(number + 1)),
+      credits: maybe({ reserved: number, refunded: number }),
+      result: null,
+      error_details: null,
+      ...more,
+    });
+  };
   for (let run = 1; run <= runs; run++) {
+    if (run > 1) version += 1 + Math.floor(random() * 3); // another session's changes lie between
     now('queued', run);
-    if (random() < 0.7) now('processing', run);
-    if (random() < 0.3) now('queued', run);
+    for (let claim = 0; claim < 3 && random() < 0.6; claim++) {
+      step += 1;
+      now('processing', run);
+      step += 1;
+      if (random() < 0.5) now('queued', run);
+    }
+    if (run === runs && random() < 0.3) break;
+    version += 1 + Math.floor(random() * 3);
     if (run === runs && random() < 0.5) {
       now('completed', run, { result: { images: [{ url: `https://images.example/${id}-${run}` }] } });
       break;
     }
-    const details = { ...UNPAID, code: `code-${run}`, failedAt: minute(run * 10) };
-    if (random() < 0.3) now('failed', run, { error_details: details });
-    const paid = { ...details, refundedCredits: 4, refundedAt: minute(run * 10 + 1), refundError: null };
-    now('failed', run, { error_details: paid });
+    // The times of a failure say nothing about what is newer: clocks are set back.
+    const details = { ...UNPAID, code: `code-${run}`, failedAt: minute(Math.floor(random() * 60)) };
+    now('failed', run, { error_details: details });
+    if (random() < 0.5) continue;
+    version += 1 + Math.floor(random() * 3);
+    now('failed', run, { error_details: { ...details, refundedCredits: 4, refundedAt: minute(Math.floor(random() * 60)), refundError: null } });
   }
   return rows;
 }
 
-/** All that a page might hear of these rows: events, fetches, lists, each perhaps twice. */
+/** All that a page might hear of these rows: events, whole and partial fetches, lists, each perhaps twice. */
 function heard(random, rows) {
-  const told = rows.flatMap((seen) => {
-    const { sessionId, clientKey, model, run, status, result, error_details } = seen;
-    const name = { failed: 'failed', completed: 'done' }[status] ?? (run > 1 && 'queued');
-    const data = { sessionId, clientKey: random() < 0.8 ? clientKey : null, model, run, status, result, error_details };
-    const partial = Object.fromEntries(Object.entries(seen).filter(([key]) => key === 'sessionId' || key === 'run' || key === 'status' || random() < 0.6));
+  const told = rows.flatMap((seen, place) => {
+    const { sessionId, clientKey, model, run, version, status, result, error_details } = seen;
+    const name = { failed: 'failed', completed: 'done' }[status] ?? 'queued';
+    const data = {
+      sessionId,
+      clientKey: random() < 0.8 ? clientKey : undefined,
+      model,
+      run,
+      version,
+      status,
+      ...(status === 'failed' && { error_details }),
+      ...(status === 'completed' && { result }),
+    };
+    const always = ['sessionId', 'run', 'status', 'version', 'step'];
+    const partial = Object.fromEntries(Object.entries(seen).filter(([key]) => always.includes(key) || random() < 0.6));
     return [
-      ...(name ? [{ type: 'event', name, data, at: AT }] : []),
+      ...(version && (version !== rows[place - 1]?.version) ? [{ type: 'event', name, data, at: AT }] : []),
       ...(random() < 0.5 ? [fetched(seen)] : []),
       ...(random() < 0.5 ? [fetched(partial)] : []),
       ...(random() < 0.3 ? [loaded([seen])] : []),
     ];
   });
+  const end = random() < 0.5 ? fetched(rows.at(-1)) : loaded([rows.at(-1)]); // told at least once, at any place
   const twice = told.filter(() => random() < 0.3);
-  return shuffled(random, [...told, ...twice]);
+  return shuffled(random, [...told, ...twice, end]);
 }
 
 function shuffled(random, things) {
@@ -334,29 +427,45 @@ function shuffled(random, things) {
   return order;
 }
 
-test('whatever order news comes in, and however often, the page ends where the database stands', () => {
+/** A card as the row that it shows. */
+function shownRow(card) {
+  const { sessionId, status, run, version, step, result, errorDetails } = card;
+  const same = Object.fromEntries(FIELDS.map((name) => [name, card[name]]));
+  return { sessionId, status, run, version, step, result, error_details: errorDetails, ...same };
+}
+
+/** What is not frozen runs ten times as fast; the rules above run frozen. */
+const played = (...actions) => actions.reduce(reduce, EMPTY);
+
+test('any interleaving ends in the database’s state: every field of every row, in its order', () => {
   for (let seed = 1; seed <= 3000; seed++) {
     const random = chance(seed);
     const lives = ['a', 'b', 'c'].slice(0, 1 + Math.floor(random() * 3)).map((id) => life(random, id));
     const news = shuffled(random, lives.flatMap((rows) => heard(random, rows)));
     const own = random() < 0.5;
     if (own) news.splice(Math.floor(random() * news.length), 0, { type: 'accepted', clientKey: 'key-a', sessionId: 'a', at: AT });
-    const state = after(...(own ? [{ type: 'submitted', clientKey: 'key-a', prompt: 'prompt of a', at: AT }] : []), ...news);
+    const order = { type: 'submitted', clientKey: 'key-a', prompt: 'prompt of a', params: { seed: 7 }, at: AT };
+    const state = played(...(own ? [order] : []), ...news);
 
-    assert.equal(state.cards.length, lives.length, `seed ${seed}: one card a session`);
-    for (const rows of lives) {
-      const end = rows.at(-1);
-      const card = state.cards.find((one) => one.sessionId === end.sessionId);
-      assert.equal(card.run, end.run, `seed ${seed}`);
-      assert.equal(card.status, end.status, `seed ${seed}`);
-      assert.deepEqual(card.errorDetails, end.error_details, `seed ${seed}`);
-      assert.deepEqual(card.result, end.result, `seed ${seed}`);
-      if (own && end.sessionId === 'a') assert.equal(card.key, 'key-a', `seed ${seed}: the card keeps its place`);
-    }
+    const ends = lives.map((rows) => rows.at(-1));
+    const cards = [...state.cards].sort((one, other) => (one.sessionId < other.sessionId ? -1 : 1));
+    assert.deepEqual(cards.map(shownRow), ends, `seed ${seed}`);
+    if (own) assert.equal(cards[0].key, 'key-a', `seed ${seed}: the card keeps its place`);
   }
 });
 
-test('within a run no card ever leaves failed, and no card goes back to an older run', () => {
+test('no answer, of whatever age, changes anything of a card that shows a newer version', () => {
+  for (let seed = 1; seed <= 1000; seed++) {
+    const random = chance(seed);
+    const rows = life(random, 'a');
+    const state = played(fetched(rows.at(-1)));
+    for (const action of heard(random, rows)) assert.equal(played(fetched(rows.at(-1)), action).cards.length, 1);
+    const after = heard(random, rows).reduce(reduce, state);
+    assert.deepEqual(shownRow(after.cards[0]), rows.at(-1), `seed ${seed}`);
+  }
+});
+
+test('a card never goes back: neither to an older run, nor from failed within a run', () => {
   for (let seed = 1; seed <= 1000; seed++) {
     const random = chance(seed);
     let state = EMPTY;

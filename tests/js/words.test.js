@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ago, announcement, asSentence, headline, picture, refund, sentence } from '../../src/genctl/page/words.js';
+import { ago, announcement, asSentence, behind, closed, headline, missing, pictures, refund, sentence, summary, waiting } from '../../src/genctl/page/words.js';
 
 const NOW = Date.parse('2026-11-24T08:32:40Z');
 const card = (more) => ({ status: 'completed', prompt: 'a cat', result: null, errorDetails: null, ...more });
@@ -28,12 +28,12 @@ test('every category has a headline, an unknown one a general headline', () => {
 });
 
 test('only http and https addresses become images; an old one is expired', () => {
-  const of = (url, expiresAt) => picture(card({ result: { images: [{ url, expiresAt }] } }), NOW);
-  for (const url of ['javascript:alert(1)', 'data:text/html,x', ' javascript:x', 'file:///etc/passwd', '']) assert.equal(of(url), null);
-  assert.deepEqual(of('https://i.example/a.jpeg'), { url: 'https://i.example/a.jpeg', size: null, expired: false });
+  const of = (url, expiresAt) => pictures(card({ result: { images: [{ url, expiresAt }] } }), NOW)[0];
+  for (const url of ['javascript:alert(1)', 'data:text/html,x', ' javascript:x', 'file:///etc/passwd', '']) assert.equal(of(url), undefined);
+  assert.deepEqual(of('https://i.example/a.jpeg'), { url: 'https://i.example/a.jpeg', size: null, expiresAt: null, expired: false });
   assert.equal(of('https://i.example/a.jpeg', '2026-11-24T08:32:39Z').expired, true);
   assert.equal(of('https://i.example/a.jpeg', '2026-11-25T08:32:39Z').expired, false);
-  assert.equal(picture(card({ result: {} }), NOW), null);
+  assert.deepEqual(pictures(card({ result: {} }), NOW), []);
 });
 
 test('an announcement is sentences with one full stop each', () => {
@@ -50,4 +50,34 @@ test('a clock behind the server’s says just now', () => {
   assert.equal(ago('2026-11-24T08:33:40Z', NOW), 'just now');
   assert.equal(ago('2026-11-24T08:30:40Z', NOW), '2 min ago');
   assert.equal(ago('rubbish', NOW), '');
+});
+
+test('many ends are one sentence, which adds up what the rows say', () => {
+  const failed = card({ status: 'failed', errorDetails: { refundedCredits: 4, refundedAt: '2026-11-24T08:32:35Z' } });
+  const pending = card({ status: 'failed', errorDetails: { refundedCredits: 0, refundError: 'x' } });
+  assert.equal(summary([failed, failed, pending, card({})]), '3 images failed. 1 image completed. 8 credits returned.');
+  assert.equal(summary([card({})]), '“a cat”: completed.');
+});
+
+test('what waits says for how long, and why nothing begins', () => {
+  const queued = card({ status: 'queued', run: 1, createdAt: '2026-11-24T08:29:00Z' });
+  assert.equal(waiting(queued, null, NOW), 'Waiting for its turn · 3 min');
+  assert.equal(waiting(queued, { state: 'paused' }, NOW), 'Paused · 3 min');
+  assert.equal(waiting(queued, { state: 'busy' }, NOW), 'Waiting: the service is busy · 3 min');
+  assert.equal(waiting({ ...queued, createdAt: '2026-11-24T09:29:00Z' }, null, NOW), 'Waiting for its turn');
+  assert.equal(closed({ state: 'open' }, NOW), '');
+  assert.match(closed({ state: 'paused', until: '2026-11-24T09:00:00Z' }, NOW), /^Images are paused until about \d\d:00\./);
+  assert.match(closed({ state: 'busy' }, NOW), /busy/);
+});
+
+test('the banner names the time of the data, and no time that nobody knows', () => {
+  assert.match(behind({ is: 'stale', since: '2026-11-24T08:30:00Z', told: true }, NOW), /stood at (\d\d:30:00)/);
+  assert.equal(behind({ is: 'offline', since: null, told: true }, NOW), 'The server cannot be reached. This page keeps trying.');
+});
+
+test('a set says how many of it are missing only when the row says how many were asked for', () => {
+  const images = [{ url: 'https://i.example/1' }, { url: 'https://i.example/2' }];
+  const params = { sequential_image_generation_options: { max_images: 3 } };
+  assert.match(missing({ status: 'completed', result: { images }, params }), /^2 images of at most 3/);
+  assert.equal(missing({ status: 'completed', result: { images }, params: {} }), '');
 });

@@ -42,8 +42,9 @@ async def test_an_order_becomes_a_session_and_its_job(kit: Kit, client: Client) 
     item = await client.get(f"/sessions/{made['sessionId']}")
     assert item.keys() == {
         "sessionId", "clientKey", "status", "model", "prompt", "run", "attempts", "createdAt", "startedAt",
-        "completedAt", "result", "error_details", "credits",
+        "completedAt", "result", "error_details", "credits", "params", "version", "step",
     }  # fmt: skip
+    assert (item["version"], item["step"]) == (1, 2)  # settled once, after one claim
     assert (item["status"], item["credits"]) == ("completed", {"reserved": 4, "refunded": 0})
     assert item["result"]["images"][0].keys() == {"url", "size", "expiresAt"}
     assert await client.get("/credits") == {"balance": 996, "held": 0}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from genctl.domain.model import Category, Session, Status, rfc3339
+from genctl.domain.model import Category, Gate, Session, Status, is_breaker, rfc3339
 
 # One that is queued or processing is told since it has been redriven.
 NAMES: Mapping[str | None, str] = {
@@ -126,6 +126,7 @@ def changed(row: Session | Change, cursor: str) -> Frame:
         "status": row.status,
         "model": row.model,
         "run": row.run,
+        "version": row.version or 0,
     }
     if row.status == Status.FAILED:
         data["error_details"] = for_user(row.error_details)
@@ -153,9 +154,23 @@ def for_user(details: Any) -> dict[str, Any] | None:
 
 
 def item(session: Session) -> dict[str, Any]:
-    """Return a session as its user may see it."""
-    whole = session.item() | {"error_details": for_user(session.error_details)}
+    """Return a session as its user may see it. `version` and `step` order all that is told of one session.
+
+    Claims and retries change a row but draw no version; each of them raises `step`, which nothing resets.
+    """
+    whole = session.item() | {
+        "error_details": for_user(session.error_details),
+        "params": session.params,
+        "version": session.version or 0,
+        "step": 2 * session.lease - (session.status is Status.PROCESSING),
+    }
     return {key: whole[key] for key in whole if key not in {"userId", "reservationId"}}
+
+
+def gate_for_users(gate: Gate) -> dict[str, Any]:
+    """Return whether jobs are carried out now, and until when not; why and by whom is for operators."""
+    state = "open" if gate.is_open else "busy" if is_breaker(gate.who) else "paused"
+    return {"state": state, "until": None if gate.is_open else rfc3339(gate.until)}
 
 
 class Cursors(NamedTuple):

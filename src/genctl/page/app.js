@@ -1,215 +1,85 @@
-/** The page: news goes into the state, the state onto the screen. */
+/** The page: the store's state onto the screen, and what a person does into the store. */
 
-/** @import {Action, Card, EventName, News, State} from './state.js' */
-/** @import {CardView} from './card.js' */
-import { ApiError, credits, EVENTS, freshSession, generate, newKey, sessions, signOut, user } from './api.js';
-import { cardView, part, setText } from './card.js';
+/** @import {Card, State} from './types.js' */
+/** @import {Wish} from './card.js' */
+import { part, put, setText } from './card.js';
 import { detailsDialog } from './dialog.js';
-import { EMPTY, flips, isFresh, reduce } from './state.js';
-import { follow } from './stream.js';
-import { announcement, asSentence, count } from './words.js';
+import { cardList } from './list.js';
+import { tellNews, titled } from './news.js';
+import { isActive } from './state.js';
+import { createStore } from './store.js';
+import { byEventSource, byFetch, follow } from './stream.js';
+import { shared, whileVisible } from './tabs.js';
+import { draft, tellSignIn, unsent } from './typed.js';
+import { amount, asSentence, behind, closed, CONNECTION, count } from './words.js';
 
-const PAGE_SIZE = 48;
-const LONGEST_DELAY_MS = 15_000;
-const WORDS_OF_STREAM = { connecting: 'Connecting', live: 'Live', lost: 'Offline' };
+const { tool = '' } = document.documentElement.dataset;
+const { price = '', offers = '' } = document.body.dataset;
+const PRICE = Number(price);
+const PLACE_WITHIN_MS = 400;
+const TITLE = document.title;
+const BASE = `api/${tool}`;
+const stream = follow(`${BASE}/events`, typeof EventSource === 'function' ? byEventSource : byFetch(fetch.bind(window)));
+const canShare = typeof navigator.locks?.request === 'function' && typeof BroadcastChannel === 'function'; // not on plain http
 
-let state = EMPTY;
-/** @type {Map<string, CardView>} */
-const views = new Map();
-const dialog = detailsDialog(usePrompt);
+const store = createStore({
+  fetch: (path, init) => fetch(path, { credentials: 'same-origin', ...init }),
+  events: canShare ? shared(stream, new URL(`${BASE}/events`, location.href).href) : whileVisible(stream),
+  now: Date.now,
+  base: BASE,
+  newKey,
+  keep: unsent,
+  isVisible: () => !document.hidden,
+  onOtherUser: () => location.reload(),
+});
+
 const form = /** @type {HTMLFormElement} */ (part(document, '#form'));
 const prompt = /** @type {HTMLTextAreaElement} */ (part(form, '#prompt'));
 const size = /** @type {HTMLSelectElement} */ (part(form, 'select'));
+const older = part(document, '#older');
+const dialog = detailsDialog(
+  { again: ({ prompt }) => usePrompt(prompt ?? ''), retry: (card) => void retry(card), cancel: ({ key }) => store.cancel(key) },
+  { price: PRICE ? count(PRICE, 'credit') : '', canCancel: offers.split(' ').includes('cancel') },
+);
 
-/** @param {Action} action */
-function dispatch(action) {
-  const before = state;
-  state = reduce(before, action);
-  for (const card of flips(before, state, action)) announce(card);
-  render();
-}
-
-const now = () => new Date().toISOString();
-
-// -- news ---------------------------------------------------------------------------------------
-
-/** @type {(() => void) | null} */
-let unfollow = null;
-let loading = false;
-let failures = 0;
-/** @type {ReturnType<typeof setTimeout> | undefined} */
-let reload;
-
-/** The newest sessions, again until they came; then the stream from where they stand. */
-async function load() {
-  clearTimeout(reload);
-  if (loading) return;
-  loading = true;
-  const { epoch } = state;
-  try {
-    const page = await sessions({ limit: PAGE_SIZE });
-    failures = 0;
-    dispatch({ type: 'loaded', items: page.sessions, next: page.next ?? null, older: false, epoch, at: now() });
-    if (!unfollow) refreshUser();
-    unfollow ??= follow(EVENTS, page.lastEventId ?? '', { hear, turn, refused: load });
-    refreshCredits();
-  } catch (error) {
-    const problem = trouble(error);
-    if (problem !== null) {
-      if (state.list !== 'ready') dispatch({ type: 'list', list: 'trouble', problem });
-      reload = setTimeout(load, Math.min(1_000 * 2 ** failures++, LONGEST_DELAY_MS));
-    }
-  } finally {
-    loading = false;
-  }
-  if (state.list !== 'signed-out' && epoch < state.epoch) load(); // a reset came meanwhile
-}
-
-async function loadOlder() {
-  const { epoch, next } = state;
-  const older = /** @type {HTMLButtonElement} */ (part(document, '#older'));
-  older.disabled = true;
-  try {
-    const page = await sessions({ limit: PAGE_SIZE, before: next });
-    dispatch({ type: 'loaded', items: page.sessions, next: page.next ?? null, older: true, epoch, at: now() });
-    setText(older, 'Show older images');
-  } catch (error) {
-    if (trouble(error) !== null) setText(older, 'They could not be loaded. Try again');
-  } finally {
-    older.disabled = false;
-  }
-}
-
-/** @param {string} name @param {Record<string, unknown>} data */
-function hear(name, data) {
-  if (name === 'reset') {
-    dispatch({ type: 'reset' });
-    load();
-  } else if (name === 'heartbeat') {
-    // No event tells that a waiting job has started; and a list that others added to is seen too.
-    if (!document.hidden && state.cards.some(({ status }) => status === 'queued' || status === 'processing')) load();
-  } else if ((name === 'failed' || name === 'done' || name === 'queued') && typeof data.sessionId === 'string') {
-    const news = /** @type {News} */ (/** @type {unknown} */ (data));
-    dispatch({ type: 'event', name, data: news, at: now() });
-    refresh(name, news);
-    refreshCredits();
-  }
-}
-
-/** @param {State['stream']} stream */
-function turn(stream) {
-  if (state.stream !== stream) dispatch({ type: 'stream', stream });
-}
-
-/**
- * The row behind an event: what the event does not carry (prompt, times), and what changed since.
- * @param {EventName} name
- * @param {News} data
- */
-async function refresh(name, data) {
-  const { epoch } = state;
-  try {
-    const item = await freshSession(data.sessionId, (row) => isFresh(row, name, data));
-    if (item) dispatch({ type: 'fetched', item, epoch, at: now() });
-  } catch (error) {
-    trouble(error);
-  }
-}
-
-/** @type {Promise<void> | null} */
-let counting = null;
-let countAgain = false;
-
-/** Balance and held; asked once more when something happened while the answer was on its way. */
-function refreshCredits() {
-  countAgain = true;
-  counting ??= (async () => {
-    while (countAgain) {
-      countAgain = false;
-      const { balance, held } = await credits();
-      dispatch({ type: 'credits', balance, held });
-    }
-  })()
-    .catch(trouble)
-    .then(() => {
-      counting = null;
-    });
-}
-
-/** Who is signed in. The cards of somebody else have no place here. */
-async function refreshUser() {
-  try {
-    const name = await user();
-    if (name !== null && state.user !== null && name !== state.user) location.reload();
-    else if (name !== null) dispatch({ type: 'user', user: name });
-  } catch (error) {
-    trouble(error);
-  }
-}
-
-/** Other tabs begin anew too: they share the cookie. */
-async function leave() {
-  const button = /** @type {HTMLButtonElement} */ (part(document, '#sign-out'));
-  button.disabled = true;
-  try {
-    await signOut();
-    localStorage.setItem('signed-in', String(Date.now()));
-    signedOut();
-  } catch (error) {
-    const problem = trouble(error);
-    if (problem !== null) complain(`You are still signed in. ${problem}`);
-  } finally {
-    button.disabled = false;
-  }
-}
-
-function signedOut() {
-  unfollow?.();
-  unfollow = null;
-  dispatch({ type: 'list', list: 'signed-out' });
-}
-
-/**
- * What to say of an error; null when the answer is to sign in, which the page then shows.
- * @param {unknown} error
- * @returns {string | null}
- */
-function trouble(error) {
-  if (!(error instanceof ApiError)) throw error;
-  if (error.status !== 401) return asSentence(error.message);
-  signedOut();
-  return null;
+/** A key that nobody else has. randomUUID needs https, which a private network may not have. */
+function newKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
 // -- ordering -----------------------------------------------------------------------------------
 
-/** @type {{order: string, key: string} | null} an order of which nobody knows whether it arrived */
-let unknown = null;
-
 /** @param {Event} event */
 async function submit(event) {
   event.preventDefault();
-  const order = { prompt: prompt.value, ...(size.value ? { size: size.value } : {}) };
-  if (!order.prompt.trim()) return complain('Say what the image shall show.');
-  // The same order after an unknown answer is the same order: with the same key it is paid once.
-  const text = JSON.stringify(order);
-  const key = unknown?.order === text ? unknown.key : newKey();
-  unknown = null;
+  const text = prompt.value;
+  if (!text.trim()) return complain('Say what the image shall show.');
+  if (isShort()) await store.refreshCredits(); // perhaps there are more by now
+  if (isShort()) return complain(short());
   complain('');
   prompt.value = '';
-  dispatch({ type: 'submitted', clientKey: key, prompt: order.prompt, at: now() });
-  try {
-    const { sessionId } = await generate(order, key);
-    dispatch({ type: 'accepted', clientKey: key, sessionId, at: now() });
-    refresh('queued', { sessionId });
-    refreshCredits();
-  } catch (error) {
-    dispatch({ type: 'refused', clientKey: key });
-    const problem = trouble(error);
-    if (error instanceof ApiError && error.passing) unknown = { order: text, key };
-    if (!prompt.value) prompt.value = order.prompt;
-    complain(problem === null ? '' : unknown ? `${problem} Please send it again; it will be paid once.` : problem);
-  }
+  keepDraft();
+  const { refusal, clientKey } = await store.order(text, size.value ? { size: size.value } : {});
+  if (!refusal || prompt.value) return undefined;
+  store.discard(clientKey); // its text is in the form again
+  prompt.value = text;
+  keepDraft();
+  return complain(refusal);
+}
+
+/** @param {Card} card */
+async function retry(card) {
+  const { refusal } = await store.retry(card.key);
+  if (refusal) complain(refusal);
+}
+
+function isShort() {
+  const { balance } = store.getSnapshot();
+  return PRICE > 0 && balance !== null && balance < PRICE;
+}
+
+function short() {
+  return asSentence(`an image costs ${count(PRICE, 'credit')} and you have ${amount(store.getSnapshot().balance ?? 0)}`);
 }
 
 /** @param {string} problem */
@@ -222,93 +92,203 @@ function complain(problem) {
 /** @param {string} text */
 function usePrompt(text) {
   prompt.value = text;
+  keepDraft();
   prompt.focus();
+}
+
+function keepDraft() {
+  draft.write({ prompt: prompt.value, size: size.value }, store.getSnapshot().user);
+}
+
+let drafted = false;
+
+/** What was typed before the page was loaded again, once it is known who is here. */
+function restoreDraft() {
+  drafted = true;
+  const typed = draft.read(store.getSnapshot().user);
+  if (prompt.value) return;
+  prompt.value = typed.prompt;
+  if ([...size.options].some(({ value }) => value === typed.size)) size.value = typed.size;
 }
 
 // -- the screen ---------------------------------------------------------------------------------
 
+/** @type {Wish} */
+const wish = (what, card) => {
+  if (what === 'open') dialog.open(card, Date.now());
+  else if (what === 'resend') void store.resend(card.clientKey ?? '');
+  else {
+    store.discard(card.clientKey ?? '');
+    prompt.focus();
+  }
+};
+const list = cardList(part(document, '#cards'), wish);
+tellNews(store, list.view);
+
+/** @type {State | null} */
+let last = null;
+
 function render() {
-  const signedIn = state.list !== 'signed-out';
-  document.body.dataset.list = state.list;
+  const state = store.getSnapshot();
+  const moment = { now: Date.now(), gate: state.gate };
+  if (state.cards !== last?.cards) renderCards(state, moment);
+  if (state.gate !== last?.gate) list.refresh(moment);
+  if (state.list === 'ready' && !drafted) restoreDraft();
+  renderPage(state);
+  renderTop(state);
+  last = state;
+}
+
+/** @param {State} state @param {import('./card.js').Moment} moment */
+function renderCards(state, moment) {
+  list.show(placed(state.cards, moment.now), moment);
+  const key = dialog.key();
+  const opened = key && state.cards.find((card) => card.key === key);
+  if (opened) dialog.show(opened, moment.now);
+  else if (key) dialog.close();
+  put(document, 'title', titled(state.cards, TITLE));
+  renderFilter(state.cards);
+}
+
+/**
+ * The cards whose place is known. One that an event alone has told of waits a moment for its row: at the top it
+ * would move all others, only to be an old one that belongs far below.
+ * @param {readonly Card[]} cards
+ * @param {number} now
+ */
+function placed(cards, now) {
+  const waits = (/** @type {Card} */ card) => card.sessionId !== null && !card.whole && now - Date.parse(card.seenAt) < PLACE_WITHIN_MS;
+  if (!cards.some(waits)) return cards;
+  setTimeout(() => renderCards(store.getSnapshot(), { now: Date.now(), gate: store.getSnapshot().gate }), PLACE_WITHIN_MS);
+  return cards.filter((card) => !waits(card));
+}
+
+/** @param {State} state */
+function renderPage(state) {
+  const { list: is, connection, gate, cards } = state;
+  const signedIn = is !== 'signed-out';
+  put(document.body.dataset, 'list', is);
   show('#form', signedIn);
   show('#signed-out', !signedIn);
-  show('#loading', state.list === 'loading');
-  show('#trouble', state.list === 'trouble');
-  show('#empty', state.list === 'ready' && state.cards.length === 0);
-  show('#behind', state.list === 'ready' && state.stream === 'lost');
-  show('#older', state.list === 'ready' && !!state.next);
+  show('#loading', is === 'loading');
+  show('#trouble', is === 'trouble');
+  show('#empty', is === 'ready' && cards.length === 0);
+  show('.over', cards.length > 0);
+  show('#older', is === 'ready' && !!state.next);
+  const lags = is === 'ready' && connection.told;
+  show('#behind', lags);
+  setText(part(document, '#behind p'), lags ? behind(connection, Date.now()) : '');
+  const why = cards.some(isActive) ? closed(gate, Date.now()) : '';
+  show('#gate', why !== '');
+  setText(part(document, '#gate span'), why);
   setText(part(document, '#trouble .problem'), state.problem);
-  renderTop(signedIn);
-  renderCards();
 }
 
-/** @param {boolean} signedIn */
-function renderTop(signedIn) {
-  const stream = part(document, '#stream');
-  stream.hidden = !signedIn;
-  stream.dataset.stream = state.list === 'trouble' ? 'lost' : state.stream;
-  setText(part(stream, '.word'), state.list === 'trouble' ? 'Offline' : WORDS_OF_STREAM[state.stream]);
-  show('#user', state.user !== null);
-  setText(part(document, '#user .who'), state.user === null ? '' : `Signed in as ${state.user}`);
-  show('#sign-out', signedIn && state.list !== 'loading');
-  show('#balance', state.balance !== null);
-  setText(part(document, '#balance strong'), count(state.balance ?? 0, 'credit'));
-  setText(part(document, '#balance .held'), state.held ? `${state.held.toLocaleString('en')} held` : '');
+/** @param {State} state */
+function renderTop({ list: is, connection, user, balance, held }) {
+  const signedIn = is !== 'signed-out';
+  const line = part(document, '#stream');
+  const word = is === 'trouble' ? 'offline' : connection.is;
+  put(line, 'hidden', !signedIn);
+  put(line.dataset, 'stream', word);
+  setText(part(line, '.word'), CONNECTION[word]);
+  show('#user', user !== null);
+  setText(part(document, '#user .who'), user === null ? '' : `Signed in as ${user}`);
+  show('#sign-out', signedIn && is !== 'loading');
+  show('#balance', balance !== null);
+  setText(part(document, '#balance strong'), count(balance ?? 0, 'credit'));
+  setText(part(document, '#balance .held'), held ? `${amount(held)} held` : '');
+  setText(part(form, '#cost'), isShort() ? short() : PRICE ? `${count(PRICE, 'credit')} an image` : '');
+  form.classList.toggle('is-short', isShort());
+  part(form, '[type=submit]').setAttribute('aria-disabled', String(isShort()));
 }
 
-function renderCards() {
-  const list = part(document, '#cards');
-  const keys = new Set(state.cards.map(({ key }) => key));
-  for (const [key, { element }] of views) {
-    if (keys.has(key)) continue;
-    element.remove();
-    views.delete(key);
+/** @param {readonly Card[]} cards */
+function renderFilter(cards) {
+  const of = { waiting: 0, completed: 0, failed: 0 };
+  for (const { status } of cards) of[status === 'completed' || status === 'failed' ? status : 'waiting'] += 1;
+  const kinds = Object.values(of).filter(Boolean).length;
+  const chosen = /** @type {keyof of | ''} */ (part(document, '#cards').dataset.filter ?? '');
+  show('#filter', kinds > 1 || chosen !== '');
+  show('#none', chosen !== '' && of[chosen] === 0);
+  for (const button of part(document, '#filter').querySelectorAll('button')) {
+    const number = button.value ? of[/** @type {keyof of} */ (button.value)] : cards.length;
+    setText(button, `${button.dataset.word ?? (button.dataset.word = button.textContent ?? '')} ${amount(number)}`);
   }
-  const time = Date.now();
-  state.cards.forEach((card, index) => {
-    const view = views.get(card.key) ?? cardView(open);
-    views.set(card.key, view);
-    view.show(card, time);
-    if (list.children[index] !== view.element) list.insertBefore(view.element, list.children[index] ?? null);
-    if (dialog.key() === card.key) dialog.show(card, time);
-  });
 }
 
-/** @param {string} key */
-function open(key) {
-  const card = state.cards.find((one) => one.key === key);
-  if (card) dialog.open(card, Date.now());
+/** @param {HTMLButtonElement} chosen */
+function filterBy(chosen) {
+  for (const button of part(document, '#filter').querySelectorAll('button')) {
+    button.setAttribute('aria-pressed', String(button === chosen));
+  }
+  part(document, '#cards').dataset.filter = chosen.value;
+  renderFilter(store.getSnapshot().cards);
 }
 
-/** @param {Card} card */
-function announce(card) {
-  const line = document.createElement('span');
-  line.textContent = announcement(card);
-  const news = part(document, '#news');
-  news.append(line);
-  while (news.children.length > 5) news.firstChild?.remove();
+/** @type {Promise<void> | null} one page at a time, however it was asked for */
+let loadingOlder = null;
+
+function loadOlder() {
+  loadingOlder ??= (async () => {
+    const before = new Set(store.getSnapshot().cards.map(({ key }) => key));
+    older.setAttribute('aria-busy', 'true');
+    const problem = await store.older();
+    older.removeAttribute('aria-busy');
+    setText(older, problem === null ? 'Show older images' : 'They could not be loaded. Try again');
+    const first = store.getSnapshot().cards.find(({ key }) => !before.has(key));
+    if (older.hidden && first && document.activeElement === document.body) list.view(first.key)?.button.focus({ preventScroll: true });
+  })().finally(() => (loadingOlder = null));
+}
+
+async function leave() {
+  const button = /** @type {HTMLButtonElement} */ (part(document, '#sign-out'));
+  button.disabled = true;
+  const problem = await store.signOut();
+  button.disabled = false;
+  if (problem !== null) return complain(`You are still signed in. ${problem}`);
+  draft.write({ prompt: '', size: '' }, null);
+  return tellSignIn();
 }
 
 /** @param {string} selector @param {boolean} visible */
 function show(selector, visible) {
-  part(document, selector).hidden = !visible;
+  put(part(document, selector), 'hidden', !visible);
 }
 
+// -- what happens ---------------------------------------------------------------------------------
+
 form.addEventListener('submit', submit);
+form.addEventListener('input', keepDraft);
 prompt.addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   form.requestSubmit();
 });
 part(document, '#sign-out').addEventListener('click', leave);
-part(document, '#older').addEventListener('click', loadOlder);
-for (const button of document.querySelectorAll('.retry')) button.addEventListener('click', load);
-document.addEventListener('visibilitychange', () => {
-  if (document.hidden) return;
-  load(); // perhaps signed in elsewhere
-  if (state.user !== null) refreshUser(); // as somebody else
-});
+part(document, '#filter').addEventListener('click', ({ target }) => target instanceof HTMLButtonElement && filterBy(target));
+older.addEventListener('click', loadOlder);
+for (const button of document.querySelectorAll('.retry')) button.addEventListener('click', store.wake);
+document.addEventListener('visibilitychange', () => document.hidden || store.wake()); // perhaps signed in elsewhere
+for (const name of ['online', 'focus']) addEventListener(name, store.wake);
 addEventListener('storage', ({ key }) => key === 'signed-in' && location.reload()); // as somebody else, perhaps
-setInterval(renderCards, 30_000); // "2 min ago"
+// A page that the browser keeps for its back button must hold neither stream nor lock.
+addEventListener('pagehide', store.stop);
+addEventListener('pageshow', ({ persisted }) => persisted && store.start());
+
+/** Wheel and finger load more by themselves; who uses the keyboard has the button. */
+let scrolledAt = -Infinity;
+for (const name of ['wheel', 'touchmove']) addEventListener(name, () => (scrolledAt = Date.now()), { passive: true });
+addEventListener(
+  'scroll',
+  () => {
+    if (older.hidden || Date.now() - scrolledAt > 1_000 || older.getBoundingClientRect().top > 2 * innerHeight) return;
+    loadOlder();
+  },
+  { passive: true },
+);
+setInterval(() => list.refresh({ now: Date.now(), gate: store.getSnapshot().gate }), 30_000); // "2 min ago"
+
+store.subscribe(render);
 render();
-load();
+store.start();

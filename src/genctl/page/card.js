@@ -1,51 +1,83 @@
 /** One card: built once from its template, then filled from its state. Text goes in as text only. */
 
-/** @import {Card, ErrorDetails} from './state.js' */
-import { ago, clock, headline, picture, refund, sentence, STATUS } from './words.js';
+/** @import {Card, Gate} from './types.js' */
+import { ago, clock, count, headline, minute, pictures, refund, sentence, STATUS, waiting } from './words.js';
 
-/** @typedef {{element: HTMLElement, show: (card: Card, now: number) => void}} CardView */
+/** @typedef {{now: number, gate: Gate | null}} Moment what a card depends on beside itself */
+/** @typedef {(what: 'open' | 'resend' | 'discard', card: Card) => void} Wish */
+/** @typedef {{element: HTMLElement, button: HTMLElement, show: (card: Card, moment: Moment) => void}} CardView */
 
 /**
- * @param {(key: string) => void} open called with the card's key when its details are wanted
+ * @param {Wish} wish hears what the person wants
  * @returns {CardView}
  */
-export function cardView(open) {
+export function cardView(wish) {
   const template = /** @type {HTMLTemplateElement} */ (document.getElementById('card'));
   const element = part(/** @type {DocumentFragment} */ (template.content.cloneNode(true)), '.card');
   const image = /** @type {HTMLImageElement} */ (part(element, '.picture'));
   const button = part(element, '.prompt');
+  const [many, wait, failure, when] = ['.many', '.waiting', '.failure', '.when'].map((name) => part(element, name));
+  const [status, run, model, unsent] = ['.status', '.run', '.model', '.unsent'].map((name) => part(element, name));
+  if (!many || !wait || !failure || !when || !status || !run || !model || !unsent) throw new Error('a card lacks a part');
   /** @type {string | null} an address that gave no image */
   let broken = null;
-  /** @type {Card} */
+  /** @type {Card | undefined} */
   let shown;
+  /** @type {Moment} */
+  let last;
 
-  button.addEventListener('click', () => open(shown.key));
+  const wished = (/** @type {Parameters<Wish>[0]} */ what) => () => shown && wish(what, shown);
+  button.addEventListener('click', wished('open'));
+  part(element, '.resend').addEventListener('click', wished('resend'));
+  part(element, '.discard').addEventListener('click', wished('discard'));
   image.addEventListener('error', () => {
     broken = image.src;
-    show(shown, Date.now());
+    if (shown) showStage(shown);
   });
   element.addEventListener('animationend', () => element.classList.remove('flipped'));
 
-  /** @type {CardView['show']} */
-  const show = (card, now) => {
-    if (shown && shown.status !== card.status) element.classList.add('flipped');
-    shown = card;
-    element.dataset.status = card.status;
-    element.dataset.sessionId = card.sessionId ?? '';
-    showStatus(element, card);
-    showTime(part(element, '.when'), card.createdAt ?? card.seenAt, ago(card.createdAt ?? card.seenAt, now));
-    setText(button, card.prompt ?? 'An image');
-    setText(part(element, '.model'), card.model ?? '');
-    setText(part(element, '.run'), card.run > 1 ? `, run ${card.run}` : '');
-    const shot = picture(card, now);
-    const visible = shot && !shot.expired && shot.url !== broken;
-    image.hidden = !visible;
+  /** @param {Card} card */
+  const showStage = (card) => {
+    const shots = card.status === 'completed' ? pictures(card, last.now) : [];
+    const shot = shots.find(({ expired }) => !expired) ?? shots[0];
+    const visible = !!shot && !shot.expired && shot.url !== broken;
+    put(image, 'hidden', !visible);
     if (visible && image.src !== shot.url) image.src = shot.url;
-    image.alt = card.prompt ?? '';
-    showStage(element, card, shot ? (visible ? '' : 'The image cannot be shown here.') : 'No image came.');
-    showFailure(element, card, now);
+    put(image, 'alt', card.prompt ?? '');
+    put(many, 'hidden', shots.length < 2);
+    setText(many, shots.length < 2 ? '' : count(shots.length, 'image'));
+    put(wait, 'hidden', card.status === 'failed' || visible);
+    showIcon(wait, iconOf(card, last.gate));
+    setText(part(wait, 'span'), card.status === 'completed' ? without(shot, last.now) : waiting(card, last.gate, last.now));
   };
-  return { element, show };
+
+  /** @type {CardView['show']} */
+  const show = (card, moment) => {
+    last = moment;
+    if (shown !== card) {
+      if (shown && shown.status !== card.status) element.classList.add('flipped');
+      put(element.dataset, 'status', card.status);
+      put(element.dataset, 'sessionId', card.sessionId ?? '');
+      showStatus(status, card);
+      setText(button, card.prompt ?? 'An image');
+      setText(model, card.model ?? '');
+      setText(run, card.run > 1 ? `, run ${card.run}` : '');
+      put(unsent, 'hidden', card.status !== 'unsent');
+      put(failure, 'hidden', card.status !== 'failed');
+      if (card.status === 'failed') {
+        setText(part(failure, '.headline span'), headline(card.errorDetails));
+        setText(part(failure, '.sentence'), sentence(card.errorDetails));
+        showRefund(failure, card.errorDetails, moment.now);
+      }
+      shown = card;
+    }
+    showTime(when, card.createdAt ?? card.seenAt, ago(card.createdAt ?? card.seenAt, moment.now));
+    if (card.status !== 'failed') showStage(card);
+    else if (!image.hidden || !wait.hidden) {
+      [image.hidden, wait.hidden, many.hidden] = [true, true, true];
+    }
+  };
+  return { element, button, show };
 }
 
 /**
@@ -54,19 +86,19 @@ export function cardView(open) {
  * @param {Card} card
  */
 export function showStatus(root, card) {
-  part(root, '.status use').setAttribute('href', `#icon-${card.status}`);
-  setText(part(root, '.status span'), STATUS[card.status]);
+  showIcon(root, card.status);
+  setText(part(root, 'span'), STATUS[card.status]);
 }
 
 /**
  * @param {ParentNode} root
- * @param {ErrorDetails | null} details
+ * @param {Card['errorDetails']} details
  * @param {number} now
  */
 export function showRefund(root, details, now) {
   const returned = refund(details);
   const line = part(root, '.refund');
-  line.hidden = !returned;
+  put(line, 'hidden', !returned);
   line.classList.toggle('pending', returned !== null && !returned.at);
   setText(part(line, 'span'), returned?.words ?? '');
   showTime(part(line, 'time'), returned?.at ?? '', returned?.at ? clock(returned.at, now) : '');
@@ -88,32 +120,45 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** @param {HTMLElement} root @param {Card} card @param {string} without what stands for a missing image */
-function showStage(root, card, without) {
-  const line = part(root, '.waiting');
-  line.hidden = card.status === 'failed' || (card.status === 'completed' && !without);
-  part(line, 'use').setAttribute('href', card.status === 'completed' ? '#icon-image' : `#icon-${card.status}`);
-  setText(part(line, 'span'), card.status === 'completed' ? without : waitingFor(card));
+/**
+ * Writes only what is new: each write costs the browser a look at the whole page.
+ * @template {object} T
+ * @template {keyof T} K
+ * @param {T} target
+ * @param {K} name
+ * @param {T[K]} value
+ */
+export function put(target, name, value) {
+  if (target[name] !== value) target[name] = value;
 }
 
-/** @param {Card} card */
-function waitingFor(card) {
-  if (card.status === 'sending') return 'Sending the request';
-  return card.status === 'queued' ? 'Waiting for its turn' : 'The image is being made';
+/** @param {ParentNode} root @param {string} name */
+function showIcon(root, name) {
+  const use = part(root, 'use');
+  if (use.getAttribute('href') !== `#icon-${name}`) use.setAttribute('href', `#icon-${name}`);
 }
 
-/** @param {HTMLElement} root @param {Card} card @param {number} now */
-function showFailure(root, card, now) {
-  const failure = part(root, '.failure');
-  failure.hidden = card.status !== 'failed';
-  setText(part(failure, '.headline'), headline(card.errorDetails));
-  setText(part(failure, '.sentence'), sentence(card.errorDetails));
-  showRefund(failure, card.errorDetails, now);
+/** @param {Card} card @param {Gate | null} gate */
+function iconOf(card, gate) {
+  if (card.status === 'completed') return 'image';
+  return card.status === 'queued' && gate && gate.state !== 'open' ? 'paused' : card.status;
+}
+
+/**
+ * What stands for an image that is not there.
+ * @param {import('./words.js').Shot | undefined} shot
+ * @param {number} now
+ */
+function without(shot, now) {
+  if (!shot) return 'No image came.';
+  if (!shot.expired) return 'The image cannot be shown here.';
+  return `This image was kept until ${minute(shot.expiresAt ?? '', now)}. It is gone by now.`;
 }
 
 /** @param {HTMLElement} time @param {string} at @param {string} words */
 function showTime(time, at, words) {
+  setText(time, words);
+  if (time.getAttribute('datetime') === at) return;
   time.setAttribute('datetime', at);
   time.title = at ? new Date(at).toLocaleString() : '';
-  setText(time, words);
 }

@@ -1,10 +1,13 @@
 /** All that is known of one card, for reading and for copying into a report. */
 
-/** @import {Card} from './state.js' */
-import { part, setText, showRefund, showStatus } from './card.js';
-import { clock, headline, picture, sentence } from './words.js';
+/** @import {Card} from './types.js' */
+/** @import {Shot} from './words.js' */
+import { part, put, setText, showRefund, showStatus } from './card.js';
+import { clock, headline, minute, missing, pictures, sentence } from './words.js';
 
-/** @typedef {{label: string, text: string, copy?: boolean, title?: string}} Fact */
+/** @typedef {{label: string, text: string, title?: string}} Fact */
+/** @typedef {{again: (card: Card) => void, retry: (card: Card) => void, cancel: (card: Card) => Promise<string | null>}} Wishes */
+/** @typedef {{price: string, canCancel: boolean}} Offers */
 
 const OUTCOMES = new Map([
   ['refused', 'Refused: no image was made'],
@@ -12,56 +15,88 @@ const OUTCOMES = new Map([
 ]);
 
 /**
- * @param {(prompt: string) => void} again called when the prompt is to be used again
- * @returns {{show: (card: Card, now: number) => void, open: (card: Card, now: number) => void, key: () => string | null}}
+ * @param {Wishes} wishes
+ * @param {Offers} offers
  */
-export function detailsDialog(again) {
+export function detailsDialog(wishes, offers) {
   const dialog = /** @type {HTMLDialogElement} */ (document.getElementById('details'));
-  const full = /** @type {HTMLAnchorElement} */ (part(dialog, '.full'));
-  const thumbnail = /** @type {HTMLImageElement} */ (part(full, 'img'));
+  const copy = part(dialog, '.reference .copy');
+  const [cancel, retry] = [part(dialog, '.cancel'), part(dialog, '.retry-it')];
   /** @type {Card | null} */
   let shown = null;
+  let pictured = '';
 
   part(dialog, '.close').addEventListener('click', () => dialog.close());
-  part(dialog, '.again').addEventListener('click', () => {
-    dialog.close();
-    again(shown?.prompt ?? '');
-  });
   dialog.addEventListener('click', (event) => event.target === dialog && dialog.close()); // the backdrop
-  thumbnail.addEventListener('load', () => (thumbnail.hidden = false));
-  thumbnail.addEventListener('error', () => (thumbnail.hidden = true));
+  part(dialog, '.again').addEventListener('click', () => leave(wishes.again));
+  retry.addEventListener('click', () => leave(wishes.retry));
+  cancel.addEventListener('click', async () => shown && setText(part(dialog, '.complaint'), (await wishes.cancel(shown)) ?? ''));
+  copy.addEventListener('click', () => copied(copy, part(dialog, '.reference code')));
+  setText(retry, offers.price ? `Try again · ${offers.price}` : 'Try again');
+
+  /** @param {(card: Card) => void} wish */
+  const leave = (wish) => {
+    dialog.close();
+    if (shown) wish(shown);
+  };
 
   /** @param {Card} card @param {number} now */
   const show = (card, now) => {
     if (card === shown) return;
     shown = card;
+    const details = card.errorDetails ?? {};
     const failed = card.status === 'failed';
     dialog.dataset.status = card.status;
-    showStatus(dialog, card);
+    showStatus(part(dialog, '.status'), card);
     setText(part(dialog, 'h2'), failed ? headline(card.errorDetails) : (card.prompt ?? 'An image'));
-    part(dialog, '.sentence').hidden = !failed;
+    put(part(dialog, '.sentence'), 'hidden', !failed);
     setText(part(dialog, '.sentence'), sentence(card.errorDetails));
     showRefund(dialog, card.errorDetails, now);
-    const shot = picture(card, now);
-    full.hidden = !shot || shot.expired;
-    if (shot && !shot.expired && full.href !== shot.url) {
-      full.href = shot.url;
-      thumbnail.hidden = true;
-      thumbnail.src = shot.url;
-      thumbnail.alt = card.prompt ?? '';
-    }
-    part(dialog, '.again').hidden = !card.prompt;
-    part(dialog, 'dl').replaceChildren(...facts(card, now).flatMap(rows));
+    const shots = card.status === 'completed' ? pictures(card, now) : [];
+    const urls = JSON.stringify(shots);
+    if (urls !== pictured) part(dialog, '.gallery').replaceChildren(...shots.map((shot, place) => frame(shot, place, card, now)));
+    pictured = urls;
+    put(part(dialog, '.short'), 'hidden', !missing(card));
+    setText(part(dialog, '.short'), missing(card));
+    facts(part(dialog, '.first'), first(card, shots));
+    facts(part(dialog, '.technical dl'), technical(card, now));
+    put(part(dialog, '.body'), 'hidden', !details.providerBody);
+    setText(part(dialog, '.body pre'), details.providerBody ?? '');
+    put(part(dialog, '.reference'), 'hidden', !card.sessionId);
+    setText(part(dialog, '.reference code'), reference(card));
+    put(part(dialog, '.again'), 'hidden', !card.prompt);
+    put(retry, 'hidden', !failed || !card.prompt);
+    put(cancel, 'hidden', !offers.canCancel || card.status !== 'queued');
+    setText(part(dialog, '.complaint'), '');
   };
 
   return {
     show,
+    /** @param {Card} card @param {number} now */
     open: (card, now) => {
+      for (const folded of dialog.querySelectorAll('details')) folded.open = false;
+      part(dialog, '[role=log]').replaceChildren();
       show(card, now);
       dialog.showModal();
+      part(dialog, '.frame').scrollTop = 0;
     },
+    close: () => dialog.close(),
     key: () => (dialog.open && shown ? shown.key : null),
   };
+}
+
+/** What a support needs, and nothing to choose from. @param {Card} card */
+function reference({ sessionId, run, errorDetails }) {
+  return [sessionId, run > 1 ? `run ${run}` : '', errorDetails?.code, errorDetails?.requestId].filter(Boolean).join(' · ');
+}
+
+/** @param {Card} card @param {Shot[]} shots @returns {Fact[]} */
+function first(card, shots) {
+  return [
+    { label: 'Prompt', text: card.prompt ?? '' },
+    { label: 'Model', text: card.model ?? '' },
+    { label: 'Size', text: [...new Set(shots.map(({ size }) => size ?? ''))].filter(Boolean).join(', ') },
+  ];
 }
 
 /**
@@ -70,25 +105,22 @@ export function detailsDialog(again) {
  * @param {number} now milliseconds since 1970
  * @returns {Fact[]}
  */
-function facts(card, now) {
+function technical(card, now) {
   const details = card.errorDetails ?? {};
   const attempts = details.attempts ?? card.attempts;
-  const shot = picture(card, now);
-  /** @param {string} label @param {unknown} value @param {boolean} [copy] @returns {Fact} */
-  const fact = (label, value, copy) => ({ label, text: String(value ?? ''), copy });
+  /** @param {string} label @param {unknown} value @returns {Fact} */
+  const fact = (label, value) => ({ label, text: String(value ?? '') });
   /** @param {string} label @param {string | null | undefined} at @returns {Fact} */
   const time = (label, at) => ({ label, text: at ? clock(at, now) : '', title: at ?? '' });
   return [
-    fact('Prompt', card.prompt),
-    fact('Model', card.model),
-    fact('Size', shot?.size),
-    fact('Error code', details.code, true),
+    fact('Error code', details.code),
     fact('Category', details.category?.replaceAll('_', ' ')),
     fact('Provider’s status', details.providerStatus),
     fact('Provider’s words', details.providerMessage === details.userMessage ? '' : details.providerMessage),
     fact('Outcome', OUTCOMES.get(details.outcome ?? '')),
     fact('Attempts', attempts && details.maxAttempts ? `${attempts} of ${details.maxAttempts}` : attempts),
     fact('Run', card.run > 1 ? card.run : ''),
+    fact('Parameters', card.params && Object.keys(card.params).length ? JSON.stringify(card.params) : ''),
     fact('Credits reserved', details.reservationAmount ?? card.credits?.reserved),
     time('Created', card.createdAt),
     time('Started', card.startedAt),
@@ -96,41 +128,56 @@ function facts(card, now) {
     time('Failed', details.failedAt),
     time('Completed', card.status === 'completed' ? card.completedAt : null),
     time('Credits returned', details.refundedAt),
-    time('Image kept until', card.result?.images?.[0]?.expiresAt),
-    fact('Session', card.sessionId, true),
-    fact('Client key', card.clientKey, true),
-    fact('Provider’s request', details.requestId, true),
-  ].filter(({ text }) => text);
+    fact('Session', card.sessionId),
+    fact('Client key', card.clientKey),
+    fact('Provider’s request', details.requestId),
+  ];
 }
 
-/** @param {Fact} fact @returns {HTMLElement[]} */
-function rows({ label, text, copy, title }) {
-  const term = document.createElement('dt');
-  term.textContent = label;
-  const value = document.createElement('dd');
-  const words = document.createElement(copy ? 'code' : 'span');
-  words.textContent = text;
-  if (title) words.title = title;
-  value.append(words);
-  if (copy) value.append(copyButton(label, text, words));
-  return [term, value];
+/** @param {HTMLElement} list @param {Fact[]} facts */
+function facts(list, facts) {
+  list.replaceChildren(
+    ...facts
+      .filter(({ text }) => text)
+      .flatMap(({ label, text, title }) => {
+        const term = document.createElement('dt');
+        term.textContent = label;
+        const value = document.createElement('dd');
+        value.textContent = text;
+        value.dir = 'auto';
+        if (title) value.title = title;
+        return [term, value];
+      }),
+  );
 }
 
-/** @param {string} label @param {string} text @param {HTMLElement} words */
-function copyButton(label, text, words) {
-  const button = document.createElement('button');
-  button.type = 'button';
-  button.className = 'copy';
-  button.textContent = 'Copy';
-  button.setAttribute('aria-label', `Copy: ${label}`);
-  button.addEventListener('click', async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = 'Copied';
-    } catch {
-      getSelection()?.selectAllChildren(words); // without https there is no clipboard: Ctrl+C will do
-      button.textContent = 'Selected';
-    }
-  });
-  return button;
+/** @param {Shot} shot @param {number} place @param {Card} card @param {number} now @returns {HTMLElement} */
+function frame(shot, place, card, now) {
+  if (shot.expired) {
+    const gone = document.createElement('p');
+    gone.textContent = `This image was kept until ${minute(shot.expiresAt ?? '', now)}. It is gone by now.`;
+    return gone;
+  }
+  const link = document.createElement('a');
+  Object.assign(link, { className: 'full', href: shot.url, target: '_blank', rel: 'noopener noreferrer', download: '' });
+  const image = document.createElement('img');
+  Object.assign(image, { alt: card.prompt ?? '', referrerPolicy: 'no-referrer', src: shot.url });
+  image.addEventListener('error', () => image.remove());
+  const words = document.createElement('span');
+  const until = shot.expiresAt ? `, kept until ${minute(shot.expiresAt, now)}` : '';
+  words.textContent = `${place ? `Image ${place + 1}: open` : 'Open'} or save it${until}`;
+  link.append(image, words);
+  return link;
+}
+
+/** @param {HTMLElement} button @param {HTMLElement} words */
+async function copied(button, words) {
+  try {
+    await navigator.clipboard.writeText(words.textContent ?? '');
+    button.textContent = 'Copied';
+  } catch {
+    getSelection()?.selectAllChildren(words); // without https there is no clipboard: Ctrl+C will do
+    button.textContent = 'Selected';
+  }
+  setTimeout(() => (button.textContent = 'Copy'), 2_000);
 }

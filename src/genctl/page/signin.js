@@ -3,6 +3,8 @@
  * since another site may have led here, or somebody else is signed in. The button is also for another try.
  */
 
+import { tellSignIn } from './typed.js';
+
 const form = /** @type {HTMLFormElement} */ (document.getElementById('signin'));
 const said = /** @type {HTMLElement} */ (form.querySelector('[role=status]'));
 const button = /** @type {HTMLElement} */ (form.querySelector('button'));
@@ -18,7 +20,7 @@ async function signIn(more) {
   // Where the answer leads is for browsers without scripts; we know the way.
   const response = await fetch(form.action, { method: 'POST', body, credentials: 'same-origin', redirect: 'manual' });
   if (response.ok || response.type === 'opaqueredirect') {
-    localStorage.setItem('signed-in', String(Date.now())); // other tabs show another user's cards: they begin anew
+    tellSignIn();
     location.replace('./');
     return;
   }

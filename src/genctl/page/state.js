@@ -2,112 +2,16 @@
  * What the page knows, and how each piece of news changes it. Pure: values in, values out.
  *
  * News comes twice and in any order: an event of the stream, the answer to a fetch that was asked
- * before the event, a page of the list. So a card only ever moves forward: to a higher run, or within
- * a run to a later status. `failed` is the last one: nothing of the same run takes it back.
+ * before the event, a page of the list. Each tells the row of a session as it was at some version, so
+ * nothing older than what a card shows overwrites anything of it.
  * Only a `reset` of the stream (the server's history is not ours) makes all cards doubtful: the
  * epoch rises, and what is learnt in the new epoch counts, whatever the card said before.
  */
 
-/** @typedef {'sending' | 'queued' | 'processing' | 'completed' | 'failed'} Status */
-/** @typedef {{url: string, size?: string | null, expiresAt?: string | null}} Picture */
-/** @typedef {{images?: Picture[]}} Result */
-/** @typedef {{reserved?: number | null, refunded?: number | null}} Credits */
+/** @import {Action, Card, CardStatus, News, State} from './types.js' */
 
-/**
- * Why a run failed, as the API gives it; times are RFC 3339 in UTC.
- * @typedef {object} ErrorDetails
- * @property {string} [code]
- * @property {string} [category]
- * @property {string | null} [userMessage]
- * @property {number | null} [providerStatus]
- * @property {string | null} [providerCode]
- * @property {string | null} [providerMessage]
- * @property {boolean} [fatal]
- * @property {string} [outcome]
- * @property {number} [attempts]
- * @property {number} [maxAttempts]
- * @property {string | null} [firstAttemptAt]
- * @property {string | null} [failedAt]
- * @property {number | null} [reservationAmount]
- * @property {number} [refundedCredits]
- * @property {string | null} [refundedAt]
- * @property {string | null} [refundError]
- * @property {string | null} [requestId]
- * @property {string} [provider]
- */
-
-/**
- * A session as the API or the stream shows it; any part may be missing.
- * @typedef {object} News
- * @property {string} sessionId
- * @property {string | null} [clientKey]
- * @property {Status} [status]
- * @property {string | null} [model]
- * @property {string | null} [prompt]
- * @property {number} [run]
- * @property {number | null} [attempts]
- * @property {string | null} [createdAt]
- * @property {string | null} [startedAt]
- * @property {string | null} [completedAt]
- * @property {Result | null} [result]
- * @property {ErrorDetails | null} [error_details]
- * @property {Credits | null} [credits]
- */
-
-/**
- * `key` never changes while the card is on the page; `sessionId` is null until the server gave one.
- * @typedef {object} Card
- * @property {string} key
- * @property {string | null} sessionId
- * @property {string | null} clientKey
- * @property {Status} status
- * @property {number} run
- * @property {string | null} model
- * @property {string | null} prompt
- * @property {number | null} attempts
- * @property {string | null} createdAt
- * @property {string | null} startedAt
- * @property {string | null} completedAt
- * @property {Result | null} result
- * @property {ErrorDetails | null} errorDetails
- * @property {Credits | null} credits
- * @property {string} seenAt when the page first heard of it: its place until `createdAt` is known
- * @property {number} epoch in which it was last confirmed
- */
-
-/**
- * `next` asks for older sessions: undefined before the first page of the list, null at its end.
- * @typedef {object} State
- * @property {Card[]} cards newest first
- * @property {string | null | undefined} next
- * @property {number} epoch
- * @property {'loading' | 'ready' | 'trouble' | 'signed-out'} list
- * @property {string} problem a sentence for `trouble`
- * @property {'connecting' | 'live' | 'lost'} stream
- * @property {string | null} user who is signed in, null while nobody has told
- * @property {number | null} balance
- * @property {number | null} held
- */
-
-/** @typedef {'failed' | 'done' | 'queued'} EventName */
-
-/**
- * `epoch` of what was fetched is the one in which it was asked for; `at` is the page's time.
- * @typedef {{type: 'submitted', clientKey: string, prompt: string, at: string}
- *   | {type: 'accepted', clientKey: string, sessionId: string, at: string}
- *   | {type: 'refused', clientKey: string}
- *   | {type: 'event', name: EventName, data: News, at: string}
- *   | {type: 'fetched', item: News, epoch: number, at: string}
- *   | {type: 'loaded', items: News[], next: string | null, older: boolean, epoch: number, at: string}
- *   | {type: 'reset'}
- *   | {type: 'user', user: string | null}
- *   | {type: 'credits', balance: number, held: number}
- *   | {type: 'stream', stream: State['stream']}
- *   | {type: 'list', list: State['list'], problem?: string}} Action
- */
-
-/** @type {Record<Status, number>} queued and processing alternate: a retry waits again */
-const RANK = { sending: 0, queued: 1, processing: 1, completed: 2, failed: 3 };
+/** @type {Record<CardStatus, number>} orders news without a version; queued and processing alternate */
+const RANK = { sending: 0, unsent: 0, queued: 1, processing: 1, completed: 2, failed: 3 };
 
 /** @type {State} */
 export const EMPTY = {
@@ -116,7 +20,8 @@ export const EMPTY = {
   epoch: 0,
   list: 'loading',
   problem: '',
-  stream: 'connecting',
+  connection: { is: 'connecting', since: null, told: false },
+  gate: null,
   user: null,
   balance: null,
   held: null,
@@ -130,18 +35,17 @@ export const EMPTY = {
 export function reduce(state, action) {
   switch (action.type) {
     case 'submitted':
-      return withCards(state, [...state.cards, optimistic(action, state.epoch)]);
-    case 'accepted':
-      return learn(state, { ...action, status: 'queued' }, action.at);
+      return withCards(state, [...state.cards.filter((card) => card.key !== action.clientKey), ordered(action, state.epoch)]);
+    case 'unsent':
+      return withWaiting(state, action.clientKey, (card) => [{ ...card, status: 'unsent', problem: action.problem }]);
     case 'refused':
-      return withCards(
-        state,
-        state.cards.filter((card) => card.sessionId !== null || card.clientKey !== action.clientKey),
-      );
+      return withWaiting(state, action.clientKey, () => []);
+    case 'accepted':
+      return learn(state, [{ sessionId: action.sessionId, clientKey: action.clientKey }], action.at);
     case 'event':
-      return learn(state, { ...action.data, status: statusOf(action.name, action.data) }, action.at);
+      return learn(state, [{ ...action.data, status: statusOf(action.name, action.data) }], action.at);
     case 'fetched':
-      return action.epoch < state.epoch ? state : learn(state, action.item, action.at);
+      return action.epoch < state.epoch ? state : learn(state, action.items, action.at);
     case 'loaded':
       return action.epoch < state.epoch ? state : loaded(state, action);
     case 'reset':
@@ -150,13 +54,18 @@ export function reduce(state, action) {
       return state.list === 'signed-out' ? state : { ...state, user: action.user };
     case 'credits':
       return { ...state, balance: action.balance, held: action.held };
-    case 'stream':
-      return { ...state, stream: action.stream };
+    case 'connection':
+      return { ...state, connection: action.connection };
     case 'list':
       return action.list === 'signed-out'
         ? { ...EMPTY, epoch: state.epoch + 1, list: 'signed-out' }
         : { ...state, list: action.list, problem: action.problem ?? '' };
   }
+}
+
+/** @param {Card} card @returns {boolean} its run has not ended */
+export function isActive({ status }) {
+  return status === 'queued' || status === 'processing';
 }
 
 /**
@@ -172,28 +81,27 @@ export function flips(before, after, action) {
   const known = new Map(before.cards.map((card) => [card.key, card]));
   return after.cards.filter((card) => {
     const old = known.get(card.key);
+    if (old === card) return false;
     if (!old) return action.type === 'event';
     return old.status !== card.status && Math.max(RANK[old.status], RANK[card.status]) >= RANK.completed;
   });
 }
 
 /**
- * Whether `item` shows at least what the event told, so that no further fetch is needed.
+ * Whether `item` is as new as the event's row, so that no further fetch is needed.
  * @param {News} item
- * @param {EventName} name
- * @param {News} data
+ * @param {News} data of the event
  * @returns {boolean}
  */
-export function isFresh(item, name, data) {
+export function isFresh(item, data) {
+  if (item.version !== undefined && data.version !== undefined) return item.version >= data.version;
   const [run, wanted] = [item.run ?? 0, data.run ?? 1];
-  if (run !== wanted) return run > wanted;
-  return RANK[item.status ?? 'sending'] >= RANK[statusOf(name, data)];
+  return run === wanted ? RANK[item.status ?? 'sending'] >= RANK[data.status ?? 'queued'] : run > wanted;
 }
 
 /**
- * @param {EventName} name
+ * @param {'failed' | 'done' | 'queued'} name
  * @param {News} data
- * @returns {Status}
  */
 function statusOf(name, data) {
   if (name === 'failed') return 'failed';
@@ -206,34 +114,67 @@ function statusOf(name, data) {
  * @param {Extract<Action, {type: 'loaded'}>} action
  * @returns {State}
  */
-function loaded(state, { items, next, older, epoch, at }) {
+function loaded(state, { items, next, older, gate, epoch, at }) {
   const first = state.next === undefined;
   const seen = new Set(items.map((item) => item.sessionId));
   // Of an epoch that is over only what the list confirms stays, as after loading the page again.
   const gone = older ? [] : state.cards.filter((card) => doubted(card, epoch) && !seen.has(card.sessionId ?? ''));
   const kept = gone.length ? state.cards.filter((card) => !gone.includes(card)) : state.cards;
-  const known = items.reduce((so_far, item) => learn(so_far, item, at), { ...state, cards: kept });
+  const known = learn({ ...state, cards: kept }, items, at);
   const turned = first || older || gone.length > 0;
-  return { ...known, list: 'ready', problem: '', next: turned ? next : state.next };
+  return {
+    ...known,
+    list: 'ready',
+    problem: '',
+    next: turned ? next : state.next,
+    gate: gate === undefined || older ? state.gate : gate,
+  };
 }
 
 /**
+ * Merge what is told of some sessions into their cards, or make them one.
  * @param {State} state
- * @param {News} news
+ * @param {News[]} all
  * @param {string} at
  * @returns {State}
  */
-function learn(state, news, at) {
-  const { cards, epoch } = state;
-  const named = cards.find((card) => card.sessionId === news.sessionId);
-  const waiting = cards.find(
-    (card) => card.sessionId === null && !!news.clientKey && card.clientKey === news.clientKey,
-  );
-  // The event may have come without its key, before the answer that tells which card it belongs to.
-  const own = named && waiting ? { ...named, key: waiting.key, prompt: named.prompt ?? waiting.prompt } : named;
-  const old = own ?? waiting ?? stub(news, at, epoch);
-  const others = cards.filter((card) => card !== named && card !== waiting);
-  return withCards(state, [...others, merge({ ...old, sessionId: news.sessionId }, news, epoch)]);
+function learn(state, all, at) {
+  /** @type {(Card | null)[]} */
+  const cards = [...state.cards];
+  /** @type {Map<string, number>} places by session, and of orders without one */
+  const bySession = new Map();
+  /** @type {Map<string, number>} */
+  const byOrder = new Map();
+  state.cards.forEach(({ sessionId, clientKey }, place) => {
+    if (sessionId !== null) bySession.set(sessionId, place);
+    else if (clientKey) byOrder.set(clientKey, place);
+  });
+  let changed = false;
+  for (const news of all) {
+    const named = bySession.get(news.sessionId);
+    const order = byOrder.get(news.clientKey ?? '');
+    const old = joined(cards[named ?? -1], cards[order ?? -1]) ?? stub(news, at, state.epoch);
+    const card = merge(old, news, state.epoch);
+    if (named !== undefined && card === cards[named]) continue;
+    changed = true;
+    if (named !== undefined && order !== undefined) cards[order] = null;
+    const place = named ?? order ?? cards.length;
+    cards[place] = card;
+    bySession.set(news.sessionId, place);
+    byOrder.delete(news.clientKey ?? '');
+  }
+  return changed ? withCards(state, cards.filter((card) => card !== null)) : state;
+}
+
+/**
+ * The card of a session, or of the order that it answers. An event may have come without its key, before
+ * the answer that tells which order it belongs to: then there are two, and the order's place is kept.
+ * @param {Card | null | undefined} named
+ * @param {Card | null | undefined} order
+ */
+function joined(named, order) {
+  if (!named || !order) return named ?? order;
+  return { ...named, key: order.key, prompt: named.prompt ?? order.prompt, params: named.params ?? order.params };
 }
 
 /**
@@ -243,43 +184,108 @@ function learn(state, news, at) {
  * @returns {Card}
  */
 function merge(card, news, epoch) {
-  const run = news.run ?? card.run;
-  const status = news.status ?? card.status;
-  const known = {
-    ...card,
-    clientKey: card.clientKey ?? news.clientKey ?? null,
-    model: card.model ?? news.model ?? null,
-    prompt: card.prompt ?? news.prompt ?? null,
-    createdAt: card.createdAt ?? news.createdAt ?? null,
-  };
   const trusted = !doubted(card, epoch);
-  if (trusted && (run < card.run || (run === card.run && RANK[status] < RANK[card.status]))) return known;
+  const order = trusted ? age(card, news) : 1;
+  if (order < 0) return card.whole ? card : filled(card, news);
+  const run = news.run ?? card.run;
+  const status = news.status ?? (card.sessionId === null ? 'queued' : card.status);
   const old = trusted && run === card.run ? card : null;
-  const details = newest(old?.errorDetails ?? null, news.error_details ?? null);
-  return {
-    ...known,
+  const told = news.version !== undefined; // then null is what the row says, else it says nothing
+  /**
+   * @template T
+   * @param {T | null | undefined} value
+   * @param {T | null | undefined} before
+   * @returns {T | null}
+   */
+  const take = (value, before) => (value === undefined || (value === null && !told) ? (before ?? null) : value);
+  const details = told ? take(news.error_details, old?.errorDetails) : newest(old?.errorDetails, news.error_details);
+  const createdAt = take(news.createdAt, card.createdAt);
+  /** @type {Card} */
+  const merged = {
+    ...card,
+    sessionId: news.sessionId,
+    clientKey: take(news.clientKey, card.clientKey),
     run,
     status,
     epoch,
-    attempts: news.attempts ?? old?.attempts ?? null,
-    startedAt: news.startedAt ?? old?.startedAt ?? null,
-    completedAt: news.completedAt ?? old?.completedAt ?? null,
-    result: status === 'completed' ? (news.result ?? old?.result ?? null) : null,
+    version: news.version ?? (order > 0 ? null : card.version),
+    step: news.step ?? (order > 0 ? null : card.step),
+    model: take(news.model, card.model),
+    prompt: take(news.prompt, card.prompt),
+    params: take(news.params, card.params),
+    createdAt,
+    born: moment(createdAt) || card.born,
+    attempts: take(news.attempts, old?.attempts),
+    startedAt: take(news.startedAt, old?.startedAt),
+    completedAt: take(news.completedAt, old?.completedAt),
+    result: status === 'completed' ? take(news.result, old?.result) : null,
     errorDetails: status === 'failed' ? details : null,
-    credits: news.credits ?? old?.credits ?? null,
+    credits: take(news.credits, old?.credits),
+    problem: '',
+    whole: card.whole || news.prompt !== undefined,
   };
+  return same(card, merged) ? card : merged;
+}
+
+/**
+ * Whether news is older (-1) than what a card shows, the same state of the row (0), or newer (1).
+ * @param {Card} card
+ * @param {News} news
+ */
+function age(card, news) {
+  const byRun = Math.sign((news.run ?? card.run) - card.run);
+  if (byRun) return byRun;
+  if (news.version === undefined || card.version === null) {
+    return Math.sign(RANK[news.status ?? card.status] - RANK[card.status]);
+  }
+  const byVersion = Math.sign(news.version - card.version);
+  if (byVersion) return byVersion;
+  if (news.step === undefined) return card.step === null || !isActive(card) ? 0 : -1;
+  return card.step === null ? 1 : Math.sign(news.step - card.step);
+}
+
+/**
+ * A card that only an event has told of, with what older news knows: better an old prompt than none.
+ * @param {Card} card
+ * @param {News} news
+ * @returns {Card}
+ */
+function filled(card, news) {
+  const known = {
+    ...card,
+    sessionId: news.sessionId,
+    clientKey: card.clientKey ?? news.clientKey ?? null,
+    model: card.model ?? news.model ?? null,
+    prompt: card.prompt ?? news.prompt ?? null,
+    params: card.params ?? news.params ?? null,
+    createdAt: card.createdAt ?? news.createdAt ?? null,
+  };
+  known.born = moment(known.createdAt) || card.born;
+  return same(card, known) ? card : known;
 }
 
 /**
  * The details that were written later: by the failure's time, then by the refund's, which may follow.
- * @param {ErrorDetails | null} ours
- * @param {ErrorDetails | null} theirs
- * @returns {ErrorDetails | null}
+ * @param {Card['errorDetails'] | undefined} ours
+ * @param {Card['errorDetails'] | undefined} theirs
+ * @returns {Card['errorDetails']}
  */
 function newest(ours, theirs) {
-  if (!ours || !theirs) return theirs ?? ours;
+  if (!ours || !theirs) return theirs ?? ours ?? null;
   const failed = moment(theirs.failedAt) - moment(ours.failedAt);
   return (failed || moment(theirs.refundedAt) - moment(ours.refundedAt)) < 0 ? ours : theirs;
+}
+
+/**
+ * Values are compared by what they say: an answer that tells nothing new leaves a card as it is.
+ * @param {Card} one
+ * @param {Card} other
+ */
+function same(one, other) {
+  return Object.entries(other).every(([name, value]) => {
+    const old = one[/** @type {keyof Card} */ (name)];
+    return old === value || (typeof value === 'object' && JSON.stringify(old) === JSON.stringify(value));
+  });
 }
 
 /**
@@ -295,8 +301,9 @@ function doubted(card, epoch) {
  * @param {number} epoch
  * @returns {Card}
  */
-function optimistic({ clientKey, prompt, at }, epoch) {
-  return { ...stub({ sessionId: '' }, at, epoch), key: clientKey, sessionId: null, clientKey, prompt };
+function ordered({ clientKey, prompt, params, at }, epoch) {
+  const card = stub({ sessionId: '' }, at, epoch);
+  return { ...card, key: clientKey, sessionId: null, clientKey, prompt, params };
 }
 
 /**
@@ -312,8 +319,11 @@ function stub(news, at, epoch) {
     clientKey: null,
     status: 'sending',
     run: news.run ?? 1,
+    version: null,
+    step: null,
     model: null,
     prompt: null,
+    params: null,
     attempts: null,
     createdAt: null,
     startedAt: null,
@@ -321,9 +331,26 @@ function stub(news, at, epoch) {
     result: null,
     errorDetails: null,
     credits: null,
+    problem: '',
+    whole: false,
     seenAt: at,
+    born: moment(news.createdAt) || FUTURE + moment(at),
     epoch,
   };
+}
+
+/** A clock that is behind must not put what is new below what is old: until the row tells, it is the newest. */
+const FUTURE = 1e14;
+
+/**
+ * @param {State} state
+ * @param {string} clientKey of an order without a session
+ * @param {(card: Card) => Card[]} change
+ */
+function withWaiting(state, clientKey, change) {
+  const waits = (/** @type {Card} */ card) => card.sessionId === null && card.clientKey === clientKey;
+  if (!state.cards.some(waits)) return state;
+  return { ...state, cards: state.cards.flatMap((card) => (waits(card) ? change(card) : card)) };
 }
 
 /**
@@ -332,8 +359,7 @@ function stub(news, at, epoch) {
  * @returns {State}
  */
 function withCards(state, cards) {
-  const born = (/** @type {Card} */ card) => moment(card.createdAt ?? card.seenAt);
-  return { ...state, cards: cards.sort((one, other) => born(other) - born(one) || (one.key < other.key ? -1 : 1)) };
+  return { ...state, cards: cards.sort((one, other) => other.born - one.born || (one.key < other.key ? -1 : 1)) };
 }
 
 /**

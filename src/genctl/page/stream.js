@@ -1,88 +1,137 @@
 /**
- * The server's events through the browser's own EventSource, which resumes with Last-Event-ID.
+ * The server's events, by the browser's own EventSource or by fetch, followed for ever.
  *
- * What it does not do is added: a connection that says nothing any more, though a heartbeat was due,
- * is dead and opened again; so is one that the browser gave up (any answer but 200).
+ * An EventSource comes back by itself and resumes with Last-Event-ID. What it does not do is added: a connection
+ * that says nothing any more, though a heartbeat was due, is dead and opened again; so is one that it gave up
+ * (any answer but 200).
  */
 
-/** @typedef {'ready' | 'heartbeat' | 'failed' | 'done' | 'queued' | 'reset' | 'bye'} Name */
+/** @import {Ear, EventName, EventSourceOf, Following} from './types.js' */
+import { reader } from './sse.js';
 
 /**
- * @typedef {object} Ear
- * @property {(name: Name, data: Record<string, unknown>) => void} hear
- * @property {(stream: 'connecting' | 'live' | 'lost') => void} turn `live` only once `ready` came
- * @property {() => void} refused the browser gave up: perhaps we are signed out
+ * Opens one stream. `lost` is told whether it comes back by itself.
+ * @typedef {(url: string, heard: (name: EventName, data: string, id: string) => void, lost: (again: boolean) => void) => () => void} Connect
  */
 
-/** @type {Name[]} */
+/** @type {EventName[]} */
 const NAMES = ['ready', 'heartbeat', 'failed', 'done', 'queued', 'reset', 'bye'];
-const SILENCE_MS = 25_000; // heartbeats come every 15 s
-const LONGEST_DELAY_MS = 30_000;
+const SILENCE_MS = 20_000; // heartbeats come every 15 s
+const RETRY_MS = [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000];
+const REPLACED_MS = 120_000; // newer streams of the same user have taken our place: no fight about it
+
+/** @type {Connect} */
+export const byEventSource = (url, heard, lost) => {
+  const source = new EventSource(url);
+  for (const name of NAMES) source.addEventListener(name, ({ data, lastEventId }) => heard(name, data, lastEventId));
+  source.addEventListener('error', () => lost(source.readyState !== EventSource.CLOSED));
+  return () => source.close();
+};
 
 /**
- * Follow the stream at `url` from `cursor` (an event's id, or empty) on. Returns what ends it.
- * @param {string} url
- * @param {string} cursor
- * @param {Ear} ear
- * @returns {() => void}
+ * For bearer tokens, which an EventSource cannot send, and where there is no EventSource.
+ * @param {typeof globalThis.fetch} fetch
+ * @returns {Connect}
  */
-export function follow(url, cursor, ear) {
-  /** @type {EventSource | undefined} */
-  let source;
-  let failures = 0;
+export const byFetch = (fetch) => (url, heard, lost) => {
+  const ends = new AbortController();
+  const known = (/** @type {string} */ name) => NAMES.includes(/** @type {EventName} */ (name));
+  const read = reader(({ name, data, id }) => known(name) && heard(/** @type {EventName} */ (name), data, id));
+  const run = async () => {
+    const response = await fetch(url, { headers: { accept: 'text/event-stream' }, cache: 'no-store', signal: ends.signal });
+    if (!response.ok || !response.body) return;
+    const pieces = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let piece = await pieces.read(); !piece.done; piece = await pieces.read()) read(piece.value);
+  };
+  run()
+    .catch(() => {})
+    .then(() => ends.signal.aborted || lost(false));
+  return () => ends.abort();
+};
+
+/**
+ * Follow the stream at `url` for as long as somebody listens.
+ * @param {string} url
+ * @param {Connect} connect
+ * @returns {EventSourceOf}
+ */
+export function follow(url, connect) {
+  return ({ cursor }, ear) => new Follower(url, connect, cursor, ear);
+}
+
+/** @implements {Following} */
+class Follower {
+  #close = () => {};
+  #failures = 0;
+  #ready = false;
+  #replaced = false;
+  #heardAt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let timer;
+  #timer;
+
+  /** @param {string} url @param {Connect} connect @param {string} cursor @param {Ear} ear */
+  constructor(url, connect, cursor, ear) {
+    this.url = url;
+    this.connect = connect;
+    this.cursor = cursor;
+    this.ear = ear;
+    this.#open();
+  }
+
+  close() {
+    clearTimeout(this.#timer);
+    this.#close();
+    this.#close = () => {};
+  }
+
+  wake() {
+    if (this.#ready && Date.now() - this.#heardAt < SILENCE_MS) return;
+    this.#open();
+  }
+
+  #open = () => {
+    this.#close();
+    this.#ready = this.#replaced = false;
+    this.ear.turn('opening');
+    const query = this.cursor ? `${this.url.includes('?') ? '&' : '?'}lastEventId=${encodeURIComponent(this.cursor)}` : '';
+    this.#close = this.connect(this.url + query, this.#heard, this.#lost);
+    this.#later(SILENCE_MS, this.#silent);
+  };
+
+  /** @param {EventName} name @param {string} text @param {string} id */
+  #heard = (name, text, id) => {
+    this.#later(SILENCE_MS, this.#silent);
+    this.#heardAt = Date.now();
+    this.cursor = id || this.cursor;
+    const data = parsed(text);
+    if (name === 'ready') [this.#ready, this.#failures] = [true, 0];
+    if (name === 'bye') this.#replaced = data.why === 'newer stream';
+    this.ear.hear(name, data, id);
+    if (this.#replaced) this.#lost(false);
+  };
+
+  /** @param {boolean} again */
+  #lost = (again) => {
+    const lived = this.#ready && !this.#replaced;
+    this.#ready = false;
+    if (!again || this.#replaced) {
+      this.#close();
+      const wait = this.#replaced ? REPLACED_MS : (RETRY_MS[Math.min(this.#failures++, RETRY_MS.length - 1)] ?? 0);
+      this.#later(wait * (0.5 + Math.random() / 2), this.#open);
+    }
+    this.ear.turn(lived ? 'ended' : again ? 'lost' : 'refused');
+  };
+
+  #silent = () => {
+    this.ear.turn('lost');
+    this.#open();
+  };
 
   /** @param {number} delay @param {() => void} what */
-  const later = (delay, what) => {
-    clearTimeout(timer);
-    timer = setTimeout(what, delay);
-  };
-
-  const open = () => {
-    source?.close();
-    source = new EventSource(cursor ? `${url}?lastEventId=${encodeURIComponent(cursor)}` : url);
-    for (const name of NAMES) source.addEventListener(name, (event) => heard(name, event));
-    source.addEventListener('error', lost);
-    later(SILENCE_MS, reopen);
-  };
-
-  const reopen = () => {
-    ear.turn('lost');
-    open();
-  };
-
-  /** @param {Name} name @param {MessageEvent<string>} event */
-  const heard = (name, event) => {
-    later(SILENCE_MS, reopen);
-    cursor = event.lastEventId || cursor;
-    if (name === 'ready') {
-      failures = 0;
-      ear.turn('live');
-    }
-    if (name === 'bye') ear.turn('lost'); // the browser comes back by itself once the server hangs up
-    ear.hear(name, parsed(event.data));
-  };
-
-  const lost = () => {
-    ear.turn('lost');
-    if (source?.readyState !== EventSource.CLOSED) return; // it tries again by itself
-    const delay = Math.min(1_000 * 2 ** failures++, LONGEST_DELAY_MS);
-    later(delay * (0.5 + Math.random() / 2), open);
-    ear.refused();
-  };
-
-  const offline = () => ear.turn('lost');
-  addEventListener('offline', offline);
-  addEventListener('online', open);
-  ear.turn('connecting');
-  open();
-  return () => {
-    clearTimeout(timer);
-    source?.close();
-    removeEventListener('offline', offline);
-    removeEventListener('online', open);
-  };
+  #later(delay, what) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(what, delay);
+  }
 }
 
 /**

@@ -1,15 +1,32 @@
 /** What the page says about a card. Pure: the same words for card, dialog and announcement. */
 
-/** @import {Card, ErrorDetails, Picture, Status} from './state.js' */
+/** @import {Card, CardStatus, Connection, ErrorDetails, Gate, Picture} from './types.js' */
 
-/** @type {Record<Status, string>} */
+/** @typedef {Partial<ErrorDetails> | null} Details */
+
+/** @type {Record<CardStatus, string>} */
 export const STATUS = {
   sending: 'Sending',
+  unsent: 'Not sent',
   queued: 'Queued',
   processing: 'Processing',
   completed: 'Completed',
   failed: 'Failed',
 };
+
+/** @type {Record<Connection['is'], string>} */
+export const CONNECTION = {
+  connecting: 'Connecting',
+  live: 'Live',
+  'catching-up': 'Catching up',
+  stale: 'Not up to date',
+  offline: 'Offline',
+};
+
+const TIME = new Intl.DateTimeFormat('en', { hour: 'numeric', minute: 'numeric', second: 'numeric', hour12: false });
+const MINUTE = new Intl.DateTimeFormat('en', { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
+const DAY = new Intl.DateTimeFormat('en', { day: 'numeric', month: 'short', year: 'numeric' });
+const NUMBER = new Intl.NumberFormat('en');
 
 /** @type {Record<string, string>} */
 const HEADLINES = {
@@ -22,14 +39,15 @@ const HEADLINES = {
   network: 'Image service not reached',
   internal: 'Something went wrong on our side',
   config: 'Image service not ready',
+  cancelled: 'Cancelled',
 };
 
-/** @param {ErrorDetails | null} details */
+/** @param {Details} details */
 export function headline(details) {
   return (details?.category && Object.hasOwn(HEADLINES, details.category) && HEADLINES[details.category]) || 'The image could not be made';
 }
 
-/** @param {ErrorDetails | null} details */
+/** @param {Details} details */
 export function sentence(details) {
   return details?.userMessage || 'No reason was given.';
 }
@@ -37,7 +55,7 @@ export function sentence(details) {
 /**
  * What the row says about the credits: returned with the time, still owed, or nothing. What was meant
  * to be returned is never shown.
- * @param {ErrorDetails | null} details
+ * @param {Details} details
  * @returns {{words: string, at: string | null} | null}
  */
 export function refund(details) {
@@ -48,7 +66,7 @@ export function refund(details) {
 
 /**
  * The card in one sentence, for a screen reader.
- * @param {Card} card
+ * @param {Pick<Card, 'prompt' | 'status' | 'errorDetails'>} card
  */
 export function announcement(card) {
   const prompt = `“${(card.prompt ?? 'An image').slice(0, 80)}”`;
@@ -56,6 +74,78 @@ export function announcement(card) {
   const credits = refund(card.errorDetails);
   const parts = [`${prompt} failed: ${headline(card.errorDetails)}`, sentence(card.errorDetails), credits?.words];
   return parts.filter(Boolean).map((part) => asSentence(String(part))).join(' ');
+}
+
+/**
+ * Many cards in one sentence: nobody listens to fifty.
+ * @param {readonly Pick<Card, 'prompt' | 'status' | 'errorDetails'>[]} cards
+ */
+export function summary(cards) {
+  if (cards.length === 1 && cards[0]) return announcement(cards[0]);
+  const failed = cards.filter(({ status }) => status === 'failed');
+  const completed = cards.filter(({ status }) => status === 'completed').length;
+  const others = cards.length - failed.length - completed;
+  const returned = failed.reduce((sum, { errorDetails }) => sum + (refund(errorDetails)?.at ? (errorDetails?.refundedCredits ?? 0) : 0), 0);
+  return [
+    failed.length && `${count(failed.length, 'image')} failed`,
+    completed && `${count(completed, 'image')} completed`,
+    others && `${count(others, 'image')} started again`,
+    returned && `${count(returned, 'credit')} returned`,
+  ]
+    .filter(Boolean)
+    .map((part) => asSentence(String(part)))
+    .join(' ');
+}
+
+/**
+ * What the banner says while nobody vouches for what is on the screen.
+ * @param {Connection} connection
+ * @param {number} now milliseconds since 1970
+ */
+export function behind({ is, since }, now) {
+  const of = since ? ` Cards show how things stood at ${clock(since, now)}.` : '';
+  if (is === 'offline') return `The server cannot be reached.${of} This page keeps trying.`;
+  return `News may be missing.${of} Images that wait are looked at now and then.`;
+}
+
+/**
+ * Why nothing begins now; empty while images are made.
+ * @param {Gate | null} gate
+ * @param {number} now milliseconds since 1970
+ */
+export function closed(gate, now) {
+  if (!gate || gate.state === 'open') return '';
+  if (gate.state === 'busy') return 'The image service is busy or has a problem. Images wait until it answers again; nothing is lost.';
+  const until = gate.until && Date.parse(gate.until) > now ? ` until about ${minute(gate.until, now)}` : '';
+  return `Images are paused${until}. They wait; nothing is lost.`;
+}
+
+/**
+ * What stands in the place of an image.
+ * @param {Card} card
+ * @param {Gate | null} gate
+ * @param {number} now milliseconds since 1970
+ */
+export function waiting(card, gate, now) {
+  if (card.status === 'sending') return 'Sending the request';
+  if (card.status === 'unsent') return card.problem || 'It was not sent.';
+  const [words, since] =
+    card.status === 'processing' ? ['The image is being made', card.startedAt] : [whyQueued(gate), card.createdAt];
+  const waited = since ? lasted(now - Date.parse(since)) : '';
+  return waited && card.run === 1 ? `${words} · ${waited}` : words;
+}
+
+/** @param {Gate | null} gate */
+function whyQueued(gate) {
+  if (gate?.state === 'paused') return 'Paused';
+  return gate?.state === 'busy' ? 'Waiting: the service is busy' : 'Waiting for its turn';
+}
+
+/** @param {number} ms */
+function lasted(ms) {
+  const minutes = Math.floor(ms / 60_000);
+  if (!(minutes >= 1)) return '';
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 /**
@@ -71,7 +161,12 @@ export function asSentence(text) {
  * @param {string} noun
  */
 export function count(number, noun) {
-  return `${number.toLocaleString('en')} ${noun}${number === 1 ? '' : 's'}`;
+  return `${amount(number)} ${noun}${number === 1 ? '' : 's'}`;
+}
+
+/** @param {number} number */
+export function amount(number) {
+  return NUMBER.format(number);
 }
 
 /**
@@ -86,7 +181,7 @@ export function ago(at, now) {
   if (seconds < 60) return `${seconds} s ago`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
   if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ago`;
-  return new Date(at).toLocaleDateString('en', { day: 'numeric', month: 'short', year: 'numeric' });
+  return DAY.format(new Date(at));
 }
 
 /**
@@ -95,22 +190,54 @@ export function ago(at, now) {
  * @param {number} now milliseconds since 1970
  */
 export function clock(at, now) {
-  const then = new Date(at);
-  if (Number.isNaN(then.getTime())) return '';
-  const time = then.toLocaleTimeString('en', { hour12: false });
-  if (then.toDateString() === new Date(now).toDateString()) return time;
-  return `${then.toLocaleDateString('en', { day: 'numeric', month: 'short', year: 'numeric' })}, ${time}`;
+  return dated(TIME, at, now);
 }
 
 /**
- * The first image that a browser may load: only http and https, never a script's address.
- * @param {Card} card
+ * The same without seconds.
+ * @param {string} at
  * @param {number} now milliseconds since 1970
- * @returns {{url: string, size: string | null, expired: boolean} | null}
  */
-export function picture(card, now) {
-  const image = card.result?.images?.find((/** @type {Picture} */ { url }) => /^https?:\/\//i.test(url));
-  if (!image) return null;
-  const expired = !!image.expiresAt && Date.parse(image.expiresAt) <= now;
-  return { url: image.url, size: image.size ?? null, expired };
+export function minute(at, now) {
+  return dated(MINUTE, at, now);
+}
+
+/** @param {Intl.DateTimeFormat} format @param {string} at @param {number} now */
+function dated(format, at, now) {
+  const then = new Date(at);
+  if (Number.isNaN(then.getTime())) return '';
+  const time = format.format(then);
+  return then.toDateString() === new Date(now).toDateString() ? time : `${DAY.format(then)}, ${time}`;
+}
+
+/** @typedef {{url: string, size: string | null, expiresAt: string | null, expired: boolean}} Shot */
+
+/**
+ * The images that a browser may load: only http and https, never a script's address.
+ * @param {Pick<Card, 'result'>} card
+ * @param {number} now milliseconds since 1970
+ * @returns {Shot[]}
+ */
+export function pictures(card, now) {
+  const images = card.result?.images ?? [];
+  return images
+    .filter((/** @type {Picture} */ { url }) => /^https?:\/\//i.test(url))
+    .map(({ url, size, expiresAt }) => ({
+      url,
+      size: size ?? null,
+      expiresAt: expiresAt ?? null,
+      expired: !!expiresAt && Date.parse(expiresAt) <= now,
+    }));
+}
+
+/**
+ * How many of a set are missing, as far as the row tells what was asked for; empty when it does not.
+ * @param {Pick<Card, 'result' | 'params' | 'status'>} card
+ */
+export function missing({ result, params, status }) {
+  const options = /** @type {{max_images?: unknown} | undefined} */ (params?.sequential_image_generation_options);
+  const asked = options?.max_images;
+  const made = result?.images?.length ?? 0;
+  if (status !== 'completed' || typeof asked !== 'number' || made >= asked) return '';
+  return `${count(made, 'image')} of at most ${asked}: the others were refused, or the provider thought fewer enough.`;
 }

@@ -16,13 +16,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from genctl import credits, traits
+from genctl import credits, gate, traits
 from genctl.base.jsontext import read_json
 from genctl.base.settings import Settings
 from genctl.base.tokens import Claims, Tokens
@@ -47,6 +48,7 @@ from genctl.tools.found import Tools
 
 SEND_WITHIN_S = 5.0
 PAGE_SIZE, LARGEST_PAGE = 50, 200
+OFFERS = ""  # what the page may offer beside orders; `cancel` where that route exists
 MOST_FIELDS, LONGEST_FIELD = 100, 100  # of an order: what may be meant by each unknown one is looked for
 HEADERS = (
     "Authorization",
@@ -96,7 +98,7 @@ class Api:
             # what users had of a tool that is gone, or cannot be used, is still theirs
             Mount("/api/{tool}", self._router(None)),
             Route("/", self.show_page),
-            Mount("/page", StaticFiles(directory=PAGE)),
+            Mount("/page", GZipMiddleware(StaticFiles(directory=PAGE))),
             *self.sign_in.routes,
             Route("/healthz", self.healthz),
             Route("/readyz", self.readyz),
@@ -210,6 +212,7 @@ class Api:
                 "sessions": [sse.item(session) for row in page if (session := readable(row))],
                 "next": page[-1]["id"] if len(rows) > limit else None,
                 "lastEventId": self.cursors.write(caller.user, rows[0]["head"]),
+                "gate": sse.gate_for_users(await gate.read(self.db, tool.name)),
             }
         )
 
@@ -313,13 +316,16 @@ class LateQueue:
 
 
 def page_of(tool: Tool) -> str:
-    """Make the page about one tool: its path, and the sizes that it offers, if any."""
+    """Make the page about one tool: its path, its price, and the sizes that it offers, if any."""
     sizes = "".join(
         f'<option value="{escape(size)}">{escape(words)}</option>' for size, words in tool.sizes.items()
     )
     page = (PAGE / "index.html").read_text("utf-8")
     sized = "" if sizes else "hidden"
-    return page.replace("{{tool}}", tool.name).replace("{{sizes}}", sizes).replace("{{sized}}", sized)
+    values = {"tool": tool.name, "price": str(tool.price), "offers": OFFERS, "sizes": sizes, "sized": sized}
+    for name, value in values.items():
+        page = page.replace(f"{{{{{name}}}}}", value)
+    return page
 
 
 def _order(body: bytes, key: str | None, caller: Claims, tool: Tool) -> Order:

@@ -1,0 +1,257 @@
+"""What the page claims while something is broken, and that nothing is lost by it; as a person meets it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
+from tests.browser.screen import card, live
+from tests.browser.stub import Stub
+from tests.kit import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STREAM = "**/api/seedream4/events*"
+
+
+@asynccontextmanager
+async def visitor(browser: Browser, server: Stub, script: str = "") -> AsyncIterator[BrowserContext]:
+    """A browser of its own that is signed in; `script` runs before the page's."""
+    async with await browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        if script:
+            await context.add_init_script(script)
+        await context.request.post(server.sign_in_link(), form={}, max_redirects=0)
+        yield context
+
+
+async def another(context: BrowserContext, server: Stub) -> Page:
+    page = await context.new_page()
+    await page.goto(server.url)
+    await page.locator("#form").wait_for()
+    return page
+
+
+async def order(page: Page, prompt: str) -> None:
+    await page.locator("#prompt").fill(prompt)
+    await page.keyboard.press("Enter")
+
+
+# -- the connection line ---------------------------------------------------------------------------
+
+
+async def test_a_heartbeat_that_does_not_vouch_is_shown_and_told_after_a_while(
+    page: Page, server: Stub
+) -> None:
+    server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
+    await expect(page.locator("#stream .word")).to_have_text("Not up to date")
+    await expect(page.locator("#behind")).to_be_hidden()
+    await expect(page.locator("#behind")).to_contain_text("Cards show how things stood at")
+    server.tell_heartbeat()
+    await live(page)
+    await expect(page.locator("#behind")).to_be_hidden()
+
+
+async def test_an_end_that_was_planned_shows_no_banner(page: Page, server: Stub) -> None:
+    await page.evaluate(
+        """() => {
+          window.banners = 0;
+          const look = () => (window.banners += !document.querySelector('#behind').hidden);
+          new MutationObserver(look).observe(document.querySelector('#behind'), {attributes: true});
+        }"""
+    )
+    server.end_streams()
+    await until(lambda: _is(server.streams == 1))
+    await live(page)
+    assert await page.evaluate("window.banners") == 0
+
+
+async def test_an_order_reaches_its_end_while_the_stream_is_blocked(browser: Browser, server: Stub) -> None:
+    async with visitor(browser, server) as context:
+        await context.route(STREAM, lambda route: route.abort())
+        page = await another(context, server)
+        await order(page, "a fox")
+        own = page.locator(".card")
+        await expect(own).to_have_attribute("data-status", "queued")
+        await expect(page.locator("#behind")).to_be_visible()
+        await expect(page.locator("#stream .word")).to_have_text("Not up to date")
+        server.fail(next(iter(server.sessions)))
+        await expect(own).to_have_attribute("data-status", "failed", timeout=15_000)
+
+
+async def test_a_stream_that_hangs_is_told_after_three_seconds(browser: Browser, server: Stub) -> None:
+    async def hang(_: Route) -> None:
+        """Answer nothing."""
+
+    async with visitor(browser, server) as context:
+        await context.route(STREAM, hang)
+        page = await another(context, server)
+        await expect(page.locator("#behind")).to_be_visible(timeout=4_500)
+        await expect(page.locator("#behind")).to_contain_text("News may be missing.")
+
+
+async def test_without_an_event_source_the_stream_comes_by_fetch(browser: Browser, server: Stub) -> None:
+    async with visitor(browser, server, "delete window.EventSource") as context:
+        page = await another(context, server)
+        await live(page)
+        session = server.enqueue("x")
+        server.fail(session)
+        await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=2_000)
+
+
+async def test_storage_that_is_forbidden_takes_nothing_but_the_draft(browser: Browser, server: Stub) -> None:
+    forbid = """for (const name of ['sessionStorage', 'localStorage']) {
+      Object.defineProperty(window, name, {get() { throw new DOMException('no', 'SecurityError'); }});
+    }"""
+    async with visitor(browser, server, forbid) as context:
+        page = await another(context, server)
+        await live(page)
+        await order(page, "a fox")
+        await expect(page.locator(".card")).to_have_attribute("data-status", "queued")
+
+
+async def test_a_clock_that_is_an_hour_off_neither_hides_nor_claims(browser: Browser, server: Stub) -> None:
+    server.complete(server.enqueue("older", ago_s=60), b"no image")
+    for hours in (-1, 1):
+        skew = f"const real = Date.now; Date.now = () => real() + {hours} * 3600e3;"
+        async with visitor(browser, server, skew) as context:
+            page = await another(context, server)
+            await live(page)
+            await order(page, f"off by {hours}")
+            await expect(page.locator(".card .prompt").first).to_have_text(f"off by {hours}")
+            await expect(page.locator(".card").first).to_have_attribute("data-status", "queued")
+            await expect(page.locator(".card").first.locator(".waiting")).to_have_text("Waiting for its turn")
+
+
+# -- tabs ------------------------------------------------------------------------------------------
+
+
+async def test_ten_tabs_have_one_stream_and_each_of_them_orders(browser: Browser, server: Stub) -> None:
+    async with visitor(browser, server) as context:
+        tabs = [await another(context, server) for _ in range(10)]
+        for tab in tabs:
+            await live(tab)
+        assert server.streams == 1
+        await asyncio.gather(*(order(tab, f"from tab {number}") for number, tab in enumerate(tabs)))
+        await until(lambda: _is(len(server.sessions) == 10))
+        session = server.enqueue("for all")
+        server.fail(session)
+        for tab in tabs:
+            await expect(card(tab, session)).to_have_attribute("data-status", "failed", timeout=3_000)
+
+
+async def test_the_end_of_the_leading_tab_is_healed_in_a_second(browser: Browser, server: Stub) -> None:
+    async with visitor(browser, server) as context:
+        first = await another(context, server)
+        await live(first)
+        second, third = await another(context, server), await another(context, server)
+        await live(second)
+        await live(third)
+        session = server.enqueue("between two leaders")
+        await first.close()
+        server.fail(session)  # whoever leads next must be told of it
+        for tab in (second, third):
+            await expect(card(tab, session)).to_have_attribute("data-status", "failed", timeout=2_000)
+        await live(third)
+        server.tell_heartbeat()  # the stub notices by it that the first one's is gone
+        await until(lambda: _is(server.streams == 1))
+
+
+async def test_without_locks_a_tab_that_is_seen_has_a_stream_of_its_own(
+    browser: Browser, server: Stub
+) -> None:
+    async with visitor(browser, server, "delete Navigator.prototype.locks") as context:
+        page = await another(context, server)
+        await live(page)
+        session = server.enqueue("x")
+        server.fail(session)
+        await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=2_000)
+
+
+# -- what was typed --------------------------------------------------------------------------------
+
+
+async def test_an_order_that_cannot_be_sent_waits_as_a_card_and_is_paid_once(
+    page: Page, server: Stub
+) -> None:
+    keys: list[str] = []
+
+    async def refuse(route: Route) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        await route.abort()
+
+    await page.route("**/generations", refuse)
+    await order(page, "a fox")
+    own = page.locator(".card")
+    await expect(own).to_have_attribute("data-status", "unsent", timeout=10_000)
+    await expect(own.locator(".waiting")).to_have_text("The server cannot be reached.")
+    await page.reload()
+    await expect(own).to_have_attribute("data-status", "unsent")
+    await expect(own.locator(".prompt")).to_have_text("a fox")
+    await page.unroute("**/generations")
+    async with page.expect_request("**/generations") as sent:
+        await own.get_by_role("button", name="Resend").click()
+    keys.append((await sent.value).headers["idempotency-key"])
+    await expect(own).to_have_attribute("data-status", "queued")
+    assert len(set(keys)) == 1
+    assert len(server.sessions) == 1
+    await page.reload()
+    await expect(own).to_have_count(1)
+
+
+async def test_an_unsent_order_can_be_discarded(page: Page, server: Stub) -> None:
+    await page.route("**/generations", lambda route: route.abort())
+    await order(page, "a fox")
+    await page.get_by_role("button", name="Discard").click(timeout=10_000)
+    await expect(page.locator(".card")).to_have_count(0)
+    await expect(page.locator("#prompt")).to_be_focused()
+
+
+async def test_a_draft_outlives_a_reload_and_a_sign_in(page: Page, server: Stub) -> None:
+    await page.locator("#prompt").fill("a fox that nobody has sent yet")
+    await page.reload()
+    await expect(page.locator("#prompt")).to_have_value("a fox that nobody has sent yet")
+    other = await page.context.new_page()
+    await other.goto(server.sign_in_link())  # the first page begins anew
+    await live(other)
+    await expect(other.locator("#prompt")).to_have_value("")
+    await expect(page.locator("#prompt")).to_have_value("a fox that nobody has sent yet")
+
+
+async def test_a_refusal_takes_no_text_that_was_typed_meanwhile(page: Page, server: Stub) -> None:
+    server.balance = 2
+    gate = asyncio.Event()
+
+    async def late(route: Route) -> None:
+        await gate.wait()
+        await route.continue_()
+
+    await page.route("**/generations", late)
+    await order(page, "the first")
+    await page.locator("#prompt").fill("the second")
+    gate.set()
+    await expect(page.locator(".card")).to_have_attribute("data-status", "unsent")
+    await expect(page.locator("#prompt")).to_have_value("the second")
+    await expect(page.locator(".card .waiting")).to_have_text("An image costs 4 credits and you have 2.")
+
+
+async def test_a_redrive_with_another_prompt_takes_the_refused_one_off_the_card(
+    page: Page, server: Stub
+) -> None:
+    session = server.enqueue("undressed")
+    server.fail(session)
+    await expect(card(page, session).locator(".prompt")).to_have_text("undressed")
+    stale = json.loads(json.dumps(server.sessions[session]))
+    server.sessions[session]["prompt"] = "dressed"
+    server.redrive(session)
+    await expect(card(page, session).locator(".prompt")).to_have_text("dressed")
+    await page.route("**/sessions?*", lambda route: route.fulfill(json={"sessions": [stale], "next": None}))
+    async with page.expect_response("**/sessions?*"):
+        await page.evaluate("window.dispatchEvent(new Event('focus'))")
+    await expect(card(page, session).locator(".prompt")).to_have_text("dressed")
+    await expect(card(page, session)).to_have_attribute("data-status", "queued")
+
+
+async def _is(what: bool) -> bool:
+    return what

@@ -1,0 +1,232 @@
+"""What a person wants to know: price, state, end, and what can be done; in every look, for everybody."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from tests.browser.screen import card, live
+from tests.browser.stub import Stub
+from tests.browser.test_page import PIXEL, shown
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+AXE = Path(__file__).parents[1] / "js/node_modules/axe-core/axe.min.js"
+BODY = '{"error": {"code": "OutputImageSensitiveContentDetected", "message": "<b>no</b>"}}'
+BIDI = "\u202eevil\u202c \u05e9\u05dc\u05d5\u05dd " + "x" * 10_000
+
+
+async def test_the_price_is_said_before_the_order_and_who_cannot_pay_is_told(
+    page: Page, server: Stub
+) -> None:
+    await expect(page.locator("#cost")).to_have_text("4 credits an image")
+    server.balance = 2
+    await page.evaluate("window.dispatchEvent(new Event('focus'))")
+    await expect(page.locator("#cost")).to_have_text("An image costs 4 credits and you have 2.")
+    generate = page.get_by_role("button", name="Generate")
+    await expect(generate).to_have_attribute("aria-disabled", "true")
+    await page.locator("#prompt").fill("a fox")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#complaint")).to_have_text("An image costs 4 credits and you have 2.")
+    await expect(page.locator("#prompt")).to_have_value("a fox")
+    server.balance = 100
+    await page.keyboard.press("Enter")  # the balance is asked for again before it is refused
+    await expect(page.locator(".card")).to_have_attribute("data-status", "queued")
+
+
+async def test_a_failed_image_can_be_tried_again_at_its_price(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    server.sessions[session]["params"] = {"size": "4K"}
+    server.fail(session)
+    await card(page, session).locator(".prompt").click()
+    await page.get_by_role("button", name="Try again · 4 credits").click()
+    await expect(page.locator(".card")).to_have_count(2)
+    await expect(page.locator(".card").first).to_have_attribute("data-status", "queued")
+    made = next(id_ for id_ in server.sessions if id_ != session)
+    assert server.sessions[made]["prompt"] == server.sessions[session]["prompt"]
+    assert server.sessions[made]["params"] == {"size": "4K"}
+
+
+async def test_a_waiting_image_can_be_cancelled_where_the_api_offers_it(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    cancel = page.get_by_role("button", name="Cancel this image")
+    await card(page, session).locator(".prompt").click()
+    await expect(cancel).to_be_hidden()
+    server.offers = "cancel"
+    await page.reload()
+    await card(page, session).locator(".prompt").click()
+    await cancel.click()
+    await expect(page.locator("dialog h2")).to_have_text("Cancelled")
+    await expect(page.locator("dialog .refund")).to_contain_text("4 credits returned")
+
+
+async def test_a_closed_gate_is_told_on_what_waits(page: Page, server: Stub) -> None:
+    server.gate = {"state": "paused", "until": None}
+    server.enqueue("waits", ago_s=185)
+    await page.reload()
+    await expect(page.locator("#gate")).to_contain_text("Images are paused.")
+    await expect(page.locator(".card .waiting")).to_have_text("Paused · 3 min")
+    server.gate = {"state": "busy", "until": None}
+    server.tell_heartbeat()
+    await expect(page.locator("#gate")).to_contain_text("The image service is busy")
+    server.gate = {"state": "open", "until": None}
+    server.tell_heartbeat()
+    await expect(page.locator("#gate")).to_be_hidden()
+
+
+async def test_a_set_shows_all_its_images_and_what_is_missing(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    server.sessions[session]["params"] = {"sequential_image_generation_options": {"max_images": 4}}
+    server.complete(session, PIXEL, images=3)
+    await expect(card(page, session).locator(".many")).to_have_text("3 images")
+    await card(page, session).locator(".prompt").click()
+    await expect(page.locator("dialog .full img")).to_have_count(3)
+    await expect(page.locator("dialog .short")).to_contain_text("3 images of at most 4")
+
+
+async def test_an_expired_image_is_told_as_such(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    server.complete(session, PIXEL, kept_h=-1)
+    await expect(card(page, session).locator(".waiting")).to_contain_text("This image was kept until")
+    await card(page, session).locator(".prompt").click()
+    await expect(page.locator("dialog .gallery")).to_contain_text("It is gone by now.")
+    await expect(page.locator("dialog .full")).to_have_count(0)
+
+
+async def test_the_providers_answer_is_behind_a_disclosure_where_there_is_one(
+    page: Page, server: Stub
+) -> None:
+    told, hidden = await shown(page, server), await shown(page, server, "of ours")
+    server.fail(told, providerBody=BODY + "y" * 1_900)
+    server.fail(hidden, category="auth", providerBody=None)
+    await card(page, hidden).locator(".prompt").click()
+    await expect(page.locator("dialog .body")).to_be_hidden()
+    await page.keyboard.press("Escape")
+    await card(page, told).locator(".prompt").click()
+    body = page.locator("dialog .body pre")
+    await expect(body).to_be_hidden()
+    await page.get_by_text("The provider’s answer").click()
+    await expect(body).to_be_visible()
+    await expect(body).to_contain_text("<b>no</b>")
+
+
+async def test_waiting_images_are_counted_in_the_title_and_kinds_can_be_filtered(
+    page: Page, server: Stub
+) -> None:
+    waits, failed = await shown(page, server), await shown(page, server, "another")
+    await expect(page).to_have_title("(2) genctl: your images")
+    await expect(page.locator("#filter")).to_be_hidden()
+    server.fail(failed)
+    await expect(page).to_have_title("(1) genctl: your images")
+    await page.get_by_role("button", name="Failed 1").click()
+    await expect(card(page, waits)).to_be_hidden()
+    await expect(card(page, failed)).to_be_visible()
+    await page.get_by_role("button", name="Done 0").click()
+    await expect(page.locator("#none")).to_be_visible()
+    await page.get_by_role("button", name="All 2").click()
+    await expect(card(page, waits)).to_be_visible()
+
+
+async def test_news_is_heard_while_the_dialog_is_open(page: Page, server: Stub) -> None:
+    session, other = await shown(page, server), await shown(page, server, "another")
+    await card(page, session).locator(".prompt").click()
+    server.complete(other, PIXEL)
+    await expect(page.locator("dialog [role=log]")).to_have_text("“another”: completed.")
+    await expect(page.locator("#news")).to_have_text("")
+
+
+async def test_prompts_of_any_length_and_direction_break_nothing(page: Page, server: Stub) -> None:
+    session = await shown(page, server, BIDI)
+    prompt = card(page, session).locator(".prompt")
+    assert await prompt.evaluate("element => getComputedStyle(element).unicodeBidi") in (
+        "isolate",
+        "plaintext",
+    )
+    server.fail(session)
+    await prompt.click()
+    await expect(page.locator("dialog dd").first).to_have_js_property("textContent", BIDI)
+    await expect(page.get_by_role("button", name="Try again")).to_be_in_viewport()
+    await expect(page.get_by_role("button", name="Close")).to_be_in_viewport()
+
+
+# -- every look, for everybody ---------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def everything(browser: Browser, server: Stub, width: int = 1280, **look: str) -> AsyncIterator[Page]:
+    """A page with a card of each kind."""
+    for number in range(2):
+        server.fail(server.enqueue("refused " * 12), refundedCredits=4 * number, providerBody=BODY)
+    server.complete(server.enqueue("made"), PIXEL, images=2)
+    server.complete(server.enqueue("gone"), PIXEL, kept_h=-1)
+    server.begin(server.enqueue("begun"))
+    server.enqueue("waits")
+    async with await browser.new_context(viewport={"width": width, "height": 900}, **look) as context:  # type: ignore[arg-type]  # literals
+        page = await context.new_page()
+        await page.goto(server.sign_in_link())
+        await live(page)
+        await page.route("**/generations", lambda route: route.abort())
+        await page.locator("#prompt").fill("cannot be sent")
+        await page.keyboard.press("Enter")
+        await page.locator(".card[data-status=unsent]").wait_for()
+        await expect(page.locator(".card")).to_have_count(7)
+        yield page
+
+
+async def violations(page: Page) -> list[str]:
+    if not AXE.exists():
+        pytest.skip("axe is not installed: npm install --prefix tests/js")
+    await page.evaluate(AXE.read_text("utf-8"))
+    found = await page.evaluate("axe.run({resultTypes: ['violations']}).then(({violations}) => violations)")
+    return [f"{one['id']}: {[node['html'] for node in one['nodes']]}" for one in found]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_in_any_state(browser: Browser, server: Stub, scheme: str) -> None:
+    look = {"color_scheme": scheme, "reduced_motion": "reduce"}
+    async with everything(browser, server, **look) as page:
+        server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
+        server.gate = {"state": "paused", "until": None}
+        await page.evaluate("window.dispatchEvent(new Event('focus'))")
+        await page.locator("#behind").wait_for()
+        await page.locator("#gate").wait_for()
+        assert await violations(page) == []
+        for status in ("failed", "completed", "queued"):
+            await page.locator(f".card[data-status={status}] .prompt").first.click()
+            for folded in await page.locator("dialog summary:visible").all():
+                await folded.click()
+            assert await violations(page) == []
+            await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Sign out").click()
+        await page.locator("#signed-out").wait_for()
+        assert await violations(page) == []
+
+
+@pytest.mark.parametrize("width", [320, 2560])
+async def test_nothing_is_cut_off_at_320_px_and_the_width_is_used_beyond(
+    browser: Browser, server: Stub, width: int
+) -> None:
+    async with everything(browser, server, width) as page:
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert await page.evaluate(wide) == 0
+        box = await page.locator("#cards").bounding_box()
+        assert box
+        assert box["width"] > 0.9 * width - 10
+        await page.locator(".card[data-status=failed] .prompt").first.click()
+        frame = "(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog .frame'))"
+        assert await page.evaluate(frame) == 0
+
+
+async def test_forced_colours_keep_the_dot(browser: Browser, server: Stub) -> None:
+    async with everything(browser, server, forced_colors="active") as page:
+        colours = "element => [getComputedStyle(element).backgroundColor, getComputedStyle(document.body).backgroundColor]"
+        dot, ground = await page.locator("#stream .dot").evaluate(colours)
+        assert dot != ground
+
+
+async def test_without_scripts_the_page_says_so(browser: Browser, server: Stub) -> None:
+    async with await browser.new_context(java_script_enabled=False) as context:
+        page = await context.new_page()
+        await page.goto(server.url)
+        await expect(page.locator("noscript p")).to_be_visible()
