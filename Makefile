@@ -48,8 +48,9 @@ check: writable $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/deptry src tests docs --exclude '^$$' --ignore DEP002,DEP004
 	$(BIN)/deptry examples/genctl-tool-example --config examples/genctl-tool-example/pyproject.toml
 
-docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
+docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model; docs/schemas/
 	$(BIN)/python docs/make_runbooks.py
+	$(BIN)/python docs/make_schemas.py
 
 mutate: writable $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
 	$(BIN)/python -m tests.mutate
@@ -60,6 +61,7 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/redrive.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/movements.py
+	$(BIN)/python benchmarks/page.py
 	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale

@@ -1,6 +1,6 @@
-"""Makes docs/page.png from the real page: `python -m docs.make_screenshot [FOLDER]` in the checkout.
+"""Makes docs/page*.png from the real page: `python -m docs.make_screenshot [FOLDER]` in the checkout.
 
-With a folder, the pictures that show every look (light, dark, narrow, dialog, empty) go there instead.
+With a folder, the pictures that show every look (light, dark, narrow, wide, dialogs, empty, faults) go there instead.
 """
 
 import asyncio
@@ -63,6 +63,9 @@ async def main(folder: Path | None) -> None:
         if folder is None:
             await fill(stub, await draw(browser))
             await shoot(browser, stub, HERE / "page.png")
+            await shoot(browser, stub, HERE / "page-dialog.png", details="failed")
+            await shoot(browser, stub, HERE / "page-phone.png", width=390)
+            await shoot(browser, stub, HERE / "page-dark.png", dark=True)
         else:
             await shoot(browser, stub, folder / "empty.png")
             await fill(stub, await draw(browser))
@@ -72,6 +75,9 @@ async def main(folder: Path | None) -> None:
             await shoot(browser, stub, folder / "dialog.png", details="failed")
             await shoot(browser, stub, folder / "dialog-narrow.png", width=360, dark=True, details="failed")
             await shoot(browser, stub, folder / "dialog-image.png", details="completed")
+            await shoot(browser, stub, folder / "wide.png", width=2560)
+            stub.gate = {"state": "busy", "until": None}
+            await shoot(browser, stub, folder / "faults.png", faults=True)
         await browser.close()
     await stub.stop()
 
@@ -112,6 +118,7 @@ async def shoot(
     dark: bool = False,
     whole: bool = False,
     details: str = "",
+    faults: bool = False,
 ) -> None:
     context = await browser.new_context(
         viewport={"width": width, "height": 780},
@@ -123,6 +130,13 @@ async def shoot(
     await page.goto(stub.sign_in_link())
     await page.locator("#stream[data-stream=live]").wait_for()
     await page.wait_for_load_state("load")
+    if faults:
+        await page.route("**/generations", lambda route: route.abort())
+        await page.locator("#prompt").fill("A fox in fresh snow, early light")
+        await page.keyboard.press("Enter")
+        await page.locator(".card[data-status=unsent]").wait_for()
+        stub.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
+        await page.locator("#behind").wait_for()
     if details:
         await page.locator(f".card[data-status={details}] .prompt").last.click()
     await page.evaluate(
