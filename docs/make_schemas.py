@@ -1,4 +1,4 @@
-"""Writes docs/schemas/: what the API and its streams send, as JSON Schema, from the structs below and the model's.
+"""Writes docs/schemas/: what API and streams send, as JSON Schema, from these structs and the model's.
 
 make docs
 """
@@ -109,7 +109,7 @@ class Reset(msgspec.Struct):
 
 
 class Bye(msgspec.Struct):
-    """The data of a `bye`: the server ends this stream. `why` is `newer stream` where others took its place."""
+    """The data of a `bye`: this stream ends. `why` is `newer stream` where others took its place."""
 
     reason: str | None = None
     why: str | None = None

@@ -1,6 +1,6 @@
 """Makes docs/page*.png from the real page: `python -m docs.make_screenshot [FOLDER]` in the checkout.
 
-With a folder, the pictures that show every look (light, dark, narrow, wide, dialogs, empty, faults) go there instead.
+With a folder, the pictures that show every look (light, dark, narrow, wide, faults, …) go there instead.
 """
 
 import asyncio
@@ -71,9 +71,9 @@ async def main(folder: Path | None) -> None:
             await fill(stub, await draw(browser))
             await shoot(browser, stub, folder / "light.png")
             await shoot(browser, stub, folder / "dark.png", dark=True)
-            await shoot(browser, stub, folder / "narrow.png", width=360, whole=True)
+            await shoot(browser, stub, folder / "narrow.png", width=360)
             await shoot(browser, stub, folder / "dialog.png", details="failed")
-            await shoot(browser, stub, folder / "dialog-narrow.png", width=360, dark=True, details="failed")
+            await shoot(browser, stub, folder / "dialog-narrow.png", width=390, dark=True, details="failed")
             await shoot(browser, stub, folder / "dialog-image.png", details="completed")
             await shoot(browser, stub, folder / "wide.png", width=2560)
             stub.gate = {"state": "busy", "until": None}
@@ -116,10 +116,10 @@ async def shoot(
     *,
     width: int = 1280,
     dark: bool = False,
-    whole: bool = False,
     details: str = "",
     faults: bool = False,
 ) -> None:
+    """Take a picture, on a phone of all of the page, with a card's dialog open or while much is wrong."""
     context = await browser.new_context(
         viewport={"width": width, "height": 780},
         color_scheme="dark" if dark else "light",
@@ -143,7 +143,7 @@ async def shoot(
         "Promise.all([...document.images].filter(i => !i.hidden && i.src)"
         ".map(image => image.decode().catch(() => null)))"
     )
-    await page.screenshot(path=to, full_page=whole)
+    await page.screenshot(path=to, full_page=width < 390)
     await context.close()
 
 

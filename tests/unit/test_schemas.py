@@ -47,7 +47,9 @@ def conforms(kind: str, sent: str | bytes) -> None:
 
 def test_the_schemas_are_made_anew_after_a_change() -> None:
     made: dict[Path, str] = MADE["schemas"]()
-    assert [path.name for path, text in made.items() if json.loads(path.read_text()) != json.loads(text)] == []
+    assert [
+        path.name for path, text in made.items() if json.loads(path.read_text()) != json.loads(text)
+    ] == []
     assert {path.name for path in made} == {path.name for path in (ROOT / "docs/schemas").iterdir()}
 
 
@@ -78,5 +80,7 @@ def test_the_types_for_clients_name_every_field_and_category() -> None:
     types = (PACKAGE / "page" / "types.d.ts").read_text("utf-8")
     told = types.partition("interface DetailsOfAll")[2].partition("export interface ClosedDetails")[0]
     assert set(re.findall(r"^  (\w+): ", told, re.MULTILINE)) == set(ErrorDetails.__struct_encode_fields__)
-    named = set(re.findall(r"'(\w+)'", types.partition("type OpenCategory")[2].partition("type Category ")[0]))
+    named = set(
+        re.findall(r"'(\w+)'", types.partition("type OpenCategory")[2].partition("type Category ")[0])
+    )
     assert named >= set(Category)

@@ -157,7 +157,8 @@ function renderCards(state, moment) {
  * @param {number} now
  */
 function placed(cards, now) {
-  const waits = (/** @type {Card} */ card) => card.sessionId !== null && !card.whole && now - Date.parse(card.seenAt) < PLACE_WITHIN_MS;
+  /** @param {Card} card */
+  const waits = (card) => !card.whole && card.sessionId !== null && !list.view(card.key) && now - Date.parse(card.seenAt) < PLACE_WITHIN_MS;
   if (!cards.some(waits)) return cards;
   setTimeout(() => renderCards(store.getSnapshot(), { now: Date.now(), gate: store.getSnapshot().gate }), PLACE_WITHIN_MS);
   return cards.filter((card) => !waits(card));
