@@ -100,6 +100,19 @@ async def test_without_an_event_source_the_stream_comes_by_fetch(browser: Browse
         await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=2_000)
 
 
+async def test_a_page_from_the_back_forward_cache_catches_up(page: Page, server: Stub) -> None:
+    """It holds no stream meanwhile; the browser would not keep it otherwise."""
+    kept = "name => dispatchEvent(new PageTransitionEvent(name, {persisted: true}))"
+    session = server.enqueue("x")
+    await page.evaluate(kept, "pagehide")
+    server.tell_heartbeat()
+    await until(lambda: _is(server.streams == 0))
+    server.fail(session)
+    await page.evaluate(kept, "pageshow")
+    await expect(card(page, session)).to_have_attribute("data-status", "failed")
+    await live(page)
+
+
 async def test_storage_that_is_forbidden_takes_nothing_but_the_draft(browser: Browser, server: Stub) -> None:
     forbid = """for (const name of ['sessionStorage', 'localStorage']) {
       Object.defineProperty(window, name, {get() { throw new DOMException('no', 'SecurityError'); }});

@@ -185,7 +185,7 @@ async def violations(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_in_any_state(browser: Browser, server: Stub, scheme: str) -> None:
-    look = {"color_scheme": scheme, "reduced_motion": "reduce"}
+    look: dict[str, Any] = {"color_scheme": scheme, "reduced_motion": "reduce"}
     async with everything(browser, server, **look) as page:
         server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
         server.gate = {"state": "paused", "until": None}
