@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -125,7 +126,7 @@ async def test_storage_that_is_forbidden_takes_nothing_but_the_draft(browser: Br
 
 
 async def test_a_clock_that_is_an_hour_off_neither_hides_nor_claims(browser: Browser, server: Stub) -> None:
-    server.complete(server.enqueue("older", ago_s=60), b"no image")
+    server.complete(server.enqueue("older", ago_s=60), b"no image", kept_h=0.5)
     for hours in (-1, 1):
         skew = f"const real = Date.now; Date.now = () => real() + {hours} * 3600e3;"
         async with visitor(browser, server, skew) as context:
@@ -134,7 +135,12 @@ async def test_a_clock_that_is_an_hour_off_neither_hides_nor_claims(browser: Bro
             await order(page, f"off by {hours}")
             await expect(page.locator(".card .prompt").first).to_have_text(f"off by {hours}")
             await expect(page.locator(".card").first).to_have_attribute("data-status", "queued")
+            await page.reload()
+            await expect(page.locator(".card .prompt").first).to_have_text(f"off by {hours}")
             await expect(page.locator(".card").first.locator(".waiting")).to_have_text("Waiting for its turn")
+            await expect(page.locator(".card .when").first).to_have_text(re.compile("just now|^[0-9]+ s ago"))
+            gone = page.locator(".card[data-status=completed] .waiting")
+            await expect(gone).to_have_text("The image cannot be shown here.")  # it has not expired
 
 
 # -- tabs ------------------------------------------------------------------------------------------

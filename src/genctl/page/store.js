@@ -171,7 +171,7 @@ class HeadlessStore {
       this.freshness.answered(true);
       const { sessions, next, gate } = page;
       if (user) this.#dispatch({ type: 'user', user: await user });
-      this.#dispatch({ type: 'loaded', items: sessions, next: next ?? null, older: false, gate, epoch, at: this.#at() });
+      this.#dispatch({ type: 'loaded', items: sessions, next: next ?? null, older: false, gate, offset: this.api.offset(), epoch, at: this.#at() });
       this.#restore();
       if (this.#started) this.#following ??= this.#follow(page.lastEventId ?? '');
       void this.refreshCredits();
@@ -453,7 +453,7 @@ class HeadlessStore {
   }
 
   #at() {
-    return new Date(this.options.now()).toISOString();
+    return new Date(this.options.now() + this.api.offset()).toISOString();
   }
 }
 

@@ -171,6 +171,8 @@ export interface State {
   problem: string;
   connection: Connection;
   gate: Gate | null;
+  /** What to add to this side's clock to have the server's, which made all times: 0 unless it is far off. */
+  offset: number;
   user: string | null;
   balance: number | null;
   held: number | null;
@@ -184,7 +186,7 @@ export type Action =
   | { type: 'refused'; clientKey: string }
   | { type: 'event'; name: 'failed' | 'done' | 'queued'; data: News; at: string }
   | { type: 'fetched'; items: News[]; epoch: number; at: string }
-  | { type: 'loaded'; items: News[]; next: string | null; older: boolean; gate?: Gate | null; epoch: number; at: string }
+  | { type: 'loaded'; items: News[]; next: string | null; older: boolean; gate?: Gate | null; offset?: number; epoch: number; at: string }
   | { type: 'reset' }
   | { type: 'user'; user: string | null }
   | { type: 'credits'; balance: number; held: number }
