@@ -9,7 +9,7 @@ GOAL := $(MAKECMDGOALS)
 INSTALL = @GOAL='$(GOAL)' CONSTRAINTS='$(CONSTRAINTS)' .ci/install $(PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo writable test sdk check docs mutate bench upgrade newest clean
+.PHONY: help demo writable test sdk check audit docs mutate bench upgrade newest clean
 
 help: ## this list
 	@sed -n 's/^requires-python = ">=\(.*\)"$$/It needs Python \1 or newer, and a package index./p' pyproject.toml
@@ -48,6 +48,13 @@ check: writable $(READY) ## formatting, lint, types, import rules, dependencies
 	$(BIN)/deptry src tests docs --exclude '^$$' --ignore DEP002,DEP004
 	$(BIN)/deptry examples/genctl-tool-example --config examples/genctl-tool-example/pyproject.toml
 
+audit: writable .venv-audit/.ready ## known holes of what is installed here, and of the oldest versions that users may have
+	.ci/audit .venv-audit/bin/pip-audit
+
+.venv-audit/.ready: pyproject.toml constraints.txt
+	$(INSTALL) .venv-audit --group audit
+	@touch $@
+
 docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model; docs/schemas/
 	$(BIN)/python docs/make_runbooks.py
 	$(BIN)/python docs/make_schemas.py
@@ -71,7 +78,7 @@ upgrade: writable $(READY) ## constraints.txt with the newest versions that pypr
 	@cp constraints.txt $(VENV)/constraints.before
 	$(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command 'make upgrade' --output-file constraints.txt \
-		pyproject.toml benchmarks/requirements.txt --extra local --group dev --group sdk --group upgrade
+		pyproject.toml benchmarks/requirements.txt --extra local --group dev --group sdk --group upgrade --group audit
 	@diff $(VENV)/constraints.before constraints.txt | grep '^[<>]' || echo 'nothing has changed'
 
 newest: ## the unit tests and the demo with what users get: the newest versions, in a fresh environment
@@ -81,4 +88,4 @@ newest: ## the unit tests and the demo with what users get: the newest versions,
 	.newest/bin/genctl demo
 
 clean: ## forget the virtual environment and the caches
-	rm -rf $(VENV) $(SDK) benchmarks/.venv .newest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(SDK) .venv-audit benchmarks/.venv .newest .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

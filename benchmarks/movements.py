@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg
 
 from genctl.edges import migrate
-from genctl.edges.db import Database, Row, Statement, _execute, _fetched, as_json, sql
+from genctl.edges.db import Database, Row, Statement, as_json, sql
 from genctl.ops.stack.postgres import Postgres
 
 SIZES = {1: 400, 10: 100, 100: 20}  # runs in a settle: settles in a round
@@ -79,8 +79,8 @@ async def by_pipeline(db: Database, users: list[str], items: Any) -> list[Row]:
     """BEGIN, each statement with its parameters, COMMIT: as it was before."""
     async with db._pool.connection() as conn:  # noqa: SLF001 - as transact() does
         async with conn.pipeline(), conn.transaction():
-            cursors = [await _execute(conn, step) for step in steps(users, items)]
-        return await _fetched(cursors[-1])
+            cursors = [await conn.execute(sql(name), params) for name, params in steps(users, items)]
+        return await cursors[-1].fetchall()
 
 
 async def by_function(db: Database, users: list[str], items: Any) -> list[Row]:

@@ -23,7 +23,7 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.edges import migrate
 from genctl.edges.sqs import Outgoing, Sqs
-from genctl.ops.redrive import BATCH, LANES, Redrive, Wish
+from genctl.ops.redrive import BATCH, LANES, Redrive, RedriveOptions
 from genctl.ops.stack.postgres import Postgres
 
 MESSAGES = 10_000
@@ -60,7 +60,8 @@ async def fill(at: Settings, count: int) -> None:
         conn.execute("vacuum analyze")
     async with await Sqs.connect(at) as sqs:
         for name in (at.queue, at.dlq or ""):
-            queue = await sqs.create(name)
+            await sqs.call("CreateQueue", dict, name, QueueName=name)
+            queue = await sqs.queue(name)
             await sqs.call("PurgeQueue", dict, name, QueueUrl=queue.url)
         body = '{{"version":1,"tool":"seedream4","sessionId":"{}","run":1}}'
         copies = [Outgoing(body.format(id_), {"code": "HTTP500", "category": "server"}) for id_ in ids]
@@ -80,7 +81,7 @@ async def redrive(at: Settings, count: int) -> float:
         if seen >= count:
             done.set()
 
-    async with Redrive.open(at, Wish(choice=Choice())) as under_way:
+    async with Redrive.open(at, RedriveOptions(choice=Choice())) as under_way:
         began = time.perf_counter()
         running = asyncio.create_task(under_way.run(step))
         await done.wait()

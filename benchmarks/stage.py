@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from genctl.base.settings import Settings
-from genctl.ops.stack import free_ports
+from genctl.ops.stack.stack import free_ports
 
 HERE = Path(__file__).parent
 FAUXQS = HERE / "node_modules/.bin/fauxqs"

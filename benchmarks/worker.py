@@ -31,8 +31,8 @@ import stage
 from genctl.base import log
 from genctl.edges import migrate
 from genctl.edges.sqs import Outgoing, Sqs
-from genctl.ops.stack import free_ports
 from genctl.ops.stack.postgres import Postgres
+from genctl.ops.stack.stack import free_ports
 
 ROUNDS = 3
 USERS = 500
@@ -142,8 +142,10 @@ async def fill(at: Stage, jobs: int) -> Stage:
         ids = [row[0] for row in conn.execute(FILL, [jobs])]
         conn.execute("vacuum analyze")
     async with await Sqs.connect(stage.settings(at.dsn, at.endpoint)) as sqs:
-        queue = await sqs.create(f"jobs-{uuid4().hex[:8]}")
-        await sqs.create(f"{queue.name}-dlq")
+        name = f"jobs-{uuid4().hex[:8]}"
+        for made in (name, f"{name}-dlq"):
+            await sqs.call("CreateQueue", dict, made, QueueName=made)
+        queue = await sqs.queue(name)
         body = '{{"version":1,"tool":"seedream4","sessionId":"{}","run":1}}'
         messages = [Outgoing(body.format(id_)) for id_ in ids]
         for start in range(0, len(messages), 200):

@@ -1,9 +1,11 @@
 """Fixtures: one PostgreSQL and one SQS server for all tests, a database and a queue pair for each."""
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -17,16 +19,21 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 from genctl.base.settings import Settings
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
-from tests.kit import Kit, QueueServer, database_url, fresh_database
+from tests.kit import Kit, QueueServer, database_url, fresh_database, quick_logins
+from tests.process import forks
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 
-hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.register_profile("shared machine", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("first failure", deadline=None, phases=[hypothesis.Phase.generate])
 hypothesis.settings.load_profile("shared machine")
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job has our children ignore it
+
+# or each of the processes compiles all tests, with their assertions written anew, each time
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 MEMORY = Path("/dev/shm")
 
@@ -44,19 +51,38 @@ if "TMPDIR" not in os.environ and roomy(MEMORY):
     # a database for each test is hundreds of files: on a disk they cost more than most tests
     os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
 
-LONG = (  # they wait for the most part, and would otherwise be what is left at the end
-    "from_nothing",
-    "second_tool",
+LONG = (  # they wait for the most part, and would otherwise be what is left at the end; the longest first
     "outages",
     "crash_matrix",
+    "from_nothing",
+    "refusals",
+    "demo",
+    "redrive",
+    "second_tool",
+    "runbook_set",
+    "findings",
+    "interleavings",
+    "troubles",
+    "scenarios",
+    "waiting",
+    "contention",
+    "ours",
+    "foreign",
     "frozen",
     "worker_ownership",
-    "refusals",
-    "contention",
     "runbook_runs",
-    "runbook_set",
 )
-SHARING = ("tests/browser/", *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")))
+SHARING = (
+    "tests/browser/",
+    "tests/sdk/",
+    *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of forks for all processes of the run."""
+    if not hasattr(config, "workerinput"):
+        os.environ[forks.ADDRESS] = forks.offer(sys.executable)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +96,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
     other = os.environ.get("GENCTL_TEST_POSTGRES")
     if not other:
         asyncio.run(server.start())
+        quick_logins(server.dsn)
     dsn = other or server.dsn
     try:
         with psycopg.connect(dsn, autocommit=True) as conn:
@@ -135,7 +162,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long begins first."""
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem.removeprefix("test_"), len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """Nobody need look for garbage among the tests and what they import, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

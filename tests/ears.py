@@ -85,7 +85,8 @@ class Client:
     def __init__(self, url: str, user: str = "ann") -> None:
         self.url = url
         self.token = Tokens(SECRET).issue(user)
-        self.api: Any = None  # the server itself, where it runs in this process
+        self.api: Any = None  # the server itself, where it runs in this process, and its connections
+        self.connections: Any = None
 
     def headers(self, more: dict[str, str] | None = None) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} | (more or {})
@@ -141,7 +142,7 @@ async def served(settings: Settings, *, deaf: bool = False, **other: Any) -> Asy
     settings = dataclasses.replace(settings, secret=SECRET, **other)
     async with running(settings, host="127.0.0.1", port=0) as server:
         client = Client(server.url)
-        client.api = server.api
+        client.api, client.connections = server.api, server.connections
 
         async def listens() -> bool:
             return deaf or server.api.bridge.trouble() is None

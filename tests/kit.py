@@ -3,11 +3,10 @@
 import asyncio
 import dataclasses
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -17,6 +16,7 @@ import aiohttp
 import msgspec
 import psycopg
 from aiohttp.test_utils import TestServer
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from genctl.base.settings import Settings
@@ -25,19 +25,31 @@ from genctl.domain.decide import job_body
 from genctl.domain.model import Session
 from genctl.domain.orders import Order
 from genctl.edges.db import Database
-from genctl.edges.sqs import Message, Sqs
+from genctl.edges.sqs import Message, Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
-from genctl.sweep import Ages, Swept, sweep
+from genctl.sweep import Swept, sweep
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire
+from tests.process.forks import spawn
 
 T = TypeVar("T")
 
 SOON_S = 20.0  # what takes longer hangs
+PAUSES_S = (
+    0.01,
+    0.02,
+    0.02,
+    0.05,
+    0.05,
+    0.05,
+    0.1,
+)  # between two looks at what is waited for; the last for ever
+
+_owners: dict[str, psycopg.Connection] = {}  # of the servers, who make and drop databases
 
 
 def database_url(dsn: str, name: str) -> str:
@@ -45,16 +57,33 @@ def database_url(dsn: str, name: str) -> str:
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
 
 
+def quick_logins(server: str) -> None:
+    """Let logins to a server of the tests take no time: a password's 4,096 rounds cost both sides 3 ms each."""
+    login = conninfo_to_dict(server)
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute("set scram_iterations = 1")
+        conn.execute(
+            sql.SQL("alter role {} password {}").format(sql.Identifier(str(login["user"])), login["password"])
+        )
+
+
 @contextmanager
 def fresh_database(server: str, name: str, how: str = "") -> Iterator[str]:
     """The DSN of a new database on a server, dropped at the end; `how` is what follows its name."""
-    with psycopg.connect(server, autocommit=True) as conn:
-        conn.execute(f"create database {name} {how}")
+    _as_owner(server, f"create database {name} {how}")
     try:
         yield database_url(server, name)
-    finally:  # on a new connection: a test may have restarted the server
-        with psycopg.connect(server, autocommit=True) as conn:
-            conn.execute(f"drop database {name} with (force)")
+    finally:
+        _as_owner(server, f"drop database {name} with (force)")
+
+
+def _as_owner(server: str, statement: str) -> None:
+    """On a connection that is kept, unless a test has stopped its server meanwhile."""
+    with suppress(KeyError, psycopg.OperationalError):
+        _owners[server].execute(statement)
+        return
+    _owners[server] = psycopg.connect(server, autocommit=True)
+    _owners[server].execute(statement)
 
 
 def free_port() -> int:
@@ -65,18 +94,19 @@ def free_port() -> int:
 
 def until_sync(condition: Callable[[], T | None], within_s: float = 20.0) -> T:
     """Wait for a condition to give something."""
-    deadline = time.monotonic() + within_s
+    deadline, pauses = time.monotonic() + within_s, iter(PAUSES_S)
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{condition} did not hold within {within_s} s"
-        time.sleep(0.02)
+        time.sleep(next(pauses, PAUSES_S[-1]))
     return found
 
 
 async def until(condition: Callable[[], Awaitable[T | None]], within_s: float = 20.0) -> T:
     """Wait for a condition to give something."""
+    pauses = iter(PAUSES_S)
     async with asyncio.timeout(within_s):
         while not (found := await condition()):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(next(pauses, PAUSES_S[-1]))
         return found
 
 
@@ -148,9 +178,12 @@ class QueueServer:
     def __enter__(self) -> Self:
         self.port = free_port()
         argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(self.port)]
-        self._process = subprocess.Popen(
+        self._process = spawn(
             [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
+            cwd=Path.cwd(),
             env={"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret},
+            stdout=sys.stderr,
+            stderr=sys.stderr,
         )
         until_sync(self._answers)
         return self
@@ -184,9 +217,18 @@ def with_tools(settings: Settings, **of_tools: Any) -> Settings:
 
 async def create_queues(sqs: Sqs, settings: Settings) -> None:
     """The queue pair that the settings name, with its redrive policy."""
-    dlq = await sqs.create(f"{settings.queue}-dlq")
+    dlq = await create_queue(sqs, f"{settings.queue}-dlq")
     policy = {"deadLetterTargetArn": dlq.arn, "maxReceiveCount": 50}
-    await sqs.create(settings.queue, {"RedrivePolicy": msgspec.json.encode(policy).decode()})
+    await create_queue(sqs, settings.queue, RedrivePolicy=msgspec.json.encode(policy).decode())
+
+
+async def create_queue(sqs: Sqs, name: str, **attributes: str) -> Queue:
+    """Make a queue with these attributes."""
+    await sqs.call("CreateQueue", dict, name, QueueName=name, Attributes=attributes)
+    return await sqs.queue(name)
+
+
+WITHOUT_BREAKER = Settings(breaker=False)  # of a worker whose jobs shall fail
 
 
 def worker_metrics() -> WorkerMetrics:
@@ -261,7 +303,7 @@ class Kit:
         return row and await self.row(row)
 
     async def sweep(self) -> list[Swept]:
-        return (await sweep(self.pipeline, Ages.of(self.settings))).done
+        return (await sweep(self.pipeline, self.settings)).done
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)
@@ -271,7 +313,7 @@ class Kit:
         self.wire._timeout = aiohttp.ClientTimeout(total=seconds)
 
     async def row(self, session: Session | UUID) -> Session:
-        found = await self.pipeline.read(session if isinstance(session, UUID) else session.id)
+        found = await self.pipeline.runs.read(session if isinstance(session, UUID) else session.id)
         assert found
         return found
 

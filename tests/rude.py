@@ -1,11 +1,14 @@
 """A provider that knows no manners: it answers with any bytes, or none."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import cast
 
 OK = b"HTTP/1.1 200 OK\r\n"
+BOMB_BYTES = 64 * 2**20
 
 Rude = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
@@ -49,6 +52,21 @@ def writes(*parts: bytes) -> Rude:
             writer.write(part)
 
     return rude
+
+
+def explodes(head: bytes, filler: bytes) -> Rude:
+    """A bomb after this head: compressed when it is asked for, not by each process that collects tests."""
+
+    async def rude(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        writer.write(_bomb(filler))
+
+    return rude
+
+
+@cache
+def _bomb(filler: bytes) -> bytes:
+    return gzip.compress(filler * BOMB_BYTES, 1)
 
 
 async def resets(_: bytes, writer: asyncio.StreamWriter) -> None:

@@ -1,3 +1,3 @@
-"""genctl: failures of queued AI image jobs, propagated cleanly and at once."""
+"""Propagate the failures of queued AI image jobs, cleanly and at once."""
 
 __version__ = "0.1.0"

@@ -1,13 +1,13 @@
-"""`genctl`, also as `python -m genctl`."""
+"""Start `genctl`, also as `python -m genctl`."""
 
 import signal
 import sys
 
 
 def main() -> int:
-    """The program; its exit code."""
+    """Run the program and return its exit code."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is loaded and can say a line
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the program is loaded and can print a line
     from genctl import cli
 
     return cli.main()

@@ -1,7 +1,8 @@
-"""Answers of the provider in our hands: each is tried until its row has it, or the row is somebody else's.
+"""Keep the provider's answers and try each until its row has it, or until somebody else claims the run.
 
-An answer is paid for. The lease's number proves it ours, not the lease's time: as long as nobody has claimed
-the run, its settle is worth another try, however long the database is away, locks the row, or says no.
+We have paid for an answer. The number of the lease proves that the run is ours, not the time of the lease: we
+try the settle again until another worker claims the run, however long the database is away, holds a lock on
+the row, or refuses the settle.
 """
 
 import asyncio
@@ -22,11 +23,11 @@ I = TypeVar("I", Settlement, Backoff)  # noqa: E741 - an item
 T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.02
-LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is away: it may end at any time
-REFUSED_PAUSE_S = 20.0  # at most, while the database says no
-KEEP_WITHIN_S = 2.0  # when we are told to stop
+LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is away
+REFUSED_PAUSE_S = 20.0  # at most, while the database refuses the settle
+KEEP_WITHIN_S = 2.0  # how long a stop may take to keep one answer in the trace
 ROW_LOCKED = "its row is locked by another transaction"
-Refusal = Literal["reservation", "words", "other"]  # what the database refuses a settle for
+Refusal = Literal["reservation", "words", "other"]  # the part of a settle that the database refuses
 SENT_BACK = "its lease had lapsed, and the sweeper had sent the job back"
 RELEASE_REFUSED = "the database refused the release; it will be tried again"
 
@@ -34,19 +35,19 @@ log = structlog.stdlib.get_logger()
 
 
 class Held(msgspec.Struct, eq=False):
-    """An answer in our hands; once it was tried, `why` says what keeps it from its row."""
+    """Hold an answer whose row does not have it yet; after a try `why` says what keeps it from its row."""
 
     session: Session
     item: Settlement | Backoff
     why: str | None = None
-    kept: bool = False  # in the trace, for whoever comes after us
+    kept: bool = False  # in the trace, for the next owner of the run
 
 
 class Answers:
-    """The answers in one worker's hands."""
+    """Hold the answers of one worker until their rows have them."""
 
     def __init__(self, runs: Runs, refused: Callable[[Refusal], None]) -> None:
-        """`refused` hears of each settle that the database refuses, and for what."""
+        """Tell `refused` of each settle that the database refuses, and which part it refuses."""
         self._runs = runs
         self._refused = refused
         self._held: set[Held] = set()
@@ -57,12 +58,12 @@ class Answers:
         return [held for held in self._held if held.why is not None]
 
     async def settle(self, session: Session, settlement: Settlement) -> Row:
-        """End the run and return its row. Raises LeaseLostError: the run is over, or somebody else's."""
+        """End the run and return its row. Raises LeaseLostError when it is over, or another worker's."""
         held = Held(session, settlement)
         return await self._store(held, self._persist(held, settlement, self._runs.settle, self._settle_alone))
 
     async def settle_now(self, session: Session, settlement: Settlement) -> Row:
-        """End the run without patience, where there is no answer to lose. Raises GenctlError."""
+        """End the run in one try, as there is no answer to lose. Raises GenctlError."""
         left = await self._left(session, await self._settle_alone(settlement))
         if left.row is None:
             raise LockedError(ROW_LOCKED) if left.is_ours else LeaseLostError(session.id)
@@ -74,12 +75,12 @@ class Answers:
         return await self._store(held, self._persist(held, item, self._runs.retry, self._runs.retry_alone))
 
     def tell_unsettled(self) -> None:
-        """Log the answers in our hands as the process ends: the request id claims a billed image."""
+        """Log the answers that are not stored as the process ends: their request ids claim billed images."""
         for held in self._held:
             _tell_unsettled(held)
 
     async def _store(self, held: Held, persisting: Coroutine[Any, Any, Row]) -> Row:
-        """Store the answer. If cancelled meanwhile, go on for a moment; then keep it in the trace."""
+        """Store the answer. If cancelled meanwhile, try for a moment more, then keep it in the trace."""
         self._held.add(held)
         storing = asyncio.create_task(persisting)
         try:
@@ -98,7 +99,7 @@ class Answers:
         together: Callable[[I], Awaitable[Row | None]],
         alone: Callable[[I], Awaitable[Row | None]],
     ) -> Row:
-        """Try together with others at first and after an outage; alone once it has held up others."""
+        """Store it in one statement with others, at first and after an outage; alone once it held them up."""
         step, pause_s = together, FIRST_PAUSE_S
         while True:
             try:
@@ -122,14 +123,14 @@ class Answers:
             pause_s = min(pause_s * 2, most_s)
 
     async def _left(self, session: Session, row: Row | None) -> Left:
-        """Return the row if we have ended it or sent it back, now or before; else what has become of it."""
+        """Return the row if we have ended it or sent it back; else find out what has become of it."""
         return Left(row) if row else await self._runs.left(session)
 
     async def _settle_alone(self, settlement: Settlement) -> Row | None:
-        """Settle alone; where the database refuses, without the part that it refuses.
+        """Settle alone; where the database refuses that, leave out the part that it refuses.
 
-        That shows by trying: it takes the settle without the release, or with fewer of the provider's words.
-        Raises the first refusal when it takes none of these.
+        Tries find that part: the settle without the release, then with fewer of the provider's words. Raises
+        the first refusal when the database takes none of these.
         """
         refused = await self._tried(settlement)
         if not isinstance(refused, GenctlError):
@@ -137,12 +138,13 @@ class Answers:
         for variant in variants(settlement):
             if isinstance(await self._tried(variant, dry=True), GenctlError):
                 continue
-            for item in (settlement, variant):  # the refusal may be over by now: the whole comes first
+            for item in (settlement, variant):  # the refusal may be over by now: try the whole first
                 row = await self._tried(item)
                 if not isinstance(row, GenctlError):
                     if item is variant:
-                        told = {"sessionId": settlement.session_id, "error": refused.message}
-                        log.warning("session.settle.reduced", **told)
+                        log.warning(
+                            "session.settle.reduced", sessionId=settlement.session_id, error=refused.message
+                        )
                         is_whole = variant.details == settlement.details
                         self._refused("reservation" if is_whole else "words")
                     return row
@@ -150,7 +152,7 @@ class Answers:
         raise refused
 
     async def _tried(self, settlement: Settlement, *, dry: bool = False) -> Row | GenctlError | None:
-        """Return the row, or the refusal. Raises errors that say nothing about the settlement itself."""
+        """Return the row, or the refusal. Raises errors that do not speak of the settlement itself."""
         try:
             return await self._runs.settle_alone(settlement, dry=dry)
         except (DatabaseGoneError, LockedError, ConflictError):
@@ -159,7 +161,7 @@ class Answers:
             return error
 
     async def _keep(self, held: Held, refused: GenctlError) -> None:
-        """Keep a refused answer in the trace, once: whoever claims the run next settles it without a call."""
+        """Keep a refused answer in the trace, once: the next owner of the run settles it without a call."""
         if held.kept or not isinstance(held.item, Settlement):
             return
         log.warning("session.settle.refused", **_whose(held), error=refused.message, fix=refused.fix)
@@ -170,7 +172,7 @@ class Answers:
             log.warning("session.answer.not_kept", **_whose(held), error=error.message)
 
     async def _give_up(self, held: Held) -> None:
-        """Put an answer that we cannot store before we stop into the log and, if we can, into the trace."""
+        """Log an answer that we cannot store before we stop and, if we can, keep it in the trace."""
         _tell_unsettled(held)
         try:
             async with asyncio.timeout(KEEP_WITHIN_S):
@@ -179,8 +181,8 @@ class Answers:
             log.warning("session.answer.not_kept", **_whose(held), error="no answer in time")
 
     async def _lost(self, held: Held, left: Left) -> LeaseLostError:
-        """Note an answer that came too late. Where the sweeper took the run from us and nobody has claimed it
-        since, keep it: whoever claims the run next settles it by our answer.
+        """Note an answer that came too late. If the sweeper took the run from us and nobody has claimed it
+        since, keep the answer: the next owner of the run settles it by that.
         """
         log.warning("session.late_result", **_whose(held))
         if left.is_unclaimed and isinstance(held.item, Settlement):
@@ -198,16 +200,16 @@ class Answers:
 
 
 def _kept(settlement: Settlement, refused: str) -> dict[str, object]:
-    """Write it as kept_answer() reads it; `refused` says why it is there."""
-    told: dict[str, object] = msgspec.to_builtins(settlement)
-    return told | {"refused": refused}
+    """Write a settlement as kept_answer() reads it; `refused` says why the trace keeps it."""
+    kept: dict[str, object] = msgspec.to_builtins(settlement)
+    return kept | {"refused": refused}
 
 
 def kept_answer(session: Session) -> Settlement | None:
     """Return the answer that an earlier owner could not settle, under the lease of this claim; or None."""
     try:
         settlement = msgspec.convert(session.kept, Settlement)
-    except msgspec.ValidationError:  # none, or none of ours
+    except msgspec.ValidationError:  # there is none, or another version wrote it
         return None
     return msgspec.structs.replace(settlement, lease=session.lease)
 
@@ -227,7 +229,7 @@ def _unreleased(settlement: Settlement) -> Settlement:
 
 
 async def last_words(step: asyncio.Future[T]) -> T | None:
-    """Return the result of a step that goes on although we are cancelled, if it ends soon."""
+    """Wait a moment for a step that goes on although its caller was cancelled; return its result, if any."""
     done, _ = await asyncio.wait([step], timeout=STOP_S)
     if not done:
         step.cancel()
@@ -245,6 +247,6 @@ def _whose(held: Held) -> dict[str, object]:
 
 def _tell_unsettled(held: Held) -> None:
     settlement = held.item if isinstance(held.item, Settlement) else None
-    told = {name: held.item.trace.get(name) for name in ("attempt", "requestId", "code")}
+    known = {name: held.item.trace.get(name) for name in ("attempt", "requestId", "code")}
     status = settlement.status if settlement else Status.QUEUED
-    log.warning("session.answer.unsettled", **_whose(held), **told, status=status, why=held.why)
+    log.warning("session.answer.unsettled", **_whose(held), **known, status=status, why=held.why)

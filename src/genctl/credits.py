@@ -1,4 +1,4 @@
-"""Credits beside the path of a run: grants, late releases, what a user has, and the audit.
+"""Move credits beside the path of a run (grants, late releases), show what a user has, and audit them all.
 
 Reserve moves credits from the balance to a held reservation, capture spends them, release gives them back.
 Each movement is one row of the ledger; the sum of a user's rows is the balance.
@@ -24,7 +24,7 @@ from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 PARTS = ("audit_runs", "audit_reservations", "audit_balances")
 MOST = 10_000
 MOST_FIXES = 10  # commands in one line
-HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # a reservation that nothing will end
+HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # held, and no run will end it
 SAFE = {*HELD, "failed_not_released", "refund_amount", "details_ledger"}  # fix() mends these, or most
 # kind -> what to do about it
 FIXES = {
@@ -44,7 +44,7 @@ FIXES = {
 
 
 class Violation(NamedTuple):
-    """One broken invariant, with how to mend it."""
+    """Describe one broken invariant, and how to mend it."""
 
     kind: str
     session_id: UUID | None
@@ -56,8 +56,8 @@ class Violation(NamedTuple):
 
     @property
     def is_safe(self) -> bool:
-        """Whether fix() can mend it: the user gets what is theirs, or is told what they got."""
-        if self.user_id is None:  # as adopted tables may have it
+        """Tell whether fix() can mend it: give the user what is theirs, or tell them what they got."""
+        if self.user_id is None:  # adopted tables may hold such rows
             return False
         if self.kind == "refund_amount":
             return int(self.found) < int(self.expected)
@@ -67,7 +67,7 @@ class Violation(NamedTuple):
 
 
 class Audit(msgspec.Struct, frozen=True):
-    """What the audit looked at (sessions, reservations, accounts), and what is wrong with it."""
+    """Count what the audit looked at (sessions, reservations, accounts), and list what is wrong with it."""
 
     checked: dict[str, int]
     violations: list[Violation]
@@ -83,7 +83,7 @@ class Audit(msgspec.Struct, frozen=True):
 
     @property
     def is_cut(self) -> bool:
-        """Whether there are more than are listed."""
+        """Tell whether it lists only the first ones."""
         return self.total > len(self.violations)
 
 
@@ -100,7 +100,8 @@ async def open_accounts(db: Database, users: Sequence[str], credits: int) -> Non
 async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *, opening: int = 0) -> None:
     """Add credits to each user, and say why. Makes missing accounts, with `opening` credits.
 
-    Raises GenctlError: exit 2, or AccountLockedError when accounts stay locked; the others have theirs then.
+    Raises GenctlError: exit 2, or AccountLockedError when accounts stay locked; the other users have their
+    credits then.
     """
     for user in users:
         check_name("user", user)
@@ -140,9 +141,9 @@ async def release_reservation(
 ) -> int:
     """Give a held reservation back; return the released amount, 0 when nothing was held.
 
-    The same transaction tells a failed session that held it: details, version and NOTIFY. The caller knows
-    that the session has ended, or is gone. Raises AccountLockedError after `wait_s` seconds, and as movement
-    does.
+    The same transaction updates the failed session that held it: details, version and NOTIFY. The caller has
+    made sure that the session has ended, or is gone. Raises AccountLockedError after `wait_s` seconds, and as
+    movement does.
     """
     reservation = await db.row("reservation", id=reservation_id)
     if reservation is None:
@@ -155,11 +156,10 @@ async def release_reservation(
 
 
 async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str) -> bool:
-    """Capture what a completed session still holds, because its settle could not. Returns whether it held
-    any.
+    """Capture what a completed session still holds, because its settle could not; tell whether it held any.
 
-    This moves no balance and tells no page, so it needs no account's lock. Raises LockedError when somebody
-    holds the reservation.
+    This changes no balance and nothing that a page shows, so it needs no lock on the account. Raises
+    LockedError when another transaction holds the reservation.
     """
     facts = {"reservation": reservation_id, "reason": reason}
     (captured,) = await db.transact(("capture_reservation", facts), lock_s=BRIEFLY_S)
@@ -192,7 +192,7 @@ async def shown(db: Database, user: str, limit: int) -> dict[str, Any]:
 async def audit(
     db: Database, user: str | None = None, *, since: datetime | None = None, advance: Advance = lambda _: None
 ) -> Audit:
-    """Prove the invariants of statuses, ledger and details in one snapshot, which blocks nobody.
+    """Prove the invariants of statuses, ledger and details in one snapshot, without any lock.
 
     `user` and `since` (what changed since then) narrow it; `advance` hears of each of the PARTS. It lists at
     most MOST violations of each part, and counts all. Raises GenctlError, exit 4 when there is nothing of
@@ -217,9 +217,9 @@ async def audit(
 
 
 async def fix(db: Database, violation: Violation) -> bool:
-    """Mend what can be mended safely, in a transaction of its own. Returns whether it did.
+    """Mend a safe violation in a transaction of its own; tell whether this changed anything.
 
-    It looks again under the lock, so a second fix does nothing. Raises GenctlError.
+    It looks again under the lock, so a second fix changes nothing. Raises GenctlError.
     """
     reservation_id, user = violation.reservation_id, violation.user_id
     if not violation.is_safe or reservation_id is None or user is None:
@@ -250,7 +250,7 @@ async def fix_all(
                 continue
         except DatabaseGoneError:
             raise
-        except GenctlError as refused:  # the other users get what is theirs
+        except GenctlError as refused:  # the others still get theirs
             show(violation, refused)
         else:
             show(violation, None)

@@ -1,4 +1,4 @@
-"""An order becomes a reservation, a row and a message. The sweeper sends a message that could not be sent."""
+"""Make an order a reservation, a row and a message; the sweeper sends a message that we could not send."""
 
 import asyncio
 from collections import Counter
@@ -17,7 +17,7 @@ from genctl.run import apart
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """`owed` says why messages could not be sent: the sweeper sends them within about a minute."""
+    """Hold the stored sessions; `owed` says why we could not send messages, which the sweeper will send."""
 
     sessions: list[Session]
     owed: str | None
@@ -35,8 +35,8 @@ async def enqueue(
 ) -> Enqueued:
     """Reserve the credits and store the sessions of a tool in one transaction, send the jobs, mark them sent.
 
-    Users without an account get `opening` credits. The sweeper sends jobs that could not be sent, in time or
-    for want of a `queue`. Stores nothing and raises GenctlError: exit 2 for a bad order, exit 1 when a user's
+    Users without an account get `opening` credits. The sweeper sends the jobs that this cannot send in time,
+    or without a `queue`. Stores nothing and raises GenctlError: exit 2 for a bad order, exit 1 when a user's
     credits are short, AccountLockedError when an account stays locked for `wait_s` seconds.
     """
     for order in orders:
@@ -59,7 +59,7 @@ async def enqueue(
 
 
 async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
-    """Make the error that names the user who is shortest of credits, and by how much."""
+    """Make the error that names the user who lacks most credits, and how many."""
     needed: Counter[str] = Counter()
     for order in orders:
         needed[order.user_id] += order.cost
@@ -76,7 +76,7 @@ async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
 async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, tool: str) -> dict[UUID, str]:
     """Send the job messages of a tool's queued sessions and mark them; return those still owed, and why.
 
-    The sessions are stored: they do not fail when the queue is away or a mark fails.
+    Raises nothing when the queue is away or a mark fails: the rows say that these messages are owed.
     """
     try:
         results = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])

@@ -1,7 +1,7 @@
-"""The gate: one row a tool that every worker reads before it receives. Closed: jobs wait, nothing fails.
+"""Read and turn the gate: a row for each tool that workers read before they receive; closed, jobs wait.
 
-People close and open it, and so do the workers' breakers. Every change is a compare-and-set on the
-row as it was read: nobody undoes what somebody else decided meanwhile.
+People and the workers' breakers close and open it. Each change is a compare-and-set on the row as it was
+read, so that nobody undoes what somebody else has decided meanwhile.
 """
 
 import msgspec
@@ -17,8 +17,14 @@ async def read(db: Database, tool: str) -> Gate:
     return msgspec.convert(row, Gate) if row else Gate(tool)
 
 
+async def waiting_users(db: Database) -> set[str]:
+    """Return two of the users whose jobs wait, of whichever tool; one or none where there are no more."""
+    row = await db.row("waiting_users")
+    return {user for user in (row or {}).values() if user is not None}
+
+
 async def close(db: Database, tool: str, *, for_s: float | None, reason: str | None, who: str) -> Gate:
-    """Close it, whatever it was, for so long or until somebody opens it; return it as it is then."""
+    """Close the gate for so long, or until somebody opens it; return it as it is then."""
     while True:
         seen = await read(db, tool)
         if turned := await turn(db, seen, GateState.CLOSED, for_s=for_s, reason=reason, who=who):
@@ -26,7 +32,7 @@ async def close(db: Database, tool: str, *, for_s: float | None, reason: str | N
 
 
 async def open_(db: Database, tool: str, *, reason: str | None, who: str) -> Gate:
-    """Open it, and return it as it is then."""
+    """Open the gate, and return it as it is then."""
     while True:
         seen = await read(db, tool)
         if turned := await turn(db, seen, GateState.OPEN, for_s=None, reason=reason, who=who):
@@ -43,7 +49,7 @@ async def turn(
     who: str,
     lock_s: float = LOCK_S,
 ) -> Gate | None:
-    """Change the gate as it was `seen`; None: somebody has changed it since. Raises LockedError."""
+    """Turn the gate as `seen`; return None when somebody has changed it since. Raises LockedError."""
     facts = {"tool": seen.tool, "state": state, "for_s": for_s, "reason": reason, "who": who}
     try:
         (rows,) = await db.transact(("turn_gate", facts | {"seen": seen.changed_at}), lock_s=lock_s)

@@ -1,8 +1,8 @@
-"""Movements of credits: the only way to a user's account, and the one place that knows the order of locks.
+"""Move credits: the only way to a user's account, and the one place that knows the order of locks.
 
-A movement makes missing accounts, locks the accounts by name, and then runs its steps, which lock sessions by
-id. All of it is one message to the server that ends with its commit: a client that freezes leaves nothing
-locked.
+A movement makes missing accounts, locks the accounts in the order of their users, and then runs its steps,
+which lock sessions by id. It is one message to the server, which ends with the commit: a client that freezes
+leaves nothing locked.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ from typing import NamedTuple
 from genctl.edges.db import Database, LockLine, Row, Statement
 from genctl.edges.db_errors import DatabaseGoneError, LockedError, NotifyRefusedError
 
-BRIEFLY_S = 0.1  # for locks beside the accounts that a movement of many users meets
-WAIT_S = 2.0  # for accounts that somebody else holds
+BRIEFLY_S = 0.1  # the longest wait for a lock of a movement that holds the accounts of many users
+WAIT_S = 2.0  # for accounts that another transaction has locked
 
 
 class Moved(NamedTuple):
-    """The users whose accounts the movement locked, and the rows of each step."""
+    """Name the users whose accounts the movement locked, and hold the rows of each step."""
 
     mine: frozenset[str]
     rows: list[list[Row]]
 
 
 class AccountLockedError(LockedError):
-    """Somebody else holds the account of a user: nothing was done for that user."""
+    """Say that another transaction has locked a user's account: nothing was done for that user."""
 
     def __init__(self, user: str, message: str = "", fix: str = "genctl doctor") -> None:
         super().__init__(message or f"the account of user {user} is locked by another transaction")
@@ -45,12 +45,13 @@ async def movement(
 ) -> Moved:
     """Lock the accounts of these users, in order, and carry out the steps, in one transaction.
 
-    Passes over accounts that somebody else holds: the steps leave their users alone. With `wait_s` it waits
-    for them, so many seconds in all and while it holds nothing else, and carries the steps out for all users;
-    callers who wait for one user stand in a line. Makes missing accounts with `opening` credits. Each step
-    finds `notify` among its parameters; where the database refuses the NOTIFY (its queue is full), a second
-    try does without, and the streams find the change by themselves. Raises AccountLockedError when it does
-    not get an account in time, LockedError for another lock, and as Database.transact does.
+    Passes over accounts that another transaction has locked: the steps leave their users alone. With `wait_s`
+    it waits for them, so many seconds in all and while it holds no other lock, and carries the steps out for
+    all users; callers who wait for the same user queue up. Makes missing accounts with `opening` credits.
+    Each step finds `notify` among its parameters. Where the database refuses the NOTIFY because its queue is
+    full, a second try does without it, and the streams find the change by themselves. Raises
+    AccountLockedError when it does not get an account in time, LockedError for another lock, and as
+    Database.transact does.
     """
     ordered = sorted(set(users))
     if wait_s is None:
@@ -60,7 +61,7 @@ async def movement(
     line, came_at = db.lines.setdefault(ordered[0], LockLine()) if is_one else LockLine(), time.monotonic()
 
     def left_s() -> float:
-        """Count from the last time that another one in the line got the account: it was free then."""
+        """Return the time left, counted from when another waiter last got the account: it was free then."""
         return max(came_at, line.moved_at) + wait_s - time.monotonic()
 
     async with _in_time(line.turn, ordered[0], left_s):
@@ -83,12 +84,12 @@ async def _moved(
     *,
     whole: bool,
 ) -> tuple[Moved, list[str]]:
-    """Try once; return also the users whose accounts are locked. A `whole` try does nothing then."""
+    """Try once; return also the users whose accounts are locked: a `whole` try does nothing then."""
     who = {"users": users, "opening": opening, "whole": whole}
 
     async def tried(*, notify: bool) -> list[list[Row]]:
-        told = ((name, {"notify": notify, **params}) for name, params in steps)
-        message = (("ensure_accounts", who), ("lock_free_accounts", who), *told)
+        work = ((name, {"notify": notify, **params}) for name, params in steps)
+        message = (("ensure_accounts", who), ("lock_free_accounts", who), *work)
         if patience_s:
             return await db.patiently(*message, patience_s=patience_s, lock_s=lock_s)
         return await db.transact(*message, lock_s=lock_s)
@@ -97,10 +98,10 @@ async def _moved(
         try:
             rows = await tried(notify=True)
         except NotifyRefusedError:
-            await db.rows("clear_notify_queue")  # else it stays full after its culprit has left
+            await db.rows("clear_notify_queue")  # else it stays full after the idle listener has left
             rows = await tried(notify=False)
     except LockedError as error:
-        if len(users) == 1 and "credit_accounts" in error.message:  # somebody is making it
+        if len(users) == 1 and "credit_accounts" in error.message:  # another transaction is making it
             raise AccountLockedError(users[0]) from error
         raise
     _, (locks,), *moved = rows
@@ -108,7 +109,7 @@ async def _moved(
 
 
 async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> None:
-    """Wait until the account is free, on one of the connections that may wait. Raises AccountLockedError."""
+    """Wait for the account on one of the few connections that may wait. Raises AccountLockedError."""
     async with _in_time(db.room, user, left_s):
         with suppress(LockedError, DatabaseGoneError):  # a time-out of the role may be shorter than the wait
             await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s())
@@ -120,7 +121,7 @@ async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> Non
 async def _in_time(
     turn: asyncio.Lock | asyncio.Semaphore, user: str, left_s: Callable[[], float]
 ) -> AsyncIterator[None]:
-    """Hold the turn. Raises AccountLockedError when it does not come in time; that time may grow."""
+    """Hold the lock for the body. Raises AccountLockedError after a time, which may grow meanwhile."""
     while True:
         try:
             async with asyncio.timeout(left_s()):

@@ -1,13 +1,13 @@
-"""The pipeline, from a job message to a settled session.
+"""Carry a job from its message to a settled session.
 
 `enqueue.py` turns a client's order into a reservation, a row and a message. A worker gives each message to
-`carry`. `process` claims the session, calls the provider and classifies the answer. It settles a success
-with the reservation captured; it retries a failure that may pass; it settles any other as failed, with the
-reservation released and `session_completed` notified in the same transaction. Then `dispose` deletes the
-message, hides it, or copies it to the DLQ and deletes it.
+`carry`. `process` claims the session, calls the provider and classifies the answer. It settles a success and
+captures the reservation; it retries a failure that may pass; it settles any other as failed, and releases the
+reservation and notifies `session_completed` in the same transaction. Then `dispose` deletes the message,
+hides it, or copies it to the DLQ and deletes it.
 
-The row decides, the message is a doorbell; the lease (a number that grows with each claim) proves
-whose session it is.
+The row decides what to do; a message only says that there is something to do. The lease, a number that grows
+with each claim, proves whose session it is.
 """
 
 import asyncio
@@ -51,15 +51,15 @@ from genctl.tools import Tool
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
-Hear = Callable[[Success | Failure, Session], None]  # takes what a call for a session came to
+Hear = Callable[[Success | Failure, Session], None]  # takes the outcome of a call for a session
 Turn = Callable[[], Awaitable[Hear]]  # waits until a job may call the provider
 
-# deliveries that found nothing to claim, calls that were let go or whose worker died, DLQ copies, silent ends
+# deliveries without a claim, calls that nobody waits for any more, DLQ copies, settles without NOTIFY
 Counted = Literal["repeated", "orphaned", "copied", "unnotified"]
 
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # between looks at a row that somebody has locked
-MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # a copy without its mark is followed by another one
-MOST_TOLD = 100
+MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # between tries to mark a copy, as the sweeper sends another without
+MOST_TOLD = 100  # tools and models whose messages we log as left for others
 
 log = structlog.stdlib.get_logger()
 
@@ -70,7 +70,7 @@ async def at_once() -> Hear:
 
 
 class Meters:
-    """Hears what happens to jobs. This one counts nothing, so commands need no metrics library."""
+    """Count what happens to jobs; this class counts nothing, so that commands need no metrics library."""
 
     def called(self, result: Success | Failure, seconds: float) -> None:
         """Count a provider call."""
@@ -85,14 +85,14 @@ class Meters:
         """Count a settle that the database refused."""
 
     def count(self, what: Counted) -> None:
-        """Count one of these."""
+        """Count one event of this kind."""
 
 
 WITHOUT_METERS = Meters()
 
 
 class Pipeline:
-    """The steps of a run of one tool, and what they need. `runs` are those in our hands."""
+    """Take the runs of one tool through their steps; `runs` are those that this process has claimed."""
 
     def __init__(  # noqa: PLR0913 - its parts
         self,
@@ -108,8 +108,8 @@ class Pipeline:
         lifeline: Database | None = None,
         meters: Meters = WITHOUT_METERS,
     ) -> None:
-        """`others`: LIKE patterns of the other tools' models. `lifeline`: a connection for renewals alone,
-        which then never wait behind settles.
+        """Take the parts; `others` are LIKE patterns of the other tools' models, `lifeline` is a connection
+        for renewals alone, which then never wait behind settles.
         """
         self.db = db
         self.queue = queue
@@ -122,7 +122,7 @@ class Pipeline:
         self.meters = meters
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
-        # what many jobs do to their messages at the same moment is one call
+        # calls for many messages at the same moment become one
         self._copies = Together(dlq.send, most=BATCH)
         self._deletes = Together(queue.delete, most=BATCH)
         self._hides = Together(queue.hide, most=BATCH)
@@ -142,7 +142,7 @@ class Pipeline:
         tool = tools.named(settings.tool) if calls else tools.about(settings.tool)
         async with AsyncExitStack() as stack:
             wire = None
-            if calls:  # first: without it nothing is to be opened
+            if calls:  # first, as it raises without key or address
                 wire = await stack.enter_async_context(Wire(tool, longest_s=settings.provider_timeout_s))
             db = await stack.enter_async_context(Database.open(settings.dsn(), size=size))
             lifeline = await stack.enter_async_context(Database.open(settings.dsn(), size=1)) if calls else db
@@ -162,12 +162,8 @@ class Pipeline:
             )
 
     def unsent(self) -> set[asyncio.Task[Any]]:
-        """Return the tasks of jobs whose request is not out. Cancelled, they go back and use no attempt."""
+        """Return the tasks of jobs whose request is not sent; cancelled, they give their session back."""
         return self._claiming | {hold.task for hold in self.runs if hold.task and hold.waiting}
-
-    async def read(self, session_id: UUID) -> Session | None:
-        """Read the session's row."""
-        return await self.runs.read(session_id)
 
     async def claim(self, session_id: UUID, run: int | None, *, lapsed: bool = False) -> Session | None:
         """Take the session if it is queued and due, or its owner fell silent; else return None.
@@ -175,13 +171,13 @@ class Pipeline:
         `lapsed`: take also a session that is processing without a lease, as before adoption.
         """
         for pause_s in LOCKED_PAUSES_S:
-            if session_id in self.runs:  # ours already: its lease has lapsed, and its answer is in our hands
+            if session_id in self.runs:  # ours already: its lease has lapsed, but we still store its answer
                 return None
             if session := await self.runs.claim(Claim(session_id, run, lapsed)):
                 if session.from_dead_lease:
                     self.meters.count("orphaned")
                 return session
-            row = await self.read(session_id)
+            row = await self.runs.read(session_id)
             if row is None or not self.tool.serves(row.model) or not decide.is_free(row, run):
                 return None
             await asyncio.sleep(pause_s)
@@ -201,18 +197,19 @@ class Pipeline:
             self._claiming -= {task}
 
     async def attempt(self, hold: Hold, turn: Turn) -> Success | Failure:
-        """Call the provider once, when the turn has come. Raises LeaseLostError: no longer ours."""
+        """Call the provider once, when its turn has come. Raises LeaseLostError: the run is ours no more."""
         assert self.wire  # noqa: S101 - whoever works has opened one
         with hold.call():
             hear = await turn()
             if hold.stale:
                 await self.runs.extend([hold])
-            if hold.stale:  # lost, or its row is locked: nobody can say whose it is
+            if hold.stale:  # lost, or its row is locked, and then nobody can tell whose it is
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
             answer = await self.wire.generate(hold.session, hold.on_send)
         now, verdicts = datetime.now(UTC), self.limits.verdicts
-        result = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
+        said = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
+        result = details.without_secrets(said, self.tool.provider.key_shape)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result
@@ -238,24 +235,24 @@ class Pipeline:
             raise LeaseLostError(session.id)
         self.meters.retried(failure)
         whose = {"sessionId": session.id, "userId": session.user_id}
-        told = {"code": failure.code, "attempt": session.attempts, "delayS": round(delay_s, 1)}
-        log.info("session.retried", **whose, **told)
+        facts = {"code": failure.code, "attempt": session.attempts, "delayS": round(delay_s, 1)}
+        log.info("session.retried", **whose, **facts)
         return Session.of(row)
 
     async def settle(self, session: Session, result: Success | Failure, *, calls: int) -> Session:
         """End the run in one transaction: reservation, ledger, balance, session, trace, NOTIFY.
 
-        `calls` is the number of provider calls of this run. The settle is tried until the row has it. When
-        the database refuses to move the reservation, the session ends with the reservation still held; a
-        failed one gets `refundError`, and the sweeper refunds later. Raises LeaseLostError when the session
-        is no longer ours; the trace keeps the answer.
+        `calls` is the number of provider calls of this run. Tries until the row has the answer. When the
+        database refuses to move the reservation, the session ends with the reservation still held; a failed
+        one gets `refundError`, and the sweeper refunds later. Raises LeaseLostError when the session is no
+        longer ours; the trace keeps the answer.
         """
         return await self.end(session, self._settlement(session, result, calls))
 
     async def end(self, session: Session, settlement: Settlement, *, patient: bool = True) -> Session:
-        """Settle by a settlement that is known; without patience raise GenctlError as well.
+        """Settle the session by this settlement; unless `patient`, raise GenctlError instead of trying again.
 
-        Returns what disposing of the message needs, without the prompt and the provider's words.
+        Returns the columns of the row that dispose() needs, without the prompt and the provider's words.
         """
         began_at = time.monotonic()
         settle = self.answers.settle if patient else self.answers.settle_now
@@ -268,9 +265,9 @@ class Pipeline:
         return row
 
     async def give_up(self, session: Session, code: str) -> Session:
-        """End a claimed run without a call: by an answer that was kept for it, else as failed with our code.
+        """End a claimed run without a call: by an answer that the trace keeps, else as failed with our code.
 
-        Raises LeaseLostError. Gives the session back and raises GenctlError when it cannot be done now.
+        Raises LeaseLostError. Gives the session back and raises GenctlError when it cannot settle now.
         """
         settlement = kept_answer(session) or self._settlement(session, ours(code), session.calls_before)
         try:
@@ -304,14 +301,14 @@ class Pipeline:
         )
 
     async def dispose(self, message: Message, job: Job, processed: Session | None = None) -> None:
-        """End the message by what the row says: delete it, hide it, or copy it to the DLQ and delete it.
+        """Delete the message, hide it, or copy it to the DLQ and delete it, as the row says.
 
-        `processed` is the row as our own attempt left it. Never deletes a failed job's message before its
-        copy is marked. Raises GenctlError when SQS or the database is away: the message comes back.
+        `processed` is the row as our own attempt left it. Deletes a failed job's message only after it has
+        marked the copy. Raises GenctlError when SQS or the database is away: the message comes back.
         """
         row, ours = processed, True
         if row is None:
-            row = await self.read(job.session_id)
+            row = await self.runs.read(job.session_id)
             ours = self.tool.serves(row.model) if row else job.tool == self.tool.name
         if not ours:
             self._tell_left(job, row)
@@ -319,7 +316,7 @@ class Pipeline:
             case decide.Delete():
                 pass
             case decide.Hide(seconds):
-                await self._hide(message, seconds)
+                await self.hide(message, seconds)
                 return
             case decide.Copy(code, mark=True) if row is not None:
                 await self.copy(row, body=message.body, code=code)
@@ -328,15 +325,15 @@ class Pipeline:
         await self._delete(message)
 
     def _tell_left(self, job: Job, row: Session | None) -> None:
-        """Log once for each tool and model that its messages are left for others."""
+        """Log once for each tool and model that we leave its messages for others."""
         what = (job.tool, row.model if row else None)
         if what not in self._left and len(self._left) < MOST_TOLD:
             self._left.add(what)
-            told = {"tool": job.tool, "model": what[1], "ours": self.tool.name}
-            log.warning("message.left", **told, sessionId=job.session_id)
+            facts = {"tool": job.tool, "model": what[1], "ours": self.tool.name}
+            log.warning("message.left", **facts, sessionId=job.session_id)
 
     async def refuse(self, message: Message, why: str) -> None:
-        """Move a message that is no job of ours to the DLQ as it is."""
+        """Copy a message that is no job of ours to the DLQ as it is, and delete it."""
         log.warning("message.malformed", messageId=message.message_id, why=why)
         await self.send_copy(message.body, "MalformedMessage")
         await self._delete(message)
@@ -348,7 +345,7 @@ class Pipeline:
         log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
 
     async def _mark(self, mark: Mark) -> None:
-        """Mark the copy as sent, waiting for a while where somebody has locked the row."""
+        """Mark the copy as sent; wait a while if another transaction has locked the row."""
         for pause_s in MARK_PAUSES_S:
             with suppress(LockedError):
                 await self.runs.mark(mark)
@@ -374,26 +371,23 @@ class Pipeline:
         self.meters.count("copied")
         return sent.message_id
 
-    async def show(self, message: Message) -> None:
-        """Let the message be received again at once. Raises GenctlError."""
-        await self._hide(message, 0)
-
-    async def _hide(self, message: Message, seconds: int) -> None:
+    async def hide(self, message: Message, seconds: int) -> None:
+        """Hide the message for so long; 0 shows it at once. Raises GenctlError."""
         if error := await self._hides((message.receipt, seconds)):
             log.warning("message.hide.failed", messageId=message.message_id, error=error)
 
     async def _delete(self, message: Message) -> None:
-        """Delete the message; if SQS does not, it comes back, and its row ends it then."""
+        """Delete the message; if SQS does not, it comes back, and dispose() deletes it then."""
         if error := await self._deletes(message.receipt):
             log.warning("message.delete.failed", messageId=message.message_id, error=error)
 
 
 async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session | None:
-    """Carry one job from claim to the end of its attempt; `turn` is awaited before the provider call.
+    """Carry one job from claim to the end of its attempt; await `turn` before the provider call.
 
-    Returns the row as the attempt left it (completed, or queued again), or None when the job could not
-    be claimed: it is someone else's, or over. Raises JobProcessingError once a failed run is settled,
-    LeaseLostError when the run is no longer ours.
+    Returns the row as the attempt left it (completed, or queued again), or None when we cannot claim the
+    session: another worker has it, or it has ended. Raises JobProcessingError once it has settled a failed
+    run, LeaseLostError when the run is no longer ours.
     """
     claimed_at = time.monotonic()
     session = await pipeline.take(job)
@@ -448,8 +442,8 @@ def _log_settled(row: Session, *, notified: bool) -> None:
         log.info("session.completed", **whose)
         return
     stored = row.details
-    told = {name: stored.get(name) for name in ("code", "refundedCredits")}  # a trigger may have changed them
-    log.info("session.failed.updated", **whose, **told)
+    facts = {name: stored.get(name) for name in ("code", "refundedCredits")}  # triggers may change them
+    log.info("session.failed.updated", **whose, **facts)
     if notified:
         log.info("session.failed.notify.sent", **whose)
 

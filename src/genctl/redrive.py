@@ -1,8 +1,8 @@
-"""A DLQ copy becomes its session's next run: read the rows, plan, carry out, and only then delete the copy.
+"""Make a DLQ copy its session's next run: read the rows, plan, carry out, and only then delete the copy.
 
 One transaction queues the failed session again and reserves its credits anew. Then a redrive sends and marks
 the job message, then it deletes the copy. If it is killed in between, the row says what is owed: the next
-redrive finds the copy stale and sends what is missing, and so does the sweeper.
+redrive finds the copy stale and sends the missing message, and so does the sweeper.
 """
 
 import time
@@ -22,14 +22,14 @@ from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
 
-MOST_DIGITS = 12  # anybody may send attributes
+MOST_DIGITS = 12  # of a number in an attribute, as anybody may send attributes
 ACCOUNT_LOCKED = "its user's account is locked"
 
 log = structlog.stdlib.get_logger()
 
 
 class RedrivenLetter(NamedTuple):
-    """What became of one message: its plan was carried out, unless `error` says why not (yet)."""
+    """Say what became of one message: we have carried out its plan, unless `error` says why not (yet)."""
 
     message: Message
     letter: Letter
@@ -38,7 +38,7 @@ class RedrivenLetter(NamedTuple):
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has left the DLQ."""
+        """Tell whether the message has left the DLQ."""
         return self.step.action != "skip" and self.error is None
 
 
@@ -54,7 +54,7 @@ async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
 
 
 async def chosen(messages: Sequence[Message], db: Database, choice: Choice) -> list[tuple[Message, Letter]]:
-    """Return the messages that are meant, each with its letter."""
+    """Return the messages that `choice` takes, each with its letter."""
     pairs = zip(messages, await letters(messages, db), strict=True)
     return [(message, letter) for message, letter in pairs if choice.takes(letter)]
 
@@ -62,9 +62,10 @@ async def chosen(messages: Sequence[Message], db: Database, choice: Choice) -> l
 async def redrive(
     messages: Sequence[Message], pipeline: Pipeline, choice: Choice, terms: Terms, *, most: int
 ) -> list[RedrivenLetter]:
-    """Redrive those of a batch that are meant, at most `most` jobs; return what became of each.
+    """Redrive the messages of a batch that `choice` takes, at most `most` jobs; return what became of each.
 
-    Raises GenctlError when a dependency is away: what is done stays done, the rest stays in the DLQ.
+    Raises GenctlError when a dependency is away: the jobs that it has redriven run, the others stay in the
+    DLQ.
     """
     meant = await chosen(messages, pipeline.db, choice)
     steps = at_most(plan([letter for _, letter in meant], terms), most)
@@ -73,7 +74,7 @@ async def redrive(
     wanted = [result.letter.row for result in taken if result.step.action == "requeue" and result.letter.row]
     queued = await _requeue(wanted, pipeline, terms, locked)
     if late := [f for f in taken if f.step.action == "requeue" and f.letter.session_id not in queued]:
-        # somebody was faster, or spent the credits: plan again, by the rows as they are now
+        # another redrive was faster, or the user has spent the credits: plan again by the rows of now
         again = await letters([result.message for result in late], pipeline.db)
         retaken = {
             result.message.message_id: result._replace(
@@ -110,7 +111,7 @@ async def _requeue(
         log.warning("redrive.refused", sessionId=rows[0].id, error=error.message)
         return {}
     give_up_at = time.monotonic() + WAIT_S
-    for user in sorted({row.user_id for row in rows} - mine):  # somebody held their accounts, perhaps briefly
+    for user in sorted({row.user_id for row in rows} - mine):  # whose accounts were locked, perhaps briefly
         theirs = [row for row in rows if row.user_id == user]
         try:
             queued |= (await _requeued(theirs, pipeline, terms, wait_s=give_up_at - time.monotonic()))[0]
@@ -137,22 +138,22 @@ async def _requeued(
 async def _sent_and_deleted(
     results: Sequence[RedrivenLetter], queued: dict[UUID, Session], pipeline: Pipeline
 ) -> list[RedrivenLetter]:
-    """Send the jobs that are due, then delete the copies that have nothing more to say."""
+    """Send the jobs that are due, then delete the copies that nobody needs any more."""
     resent = (f.letter.row for f in results if f.step.action == "resend" and f.letter.row)
     due = [*(queued | {row.id: row for row in resent}).values()]
     owed = await send_jobs(due, db=pipeline.db, queue=pipeline.queue, tool=pipeline.tool.name)
-    told = [
+    sent = [
         result._replace(error=owed.get(result.letter.session_id))
         if result.letter.session_id and result.step.runs
         else result
         for result in results
     ]
-    done = [result.message for result in told if result.is_gone]
+    done = [result.message for result in sent if result.is_gone]
     errors = await pipeline.dlq.delete([message.receipt for message in done]) if done else []
     for message, why in zip(done, errors, strict=True):
-        if why is not None:  # stale now: the next redrive drops it
+        if why is not None:  # the copy is stale now, and the next redrive drops it
             log.warning("redrive.delete.failed", messageId=message.message_id, error=why)
-    return told
+    return sent
 
 
 def _job(message: Message) -> Job | None:
@@ -163,29 +164,30 @@ def _job(message: Message) -> Job | None:
 
 
 def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Letter:
-    said = message.attributes
+    attributes = message.attributes
     session = _session(row) if row else None
     run = job.run if job else None
     return Letter(
         message_id=message.message_id,
         sent_at=message.sent_at,
         receive_count=message.receive_count,
-        code=said.get("code", "Unknown"),
+        code=attributes.get("code", "Unknown"),
         session_id=job.session_id if job else None,
-        run=_number(said.get("run")) if job and run is None else run,
-        category=said.get("category"),
-        attempts=_number(said.get("attempts")),
-        provider_status=_number(said.get("providerStatus")),
-        first_failed_at=said.get("firstFailedAt"),
-        failed_at=said.get("failedAt"),
+        run=_number(attributes.get("run")) if job and run is None else run,
+        category=attributes.get("category"),
+        attempts=_number(attributes.get("attempts")),
+        provider_status=_number(attributes.get("providerStatus")),
+        first_failed_at=attributes.get("firstFailedAt"),
+        failed_at=attributes.get("failedAt"),
         row=session,
         held_as=row["held_as"] if row else None,
         balance=row["balance"] if row else 0,
+        earlier=(row["earlier"] or {}) if row else {},
     )
 
 
 def _session(row: dict[str, Any]) -> Session | None:
-    """Read a row; None for one of an adopted table that is none of ours."""
+    """Read a row; return None for one of an adopted table that is not a session of ours."""
     return Session.readable(row, lambda odd, why: log.warning("redrive.odd_row", sessionId=odd, error=why))
 
 

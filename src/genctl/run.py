@@ -1,7 +1,7 @@
-"""A claimed run in our hands: claim, renew, retry, give back, let go, settle; the statements of the protocol.
+"""Claim runs, renew, retry, give back, let go and settle them: the statements of the protocol.
 
-One statement does what many jobs ask for at the same moment. The lease gates every step but the claim: a step
-may be tried again, and hits nothing once the run is somebody else's.
+One statement serves many jobs that ask at the same moment. The lease gates every step but the claim, so a
+step may run again: it changes nothing once another worker has claimed the run.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
 T = TypeVar("T")
 A = TypeVar("A")
 
-LEASE_S = 30  # a worker that is silent for so long has lost its sessions; also the messages' visibility
+LEASE_S = 30  # after such a silence a worker has lost its sessions; also the messages' visibility
 RENEW_S = 10
-STALE_S = 20  # no request is sent when the last renewal is older
-STOP_S = 5.0  # a cancelled step of the database gets so long to end
-CLAIM_PATIENCE_S = 15.0  # shorter than a lease: a claim whose answer was lost is not claimed over
+STALE_S = 20  # we send no request when the last renewal is older
+STOP_S = 5.0  # how long a cancelled step of the database may take to end
+CLAIM_PATIENCE_S = 15.0  # shorter than a lease: nobody claims over a claim whose answer was lost
 SETTLE_PATIENCE_S = 10.0  # of one try
-TOGETHER_S = 3.0  # of one for many, and of renewals: one that hangs holds up the others for so long
-ALONE_LANES = 4  # connections for steps that are tried again by themselves
+TOGETHER_S = 3.0  # of a statement for many jobs, and of renewals: one that hangs delays the others so long
+ALONE_LANES = 4  # connections for steps that run again by themselves
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Asks for a session in this run (None: whichever it is); `lapsed` as for Pipeline.claim."""
+    """Ask for a session in this run (None: its current one); `lapsed` as for Pipeline.claim."""
 
     session_id: UUID
     run: int | None
@@ -41,7 +41,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
-    """Says how a run ends. `attempts` are its provider calls; a failure has `details`, a success `result`.
+    """Say how a run ends. `attempts` are its provider calls; a failure has `details`, a success `result`.
 
     Without `release` the reservation stays as it is, and `refund_error` says why.
     """
@@ -60,7 +60,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """Sends a run back to the queue for `delay_s` seconds; `unknown` is 1 after an unknown outcome."""
+    """Send a run back to the queue for `delay_s` seconds; `unknown` is 1 after an unknown outcome."""
 
     session_id: UUID
     lease: int
@@ -70,7 +70,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """Says that the DLQ copy of this run was sent, under this message id."""
+    """Say that we have sent the DLQ copy of this run, under this message id."""
 
     session_id: UUID
     run: int
@@ -78,19 +78,19 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Left(NamedTuple):
-    """Says what became of a run: `row` is as we have ended it or sent it back."""
+    """Say what has become of a run; `row` is set if we have ended it or sent it back."""
 
     row: Row | None
-    is_ours: bool = False  # under our lease, alive or not, and not over
-    is_unclaimed: bool = False  # it waits, and nobody has claimed it after us
+    is_ours: bool = False  # it is processing under our lease, lapsed or not
+    is_unclaimed: bool = False  # it is queued, and nobody has claimed it after us
 
 
 class Hold:
-    """A claimed session in our hands: renewed until the hold ends, cancelled when the lease is lost."""
+    """Hold a claimed session: the keeper renews its lease, and cancels its call when the lease is lost."""
 
     def __init__(self, session: Session, claimed_at: float) -> None:
         self.session = session
-        self.renewed_at = claimed_at  # monotonic; before the claim was sent
+        self.renewed_at = claimed_at  # monotonic; from before we sent the claim
         self.calling = False
         self.sent = False  # the provider may have got the request
         self.lost = False
@@ -98,7 +98,7 @@ class Hold:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Count the hold as calling the provider: a lost lease cancels the call."""
+        """Mark the hold as calling the provider, so that a lost lease cancels the call."""
         self.calling = True
         try:
             yield
@@ -106,35 +106,35 @@ class Hold:
             self.calling = False
 
     def on_send(self) -> None:
-        """Let the request leave. Raises LeaseLostError when we slept: somebody else may have the run."""
+        """Note that the request leaves. Raises LeaseLostError if we slept: others may have the run."""
         if self.stale:
             raise LeaseLostError(self.session.id)
         self.sent = True
 
     def lose(self) -> None:
-        """Cancel a call under way, as the lease is lost; a settle finds out by itself."""
+        """Cancel a call under way, as the lease is lost; a settle learns of it from the row."""
         if self.calling and self.task:
             self.lost = True
             self.task.cancel()
 
     @property
     def waiting(self) -> bool:
-        """Whether it is on the way to its call, and no byte of the request is out."""
+        """Tell whether its call waits, and no byte of the request is sent."""
         return self.calling and not self.sent
 
     @property
     def stale(self) -> bool:
-        """Whether the last renewal is too long ago to be sure that the session is still ours."""
+        """Tell whether the last renewal is too old to prove that the session is still ours."""
         return time.monotonic() - self.renewed_at > STALE_S
 
 
 class Runs:
-    """The runs of one worker, and what it does to their rows.
+    """Hold the runs of one worker, and change their rows.
 
-    Each of these takes one item and returns its answer, to be awaited. `read`: a session's id -> its row, or
-    None. `claim`: a Claim -> the session, if it is ours now. `retry`: a Backoff, `settle`: a Settlement ->
-    the row, or None when our lease is no longer the row's, or somebody has locked it. `mark`: a Mark -> None.
-    They raise as Database.patiently does; an error about one item is raised to its caller alone.
+    Each of these takes one item and returns an awaitable. `read`: a session's id -> its row, or None.
+    `claim`: a Claim -> the session, if it is ours now. `retry`: a Backoff, `settle`: a Settlement -> the row,
+    or None when our lease is no longer the row's, or another transaction has locked it. `mark`: a Mark ->
+    None. They raise as Database.patiently does; only the caller of an item gets an error about it.
     """
 
     def __init__(
@@ -163,16 +163,13 @@ class Runs:
     def __iter__(self) -> Iterator[Hold]:
         return iter(list(self._held.values()))
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def __contains__(self, session_id: UUID) -> bool:
         return session_id in self._held
 
     @asynccontextmanager
     async def keep(self, session: Session, claimed_at: float) -> AsyncIterator[Hold]:
-        """Keep the session among ours, for extend(). If cancelled, give it back when its request was not
-        sent; let it go as an unknown outcome when it was.
+        """Keep the session among ours while the body runs. If cancelled, give it back if its request was not
+        sent; let it go as an unknown outcome if it was.
         """
         hold = self._held[session.id] = Hold(session, claimed_at)
         try:
@@ -188,7 +185,7 @@ class Runs:
                 del self._held[session.id]
 
     async def step_aside(self, hold: Hold, *, delay_s: float = 0.0) -> Row:
-        """Give back a run that was not sent, let go one that was; return its row. Raises LeaseLostError."""
+        """Give the run back, or let it go if its request was sent; return its row. Raises LeaseLostError."""
         session = hold.session
         facts: dict[str, Any] = {"session": session.id, "lease": session.lease}
         if not hold.sent:
@@ -201,7 +198,9 @@ class Runs:
         return row
 
     async def extend(self, holds: Iterable[Hold]) -> list[Hold]:
-        """Renew the leases and return those that are lost. One whose row is locked is neither."""
+        """Renew the leases and return the holds whose lease is lost; one whose row is locked is not among
+        them.
+        """
         now, holds = time.monotonic(), list(holds)
         fates = await apart(self._extend)(holds)
         lost = []
@@ -215,11 +214,11 @@ class Runs:
         return lost
 
     async def left(self, session: Session) -> Left:
-        """Find out what has become of a run that a step of ours did not hit, or whose answer was lost."""
+        """Find out what has become of a run whose row our step did not change, or whose answer was lost."""
         row = await self.db.row("sessions", ids=[session.id])
         if row is None or row["lease"] != session.lease:
             return Left(None)
-        # the sweeper sends back under the same lease, but sets no time
+        # the sweeper sends back under the same lease, but sets no due_at
         retried = row["status"] == Status.QUEUED and row["due_at"] is not None
         left = retried or row["status"] in {Status.COMPLETED, Status.FAILED}
         return Left(
@@ -229,7 +228,7 @@ class Runs:
         )
 
     async def settle_alone(self, settlement: Settlement, *, dry: bool = False) -> Row | None:
-        """Settle in a transaction of its own, behind few others. Raises GenctlError.
+        """Settle in a transaction of its own; few of these run at once. Raises GenctlError.
 
         `dry`: return the row as it would be, and change nothing.
         """
@@ -237,7 +236,7 @@ class Runs:
             return one(await self._settle([settlement], dry=dry))
 
     async def retry_alone(self, item: Backoff) -> Row | None:
-        """Retry likewise."""
+        """Retry in a transaction of its own, likewise."""
         async with self._alone:
             return one(await self._retry([item]))
 
@@ -246,9 +245,9 @@ class Runs:
         return [attempted(Session.of, rows[id_]) if id_ in rows else None for id_ in ids]
 
     async def _claim(self, claims: list[Claim]) -> list[Session | Exception | None]:
-        """Claim for each; of two claims of one session in one go, one gets it.
+        """Claim for each; of two claims of one session in this statement, one gets it.
 
-        After an outage dead leases wait a moment: those who hold the runs have answers that are paid for.
+        After an outage it leaves dead leases alone for a moment: their owners may have answers to store.
         """
         facts = {
             "items": as_json(claims),
@@ -258,7 +257,7 @@ class Runs:
             "models": self._models,
             "dead": self.db.back_since_s() > RENEW_S,
         }
-        try:  # it passes over locked rows, and waits only for a lock of the table, which is over soon
+        try:  # it passes over locked rows, and waits only for a lock of the table
             (rows,) = await self.db.patiently(("claim", facts), patience_s=CLAIM_PATIENCE_S, lock_s=RENEW_S)
         except LockedError as error:
             return [error] * len(claims)
@@ -271,12 +270,12 @@ class Runs:
         ]
 
     async def _extend(self, holds: list[Hold]) -> list[bool | Exception | None]:
-        """Renew; True: renewed, False: locked by somebody, None: lost."""
+        """Renew the leases; True: renewed, False: another transaction has locked the row, None: lost."""
         items = as_json([{"session_id": h.session.id, "lease": h.session.lease} for h in holds])
         try:
             facts = {"items": items, "lease_s": LEASE_S}
             (rows,) = await self.lifeline.transact(("extend", facts), timeout_s=TOGETHER_S)
-        except LockedError as error:  # of the table: it passes over rows
+        except LockedError as error:  # of the table: it passes over locked rows
             return [error] * len(holds)
         found = {(row["id"], row["lease"]): bool(row["renewed"]) for row in rows}
         return [found.get((hold.session.id, hold.session.lease)) for hold in holds]
@@ -289,7 +288,7 @@ class Runs:
     async def _settle(
         self, settlements: list[Settlement], *, dry: bool = False
     ) -> list[Row | Exception | None]:
-        """Settle in one transaction, without those whose accounts somebody else holds."""
+        """Settle in one transaction all but those whose accounts another transaction has locked."""
         users = {settlement.user_id for settlement in settlements}
         undo: list[Statement] = [("undo", {})] if dry else []
         patience_s = TOGETHER_S if len(settlements) > 1 else SETTLE_PATIENCE_S
@@ -310,10 +309,9 @@ class Runs:
 def apart(
     work: Callable[[list[T]], Awaitable[Sequence[A | Exception]]], *, slow: bool = True
 ) -> Callable[[list[T]], Awaitable[Sequence[A | Exception]]]:
-    """Make work that halves its items where it is refused, locked or too slow, until one bad item stands
-    alone.
+    """Make work that halves its items after a refusal, a lock or a time-out, until a bad item stands alone.
 
-    A database that is away is an error for all; without `slow` one that is silent is, too.
+    A database that is away is an error for all items; without `slow` a silent one is, too.
     """
 
     async def tried(items: list[T]) -> Sequence[A | Exception]:

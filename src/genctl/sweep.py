@@ -1,11 +1,11 @@
-"""The safety net: sends messages that are owed, ends runs that nobody will end, refunds what is still held.
+"""Send owed messages, end runs that no worker will end, refund what is still held: the safety net.
 
 It is safe beside any number of workers and sweepers: the row gates every step, as it gates theirs.
 """
 
 import asyncio
 import math
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -26,7 +26,7 @@ from genctl.tools.found import Tools
 
 EVERY_S = 15.0
 ORPHAN_AFTER_S = 3600
-OWED_AFTER_S = 60  # a younger one is still in the hands of whoever made it
+OWED_AFTER_S = 60  # before that whoever owes a message may still send it
 GATE_REST_S = 3600  # after a pause the backlog has so long before the queued time-out counts again
 BATCH = 100
 PRUNED = 10_000  # rows of the trace in one pass
@@ -34,31 +34,8 @@ PRUNED = 10_000  # rows of the trace in one pass
 log = structlog.stdlib.get_logger()
 
 
-class Ages(msgspec.Struct, frozen=True, kw_only=True):
-    """Says how old, in seconds, a waiting run and a row of the trace may become."""
-
-    queued_timeout_s: float
-    trace_retention_s: float
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Take what is set. Raises GenctlError (exit 2) when that would fail runs while they are retried."""
-        attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
-        longest_s = longest_run_s(attempts, settings.provider_timeout_s)
-        if waits_s < longest_s:
-            raise GenctlError(
-                "BadSetting",
-                f"GENCTL_QUEUED_TIMEOUT is {waits_s:g} s, and {attempts} attempts may last {longest_s:g} s:"
-                " runs would be failed while they are retried",
-                f"set GENCTL_QUEUED_TIMEOUT={math.ceil(longest_s)}s or more, or lower GENCTL_MAX_ATTEMPTS"
-                " or GENCTL_PROVIDER_TIMEOUT",
-                exit_code=2,
-            )
-        return cls(queued_timeout_s=settings.queued_timeout_s, trace_retention_s=settings.trace_retention_s)
-
-
 class Orphan(msgspec.Struct, frozen=True):
-    """What a held reservation tells of a session that is gone."""
+    """Hold what a reservation tells of a session whose row is gone."""
 
     id: UUID
     user_id: str
@@ -67,7 +44,7 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """One thing that a pass did, or would do."""
+    """Describe one thing that a pass did, or would do."""
 
     action: Literal["send", "copy", "requeue", "fail", "refund", "capture", "prune"]
     session: Session | Orphan | None  # None: prune, which is about no session
@@ -84,42 +61,58 @@ class Swept(msgspec.Struct, frozen=True):
 
 
 class SweepPass(NamedTuple):
-    """What one pass did, or would do, and what kept it from the rest."""
+    """Hold what one pass did, or would do, and the errors that kept it from the rest."""
 
     done: list[Swept]
     failed: list[GenctlError]
 
 
-async def sweep(pipeline: Pipeline, ages: Ages, *, dry_run: bool = False) -> SweepPass:
+def check_timeout(settings: Settings) -> None:
+    """Raise GenctlError (exit 2) when the queued time-out would fail runs while workers retry them."""
+    attempts, waits_s = settings.max_attempts, settings.queued_timeout_s
+    longest_s = longest_run_s(attempts, settings.provider_timeout_s)
+    if waits_s < longest_s:
+        raise GenctlError(
+            "BadSetting",
+            f"GENCTL_QUEUED_TIMEOUT is {waits_s:g} s, and {attempts} attempts may last {longest_s:g} s:"
+            " runs would be failed while they are retried",
+            f"set GENCTL_QUEUED_TIMEOUT={math.ceil(longest_s)}s or more, or lower GENCTL_MAX_ATTEMPTS"
+            " or GENCTL_PROVIDER_TIMEOUT",
+            exit_code=2,
+        )
+
+
+async def sweep(pipeline: Pipeline, settings: Settings, *, dry_run: bool = False) -> SweepPass:
     """Make one pass over at most a batch of each kind; log what fails, and leave it to the next pass.
 
-    Raises GenctlError when it cannot read what there is to do.
+    Raises GenctlError when it cannot read the rows.
     """
-    found, failed = await _find(pipeline, ages.queued_timeout_s), list[GenctlError]()
+    found, failed = await _find(pipeline, settings.queued_timeout_s), list[GenctlError]()
+    age_s = settings.trace_retention_s
     if dry_run:
-        return SweepPass(found + await _pruned("old_trace", pipeline.db, ages, failed), failed)
+        return SweepPass(found + await _pruned("old_trace", pipeline.db, age_s, failed), failed)
     done = await _send(pipeline, [swept for swept in found if swept.action == "send"], failed)
     others = (swept for swept in found if swept.action != "send")
     done += [swept for swept in others if await _carried_out(pipeline, swept, failed)]
-    return SweepPass(done + await _pruned("prune_trace", pipeline.db, ages, failed), failed)
+    return SweepPass(done + await _pruned("prune_trace", pipeline.db, age_s, failed), failed)
 
 
-async def sweep_every(pipeline: Pipeline, ages: Ages, every_s: float = EVERY_S) -> None:
-    """Sweep for ever; log trouble, which the next pass meets again."""
+async def sweep_every(pipeline: Pipeline, settings: Settings, every_s: float = EVERY_S) -> None:
+    """Sweep for ever; log errors, which the next pass meets again."""
     while True:
         try:
-            await sweep(pipeline, ages)
+            await sweep(pipeline, settings)
         except GenctlError as error:
             log.warning("sweeper.trouble", error=error.message, fix=error.fix)
-        except Exception:  # a bug on one odd row must not end the worker that it runs beside
+        except Exception:  # a bug on one odd row must not end the worker beside it
             log.exception("sweeper.bug")
         await asyncio.sleep(every_s)
 
 
 async def resend_all(settings: Settings) -> int:
-    """Send the message of every queued run again, because a queue in memory was lost; return how many.
+    """Send the message of every queued run again, as a queue in memory has lost them; return how many.
 
-    Raises GenctlError when it cannot send one, which stays owed.
+    Raises GenctlError when it cannot send one, which the row then still owes.
     """
     sent, tools = 0, Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
@@ -135,7 +128,7 @@ async def resend_all(settings: Settings) -> int:
 
 
 async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
-    # other tools have sweepers of their own; credits are every sweeper's
+    # other tools have sweepers of their own, but every sweeper releases and captures reservations
     db, tool = pipeline.db, pipeline.tool
     ours: dict[str, Any] = {"models": tool.like, "others": pipeline.others}
     late = ours | {"queued_timeout_s": queued_timeout_s}
@@ -143,7 +136,7 @@ async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
     copies = await _sessions(db, "owed_copies", age_s=OWED_AFTER_S, **ours)
     found = [Swept("send", s, "its job message is not proven sent") for s in jobs]
     found += [Swept("copy", s, "its DLQ copy is not proven sent") for s in copies]
-    if db.back_since_s() > RENEW_S:  # else those who hold the runs get the first turn
+    if db.back_since_s() > RENEW_S:  # before that the owners of the runs get the first turn
         dead = await _sessions(db, "dead_leases", **late)
         found += [_dead(s, pipeline.limits) for s in dead if s.id not in pipeline.runs]
     if (await gate.read(db, tool.name)).open_for_s >= GATE_REST_S:
@@ -157,22 +150,21 @@ async def _find(pipeline: Pipeline, queued_timeout_s: float) -> list[Swept]:
     return found + [Swept("refund", msgspec.convert(row, Orphan), gone) for row in rows]
 
 
-async def _pruned(name: str, db: Database, ages: Ages, failed: list[GenctlError]) -> list[Swept]:
-    """Prune rows of the trace that are too old, or count them; return that as one thing, or none."""
+async def _pruned(name: str, db: Database, age_s: float, failed: list[GenctlError]) -> list[Swept]:
+    """Prune rows of the trace that are too old, or only count them; return how many as one Swept, if any."""
     try:
-        row = await db.row(name, age_s=ages.trace_retention_s, limit=PRUNED)
+        row = await db.row(name, age_s=age_s, limit=PRUNED)
     except GenctlError as error:
         log.warning("sweep.failed", action="prune", error=error.message)
         failed.append(error)
         return []
     if row is None or not row["events"]:
         return []
-    age = rough(ages.trace_retention_s)
-    return [Swept("prune", None, f"{row['events']} events of the trace are older than {age}")]
+    return [Swept("prune", None, f"{row['events']} events of the trace are older than {rough(age_s)}")]
 
 
 async def _send(pipeline: Pipeline, owed: list[Swept], failed: list[GenctlError]) -> list[Swept]:
-    """Send the owed job messages, all in one go; return those that were sent."""
+    """Send the owed job messages together; return those that were sent."""
     if not owed:
         return []
     jobs = [swept.session for swept in owed if isinstance(swept.session, Session)]
@@ -194,7 +186,7 @@ def _dead(session: Session, limits: decide.Limits) -> Swept:
 
 
 async def _carried_out(pipeline: Pipeline, swept: Swept, failed: list[GenctlError]) -> bool:
-    """Carry it out. Returns whether this pass did it; somebody else may have been faster."""
+    """Carry it out; tell whether this pass did it, as a worker or another sweeper may have been faster."""
     try:
         done = await _carry_out(pipeline, swept)
     except GenctlError as error:
@@ -221,7 +213,7 @@ async def _carry_out(pipeline: Pipeline, swept: Swept) -> bool:
         reason = "sweep" if isinstance(session, Session) else "sweep: no session"
         reservation = session.reservation_id
         return bool(await credits.release_reservation(db, reservation, reason=reason, wait_s=BRIEFLY_S))
-    assert isinstance(session, Session)  # noqa: S101 - the rest is done to rows
+    assert isinstance(session, Session)  # noqa: S101 - only a refund may be about no row
     match swept.action:
         case "capture" if session.reservation_id:
             return await credits.capture_reservation(db, session.reservation_id, reason="sweep")
@@ -240,7 +232,7 @@ async def _carry_out(pipeline: Pipeline, swept: Swept) -> bool:
 
 
 async def _fail(pipeline: Pipeline, session: Session, code: str) -> bool:
-    """Settle without a call, as a worker does that finds the attempts used up."""
+    """Claim the session and settle it as failed without a call."""
     claimed = await pipeline.claim(session.id, session.run, lapsed=True)
     if claimed is None:
         return False

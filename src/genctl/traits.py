@@ -1,7 +1,7 @@
-"""The values that the provider keeps refusing: workers count them, and orders with them are refused unpaid.
+"""Count the values that the provider keeps refusing, and refuse orders with them before anybody pays.
 
 A user's refusals stop that user's orders with the value; those of two users stop everybody's. After a while
-one order may try, and a success, or `genctl resume`, takes all again.
+one order may try it; a success, or `genctl resume`, lets all orders pass again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ Noted = tuple[Trait, str, str]  # and user, and code
 async def tell(
     db: Database, tool: str, sound: Traits, refusals: Mapping[Noted, int], *, lock_s: float
 ) -> None:
-    """Take orders again whose traits have succeeded, then count the refusals that named a trait."""
+    """Let orders with the traits in `sound` pass again, then count the refusals that named a trait."""
     items = [
         {"field": field, "value": value, "user_id": user, "code": code, "count": count}
         for ((field, value), user), (code, count) in _rows(refusals).items()
@@ -37,7 +37,7 @@ async def tell(
 
 
 def _rows(refusals: Mapping[Noted, int]) -> dict[tuple[Trait, str], tuple[str, int]]:
-    """Add up what goes into one row, as an INSERT touches none twice."""
+    """Add up the refusals of each row, as one INSERT cannot change a row twice."""
     rows: dict[tuple[Trait, str], tuple[str, int]] = {}
     for (trait, user, code), count in refusals.items():
         rows[trait, user] = code, rows.get((trait, user), ("", 0))[1] + count
@@ -45,19 +45,19 @@ def _rows(refusals: Mapping[Noted, int]) -> dict[tuple[Trait, str], tuple[str, i
 
 
 async def forget_all(db: Database, tool: str) -> None:
-    """Take all orders of a tool again."""
+    """Let all orders of a tool pass again."""
     await db.rows("forget_all_refused_traits", tool=tool)
 
 
 async def standing(db: Database) -> list[Refused]:
-    """Return what is refused now, of all tools."""
+    """Return the traits of all tools that we refuse now."""
     return [msgspec.convert(row, Refused) for row in await db.rows("refused_traits")]
 
 
 async def check(db: Database, tool: Tool, orders: Sequence[Order]) -> None:
     """Raise GenctlError (exit 2) when an order has a value that the provider keeps refusing.
 
-    An order without any choice asks the database nothing.
+    For an order with no chosen value this asks the database nothing.
     """
     wanted = {(order.user_id, traits_of(order.model, order.params, tool.default_model)) for order in orders}
     for user, traits in sorted(wanted, key=str):

@@ -19,7 +19,8 @@ from tests.kit import until
 from tests.process.place import Place
 from tests.process.served import Served, move, own_postgres, serve
 
-from genctl.domain.scenarios import SENSITIVE, SENSITIVE_PROMPT
+from genctl.services.scenarios import SENSITIVE
+from genctl.tools.seedream4 import TOOL
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -136,7 +137,7 @@ async def test_an_event_before_the_answer_to_the_order_finds_its_card(page: Page
 
     await page.route("**/generations", answer_late)
     with place.worker():
-        own = await order(page, SENSITIVE_PROMPT)
+        own = await order(page, f"a crowd, {TOOL.sensitive}")
         await expect(own).to_have_attribute("data-status", "failed", timeout=20_000)
     async with page.expect_request("**/credits"):  # the answer is taken in
         settled.set()

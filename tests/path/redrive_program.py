@@ -39,7 +39,7 @@ def deadly(call: Callable[..., Awaitable[Any]], at: int) -> Callable[..., Awaita
 
 
 async def redrive(settings: Settings) -> None:
-    async with ops.Redrive.open(settings, ops.Wish(choice=Choice())) as under_way:
+    async with ops.Redrive.open(settings, ops.RedriveOptions(choice=Choice())) as under_way:
         await under_way.run()
 
 

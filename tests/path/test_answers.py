@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from tests.kit import SOON_S, Kit, until
+from tests.kit import SOON_S, WITHOUT_BREAKER, Kit, until
 from tests.path.test_troubles import REFUSALS
 
 from genctl import answers, run
@@ -275,7 +275,9 @@ async def test_with_too_many_answers_waiting_nothing_is_received(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("genctl.services.worker.MOST_WAITING", 1)
-    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=10, grace_s=1, until=Until())
+    worker = Worker(
+        kit.pipeline, WITHOUT_BREAKER, metrics=kit.metrics, concurrency=10, grace_s=1, until=Until()
+    )
     session = await kit.enqueue()
     ending = kit.pipeline._settlement(session, CRASHED, 1)
     held = Held(session, ending)

@@ -17,7 +17,11 @@ from genctl.pipeline import Pipeline, carry
 MOST = 16  # files to the DLQ copy
 SOURCE = Path(genctl.__file__).parent
 PAGE = (SOURCE.parent.parent / "docs/architecture.md").read_text()
-PROVIDER = {"services/simulator.py", "services/asked.py", "domain/scenarios.py"}  # runs in this process, too
+PROVIDER = {
+    "services/simulator.py",
+    "services/asked.py",
+    "services/scenarios.py",
+}  # runs in this process, too
 
 
 def listed(heading: str) -> list[str]:

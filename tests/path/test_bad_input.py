@@ -1,7 +1,6 @@
 """Whatever a message or an answer holds, its job ends with the right code and the worker goes on."""
 
 import asyncio
-import gzip
 import json
 import random
 import re
@@ -15,8 +14,8 @@ from uuid import uuid4
 import msgspec
 import pytest
 from aiohttp.test_utils import unused_port
-from tests.kit import Kit, with_tools
-from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
+from tests.kit import WITHOUT_BREAKER, Kit, with_tools
+from tests.rude import OK, Rude, explodes, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.domain.classify import classify
 from genctl.domain.deadletters import Choice
@@ -24,7 +23,7 @@ from genctl.domain.model import Answer, Status, Success
 from genctl.edges.sqs import Message, Outgoing
 from genctl.enqueue import enqueue
 from genctl.ops import dlq
-from genctl.ops.redrive import Redrive, Wish
+from genctl.ops.redrive import Redrive, RedriveOptions
 from genctl.ops.smoke.sound import details_complaints
 from genctl.services.worker import Until, Worker
 from genctl.tools.seedream4 import TOOL
@@ -36,7 +35,12 @@ MIB = 2**20
 async def drain(kit: Kit) -> None:
     """A worker, until the queue is empty."""
     await Worker(
-        kit.pipeline, metrics=kit.metrics, concurrency=32, grace_s=0.0, until=Until(drain=True)
+        kit.pipeline,
+        WITHOUT_BREAKER,
+        metrics=kit.metrics,
+        concurrency=32,
+        grace_s=0.0,
+        until=Until(drain=True),
     ).run()
 
 
@@ -125,7 +129,7 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
         assert (shown["messageId"], shown["attributes"]) == (message["messageId"], {})
     assert (await dlq.shown(kit.settings, str(failed.id)))["body"] == kit.body(failed)
 
-    async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
         done = await under_way.run()
     assert (done.tally.redriven, done.tally.failed) == (2, 0)
     assert done.tally.skipped == {"orphan": 1, "foreign": len(strange)}
@@ -183,14 +187,13 @@ async def drips(_: bytes, writer: asyncio.StreamWriter) -> None:
 
 DICE = random.Random(7)
 GZIP = "Content-Encoding: gzip"
-BOMB = gzip.compress(b"[" * (32 * MIB), 1)
 
 # name -> what is answered; code, category, attempts. Each is failed, refunded and copied.
 ANSWERS: dict[str, tuple[Rude, str, str, int]] = {
     "100 MB": (hundred_megabytes, "HTTP400", "invalid_request", 1),
     "no end": (never_ends, "HTTP400", "invalid_request", 1),
-    "a bomb": (says(400, BOMB, GZIP), "HTTP400", "invalid_request", 1),
-    "a bomb in a 200": (says(200, BOMB, GZIP), "HTTP200", "network", 2),
+    "a bomb": (explodes(head(400, GZIP), b"["), "HTTP400", "invalid_request", 1),
+    "a bomb in a 200": (explodes(head(200, GZIP), b"["), "HTTP200", "network", 2),
     "a byte at a time": (drips, "HTTP400", "invalid_request", 1),
     "half, then nothing": (stalls, "HTTP200", "network", 2),
     "nothing": (silent, "Timeout", "network", 2),

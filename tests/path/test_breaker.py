@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from tests.kit import Kit, until, worker_metrics
@@ -25,12 +26,12 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.sqs import Outgoing
 from genctl.pipeline import Pipeline
 from genctl.services import simulator
 from genctl.services.gatekeeper import Gatekeeper
-from genctl.services.worker import Manners, Until, Worker
+from genctl.services.scenarios import SCENARIOS, marked
+from genctl.services.worker import Until, Worker
 
 TOOL = "seedream4"
 LIMIT = 3
@@ -70,14 +71,13 @@ def release(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 @asynccontextmanager
 async def working(pipeline: Pipeline, *, concurrency: int = 5, **manners: Any) -> AsyncIterator[Worker]:
     """A worker as long as the body runs."""
-    wished = Manners(**{"breaker_failures": LIMIT} | manners)
     worker = Worker(
         pipeline,
+        Settings(**{"breaker_failures": LIMIT} | manners),
         metrics=worker_metrics(),
         concurrency=concurrency,
         grace_s=0.0,
         until=Until(),
-        manners=wished,
     )
     running = asyncio.create_task(worker.run())
     try:
@@ -333,6 +333,25 @@ async def test_the_first_outcome_of_a_probe_decides(
         assert [row["attempts"] for row in attempts] == [0, 1], "one job, and no other"
 
 
+@pytest.mark.parametrize("waiting", ["ann", "ben"], ids=["nobody else", "another user"])
+async def test_a_probe_of_one_users_job_decides_nothing_for_those_who_wait(kit: Kit, waiting: str) -> None:
+    """One user's 300 jobs that the provider's own checker failed at kept the gate closed for hours."""
+    broken = Failure(
+        code="X", category=Category.SERVER, fatal=True, outcome=Outcome.REFUSED, user_message="-"
+    )
+    anns = await kit.enqueue()
+    await kit.enqueue(user=waiting)
+    await close_by_breaker(kit)
+    await time_passes(kit)
+    prober = keeper(kit)
+    assert await prober.allowance(1) == 1
+    prober.called()(broken, anns)
+    assert await prober.allowance(1) == (0 if waiting == "ann" else 1)
+    prober.called()(Success(images=()), msgspec.structs.replace(anns, user_id="ben"))
+    await prober.leave()
+    assert (await now(kit)).is_open is (waiting == "ben")
+
+
 async def test_a_prober_waits_for_a_job_and_what_calls_nobody_is_no_probe(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,6 +515,9 @@ async def test_a_person_who_opens_it_begins_the_count_anew(kit: Kit) -> None:
     assert second.closed_s <= FIRST_S
 
 
-def test_the_settings_say_whether_and_when_a_worker_closes_the_gate() -> None:
-    assert Manners.of(Settings()).breaker_failures == 20
-    assert Manners.of(Settings(breaker=False)).breaker_failures is None
+async def test_the_settings_say_whether_and_when_a_worker_closes_the_gate(kit: Kit) -> None:
+    for settings, limit in ((Settings(), 20), (Settings(breaker=False), None)):
+        worker = Worker(
+            kit.pipeline, settings, metrics=worker_metrics(), concurrency=1, grace_s=0.0, until=Until()
+        )
+        assert worker.gatekeeper._breaker.limit == limit

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,7 +18,14 @@ from genctl.base.tokens import Claims
 from genctl.domain.model import GenctlError
 from genctl.services import connections
 from genctl.services.api import _order
-from genctl.services.connections import WITHIN_S, Limits, Waiting
+from genctl.services.connections import (
+    LARGEST_HEAD_BYTES,
+    WITHIN_S,
+    ConnectionLimits,
+    Connections,
+    Waiting,
+)
+from genctl.services.site import Front
 from genctl.tools.seedream4 import TOOL
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -64,34 +72,37 @@ async def all_of(reader: asyncio.StreamReader) -> bytes:
     return got
 
 
+async def true(value: object) -> bool:
+    return bool(value)
+
+
 def post(url: str, *, length: int | str, body: bytes = b"", path: str = "/signin", **headers: str) -> bytes:
     lines = {"Host": urlsplit(url).netloc, "Origin": url, "Content-Length": length} | headers
     head = "\r\n".join(f"{name.replace('_', '-')}: {value}" for name, value in lines.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n\r\n".encode() + body
 
 
-@pytest.mark.parametrize(
-    ("said", "answer"),
-    [
-        (b"", b""),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-", b"HTTP/1.1 408 "),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"HTTP/1.1 400 "),
-        ("form", b"HTTP/1.1 408 "),
-        ("order", b"HTTP/1.1 401 "),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1", b"HTTP/1.1 200 "),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200 "),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /hea", b"HTTP/1.1 200 "),
-    ],
-    ids=["silence", "half a head", "a hello of TLS", "half a form", "half an order", "half of what nobody reads", "no second request", "half a second head"],
-)  # fmt: skip
 @pytest.mark.usefixtures("short")
-async def test_a_peer_that_lets_us_wait_is_left_in_time(client: Client, said: Any, answer: bytes) -> None:
-    if said == "form":
-        said = post(client.url, length=99, body=b"t")
-    elif said == "order":
-        said = post(client.url, length=99, body=b"{", path=f"{BASE}/generations")
-    async with connected(client.url, said) as (reader, _):
-        assert (await all_of(reader)).startswith(answer)
+async def test_a_peer_that_lets_us_wait_is_left_in_time(client: Client) -> None:
+    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    answers = {
+        b"": b"",
+        get + b"X-": b"HTTP/1.1 408 ",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03": b"HTTP/1.1 400 ",  # TLS's hello
+        post(client.url, length=99, body=b"t"): b"HTTP/1.1 408 ",
+        post(client.url, length=99, body=b"{", path=f"{BASE}/generations"): b"HTTP/1.1 401 ",
+        get + b"Content-Length: 9\r\n\r\n1": b"HTTP/1.1 200 ",
+        get + b"\r\n": b"HTTP/1.1 200 ",
+        get + b"\r\nGET /hea": b"HTTP/1.1 200 ",
+    }
+
+    async def answered(said: bytes) -> bytes:
+        async with connected(client.url, said) as (reader, _):
+            return await all_of(reader)
+
+    got = await asyncio.gather(*map(answered, answers))
+    wrong = [said for said, answer in zip(answers, got, strict=True) if not answer.startswith(answers[said])]
+    assert (wrong, got[0]) == ([], b"")
     assert (await client.ask("GET", "/healthz"))[0] == 200
 
 
@@ -109,15 +120,42 @@ async def test_a_peer_that_sends_a_byte_now_and_then_gains_no_time(client: Clien
 
 @pytest.mark.usefixtures("short")
 async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client) -> None:
-    """Also of answers that are no streams, and of the last one, with which the connection is closed."""
-    for close in ("", "Connection: close\r\n"):
-        asked = f"GET /page/style.css HTTP/1.1\r\nHost: x\r\n{close}\r\n".encode() * 400
-        async with connected(client.url, asked, room=4096):
+    """Also of answers that are no streams."""
+    asked = b"GET /page/style.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000
+    async with connected(client.url, asked, room=4096):
+        await until(lambda: true([one for one in client.connections if one.flow.write_paused]))
+        await until(lambda: true(not list(client.connections)))
 
-            async def cut() -> bool:
-                return "genctl_http_connections 1.0" in (await client.ask("GET", "/metrics"))[1]
 
-            await until(cut)
+def test_a_connection_that_cannot_be_closed_is_cut_off() -> None:
+    """Its peer takes nothing of its last answer."""
+    all_of_them = Connections(ConnectionLimits(9, 9, 9), Front(None))
+    stuck = Mock(address="x", is_overdue=lambda _: False, transport=Mock(is_closing=lambda: True))
+    all_of_them.opened(stuck)
+    all_of_them.look(10.0)
+    all_of_them.look(10.0 + connections.CLOSE_S)
+    stuck.abort.assert_not_called()
+    all_of_them.look(10.1 + connections.CLOSE_S)
+    stuck.abort.assert_called_once()
+
+
+async def test_a_stream_that_is_read_slowly_is_not_cut_for_others(kit: Kit) -> None:
+    """While its own patience with its reader lasts."""
+    await kit.query(
+        "insert into generation_sessions (id, user_id, model, prompt, status, version, error_details) "
+        "select gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'x', 'failed', n, "
+        "jsonb_build_object('category', 'content_policy', 'userMessage', repeat('x', 20000)) "
+        "from generate_series(1, 1000) n"
+    )
+    await kit.query("insert into credit_accounts (user_id, balance, event_seq) values ('ann', 0, 1000)")
+    async with served(kit.settings, connections_per_address=1) as client:
+        first = client.api.cursors.write("ann", 0)
+        head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
+        async with connected(client.url, f"{head}Last-Event-ID: {first}\r\n\r\n".encode(), room=4096):
+            await until(lambda: true([one for one in client.connections if one.flow.write_paused]))
+            async with connected(client.url) as (silent, _), connected(client.url):
+                assert await all_of(silent) == b""
+                assert [one for one in client.connections if one.flow.write_paused]
 
 
 @pytest.mark.usefixtures("short")
@@ -130,46 +168,45 @@ async def test_a_stream_has_no_deadline_but_its_own(client: Client) -> None:
         assert ear.task and not ear.task.done()
 
 
-@pytest.mark.parametrize(
-    ("said", "status"),
-    [
+async def test_a_connection_whose_stream_has_ended_waits_for_another_request(client: Client) -> None:
+    """As long as between any two: a proxy that uses it again must not meet our end."""
+    head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n\r\n"
+    async with connected(client.url, head.encode()) as (reader, _):
+        await reader.readuntil(b"event: ready")
+        client.api.streams.end(lambda _: True)
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        await until(lambda: true(not client.connections.kept))
+        assert [one._waits_for for one in client.connections] == [Waiting.REQUEST]
+
+
+async def test_what_is_not_wanted_is_refused_before_its_body_is_read(client: Client) -> None:
+    """A body in chunks too: to read a megabyte of it in pieces of one byte keeps the loop for long."""
+    orders = f"{BASE}/generations"
+    statuses: list[tuple[dict[str, Any], int]] = [
         ({"length": 2**20}, 413),
         ({"length": 9_000}, 413),
         ({"length": 10**19}, 413),
         ({"length": 99, "Content_Type": "application/json"}, 415),
         ({"length": 99, "Origin": "https://evil.example"}, 403),
-        ({"length": 99, "path": "/signout", "Origin": "https://evil.example"}, 403),
-        ({"length": 2**20, "path": f"{BASE}/generations"}, 401),
-        ({"length": 2**21, "path": f"{BASE}/generations", "Authorization": "Bearer {token}"}, 413),
+        ({"length": 99, "Origin": "https://evil.example", "path": "/signout"}, 403),
+        ({"length": 2**20, "path": orders}, 401),
+        ({"length": 2**21, "path": orders, "Authorization": f"Bearer {client.token}"}, 413),
         ({"length": "5\r\nTransfer-Encoding: chunked"}, 411),
         ({"length": 5, "X_A": "b\r\na: b" * 200}, 431),
-    ],
-)
-async def test_what_is_not_wanted_is_refused_before_its_body_is_read(
-    client: Client, said: dict[str, Any], status: int
-) -> None:
-    said = {name: str(value).replace("{token}", client.token) if isinstance(value, str) else value for name, value in said.items()}  # fmt: skip
-    async with connected(client.url, post(client.url, **said)) as (reader, _):
-        async with asyncio.timeout(5):
-            assert (await reader.readline()).split()[1] == str(status).encode()
+        ({"length": 5, "X_A": "b" * LARGEST_HEAD_BYTES}, 431),
+    ]
+    for said, status in statuses:
+        async with connected(client.url, post(client.url, **said)) as (reader, _), asyncio.timeout(5):
+            assert (said, (await reader.readline()).split()[1]) == (said, str(status).encode())
 
 
-async def test_a_body_in_chunks_is_refused_with_its_head(client: Client) -> None:
-    """To read a megabyte of it in pieces of one byte keeps the loop for seconds, whoever sends it."""
-    said = b"POST /signin HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 9
-    async with connected(client.url, said) as (reader, _):
-        assert (await all_of(reader)).startswith(b"HTTP/1.1 411 ")
-
-
-@pytest.mark.parametrize("where", ["body", "query"])
-async def test_a_form_has_few_fields(client: Client, where: str) -> None:
+async def test_a_form_has_few_fields(client: Client) -> None:
     """A megabyte of them kept the loop for half a second, before any check."""
     many = "a=1&" * 2_000
-    sent: dict[str, Any] = {"data": many} if where == "body" else {}
     headers = {"Origin": client.url, "Content-Type": "application/x-www-form-urlencoded"}
-    path = "/signin" + (f"?{many}" if where == "query" else "")
-    status, said = await client.ask("POST", path, headers=headers, **sent)
-    assert (status, said["error"]["code"]) == (422, "TooManyFields")
+    for path, body in (("/signin", many), (f"/signin?{many}", "")):
+        status, said = await client.ask("POST", path, headers=headers, data=body)
+        assert (status, said["error"]["code"]) == (422, "TooManyFields")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +259,7 @@ async def test_behind_a_proxy_the_limit_is_of_the_addresses_that_it_names(kit: K
 
 
 def test_the_limits_follow_from_the_files_that_may_be_open() -> None:
-    assert Limits.of(100, 256) == (160, 80, 140)
-    assert Limits.of(100, 1024) == (928, 100, 812)
-    assert Limits.of(100, 64).total == 16
-    assert Limits.of(100, resource.RLIM_INFINITY).total > 60_000
+    assert ConnectionLimits.of(100, 256) == (160, 80, 140)
+    assert ConnectionLimits.of(100, 1024) == (928, 100, 812)
+    assert ConnectionLimits.of(100, 64).total == 16
+    assert ConnectionLimits.of(100, resource.RLIM_INFINITY).total > 60_000

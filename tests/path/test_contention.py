@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 import psycopg
 from tests.kit import Kit
-from tests.path.test_interleavings import AGES, Mailbox
+from tests.path.test_interleavings import SETTINGS, Mailbox
 
 from genctl import credits
 from genctl.answers import RELEASE_REFUSED
@@ -33,7 +33,7 @@ from genctl.tools.seedream4 import TOOL
 
 USERS = ("ann", "bob", "cyd", "dan")
 LANES = 12
-ROUNDS = int(os.environ.get("GENCTL_TEST_CONTENTION", "5"))  # of each lane
+ROUNDS = int(os.environ.get("GENCTL_TEST_CONTENTION", "3"))  # of each lane
 LOCKED = "eve"  # whose account somebody holds all the time
 OPENING = 10_000
 IMAGE = Success((Image("https://images.example/1"),))
@@ -91,7 +91,7 @@ async def lane(kit: Kit, pipeline: Pipeline, granted: Counter[str], chance: rand
         await asyncio.gather(
             marked(pipeline, bad),
             marked(pipeline, stuck),
-            sweep(pipeline, AGES),
+            sweep(pipeline, SETTINGS),
             credits.release_reservation(pipeline.db, stuck.reservation_id),
             redrive(copies, pipeline, Choice(), Terms(), most=2),
             redrive(copies, pipeline, Choice(), Terms(), most=2),
@@ -210,14 +210,14 @@ async def rounds(pipeline: Pipeline, ids: list[UUID], chance: random.Random, *, 
             case 4:
                 await credits.grant(pipeline.db, chance.sample(USERS, 4), 1, "a test")
             case 5:
-                await sweep(pipeline, AGES)
+                await sweep(pipeline, SETTINGS)
 
 
 def unreleased(ending: Settlement) -> Settlement:
     return msgspec.structs.replace(ending, release=False, refund_error=RELEASE_REFUSED)
 
 
-async def test_a_thousand_rounds_of_everything_against_everything_do_not_deadlock(
+async def test_hundreds_of_rounds_of_everything_against_everything_do_not_deadlock(
     kit: Kit, settings: Settings
 ) -> None:
     """Marks, redrives, claims, renewals, ends, grants and sweeps; workers fall silent now and then."""
@@ -230,11 +230,11 @@ async def test_a_thousand_rounds_of_everything_against_everything_do_not_deadloc
         pipeline = Pipeline(
             db=db, queue=Mailbox("jobs"), dlq=Mailbox("jobs-dlq"), limits=kit.pipeline.limits, tool=TOOL
         )
-        lanes = [asyncio.create_task(rounds(pipeline, ids, random.Random(n), count=100)) for n in range(10)]
+        lanes = [asyncio.create_task(rounds(pipeline, ids, random.Random(n), count=30)) for n in range(10)]
         while any(not lane.done() for lane in lanes):
             await kit.query(SILENT)
         await asyncio.gather(*lanes)
     (runs,) = await kit.query("select sum(run)::int as n from generation_sessions")
-    assert runs["n"] > 10 * len(ids), "most of the rounds did something"
+    assert runs["n"] > 3 * len(ids), "most of the rounds did something"
     assert deadlocks(settings) == 0
     assert set(await kit.violations()) <= {"refund_pending", "terminal_holds"}

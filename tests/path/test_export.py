@@ -14,18 +14,22 @@ from hypothesis import strategies as st
 from tests.kit import Kit
 from tests.path.test_redrive import failed
 
+from genctl.base.printable import is_printable
 from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Attribute, Message
 from genctl.ops import export as ops
 from genctl.ops.export import Export
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Survey
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in raw(path).splitlines()]
+
+
+def raw(path: Path) -> str:
+    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
 
 
 async def exported(kit: Kit, path: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -38,11 +42,12 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
 ) -> None:
     for _ in range(3):
         await failed(kit)
-    await kit.pipeline.send_copy("no job \u2028 of ours", "MalformedMessage")
+    await kit.pipeline.send_copy("no job \u2028\u202e\x7f of ours", "MalformedMessage")
     path = tmp_path / name
     assert (await exported(kit, path))["exported"] == 4
     copies = {message.message_id: message for message in await kit.copies()}
     assert len(copies) == 4
+    assert all(map(is_printable, raw(path).split("\n")))
     for line in lines(path):
         message = copies[line["messageId"]]
         assert line["body"] == message.body
@@ -50,6 +55,10 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
     with pytest.raises(GenctlError) as caught:
         await exported(kit, path)
     assert caught.value.exit_code == 2
+    if path.suffix == ".gz":
+        with pytest.raises(GenctlError, match="only plain files"):
+            await exported(kit, path, resume=True)
+        return
     assert (await exported(kit, path, resume=True))["exported"] == 0
     await failed(kit)
     assert (await exported(kit, path, resume=True))["exported"] == 1
@@ -60,9 +69,9 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     await failed(kit)
     await kit.pipeline.send_copy("poison", "MalformedMessage")
     path = tmp_path / "gone.jsonl"
-    async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
+    async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
         with Export.to(path, resume=False) as file:
-            done = await ops.discard(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
+            done = await ops.delete(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
     assert (done["meant"], done["discarded"]) == (1, 1)
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
@@ -72,11 +81,11 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
     await failed(kit)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(GenctlError) as caught:
-        async with Pass.over(kit.pipeline.dlq, bounded=True) as over:
+        async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
             with Export.to(tmp_path / "x.jsonl", resume=False) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:
-                    await ops.discard(over, kit.db, Choice(), file, lambda _: None)
+                    await ops.delete(over, kit.db, Choice(), file, lambda _: None)
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.exit_code == 3
@@ -94,9 +103,8 @@ def test_a_file_that_is_no_export_is_left_as_it_is(tmp_path: Path, name: str) ->
     assert path.read_text() == "dear diary\nnothing happened\n"
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
-def test_two_do_not_write_one_file(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
+def test_two_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
     with Export.to(path, resume=False) as file:
         with pytest.raises(GenctlError) as caught, Export.to(path, resume=True):
             pass
@@ -126,10 +134,10 @@ def test_a_file_that_was_cut_anywhere_is_gone_on_with(
 
 
 @given(batches=st.lists(st.integers(1, 4), min_size=1, max_size=5), cut=st.floats(0, 1))
-def test_a_compressed_file_that_was_cut_holds_its_whole_batches_and_is_left_as_it_is(
+def test_a_compressed_file_that_was_cut_holds_its_whole_batches(
     tmp_path_factory: pytest.TempPathFactory, batches: list[int], cut: float
 ) -> None:
-    """What was discarded is in no other place; only a file that ends with a batch is gone on with."""
+    """What was discarded is in no other place."""
     path = tmp_path_factory.mktemp("cut") / "x.jsonl.gz"
     ends, numbers = list[int](), iter(range(1, 100))
     with Export.to(path, resume=False) as file:
@@ -138,15 +146,6 @@ def test_a_compressed_file_that_was_cut_holds_its_whole_batches_and_is_left_as_i
             ends.append(path.stat().st_size)
     whole = path.read_bytes()
     torn = whole[: int(len(whole) * cut)]
-    path.write_bytes(torn)
-    if len(torn) in {0, len(gzip.compress(b"")), *ends}:
-        with Export.to(path, resume=True) as file:
-            file.write([message(100)])
-        assert lines(path)[-1]["messageId"] == "m100"
-    else:
-        with pytest.raises(GenctlError, match="no whole export"), Export.to(path, resume=True):
-            pass
-        assert path.read_bytes() == torn
     batches_there = len([end for end in ends if end <= len(torn)])
     assert readable(torn).count(b"\n") >= sum(batches[:batches_there])
 

@@ -21,7 +21,7 @@ from genctl.domain import findings as judged
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.ops.doctor import examine
-from genctl.ops.stack.places import choose_place
+from genctl.ops.stack.layout import choose_layout
 from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 
@@ -144,7 +144,7 @@ async def test_a_replica_is_an_error_for_writes_and_for_listen(kit: Kit, tmp_pat
     server = Postgres(tmp_path / "replica", settings={"fsync": "off"})
     await server.start()
     await server.stop()
-    (choose_place(server.folder, server.namespaces).data / "standby.signal").touch()
+    (choose_layout(server.folder, server.namespaces).data / "standby.signal").touch()
     starting = asyncio.create_task(server.start())  # it waits for a server that takes writes
 
     async def answers() -> bool:

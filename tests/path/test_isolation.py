@@ -20,7 +20,7 @@ from genctl.run import Claim, Hold
 from genctl.tools.seedream4 import TOOL
 
 pytestmark = pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-ORDERS = 90
+ORDERS = 45
 PROCESSES = 3
 
 
@@ -69,7 +69,7 @@ async def crashed(kit: Kit, session: Session) -> None:
 
 async def test_the_life_of_many_jobs_at_once_is_as_usual(kit: Kit) -> None:
     """Each statement of it, also those that are alone in their transactions, while others change the rows."""
-    scenarios = ["success", "sensitive", "server-error-once"] * 8
+    scenarios = ["success", "sensitive", "server-error-once"] * 4
     made = [await kit.enqueue(scenario) for scenario in scenarios]
     renewing = asyncio.create_task(renewals(kit))
     while None in [(await kit.row(session)).completed_at for session in made]:
@@ -79,7 +79,7 @@ async def test_the_life_of_many_jobs_at_once_is_as_usual(kit: Kit) -> None:
     await asyncio.wait([renewing])
     assert renewing.cancelled()
     ended = [(await kit.row(session)).status for session in made]
-    assert ended == [Status.COMPLETED, Status.FAILED, Status.COMPLETED] * 8
+    assert ended == [Status.COMPLETED, Status.FAILED, Status.COMPLETED] * 4
     assert await kit.violations() == []
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.kit import Kit, until
+from tests.kit import WITHOUT_BREAKER, Kit, until
 
 from genctl import gate
 from genctl.domain.model import GenctlError
@@ -75,7 +75,9 @@ async def test_outcomes_that_nobody_knows_are_counted_as_the_rows_count_them(
 async def test_a_worker_tells_of_its_calls_and_of_the_gate(kit: Kit) -> None:
     """And of a job that somebody else has taken over."""
     session = await kit.enqueue("slow-success")
-    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(
+        kit.pipeline, WITHOUT_BREAKER, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until()
+    )
     running = asyncio.create_task(worker.run())
 
     async def says(name: str, value: float) -> bool:

@@ -16,7 +16,7 @@ from tests.kit import until, until_sync
 from genctl.base import assets
 from genctl.domain.model import GenctlError
 from genctl.edges import migrate
-from genctl.ops.stack.places import find_binaries
+from genctl.ops.stack.layout import find_binaries
 
 FILES = list(migrate.files())
 

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 import psycopg
 import pytest
-from tests.kit import Kit, free_port, until, worker_metrics
+from tests.kit import WITHOUT_BREAKER, Kit, free_port, until, worker_metrics
 
 from genctl import gate
 from genctl.base.batch import Together
@@ -28,13 +28,13 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.domain.scenarios import SCENARIOS
 from genctl.edges.db import Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
 from genctl.run import Hold
 from genctl.services.liveness import Liveness, telling
+from genctl.services.scenarios import SCENARIOS
 from genctl.services.worker import Until, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 async def working(pipeline: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Worker]:
     """A worker as long as the body runs, or until it has had so many messages."""
     worker = Worker(
-        pipeline, metrics=worker_metrics(), concurrency=5, grace_s=0.0, until=Until(max_jobs=max_jobs)
+        pipeline,
+        WITHOUT_BREAKER,
+        metrics=worker_metrics(),
+        concurrency=5,
+        grace_s=0.0,
+        until=Until(max_jobs=max_jobs),
     )
     running = asyncio.create_task(worker.run())
     try:
@@ -234,7 +239,9 @@ async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
 async def test_a_stop_that_meets_a_look_at_the_gate_asks_for_nothing_more(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(
+        kit.pipeline, WITHOUT_BREAKER, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until()
+    )
     looking, seen = asyncio.Event(), asyncio.Event()
 
     async def allowance(most: int) -> int:
@@ -429,12 +436,12 @@ async def test_healthz_is_green_while_the_gate_is_closed_or_all_hands_are_full(
     """A restart would help nobody, and would leave calls behind that may be billed."""
     await gate.close(kit.db, "seedream4", for_s=None, reason=None, who="a test")
     async with working(kit.pipeline) as worker:
-        await until(lambda: true(worker.liveness.told()["why"] == "the gate is closed"))
+        await until(lambda: true(worker.liveness.report()["why"] == "the gate is closed"))
         minutes.append(60)
-        assert worker.liveness.told()["ok"]
+        assert worker.liveness.report()["ok"]
         await gate.open_(kit.db, "seedream4", reason=None, who="a test")
         for _ in range(worker.concurrency):
             await kit.enqueue("hang")
-        await until(lambda: true(worker.liveness.told()["why"].startswith("as many jobs")))
+        await until(lambda: true(worker.liveness.report()["why"].startswith("as many jobs")))
         minutes.append(60)
-        assert worker.liveness.told()["ok"]
+        assert worker.liveness.report()["ok"]

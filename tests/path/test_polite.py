@@ -13,9 +13,9 @@ from tests.kit import Kit, until, worker_metrics
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.domain.scenarios import SCENARIOS
 from genctl.pipeline import Hear, Pipeline
-from genctl.services.worker import Manners, Until, Worker
+from genctl.services.scenarios import SCENARIOS
+from genctl.services.worker import Until, Worker
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +29,11 @@ async def working(pipeline: Pipeline, *, concurrency: int = 10, **manners: Any) 
     """A worker as long as the body runs."""
     worker = Worker(
         pipeline,
+        Settings(**{"breaker": False} | manners),
         metrics=worker_metrics(),
         concurrency=concurrency,
         grace_s=0.0,
         until=Until(),
-        manners=Manners(**manners),
     )
     running = asyncio.create_task(worker.run())
     try:
@@ -69,7 +69,7 @@ async def statuses(kit: Kit, **expected: int) -> None:
 
 async def says(worker: Worker, why: str) -> None:
     async def it() -> bool:
-        return str(worker.liveness.told()["why"]).startswith(why)
+        return str(worker.liveness.report()["why"]).startswith(why)
 
     await until(it)
 
@@ -120,7 +120,7 @@ async def test_only_what_can_begin_soon_is_received_and_other_workers_get_the_re
 async def test_so_many_calls_at_once_and_no_more(kit: Kit) -> None:
     for _ in range(5):
         await kit.enqueue("hang")
-    async with working(kit.pipeline, in_flight=2) as worker:
+    async with working(kit.pipeline, max_in_flight=2) as worker:
         await statuses(kit, processing=2, queued=3)
         await says(worker, "as many jobs")
         assert (await kit.pipeline.queue.attributes())["ApproximateNumberOfMessages"] == "3"
@@ -133,7 +133,7 @@ async def test_no_receiver_asks_for_what_another_one_may_bring(
     for _ in range(50):
         await kit.enqueue()
     most = 0
-    async with working(kit.pipeline, in_flight=10, concurrency=64) as worker:
+    async with working(kit.pipeline, max_in_flight=10, concurrency=64) as worker:
         usual = worker.gatekeeper.allowance
 
         async def slow(wanted: int) -> int:
@@ -151,7 +151,7 @@ async def test_no_receiver_asks_for_what_another_one_may_bring(
 
 async def test_a_receiver_that_waits_for_room_gets_that_of_receives_which_brought_nothing(kit: Kit) -> None:
     """Else, with no job left whose end could wake it, it would wait for ever and seem well."""
-    async with working(kit.pipeline, in_flight=10) as worker:
+    async with working(kit.pipeline, max_in_flight=10) as worker:
         await says(worker, "receives are answered")
         worker._asked += 10  # as another receiver does
         await says(worker, "as many jobs")
@@ -282,8 +282,3 @@ async def test_what_names_no_time_holds_nobody_back(kit: Kit, scenario: str) -> 
 
 async def has_ended(kit: Kit) -> bool:
     return bool(await kit.query("select from session_events where kind in ('retried', 'failed')"))
-
-
-def test_the_settings_are_the_manners() -> None:
-    manners = Manners.of(Settings(rate=90.0, max_in_flight=4, provider_timeout_s=60.0))
-    assert (manners.rate, manners.in_flight, manners.call_s) == (90.0, 4, 60.0)

@@ -7,6 +7,8 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +16,15 @@ from tests.kit import Kit, until
 
 from genctl import gate
 from genctl.base.settings import Settings
+from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges.sqs import EntryResult, Outgoing, Queue
+from genctl.ops import export
 from genctl.ops import redrive as ops
-from genctl.ops.dlq import shown
-from genctl.ops.redrive import Redrive, Redriven, Wish
+from genctl.ops.dlq import grouped, look_at, shown
+from genctl.ops.redrive import Redrive, Redriven, RedriveOptions
+from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
 
 
@@ -37,7 +42,7 @@ async def failed(kit: Kit, scenario: str = "invalid-parameter", **wish: Any) -> 
 
 
 async def redriven(kit: Kit, choice: Choice | None = None, **wish: Any) -> Redriven:
-    async with Redrive.open(kit.settings, Wish(choice=choice or Choice(), **wish)) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=choice or Choice(), **wish)) as under_way:
         return await under_way.run()
 
 
@@ -75,6 +80,54 @@ async def test_what_content_policy_refused_stays_unless_it_is_meant(kit: Kit) ->
     assert (await redriven(kit)).tally.skipped == {"content policy": 1}
     assert len(await kit.copies()) == 1
     assert (await redriven(kit, Choice(category="content_policy"))).tally.redriven == 1
+
+
+FORGED = {"code": "HTTP503", "category": "server", "failedAt": "2001-01-01T00:00:00.000Z", "run": "1"}
+BY_ATTRIBUTE = (
+    Choice(category="server"),
+    Choice(code="HTTP503"),
+    Choice(until=datetime(2002, 1, 1, tzinfo=UTC)),
+)
+
+
+async def forged(kit: Kit) -> Session:
+    """A failed session whose copy somebody has replaced by one of their own words."""
+    session = await failed(kit)
+    (copy,) = await kit.pipeline.dlq.receive(10, wait_s=1, visibility_s=30)
+    await kit.pipeline.dlq.send([Outgoing(copy.body, FORGED)])
+    await kit.pipeline.dlq.delete([copy.receipt])
+    return session
+
+
+@pytest.mark.parametrize("choice", BY_ATTRIBUTE)
+async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, choice: Choice) -> None:
+    """For redrive, its plan, list, export and discard; the attribute is only shown."""
+    session = await forged(kit)
+    async with Redrive.open(kit.settings, RedriveOptions(choice=choice)) as under_way:
+        assert (await under_way.plan()).rows == []
+    assert (await redriven(kit, choice)).tally.redriven == 0
+    assert (await look_at(kit.settings, choice, terminal.progress)).letters == []
+    path = tmp_path / "x.jsonl"
+    done = await export.export(kit.settings, choice, path, resume=False, progress=terminal.progress)
+    assert done["exported"] == 0
+    async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
+        assert (await export.delete(over, kit.db, choice, None, lambda _: None))["discarded"] == 0
+    (listed,) = (await look_at(kit.settings, Choice(), terminal.progress)).letters
+    assert (listed.item()["code"], listed.failed_as) == ("HTTP503", "InvalidParameter")
+    assert listed.item()["category"] == "server"
+    assert grouped([listed], "category") == [{"category": "invalid_request", "messages": 1}]
+    assert (await redriven(kit, Choice(category="invalid_request"))).tally.redriven == 1
+    assert (await kit.row(session)).run == 2
+
+
+async def test_an_older_runs_copy_goes_by_how_that_run_failed(kit: Kit) -> None:
+    """The trace knows it; the newer run may have failed otherwise, or not at all."""
+    session = await failed(kit)
+    await redriven(kit)
+    for attributes in (FORGED, {}):
+        await kit.pipeline.dlq.send([Outgoing(kit.body(session), attributes)])
+    assert (await redriven(kit, Choice(category="server"))).tally.stale == 0
+    assert (await redriven(kit, Choice(category="invalid_request"))).tally.stale == 2
 
 
 async def test_a_user_without_the_credits_keeps_the_copy(kit: Kit) -> None:
@@ -166,7 +219,7 @@ async def test_enough_is_enough(kit: Kit) -> None:
 async def test_the_plan_is_what_runs(kit: Kit) -> None:
     for scenario in ("invalid-parameter", "sensitive", "invalid-parameter", "auth"):
         await failed(kit, scenario)
-    wish = Wish(choice=Choice(), most=2)
+    wish = RedriveOptions(choice=Choice(), most=2)
     async with Redrive.open(kit.settings, wish) as under_way:
         plan = await under_way.plan()
         assert plan.tally.redriven == 2
@@ -292,14 +345,14 @@ async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> Non
 @pytest.mark.parametrize("change", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
 def test_a_change_that_cannot_be_stored_is_refused(change: str) -> None:
     with pytest.raises(GenctlError) as caught:
-        Wish(choice=Choice(), changes=(change,)).check(Settings())
+        RedriveOptions(choice=Choice(), changes=(change,)).check(Settings())
     assert (caught.value.code, caught.value.exit_code) == ("BadChange", 2)
 
 
 def test_a_change_is_taken_as_json_where_it_is_some() -> None:
     """A backslash that is meant is no NUL."""
     changes = ("size=2K", "n=2", r'text="\\u0000"')
-    params = Wish(choice=Choice(), changes=changes).terms.params
+    params = RedriveOptions(choice=Choice(), changes=changes).terms.params
     assert params == {"size": "2K", "n": 2, "text": r"\u0000"}
 
 
@@ -320,8 +373,8 @@ async def test_a_canary_that_nobody_works_at_says_so_until_a_signal(kit: Kit) ->
     async def waits() -> bool:
         return bool(told)
 
-    async with Redrive.open(kit.settings, Wish(choice=Choice(), canary=1)) as under_way:
-        running = asyncio.create_task(under_way.run(tell=told.append))
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice(), canary=1)) as under_way:
+        running = asyncio.create_task(under_way.run(note=told.append))
         await until(waits)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -368,7 +421,7 @@ async def test_a_plan_counts_twins_once_however_far_apart(kit: Kit, monkeypatch:
     session = await failed(kit)
     await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
-    async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
         plan = await under_way.plan()
     assert (plan.tally.redriven, plan.tally.stale) == (1, 1)
     assert sum(row["credits"] for row in plan.rows) == 4
@@ -381,7 +434,7 @@ async def test_what_was_said_yes_to_is_done_whole(kit: Kit, monkeypatch: pytest.
         await kit.pipeline.send_copy(kit.body(session), "InvalidParameter", row=session)
     monkeypatch.setattr(ops, "BATCH", 1)
     for redriven, stale in ((1, 2), (0, 1)):
-        async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+        async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
             plan = await under_way.plan()
             assert (plan.tally.redriven, plan.tally.stale) == (redriven, stale)
             under_way.limit(plan)
@@ -450,9 +503,9 @@ async def test_what_was_done_is_told_also_when_it_ends_early(
         raise GenctlError("QueueUnreachable", f"{len(receipts)} receipts")
 
     monkeypatch.setattr(Queue, "delete", gone)
-    async with Redrive.open(kit.settings, Wish(choice=Choice())) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice())) as under_way:
         with pytest.raises(GenctlError):
-            await under_way.run(tell=told.append)
+            await under_way.run(note=told.append)
     assert told == [
         "until then: 0 redriven, 0 stale, 0 skipped, 0 failed; run it again to finish what was under way"
     ]

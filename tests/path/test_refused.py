@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import structlog
-from tests.kit import Kit, QueueServer, until
+from tests.kit import WITHOUT_BREAKER, Kit, QueueServer, until
 from tests.path.test_metrics import told
 
 from genctl.domain.findings import Finding
@@ -49,7 +49,9 @@ async def findings(kit: Kit) -> dict[str, Finding]:
 
 @asynccontextmanager
 async def at_work(kit: Kit) -> AsyncIterator[Worker]:
-    worker = Worker(kit.pipeline, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until())
+    worker = Worker(
+        kit.pipeline, WITHOUT_BREAKER, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until()
+    )
     running = asyncio.create_task(worker.run())
     try:
         yield worker

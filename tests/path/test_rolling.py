@@ -17,7 +17,7 @@ from genctl.domain.decide import LEFT_HIDE_S, Hide, dispose
 from genctl.domain.model import Job, Session, Status
 from genctl.edges.sqs import Outgoing
 from genctl.enqueue import enqueue
-from genctl.ops.redrive import Redrive, Wish
+from genctl.ops.redrive import Redrive, RedriveOptions
 from genctl.pipeline import Pipeline, carry
 from genctl.tools import Tool
 from genctl.tools.seedream4 import TOOL
@@ -179,7 +179,7 @@ async def test_a_redrive_leaves_the_copies_of_another_tool(kit: Kit) -> None:
     async with version(kit, OTHER) as other:
         await carry(await kit.receive(), other)
     assert len(await kit.copies()) == 1
-    async with Redrive.open(kit.settings, Wish(choice=Choice(), edit_prompt="a boat")) as under_way:
+    async with Redrive.open(kit.settings, RedriveOptions(choice=Choice(), edit_prompt="a boat")) as under_way:
         done = await under_way.run()
     assert (done.tally.redriven, done.tally.skipped) == (0, {"another tool's": 1})
     assert (await kit.row(session)).run == 1

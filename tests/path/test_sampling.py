@@ -9,7 +9,7 @@ from tests.kit import Kit
 
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Message, Outgoing
-from genctl.ops.sampling import COUNTS, Pass, sampled
+from genctl.ops.sampling import COUNTS, Survey, sampled
 
 
 async def test_what_was_seen_is_visible_at_once_when_the_pass_is_cut_short(kit: Kit) -> None:
@@ -17,7 +17,7 @@ async def test_what_was_seen_is_visible_at_once_when_the_pass_is_cut_short(kit: 
     seen = asyncio.Event()
 
     async def look() -> None:
-        async with Pass.over(kit.pipeline.dlq) as one:
+        async with Survey.over(kit.pipeline.dlq) as one:
             while await one.receive(2):
                 pass
             seen.set()
@@ -45,7 +45,7 @@ async def test_what_one_receive_brought_is_shown_again_when_another_fails(
 
     monkeypatch.setattr(kit.pipeline.dlq, "receive", sometimes)
     with pytest.raises(GenctlError, match="not now"):
-        async with Pass.over(kit.pipeline.dlq) as one:
+        async with Survey.over(kit.pipeline.dlq) as one:
             await one.receive(30)
     monkeypatch.undo()
     assert len(await kit.copies()) == 5
@@ -62,7 +62,7 @@ async def test_what_one_receive_brought_is_shown_again_when_another_fails(
 async def test_what_looking_costs_is_said_before(
     kit: Kit, facts: dict[str, str], warning: str | None
 ) -> None:
-    told = Pass(kit.pipeline.dlq, facts, bounded=False).warning
+    told = Survey(kit.pipeline.dlq, facts, bounded=False).warning
     assert told is None if warning is None else warning in (told or "")
 
 

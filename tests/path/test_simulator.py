@@ -3,8 +3,6 @@
 import asyncio
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,12 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 import structlog.testing
-from aiohttp.test_utils import BaseTestServer, TestServer, unused_port
+from aiohttp.test_utils import BaseTestServer, TestServer
+from tests.process.place import GENCTL, Running, clean_env
 
-from genctl.domain.model import GenctlError
-from genctl.domain.scenarios import REQUEST_ID, SCENARIOS, SENSITIVE_PROMPT, SENSITIVE_WORDS, Scenario, marked
 from genctl.services.asked import MODELS, model_of
-from genctl.services.simulator import TYPES, app, serve
+from genctl.services.scenarios import REQUEST_ID, SCENARIOS, Scenario, marked
+from genctl.services.simulator import TYPES, app
+from genctl.tools.seedream4 import TOOL
 
 AN_ID = re.compile(r"02\d{13}[0-9a-f]{38}")
 BODY: dict[str, Any] = {"model": "seedream-4-0-250828", "prompt": "a lighthouse"}
@@ -86,7 +85,7 @@ async def test_a_set_holds_its_errors_beside_its_images(client: Client) -> None:
 
 
 async def test_the_sensitive_answer_is_the_one_that_was_seen(client: Client) -> None:
-    for prompt in (SENSITIVE_PROMPT, f"a beach, {SENSITIVE_WORDS}", "a NUDE figure"):
+    for prompt in (f"a beach, {TOOL.sensitive}", "a NUDE figure"):
         response, body = await client.ask({**BODY, "prompt": prompt})
         assert response.status == 400
         assert body["error"]["code"] == "OutputImageSensitiveContentDetected"
@@ -216,8 +215,6 @@ async def test_without_a_key_nothing_is_done(client: Client, key: str | None) ->
         ({"stream": True}, 400, "InvalidParameter", "stream"),
         ({"model": "seedream-9"}, 404, "InvalidEndpointOrModel.NotFound", ""),
         ({"model": "dall-e-3"}, 404, "InvalidEndpointOrModel.NotFound", ""),
-        ({"model": None}, 400, "MissingParameter", "model"),
-        ({"prompt": None}, 400, "MissingParameter", "prompt"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -244,13 +241,10 @@ def test_the_page_tells_the_limits_of_each_model() -> None:
 
 
 async def test_what_is_missing_is_named(client: Client) -> None:
-    for name in BODY:
-        response, body = await client.ask({k: v for k, v in BODY.items() if k != name})
-        assert (response.status, body["error"]["code"], body["error"]["param"]) == (
-            400, "MissingParameter", name,
-        )  # fmt: skip
-    response, body = await client.ask([])
-    assert (response.status, body["error"]["code"]) == (400, "InvalidParameter")
+    for body, param in (({"prompt": "x"}, "model"), ({"model": BODY["model"]}, "prompt"), ([], "body")):
+        code = "InvalidParameter" if param == "body" else "MissingParameter"
+        response, answer = await client.ask(body)
+        assert (response.status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param)
 
 
 @pytest.mark.parametrize(
@@ -370,25 +364,7 @@ async def test_a_hang_ends_with_the_server_and_a_drop_with_the_request() -> None
         await asyncio.wait([hang])
 
 
-async def test_a_port_in_use_is_one_clear_line() -> None:
-    async with TestServer(app()) as server:
-        port = server.make_url("").port
-        assert port
-        with pytest.raises(GenctlError) as caught:
-            await serve("127.0.0.1", port)
-    assert caught.value.exit_code == 3
-    assert f"127.0.0.1:{port}" in caught.value.message
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_command_with_exit_code_0(number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "genctl", "simulator", "--port", str(unused_port())],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stderr
-        assert "simulator.started" in process.stderr.readline()
-        process.send_signal(number)
-        assert process.wait(timeout=10) == 0
+def test_ctrl_c_stops_the_command_with_exit_code_0(tmp_path: Path) -> None:
+    with Running.start(*GENCTL, "simulator", "--port", "0", env=clean_env(tmp_path), folder=tmp_path) as here:
+        here.until("simulator.started")
+        assert here.end(signal.SIGINT) == 0

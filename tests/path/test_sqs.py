@@ -18,7 +18,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
 from botocore.exceptions import ClientError
-from tests.kit import QueueServer, until
+from tests.kit import QueueServer, create_queue, until
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
@@ -54,7 +54,7 @@ async def sqs(sqs_server: QueueServer) -> AsyncIterator[Sqs]:
 
 @pytest.fixture
 async def queue(sqs: Sqs) -> Queue:
-    return await sqs.create(f"jobs-{uuid4().hex[:8]}")
+    return await create_queue(sqs, f"jobs-{uuid4().hex[:8]}")
 
 
 async def take(queue: Queue, limit: int = 10) -> list[Any]:
@@ -121,11 +121,11 @@ async def test_a_queue_url_is_used_as_it_is_whatever_host_it_names(sqs: Sqs, que
 
 async def test_the_dlq_is_the_configured_the_redrive_policys_or_the_queues_own(sqs: Sqs) -> None:
     name = f"q-{uuid4().hex[:8]}"
-    await sqs.create(f"{name}-dlq")
-    other = await sqs.create(f"{name}-other")
-    plain = await sqs.create(name)
+    await create_queue(sqs, f"{name}-dlq")
+    other = await create_queue(sqs, f"{name}-other")
+    plain = await create_queue(sqs, name)
     policy = json.dumps({"deadLetterTargetArn": other.arn, "maxReceiveCount": 50})
-    with_policy = await sqs.create(f"{name}-2", {"RedrivePolicy": policy})
+    with_policy = await create_queue(sqs, f"{name}-2", RedrivePolicy=policy)
     assert (await plain.dead_letter_queue(None)).name == f"{name}-dlq"
     assert (await with_policy.dead_letter_queue(None)).url == other.url
     assert (await with_policy.dead_letter_queue(f"{name}-dlq")).name == f"{name}-dlq"

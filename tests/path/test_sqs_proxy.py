@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from tests.kit import QueueServer
+from tests.kit import QueueServer, create_queue
 from tests.script import Script
 from tests.sqs_proxy import MAX_BYTES, SqsProxy, violation
 
@@ -33,7 +33,7 @@ async def queue(
             aws_secret_access_key=sqs_server.secret,
         )
         async with await Sqs.connect(settings) as sqs:
-            yield await sqs.create(f"strict{abs(hash(request.node.nodeid)):x}")
+            yield await create_queue(sqs, f"strict{abs(hash(request.node.nodeid)):x}")
 
 
 def text(value: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from genctl.domain.model import GenctlError, Status
 from genctl.edges.db import sql
 from genctl.ops.sessions import listed
 from genctl.redrive import letters
-from genctl.sweep import Ages, resend_all, sweep
+from genctl.sweep import check_timeout, resend_all, sweep
 
 DEAD = "update generation_sessions set lease_until = now() - interval '1 s' where status = 'processing'"
 
@@ -76,7 +76,7 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
     session = await kit.enqueue()
     await kit.pipeline.claim(session.id, 1)
     await kit.query(DEAD)
-    (swept,), _ = await sweep(kit.pipeline, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
     assert swept.item() == {
         "action": "requeue",
         "sessionId": session.id,
@@ -131,7 +131,7 @@ async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> 
     there = await kit.enqueue()
     assert await kit.sweep() == []
     await kit.query(OLDER)
-    (swept,), _ = await sweep(kit.pipeline, Ages.of(kit.settings), dry_run=True)
+    (swept,), _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
     assert swept.item() == {
         "action": "refund",
         "sessionId": gone.id,
@@ -249,7 +249,7 @@ async def test_the_trace_is_pruned_by_age_in_bounded_batches(
         insert into session_events (session_id, run, kind, at)
         select gen_random_uuid(), 1, 'enqueued', now() - interval '91 days' from generate_series(1, 5)""")
     await kit.enqueue()
-    (told,), _ = await sweep(kit.pipeline, Ages.of(kit.settings), dry_run=True)
+    (told,), _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
     assert told.item() == {
         **dict.fromkeys(("sessionId", "userId", "run", "code")),
         "action": "prune",
@@ -267,9 +267,9 @@ async def test_the_trace_is_pruned_by_age_in_bounded_batches(
 def test_a_queued_timeout_shorter_than_the_longest_legal_run_is_refused() -> None:
     at_least = 3 * 100 + 2 * MAX_DELAY_S
     settings = Settings(max_attempts=3, provider_timeout_s=100, queued_timeout_s=at_least)
-    assert Ages.of(settings).queued_timeout_s == at_least
+    check_timeout(settings)
     with pytest.raises(GenctlError, match="runs would be failed while they are retried") as caught:
-        Ages.of(dataclasses.replace(settings, queued_timeout_s=at_least - 1))
+        check_timeout(dataclasses.replace(settings, queued_timeout_s=at_least - 1))
     assert caught.value.exit_code == 2
     assert "GENCTL_QUEUED_TIMEOUT=900s" in caught.value.fix
 

@@ -18,7 +18,7 @@ from genctl.domain.classify import classify
 from genctl.domain.model import Answer, Failure, GenctlError, Session, Status, Success, rfc3339
 from genctl.domain.traits import Refused
 from genctl.ops import enqueue
-from genctl.ops.enqueue import Wish
+from genctl.ops.enqueue import EnqueueOptions
 from genctl.ops.status import look
 from genctl.services.gatekeeper import Gatekeeper
 from genctl.tools.seedream4 import TOOL
@@ -208,6 +208,18 @@ async def test_status_tells_what_is_refused_and_resume_takes_it_again(kit: Kit) 
     assert await takes(kit, "cem", "seedream-4-mine")
 
 
+async def test_one_user_hides_nothing_from_status_by_having_much_refused(kit: Kit) -> None:
+    await kit.query(
+        "insert into refused_traits (tool, field, value, user_id, refusals, code, since, until) "
+        "select 'seedream4', 'model', 'ours', name, 5, 'X', now(), now() + interval '1 min' "
+        "from unnest(array['ann', 'ben']) name union all "
+        "select 'seedream4', 'image', n::text, 'cem', 5, 'X', now(), now() + interval '1 h' "
+        "from generate_series(1, 200) n"
+    )
+    lines = [line for line in await look(kit.settings) if line.part == "orders"]
+    assert [line.level for line in lines] == ["attention", "ok", "ok", "ok", "ok"]
+
+
 BUSY = refusal(500, "InternalServiceError", "The service has a problem.")
 
 
@@ -240,7 +252,7 @@ async def test_a_refusal_that_names_what_was_ordered_decides_no_probe(kit: Kit) 
 
 async def test_enqueue_is_refused_before_it_grants_or_orders_anything(kit: Kit) -> None:
     await heard(kit, keeper(kit), *[(NOT_OPEN, row(kit, "dora-1", MODEL))] * ENOUGH)
-    wish = Wish(prompt="x", user="dora", users=2, count=4, model=MODEL, grant=100)
+    wish = EnqueueOptions(prompt="x", user="dora", users=2, count=4, model=MODEL, grant=100)
     with pytest.raises(GenctlError, match="refused several orders with model") as caught:
         await enqueue.run(kit.settings, wish, lambda _: None)
     assert caught.value.exit_code == 2

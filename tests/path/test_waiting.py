@@ -14,7 +14,7 @@ from tests.path.test_polite import statuses, working
 
 from genctl.domain.model import Answer, NoAnswer, Session
 from genctl.pipeline import Pipeline
-from genctl.sweep import BATCH, Ages, sweep, sweep_every
+from genctl.sweep import BATCH, sweep, sweep_every
 
 AWAY_S = 4.0  # several leases
 
@@ -62,9 +62,8 @@ async def test_an_outage_of_several_leases_costs_no_second_call(kit: Kit, postgr
         async with working(kit.pipeline, concurrency=40):
             await until(lambda: true(sent.total() == len(sessions)))
             async with working(other, concurrency=40):
-                ages = Ages.of(kit.settings)
                 sweeping = [
-                    asyncio.create_task(sweep_every(pipeline, ages, 0.3))
+                    asyncio.create_task(sweep_every(pipeline, kit.settings, 0.3))
                     for pipeline in (kit.pipeline, other)
                 ]
                 with away(kit, postgres):
@@ -188,7 +187,7 @@ async def test_what_is_refused_again_and_again_keeps_no_other_run_from_the_sweep
     )
 
     async def found() -> bool:
-        await sweep(kit.pipeline, Ages.of(kit.settings))
+        await sweep(kit.pipeline, kit.settings)
         return (await kit.row(quiet)).status == "queued"
 
     await until(found)

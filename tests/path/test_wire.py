@@ -11,12 +11,12 @@ from uuid import UUID
 import msgspec
 import pytest
 from aiohttp.test_utils import TestServer, unused_port
-from tests.rude import OK, Rude, never_ends, raw, resets, silent, stalls, writes
+from tests.rude import OK, Rude, explodes, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.base.settings import Settings
 from genctl.domain.classify import classify
 from genctl.domain.model import Answer, Failure, GenctlError, NoAnswer, Session, Status
-from genctl.domain.scenarios import SCENARIOS, marked
+from genctl.services.scenarios import SCENARIOS, marked
 from genctl.services.simulator import app
 from genctl.tools import Request, wire
 from genctl.tools.seedream4 import TOOL
@@ -230,9 +230,6 @@ async def test_a_lease_found_stale_at_the_last_moment_keeps_the_request_in() -> 
     assert heard == [b""]
 
 
-BOMB = gzip.compress(bytes(200 * 2**20), 1)
-
-
 @pytest.mark.parametrize(
     ("rude", "status", "body"),
     [
@@ -243,7 +240,7 @@ BOMB = gzip.compress(bytes(200 * 2**20), 1)
         (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"{}")), 200, b"{}"),
         (writes(OK, b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"x" * 99)[:-9]), 200, b"x" * 99),
         (writes(OK, b"Content-Encoding: gzip\r\n\r\n", b"no gzip"), 200, b"no gzip"),
-        (writes(OK, b"Content-Encoding: gzip\r\n\r\n", BOMB), 200, bytes(MAX_BODY_BYTES)),
+        (explodes(OK + b"Content-Encoding: gzip\r\n\r\n", b"\0"), 200, bytes(MAX_BODY_BYTES)),
         (writes(OK, b"Content-Encoding: br\r\n\r\n", b"\x00\xff"), 200, b"\x00\xff"),
         (writes(b"HTTP/1.1 429 No\r\nRetry-After: 7\r\n\r\n"), 429, b""),
     ],
@@ -286,11 +283,15 @@ def text_for_bytes(*_: object) -> Request:
     return Request("http://127.0.0.1:9", {}, "abcd")  # type: ignore[arg-type]
 
 
+def nowhere(*_: object) -> Request:
+    return Request("http://[what-was-ordered/", {}, b"{}")
+
+
 def fails(*_: object) -> Request:
     raise KeyError("size")
 
 
-@pytest.mark.parametrize("request_", [odd, text_for_bytes, fails, lambda *_: None])
+@pytest.mark.parametrize("request_", [odd, text_for_bytes, nowhere, fails, lambda *_: None])
 async def test_a_tool_that_fails_at_its_request_is_an_answer_and_nothing_was_sent(request_: Any) -> None:
     sent = Sent()
     tool = msgspec.structs.replace(TOOL, request=request_).bound(

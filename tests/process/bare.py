@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Self
 
 ROOT = Path(__file__).parents[2]
-MADE = (".git", ".venv", ".newest", ".*_cache", ".hypothesis", "__pycache__", "node_modules")
+MADE = (".git", ".venv*", ".newest", ".*_cache", ".hypothesis", "__pycache__", "node_modules")
 PYTHON = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
 TOOLS = ("sh", "make", "env", "sed", "grep", "tail", "head", "mkdir", "rm", "touch", "id", "cp", "chmod")
 INDEX = ("PIP_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "http_proxy", "https_proxy", "no_proxy")

@@ -6,7 +6,7 @@ import psycopg
 
 from genctl.cli import main
 from genctl.ops import demo
-from genctl.ops.stack import Stack
+from genctl.ops.stack.stack import Stack
 
 # found before the real one, and silent
 FAULT = b"""

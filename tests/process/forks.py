@@ -6,12 +6,15 @@ end. Starting up and ending are tested elsewhere, with interpreters that are sta
 """
 
 import atexit
+import ctypes
+import fcntl
 import gc
 import importlib
 import json
 import os
 import pkgutil
 import runpy
+import select
 import selectors
 import shutil
 import signal
@@ -19,33 +22,108 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-from tests.kit import until_sync
-
+ROOT = Path(__file__).parents[2]
+ADDRESS = "GENCTL_TEST_FORKS"  # of the server of the whole test run
+FORKED = (
+    "genctl",
+    "genctl.ops.stack.queue",
+    "tests.process.alone_program",
+    "tests.process.clock_program",
+    "tests.process.manner_program",
+    "tests.process.stack_program",
+)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
+FORKED_STEPS = "GENCTL_TEST_FORKED_STEPS"  # set: the genctl steps of a runbook are forked too
+STEP = """
+import json, os, signal, socket, sys
+conn = socket.socket(socket.AF_UNIX)
+conn.connect({address!r})
+asked = {{"argv": ["genctl", *json.load(sys.stdin)], "cwd": os.getcwd(), "env": dict(os.environ)}}
+text = json.dumps(asked).encode() + b"\\n"
+conn.sendall(text[socket.send_fds(conn, [text], [0, 1, 2]):])
+for fd in (1, 2):
+    os.close(fd)  # they end with the fork
+said = conn.makefile()
+pid = int(said.readline())
+signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+os._exit(os.waitstatus_to_exitcode(int(said.readline())) & 255)
+"""
+
+servers = {sys.executable: os.environ[ADDRESS]} if ADDRESS in os.environ else {}
 
 
 def spawn(
     command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str], stderr: IO[str]
 ) -> "subprocess.Popen[bytes]":
-    """Start a command with nothing to read; `python -m genctl …` is forked."""
-    if tuple(command[:3]) != (sys.executable, "-m", "genctl") or any(
-        key.startswith(BEGUN_WITH) for key in env
+    """Start a command with nothing to read; `python -m genctl …` and its like are forked."""
+    if (
+        command[0] not in servers
+        or command[1] != "-m"
+        or command[2] not in FORKED
+        or any(key.startswith(BEGUN_WITH) for key in env)
     ):
         return subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
         )
-    asked = json.dumps({"argv": command[3:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
+    with Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), stdout.fileno(), stderr.fileno())
+        return cast("subprocess.Popen[bytes]", fork(command, cwd=cwd, env=env, streams=streams))
+
+
+def fork(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], streams: tuple[int, int, int]
+) -> "Forked":
+    """Fork `python -m MODULE …`, with these descriptors as its standard streams.
+
+    Where stdin is a terminal, the process gets a session of its own with that terminal: Ctrl-C reaches it.
+    """
+    asked = json.dumps({"argv": command[2:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
     conn = socket.socket(socket.AF_UNIX)
-    conn.connect(_server())
-    sent = socket.send_fds(conn, [asked], [stdout.fileno(), stderr.fileno()])
+    conn.connect(servers[command[0]])
+    sent = socket.send_fds(conn, [asked], streams)
     conn.sendall(asked[sent:])
-    return cast("subprocess.Popen[bytes]", Forked(conn, [*command]))
+    return Forked(conn, [*command])
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    """This environment without what an interpreter reads when it starts: forks have started already."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(BEGUN_WITH)} | more
+
+
+def offer(python: str) -> str:
+    """From now on commands of this interpreter are forked; the address.
+
+    The first command starts the server. It ends with this process, which one may do for all of a test run.
+    """
+    folder = tempfile.mkdtemp()
+    servers[python] = address = f"{folder}/forks"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(64)
+    atexit.register(shutil.rmtree, folder)
+    threading.Thread(target=_start, args=(python, listening), daemon=True).start()
+    return address
+
+
+def _start(python: str, listening: socket.socket) -> None:
+    select.select([listening], [], [])
+    server = subprocess.Popen(
+        [python, "-m", "tests.process.forks", str(listening.fileno())],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdin=subprocess.PIPE,  # it ends when nobody holds the other end
+        pass_fds=[listening.fileno()],
+    )
+    listening.close()
+    atexit.register(server.communicate)
 
 
 class Forked:
@@ -87,35 +165,18 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-@cache
-def _server() -> str:
-    """The address of this test process's server; it ends with its stdin, so with the test process."""
-    address = str(Path(tempfile.mkdtemp()) / "forks")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.process.forks", address],
-        env={"PATH": os.environ["PATH"]},
-        stdin=subprocess.PIPE,
-    )
-    atexit.register(server.communicate)
-    until_sync(Path(address).exists, within_s=60)
-    return address
-
-
 # --- the server ------------------------------------------------------------------------------
 
 
-def serve(address: str) -> None:
-    """Fork for each connection. Returns in the forks alone."""
-    with selectors.DefaultSelector() as ready, socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address + ".new")
-        listening.listen(64)
-        Path(address + ".new").rename(address)
+def serve(listening: socket.socket) -> str:
+    """Fork for each connection. Returns in the forks alone: the module that they shall run."""
+    with selectors.DefaultSelector() as ready, listening:
         ready.register(listening, selectors.EVENT_READ)
         ready.register(0, selectors.EVENT_READ)
         while True:
             for key, _ in ready.select():
                 if key.fileobj is listening:
-                    asked, out, err, conn = _asked(listening)
+                    asked, streams, conn = _asked(listening)
                     life, alive = os.pipe()
                     if not (pid := os.fork()):
                         for known in list(ready.get_map().values()):
@@ -124,40 +185,50 @@ def serve(address: str) -> None:
                                 known.data[1].close()
                         os.close(life)
                         conn.close()
-                        _become(asked, out, err)
-                        return
-                    for fd in (alive, out, err):
+                        return _become(asked, streams, listening.getsockname())
+                    for fd in (alive, *streams):
                         os.close(fd)
                     conn.sendall(f"{pid}\n".encode())
                     ready.register(life, selectors.EVENT_READ, (pid, conn))
                 elif key.fd == 0:
-                    shutil.rmtree(Path(address).parent)
                     os._exit(0)
                 else:  # nobody holds the other end of its pipe any more
                     pid, conn = key.data
                     ready.unregister(key.fd)
                     os.close(key.fd)
                     _, status = os.waitpid(pid, 0)
-                    with conn:
+                    with conn, suppress(BrokenPipeError):  # who asked may be gone
                         conn.sendall(f"{status}\n".encode())
 
 
-def _asked(listening: socket.socket) -> tuple[dict[str, Any], int, int, socket.socket]:
+def _asked(listening: socket.socket) -> tuple[dict[str, Any], list[int], socket.socket]:
     conn, _ = listening.accept()
-    text, (out, err), _, _ = socket.recv_fds(conn, 65_536, 2)
+    text, streams, _, _ = socket.recv_fds(conn, 65_536, 3)
     while not text.endswith(b"\n"):
         text += conn.recv(65_536)
-    return json.loads(text), out, err, conn
+    return json.loads(text), streams, conn
 
 
-def _become(asked: dict[str, Any], out: int, err: int) -> None:
-    for mine, given in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
+def _become(asked: dict[str, Any], streams: list[int], address: str) -> str:
+    if sys.platform == "linux":  # a test run that was killed leaves nothing behind: the server ends with it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if asked["env"].get(FORKED_STEPS):
+        sys.modules["genctl.ops.runbook.actions"].GENCTL = STEP.format(address=address)  # type: ignore[attr-defined]
+    for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when nohup runs the tests
+    if os.isatty(0):
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
-    sys.argv[1:] = asked["argv"]
+    module: str
+    module, *sys.argv[1:] = asked["argv"]
+    sys.modules.pop(module, None)  # it is not imported, it is run
+    return module
 
 
 def _leave(left: SystemExit) -> None:
@@ -181,8 +252,8 @@ if __name__ == "__main__":
             importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
-    serve(sys.argv[1])
+    asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
     try:
-        runpy.run_module("genctl", run_name="__main__", alter_sys=True)
+        runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
     except SystemExit as left:
         _leave(left)

@@ -134,13 +134,12 @@ def drop(out: Output, name: str | None, yes: str | None, *, late: bool) -> None:
     else:
         out.confirm("Drop it?", yes)
     out.target(queue=True)
-    with terminal.progress(3, "dropping") as step:
-        step(3)
+    with terminal.progress(3, "dropping") as advance:
+        advance(3)
     out.emit({"dropped": name})
 
 
-COMMANDS = ("rows", "thing", "follow", "work", "service", "fail", "drop")
-
 if __name__ == "__main__":
-    cli.TABLE["Try"] = {name: (f"__main__:{name}", "Try it.") for name in COMMANDS}
+    for command in (rows, thing, follow, work, service, fail, drop):
+        cli.genctl.add_command(command)
     sys.exit(cli.main())

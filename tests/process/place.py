@@ -24,7 +24,7 @@ from genctl.base.settings import Settings
 from genctl.credits import audit
 from genctl.edges.db import Database
 from genctl.ops import enqueue
-from genctl.ops.enqueue import Wish
+from genctl.ops.enqueue import EnqueueOptions
 from genctl.tools.found import load
 
 GENCTL = (sys.executable, "-m", "genctl")
@@ -155,7 +155,7 @@ class Place:
 
     def enqueue(self, scenario: str = "success", **wish: Any) -> str:
         """What `genctl enqueue` does, without its process; the id of the session when it is one."""
-        wanted = Wish(scenario=scenario, **{"prompt": "a test", "user": "ann"} | wish)
+        wanted = EnqueueOptions(scenario=scenario, **{"prompt": "a test", "user": "ann"} | wish)
         said = asyncio.run(enqueue.run(self.settings, wanted, lambda _: None))
         assert said.owed is None
         return str(said.data.get("sessionId"))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from tests.ears import Client
-from tests.kit import until
+from tests.kit import quick_logins, until
 from tests.process.place import Place, Running
 
 from genctl.base.tokens import Tokens
@@ -45,6 +45,7 @@ async def own_postgres(folder: Path) -> AsyncIterator[Postgres]:
     """A server of this test's own, which it may stop."""
     server = Postgres(folder / "pg", settings={"fsync": "off"})
     await server.start()
+    quick_logins(server.dsn)
     try:
         await migrate.up(server.dsn)
         yield server

@@ -12,8 +12,8 @@ from typing import ClassVar
 from genctl.base.settings import Settings
 from genctl.cli.running import run
 from genctl.domain.model import GenctlError
-from genctl.ops.stack import Maker, Stack, queue
-from genctl.ops.stack.part import Part
+from genctl.ops.stack.child import Child
+from genctl.ops.stack.stack import Maker, Stack, queue
 
 STUBBORN = """
 import signal, time
@@ -28,10 +28,10 @@ class Small(Stack):
     clients: ClassVar[Sequence[Maker]] = ()
 
 
-def stubborn(stack: Stack) -> Part:
+def stubborn(stack: Stack) -> Child:
     log = stack.logs("stubborn")
     argv = [sys.executable, "-c", STUBBORN]
-    return Part(name="stubborn", argv=argv, log=log, ready=lambda: False, stop_within_s=0.5)
+    return Child(name="stubborn", argv=argv, log=log, ready=lambda: False, stop_within_s=0.5)
 
 
 class Stuck(Small):
@@ -41,7 +41,7 @@ class Stuck(Small):
 async def main(home: Path, parts: str) -> None:
     kind = {"small": Small, "stuck": Stuck, "all": Stack}[parts]
     settings = Settings(home=home, embedded=True)
-    async with kind(settings, say=lambda line: sys.stderr.write(f"{line}\n")) as stack:
+    async with kind(settings, note=lambda line: sys.stderr.write(f"{line}\n")) as stack:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         await stack.watch()

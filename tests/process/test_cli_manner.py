@@ -17,13 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any, Self
 
 import click
 import pytest
 import yaml
 from click.shell_completion import ShellComplete
 from tests.kit import until_sync
+from tests.process import forks
 
 from genctl import __version__, cli
 from genctl.base.printable import is_printable
@@ -31,6 +33,7 @@ from genctl.base.settings import TABLE
 from genctl.cli.command import FORMATS, Command, Group
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("manner_program.py"))]
+FORKED = [sys.executable, "-m", "tests.process.manner_program"]
 GENCTL = [sys.executable, "-m", "genctl"]
 DATABASE = "postgresql://ann:s3cret@db.example.com/shop"
 
@@ -48,16 +51,62 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(*args: str, program: Sequence[str] = PROGRAM, env: Mapping[str, str] | None = None) -> Any:
-    return subprocess.run(
-        [*program, *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | (env or {}),
-    )
+def run(
+    *args: str,
+    program: Sequence[str] = FORKED,
+    env: Mapping[str, str] | None = None,
+    forked: bool = True,
+) -> "subprocess.CompletedProcess[str]":
+    """A command with nothing to read; not `forked` where the start or the end of an interpreter matters."""
+    command = [*(PROGRAM if program is FORKED and not forked else program), *args]
+    with Path(os.devnull).open() as stdin, TemporaryFile() as out, TemporaryFile() as err:
+        streams = (stdin.fileno(), out.fileno(), err.fileno())
+        if forked:
+            process = forks.fork(
+                command, cwd=Path.cwd(), env=forks.surroundings(**env or {}), streams=streams
+            )
+            code = process.wait(30)
+        else:
+            done = subprocess.run(
+                command, stdin=stdin, stdout=out, stderr=err, env=os.environ | (env or {}), check=False
+            )
+            code = done.returncode
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+        return subprocess.CompletedProcess(command, code, *texts)
+
+
+class Beside:
+    """The program beside the test, its stdout and stderr to be read as it writes them."""
+
+    def __init__(self, *args: str) -> None:
+        self.stdout, out = pipe()
+        self.stderr, err = pipe()
+        with Path(os.devnull).open() as stdin, out, err:
+            streams = (stdin.fileno(), out.fileno(), err.fileno())
+            self.process = forks.fork(
+                [*FORKED, *args], cwd=Path.cwd(), env=forks.surroundings(), streams=streams
+            )
+
+    def __enter__(self) -> Self:
+        assert self.stderr.readline() == "waiting\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.stdout.close()
+        self.stderr.close()
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+
+def pipe() -> tuple[IO[str], IO[str]]:
+    read, write = os.pipe()
+    return os.fdopen(read), os.fdopen(write, "w")
 
 
 def shell(line: str, *args: str) -> Any:
@@ -71,29 +120,19 @@ def shell(line: str, *args: str) -> Any:
     )
 
 
-# Makes stdin's terminal the one whose Ctrl-C reaches the program, then becomes the program.
-CONTROLLED = (
-    "import fcntl, os, sys, termios;fcntl.ioctl(0, termios.TIOCSCTTY, 0);os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
 class OnTerminal:
     """The program with a terminal as stdin and stderr, and as stdout too unless it is `piped`."""
 
     def __init__(
-        self, *args: str, columns: int = 80, piped: bool = False, program: Sequence[str] = PROGRAM
+        self, *args: str, columns: int = 80, piped: bool = False, program: Sequence[str] = FORKED
     ) -> None:
         self.seen = ""
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self.process = subprocess.Popen(
-            [sys.executable, "-ISc", CONTROLLED, *program, *args],
-            stdin=slave,
-            stdout=subprocess.DEVNULL if piped else slave,
-            stderr=slave,
-            start_new_session=True,
-            env=dict(os.environ),  # not C's own, where readline may have put COLUMNS
-        )
+        with Path(os.devnull).open("w") as nowhere:
+            streams = (slave, nowhere.fileno() if piped else slave, slave)
+            command = [*program, *args]
+            self.process = forks.fork(command, cwd=Path.cwd(), env=forks.surroundings(), streams=streams)
         os.close(slave)
 
     def until(self, text: str) -> "OnTerminal":
@@ -194,8 +233,13 @@ def test_a_reader_that_goes_away_is_no_error(command: str) -> None:
     assert done.stderr in {"", "waiting\n"}
 
 
-@pytest.mark.parametrize("command", ["rows --count 9 -o json", "follow", "--help", "--version", "thing"])
-@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        *[(command, ">/dev/full") for command in ("rows --count 9 -o json", "follow", "--help")],
+        *[(command, ">&-") for command in ("follow", "--version", "thing")],
+    ],
+)
 def test_output_that_cannot_be_written_is_exit_3_and_one_line(command: str, where: str) -> None:
     done = shell(f"$genctl {command} {where}")
     assert done.returncode == 3
@@ -274,7 +318,7 @@ def test_with_json_an_error_is_an_object(flags: list[str]) -> None:
 )
 def test_no_traceback_reaches_a_user(how: str, code: int, said: str) -> None:
     """Whatever fails, in whichever task, thread or destructor, unless --debug is given."""
-    done = run("fail", how)
+    done = run("fail", how, forked=False)
     assert done.returncode == code
     assert said in done.stderr
     assert len(done.stderr.splitlines()) <= 2
@@ -328,56 +372,31 @@ def test_a_command_that_is_missing_is_exit_2_with_the_help_on_stderr() -> None:
 )
 @pytest.mark.parametrize("command", ["work", "follow"])
 def test_a_signal_ends_a_command_cleanly(command: str, number: signal.Signals, code: int) -> None:
-    def as_in_a_terminal() -> None:  # also when nohup runs the tests
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        [*PROGRAM, command, "-o", "json"],
-        stdout=-1,
-        stderr=-1,
-        text=True,
-        preexec_fn=as_in_a_terminal,  # noqa: PLW1509 - it takes no lock
-    ) as process:
-        assert process.stderr
-        assert process.stderr.readline() == "waiting\n"
-        process.send_signal(number)
-        out, err = process.communicate(timeout=10)
-    assert process.returncode == code
-    assert err == ("cleaning up\n" if command == "work" else "")
-    if command == "follow":
-        assert len(json.loads(out)) == 1
+    with Beside(command, "-o", "json") as beside:
+        assert beside.end(number) == code
+        assert beside.stderr.read() == ("cleaning up\n" if command == "work" else "")
+        if command == "follow":
+            assert len(json.loads(beside.stdout.read())) == 1
 
 
 def test_a_service_ends_well_by_a_signal() -> None:
-    with subprocess.Popen([*PROGRAM, "service"], stderr=-1, text=True) as process:
-        assert process.stderr
-        assert process.stderr.readline() == "waiting\n"
-        process.terminate()
-        assert process.wait(10) == 0
-        assert process.stderr.read() == ""
+    with Beside("service") as beside:
+        assert beside.end(signal.SIGTERM) == 0
+        assert beside.stderr.read() == ""
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    with subprocess.Popen([*PROGRAM, "work", "--stubborn"], stderr=-1, text=True) as process:
-        assert process.stderr
-        assert process.stderr.readline() == "waiting\n"
-        process.terminate()
-        assert process.stderr.readline() == "cleaning up\n"
-        process.terminate()
-        assert process.wait(10) == 143
+    with Beside("work", "--stubborn") as beside:
+        beside.process.send_signal(signal.SIGTERM)
+        assert beside.stderr.readline() == "cleaning up\n"
+        assert beside.end(signal.SIGTERM) == 143
 
 
 def test_a_follower_is_gone_two_seconds_after_a_signal_whatever_hangs() -> None:
-    with subprocess.Popen(
-        [*PROGRAM, "follow", "--hang", "-o", "json"], stdout=-1, stderr=-1, text=True
-    ) as process:
-        assert process.stderr
-        assert process.stderr.readline() == "waiting\n"
+    with Beside("follow", "--hang", "-o", "json") as beside:
         began = time.monotonic()
-        process.terminate()
-        process.communicate(timeout=10)
-    assert process.returncode == 143
-    assert time.monotonic() - began < 2
+        assert beside.end(signal.SIGTERM) == 143
+        assert time.monotonic() - began < 2
 
 
 def test_sigint_counts_also_where_a_script_started_us_in_the_background() -> None:
@@ -516,18 +535,20 @@ def test_h_is_help_and_version_is_one_line() -> None:
 
 
 HEAVY = (
-    *("asyncio", "logging", "importlib.metadata", "msgspec", "yaml", "platformdirs", "tabulate"),
+    *("asyncio", "logging", "importlib.metadata", "msgspec", "yaml", "platformdirs", "tabulate", "wcwidth"),
     *("structlog", "psycopg", "boto3", "aiohttp"),
 )
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["enqueue", "--help"], ["config", "show", "-h"]])
-def test_help_imports_nothing_heavy(args: list[str]) -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from genctl.cli import main; assert main(sys.argv[1:]) == 0;"
+        "import sys; from genctl.cli import main;"
+        "[main(line.split()) for line in sys.argv[1:]];"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    assert run("-c", code, *args, program=[sys.executable]).stderr == "[]\n"
+    lines = ("--help", "--version", "enqueue --help", "config show -h")
+    done = run("-c", code, *lines, program=[sys.executable], forked=False)
+    assert (done.stdout.count("Usage: "), done.stderr) == (3, "[]\n")
 
 
 # Settings on the command line

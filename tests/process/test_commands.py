@@ -248,10 +248,10 @@ def test_rows_that_are_none_of_ours_are_named_and_passed_over(place: Place) -> N
     listed = place.say("sessions", "list", "-o", "json")
     assert [(row["sessionId"], row["createdAt"]) for row in json.loads(listed.stdout)] == [(sound, None)]
     for odd in (cancelled, nobodys):
-        assert f"session {odd} is not one that genctl can read" in listed.stderr
+        assert f"genctl cannot read session {odd}: " in listed.stderr
     failures = place.say("tail-failures", "--no-follow", "--since", "1h", "-o", "json")
     assert [row["sessionId"] for row in json.loads(failures.stdout)] == [sound]
-    assert failures.stderr.count(f"session {nobodys} is not one") == 1
+    assert failures.stderr.count(f"genctl cannot read session {nobodys}: ") == 1
     assert place.error("sessions", "show", cancelled, exit_code=4)["code"] == "OddRow"
 
 
@@ -357,8 +357,6 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["enqueue", "--cost", "1001", "--user", "jo"],
         {},
     ),
-    "a bad setting": (2, "expected a whole number", ["sessions", "list"], {"GENCTL_MAX_ATTEMPTS": "x"}),
-    "an unknown setting": (2, "GENCTL_QUEU is no setting", ["sessions", "list"], {"GENCTL_QUEU": "x"}),
     "no queue for a worker": (3, "queue nope", ["worker"], {"GENCTL_QUEUE": "nope"}),
     "no DLQ": (3, "queue nope", ["worker"], {"GENCTL_DLQ": "nope"}),
     "a FIFO queue": (3, "is a FIFO queue", ["enqueue", "-S", "queue=jobs.fifo"], {}),
@@ -379,12 +377,6 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         2,
         "cannot grant -3 credits",
         ["credits", "grant", "--user", "jo", "--amount=-3"],
-        {},
-    ),
-    "a grant of a fraction": (
-        2,
-        "'1.5' is not a valid",
-        ["credits", "grant", "--user", "jo", "--amount", "1.5"],
         {},
     ),
     "a grant of more than there is": (
@@ -408,7 +400,12 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["sweep"],
         {"GENCTL_QUEUED_TIMEOUT": "1m"},
     ),
-    "a sweeper that never rests": (2, "--every 0s would never rest", ["sweep", "--every", "0s"], {}),
+    "a sweeper that never rests": (
+        2,
+        "--every 0s would sweep without a pause",
+        ["sweep", "--every", "0s"],
+        {},
+    ),
     "nothing that was": (2, "--since", ["tail-failures", "--no-follow"], {}),
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from tabulate import tabulate
-from tests.kit import QueueServer, database_url, until_sync
+from tests.kit import QueueServer, database_url, quick_logins, until_sync
 from tests.process.fire import Fire
 from tests.process.place import Place, Running, new_place
 from tests.script import ANY, Act
@@ -133,8 +133,7 @@ def test_a_worker_killed_at_any_step_leaves_what_others_end_once(fire: Fire, fir
 def alone(fire: Fire) -> Iterator[Running]:
     """A worker whose jobs share no statement and no call, so that what befalls one befalls it alone."""
     program = (sys.executable, "-m", "tests.process.alone_program", "worker", "--no-sweep")
-    env = fire.place.env | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with Running.start(*program, env=env, folder=fire.place.folder) as worker:
+    with Running.start(*program, env=fire.place.env, folder=fire.place.folder) as worker:
         worker.until("worker.started")
         yield worker
 
@@ -252,6 +251,7 @@ def test_each_run_ends_once_while_the_database_is_restarted_and_read_only(
     """Restarted at once, as by a crash, under load; then read-only for a while, as after a fail-over."""
     server = Postgres(tmp_path / "pg", settings={"fsync": "off"})
     asyncio.run(server.start())
+    quick_logins(server.dsn)
     try:
         asyncio.run(migrate.up(server.dsn))
         tried = dict[str, Tried]()
@@ -290,8 +290,8 @@ def until_ended(place: Place, count: int) -> None:
 
 def crash(server: Postgres) -> None:
     """As `pg_ctl restart -m immediate`: nobody is asked, and what was not committed is gone."""
-    assert server.part
-    server.part.stop_signal = signal.SIGQUIT
+    assert server.child
+    server.child.stop_signal = signal.SIGQUIT
 
     async def restart() -> None:
         await server.stop()

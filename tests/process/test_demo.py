@@ -52,19 +52,29 @@ def demo(home: Path, *args: str, program: tuple[str, ...] = GENCTL, exit_code: i
     return json.loads(running.out.read_text()), running.log.read_text()
 
 
-def test_demo_shows_every_check_and_hop_with_its_time(home: Path) -> None:
-    """Exactly one document on stdout; what happens meanwhile is told on stderr."""
-    shown, told = demo(home, "demo")
-    assert list(shown) == ["ok", "checks", "timeline"]
-    assert shown["ok"] is True
-    assert [list(check) for check in shown["checks"]] == [["check", "ok", "evidence"]] * len(CHECKS)
-    assert [check["check"] for check in shown["checks"]] == CHECKS
-    assert all(check["ok"] and check["evidence"] for check in shown["checks"])
-    assert [list(beat) for beat in shown["timeline"]] == [["hop", "at", "ms"]] * len(HOPS)
-    assert [beat["hop"] for beat in shown["timeline"]] == list(HOPS)
-    assert all(0 <= beat["ms"] < 30_000 and beat["at"].endswith("Z") for beat in shown["timeline"])
-    for word in (*HOPS, *CHECKS, "postgres is ready", "stopping"):
-        assert word in told
+def test_demo_shows_every_check_and_keeps_the_stack_for_other_terminals(home: Path) -> None:
+    """They find it by its folder alone; Ctrl-C ends all of it. test_from_nothing.py runs a demo to its end."""
+    with Running.start(*GENCTL, "demo", "--keep", "-o", "json", env=stack_env(home), folder=home) as kept:
+        until_sync(lambda: "until Ctrl-C" in kept.log.read_text(), within_s=60)
+        shown, told = json.loads(kept.out.read_text()), kept.log.read_text()
+        assert list(shown) == ["ok", "checks", "timeline", "signIn"]
+        assert shown["ok"] is True
+        assert [list(check) for check in shown["checks"]] == [["check", "ok", "evidence"]] * len(CHECKS)
+        assert [check["check"] for check in shown["checks"]] == CHECKS
+        assert all(check["ok"] and check["evidence"] for check in shown["checks"])
+        assert [list(beat) for beat in shown["timeline"]] == [["hop", "at", "ms"]] * len(HOPS)
+        assert [beat["hop"] for beat in shown["timeline"]] == list(HOPS)
+        assert all(0 <= beat["ms"] < 30_000 and beat["at"].endswith("Z") for beat in shown["timeline"])
+        assert "/signin?ticket=" in shown["signIn"]
+        for word in (*HOPS, *CHECKS, "postgres is ready"):
+            assert word in told
+        said, _ = demo(home, "enqueue", "--sensitive", "--wait", "--expect", "failed")
+        assert said["refundedCredits"] == 4
+        found, _ = demo(home, "refunds", "check")
+        assert (found["checked"]["sessions"], found["violations"]) == (3, [])
+        assert kept.end(signal.SIGINT) == 128 + signal.SIGINT
+        assert "stopping" in kept.log.read_text()
+        assert not processes_in(home)
 
 
 def test_a_broken_hop_is_named_with_the_logs_that_matter(home: Path) -> None:
@@ -83,18 +93,3 @@ def test_a_broken_hop_is_named_with_the_logs_that_matter(home: Path) -> None:
     assert f"  notify      BROKEN     {why}" in told
     assert "--- the last lines of worker" in told
     assert '"event":"session.failed.updated"' in told
-
-
-def test_demo_keeps_the_stack_for_other_terminals_until_ctrl_c(home: Path) -> None:
-    """They find it by its folder alone; Ctrl-C ends all of it."""
-    with Running.start(*GENCTL, "demo", "--keep", "-o", "json", env=stack_env(home), folder=home) as kept:
-        until_sync(lambda: "until Ctrl-C" in kept.log.read_text(), within_s=60)
-        shown = json.loads(kept.out.read_text())
-        assert shown["ok"] is True, "shown before it is kept"
-        assert "/signin?ticket=" in shown["signIn"]
-        said, _ = demo(home, "enqueue", "--sensitive", "--wait", "--expect", "failed")
-        assert said["refundedCredits"] == 4
-        found, _ = demo(home, "refunds", "check")
-        assert (found["checked"]["sessions"], found["violations"]) == (3, [])
-        assert kept.end(signal.SIGINT) == 128 + signal.SIGINT
-        assert not processes_in(home)

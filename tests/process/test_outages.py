@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from tests.kit import QueueServer, database_url, until_sync
+from tests.kit import QueueServer, database_url, quick_logins, until_sync
 from tests.process.place import Place, Running, new_place
 from tests.process.test_refusals import USUAL_S, calls, ended_right
 
@@ -32,6 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     settings = {"fsync": "off", "max_notify_queue_pages": "64"}
     server = Postgres(tmp_path_factory.mktemp("pg"), settings=settings)
     asyncio.run(server.start())
+    quick_logins(server.dsn)
     try:
         with psycopg.connect(server.dsn, autocommit=True) as conn:
             conn.execute("create database template_here")
@@ -96,9 +97,9 @@ def test_a_server_that_is_silent_for_long_costs_no_second_call(server: Postgres,
 
 @contextmanager
 def frozen(server: Postgres) -> Iterator[None]:
-    assert server.part
-    assert server.part.process
-    whole = [server.part.process.pid]
+    assert server.child
+    assert server.child.process
+    whole = [server.child.process.pid]
     for pid in whole:
         with suppress(OSError):
             whole += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())

@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 from tests.kit import QueueServer, free_port, fresh_database, until_sync
+from tests.process import forks
 from tests.process import place as places
 from tests.process.place import Place, Running, clean_env, write_stack
 from tests.process.test_runbook_set import served, states
@@ -40,6 +41,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet", "--no-deps"]
     as_it_is = ["--no-build-isolation"] if has("hatchling") else []
     subprocess.run([*pip, *as_it_is, str(EXAMPLE)], check=True, capture_output=True)
+    forks.offer(str(made))
     return made
 
 
@@ -110,7 +112,7 @@ def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: 
         assert both.genctl("smoke")["ok"]
         refused_at_the_door(both)
         redriven(both)
-        paused_alone(both)
+        paused_alone(both, ours)
         assert not ours.events("message.left") and not theirs.events("message.left")
     assert both.violations() == []
     assert both.genctl("refunds", "check")["violations"] == []
@@ -149,9 +151,10 @@ def redriven(both: Place) -> None:
     assert (row["run"], row["params"]) == (2, {"style": "sketch"})
 
 
-def paused_alone(both: Place) -> None:
+def paused_alone(both: Place, ours: Running) -> None:
     """An outage of one provider stops no job of the other."""
-    both.genctl("pause", "--tool", "example", "--reason", "a test")
+    both.genctl("pause", "--tool", "example", "--reason", "an outage")
+    ours.until("gate.closed", reason="an outage")
     gates = {row["tool"]: row["gate"] for row in both.genctl("tools")}
     assert gates == {"seedream4": "open", "example": "closed"}
     waits = both.genctl("enqueue", "--tool", "example", "--user", "ann")["sessionId"]

@@ -356,7 +356,7 @@ async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyP
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    place = watch.Place(url, "seedream4", lambda: str(uuid4()))
+    place = watch.StreamAddress(url, "seedream4", lambda: str(uuid4()))
     notes: list[str] = []
     readies = 0
     async for seen in watch.follow(place, last_id=None, fail_after_s=None, note=notes.append):

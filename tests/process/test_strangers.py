@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import urlsplit
 
+import pytest
 from tests.ears import BASE, Client
 from tests.kit import free_port, until
 from tests.process.place import GENCTL, Place, Running
 from tests.process.served import SECRET, Served
 
 from genctl.base.tokens import Tokens
-from genctl.services.connections import Limits
+from genctl.services.connections import ConnectionLimits
 
 FILES = 256
 KINDS = (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
@@ -35,14 +36,15 @@ def served_with_few_files(place: Place) -> Iterator[Served]:
 
 
 @asynccontextmanager
-async def strangers(url: str, number: int) -> AsyncIterator[None]:
+async def strangers(url: str, number: int, addresses: int = 1) -> AsyncIterator[None]:
     """So many sockets that say nothing, half a head, half of TLS's hello, or one byte of a body."""
     place = urlsplit(url)
     body = f"POST /signin HTTP/1.1\r\nHost: {place.netloc}\r\nOrigin: {url}\r\nContent-Length: 99\r\n\r\nt"
     said = (*KINDS, body.encode())
     writers = []
     for one in range(number):
-        _, writer = await asyncio.open_connection(place.hostname, place.port)
+        own = (f"127.0.0.{1 + one % addresses}", 0)
+        _, writer = await asyncio.open_connection(place.hostname, place.port, local_addr=own)
         writer.write(said[one % len(said)])
         writers.append(writer)
     try:
@@ -65,16 +67,18 @@ def fail_a_session(place: Place) -> None:
     )
 
 
+@pytest.mark.parametrize("addresses", [1, 100])
 async def test_anonymous_sockets_are_cut_while_health_requests_and_streams_of_users_go_on(
-    place: Place,
+    place: Place, addresses: int
 ) -> None:
     """400 of them where 256 files may be open: the API was silent for as long as they stayed."""
     with served_with_few_files(place) as api:
         await api.ready()
-        limits = Limits.of(100, FILES)
+        limits = ConnectionLimits.of(100, FILES)
+        most = limits.total if addresses > 1 else limits.of_address + 5
         async with api.client.stream() as ear:
             await ear.ready()
-            async with strangers(api.client.url, 400):
+            async with strangers(api.client.url, 400, addresses):
                 for _ in range(20):
                     began = time.monotonic()
                     assert (await api.client.ask("GET", "/healthz"))[0] == 200
@@ -84,7 +88,7 @@ async def test_anonymous_sockets_are_cut_while_health_requests_and_streams_of_us
                 async def most_are_cut() -> bool:
                     _, text = await api.client.ask("GET", "/metrics")
                     (line,) = (one for one in text.splitlines() if one.startswith("genctl_http_connections "))
-                    return 0 < float(line.split()[1]) <= limits.of_address + 5
+                    return 0 < float(line.split()[1]) <= most
 
                 await until(most_are_cut)
                 await asyncio.to_thread(fail_a_session, place)
@@ -99,7 +103,7 @@ async def test_anonymous_sockets_are_cut_while_health_requests_and_streams_of_us
 async def test_streams_leave_room_for_health_checks_and_other_requests(place: Place) -> None:
     with served_with_few_files(place) as api:
         await api.ready()
-        kept = Limits.of(100, FILES).kept
+        kept = ConnectionLimits.of(100, FILES).kept
         host, port = urlsplit(api.client.url).netloc.split(":")
         writers, statuses = [], []
         for number in range(kept + 10):

@@ -108,12 +108,11 @@ def test_a_wrong_clock_takes_and_loses_nothing(place: Place) -> None:
     """Only the database's clock counts: a worker ten minutes late, beside a sweeper ten minutes ahead."""
     session = place.enqueue("slow-success")
     program = (sys.executable, "-m", "tests.process.clock_program")
-    env = place.env | {"PYTHONPATH": str(Path(__file__).parents[2])}
     late = (*program, "-600", "worker", "--max-jobs", "1")
-    with Running.start(*late, env=env, folder=place.folder) as worker:
+    with Running.start(*late, env=place.env, folder=place.folder) as worker:
         place.until_called(session)
         place.send(place.body(session))
-        with Running.start(*program, "600", "sweep", env=env, folder=place.folder) as sweeper:
+        with Running.start(*program, "600", "sweep", env=place.env, folder=place.folder) as sweeper:
             assert sweeper.end(within_s=60) == 0
         with place.worker("--max-jobs", "1", "--no-sweep") as other:
             assert other.end() == 0

@@ -7,12 +7,15 @@ import importlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 OPENAI = ("model", "prompt", "size", "response_format", "output_format", "stream")  # the rest is the vendor's
 
 
+@cache
 def client(module: str, url: str, *, retries: int, timeout_s: float) -> Any:
+    """One for all calls that are as patient."""
     sdk = importlib.import_module(module)
     make = sdk.OpenAI if module == "openai" else sdk.Ark
     return make(base_url=url, api_key="k", max_retries=retries, timeout=timeout_s)
@@ -34,8 +37,8 @@ def arguments(module: str, asked: dict[str, Any]) -> dict[str, Any]:
 def play(module: str, url: str, call: dict[str, Any]) -> dict[str, Any]:
     """What the SDK hands to its user: the answer, or what it raises."""
     try:
-        with client(module, url, **call["client"]) as sdk:
-            answer = sdk.images.generate(**arguments(module, call["asked"]))
+        sdk = client(module, url, **call["client"])
+        answer = sdk.images.generate(**arguments(module, call["asked"]))
         return {"answer": answer.to_dict() if hasattr(answer, "to_dict") else repr(answer)}
     except Exception as raised:  # noqa: BLE001 - whatever it is, it is what the user would see
         told = {name: getattr(raised, name, None) for name in ("status_code", "code", "request_id")}

@@ -16,7 +16,7 @@ from tests.smoke.foreign import SCHEMA, Foreign
 
 from genctl.base.settings import Settings
 from genctl.ops import smoke
-from genctl.ops.smoke.hop import Hop, verdict
+from genctl.ops.smoke.hop import HopResult, verdict
 
 SECRET = "a secret of two deployments, 32 bytes long"
 
@@ -25,7 +25,7 @@ SECRET = "a secret of two deployments, 32 bytes long"
 class Judged:
     """What smoke says: its verdict by hop, and its notes."""
 
-    hops: dict[str, Hop]
+    hops: dict[str, HopResult]
     notes: list[str]
 
     @property
@@ -39,9 +39,9 @@ class Judged:
 
 async def judge(settings: Settings, *, user: str | None = None, timeout_s: float = 20.0) -> Judged:
     """`genctl smoke`, without its process."""
-    hops: list[Hop] = []
+    hops: list[HopResult] = []
     notes: list[str] = []
-    await smoke.run(settings, user=user, timeout_s=timeout_s, told=hops.append, note=notes.append)
+    await smoke.run(settings, user=user, timeout_s=timeout_s, show=hops.append, note=notes.append)
     return Judged({hop.hop: hop for hop in verdict(hops)}, notes)
 
 

@@ -28,12 +28,6 @@ FAULTS = {
     "no completed_at": ("row", "found failed, completed_at None"),
     "no details": ("details", "it is null, not an object"),
     "keys missing": ("details", "outcome is missing; requestId is missing"),
-    "a wrong type": ("details", "fatal is a text, not true or false"),
-    "a time without a zone": ("details", "failedAt is no RFC 3339 time in UTC"),
-    "body too large": ("details", "providerBody has 2050 bytes, more than 2048"),
-    "an id left in": ("details", "userMessage holds an id"),
-    "a secret left in": ("details", "providerBody holds a secret"),
-    "a signature left in": ("details", "providerMessage holds a secret"),
     "our own key left in": ("details", "providerBody holds a secret"),
     "still held": ("refund", "found held"),
     "no refund": ("refund", "back at 100, found 96"),
@@ -44,7 +38,6 @@ FAULTS = {
     "no NOTIFY": ("notify", "for the session, found none"),
     "NOTIFY before the commit": ("notify", "found a row that was still processing"),
     "a payload with other keys": ("notify", 'expected the NOTIFY to say {"user_id"'),
-    "a payload that is no JSON": ("notify", "found no JSON"),
     "a payload without the session": ("notify", "which names no session"),
     "no stream": ("sse", "it answered 404"),
     "a stream that hangs": ("sse", "it has not sent `ready`"),
@@ -54,9 +47,7 @@ FAULTS = {
     "another user's GET": ("isolation", "expected 404 for another user's GET of the session, found 200"),
     "no DLQ copy": ("dlq", "found none among 1 message"),
     "a bare DLQ copy": ("dlq", "none called code, category, sessionId"),
-    "another code at the DLQ copy": ("dlq", "code 'Unknown'"),
     "a changed DLQ body": ("dlq", "expected the original body"),
-    "a DLQ body with the failure": ("dlq", "expected the original body"),
 }
 WAITED_FOR = {  # what is missing shows by the time-out alone
     "not enqueued", "no worker", "never settled", "no completed_at", "no stream", "a stream that hangs", "no event",
@@ -251,4 +242,4 @@ async def test_a_look_that_is_cut_off_hides_nothing(land: Land, monkeypatch: pyt
             patched.setattr(dlq, "hide", cut_off)
             await looking
         assert land.hidden() == 0
-        assert sorted(message.body for message in (await look(dlq)).messages) == sorted(others)
+        assert sorted(message.body for message in await look(dlq)) == sorted(others)

@@ -1,5 +1,6 @@
 """The breaker as a value: what closes the gate, what opens it, and what says nothing."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -251,6 +252,47 @@ def test_failures_count_by_whose_they_are_and_what_may_explain_them(
     assert closes(outcomes, FEW) is expected
 
 
+def own(number: int) -> frozenset[tuple[str, str]]:
+    return frozenset({("image", f"https://images.example/{number}")})
+
+
+@pytest.mark.parametrize(
+    ("users", "trait", "expected"),
+    [(6, own, True), (5, own, False), (1, own, False), (50, lambda _: MINE, False)],
+    ids=["many users", "few users", "one user", "one value that explains all"],
+)
+def test_an_outage_closes_the_gate_also_where_each_order_has_values_of_its_own(
+    users: int, trait: Callable[[int], frozenset[tuple[str, str]]], expected: bool
+) -> None:
+    """Each user's own reference image explained its failure: after one image nothing closed any more."""
+    broken = [(f"user-{number % users}", trait(number), BROKEN) for number in range(100)]
+    assert closes([("user-0", own(-1), SOUND), *broken], FEW) is expected
+
+
+@pytest.mark.parametrize(
+    ("anns", "then", "expected"),
+    [
+        (FEW - 1, [], None),
+        (FEW, [], Close(FIRST_S)),
+        (3, [("ben", SOUND)], Open()),
+        (3, [("ben", BROKEN)], Close(2 * FIRST_S)),
+        (0, [("ann", Sign.CERTAIN)], Close(2 * FIRST_S)),
+    ],
+    ids=["not yet", "as many as close it", "another's image", "another's failure", "a refused key"],
+)
+@pytest.mark.parametrize("traits", [PLAIN, MINE], ids=["plain", "explained"])
+def test_one_users_probes_decide_nothing_while_others_are_about(
+    anns: int, then: list[tuple[str, Sign]], expected: object, traits: frozenset[tuple[str, str]]
+) -> None:
+    breaker = Breaker(limit=FEW).turned(Phase.SHUT, FIRST_S).met(["ann", "ben"], 0.0).turned(Phase.PROBING)
+    asked: list[object] = []
+    for user, sign in [("ann", BROKEN)] * anns + then:
+        order = Ordered(user, traits if user == "ann" else PLAIN)
+        breaker, does = breaker.heard(sign, breaker.epoch, random=0.0, order=order)
+        asked.append(does)
+    assert asked == [None] * (len(asked) - 1) + [expected]
+
+
 def test_a_user_is_alone_once_nobody_else_was_heard_for_a_while() -> None:
     breaker = Breaker(limit=2)
     for user, sign, now, closed in (("ben", SOUND, 0.0, False), ("ann", BROKEN, 1.0, False),
@@ -271,3 +313,4 @@ def test_what_the_breaker_knows_of_users_and_values_stays_small(heard: list[tupl
     assert len(breaker.company.heard) <= 2
     assert len(breaker.company.sound) <= MOST_TRAITS
     assert len(breaker.failures) <= MOST_USERS + 1
+    assert len(breaker.explained) <= MOST_USERS

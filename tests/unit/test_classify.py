@@ -245,6 +245,13 @@ def test_an_explicit_setting_can_stop_what_was_never_answered() -> None:
         assert verdict.fatal is fatal
 
 
+@pytest.mark.parametrize("sent", [True, False])
+def test_an_order_that_nobody_has_seen_explains_nothing(sent: bool) -> None:
+    lost = classify(NoAnswer("ConnectionError", "refused", sent=sent), PROVIDERS["ark"], now=NOW)
+    assert isinstance(lost, Failure)
+    assert lost.certain is not sent
+
+
 def test_an_unknown_code_is_judged_by_its_status() -> None:
     for status, category in BY_STATUS.items():
         assert failure(status, error("NeverHeardOf")).category is category

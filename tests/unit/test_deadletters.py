@@ -98,6 +98,7 @@ def test_a_plan_made_in_parts_is_the_same_for_every_users_credits(letters: list[
 
 
 def test_a_choice_takes_what_every_field_names() -> None:
+    """Of a message that no session of ours stands behind; where one does, its row is asked."""
     letter = Letter(message_id="m", sent_at=NOW, receive_count=1, code="X", category="server")
     assert Choice().takes(letter)
     assert Choice(code="X", category="server", since=NOW).takes(letter)

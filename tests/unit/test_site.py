@@ -96,6 +96,10 @@ def test_another_site_may_have_led_here_unless_the_browser_says_no(
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
+        ("10.0.0.1", "9.9.9.9, 192.0.2.1:50123", "192.0.2.1"),
+        ("10.0.0.1", "[2001:db8::1]:50123", "2001:db8::1"),
+        ("10.0.0.1", "[2001:db8::1]", "2001:db8::1"),
+        ("10.0.0.1", "192.0.2.1, 10.0.0.1:50123", "192.0.2.1"),
         ("192.0.2.1", "9.9.9.9", "192.0.2.1"),
         ("10.0.0.1", "", "10.0.0.1"),
         ("10.0.0.1", "9.9.9.9", "9.9.9.9"),
@@ -136,7 +140,7 @@ def test_hosts_that_are_none_are_nobodys_site() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["app.example.com", "ftp://x", "https://x/?a=1", "https://x/#a", "https://u:p@x", "https://x/a b", "https://x/a;b"]
+    "value", ["app.example.com", "ftp://x", "https://x/?a=1", "https://x/#a", "https://u:p@x", "https://x/a b", "https://x/a;b", "https://x//a", "https://x/a/../b", "https://x/."]
 )  # fmt: skip
 def test_a_public_address_is_an_origin_and_a_plain_path(value: str) -> None:
     with pytest.raises(ValueError, match=r"https://"):

@@ -1,1 +1,1 @@
-"""Small tools without domain."""
+"""Hold small tools that know nothing of the domain."""

@@ -1,4 +1,4 @@
-"""Files that come with genctl, in the wheel and in a checkout."""
+"""Find the files that come with genctl, in the wheel and in a checkout."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ CHECKOUT = PACKAGE.parents[1]
 
 
 def folder(name: Literal["migrations", "runbooks"]) -> Path:
-    """The folder of that name. Raises GenctlError (exit 3) when the installation has lost it."""
+    """Find the folder of that name. Raises GenctlError (exit 3) when the installation has lost it."""
     for place in (PACKAGE / "_assets" / name, CHECKOUT / name):
         if place.is_dir():
             return place

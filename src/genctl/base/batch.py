@@ -1,4 +1,4 @@
-"""Makes one call of those that come within a few milliseconds: of keys, or of items with results."""
+"""Make one call of those that come within a few milliseconds: for keys, or for items with results."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -9,12 +9,12 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 LANES = 2
-PATIENCE_S = 0.05  # a call that takes long must not hold up the others
+PATIENCE_S = 0.05  # a slow call must not delay the others longer
 MOST_LANES = 6  # no more connections than these wait for a call that hangs
 
 
 class Batch(Generic[K]):
-    """Hands keys to `work`, many at once and each once, while no other work is under way.
+    """Hand keys to `work`, many at once and each once, one call after the other.
 
     Keys that come during the work are the next batch: a slow database makes batches larger, not more.
     """
@@ -27,13 +27,13 @@ class Batch(Generic[K]):
         self._some = asyncio.Event()
 
     def add(self, keys: Iterable[K]) -> None:
-        """Have work done for these keys, soon."""
+        """Add keys, to be worked on soon."""
         self._keys.update(dict.fromkeys(keys))
         if self._keys:
             self._some.set()
 
     async def run(self) -> None:
-        """Work for ever; what `work` raises ends it."""
+        """Work for ever, until `work` raises."""
         while True:
             await self._some.wait()
             await asyncio.sleep(self._within_s)
@@ -46,11 +46,11 @@ class Batch(Generic[K]):
 
 
 class Together(Generic[K, V]):
-    """Calls with one item each become one call of `work` with at most `most` of them.
+    """Make calls with one item each one call of `work` with at most `most` items.
 
-    The first item waits `within_s` for company. While `LANES` calls are under way it waits for one of them to
+    The first item waits `within_s` for others. While `LANES` calls are under way it waits for one of them to
     end, but not for long; while `MOST_LANES` are, it waits. `work` returns a result for each item, in order;
-    an exception among them is raised to its caller alone.
+    only the caller of an item gets an exception among them.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Together(Generic[K, V]):
         self._most = most
         self._waiting: list[tuple[K, asyncio.Future[V]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._due = False  # the time for company is over, and a lane is waited for
-        self._lanes = LANES  # that may be in use then
+        self._due = False  # the wait for others is over, and the items wait for a lane
+        self._lanes = LANES  # that these items may use
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __call__(self, item: K) -> asyncio.Future[V]:
-        """Return the item's result to come. Cancelling it does not take the item out."""
+        """Return a future of the item's result. Cancelling that does not take the item out."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V] = loop.create_future()
         self._waiting.append((item, future))
@@ -81,7 +81,7 @@ class Together(Generic[K, V]):
         return future
 
     def _go(self, lanes: int) -> None:
-        """Begin with the items that wait, if so many lanes suffice; else when one ends, or soon with more."""
+        """Begin with the waiting items in so many lanes; else when a lane ends, or soon in more lanes."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -104,10 +104,10 @@ class Together(Generic[K, V]):
         results: Sequence[V | Exception]
         try:
             results = await self._work([item for item, _ in some])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it
+        except Exception as error:  # noqa: BLE001 - the callers get it
             results = [error] * len(some)
         for (_, future), result in zip(some, results, strict=True):
-            if future.done():  # nobody waits for it any more
+            if future.done():  # its caller was cancelled
                 continue
             if isinstance(result, Exception):
                 future.set_exception(result)
@@ -119,5 +119,5 @@ def attempted(call: Callable[[K], V], item: K) -> V | Exception:
     """Return what the call returns or raises, as the result of one item among others."""
     try:
         return call(item)
-    except Exception as error:  # noqa: BLE001 - it is raised to the item's caller
+    except Exception as error:  # noqa: BLE001 - the item's caller gets it
         return error

@@ -1,13 +1,13 @@
-"""A PostgreSQL URL: checked, shown without its secrets, named for people."""
+"""Check a PostgreSQL URL, show it without its secrets, name it for people."""
 
 import re
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
-EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / @ % and blanks in a password)"
-MASK = "***"
+from genctl.domain.masking import MASK, without_secret_parameters
 
-# As libpq reads it: a user ends at the first : @ or /, a password at the first @.
+EXPECTED = "a URL such as postgresql://user@host:5432/name (percent-encode / @ % and blanks in a password)"
+# as libpq reads it: a user ends at the first : @ or /, a password at the first @
 _URL = re.compile(
     r"(?P<scheme>postgres(?:ql)?://)"
     r"(?:(?P<user>[^:@/?]*)(?::(?P<password>[^@/]*))?@)?"
@@ -15,35 +15,34 @@ _URL = re.compile(
     r"(?:/(?P<name>[^@?#]*))?"
     r"(?:\?(?P<query>[^@#]*))?"
 )
-_UNREADABLE = re.compile(r" |%00|%(?![0-9a-fA-F]{2})")  # libpq says so, and repeats it, a password too
-_SECRET_IN_QUERY = re.compile(r"\b((?:ssl)?password|oauth_client_secret)=[^&]*", re.IGNORECASE)
+_UNREADABLE = re.compile(r" |%00|%(?![0-9a-fA-F]{2})")  # libpq repeats these in its error, with the password
 
 
 def check(text: str) -> str:
-    """The URL itself. Raises ValueError, which says what is expected and never repeats the URL."""
+    """Return the URL itself. Raises ValueError, which says what we expect and never repeats the URL."""
     if not _URL.fullmatch(text) or not text.isprintable() or _UNREADABLE.search(text):
         raise ValueError(EXPECTED)
     return text
 
 
 def masked(url: str) -> str:
-    """The URL with each password in it replaced by `***`."""
+    """Replace each password in the URL by `***`."""
     if not (match := _URL.fullmatch(url)):
         return MASK
     if match["password"]:
         url = url[: match.start("password")] + MASK + url[match.end("password") :]
-    return _SECRET_IN_QUERY.sub(rf"\1={MASK}", url)
+    return without_secret_parameters(url)
 
 
 def password(url: str) -> str | None:
-    """The password in it, None where there is none."""
+    """Return the password in the URL, None where there is none."""
     match = _URL.fullmatch(url)
     return unquote(match["password"]) if match and match["password"] else None
 
 
-@lru_cache(16)  # asked for with each statement
+@lru_cache(16)  # each statement calls it
 def place(url: str) -> tuple[str, str]:
-    """Host (with port, or socket folder) and database name, never the password."""
+    """Name the host (with port, or socket folder) and the database, never the password."""
     if not (match := _URL.fullmatch(url)):
         return MASK, MASK
     query = dict(parse_qsl(match["query"] or ""))

@@ -1,4 +1,4 @@
-"""Lengths and points of time as people write them: `30s`, `15m`, `2h`, `90d`, RFC 3339."""
+"""Read lengths and points of time as people write them: `30s`, `15m`, `2h`, `90d`, RFC 3339."""
 
 import random
 import re
@@ -12,7 +12,7 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `250ms`, `30s`, `15m`, `2h` or `90d`. Raises ValueError, which says what is expected."""
+    """Read `250ms`, `30s`, `15m`, `2h` or `90d` as seconds. Raises ValueError with what we expect."""
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * SECONDS[match[2]] if match else LONGEST_S + 1
     if seconds > LONGEST_S:
@@ -21,7 +21,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest spelling that parse_duration() reads back: 300.0 is `5m`, 0.25 is `250ms`."""
+    """Write seconds as briefly as parse_duration() reads them back: 300.0 is `5m`, 0.25 is `250ms`."""
     for unit in ("d", "h", "m", "s"):
         if seconds >= SECONDS[unit] and seconds % SECONDS[unit] == 0:
             return f"{seconds / SECONDS[unit]:.0f}{unit}"
@@ -29,14 +29,14 @@ def format_duration(seconds: float) -> str:
 
 
 def reconnect_s(attempt: int, most_s: float) -> float:
-    """Seconds until a lost connection is made anew: doubling from 1 s, out of step with others."""
+    """Choose the seconds until the next connect: doubling from 1 s, with jitter."""
     return random.uniform(0.5, 1) * min(2.0**attempt, most_s)  # noqa: S311 - jitter
 
 
 def parse_when(text: str, now: datetime) -> datetime:
-    """The moment in UTC that `--since` or `--until` means: so long before `now`, or RFC 3339.
+    """Read the moment in UTC that `--since` or `--until` means: so long before `now`, or RFC 3339.
 
-    Raises ValueError, which says what is expected.
+    Raises ValueError, which says what we expect.
     """
     text = text.strip()
     try:

@@ -1,4 +1,4 @@
-"""JSON that everybody can work with: finite numbers, lists and maps that are not nested without end."""
+"""Read JSON that all parts can handle: finite numbers, bounded nesting."""
 
 import json
 import math
@@ -8,14 +8,14 @@ DEEPEST = 100  # lists and maps within each other
 
 
 class TooDeepError(ValueError):
-    """Nested deeper than whoever walks it can follow."""
+    """Say that a value is nested deeper than we recurse."""
 
     def __init__(self) -> None:
         super().__init__(f"nested more than {DEEPEST} deep")
 
 
 def jsonable(value: Any, deep: int = 0) -> Any:
-    """The same, numbers that JSON cannot write as texts. Raises TooDeepError."""
+    """Return the value with numbers that JSON cannot write as texts. Raises TooDeepError."""
     if deep > DEEPEST:
         raise TooDeepError
     match value:
@@ -29,7 +29,7 @@ def jsonable(value: Any, deep: int = 0) -> Any:
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError where it is none, TooDeepError included."""
+    """Read a JSON text. Raises ValueError; its subclass TooDeepError for deep nesting."""
     try:
         return jsonable(json.loads(text))
     except RecursionError:

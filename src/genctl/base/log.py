@@ -1,8 +1,8 @@
-"""Logs: an event is a line on stderr, JSON for programs or text for people, made by structlog.
+"""Log by structlog: each event is a line on stderr, JSON for programs or text for people.
 
-Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then what the event
-tells: `sessionId`, `userId`, ... What libraries log through `logging` comes out the same way. Warnings that
-repeat themselves are throttled here, whoever writes them.
+Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`, then those of the event:
+`sessionId`, `userId`, ... Lines that libraries log through `logging` look the same. One processor throttles
+repeated warnings of all.
 """
 
 import logging
@@ -18,18 +18,19 @@ from typing import Any, Literal
 import msgspec
 import structlog
 
+from genctl.base.hidden import hide_in
 from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
 
-_KIND = "_kind"  # of a library's line: its text before it is filled in
+_KIND = "_kind"  # of a library's line: its text before the arguments are filled in
 _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
-    """Set up the logging of this process; libraries are heard from level warning on.
+    """Set up the logging of this process; libraries log from level warning on.
 
-    At level debug an exception brings its traceback, else its name, its text and its place.
+    An exception shows its name, its text and its line of source; at level debug also its traceback.
     """
     least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -38,6 +39,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
             Throttle(),
             _head,
             _exceptions(traced=least <= logging.DEBUG),
+            _without_secrets,
             _as_json if form == "json" else _as_text(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
@@ -48,7 +50,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 
 
 class _Lines:
-    """A stderr that is gone or full costs the line, never the worker."""
+    """Write lines to stderr; if it is closed or full we lose the line, and the worker goes on."""
 
     def msg(self, line: str) -> None:
         with suppress(OSError, ValueError):
@@ -59,9 +61,9 @@ class _Lines:
 
 
 class Throttle:
-    """Drops what a stranger or an outage could repeat without end: warnings that speak of no session.
+    """Drop warnings about no session that a stranger or an outage repeats without end.
 
-    A kind of line is written `MOST` times in `WHILE_S`; the next one then says how many were left out.
+    A kind of line passes `MOST` times in `WHILE_S`; the next one after that says how many were left out.
     """
 
     MOST, WHILE_S, KINDS = 10, 10.0, 1_000
@@ -89,13 +91,13 @@ class Throttle:
 
 
 class _FromLibraries(logging.Handler):
-    """Hands over what aiohttp, psycopg, asyncio and others log; `logger` says who did."""
+    """Pass on what aiohttp, psycopg, asyncio and others log; `logger` names them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(LookupError, TypeError, ValueError):  # a message that does not fit its arguments
             text, kind = record.getMessage(), str(record.msg).partition("\n")[0]
-            told: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
-            structlog.get_logger().log(record.levelno, text, **told)
+            fields: dict[str, Any] = {"logger": record.name, "exc_info": record.exc_info, _KIND: kind}
+            structlog.get_logger().log(record.levelno, text, **fields)
 
 
 def _head(_: object, level: str, event: Event) -> Event:
@@ -110,12 +112,18 @@ def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
         if isinstance(error, BaseException):
             event["exception"] = f"{type(error).__name__}: {error}"
             if frames := traceback.extract_tb(error.__traceback__):
-                event["at"] = f"{frames[-1].filename}:{frames[-1].lineno}"
+                event["position"] = f"{frames[-1].filename}:{frames[-1].lineno}"
             if traced:
                 event["trace"] = "".join(traceback.format_exception(error))
         return event
 
     return processor
+
+
+def _without_secrets(_: object, __: str, event: Event) -> Event:
+    """Hide secrets in what an event tells; its name is ours, unless a library has said it."""
+    kept = {"timestamp", "level"} if "logger" in event else {"timestamp", "level", "event"}
+    return {key: value if key in kept else hide_in(value) for key, value in event.items()}
 
 
 def _as_json(_: object, __: str, event: Event) -> str:
@@ -144,7 +152,7 @@ def _as_text() -> Callable[[object, str, Event], str]:
 
 
 def _value(value: Any) -> str:
-    """As it is when one word tells it, else quoted."""
+    """Write one word as it is, anything else in quotes."""
     with suppress(ValueError, TypeError, OverflowError, RecursionError):
         value = msgspec.to_builtins(value, enc_hook=str)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The providers that no tool of ours calls; others.toml says what their answers mean."""
+"""Load the providers that no tool of ours calls; others.toml says what their answers mean."""
 
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ TABLES = Path(__file__).with_suffix(".toml")
 
 
 class OtherProvider(msgspec.Struct, forbid_unknown_fields=True):
-    """Hold what the file says of one provider; `also` names one whose rules follow its own."""
+    """Hold a provider of the file; `also` names another whose rules follow its own."""
 
     envelope: Envelope
     rules: tuple[Rule, ...]

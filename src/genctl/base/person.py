@@ -1,4 +1,4 @@
-"""The person at this keyboard: who it is, and how longer work tells what it does."""
+"""Name the person at this keyboard; type the callbacks by which longer work reports to them."""
 
 import getpass
 import os
@@ -10,7 +10,7 @@ Advance = Callable[[int], object]  # takes how many more are done
 
 
 def who() -> str:
-    """`ann@host`, as well as the system knows."""
+    """Name them as `ann@host`, as well as the system knows."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name

@@ -1,14 +1,14 @@
-"""Every setting of genctl in one table, and where its value came from.
+"""Hold every setting of genctl in one table, and tell where its value came from.
 
-The table is the class: one entry a setting, with its environment variable, parser, default and
-meaning. In files and behind `--setting` a setting goes by its attribute's name without `_s`. Tools declare
-theirs in their own files: rows of the same kind, whose values are in `of_tools`.
+The table is the class: one field for each setting, with its parser, default and meaning. In files and behind
+`--setting` the name of a setting is that of its attribute without `_s`. Tools declare theirs in their own
+files: rows of the same kind, whose values are in `of_tools`.
 """
 
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from platformdirs import user_data_path
 
-from genctl.base import dsn, settings_sources, values
+from genctl.base import dsn, hidden, settings_sources, trust, values
 from genctl.domain.model import GenctlError
 
 API_URL = "http://127.0.0.1:8787"
@@ -48,14 +48,14 @@ TRACING_HEADERS = (  # W3C, Sentry, Zipkin, Datadog, AWS, and the ids that gatew
     "x-request-id",
     "x-correlation-id",
 )
-STACK_FILE = "stack.json"  # in `home`: where the embedded stack tells its addresses and keys
+STACK_FILE = "stack.json"  # in `home`: the embedded stack writes its addresses and keys there
 
 
 class Entry(NamedTuple):
-    """A row of the table; `key` is its name in files and behind `--setting`.
+    """Describe a row of the table; `key` is its name in files and behind `--setting`.
 
-    `parse` raises ValueError, whose text is what was expected. `simulated`: what is behind the address of the
-    embedded stack's simulator where that stands in for the default.
+    `parse` raises ValueError, whose text says what we expect. `simulated` is the path behind the address of
+    the embedded stack's simulator, where that stands in for the default.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """The default, parsed."""
+        """Parse the default."""
         return None if self.default is None else self.parse(self.default)
 
 
@@ -82,151 +82,104 @@ def row(
     secret: bool = False,
     simulated: str | None = None,
 ) -> Entry:
-    """A row that a tool declares; in files it goes by its environment variable in lower case."""
+    """Declare a row of a tool; its name in files is that of its environment variable in lower case."""
     return Entry(env.lower(), env.lower(), env, parse, default, meaning, secret, simulated)
 
 
 def setting(
-    env: str, parse: Callable[[str], Any], default: str | None, meaning: str, *, secret: bool = False
+    parse: Callable[[str], Any], default: str | None, meaning: str, *, env: str = "", secret: bool = False
 ) -> Any:
-    """A row of the table, as the dataclass field that it is; `default` is written as in a file."""
-    told = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
+    """Declare a row as a dataclass field; `default` is a text as in a file.
+
+    Its variable is `GENCTL_` and the key in capitals, unless `env` names another.
+    """
+    metadata = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
     value = None if default is None else parse(default)
-    return dataclasses.field(default=value, repr=not secret, metadata=told)
+    return dataclasses.field(default=value, repr=not secret, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Effective values. Durations in seconds; None means unset or without limit."""
+    """Hold the effective values: durations in seconds; None means unset or without limit."""
 
     database_url: str | None = setting(
-        "DATABASE_URL", dsn.check, None, "PostgreSQL 14+; unset: the embedded stack", secret=True
+        dsn.check, None, "PostgreSQL 14+; unset: the embedded stack", env="DATABASE_URL", secret=True
     )
-    db_iam: bool = setting(
-        "GENCTL_DB_IAM", values.as_switch, "off", "each new connection asks AWS for an RDS login token"
-    )
+    db_iam: bool = setting(values.as_switch, "off", "each new connection asks AWS for an RDS login token")
     listen_url: str | None = setting(
-        "GENCTL_LISTEN_URL",
-        values.as_listen_url,
-        None,
-        "direct connection for LISTEN, or off; unset: database_url",
-        secret=True,
+        values.as_listen_url, None, "direct connection for LISTEN, or off; unset: database_url", secret=True
     )
     tool: str = setting(
-        "GENCTL_TOOL",
-        values.as_tool,
-        "seedream4",
-        "the tool that a command is about, and that a worker serves",
+        values.as_tool, "seedream4", "the tool that a command is about, and that a worker serves"
     )
     models: tuple[str, ...] = setting(
-        "GENCTL_MODELS",
         values.as_patterns,
         "",
         "models that may be ordered, of those that the tools serve; unset: all of them",
     )
-    queue: str = setting(  # empty only until it is made
-        "GENCTL_QUEUE", values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs"
-    )
+    # __post_init__ fills it in
+    queue: str = setting(values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs")
     dlq: str | None = setting(
-        "GENCTL_DLQ", values.as_queue, None, "its DLQ; unset: as its redrive policy says, else <queue>-dlq"
+        values.as_queue, None, "its DLQ; unset: as its redrive policy says, else <queue>-dlq"
     )
     sqs_endpoint: str | None = setting(
-        "AWS_ENDPOINT_URL_SQS", values.as_url, None, "where SQS requests go; unset: as boto3 finds it"
+        values.as_url, None, "where SQS requests go; unset: as boto3 finds it", env="AWS_ENDPOINT_URL_SQS"
     )
-    api_url: str = setting("GENCTL_API_URL", values.as_url, API_URL, "where watch and smoke find the API")
+    api_url: str = setting(values.as_url, API_URL, "where watch and smoke find the API")
     public_url: str | None = setting(
-        "GENCTL_PUBLIC_URL",
         values.as_public_url,
         None,
         "the address that users see, where a proxy stands before the API; unset: the request's own",
     )
     trusted_proxies: tuple[str, ...] = setting(
-        "GENCTL_TRUSTED_PROXIES",
-        values.as_networks,
-        "",
-        "addresses whose X-Forwarded headers count, such as 10.0.0.0/8",
+        values.as_networks, "", "addresses whose X-Forwarded headers count, such as 10.0.0.0/8"
     )
     secret: str | None = setting(
-        "GENCTL_SECRET",
-        values.as_secret_key,
-        None,
-        "HS256 key of user tokens, at least 32 bytes",
-        secret=True,
+        values.as_secret_key, None, "HS256 key of user tokens, at least 32 bytes", secret=True
     )
     token_audience: str | None = setting(
-        "GENCTL_TOKEN_AUDIENCE",
-        values.as_text,
-        None,
-        "the aud that a user token must have; unset: any, or none",
+        values.as_text, None, "the aud that a user token must have; unset: any, or none"
     )
-    max_attempts: int = setting(
-        "GENCTL_MAX_ATTEMPTS", values.as_count(1), "3", "attempts of one run before a failure is final"
-    )
+    max_attempts: int = setting(values.as_count(1), "3", "attempts of one run before a failure is final")
     max_unknown_retries: int = setting(
-        "GENCTL_MAX_UNKNOWN_RETRIES", values.as_count(0), "1", "of those, after an outcome that nobody knows"
+        values.as_count(0), "1", "of those, after an outcome that nobody knows"
     )
     verdicts: tuple[str, ...] = setting(
-        "GENCTL_VERDICTS",
-        values.as_verdicts,
-        "",
-        "exceptions from the rule, such as 408=retry, SetLimitExceeded=fatal, advice",
+        values.as_verdicts, "", "exceptions from the rule, such as 408=retry, SetLimitExceeded=fatal, advice"
     )
-    provider_timeout_s: float = setting(
-        "GENCTL_PROVIDER_TIMEOUT", values.as_duration, "300s", "longest legal provider call"
-    )
+    provider_timeout_s: float = setting(values.as_duration, "300s", "longest legal provider call")
     queued_timeout_s: float = setting(
-        "GENCTL_QUEUED_TIMEOUT", values.as_duration, "24h", "age at which a run that still waits is failed"
+        values.as_duration, "24h", "age at which a run that still waits is failed"
     )
     rate: float | None = setting(
-        "GENCTL_RATE", values.as_rate, None, "provider calls a minute of one worker; unset: no limit"
+        values.as_rate, None, "provider calls a minute of one worker; unset: no limit"
     )
     max_in_flight: int | None = setting(
-        "GENCTL_MAX_IN_FLIGHT", values.as_count(1), None, "calls at once of one worker; unset: no limit"
+        values.as_count(1), None, "calls at once of one worker; unset: no limit"
     )
-    breaker: bool = setting(
-        "GENCTL_BREAKER", values.as_switch, "on", "close the gate when our account or the provider fails"
-    )
-    breaker_failures: int = setting(
-        "GENCTL_BREAKER_FAILURES", values.as_count(1), "20", "such failures in a row that close it"
-    )
-    cors_origins: tuple[str, ...] = setting(
-        "GENCTL_CORS_ORIGINS", values.as_origins, "", "origins that may call the API"
-    )
+    breaker: bool = setting(values.as_switch, "on", "close the gate when our account or the provider fails")
+    breaker_failures: int = setting(values.as_count(1), "20", "such failures in a row that close it")
+    cors_origins: tuple[str, ...] = setting(values.as_origins, "", "origins that may call the API")
     cors_headers: tuple[str, ...] = setting(
-        "GENCTL_CORS_HEADERS",
         values.as_headers,
         ",".join(TRACING_HEADERS),
         "request headers that pages of those origins may send, beside ours",
     )
-    image_hosts: tuple[str, ...] = setting(
-        "GENCTL_IMAGE_HOSTS", values.as_hosts, "", "hosts in the page's img-src"
-    )
-    streams_per_user: int = setting(
-        "GENCTL_STREAMS_PER_USER", values.as_count(1), "16", "open SSE streams of one user"
-    )
+    image_hosts: tuple[str, ...] = setting(values.as_hosts, "", "hosts in the page's img-src")
+    streams_per_user: int = setting(values.as_count(1), "16", "open SSE streams of one user")
     connections_per_address: int = setting(
-        "GENCTL_CONNECTIONS_PER_ADDRESS",
-        values.as_count(1),
-        "100",
-        "connections of one address that may keep the API waiting",
+        values.as_count(1), "100", "connections of one address that may keep the API waiting"
     )
-    trace_retention_s: float = setting(
-        "GENCTL_TRACE_RETENTION", values.as_duration, "90d", "age at which session_events are pruned"
-    )
-    protected: bool = setting(
-        "GENCTL_PROTECTED", values.as_switch, "off", "what destroys or spends asks for the database's name"
-    )
+    trace_retention_s: float = setting(values.as_duration, "90d", "age at which session_events are pruned")
+    protected: bool = setting(values.as_switch, "off", "what destroys or spends asks for the database's name")
     log: Literal["text", "json"] = setting(
-        "GENCTL_LOG", values.as_choice("text", "json"), "json", "unset: text on a terminal, else json"
+        values.as_choice("text", "json"), "json", "unset: text on a terminal, else json"
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
-        "GENCTL_LOG_LEVEL",
-        values.as_choice("debug", "info", "warning", "error"),
-        "info",
-        "debug, info, warning or error",
+        values.as_choice("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
     )
     home: Path = setting(  # noqa: RUF009 (a field)
-        "GENCTL_HOME", values.as_folder, None, "folder of the embedded stack; unset: the XDG data folder"
+        values.as_folder, None, "folder of the embedded stack; unset: the XDG data folder"
     )
 
     # of the tools, by key; one that is not here has its default
@@ -243,33 +196,33 @@ class Settings:
             object.__setattr__(self, "queue", _queue_of(self.tool))
 
     def of(self, entry: Entry) -> Any:
-        """The value of a row, ours or a tool's."""
+        """Return the value of a row, ours or a tool's."""
         return self.of_tools.get(entry.key, entry.value) if entry not in TABLE else getattr(self, entry.name)
 
     @property
     def page_url(self) -> str:
-        """Where users find the page: sign-in links begin with it."""
+        """Return the address at which users find the page."""
         return self.public_url or self.api_url
 
     def is_flag(self, name: str) -> bool:
-        """Whether the value was given with this command, so that the next one would not have it."""
+        """Tell whether a flag of this command gave the value, so that the next command would not have it."""
         return self.origins.get(name, "").startswith("flag")
 
     def queue_of(self, tool: str) -> str:
-        """The job queue of a tool: ours, where it is the one that we are about."""
+        """Name the job queue of a tool: `queue` for the tool that the settings are about."""
         return self.queue if tool == self.tool else _queue_of(tool)
 
     def dlq_of(self, tool: str) -> str | None:
-        """The DLQ of a tool, None: as its queue says."""
+        """Name the DLQ of a tool; None: its queue's redrive policy names it."""
         return self.dlq if tool == self.tool else None
 
     def dsn(self) -> str:
-        """The database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
+        """Return the database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
         if self.db_iam:
             raise GenctlError(
                 "BadSetting",
                 "GENCTL_DB_IAM is on, and this genctl cannot ask AWS for login tokens yet",
-                "take it away, and put a password into DATABASE_URL",
+                "unset it, and put a password into DATABASE_URL",
                 exit_code=2,
             )
         if self.database_url is None:
@@ -281,11 +234,11 @@ class Settings:
         return self.database_url
 
     def direct_dsn(self) -> str:
-        """The URL of a direct connection, not through a pooler, as migrate needs it. Raises as dsn() does."""
+        """Return the URL that goes through no pooler, as migrate needs it. Raises as dsn() does."""
         return self.dsn() if self.listen_url in {None, "off"} else str(self.listen_url)
 
     def listen_dsn(self) -> str | None:
-        """The URL for LISTEN, None where it is off. Raises as dsn() does."""
+        """Return the URL for LISTEN, None where it is off. Raises as dsn() does."""
         return None if self.listen_url == "off" else self.direct_dsn()
 
 
@@ -293,11 +246,13 @@ def _queue_of(tool: str) -> str:
     return f"{tool}-jobs"
 
 
-TABLE = tuple(
-    Entry(name=field.name, key=field.name.removesuffix("_s"), **field.metadata)
-    for field in dataclasses.fields(Settings)
-    if field.metadata
-)
+def _entry(field: "dataclasses.Field[Any]") -> Entry:
+    key = field.name.removesuffix("_s")
+    declared = {**field.metadata, "env": field.metadata["env"] or f"GENCTL_{key.upper()}"}
+    return Entry(name=field.name, key=key, **declared)
+
+
+TABLE = tuple(_entry(field) for field in dataclasses.fields(Settings) if field.metadata)
 
 
 def load(
@@ -308,35 +263,54 @@ def load(
     of_tools: Iterable[Entry] = (),
     more: bool = False,
 ) -> Settings:
-    """The settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
+    """Read the settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
 
-    `flags` go by key; `more` as for settings_sources.find(). Raises GenctlError: exit 2 for what is unknown
-    or wrong in any of them, exit 3 for a file of the embedded stack that cannot be read.
+    `flags` go by key; `more` as for settings_sources.sources(). What is secret in any of them is hidden from
+    here on. Raises GenctlError: exit 2 for what is unknown or wrong in any of them, exit 3 for a file of the
+    embedded stack that cannot be read.
     """
     rows = (*TABLE, *of_tools)
+    environment = os.environ if env is None else env
+    hidden.know("environment", hidden.of_environment(environment))
     keys = {entry.key: entry.env for entry in rows}
-    found = settings_sources.find(
-        keys, flags or {}, os.environ if env is None else env, cwd or Path(), more=more
-    )
-    given = {entry.name: _parsed(entry, found[entry.key]) for entry in rows if entry.key in found}
-    origins = {entry.name: found[entry.key].origin if entry.key in found else "default" for entry in rows}
+    sources = settings_sources.sources(keys, flags or {}, environment, cwd or Path(), more=more)
+    _hide_secrets(rows, sources)
+    given = {key: one for source in reversed(sources) for key, one in source.items()}
+    parsed = {entry.name: _parsed(entry, given[entry.key]) for entry in rows if entry.key in given}
+    origins = {entry.name: given[entry.key].origin if entry.key in given else "default" for entry in rows}
+    theirs = {entry.key: parsed.pop(entry.name) for entry in of_tools if entry.name in parsed}
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    implied: dict[str, Any] = {"home": user_data_path("genctl"), "log": "text" if on_terminal else "json"}
-    if "database_url" not in given:
-        _refuse_real_services(found)
-        written = read_stack(given.get("home", implied["home"]))
-        stack = {name: written[name] for name in STACK_NAMES if name in written}
-        origins |= dict.fromkeys(stack.keys() & origins.keys() - given.keys(), "embedded stack")
-        implied |= {"embedded": True} | stack
-        stood_in = {name: text for name, text in simulated(of_tools, written).items() if name not in given}
-        given |= stood_in
-        origins |= dict.fromkeys(stood_in.keys() & written.keys(), "embedded stack")
-    theirs = {entry.key: given.pop(entry.name) for entry in of_tools if entry.name in given}
-    return Settings(**implied | given, of_tools=theirs, origins=MappingProxyType(origins))
+    implied = {"home": user_data_path("genctl"), "log": "text" if on_terminal else "json"}
+    embedded = "database_url" not in parsed
+    settings = Settings(
+        **implied | parsed, embedded=embedded, of_tools=theirs, origins=MappingProxyType(origins)
+    )
+    if not embedded:
+        return settings
+    _refuse_real_services(given)
+    return with_stack(settings, read_stack(settings.home), of_tools)
+
+
+def with_stack(settings: Settings, stack: Mapping[str, str], of_tools: Iterable[Entry]) -> Settings:
+    """Take the values that the embedded stack has written, except those that the user has set."""
+    _hide_stack(stack)
+
+    def is_free(name: str) -> bool:
+        return settings.origins.get(name, "default") in {"default", "embedded stack"}
+
+    ours: dict[str, Any] = {name: stack[name] for name in STACK_NAMES if name in stack and is_free(name)}
+    theirs = {name: text for name, text in simulated(of_tools, stack).items() if is_free(name)}
+    origins = dict.fromkeys([*ours, *(theirs.keys() & stack.keys())], "embedded stack")
+    return dataclasses.replace(
+        settings,
+        **ours,
+        of_tools={**settings.of_tools, **theirs},
+        origins=MappingProxyType({**settings.origins, **origins}),
+    )
 
 
 def simulated(rows: Iterable[Entry], stack: Mapping[str, str]) -> dict[str, str]:
-    """What rows are while the simulator of the embedded stack stands in, where it has written that down."""
+    """Return the values of the rows for which the embedded stack's simulator stands in."""
     address = stack.get("simulator_url", SIMULATOR)
     return {
         entry.key: stack.get(entry.key, address + entry.simulated)
@@ -345,29 +319,45 @@ def simulated(rows: Iterable[Entry], stack: Mapping[str, str]) -> dict[str, str]
     }
 
 
-def _parsed(entry: Entry, found: settings_sources.Found) -> Any:
+def _hide_secrets(rows: Iterable[Entry], sources: Sequence[Mapping[str, settings_sources.Given]]) -> None:
+    """Hide those of all sources, also one that another wins over, before any complaint repeats it."""
+    texts = [(entry, source[entry.key].text) for entry in rows for source in sources if entry.key in source]
+    own = {text for entry, text in texts if entry.secret and not text.startswith("postgres")}
+    in_urls = {secret for _, text in texts for secret in hidden.in_urls(text)}
+    hidden.know("settings", own | in_urls)
+
+
+def _hide_stack(stack: Mapping[str, str]) -> None:
+    """Hide the keys of an embedded stack, and the password of its database."""
+    own = {text for name, text in stack.items() if name.endswith("secret") or "secret_" in name}
+    hidden.know("embedded stack", own | {one for text in stack.values() for one in hidden.in_urls(text)})
+
+
+def _parsed(entry: Entry, given: settings_sources.Given) -> Any:
     try:
-        return entry.parse(found.text)
+        return entry.parse(given.text)
     except ValueError as error:
-        got = "" if entry.secret else f", got {found.text[:80]!r}"
-        raise GenctlError("BadSetting", f"{found.place}: expected {error}{got}", exit_code=2) from None
+        got = "" if entry.secret else f", got {hidden.hide(given.text)[:80]!r}"
+        raise GenctlError("BadSetting", f"{given.position}: expected {error}{got}", exit_code=2) from None
 
 
-def _refuse_real_services(found: Mapping[str, settings_sources.Found]) -> None:
-    """Without DATABASE_URL everything is embedded: what names a real service was meant otherwise."""
+def _refuse_real_services(given: Mapping[str, settings_sources.Given]) -> None:
+    """Refuse settings that name a real service: without DATABASE_URL everything is embedded."""
     for key, meant in {"queue": "://", "dlq": "://", "sqs_endpoint": "", "listen_url": "://"}.items():
-        if key in found and meant in found[key].text:
+        if key in given and meant in given[key].text:
             raise GenctlError(
                 "BadSetting",
-                f"{found[key].place} names a real service, but DATABASE_URL is not set",
-                "set DATABASE_URL too, or take this one away to use the embedded stack",
+                f"{given[key].position} names a real service, but DATABASE_URL is not set",
+                "set DATABASE_URL too, or unset this one to use the embedded stack",
                 exit_code=2,
             )
 
 
 def read_stack(home: Path) -> dict[str, str]:
-    """What the embedded stack wrote down; nothing when it never ran. Raises GenctlError (exit 2 or 3)."""
+    """Read the embedded stack's file; empty if it never ran. Raises GenctlError (exit 2 or 3)."""
     path = home / STACK_FILE
+    if path.is_file():
+        trust.check(path, "unset GENCTL_HOME", folders=False)  # a folder that somebody has named
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""User tokens and sign-in tickets: HS256 only, each kind under a key of its own.
+"""Issue and read user tokens and sign-in tickets: HS256 only, each kind under a key of its own.
 
-A ticket carries no right but to be changed, once, for a token; that it was spent is kept in the database.
+A ticket's one right is to be exchanged, once, for a token; the database remembers spent tickets.
 """
 
 import hmac
@@ -20,11 +20,11 @@ LONGEST_ID = 200
 TICKET_TTL_S = 600.0
 SIGNED_IN_S = 12 * 3600.0
 DEFAULT_TTL_S = 3600.0
-CLOCKS_S = 60.0  # by which the clock of whoever issued a token may differ from ours
+CLOCKS_S = 60.0  # by which the clock of a token's issuer may differ from ours
 
 
 class Claims(NamedTuple):
-    """Holds what a token or ticket says: whose, until and since when (Unix time), its id if it has one."""
+    """Hold the claims of a token or ticket: its user, its times (Unix time), its id if it has one."""
 
     user: str
     expires_at: float
@@ -33,7 +33,7 @@ class Claims(NamedTuple):
 
 
 class Tokens:
-    """Issues and reads both kinds with the keys that come from GENCTL_SECRET."""
+    """Issue and read both kinds with keys that we derive from GENCTL_SECRET."""
 
     def __init__(self, secret: str | None, audience: str | None = None) -> None:
         """Take the secret, and the `aud` of user tokens. Raises GenctlError (exit 3) without a secret."""
@@ -50,7 +50,7 @@ class Tokens:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Take what the settings say. Raises as __init__ does."""
+        """Take secret and audience from the settings. Raises as __init__ does."""
         return cls(settings.secret, settings.token_audience)
 
     def issue(self, user: str, ttl_s: float = DEFAULT_TTL_S) -> str:
@@ -66,7 +66,7 @@ class Tokens:
         return _signed(self._ticket_key, user, ttl_s, {})
 
     def read_ticket(self, text: str) -> tuple[UUID, Claims]:
-        """Read a ticket, spent or not, and the id that is spent. Raises GenctlError (exit 5)."""
+        """Read a ticket, spent or not: the id to spend, and the claims. Raises GenctlError (exit 5)."""
         claims = _read(text, self._ticket_key, None)
         try:
             return UUID(claims.id), claims
@@ -77,12 +77,16 @@ class Tokens:
         """Make the page's sign-in link of a user."""
         return f"{page_url}/signin?ticket={self.ticket(user)}"
 
+    def proof(self, nonce: str, port: int) -> str:
+        """Prove that who listens on this port holds the key; for another port the proof is worth nothing."""
+        return hmac.digest(self._derived("proofs of the stack"), f"{port} {nonce}".encode(), "sha256").hex()
+
     def _derived(self, purpose: str) -> bytes:
         return hmac.digest(self._key, f"genctl {purpose}".encode(), "sha256")
 
 
 def refused(why: str) -> GenctlError:
-    """Make the error of a token that is not taken."""
+    """Make the error of a refused token."""
     return GenctlError("TokenRefused", why, "genctl token --user U issues one", exit_code=5)
 
 
@@ -94,7 +98,7 @@ def _signed(key: bytes, user: str, ttl_s: float, more: dict[str, Any]) -> str:
 
 
 def _read(text: str, key: bytes, audience: str | None) -> Claims:
-    """Check signature and claims. The clocks' leeway is for `nbf` and `iat`: `exp` ends a token for good."""
+    """Check signature and claims. The leeway is for `nbf` and `iat`; at `exp` a token ends at once."""
     if len(text) > LONGEST_BYTES:
         raise refused("the token is too long")
     try:
@@ -106,13 +110,13 @@ def _read(text: str, key: bytes, audience: str | None) -> Claims:
             leeway=CLOCKS_S,
             options={"require": ["exp", "sub"], "verify_exp": False, "verify_aud": audience is not None},
         )
-        since, token = claims.get("iat"), claims.get("jti")
+        token = claims.get("jti")
         check_name("user", claims["sub"])
-        expires_at = float(claims["exp"])
+        expires_at, since = float(claims["exp"]), float(claims["iat"]) if "iat" in claims else None
     except (jwt.InvalidTokenError, OverflowError, TypeError, ValueError, GenctlError):
         raise refused("the token is not valid") from None
     if not math.isfinite(expires_at) or len(token or "") > LONGEST_ID:
         raise refused("the token is not valid")
     if expires_at <= time.time():
         raise refused("the token has expired")
-    return Claims(claims["sub"], expires_at, None if since is None else float(since), token)
+    return Claims(claims["sub"], expires_at, since, token)

@@ -1,4 +1,4 @@
-"""Text to value, for settings: each parser raises ValueError, whose text is what was expected."""
+"""Parse the text of settings: each parser raises ValueError, whose text says what we expect."""
 
 import re
 from collections.abc import Callable
@@ -8,25 +8,16 @@ from urllib.parse import urlsplit
 from genctl.base import dsn
 from genctl.base.durations import parse_duration
 
-_SWITCH = {
-    "on": True,
-    "true": True,
-    "yes": True,
-    "1": True,
-    "off": False,
-    "false": False,
-    "no": False,
-    "0": False,
-}
+_SWITCH = dict.fromkeys(("on", "true", "yes", "1"), True) | dict.fromkeys(("off", "false", "no", "0"), False)
 
 
-# Codes that no provider's answer has: there is no verdict on them to choose.
-OUR_CODES = frozenset(
-    {
-        "MalformedMessage", "SessionNotFound", "AttemptsExhausted", "SweptTimeout", "WorkerCrashed",
-        "RequestNotMade", "Unknown",
-    }
-)  # fmt: skip
+def _like(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(expected)
+        return value
+
+    return parse
 
 
 def as_text(value: str) -> str:
@@ -78,7 +69,7 @@ def as_choice(*choices: str) -> Callable[[str], str]:
 
 
 def as_url(value: str) -> str:
-    """An http(s) URL, without a slash at its end."""
+    """Take an http(s) URL; drop a slash at its end."""
     try:
         parts = urlsplit(value)
         good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -90,7 +81,7 @@ def as_url(value: str) -> str:
 
 
 def as_public_url(value: str) -> str:
-    """The http(s) URL of an origin, with a path where the page lies below one."""
+    """Take the http(s) URL of an origin, with a path if the page lies below one."""
     url = as_url(value)
     parts = urlsplit(url)
     if (
@@ -98,13 +89,14 @@ def as_public_url(value: str) -> str:
         or parts.fragment
         or parts.username is not None
         or not re.fullmatch(r"[\w/.~-]*", parts.path)
+        or not {"", ".", ".."}.isdisjoint(parts.path.split("/")[1:])  # browsers ask for another path
     ):
         raise ValueError("a URL such as https://app.example.com, with a plain path at most")
     return url
 
 
 def as_networks(value: str) -> tuple[str, ...]:
-    """Addresses and networks in CIDR form, each as Python writes it."""
+    """Take addresses and networks in CIDR form, and write each as Python does."""
     from ipaddress import ip_network  # noqa: PLC0415 (3 ms, and mostly there is none)
 
     try:
@@ -122,16 +114,8 @@ def as_listen_url(value: str) -> str:
         raise ValueError(f"off, or {error}") from None
 
 
-def as_tool(value: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", value, re.ASCII):
-        raise ValueError("the name of a tool: lower-case letters, digits and -, at most 40")
-    return value
-
-
-def as_queue(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", value, re.ASCII):
-        raise ValueError("the name or URL of an SQS queue")
-    return value
+as_tool = _like(r"[a-z][a-z0-9-]{0,39}", "the name of a tool: lower-case letters, digits and -, at most 40")
+as_queue = _like(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", "the name or URL of an SQS queue")
 
 
 def as_folder(value: str) -> Path:
@@ -163,14 +147,18 @@ as_hosts = _as_list(r"(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?", "hosts such as img.exam
 
 
 def as_verdicts(value: str) -> tuple[str, ...]:
-    """`<status or pattern of codes>=fatal|retry`, each once, or `advice`; never of our own codes."""
+    """Take `<status or pattern of codes>=fatal|retry`, each once, or `advice`; refuse our own codes."""
     items = tuple(item for part in value.split(",") if (item := "".join(part.split())))
     pattern = r"advice|(?!advice=)(?:[3-5]\d\d|(?!\d+(?:xx)?=)[.*?-]*\w[\w.*?-]{0,99})=(?:fatal|retry)"
     if not all(re.fullmatch(pattern, item, re.ASCII) for item in items):
         raise ValueError("verdicts such as 408=retry or SetLimitExceeded=fatal, or advice, between commas")
+    if not items:
+        return items
+    from genctl.domain.classify import OURS  # noqa: PLC0415 (its patterns take time, and mostly there is none)
+
     names = [item.partition("=")[0] for item in items]
-    if nothing := next((name for name in names if name in OUR_CODES), None):
-        raise ValueError(f"verdicts on codes of providers, of which {nothing} is none")
+    if own := next((name for name in names if name in OURS), None):
+        raise ValueError(f"verdicts on codes of providers, and {own} is one of ours")
     if len({*names}) < len(names):
         raise ValueError("a verdict on each status and code once")
     return items

@@ -1,4 +1,4 @@
-"""The command line. Only click and the table of commands are imported before a command is known."""
+"""Run the command line. Until we know the command, we import only click and the table of commands."""
 
 import signal
 import sys
@@ -15,67 +15,46 @@ from genctl.cli.command import LazyGroup
 
 TABLE = {
     "Run the pipeline": {
-        "demo": ("genctl.cli.stack:demo", "Watch a failing and a good job go through the embedded stack."),
-        "up": ("genctl.cli.stack:up", "Run the whole embedded stack: API, page, worker and sweeper."),
-        "serve": ("genctl.cli.serve:serve", "Serve the API, the streams and the page."),
-        "worker": ("genctl.cli.worker:worker", "Carry jobs from the queue to their settled rows."),
-        "simulator": (
-            "genctl.cli.simulator:simulator",
-            "Serve the provider's images API, with failures on request.",
-        ),
-        "sweep": ("genctl.cli.sweep:sweep", "Settle and send again what nothing else did: the safety net."),
-        "pause": ("genctl.cli.gate:pause", "Close the gate: jobs wait, nothing is failed."),
-        "resume": ("genctl.cli.gate:resume", "Open the gate."),
+        "demo": ("stack:demo", "Watch a failing and a good job go through the embedded stack."),
+        "up": ("stack:up", "Run the whole embedded stack: API, page, worker and sweeper."),
+        "serve": ("serve:serve", "Serve the API, the streams and the page."),
+        "worker": ("worker:worker", "Carry jobs from the queue to their settled rows."),
+        "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
+        "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
+        "pause": ("gate:pause", "Close the gate: jobs wait, none fails."),
+        "resume": ("gate:resume", "Open the gate, and accept orders with refused values again."),
     },
     "Send and watch": {
-        "enqueue": ("genctl.cli.enqueue:enqueue", "Reserve credits and send jobs."),
-        "tail-failures": (
-            "genctl.cli.tail:tail_failures",
-            "Show each failure as the database tells it: a line a failure.",
-        ),
-        "watch": ("genctl.cli.watch:watch", "Show a user's events as their page gets them."),
-        "sessions": (
-            "genctl.cli.sessions:sessions",
-            "List sessions, show one with its error, or trace its way.",
-        ),
-        "dlq": ("genctl.cli.dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
-        "report": ("genctl.cli.report:report", "Report a time of failures as Markdown."),
+        "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
+        "tail-failures": ("tail:tail_failures", "Show each failure in a line, as soon as it is committed."),
+        "watch": ("watch:watch", "Show a user's events as their page gets them."),
+        "sessions": ("sessions:sessions", "List sessions, show one with its error, or trace its way."),
+        "dlq": ("dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
+        "report": ("report:report", "Report the failures of a period as Markdown."),
     },
     "Judge": {
-        "status": ("genctl.cli.judge:status", "Show what stands where, and what needs somebody."),
-        "doctor": ("genctl.cli.judge:doctor", "Check every dependency, and say how to mend what is wrong."),
+        "status": ("judge:status", "Show how everything stands, and what needs a person."),
+        "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "explain": (
-            "genctl.cli.explain:explain",
-            "Explain a failure code: what is done, what users read, whether a redrive helps.",
+            "explain:explain",
+            "Explain a failure code: verdict, what users read, whether a redrive helps.",
         ),
-        "classify": (
-            "genctl.cli.explain:classify",
-            "Classify a recorded provider answer, as the worker would.",
-        ),
+        "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
     },
     "Credits": {
-        "credits": ("genctl.cli.credits:credits_", "Show a user's credits, or grant some."),
-        "refunds": ("genctl.cli.refunds:refunds", "Prove from the rows that every refund was made once."),
+        "credits": ("credits:credits_", "Show a user's credits, or grant some."),
+        "refunds": ("refunds:refunds", "Prove from the rows that every refund was made once."),
     },
     "Check": {
-        "runbook": (
-            "genctl.cli.runbook:runbook",
-            "Run what an incident asks for, step by step, or read it.",
-        ),
-        "smoke": ("genctl.cli.smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
+        "runbook": ("runbook:runbook", "Run the steps that an incident asks for, or read them."),
+        "smoke": ("smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
     },
     "Set up": {
-        "tools": (
-            "genctl.cli.tools:tools",
-            "List the tools that are installed: provider, models, price, queue and gate.",
-        ),
-        "migrate": ("genctl.cli.migrate:migrate", "Apply or undo the migrations, or tell their state."),
-        "config": (
-            "genctl.cli.config:config",
-            "Show the settings and where they come from, or write a file.",
-        ),
-        "token": ("genctl.cli.token:token", "Issue a user token or a sign-in link, or take tokens back."),
-        "version": ("genctl.cli.config:version", "Show the version."),
+        "tools": ("tools:tools", "List the installed tools: provider, models, price, queue and gate."),
+        "migrate": ("migrate:migrate", "Apply or undo the migrations, or show their state."),
+        "config": ("config:config", "Show the settings and where they come from, or write a file."),
+        "token": ("token:token", "Issue a user token or a sign-in link, or revoke tokens."),
+        "version": ("config:version", "Show the version."),
     },
 }
 
@@ -93,13 +72,13 @@ TABLE = {
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def genctl() -> None:
-    """Makes the failure of a queued AI image job propagate cleanly and at once."""
+    """Make the failure of a queued AI image job propagate cleanly and at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return its exit code; nothing is raised.
+    """Run a command line (without the program's name) and return its exit code. Raises nothing.
 
-    With `argv` None the process is ours: its arguments, streams and signals.
+    With `argv` None we own the process: its arguments, streams and signals.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -107,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _own_process()
         code = _invoke(args)
         sys.stdout.flush()
-    except BaseException as error:  # noqa: BLE001 (every end of a command gets its line and code here)
+    except BaseException as error:  # noqa: BLE001 - all commands end here
         from genctl.cli import ending
 
         return ending.of(error, args)
@@ -115,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _invoke(args: list[str]) -> int:
-    # Not click's own main(), which has a mind of its own about broken pipes and exit codes.
+    # not click's main(): it has other exit codes, also for broken pipes
     try:
         with genctl.make_context("genctl", args, terminal_width=_help_width()) as context:
             code = genctl.invoke(context)
@@ -136,7 +115,7 @@ def _own_process() -> None:
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "--debug" not in sys.argv:  # what destructors, threads and libraries mutter is not for users
+    if "--debug" not in sys.argv:  # complaints of destructors, threads and libraries
         sys.unraisablehook = lambda _: None
         threading.excepthook = lambda _: None
         if not sys.warnoptions:

@@ -1,5 +1,6 @@
-"""How every command is built: lazily imported, the shared options, examples in its help, did-you-mean."""
+"""Build commands that are imported when used, have the shared options, and show examples in their help."""
 
+from collections import UserDict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
@@ -12,10 +13,10 @@ FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 
 
 class Command(click.Command):
-    """A command whose callback gets `out`, an Output, as its first argument; it may return an exit code.
+    """Call the callback with an Output as its first argument `out`; it may return an exit code.
 
-    `examples` are whole command lines. `data=False` is for commands that print no data: no `--output`;
-    `tool=True` for those that are about one tool: `--tool`, which is the setting of that name.
+    `examples` are whole command lines. With `data=False` the command has no `--output`; with `tool=True` it
+    has `--tool`, which overrides the setting of that name.
     """
 
     def __init__(
@@ -23,10 +24,10 @@ class Command(click.Command):
     ) -> None:
         super().__init__(*args, **more)
         self.examples = tuple(examples)
-        self.params += [*([_tool()] if tool else []), *([_output()] if data else []), _setting(), _debug()]
+        self.params += [*([TOOL] if tool else []), *([OUTPUT] if data else []), SETTING, DEBUG]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # The value of --yes is optional and never the next word: `discard --yes ID` names an ID.
+        # the value of --yes is optional and never the next word: in `discard --yes ID` that is the ID
         if any("--yes" in param.opts for param in self.params):
             args = ["--yes=" if arg == "--yes" else arg for arg in args]
         return super().parse_args(ctx, args)
@@ -44,7 +45,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of such commands. Without one of their names `default` is meant, if there is one."""
+    """Group commands. A command line that names none of them means `default`, if there is one."""
 
     command_class = Command
 
@@ -61,22 +62,22 @@ class Group(click.Group):
         members = (self.get_command(ctx, name) for name in self.list_commands(ctx))
         _write_examples(formatter, [one.examples[0] for one in members if isinstance(one, Command)])
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            from difflib import get_close_matches
 
-            close = get_close_matches(args[0], self.list_commands(ctx), 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
-        return super().resolve_command(ctx, args)
+class _Imported(UserDict[str, click.Command]):
+    """Map names to commands; import a command, given as `module:attribute`, when somebody asks for it."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        target = super().__getitem__(name)
+        if isinstance(target, str):
+            module, attribute = target.split(":")
+            target = self[name] = getattr(import_module(f"genctl.cli.{module}"), attribute)
+        return target
 
 
 class LazyGroup(Group):
-    """The table of all commands: section -> name -> (module:attribute, its one line of help).
+    """Hold the table of all commands: section -> name -> (module:attribute, its one line of help).
 
-    A module is imported when its command is used, so that help and completion stay fast.
+    Help and completion import no command, so that they stay fast.
     """
 
     def __init__(
@@ -86,20 +87,15 @@ class LazyGroup(Group):
         examples: Sequence[str],
         **more: Any,
     ) -> None:
-        super().__init__(*args, **more)
+        commands: dict[str, Any] = {
+            name: target for section in table.values() for name, (target, _) in section.items()
+        }
+        super().__init__(*args, commands=_Imported(commands), **more)
         self.table = table
         self.examples = examples
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (of click)
-        return [name for section in self.table.values() for name in section]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        for section in self.table.values():
-            if cmd_name in section:
-                module, attribute = section[cmd_name][0].split(":")
-                command: click.Command = getattr(import_module(module), attribute)
-                return command
-        return None
+        return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         widest = max(map(len, self.list_commands(ctx)))
@@ -112,17 +108,17 @@ class LazyGroup(Group):
 
 
 class Rate(click.FloatRange):
-    """So many a second: click takes nan for a number in any range."""
+    """Take a rate a second; click alone would accept nan in any range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         rate: float = super().convert(value, param, ctx)
         if not isfinite(rate):
-            self.fail(f"{value} is no rate.", param, ctx)
+            self.fail(f"{value} is not a rate.", param, ctx)
         return rate
 
 
 def duration(text: str) -> float:
-    """Seconds of `30s`, `15m`, `2h`."""
+    """Read `30s`, `15m`, `2h` as seconds."""
     from genctl.base.durations import parse_duration
 
     try:
@@ -132,7 +128,7 @@ def duration(text: str) -> float:
 
 
 def when(text: str) -> datetime:
-    """A moment: so long ago, or RFC 3339."""
+    """Read a point in time: a duration back from now, or RFC 3339."""
     from genctl.base.durations import parse_when
 
     try:
@@ -143,7 +139,7 @@ def when(text: str) -> datetime:
 
 DURATION = click.types.FuncParamType(duration)
 WHEN = click.types.FuncParamType(when)
-yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question: go on.")
+yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question with yes.")
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
@@ -151,46 +147,36 @@ def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> 
         formatter.write("".join(f"{'':{formatter.current_indent}}{example}\n" for example in examples))
 
 
-def _output() -> click.Option:
-    return click.Option(
-        ["-o", "--output"],
-        type=click.Choice(FORMATS),
-        default="table",
-        metavar="FORM",
-        help="Form of the data: table, json, jsonl, yaml or csv.",
-    )
-
-
-def _tool() -> click.Option:
-    return click.Option(
-        ["--tool"],
-        metavar="T",
-        shell_complete=_tools,
-        help="Which tool's; see `genctl tools`. [setting: tool]",
-    )
-
-
 def _tools(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     from genctl.tools.found import found
 
-    return [name for name in found().tools if name.startswith(begun)]
-
-
-def _setting() -> click.Option:
-    return click.Option(
-        ["-S", "--setting"],
-        multiple=True,
-        metavar="KEY=VALUE",
-        callback=_settings,
-        help="Override a setting for this call; see `genctl config show`.",
-    )
-
-
-def _debug() -> click.Option:
-    return click.Option(["--debug"], is_flag=True, help="Show tracebacks, log at level debug.")
+    return [name for name in found().by_name if name.startswith(begun)]
 
 
 def _settings(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:
     if bad := [text for text in given if "=" not in text]:
         raise click.BadParameter(f"{bad[0]!r}: expected KEY=VALUE", ctx, param)
     return dict(text.split("=", 1) for text in given)
+
+
+OUTPUT = click.Option(
+    ["-o", "--output"],
+    type=click.Choice(FORMATS),
+    default="table",
+    metavar="FORM",
+    help="Format of the data: table, json, jsonl, yaml or csv.",
+)
+TOOL = click.Option(
+    ["--tool"],
+    metavar="T",
+    shell_complete=_tools,
+    help="The tool; see `genctl tools`. [setting: tool]",
+)
+SETTING = click.Option(
+    ["-S", "--setting"],
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_settings,
+    help="Override a setting for this call; see `genctl config show`.",
+)
+DEBUG = click.Option(["--debug"], is_flag=True, help="Show tracebacks, and log at level debug.")

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from genctl.base.settings import Entry
 
 HEAD = """\
-# genctl.yaml: settings of genctl. Flags and the environment win over this file, which wins over the
-# user's own. Take away the # of what you want to change. Keys and passwords are better kept in the
-# environment. `genctl config show` tells what is in force and where it came from.
+# genctl.yaml: settings of genctl. Flags and the environment win over this file, and this file wins over the
+# user's own. Remove the # before what you want to change. Keep keys and passwords in the environment instead.
+# `genctl config show` tells which value is in force and where it came from.
 """
 
 
@@ -73,7 +73,7 @@ def init(out: Output, path: Path, *, force: bool) -> None:
     from genctl.domain.model import GenctlError
     from genctl.tools.found import found
 
-    of_others = {"queue": Settings().queue}  # a default that another setting decides
+    of_others = {"queue": Settings().queue}  # its default depends on another setting
     entries = "\n".join(
         f"\n# {entry.meaning} ({entry.env})\n"
         f"#{entry.key}: {entry.default or of_others.get(entry.key, '')}".rstrip()
@@ -81,7 +81,7 @@ def init(out: Output, path: Path, *, force: bool) -> None:
     )
     how = os.O_TRUNC if force else os.O_EXCL
     try:
-        # Only its owner may read what may come to hold a password.
+        # only the owner may read it: it may come to hold a password
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(f"{HEAD}{entries}\n")
@@ -100,7 +100,7 @@ def version(out: Output) -> None:
 
 
 def _shown(entry: "Entry", value: Any) -> Any:
-    """As it is written in a file, without what is secret in it."""
+    """Write a value as a settings file would, with secrets masked."""
     from genctl.base import dsn
     from genctl.base.durations import format_duration
     from genctl.domain.masking import without_login

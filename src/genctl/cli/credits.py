@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import Command, Group
+from genctl.cli.command import Group
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ def credits_() -> None:
     """Show a user's credits, or grant some."""
 
 
-@credits_.command(
-    "show", cls=Command, examples=("genctl credits show --user ann", "genctl credits show ann -o json")
-)
+@credits_.command("show", examples=("genctl credits show --user ann", "genctl credits show ann -o json"))
 @click.argument("who", metavar="[USER]", required=False)
 @click.option("--user", metavar="U", help="The user.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, metavar="N", help="At most so many.")
@@ -37,10 +35,10 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
     out.emit(found, rows=found["ledger"], columns=COLUMNS, empty="the ledger is empty")
 
 
-@credits_.command(
-    "grant", cls=Command, examples=("genctl credits grant --user ann --amount 100 --reason 'sorry'",)
+@credits_.command("grant", examples=("genctl credits grant --user ann --amount 100 --reason 'sorry'",))
+@click.option(
+    "--user", required=True, metavar="U", help="The user; genctl makes the account if there is none."
 )
-@click.option("--user", required=True, metavar="U", help="The user; the account is made when there is none.")
 @click.option("--amount", required=True, type=int, metavar="N", help="Credits to add.")
 @click.option("--reason", default="granted by hand", metavar="T", help="Why, for the ledger.")
 def grant(out: Output, *, user: str, amount: int, reason: str) -> None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Command, Group, Rate, yes_option
+from genctl.cli.command import WHEN, Group, Rate, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
 if TYPE_CHECKING:
     from genctl.domain.deadletters import Choice
-    from genctl.ops.redrive import Redriven
 
 COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
@@ -32,7 +31,7 @@ def dlq() -> None:
 
 
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that choose messages; the command gets them as `choose`, which makes the Choice."""
+    """Add the options that choose messages; the command gets `choose`, which makes a Choice of them."""
     options = (
         click.option("--code", metavar="CODE", help="Only this failure code."),
         click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
@@ -70,7 +69,6 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 @dlq.command(
     "list",
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq list --since 2h --category server",
         "genctl dlq list --group-by code",
@@ -82,13 +80,14 @@ def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
 def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") -> None:
     """List the messages without consuming them, each joined to its session.
 
-    Looking raises their receive counts by one, as SQS forces, and hides them for a moment.
+    SQS counts each look as a receive, and hides the messages for a moment.
     """
     from genctl.ops import dlq as ops
     from genctl.ops.sampling import sampled
 
     found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
-    _note(found.warning)
+    if found.warning:
+        terminal.note(f"warning: {found.warning}")
     terminal.note(sampled(found.seen, found.approximate))
     if group_by:
         groups = ops.grouped(found.letters, group_by)
@@ -99,7 +98,7 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
 
 
-@dlq.command(cls=Command, tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
+@dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
 @click.argument("id_", metavar="ID")
 def show(out: Output, id_: str) -> None:
     """Show one message with its session, reservation and trace.
@@ -117,7 +116,6 @@ def show(out: Output, id_: str) -> None:
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq redrive --category server --dry-run",
         "genctl dlq redrive --category server --since 2h --canary 3 --rate 20",
@@ -126,10 +124,19 @@ def show(out: Output, id_: str) -> None:
 )
 @choosing
 @click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most so many jobs.")
-@click.option("--max-redrives", type=click.IntRange(1), default=3, metavar="N", help="Of one session, ever.")
+@click.option(
+    "--max-redrives",
+    type=click.IntRange(1),
+    default=3,
+    metavar="N",
+    help="At most so many redrives of one session.",
+)
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
-    "--canary", type=click.IntRange(1), metavar="N", help="So many first; on only if they complete."
+    "--canary",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Redrive so many first, the rest only if they complete.",
 )
 @click.option("--edit-prompt", metavar="T", help="Run them with this prompt.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter.")
@@ -140,62 +147,55 @@ def redrive(
 ) -> None:
     """Give failed jobs another run.
 
-    The credits that came back are reserved again, then the job is sent and its copy deleted. Copies of an
-    older run are dropped. What content policy refused stays, unless --category, --code, --session or
-    --edit-prompt says that it is meant. Interrupt it anywhere and run it again.
+    It reserves the refunded credits again, then sends the job and deletes its copy. It drops copies of an
+    older run. A job that content policy refused stays, unless --category, --code, --session or --edit-prompt
+    selects it. You can interrupt it anywhere and run it again.
     """
-    from genctl.ops.redrive import Plan, Redrive, Redriven, Wish
+    from genctl.ops.redrive import Plan, RedriveOptions, carry_out
     from genctl.ops.sampling import sampled
 
     if not dry_run:
         out.target(queue=True)
         out.askable(yes)
-    wish = Wish(choice=choose(), **asked)
-    wish.check(out.settings)
-
-    async def work() -> Plan | Redriven:
-        async with Redrive.open(out.settings, wish) as under_way:
-            _note(under_way.over.warning)
-            if dry_run or yes is None:
-                with terminal.progress(under_way.over.approximate, "look") as step:
-                    plan = await under_way.plan(step)
-                if dry_run:
-                    return plan
-                if not (question := plan.question()):
-                    return under_way.so_far()
-                out.confirm(question, yes)
-                under_way.limit(plan)
-            with terminal.progress(under_way.over.approximate, "redrive") as step:
-                return await under_way.run(step, terminal.note)
-
-    done = out.run(work())
-    stopped = done.stopped if isinstance(done, Redriven) else None
-    if not stopped and (wish.most is None or done.tally.redriven < wish.most):
+    options = RedriveOptions(choice=choose(), **asked)
+    options.check(out.settings)
+    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
+    work = carry_out(
+        out.settings,
+        options,
+        dry_run=dry_run,
+        confirm=confirm,
+        progress=terminal.progress,
+        note=terminal.note,
+    )
+    done = out.run(work)
+    stopped = None if isinstance(done, Plan) else done.stopped
+    if not stopped and (options.most is None or done.tally.redriven < options.most):
         terminal.note(sampled(done.seen, done.approximate))
     if isinstance(done, Plan):
         out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
         return
-    if stopped:
-        terminal.note(f"stopped: {stopped}; run it again to go on")
     out.emit(done.shown())
-    _check(done)
+    if locked := done.still_locked():
+        raise locked
+    if stopped or done.tally.failed:
+        raise SystemExit(1)
 
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq export incident.jsonl.gz --since 2h",
         "genctl dlq export incident.jsonl --since 2h --resume",
     ),
 )
 @click.argument("path", metavar="FILE", type=FILE)
-@click.option("--resume", is_flag=True, help="Go on with a file that is there.")
+@click.option("--resume", is_flag=True, help="Continue an existing file.")
 @choosing
 def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choice]") -> None:
     """Write messages to a file, a line of JSON each, and leave them where they are.
 
-    A name that ends with .gz is compressed; one that was cut off cannot be gone on with.
+    It compresses a file whose name ends with .gz; --resume continues a plain one.
     """
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled
@@ -208,20 +208,13 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
 
 @dlq.command(
     tool=True,
-    cls=Command,
     examples=(
         "genctl dlq discard --code MalformedMessage",
         "genctl dlq discard --until 7d --export old.jsonl.gz --yes",
     ),
 )
-@click.option(
-    "--export",
-    "path",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where they are kept.",
-)
-@click.option("--no-export", is_flag=True, help="Keep them nowhere.")
+@click.option("--export", "path", metavar="FILE", type=FILE, help="The file that keeps them.")
+@click.option("--no-export", is_flag=True, help="Keep no file.")
 @click.option("--dry-run", is_flag=True, help="Say how many and delete none.")
 @choosing
 @yes_option
@@ -234,15 +227,11 @@ def discard(
     yes: str | None,
     choose: "Callable[[], Choice]",
 ) -> None:
-    """Delete messages for good; each is written to a file first.
+    """Delete messages for good, once each is in a file.
 
     The file is dlq-TIME.jsonl.gz in this folder unless --export names another. The sessions stay as they are.
     """
-    from contextlib import ExitStack
-
     from genctl.ops import export as ops
-    from genctl.ops.dlq import opened
-    from genctl.ops.sampling import Pass
 
     if path and no_export:
         raise click.UsageError("--export and --no-export exclude each other")
@@ -252,37 +241,10 @@ def discard(
     choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
 
-    async def work() -> dict[str, Any]:
-        async with opened(out.settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
-            found = None
-            if dry_run or yes is None:
-                found = await ops.counted(over, db, choice)
-                if dry_run or not found["meant"]:
-                    return found
-                out.confirm(ops.question(found, dlq.name), yes)
-            with ExitStack() as files, terminal.progress(over.approximate, "discard") as step:
-                file = files.enter_context(ops.Export.to(kept, resume=False)) if kept else None
-                most = None if found is None else found["meant"]  # no more than was said yes to
-                done = await ops.discard(over, db, choice, file, step, most)
-            if kept and not done["meant"]:
-                kept.unlink()
-                done["file"] = None
-            return done
-
-    done = out.run(work())
+    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
+    done = out.run(
+        ops.discard(out.settings, choice, kept, dry_run=dry_run, confirm=confirm, progress=terminal.progress)
+    )
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
         raise SystemExit(1)
-
-
-def _check(done: "Redriven") -> None:
-    """Exit 3 when accounts were locked, 1 when it ended early or jobs are owed."""
-    if locked := done.still_locked():
-        raise locked
-    if done.stopped or done.tally.failed:
-        raise SystemExit(1)
-
-
-def _note(warning: str | None) -> None:
-    if warning:
-        terminal.note(f"warning: {warning}")

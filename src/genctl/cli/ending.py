@@ -1,20 +1,22 @@
-"""How a command ends: every error becomes one line and its fix, or one JSON object, and an exit code."""
+"""End a command: turn every error into one line and its fix, or one JSON object, and an exit code."""
 
 import json
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import click
 
+from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, printable
 from genctl.cli import streams, terminal
 
 
-class Ending(NamedTuple):
-    """The exit code, and what to say if anything."""
+class Exit(NamedTuple):
+    """Hold the exit code, and the error to print, if any."""
 
     exit_code: int
     code: str = ""
@@ -23,7 +25,7 @@ class Ending(NamedTuple):
 
 
 def of(error: BaseException, args: Sequence[str]) -> int:
-    """Say what there is to say about the end of the command `args`; returns its exit code."""
+    """Print the error that ended the command `args`; return the exit code."""
     try:
         sys.stdout.flush()
     except streams.OutputLost:
@@ -32,39 +34,37 @@ def of(error: BaseException, args: Sequence[str]) -> int:
     if isinstance(cause, click.exceptions.NoArgsIsHelpError):
         terminal.note(cause.ctx.get_help())
         return 2
-    ending = _ending(cause)
-    if ending.message:
+    end = _exit_of(cause)
+    if end.message:
         if "--debug" in args:
-            _show_trace(error)
-        _tell(ending, as_json=_wants_json(args))
-    return ending.exit_code
+            terminal.note("".join(traceback.format_exception(error)))
+        _tell(end, as_json=_wants_json(args))
+    return end.exit_code
 
 
-def _ending(error: BaseException) -> Ending:  # noqa: PLR0911 (a table)
+def _exit_of(error: BaseException) -> Exit:  # noqa: PLR0911 (a table)
     match error:
         case streams.OutputLost(reader_gone=True):
-            return Ending(0)
+            return Exit(0)
         case streams.OutputLost():
-            return Ending(3, "OutputLost", f"cannot write to stdout: {error}")
+            return Exit(3, "OutputLost", f"cannot write to stdout: {error}")
         case SystemExit():
-            return Ending(error.code if isinstance(error.code, int) else int(error.code is not None))
+            return Exit(error.code if isinstance(error.code, int) else int(error.code is not None))
         case KeyboardInterrupt() | click.Abort():
-            return Ending(128 + signal.SIGINT)
+            return Exit(128 + signal.SIGINT)
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else "genctl"
-            return Ending(2, "Usage", error.format_message(), f"`{path} -h` shows how it is used")
+            return Exit(2, "Usage", error.format_message(), f"`{path} -h` shows how it is used")
         case click.ClickException():
-            return Ending(2, "Usage", error.format_message())
+            return Exit(2, "Usage", error.format_message())
     from genctl.domain.model import GenctlError
 
     if isinstance(error, GenctlError):
-        return Ending(error.exit_code, error.code, error.message, error.fix)
+        return Exit(error.exit_code, error.code, error.message, error.fix)
     if isinstance(error, OSError) and error.filename is not None:
-        return Ending(3, type(error).__name__, f"{error.filename}: {error.strerror}")
+        return Exit(3, type(error).__name__, f"{error.filename}: {error.strerror}")
     kind = type(error).__name__
-    return Ending(
-        3, "InternalError", f"unexpected {kind}: {error}", "add --debug to see where, and report it"
-    )
+    return Exit(3, "InternalError", f"unexpected {kind}: {error}", "add --debug to see where, and report it")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -76,14 +76,14 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _rank(error: BaseException) -> int:
-    """Of several that ended a task group: lost output first, then what was foreseen."""
+    """Rank the errors of a task group: lost output first, then GenctlErrors and click's."""
     return 0 if isinstance(error, streams.OutputLost) else 1 if hasattr(error, "exit_code") else 2
 
 
-def _tell(ending: Ending, *, as_json: bool) -> None:
-    message, fix = (re.sub(r"\s*\n\s*", " ", text).strip() for text in (ending.message, ending.fix))
+def _tell(end: Exit, *, as_json: bool) -> None:
+    message, fix = (re.sub(r"\s*\n\s*", " ", hide(text)).strip() for text in (end.message, end.fix))
     if as_json:
-        error = {"error": {"code": ending.code, "message": message, "fix": fix}}
+        error = {"error": {"code": end.code, "message": message, "fix": fix}}
         sys.stderr.write(escape_json(json.dumps(error, ensure_ascii=False)) + "\n")
         return
     sys.stderr.write(f"{terminal.paint('genctl:', 'red')} {printable(message)}\n")
@@ -92,11 +92,5 @@ def _tell(ending: Ending, *, as_json: bool) -> None:
 
 
 def _wants_json(args: Sequence[str]) -> bool:
-    """Read from the words, since the error may be that they cannot be parsed; JSON lines count too."""
+    """Look for `-o json` or `jsonl` in the arguments: click may have failed to parse them."""
     return bool(re.search(r"(^|\0)(-o\0?|--output[=\0])jsonl?($|\0)", "\0".join(args)))
-
-
-def _show_trace(error: BaseException) -> None:
-    import traceback
-
-    terminal.note("".join(traceback.format_exception(error)))

@@ -11,7 +11,7 @@ from genctl.cli.output import Output
 
 
 def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    from genctl.domain.scenarios import SCENARIOS
+    from genctl.services.scenarios import SCENARIOS
 
     return [name for name in SCENARIOS if name.startswith(begun)]
 
@@ -26,18 +26,25 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
         "genctl enqueue --count 500 --users 20 --grant 100 --rate 50",
     ),
 )
-@click.option("--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What to show.")
+@click.option(
+    "--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What the image shows."
+)
 @click.option("--sensitive", is_flag=True, help="Add words that the provider's filter refuses.")
 @click.option(
     "--scenario",
     metavar="NAME",
     shell_complete=_scenarios,
-    help="What the simulator shall do; `genctl simulator -h` lists them.",
+    help="Tell the simulator what to answer; `genctl simulator -h` lists the names.",
 )
-@click.option("--user", default="demo", show_default=True, metavar="U", help="Whose job it is.")
-@click.option("--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs over U-1 ... U-N.")
+@click.option("--user", default="demo", show_default=True, metavar="U", help="Who orders.")
+@click.option(
+    "--users",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="Deal the jobs to users U-1 ... U-N in turn.",
+)
 @click.option("--grant", type=click.IntRange(1), metavar="N", help="First add so many credits to each user.")
-@click.option("--model", metavar="M", help="Model; decides the tool.")
+@click.option("--model", metavar="M", help="The model, which decides the tool.")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the tool, such as size=2K."
 )
@@ -45,29 +52,29 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")
 @click.option("--rate", type=Rate(0, min_open=True), metavar="R", help="Jobs a second at most.")
-@click.option("--wait", is_flag=True, help="Wait until they are settled.")
+@click.option("--wait", is_flag=True, help="Wait until workers have settled them.")
 @click.option(
-    "--expect", type=click.Choice(["failed", "completed"]), help="With --wait: else the exit code is 1."
+    "--expect", type=click.Choice(["failed", "completed"]), help="Wait, and exit with 1 unless all end so."
 )
 @yes_option
 def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     """Reserve credits and send jobs.
 
-    The session and its reservation are stored in one transaction, then the job message is sent. If
-    the queue is away, the sweeper sends it later.
+    One transaction stores the session and its reservation, then the command sends the job message. If the
+    queue is away, the sweeper sends it later.
     """
-    from genctl.ops.enqueue import Wish, run
+    from genctl.ops.enqueue import EnqueueOptions, run
 
-    wish = Wish(**wanted)
-    wish.check(out.settings)
+    options = EnqueueOptions(**wanted)
+    options.check(out.settings)
     settings = out.settings
-    tool = wish.tool(settings)
+    tool = options.tool(settings)
     out.target(queue=True, tool=tool.name)
-    if tool.is_real and (wish.sensitive or settings.protected):
-        out.confirm(f"Send {many(wish.count, 'job')} to {tool.address}, from your account?", yes)
-    with terminal.progress(wish.count, "enqueue") as step:
-        said = out.run(run(settings, wish, step))
-    if said.owed:
-        terminal.note(f"not sent yet, the sweeper will: {said.owed}")
-    out.emit(said.data)
-    return int(not said.expected)
+    if tool.is_real and (options.sensitive or settings.protected):
+        out.confirm(f"Send {many(options.count, 'job')} to {tool.address}, from your account?", yes)
+    with terminal.progress(options.count, "enqueue") as advance:
+        result = out.run(run(settings, options, advance))
+    if result.owed:
+        terminal.note(f"the sweeper will send what could not be sent yet: {result.owed}")
+    out.emit(result.data)
+    return int(not result.expected)

@@ -18,9 +18,9 @@ MOST_BYTES = 2**20  # as much as the worker reads of an answer
     examples=("genctl explain OutputImageSensitiveContentDetected", "genctl explain HTTP429 -o json"),
 )
 @click.argument("code")
-@click.option("--provider", metavar="NAME", help="Whose code it is; default: the first that knows it.")
+@click.option("--provider", metavar="NAME", help="The provider; default: the first that knows the code.")
 def explain(out: Output, code: str, provider: str | None) -> None:
-    """Explain a failure code: what is done, what users read, whether a redrive helps.
+    """Explain a failure code: verdict, what users read, whether a redrive helps.
 
     CODE is what follows `DLQ:`: a provider's code, one of ours, HTTP<status>, Timeout and the like.
     """
@@ -41,8 +41,10 @@ def explain(out: Output, code: str, provider: str | None) -> None:
     ),
 )
 @click.argument("file", type=click.File("rb"))
-@click.option("--provider", metavar="NAME", help="Whose answer it is; default: the tool's.")
-@click.option("--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status of a body alone.")
+@click.option("--provider", metavar="NAME", help="The provider; default: the tool's.")
+@click.option(
+    "--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status, for a file with only a body."
+)
 def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int | None) -> None:
     """Classify a recorded provider answer, as the worker would.
 
@@ -58,7 +60,7 @@ def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int |
 
 
 def _provider(out: Output, name: str | None) -> "Provider":
-    """The one of this name, else that of the tool. Raises click.BadParameter."""
+    """Find the provider of this name, by default the tool's. Raises click.BadParameter."""
     from genctl.tools.found import Tools
 
     tools = Tools.of(out.settings)

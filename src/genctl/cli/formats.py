@@ -1,33 +1,36 @@
-"""Values as text: JSON, JSON lines, YAML, CSV, and tables for people. Nothing is written here."""
+"""Turn values into text: JSON, JSON lines, YAML, CSV, and tables for people."""
 
 import csv
 import io
 import json
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from math import isfinite
-from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-from genctl.base.printable import escape_json, is_printable, printable, shorten, width
+from genctl.base.hidden import hide
+from genctl.base.printable import escape_json, is_printable, printable
 
 Row = Mapping[str, Any]
 
 GAP = 2  # blanks between two columns
 LEAST = 8  # columns that a shortened cell keeps
-TO_THE_DIGIT = 100_000  # a float from here on
+TO_THE_DIGIT = 100_000  # floats from here on show all their digits
+FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
-    """What JSON knows: times as RFC 3339 in UTC with Z, ids and paths as text, structs by JSON names."""
+    """Turn a value into what JSON knows: times in RFC 3339, in UTC with Z; ids and paths as text; structs.
+
+    Hide secrets too, before a table may cut one.
+    """
     match value:
-        case None | bool() | int():
-            return value
         case Enum():
             return plain(value.value)
         case str():
+            return hide(value)
+        case None | bool() | int():
             return value
         case float():
             return value if isfinite(value) else None
@@ -38,20 +41,20 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 (a table)
         case list() | tuple() | set() | frozenset():
             return [plain(item) for item in value]
         case bytes():
-            return value.decode(errors="replace")
+            return hide(value.decode(errors="replace"))
     if (names := getattr(type(value), "__struct_fields__", None)) is not None:
         spelled = type(value).__struct_encode_fields__
         return {key: plain(getattr(value, name)) for name, key in zip(names, spelled, strict=True)}
-    return str(value)
+    return hide(str(value))
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """A JSON text of a plain value; whatever a terminal would obey is escaped."""
+    """Write a plain value as JSON; escape whatever a terminal would obey."""
     return escape_json(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 def to_yaml(value: Any) -> str:
-    """A YAML text of a plain value, its keys in their order; what a terminal would obey is escaped."""
+    """Write a plain value as YAML, its keys in their order; escape whatever a terminal would obey."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -68,7 +71,7 @@ def to_yaml(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """A plain value as a table shows it."""
+    """Write a plain value as a table shows it."""
     match value:
         case None:
             return "-"
@@ -81,31 +84,43 @@ def cell(value: Any) -> str:
     return printable(str(value))
 
 
+def width(text: str) -> int:
+    """Measure printable text in columns: a wide character takes two, a combining one none."""
+    import wcwidth
+
+    return len(text) if text.isascii() else wcwidth.wcswidth(text)
+
+
+def shorten(text: str, columns: int) -> str:
+    """Cut printable text to so many columns; `…` stands for what is cut off."""
+    import wcwidth
+
+    return text if width(text) <= columns else wcwidth.clip(text, 0, columns - 1) + "…"
+
+
 def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
-    """Rows below their column names; `room` columns at most, for which the widest cells are shortened."""
-    cells = [[cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(map(width, own)) for own in zip(columns, *cells, strict=True)]
+    """Write rows below their column names, in `room` columns at most: the widest cells are shortened."""
+    cells = [[*columns], *([cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(width, own)) for own in zip(*cells, strict=True)]
     while room and sum(widths) + GAP * (len(widths) - 1) > room and max(widths) > LEAST:
         widths[widths.index(max(widths))] -= 1
-    cells = [[shorten(text, most) for text, most in zip(row, widths, strict=True)] for row in cells]
-    heads = [shorten(column, most) for column, most in zip(columns, widths, strict=True)]
+    heads, *lines = [[shorten(text, most) for text, most in zip(row, widths, strict=True)] for row in cells]
     numbers = [all(_is_number(row.get(column)) for row in rows) for column in columns]
-    return _tabulate(
-        cells, headers=heads, tablefmt="simple", colalign=["right" if n else "left" for n in numbers]
-    )
+    rule = ["-" * most for most in widths]  # tabulate would pad heads of its own by two columns
+    return _tabulate([heads, rule, *lines], colalign=["right" if n else "left" for n in numbers])
 
 
 def sheet(thing: Row, room: int | None) -> str:
-    """One thing, a line for each value; what is nested goes by its path, what is long is wrapped."""
+    """Write one thing, a line for each value: what is nested goes by its path, what is long is wrapped."""
     lines = list(_flat(thing))
     rest = max(room - max(map(width, dict(lines)), default=0) - GAP, 4 * LEAST) if room else None
-    return _tabulate([[key, _wrapped(text, rest)] for key, text in lines], tablefmt="plain")
+    return _tabulate([[key, _wrapped(text, rest)] for key, text in lines])
 
 
 def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
-    """Subject, level, what is so, and how to go on: beside it where there is room, else below.
+    """Write lines of subject, level, what is so, and how to go on: beside it where there is room, else below.
 
-    A level that is not ok is loud without colour; a command is never cut or wrapped, since it is copied.
+    Capitals show a level that is not ok. People copy commands, so none is cut or wrapped.
     """
     cells = [[printable(text) for text in line] for line in lines]
     first, second = (max((width(line[n]) for line in cells), default=0) + GAP for n in (1, 0))
@@ -131,10 +146,11 @@ def _flat(thing: Row, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _wrapped(text: str, columns: int | None) -> str:
+    import wcwidth
+
     if columns is None or width(text) <= columns:
         return text
-    # Wide characters take two columns, and textwrap counts characters.
-    return textwrap.fill(text, columns if text.isascii() else columns // 2, break_on_hyphens=False)
+    return "\n".join(wcwidth.wrap(text, columns, break_on_hyphens=False))
 
 
 def _is_number(value: Any) -> bool:
@@ -142,93 +158,75 @@ def _is_number(value: Any) -> bool:
 
 
 def _tabulate(rows: Sequence[Sequence[str]], **how: Any) -> str:
-    import tabulate
+    from tabulate import tabulate  # it measures by wcwidth, as we do, where that is installed
 
-    # It measures by the package wcwidth, of which this is all it calls, and pads heads for no reason.
-    vars(tabulate).update(wcwidth=SimpleNamespace(wcswidth=width), WIDE_CHARS_MODE=True, MIN_PADDING=0)
-    return tabulate.tabulate(rows, disable_numparse=True, **how) + "\n"
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, **how) + "\n"
 
 
-class Writer(Protocol):
-    """Rows as text, one after the other: `row` is given how many came before, `end` how many there were."""
+class Writer(NamedTuple):
+    """Turn rows into text one by one; `head` comes before the first, or with None in place of all rows."""
 
-    def row(self, row: Row, before: int) -> str: ...
-    def end(self, count: int) -> str: ...
+    write: Callable[[Row], str]
+    head: Callable[[Row | None], str] = lambda _: ""
+    between: str = ""
+    last: str = ""
 
-
-class JsonWriter:
-    """One document, a line for each row."""
-
-    def row(self, row: Row, before: int) -> str:
-        return (",\n" if before else "[\n") + to_json(row)
+    def row(self, row: Any, before: int) -> str:
+        """Write a row, of which `before` others came before."""
+        found = plain(row)
+        return (self.between if before else self.head(found)) + self.write(found)
 
     def end(self, count: int) -> str:
-        return "\n]\n" if count else "[]\n"
+        """Write the end of a document with `count` rows."""
+        return self.last if count else self.head(None)
 
 
-class JsonLinesWriter:
-    """A document for each row, on one line."""
+JSON = Writer(to_json, lambda row: "[]\n" if row is None else "[\n", between=",\n", last="\n]\n")
+JSON_LINES = Writer(lambda row: to_json(row) + "\n")
+YAML = Writer(lambda row: to_yaml([row]), lambda row: "[]\n" if row is None else "")
 
-    def row(self, row: Row, before: int) -> str:  # noqa: ARG002 (of the protocol)
-        return to_json(row) + "\n"
 
-    def end(self, count: int) -> str:  # noqa: ARG002
+def csv_writer(columns: Iterable[str]) -> Writer:
+    """Write RFC 4180 with a header, nested values as JSON; no field steers a terminal or is a formula.
+
+    Each row is one line. Without `columns` it writes those of the first row.
+    """
+    names = list(columns)
+
+    def head(row: Row | None) -> str:
+        names.extend([] if names else row or [])
+        return _csv_line(names) if names else ""
+
+    return Writer(lambda row: _csv_line(map(row.get, names)), head)
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow([_csv_field(value) for value in values])
+    return line.getvalue()
+
+
+def _csv_field(value: Any) -> str:
+    """Write a value; an apostrophe stands before a text that a spreadsheet would calculate."""
+    if value is None:
         return ""
+    if not isinstance(value, str):
+        return to_json(value)
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
-class YamlWriter:
-    """One document, an item for each row."""
+def lines_writer(columns: Mapping[str, int], room: int | None) -> Writer:
+    """Align rows before all are known; `columns` have their widths, 0 is the rest of the line."""
 
-    def row(self, row: Row, before: int) -> str:  # noqa: ARG002
-        return to_yaml([row])
-
-    def end(self, count: int) -> str:
-        return "" if count else "[]\n"
-
-
-class CsvWriter:
-    """RFC 4180 with a header; nested values are JSON. `raw` is false where a terminal reads it."""
-
-    def __init__(self, columns: Sequence[str] | None, *, raw: bool) -> None:
-        self.columns = columns
-        self.raw = raw
-
-    def row(self, row: Row, before: int) -> str:
-        self.columns = self.columns or list(row)
-        return ("" if before else self._line(self.columns)) + self._line(map(row.get, self.columns))
-
-    def end(self, count: int) -> str:
-        return "" if count or not self.columns else self._line(self.columns)
-
-    def _line(self, values: Iterable[Any]) -> str:
-        line = io.StringIO()
-        csv.writer(line).writerow([self._field(value) for value in values])
-        return line.getvalue()
-
-    def _field(self, value: Any) -> str:
-        if value is None:
-            return ""
-        text = value if isinstance(value, str) else to_json(value)
-        return text if self.raw else printable(text)
-
-
-class LinesWriter:
-    """Aligned lines of rows not yet known; `columns` have their widths, 0 is the rest of the line."""
-
-    def __init__(self, columns: Mapping[str, int], room: int | None) -> None:
-        self.columns = columns
-        self.room = room
-
-    def row(self, row: Row, before: int) -> str:
-        head = "" if before else self._line(list(self.columns))
-        return head + self._line([cell(row.get(column)) for column in self.columns])
-
-    def end(self, count: int) -> str:  # noqa: ARG002
-        return ""
-
-    def _line(self, texts: Iterable[str]) -> str:
+    def line(texts: Iterable[str]) -> str:
         padded = [
-            text + " " * (most - width(text)) for text, most in zip(texts, self.columns.values(), strict=True)
+            text + " " * (most - width(text)) for text, most in zip(texts, columns.values(), strict=True)
         ]
-        line = (" " * GAP).join(padded).rstrip()
-        return (shorten(line, self.room) if self.room else line) + "\n"
+        text = (" " * GAP).join(padded).rstrip()
+        return (shorten(text, room) if room else text) + "\n"
+
+    return Writer(
+        lambda row: line(cell(row.get(column)) for column in columns),
+        lambda row: "" if row is None else line(columns),
+    )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from genctl.domain.model import Gate
     from genctl.edges.db import Database
 
-REASON = click.option("--reason", metavar="R", help="Why; shown wherever the gate is shown.")
+REASON = click.option("--reason", metavar="R", help="Why; `status` and others show it.")
 
 
 @click.command(
@@ -21,11 +21,11 @@ REASON = click.option("--reason", metavar="R", help="Why; shown wherever the gat
     examples=("genctl pause --reason 'provider is down'", "genctl pause --for 30m --tool fal"),
 )
 @click.option(
-    "--for", "for_s", type=DURATION, default="1h", show_default=True, help="The pause ends by itself."
+    "--for", "for_s", type=DURATION, default="1h", show_default=True, help="When the pause ends by itself."
 )
 @REASON
 def pause(out: Output, *, for_s: float, reason: str | None) -> None:
-    """Close the gate: jobs wait, nothing is failed.
+    """Close the gate: jobs wait, none fails.
 
     All workers stop receiving within a second or two; calls under way go on.
     """
@@ -41,7 +41,10 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
 )
 @REASON
 def resume(out: Output, *, reason: str | None) -> None:
-    """Open the gate, and take orders again whose values the provider kept refusing."""
+    """Open the gate, and accept orders with refused values again.
+
+    genctl refuses values that the provider kept refusing.
+    """
     from genctl import gate, traits
 
     tool = _tool(out)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from genctl.base.hidden import hide
+from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 from genctl.cli.command import Command
 from genctl.cli.output import Output, write
@@ -28,12 +30,12 @@ HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 )
 @click.option("--watch", is_flag=True, help="Look again every 2 s, until Ctrl-C.")
 def status(out: Output, *, watch: bool) -> int:
-    """Show what stands where, and what needs somebody.
+    """Show how everything stands, and what needs a person.
 
-    Queue and DLQ of the tool, sessions, failures of the last hour, gates, listener, what is owed, refunds
-    pending, what the database refuses, migrations: each with the command that goes on from there. A part that
-    does not answer within a few seconds is a line too. Exit code 1 when something needs a person, 3 when
-    nothing can be reached.
+    It shows queue and DLQ of the tool, sessions, failures of the last hour, gates, listener, owed messages,
+    pending refunds, what the database refuses, and migrations, each with the command to run next. A part that
+    does not answer within a few seconds gets a line too. Exit code 1 means that something needs a person, 3
+    that no part answers.
     """
     from genctl.ops.status import look
 
@@ -46,7 +48,7 @@ def status(out: Output, *, watch: bool) -> int:
 
 
 async def _watch(out: Output) -> None:
-    """For ever: a table is drawn over itself on a terminal; of data, and into a pipe, one follows another."""
+    """Look for ever. On a terminal each table overwrites the last; other output is a list of documents."""
     from genctl.domain.model import GenctlError
     from genctl.domain.status import unreachable
     from genctl.ops.status import look
@@ -57,14 +59,15 @@ async def _watch(out: Output) -> None:
             if out.form != "table":
                 put(_standing(lines))
             elif terminal.room():
-                write(HOME + _text(lines).replace("\n", f"{CLEAR_LINE}\n") + CLEAR_REST)
+                drawn = printable_lines(hide(_text(lines))).replace("\n", f"{CLEAR_LINE}\n")
+                sys.stdout.write(HOME + drawn + CLEAR_REST)
             else:
                 write(f"{_text(lines)}\n")
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)
             try:
                 lines = await look(out.settings)
-            except GenctlError as error:  # all of it was there, and will be again
+            except GenctlError as error:  # the parts were there before, and may come back
                 lines = unreachable("everything", error)
 
 
@@ -88,18 +91,13 @@ def _text(lines: "Iterable[StatusLine | Finding]") -> str:
 def doctor(out: Output) -> int:
     """Check every dependency, and say how to mend what is wrong.
 
-    Settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that cannot be
-    billed), the API and its stream through the public URL. Changes nothing. Exit code 1 on errors only.
+    It checks settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that it cannot
+    bill), the API and its stream through the public URL. It changes nothing. Only errors give exit code 1.
     """
     from genctl.ops.doctor import CHECKS, examine
 
-    with terminal.progress(len(CHECKS), "doctor") as step:
-        found = out.run(examine(out.settings, step))
+    with terminal.progress(len(CHECKS), "doctor") as advance:
+        found = out.run(examine(out.settings, advance))
     ok = not any(finding.level == "error" for finding in found)
-    out.emit(
-        {"ok": ok, "findings": found},
-        columns=FINDINGS,
-        rows=found,
-        text=lambda: _text(found),
-    )
+    out.emit({"ok": ok, "findings": found}, columns=FINDINGS, rows=found, text=lambda: _text(found))
     return int(not ok)

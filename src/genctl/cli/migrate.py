@@ -3,18 +3,18 @@
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import Command, Group, yes_option
+from genctl.cli.command import Group, yes_option
 from genctl.cli.output import Output
 
 
 @click.group(cls=Group, default="up")
 def migrate() -> None:
-    """Apply or undo the migrations, or tell their state."""
+    """Apply or undo the migrations, or show their state."""
 
 
-@migrate.command("up", cls=Command, examples=("genctl migrate", "genctl migrate up -o json"))
+@migrate.command("up", examples=("genctl migrate", "genctl migrate up -o json"))
 def up(out: Output) -> None:
-    """Apply what is pending. Any number of these at once is safe: they take turns."""
+    """Apply the pending migrations. Any number of these commands may run at once: they take turns."""
     from genctl.edges import migrate as runner
 
     out.target()
@@ -26,17 +26,15 @@ def up(out: Output) -> None:
 
 
 @migrate.command(
-    "down",
-    cls=Command,
-    examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes"),
+    "down", examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes")
 )
-@click.option("--to", metavar="NAME", help="Undo all files back to this one, and this one too.")
+@click.option("--to", metavar="NAME", help="Undo all files back to this one, inclusive.")
 @click.option("--dry-run", is_flag=True, help="Name the files and undo none.")
 @yes_option
 def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None:
-    """Undo the newest applied file. What it made is dropped, with all that is in it.
+    """Undo the newest applied file: drop what it made, with all data in it.
 
-    A table or column that was there before genctl stays.
+    Tables and columns that existed before genctl stay.
     """
     from genctl.edges import migrate as runner
 
@@ -56,11 +54,11 @@ def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None
     out.emit([{"name": name, "state": state} for name in out.run(work())], empty="nothing is applied")
 
 
-@migrate.command("status", cls=Command, examples=("genctl migrate status", "genctl migrate status -o json"))
+@migrate.command("status", examples=("genctl migrate status", "genctl migrate status -o json"))
 def status(out: Output) -> int:
     """Show each file as applied, pending, drifted (its content changed since) or missing.
 
-    Exit code 1 when one is drifted or missing.
+    Exit code 1 means that one is drifted or missing.
     """
     from genctl.domain.model import camel
     from genctl.edges import migrate as runner

@@ -1,12 +1,13 @@
-"""What a command says: data to stdout in the form that was asked for, everything else to stderr."""
+"""Print what a command returns: data to stdout in the chosen format, everything else to stderr."""
 
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from genctl.base.hidden import hide
+from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class Output:
-    """Every command's first argument, `out`: the form of its data, and the settings of this call."""
+    """Print the data of a command, and hold the settings of this call: the first argument of commands."""
 
     def __init__(
         self, form: str = "table", *, debug: bool = False, flags: Mapping[str, str] | None = None
@@ -29,7 +30,7 @@ class Output:
 
     @cached_property
     def settings(self) -> "Settings":
-        """With this call's `--setting`s. Raises GenctlError as settings.load() does."""
+        """Load the settings, with this call's `--setting`s. Raises GenctlError as settings.load() does."""
         from genctl.tools import found
 
         return found.load({"log_level": "debug", **self.flags} if self.debug else self.flags)
@@ -45,8 +46,8 @@ class Output:
     ) -> None:
         """Print one thing (a mapping or struct) or many (any other iterable), once in a command's life.
 
-        `columns` are those of table and CSV, else all keys (CSV: of the first row). `rows` are the many
-        that matter inside of one thing: table, CSV and JSON lines show them instead. `text` replaces the
+        Table and CSV have these `columns`, else all keys (CSV: of the first row). `rows` are the many
+        that matter inside one thing: table, CSV and JSON lines show them instead. `text` replaces the
         table. `empty` goes to stderr where a table would have no row.
         """
         from genctl.cli import formats
@@ -68,23 +69,45 @@ class Output:
             case "yaml" if one:
                 write(formats.to_yaml(formats.plain(data)))
             case _:
-                with self.stream(dict.fromkeys(columns, 0)) as put:
+                with self.stream(dict.fromkeys(columns, 0), flush=False) as put:
                     for row in many:
-                        put(row, flush=False)
+                        put(row)
         sys.stdout.flush()
 
-    def stream(self, columns: Mapping[str, int]) -> "Stream":
-        """For rows that come one by one; `columns` have their widths in lines, 0 for the rest of the line."""
+    @contextmanager
+    def stream(self, columns: Mapping[str, int], *, flush: bool = True) -> Iterator[Callable[[Any], None]]:
+        """Yield a function that prints a row; `columns` have their widths, 0 is the rest of the line.
+
+        The document is complete when the block ends, even by a signal.
+        """
         from genctl.cli import formats
 
         writers: dict[str, Callable[[], Writer]] = {
-            "table": lambda: formats.LinesWriter(columns, terminal.room()),
-            "json": formats.JsonWriter,
-            "jsonl": formats.JsonLinesWriter,
-            "yaml": formats.YamlWriter,
-            "csv": lambda: formats.CsvWriter(list(columns), raw=not sys.stdout.isatty()),
+            "table": lambda: formats.lines_writer(columns, terminal.room()),
+            "json": lambda: formats.JSON,
+            "jsonl": lambda: formats.JSON_LINES,
+            "yaml": lambda: formats.YAML,
+            "csv": lambda: formats.csv_writer(columns),
         }
-        return Stream(writers[self.form](), formats.plain)
+        writer, count = writers[self.form](), 0
+
+        def put(row: Any) -> None:
+            nonlocal count
+            write(writer.row(row, count))
+            count += 1
+            if flush:
+                sys.stdout.flush()
+
+        is_empty = False
+        try:
+            yield put
+        except Exception:
+            is_empty = count == 0  # a command that failed before its first row leaves stdout empty
+            raise
+        finally:
+            if not is_empty:
+                write(writer.end(count))
+                sys.stdout.flush()
 
     def run(
         self,
@@ -94,18 +117,18 @@ class Output:
         gone_after_s: float | None = None,
         heed: Callable[[int], object] | None = None,
     ) -> T:
-        """Carry out `work` in the project's only event loop; the rest as in running.run()."""
+        """Run `work` in the project's only event loop, as running.run() does."""
         import structlog
 
         from genctl.base import log
         from genctl.cli import running
 
-        if not structlog.is_configured():  # services log; of other commands only --debug shows the logs
+        if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
         return running.run(work, follow=follow, gone_after_s=gone_after_s, heed=heed)
 
     def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
-        """The same for a service: it logs, and a signal is its proper end."""
+        """Run a service: it logs, and a signal is its proper end."""
         from genctl.base import log
         from genctl.cli.running import Stopped
 
@@ -114,7 +137,7 @@ class Output:
             self.run(work, gone_after_s=gone_after_s)
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
-        """Run what needs the database and nothing else. Raises GenctlError (exit 3) without one."""
+        """Run work that needs only the database. Raises GenctlError (exit 3) when it cannot be reached."""
         from genctl.edges.db import Database
 
         async def asked() -> T:
@@ -124,7 +147,7 @@ class Output:
         return self.run(asked(), follow=follow)
 
     def target(self, *, queue: bool = False, tool: str | None = None) -> None:
-        """Say on stderr what will be changed: database host and name, with `queue` that of the tool too.
+        """Name on stderr what the command will change: the database, and with `queue` the tool's queue.
 
         Raises GenctlError (exit 3) when the embedded stack never ran.
         """
@@ -136,15 +159,15 @@ class Output:
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
     def askable(self, yes: str | None) -> None:
-        """Before any work: raises GenctlError (exit 2) where confirm() could neither ask nor go on."""
+        """Raise GenctlError (exit 2) before any work when confirm() would have nobody to ask."""
         if yes is not None or not terminal.can_ask():
             self.confirm("", yes)
 
     def confirm(self, question: str, yes: str | None) -> None:
         """Go on only when `--yes` or a person says so; `yes` is the value of the option of that name.
 
-        With GENCTL_PROTECTED on, the answer is the database's name. Raises GenctlError: exit 2 where
-        nobody can be asked or the name is another, exit 1 when the answer is no.
+        With GENCTL_PROTECTED on, the answer is the database's name. Raises GenctlError: exit 2 where we
+        can ask nobody or the name is another, exit 1 when the answer is no.
         """
         from genctl.base import dsn
 
@@ -152,32 +175,6 @@ class Output:
         terminal.confirm(question, yes, name, protected=self.settings.protected)
 
 
-class Stream:
-    """Call it with each row. Its document is complete when the block ends, also by an interruption."""
-
-    def __init__(self, writer: "Writer", plain: Callable[[Any], Any]) -> None:
-        self._writer = writer
-        self._plain = plain
-        self._count = 0
-
-    def __call__(self, row: Any, *, flush: bool = True) -> None:
-        write(self._writer.row(self._plain(row), self._count))
-        self._count += 1
-        if flush:
-            sys.stdout.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        failed = isinstance(error, Exception) and self._count == 0
-        if not failed:  # a command that failed before its first row leaves stdout empty
-            write(self._writer.end(self._count))
-            sys.stdout.flush()
-
-
 def write(text: str) -> None:
-    """Text for stdout that needs no escaping any more."""
-    sys.stdout.write(text)
+    """Write lines to stdout; here at the latest what is secret, or steers a terminal, is masked."""
+    sys.stdout.write(printable_lines(hide(text)))

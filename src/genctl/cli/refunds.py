@@ -7,7 +7,7 @@ import click
 
 from genctl.base.printable import many
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Command, Group, yes_option
+from genctl.cli.command import WHEN, Group, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def refunds() -> None:
 
 @refunds.command(
     "check",
-    cls=Command,
     examples=(
         "genctl refunds check",
         "genctl refunds check --since 24h --user ann -o json",
@@ -33,29 +32,30 @@ def refunds() -> None:
 )
 @click.option("--user", metavar="U", help="Only this user's rows.")
 @click.option("--since", type=WHEN, metavar="T", help="Only what changed since then (2h, or RFC 3339).")
-@click.option("--fix", is_flag=True, help="Mend what can be mended safely, each in the ledger.")
-@click.option("--dry-run", is_flag=True, help="With --fix: say what would be mended.")
+@click.option("--fix", is_flag=True, help="Mend what is safe to mend, with a row in the ledger each time.")
+@click.option("--dry-run", is_flag=True, help="With --fix: say what it would mend.")
 @yes_option
 def check(
     out: Output, *, user: str | None, since: datetime | None, fix: bool, dry_run: bool, yes: str | None
 ) -> int:
     """Prove the invariants of statuses, ledger and details in one snapshot.
 
-    Every failed session is refunded once and in full, no completed one is, nothing ended holds credits,
-    every balance is the sum of its ledger, error_details agree with it. Exit code 1 on any violation.
+    Every failed session got its refund once and in full, no completed one got any, no ended one holds
+    credits, every balance is the sum of its ledger, and error_details agree with the ledger. Exit code 1
+    means that it found a violation.
     """
     from genctl import credits
     from genctl.domain.model import camel
 
     if (dry_run or yes is not None) and not fix:
-        raise click.UsageError("--dry-run and --yes are about what --fix does: add --fix")
+        raise click.UsageError("--dry-run and --yes are for --fix: add --fix")
     if fix and not dry_run:
         out.target()
         out.askable(yes)
 
     def look() -> credits.Audit:
-        with terminal.progress(len(credits.PARTS), "check") as step:
-            return out.ask(lambda db: credits.audit(db, user, since=since, advance=step))
+        with terminal.progress(len(credits.PARTS), "check") as advance:
+            return out.ask(lambda db: credits.audit(db, user, since=since, advance=advance))
 
     found = look()
     if fix and dry_run:
@@ -71,8 +71,9 @@ def check(
         terminal.note(f"the first {len(found.violations):,} violations are listed")
     if unsure := found.unknowns + found.late_results:
         terminal.note(
-            f"{many(unsure, 'call')}, worth {many(found.worth, 'credit')}, may have been billed, though"
-            f" users were refunded: {found.unknowns} of unknown outcome, {found.late_results} late results"
+            f"the provider may have billed {many(unsure, 'call')}, worth {many(found.worth, 'credit')},"
+            f" though users got refunds: {found.unknowns} of unknown outcome,"
+            f" {found.late_results} late results"
         )
     violations = [camel(violation._asdict()) for violation in found.violations]
     out.emit({"checked": found.checked, "violations": violations}, rows=violations, empty="")
@@ -80,18 +81,18 @@ def check(
 
 
 def _mended(out: Output, found: "credits.Audit", look: "Callable[[], credits.Audit]") -> "credits.Audit":
-    """What is wrong when all is mended that can be, also what was not listed at first."""
+    """Mend all that is safe, also beyond the first page of violations; return a new audit."""
     from genctl import credits
 
     def mend(some: "list[credits.Violation]") -> "list[credits.Violation]":
-        return out.ask(lambda db: credits.fix_all(db, some, _told))
+        return out.ask(lambda db: credits.fix_all(db, some, _show))
 
     while mend(found.safe) and found.is_cut:
         found = look()
     return look()
 
 
-def _told(violation: "credits.Violation", refused: "GenctlError | None") -> None:
+def _show(violation: "credits.Violation", refused: "GenctlError | None") -> None:
     _note(f"not mended, {refused.message}" if refused else "mended", violation)
 
 

@@ -12,12 +12,14 @@ from genctl.cli.output import Output
     cls=Command,
     examples=("genctl report --since 2h", "genctl report --since 2026-11-24T09:00:00Z > incident.md"),
 )
-@click.option("--since", type=WHEN, required=True, metavar="T", help="From then (2h, or RFC 3339).")
-@click.option("--until", type=WHEN, metavar="T", help="Up to then; default: now.")
+@click.option(
+    "--since", type=WHEN, required=True, metavar="T", help="Begin of the period (2h ago, or RFC 3339)."
+)
+@click.option("--until", type=WHEN, metavar="T", help="End of the period; default: now.")
 def report(out: Output, *, since: datetime, until: datetime | None) -> None:
-    """Report a time of failures as Markdown.
+    """Report the failures of a period as Markdown.
 
-    Users and jobs that were hit, codes, credits, redrives and how they ended, a timeline.
+    It counts users, jobs, codes and credits, the redrives by how they ended, and draws a timeline.
     """
     from datetime import UTC
 

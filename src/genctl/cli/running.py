@@ -1,4 +1,4 @@
-"""The only event loop of the project: what signals do to it, and a reader of our output that leaves."""
+"""Run the only event loop of the project; end it by a signal, or when the reader of our output leaves."""
 
 import asyncio
 import errno
@@ -15,12 +15,12 @@ from genctl.cli.streams import OutputLost
 
 T = TypeVar("T")
 
-FOLLOWER_LIMIT_S = 1.5  # a follower is gone so long after a signal, whatever still hangs
+FOLLOWER_LIMIT_S = 1.5  # a follower exits so long after a signal, whatever hangs
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(SystemExit):
-    """A signal ended the work; the exit code is 128 and its number."""
+    """Say that a signal ended the work; the exit code is 128 plus its number."""
 
     code: int
 
@@ -32,12 +32,11 @@ def run(
     gone_after_s: float | None = None,
     heed: Callable[[int], object] | None = None,
 ) -> T:
-    """The result of `work`. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process at once.
+    """Run `work` and return its result. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process.
 
-    `follow`: it is also cancelled when the reader of stdout leaves, and gone within two seconds of a
-    signal. `gone_after_s`: a service is gone so long after a signal, with exit code 0, whatever still
-    hangs. `heed`: gets each signal instead, at once. Raises Stopped or OutputLost when `work` was
-    cancelled so.
+    With `follow` it also ends when the reader of stdout leaves, and within two seconds of a signal. With
+    `gone_after_s` a service exits so long after a signal, with code 0, whatever hangs. `heed` takes the
+    signals instead, at once. Raises Stopped or OutputLost when a signal or a lost reader cancelled `work`.
     """
     ends: list[Stopped | OutputLost] = []
     try:
@@ -51,15 +50,12 @@ def run(
 
 
 @contextmanager
-def _heeded(heed: Callable[[int], object]) -> Iterator[None]:
-    """Give signals to `heed` for so long. The loop's own handlers would leave the system's behind."""
-    # nohup's wish stands; SIGINT is ignored where a script started us with &, yet kill -INT means us
-    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-    before = {
-        number: signal.signal(number, lambda number, _: heed(number))
-        for number in ENDING
-        if number not in ignored
-    }
+def heeded(heed: Callable[[int], object]) -> Iterator[None]:
+    """Give signals to `heed` until the block ends; then restore the handlers, as the loop's own would not."""
+    # nohup ignores SIGHUP, and so do we; a script's & ignores SIGINT, and we do not: kill -INT means us
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in ENDING if not (is_nohup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, lambda number, _: heed(number)) for number in numbers}
     try:
         yield
     finally:
@@ -75,7 +71,7 @@ async def _watched(
     gone_after_s: float | None,
     heed: Callable[[int], object] | None,
 ) -> T:
-    """Await `work`; why it was cancelled goes into `ends`."""
+    """Await `work`; put into `ends` why we cancelled it."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def end(why: Stopped | OutputLost) -> None:
@@ -96,7 +92,7 @@ async def _watched(
     if follow:
         gone = OutputLost(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
         _watch_reader(lambda: loop.call_soon_threadsafe(end, gone))
-    with _heeded(heed or signalled):
+    with heeded(heed or signalled):
         return await work
 
 
@@ -107,16 +103,16 @@ def _exit_after(seconds: float, code: int) -> None:
 
 
 def _watch_reader(call: Callable[[], object]) -> None:
-    """Call when the other end of stdout is closed: a follower may have nothing to write for hours."""
+    """Call `call` when the reader of stdout closes it: a follower may write nothing for hours."""
     mode = os.fstat(1).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return
 
     def watch() -> None:
         poller = select.poll()
-        poller.register(1, 0)  # errors and hang-ups come unasked
+        poller.register(1, 0)  # poll() always reports errors and hang-ups
         poller.poll()
-        with suppress(RuntimeError):  # the loop has ended before
+        with suppress(RuntimeError):  # the loop has ended already
             call()
 
     threading.Thread(target=watch, daemon=True).start()

@@ -23,9 +23,9 @@ GONE_AFTER_S = 1.8
 def serve(out: Output, *, host: str, port: int) -> None:
     """Serve the API, the streams and the page.
 
-    One LISTEN connection tells when to look at the rows; every open stream of the user gets what has
-    changed. Starts without its database, and goes on when that comes. Behind a proxy set GENCTL_PUBLIC_URL.
-    SIGTERM: each stream gets `bye`, and the process is gone within two seconds.
+    One LISTEN connection tells it when to read the rows; it sends every change to the open streams of the
+    user. It starts without its database, and connects when the database comes. Behind a proxy set
+    GENCTL_PUBLIC_URL. On SIGTERM it sends `bye` to each stream and exits within two seconds.
     """
     from genctl.services.server import serve as run
 

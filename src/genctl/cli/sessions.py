@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import DURATION, WHEN, Command, Group
+from genctl.cli.command import DURATION, WHEN, Group
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def sessions() -> None:
 
 @sessions.command(
     "list",
-    cls=Command,
     examples=(
         "genctl sessions list --status failed --limit 50",
         "genctl sessions list --user ann --since 2h -o json",
@@ -50,9 +49,7 @@ def list_(out: Output, **filters: Any) -> None:
 
 
 @sessions.command(
-    "show",
-    cls=Command,
-    examples=("genctl sessions show 3f2a", "genctl sessions show 021762091234567 -o json"),
+    "show", examples=("genctl sessions show 3f2a", "genctl sessions show 021762091234567 -o json")
 )
 @click.argument("id_", metavar="ID")
 def show(out: Output, id_: str) -> None:
@@ -68,7 +65,6 @@ def show(out: Output, id_: str) -> None:
 
 @sessions.command(
     "trace",
-    cls=Command,
     examples=(
         "genctl sessions trace 3f2a",
         "genctl sessions trace cart-7 --follow",
@@ -81,8 +77,8 @@ def show(out: Output, id_: str) -> None:
 def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> None:
     """Trace one session: every hop, the time before it, and what was slow.
 
-    From the order over claims, attempts, settle and NOTIFY to the copy in the DLQ, redrives and late
-    results. ID is any of its ids, as for `show`. A bar of one more block is ten times longer.
+    It goes from the order through claims, attempts, settle and NOTIFY to the copy in the DLQ, redrives and
+    late results. ID is any of its ids, as for `show`. A bar with one more block stands for ten times as long.
     """
     from genctl.domain.model import GenctlError, camel
     from genctl.domain.timeline import hops
@@ -101,8 +97,8 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         events, copy = await tracing.events_of(db, session.id), None
         try:
             copy = await tracing.copy_of(out.settings, events)
-        except GenctlError as error:  # the database has told the most
-            terminal.note(f"the DLQ could not be looked into: {error.message}")
+        except GenctlError as error:  # the timeline itself is from the database
+            terminal.note(f"cannot look into the DLQ: {error.message}")
         timeline = hops(events)
         told = tracing.traced(await find(db, str(session.id)), timeline) | {"dlq": copy and camel(copy)}
         if not streams:
@@ -119,7 +115,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
 
 
 def _line(hop: "TraceHop") -> dict[str, str]:
-    """A hop as people read it; one more block of the bar is ten times longer, from a millisecond on."""
+    """Write a hop for people. The bar has one block for 1 ms, one more for each factor of ten."""
     from math import log10
 
     from genctl.domain.model import rough

@@ -9,10 +9,10 @@ from genctl.cli.output import Output
 
 
 class _WithScenarios(Command):
-    """Its help ends with the table of scenarios."""
+    """Add the table of scenarios to the help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from genctl.domain.scenarios import SCENARIOS
+        from genctl.services.scenarios import SCENARIOS
 
         with formatter.section("Scenarios"):
             formatter.write_dl([(s.name, s.does) for s in SCENARIOS.values()])
@@ -29,10 +29,8 @@ class _WithScenarios(Command):
         "genctl simulator --events docs/streams/redriven.sse",
     ),
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8788, show_default=True, help="Port; 0 picks one."
-)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8788, help="Port; 0 picks one.")
 @click.option(
     "--events",
     type=click.Path(path_type=Path),
@@ -42,8 +40,8 @@ class _WithScenarios(Command):
 def simulator(out: Output, *, host: str, port: int, events: Path | None) -> None:
     """Serve the provider's images API, with failures on request.
 
-    A prompt that holds `[scenario:NAME]` plays that scenario; one with words that the provider's filter
-    refuses is refused; any other gets an image.
+    A prompt that contains `[scenario:NAME]` gets the answer of that scenario. The simulator refuses the words
+    that the provider's filter refuses. Any other prompt gets an image.
     """
     from genctl.services.playback import Recording
     from genctl.services.simulator import serve

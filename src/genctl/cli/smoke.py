@@ -22,8 +22,8 @@ COLUMNS = ("hop", "ok", "ms", "evidence", "why")
         "genctl smoke --user tester -o json | jq .hops[].why",
     ),
 )
-@click.option("--user", metavar="U", help="Whose job it is, and who pays; else a fresh user's, on credit.")
-@click.option("--timeout", type=DURATION, default="30s", metavar="D", help="For all hops together.")
+@click.option("--user", metavar="U", help="Who orders and pays; default: a fresh user with lent credits.")
+@click.option("--timeout", type=DURATION, default="30s", metavar="D", help="Time for all hops together.")
 @click.option(
     "--junit",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -34,13 +34,13 @@ COLUMNS = ("hop", "ok", "ms", "evidence", "why")
 def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, yes: str | None) -> int:
     """Judge a deployment by one job that fails, hop by hop.
 
-    Orders a job that the provider refuses through the API, and follows it from outside: database, NOTIFY,
-    stream, DLQ. Works on every deployment of the contract, ours or not. A line a hop; exit code 1 when
-    one is broken, with what was expected, what was found and where to look. Afterwards its copy in the DLQ
-    and the fresh user's credits are taken back.
+    It orders a job that the provider refuses through the API, and follows it from outside: database, NOTIFY,
+    stream, DLQ. It works on every deployment of the contract, ours or not. It writes a line for each hop.
+    Exit code 1 means that a hop is broken; smoke says what it expected, what it found and where to look.
+    Afterwards it deletes the job's copy from the DLQ and takes the fresh user's credits back.
     """
     from genctl.ops.smoke import run
-    from genctl.ops.smoke.hop import Hop, verdict
+    from genctl.ops.smoke.hop import HopResult, verdict
     from genctl.ops.smoke.junit import reported
     from genctl.tools.found import Tools
 
@@ -48,16 +48,16 @@ def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, 
     tool = Tools.of(out.settings).about(out.settings.tool)
     if tool.said and tool.is_real:
         out.confirm(f"Send a job that is refused to {tool.address}, from your account?", yes)
-    hops: list[Hop] = []
+    hops: list[HopResult] = []
 
-    def told(hop: Hop) -> None:
+    def show(hop: HopResult) -> None:
         hops.append(hop)
         if out.form == "table":
             write(printable(hop.line()) + "\n")
             sys.stdout.flush()
 
     with reported(junit, hops):
-        out.run(run(out.settings, user=user, timeout_s=timeout, told=told, note=terminal.note))
+        out.run(run(out.settings, user=user, timeout_s=timeout, show=show, note=terminal.note))
     found = [{name: getattr(hop, name) for name in COLUMNS} for hop in verdict(hops)]
     broken = next((hop["hop"] for hop in found if not hop["ok"]), None)
     out.emit(

@@ -12,9 +12,9 @@ from genctl.cli.output import Output, write
 def demo(out: Output, *, keep: bool) -> int:
     """Watch a failing and a good job go through the embedded stack.
 
-    Starts PostgreSQL, an SQS server, the provider simulator and a worker on one private folder, and sends
-    a job that the provider refuses: it is watched hop by hop from outside. Then a good one. Exit code 0
-    only if everything holds.
+    It starts PostgreSQL, an SQS server, the provider simulator, the API and a worker in one private folder,
+    sends a job that the provider refuses, and watches it hop by hop from outside. Then it sends a good one.
+    The exit code is 0 only if everything holds.
     """
     from genctl.ops.demo import run
 
@@ -22,20 +22,20 @@ def demo(out: Output, *, keep: bool) -> int:
 
 
 @click.command(cls=Command, tool=True, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up"))
-@click.option("--user", default="demo", metavar="U", help="Who the printed link signs in.")
+@click.option("--user", default="demo", metavar="U", help="The user whom the printed link signs in.")
 def up(out: Output, *, user: str) -> None:
     """Run the whole embedded stack: API, page, worker and sweeper.
 
-    In the foreground until Ctrl-C. Every genctl command in another terminal finds it. The link on stdout
-    signs in to the page, once; `genctl token --link` makes another.
+    It runs in the foreground until Ctrl-C. Every genctl command in another terminal finds it. The link on
+    stdout signs in to the page, once; `genctl token --link` makes another.
     """
     import sys
 
     from genctl.base.tokens import Tokens
-    from genctl.ops.stack import Stack
+    from genctl.ops.stack.stack import Stack
 
     async def run() -> None:
-        async with Stack(out.settings, say=terminal.note) as stack:
+        async with Stack(out.settings, note=terminal.note) as stack:
             settings = stack.settings
             terminal.note(f"the API is at {settings.api_url}; Ctrl-C stops everything")
             write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.page_url, user)}\n")

@@ -1,4 +1,4 @@
-"""The three standard streams, made safe: lost output is reported once, stderr never fails."""
+"""Make the standard streams safe: we report lost output once, and stderr never fails."""
 
 import errno
 import io
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 
 class OutputLost(Exception):  # noqa: N818 (a reader that leaves is no error)
-    """stdout cannot be written any more; `reader_gone` says that its reader wanted no more."""
+    """Say that we can no longer write to stdout; `reader_gone`: because its reader left."""
 
     def __init__(self, why: OSError) -> None:
         super().__init__(why.strerror or str(why))
@@ -17,7 +17,7 @@ class OutputLost(Exception):  # noqa: N818 (a reader that leaves is no error)
 
 
 class _Patient(io.FileIO):
-    """Waits for room where a parent has made the pipe non-blocking."""
+    """Wait for room in a pipe that the parent has made non-blocking."""
 
     def write(self, data: Any, /) -> int:
         while (written := super().write(data)) is None:
@@ -42,9 +42,9 @@ class _Stderr(_Patient):
 
 
 def guard() -> None:
-    """Take this process's streams into care, also those that were closed when it began."""
+    """Guard the streams of this process, also those that were closed when it began."""
     while (fd := os.open(os.devnull, os.O_RDONLY)) <= 2:
-        pass  # now no socket becomes "stdout" by chance, and a closed stdout still refuses to be written
+        pass  # else the first socket would become "stdout"; a closed stdout still refuses writes
     os.close(fd)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the process's life)
@@ -53,12 +53,12 @@ def guard() -> None:
 
 
 def abandon_stdout() -> None:
-    """After OutputLost: drop what waits in the buffer, so that the end of Python stays quiet."""
+    """Drop the buffer after OutputLost, so that Python ends quietly."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def columns() -> int:
-    """Width of the terminal that reads stdout, 80 where there is none."""
+    """Return the width of the terminal that reads stdout, 80 where there is none."""
     try:
         return max(int(os.environ.get("COLUMNS", "0")), 0) or os.get_terminal_size(1).columns or 80
     except (ValueError, OSError):

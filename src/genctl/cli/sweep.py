@@ -13,36 +13,37 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
     tool=True,
     examples=("genctl sweep --dry-run", "genctl sweep", "genctl sweep --every 15s   # a sweeper of its own"),
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be done and why, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what it would do and why, and change nothing.")
 @click.option("--every", type=DURATION, metavar="D", help="Sweep again and again, until a signal.")
 def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
-    """Settle and send again what nothing else did: the safety net.
+    """Run the safety net: settle runs and send messages that nothing else did.
 
-    Sends owed job messages and DLQ copies, takes runs back whose worker fell silent, fails what waited
-    too long, releases what a failed or missing session still holds, captures what a completed one does,
-    prunes the trace. Exit code 1 when something of it failed, 3 when database or queue is away.
+    It sends owed job messages and DLQ copies, takes back runs whose worker fell silent, fails jobs that
+    waited too long, releases the credits that a failed or missing session still holds, captures those of a
+    completed one, and prunes the trace. Exit code 1 means that a part of it failed, 3 that the database or
+    the queue is away.
     """
     from genctl import sweep as net
     from genctl.base import log
     from genctl.pipeline import Pipeline
 
     if every == 0:
-        raise click.UsageError("--every 0s would never rest: name a longer time")
+        raise click.UsageError("--every 0s would sweep without a pause: give a longer time")
     if dry_run and every:
-        raise click.UsageError("--dry-run shows one pass: leave --every away")
+        raise click.UsageError("--dry-run shows one sweep: leave out --every")
     settings = out.settings
     log.configure(settings.log, settings.log_level)
-    ages = net.Ages.of(settings)
+    net.check_timeout(settings)
     if not dry_run:
         out.target(queue=True)
 
     async def once() -> net.SweepPass:
         async with Pipeline.open(settings, calls=False) as pipeline:
-            return await net.sweep(pipeline, ages, dry_run=dry_run)
+            return await net.sweep(pipeline, settings, dry_run=dry_run)
 
     async def again_and_again(every_s: float) -> None:
         async with Pipeline.open(settings, calls=False) as pipeline:
-            await net.sweep_every(pipeline, ages, every_s)
+            await net.sweep_every(pipeline, settings, every_s)
 
     if every:
         out.serve(again_and_again(every))

@@ -26,9 +26,11 @@ COLUMNS = {"at": 24, "sessionId": 36, "userId": 12, "code": 34, "refundedCredits
 )
 @click.option("--user", metavar="U", help="Only this user's.")
 @click.option("--code", metavar="CODE", help="Only this failure code.")
-@click.option("--since", type=WHEN, metavar="T", help="First those since then (15m, or RFC 3339).")
+@click.option(
+    "--since", type=WHEN, metavar="T", help="Begin with the failures since then (15m, or RFC 3339)."
+)
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
-@click.option("--no-follow", is_flag=True, help="Only what is there: with --since.")
+@click.option("--no-follow", is_flag=True, help="With --since: show the failures until now, and end.")
 @click.option("--fail-after", type=DURATION, metavar="D", help="Give up a lost connection after so long.")
 def tail_failures(
     out: Output,
@@ -40,15 +42,15 @@ def tail_failures(
     no_follow: bool,
     fail_after: float | None,
 ) -> None:
-    """Show each failure as the database tells it: a line a failure.
+    """Show each failure in a line, as soon as it is committed.
 
-    LISTENs on session_completed and reads the row again, so it shows what is committed. Reconnects by
-    itself and catches up on what was missed.
+    It LISTENs on session_completed and reads the row, so it shows only committed failures. It reconnects by
+    itself and catches up on what it missed.
     """
     from genctl.ops.tail import tail
 
     if no_follow and since is None:
-        raise click.UsageError("--no-follow shows what is there since when? Add --since, such as --since 1h")
+        raise click.UsageError("--no-follow shows the failures since a time: add --since, such as --since 1h")
     listen_dsn = out.settings.listen_dsn()
 
     async def follow(db: "Database") -> None:

@@ -1,31 +1,30 @@
-"""Speaking with a person on stderr: notes, questions, progress. Nothing here is data."""
+"""Talk to a person on stderr: notes, questions, progress. Nothing here is data."""
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import click
 
+from genctl.base.hidden import hide
+from genctl.base.person import Advance
 from genctl.base.printable import printable
 from genctl.cli import streams
 
 
 def note(text: str) -> None:
-    """A line on stderr, or several; whatever a terminal would obey is escaped."""
-    sys.stderr.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+    """Write a line to stderr, or several, without secrets and without what a terminal would obey."""
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in hide(text).splitlines()))
 
 
 def room() -> int | None:
-    """Columns of the terminal that reads stdout, None when a program does."""
-    if not sys.stdout.isatty():
-        return None
-    return streams.columns()
+    """Return the columns of the terminal that reads stdout, None when a program reads it."""
+    return streams.columns() if sys.stdout.isatty() else None
 
 
 def paint(text: str, colour: str) -> str:
-    """The text in a colour where stderr is a terminal that wants one."""
+    """Colour the text where stderr is a terminal that wants colour."""
     return click.style(text, fg=colour) if _is_able() and not os.environ.get("NO_COLOR") else text
 
 
@@ -34,31 +33,23 @@ def _is_able() -> bool:
 
 
 def can_ask() -> bool:
-    """Whether a person sits there."""
+    """Tell whether there is a person to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty() and not os.environ.get("CI")
 
 
 def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> None:
-    """As Output.confirm(); `name` is the database's."""
+    """Do what Output.confirm() does; `name` is that of the database."""
     from genctl.domain.model import GenctlError
 
     flag = f"--yes={name}" if protected else "--yes"
     if yes is not None:
         if yes == name or (not yes and not protected):
             return
-        raise GenctlError(
-            "NotConfirmed",
-            f"--yes{'=' if yes else ''}{yes} does not name the database {name}",
-            f"answer with {flag}",
-            exit_code=2,
-        )
+        why = f"--yes{'=' if yes else ''}{yes} does not name the database {name}"
+        raise GenctlError("NotConfirmed", why, f"answer with {flag}", exit_code=2)
     if not can_ask():
-        raise GenctlError(
-            "NotConfirmed",
-            f"{question or 'It asks before it does anything.'} Nobody can be asked here",
-            f"answer with {flag}",
-            exit_code=2,
-        )
+        why = f"{question or 'The command asks first.'} There is nobody to ask here"
+        raise GenctlError("NotConfirmed", why, f"answer with {flag}", exit_code=2)
     how = f"Type the database's name ({name}) to go on: " if protected else "[y/N] "
     answer = ask(f"{question} {how}")
     if answer != name if protected else answer.lower() not in {"y", "yes"}:
@@ -66,7 +57,7 @@ def confirm(question: str, yes: str | None, name: str, *, protected: bool) -> No
 
 
 def ask(question: str) -> str:
-    """What the person types in one line."""
+    """Ask a question; return the line that the person types."""
     with _signals_end_it():
         sys.stderr.write(printable(question))
         sys.stderr.flush()
@@ -74,7 +65,7 @@ def ask(question: str) -> str:
 
 
 def ask_secret(question: str) -> str:
-    """The same, unseen."""
+    """Ask for a secret; the terminal does not show what the person types."""
     import getpass
 
     with _signals_end_it(), suppress(EOFError):
@@ -84,28 +75,24 @@ def ask_secret(question: str) -> str:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """A question may be asked inside the event loop, whose handlers could not end the waiting."""
+    """Let signals end a question: while we read, the event loop cannot handle them."""
 
-    def end(number: int, _: object) -> None:
+    from genctl.cli.running import heeded
+
+    def end(number: int) -> None:
         raise SystemExit(128 + number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in numbers}
     try:
-        yield
+        with heeded(end):
+            yield
     except SystemExit:
-        sys.stderr.write("\n")  # behind the question
+        sys.stderr.write("\n")  # after the question
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr when that is a terminal, else nothing; call what it gives with each step's size."""
+def progress(total: int, label: str) -> Iterator[Advance]:
+    """Draw a bar on stderr if that is a terminal; yield an Advance."""
     with click.progressbar(
         length=total, label=printable(label), file=sys.stderr, hidden=not _is_able()
     ) as bar:

@@ -8,7 +8,7 @@ from genctl.cli.output import Output
 
 @click.group(cls=Group, default="issue")
 def token() -> None:
-    """Issue a user token or a sign-in link, or take tokens back."""
+    """Issue a user token or a sign-in link, or revoke tokens."""
 
 
 @token.command(
@@ -20,14 +20,14 @@ def token() -> None:
         "genctl token --user ann --link   # for the page, good for one use",
     ),
 )
-@click.option("--user", required=True, metavar="U", help="Whose token it is.")
-@click.option("--ttl", type=DURATION, default="1h", metavar="D", help="How long it is good.")
-@click.option("--link", is_flag=True, help="A link that signs in to the page instead, once.")
+@click.option("--user", required=True, metavar="U", help="The user of the token.")
+@click.option("--ttl", type=DURATION, default="1h", metavar="D", help="How long it is valid.")
+@click.option("--link", is_flag=True, help="Print a link that signs in to the page once instead.")
 def issue(out: Output, *, user: str, ttl: float, link: bool) -> None:
     """Issue a user token, or a sign-in link. `genctl token` alone means this.
 
-    It is signed with GENCTL_SECRET (HS256), so every API process with that secret takes it. A link leads to
-    GENCTL_PUBLIC_URL, or to GENCTL_API_URL where that is not set.
+    genctl signs it with GENCTL_SECRET (HS256); every API process with that secret accepts it. A link leads to
+    GENCTL_PUBLIC_URL, or to GENCTL_API_URL if that is not set.
     """
     from datetime import UTC, datetime
 
@@ -35,7 +35,7 @@ def issue(out: Output, *, user: str, ttl: float, link: bool) -> None:
     from genctl.domain.model import rfc3339
 
     if ttl < 1:
-        raise click.UsageError("--ttl is less than a second: nobody could use it")
+        raise click.UsageError("--ttl is less than a second: nobody could use the token in time")
     tokens = Tokens.of(out.settings)
     if link:
         url = tokens.sign_in_url(out.settings.page_url, user)
@@ -49,12 +49,12 @@ def issue(out: Output, *, user: str, ttl: float, link: bool) -> None:
 @token.command(
     "revoke", cls=Command, examples=("genctl token revoke --user ann", "genctl token revoke --id ID")
 )
-@click.option("--user", metavar="U", help="All tokens and sign-in links that this user has by now.")
+@click.option("--user", metavar="U", help="All tokens and sign-in links that this user has now.")
 @click.option("--id", "one", metavar="ID", help="One token: its id (`jti`), or the token itself.")
 def revoke(out: Output, *, user: str | None, one: str | None) -> None:
-    """Take tokens back before they run out.
+    """Revoke tokens before they expire.
 
-    Every API process refuses them within 30 s, and ends their streams. What the user gets afterwards is good.
+    Every API process refuses them within 30 s, and ends their streams. New tokens of the user are valid.
     """
     from genctl.services import revoked
 

@@ -14,12 +14,12 @@ COLUMNS = ("tool", "provider", "models", "price", "queue", "gate", "trouble")
 )
 @click.argument("name", required=False)
 def tools(out: Output, *, name: str | None) -> None:
-    """List the tools that are installed: provider, models, price, queue and gate.
+    """List the installed tools: provider, models, price, queue and gate.
 
-    With NAME that one alone, and what can be ordered of it.
+    With NAME it shows only that one, with the parameters of its orders.
 
-    Tools are found by the entry points of the group genctl.tools. One that cannot be used is listed with
-    what keeps it from that.
+    genctl finds tools by the entry points of the group genctl.tools. It also lists a tool that it cannot use,
+    and says why.
     """
     from genctl.ops.tools import shown
     from genctl.tools.found import Tools

@@ -1,4 +1,4 @@
-"""The words of a command as a step of a runbook: checked against the real command line, and completed."""
+"""Check the words of a runbook's `genctl` step against the command line, and complete them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +21,7 @@ NEVER = {
 
 
 def complaint(words: Sequence[str | int]) -> str | None:
-    """What is to be said against these words as a step; those with `${` stand for values."""
+    """Say what is wrong with the words of a step; those with `${` stand for values."""
     texts = [str(word) for word in words]
     for text in texts:
         if why := OURS.get(text.split("=")[0] if text.startswith("--") else text[:2]):  # -oyaml is -o yaml
@@ -32,7 +32,7 @@ def complaint(words: Sequence[str | int]) -> str | None:
 
 
 def usage_mistake(words: Sequence[str]) -> str | None:
-    """What the command line has against these words."""
+    """Say why the command line would refuse these words."""
     try:
         command, context, rest = _resolved([*words])
         _check(command, context, rest)
@@ -42,7 +42,7 @@ def usage_mistake(words: Sequence[str]) -> str | None:
 
 
 def completed(words: Sequence[str], *, yes: str | None, flags: Mapping[str, str]) -> list[str]:
-    """The words of a step as a command line whose output is JSON; `yes` is the value of its `--yes`."""
+    """Make a command line with JSON output of a step's words; `yes` is the value of its `--yes`."""
     command, _, rest = _resolved([*words])
     shared = {option for param in command.params for option in param.opts}
     more = ["-o", "json"] if isinstance(command, Command) and "-o" in shared else []
@@ -52,7 +52,7 @@ def completed(words: Sequence[str], *, yes: str | None, flags: Mapping[str, str]
 
 
 def _resolved(texts: list[str]) -> tuple[click.Command, click.Context, list[str]]:
-    """The command that the words lead to, and the words behind it. Raises click.UsageError."""
+    """Return the command that the words name, and the words after it. Raises click.UsageError."""
     from genctl.cli import genctl
 
     command: click.Command = genctl

@@ -16,31 +16,23 @@ from genctl.cli.output import Output
         "genctl worker --drain            # until the queue is empty, for scripts",
     ),
 )
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 10_000),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Jobs at once.",
-)
+@click.option("--concurrency", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Jobs at once.")
 @click.option(
     "--grace",
     type=DURATION,
     default="60s",
-    show_default=True,
-    help="After a signal, how long calls under way are awaited.",
+    help="How long to wait after a signal for provider calls under way.",
 )
-@click.option("--once", is_flag=True, help="End after one receive; behind a closed gate it waits for that.")
+@click.option("--once", is_flag=True, help="End after one receive; wait while the gate is closed.")
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
-@click.option("--drain", is_flag=True, help="End when the queue is empty; not behind a closed gate.")
+@click.option("--drain", is_flag=True, help="End when the queue is empty; wait while the gate is closed.")
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
     metavar="P",
     help="Serve /healthz and /metrics there; 0 picks one.",
 )
-@click.option("--no-sweep", is_flag=True, help="Leave the sweeping to others.")
+@click.option("--no-sweep", is_flag=True, help="Do not sweep: another process does.")
 def worker(  # noqa: PLR0913 (its options)
     out: Output,
     *,
@@ -54,9 +46,9 @@ def worker(  # noqa: PLR0913 (its options)
 ) -> None:
     """Carry jobs from the queue to their settled rows.
 
-    Receives job messages, claims their sessions, calls the provider and settles them; failed jobs go
-    to the DLQ. SIGTERM: no new jobs, what was not sent goes back, calls under way are awaited for
-    --grace, exit 0; a second one lets them go at once.
+    It receives job messages, claims their sessions, calls the provider and settles the runs; it copies failed
+    jobs to the DLQ. On SIGTERM it takes no new jobs, gives back those not yet sent to the provider, waits up
+    to --grace for calls under way, and ends with exit code 0. A second SIGTERM ends it at once.
     """
     from genctl.services.worker import Until, serve
 

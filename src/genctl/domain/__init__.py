@@ -1,1 +1,1 @@
-"""Pure: values in, values out; the time and chance are arguments."""
+"""Hold the pure core: values in, values out; time and chance are arguments."""

@@ -1,7 +1,7 @@
-"""Makes a provider's answer, or its absence, a Success or a Failure: a pure function over the tables.
+"""Make a provider's answer, or its absence, a Success or a Failure: a pure function over the tables.
 
-The base rule: a 4xx other than 429 is fatal, everything else may be tried again. Knowledge of the
-provider refines the category and what the user reads; only explicit settings change the rule.
+The base rule: a 4xx other than 429 is fatal, a worker may retry everything else. The provider's table refines
+the category and what the user reads; only explicit settings change the rule.
 """
 
 import re
@@ -28,7 +28,7 @@ from genctl.domain.rules import (
 )
 
 FIRST_DELAY_S = 2.0
-FIRST_DELAY_OF_429_S = 20.0  # limits are per minute: the waits of three attempts can reach one
+FIRST_DELAY_OF_429_S = 20.0  # limits are per minute, and the waits of three attempts shall reach one
 MAX_DELAY_S = 300.0
 ADVICE = "advice"
 
@@ -71,14 +71,14 @@ def classify(
         failure, rule, status = _unanswered(answer), None, None
     else:
         row = provider.envelope
-        said = read(answer, row)
+        reading = read(answer, row)
         good = 200 <= answer.status < 300
-        if good and (images := tuple(islice(_images(said.document, row, now), row.most_images))):
-            return Success(images, said.request_id)
-        rule = rule_of(said.code, said.told, provider.rules)
+        if good and (images := tuple(islice(_images(reading.document, row, now), row.most_images))):
+            return Success(images, reading.request_id)
+        rule = rule_of(reading.code, reading.text, provider.rules)
         # an error inside a 200 has no status of its own: the one that its code comes with counts
         status = rule.status if rule and good else answer.status
-        failure = _failure(answer, said, rule, status, now)
+        failure = _failure(answer, reading, rule, status, now)
     verdict = chosen(failure.code, rule, status, verdicts)
     return msgspec.structs.replace(failure, fatal=verdict == "fatal") if verdict else failure
 
@@ -113,46 +113,47 @@ def _unanswered(answer: NoAnswer) -> Failure:
         outcome=Outcome.UNKNOWN if answer.sent else Outcome.REFUSED,
         user_message=SENTENCES[Category.NETWORK],
         provider_message=answer.message,
+        certain=not answer.sent,  # nobody has seen the order
     )
 
 
-def _failure(answer: Answer, said: Reading, rule: Rule | None, counts: int, now: datetime) -> Failure:
+def _failure(answer: Answer, reading: Reading, rule: Rule | None, counts: int, now: datetime) -> Failure:
     status = answer.status
     good = 200 <= status < 300
     if rule:
         category = rule.category
-    elif good and said.document is None:  # empty, cut or HTML: something between us answered
+    elif good and reading.document is None:  # empty, cut or HTML: something between us answered
         category = Category.NETWORK
     else:
         category = BY_STATUS.get(status) or BY_HUNDREDS.get(status // 100, Category.NETWORK)
     of_the_job = category in {Category.CONTENT_POLICY, Category.INVALID_REQUEST}
-    code = next(names_of(said.code))
+    code = next(names_of(reading.code))
     return Failure(
         code=code if CODE.fullmatch(code) else f"HTTP{status}",
         category=category,
         fatal=is_fatal(counts),
         outcome=Outcome.UNKNOWN if good or status in UNKNOWN_STATUSES else Outcome.REFUSED,
-        user_message=(of_the_job and said.spoken and said.message)
+        user_message=(of_the_job and reading.spoken and reading.message)
         or (rule and rule.sentence)
         or SENTENCES[category],
         provider_status=status,
-        provider_code=said.code,
-        provider_message=said.message,
+        provider_code=reading.code,
+        provider_message=reading.message,
         provider_body=answer.body,
-        request_id=said.request_id,
-        retry_after_s=retry_after_s(said.wait, now),
-        names=rule.names if rule and (rule.names or rule.certain) else said.params,
+        request_id=reading.request_id,
+        retry_after_s=retry_after_s(reading.wait, now),
+        names=rule.names if rule and (rule.names or rule.certain) else reading.params,
         certain=rule.certain if rule else status in CERTAIN_STATUSES,
     )
 
 
 def is_fatal(status: int) -> bool:
-    """Whether the base rule gives the status up."""
+    """Tell whether the status is fatal by the base rule."""
     return 400 <= status < 500 and status != 429
 
 
 def chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[str]) -> str | None:
-    """Find what explicit settings say of the code, of its family, of the table's advice, or of the status."""
+    """Find the verdict of explicit settings on the code, its family, the table's advice, or the status."""
     chosen = dict(verdict.split("=") for verdict in verdicts if verdict != ADVICE)
     for name in names_of(code):
         for pattern, verdict in chosen.items():
@@ -171,7 +172,7 @@ def retry_after_s(text: str | None, now: datetime) -> float | None:
         try:
             date = parsedate_to_datetime(text[:64])
             seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-        except (ValueError, TypeError, OverflowError, IndexError):  # the parser raises all of these
+        except (ValueError, TypeError, OverflowError, IndexError):  # the parser raises each of these
             return None
     return min(max(seconds, 0.0), MAX_DELAY_S)
 
@@ -199,7 +200,7 @@ _LIFE_S = re.compile(r"[?&]X-Tos-Expires=(\d{1,7})", re.ASCII)
 
 
 def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
-    """Yield the images of a success. Only http(s) URLs count: we ask for no others, and keep no bytes."""
+    """Yield the images of a success: those with an http(s) URL, as we ask for no bytes and keep none."""
     created = next(find(document, "created"), None)
     items = (item for path in row.images for item in find(document, path))
     flags = (flag for path in row.flags for flag in find(document, path))
@@ -213,13 +214,13 @@ def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
 
 
 def _size(image: dict[str, Any]) -> str | None:
-    """Read WIDTHxHEIGHT of an image that tells it, in one word or in two numbers."""
+    """Read WIDTHxHEIGHT of an image that has it, as one text or as two numbers."""
     size = image.get("size") or f"{image.get('width')}x{image.get('height')}"
     return size if isinstance(size, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", size, re.ASCII) else None
 
 
 def _expires_at(url: str, created: Any, now: datetime, life: timedelta) -> datetime:
-    """Say when a URL dies: by its signature, else `life` after `created` (Unix seconds), else after now."""
+    """Say when a URL expires: by its signature, else `life` after `created` (Unix seconds), or after now."""
     signed_at, life_s = _SIGNED_AT.search(url), _LIFE_S.search(url)
     if signed_at and life_s:
         try:

@@ -1,7 +1,7 @@
-"""Conditions of runbooks: a JMESPath expression that must be true, and in words what it has found."""
+"""Judge the conditions of runbooks: JMESPath expressions that must be true; say what they have found."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jmespath
@@ -13,32 +13,20 @@ from genctl.domain.model import meant
 
 Node = Any  # of the tree of a JMESPath: a map of type, children and value
 
-# Nodes of a JMESPath whose later children are asked of what the first has found.
+# Nodes of a JMESPath that apply their later children to what the first has found.
 _OF_THE_FIRST = {
     *("subexpression", "index_expression", "pipe", "flatten"),
     *("projection", "value_projection", "filter_projection"),
 }
-_LOOSE = {"pipe", "and_expression", "or_expression", "not_expression", "comparator"}
 _NULL: Node = {"type": "literal", "children": [], "value": None}
-OPERATORS = {  # of conditions of the form that was: a path, an operator, a value
-    "equals": "{path} == {value}",
-    "not_equals": "{path} != {value}",
-    "less": "{path} < {value}",
-    "at_most": "{path} <= {value}",
-    "greater": "{path} > {value}",
-    "at_least": "{path} >= {value}",
-    "contains": "contains({path}, {value})",
-    "lacks": "!contains({path}, {value})",
-    "one_of": "contains({value}, {path})",
-}
 
 
 class UncomparableError(ValueError):
-    """An expression that does not fit what was found."""
+    """Say that an expression does not fit the values that it meets."""
 
 
 def path_mistake(path: str) -> str | None:
-    """Why it is no JMESPath, or can find nothing."""
+    """Say why a text is no JMESPath, or one that can find nothing."""
     try:
         return next(_misuses(jmespath.compile(path).parsed), None)
     except (JMESPathError, ValueError) as error:
@@ -48,7 +36,7 @@ def path_mistake(path: str) -> str | None:
 
 
 def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
-    """Functions that are not there or take other arguments, and an expression where a value is due."""
+    """Yield wrong uses: unknown functions, wrong numbers of arguments, an expression in place of a value."""
     if node["type"] == "expref" and not as_argument:
         yield "& is only for an argument of a function"
     is_function = node["type"] == "function_expression"
@@ -68,37 +56,34 @@ def _misuses(node: Node, *, as_argument: bool = False) -> Iterator[str]:
 
 
 def roots(path: str) -> set[str]:
-    """The names that a JMESPath asks of the document itself. Raises JMESPathError."""
-    return set(_roots(jmespath.compile(path).parsed))
-
-
-def _roots(node: Node) -> Iterator[str]:
-    if node["type"] == "field":
-        yield node["value"]
-    if node["type"] == "expref":  # asked of each that the function is given
-        return
-    inner = node["children"][:1] if node["type"] in _OF_THE_FIRST else node["children"]
-    for child in inner:
-        yield from _roots(child)
+    """Name the keys of the document that a JMESPath looks at. Raises JMESPathError."""
+    return {names[0] for names in _names(jmespath.compile(path).parsed)}
 
 
 def values_in(condition: str) -> set[str]:
-    """The names of the run's values that an expectation looks at, as `values.NAME`. Raises JMESPathError."""
-    return set(_values_in(jmespath.compile(condition).parsed))
+    """Name the run's values that an expectation looks at, as `values.NAME`. Raises JMESPathError."""
+    return {names[1] for names in _names(jmespath.compile(condition).parsed) if names[:-1] == ("values",)}
 
 
-def _values_in(node: Node) -> Iterator[str]:
+def _names(node: Node) -> Iterator[tuple[str, ...]]:
+    """Yield the keys of the document that an expression looks at, some with the key within."""
     match node:
-        case {"type": "subexpression", "children": [{"value": "values"}, {"value": str(name)}, *_]}:
-            yield name
-        case {"type": "slice"}:
+        case {"children": [{"type": "field", "value": outer}, {"type": "field", "value": inner}, *_]} if (
+            node["type"] == "subexpression"
+        ):
+            yield outer, inner
+        case {"type": "field", "value": name}:
+            yield (name,)
+        case {"type": "expref"}:  # the function applies it to each of its values
             return
-    for child in node["children"]:
-        yield from _values_in(child)
+        case _:
+            for child in node["children"][:1] if node["type"] in _OF_THE_FIRST else node["children"]:
+                if isinstance(child, dict):  # a slice has numbers
+                    yield from _names(child)
 
 
 def find(path: str, document: Any) -> Any:
-    """What the JMESPath finds, None where there is nothing. Raises ValueError where it does not fit."""
+    """Find what the JMESPath names; None: nothing. Raises ValueError when it does not fit."""
     return _found(jmespath.compile(path).parsed, path, document)
 
 
@@ -114,12 +99,12 @@ def _said(error: Exception) -> str:
 
 
 def holds(condition: str, document: Any) -> bool:
-    """Whether it is so. Raises ValueError where it is neither true nor false: a mistake is no "no"."""
+    """Tell whether the condition is true. Raises ValueError when it is neither true nor false."""
     return _judged(jmespath.compile(condition).parsed, condition, document)[0]
 
 
 def complaint(condition: str, document: Any) -> str | None:
-    """The expectation against what was found; None where it holds."""
+    """Say how the document differs from an expectation; None: it does not."""
     try:
         so, found = _judged(jmespath.compile(condition).parsed, condition, document)
     except ValueError as error:
@@ -130,10 +115,10 @@ def complaint(condition: str, document: Any) -> str | None:
 
 
 def _judged(node: Node, condition: str, document: Any) -> tuple[bool, Any]:
-    """Whether it is so, and what was found where that was decided.
+    """Tell whether the condition is true, and the value that decided it.
 
-    What is not there satisfies a comparison with null alone, and values of two kinds are a mistake: in
-    JMESPath they are merely unequal, and a mistyped condition would pass over a step in silence.
+    A missing value satisfies a comparison with null alone. Values of two kinds are a mistake: JMESPath calls
+    them merely unequal, and a mistyped condition would skip a step in silence.
     """
     match node["type"], node["children"]:
         case ("and_expression" | "or_expression") as kind, [left, right]:
@@ -168,34 +153,6 @@ def _compared(node: Node, condition: str, document: Any) -> tuple[bool, Any]:
     return bool(_found(node, condition, document)), one
 
 
-def instead(old: Mapping[str, Any], values: str) -> str | None:
-    """The expression for a condition of the form that was; None where it was none.
-
-    `values` is what stands before the name of one of the run's values.
-    """
-    path, operator, value = (old.get(key) for key in ("path", "operator", "value"))
-    if not isinstance(path, str) or path_mistake(path):
-        return None
-    if jmespath.compile(path).parsed["type"] in _LOOSE:
-        path = f"({path})"
-    if operator == "exists":
-        return f"{path} {'!=' if value else '=='} `null`"
-    if operator == "equals" and value is True:
-        return path
-    form = OPERATORS.get(str(operator))
-    return form.format(path=path, value=_literal(value, values)) if form else None
-
-
-def _literal(value: Any, values: str) -> str:
-    if isinstance(value, str) and value.startswith("${"):
-        return values + value.strip("${}")
-    if isinstance(value, list) and any(str(one).startswith("${") for one in value):
-        return f"[{', '.join(_literal(one, values) for one in value)}]"
-    if isinstance(value, str) and not set("'\\") & set(value):
-        return f"'{value}'"
-    return "`" + as_text(value).replace("`", "\\`") + "`"
-
-
 def _kind(value: Any) -> str:
     match value:
         case None:
@@ -212,5 +169,5 @@ def _kind(value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value in one line; whoever shortens it has masked it before."""
+    """Write a value in one line."""
     return json.dumps(value, ensure_ascii=False, default=str)

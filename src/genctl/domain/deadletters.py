@@ -1,6 +1,6 @@
-"""A dead letter is a DLQ message joined to the row it names: its state, and what a redrive makes of it.
+"""Plan a redrive: a dead letter is a DLQ message joined to the row that it names.
 
-Pure: the same letters and balances give the same steps, so a redrive runs the plan that it has shown.
+The same letters and balances give the same steps, so a redrive carries out the plan that it has shown.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,12 +14,15 @@ from genctl.domain.model import Category, Session, Status, rfc3339
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes."""
+    """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes.
+
+    Anybody who may send to the queue writes attributes: they are shown, and decide nothing about a session.
+    """
 
     message_id: str
     sent_at: datetime
     receive_count: int
-    code: str  # `Unknown` where SQS, or other software, put it there bare
+    code: str  # `Unknown` if SQS or other software has moved the message without attributes
     session_id: UUID | None = None  # None: no job of ours
     run: int | None = None  # None: the row's run
     category: str | None = None
@@ -30,6 +33,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     row: Session | None = None
     held_as: str | None = None  # the status of the row's reservation
     balance: int = 0  # of the row's user
+    earlier: dict[str, Any] = {}  # the details of the session's redriven runs, by run
 
     @property
     def state(self) -> str:
@@ -44,17 +48,39 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def user(self) -> str | None:
-        """Return the user whose session it is."""
+        """Name the user of its session."""
         return self.row.user_id if self.row else None
 
     @property
+    def failure(self) -> dict[str, Any]:
+        """Tell how the run that the copy names has failed, by the rows: code, category, failedAt.
+
+        Where there is no such run, only the copy tells something; it selects nothing but itself.
+        """
+        match self.state:
+            case "foreign" | "orphan":
+                return {"code": self.code, "category": self.category, "failedAt": self.failed_at}
+            case "current" if self.row is not None:
+                return self.row.details
+            case "stale":
+                details = self.earlier.get(str(self.run))
+                return details if isinstance(details, dict) else {}
+        return {}
+
+    @property
+    def failed_as(self) -> str:
+        """Tell the failure's code; `Unknown` where the run has not failed, or nobody stored one."""
+        return str(self.failure.get("code") or "Unknown")
+
+    @property
     def at(self) -> datetime:
-        """Say when the job failed, by the copy, else when the copy was sent."""
+        """Say when the run failed, by the rows, else when the message was sent."""
         try:
-            failed_at = datetime.fromisoformat(self.failed_at or "")
+            failed_at = datetime.fromisoformat(str(self.failure.get("failedAt")))
             return failed_at.astimezone(UTC) if failed_at.tzinfo else self.sent_at
-        except (ValueError, OverflowError):  # anybody may send attributes
-            return self.sent_at
+        except (ValueError, OverflowError):  # adopted details, and attributes of a foreign message
+            ended_at = self.row.completed_at if self.row and self.state == "current" else None
+            return ended_at or self.sent_at
 
     def item(self) -> dict[str, Any]:
         """Write it as the CLI shows it."""
@@ -78,7 +104,10 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which letters are meant: those that match every given field. `since` <= failed < `until`."""
+    """Which letters are meant: those that match every given field. `since` <= failed < `until`.
+
+    The rows decide, so that a forged attribute selects no session.
+    """
 
     code: str | None = None
     category: str | None = None
@@ -88,10 +117,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
     def takes(self, letter: Letter) -> bool:
-        """Whether this letter is meant."""
+        """Tell whether the choice takes this letter."""
         wanted = (
-            (self.code, letter.code),
-            (self.category, letter.category),
+            (self.code, letter.failed_as),
+            (self.category, letter.failure.get("category")),
             (self.user, letter.user),
             (self.session, letter.session_id),
         )
@@ -103,10 +132,10 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a redrive goes, and what it changes in a job before it runs again."""
+    """Say how far a redrive goes, and what it changes in a job before it runs again."""
 
     max_redrives: int = 3  # of one session
-    refused_too: bool = False  # jobs that content policy refused: unchanged they would fail again
+    refused_too: bool = False  # also jobs that content policy refused: unchanged they would fail again
     prompt: str | None = None
     params: dict[str, Any] = {}
     takes: Callable[[str | None, dict[str, Any]], bool] = lambda *_: True  # whether a model takes parameters
@@ -114,10 +143,10 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LetterPlan(msgspec.Struct, frozen=True):
-    """What becomes of one letter.
+    """Say what becomes of one letter.
 
     requeue: its session gets its next run, which reserves `credits` again; resend: the run waits for its
-    message; drop: nothing is left to do; skip: the letter stays in the DLQ.
+    message; drop: there is nothing left to do; skip: the letter stays in the DLQ.
     """
 
     action: Literal["requeue", "resend", "drop", "skip"]
@@ -126,7 +155,7 @@ class LetterPlan(msgspec.Struct, frozen=True):
 
     @property
     def runs(self) -> bool:
-        """Whether it sends a job message."""
+        """Tell whether it sends a job message."""
         return self.action in {"requeue", "resend"}
 
 
@@ -138,8 +167,8 @@ def plan(
 ) -> list[LetterPlan]:
     """Plan a step for each letter, in order.
 
-    `balances`: what the users have left after the steps before; `begun`: the sessions that got a run by them.
-    It keeps both up to date, for a plan that is made in parts and not carried out.
+    `balances`: what the users have left after the earlier steps; `begun`: the sessions that these gave a run.
+    It updates both, so that a caller may plan in parts without carrying anything out.
     """
     left = {} if balances is None else balances
     begun = set() if begun is None else begun
@@ -157,7 +186,7 @@ def plan(
 
 
 def at_most(steps: Sequence[LetterPlan], most: int) -> list[LetterPlan]:
-    """Keep the steps; after the first `most` that send a job, skip those that would send another."""
+    """Keep the steps, but skip those that would send a job after the first `most` that do."""
     kept = []
     for step in steps:
         kept.append(LetterPlan("skip", "beyond the limit") if step.runs and most <= 0 else step)
@@ -176,7 +205,7 @@ def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
             return LetterPlan("skip" if _is_leased(row) else "resend", state)
         case "current" if row is not None and row.reserved is not None:
             why = _objection(letter, row, terms, left.get(row.user_id, letter.balance))
-            return LetterPlan("skip", why) if why else LetterPlan("requeue", letter.code, row.reserved)
+            return LetterPlan("skip", why) if why else LetterPlan("requeue", letter.failed_as, row.reserved)
         case "current":
             return LetterPlan("skip", "no reservation")
     return LetterPlan("skip", state)
@@ -184,8 +213,7 @@ def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
 
 def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:
     """Say why a failed session gets no further run."""
-    category = row.details.get("category") or letter.category
-    if category == Category.CONTENT_POLICY and not terms.refused_too:
+    if row.details.get("category") == Category.CONTENT_POLICY and not terms.refused_too:
         return "content policy"
     if row.run > terms.max_redrives:
         return "redriven often enough"
@@ -200,13 +228,13 @@ def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str 
 
 
 def _is_leased(row: Session) -> bool:
-    """Whether somebody works on it, or the sweeper has still to end it: it was processing at adoption."""
+    """Tell whether a worker has it, or it was processing at adoption and the sweeper has yet to end it."""
     silent = row.lease_until is not None and row.read_at is not None and row.lease_until < row.read_at
     return row.status is Status.PROCESSING and not silent
 
 
 class Tally(msgspec.Struct):
-    """Counts what became of letters; `failed`: their jobs could not be sent just now, and are owed."""
+    """Count what became of letters; `failed`: the redrive could not send their jobs, which are owed."""
 
     redriven: int = 0
     stale: int = 0
@@ -218,8 +246,9 @@ class Tally(msgspec.Struct):
         skipped = sum(self.skipped.values())
         return f"{self.redriven} redriven, {self.stale} stale, {skipped} skipped, {self.failed} failed"
 
-    def add(self, steps: Iterable[LetterPlan]) -> None:
-        """Count steps that were taken."""
+    def add(self, steps: Iterable[LetterPlan], failed: int = 0) -> None:
+        """Add steps that a redrive has carried out, and the number of those that failed."""
+        self.failed += failed
         for step in steps:
             match step.action:
                 case "requeue" | "resend" if step.why != "stale":

@@ -1,21 +1,21 @@
-"""Decides what to do from the message and the row alone: the row decides, the message is a doorbell."""
+"""Decide from the row alone what to do; the message only says that there is something to do."""
 
 import msgspec
 
 from genctl.domain.model import Failure, Job, MalformedMessageError, Outcome, Session, Status, rfc3339
 
-PATIENT_RECEIVES = 3  # looks at a message whose row is not there (yet)
+PATIENT_RECEIVES = 3  # receives of a message before a missing row counts as lost
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
 FIRST_HIDE_S = 5
-LEFT_HIDE_S = 15 * 60  # the longest pause of a message that is left for others: a deploy lasts so long
+LEFT_HIDE_S = 15 * 60  # the longest pause of a message that we leave for others: a deploy lasts so long
 LOCKED_HIDE_S = 60
-ADOPTED_HIDE_S = 300  # it was processing at adoption, and the sweeper will end it some day
+ADOPTED_HIDE_S = 300  # of a session that was processing at adoption, until the sweeper ends it
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How often a run may be tried; `unknowns`: re-sends after an outcome that nobody knows.
+    """Bound the attempts of a run; `unknowns`: re-sends after an outcome that nobody knows.
 
-    `verdicts` are an operator's exceptions from what is retried at all.
+    `verdicts` are an operator's exceptions from the rule of what is fatal.
     """
 
     attempts: int
@@ -24,24 +24,24 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Delete(msgspec.Struct, frozen=True):
-    """The message has nothing more to say."""
+    """Delete the message: nobody needs it any more."""
 
 
 class Copy(msgspec.Struct, frozen=True):
-    """Send a DLQ copy with this code, then delete; `mark` where the row owes it."""
+    """Send a DLQ copy with this code, then delete the message; `mark` the copy if the row owes it."""
 
     code: str
     mark: bool
 
 
 class Hide(msgspec.Struct, frozen=True):
-    """Leave it to come back after so many seconds."""
+    """Hide the message: it comes back after so many seconds."""
 
     seconds: int
 
 
 def read_job(body: str) -> Job:
-    """Read the job from a message body. Raises MalformedMessageError, which says why it is none of ours."""
+    """Read the job from a message body. Raises MalformedMessageError, which says why it is no job of ours."""
     try:
         return msgspec.json.decode(body, type=Job)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
@@ -56,7 +56,7 @@ def job_body(session: Session, tool: str) -> str:
 
 
 def is_free(row: Session | None, run: int | None) -> bool:
-    """Whether a claim should have got this row: somebody has locked it for a moment, perhaps to mark it."""
+    """Tell whether a claim should have got this row, so that a lock must have kept it away."""
     if row is None or row.read_at is None or (run is not None and row.run != run):
         return False
     match row.status:
@@ -87,15 +87,15 @@ def dead_lease_code(session: Session, limits: Limits) -> str | None:
 
 
 def may_retry(session: Session, failure: Failure, limits: Limits) -> bool:
-    """Whether another attempt may follow a failed one of a claimed session."""
+    """Tell whether another attempt may follow a failed one of a claimed session."""
     unknowns = session.unknowns + (failure.outcome is Outcome.UNKNOWN)
     return not failure.fatal and session.attempts < limits.attempts and unknowns <= limits.unknowns
 
 
 def dispose(job: Job, row: Session | None, receive_count: int, *, ours: bool = True) -> Delete | Copy | Hide:
-    """Decide what becomes of a message, once its job was processed or could not be claimed.
+    """Decide what becomes of a message, after we have processed its job or could not claim it.
 
-    Not `ours`: of another tool, or of one that this version does not know. Such a message is left for others.
+    Not `ours`: of another tool, or of one that this version does not know; we leave it for others.
     """
     if not ours and not _is_over(job, row):
         return Hide(min(FIRST_HIDE_S * 2 ** min(receive_count - 1, 10), LEFT_HIDE_S))
@@ -112,7 +112,7 @@ def dispose(job: Job, row: Session | None, receive_count: int, *, ours: bool = T
 
 
 def _is_over(job: Job, row: Session | None) -> bool:
-    """Whether nobody has anything more to do for the job."""
+    """Tell whether nothing is left to do for the job."""
     if row is None:
         return False
     ended = row.status in {Status.COMPLETED, Status.FAILED} and not row.copy_owed
@@ -122,8 +122,8 @@ def _is_over(job: Job, row: Session | None) -> bool:
 def _rest_s(row: Session) -> int:
     """Return the seconds until an unended row may be claimed: the rest of its lease, or of its wait.
 
-    0: it is free, but somebody has locked it or has its answer in hand. Its message then waits longer each
-    time: shown at once it would use up its receives.
+    0: it is free, but locked, or its owner still stores the answer. The message then waits longer each time,
+    as it would otherwise use up its receives.
     """
     waits_for = row.lease_until if row.status is Status.PROCESSING else row.due_at
     if waits_for is None or row.read_at is None:
@@ -132,7 +132,7 @@ def _rest_s(row: Session) -> int:
 
 
 def error_code(row: Session) -> str:
-    """Return the code of a failed row; `Unknown` when nobody stored one."""
+    """Return the code of a failed row; `Unknown` if it has none."""
     return str(row.details.get("code") or "Unknown")
 
 

@@ -1,16 +1,17 @@
-"""Makes a failure's `error_details`: clean, without secrets, cut. What people read is cleaned further.
+"""Make a failure's `error_details`: clean, without secrets, cut; clean further what people read.
 
-It looks only at the beginning of each text, as it keeps only the first bytes: so time stays linear.
+It looks only at the beginning of each text, as it keeps only the first bytes; so its time stays linear.
 """
 
 import html
 import re
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
-from genctl.domain.model import ErrorDetails, Failure, rfc3339
+from genctl.domain.model import ErrorDetails, Failure, Success, rfc3339
 from genctl.domain.providers import Provider
 
 MESSAGE_BYTES = 1_024
@@ -20,7 +21,7 @@ REMOVED = "[removed]"
 UNREADABLE = "The image service refused this request and gave no reason that can be shown."
 
 _WINDOW = 8_192  # characters
-_EDGE = 256  # longer than any secret of fixed length: a cut end may be half of one
+_EDGE = 256  # longer than any secret of fixed length, as a cut end may be half of one
 
 
 def build(
@@ -77,15 +78,39 @@ def cut(text: str, limit: int) -> str:
 
 # -- secrets --------------------------------------------------------------------------------------
 
+
+def without_secrets(result: Success | Failure, keys: str) -> Success | Failure:
+    """Take secrets out of what a provider has said, before anybody stores, counts or logs it.
+
+    `keys` is a pattern of those that are known by value; what shows by its looks goes when details are made.
+    """
+    if not keys:
+        return result
+    hide = partial(re.compile(keys).sub, REMOVED)
+    if isinstance(result, Success):
+        images = tuple(msgspec.structs.replace(image, url=hide(image.url)) for image in result.images)
+        return Success(images, result.request_id and hide(result.request_id))
+    body = result.provider_body and result.provider_body[: 4 * _WINDOW].decode("utf-8", "replace")
+    texts = {name: value for name in _SAID if (value := getattr(result, name))}
+    return msgspec.structs.replace(
+        result,
+        code=result.code if hide(result.code) == result.code else f"HTTP{result.provider_status}",
+        provider_body=hide(body).encode() if body else result.provider_body,
+        **{name: hide(text) for name, text in texts.items()},
+    )
+
+
+_SAID = ("user_message", "provider_code", "provider_message", "request_id")
+
 _QUOTE = r"(?:\\?[\"']){0,2}"
 _IS = rf"{_QUOTE}\s{{0,4}}(?:[:=]|%3D)\s{{0,4}}{_QUOTE}"
-_VALUE = r"(?:[^\s&\"'<>\\,;\[\]{}]|\\/)"  # an escape of JSON ends it, but for the slash
+_VALUE = r"(?:[^\s&\"'<>\\,;\[\]{}]|\\/)"  # an escape of JSON ends it, but not that of the slash
 _UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _KEYS = "key|api_?key|(?:aws|oss)accesskeyid"
 _SCHEME = r"bearer|basic|digest|token|key|[\w-]{0,9}hmac-sha256"
 _AFTER_BEARER = "token|auth|authentication|authorization|scheme|header|format|credentials?|key|realm"
-# Words, one of which must be there for the pattern to match: a look for them is ten times faster. The first
-# group of the pattern stays, as it says what was removed.
+# Each pattern matches only where one of its words stands: to look for these first is ten times faster. The
+# first group of the pattern stays, as it says what we have removed.
 _SECRETS = tuple(
     (tuple(words.split()), re.compile(pattern, re.IGNORECASE | re.ASCII))
     for words, pattern in (
@@ -140,7 +165,7 @@ _BANNER = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?]) |(?<=[。！？])|\n")
-# Advice to write to some support: it is for us, not for our users.
+# Advice to write to some support, which is for us and not for our users.
 _ADVICE = re.compile(
     r"\b(?:contact|e-?mail|write to|reach out to|get in touch with|report (?:this|it) to) "
     r"(?:us|our|your|the|an?|customer|technical|support|service|sales|help)\b|"
@@ -150,11 +175,11 @@ _ADVICE = re.compile(
     r"\bsend (?:us )?feedback\b|\bsupport codes?\b|联系|聯繫|工单|客服",
     re.IGNORECASE,
 )
-_ADVICE_WORDS = (  # one of them is in every advice
+_ADVICE_WORDS = (  # every advice has one of them
     "contact", "mail", "write", "reach", "touch", "report", "support", "customer", "ticket", "case", "issue",
     "help", "include", "feedback", "联系", "聯繫", "工单", "客服",
 )  # fmt: skip
-_ASIDE = re.compile(  # "…, please contact support": what stands before it is kept
+_ASIDE = re.compile(  # "…, please contact support": we keep what stands before it
     r"[,;，；(（] ?(?=(?:or |and |或者?)?(?:please|kindly|contact|reach|open|submit|if|you can|[请如联提]))"
     r"| (?=(?:or|and) (?:please |kindly )?(?:contact|reach|open|submit))",
     re.IGNORECASE,
@@ -162,7 +187,7 @@ _ASIDE = re.compile(  # "…, please contact support": what stands before it is 
 _NO_SENTENCE = re.compile(
     r"(?:if|for|should|in case|when|to)\b|如|\W*(?:please|kindly|请)?\W*$", re.IGNORECASE
 )
-# What removals leave behind, in this order.
+# Removals leave these behind; we tidy them in this order.
 _TIDY = (
     (re.compile(r"\s+"), " "),
     (re.compile(r"(?<![^ ])[(\[（【][ ,;:.]*[)\]）】]"), ""),
@@ -178,7 +203,7 @@ _TIDY = (
 )
 _LOOSE_END = " ,;:-–—(（[【|"
 _MAX_PASSES = 6
-SHORTEST_ID = 8  # characters of a request id that is taken out by its value
+SHORTEST_ID = 8  # characters of a request id that we remove by its value
 
 
 def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
@@ -188,7 +213,7 @@ def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
     server banners, secrets, control and bidi characters. Returns a fixed sentence where nothing readable is
     left.
     """
-    for _ in range(_MAX_PASSES):  # what a removal joins may be an id again
+    for _ in range(_MAX_PASSES):  # a removal may join two parts to an id
         cleaned = _cleaned(text, keys, request_id)
         if cleaned == text:
             return text if any(map(str.isalnum, text)) else UNREADABLE

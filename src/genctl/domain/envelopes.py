@@ -19,23 +19,23 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name the places where one provider keeps its words, best place first.
 
     A path is keys joined by dots; `*` stands for every element of a list, and the first element
-    that holds something counts. Headers are named in lower case.
+    that holds something counts. Names of headers are in lower case.
     """
 
     code: tuple[str, ...]
     message: tuple[str, ...]
     request_id: tuple[str, ...] = ()
-    param: tuple[str, ...] = ("error.param", "param")  # the field of the request that it refuses
+    param: tuple[str, ...] = ("error.param", "param")  # the field of the request that the provider refuses
     headers: tuple[str, ...] = ("x-request-id",)  # of the request id
-    id_shape: str = ""  # what an id of this provider looks like, told from those of gateways
+    id_shape: str = ""  # the pattern of this provider's ids, unlike those of gateways
     code_headers: tuple[str, ...] = ()
-    code_shape: str = ""  # where the code is only a part of what stands there: its first group
-    fine: frozenset[str] = frozenset()  # stands where codes stand, and is no error
-    wait: tuple[str, ...] = ()  # seconds to wait, where there is no Retry-After
-    tells: tuple[str, ...] = ()  # beside the message: what rows that look at the text find too
+    code_shape: str = ""  # its first group is the code, if that is only a part of the text
+    fine: frozenset[str] = frozenset()  # codes that are no error
+    wait: tuple[str, ...] = ()  # seconds to wait, if there is no Retry-After
+    tells: tuple[str, ...] = ()  # values beside the message in which `says` of a rule looks too
     images: tuple[str, ...] = ("images.*",)  # URLs, or objects with `url` and `size`, or `width` and `height`
     most_images: int = 15
-    flags: tuple[str, ...] = ()  # one for each image: true where it was refused
+    flags: tuple[str, ...] = ()  # one for each image: true if the provider refused it
     image_life_s: int = 86_400
 
 
@@ -44,7 +44,7 @@ MILLISECONDS_ID = r"02\d{13}[0-9a-f]{6,38}"
 UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 REPLICATE_ID = r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}"
 
-# Of gateways and frameworks between us and the provider; read after the provider's own envelope.
+# Gateways and frameworks between us and the provider use these; we read the provider's own envelope first.
 GENERIC = Envelope(
     code=("error.code", "code", "error_code", "errors.*.code"),
     message=(
@@ -99,20 +99,20 @@ MARKUP = re.compile(r"\s*<(?:!doctype|!--|\?xml|[a-z][\w-]*[\s/>])", re.IGNORECA
 _MAX_WRAPS = 3  # a provider's answer in a gateway's in an SDK's text
 _WRAPPED_CHARS = 32_768
 _DECODER = json.JSONDecoder(strict=False)
-# A string in Python's print of a value, also one that was cut; the pattern tries nothing twice.
+# A string in Python's print of a value, also a cut one; the pattern never backtracks.
 _TOKEN = re.compile(
     r"'(?:[^'\\]|\\.?)*+(?:'|\Z)|\"(?:[^\"\\]|\\.?)*+(?:\"|\Z)|\b(?:None|True|False)\b", re.DOTALL
 )
-# The code of a JSON answer that was cut, or of which we read only the beginning.
+# The code in a JSON answer that is cut, or of which we read only the beginning.
 _CUT_CODE = re.compile(r'\s*+[\[{].{0,2048}?"code"\s*:\s*"([\w.-]{1,100})"', re.DOTALL | re.ASCII)
 
 
 class Reading(msgspec.Struct, frozen=True):
     """Hold what an answer says. `document` is its JSON, None when it is not JSON.
 
-    `spoken` is true when the message stood in an error envelope, so that callers may see it. `wait` is
-    the time that the provider asks for, as it wrote it. `told` is the message, and behind it what the
-    envelope `tells`, as `name value`. `params` are the fields of the request that a 4xx names apart.
+    `spoken` is true if the message stands in an error envelope, so that users may see it. `wait` is the time
+    that the provider asks us to wait, as it wrote it. `text` is the message, followed by the values that the
+    envelope `tells`, as `name value`. `params` are the fields of the request that a 4xx names.
     """
 
     document: object
@@ -121,17 +121,17 @@ class Reading(msgspec.Struct, frozen=True):
     request_id: str | None
     spoken: bool
     wait: str | None
-    told: str
+    text: str
     params: tuple[str, ...] = ()
 
 
 def read(answer: Answer, own: Envelope) -> Reading:
     """Read code, message and request id of an answer in `own` envelope. Never raises.
 
-    A gateway or SDK may put the provider's answer as text into its own message. We unwrap it: the
-    innermost code and message count.
+    A gateway or SDK may put the provider's answer as text into its own message. We unwrap that: the innermost
+    code and message count.
     """
-    # a 200 speaks of an error only in the provider's own words: {"code": 0, "msg": "ok"} is none
+    # a 200 tells an error only in the provider's own envelope: {"code": 0, "msg": "ok"} is none
     rows = (own,) if 200 <= answer.status < 300 else (own, GENERIC)
     text = answer.body.decode("utf-8-sig", "replace")
     document = _json(text)
@@ -155,18 +155,18 @@ def read(answer: Answer, own: Envelope) -> Reading:
     waits = (value for _, value in _named(documents, own.wait))
     wait = answer.headers.get("retry-after") or next(waits, None)
     beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
-    told = " ".join([(message or "")[:_TAIL], *beside])
+    searched = " ".join([(message or "")[:_TAIL], *beside])
     is_named = 400 <= answer.status < 500 and answer.status != 429
     param = (
         next(filter(None, (_first(one, own.param) for one in reversed(documents))), "") if is_named else ""
     )
     params = tuple(re.findall(r"[a-z_]\w*", param[:200])) if param else ()
     request_id = _request_id(answer, own, documents, message)
-    return Reading(document, code, message, request_id, spoken, wait, told, params)
+    return Reading(document, code, message, request_id, spoken, wait, searched, params)
 
 
 def find(document: object, path: str) -> Iterator[Any]:
-    """Yield every value at `path`, in order, and none where the document has another shape."""
+    """Yield every value at `path`, in order; none if the document has another shape."""
     nodes = [document]
     for key in _keys(path):
         if not nodes:
@@ -205,7 +205,7 @@ def _first(document: object, paths: Sequence[str]) -> str | None:
 
 
 def _code(row: Envelope, texts: Iterable[str | None]) -> str | None:
-    """Return the code of the first text that holds one: the part that the code's shape matches."""
+    """Return the first code in the texts: the part that the code's shape matches."""
     for text in texts:
         found = re.search(row.code_shape or r"(?s)^(.+)", (text or "")[:_WRAPPED_CHARS])
         if found and found[1] not in row.fine:
@@ -257,7 +257,7 @@ def id_in(match: re.Match[str]) -> str:
 
 
 def _request_id(answer: Answer, own: Envelope, documents: list[object], message: str | None) -> str | None:
-    """Return the id in the provider's own shape, wherever it stands, else the first that is an id at all."""
+    """Return the id in the provider's own shape, wherever it stands, else the first id of any shape."""
     heard = [answer.headers.get(name) for name in (*own.headers, *GENERIC.headers)]
     paths = (*own.request_id, *GENERIC.request_id)
     heard += [_first(document, paths) for document in reversed(documents)]

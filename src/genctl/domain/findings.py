@@ -1,4 +1,4 @@
-"""What `doctor` makes of what it saw: pure, from facts to findings, each with how to mend it."""
+"""Judge the facts that `doctor` has collected: pure, from facts to findings, each with a cure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,32 +8,20 @@ import msgspec
 
 from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
+from genctl.domain.rights import RIGHTS
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 OLDEST_SERVER = 140000  # PostgreSQL 14, as server_version_num
-# what genctl does with its tables
-NEEDED = {
-    "generation_sessions": ("select", "insert", "update"),
-    "credit_accounts": ("select", "insert", "update"),
-    "credit_reservations": ("select", "insert", "update"),
-    "credit_ledger": ("select", "insert"),
-    "session_events": ("select", "insert", "delete"),
-    "tool_gates": ("select", "insert", "update"),
-    "spent_tickets": ("select", "insert", "delete"),
-    "refused_traits": ("select", "insert", "update", "delete"),
-    "revoked_tokens": ("select", "insert", "update", "delete"),
-    "genctl_migrations": ("select",),
-}
 IDLE_AFTER_S = 60.0
 CLOCKS_S = 2.0
 FEWEST_RECEIVES, ENOUGH_RECEIVES = 10, 50
 VISIBILITY_S = (30, 3600)
 SLOW_BYTE_S = 1.0
-FILES = 4096  # each stream and each call under way takes one
+FILES = 4096  # each stream and each call takes one
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One finding; `fix` is a command where there is one, empty when all is well."""
+    """Hold one finding; `fix` is a command where there is one, empty when all is well."""
 
     check: str
     level: str
@@ -42,47 +30,40 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def of_error(check: str, error: GenctlError) -> list[Finding]:
-    """A part that cannot be used."""
+    """Report a part that cannot be used."""
     return [Finding(check, ERROR, error.message, error.fix)]
 
 
 def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Finding]:
-    """The database's server, from the row of `server`; `clocks_s` is how far its clock is before ours."""
+    """Judge the database server by the row of `server`; `clocks_s` is how far its clock is ahead of ours."""
     found = []
     if facts["version_number"] < OLDEST_SERVER:
-        found.append(
-            Finding("postgresql", ERROR, f"{place} is {facts['version']}", "use PostgreSQL 14 or newer")
-        )
+        text = f"{place} is {facts['version']}"
+        found.append(Finding("postgresql", ERROR, text, "use PostgreSQL 14 or newer"))
     if facts["is_replica"]:
-        found.append(
-            Finding(
-                "replica",
-                ERROR,
-                f"{place} is a replica: it takes no writes",
-                "name the primary in DATABASE_URL",
-            )
-        )
+        text = f"{place} is a replica: it takes no writes"
+        found.append(Finding("replica", ERROR, text, "name the primary in DATABASE_URL"))
     if facts["notify_usage"] > NOTIFY_USAGE:
-        used = f"the queue of NOTIFY is {facts['notify_usage']:.0%} full: a listener holds a transaction open"
+        text = f"the queue of NOTIFY is {facts['notify_usage']:.0%} full: a listener holds a transaction open"
         pid = facts.get("notify_pid")
         fix = terminate(pid) if pid else "end the longest transaction in pg_stat_activity"
-        found.append(Finding("notify-queue", WARNING, used, fix))
+        found.append(Finding("notify-queue", WARNING, text, fix))
     if facts["idle_count"]:
-        pid = facts["idle_pid"]
-        told = (
-            f"{facts['idle_count']} idle in transaction, the longest for {rough(facts['idle_s'])} (pid {pid})"
-        )
-        found.append(Finding("idle-in-transaction", WARNING, told, terminate(pid)))
+        longest = f"the longest for {rough(facts['idle_s'])} (pid {facts['idle_pid']})"
+        text = f"{facts['idle_count']} idle in transaction, {longest}"
+        found.append(Finding("idle-in-transaction", WARNING, text, terminate(facts["idle_pid"])))
     if abs(clocks_s) > CLOCKS_S:
-        told = f"the database's clock is {rough(abs(clocks_s))} {'before' if clocks_s > 0 else 'behind'} ours"
-        found.append(Finding("clocks", WARNING, told, "let NTP set both: timedatectl set-ntp true"))
+        text = f"the database's clock is {rough(abs(clocks_s))} {'before' if clocks_s > 0 else 'behind'} ours"
+        found.append(Finding("clocks", WARNING, text, "let NTP set both: timedatectl set-ntp true"))
     return found or [Finding("postgresql", OK, f"PostgreSQL {facts['version']} at {place}")]
 
 
 def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
-    """What the role may not do, from the rows of `missing_rights`."""
-    if not missing:
-        return [Finding("rights", OK, "none is missing on our tables")]
+    """Name what the role may not do, from the rows of `missing_rights`, as the part that it nearly is."""
+    lacks = {part: [row for row in missing if row["part"] == part] for part in RIGHTS if part != "auditor"}
+    enough = [part for part, rows in lacks.items() if not rows]
+    if enough:
+        return [Finding("rights", OK, f"enough on our tables for: {', '.join(enough)}")]
     return [
         Finding(
             "rights",
@@ -90,57 +71,50 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
             f"{row['role']} may not {row['privileges']} on {row['relation']}",
             f"psql -c 'grant {row['privileges']} on {row['relation']} to \"{row['role']}\"'",
         )
-        for row in missing
+        for row in min(lacks.values(), key=len)
     ]
 
 
 def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:
-    """What the database refuses, or has refused lately."""
+    """Report the answers and NOTIFYs that the database refuses, or has refused lately."""
     found = [Finding("answers", ERROR, words_of(kept), way_on(kept))] if kept else []
     if notifying.unnotified:
-        told = f"{notifying.unnotified:,} runs ended without NOTIFY in the last hour: streams saw them late"
+        text = f"{notifying.unnotified:,} runs ended without NOTIFY in the last hour: streams saw them late"
         fix = terminate(notifying.idle_pid) if notifying.is_clogged else "genctl status"
-        found.append(Finding("unnotified", WARNING, told, fix))
+        found.append(Finding("unnotified", WARNING, text, fix))
     return found
 
 
 def of_migrations(states: Mapping[str, str]) -> list[Finding]:
-    """File -> state, as the runner names them."""
+    """Judge the migrations, each file with the state that the runner names."""
     wrong = {name: state for name, state in states.items() if state != "applied"}
     if not wrong:
         return [Finding("migrations", OK, f"all {len(states)} are applied")]
-    told = ", ".join(f"{name} is {state}" for name, state in wrong.items())
+    text = ", ".join(f"{name} is {state}" for name, state in wrong.items())
     pending = set(wrong.values()) == {"pending"}
-    return [Finding("migrations", ERROR, told, "genctl migrate" if pending else "genctl migrate status")]
+    return [Finding("migrations", ERROR, text, "genctl migrate" if pending else "genctl migrate status")]
 
 
 def of_listen(*, heard: bool | None) -> list[Finding]:
-    """Whether a NOTIFY came through; None where LISTEN is off."""
+    """Judge whether a NOTIFY reached a LISTEN; None: LISTEN is off."""
     if heard is None:
-        told = "LISTEN is off: streams ask the database every 15 to 30 s instead"
-        return [Finding("listen", WARNING, told, "set GENCTL_LISTEN_URL to a direct connection")]
+        text = "LISTEN is off: streams ask the database every 15 to 30 s instead"
+        return [Finding("listen", WARNING, text, "set GENCTL_LISTEN_URL to a direct connection")]
     if heard:
         return [Finding("listen", OK, "a NOTIFY reaches a LISTEN")]
-    told = (
-        "a NOTIFY does not reach a LISTEN: a transaction pooler is between, or it leads to another database"
-    )
-    return [Finding("listen", ERROR, told, "set GENCTL_LISTEN_URL to a direct connection")]
+    text = "a NOTIFY does not reach a LISTEN: a transaction pooler is between, or it leads elsewhere"
+    return [Finding("listen", ERROR, text, "set GENCTL_LISTEN_URL to a direct connection")]
 
 
 def of_queues(
     url: str, facts: Mapping[str, str], dlq_url: str, dlq_facts: Mapping[str, str], queued_timeout_s: float
 ) -> list[Finding]:
-    """The job queue and its DLQ, from their attributes as SQS names them."""
+    """Judge the job queue and its DLQ by their attributes, as SQS names them."""
+    kept_s, dlq_kept_s = (int(one.get("MessageRetentionPeriod", 345_600)) for one in (facts, dlq_facts))
     return [
         *_redrive(url, facts, dlq_facts),
         *_visibility(url, int(facts.get("VisibilityTimeout", 30))),
-        *_retention(
-            url,
-            int(facts.get("MessageRetentionPeriod", 345_600)),
-            dlq_url,
-            int(dlq_facts.get("MessageRetentionPeriod", 345_600)),
-            queued_timeout_s,
-        ),
+        *_retention(url, kept_s, dlq_url, dlq_kept_s, queued_timeout_s),
     ]
 
 
@@ -149,27 +123,27 @@ def _redrive(url: str, facts: Mapping[str, str], dlq_facts: Mapping[str, str]) -
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(ENOUGH_RECEIVES)})
     fix = _set(url, RedrivePolicy=policy)
     if not facts.get("RedrivePolicy"):
-        told = "the queue has no redrive policy: a message that always fails to be read comes back for ever"
-        return [Finding("redrive", WARNING, told, fix)]
+        text = "the queue has no redrive policy: a message that nobody can read comes back for ever"
+        return [Finding("redrive", WARNING, text, fix)]
     stored = json.loads(facts["RedrivePolicy"])
     receives = int(stored["maxReceiveCount"])
     found = []
     if stored["deadLetterTargetArn"] != arn:
-        told = f"SQS itself moves messages to {stored['deadLetterTargetArn']}, and GENCTL_DLQ names {arn}"
-        found.append(Finding("redrive", WARNING, told, fix))
+        text = f"SQS itself moves messages to {stored['deadLetterTargetArn']}, and GENCTL_DLQ names {arn}"
+        found.append(Finding("redrive", WARNING, text, fix))
     if receives < ENOUGH_RECEIVES:
-        told = f"maxReceiveCount is {receives}: crashes count too, and then SQS itself moves a good job away"
-        found.append(Finding("redrive", ERROR if receives < FEWEST_RECEIVES else WARNING, told, fix))
+        text = f"maxReceiveCount is {receives}: crashes count too, and then SQS itself moves a good job away"
+        found.append(Finding("redrive", ERROR if receives < FEWEST_RECEIVES else WARNING, text, fix))
     return found or [Finding("redrive", OK, f"after {receives} receives to {arn.rpartition(':')[2]}")]
 
 
 def _visibility(url: str, seconds: int) -> list[Finding]:
     shortest, longest = VISIBILITY_S
     if shortest <= seconds <= longest:
-        return [Finding("visibility", OK, f"the queue hides what is received for {rough(seconds)}")]
-    harm = "two consumers may have one message" if seconds < shortest else "what a crash leaves waits so long"
-    told = f"the queue hides what is received for {seconds} s: {harm}"
-    return [Finding("visibility", WARNING, told, _set(url, VisibilityTimeout=str(shortest)))]
+        return [Finding("visibility", OK, f"the queue hides a received message for {rough(seconds)}")]
+    harm = "two consumers may have one message" if seconds < shortest else "a job waits so long after a crash"
+    text = f"the queue hides a received message for {seconds} s: {harm}"
+    return [Finding("visibility", WARNING, text, _set(url, VisibilityTimeout=str(shortest)))]
 
 
 def _retention(
@@ -177,11 +151,11 @@ def _retention(
 ) -> list[Finding]:
     found = []
     if kept_s < queued_timeout_s:
-        told = f"the queue forgets after {rough(kept_s)}, the queued time-out is {rough(queued_timeout_s)}"
-        found.append(Finding("retention", WARNING, told, _set(url, MessageRetentionPeriod="345600")))
+        text = f"the queue forgets after {rough(kept_s)}, the queued time-out is {rough(queued_timeout_s)}"
+        found.append(Finding("retention", WARNING, text, _set(url, MessageRetentionPeriod="345600")))
     if dlq_kept_s <= kept_s:
-        told = f"the DLQ forgets after {rough(dlq_kept_s)}, and the queue after {rough(kept_s)}"
-        found.append(Finding("retention", WARNING, told, _set(dlq_url, MessageRetentionPeriod="1209600")))
+        text = f"the DLQ forgets after {rough(dlq_kept_s)}, and the queue after {rough(kept_s)}"
+        found.append(Finding("retention", WARNING, text, _set(dlq_url, MessageRetentionPeriod="1209600")))
     return found or [Finding("retention", OK, f"queue {rough(kept_s)}, DLQ {rough(dlq_kept_s)}")]
 
 
@@ -190,92 +164,74 @@ def _set(url: str, **attribute: str) -> str:
 
 
 def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
-    """What SQS does not let us do."""
-    if not forbidden:
-        return [Finding("permissions", OK, "queue and DLQ let us receive, send, delete and hide")]
-    return [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
+    """Report the calls that SQS does not let us make."""
+    found = [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]
+    return found or [Finding("permissions", OK, "queue and DLQ let us receive, send, delete and hide")]
 
 
 def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding]:
-    """The tools that are installed: names, and what keeps others from being used."""
+    """Judge the installed tools, from the names of the usable ones and the troubles of the others."""
     fix = "mend or uninstall its package"
     found = [Finding("tools", ERROR, f"{name} cannot be used: {why}", fix) for name, why in troubles.items()]
     return found or [Finding("tools", OK, ", ".join(usable))]
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
-    """The answer to a request that asks for nothing: any but 401 and 403 took the key.
+    """Judge the answer to a request that asks for nothing: all but 401 and 403 have accepted the key.
 
     `base` and `key` are the environment variables that name address and key.
     """
     match answer:
-        case NoAnswer(code, message):
-            return [
-                Finding(
-                    "provider",
-                    ERROR,
-                    f"no answer from {base_url}: {code}: {message}",
-                    f"check {base} and the network",
-                )
-            ]
+        case NoAnswer(code, why):
+            text = f"no answer from {base_url}: {code}: {why}"
+            return [Finding("provider", ERROR, text, f"check {base} and the network")]
         case Answer(401 | 403 as status):
-            told = f"{base_url} refuses the key ({status})"
-            return [Finding("provider", ERROR, told, f"set {key} to a key of that provider")]
+            text = f"{base_url} refuses the key ({status})"
+            return [Finding("provider", ERROR, text, f"set {key} to a key of that provider")]
         case Answer(404):
-            told = (
+            text = (
                 f"{base_url} answers 404 to the key check: path or endpoint is wrong, or a proxy stands there"
             )
-            return [Finding("provider", WARNING, told, f"set {base} to the provider's address and path")]
+            return [Finding("provider", WARNING, text, f"set {base} to the provider's address and path")]
         case Answer(status) if status >= 500 or status < 400:
-            return [
-                Finding(
-                    "provider",
-                    WARNING,
-                    f"{base_url} answers {status} to a request without a model",
-                    f"check {base}",
-                )
-            ]
+            text = f"{base_url} answers {status} to a request without a model"
+            return [Finding("provider", WARNING, text, f"check {base}")]
     return [Finding("provider", OK, f"{base_url} takes the key (asked without a model: {answer.status})")]
 
 
 def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
-    """What /readyz answered."""
+    """Judge the answer of /readyz."""
     match status:
         case 200:
             return [Finding("api", OK, f"{api_url} is ready")]
         case 503:
-            told = f"{api_url} is not ready: {why or 'it does not say why'}"
+            text = f"{api_url} is not ready: {why or 'it does not say why'}"
             fix = "genctl runbook run listener-silent; api.not_ready in its log says why"
-            return [Finding("api", ERROR, told, fix)]
-    return [
-        Finding(
-            "api", ERROR, f"{api_url}/readyz is answered {status}", "check GENCTL_API_URL: is it the API?"
-        )
-    ]
+            return [Finding("api", ERROR, text, fix)]
+    text = f"{api_url}/readyz answers {status}"
+    return [Finding("api", ERROR, text, "check GENCTL_API_URL: is it the API?")]
 
 
 def of_stream(url: str, status: int | None, first_byte_s: float | None, waited_s: float) -> list[Finding]:
-    """How the stream began: the status of its head, and the first byte of its body; None: it did not come."""
+    """Judge a stream by its status and the time to the first byte of its body; None: no byte came."""
     if status == 401:
-        told = f"{url} refuses our token"
-        return [Finding("stream", ERROR, told, "set GENCTL_SECRET to the one of the API's processes")]
+        text = f"{url} refuses our token"
+        return [Finding("stream", ERROR, text, "set GENCTL_SECRET to the one of the API's processes")]
     if status not in {None, 200}:
-        return [Finding("stream", ERROR, f"{url} is answered {status}", "check GENCTL_API_URL")]
+        return [Finding("stream", ERROR, f"{url} answers {status}", "check GENCTL_API_URL")]
     unbuffered = "let the proxy pass text/event-stream on at once (nginx: proxy_buffering off, gzip off)"
     if first_byte_s is None:
-        told = (
-            f"nothing came from {url} within {waited_s:g} s, though the API is there: a proxy holds it back"
-        )
-        return [Finding("stream", ERROR, told, unbuffered)]
-    told = f"the first byte of {url} came after {rough(first_byte_s)}"
+        text = f"{url} sent nothing within {waited_s:g} s, though the API is there: a proxy holds it back"
+        return [Finding("stream", ERROR, text, unbuffered)]
+    text = f"the first byte of {url} came after {rough(first_byte_s)}"
     if first_byte_s > SLOW_BYTE_S:
-        return [Finding("stream", WARNING, told, unbuffered)]
-    return [Finding("stream", OK, told)]
+        return [Finding("stream", WARNING, text, unbuffered)]
+    return [Finding("stream", OK, text)]
 
 
 def of_files(most: int) -> list[Finding]:
-    """The limit of open files of a process that is started here."""
+    """Judge the limit of open files of a process that starts here."""
     if most < FILES:
-        told = f"a process may open {most} files here: each stream and call takes one"
-        return [Finding("files", WARNING, told, "ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit")]
+        text = f"a process may open {most} files here: each stream and call takes one"
+        return [Finding("files", WARNING, text, "ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit")]
     return [Finding("files", OK, f"a process may open {most:,} files")]

@@ -1,28 +1,82 @@
 """Hide secrets wherever they turn up."""
 
+import html
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MASK = "***"
 LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
 LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
-_LOGIN = re.compile(r"://[^\s/?#@]*@")  # of a URL
+UNMISTAKABLE = 16  # characters of a word that means nothing else, also as a part of another
+_LOGIN = re.compile(r"://[^\s/?#\"<>\\]*@")  # of a URL
+_PASSWORD = re.compile(r"(://[^\s/?#\"<>\\,:@]*:)[^\s/?#\"<>\\,]*@")
+_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=([^&;#\s]*)")
+_SECRET_PARAMETER = re.compile(
+    r"passw|secret|token|signature|credential|api_?key|^(key|sig|auth)$", re.IGNORECASE
+)
 
 
 def without_login(url: str) -> str:
-    """Take user and password out of a URL."""
-    return _LOGIN.sub(f"://{MASK}@", url)
+    """Take user and password out of a URL, and what is secret in its query."""
+    return without_secret_parameters(_LOGIN.sub(f"://{MASK}@", url))
+
+
+def without_secret_parameters(url: str) -> str:
+    """Take out what is secret in a URL's query, whose names a server reads percent-decoded."""
+    return _PARAMETER.sub(
+        lambda part: f"{part[1]}={MASK}" if _is_secret_parameter(unquote(part[1])) else part[0], url
+    )
+
+
+def _is_secret_parameter(name: str) -> bool:
+    return bool(_SECRET_PARAMETER.search(name))
+
+
+def without_passwords(text: str) -> str:
+    """Take the passwords out of a text's URLs."""
+    return _PASSWORD.sub(rf"\1{MASK}@", text) if "://" in text else text
+
+
+def secrets_of_url(url: str) -> set[str]:
+    """Find what is secret in a URL: its password, written and read, or a user who has none.
+
+    A password that the URL tells elsewhere, as its user or the name of its database, is nobody's secret.
+    """
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query)
+    except ValueError:
+        return set()
+    login = parts.netloc.rpartition("@")[0]
+    user, colon, password = login.partition(":")
+    told = {user, unquote(user), unquote(parts.path.lstrip("/")), parts.hostname or ""}
+    found = {value for name, value in query if _is_secret_parameter(name)}
+    if colon:
+        found |= {password, unquote(password), b64encode(unquote(login).encode()).decode()}
+    elif parts.scheme.startswith("http"):
+        found |= {login, unquote(login)}
+    if unquote(password) in told:
+        found -= {password, unquote(password)}
+    return found - {""}
 
 
 class Masker:
-    """Hides secrets as they are, as a URL has them, and as JSON has them."""
+    """Hides secrets wherever they turn up: as they are, in a URL, in JSON, in HTML.
 
-    def __init__(self, secrets: Iterable[Any] = ()) -> None:
-        self._forms: list[str] = []
+    With `least`, shorter ones hide nothing, and short words only themselves: else a secret that is a word
+    would shred every text.
+    """
+
+    def __init__(self, secrets: Iterable[Any] = (), *, least: int = 1) -> None:
+        self._least = least
+        self._texts: set[str] = set()
         self._wholes: list[Any] = []  # lists, maps, numbers
+        self._found: re.Pattern[str] | None = None
         self.add(*secrets)
 
     def add(self, *secrets: Any) -> None:
@@ -35,14 +89,25 @@ class Masker:
         texts = {text for one in secrets for text in _texts(one)}
         for text in list(texts):
             texts |= {text.strip(), *(line for line in text.splitlines() if len(line) >= LEAST_PART)}
-        forms = {form for text in texts - {"", MASK} for form in _forms(text)}
-        self._forms = sorted({*self._forms, *forms}, key=len, reverse=True)
+        self._texts |= {text for text in texts - {"", MASK} if len(text) >= self._least}
+        self._found = re.compile(self.pattern) if self._texts else None
+
+    @property
+    def pattern(self) -> str:
+        """Write all of them as a regular expression, the longest first; with none nothing fits it."""
+        texts = sorted(self._texts, key=lambda text: (-len(text), text))
+        return "|".join(spelling for text in texts for spelling in self._spellings(text)) or "(?!)"
+
+    def _spellings(self, text: str) -> Iterator[str]:
+        for case in sorted({text, text.lower(), text.upper()} if len(text) >= LEAST_PART else {text}):
+            word = self._least > 1 and case.isalnum() and len(case) < UNMISTAKABLE
+            yield rf"(?<![^\W_]){case}(?![^\W_])" if word else "".join(map(_spelled, case))
+        if len(text) >= LEAST_PART:
+            yield "".join(f"&#{ord(letter)};" for letter in text)
 
     def text(self, text: str) -> str:
         """Replace each secret in the text."""
-        for form in self._forms:
-            text = text.replace(form, MASK)
-        return text
+        return self._found.sub(MASK, text) if self._found else text
 
     def __call__(self, value: Any) -> Any:  # noqa: PLR0911 (a table)
         """Replace secrets in the texts, numbers and keys within a value."""
@@ -54,7 +119,7 @@ class Masker:
             case _ if value in self._wholes:
                 return MASK
             case int() | float():
-                return MASK if json.dumps(value) in self._forms else value
+                return MASK if json.dumps(value) in self._texts else value
             case Mapping():
                 return {self.text(str(key)): self(one) for key, one in value.items()}
             case list() | tuple():
@@ -62,10 +127,17 @@ class Masker:
         return self.text(str(value))
 
 
-def _forms(text: str) -> set[str]:
-    raw = text.encode("utf-8", "surrogatepass")
-    urls = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
-    return {text, *urls, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+@cache
+def _spelled(letter: str) -> str:
+    """Write a letter as a pattern: as it is, and as URLs, JSON and HTML write what is no ASCII letter."""
+    if letter.isascii() and letter.isalnum():
+        return letter
+    in_url, code = quote(letter.encode("utf-8", "surrogatepass"), safe=""), ord(letter)
+    ways = {letter, in_url, in_url.lower(), html.escape(letter)}
+    ways |= {json.dumps(letter)[1:-1], json.dumps(letter, ensure_ascii=False)[1:-1], f"\\u{code:04X}"}
+    ways |= {f"\\u{code:04x}", f"&#{code};", f"&#x{code:x};", f"&#x{code:X};"}
+    ways |= {" ": {"+"}, "/": {r"\/"}}.get(letter, set())
+    return f"(?:{'|'.join(re.escape(way) for way in sorted(ways, key=len, reverse=True))})"
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""The words of the pipeline as values, and their JSON.
+"""Hold the words of the pipeline as values, and their JSON.
 
-Python and SQL say snake_case, JSON says camelCase; this is the one place that translates.
+Python and SQL use snake_case, JSON uses camelCase; this is the one place that translates.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ import msgspec
 
 
 class GenctlError(Exception):
-    """One line that says what is wrong, a second that says how to mend it, and the exit code.
+    """Say in one line what is wrong, in a second how to mend it, and carry the exit code.
 
     `code` is a CamelCase word for programs; `fix` may be empty. Exit codes: 1 a check or an
     expectation failed, 2 usage, 3 a dependency, 4 not found, 5 token refused.
@@ -47,17 +47,17 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 
 def is_breaker(who: str | None) -> bool:
-    """Whether a worker's breaker has turned a gate: it is `breaker host:pid`, people are `name@host`."""
+    """Tell whether a worker's breaker has turned a gate: it is `breaker host:pid`, people are `name@host`."""
     return (who or "").split(" ")[0] == "breaker"
 
 
 def camel(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the keys of a row as JSON says them; leave its values alone."""
+    """Write the keys of a row in camelCase; leave its values alone."""
     return {head + "".join(map(str.title, tail)): row[key] for key in row for head, *tail in [key.split("_")]}
 
 
 class Status(StrEnum):
-    """Where a session stands in its current run."""
+    """Say where a session stands in its current run."""
 
     QUEUED = "queued"
     PROCESSING = "processing"
@@ -66,7 +66,7 @@ class Status(StrEnum):
 
 
 class Category(StrEnum):
-    """What a failure speaks of: the job (first two), our account (auth, quota), our settings, or the road."""
+    """Say what a failure is about: the job (the first two), our account, our settings, or the way between."""
 
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -80,7 +80,7 @@ class Category(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What the provider did: `unknown` means that it may have done and billed the work."""
+    """Say what the provider did: `unknown` means that it may have done and billed the work."""
 
     REFUSED = "refused"
     UNKNOWN = "unknown"
@@ -91,7 +91,7 @@ Run = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class Job(msgspec.Struct, frozen=True, rename="camel"):
-    """The job message: it only says that there is something to do; the row decides what."""
+    """Hold a job message: it only says that there is something to do, and the row decides what."""
 
     version: Literal[1]
     tool: ToolName
@@ -100,9 +100,9 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A `generation_sessions` row. Times are aware; the database's clock made them.
+    """Hold a `generation_sessions` row. Times are aware, and by the database's clock.
 
-    A row of an adopted table is taken as it is: texts may be null, jsonb may be anything.
+    Rows of an adopted table stay as they are: texts may be null, jsonb may hold anything.
     """
 
     id: UUID
@@ -130,20 +130,20 @@ class Session(msgspec.Struct, frozen=True):
     enqueued_at: datetime | None = None
     dlq_sent_at: datetime | None = None
     read_at: datetime | None = None  # the database's time when it was read
-    reserved: int | None = None  # credits of the current run's reservation, where they were read
-    refunded: int = 0  # of it, by the release
-    from_dead_lease: bool = False  # this claim took it over from a worker that fell silent
-    spent: bool = False  # this claim found the attempts used up, and counts none
-    kept: Any = None  # an answer of this run whose settle was refused, as the trace keeps it
+    reserved: int | None = None  # credits of the current run's reservation, if the statement reads them
+    refunded: int = 0  # credits of it that the release gave back
+    from_dead_lease: bool = False  # this claim has taken it from a worker that fell silent
+    spent: bool = False  # this claim has found the attempts used up, and counts none
+    kept: Any = None  # an answer of this run that the trace keeps, as the database refused its settle
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """Read a row that a statement returned; leave out columns that we do not know."""
+        """Read a row of a statement; leave out columns that we do not know."""
         return msgspec.convert(row, cls)
 
     @classmethod
     def readable(cls, row: Mapping[str, Any], odd: Callable[[Any, str], object]) -> Self | None:
-        """Read a row; None for one of an adopted table that is none of ours: `odd` hears its id and why."""
+        """Read a row; if an adopted table holds an odd one, tell `odd` its id and why, and return None."""
         try:
             return cls.of(row)
         except msgspec.ValidationError as error:
@@ -152,14 +152,14 @@ class Session(msgspec.Struct, frozen=True):
 
     @property
     def details(self) -> dict[str, Any]:
-        """Return `error_details`, empty where there are none."""
+        """Return `error_details`, or an empty dict."""
         return self.error_details if isinstance(self.error_details, dict) else {}
 
     @property
     def returned(self) -> int:
-        """Return the credits that its user got back, by the release or by a later fix."""
-        told = self.details.get("refundedCredits") if self.status is Status.FAILED else None
-        return told if type(told) is int else self.refunded
+        """Return the credits that its user has got back, by the release or by a later fix."""
+        credits = self.details.get("refundedCredits") if self.status is Status.FAILED else None
+        return credits if type(credits) is int else self.refunded
 
     @property
     def calls_before(self) -> int:
@@ -168,12 +168,12 @@ class Session(msgspec.Struct, frozen=True):
 
     @property
     def job_owed(self) -> bool:
-        """Whether it is queued, and nothing proves that the job message was sent."""
+        """Tell whether it is queued, and no mark proves that the job message was sent."""
         return self.status is Status.QUEUED and self.enqueued_at is None
 
     @property
     def copy_owed(self) -> bool:
-        """Whether it has failed, and nothing proves that the DLQ copy was sent."""
+        """Tell whether it has failed, and no mark proves that the DLQ copy was sent."""
         return self.status is Status.FAILED and self.dlq_sent_at is None
 
     def item(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A provider's HTTP answer, cut to a cap. Header names are lower case."""
+    """Hold a provider's HTTP answer, cut to a cap. Names of headers are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -206,7 +206,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class NoAnswer(msgspec.Struct, frozen=True):
-    """A call without an answer. `sent`: the request was out, so the work may be done and billed."""
+    """Describe a call without an answer. `sent`: the request left, so the work may be done and billed."""
 
     code: str  # Timeout, ConnectionError, ...
     message: str
@@ -214,7 +214,7 @@ class NoAnswer(msgspec.Struct, frozen=True):
 
 
 class Image(msgspec.Struct, frozen=True, rename="camel"):
-    """One image; `url` is the provider's, dead after `expires_at`."""
+    """Hold one image; `url` is the provider's, and expires at `expires_at`."""
 
     url: str
     size: str | None = None
@@ -222,14 +222,14 @@ class Image(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Success(msgspec.Struct, frozen=True):
-    """At least one image came."""
+    """Hold the images of a call that brought at least one."""
 
     images: tuple[Image, ...]
     request_id: str | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A classified failure; strings as they came, details.py cleans and cuts them."""
+    """Hold a classified failure; its strings are as they came, details.py cleans and cuts them."""
 
     code: str
     category: Category
@@ -242,12 +242,12 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     provider_body: bytes | None = None
     request_id: str | None = None
     retry_after_s: float | None = None
-    names: tuple[str, ...] = ()  # fields of the order that it speaks of
-    certain: bool = False  # it speaks of our account, whatever was ordered
+    names: tuple[str, ...] = ()  # fields of the order that it is about
+    certain: bool = False  # it is about our account, whatever the order was
 
 
 class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What is stored as `error_details`. The settle adds the refund and `failedAt` (its clock)."""
+    """Hold a row's `error_details`. The settle adds the refund, and `failedAt` by its clock."""
 
     provider_status: int | None
     provider_code: str | None
@@ -271,7 +271,7 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class GateState(StrEnum):
-    """Of a gate. `probing`: closed, but one worker tries one job."""
+    """Say how a gate stands. `probing`: closed, but one worker tries one job."""
 
     OPEN = "open"
     CLOSED = "closed"
@@ -279,9 +279,9 @@ class GateState(StrEnum):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """A tool's gate as it was read. `until` ends a person's pause; None: until somebody opens it.
+    """Hold a tool's gate as we have read it. `until` ends a person's pause; None: until somebody opens it.
 
-    A gate that a breaker has closed does not open at `until`: then a worker may try one job.
+    A gate that a breaker has closed does not open at `until`, but a worker may try one job then.
     """
 
     tool: str
@@ -294,23 +294,23 @@ class Gate(msgspec.Struct, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Whether workers may receive."""
+        """Tell whether workers may receive."""
         paused = self.state is GateState.CLOSED and not is_breaker(self.who)
         return self.state is GateState.OPEN or (paused and self._is_over)
 
     @property
     def stands(self) -> GateState:
-        """Return its state; a pause that is over counts as open."""
+        """Return its state; a pause that has ended counts as open."""
         return GateState.OPEN if self.is_open else self.state
 
     @property
     def may_be_probed(self) -> bool:
-        """Whether a worker may win the right to try one job: nobody does, or the one who did fell silent."""
+        """Tell whether a worker may win the probe: nobody has it, or the worker that had it fell silent."""
         return not self.is_open and self._is_over
 
     @property
     def closed_s(self) -> float:
-        """Return the seconds for which a breaker has closed it; 0 when none has."""
+        """Return the seconds for which a breaker has closed it; 0 if none has."""
         by_breaker = self.state is GateState.CLOSED and is_breaker(self.who)
         if not (by_breaker and self.until and self.changed_at):
             return 0.0
@@ -330,7 +330,7 @@ class Gate(msgspec.Struct, frozen=True):
 
 
 class JobProcessingError(GenctlError):
-    """A run has failed and is settled; `permanent` sends its payload to the DLQ at once.
+    """Say that a run has failed and is settled; `permanent` sends its payload to the DLQ at once.
 
     `str()` is `DLQ:<code>`; `session` is the row as the settle left it.
     """
@@ -342,14 +342,14 @@ class JobProcessingError(GenctlError):
 
 
 class LeaseLostError(GenctlError):
-    """The session is no longer ours: touch nothing more of that job."""
+    """Say that the session is no longer ours: touch nothing more of that job."""
 
     def __init__(self, session_id: UUID) -> None:
         super().__init__("LeaseLost", f"the lease of session {session_id} was lost", exit_code=1)
 
 
 class NotYetError(GenctlError):
-    """The turn to call the provider is `wait_s` seconds away: too far to keep the job from others."""
+    """Say that the turn to call is `wait_s` seconds away: too far to keep the job from other workers."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__("NotYet", f"the next call may begin in {wait_s:.1f} s", exit_code=1)
@@ -357,7 +357,7 @@ class NotYetError(GenctlError):
 
 
 class MalformedMessageError(GenctlError):
-    """A queue message that is no job of ours; the text says why."""
+    """Say why a queue message is no job of ours."""
 
     def __init__(self, why: str) -> None:
         super().__init__("MalformedMessage", why, exit_code=1)

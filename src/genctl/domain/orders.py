@@ -1,4 +1,4 @@
-"""What may be ordered: an order is checked before anything is reserved."""
+"""Check what a user may order, before we reserve anything."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -15,7 +15,7 @@ MOST_CREDITS = 2**53  # JSON's readers tell numbers apart up to here
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One image that somebody wants. `cost` in credits."""
+    """Hold an order for one image; `cost` in credits."""
 
     session_id: UUID
     reservation_id: UUID
@@ -29,7 +29,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(order: Order) -> None:
-    """Check an order. Raises GenctlError (exit 2), which names what is wrong with it."""
+    """Check an order. Raises GenctlError (exit 2), which says what is wrong with it."""
     check_name("model", order.model)
     check_prompt(order.prompt)
     check_name("user", order.user_id)
@@ -61,7 +61,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def change(text: str) -> tuple[str, Any]:
-    """Split `key=value`; read a value that is JSON as such. Raises GenctlError (exit 2)."""
+    """Split `key=value`; read the value as JSON if it is, else as text. Raises GenctlError (exit 2)."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise _refused("BadChange", f"{text!r} is no change", "write key=value, such as size=2K")

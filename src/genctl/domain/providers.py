@@ -1,4 +1,4 @@
-"""A provider: where it keeps its words, what its codes mean, how its keys look."""
+"""Describe a provider: where it keeps its words, what its codes mean, how its keys look."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from genctl.domain.rules import Rule
 
 
 class Provider(msgspec.Struct, frozen=True):
-    """Describe one provider. We remove what `key_shape` matches, its keys, from the words that we store."""
+    """Hold one provider. We remove its keys, which `key_shape` matches, from the words that we store."""
 
     name: str
     envelope: Envelope

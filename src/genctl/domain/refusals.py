@@ -1,4 +1,4 @@
-"""What the database refuses, in figures and words: kept answers, and runs that ended without NOTIFY."""
+"""Count and name what the database refuses: answers that the trace keeps, and NOTIFYs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from uuid import UUID
 
 from genctl.domain.model import rough
 
-NOTIFY_USAGE = 0.1  # of the queue of all listeners; only one that holds a transaction open fills it
+NOTIFY_USAGE = 0.1  # of the queue of NOTIFY; only a listener with an open transaction fills it so far
 
 
 class Kept(NamedTuple):
-    """Answers that the database refuses in the same words, and a session of them."""
+    """Count the answers that the database refuses in the same words, and name a session of them."""
 
     said: str
     sessions: int
@@ -19,7 +19,7 @@ class Kept(NamedTuple):
 
 
 class Notifying(NamedTuple):
-    """How full the queue of NOTIFY is, who may hold it up, and the runs of an hour that ended without one."""
+    """Hold how full NOTIFY's queue is, who may hold it up, and how many runs ended without one in an hour."""
 
     used: float = 0.0
     idle_pid: int | None = None
@@ -28,11 +28,11 @@ class Notifying(NamedTuple):
 
     @property
     def is_clogged(self) -> bool:
-        """Whether somebody keeps PostgreSQL from emptying it."""
+        """Tell whether a listener keeps PostgreSQL from emptying the queue."""
         return self.used > NOTIFY_USAGE
 
     def words(self) -> str:
-        """Say what is wrong, or was in the last hour; nothing when all is well."""
+        """Say what is wrong now or was in the last hour; empty when all is well."""
         clogged = f"the queue of NOTIFY is {self.used:.0%} full: a listener holds a transaction open"
         runs = f"{self.unnotified:,} run{'' if self.unnotified == 1 else 's'}"
         lost = f"{runs} ended without NOTIFY in the last hour"
@@ -40,7 +40,7 @@ class Notifying(NamedTuple):
 
 
 def words_of(kept: Sequence[Kept]) -> str:
-    """Say how many answers are not in their rows, since when, and what the database says of them."""
+    """Say how many answers are not in their rows, for how long, and what the database says of them."""
     count, oldest_s = sum(some.sessions for some in kept), max(some.oldest_s for some in kept)
     said = "; ".join(f"{some.sessions:,}: {some.said}" for some in kept) if len(kept) > 1 else kept[0].said
     return f"{count:,} not in {'its row' if count == 1 else 'their rows'} for {rough(oldest_s)}: {said}"
@@ -52,7 +52,7 @@ def way_on(kept: Sequence[Kept]) -> str:
 
 
 def terminate(pid: int | None) -> str:
-    """Return the command that ends a server process, or finds it where it is not known."""
+    """Return the command that ends a server process, or that finds it if `pid` is not known."""
     if pid is None:
         return "genctl doctor"
     return f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({pid})'"

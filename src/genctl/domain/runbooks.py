@@ -1,23 +1,20 @@
-"""The values of a runbook, put in as a whole, and what a resumed run keeps of them."""
+"""Put values into the texts of a runbook, and read a run's journal, from which another may resume it."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 _VALUE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 _REFERENCE = re.compile(r"\$\{[^}]*\}?")
 
 
-def is_reference(value: Any) -> bool:
-    """Whether it stands for a value as a whole: `${name}`."""
-    return isinstance(value, str) and bool(_VALUE.fullmatch(value))
-
-
 def references(value: Any) -> Iterator[tuple[str, bool]]:
-    """Each `${…}` of a text, or of the texts within: what it names, and whether it is the whole text.
+    """Yield each `${…}` in a text, or in the texts within: its name, and whether it is the whole text.
 
-    That of a key is never whole: a key is not filled.
+    One in a key is never the whole text, as fill() leaves keys alone.
     """
     if isinstance(value, str):
         for match in _REFERENCE.finditer(value):
@@ -33,12 +30,12 @@ def references(value: Any) -> Iterator[tuple[str, bool]]:
 
 
 def names_in(text: str) -> list[str]:
-    """The values that a statement or a script mentions; `${1%,}` of a shell is none."""
+    """List the values that a statement or a script mentions; a shell's `${1%,}` is none."""
     return list(dict.fromkeys(_VALUE.findall(text)))
 
 
 def fill(value: Any, values: Mapping[str, Any]) -> Any:
-    """The same with each `${name}` replaced by its value, of its own kind. Raises KeyError with the name."""
+    """Replace each text `${name}` by its value, which keeps its type. Raises KeyError with the name."""
     if isinstance(value, str):
         match = _VALUE.fullmatch(value)
         return values[match[1]] if match else value
@@ -48,17 +45,17 @@ def fill(value: Any, values: Mapping[str, Any]) -> Any:
 
 
 def as_word(value: Any) -> str:
-    """A value as an argument or in the environment: texts as they are, true and false, the rest as JSON."""
+    """Write a value as an argument or for the environment: a text as it is, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def spoken(text: str, values: Mapping[str, Any]) -> str:
-    """A text for a person, its values put in."""
+    """Put the values into a text for a person."""
     return _VALUE.sub(lambda match: as_word(values.get(match[1], match[0])), text)
 
 
 def statement(text: str) -> str:
-    """A statement with `${name}` as the driver's bound parameter."""
+    """Write a statement with `${name}` as the driver's bound parameter."""
     return _VALUE.sub(r"%(\1)s", text.replace("%", "%%"))
 
 
@@ -68,31 +65,37 @@ Event = Mapping[str, Any]
 DONE = {"ok", "skipped"}
 
 
-class Past(NamedTuple):
-    """A run as its journal tells it. `state` is ok, failed or interrupted, the last also of a killed one.
+class Start(NamedTuple):
+    """Say where a run begins: the steps that it leaves out, and the values that these have saved.
 
-    `done` are the steps that need not run again; `values` what is known of theirs and of the variables,
-    `hidden` the names of those that the journal has masked; `shown` what a person saw of the done ones, each
-    with `step`, `shown` and `more`.
+    `values` are those and the variables, `hidden` names those that the journal has masked; `shown` is what a
+    person saw of these steps, each with `step`, `shown` and `more`.
     """
+
+    done: Sequence[str] = ()
+    values: Mapping[str, Any] = {}
+    hidden: Sequence[str] = ()
+    resumes: str | None = None
+    shown: Sequence[Mapping[str, Any]] = ()
+
+
+class Past(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Hold a run as its journal tells it; `state` is ok, failed or interrupted (a killed run, too)."""
 
     run: str
     runbook: str
-    file: str
-    sha256: str
-    who: str
     at: str
+    who: str
     state: str
     exit_code: int | None
     failed: str | None
-    done: Sequence[str]
-    values: Mapping[str, Any]
-    hidden: Sequence[str]
-    shown: Sequence[Mapping[str, Any]]
+    file: str
+    sha256: str
+    start: Start  # of a run that resumes this one
 
 
 def past(events: Sequence[Event]) -> Past:
-    """What became of a run. Raises KeyError or IndexError where that is no journal."""
+    """Read what became of a run. Raises KeyError or IndexError for events that are no journal."""
     begun = events[0]
     end: Event = next((event for event in events if event["event"] == "ended"), {})
     ended = [event for event in events if event["event"] == "step.ended"]
@@ -100,35 +103,25 @@ def past(events: Sequence[Event]) -> Past:
     for event in ended:
         values |= event["saved"]
         hidden |= set(event["hidden"])
+    over = [event for event in ended if event["state"] in DONE and not event["always"]]
+    shown = [one for one in over if one.get("shown") is not None]
     return Past(
-        run=begun["run"],
-        runbook=begun["runbook"],
-        file=begun["file"],
-        sha256=begun["sha256"],
-        who=begun["who"],
-        at=begun["at"],
+        **{key: begun[key] for key in ("run", "runbook", "at", "who", "file", "sha256")},
         state=end.get("state", "interrupted"),
         exit_code=end.get("exitCode"),
         failed=next((event["step"] for event in ended if event["state"] in {"failed", "interrupted"}), None),
-        done=[
-            *begun["done"],
-            *(event["step"] for event in ended if event["state"] in DONE and not event["always"]),
-        ],
-        values={name: value for name, value in values.items() if name not in hidden},
-        hidden=sorted(hidden),
-        shown=[
-            *begun.get("shown", []),
-            *(
-                {"step": event["step"], "shown": event["shown"], "more": event.get("more", 0)}
-                for event in ended
-                if event["state"] == "ok" and not event["always"] and event.get("shown") is not None
-            ),
-        ],
+        start=Start(
+            done=[*begun["done"], *(event["step"] for event in over)],
+            values={name: value for name, value in values.items() if name not in hidden},
+            hidden=sorted(hidden),
+            resumes=begun["run"],
+            shown=[*begun["shown"], *({key: one[key] for key in ("step", "shown", "more")} for one in shown)],
+        ),
     )
 
 
 def refusal(was: Past, sha256: str, *, force: bool) -> str | None:
-    """Why that run cannot be resumed by the file as it is now."""
+    """Say why the present file cannot resume that run; None: it can."""
     if was.state == "ok":
         return f"run {was.run} has ended well: there is nothing to resume"
     if was.sha256 != sha256 and not force:

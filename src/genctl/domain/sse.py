@@ -1,7 +1,7 @@
-"""Server-sent events: turn rows into bytes, write and read cursors, keep what a stream has still to write.
+"""Write rows as server-sent events, write and read cursors, hold the events that a stream has yet to write.
 
-An event is the state of a row as it is now, under its version. A cursor is a version bound to its user:
-another user's cursor, or one of another secret, means nothing.
+An event is the state of a row as it is now, under its version. A cursor is a version bound to its user: we
+cannot read another user's cursor, or one of another secret.
 """
 
 import hmac
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from genctl.domain.model import Category, Gate, Session, Status, is_breaker, rfc3339
 
-NAMES = {Status.FAILED: "failed", Status.COMPLETED: "done"}  # any other has been redriven: `queued`
+NAMES = {Status.FAILED: "failed", Status.COMPLETED: "done"}  # a row of any other was redriven: `queued`
 OPEN_CATEGORIES = (Category.CONTENT_POLICY, Category.INVALID_REQUEST)
 LATER = "The refund is under way."
 _OURS = ("providerStatus", "providerCode", "providerMessage", "providerBody", "requestId")
@@ -64,10 +64,10 @@ def name_of(session: Session) -> str:
 
 
 def for_user(details: Any) -> dict[str, Any] | None:
-    """Keep of `error_details` what a user may see: the provider's words only where they speak of the request.
+    """Keep of `error_details` what a user may see: the provider's words only if they are about the request.
 
-    The other categories speak of our account, so only we read those words, and what the database said
-    about a refund. Returns None for what an adopted table holds in another shape.
+    The other categories are about our account, so only operators read those words, and what the database said
+    about a refund. Returns None for details of another shape, as adopted tables may hold.
     """
     if not isinstance(details, dict):
         return None
@@ -97,17 +97,17 @@ def gate_for_users(gate: Gate) -> dict[str, Any]:
 
 
 class Cursors(NamedTuple):
-    """Writes and reads cursors with a secret key."""
+    """Write and read cursors with a secret key."""
 
     key: bytes
 
     def write(self, user: str, version: int, *, ready: bool = False) -> str:
-        """Write the cursor of a user's version; with `ready` another, as no id comes twice on a stream."""
+        """Write the cursor of a user's version; `ready` has its own, as no id may come twice on a stream."""
         number = (version << 1 | ready).to_bytes(_VERSION_BYTES)
         return urlsafe_b64encode(number + self._proof(user, number)).decode()
 
     def read(self, user: str, cursor: str) -> int | None:
-        """Read the version of a cursor; None when the cursor is not ours or not this user's."""
+        """Read the version of a cursor; None: the cursor is not ours, or another user's."""
         if not _CURSOR.fullmatch(cursor):
             return None
         raw = urlsafe_b64decode(cursor)
@@ -119,7 +119,7 @@ class Cursors(NamedTuple):
 
 
 class Backlog:
-    """Keep what a stream has still to write: at most `room` events, of each key the latest, oldest first."""
+    """Hold events that a stream has yet to write: at most `room`, the latest of each key, oldest first."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -134,7 +134,7 @@ class Backlog:
         return len(self._waiting) >= self.room
 
     def put(self, key: str, what: Event) -> None:
-        """Add an event; an older state of the same session goes."""
+        """Add an event in place of an older one of the same session."""
         self._waiting.pop(key, None)
         self._waiting[key] = what
 

@@ -1,4 +1,4 @@
-"""Writes figures as lines for a person: how things stand, whether that needs somebody, how to go on."""
+"""Write figures as lines for a person: how things stand, whether they need somebody, how to go on."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,17 +10,17 @@ from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.traits import Refused
 
 OK, ATTENTION = "ok", "attention"
-OWED_S = 120.0  # a sweeper sends what is owed for 60 s within 15 s more
-DEAD_S = 60.0  # and takes dead leases back each 15 s
+OWED_S = 120.0  # a sweeper sends an owed message after 60 to 75 s
+DEAD_S = 60.0  # it takes dead leases back every 15 s
 IDLE_S = 300.0  # jobs are due, the gate is open, and nobody works
-STREAMS = "streams may be late or miss something"  # why an API is not ready, when its listener is silent
-UNNOTIFIED_S = 300.0  # after a run that ended so recently without NOTIFY, more may come
+STREAMS = "streams may be late or miss something"  # what an API says while its listener is silent
+UNNOTIFIED_S = 300.0  # if a run has ended so recently without NOTIFY, others may
 REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
 
 
 class StatusLine(msgspec.Struct, frozen=True):
-    """One line; `level` is ok or attention, `next` the command that goes on from there."""
+    """Hold one line; `level` is ok or attention, `next` the command that goes on from there."""
 
     part: str
     level: str
@@ -29,14 +29,14 @@ class StatusLine(msgspec.Struct, frozen=True):
 
 
 class Pile(msgspec.Struct, frozen=True):
-    """How many, and for how long the oldest of them; None where there is none."""
+    """Count things of one kind, with the age of the oldest; None: there are none."""
 
     count: int = 0
     oldest_s: float | None = None
 
 
 class Depth(NamedTuple):
-    """What SQS says of a queue, approximately."""
+    """Hold the depth of a queue, which SQS counts roughly."""
 
     name: str
     waiting: int
@@ -45,16 +45,16 @@ class Depth(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The database's figures: piles by name, failures of an hour by code, the gates, what it refuses."""
+    """Hold the database's figures: piles by name, failures of an hour by code, the gates, its refusals."""
 
     piles: Mapping[str, Pile]
     failures: Mapping[str, int]
     gates: Sequence[Gate]
     kept: Sequence[Kept] = ()
     notifying: Notifying = Notifying()
-    unserved: Mapping[str, int] = {}  # queued jobs of models that no tool here serves
-    unusable: Mapping[str, str] = {}  # tools that are installed, and what is wrong with them
-    refused: Sequence[Refused] = ()  # what orders may not have
+    unserved: Mapping[str, int] = {}  # queued jobs of models that no installed tool serves
+    unusable: Mapping[str, str] = {}  # installed tools, and what is wrong with them
+    refused: Sequence[Refused] = ()  # values that orders may not have
 
     def pile(self, name: str) -> Pile:
         """Return the pile of this name, or an empty one."""
@@ -62,14 +62,14 @@ class Standing(NamedTuple):
 
 
 def unreachable(part: str, error: GenctlError) -> list[StatusLine]:
-    """Write the line of a part that gave no figures."""
+    """Write the line of a part that we cannot reach."""
     return [StatusLine(part, ATTENTION, error.message, "genctl doctor")]
 
 
 def of_queues(queue: Depth, dlq: Depth, flag: str = "") -> list[StatusLine]:
-    """Write the lines of the queue and its DLQ. Copies in the DLQ are no alarm: failures leave them.
+    """Write the lines of the queue and its DLQ. Copies in the DLQ are no alarm, as each failure leaves one.
 
-    `flag` names their tool, where the next command would otherwise look at another's.
+    `flag` names their tool, if the next command would otherwise look at another's.
     """
     delayed = f", {queue.delayed:,} delayed" if queue.delayed else ""
     moving = f"{queue.waiting:,} waiting, {queue.in_flight:,} in flight{delayed}"
@@ -97,7 +97,7 @@ def of_database(now: Standing) -> list[StatusLine]:
 
 
 def of_migrations(states: Sequence[str]) -> list[StatusLine]:
-    """Say whether each file is applied; `states` are as the runner names them."""
+    """Say whether all migrations are applied; `states` are as the runner names them."""
     wrong = [
         f"{states.count(state)} {state}" for state in ("pending", "drifted", "missing") if state in states
     ]
@@ -108,13 +108,13 @@ def of_migrations(states: Sequence[str]) -> list[StatusLine]:
 
 
 def of_api(status: int, why: str = "") -> list[StatusLine]:
-    """Say what the API answered to /readyz."""
+    """Write the line of the API's answer to /readyz."""
     match status:
         case 200:
             return [StatusLine("listener", OK, "the API is ready: its streams miss nothing", "genctl watch")]
         case 503 if why in {"", STREAMS}:
-            told = "silent: what streams show may be late or missing"
-            return [StatusLine("listener", ATTENTION, told, "genctl runbook run listener-silent")]
+            message = "silent: what streams show may be late or missing"
+            return [StatusLine("listener", ATTENTION, message, "genctl runbook run listener-silent")]
         case 503:
             return [StatusLine("listener", ATTENTION, f"the API is not ready: {why}", "genctl doctor")]
     return [
@@ -136,8 +136,8 @@ def _failures(by_code: Mapping[str, int]) -> StatusLine:
     names = [f"{count:,} {code}" for code, count in most[:CODES]]
     if rest := sum(count for _, count in most[CODES:]):
         names.append(f"{rest:,} others")
-    told = f": {', '.join(names)}" if names else ""
-    message = f"{sum(by_code.values()):,} in the last hour{told}"
+    listed = f": {', '.join(names)}" if names else ""
+    message = f"{sum(by_code.values()):,} in the last hour{listed}"
     return StatusLine("failures", OK, message, "genctl tail-failures --since 1h --no-follow")
 
 
@@ -158,7 +158,7 @@ def _gate(gate: Gate) -> StatusLine:
 
 
 def _orders(refused: Sequence[Refused]) -> list[StatusLine]:
-    """Write lines only where orders are refused. What all users meet needs somebody, one user's does not."""
+    """Write a line for each refused value. One that all users meet needs somebody, one user's does not."""
     return [
         StatusLine(
             "orders",
@@ -172,25 +172,25 @@ def _orders(refused: Sequence[Refused]) -> list[StatusLine]:
 
 
 def _tools(now: Standing) -> list[StatusLine]:
-    """Write lines only where something is wrong."""
+    """Write a line for each trouble of the tools."""
     lines = [
         StatusLine("tools", ATTENTION, f"{name} cannot be used: {why}", "genctl tools")
         for name, why in now.unusable.items()
     ]
     if now.unserved:
         waiting, models = _count(sum(now.unserved.values()), "job"), ", ".join(now.unserved)
-        told = f"{waiting} for tools that are not installed here, left for others: {models}"
-        lines.append(StatusLine("tools", ATTENTION, told, "genctl tools"))
+        message = f"{waiting} for tools that are not installed here, left for others: {models}"
+        lines.append(StatusLine("tools", ATTENTION, message, "genctl tools"))
     return lines
 
 
 def _owed(jobs: Pile, copies: Pile) -> StatusLine:
     owed = [(jobs, "job message"), (copies, "DLQ copy")]
-    told = [
+    counts = [
         f"{_count(pile.count, what)} for {rough(pile.oldest_s or 0)}" for pile, what in owed if pile.count
     ]
     late = any((pile.oldest_s or 0) > OWED_S for pile, _ in owed)
-    message = ", ".join(told) + (": is a sweeper running?" if late else "") if told else "nothing"
+    message = ", ".join(counts) + (": is a sweeper running?" if late else "") if counts else "nothing"
     return StatusLine("owed", ATTENTION if late else OK, message, "genctl sweep --dry-run")
 
 

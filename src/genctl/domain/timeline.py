@@ -1,7 +1,7 @@
-"""Shows a session's events as a timeline: what each hop waited for, for how long, and whether that was slow.
+"""Show a session's events as a timeline: what each hop waited for, for how long, and whether that was slow.
 
-The time before a hop runs from the event that made it possible, not from the line above it: a worker may
-claim a job before its sender has noted that it was sent.
+We measure a hop from the event that made it possible, not from the line above it, as a worker may claim a job
+before its sender has noted that it was sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import msgspec
 
 
 class TraceEvent(NamedTuple):
-    """A row of `session_events`."""
+    """Hold a row of `session_events`."""
 
     run: int
     kind: str
@@ -21,7 +21,7 @@ class TraceEvent(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """The time before an event: its name, the events from which it runs, and the usual seconds."""
+    """Name the time before an event, the events from which it counts, and its usual seconds."""
 
     name: str
     since: frozenset[str]
@@ -29,7 +29,7 @@ class Gap(NamedTuple):
 
 
 class TraceHop(msgspec.Struct, frozen=True, rename="camel"):
-    """One hop; `ms` since the first of the session, `gap_ms` since the event that it waited for."""
+    """Hold one hop; `ms` since the first of the session, `gap_ms` since the event that it waited for."""
 
     hop: str
     run: int
@@ -64,7 +64,7 @@ TOLD |= {"redriven": "session_requeued"}  # kind -> the channel of its NOTIFY
 
 
 def hops(events: Sequence[TraceEvent]) -> list[TraceHop]:
-    """The timeline of events in their order; a NOTIFY is a hop of its own, in its event's transaction."""
+    """Make the timeline of events; a NOTIFY is a hop of its own, in its event's transaction."""
     found: list[TraceHop] = []
     untold = {(e.run, kind) for e in events if e.kind == "unnotified" for kind in ("completed", "failed")}
     for nth, event in enumerate(events):
@@ -72,18 +72,18 @@ def hops(events: Sequence[TraceEvent]) -> list[TraceHop]:
         gap, gap_ms, slow = _wait(event, events[:nth])
         found.append(TraceHop(event.kind, event.run, event.at, ms, gap, gap_ms, slow, says(event)))
         if (channel := TOLD.get(event.kind)) and (event.run, event.kind) not in untold:
-            told = f"NOTIFY {channel}, in the same transaction"
-            found.append(TraceHop("notified", event.run, event.at, ms, None, None, slow=False, says=told))
+            text = f"NOTIFY {channel}, in the same transaction"
+            found.append(TraceHop("notified", event.run, event.at, ms, None, None, slow=False, says=text))
     return found
 
 
 def slowest(timeline: Sequence[TraceHop]) -> TraceHop | None:
-    """The hop that took longest, if any took a time."""
+    """Find the hop that took longest, if any took a time."""
     return max((hop for hop in timeline if hop.gap_ms), key=lambda hop: hop.gap_ms or 0, default=None)
 
 
 def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
-    """An event in a few words, from its data; that may be anything, and may have been pruned."""
+    """Write an event in a few words from its data, which may hold anything."""
     data = event.data
     match event.kind:
         case "enqueued" | "redriven":
@@ -123,7 +123,7 @@ def _failure(data: Mapping[str, Any]) -> str:
 
 
 def _wait(event: TraceEvent, before: Sequence[TraceEvent]) -> tuple[str | None, float | None, bool]:
-    """What the event waited for, for how many milliseconds, and whether that is more than usual."""
+    """Say what the event waited for, for how many milliseconds, and whether that is more than usual."""
     gap = SILENCE if event.data.get("fromDeadLease") else GAPS.get(event.kind)
     since = _since(gap, event, before) if gap else None
     if gap is None or since is None:
@@ -134,7 +134,7 @@ def _wait(event: TraceEvent, before: Sequence[TraceEvent]) -> tuple[str | None, 
 
 
 def _since(gap: Gap, event: TraceEvent, before: Sequence[TraceEvent]) -> TraceEvent | None:
-    """The newest event of the run that this one waited for; of a late result, its own claim."""
+    """Find the newest event of the run that this one waited for; for a late result, its own claim."""
     lease = event.data.get("lease") if event.kind == "late_result" else None
     fitting = (
         earlier

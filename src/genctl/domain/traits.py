@@ -1,4 +1,4 @@
-"""The traits of an order: the values that its user chose, of which a refusal may speak."""
+"""Find the traits of an order: the values that its user chose, and that a refusal may name."""
 
 import json
 import re
@@ -11,19 +11,19 @@ import msgspec
 
 from genctl.domain.model import Category, Failure, GenctlError, Success, rfc3339
 
-LONGEST = 200  # characters of a value as we keep it; of a longer one we keep the hash
+LONGEST = 200  # characters of a value that we keep as it is; we keep the hash of a longer one
 MOST = 32  # traits of one order
 Trait = tuple[str, str]  # a field of the order and its value
 Traits = frozenset[Trait]
 PLAIN: Traits = frozenset()
-LEAST_VALUE = 6  # characters of a value that nobody writes by chance
+LEAST_VALUE = 6  # characters of a value that no message holds by chance
 UNNAMED = frozenset({Category.CONTENT_POLICY, Category.RATE_LIMIT})
 
 
 def traits_of(model: str | None, params: Any, default_model: str) -> Traits:
-    """Return what an order says beyond the plain one. We chose the default model, so it is no trait.
+    """Return the traits of an order. The default model is none, as the user has not chosen it.
 
-    Each element of a list is a trait, so that a refusal of one reference image does not spare the others.
+    Each element of a list is a trait, as the provider may refuse one reference image and take the others.
     """
     chosen = params if isinstance(params, Mapping) else {}
     model_too = {} if model in {None, default_model} else {"model": model}
@@ -42,7 +42,7 @@ def _traits(name: str, value: Any) -> Iterator[Trait]:
 def refused_traits(result: Success | Failure, traits: Traits) -> Traits:
     """Return the traits that a refusal names, by field or by value.
 
-    A refusal by content rules speaks of the order as a whole, and a 429 of our pace, whatever words it has.
+    A refusal by content rules is about the whole order, and a 429 about our pace, whatever their words are.
     """
     if isinstance(result, Success) or result.certain or result.category in UNNAMED:
         return PLAIN
@@ -60,9 +60,9 @@ def refused_traits(result: Success | Failure, traits: Traits) -> Traits:
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """A trait that the provider has refused so often that we take no orders with it.
+    """Hold a trait that the provider has refused so often that we take no orders with it.
 
-    `users` have met it. It counts for everybody (`for_all`) once two users have, else for its user alone.
+    `users` have met the refusal. It counts for everybody (`for_all`) once two have, else for that user alone.
     """
 
     field: str
@@ -79,7 +79,7 @@ class Refused(msgspec.Struct, frozen=True):
         return f"{self.field} {self.value}"
 
     def error(self) -> GenctlError:
-        """Say to the user which value we do not take, in words that tell nothing of our account."""
+        """Make the error that names the value to the user, and says nothing of our account."""
         return GenctlError(
             "ValueRefused",
             f"the image service refused several orders with {self.words}: none is taken"

@@ -1,1 +1,1 @@
-"""One technology each: PostgreSQL, SQS, the providers."""
+"""Wrap one technology in each module: PostgreSQL, SQS, HTTP."""

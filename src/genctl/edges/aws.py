@@ -1,4 +1,4 @@
-"""AWS as boto3 finds it: endpoint, region, TLS, and credentials that sign requests to SQS."""
+"""Find AWS as boto3 does: endpoint, region, TLS, and credentials that sign requests to SQS."""
 
 import asyncio
 import ssl
@@ -15,17 +15,18 @@ from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import BotoCoreError, NoRegionError
 from botocore.httpsession import get_cert_path
 
+from genctl.base import hidden
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
-LOOK_S = 10.0  # how long a refused call waits for other ones
+LOOK_S = 10.0  # how long a refused call waits for new credentials
 
 log = structlog.stdlib.get_logger()
 
 
 class SqsEndpoint(NamedTuple):
-    """Where SQS is, and how to find out who we are."""
+    """Hold where SQS is, and how to find our credentials."""
 
     endpoint: str
     region: str
@@ -72,7 +73,7 @@ class SqsEndpoint(NamedTuple):
 
 
 def _find() -> Credentials:
-    """Look afresh for the credentials that boto3 would use, in environment, files and roles."""
+    """Look again for the credentials that boto3 would use, in environment, files and roles."""
     found = botocore.session.Session().get_credentials()
     if found is None:
         raise GenctlError(
@@ -84,14 +85,14 @@ def _find() -> Credentials:
 
 
 def _misconfigured(why: Exception) -> GenctlError:
-    """Make the error for whatever boto3, STS or somebody's credential_process runs into."""
+    """Make the error for an exception of boto3, STS or a credential_process."""
     said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
     return GenctlError("AwsMisconfigured", f"SQS: AWS credentials or settings: {said}", fix)
 
 
 class _Auth(SigV4Auth):
-    """Signs by a given time: SQS refuses a signature that is more than 15 minutes off its clock."""
+    """Sign by a given time, as SQS refuses a signature more than 15 minutes off its own clock."""
 
     def __init__(self, credentials: Any, region: str) -> None:
         super().__init__(credentials, "sqs", region)
@@ -103,7 +104,7 @@ class _Auth(SigV4Auth):
 
 
 class Signer:
-    """Signs requests with frozen credentials, which a thread renews: never the event loop."""
+    """Sign requests with frozen credentials, which a thread renews, and never the event loop."""
 
     def __init__(self, where: SqsEndpoint) -> None:
         """Look credentials up, so call it in a thread. Raises GenctlError (exit 3): none, expired."""
@@ -119,7 +120,7 @@ class Signer:
 
     @property
     def credentials(self) -> object:
-        """Return those that sign now, to be compared."""
+        """Return the credentials that sign now, to compare them."""
         return self._auth.credentials
 
     def _look_up(self) -> None:
@@ -127,13 +128,15 @@ class Signer:
         self._freeze()
 
     def _freeze(self) -> None:
-        self._auth = _Auth(self._source.get_frozen_credentials(), self._where.region)
+        frozen = self._source.get_frozen_credentials()
+        hidden.know("aws", (frozen.secret_key, frozen.token))
+        self._auth = _Auth(frozen, self._where.region)
 
     async def headers(self, body: bytes, headers: dict[str, str], now: datetime) -> dict[str, str]:
         """Add the signature of a POST of `body` to its `headers`; `now` is SQS's, in UTC.
 
-        Credentials that are due are renewed meanwhile: the old ones may work for minutes, and SQS says
-        when they do not.
+        If the credentials are due, a thread renews them meanwhile: the old ones may work for minutes, and SQS
+        says when they do not.
         """
         source, auth = self._source, self._auth
         if isinstance(source, RefreshableCredentials) and source.refresh_needed():
@@ -148,7 +151,7 @@ class Signer:
         await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
 
     def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
-        """Return the renewal that is under way; begin one when it is time for it."""
+        """Return the last renewal; begin another one if it has ended and the pause is over."""
         if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
             self._renewal = asyncio.create_task(self._renewed(how))
         return self._renewal

@@ -1,6 +1,6 @@
-"""PostgreSQL: a pool, named statements, and transactions that are one message.
+"""Talk to PostgreSQL: a pool, named statements, and transactions that are one message.
 
-Everything here works through a transaction pooler: no session state, no prepared statements.
+All of this works through a transaction pooler: no session state, no prepared statements.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
@@ -37,19 +37,19 @@ Statement = tuple[str, Mapping[str, Any]]  # a statement's name and its paramete
 
 CONNECT_TIMEOUT_S = 5
 SERVICE_TIMEOUT_S = 3  # how long a request waits for a connection
-CROWDED_S = 1.0  # a wait for a connection that is told
-RECONNECT_S = 5  # then a new request tries anew: the pool's own pauses would grow to minutes
+CROWDED_S = 1.0  # a longer wait for a connection counts as trouble
+RECONNECT_S = 5  # after that a new request tries again, as the pool's own pauses grow to minutes
 MOST_ROWS = 1_000  # of a person's statement
 STATEMENT_TIMEOUT_S = 15.0  # of one transaction; on a silent server psycopg takes 5 s more to cancel it
-ANSWER_S = 10.0  # a new connection gets so long to prove what it is
-POOLER_ROUNDS = 30  # an idle pooler gives the same backend twice at once, a busy one soon
+ANSWER_S = 10.0  # how long a new connection may take to prove what it is
+POOLER_ROUNDS = 30  # looks at the backends of two connections: a pooler mixes them within a few
 POOLER_PAUSE_S = 0.01
 LEAST_TIMEOUT_S = 1.0  # of the last try of patiently()
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
 CONFLICTS = 5  # tries of a transaction that collides with others
-LOCK_S = 2.0  # the longest wait for one lock, unless a transaction asks for another
-OUTAGE_S = 15.0  # in a longer outage leases may have lapsed
+LOCK_S = 2.0  # the longest wait for one lock, unless the caller says otherwise
+OUTAGE_S = 15.0  # leases may have lapsed in a longer outage
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -60,7 +60,7 @@ CONNECTION: dict[str, Any] = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "genctl",
     "client_encoding": "utf8",
-    # the kernel notices that the other end is gone, and not after two hours
+    # so that the kernel notices within seconds that the other end is gone
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -71,7 +71,7 @@ os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; poolers accept what
 
 
 def _loaded(text: str | bytes) -> Any:
-    """Read a jsonb; None where it is nested more deeply than Python could walk."""
+    """Read a jsonb; return None if it is nested more deeply than we can walk."""
     data = text.encode() if isinstance(text, str) else text
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
         return msgspec.json.decode(data)
@@ -86,9 +86,9 @@ set_json_loads(_loaded)
 
 
 class _TimeLoader(Loader):
-    """Reads a time that Python cannot represent as the nearest one that it can.
+    """Read a time that Python cannot represent as the nearest one that it can.
 
-    '-infinity' marks rows that were there before adoption: the year 1, like all times before it.
+    '-infinity', which marks rows from before adoption, becomes the year 1, like all times before that.
     """
 
     def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
@@ -123,7 +123,7 @@ async def connect(dsn: str) -> Connection:
 
 
 async def connect_directly(dsn: str) -> Connection:
-    """Open one that keeps its backend, as LISTEN and a session's lock need. Raises GenctlError, exit 3."""
+    """Open a connection that keeps its backend, for LISTEN or session locks. Raises GenctlError, exit 3."""
     conn = await connect(dsn)
     try:
         with errors_told(dsn), answering(conn, ANSWER_S):
@@ -144,7 +144,7 @@ async def connect_directly(dsn: str) -> Connection:
 
 @contextmanager
 def answering(conn: Connection, within_s: float) -> Iterator[None]:
-    """Cut the connection if it does not answer in time: whoever waits for it gets an error.
+    """Shut the connection down if the body takes longer, so that the body gets an error.
 
     A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
     """
@@ -161,7 +161,7 @@ def _cut(conn: Connection) -> None:
 
 
 async def _is_shared(conn: Connection, dsn: str) -> bool:
-    """Whether a transaction pooler stands between us and the server: the backend's number changes."""
+    """Tell whether a transaction pooler is between us and the server, by changes of the backend's pid."""
     mine = await _backend(conn)
     async with await connect(dsn) as other:
         for _ in range(POOLER_ROUNDS):
@@ -172,20 +172,20 @@ async def _is_shared(conn: Connection, dsn: str) -> bool:
 
 
 async def _backend(conn: Connection) -> int:
-    row = await (await conn.execute(sql("backend"))).fetchone()
-    return int(row["pid"]) if row else 0
+    (row,) = await run(conn, "backend")
+    return int(row["pid"])
 
 
 @cache
 def statements() -> dict[str, LiteralString]:
     """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
 
-    A file holds `-- name: x`, a line of purpose, and the statement.
+    A file holds statements, each after the lines `-- name: x` and its purpose.
     """
     found: dict[str, LiteralString] = {}
     folder = files("genctl.edges") / "sql"
     for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if not file.name.endswith(".sql"):  # an older version has left its __pycache__
+        if not file.name.endswith(".sql"):  # such as a __pycache__ that an older version has left
             continue
         _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         for name, text in zip(named[::2], named[1::2], strict=True):
@@ -201,8 +201,7 @@ def sql(name: str) -> LiteralString:
 
 
 class LockLine:
-    """Lets those who want the same lock wait here, one behind the other: at the server each takes a
-    connection.
+    """Let the waiters for one lock queue up here, as each that waits at the server takes a connection.
 
     `moved_at` is when one of them last had the lock (monotonic).
     """
@@ -217,30 +216,30 @@ class LockLine:
 
 
 class Database:
-    """Named statements over a pool of connections; `async with Database.open(dsn)` is the way in."""
+    """Run named statements over a pool of connections; open one by `async with Database.open(dsn)`."""
 
     def __init__(self, dsn: str, pool: "AsyncConnectionPool[Connection]") -> None:
         self.dsn = dsn
         self._pool = pool
-        self._waiting: dict[object, float] = {}  # for a connection, since when (monotonic)
-        self._in_use = 0  # connections
-        self._away_since: float | None = None  # monotonic
-        self._back_at = -math.inf  # monotonic; after an outage
-        # a line is forgotten when nobody stands in it
+        self._waiting: dict[object, float] = {}  # since when each request waits for a connection (monotonic)
+        self._in_use = 0  # number of connections
+        self._away_since: float | None = None  # monotonic; None: the database answers
+        self._back_at = -math.inf  # monotonic; the end of the last outage
+        # it forgets a line when nobody waits in it
         self.lines: WeakValueDictionary[str, LockLine] = WeakValueDictionary()
         self.room = asyncio.Semaphore(max(1, pool.max_size // 2))  # connections that may wait for locks
 
     def back_since_s(self) -> float:
-        """Return the seconds since the end of the last outage in which leases may have lapsed."""
+        """Return the seconds since the end of the last outage long enough for leases to lapse."""
         return time.monotonic() - self._back_at if self._away_since is None else 0.0
 
     def longest_wait_s(self) -> float:
-        """Return the longest wait for a connection, in seconds; 0 where nobody waits."""
+        """Return the seconds for which a request has waited longest for a connection; 0: none waits."""
         now = time.monotonic()
         return now - min(self._waiting.values(), default=now)
 
     def used_up(self) -> str | None:
-        """Say what is wrong when all connections are in use and somebody has waited for one for long."""
+        """Say what is wrong if all connections are in use and a request has waited long for one."""
         waited_s = self.longest_wait_s()
         if waited_s < CROWDED_S or self._in_use < self._pool.max_size:  # else the server is away
             return None
@@ -254,7 +253,7 @@ class Database:
         Without `checked` the first statement finds that out: a service may start before its database.
         """
         with errors_told(dsn):
-            if checked:  # one by hand says why; the pool would only say that it waited too long
+            if checked:  # this says why it fails; the pool would only say that it waited too long
                 await (await connect(dsn)).close()
             pool = AsyncConnectionPool[Connection](
                 dsn,
@@ -275,8 +274,8 @@ class Database:
     async def _connection(self) -> AsyncIterator[Connection]:
         """Take a connection of the pool.
 
-        The pool waits by asyncio.wait_for, which before Python 3.12 swallows a cancellation that comes
-        together with the connection (python/cpython#86296).
+        The pool waits by asyncio.wait_for, which before Python 3.12 loses a cancellation that comes together
+        with the connection (python/cpython#86296).
         """
         task = asyncio.current_task()
         cancelled = task.cancelling() if task else 0
@@ -297,7 +296,7 @@ class Database:
 
     @asynccontextmanager
     async def _timed_connection(self, timeout_s: float | None) -> AsyncIterator[Connection]:
-        """Take one for so long. A time-out before we have it is about the server, not about a statement."""
+        """Take a connection for so long. A time-out before we have it is about the server, not a query."""
         conn: Connection | None = None
         try:
             async with asyncio.timeout(timeout_s), self._connection() as conn:
@@ -318,12 +317,11 @@ class Database:
     async def transact(
         self, *steps: Statement, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
     ) -> list[list[Row]]:
-        """Run named statements as one transaction, which waits `lock_s` seconds for a lock; return the rows
-        of each.
+        """Run named statements as one transaction; wait `lock_s` seconds for a lock; return the rows of each.
 
-        They are one message to the server, which ends with their commit: a client that freezes leaves
-        nothing locked. They are read committed whatever the database's default is; a transaction that
-        collides with others is tried again a few times. Raises DataRefusedError, LockedError, ConflictError
+        They are one message to the server, which ends with their commit: a client that freezes leaves nothing
+        locked. They run as read committed, whatever the database's default is; if the transaction collides
+        with others, it runs again a few times. Raises DataRefusedError, LockedError, ConflictError
         (nothing was done), DatabaseGoneError (a commit on its way may have happened) or GenctlError.
         """
         for left in reversed(range(CONFLICTS)):
@@ -348,7 +346,7 @@ class Database:
                     )
                     return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]
                 except (READ_ONLY, asyncio.CancelledError):
-                    # the next one finds the new primary; a cancelled one has answers on their way
+                    # a new connection finds the new primary, and gets no answers of a cancelled statement
                     await conn.close()
                     raise
 
@@ -359,7 +357,7 @@ class Database:
         except DatabaseGoneError:
             self._away_since = self._away_since or time.monotonic()
             raise
-        except GenctlError:  # it answers
+        except GenctlError:  # the server answers
             self._answered()
             raise
         self._answered()
@@ -372,23 +370,19 @@ class Database:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Callable[..., Awaitable[list[Row]]]]:
-        """Yield what runs several statements, as rows() does, in one snapshot. Raises GenctlError."""
+        """Yield a function that runs statements, as rows() does, in one snapshot. Raises GenctlError."""
         with errors_told(self.dsn):
             async with self._connection() as conn, conn.transaction():
-                await _execute(conn, ("snapshot", {}))
-
-                async def rows(name: str, **params: Any) -> list[Row]:
-                    return await _fetched(await _execute(conn, (name, params)))
-
-                yield rows
+                await run(conn, "snapshot")
+                yield partial(run, conn)
 
     async def patiently(
         self, *steps: Statement, patience_s: float = 60.0, lock_s: float = LOCK_S
     ) -> list[list[Row]]:
-        """Transact, again on a new connection while the server is away, for at most `patience_s`.
+        """Transact, and try again on a new connection while the server is away, for at most `patience_s`.
 
-        Only for statements that may run twice: a lease or a status gates them, so that the second run
-        of one whose answer was lost hits no row. Raises as `transact` does.
+        Use it only for statements that may run twice: a lease or a status gates them, so that a second run
+        after a lost answer changes no row. Raises as `transact` does.
         """
         give_up_at = time.monotonic() + patience_s
         delay_s = FIRST_RETRY_S
@@ -399,7 +393,7 @@ class Database:
             except DatabaseGoneError:
                 if time.monotonic() + delay_s > give_up_at:
                     raise
-                await self._pool.drain()  # the connections that wait there have gone the same way
+                await self._pool.drain()  # its idle connections are broken, too
             await asyncio.sleep(delay_s * random.random())  # noqa: S311 - jitter is no secret
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
@@ -407,28 +401,28 @@ class Database:
 async def ask(dsn: str, text: str, params: Mapping[str, Any], *, writes: bool) -> list[Row]:
     """Run one statement that a person has written, in a transaction of its own; read-only unless it `writes`.
 
-    Raises GenctlError, also for more than MOST_ROWS rows; nothing is written then.
+    Raises GenctlError, also for more than MOST_ROWS rows; it writes nothing then.
     """
     async with await connect(dsn) as conn:
         with errors_told(dsn):
             try:
                 async with conn.transaction():
                     if not writes:
-                        await _execute(conn, ("snapshot", {}))
-                        await _execute(conn, ("backend", {}))  # after a query nothing can make it writable
+                        await run(conn, "snapshot")
+                        await run(conn, "backend")  # after a query no statement can make it writable
                     return await _few(conn.cursor(), text, params)
             except READ_ONLY as error:
                 raise GenctlError(
                     "ReadOnly", first_line(error), "declare writes: true", exit_code=1
                 ) from error
             except psycopg.Error as error:
-                if not error.sqlstate:  # not the statement's fault
+                if not error.sqlstate:  # the connection's fault
                     raise
                 raise GenctlError("BadStatement", f"PostgreSQL: {first_line(error)}", exit_code=1) from error
 
 
 async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str, Any]) -> list[Row]:
-    """Read at most MOST_ROWS, as they come. This way of asking takes one statement, never several."""
+    """Read at most MOST_ROWS, as they come; a stream takes one statement, never several."""
     rows: list[Row] = []
     try:
         async with aclosing(cast("AsyncGenerator[Row]", cursor.stream(text, params))) as stream:
@@ -438,13 +432,13 @@ async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str,
                     raise GenctlError("TooManyRows", said, fix, exit_code=1)
                 rows.append(row)
     except psycopg.ProgrammingError as error:
-        if "didn't produce a result" not in str(error):  # psycopg's word for a statement that gives none
+        if "didn't produce a result" not in str(error):  # psycopg says so of a statement without rows
             raise
     return rows
 
 
 def as_json(value: Any) -> Any:
-    """Wrap a value that a statement takes as jsonb."""
+    """Wrap a value to pass it to a statement as jsonb."""
     return Jsonb(value)
 
 
@@ -455,16 +449,16 @@ async def _in_one_message(conn: Connection, steps: Sequence[Statement]) -> list[
     """
     cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
     texts = [cursor.mogrify(sql(name), params) for name, params in steps]
-    await cursor.execute("\n;\n".join(texts).encode())  # one may end with a comment
+    await cursor.execute("\n;\n".join(texts).encode())  # the newline ends a comment at the end of a statement
     found = [await _fetched(cursor)]
     while cursor.nextset():
         found.append(await _fetched(cursor))
     return found
 
 
-async def _execute(conn: Connection, step: Statement) -> psycopg.AsyncCursor[Row]:
-    name, params = step
-    return await conn.execute(sql(name), params)
+async def run(conn: Connection, name: str, /, **params: Any) -> list[Row]:
+    """Run one named statement on this connection, and return its rows."""
+    return await _fetched(await conn.execute(sql(name), params))
 
 
 async def _fetched(cursor: psycopg.AsyncCursor[Row]) -> list[Row]:

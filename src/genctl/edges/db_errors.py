@@ -1,4 +1,4 @@
-"""Errors of PostgreSQL and of the road to it, as ours: what was done, and whether to try again."""
+"""Turn errors of PostgreSQL and of the connection into ours: what was done, and whether to try again."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,42 +12,42 @@ from genctl.domain.model import GenctlError
 
 
 class DataRefusedError(GenctlError):
-    """The database refused the data of a statement (a constraint, a range): trying again is no use."""
+    """Say that the database refused the data of a statement (a constraint, a range): do not try again."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("DataRefused", f"the database refused the data: {reason}", exit_code=1)
 
 
 class NotifyRefusedError(DataRefusedError):
-    """The database refused a NOTIFY, because its queue is full; without the NOTIFY it would do the rest."""
+    """Say that the database refused a NOTIFY, as its queue is full; without the NOTIFY it does the rest."""
 
 
 class DatabaseGoneError(GenctlError):
-    """The connection or the server failed: the same statement may work on a new connection."""
+    """Say that the connection or the server failed: the statement may work on a new connection."""
 
 
 class DatabaseSilentError(DatabaseGoneError):
-    """No answer came in time: the server hangs, or only this statement does."""
+    """Say that no answer came in time: the server hangs, or only this statement does."""
 
 
 class LockedError(GenctlError):
-    """Somebody else holds a lock that the statement needs: nothing was done, later it may work."""
+    """Say that another transaction holds a lock that the statement needs: it did nothing, try later."""
 
     def __init__(self, message: str) -> None:
         super().__init__("Locked", message, "genctl doctor")  # names who holds transactions open
 
 
 class ConflictError(GenctlError):
-    """Others changed the same rows meanwhile: nothing was done, another try may work."""
+    """Say that others have changed the same rows meanwhile: the statement did nothing, try again."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("Conflict", f"the database gave way to others: {reason}", "try again")
 
 
-READ_ONLY = errors.ReadOnlySqlTransaction  # what a server answers after it has become the standby
+READ_ONLY = errors.ReadOnlySqlTransaction  # a server answers so after it has become the standby
 ENDS = ("FATAL", "PANIC")  # severities after which the server closes the connection
 SLOW = (errors.QueryCanceled, errors.TransactionTimeout)
-POOLERS = errors.ProtocolViolation  # what PgBouncer answers to everything
+POOLERS = errors.ProtocolViolation  # PgBouncer answers everything so
 
 
 @contextmanager
@@ -61,8 +61,8 @@ def errors_told(dsn: str) -> Iterator[None]:
 
 
 def _is_gone(error: Exception) -> bool:
-    """Whether the connection is gone. An error of a server that lives on is a refusal of the statement, such
-    as a stack that is too deep, or a trigger that could not reach another database.
+    """Tell whether the connection is gone. A server that lives on has refused the statement, for instance for
+    a stack that is too deep, or because a trigger could not reach another database.
     """
     if isinstance(error, PoolTimeout):
         return True
@@ -86,7 +86,7 @@ def _where(error: Exception) -> str:
 
 
 def _refusal(error: Exception) -> str:
-    """Say what was refused and by whom, in PostgreSQL's words; the context names a trigger's function."""
+    """Say in PostgreSQL's words what it refused, and which trigger's function did, by the context."""
     context = error.diag.context if isinstance(error, psycopg.Error) else None
     functions = (line for line in (context or "").splitlines() if line.startswith("PL/pgSQL function"))
     who = next(

@@ -1,4 +1,4 @@
-"""HTTP as every edge wants it: no cookies, no limit on connections, the environment's proxy."""
+"""Make HTTP sessions as every edge needs them: no cookies, no limit on connections, the proxy."""
 
 import ssl
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-KEEPALIVE_S = 15.0  # less than what servers wait before they close: a POST that meets the close is lost
+KEEPALIVE_S = 15.0  # less than servers keep a connection, as a POST that meets their close is lost
 
 
 def session(

@@ -1,7 +1,7 @@
-"""LISTEN that loses nothing silently: connect, LISTEN, verify, catch up, then drain; probed all the time.
+"""LISTEN and lose nothing in silence: connect, LISTEN, verify, catch up, then drain; probe all the time.
 
-A NOTIFY is lost while nobody listens, does not pass a transaction pooler, and a half-open connection
-says nothing. So the listener says when it is connected, and its follower asks the database then.
+A NOTIFY is lost while nobody listens, does not pass a transaction pooler, and a half-open connection shows
+no error. So the listener says when it is connected, and its follower asks the database then.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import psycopg.sql
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import answering, connect, connect_directly, sql
+from genctl.edges.db import answering, connect, connect_directly, run
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
 
 CHANNEL: LiteralString = "session_completed"
@@ -24,20 +24,20 @@ MAX_RETRY_S = 10.0
 
 
 class Connected(NamedTuple):
-    """We hear the channels from now on: ask the database for what was missed."""
+    """Say that we hear the channels from now on: ask the database for what we have missed."""
 
-    again: bool  # not the first time
+    again: bool  # after a lost connection
 
 
 class Heard(NamedTuple):
-    """A NOTIFY. Its payload is a hint: anybody may NOTIFY."""
+    """Hold a NOTIFY. Its payload is only a hint, as anybody may NOTIFY."""
 
     payload: str
     channel: str
 
     @property
     def session_id(self) -> UUID | None:
-        """Return the session it speaks of; None for a forged or foreign payload."""
+        """Return the session that it names; None for a forged or foreign payload."""
         try:
             return msgspec.json.decode(self.payload, type=_Payload).session_id
         except (msgspec.DecodeError, RecursionError):
@@ -49,11 +49,11 @@ class _Payload(msgspec.Struct):
 
 
 class Quiet(NamedTuple):
-    """Nothing came for a while, and a probe has proven the connection alive: time for the backstop."""
+    """Say that no NOTIFY came for a while, and a probe has proven the connection: run the backstop."""
 
 
 class Lost(NamedTuple):
-    """The connection is gone; the next try comes in so many seconds."""
+    """Say that the connection is gone; the next try is in so many seconds."""
 
     retry_in_s: float
 
@@ -64,10 +64,10 @@ Event = Connected | Heard | Quiet | Lost
 async def listen(
     dsn: str | None, *channels: LiteralString, fail_after_s: float | None = None
 ) -> AsyncIterator[Event]:
-    """Yield what happens on channels, for ever; reconnect with jitter. `dsn` None: Quiet events alone.
+    """Yield the events of channels, for ever; reconnect with jitter. `dsn` None: Quiet events alone.
 
-    Raises GenctlError (exit 3) when the first connection cannot be made. One that was made and lost is
-    tried again for ever, or for `fail_after_s` seconds.
+    Raises GenctlError (exit 3) when it cannot make the first connection. After it has lost one, it tries
+    again for ever, or for `fail_after_s` seconds.
     """
     lost_at, attempt, again = None, 0, False
     while True:
@@ -98,7 +98,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             await conn.execute("set application_name to 'genctl listener'")  # for pg_stat_activity
             for channel in channels:
                 await conn.execute(f"listen {channel}")
-            heard = await (await conn.execute(sql("listening"))).fetchall()
+            heard = await run(conn, "listening")
         if not set(channels) <= {row["channel"] for row in heard}:
             raise GenctlError(
                 "NotListening",
@@ -111,12 +111,12 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
                 async for notify in conn.notifies(timeout=PROBE_S):
                     yield Heard(notify.payload, notify.channel)
                 with answering(conn, PROBE_S):
-                    await conn.execute(sql("clock"))
+                    await run(conn, "clock")
             yield Quiet()
 
 
 async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
-    """Whether a NOTIFY through `dsn` reaches a LISTEN through `listen_dsn`, on a channel of its own.
+    """Tell whether a NOTIFY through `dsn` reaches a LISTEN through `listen_dsn`, on a new channel.
 
     Another connection notifies: behind a pooler one connection may hear itself by chance.
     Raises GenctlError (exit 3), PooledConnection where the pooler shows itself.
@@ -130,8 +130,8 @@ async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:
         with errors_told(listen_dsn):
             await conn.execute(listen)
         with errors_told(dsn):
-            await other.execute(sql("notify"), {"channel": channel})
+            await run(other, "notify", channel=channel)
         with errors_told(listen_dsn):
             heard = [notify async for notify in conn.notifies(timeout=within_s, stop_after=1)]
-            await conn.execute(unlisten)  # a pooler's connection lives on
+            await conn.execute(unlisten)  # behind a pooler the connection lives on
     return bool(heard)

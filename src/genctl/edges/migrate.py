@@ -1,8 +1,8 @@
-"""Migrations: plain SQL files, each applied once, recorded with its content's hash.
+"""Apply migrations: plain SQL files, each once, and record them with their content's hash.
 
-A file is one transaction, unless its first line says `-- genctl: no transaction`: then each of its
-statements stands alone and may run twice. `NAME.rollback.sql` undoes `NAME.sql`. Any number of runners may
-start at once: they take turns.
+A file is one transaction, unless its first line is `-- genctl: no transaction`: then each of its statements
+stands alone and may run twice. `NAME.rollback.sql` undoes `NAME.sql`. Any number of runners may start at
+once: they take turns.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ from psycopg import errors
 from genctl.base import assets
 from genctl.base.person import Note
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, connect_directly, sql
+from genctl.edges.db import Connection, connect_directly, run
 from genctl.edges.db_errors import errors_told
 
 ALONE = "-- genctl: no transaction"
 LOCK_KEY = 0x67656E63746C  # "genctl"
 POLL_S = 0.1
-SILENT_S = 2.0  # a longer wait for another runner is told
+SILENT_S = 2.0  # we tell the person of a longer wait for another runner
 LOCK_PATIENCE_S = 60.0
 _INDEX = re.compile(r"\bindex concurrently if (?:not )?exists (\w+)")
 
 
 class Migration(NamedTuple):
-    """A file of the set, a row of the table, or both; `state` is applied, pending, drifted or missing.
+    """Hold a file, its row in the table, or both; `state` is applied, pending, drifted or missing.
 
-    An applied one is pending again while one of its indexes is half-built.
+    An applied one becomes pending again while one of its indexes is half-built.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Migration(NamedTuple):
 
 
 def files() -> dict[str, Path]:
-    """List the forward files by name, in the order in which they are applied."""
+    """List the forward files by name, in the order in which we apply them."""
     return {
         path.name: path
         for path in sorted(assets.folder("migrations").glob("*.sql"))
@@ -54,9 +54,9 @@ def files() -> dict[str, Path]:
 
 
 async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
-    """Apply what is pending and return the names. `dsn` must be a direct connection.
+    """Apply the pending files and return their names. `dsn` must be a direct connection.
 
-    `note` hears of another runner for which it waits. Raises GenctlError (exit 3) when the database is
+    It tells `note` of another runner for which it waits. Raises GenctlError (exit 3) when the database is
     away or a file fails; the files before it stay applied.
     """
     applied: list[str] = []
@@ -75,13 +75,25 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
 
 
 async def undoable(dsn: str, to: str | None) -> list[str]:
-    """What down() would undo: the newest applied file, or all back to and with `to`; newest first.
+    """List what down() would undo: the newest applied file, or all back to and with `to`; newest first.
 
     Raises GenctlError: exit 4 when `to` is not applied, exit 3 when one has no way back.
     """
-    with errors_told(dsn):
-        async with await connect_directly(dsn) as conn:
-            return _undoable(await _compare(conn), to)
+    applied = _applied(await status(dsn))
+    if to is None:
+        names = applied[:1]
+    elif to in applied:
+        names = applied[: applied.index(to) + 1]
+    else:
+        raise GenctlError(
+            "NotFound", f"no migration {to} is applied", "see `genctl migrate status`", exit_code=4
+        )
+    for name in names:
+        if not _way_back(name).exists():
+            raise GenctlError(
+                "NoWayBack", f"{_way_back(name).name} is missing", "undo it with the genctl that applied it"
+            )
+    return names
 
 
 async def down(dsn: str, names: list[str], note: Note = lambda _: None) -> None:
@@ -111,8 +123,8 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
     tell_at = time.monotonic() + SILENT_S
     with errors_told(dsn):
         async with await connect_directly(dsn) as conn:
-            # polled: a wait inside the server would deadlock with an index built concurrently
-            while not (await _row(conn, "try_migration_lock", key=LOCK_KEY))["locked"]:
+            # we poll, as a wait inside the server would deadlock with a concurrent build of an index
+            while not (await run(conn, "try_migration_lock", key=LOCK_KEY))[0]["locked"]:
                 if time.monotonic() > tell_at and (holder := await _holder(conn)):
                     note(holder)
                     tell_at = math.inf
@@ -121,10 +133,10 @@ async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
 
 
 async def _holder(conn: Connection) -> str | None:
-    """Say who migrates. A killed runner's backend goes on until its statement is done."""
-    row = await (await conn.execute(sql("migration_lock_holder"), {"key": LOCK_KEY})).fetchone()
-    if row is None:
+    """Say who migrates; the backend of a killed runner goes on until its statement ends."""
+    if not (rows := await run(conn, "migration_lock_holder", key=LOCK_KEY)):
         return None
+    row = rows[0]
     others = ", ".join(map(str, row["waits_for"]))
     return (
         f"waiting: backend {row['pid']} of {row['client_addr'] or 'this host'} migrates this database"
@@ -135,7 +147,7 @@ async def _holder(conn: Connection) -> str | None:
 
 async def _compare(conn: Connection) -> list[Migration]:
     rows = {}
-    table = await _row(conn, "has_migrations")
+    (table,) = await run(conn, "has_migrations")
     if table["there"] is None:
         raise GenctlError(
             "NoSchema",
@@ -143,8 +155,7 @@ async def _compare(conn: Connection) -> list[Migration]:
             "make it (create schema), or mend search_path in DATABASE_URL",
         )
     if table["there"]:
-        cursor = await conn.execute(sql("applied_migrations"))
-        rows = {row["name"]: row for row in await cursor.fetchall()}
+        rows = {row["name"]: row for row in await run(conn, "applied_migrations")}
     found = files()
     states = []
     for name in sorted(rows.keys() | found.keys()):
@@ -164,38 +175,20 @@ def _applied(found: list[Migration]) -> list[str]:
     return [migration.name for migration in reversed(found) if migration.applied_at]
 
 
-def _undoable(found: list[Migration], to: str | None) -> list[str]:
-    applied = _applied(found)
-    if to is None:
-        names = applied[:1]
-    elif to in applied:
-        names = applied[: applied.index(to) + 1]
-    else:
-        raise GenctlError(
-            "NotFound", f"no migration {to} is applied", "see `genctl migrate status`", exit_code=4
-        )
-    for name in names:
-        if not _way_back(name).exists():
-            raise GenctlError(
-                "NoWayBack", f"{_way_back(name).name} is missing", "undo it with the genctl that applied it"
-            )
-    return names
-
-
 def _way_back(name: str) -> Path:
     return assets.folder("migrations") / name.replace(".sql", ".rollback.sql")
 
 
 async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: dict[str, str]) -> None:
-    """Run a file and the statement that notes it, in one transaction where the file is one."""
+    """Run a file and the statement that records it, in one transaction if the file is one."""
     content = path.read_text(encoding="utf-8")
     try:
         with errors_told(dsn):
             if content.startswith(ALONE):
                 for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
-                await conn.execute(sql("create_migrations"))
-                await conn.execute(sql(note), noted)
+                await run(conn, "create_migrations")
+                await run(conn, note, **noted)
             else:
                 await _patiently(conn, content, note, noted)
     except GenctlError as error:
@@ -210,10 +203,10 @@ async def _patiently(conn: Connection, content: str, note: str, noted: dict[str,
     while True:
         try:
             async with conn.transaction():
-                await conn.execute(sql("wait_shortly"))
+                await run(conn, "wait_shortly")
                 await conn.execute(content)
-                await conn.execute(sql("create_migrations"))
-                await conn.execute(sql(note), noted)
+                await run(conn, "create_migrations")
+                await run(conn, note, **noted)
                 return
         except errors.LockNotAvailable:
             if time.monotonic() > give_up_at:
@@ -231,11 +224,11 @@ async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
 
 
 async def _half_built(conn: Connection, path: Path) -> dict[str, str]:
-    """Find the invalid indexes that this file makes concurrently, each with the statement that drops it."""
+    """Find the invalid indexes that this file builds concurrently, each with the statement that drops it."""
     content = path.read_text(encoding="utf-8")
     if not content.startswith(ALONE):
         return {}
-    rows = await (await conn.execute(sql("half_built_indexes"), {})).fetchall()
+    rows = await run(conn, "half_built_indexes")
     return {row["name"]: row["remedy"] for row in rows if _makes([row["name"]], content)}
 
 
@@ -250,9 +243,3 @@ def _statements(content: str) -> list[str]:
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-async def _row(conn: Connection, name: str, **params: object) -> dict[str, object]:
-    row = await (await conn.execute(sql(name), params)).fetchone()
-    assert row is not None  # noqa: S101 - these statements always give one row
-    return row

@@ -1,4 +1,4 @@
-"""SQS over its JSON protocol: receive, send, delete and visibility, in batches.
+"""Talk to SQS in its JSON protocol: receive, send, delete, hide, in batches.
 
 botocore finds credentials, region and endpoint, and signs; aiohttp sends. That takes a fraction of the CPU of
 boto3 in threads.
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
-LANES = 16  # batches under way: each takes an open file
+LANES = 16  # batches at once, as each takes an open file
 ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
 CALL_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
@@ -38,7 +38,7 @@ MAX_BYTES = 1_048_576  # of a message and of a batch; a queue may allow less
 
 
 class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """A message attribute as SQS has it; a binary value is base64."""
+    """Hold a message attribute as SQS has it; a binary value is base64."""
 
     data_type: str = "String"
     string_value: str | None = None
@@ -46,7 +46,7 @@ class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One delivery. `sent` holds all of the sender's attributes, `attributes` the texts among them."""
+    """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them."""
 
     message_id: str
     receipt: str
@@ -62,14 +62,14 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A message to send. SQS gets as many of its attributes, in order of importance, as fit."""
+    """Hold a message to send. SQS gets as many of its attributes as fit, the most important first."""
 
     body: str
     attributes: Mapping[str, str] = {}
 
 
 class EntryResult(NamedTuple):
-    """What became of one entry of a batch: done (a sent message has an id), or why not."""
+    """Say what became of one entry of a batch: done (a sent message has an id), or why not."""
 
     error: str | None
     message_id: str = ""
@@ -139,8 +139,8 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ),
     ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
 }  # fmt: skip
-REFUSED, FORBIDDEN = "QueueRefused", "QueueForbidden"  # SQS refuses the request itself; or us
-# Calls that ask for nothing: SQS refuses each, and says whether we may not make it.
+REFUSED, FORBIDDEN = "QueueRefused", "QueueForbidden"  # SQS refuses this request; it refuses us
+# Calls that ask for nothing: SQS refuses each, and says if we lack the right to make it.
 HOLLOW: dict[str, dict[str, Any]] = {
     "ReceiveMessage": {"MaxNumberOfMessages": 0},
     "SendMessageBatch": {"Entries": []},
@@ -150,7 +150,7 @@ HOLLOW: dict[str, dict[str, Any]] = {
 
 
 class _Refusal(NamedTuple):
-    """An answer that is not 200."""
+    """Hold an answer that is not 200."""
 
     status: int
     code: str
@@ -182,10 +182,10 @@ class _Refusal(NamedTuple):
 
 
 class Sqs:
-    """One HTTP session to one SQS endpoint; an async context manager."""
+    """Hold one HTTP session to one SQS endpoint; an async context manager."""
 
     def __init__(self, where: SqsEndpoint, signer: Signer, *, embedded: bool = False) -> None:
-        """`embedded`: the queues are those of the embedded stack."""
+        """Open the session; `embedded`: the queues are those of the embedded stack."""
         self.endpoint = where.endpoint
         self.embedded = embedded
         self._signer = signer
@@ -210,7 +210,7 @@ class Sqs:
     async def queue(self, name_or_url: str) -> "Queue":
         """Look a queue up. Raises GenctlError (exit 3): not there, FIFO, forbidden, unreachable."""
         url = name_or_url
-        if url.endswith(".fifo"):  # and no standard queue may be called so
+        if url.endswith(".fifo"):  # SQS allows that name to FIFO queues alone
             raise GenctlError(
                 "QueueIsFifo",
                 f"SQS queue {url} is a FIFO queue",
@@ -218,7 +218,9 @@ class Sqs:
             )
         if not url.startswith(("http://", "https://")):
             url = await self._url_of(name_or_url)
-        return await self._open(url)
+        facts = await Queue(self, url).attributes()
+        most = int(facts.get("MaximumMessageSize", MAX_BYTES))
+        return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
 
     async def _url_of(self, name: str) -> str:
         try:
@@ -229,40 +231,30 @@ class Sqs:
             fix = "stop `genctl up` and start it again: it makes the queues of the tools that are installed"
             raise GenctlError(error.code, error.message, fix) from None
 
-    async def create(self, name: str, attributes: Mapping[str, str] | None = None) -> "Queue":
-        """Create a queue, or find the one that is there with the same attributes."""
-        made = await self.call("CreateQueue", _QueueUrl, name, QueueName=name, Attributes=attributes or {})
-        return await self._open(made.queue_url)
-
-    async def _open(self, url: str) -> "Queue":
-        facts = await Queue(self, url).attributes()
-        most = int(facts.get("MaximumMessageSize", MAX_BYTES))
-        return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
-
     def now(self) -> datetime:
-        """Tell the time by SQS's clock, as its last answer had it; where ours is wrong, a second late."""
+        """Tell the time by SQS's clock, from its last answer; if ours is wrong, up to a second late."""
         return datetime.now(UTC) + self._ahead
 
     def _compare_clocks(self, date: str) -> None:
         """Note how far ahead SQS is. HTTP's Date has whole seconds, rounded down."""
-        with contextlib.suppress(ValueError, TypeError):  # no date; one without a zone
+        with contextlib.suppress(ValueError, TypeError):  # no date, or one without a zone
             ahead = parsedate_to_datetime(date) - datetime.now(UTC)
             self._ahead = ahead + TICK if abs(ahead) > 2 * TICK else timedelta()
 
     async def call(self, op: str, shape: type[T], about: str, *, patience_s: float = 0, **body: Any) -> T:
         """Make one call; try again after throttling, 5xx and lost connections. Raises GenctlError (exit 3).
 
-        SQS may take `patience_s` longer than usual. A receive that times out is not tried again: what it
-        took from the queue is hidden, and another would hide more.
+        SQS may take `patience_s` longer than usual. It does not try a receive again that has timed out: SQS
+        hides the messages of that one, and another would hide more.
         """
         data = msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
-        better = False  # whether a later try is signed better than the first
+        better = False  # whether we have signed a later try better than the first
         for attempt in range(1, ATTEMPTS + 1):
             signed_by = self._signer.credentials
             try:
                 status, answer = await self._post(op, data, timeout)
-            except aiohttp.ClientError as lost:
+            except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
                 error = self._unreachable(about, str(lost) or type(lost).__name__)
             except TimeoutError:
                 error = self._unreachable(about, f"{op}: no answer within {timeout.total:g} s")
@@ -282,7 +274,7 @@ class Sqs:
         raise error
 
     async def _signs_better(self, refusal: _Refusal, signed_by: object) -> bool:
-        """Whether we will sign the next try by SQS's time, or by other credentials."""
+        """Tell whether we will sign the next try by SQS's time, or with other credentials."""
         if refusal.code in _UNSIGNED and self._ahead:
             log.warning("sqs.clock.wrong", aheadS=round(self._ahead.total_seconds()))
             return True
@@ -320,10 +312,10 @@ async def pause(attempt: int) -> None:
 
 
 class Queue:
-    """A standard queue. Batch calls return one result per item, in order."""
+    """Send to and receive from a standard queue; batch calls return a result for each item, in order."""
 
     def __init__(self, sqs: Sqs, url: str, *, arn: str = "", max_bytes: int = MAX_BYTES) -> None:
-        """`max_bytes`: of a message and of a batch."""
+        """Name the queue; `max_bytes` bounds a message and a batch."""
         self.url = url
         self.name = url.rpartition("/")[2]
         self.arn = arn
@@ -338,8 +330,16 @@ class Queue:
         """Read all attributes, as SQS names them."""
         return (await self._call("GetQueueAttributes", _Attributes, AttributeNames=["All"])).attributes
 
+    async def depth(self) -> tuple[int, int, int]:
+        """Count the messages that wait, those in flight and the delayed ones, as roughly as SQS does."""
+        facts = await self.attributes()
+        waiting, in_flight, delayed = (
+            int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in ("", "NotVisible", "Delayed")
+        )
+        return waiting, in_flight, delayed
+
     async def receive(self, limit: int, *, wait_s: int, visibility_s: int) -> list[Message]:
-        """Receive at most ten messages; wait up to 20 s. Never cancel it: SQS would hide what it found."""
+        """Receive at most ten messages; wait up to 20 s. Never cancel it, as SQS would hide what it found."""
         answer = await self._call(
             "ReceiveMessage",
             _Deliveries,
@@ -353,12 +353,12 @@ class Queue:
         return [_message(d) for d in answer.messages or ()]
 
     async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
-        """Send these; a call that had to be repeated may send twice."""
+        """Send these; if a call has to be repeated, SQS may send some twice."""
         entries, sizes = zip(*(_entry(o, self.max_bytes) for o in out), strict=True) if out else ((), ())
         return await self._batches("SendMessageBatch", entries, sizes)
 
     async def delete(self, receipts: Sequence[str]) -> list[str | None]:
-        """Delete deliveries; None for each, or why it failed."""
+        """Delete deliveries; return None for each, or why SQS did not."""
         results = await self._batches("DeleteMessageBatch", [{"ReceiptHandle": r} for r in receipts])
         return [result.error for result in results]
 
@@ -378,7 +378,7 @@ class Queue:
         return await self._sqs.queue(f"{self.url.rpartition('/')[0]}/{name}")  # same account, same region
 
     async def forbidden(self) -> list[GenctlError]:
-        """Ask, by calls that do nothing, why SQS does not let us receive, send, delete or hide here."""
+        """Find the rights to receive, send, delete and hide that we lack here, by calls that do nothing."""
 
         async def asked(op: str) -> GenctlError | None:
             try:
@@ -411,7 +411,7 @@ class Queue:
         return results
 
     async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[EntryResult]:
-        """Carry out at most ten entries; try those again at which SQS itself failed."""
+        """Carry out at most ten entries; try those again for which SQS itself failed."""
         results = dict.fromkeys(range(len(entries)), EntryResult("SQS left it out of its answer"))
         pending = list(results)
         for attempt in range(1, ATTEMPTS + 1):
@@ -425,7 +425,7 @@ class Queue:
                 if len(pending) == 1:
                     results[pending[0]] = EntryResult(why.message)
                     break
-                # one bad entry must not take nine good ones with it
+                # one bad entry must not fail nine good ones
                 results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
             results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
@@ -457,7 +457,7 @@ def _message(d: _Delivery) -> Message:
 
 
 def _entry(out: Outgoing, max_bytes: int) -> tuple[dict[str, Any], int]:
-    """Make a batch entry, and its size as SQS counts it. Attributes that do not fit are left out."""
+    """Make a batch entry without the attributes that do not fit, and its size as SQS counts it."""
     size = len(out.body.encode())
     attributes: dict[str, dict[str, str]] = {}
     for name, text in out.attributes.items():

@@ -1,1 +1,1 @@
-"""What a person runs."""
+"""Do what a person runs: each module is the work of a command."""

@@ -1,4 +1,4 @@
-"""What the DLQ holds, joined to the sessions, for people."""
+"""Show what the DLQ holds, joined to the sessions."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from genctl.domain.model import GenctlError, camel, rfc3339
 from genctl.domain.timeline import hops
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message, Queue, Sqs
-from genctl.ops.sampling import Pass, Progress, sampled
+from genctl.ops.sampling import Progress, Survey, sampled
 from genctl.ops.sessions import find
 from genctl.ops.trace import events_of
 from genctl.redrive import chosen, letters
@@ -24,8 +24,8 @@ from genctl.redrive import chosen, letters
 NOT_FOUND = 4
 MOST_AT_ONCE = 50  # messages of one look at the rows
 GROUPS: dict[str, Callable[[Letter], str | None]] = {
-    "code": lambda letter: letter.code,
-    "category": lambda letter: letter.category,
+    "code": lambda letter: letter.failed_as,
+    "category": lambda letter: letter.failure.get("category"),
     "user": lambda letter: letter.user,
     "hour": lambda letter: f"{letter.at:%Y-%m-%dT%H:00Z}",
 }
@@ -33,14 +33,14 @@ GROUPS: dict[str, Callable[[Letter], str | None]] = {
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[tuple[Database, Queue]]:
-    """The database and the DLQ. Raises GenctlError, exit 3."""
+    """Connect to the database and the DLQ. Raises GenctlError, exit 3."""
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.dlq or settings.queue)
         yield db, queue if settings.dlq else await queue.dead_letter_queue(None)
 
 
-class Found(msgspec.Struct, frozen=True):
-    """The letters that are meant, oldest first, of `seen` messages of about `approximate`."""
+class Listing(msgspec.Struct, frozen=True):
+    """Hold the chosen letters, oldest first, of `seen` messages of about `approximate`."""
 
     approximate: int
     seen: int
@@ -49,24 +49,24 @@ class Found(msgspec.Struct, frozen=True):
     warning: str | None
 
     def listed(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """Return what `-o json` prints."""
         messages = [letter.item() for letter in self.letters]
         return {"approximate": self.approximate, "seen": self.seen, "messages": messages}
 
     def lines(self) -> list[dict[str, Any]]:
-        """The messages as people want them: with the time when SQS will forget them."""
+        """Return the rows of the table, each with the time at which SQS drops the message."""
         return [x.item() | {"expiresAt": rfc3339(x.sent_at + self.kept)} for x in self.letters]
 
 
-async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Found:
-    """What the DLQ holds. Raises GenctlError, exit 3."""
-    async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
+async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Listing:
+    """List what the DLQ holds. Raises GenctlError, exit 3."""
+    async with opened(settings) as (db, dlq), Survey.over(dlq) as one:
         found: list[Letter] = []
-        with progress(one.approximate, "look") as step:
+        with progress(one.approximate, "look") as advance:
             while messages := await one.receive(MOST_AT_ONCE):
                 found += [letter for _, letter in await chosen(messages, db, choice)]
-                step(len(messages))
-        return Found(
+                advance(len(messages))
+        return Listing(
             approximate=max(one.approximate, one.seen),
             seen=one.seen,
             letters=sorted(found, key=lambda letter: letter.sent_at),
@@ -76,12 +76,12 @@ async def look_at(settings: Settings, choice: Choice, progress: Progress) -> Fou
 
 
 async def shown(settings: Settings, text: str) -> dict[str, Any]:
-    """One message with its session, reservation and trace; the newest of those that `text` names.
+    """Return a message with its session, reservation and trace: the newest that `text` names.
 
-    `text` begins its message id, or is any id of its session. Raises GenctlError: exit 4 for none, 2 for
-    several, 3.
+    `text` begins its message id, or is an id of its session. Raises GenctlError: exit 4 when it names
+    nothing, 2 when it is ambiguous, 3 when a dependency does not answer.
     """
-    async with opened(settings) as (db, dlq), Pass.over(dlq) as one:
+    async with opened(settings) as (db, dlq), Survey.over(dlq) as one:
         session_id = await _session_of(db, text)
         found: list[tuple[Message, Letter]] = []
         while messages := await one.receive():
@@ -124,14 +124,14 @@ def _is_named(letter: Letter, text: str, session_id: UUID | None) -> bool:
 
 
 def grouped(meant: Iterable[Letter], by: str) -> list[dict[str, Any]]:
-    """How many letters of each group, the largest first; hours in their order."""
+    """Count the letters of each group, the largest group first, but hours in their order."""
     counts = Counter(GROUPS[by](letter) for letter in meant)
     rows = [{by: name, "messages": count} for name, count in counts.most_common()]
     return sorted(rows, key=lambda row: str(row[by])) if by == "hour" else rows
 
 
 def drawn(groups: Sequence[dict[str, Any]], room: int) -> str:
-    """Groups as bars."""
+    """Draw groups as bars."""
     names = [printable(str(next(iter(row.values())) or "-")) for row in groups]
     widest, most = max(map(len, names)), max(row["messages"] for row in groups)
     return "".join(

@@ -1,138 +1,119 @@
-"""The facts of `doctor`, asked of every dependency at once; domain.findings judges them."""
+"""Ask all dependencies at once for the facts of `doctor`; domain.findings judges them."""
 
 import asyncio
 import platform
 import resource
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 
 from genctl import __version__
 from genctl.base import dsn
+from genctl.base.person import Advance
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain import findings
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
+from genctl.domain.rights import RIGHTS
 from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
+from genctl.ops import peer
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
 T = TypeVar("T")
 
-WITHIN_S = 7.0  # of each check
+WITHIN_S = 7.0  # for each check
 HEARD_WITHIN_S = 2.0
 FIRST_BYTE_WITHIN_S = 4.0
-USER = "genctl-doctor"  # whose stream is opened
+USER = "genctl-doctor"  # whose stream we open
 LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
-class Check(NamedTuple):
-    """A dependency that is asked by itself."""
+async def examine(settings: Settings, advance: Advance) -> list[Finding]:
+    """Return all findings, in the order of CHECKS. Raises nothing.
 
-    name: str
-    findings: Callable[[Settings], Coroutine[Any, Any, list[Finding]]]
-
-
-async def examine(settings: Settings, step: Callable[[int], object]) -> list[Finding]:
-    """All findings, in the order of CHECKS; `step` hears of each check that is done. Raises nothing.
-
-    What several checks find is told once: a database that is away is one finding.
+    It drops repeated findings: several checks find that a database is away.
     """
 
-    async def checked(check: Check) -> list[Finding]:
-        found = await answered(check.name, check.findings(settings), WITHIN_S)
-        step(1)
-        return findings.of_error(check.name, found) if isinstance(found, GenctlError) else found
+    async def checked(name: str) -> list[Finding]:
+        answer = await answered(name, CHECKS[name](settings), WITHIN_S)
+        advance(1)
+        return findings.of_error(name, answer) if isinstance(answer, GenctlError) else answer
 
-    told: dict[str, Finding] = {}
-    for found in await asyncio.gather(*map(checked, CHECKS)):
-        for finding in found:
-            told.setdefault(finding.message, finding)
-    return list(told.values())
+    every: dict[str, Finding] = {}
+    for answers in await asyncio.gather(*map(checked, CHECKS)):
+        for finding in answers:
+            every.setdefault(finding.message, finding)
+    return list(every.values())
 
 
 async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | GenctlError:
-    """What the part said, or as a value why it said nothing within the time."""
+    """Return the part's answer, or the error that says why there is none in time."""
     try:
         async with asyncio.timeout(within_s):
             return await asking
     except GenctlError as error:
         return error
     except TimeoutError:
-        fix = "see whether it hangs, and whether the network between drops what is sent"
+        fix = "see whether it hangs, and whether the network between drops packets"
         return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
-
-
-class Readiness(NamedTuple):
-    """What /readyz answers: 200, or 503 and why."""
-
-    status: int
-    why: str = ""
-
-
-async def readiness(settings: Settings) -> Readiness:
-    """What the API says of itself. Raises GenctlError."""
-    url = f"{settings.api_url}/readyz"
-    try:
-        async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
-            return Readiness(answer.status, _why(await answer.read()))
-    except (aiohttp.ClientError, OSError, ValueError) as why:
-        raise _api_away(settings, why) from None
 
 
 class _Unready(msgspec.Struct):
     why: str
 
 
-def _why(body: bytes) -> str:
+async def readiness(settings: Settings) -> tuple[int, str]:
+    """Ask the API's /readyz: 200, or 503 and why. Raises GenctlError."""
+    await peer.check(settings)
+    url = f"{settings.api_url}/readyz"
     try:
-        return msgspec.json.decode(body, type=_Unready).why
+        async with http.session(url) as client, client.get(url, allow_redirects=False) as answer:
+            body = await answer.read()
+    except (aiohttp.ClientError, OSError, ValueError) as why:
+        raise peer.unreachable(settings.api_url, why) from None
+    try:
+        return answer.status, msgspec.json.decode(body, type=_Unready).why
     except (msgspec.DecodeError, RecursionError):  # not ours, or ready
-        return ""
-
-
-def _api_away(settings: Settings, why: Exception) -> GenctlError:
-    cause = getattr(why, "os_error", why)
-    said = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return GenctlError(
-        "ApiUnreachable",
-        f"no API at {settings.api_url}: {said}",
-        "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
-    )
+        return answer.status, ""
 
 
 async def _versions(_: Settings) -> list[Finding]:
-    ours = {"genctl": __version__, "Python": platform.python_version()}
-    all_ = ours | {name: version(name) for name in LIBRARIES}
-    told = ", ".join(f"{name} {number}" for name, number in all_.items())
-    return [Finding("versions", findings.OK, told)]
+    numbers = {"genctl": __version__, "Python": platform.python_version()}
+    numbers |= {name: version(name) for name in LIBRARIES}
+    text = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    return [Finding("versions", findings.OK, text)]
 
 
 async def _settings(settings: Settings) -> list[Finding]:
-    if settings.embedded and not settings.secret:
-        told = f"the embedded stack is not running (nothing in {settings.home})"
-        return [Finding("settings", findings.WARNING, told, "genctl up, or set DATABASE_URL")]
-    if not settings.secret:
-        told = (
-            "GENCTL_SECRET is not set: no API can be served, no token issued, and no stream is checked here"
-        )
-        return [Finding("settings", findings.WARNING, told, "set it to at least 32 random bytes")]
     where = f"the embedded stack in {settings.home}" if settings.embedded else "real services"
-    return [Finding("settings", findings.OK, f"complete, for {where}")]
+    level, text, fix = findings.OK, f"complete, for {where}", ""
+    if not settings.secret:
+        level = findings.WARNING
+        if settings.embedded:
+            text = f"the embedded stack is not running (nothing in {settings.home})"
+            fix = "genctl up, or set DATABASE_URL"
+        else:
+            text = (
+                "GENCTL_SECRET is not set: genctl cannot serve an API, issue a token or check a stream here"
+            )
+            fix = "set it to at least 32 random bytes"
+    return [Finding("settings", level, text, fix)]
 
 
 async def _database(settings: Settings) -> list[Finding]:
     needed = [
-        {"relation": relation, "privilege": privilege}
-        for relation, privileges in findings.NEEDED.items()
+        {"part": part, "relation": relation, "privilege": privilege}
+        for part, tables in RIGHTS.items()
+        for relation, privileges in tables.items()
         for privilege in privileges
     ]
     async with Database.open(settings.dsn(), size=1) as db:
@@ -141,10 +122,9 @@ async def _database(settings: Settings) -> list[Finding]:
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
         kept, notifying = await _refused(db)
-    place = "/".join(dsn.place(settings.dsn()))
     facts = server | {"notify_pid": notifying.idle_pid}
     return [
-        *findings.of_server(facts, place, clocks_s),
+        *findings.of_server(facts, "/".join(dsn.place(settings.dsn())), clocks_s),
         *findings.of_rights(missing),
         *findings.of_refused(kept, notifying),
     ]
@@ -154,7 +134,7 @@ async def _refused(db: Database) -> tuple[list[Kept], Notifying]:
     try:
         kept, (notifying,) = await db.transact(("answers_kept", {}), ("notify_queue", {}))
     except GenctlError as error:
-        if error.code in {"NotMigrated", "DatabaseDenied"}:  # that is a finding of its own
+        if error.code in {"NotMigrated", "DatabaseDenied"}:  # another check finds that
             return [], Notifying()
         raise
     return [Kept(**row) for row in kept], Notifying(**notifying)
@@ -195,16 +175,17 @@ async def _provider(settings: Settings) -> list[Finding]:
 
 
 async def _api(settings: Settings) -> list[Finding]:
-    ready = findings.of_readiness(settings.api_url, *await readiness(settings))
-    return ready + (await _stream(settings) if settings.secret else [])
+    judged = findings.of_readiness(settings.api_url, *await readiness(settings))
+    return judged + (await _stream(settings) if settings.secret else [])
 
 
 async def _stream(settings: Settings) -> list[Finding]:
-    """Open a stream as browsers do: through the public URL, and whatever is before the API there."""
+    """Open a stream as browsers do: through the public URL, and the proxies before it."""
+    await peer.check(settings)
     url = f"{settings.api_url}/api/{settings.tool}/events"
     headers = {
         "Accept": "text/event-stream",
-        "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses holds back too
+        "Accept-Encoding": "gzip",  # as browsers do: a proxy that compresses may delay events
         "Authorization": f"Bearer {Tokens(settings.secret).issue(USER)}",
     }
     began, status, first_byte_s = time.monotonic(), None, None
@@ -219,8 +200,8 @@ async def _stream(settings: Settings) -> list[Finding]:
                 first_byte_s = time.monotonic() - began
     except TimeoutError:
         pass
-    except (aiohttp.ClientError, OSError) as why:
-        raise _api_away(settings, why) from None
+    except (aiohttp.ClientError, OSError, ValueError) as why:
+        raise peer.unreachable(settings.api_url, why) from None
     return findings.of_stream(url, status, first_byte_s, FIRST_BYTE_WITHIN_S)
 
 
@@ -228,15 +209,15 @@ async def _files(_: Settings) -> list[Finding]:
     return findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-CHECKS = (
-    Check("versions", _versions),
-    Check("settings", _settings),
-    Check("postgresql", _database),
-    Check("listen", _listen),
-    Check("migrations", _migrations),
-    Check("sqs", _queues),
-    Check("tools", _tools),
-    Check("provider", _provider),
-    Check("api", _api),
-    Check("files", _files),
-)
+CHECKS: Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]] = {
+    "versions": _versions,
+    "settings": _settings,
+    "postgresql": _database,
+    "listen": _listen,
+    "migrations": _migrations,
+    "sqs": _queues,
+    "tools": _tools,
+    "provider": _provider,
+    "api": _api,
+    "files": _files,
+}

@@ -1,10 +1,9 @@
-"""Test jobs, one or many: from the wish to the rows, and on to their end."""
+"""Order test jobs, one or many, and wait for their end."""
 
 import asyncio
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,15 +11,16 @@ from uuid import UUID, uuid4
 import msgspec
 
 from genctl import credits, traits
+from genctl.base.person import Advance
 from genctl.base.printable import many
 from genctl.base.settings import Settings
-from genctl.domain.model import GenctlError, Session, Status
+from genctl.domain.model import GenctlError, Session, Status, meant
 from genctl.domain.orders import Order, change, check
-from genctl.domain.scenarios import SCENARIOS, marked
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import enqueue
 from genctl.ledger import AccountLockedError
+from genctl.services.scenarios import SCENARIOS, marked
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
@@ -29,8 +29,8 @@ MOST_AT_ONCE = 1000  # sessions of one look
 POLL_S = 0.1
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What `genctl enqueue` was asked for; its options by name."""
+class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the options of `genctl enqueue`."""
 
     prompt: str
     user: str
@@ -48,8 +48,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[str, ...] = ()  # key=value
 
     def tool(self, settings: Settings) -> Tool:
-        """Of the model, else the one that is set. Raises GenctlError as Tools.named() and ordered() do, and
-        (exit 2) where a model of another one was ordered of the tool that `--tool` names.
+        """Find the tool of the model, else the one that is set.
+
+        Raises GenctlError as Tools.named() and ordered() do, and (exit 2) where the model is not one of the
+        tool that `--tool` names.
         """
         tools = Tools.of(settings)
         if self.model is None:
@@ -58,13 +60,14 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         if tool.name != settings.tool and settings.is_flag("tool"):
             raise _refused(
                 f"the model {self.model} is one of the tool {tool.name}, not of {settings.tool}",
-                f"say --tool {tool.name}, or leave it away",
+                f"use --tool {tool.name}, or leave --tool out",
             )
         return tool
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError: exit 2 for what cannot be meant, 3 for a tool that cannot be used; before
-        anything is granted or made.
+        """Check the options before we grant or order anything.
+
+        Raises GenctlError: exit 2 for options that make no sense, 3 for a tool that nobody can use.
         """
         tool = self.tool(settings)
         tool.check_usable()
@@ -73,9 +76,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         if self.scenario is None:
             return
         if self.scenario not in SCENARIOS:
-            close = get_close_matches(self.scenario, SCENARIOS, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise _refused(f"there is no scenario {self.scenario!r}{hint}", "genctl simulator -h lists them")
+            told = f"there is no scenario {self.scenario!r}{meant(self.scenario, SCENARIOS)}"
+            raise _refused(told, "genctl simulator -h lists them")
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if tool.is_real:
@@ -86,17 +88,17 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def whose(self) -> list[str]:
-        """The users the jobs are dealt to."""
+        """List the users who order the jobs in turn."""
         return [f"{self.user}-{n}" for n in range(1, self.users + 1)] if self.users else [self.user]
 
     def text(self, tool: Tool) -> str:
-        """The prompt as it is sent."""
+        """Return the prompt that the provider gets."""
         if self.sensitive:
             return f"{self.prompt}, {tool.sensitive}"
         return marked(self.prompt, self.scenario) if self.scenario else self.prompt
 
     def command(self, count: int) -> str:
-        """The command for so many of the jobs, without the grant."""
+        """Write the command that orders `count` of the jobs, without the grant."""
         wanted = msgspec.structs.asdict(self) | {"count": count, "grant": None, "params": None}
         words = ["genctl", "enqueue"]
         for name, value in wanted.items():
@@ -106,7 +108,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         return shlex.join(words)
 
     def orders(self, tool: Tool) -> Iterator[Order]:
-        """The orders of a tool, one after the other."""
+        """Yield the orders of a tool, one after the other."""
         model = self.model or tool.default_model
         params = tool.checked(dict(map(change, self.params)), model) or None
         for n, user in zip(range(self.count), cycle(self.whose), strict=False):
@@ -123,64 +125,63 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What to print, whether all ended as expected, and why messages are still owed."""
+class EnqueueResult(msgspec.Struct, frozen=True):
+    """Say what to print, whether all jobs ended as expected, and why we still owe messages."""
 
     data: dict[str, Any]
     expected: bool
     owed: str | None
 
 
-async def run(settings: Settings, wish: Wish, step: Callable[[int], object]) -> Said:
-    """Send the jobs; `step` hears how many were sent just now. Raises GenctlError."""
-    began, opening, tool = time.monotonic(), credits.opening(settings), wish.tool(settings)
+async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> EnqueueResult:
+    """Send the jobs; `advance` counts them. Raises GenctlError."""
+    began, opening, tool = time.monotonic(), credits.opening(settings), options.tool(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
-        await traits.check(db, tool, [*islice(wish.orders(tool), len(wish.whose))])
-        if wish.grant:
-            await _granted(db, wish, wish.grant, opening)
+        await traits.check(db, tool, [*islice(options.orders(tool), len(options.whose))])
+        if options.grant:
+            await _granted(db, options, options.grant, opening)
         sent: list[Session] = []
         owed = None
-        most = BATCH if wish.rate is None else min(BATCH, max(1, int(wish.rate / 10)))
-        for orders in _batched(wish.orders(tool), most):
+        most = BATCH if options.rate is None else min(BATCH, max(1, int(options.rate / 10)))
+        for orders in _batched(options.orders(tool), most):
             try:
                 made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             except AccountLockedError as error:
-                done = f"{error.message}; {len(sent)} of {many(wish.count, 'job')} were ordered"
-                raise AccountLockedError(error.user, done, wish.command(wish.count - len(sent))) from error
+                done = f"{error.message}; {len(sent)} of {many(options.count, 'job')} were ordered"
+                raise AccountLockedError(
+                    error.user, done, options.command(options.count - len(sent))
+                ) from error
             sent += made.sessions
             owed = owed or made.owed
-            step(len(made.sessions))
-            if wish.rate is not None:
-                await asyncio.sleep(max(0.0, began + len(sent) / wish.rate - time.monotonic()))
-        ended = await _ended(db, sent) if wish.wait or wish.expect else []
+            advance(len(made.sessions))
+            if options.rate is not None:
+                await asyncio.sleep(max(0.0, began + len(sent) / options.rate - time.monotonic()))
+        over = await ended(db, [session.id for session in sent]) if options.wait or options.expect else []
     seconds = round(time.monotonic() - began, 3)
-    expected = all(session.status == wish.expect for session in ended) if wish.expect else True
-    return Said(
-        _one(sent[0], ended, seconds) if wish.count == 1 else _many(wish, ended, seconds), expected, owed
+    expected = all(session.status == options.expect for session in over) if options.expect else True
+    return EnqueueResult(
+        _one(sent[0], over, seconds) if options.count == 1 else _many(options, over, seconds), expected, owed
     )
 
 
-async def _granted(db: Database, wish: Wish, amount: int, opening: int) -> None:
+async def _granted(db: Database, options: EnqueueOptions, amount: int, opening: int) -> None:
     try:
-        await credits.grant(db, wish.whose, amount, "genctl enqueue --grant", opening=opening)
+        await credits.grant(db, options.whose, amount, "genctl enqueue --grant", opening=opening)
     except AccountLockedError as error:
-        again = f"{error.fix} && {wish.command(wish.count)}"
+        again = f"{error.fix} && {options.command(options.count)}"
         raise AccountLockedError(error.user, error.message, again) from error
 
 
-async def _ended(db: Database, sessions: list[Session]) -> list[Session]:
-    """The rows once all have ended, in their order."""
-    ended: dict[UUID, Session] = {}
-    waiting = [session.id for session in sessions]
-    while waiting:
-        for row in await db.rows("sessions", ids=waiting[:MOST_AT_ONCE]):
-            if row["completed_at"]:
-                ended[row["id"]] = Session.of(row)
-        waiting = [session_id for session_id in waiting if session_id not in ended]
-        if waiting:
+async def ended(db: Database, ids: Sequence[UUID]) -> list[Session]:
+    """Wait until all these sessions have ended; return them in the same order."""
+    over: dict[UUID, Session] = {}
+    while waiting := [session_id for session_id in ids if session_id not in over]:
+        rows = await db.rows("sessions", ids=waiting[:MOST_AT_ONCE])
+        over |= {row["id"]: Session.of(row) for row in rows if row["completed_at"]}
+        if len(over) < len(ids):
             await asyncio.sleep(POLL_S)
-    return [ended[session.id] for session in sessions]
+    return [over[session_id] for session_id in ids]
 
 
 def _one(sent: Session, ended: list[Session], seconds: float) -> dict[str, Any]:
@@ -199,8 +200,8 @@ def _one(sent: Session, ended: list[Session], seconds: float) -> dict[str, Any]:
     return said | outcome | {"refundedCredits": session.returned, "seconds": seconds}
 
 
-def _many(wish: Wish, ended: list[Session], seconds: float) -> dict[str, Any]:
-    said: dict[str, Any] = {"count": wish.count, "users": len(wish.whose), "seconds": seconds}
+def _many(options: EnqueueOptions, ended: list[Session], seconds: float) -> dict[str, Any]:
+    said: dict[str, Any] = {"count": options.count, "users": len(options.whose), "seconds": seconds}
     if ended:
         said |= {end: sum(s.status == end for s in ended) for end in (Status.COMPLETED, Status.FAILED)}
     return said

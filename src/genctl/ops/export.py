@@ -1,34 +1,34 @@
-"""Messages of the DLQ in a file, a line of JSON each, as SQS had them: the whole body, every attribute.
+"""Write messages of the DLQ to a file, a line of JSON each, with the whole body and every attribute.
 
-Each batch is on the disk before the next is taken (with gzip as a member of its own), so that a file which a
-kill or a full disk cut short is good up to the cut. Going on drops a torn last line, and skips what is there;
-it is refused where a gzip file is not whole.
+Each batch is on the disk before we take the next (with gzip as a member of its own), so that a file which a
+kill or a full disk cuts short is good up to the cut. With `resume` an export to a plain file drops a torn
+last line, and skips the messages that it has.
 """
 
 import fcntl
 import gzip
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
 import msgspec
 
-from genctl.base.printable import many
+from genctl.base.person import Advance
+from genctl.base.printable import escape_json, many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message
 from genctl.ops.dlq import opened
-from genctl.ops.sampling import Pass, Progress
+from genctl.ops.sampling import Progress, Survey
 from genctl.redrive import chosen
 
 
 class Export:
-    """A file that is being written; `known` are the messages in it."""
+    """Write one file; `known` are the ids of the messages in it."""
 
     def __init__(self, path: Path, file: IO[bytes], known: set[str]) -> None:
         self.path = path
@@ -39,37 +39,42 @@ class Export:
     @classmethod
     @contextmanager
     def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
-        """A new file, or with `resume` the rest of one.
+        """Begin a new file, or with `resume` continue one.
 
-        Raises GenctlError: exit 2 when it is there already or being written, exit 3 when it cannot be.
+        Raises GenctlError: exit 2 when it exists or another command writes it, 3 when we cannot write.
         """
+        if resume and _is_gzip(path):
+            told = f"{path} is compressed, and --resume continues only plain files"
+            raise GenctlError(
+                "NoExport", told, "name another file: the messages are still there", exit_code=2
+            )
         try:
             with path.open("r+b" if resume and path.is_file() else "xb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two writers would overwrite each other
                 one = cls(path, file, _read_up_to_the_cut(file, path) if resume else set())
-                if _is_gzip(path) and not file.tell():
-                    file.write(gzip.compress(b""))  # also a file of nothing is gzip
+                if _is_gzip(path):
+                    file.write(gzip.compress(b""))  # an empty export is gzip too
                 yield one
         except FileExistsError:
             raise GenctlError(
                 "FileExists",
-                f"{path} is there already",
-                "go on with it by `dlq export --resume`, or name another",
+                f"{path} exists already",
+                "continue it by `dlq export --resume`, or name another file",
                 exit_code=2,
             ) from None
         except BlockingIOError:
             raise GenctlError(
-                "FileInUse", f"{path} is being written by another command", "wait for its end", exit_code=2
+                "FileInUse", f"another command is writing {path}", "wait for its end", exit_code=2
             ) from None
         except OSError as error:
             raise GenctlError(
                 "CannotWrite",
                 f"cannot write {path}: {error.strerror}",
-                "free some space or name another file; --resume goes on with one that is not compressed",
+                "free some space or name another file; --resume continues a plain one",
             ) from None
 
     def write(self, messages: Sequence[Message]) -> None:
-        """Have these on the disk, those that are not there yet. Raises OSError."""
+        """Write the messages that the file does not have yet, and sync it. Raises OSError."""
         lines = [_line(message) for message in messages if message.message_id not in self.known]
         self.known.update(message.message_id for message in messages)
         if lines:
@@ -81,25 +86,51 @@ class Export:
 
 
 async def export(
-    settings: Settings,
-    choice: Choice,
-    path: Path,
-    *,
-    resume: bool,
-    progress: Progress,
+    settings: Settings, choice: Choice, path: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Write the messages that are meant; all stay in the DLQ. Raises GenctlError."""
-    async with opened(settings) as (db, dlq), Pass.over(dlq, bounded=True) as over:
-        with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as step:
+    """Write the chosen messages to a file and leave them in the DLQ. Raises GenctlError."""
+    async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
+        with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as advance:
             while messages := await over.receive(wait_s=1):
                 file.write([message for message, _ in await chosen(messages, db, choice)])
-                step(len(messages))
+                advance(len(messages))
         approximate = max(over.approximate, over.seen)
         return {"exported": file.written, "seen": over.seen, "approximate": approximate, "file": path}
 
 
-async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
-    """How many messages are meant, and of them of runs that still wait; all are shown again."""
+async def discard(
+    settings: Settings,
+    choice: Choice,
+    path: Path | None,
+    *,
+    dry_run: bool,
+    confirm: Callable[[str], object] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first.
+
+    Raises GenctlError.
+    """
+    async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
+        most = None
+        if dry_run or confirm:
+            found = await _counted(over, db, choice)
+            most = found["meant"]  # no more than the person agrees to
+            if confirm and most and not dry_run:
+                confirm(_question(found, dlq.name))
+            else:
+                return found
+        with ExitStack() as files, progress(over.approximate, "discard") as advance:
+            file = files.enter_context(Export.to(path, resume=False)) if path else None
+            done = await delete(over, db, choice, file, advance, most)
+        if path and not done["meant"]:
+            path.unlink()
+            done["file"] = None
+        return done
+
+
+async def _counted(over: Survey, db: Database, choice: Choice) -> dict[str, Any]:
+    """Count the chosen messages, and those of runs that still wait; make all visible again."""
     count = active = 0
     while messages := await over.receive():
         meant = await chosen(messages, db, choice)
@@ -109,27 +140,16 @@ async def counted(over: Pass, db: Database, choice: Choice) -> dict[str, Any]:
     return found
 
 
-def question(found: dict[str, Any], name: str) -> str:
-    """What a person is asked before they are deleted."""
+def _question(found: dict[str, Any], name: str) -> str:
     active = found["active"]
-    of_runs = (
-        f" {active} of them may be all that is left of runs that wait; those fail in time." if active else ""
-    )
-    return f"Delete {many(found['meant'], 'message')} of {name}?{of_runs}"
+    waiting = f" {active} of them may be the only messages of runs that wait, which would fail in time."
+    return f"Delete {many(found['meant'], 'message')} of {name}?{waiting if active else ''}"
 
 
-async def discard(
-    over: Pass,
-    db: Database,
-    choice: Choice,
-    file: Export | None,
-    step: Callable[[int], object],
-    most: int | None = None,
+async def delete(
+    over: Survey, db: Database, choice: Choice, file: Export | None, advance: Advance, most: int | None = None
 ) -> dict[str, Any]:
-    """Delete the messages that are meant, at most `most`; each batch after it is in `file`.
-
-    Raises GenctlError.
-    """
+    """Delete the chosen messages of a pass, at most `most`, each batch once it is in `file`."""
     count = discarded = 0
     while (most is None or count < most) and (messages := await over.receive(wait_s=1)):
         meant = [message for message, _ in await chosen(messages, db, choice)]
@@ -140,11 +160,11 @@ async def discard(
         gone = [message for message, error in zip(meant, errors, strict=True) if error is None]
         over.forget(gone)
         count, discarded = count + len(meant), discarded + len(gone)
-        step(len(messages))
+        advance(len(messages))
     return _shown(over, meant=count, discarded=discarded, file=file.path if file else None)
 
 
-def _shown(over: Pass, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
+def _shown(over: Survey, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
     counts = {"meant": meant, "discarded": discarded, "seen": over.seen}
     return counts | {"approximate": max(over.seen, over.approximate), "file": file}
 
@@ -157,7 +177,7 @@ def _line(message: Message) -> bytes:
         "attributes": message.sent,
         "body": message.body,
     }
-    return msgspec.json.encode(found) + b"\n"
+    return escape_json(msgspec.json.encode(found).decode()).encode() + b"\n"  # people look into it with zcat
 
 
 class _Known(msgspec.Struct, rename="camel"):
@@ -169,21 +189,18 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _read_up_to_the_cut(file: IO[bytes], path: Path) -> set[str]:
-    """The messages in the file, which ends behind the last whole line from now on."""
+    """Return the ids of the messages in the file, and cut it after the last whole line."""
     known: set[str] = set()
     good = 0
     try:
-        for line in gzip.GzipFile(fileobj=file) if _is_gzip(path) else file:
+        for line in file:
             if not line.endswith(b"\n"):
                 break
             known.add(msgspec.json.decode(line, type=_Known).message_id)
             good += len(line)
-    except (msgspec.DecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except msgspec.DecodeError as error:
         fix = "name another file; this one was left as it is"
-        raise GenctlError("NoExport", f"{path} is no whole export: {error}", fix, exit_code=2) from None
-    if _is_gzip(path):
-        file.seek(0, os.SEEK_END)
-    else:
-        file.seek(good)
-        file.truncate()
+        raise GenctlError("NoExport", f"{path} is no export: {error}", fix, exit_code=2) from None
+    file.seek(good)
+    file.truncate()
     return known

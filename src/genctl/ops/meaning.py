@@ -1,4 +1,4 @@
-"""Tell those who run the pipeline what a code or a recorded answer means."""
+"""Explain a failure code or a recorded answer to those who run the pipeline."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from genctl.domain.details import build
 from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
-from genctl.domain.scenarios import SCENARIOS
+from genctl.services.scenarios import SCENARIOS
 from genctl.tools.wire import CODES
 
 NEVER_SENT = frozenset({"ConnectTimeout", "TlsError"})
@@ -49,7 +49,7 @@ REDRIVE = {
 
 
 class Meaning(msgspec.Struct, rename="camel", kw_only=True):
-    """Say what a code means. `verdict` is in force; `rule` is the verdict without the setting `verdicts`."""
+    """Say what a code means. `verdict` is in force; `rule` would be without the setting `verdicts`."""
 
     code: str
     provider: str | None
@@ -66,9 +66,9 @@ class Meaning(msgspec.Struct, rename="camel", kw_only=True):
 
 
 def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -> Meaning:
-    """Say what a code means with the first provider that knows it.
+    """Explain a code by the first provider that knows it.
 
-    Raises GenctlError (exit 4) for a code that nobody knows.
+    Raises GenctlError (exit 4) for an unknown code.
     """
     only = providers[0] if len(providers) == 1 else None
     code = code.strip().removeprefix("DLQ:")
@@ -91,7 +91,7 @@ def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -
 
 
 def _known(providers: Sequence[Provider]) -> dict[str, str]:
-    """Return every code that some table spells out, by its lower-case spelling."""
+    """Return all codes in our tables by their lower-case spelling."""
     rules = [rule for provider in providers for rule in provider.rules]
     codes = [code for rule in rules for code in rule.codes if "*" not in code]
     codes += [scenario.code for scenario in SCENARIOS.values() if scenario.code]
@@ -102,7 +102,7 @@ def _known(providers: Sequence[Provider]) -> dict[str, str]:
 def of_answer(
     answer: Answer | NoAnswer, provider: Provider, verdicts: Sequence[str], now: datetime
 ) -> dict[str, Any]:
-    """Say what an answer means, and what we would store of it."""
+    """Explain an answer, and say what we would store of it."""
     verdict = classify(answer, provider, now=now, verdicts=verdicts)
     if isinstance(verdict, Success):
         told = {"verdict": "success", "provider": provider.name, "images": verdict.images}
@@ -121,7 +121,7 @@ def of_answer(
 
 
 def _judged(answer: Answer | NoAnswer, provider: Provider | None, verdicts: Sequence[str]) -> Meaning:
-    """Say what a status or a failed call means that brought no words."""
+    """Explain a status, or a failed call, without words of the provider."""
     now = datetime.now(UTC)
     failure, base = (classify(answer, provider or UNKNOWN, now=now, verdicts=said) for said in (verdicts, ()))
     assert isinstance(failure, Failure) and isinstance(base, Failure)  # noqa: S101, PT018 - it has no image
@@ -148,7 +148,7 @@ def _ruled(code: str, rule: Rule, provider: Provider, verdicts: Sequence[str]) -
 
 
 def _note(rule: Rule, provider: Provider) -> str | None:
-    """Join the rule's note with those of the rules for the same codes that also look at the text."""
+    """Join the notes of the rule and of the rules for the same codes that also look at the text."""
     others = [other for other in provider.rules if other.says and {*other.codes} & {*rule.codes}]
     by_text = [f"by its text: {other.note or other.category} ({other.category})" for other in others]
     named = f"counts for the order's {' or '.join(rule.names)}, where its user chose it" if rule.names else ""

@@ -1,4 +1,4 @@
-"""Read a provider's answer from a file: `classify` does, and the tests of tests/corpus."""
+"""Read a provider's answer from a file, for `classify` and for the tests of tests/corpus."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from genctl.domain.model import Answer, GenctlError, NoAnswer
 from genctl.domain.providers import Provider
 from genctl.tools.wire import inflated
 
-OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that no provider has
+OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that providers do not use
 FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
 HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
@@ -38,16 +38,15 @@ class RecordedAnswer(msgspec.Struct, rename="camel", omit_defaults=True, kw_only
 def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answer | NoAnswer:
     """Read the answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
 
-    A body alone gets `status`, else the status that its code comes with. Raises GenctlError (exit 2) when
-    neither is known, when the file has a status of its own beside `status`, and when the file holds no
-    answer or several.
+    A body alone gets `status`, else the status of the rule for its code. Raises GenctlError (exit 2) when
+    there is neither, when both the file and `status` give one, and when the file holds no answer or several.
     """
     if recorded := _recorded(raw):
         if status:
             raise GenctlError("Ambiguous", "the file has its own HTTP status", "drop --status", exit_code=2)
         return recorded
     said = read(Answer(status or 400, {}, raw), provider.envelope)
-    rule = rule_of(said.code, said.told, provider.rules)
+    rule = rule_of(said.code, said.text, provider.rules)
     if not status and not rule:
         raise GenctlError(
             "NoStatus", f"a body without its HTTP status, and no code of {provider.name} in it",

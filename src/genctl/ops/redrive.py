@@ -1,4 +1,4 @@
-"""`dlq redrive`: batches of the DLQ through the core's redrive, several at a time, as far as was asked."""
+"""Take the DLQ through the core's redrive: in batches, several at once, within what a person asked for."""
 
 import asyncio
 import shlex
@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from genctl import gate
+from genctl.base.person import Advance, Note
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
@@ -20,30 +21,30 @@ from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
-from genctl.ops.sampling import Pass
+from genctl.ops.sampling import Progress, Survey
 from genctl.pipeline import Pipeline
 from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
 from genctl.tools.found import Tools
 
 LANES = 2  # batches under way at once
-BATCH = 100  # messages of one: what is reserved and queued in one transaction
-GATE_S = 1.0  # how old our knowledge of the gate may be
+BATCH = 100  # messages of one transaction
+GATE_S = 1.0  # how often we read the gate
 POLL_S = 0.1
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What `dlq redrive` was asked for; its options by name."""
+class RedriveOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the options of `dlq redrive`."""
 
     choice: Choice
     most: int | None = None
     max_redrives: int = 3
     rate: float | None = None  # jobs a second
-    canary: int | None = None  # so many first; the rest only when they have completed
+    canary: int | None = None  # jobs that go first; the others follow when these have completed
     edit_prompt: str | None = None
     changes: tuple[str, ...] = ()  # key=value
 
     def check(self, settings: Settings) -> None:
-        """Raises GenctlError (exit 2) for what cannot be meant."""
+        """Raise GenctlError (exit 2) for options that make no sense."""
         if self.edit_prompt is not None:
             check_prompt(self.edit_prompt)
         if changes := self.terms.params:
@@ -51,8 +52,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def terms(self) -> Terms:
-        """What the plan needs of it. Raises GenctlError (exit 2) for a change that is none."""
-        code = self.choice.code if self.choice.code != "Unknown" else None  # which says nothing of the cause
+        """Return what the plan needs of the options. Raises GenctlError (exit 2) for a malformed change."""
+        code = self.choice.code if self.choice.code != "Unknown" else None  # does not name a cause
         named = (code, self.choice.category, self.choice.session, self.edit_prompt)
         return Terms(
             max_redrives=self.max_redrives,
@@ -63,16 +64,16 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What would be done, a row a message; `seen` of about `approximate` messages."""
+    """Say what a redrive would do, in a row for each message; `seen` of about `approximate` messages."""
 
     rows: list[dict[str, Any]]
     tally: Tally
     seen: int
     approximate: int
-    edits: list[str] = []  # what is changed in each job
+    edits: list[str] = []  # options that change the jobs
 
     def question(self) -> str | None:
-        """What a person is asked, with numbers and credits; None: there is nothing to do."""
+        """Write the question for a person, with numbers and credits; None: there is nothing to do."""
         runs = [row for row in self.rows if row["action"] in {"requeue", "resend"}]
         if not runs and not self.tally.stale:
             return None
@@ -86,12 +87,12 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     def shown(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """Return what `--dry-run -o json` prints."""
         return msgspec.structs.asdict(self.tally) | {"plan": self.rows}
 
 
 class Redriven(msgspec.Struct, frozen=True):
-    """What came of it. `stopped` says why it ended early; `seen` of about `approximate` messages."""
+    """Say what a redrive did. `stopped` says why it ended early; `seen` of about `approximate` messages."""
 
     tally: Tally
     seen: int
@@ -100,7 +101,7 @@ class Redriven(msgspec.Struct, frozen=True):
     locked: Mapping[str, int] = {}  # jobs that stay in the DLQ, by the user whose account is locked
 
     def still_locked(self) -> AccountLockedError | None:
-        """The error that names them, and the command that goes on when the lock is gone."""
+        """Make the error that names a locked user, and the command to run when the lock is gone."""
         if not self.locked:
             return None
         user = min(self.locked)
@@ -112,48 +113,49 @@ class Redriven(msgspec.Struct, frozen=True):
         )
 
     def shown(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """Return what `-o json` prints."""
         return msgspec.structs.asdict(self.tally)
 
 
 class Redrive:
-    """A redrive under way: the DLQ in one pass, what is left to do, what was done."""
+    """Redrive in one pass over the DLQ; hold what remains to do and what is done."""
 
-    def __init__(self, at: Pipeline, over: Pass, wish: Wish, serves: Callable[[str | None], bool]) -> None:
-        """`serves`: whether a model is one of the tool's."""
-        self.at = at
+    def __init__(
+        self, pipeline: Pipeline, over: Survey, options: RedriveOptions, serves: Callable[[str | None], bool]
+    ) -> None:
+        """Take the parts; `serves` tells whether a model is one of the tool's."""
+        self.pipeline = pipeline
         self.over = over
-        self.wish = wish
-        self.terms = msgspec.structs.replace(wish.terms, takes=at.tool.takes, serves=serves)
+        self.options = options
+        self.terms = msgspec.structs.replace(options.terms, takes=pipeline.tool.takes, serves=serves)
         self.tally = Tally()
         self.stopped: str | None = None
         self._locked: Counter[str] = Counter()
-        self._step: Callable[[int], object] = lambda _: None
-        self._next_at = 0.0  # monotonic; where a rate is wished
-        self._left = wish.most
-        self._to_the_end = False  # past the last job, for the stale copies
-        self._batch = min(BATCH, max(1, int(wish.rate))) if wish.rate else BATCH
+        self._next_at = 0.0  # monotonic; with a rate
+        self._left = options.most
+        self._to_the_end = False  # look past the last job, for stale copies
+        self._batch = min(BATCH, max(1, int(options.rate))) if options.rate else BATCH
         self._gate_read_at = 0.0
-        self._canary: dict[UUID, int] | None = None  # while it is sent: its sessions and their new runs
+        self._canary: dict[UUID, int] | None = None  # while we send it: its sessions and their new runs
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, wish: Wish) -> AsyncIterator[Self]:
-        """Raises GenctlError, exit 3."""
+    async def open(cls, settings: Settings, options: RedriveOptions) -> AsyncIterator[Self]:
+        """Connect, and begin the pass. Raises GenctlError, exit 3."""
         async with (
-            Pipeline.open(settings, size=LANES, calls=False) as at,
-            Pass.over(at.dlq, bounded=True) as over,
+            Pipeline.open(settings, size=LANES, calls=False) as pipeline,
+            Survey.over(pipeline.dlq, bounded=True) as over,
         ):
-            yield cls(at, over, wish, partial(Tools.of(settings).tells, at.tool))
+            yield cls(pipeline, over, options, partial(Tools.of(settings).tells, pipeline.tool))
 
-    async def plan(self, step: Callable[[int], object] = lambda _: None) -> Plan:
-        """What run() would do, as the DLQ and the rows are now. Nothing is done; all is shown again."""
-        rows, tally, left = [], Tally(), 2**31 if self.wish.most is None else self.wish.most
+    async def plan(self, advance: Advance = lambda _: None) -> Plan:
+        """Plan what run() would do now; make all messages visible again."""
+        rows, tally, left = [], Tally(), 2**31 if self.options.most is None else self.options.most
         balances: dict[str, int] = {}
         begun: set[UUID] = set()
         while left and (messages := await self.over.receive(min(BATCH, left))):  # as run() does
-            step(len(messages))
-            found = [letter for _, letter in await chosen(messages, self.at.db, self.wish.choice)]
+            advance(len(messages))
+            found = [letter for _, letter in await chosen(messages, self.pipeline.db, self.options.choice)]
             steps = at_most(plan(found, self.terms, balances, begun), left)
             left -= sum(planned.runs for planned in steps)
             tally.add(steps)
@@ -163,48 +165,42 @@ class Redrive:
             ]
         seen = self.over.seen
         await self.over.show()
-        edits = [*(["--edit-prompt"] if self.terms.prompt else []), *self.wish.changes]
+        edits = [*(["--edit-prompt"] if self.terms.prompt else []), *self.options.changes]
         return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
 
     def limit(self, plan: Plan) -> None:
-        """Do no more jobs than the plan that was said yes to, and look at as much of the DLQ as it did."""
+        """Redrive no more jobs, and look no further into the DLQ, than the plan that a person agreed to."""
         self._left = sum(row["action"] in {"requeue", "resend"} for row in plan.rows)
-        self._to_the_end = self.wish.most is None or self._left < self.wish.most
+        self._to_the_end = self.options.most is None or self._left < self.options.most
 
     def so_far(self) -> Redriven:
-        """What was done until now."""
+        """Say what it has done until now."""
         approximate = max(self.over.seen, self.over.approximate)
         return Redriven(self.tally, self.over.seen, approximate, self.stopped, dict(self._locked))
 
-    async def run(
-        self, step: Callable[[int], object] = lambda _: None, tell: Callable[[str], object] = lambda _: None
-    ) -> Redriven:
-        """Redrive, the canary first; `step` hears how many messages were looked at, `tell` lines for people.
+    async def run(self, advance: Advance = lambda _: None, note: Note = lambda _: None) -> Redriven:
+        """Redrive, the canary first; `advance` counts the messages that we have looked at.
 
-        Raises GenctlError (exit 3) when a dependency goes away: what was done stays done.
+        Raises GenctlError (exit 3) when a dependency goes away; the jobs until then stay redriven.
         """
-        self._step = step
         try:
-            await self._run(tell)
+            if self.options.canary and not await self._gate_is_closed():
+                self._canary = {}
+                left = self.options.canary if self._left is None else min(self.options.canary, self._left)
+                await self._lanes(_Budget(left, advance))
+                if self._canary:
+                    note(f"waiting for {many(len(self._canary), 'job')} of the canary; a worker has to run")
+                await self._canary_lives()
+            if not await self._gate_is_closed():
+                await self._lanes(_Budget(self._left, advance, to_the_end=self._to_the_end))
         except BaseException:  # a signal, or a dependency that went away
-            tell(f"until then: {self.tally.words()}; run it again to finish what was under way")
+            note(f"until then: {self.tally.words()}; run it again to finish what was under way")
             raise
         return self.so_far()
 
-    async def _run(self, tell: Callable[[str], object]) -> None:
-        if self.wish.canary and not await self._gate_is_closed():
-            self._canary = {}
-            await self._lanes(self.wish.canary if self._left is None else min(self.wish.canary, self._left))
-            if self._canary:
-                tell(f"waiting for {many(len(self._canary), 'job')} of the canary; a worker has to run")
-            await self._canary_lives()
-        if not await self._gate_is_closed():
-            await self._lanes(self._left, to_the_end=self._to_the_end)
-
-    async def _lanes(self, most: int | None, *, to_the_end: bool = False) -> None:
-        """Several batches at a time until the end of the pass, or unless `to_the_end` until `most` jobs."""
-        budget = _Budget(most, to_the_end=to_the_end)
-        lanes = 1 if self.wish.rate or most is not None else LANES
+    async def _lanes(self, budget: "_Budget") -> None:
+        """Redrive several batches at a time until the end of the pass or of the budget."""
+        lanes = 1 if self.options.rate or budget.most is not None else LANES
         lanes_over = await asyncio.gather(*(self._lane(budget) for _ in range(lanes)), return_exceptions=True)
         for trouble in lanes_over:
             if trouble is not None:
@@ -216,7 +212,7 @@ class Redrive:
         try:
             await self._drain(budget)
         except BaseException:
-            budget.close()  # the other lanes end after what they have in hand
+            budget.close()  # the other lanes finish their batches
             raise
 
     async def _drain(self, budget: "_Budget") -> None:
@@ -226,14 +222,14 @@ class Redrive:
             if not messages:
                 return
             before = budget.spent
-            fates = await redrive(messages, self.at, self.wish.choice, self.terms, most=budget.left)
+            fates = await redrive(messages, self.pipeline, self.options.choice, self.terms, most=budget.left)
             self._count(messages, fates, budget)
-            if self.wish.rate:
-                self._next_at = time.monotonic() + (budget.spent - before) / self.wish.rate
+            if self.options.rate:
+                self._next_at = time.monotonic() + (budget.spent - before) / self.options.rate
 
     def _count(self, messages: Sequence[Message], fates: Sequence[RedrivenLetter], budget: "_Budget") -> None:
-        self.tally.add(fate.step for fate in fates if fate.error is None)
-        self.tally.failed += sum(fate.error is not None for fate in fates)
+        done = [fate.step for fate in fates if fate.error is None]
+        self.tally.add(done, failed=len(fates) - len(done))
         self._locked.update(f.letter.user or "" for f in fates if f.step.why == ACCOUNT_LOCKED)
         ran = [fate for fate in fates if fate.step.runs]
         budget.spent += len(ran)
@@ -246,21 +242,21 @@ class Redrive:
                 if fate.letter.row
             }
         self.over.forget(fate.message for fate in fates if fate.is_gone)
-        self._step(len(messages))
+        budget.advance(len(messages))
 
     async def _gate_is_closed(self) -> bool:
         if time.monotonic() - self._gate_read_at > GATE_S:
             self._gate_read_at = time.monotonic()
-            now = await gate.read(self.at.db, self.at.tool.name)
+            now = await gate.read(self.pipeline.db, self.pipeline.tool.name)
             if not now.is_open:
                 self.stopped = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
         return self.stopped is not None
 
     async def _canary_lives(self) -> None:
-        """Wait until the canary's runs have ended; a failed one stops everything."""
+        """Wait until the canary's runs have ended; a failed one stops the redrive."""
         waiting, self._canary = self._canary or {}, None
         while waiting and not await self._gate_is_closed():
-            rows = await self.at.db.rows("sessions", ids=list(waiting))
+            rows = await self.pipeline.db.rows("sessions", ids=list(waiting))
             if gone := waiting.keys() - {row["id"] for row in rows}:
                 self.stopped = f"the canary is gone: session {next(iter(gone))}"
                 return
@@ -273,11 +269,44 @@ class Redrive:
             await asyncio.sleep(POLL_S)
 
 
-class _Budget:
-    """How many jobs may still be redriven; without a limit as many as come."""
+async def carry_out(
+    settings: Settings,
+    options: RedriveOptions,
+    *,
+    dry_run: bool,
+    confirm: Callable[[str], object] | None,
+    progress: Progress,
+    note: Note,
+) -> Plan | Redriven:
+    """Redrive as a person asks; `confirm` asks them about the plan first. With `dry_run` only plan.
 
-    def __init__(self, most: int | None, *, to_the_end: bool) -> None:
+    Raises GenctlError: exit 3 when a dependency goes away, and what `confirm` raises.
+    """
+    async with Redrive.open(settings, options) as under_way:
+        if warning := under_way.over.warning:
+            note(f"warning: {warning}")
+        if dry_run or confirm:
+            with progress(under_way.over.approximate, "look") as advance:
+                plan = await under_way.plan(advance)
+            if dry_run or not confirm:
+                return plan
+            if not (question := plan.question()):
+                return under_way.so_far()
+            confirm(question)
+            under_way.limit(plan)
+        with progress(under_way.over.approximate, "redrive") as advance:
+            done = await under_way.run(advance, note)
+    if done.stopped:
+        note(f"stopped: {done.stopped}; run it again to go on")
+    return done
+
+
+class _Budget:
+    """Count how many jobs we may still redrive; `most` None: all. `to_the_end` looks past the last."""
+
+    def __init__(self, most: int | None, advance: Advance, *, to_the_end: bool = False) -> None:
         self.most = most
+        self.advance = advance
         self.to_the_end = to_the_end
         self.spent = 0
 

@@ -1,4 +1,4 @@
-"""`genctl report`: what a time of failures did to users and credits, as Markdown for the incident channel."""
+"""Report what failures did to users and credits, in Markdown for the incident channel."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ BAR = 30
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What happened from `since` to `until`."""
+    """Hold what failed from `since` to `until`."""
 
     since: datetime
     until: datetime
@@ -27,7 +27,7 @@ class Report(msgspec.Struct, frozen=True):
     timeline: list[Row]
 
     def shown(self) -> dict[str, Any]:
-        """As JSON says it."""
+        """Return what `-o json` prints."""
         return {
             "since": rfc3339(self.since),
             "until": rfc3339(self.until),
@@ -42,7 +42,7 @@ class Report(msgspec.Struct, frozen=True):
         }
 
     def markdown(self) -> str:
-        """For people."""
+        """Write it as Markdown."""
         totals = self.totals
         unsure, worth = totals["unknowns"] + totals["late_results"], many(totals["worth"], "credit")
         lines = [
@@ -65,7 +65,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 async def report(db: Database, since: datetime, until: datetime) -> Report:
-    """The report. Raises GenctlError, exit 3."""
+    """Read the report from the database in one snapshot. Raises GenctlError, exit 3."""
     since, until = since.astimezone(UTC), until.astimezone(UTC)
     window = {"since": since, "until": until}
     piece = next((p for p in PIECES if (until - since) / p <= MOST_PIECES), PIECES[-1])

@@ -1,7 +1,7 @@
-"""One pass over a queue that shows a sample at a time: each message once, and all visible again afterwards.
+"""Look at each message of a queue once, and make all visible again afterwards.
 
-SQS counts roughly, too. So a pass says how many it saw of about how many, and never that these were all
-when the count says more.
+SQS returns a sample at a time, and its counts are rough. So a survey says how many messages it saw of about
+how many, and never claims to have seen all when the count is higher.
 """
 
 import asyncio
@@ -11,24 +11,25 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import chain
 from typing import Self
 
-import msgspec
-
+from genctl.base.person import Advance
 from genctl.base.printable import many
 from genctl.edges.sqs import BATCH, Message, Queue
 
-LOOK_S = 30  # how long what was seen is hidden at most, should we be killed while looking
-IDLE_RECEIVES = 2  # one receive without news is no proof of the end
+LOOK_S = 30  # a killed survey leaves messages hidden for so long at most
+IDLE_RECEIVES = 2  # one receive without a new message does not prove the end
 COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
-MOST_IN_FLIGHT = 120_000  # SQS's limit of a standard queue: beyond it a receive comes back empty
+MOST_IN_FLIGHT = 120_000  # beyond it SQS answers receives from a standard queue with nothing
 
-Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]  # of so many, called so
+Progress = Callable[
+    [int, str], AbstractContextManager[Advance]
+]  # the number of messages, the label of the bar
 
 
-class Pass:
-    """One pass over a queue: each message once. Leave it to show again what it has hidden.
+class Survey:
+    """Receive each message of a queue once; at the end make those visible again that it has hidden.
 
-    `approximate` is what the queue said it held; `seen` how many came; `warning` what looking here costs.
-    `bounded`: only what was there when the pass began, so that what comes back at once keeps nobody busy.
+    `approximate` is how many messages the queue reports, `seen` how many came. A `bounded` survey takes only
+    messages that were sent before it began: jobs that fail again at once would keep it busy for ever.
     """
 
     def __init__(self, queue: Queue, facts: dict[str, str], *, bounded: bool) -> None:
@@ -44,16 +45,16 @@ class Pass:
     @classmethod
     @asynccontextmanager
     async def over(cls, queue: Queue, *, bounded: bool = False) -> AsyncIterator[Self]:
-        """A pass. Raises GenctlError, exit 3."""
-        one = cls(queue, await queue.attributes(), bounded=bounded)
+        """Open a survey. Raises GenctlError, exit 3."""
+        survey = cls(queue, await queue.attributes(), bounded=bounded)
         try:
-            yield one
+            yield survey
         finally:
-            await one.show()
+            await survey.show()
 
     @property
     def warning(self) -> str | None:
-        """What a person should know before messages are received here; None: nothing."""
+        """Warn a person before we receive messages here; None: there is nothing to say."""
         if "RedrivePolicy" in self.facts:
             return f"{self.queue.name} has a redrive policy: receiving too often moves its messages on"
         if int(self.facts.get(COUNTS[1], 0)) >= MOST_IN_FLIGHT:
@@ -61,10 +62,10 @@ class Pass:
         return None
 
     async def receive(self, limit: int = BATCH, *, wait_s: int = 0) -> list[Message]:
-        """The next messages, hidden for LOOK_S; none: the end, as far as SQS lets anybody know.
+        """Return the next messages, hidden for LOOK_S; an empty list means the end, as far as SQS tells.
 
-        More than ten come by several calls at once. After a receive without news it waits `wait_s`: only
-        then SQS asks all of its servers.
+        More than ten need several calls at once. After a receive without a new message it waits `wait_s`:
+        only then SQS asks all of its servers.
         """
         while self._idle < IDLE_RECEIVES:
             messages = await self._received(limit, wait_s if self._idle else 0)
@@ -78,7 +79,7 @@ class Pass:
         return []
 
     def _are_back(self, messages: list[Message]) -> bool:
-        """Some were hidden too short for a long pass: no sign of its end, when it is their first time."""
+        """Tell whether messages came back for the first time because we take long: that is not the end."""
         now = time.monotonic()
         back = {m.message_id for m in messages if self._hidden.get(m.message_id, ("", now))[1] < now}
         first = back - self._seen_again
@@ -93,7 +94,7 @@ class Pass:
         )
         try:
             came = await asyncio.shield(receiving)
-        except asyncio.CancelledError:  # what it takes from the queue would stay hidden
+        except asyncio.CancelledError:  # else the messages still on their way would stay hidden
             self._keep(chain.from_iterable(part for part in await receiving if isinstance(part, list)))
             raise
         messages = list(chain.from_iterable(part for part in came if isinstance(part, list)))
@@ -110,12 +111,12 @@ class Pass:
         return self.until is None or message.sent_at <= self.until
 
     def forget(self, messages: Iterable[Message]) -> None:
-        """These are deleted."""
+        """Forget messages that somebody has deleted."""
         for message in messages:
             self._hidden.pop(message.message_id, None)
 
     async def show(self) -> None:
-        """Show at once what is still hidden, also when we are cancelled meanwhile, and begin anew."""
+        """Make the hidden messages visible, also when we are cancelled meanwhile, and start over."""
         now = time.monotonic()
         hidden = [(receipt, 0) for receipt, until in self._hidden.values() if until > now]
         self._hidden, self._idle, self.seen = {}, 0, 0
@@ -127,37 +128,30 @@ class Pass:
             raise
 
 
-class Look(msgspec.Struct, frozen=True):
-    """What was seen of about how many there are; SQS promises neither."""
-
-    approximate: int
-    messages: list[Message]
-
-
 async def look(
     dlq: Queue,
     *,
     enough: Callable[[Message], bool] = lambda _: False,
     take: Callable[[Message], bool] = lambda _: False,
-) -> Look:
-    """Every message once, or until one is `enough`; those to `take` are deleted.
+) -> list[Message]:
+    """Return every message, or all up to one that is `enough`; delete those to `take`.
 
-    All others are visible again when it ends, also by a cancellation. Looking raises receive counts, as
-    SQS forces. Raises GenctlError, exit 3.
+    All others are visible again afterwards, also when we are cancelled. SQS counts each look as a receive.
+    Raises GenctlError, exit 3.
     """
     seen: list[Message] = []
-    async with Pass.over(dlq) as one:
-        while messages := await one.receive():
+    async with Survey.over(dlq) as survey:
+        while messages := await survey.receive():
             seen += messages
             if any(map(enough, messages)):
                 break
         if taken := list(filter(take, seen)):
             await dlq.delete([message.receipt for message in taken])
-            one.forget(taken)
-        return Look(max(one.approximate, len(seen)), seen)
+            survey.forget(taken)
+        return seen
 
 
 def sampled(seen: int, approximate: int) -> str:
-    """How much was seen, in words that promise no more than SQS does."""
+    """Say how many messages we saw, in words that promise no more than SQS does."""
     more = "; SQS shows a sample at a time: run it again for the rest" if seen < approximate else ""
     return f"{many(seen, 'message')} seen of about {approximate}{more}"

@@ -1,16 +1,17 @@
-"""Sessions as people look for them: by filters, or by any id."""
+"""Find sessions by filters, or by any id."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
+from genctl.base.person import Note
 from genctl.domain.model import GenctlError, Session
 from genctl.edges.db import Database, Row
 
 
-async def listed(db: Database, note: Callable[[str], None], **filters: Any) -> list[dict[str, Any]]:
-    """The newest sessions, as the API shows them; `note` hears of rows that are left out.
+async def listed(db: Database, note: Note, **filters: Any) -> list[dict[str, Any]]:
+    """List the newest sessions as the API shows them; `note` names the rows that we cannot read.
 
     Filters (None: any): `user`, `status`, `code`, `since` and `until` (datetimes), and `limit`.
     """
@@ -18,18 +19,19 @@ async def listed(db: Database, note: Callable[[str], None], **filters: Any) -> l
     return [session.item() for session in readable(rows, note)]
 
 
-def readable(rows: Iterable[Row], note: Callable[[str], None]) -> list[Session]:
-    """The sessions among these rows; `note` hears of what an adopted table holds beside ours."""
+def readable(rows: Iterable[Row], note: Note) -> list[Session]:
+    """Read these rows as sessions; `note` names those of an adopted table that we cannot read."""
 
     def odd(session_id: Any, why: str) -> None:
-        note(f"session {session_id} is not one that genctl can read: {why}")
+        note(f"genctl cannot read session {session_id}: {why}")
 
     return [session for row in rows if (session := Session.readable(row, odd))]
 
 
 async def find(db: Database, text: str) -> Session:
-    """The one session of which any id is, or begins with, `text`. Raises GenctlError: exit 4 for none, 2
-    for several.
+    """Find the session that has an id which is `text` or begins with it.
+
+    Raises GenctlError: exit 4 for none, 2 for several.
     """
     low, high = uuid_range(text)
     rows = (
@@ -59,7 +61,7 @@ async def find(db: Database, text: str) -> Session:
 
 
 def uuid_range(prefix: str) -> tuple[UUID, UUID] | tuple[None, None]:
-    """The lowest and the highest UUID that begin so; (None, None) when none can."""
+    """Return the lowest and the highest UUID with this prefix; (None, None) when no UUID has it."""
     digits = prefix.replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{1,32}", digits) or not str(UUID(digits.ljust(32, "0"))).startswith(
         prefix.lower()
@@ -69,7 +71,7 @@ def uuid_range(prefix: str) -> tuple[UUID, UUID] | tuple[None, None]:
 
 
 def like_prefix(text: str) -> str:
-    """A LIKE pattern of everything that begins with `text`."""
+    """Make the LIKE pattern for texts that begin with `text`."""
     return re.sub(r"([\\%_])", r"\\\1", text.replace("\0", "")) + "%"
 
 

@@ -1,8 +1,8 @@
-"""The figures of `status`, asked of all parts at once."""
+"""Ask all parts at once for the figures of `status`; domain.status judges them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 from genctl import gate, traits
 from genctl.base.settings import Settings
@@ -11,30 +11,23 @@ from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
-from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs import Sqs
 from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
 WITHIN_S = 4.0  # of each part
 
 
-class Part(NamedTuple):
-    """A part that is asked by itself: its figures as lines."""
-
-    name: str
-    lines: Callable[[Settings], Coroutine[Any, Any, list[status.StatusLine]]]
-
-
 async def look(settings: Settings) -> list[status.StatusLine]:
-    """What stands where; a part that is away is a line. Raises GenctlError (exit 3) when all are."""
-    found = await asyncio.gather(*(answered(part.name, part.lines(settings), WITHIN_S) for part in PARTS))
+    """Return the lines of `status`, one for a part that is away. Raises GenctlError (exit 3) when all are."""
+    found = await asyncio.gather(*(answered(name, ask(settings), WITHIN_S) for name, ask in PARTS.items()))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
         said = dict.fromkeys(error.message for error in away)
         raise GenctlError("NothingReachable", f"no part can be reached: {'; '.join(said)}", away[0].fix)
     lines: list[status.StatusLine] = []
-    for part, answer in zip(PARTS, found, strict=True):
-        told = status.unreachable(part.name, answer) if isinstance(answer, GenctlError) else answer
+    for name, answer in zip(PARTS, found, strict=True):
+        told = status.unreachable(name, answer) if isinstance(answer, GenctlError) else answer
         lines += [line for line in told if line.message not in {other.message for other in lines}]
     return lines
 
@@ -44,14 +37,8 @@ async def _queues(settings: Settings) -> list[status.StatusLine]:
         queue = await sqs.queue(settings.queue)
         dlq = await queue.dead_letter_queue(settings.dlq)
         flag = f" --tool {settings.tool}" if settings.is_flag("tool") else ""
-        return status.of_queues(await _depth(queue), await _depth(dlq), flag)
-
-
-async def _depth(queue: Queue) -> status.Depth:
-    facts = await queue.attributes()
-    kinds = ("", "NotVisible", "Delayed")
-    counts = (int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in kinds)
-    return status.Depth(queue.name, *counts)
+        depth, dlq_depth = [status.Depth(each.name, *await each.depth()) for each in (queue, dlq)]
+        return status.of_queues(depth, dlq_depth, flag)
 
 
 async def _database(settings: Settings) -> list[status.StatusLine]:
@@ -84,9 +71,9 @@ async def _api(settings: Settings) -> list[status.StatusLine]:
     return status.of_api(*await readiness(settings))
 
 
-PARTS = (
-    Part("queue", _queues),
-    Part("database", _database),
-    Part("listener", _api),
-    Part("migrations", _migrations),
-)
+PARTS: dict[str, Callable[[Settings], Coroutine[Any, Any, list[status.StatusLine]]]] = {
+    "queue": _queues,
+    "database": _database,
+    "listener": _api,
+    "migrations": _migrations,
+}

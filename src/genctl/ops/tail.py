@@ -1,37 +1,38 @@
-"""Following failures: LISTEN says where to look, the rows say what happened, and the clock finds the rest."""
+"""Follow failures: LISTEN says which row to read, and a look every few seconds finds those that it missed."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from genctl.base.person import Note
 from genctl.domain.model import Session, Status, rfc3339
 from genctl.edges import listener
 from genctl.edges.db import Database, Row
 from genctl.edges.db_errors import DatabaseGoneError, LockedError
 from genctl.ops.sessions import readable
 
-OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: look so far back again
-PAGE = 1000  # rows of one look
+OVERLAP = timedelta(minutes=5)  # a long transaction commits under an old time: we read so far back
+PAGE = 1000  # rows of one query
 
 
 class Failures:
-    """The failures that were not told yet."""
+    """Read the failures that we have not shown yet."""
 
-    def __init__(self, db: Database, since: datetime, note: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, db: Database, since: datetime, note: Note = lambda _: None) -> None:
         self.db = db
         self.since = since
-        self.note = note  # hears of rows that cannot be read
+        self.note = note  # names the rows that we cannot read
         self._told: dict[tuple[UUID, int], datetime] = {}
 
     async def of(self, heard: listener.Heard) -> AsyncIterator[Session]:
-        """What a NOTIFY speaks of."""
+        """Yield the failure that a NOTIFY names, if it is new."""
         if session_id := heard.session_id:
             for session in self._new(await self.db.rows("sessions", ids=[session_id])):
                 yield session
 
     async def missed(self) -> AsyncIterator[Session]:
-        """Everything since the last look, whoever told of it or did not."""
+        """Yield all failures since the last look, with or without a NOTIFY."""
         since, after = self.since, None
         while rows := await self.db.rows("failures", since=since, after=after, limit=PAGE):
             for session in self._new(rows):
@@ -47,7 +48,7 @@ class Failures:
             key, ended_at = (row["id"], row["run"]), row["completed_at"]
             if row["status"] != Status.FAILED or ended_at is None or key in self._told:
                 continue
-            if ended_at < self.since:  # it was told and forgotten, and a late refund speaks of it again
+            if ended_at < self.since:  # we showed it and forgot it; a late refund names it again
                 continue
             self._told[key] = ended_at
             new.append(row)
@@ -61,11 +62,11 @@ async def tail(
     since: datetime | None,
     follow: bool,
     fail_after_s: float | None,
-    note: Callable[[str], None],
+    note: Note,
 ) -> AsyncIterator[dict[str, Any]]:
-    """Failures as `tail-failures` prints them, from `since` (None: from now) on, for ever or once.
+    """Yield failures as `tail-failures` prints them, from `since` (None: now) on; without `follow` only once.
 
-    Raises GenctlError (exit 3) when the first connection cannot be made.
+    Raises GenctlError (exit 3) when the first connection fails.
     """
     clock = await db.row("clock")
     failures = Failures(db, since or (clock or {})["now"], note)
@@ -85,10 +86,7 @@ async def tail(
             async for session in found:
                 count += 1
                 yield item(session)
-        except (
-            DatabaseGoneError,
-            LockedError,
-        ) as error:  # the listener says if it is lost; the next look finds it
+        except (DatabaseGoneError, LockedError) as error:  # the next look finds them
             note(f"cannot read: {error.message}")
             continue
         if isinstance(event, listener.Connected) and event.again:
@@ -96,8 +94,8 @@ async def tail(
 
 
 def item(session: Session) -> dict[str, Any]:
-    """One failure, in the contract's shape."""
-    told = ("code", "category", "providerStatus", "userMessage", "refundedCredits")
+    """Return a failure in the contract's shape."""
+    names = ("code", "category", "providerStatus", "userMessage", "refundedCredits")
     return {
         "at": rfc3339(session.completed_at),
         "sessionId": session.id,
@@ -105,5 +103,5 @@ def item(session: Session) -> dict[str, Any]:
         "reservationId": session.reservation_id,
         "run": session.run,
         "attempts": session.attempts,
-        **{name: session.details.get(name) for name in told},
+        **{name: session.details.get(name) for name in names},
     }

@@ -1,4 +1,4 @@
-"""`genctl tools`: which tools are installed, where their jobs wait, and why others cannot be used."""
+"""List the installed tools, where their jobs wait, and why a tool cannot be used."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from genctl.tools.found import Tools
 
 
 async def shown(settings: Settings) -> list[dict[str, Any]]:
-    """Return a row for each tool: `gate` is null while the database is away, `trouble` says what is wrong."""
+    """Return a row for each tool; `gate` is null while the database is away, `trouble` says what is wrong."""
     tools = Tools.of(settings)
     gates = await _gates(settings, tools)
     rows = [_row(settings, tool) | {"gate": gates.get(tool.name)} for tool in tools]
@@ -38,7 +38,7 @@ def _row(settings: Settings, tool: Tool) -> dict[str, Any]:
 
 
 def trouble(tool: Tool) -> str | None:
-    """Say why this process cannot carry out the tool's orders; None: it can."""
+    """Say why this process cannot carry out orders of the tool; None: it can."""
     try:
         tool.check_ready()
     except GenctlError as error:

@@ -1,29 +1,29 @@
-"""The timeline of one session: from its events in the database, and its copy in the DLQ while it is there."""
+"""Trace one session: by its events in the database, and by its copy while the DLQ has it."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
 from genctl.base.durations import reconnect_s
+from genctl.base.person import Note
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, rough
 from genctl.domain.timeline import TraceEvent, TraceHop, hops, slowest
 from genctl.edges.db import Database
 from genctl.edges.db_errors import DatabaseGoneError, LockedError
-from genctl.edges.sqs import Message, Sqs
+from genctl.edges.sqs import Sqs
 from genctl.ops.sampling import look
 
 POLL_S = 0.3
-COPY_PATIENCE_S = 5.0  # a failed run's copy follows its end at once, or only when a sweeper finds it owed
-LOOK_S = 3.0  # for the copy, in a DLQ that may be long
-SILENT_S = 5.0
+COPY_PATIENCE_S = 5.0  # else a sweeper will send the copy, perhaps much later
+LOOK_S = 5.0  # for the copy, in a DLQ that may be long
 MAX_RETRY_S = 30.0
 
 
 async def events_of(db: Database, session_id: UUID) -> list[TraceEvent]:
-    """What the trace holds of a session, oldest first."""
+    """Read the events of a session, oldest first."""
     rows = await db.rows("events_of", session=session_id)
     return [
         TraceEvent(row["run"], row["kind"], row["at"], row["data"] if isinstance(row["data"], dict) else {})
@@ -32,12 +32,12 @@ async def events_of(db: Database, session_id: UUID) -> list[TraceEvent]:
 
 
 async def follow(
-    db: Database, session_id: UUID, *, fail_after_s: float | None, note: Callable[[str], None]
+    db: Database, session_id: UUID, *, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[TraceHop]:
-    """Each hop once, as it comes, until the session has ended and its copy is sent.
+    """Yield each hop once, as it comes, until the session has ended and its copy is in the DLQ.
 
-    All events are read each time: their numbers are not the order of their commits. Raises DatabaseGoneError
-    or LockedError when they could not be read for `fail_after_s` seconds.
+    It reads all events each time: their numbers are not in the order of the commits. Raises DatabaseGoneError
+    or LockedError when it could not read them for `fail_after_s` seconds.
     """
     shown: set[tuple[Any, ...]] = set()
     lost_at = ended_at = None
@@ -63,41 +63,36 @@ async def follow(
         for hop in new:
             shown.add((hop.hop, hop.run, hop.at))
             yield hop
-        ended_at = (ended_at or time.monotonic()) if row and row["completed_at"] else None
-        if row is None or (ended_at and _is_over(Session.of(row), time.monotonic() - ended_at)):
+        if row is None:
+            return
+        ended_at = (ended_at or time.monotonic()) if row["completed_at"] else None
+        if ended_at and (not Session.of(row).copy_owed or time.monotonic() - ended_at > COPY_PATIENCE_S):
             return
         await asyncio.sleep(POLL_S)
 
 
-def _is_over(session: Session, since_s: float) -> bool:
-    return not session.copy_owed or since_s > COPY_PATIENCE_S
-
-
 async def copy_of(settings: Settings, events: Sequence[TraceEvent]) -> dict[str, Any] | None:
-    """The newest copy as it is in the DLQ now; None when none was sent, or it was not seen in a few seconds.
+    """Find the newest copy as it is in the DLQ now; None when it is not there.
 
-    Raises GenctlError (exit 3) when the DLQ cannot be read.
+    Raises GenctlError (exit 3) when the DLQ does not answer, or is too long for the few seconds that we look.
     """
     sent = [event.data.get("messageId") for event in events if event.kind == "copied"]
     if not sent:
         return None
-    give_up_at = time.monotonic() + LOOK_S
-
-    def enough(message: Message) -> bool:
-        return message.message_id == sent[-1] or time.monotonic() > give_up_at
-
     try:
-        async with asyncio.timeout(LOOK_S + SILENT_S), await Sqs.connect(settings) as sqs:
+        async with asyncio.timeout(LOOK_S), await Sqs.connect(settings) as sqs:
             dlq = await (await sqs.queue(settings.queue)).dead_letter_queue(settings.dlq)
-            seen = (await look(dlq, enough=enough)).messages
+            seen = await look(dlq, enough=lambda message: message.message_id == sent[-1])
     except TimeoutError:
-        raise GenctlError("QueueSilent", "the DLQ did not answer in time", "genctl doctor") from None
+        raise GenctlError(
+            "QueueSilent", f"we did not find the copy in it within {LOOK_S:g} s", "genctl doctor"
+        ) from None
     shown = ("message_id", "sent_at", "receive_count")
     return next(({name: getattr(m, name) for name in shown} for m in seen if m.message_id == sent[-1]), None)
 
 
 def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
-    """What `sessions trace` prints, without the copy in the DLQ."""
+    """Return what `sessions trace` prints, without the copy in the DLQ."""
     slow = slowest(found)
     return {
         "sessionId": session.id,
@@ -110,7 +105,7 @@ def traced(session: Session, found: Sequence[TraceHop]) -> dict[str, Any]:
 
 
 def summary(told: dict[str, Any]) -> str:
-    """The outcome of what traced() gave, and what took longest, for people."""
+    """Write for people how the session stands, and what took longest."""
     whose = f"session {told['sessionId']} of {told['userId']}: {told['status']} in run {told['run']}"
     slow, copy = told["slowest"], told["dlq"]
     lines = [whose]

@@ -1,45 +1,45 @@
-"""The browser's side of the stream, for terminals: sseclient-py in one thread, and what it does not do.
+"""Follow a user's stream as browsers do; sseclient-py parses it.
 
-It parses. Here are connecting, resuming behind the last id, the death of a connection that is silent
-beyond the heartbeat, and the cut last event of one that broke.
+This module connects, resumes after the last id, gives up a connection without heartbeats, and drops the
+incomplete last event of a lost one.
 """
 
 import asyncio
 import contextlib
-import http.client
 import json
-import socket
-import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
+import aiohttp
 import msgspec
 import sseclient
 
 from genctl.base.durations import reconnect_s
+from genctl.base.person import Note
 from genctl.domain.model import GenctlError
+from genctl.edges import http
+from genctl.ops.peer import FIX, Prove
 
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_S = 30.0
 LARGEST_EVENT_BYTES = 2**20
-OPENED = ""  # stands for an event: the connection is made
+OPENED = ""  # the pseudo-event of a new connection
 TELLING = {"failed", "done", "queued"}
 
 
-class Place(NamedTuple):
-    """Where the API is, which tool's stream, how to get a token for each new connection, and whose stream."""
+class StreamAddress(NamedTuple):
+    """Name a stream: the API, the tool, and what makes a token for each new connection."""
 
     api_url: str
     tool: str
     token: Callable[[], str]
+    prove: Prove | None = None  # asked before the token is sent
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One event. `id` is the last one that came so far, as browsers tell it."""
+    """Hold one event. `id` is the last id so far, as in browsers."""
 
     event: str
     id: str | None
@@ -47,30 +47,30 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class GoneError(GenctlError):
-    """The stream ended or cannot be had just now; another connection may."""
+    """Say that the stream ended or did not open; another try may succeed."""
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(
             "StreamUnreachable",
             f"cannot follow the stream at {url}: {why}",
-            "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
+            FIX,
         )
 
 
 async def follow(
-    place: Place, *, last_id: str | None, fail_after_s: float | None, note: Callable[[str], None]
+    address: StreamAddress, *, last_id: str | None, fail_after_s: float | None, note: Note
 ) -> AsyncIterator[Seen]:
-    """The events, for ever, each once it is complete.
+    """Yield the events for ever, each once it is complete.
 
-    Raises GenctlError: exit 5 when the token is refused, exit 3 when the first connection cannot be made
-    or a lost one was away for `fail_after_s` seconds.
+    Raises GenctlError: exit 5 when the API refuses the token, exit 3 when the first connection fails or we
+    could not reconnect for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
     while True:
         missed = 0
         is_ready = False
         try:
-            async with contextlib.aclosing(_events(place, last_id)) as events:
+            async with contextlib.aclosing(_events(address, last_id)) as events:
                 async for name, event_id, data in events:
                     made = True
                     if name == OPENED:
@@ -93,97 +93,66 @@ async def follow(
         await asyncio.sleep(delay_s)
 
 
-async def _events(place: Place, last_id: str | None) -> AsyncGenerator[tuple[str, str | None, Any], None]:
-    """Name, id and data of the events of one connection. Always ends with GoneError or GenctlError."""
-    connection = Connection(place, last_id)
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1, "watch") as thread:
-        try:
-            events = await loop.run_in_executor(thread, connection.open)
-            yield OPENED, None, None
-            while event := await loop.run_in_executor(thread, next, events, None):
-                yield event
-            raise GoneError(connection.url, "the server has ended it")
-        finally:
-            connection.close()
+async def _events(
+    address: StreamAddress, last_id: str | None
+) -> AsyncGenerator[tuple[str, str | None, Any], None]:
+    """Yield name, id and data of the events of one connection. It ends with GoneError or GenctlError."""
+    url = f"{address.api_url}/api/{address.tool}/events"
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+    timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
+    opened = False
+    try:
+        async with http.session(url) as client:
+            if address.prove:
+                await address.prove(client)
+            headers["Authorization"] = f"Bearer {address.token()}"
+            async with client.get(
+                url, headers=headers, timeout=timeout, allow_redirects=False, read_bufsize=LARGEST_EVENT_BYTES
+            ) as response:
+                _check(url, response)
+                opened = True
+                yield OPENED, None, None
+                async for block in _whole(response.content):
+                    for event in sseclient.SSEClient(iter([block])).events():
+                        yield event.event, event.id, _data(event.data)
+    except TimeoutError:
+        silent = f"silent for {SILENCE_S:.0f} s, though heartbeats are due"
+        raise GoneError(url, silent if opened else "no answer in time") from None
+    except (OSError, aiohttp.ClientError, ValueError) as error:
+        raise GoneError(url, str(error) or type(error).__name__) from None
+    raise GoneError(url, "the server ended it")
 
 
-class Connection:
-    """One HTTP response that does not end. `open` and what it returns block; `close` ends them at once."""
-
-    def __init__(self, place: Place, last_id: str | None) -> None:
-        self.url = f"{place.api_url}/api/{place.tool}/events"
-        self._token = place.token
-        self._last_id = last_id
-        self._http: http.client.HTTPConnection | None = None
-        self._socket: socket.socket | None = None
-
-    def open(self) -> Iterator[tuple[str, str | None, Any]]:
-        """Connect; the events. Raises GenctlError."""
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._http = kind(parts.hostname or "", parts.port, timeout=CONNECT_TIMEOUT_S)
-        headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {self._token()}"}
-        if self._last_id:
-            headers["Last-Event-ID"] = self._last_id
-        try:
-            self._http.connect()
-            self._socket = self._http.sock
-            self._http.request("GET", parts.path, headers=headers)
-            response = self._http.getresponse()
-            self._check(response)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise GoneError(self.url, str(error) or type(error).__name__) from None
-        self._socket.settimeout(SILENCE_S)
-        return self._parsed(response)
-
-    def close(self) -> None:
-        """End it, also while another thread waits for its next byte."""
-        if self._socket:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-        if self._http:
-            self._http.close()
-
-    def _check(self, response: http.client.HTTPResponse) -> None:
-        if response.status == 200 and "text/event-stream" in response.headers.get("Content-Type", ""):
-            return
-        if response.status == 401:
-            raise GenctlError(
-                "TokenRefused",
-                f"the API at {self.url} refuses the token",
-                "it may have expired, or GENCTL_SECRET is another there; `genctl token` issues one",
-                exit_code=5,
-            )
-        if response.status in {408, 425, 429} or response.status >= 500:
-            raise GoneError(self.url, f"it answered {response.status}")
+def _check(url: str, response: aiohttp.ClientResponse) -> None:
+    if response.status == 200 and response.content_type == "text/event-stream":
+        return
+    if response.status == 401:
         raise GenctlError(
-            "NoStream",
-            f"there is no event stream at {self.url} (it answered {response.status})",
-            "check GENCTL_API_URL",
+            "TokenRefused",
+            f"the API at {url} refuses the token",
+            "it may have expired, or the API has another GENCTL_SECRET; `genctl token` issues one",
+            exit_code=5,
         )
-
-    def _parsed(self, response: http.client.HTTPResponse) -> Iterator[tuple[str, str | None, Any]]:
-        try:
-            for event in sseclient.SSEClient(whole(response)).events():
-                try:
-                    data = json.loads(event.data)
-                except ValueError:
-                    data = event.data
-                yield event.event, event.id, data
-        except TimeoutError:
-            raise GoneError(self.url, f"silent for {SILENCE_S:.0f} s, though heartbeats are due") from None
-        except (OSError, http.client.HTTPException, ssl.SSLError, ValueError) as error:
-            raise GoneError(self.url, str(error) or type(error).__name__) from None
+    if response.status in {408, 425, 429} or response.status >= 500:
+        raise GoneError(url, f"it answered {response.status}")
+    told = f"there is no event stream at {url} (it answered {response.status})"
+    raise GenctlError("NoStream", told, "check GENCTL_API_URL")
 
 
-def whole(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The bytes of complete events, one by one: of a broken connection the last would be taken for whole."""
+def _data(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+async def _whole(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the bytes of each complete event: sseclient would take an incomplete last one as complete."""
     event = b""
-    while line := response.readline(LARGEST_EVENT_BYTES):
+    async for line in content:
         event += line
         if len(event) > LARGEST_EVENT_BYTES:
-            raise ValueError("an event without an end")
+            raise ValueError(f"an event of more than {LARGEST_EVENT_BYTES >> 20} MiB")
         if not line.strip(b"\r\n"):
             yield event
             event = b""

@@ -76,6 +76,7 @@ class Api:
         self.db = db
         self.sqs = sqs
         self.metrics = metrics
+        self.prove = tokens.proof
         self.cursors = sse.Cursors(tokens.cursor_key)
         self.tools = Tools.of(settings)
         for name, why in self.tools.troubles.items():
@@ -239,18 +240,21 @@ class Api:
         """Tell that the process is alive, whatever its database does."""
         return answer({"ok": True})
 
-    async def readyz(self, _: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """Tell whether nothing is missed now, and there is a connection for whoever asks; else `why`.
 
-        Anybody may ask, so what it says of our database is in the log alone.
+        Anybody may ask, so what it says of our database is in the log alone. `proof` answers a `nonce`: the
+        embedded stack's commands trust only who holds the key.
         """
+        nonce = request.query_params.get("nonce")
+        proof = {"proof": self.prove(nonce[:64], request.scope["server"][1])} if nonce else {}
         if crowd := self.db.used_up():
             log.warning("api.not_ready", why=crowd)
-            return answer({"ready": False, "why": crowd}, 503)
+            return answer({"ready": False, "why": crowd} | proof, 503)
         if trouble := self.bridge.trouble():
             log.warning("api.not_ready", why=trouble)  # throttled: anybody may ask
-            return answer({"ready": False, "why": STREAMS}, 503)
-        return answer({"ready": True})
+            return answer({"ready": False, "why": STREAMS} | proof, 503)
+        return answer({"ready": True} | proof)
 
     async def show_metrics(self, _: Request) -> Response:
         """Show the metrics as Prometheus reads them."""

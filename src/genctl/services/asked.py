@@ -1,6 +1,6 @@
-"""What the simulated provider takes: the fields of a request, and the limits of each model.
+"""Read a request as the provider does, and refuse what it would refuse.
 
-Fields and limits are those of the provider's documents; docs/scenarios.md says which were seen at work.
+Fields and limits are those of the provider's documents; docs/scenarios.md says which we have seen at work.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from genctl.domain.scenarios import SCENARIOS, Scenario, scenario_of
+from genctl.services.scenarios import SCENARIOS, Scenario, scenario_of
 
 MAX_SET = 15  # references and results together
 MAX_REFERENCE_BYTES = 10 * 2**20
@@ -18,16 +18,16 @@ SIDES = {"1K": 1024, "2K": 2048, "3K": 3072, "4K": 4096}
 
 
 class RefusedError(Exception):
-    """The request is answered with this scenario's error."""
+    """Answer the request with this scenario's error."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model takes. `name` is a pattern, without the vendor before it and the date behind it.
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell what one model takes. `name` is a pattern, without the vendor before it and the date behind it.
 
-    `lacks`: parameters that it refuses, whatever their value.
+    The model refuses the parameters that it `lacks`, whatever their value.
     """
 
     name: str
@@ -38,44 +38,34 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     lacks: tuple[str, ...] = ()
 
 
+MOST = 16_777_216  # pixels
+BOTH = ("standard", "fast")
 MODELS = (
-    Model(
-        name="seedream-4-0",
-        sizes=("1K", "2K", "4K"),
-        pixels=(921_600, 16_777_216),
-        modes=("standard", "fast"),
-        lacks=("output_format",),
-    ),
-    Model(name="seedream-4-5", sizes=("2K", "4K"), pixels=(3_686_400, 16_777_216), lacks=("output_format",)),
-    Model(name="seedream-5-0(-lite)?", sizes=("2K", "3K", "4K"), pixels=(3_686_400, 16_777_216)),
-    Model(
-        name="seedream-5-0-pro",
-        sizes=("1K", "2K"),
-        pixels=(921_600, 4_624_220),
-        modes=("standard", "fast"),
-        references=10,
-        lacks=("sequential_image_generation",),
-    ),
-)
-ENDPOINT = Model(  # behind it lies whichever model its owner chose: what one of them takes is taken
-    name="ep", sizes=tuple(SIDES), pixels=(921_600, 16_777_216), modes=("standard", "fast")
-)
+    Capabilities(name="seedream-4-0", sizes=("1K", "2K", "4K"), pixels=(921_600, MOST), modes=BOTH,
+           lacks=("output_format",)),
+    Capabilities(name="seedream-4-5", sizes=("2K", "4K"), pixels=(3_686_400, MOST), lacks=("output_format",)),
+    Capabilities(name="seedream-5-0(-lite)?", sizes=("2K", "3K", "4K"), pixels=(3_686_400, MOST)),
+    Capabilities(name="seedream-5-0-pro", sizes=("1K", "2K"), pixels=(921_600, 4_624_220), modes=BOTH,
+           references=10, lacks=("sequential_image_generation",)),
+)  # fmt: skip
+# behind an endpoint lies whichever model its owner chose: it takes what one of them takes
+ENDPOINT = Capabilities(name="ep", sizes=tuple(SIDES), pixels=(921_600, MOST), modes=BOTH)
 
 
 class SetOptions(msgspec.Struct, frozen=True):
-    """How large a set may become."""
+    """Tell how large a set may become."""
 
     max_images: Annotated[int, Meta(ge=1, le=MAX_SET)] = MAX_SET
 
 
 class PromptOptions(msgspec.Struct, frozen=True):
-    """How the provider rewrites the prompt."""
+    """Tell how the provider rewrites the prompt."""
 
     mode: str = "standard"
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request. What it leaves out is the provider's default; fields that are not here are ignored."""
+    """Hold a request. What it leaves out has the provider's default; other fields are ignored."""
 
     model: str = ""
     prompt: str = ""
@@ -93,27 +83,27 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def references(self) -> list[str]:
-        """The images to start from."""
+        """Return the images to start from."""
         return [self.image] if isinstance(self.image, str) else self.image
 
     @property
     def images(self) -> int:
-        """How many images are made: a set is as large as it may be."""
+        """Count the images to make: a set is as large as it may be."""
         if self.sequential_image_generation != "auto":
             return 1
         return min(self.sequential_image_generation_options.max_images, MAX_SET - len(self.references))
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Width and height in pixels."""
+        """Return width and height in pixels."""
         width, _, height = self.size.partition("x")
         return (int(width), int(height)) if height else (SIDES[self.size], SIDES[self.size])
 
 
 def read(body: bytes) -> Asked:
-    """The request in a body. Raises RefusedError as the provider would answer.
+    """Read the request in a body. Raises RefusedError as the provider would answer.
 
-    A null is a field that is left out: the vendor's SDKs send all that they know.
+    A null counts as left out: the vendor's SDKs send every field that they know.
     """
     try:
         asked = msgspec.convert(_without_nulls(msgspec.json.decode(body)), Asked)
@@ -121,7 +111,7 @@ def read(body: bytes) -> Asked:
         why, _, path = str(wrong).partition(" - at `$.")
         raise _invalid(re.split(r"[^\w.]", path)[0] or "body", why) from None
     except msgspec.DecodeError:
-        raise _invalid("body", "it is no JSON") from None
+        raise _invalid("body", "it is not JSON") from None
     for name in ("model", "prompt"):
         if not getattr(asked, name):
             raise _missing(name)
@@ -130,7 +120,7 @@ def read(body: bytes) -> Asked:
 
 
 def wanted(asked: Asked) -> Scenario:
-    """The scenario that a request plays. Raises RefusedError: there is none of that name."""
+    """Return the scenario that a request plays. Raises RefusedError: there is none of that name."""
     try:
         return scenario_of(asked.prompt)
     except KeyError as unknown:
@@ -146,8 +136,8 @@ def _without_nulls(value: Any) -> Any:
     return {name: _without_nulls(held) for name, held in value.items() if held is not None}
 
 
-def model_of(name: str) -> Model:
-    """The model of that name, or of that endpoint's id. Raises RefusedError."""
+def model_of(name: str) -> Capabilities:
+    """Return the limits of the model of that name, or of that endpoint's id. Raises RefusedError."""
     if re.fullmatch(r"ep-\d{14}-\w{5}", name):
         return ENDPOINT
     for model in MODELS:
@@ -156,7 +146,7 @@ def model_of(name: str) -> Model:
     raise RefusedError(SCENARIOS["model-not-found"])
 
 
-def _check(asked: Asked, model: Model) -> None:
+def _check(asked: Asked, model: Capabilities) -> None:
     if not asked.prompt.strip():
         raise _invalid("prompt", "it must not be empty")
     if asked.stream:
@@ -170,7 +160,7 @@ def _check(asked: Asked, model: Model) -> None:
             raise _invalid(name, f"the parameter `{name}` is not supported by the current model")
 
 
-def _check_size(asked: Asked, model: Model) -> None:
+def _check_size(asked: Asked, model: Capabilities) -> None:
     if asked.size in model.sizes:
         return
     if not re.fullmatch(r"\d{1,5}x\d{1,5}", asked.size):
@@ -186,8 +176,8 @@ def _check_size(asked: Asked, model: Model) -> None:
         raise _invalid("size", "aspect ratio must be between 1/16 and 16")
 
 
-def _check_references(asked: Asked, model: Model) -> None:
-    """No reference is fetched or decoded."""
+def _check_references(asked: Asked, model: Capabilities) -> None:
+    """Check the references without fetching or decoding them."""
     if len(asked.references) > model.references:
         raise _invalid("image", f"at most {model.references} images are allowed")
     for image in asked.references:
@@ -200,13 +190,14 @@ def _check_references(asked: Asked, model: Model) -> None:
 
 
 def _invalid(param: str, why: str) -> RefusedError:
-    message = f"The parameter `{param}` specified in the request is not valid: {why}."
-    return RefusedError(msgspec.structs.replace(SCENARIOS["invalid-parameter"], param=param, message=message))
+    return _refused(param, f"The parameter `{param}` specified in the request is not valid: {why}.")
 
 
 def _missing(param: str) -> RefusedError:
     message = f"The request failed because it is missing the required parameter `{param}`."
+    return _refused(param, message, code="MissingParameter")
+
+
+def _refused(param: str, message: str, **code: str) -> RefusedError:
     invalid = SCENARIOS["invalid-parameter"]
-    return RefusedError(
-        msgspec.structs.replace(invalid, code="MissingParameter", param=param, message=message)
-    )
+    return RefusedError(msgspec.structs.replace(invalid, param=param, message=message, **code))

@@ -10,6 +10,7 @@ import resource
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -35,7 +36,7 @@ MOST = 65_536
 log = structlog.stdlib.get_logger()
 
 
-class Limits(NamedTuple):
+class ConnectionLimits(NamedTuple):
     """Says how many connections there may be in all, waiting ones of one address, and kept streams."""
 
     total: int
@@ -72,16 +73,19 @@ WITHIN_S = {
 class Connections:
     """Holds all connections of a server, those that wait in the order in which they began to."""
 
-    def __init__(self, limits: Limits, front: Front, metrics: Metrics | None = None) -> None:
+    def __init__(self, limits: ConnectionLimits, front: Front, metrics: Metrics | None = None) -> None:
         self.limits = limits
         self.front = front
         self.kept = 0
         self._metrics = metrics
-        self._open: set[Connection] = set()
-        self._waiting: dict[Connection, None] = {}
+        self._open: set[ServedConnection] = set()
+        self._waiting: dict[ServedConnection, None] = {}
         self._of_address: Counter[str] = Counter()  # of those that wait
         self._shed = 0  # since the last look
-        self._closing: dict[Connection, float] = {}
+        self._closing: dict[ServedConnection, float] = {}
+
+    def __iter__(self) -> Iterator["ServedConnection"]:
+        return iter(self._open)
 
     async def watch(self) -> None:
         """Cut those whose time is over, for ever, and log in one line how many were cut for others."""
@@ -105,14 +109,14 @@ class Connections:
             log.warning("http.connections.shed", **told, kept=self.kept, limit=self.limits.total)
             self._shed = 0
 
-    def opened(self, connection: "Connection") -> None:
+    def opened(self, connection: "ServedConnection") -> None:
         """Take it in. Above the limit the one that has waited longest goes: itself, where no other waits."""
         self._open.add(connection)
         self.wait(connection)
         if len(self._open) > self.limits.total and self._waiting:
             self._cut(next(iter(self._waiting)))
 
-    def wait(self, connection: "Connection") -> None:
+    def wait(self, connection: "ServedConnection") -> None:
         """Note that its peer lets us wait. Above its address's limit the one that has waited longest goes."""
         self.go_on(connection)
         self._waiting[connection] = None
@@ -123,7 +127,7 @@ class Connections:
         if self._of_address[address] > self.limits.of_address:
             self._cut(next(one for one in self._waiting if one.address == address))
 
-    def go_on(self, connection: "Connection") -> None:
+    def go_on(self, connection: "ServedConnection") -> None:
         """Note that we do not wait for its peer any more."""
         if connection not in self._waiting:
             return
@@ -133,12 +137,12 @@ class Connections:
             if not self._of_address[connection.address]:
                 del self._of_address[connection.address]
 
-    def closed(self, connection: "Connection") -> None:
+    def closed(self, connection: "ServedConnection") -> None:
         """Forget it."""
         self.go_on(connection)
         self._open.discard(connection)
 
-    def _cut(self, connection: "Connection") -> None:
+    def _cut(self, connection: "ServedConnection") -> None:
         self._shed += 1
         self.closed(connection)
         connection.abort()
@@ -150,11 +154,21 @@ class _Conversation(h11.Connection):
     refusal = (400, "Bad Request", "the request cannot be read")
 
     def next_event(self) -> Any:
-        """Read as h11 does. Raises RemoteProtocolError for a body in chunks and for too many headers."""
+        """Read as h11 does. Raises RemoteProtocolError for a body in chunks and too large a head.
+
+        h11's own limit is for a head that is not complete yet.
+        """
         event = super().next_event()
         if isinstance(event, h11.Request):
             if len(event.headers) > MOST_HEADERS:
                 self.refusal = (431, "Request Header Fields Too Large", f"more than {MOST_HEADERS} headers")
+                raise h11.RemoteProtocolError(self.refusal[2])
+            if sum(len(name) + len(value) for name, value in event.headers) > LARGEST_HEAD_BYTES:
+                self.refusal = (
+                    431,
+                    "Request Header Fields Too Large",
+                    f"more than {LARGEST_HEAD_BYTES} bytes",
+                )
                 raise h11.RemoteProtocolError(self.refusal[2])
             if any(name == b"transfer-encoding" for name, _ in event.headers):
                 self.refusal = (411, "Length Required", "a body needs a Content-Length")
@@ -162,7 +176,7 @@ class _Conversation(h11.Connection):
         return event
 
 
-class Connection(H11Protocol):
+class ServedConnection(H11Protocol):
     """Carries one connection, tells the application of itself, and knows what we wait for."""
 
     def __init__(self, *args: Any, connections: Connections, **more: Any) -> None:
@@ -187,7 +201,7 @@ class Connection(H11Protocol):
         """End what keep() began."""
         self._all.kept -= 1
         self._is_kept = False
-        self._turn()
+        self._turn(begins=True)  # its answer is over: what follows is another request
 
     def abort(self) -> None:
         """Cut it: closing would wait for a reader that does not read."""

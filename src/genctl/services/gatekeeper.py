@@ -1,4 +1,4 @@
-"""One worker's part in the gate: watches the row, closes the gate when its breaker says so, probes.
+"""Take one worker's part in the gate: watch the row, close the gate when the breaker says so, probe.
 
 The outcome of a call only leaves a decision behind, so no job waits for the row; the watch carries it out.
 """
@@ -24,18 +24,18 @@ from genctl.edges.db import Database
 from genctl.pipeline import Hear
 from genctl.tools.wire import CONNECT_TIMEOUT_S
 
-LOOK_S = 1.0  # how old a reading may be
-PROBE_MARGIN_S = 60.0  # of a probe, beyond the longest legal call
+LOOK_S = 1.0  # how old a reading of the row may be
+PROBE_MARGIN_S = 60.0  # how much longer than the longest legal call a probe may last
 RENEW_S = 10.0
 LEAVE_S = 5.0
-MOST_NOTED = 1_000  # values that wait for the database
-LOCK_S = 0.5  # for the row: allowance and watch wait for each other
+MOST_NOTED = 1_000  # values that we have yet to tell the database
+LOCK_S = 0.5  # how long we wait for a lock of the row, as allowance() and watch() wait for each other
 
 log = structlog.stdlib.get_logger()
 
 
 class Gatekeeper:
-    """Calls `send_back` while the gate is closed: jobs that were not sent go back, except for the probe."""
+    """Follow the gate of one tool; call `send_back` while it is closed, so that unsent jobs go back."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Gatekeeper:
         send_back: Callable[[], None],
         default_model: str,
     ) -> None:
-        """`failures` in a row close the gate; None: never. `call_s`: the longest legal provider call.
+        """Close the gate after so many `failures` in a row; None: never. `call_s`: the longest legal call.
 
         An order that names no model has `default_model`.
         """
@@ -59,31 +59,31 @@ class Gatekeeper:
         self._send_back = send_back
         self._breaker = Breaker(limit=failures)
         self._decision: tuple[Open | Close, str] | None = None  # and its reason
-        self._won: datetime | None = None  # changed_at of the row as our probe has left it
+        self._won: datetime | None = None  # changed_at of the row after we won the probe
         self._won_at = float("-inf")  # monotonic
         self._read_at = float("-inf")  # monotonic
-        self._row = asyncio.Lock()  # so a late reading undoes nothing that we did meanwhile
+        self._row = asyncio.Lock()  # so that a late reading undoes no change that we made meanwhile
         self._default_model = default_model
-        self._noted: Counter[traits.Noted] = Counter()  # refusals that the database does not know of yet
-        self._sound: set[Trait] = set()  # and what has succeeded
+        self._noted: Counter[traits.Noted] = Counter()  # refusals that we have yet to tell the database
+        self._sound: set[Trait] = set()  # traits that have succeeded, likewise
         self._wake = asyncio.Event()
         self._turned = asyncio.Event()
 
     @property
     def is_open(self) -> bool:
-        """Whether messages may be received, a probe's included, as far as we know."""
+        """Tell whether we may receive messages, a probe's included, as far as we know."""
         return self._breaker.phase is not Phase.SHUT
 
-    # What the worker asks
+    # For the worker
 
     async def watch(self) -> None:
-        """Read the row every second and carry out what the breaker has decided, until it is cancelled."""
+        """Read the row every second and carry out the breaker's decisions, until somebody cancels it."""
         while True:
             try:
                 async with self._row:
                     try:
                         await self._carry_out()
-                    finally:  # we can read a row that somebody has locked
+                    finally:  # we can read a locked row
                         await self._look()
                 await self._tell_traits()
             except GenctlError as error:
@@ -97,7 +97,7 @@ class Gatekeeper:
             self._wake.clear()
 
     async def allowance(self, most: int) -> int:
-        """Count the messages that may be received now: `most`, none behind a closed gate, one for a probe.
+        """Count the messages that we may receive now: `most`, none behind a closed gate, one for a probe.
 
         Wins the probe when it is time for one. Raises GenctlError when it cannot read the row.
         """
@@ -113,12 +113,12 @@ class Gatekeeper:
         return {Phase.OPEN: most, Phase.PROBING: 1, Phase.SHUT: 0}[self._breaker.phase]
 
     def started(self, job: asyncio.Task[Any]) -> None:
-        """Note that the job of a message begins."""
+        """Note that a job begins: it is the probe if we have won that."""
         if self._breaker.phase is Phase.PROBING:
             self.probe = job
 
     async def leave(self) -> None:
-        """Carry out the decision, and leave a probe that has shown nothing to the next worker."""
+        """Carry out the decision, and leave an unfinished probe to the next worker."""
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(LEAVE_S), self._row:
                 await self._carry_out()
@@ -126,15 +126,15 @@ class Gatekeeper:
                 if self._breaker.phase is Phase.PROBING:
                     await self._turn(GateState.CLOSED, 0.0, self.gate.reason)
 
-    # What a call asks
+    # For a call
 
     def lets_pass(self) -> bool:
-        """Whether the job of this task may call the provider now."""
+        """Tell whether this task's job may call the provider now."""
         mine = asyncio.current_task() is self.probe
         return self._breaker.phase is Phase.OPEN or (self._breaker.phase is Phase.PROBING and mine)
 
     async def passed(self) -> None:
-        """Wait until the job of this task may call the provider."""
+        """Wait until this task's job may call the provider."""
         while not self.lets_pass():
             await self._turned.wait()
 
@@ -147,7 +147,7 @@ class Gatekeeper:
             named = refused_traits(result, chosen)
             was, sign = self._breaker, sign_of(result, named=bool(named))
             self._note(session.user_id, chosen, named, result)
-            # a refusal of the job proves the provider sound, and only an image the values that were ordered
+            # a refusal of the job proves the provider sound, but only an image proves the chosen values so
             proven = chosen if sign is not Sign.SOUND or isinstance(result, Success) else PLAIN
             self._breaker, does = was.heard(
                 sign,
@@ -163,9 +163,9 @@ class Gatekeeper:
         return hear
 
     def _note(self, user: str, chosen: Traits, named: Traits, result: Success | Failure) -> None:
-        """Keep for the watch what an outcome says of the values that were ordered.
+        """Keep for the watch what an outcome says of the chosen values.
 
-        A value that is sound for others is not at fault: something else in this order is.
+        A value with which others have succeeded is not at fault: something else in this order is.
         """
         if isinstance(result, Success):
             if len(self._sound) < MOST_NOTED:
@@ -178,7 +178,7 @@ class Gatekeeper:
             self._noted.update((trait, user, result.code) for trait in at_fault)
 
     async def _tell_traits(self) -> None:
-        """Tell the database, on which no job waits meanwhile."""
+        """Tell the database of them; no job waits for that."""
         sound, noted = frozenset(self._sound), dict(self._noted)
         if sound or noted:
             await traits.tell(self._db, self.gate.tool, sound, noted, lock_s=LOCK_S)
@@ -186,7 +186,7 @@ class Gatekeeper:
             self._noted.subtract(noted)
             self._noted = +self._noted
 
-    # The row; each of these holds its lock
+    # For the row; their callers hold its lock
 
     async def _look(self) -> None:
         self._see(await gate.read(self._db, self.gate.tool))
@@ -202,6 +202,8 @@ class Gatekeeper:
 
     async def _win(self) -> None:
         self.probe = None
+        waiting = await gate.waiting_users(self._db)
+        self._breaker = self._breaker.met(waiting, time.monotonic())
         await self._turn(GateState.PROBING, self._probe_s, self.gate.reason)
 
     async def _renew(self) -> None:
@@ -209,7 +211,7 @@ class Gatekeeper:
             await self._turn(GateState.PROBING, self._probe_s, self.gate.reason)
 
     async def _turn(self, state: GateState, for_s: float | None, reason: str | None) -> None:
-        """Change the row as it was read; if somebody else was faster, read what they have made of it."""
+        """Turn the gate as we have read it; if somebody else was faster, read the row again."""
         turned = await gate.turn(
             self._db, self.gate, state, for_s=for_s, reason=reason, who=self._who, lock_s=LOCK_S
         )
@@ -219,7 +221,7 @@ class Gatekeeper:
         if state is GateState.PROBING:
             self._won, self._won_at = turned.changed_at, time.monotonic()
         if state is GateState.PROBING and self._breaker.phase is Phase.PROBING:
-            self.gate = turned  # the same probe goes on, and its call counts
+            self.gate = turned  # the same probe goes on, and its call still counts
         else:
             self._see(turned)
 
@@ -230,7 +232,7 @@ class Gatekeeper:
         mine = found.state is GateState.PROBING and found.changed_at == self._won
         phase = Phase.OPEN if found.is_open else Phase.PROBING if mine else Phase.SHUT
         self._breaker = self._breaker.turned(phase, found.closed_s)
-        self._decision = None  # it is carried out, or was about a gate that somebody else has turned
+        self._decision = None  # we have carried it out, or somebody else has turned the gate
         self._turned.set()
         self._turned = asyncio.Event()
         _tell(found, was)
@@ -244,7 +246,7 @@ def _reason(was: Breaker, result: Success | Failure) -> str:
 
 
 def _tell(found: Gate, was: Gate) -> None:
-    """Log each change that somebody may want to know of; a renewed probe is none."""
+    """Log each change of the gate, but not the renewal of a probe."""
     state = found.stands
     if (was.is_open and found.is_open) or (state is was.state is GateState.PROBING and found.who == was.who):
         return

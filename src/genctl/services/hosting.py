@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from genctl.services.connections import IDLE_S, Connection, Connections
+from genctl.services.connections import IDLE_S, Connections, ServedConnection
 from genctl.services.listening import BACKLOG
 
 ACCEPT_AT_ONCE = 8  # before those that are too many are cut: each of them takes a file until then
@@ -21,7 +21,7 @@ class HttpServer(uvicorn.Server):
     """Serves an application on a socket. Signals are the CLI's business."""
 
     def __init__(self, app: ASGIApp, connections: Connections) -> None:
-        protocol = partial(Connection, connections=connections)
+        protocol = partial(ServedConnection, connections=connections)
         more: dict[str, Any] = {"http": protocol, "loop": "asyncio", "ws": "none", "lifespan": "off"}
         super().__init__(
             uvicorn.Config(
@@ -45,6 +45,10 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         for sock in sockets or ():
             sock.listen(BACKLOG)
+
+    def accept_no_more(self) -> None:
+        """Take no new connections from now on."""
+        self.should_exit = True
 
     async def end(self, serving: "asyncio.Task[None]") -> None:
         """Let answers that are on their way come to their end, for a moment, and then end `serving`."""

@@ -1,4 +1,4 @@
-"""Keeps what a worker has in its hands: renews its leases, keeps its messages hidden."""
+"""Keep a worker's jobs its own: renew their leases, keep their messages hidden."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from genctl.edges.sqs import Message
 from genctl.pipeline import Pipeline
 from genctl.run import LEASE_S, RENEW_S, Hold
 
-AGAIN_S = 1.0  # after a renewal that failed: the first after an outage has the run
+AGAIN_S = 1.0  # after a failed renewal, to be the first after an outage
 
 log = structlog.stdlib.get_logger()
 
 
 class Keeper:
-    """Keeps a pipeline's holds, and the messages of the worker's jobs by their tasks."""
+    """Keep the holds of a pipeline, and the messages of a worker's jobs by their tasks."""
 
     def __init__(self, pipeline: Pipeline, jobs: Mapping[asyncio.Task[Any], Message]) -> None:
         self.pipeline = pipeline
         self._jobs = jobs
 
     async def keep_leases(self) -> None:
-        """Renew the lease of every session in our hands; never behind a queue that is slow."""
+        """Renew the leases of all our sessions, for ever; a slow queue does not delay this."""
         pause_s: float = RENEW_S
         while True:
             await asyncio.sleep(pause_s)
@@ -32,22 +32,22 @@ class Keeper:
                 await self.extend(list(self.pipeline.runs))
             except GenctlError as error:
                 log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
-                pause_s = AGAIN_S  # a lease outlives few renewals that fail
+                pause_s = AGAIN_S  # a lease outlives few failed renewals
             else:
                 pause_s = RENEW_S
 
     async def keep_hidden(self) -> None:
-        """Keep the message of every session in our hands hidden.
+        """Keep the messages of all our sessions hidden, for ever.
 
-        Leaves out a message whose lease may have passed to somebody else, who decides about it; and one that
-        is not held any more, as dispose() decides about it.
+        Leaves out a message whose session may have another owner, who decides about it, and one whose hold
+        has ended, as dispose() decides about it.
         """
         while True:
             await asyncio.sleep(RENEW_S)
             held = {hold.task for hold in self.pipeline.runs if not hold.stale}
             ours = {task: message.receipt for task, message in self._jobs.items() if task in held}
             try:
-                async with asyncio.timeout(RENEW_S):  # a later one would outlive the lease
+                async with asyncio.timeout(RENEW_S):  # a longer wait would outlive the lease
                     results = await self.pipeline.queue.hide(
                         [(receipt, LEASE_S) for receipt in ours.values()]
                     )
@@ -60,7 +60,7 @@ class Keeper:
                 log.warning("worker.hiding.failed", error=error.message, fix=error.fix)
 
     async def extend(self, holds: list[Hold]) -> None:
-        """Renew these leases, and give up the runs whose lease is lost. Raises GenctlError."""
+        """Renew these leases, and cancel the calls of runs whose lease is lost. Raises GenctlError."""
         for hold in await self.pipeline.runs.extend(holds) if holds else ():
             if hold.session.id in self.pipeline.runs:
                 log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)

@@ -1,4 +1,4 @@
-"""Whether a worker's receives are answered, and the port on which it says so."""
+"""Watch whether SQS answers a worker's receives, and say so on a port."""
 
 import asyncio
 import time
@@ -13,14 +13,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from genctl.domain.model import GenctlError
-from genctl.services.connections import Connections, Limits
+from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.site import Front
 from genctl.services.web import answer
 
-MOST_SCRAPERS = 32  # connections: a stranger's take no files of the worker's calls
+MOST_SCRAPERS = 32  # connections, so that strangers take no files from the worker's calls
 SILENT_S = 60.0
 TELL_EVERY_S = 30.0  # the same trouble again, while it lasts
 
@@ -28,21 +28,21 @@ log = structlog.stdlib.get_logger()
 
 
 class Liveness:
-    """Red when a receive was wanted and SQS has answered none for a minute; an empty answer counts.
+    """Turn red when the worker wants to receive and SQS has not answered for a minute; empty answers count.
 
-    No receive is wanted while the gate is closed, while our hands are full, and once we are told to stop: a
-    restart then would leave calls behind that may be billed.
+    The worker wants no receive while the gate is closed, while it has as many jobs as it may, and once it has
+    to stop: a restart then would leave calls behind that the provider may bill.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock  # seconds, which only grow
-        self._since: float | None = clock()  # the last answer, or when one was first wanted
+        self._clock = clock  # monotonic seconds
+        self._since: float | None = clock()  # the last answer, or when the worker first wanted one
         self._rests = ""
         self.trouble = ""  # what the last receive ran into
         self._met_at = self._told_at = 0.0
 
     def ask(self) -> None:
-        """Note that a receive is wanted from now on."""
+        """Note that the worker wants to receive from now on."""
         if self._since is None:
             self._since = self._clock()
 
@@ -54,7 +54,7 @@ class Liveness:
             self.trouble = ""
 
     def ran_into(self, error: GenctlError) -> None:
-        """Log what a receive ran into: once, and again for another trouble or while the same one lasts."""
+        """Log the error of a receive: once, and again for another one or while the same one lasts."""
         now = self._clock()
         if not self.trouble:
             self._met_at = now
@@ -64,16 +64,16 @@ class Liveness:
         self.trouble = error.message
 
     def rest(self, why: str) -> None:
-        """Note that no receive is wanted, and why."""
+        """Note that the worker wants no receive, and why."""
         self._since, self._rests = None, why
 
     @property
     def silent_s(self) -> float:
-        """Return the seconds since the last answer; 0 while no receive is wanted."""
+        """Return the seconds since the last answer; 0 while the worker wants none."""
         return 0.0 if self._since is None else self._clock() - self._since
 
-    def told(self) -> dict[str, Any]:
-        """Say `{ok, why}`; while a receive is wanted also `silentS`, and the `trouble` it ran into."""
+    def report(self) -> dict[str, Any]:
+        """Say `{ok, why}`; while the worker wants to receive also `silentS` and `trouble`."""
         if self._since is None:
             return {"ok": True, "why": self._rests}
         silent_s = self.silent_s
@@ -84,7 +84,7 @@ class Liveness:
 
 @asynccontextmanager
 async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) -> AsyncIterator[None]:
-    """Answer `/healthz` and `/metrics` on all addresses; nothing without a port.
+    """Answer `/healthz` and `/metrics` on all addresses; without a port do nothing.
 
     Raises GenctlError (exit 3) when it cannot listen there.
     """
@@ -93,14 +93,16 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
         return
 
     async def healthz(_: Request) -> Response:
-        told = liveness.told()
-        return answer(told, 200 if told["ok"] else 503)
+        report = liveness.report()
+        return answer(report, 200 if report["ok"] else 503)
 
     async def exposition(_: Request) -> Response:
         return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
     app = Starlette(routes=[Route("/healthz", healthz), Route("/metrics", exposition)])
-    connections = Connections(Limits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None))
+    connections = Connections(
+        ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None)
+    )
     server = HttpServer(app, connections)
     with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
         serving = asyncio.create_task(server.serve([sock]))

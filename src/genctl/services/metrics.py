@@ -1,4 +1,4 @@
-"""What API and worker processes count, in Prometheus's words."""
+"""Count what API and worker processes do, for Prometheus."""
 
 import asyncio
 import math
@@ -20,11 +20,11 @@ from prometheus_client import (
 from genctl.answers import Refusal
 from genctl.base.others import others
 from genctl.domain.classify import rule_of
-from genctl.domain.model import ErrorDetails, Failure, GenctlError, Outcome, Success
+from genctl.domain.model import ErrorDetails, Failure, GateState, GenctlError, Outcome, Success
 from genctl.domain.providers import Provider
 from genctl.pipeline import Counted, Meters, Pipeline
 
-# a second series for each counter, which says when its process began
+# else each counter has a second series, which says when its process began
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LOOK_EVERY_S = 15.0  # at database and queue
@@ -36,7 +36,8 @@ SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # se
 PILES = (
     "queued", "processing", "jobs_owed", "copies_owed", "dead_leases", "refunds_pending", "answers_kept",
 )  # fmt: skip
-GATE_STATES = ("open", "closed", "probing")
+BACKSTOP_HELP = "Changes that only the backstop found: above zero, NOTIFY lost something."
+SHED_HELP = "Connections that kept us waiting and were cut, because there were too many."
 SETTLED_HELP = "Runs ended; of completed ones category and code are empty."
 UNKNOWN_HELP = "Calls that may have been billed and brought nothing, those of dead workers too."
 REFUSED_HELP = "Settles that the database refused, for the reservation, the words of the provider, or other."
@@ -52,47 +53,50 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger()
 
 
-class Metrics:
-    """The meters of an API process, on a registry of their own."""
+class Exposition:
+    """Make meters on a registry of their own, and write them for a scrape."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "genctl_http_requests", "Answers by status.", ["method", "status"], registry=self.registry
-        )
-        self.streams = Gauge("genctl_sse_streams", "Open streams.", registry=self.registry)
-        self.emitted = Counter(
-            "genctl_sse_events", "Events handed to streams.", ["event"], registry=self.registry
-        )
-        self.notified = Counter("genctl_sse_notifications", "NOTIFYs received.", registry=self.registry)
-        self.backstop_found = Counter(
-            "genctl_sse_backstop_found",
-            "Changes that only the backstop found: above zero, NOTIFY lost something.",
-            registry=self.registry,
-        )
-        self.slow = Counter(
-            "genctl_sse_slow_readers",
-            "Streams closed because their reader was too slow.",
-            registry=self.registry,
-        )
-        self.connections = Gauge("genctl_http_connections", "Open connections.", registry=self.registry)
-        self.shed = Counter(
-            "genctl_http_shed_connections",
-            "Connections that kept us waiting and were cut, because there were too many.",
-            registry=self.registry,
-        )
-        self.listening = Gauge("genctl_listening", "1 while LISTEN is proven.", registry=self.registry)
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """Make a counter of that name, behind `genctl_`."""
+        return Counter(f"genctl_{name}", text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        """Make a gauge likewise."""
+        return Gauge(f"genctl_{name}", text, labels, registry=self.registry)
+
+    def histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        """Make a histogram likewise."""
+        return Histogram(f"genctl_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def text(self) -> bytes:
         """Write the exposition text."""
         return generate_latest(self.registry)
 
 
+class Metrics(Exposition):
+    """Hold the meters of an API process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests = self.counter("http_requests", "Answers by status.", "method", "status")
+        self.streams = self.gauge("sse_streams", "Open streams.")
+        self.emitted = self.counter("sse_events", "Events handed to streams.", "event")
+        self.notified = self.counter("sse_notifications", "NOTIFYs received.")
+        self.backstop_found = self.counter("sse_backstop_found", BACKSTOP_HELP)
+        self.slow = self.counter("sse_slow_readers", "Streams closed because their reader was too slow.")
+        self.connections = self.gauge("http_connections", "Open connections.")
+        self.shed = self.counter("http_shed_connections", SHED_HELP)
+        self.listening = self.gauge("listening", "1 while LISTEN is proven.")
+
+
 class Codes:
-    """Bounds the values of a label `code`: ours and those of tables, at most `MOST_CODES`; the rest is
+    """Bound the values of the label `code`: our codes and those of tables, at most `MOST_CODES`, else
     `other`.
 
-    A provider that makes up codes then fills neither our memory nor Prometheus's.
+    So a provider that makes up codes fills neither our memory nor Prometheus's.
     """
 
     def __init__(self, provider: Provider) -> None:
@@ -100,7 +104,7 @@ class Codes:
         self._seen: set[str] = set()
 
     def label(self, failure: Failure | ErrorDetails) -> str:
-        """Say what the failure counts as."""
+        """Return the label that counts the failure."""
         code = failure.code
         if code in self._seen:
             return code
@@ -119,58 +123,57 @@ def _is(gate: Callable[[], str], state: str) -> float:
     return float(gate() == state)
 
 
-class WorkerMetrics(Meters):
-    """The meters of a worker. `genctl_worker_…` are its own; the others are of database and queue, and each
-    worker of the tool shows the same.
+class WorkerMetrics(Exposition, Meters):
+    """Hold the meters of a worker. `genctl_worker_…` are its own; the others are of database and queue, and
+    all workers of the tool show the same.
     """
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, provider: Provider, tool: str = "") -> None:
-        self.registry = CollectorRegistry()
+        super().__init__()
         self._tool = tool
         self._codes = Codes(provider)
-        self.received = self._counter("received", "Messages received.")
-        self.lease_losses = self._counter("lease_losses", "Jobs that passed to somebody else meanwhile.")
-        self._settled = self._counter("settled", SETTLED_HELP, "status", "category", "code")
-        self._retries = self._counter("retries", "Runs that went back to the queue after a failure.", "code")
-        self._unknown = self._counter("unknown_outcomes", UNKNOWN_HELP)
-        self._refused = self._counter("refused_settles", REFUSED_HELP, "kind")
+        self.received = self.counter("worker_received", "Messages received.")
+        self.lease_losses = self.counter(
+            "worker_lease_losses", "Jobs that passed to somebody else meanwhile."
+        )
+        self._settled = self.counter("worker_settled", SETTLED_HELP, "status", "category", "code")
+        self._retries = self.counter(
+            "worker_retries", "Runs that went back to the queue after a failure.", "code"
+        )
+        self._unknown = self.counter("worker_unknown_outcomes", UNKNOWN_HELP)
+        self._refused = self.counter("worker_refused_settles", REFUSED_HELP, "kind")
         for kind in get_args(Refusal):
             self._refused.labels(kind)
         self._counts: dict[Counted, Counter] = {
-            "repeated": self._counter("duplicate_deliveries", REPEATED_HELP),
+            "repeated": self.counter("worker_duplicate_deliveries", REPEATED_HELP),
             "orphaned": self._unknown,
-            "copied": self._counter("dlq_sends", "Copies sent to the DLQ."),
-            "unnotified": self._counter("unnotified_settles", UNNOTIFIED_HELP),
+            "copied": self.counter("worker_dlq_sends", "Copies sent to the DLQ."),
+            "unnotified": self.counter("worker_unnotified_settles", UNNOTIFIED_HELP),
         }
-        calls = self._histogram(
-            "call", "Provider calls by outcome: image, refused or unknown.", CALL_BUCKETS, "outcome"
+        calls = self.histogram(
+            "worker_call_seconds",
+            "Provider calls by outcome: image, refused or unknown.",
+            CALL_BUCKETS,
+            "outcome",
         )
         self._calls = {outcome: calls.labels(outcome) for outcome in (IMAGE, *Outcome)}
-        self._settles = self._histogram("settle", "From an answer to its settled row.", SETTLE_BUCKETS)
-        self._jobs = self._gauge("worker_jobs", "Messages in our hands.")
-        self._answers = self._gauge("worker_answers_waiting", WAITING_HELP)
-        self._in_flight = self._gauge("worker_calls_in_flight", "Provider calls under way.")
-        self._silent = self._gauge("worker_silent_seconds", SILENT_HELP)
-        self._gate = self._gauge(
+        self._settles = self.histogram(
+            "worker_settle_seconds", "From an answer to its settled row.", SETTLE_BUCKETS
+        )
+        self._jobs = self.gauge("worker_jobs", "Messages in our hands.")
+        self._answers = self.gauge("worker_answers_waiting", WAITING_HELP)
+        self._in_flight = self.gauge("worker_calls_in_flight", "Provider calls under way.")
+        self._silent = self.gauge("worker_silent_seconds", SILENT_HELP)
+        self._gate = self.gauge(
             "worker_gate", "1 for the gate's state as this worker sees it.", "tool", "state"
         )
-        self._piles = self._gauge("sessions", PILES_HELP, "pile")
-        self._oldest = self._gauge("sessions_oldest_seconds", "Age of the oldest of each pile.", "pile")
-        self._depths = self._gauge(
+        self._piles = self.gauge("sessions", PILES_HELP, "pile")
+        self._oldest = self.gauge("sessions_oldest_seconds", "Age of the oldest of each pile.", "pile")
+        self._depths = self.gauge(
             "queue_messages", "About how many messages there are.", "tool", "queue", "state"
         )
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"genctl_worker_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        name = f"genctl_worker_{name}_seconds"
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"genctl_{name}", text, labels, registry=self.registry)
 
     def follow(
         self,
@@ -181,12 +184,12 @@ class WorkerMetrics(Meters):
         silent_s: Callable[[], float],
         gate: Callable[[], str],
     ) -> None:
-        """Set what each scrape asks."""
+        """Set the functions that each scrape calls."""
         self._jobs.set_function(jobs)
         self._in_flight.set_function(calls)
         self._answers.set_function(answers)
         self._silent.set_function(silent_s)
-        for state in GATE_STATES:
+        for state in GateState:
             self._gate.labels(self._tool, state).set_function(partial(_is, gate, state))
 
     def called(self, result: Success | Failure, seconds: float) -> None:
@@ -212,7 +215,7 @@ class WorkerMetrics(Meters):
         self._counts[what].inc()
 
     def piled(self, rows: Iterable[Mapping[str, Any]] | None) -> None:
-        """Show what the statement `piles` found; None: not known."""
+        """Show the rows of the statement `piles`; None: not known."""
         found = {row["what"]: row for row in rows or ()}
         for pile in PILES:
             row = found.get(pile) or {"count": 0, "oldest_s": 0.0}
@@ -225,12 +228,8 @@ class WorkerMetrics(Meters):
             count = math.nan if facts is None else float(facts.get(f"ApproximateNumberOfMessages{kind}", 0))
             self._depths.labels(self._tool, queue, state).set(count)
 
-    def text(self) -> bytes:
-        """Write the exposition text."""
-        return generate_latest(self.registry)
-
     async def watch(self, pipeline: Pipeline) -> None:
-        """Look at database and queue now and then, never at a scrape, until it is cancelled."""
+        """Look at database and queue now and then, never at a scrape, until somebody cancels it."""
         async with asyncio.TaskGroup() as side:
             side.create_task(_keep(lambda: pipeline.db.rows("piles"), self.piled))
             for name, queue in (("jobs", pipeline.queue), ("dlq", pipeline.dlq)):
@@ -238,7 +237,7 @@ class WorkerMetrics(Meters):
 
 
 async def _keep(look: Callable[[], Awaitable[T]], show: Callable[[T | None], None]) -> None:
-    """Show each look; None where it failed, and the worker's own receives say why."""
+    """Show each look; show None if it failed, as the worker's own receives say why."""
     while True:
         try:
             show(await look())

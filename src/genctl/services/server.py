@@ -12,7 +12,7 @@ from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.services.api import Api, LateQueue
-from genctl.services.connections import Connections, Limits
+from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
 from genctl.services.metrics import Metrics
@@ -27,6 +27,7 @@ class Running(NamedTuple):
     """Holds a server that serves; `tasks` end only by a bug."""
 
     api: Api
+    connections: Connections
     url: str
     tasks: tuple["asyncio.Task[None]", ...]
 
@@ -51,16 +52,16 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
     with listening("API", host, port) as sock:
         async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
             api = Api(settings, tokens, db, sqs, Metrics())
-            limits = Limits.of(settings.connections_per_address)
+            limits = ConnectionLimits.of(settings.connections_per_address)
             connections = Connections(limits, api.front, api.metrics)
             server = HttpServer(api.app, connections)
             background = asyncio.create_task(_background(api, connections))
             serving = asyncio.create_task(server.serve([sock]))
             try:
-                yield Running(api, url_of(sock), (background, serving))
+                yield Running(api, connections, url_of(sock), (background, serving))
             finally:
                 log.info("api.stopping")
-                server.should_exit = True  # no new connections
+                server.accept_no_more()
                 await api.streams.stop(BYE_WITHIN_S)
                 await server.end(serving)
                 background.cancel()

@@ -1,4 +1,4 @@
-"""The provider simulator: Ark's images API as it was seen to answer, with failures on request."""
+"""Simulate the provider: Ark's images API as we have seen it answer, with failures on request."""
 
 import asyncio
 import base64
@@ -17,12 +17,12 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from genctl.domain.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario
 from genctl.services.asked import Asked, RefusedError, read, wanted
 from genctl.services.listening import listening, url_of
 from genctl.services.playback import Recording, for_any_origin
+from genctl.services.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario
 
-MAX_REQUEST_BYTES = 64 * 2**20  # reference images come inside of the request
+MAX_REQUEST_BYTES = 64 * 2**20  # a request holds its reference images
 REMEMBERED = 10_000  # failed first attempts
 URL_LIFE_S = 86_400
 DROP = b"~" * 2**16
@@ -38,18 +38,18 @@ log = structlog.stdlib.get_logger()
 
 
 class Once:
-    """Tells a request's first attempt, which fails, from the one after it.
+    """Tell a request's first attempt, which fails, from the one after it.
 
     A worker numbers its attempts at the end of the client's request id: `<session>-<run>-<attempt>`. The
-    vendor's SDKs try again under a new id, OpenAI's under none, so their requests are known by key and
-    body: the next one after a failure is the second attempt, and the one after that begins anew.
+    vendor's SDKs try again under a new id, OpenAI's under none, so key and body tell their requests
+    apart: the next one after a failure is the second attempt, and the one after that begins anew.
     """
 
     def __init__(self) -> None:
         self._failed: dict[bytes, None] = {}
 
     def is_first(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """Whether this attempt is its request's first. Asked once for each attempt."""
+        """Tell whether this attempt is its request's first. Ask once for each attempt."""
         if named := re.search(r"-\d+-(\d{1,3})$", headers.get("X-Client-Request-Id", "")):
             return int(named[1]) <= 1
         request = hashlib.sha256(headers.get("Authorization", "").encode() + b"\n" + body).digest()
@@ -79,7 +79,7 @@ async def serve(host: str, port: int, recording: Recording | None = None) -> Non
 
 
 def app(recording: Recording | None = None) -> web.Application:
-    """The server as an application, for a process or a test to run."""
+    """Make the server as an application, for a process or a test to run."""
     middlewares = [for_any_origin] if recording else []
     made = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=middlewares)
     if recording:
@@ -98,19 +98,19 @@ async def _stop(stopping: web.Application) -> None:
 
 
 async def healthz(_: web.Request) -> web.Response:
-    """Alive."""
+    """Answer that the process is alive."""
     return web.json_response({"ok": True})
 
 
 async def image(request: web.Request) -> web.Response:
-    """The one picture, under the name of any request."""
+    """Send the one picture, under the name of any request."""
     if not re.fullmatch(r"02\d{13}[0-9a-f]{38}_\d{1,2}\.jpeg", request.match_info["file"]):
         raise web.HTTPNotFound
     return web.Response(body=PICTURE, content_type="image/jpeg")
 
 
 async def generations(request: web.Request) -> web.StreamResponse:
-    """`POST /api/v3/images/generations`: one image, or the scenario's failure."""
+    """Answer `POST /api/v3/images/generations` with images, or with the scenario's failure."""
     began = time.monotonic()
     request_id = f"02{time.time_ns() // 1_000_000:013}{secrets.token_hex(19)}"
     client_id = request.headers.get("X-Client-Request-Id") or _client_id()
@@ -155,7 +155,7 @@ async def generations(request: web.Request) -> web.StreamResponse:
 async def _misbehave(
     scenario: Scenario, request: web.Request, headers: dict[str, str], body: bytes
 ) -> web.StreamResponse:
-    """Play an act, in which a whole answer is never heard."""
+    """Play an act, after which the client has no whole answer."""
     response = web.StreamResponse(status=scenario.status, headers=headers)
     if scenario.act in {"cut", "stall"}:
         response.content_length = len(body)
@@ -163,7 +163,7 @@ async def _misbehave(
         await response.write(body[: len(body) // 2])
     if scenario.act == "flood":
         await response.prepare(request)
-        with suppress(ConnectionError):  # who has read enough goes away
+        with suppress(ConnectionError):  # the client has read enough
             for _ in range(FLOOD_BYTES // len(DROP)):
                 await response.write(DROP)
     if scenario.act in {"hang", "stall"}:
@@ -175,13 +175,13 @@ async def _misbehave(
 
 
 async def _wait(request: web.Request, seconds: float) -> None:
-    """Seconds, or less when the server stops."""
+    """Wait so many seconds, or less when the server stops."""
     with suppress(TimeoutError):
         await asyncio.wait_for(request.app[STOPPING].wait(), seconds)
 
 
 def check_key(authorization: str) -> None:
-    """Raises RefusedError: any key will do, but there must be one, and `invalid` is none."""
+    """Raise RefusedError unless there is a key: any will do but `invalid`."""
     scheme, _, key = authorization.partition(" ")
     if scheme != "Bearer" or key.strip() in {"", "invalid"}:
         raise RefusedError(SCENARIOS["auth"])
@@ -191,7 +191,7 @@ def check_key(authorization: str) -> None:
 
 
 def body_of(scenario: Scenario, asked: Asked, request_id: str, origin: str) -> bytes:
-    """The answer's body, before a content coding."""
+    """Make the answer's body, before a content coding."""
     if scenario.body is not None:
         return scenario.body.replace(REQUEST_ID, request_id).encode()
     if scenario.code:
@@ -201,7 +201,7 @@ def body_of(scenario: Scenario, asked: Asked, request_id: str, origin: str) -> b
 
 
 def failed(scenario: Scenario, request_id: str) -> dict[str, str | None]:
-    """What the error envelope holds."""
+    """Fill the error envelope."""
     message = scenario.message + "A" * scenario.padding
     if REQUEST_ID not in message:
         message = f"{message} Request id: {REQUEST_ID}"
@@ -214,7 +214,7 @@ def failed(scenario: Scenario, request_id: str) -> dict[str, str | None]:
 
 
 def made(images: Sequence[Scenario], asked: Asked, request_id: str, origin: str) -> dict[str, Any]:
-    """A success, each of its items an image or an error."""
+    """Make a success; each of its items is an image or an error."""
     width, height = asked.sides
     good = sum(not image.code for image in images)
     tokens = good * width * height // 256
@@ -238,7 +238,7 @@ def made(images: Sequence[Scenario], asked: Asked, request_id: str, origin: str)
 
 
 def signed(url: str) -> str:
-    """The URL with a query like that of the provider's storage; nobody checks the signature."""
+    """Add a query like that of the provider's storage; nobody checks the signature."""
     now = datetime.now(UTC)
     query = {
         "X-Tos-Algorithm": "TOS4-HMAC-SHA256",
@@ -252,5 +252,5 @@ def signed(url: str) -> str:
 
 
 def _client_id() -> str:
-    """What the provider makes up where the client names none."""
+    """Make up an id as the provider does where the client names none."""
     return f"{datetime.now(UTC):%Y%m%d%H%M%S}{secrets.token_hex(10)}"

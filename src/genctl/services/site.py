@@ -133,7 +133,7 @@ class Front:
         if not self.trusts(peer):
             return peer
         named = ",".join(HTTPConnection(scope).headers.getlist("x-forwarded-for")).split(",")
-        strangers = (one.strip() for one in reversed(named) if not self.trusts(one.strip()))
+        strangers = (one for one in map(_without_port, reversed(named)) if not self.trusts(one))
         return next(strangers, None) or peer
 
     def inner_path(self, path: str) -> str | None:
@@ -151,6 +151,12 @@ class Front:
 
 def _peer(scope: Scope) -> str | None:
     return scope["client"][0] if scope.get("client") else None
+
+
+def _without_port(named: str) -> str:
+    """Return the address alone: some proxies name a client with its port, which is another each time."""
+    match = re.fullmatch(r"\[(.*)\](?::\d+)?|([\d.]+):\d+", named.strip())
+    return (match[1] or match[2]) if match else named.strip()
 
 
 def _last(header: str | None) -> str:

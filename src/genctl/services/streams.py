@@ -16,7 +16,7 @@ from genctl.base.tokens import Claims
 from genctl.domain import sse
 from genctl.domain.model import GenctlError
 from genctl.services.bridge import Bridge, Feed
-from genctl.services.connections import Connection
+from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
 from genctl.tools import Tool
 
@@ -111,7 +111,7 @@ class Ends:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.receive = receive
         self.send = send
-        self.connection: Connection | None = scope.get("state", {}).get("connection")
+        self.connection: ServedConnection | None = scope.get("state", {}).get("connection")
 
 
 class OpenStream:

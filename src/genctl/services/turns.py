@@ -1,4 +1,4 @@
-"""When a worker's next request may leave: the gate lets it pass, and the pace has room for it."""
+"""Say when a worker's next request may leave: when the gate lets it pass and the pace has room."""
 
 import asyncio
 import math
@@ -12,13 +12,13 @@ from genctl.domain.model import Failure, NotYetError, Session, Success
 from genctl.pipeline import Hear
 from genctl.services.gatekeeper import Gatekeeper
 
-SOON_S = 5.0  # a job whose turn is further away is left to other workers
-SPREAD = 0.1  # of such a wait, so that jobs which were put off do not all come back at once
-SLACK_S = 0.05  # a timer that wakes late must not cost a call
+SOON_S = 5.0  # we leave a job whose turn is further away to other workers
+SPREAD = 0.1  # of such a wait, so that jobs that we put off do not all come back at once
+SLACK_S = 0.05  # how late a timer may wake without costing a call
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """The pace of calls: a token bucket, as the time of its next token. Times are monotonic seconds.
+    """Pace the calls: a token bucket, as the time of its next token. Times are monotonic seconds.
 
     `not_before`: a time that the provider named.
     """
@@ -42,11 +42,11 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, next_at=next_at) if self.interval_s else self
 
     def held_back(self, until: float) -> Self:
-        """Allow nothing before then; a later time that was named before stays."""
+        """Allow no call before then, nor before a later time that the provider has named."""
         return msgspec.structs.replace(self, not_before=max(self.not_before, until))
 
     def starts(self, now: float, within_s: float, most: int) -> int:
-        """Count the calls, at most `most`, that could begin within so long."""
+        """Count the calls, at most `most`, that can begin within so long."""
         left_s = within_s - self.wait_s(now)
         if left_s < 0:
             return 0
@@ -54,10 +54,10 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Turns:
-    """Gives the jobs of one worker their turns, in order. A job that waits for its turn keeps its lease."""
+    """Give the jobs of one worker their turns, in order. A job that waits for its turn keeps its lease."""
 
     def __init__(self, gatekeeper: Gatekeeper, rate: float | None) -> None:
-        """`rate`: calls a minute, None: no limit."""
+        """Allow `rate` calls a minute; None: no limit."""
         self._gatekeeper = gatekeeper
         self._pace = Pace.of(rate)
         self._line = asyncio.Lock()
@@ -74,12 +74,12 @@ class Turns:
                     if wait_s > SOON_S:
                         raise NotYetError(wait_s * (1 + SPREAD * random.random()))  # noqa: S311 - no secret
                     await asyncio.sleep(wait_s)
-                if self._gatekeeper.lets_pass():  # it may have closed meanwhile
+                if self._gatekeeper.lets_pass():  # the gate may have closed meanwhile
                     self._pace = self._pace.took(time.monotonic())
                     return self._hear(self._gatekeeper.called())
 
     def room(self, waiting: int, most: int) -> int:
-        """Count the jobs, at most `most`, that could have their turn soon behind those that wait."""
+        """Count the jobs, at most `most`, that can have their turn soon after those that wait."""
         return max(0, self._pace.starts(time.monotonic(), SOON_S, waiting + most) - waiting)
 
     def _hear(self, breaker: Hear) -> Hear:

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from genctl.base.hidden import hide
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DataRefusedError, LockedError
 from genctl.services.metrics import Metrics
@@ -132,10 +133,14 @@ def answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """Answer with one of our errors: of our dependencies users read only that one is away."""
+    """Answer with one of our errors: of our dependencies users read only that one is away.
+
+    A refused order is told as it was sent: whoever guesses at a secret must not see what is masked.
+    """
     assert isinstance(error, GenctlError)  # noqa: S101 - registered for nothing else
     status = STATUS.get(error.code) or STATUS_OF_EXIT.get(error.exit_code, 500)
-    told = {"code": error.code, "message": error.message, "fix": error.fix if status == 422 else ""}
+    said = error.message if status == 422 else hide(error.message)
+    told = {"code": error.code, "message": said, "fix": error.fix if status == 422 else ""}
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status == 403:
         log.warning("api.foreign", error=error.message, fix=error.fix, host=request.headers.get("host"))

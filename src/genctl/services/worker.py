@@ -1,4 +1,4 @@
-"""The worker: receives job messages and carries each through the pipeline until it is told to stop."""
+"""Receive job messages and carry each through the pipeline, until a signal: the worker."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import structlog
@@ -24,24 +24,24 @@ from genctl.run import LEASE_S
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
-from genctl.services.metrics import DEPTHS, WorkerMetrics
+from genctl.services.metrics import WorkerMetrics
 from genctl.services.turns import Turns
-from genctl.sweep import Ages, sweep_every
+from genctl.sweep import check_timeout, sweep_every
 from genctl.tools.found import Tools
 
-WAIT_S = 5  # of a long poll; a stop awaits it, since SQS would hide what a cancelled one finds
+WAIT_S = 5  # of a long poll; a stop awaits it, as SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # while a stop waits
 TOLD = 20  # sessions or messages in a line of the log
-YOUNG = 50_000  # objects between two looks for garbage cycles: a job leaves few
-COMPANY_S = 0.1  # a trouble waits so long, to be logged once for all jobs that meet it
-NOW_S = 1.5  # after a second signal, for what we still write to the rows
-LAST_S = 10.0  # after the grace, likewise: then the process ends, even if the database or the queue hangs
-SHOW_S = 0.4  # and then to show the messages
-MORE = 2  # receives at once beside the first, while the answers are full
+YOUNG = 50_000  # objects between two searches for garbage cycles, as a job leaves few
+COMPANY_S = 0.1  # a trouble waits so long, so that we log it once for all jobs that meet it
+NOW_S = 1.5  # how long we still write to the rows after a second signal
+LAST_S = 10.0  # likewise after the grace; then the process ends, even if database or queue hang
+SHOW_S = 0.4  # how long the end of the process then waits for SQS to show the messages
+MORE = 2  # receives at once beside the first, while the answers are full: a backlog waits
 POOL_SIZE = 16
-MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each: then we receive nothing more
+MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each, before we stop receiving
 TELL_WAITING_S = 10.0
 FILES = 100  # of a worker without jobs: connections, streams, modules
 
@@ -49,60 +49,38 @@ log = structlog.stdlib.get_logger()
 
 
 class Until(msgspec.Struct, frozen=True, kw_only=True):
-    """When a worker ends by itself; without any of these it ends when it is told to."""
+    """Say when a worker ends by itself; without any of these it runs until a signal."""
 
     once: bool = False  # after one receive
     max_jobs: int | None = None  # after so many messages
     drain: bool = False  # when the queue is empty
 
 
-class Manners(msgspec.Struct, frozen=True, kw_only=True):
-    """How a worker treats the provider; None: no limit."""
-
-    call_s: float = 300.0  # the longest legal call
-    rate: float | None = None  # calls a minute
-    in_flight: int | None = None  # calls at once
-    breaker_failures: int | None = None  # in a row, which close the gate
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Take what is set."""
-        return cls(
-            call_s=settings.provider_timeout_s,
-            rate=settings.rate,
-            in_flight=settings.max_in_flight,
-            breaker_failures=settings.breaker_failures if settings.breaker else None,
-        )
-
-
-WITHOUT_LIMITS = Manners()
-
-
 class Worker:
-    """One asyncio process: a receiver, a keeper of leases and visibility, a task for each message."""
+    """Run a receiver, a keeper of leases and visibility, and a task for each message, in one process."""
 
     def __init__(
         self,
         pipeline: Pipeline,
+        settings: Settings,
         *,
         metrics: WorkerMetrics,
         concurrency: int,
         grace_s: float,
         until: Until,
-        manners: Manners = WITHOUT_LIMITS,
     ) -> None:
-        """`metrics` are the pipeline's meters."""
+        """Take the parts; `metrics` are the pipeline's meters."""
         self.pipeline = pipeline
-        # a job makes one call at a time: so many jobs are so many calls at once
-        self.concurrency = min(concurrency, manners.in_flight or concurrency)
+        # a job makes one call at a time, so the limit of calls is one of jobs
+        self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
         self.grace_s = grace_s
         self.until = until
-        self._told = asyncio.Event()
-        self._changed = asyncio.Event()  # a job or a receive has ended, or we are told to stop
+        self._told = asyncio.Event()  # to stop
+        self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
         self._jobs: dict[asyncio.Task[None], Message] = {}
         self._received = 0
         self._asked = 0  # messages that receives under way may bring
-        self._full = asyncio.Event()  # the last answer was full: there is more
+        self._full = asyncio.Event()  # the last answer was full, so there are more messages
         self._over = False  # the first receiver has ended
         self._leaving: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")  # monotonic
@@ -113,13 +91,13 @@ class Worker:
         self.gatekeeper = Gatekeeper(
             pipeline.db,
             pipeline.tool.name,
-            failures=manners.breaker_failures,
-            call_s=manners.call_s,
+            failures=settings.breaker_failures if settings.breaker else None,
+            call_s=settings.provider_timeout_s,
             send_back=self._send_back,
             default_model=pipeline.tool.default_model,
         )
         self.keeper = Keeper(pipeline, self._jobs)
-        self._turns = Turns(self.gatekeeper, manners.rate)
+        self._turns = Turns(self.gatekeeper, settings.rate)
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
             calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
@@ -132,7 +110,7 @@ class Worker:
         """Work until `until` or a signal; then give the calls under way `grace_s` seconds.
 
         A second signal lets them go at once and ends the process, even if something hangs. A cancellation
-        lets them go, too, and waits.
+        lets them go, too, and waits for their last writes.
         """
         try:
             async with asyncio.TaskGroup() as side:
@@ -166,7 +144,9 @@ class Worker:
 
     def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+            if (
+                number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+            ):  # nohup ignores SIGHUP for us
                 asyncio.get_running_loop().add_signal_handler(number, self._stop, receiver)
 
     def _stop(self, receiver: asyncio.Task[None]) -> None:
@@ -188,7 +168,7 @@ class Worker:
         self._leaving = asyncio.create_task(self._left())
 
     async def _left(self) -> None:
-        """End the process although something hangs; its jobs come back by themselves."""
+        """End the process although something hangs; its jobs come back when their leases lapse."""
         log.warning("worker.left", jobs=len(self._jobs))
         self.pipeline.answers.tell_unsettled()
         lost = {hold.task for hold in self.pipeline.runs if hold.stale}
@@ -202,7 +182,7 @@ class Worker:
         _cancel(self._jobs)
 
     def _tell(self, event: str, **more: object) -> None:
-        """Log what a stop waits for, and again while it waits."""
+        """Log the calls and answers that a stop waits for, and again while it waits."""
         sent = [hold for hold in self.pipeline.runs if hold.task in self._jobs and hold.sent]
         sessions, calls = [hold.session.id for hold in sent], sum(hold.calling for hold in sent)
         left_s = self._grace_ends - time.monotonic()
@@ -212,7 +192,7 @@ class Worker:
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _tell_waiting(self) -> None:
-        """Log how many answers wait for their rows, and why, as long as any do."""
+        """Log how many answers wait for their rows, and why, while any do."""
         while True:
             await asyncio.sleep(TELL_WAITING_S)
             if waiting := self.pipeline.answers.waiting:
@@ -221,7 +201,7 @@ class Worker:
                 log.warning("worker.answers.waiting", answers=len(waiting), sessions=sessions, why=why)
 
     async def _receive(self) -> None:
-        """Receive until we are told to stop or `until` says so."""
+        """Receive until a signal, or until `until` says so."""
         alone = self.until.once or self.until.max_jobs is not None
         async with asyncio.TaskGroup() as more:
             for _ in range(0 if alone else MORE):
@@ -238,7 +218,7 @@ class Worker:
                 if self._jobs_left() <= 0:
                     return
                 self.liveness.rest(self._hands_full())
-                await self._change(LOOK_S)  # an answer that waits for its row makes room, too
+                await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
                 continue
             if self.gatekeeper.is_open:
                 self.liveness.ask()
@@ -257,7 +237,7 @@ class Worker:
                 return
 
     async def _ask_for_more(self) -> None:
-        """Receive beside the first receiver, as long as all receives come back full."""
+        """Receive beside the first receiver, while all receives come back full."""
         while not self._over:
             await self._full.wait()
             if self._told.is_set() or self._over:
@@ -268,11 +248,11 @@ class Worker:
                     await self._take(BATCH, DRAIN_WAIT_S)
                 else:
                     self._full.clear()
-            except GenctlError:  # the first will meet it, and log it
+            except GenctlError:  # the first receiver will meet it, and log it
                 self._full.clear()
 
     async def _take(self, wanted: int, wait_s: int) -> int | None:
-        """Receive at most so many and begin with them. Return how many; None when we gave them back."""
+        """Receive at most so many and start their jobs. Return how many; None if we gave them back."""
         if self._told.is_set():
             return None
         self._asked += wanted
@@ -289,18 +269,18 @@ class Worker:
             for message in messages:
                 self._start(message)
             return len(messages)
-        finally:  # not before they are jobs, or another receiver would ask for as many
+        finally:  # only now, as another receiver would ask for as many before they are jobs
             self._asked -= wanted
             self._changed.set()
 
     async def _may_begin(self, many: int) -> bool:
-        """Whether so many messages, just received, may become jobs; no when the gate cannot be read."""
+        """Tell whether so many received messages may become jobs; False if we cannot read the gate."""
         with suppress(GenctlError):
             return not self._told.is_set() and await self.gatekeeper.allowance(BATCH) >= many
         return False
 
     def _free(self) -> int:
-        """Count the jobs that may still begin. A job whose answer waits for its row takes no place."""
+        """Count the jobs that may still begin. A job whose answer waits for its row does not count."""
         waiting = len(self.pipeline.answers.waiting)
         if waiting >= MOST_WAITING:
             return 0
@@ -316,7 +296,7 @@ class Worker:
         return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
 
     async def _allowance(self, most: int) -> int:
-        """Count the messages, at most so many, that we may receive now; tell /healthz why none."""
+        """Count the messages, at most so many, that we may receive now; if none, note why for /healthz."""
         room = await self._room(most)
         if not room:
             turn = "their turn is not soon: the rate, or a Retry-After"
@@ -329,16 +309,15 @@ class Worker:
         return self._turns.room(waiting, allowed)
 
     def _send_back(self) -> None:
-        """Send back, as the gate is closed, the jobs whose request was not sent; they use no attempt."""
+        """Cancel the jobs whose request is not sent, as the gate is closed; they use no attempt."""
         _cancel(task for task in self.pipeline.unsent() if task is not self.gatekeeper.probe)
 
     async def _is_drained(self) -> bool:
-        """Whether no message waits, is hidden or is in our hands. SQS counts roughly, so ask it last."""
+        """Tell whether no message waits, is hidden or is a job of ours; ask SQS last, as it counts roughly"""
         if self._jobs:
             await self._change()
             return False
-        facts = await self.pipeline.queue.attributes()
-        return not any(int(facts.get(f"ApproximateNumberOfMessages{kind}", 0)) for kind in DEPTHS.values())
+        return not any(await self.pipeline.queue.depth())
 
     def _start(self, message: Message) -> None:
         self._received += 1
@@ -359,16 +338,16 @@ class Worker:
             await self._show(message)
             raise
         except LeaseLostError:
-            self.metrics.lease_losses.inc()  # touch nothing more of it
-        except GenctlError as error:  # the message comes back, and the row says what is left to do
+            self.metrics.lease_losses.inc()  # leave job and message alone
+        except GenctlError as error:  # the message comes back, and the row says what to do
             if self._told.is_set():
                 await self._show(message)
             await self._troubles((message.message_id, error))
-        except Exception:  # a bug in one job must not take the others with it
+        except Exception:  # a bug in one job must not end the others
             log.exception("job.bug", messageId=message.message_id)
 
     async def _tell_troubles(self, met: list[tuple[str, GenctlError]]) -> list[None]:
-        """Log each trouble once, however many jobs have met it."""
+        """Log each error once, however many jobs have met it."""
         ids: dict[tuple[str, str], list[str]] = {}
         for message_id, error in met:
             ids.setdefault((error.message, error.fix), []).append(message_id)
@@ -377,11 +356,11 @@ class Worker:
         return [None for _ in met]
 
     async def _show(self, message: Message) -> None:
-        with suppress(GenctlError):  # then it comes back later
-            await self.pipeline.show(message)
+        with suppress(GenctlError):  # then SQS shows it later
+            await self.pipeline.hide(message, 0)
 
     async def _change(self, timeout_s: float | None = None) -> None:
-        """Wait until a job or a receive ends or we are told to stop, at most so long."""
+        """Wait until a job or a receive ends or a signal comes, at most so long."""
         self._changed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -389,16 +368,16 @@ class Worker:
 
 
 def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel each once: a second time would cut off the step that puts the session where it belongs."""
+    """Cancel each once: a second time would cut off the step that gives the session back."""
     for task in tasks:
         if not task.cancelling():
             task.cancel()
 
 
 def _open_enough(jobs: int) -> None:
-    """Let this process open as many files as so many jobs take; the soft limit is lower on many machines.
+    """Let this process open as many files as so many jobs take; many machines have a lower soft limit.
 
-    Without them calls would fail as if the provider were away, and the breaker would close the gate for all.
+    Else calls would fail as if the provider were away, and the breaker would close the gate for all workers.
     Raises GenctlError (exit 2) where the hard limit is lower.
     """
     wanted = FILES + jobs + 2 * -(-jobs // BATCH)  # a call each; deletes and hides in batches
@@ -427,28 +406,26 @@ async def serve(
     """Run a worker, and with `sweeps` a sweeper beside it.
 
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
-    for more jobs than this process may open files.
+    for more jobs than this process may have files.
     """
     _open_enough(min(concurrency, settings.max_in_flight or concurrency))
-    ages = Ages.of(settings)  # also without a sweeper of its own: others sweep by the same settings
+    check_timeout(settings)  # even without a sweeper here, as others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
     metrics = WorkerMetrics(tool.provider, tool.name)
     async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
-        await gate.read(
-            pipeline.db, pipeline.tool.name
-        )  # a database that is not migrated is told now, not for ever
-        gc.freeze()  # the modules stay: no need to walk them again and again
+        await gate.read(pipeline.db, tool.name)  # so that a database without migrations fails now
+        gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
             pipeline,
+            settings,
             metrics=metrics,
             concurrency=concurrency,
             grace_s=grace_s,
             until=until,
-            manners=Manners.of(settings),
         )
         async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
-            beside = [sweep_every(pipeline, ages)] if sweeps else []
+            beside = [sweep_every(pipeline, settings)] if sweeps else []
             beside += [metrics.watch(pipeline)] if metrics_port is not None else []
             tasks = [side.create_task(one) for one in beside]
             await worker.run()

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from genctl.base import hidden
 from genctl.base.settings import Entry, Settings
-from genctl.domain.masking import LEAST_PART, without_login
+from genctl.domain.masking import LEAST_PART, Masker, without_login
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.providers import Provider
 
@@ -37,11 +38,11 @@ class Request(msgspec.Struct, frozen=True):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one kind of generation. A session belongs to the tool whose pattern its model matches.
 
-    `models` are patterns in which `*` is the only sign; the setting `models_setting` adds to them.
-    `refusal` says why the model takes no such order, before anybody pays for it; None: the model takes it.
-    `request` makes the call of a session, whose row may be older than this version of `params`; `knock`
-    makes a call that nobody bills and that shows whether the provider takes the key. `base` and `key` name
-    the settings that hold the provider's address and the secret. The provider's filter refuses the words
+    `models` are patterns with `*` as the only wildcard; the setting `models_setting` adds to them. `refusal`
+    says why a model takes no such order, before anybody pays for it; None: the model takes it. `request`
+    makes the call of a session, whose row may be older than this version of `params`; `knock` makes a call
+    that the provider does not bill and that shows whether it accepts the key. `base` and `key` name the
+    settings that hold the provider's address and the secret. The provider's filter refuses the words
     `sensitive`. The page offers `sizes`, with a text for each; without any it does not ask.
     """
 
@@ -63,22 +64,24 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     good: str = "a lighthouse at dusk, watercolour"
     sizes: Mapping[str, str] = msgspec.field(default_factory=dict)
     said: Said = msgspec.field(default_factory=dict)
-    only: tuple[str, ...] = ()  # patterns of the models that may be ordered; none: all
+    only: tuple[str, ...] = ()  # patterns of the models that users may order; none: all
 
     def bound(self, settings: Settings) -> Self:
         """Return the tool with the values of its settings, and with the models that they add."""
         said = {entry.key: settings.of(entry) for entry in self.settings}
         more = tuple(said.get(self.models_setting) or ())
-        told = msgspec.structs.replace(self, said=said, models=(*self.models, *more), only=settings.models)
-        # a key of another shape is no less secret
-        values = (re.escape(secret) for secret in told.secrets if len(secret) >= LEAST_PART)
-        shape = "|".join(filter(None, (self.provider.key_shape, *values)))
-        return msgspec.structs.replace(told, provider=msgspec.structs.replace(self.provider, key_shape=shape))
+        bound = msgspec.structs.replace(self, said=said, models=(*self.models, *more), only=settings.models)
+        # a key of another shape is a secret, too, and so is what a proxy between may repeat
+        values = Masker([*bound.secrets, *hidden.known()], least=LEAST_PART).pattern
+        shape = "|".join(filter(None, (self.provider.key_shape, values)))
+        return msgspec.structs.replace(
+            bound, provider=msgspec.structs.replace(self.provider, key_shape=shape)
+        )
 
     def checked(
         self, given: Mapping[str, Any], model: str | None, beside: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Return the parameters of an order as we store them. The person may have meant a name of `beside`.
+        """Return the parameters of an order as we store them; a suggestion may also be a name of `beside`.
 
         Raises GenctlError: exit 2 for an unknown parameter, one of another type, or one that `model` refuses
         (None: any model); exit 3 when the tool's own code fails.
@@ -88,8 +91,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
             meant = {name.lower(): name for name in (*fields, *beside)}
             close = get_close_matches(unknown.lower(), meant, 1)
             hint = f"did you mean {meant[close[0]]}?" if close else f"it takes {', '.join(fields) or 'none'}"
-            told = f"the tool {self.name} knows no {unknown[:80]!r}"
-            raise GenctlError("UnknownParameter", told, hint, exit_code=2)
+            message = f"the tool {self.name} knows no {unknown[:80]!r}"
+            raise GenctlError("UnknownParameter", message, hint, exit_code=2)
         try:
             params = msgspec.convert(given, self.params)
         except msgspec.ValidationError as error:
@@ -98,22 +101,22 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         try:
             refused = None if model is None else self.refusal(model, params)
         except Exception as bug:
-            told = f"the tool {self.name} cannot judge this order: {type(bug).__name__}: {bug}"
-            raise GenctlError("ToolUnusable", told, "mend its package") from bug
+            message = f"the tool {self.name} cannot judge this order: {type(bug).__name__}: {bug}"
+            raise GenctlError("ToolUnusable", message, "mend its package") from bug
         if refused:
             raise GenctlError("BadParameter", refused, "change it, or take it away", exit_code=2)
         stored: dict[str, Any] = msgspec.to_builtins(params)
         return stored
 
     def check_orderable(self, model: str) -> None:
-        """Raise GenctlError (exit 2) when nobody may order the model; it may have been ordered before."""
+        """Raise GenctlError (exit 2) when nobody may order the model any more, or ever could."""
         if not self.serves(model) or (self.only and not _fits(model, self.only)):
             known = ", ".join(self.only or self.models)
-            told = f"{self.name} takes no orders for the model {model[:80]!r}"
-            raise GenctlError("UnknownModel", told, f"use one like {known}", exit_code=2)
+            message = f"{self.name} takes no orders for the model {model[:80]!r}"
+            raise GenctlError("UnknownModel", message, f"use one like {known}", exit_code=2)
 
     def takes(self, model: str | None, stored: Mapping[str, Any]) -> bool:
-        """Tell whether the model takes a row's parameters; we do not send those that we do not know."""
+        """Tell whether the model takes those of a row's parameters that we know, as we send only them."""
         fields = {field.encode_name for field in msgspec.structs.fields(self.params)}
         try:
             self.checked({name: stored[name] for name in stored if name in fields}, model)
@@ -128,7 +131,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def like(self) -> list[str]:
-        """Return the patterns in the language of SQL's LIKE."""
+        """Return the patterns as patterns of SQL's LIKE."""
         return [re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%") for pattern in self.models]
 
     def serves(self, model: str | None) -> bool:
@@ -137,7 +140,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """Return the provider's address, as people may see it; empty where nobody has set it."""
+        """Return the provider's address without its login; empty if nobody has set it."""
         return without_login(str(self.said.get(self.base) or ""))
 
     @property
@@ -151,7 +154,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def secrets(self) -> list[str]:
-        """Return the values of its settings that nobody may read."""
+        """Return the values of its secret settings."""
         return [str(self.said[entry.key]) for entry in self.settings if entry.secret and self.said[entry.key]]
 
     def check_usable(self) -> None:
@@ -166,7 +169,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def check_ready(self) -> None:
-        """Raise it also when this process cannot, because it has no key or no address."""
+        """Raise it also when this process has no key or no address."""
         self.check_usable()
         if not self.address:
             env = next(entry.env for entry in self.settings if entry.key == self.base)

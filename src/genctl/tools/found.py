@@ -1,6 +1,6 @@
 """Find the installed tools by the entry points of the group `genctl.tools`; ours is one of them.
 
-We name a package that we cannot load, and it stops only what needs it.
+A package that we cannot load is named, and stops only those commands that need its tool.
 """
 
 import re
@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -26,22 +26,9 @@ GROUP = "genctl.tools"
 OURS = "genctl"
 
 
-class Installed(NamedTuple):
-    """Hold the tools that we can use, and why we cannot use the others, both by name."""
-
-    tools: dict[str, Tool]
-    troubles: dict[str, str]
-
-    @property
-    def settings(self) -> tuple[Entry, ...]:
-        """Return the settings of all tools, each once."""
-        rows = (entry for tool in self.tools.values() for entry in tool.settings)
-        return tuple({entry.key: entry for entry in rows}.values())
-
-
 @cache
-def found() -> Installed:
-    """Return the installed tools."""
+def found() -> "Tools":
+    """Return the installed tools, not bound to any settings."""
     return sound(entry_points(group=GROUP))
 
 
@@ -52,7 +39,7 @@ def load(
     return settings.load(flags, env, cwd, of_tools=found().settings, more=bool(found().troubles))
 
 
-def sound(points: Iterable[EntryPoint]) -> Installed:
+def sound(points: Iterable[EntryPoint]) -> "Tools":
     """Load the tools behind the entry points; ours first, so that we refuse whichever overlaps it."""
     tools, troubles = dict[str, Tool](), dict[str, str]()
     ranked = sorted(points, key=lambda point: (_package(point) != OURS, point.name, _package(point)))
@@ -67,7 +54,7 @@ def sound(points: Iterable[EntryPoint]) -> Installed:
             troubles[point.name] = f"{why} (package {_package(point)})"
         elif tool:
             tools[point.name] = tool
-    return Installed(tools, troubles)
+    return Tools(tools, troubles)
 
 
 def _package(point: EntryPoint) -> str:
@@ -77,7 +64,7 @@ def _package(point: EntryPoint) -> str:
 def _loaded(point: EntryPoint) -> tuple[Tool | None, str]:
     try:
         tool = point.load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's module does what it likes
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module may raise anything
         return None, f"{point.value} cannot be loaded: {_said(error)}"
     if not isinstance(tool, Tool):
         return None, f"{point.value} is no genctl.tools.Tool"
@@ -87,16 +74,16 @@ def _loaded(point: EntryPoint) -> tuple[Tool | None, str]:
 
 
 def _said(error: BaseException) -> str:
-    """Put somebody else's exception into one line."""
+    """Write an exception of foreign code in one line."""
     said = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}{f': {said}' if said else ''}"
 
 
 def _trouble(tool: Tool, others: Mapping[str, Tool]) -> str:
-    """Say why we cannot use a tool beside the others; its parts may be of any type."""
+    """Say why we cannot use a tool beside the others; its parts may have any type."""
     try:
         return next((why for look in LOOKS for why in look(tool, others)), "")
-    except Exception as error:  # noqa: BLE001 - somebody else's
+    except Exception as error:  # noqa: BLE001 - its parts may raise anything
         return f"it is not made as a Tool is: {_said(error)}"
 
 
@@ -173,8 +160,8 @@ LOOKS = (_names, _models, _params, _settings, _patterns, _overlaps)
 
 
 def overlap(one: str, other: str) -> bool:
-    """Tell whether some name matches both patterns; `*` is their only sign."""
-    places = _behind_stars(other, {0})  # in `other`, once a name has come so far in `one`
+    """Tell whether some name matches both patterns, of which `*` is the only wildcard."""
+    places = _behind_stars(other, {0})  # in `other`, after names that match the part of `one` so far
     for sign in one:
         if sign == "*":
             places = set(range(min(places, default=len(other) + 1), len(other) + 1))
@@ -185,35 +172,41 @@ def overlap(one: str, other: str) -> bool:
 
 
 def _behind_stars(pattern: str, places: set[int]) -> set[int]:
-    """Add the places behind each run of stars, which may stand for nothing."""
+    """Add the places behind each run of stars, which may match nothing."""
     behind = {place + len(pattern[place:]) - len(pattern[place:].lstrip("*")) for place in places}
     return places | behind
 
 
-class Tools:
-    """Hold the tools of a process, with the values of their settings; `troubles`: what is wrong with some."""
+class Tools(msgspec.Struct, frozen=True):
+    """Hold the tools that we can use, and the troubles of the others, both by name."""
 
-    def __init__(self, tools: Iterable[Tool], troubles: Mapping[str, str]) -> None:
-        self.by_name = {tool.name: tool for tool in tools}
-        self.troubles = dict(troubles)
+    by_name: dict[str, Tool]
+    troubles: dict[str, str]
 
     @classmethod
-    def of(cls, settings: Settings, installed: Installed | None = None) -> Self:
+    def of(cls, settings: Settings, installed: Self | None = None) -> Self:
         """Bind the installed tools to the settings. No tool may add another's models by its setting."""
-        tools, troubles = installed or found()
-        bound = {name: tool.bound(settings) for name, tool in tools.items()}
+        unbound = installed or found()
+        bound = {name: tool.bound(settings) for name, tool in unbound.by_name.items()}
         more = {
             name: f"{why} (setting {tool.models_setting.upper()})"
             for name, tool in bound.items()
-            if (why := next(_overlaps(tool, tools), ""))
+            if (why := next(_overlaps(tool, unbound.by_name), ""))
         }
-        return cls((tool for name, tool in bound.items() if name not in more), troubles | more)
+        usable = {name: tool for name, tool in bound.items() if name not in more}
+        return cls(usable, unbound.troubles | more)
+
+    @property
+    def settings(self) -> tuple[Entry, ...]:
+        """Return the settings of all tools, each once."""
+        rows = (entry for tool in self for entry in tool.settings)
+        return tuple({entry.key: entry for entry in rows}.values())
 
     def __iter__(self) -> Iterator[Tool]:
         return iter(self.by_name.values())
 
     def named(self, name: str) -> Tool:
-        """Return the tool of this name. Raises GenctlError: exit 3, we cannot use it; 2, there is none."""
+        """Return the tool of this name. Raises GenctlError: exit 3 if it is unusable, 2 if there is none."""
         if tool := self.by_name.get(name):
             return tool
         if why := self.troubles.get(name):
@@ -229,7 +222,7 @@ class Tools:
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
 
     def check_named(self, name: str) -> None:
-        """Raise GenctlError (exit 2) when no tool has this name; a tool that we cannot use has one."""
+        """Raise GenctlError (exit 2) when no installed tool has this name, an unusable one included."""
         if name not in self.troubles:
             self.named(name)
 
@@ -242,7 +235,7 @@ class Tools:
         return next((tool for tool in self if tool.serves(model)), None)
 
     def ordered(self, model: str) -> Tool:
-        """Return it for an order. Raises GenctlError (exit 2) when no tool serves the model."""
+        """Return the tool for an order. Raises GenctlError (exit 2) when no tool serves the model."""
         if tool := self.serving(model):
             return tool
         known = ", ".join(pattern for tool in self for pattern in tool.models)
@@ -251,7 +244,7 @@ class Tools:
         )
 
     def tells(self, tool: Tool, model: str | None) -> bool:
-        """Tell whether a tool's users hear of a session; one that is gone has those that nobody serves."""
+        """Tell whether a tool's streams show a session; those of a missing tool show what no other serves."""
         return tool.serves(model) if tool.models else self.serving(model) is None
 
     @property
@@ -261,7 +254,7 @@ class Tools:
 
 
 def absent(name: str) -> Tool:
-    """Stand in for a tool that is not installed: it has a name, and carries out nothing."""
+    """Make a stand-in for a tool that is not installed: it has a name, and makes no calls."""
 
     def nothing(*_: object) -> Request:
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", "install its package")

@@ -1,4 +1,4 @@
-"""The tool Seedream on Ark (BytePlus ModelArk, Volcengine), all of it."""
+"""Describe the tool Seedream on Ark (BytePlus ModelArk, Volcengine), all of it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -132,7 +132,7 @@ _IMAGE = re.compile(r"https?://[!-~]{1,8000}|data:image/[a-z+.-]{1,20};base64,[A
 
 
 def refusal(name: str, params: Seedream) -> str | None:
-    """Say in a sentence why the model would refuse these; None: it takes them."""
+    """Say in a sentence why the model refuses these parameters; None: it takes them."""
     model = next((model for part, model in MODELS.items() if part in name), None)
     images = [params.image] if isinstance(params.image, str) else params.image or []
     if any(not _IMAGE.fullmatch(image) for image in images):
@@ -176,7 +176,7 @@ def _size_refusal(name: str, size: str | None, model: ModelLimits | None) -> str
 def request(session: Session, said: Said) -> Request:
     """Make the call for a session's image from its row.
 
-    The call names session, run and attempt, so that we can claim back a billed one.
+    The call names session, run and attempt, so that the provider can find a billed one.
     """
     params = session.params if isinstance(session.params, dict) else {}
     known = {name: params[name] for name in Seedream.__struct_fields__ if params.get(name) is not None}
@@ -197,7 +197,7 @@ def _has_formats(name: str) -> bool:
 
 
 def knock(said: Said) -> Request:
-    """Make a call that asks for nothing: a provider that refuses it for that has taken the key."""
+    """Make a call that asks for nothing: if the provider refuses it for that, it has accepted the key."""
     return _post({}, said, {})
 
 

@@ -1,6 +1,6 @@
-"""The HTTP client of all tools: it makes one call, and returns the answer or why there is none.
+"""Make one HTTP call to a tool's provider, and return the answer or why there is none.
 
-It never tries again: providers have no idempotency key, and a hidden retry would be a billed image.
+It never tries again: providers have no idempotency key, and a hidden retry would be another billed image.
 """
 
 import io
@@ -19,7 +19,7 @@ from genctl.tools import Request, Tool
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**20
-NOT_MADE = "RequestNotMade"  # the tool's own file failed to make the call
+NOT_MADE = "RequestNotMade"  # the tool's file has failed to make the call
 
 HEADERS = {
     "Content-Type": "application/json",
@@ -30,6 +30,7 @@ HEADERS = {
 
 # The code of a failed call: that of the first class that fits.
 CODES: tuple[tuple[type[Exception], str], ...] = (
+    (aiohttp.InvalidURL, NOT_MADE),  # a tool may put what was ordered into its URL
     (aiohttp.ConnectionTimeoutError, "ConnectTimeout"),
     (TimeoutError, "Timeout"),
     (aiohttp.ClientSSLError, "TlsError"),
@@ -50,7 +51,7 @@ class Wire:
         tool.check_ready()
         self.tool = tool
         self._longest_s = longest_s
-        # the time to connect comes on top, so that the provider has all of its own
+        # the time to connect comes on top, so that the provider has all of `longest_s`
         self._timeout = aiohttp.ClientTimeout(
             total=CONNECT_TIMEOUT_S + longest_s, connect=CONNECT_TIMEOUT_S, sock_read=longest_s
         )
@@ -73,13 +74,13 @@ class Wire:
         return await self._post(lambda: self.tool.request(session, self.tool.said), _Sending(on_send))
 
     async def knock(self) -> Answer | NoAnswer:
-        """Ask for nothing, so that nobody bills it: a provider that refuses it has taken the key."""
+        """Ask for nothing, which nobody bills: if the provider refuses it for that, it accepts the key."""
         return await self._post(lambda: self.tool.knock(self.tool.said), _Sending(lambda: None))
 
     async def _post(self, make: Callable[[], Request], sending: "_Sending") -> Answer | NoAnswer:
         try:
             request = _sendable(make())
-        except Exception as bug:  # somebody else's file: the run goes on and learns why
+        except Exception as bug:  # of the tool's file: the run ends with it as its failure
             log.exception("tool.bug", tool=self.tool.name)
             return NoAnswer(NOT_MADE, f"{type(bug).__name__}: {bug}", sent=False)
         try:
@@ -98,12 +99,12 @@ class Wire:
             code = next(code for kind, code in CODES if isinstance(why, kind))
             text = f"no answer within {self._longest_s:g} s" if code == "Timeout" else str(why)
             return NoAnswer(code, text or type(why).__name__, sending.sent)
-        said = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, said, inflated(said, answer))
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, headers, inflated(headers, answer))
 
 
 def _sendable(request: Request) -> Request:
-    """Return the request. Raises TypeError when a tool's file has put together what cannot be sent."""
+    """Return the request. Raises TypeError when a tool's file has made one that we cannot send."""
     texts = (request.url, *request.headers, *request.headers.values())
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"a Request's URL and headers are texts, not {request.url!r}, {[*request.headers]}")
@@ -113,7 +114,7 @@ def _sendable(request: Request) -> Request:
 
 
 class _Sending:
-    """Know whether the request is out; `refused` is what `on_send` raised."""
+    """Note whether the request has left; `refused` is what `on_send` raised."""
 
     def __init__(self, on_send: Callable[[], None]) -> None:
         self.on_send = on_send
@@ -122,7 +123,7 @@ class _Sending:
 
 
 async def _leaving(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    """Hear from aiohttp right before it writes."""
+    """Run `on_send` right before aiohttp writes."""
     sending: _Sending = context.trace_request_ctx
     try:
         sending.on_send()
@@ -133,7 +134,7 @@ async def _leaving(_: aiohttp.ClientSession, context: SimpleNamespace, __: objec
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Read the body as far as it comes; the status alone says most, and a cut body shows that it is cut."""
+    """Read as much of the body as comes: the status alone says most, and a cut body still helps."""
     body = bytearray()
     try:
         while len(body) < MAX_BODY_BYTES and (part := await response.content.readany()):
@@ -146,7 +147,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def inflated(headers: Mapping[str, str], body: bytes) -> bytes:
-    """Unpack the sound beginning of a compressed body, up to the cap; without any, return the body itself.
+    """Unpack a compressed body as far as it is sound, up to the cap; return any other body as it is.
 
     `headers` are the answer's, with names in lower case.
     """

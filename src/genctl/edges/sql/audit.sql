@@ -1,14 +1,14 @@
--- The audit: every broken invariant of statuses, ledger and details, in one snapshot. Runs that ended before
--- adoption (dlq_sent_at is -infinity) are judged by their statuses only; so is what holds for one that was open
--- then (queued_at is null); a reservation without a session_id was there before and has no `reserve` row.
--- What happened before the ledger's first row (the ledger was dropped, and made again) is not in it: statuses only.
--- `most` rows of each statement at most, what can be mended first; `total` counts all.
+-- The audit: every broken invariant of statuses, ledger and details, in one snapshot. It judges runs that ended
+-- before adoption (dlq_sent_at is -infinity) by their statuses only, and those that were open then (queued_at is
+-- null) likewise; a reservation without a session_id is from before adoption and has no `reserve` row. It also
+-- judges by statuses what happened before the ledger's first row, where somebody dropped the ledger and made it again.
+-- Each statement returns `most` rows at most, those that genctl can mend first; `total` counts all.
 
 -- name: snapshot
 set transaction isolation level repeatable read, read only
 
 -- name: audit_counts
--- How much is looked at.
+-- Counts what the audit looks at.
 select
   (select count(*) from generation_sessions where (%(user)s::text is null or user_id = %(user)s)
     and (%(since)s::timestamptz is null or greatest(created_at, queued_at, completed_at) >= %(since)s
@@ -18,9 +18,9 @@ select
   (select count(*) from credit_accounts where %(user)s::text is null or user_id = %(user)s) as accounts
 
 -- name: audit_runs
--- Sessions against their reservation, the ledger and error_details. `returned`: what went back, by a release
--- or by a fix. Adopted sessions may share a reservation: one that has failed gets nothing back while another
--- needs it, or has its image.
+-- Compares sessions with their reservation, the ledger and error_details. `returned` are the credits that went
+-- back, by a release or a fix. Adopted sessions may share a reservation: a failed one gets nothing back while
+-- another needs it, or has its image.
 with s as (
   select id, user_id, run, status, reservation_id, error_details,
     dlq_sent_at is not distinct from '-infinity' and status in ('completed', 'failed') as old,
@@ -71,7 +71,7 @@ wrong as (
   select 'refund_amount', session_id, reservation_id, user_id, amount::text, returned::text
   from run where not old and status = 'failed' and held_as = 'released' and returned <> amount and releases > 0
   union all
-  -- without a release in the ledger it is the ledger that is wrong
+  -- without a release in the ledger the ledger is wrong
   select 'details_ledger', session_id, reservation_id, user_id, returned::text,
     format('%%s, reservationAmount %%s, refundedAt %%s, refundError %%s', coalesce(told ->> 'refundedCredits', 'nothing'),
       told -> 'reservationAmount', told -> 'refundedAt', told -> 'refundError')
@@ -90,7 +90,7 @@ wrong as (
       select coalesce('one of user ' || user_id, 'one of no user') from credit_reservations r
       where r.id = run.reservation_id), 'its row is gone') end
   from run where not old and found_reservation is null and (reservation_id is not null
-    or exists (select from credit_reservations r where r.session_id = run.session_id))  -- some cost nothing
+    or exists (select from credit_reservations r where r.session_id = run.session_id))  -- some adopted sessions cost nothing
   union all
   select 'missing_reservation', session_id, reservation_id, user_id, 'held', held_as
   from run where not adopted and status in ('queued', 'processing') and held_as <> 'held'
@@ -98,7 +98,7 @@ wrong as (
 select *, count(*) over () as total from wrong order by kind = any(%(safe)s) desc limit %(most)s
 
 -- name: audit_reservations
--- Reservations against the ledger and their sessions; those of runs before a redrive too.
+-- Compares reservations with the ledger and their sessions, also those of runs before a redrive.
 with ledger as (
   select coalesce((select created_at from credit_ledger order by id limit 1), 'infinity') as began
 ),
@@ -174,7 +174,7 @@ wrong as (
 select *, count(*) over () as total from wrong order by kind = any(%(safe)s) desc limit %(most)s
 
 -- name: audit_balances
--- Balances against the sum of their ledger, all of them: one that was changed by hand does not say when.
+-- Compares all balances with the sum of their ledger: nothing says when somebody changed one by hand.
 select 'balance_ledger' as kind, null::uuid as session_id, null::uuid as reservation_id, user_id,
   coalesce(l.credits, 0)::text as expected, coalesce(a.balance::text, 'no account') as found, count(*) over () as total
 from credit_accounts a

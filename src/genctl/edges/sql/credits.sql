@@ -1,7 +1,7 @@
--- Movements outside a run's way, each a step behind its locks (ledger.sql), and what a user has.
+-- Movements outside the path of a run, each a step of a movement (ledger.sql), and what a user has.
 
 -- name: grant
--- Adds credits and books it, for those of the users whose accounts are locked.
+-- Adds credits and books them, for the users whose accounts this movement has locked.
 with mine as (
   select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb) as user_id
 ),
@@ -13,7 +13,7 @@ update credit_accounts set balance = balance + %(amount)s where user_id in (sele
 returning user_id, balance
 
 -- name: release_reservation
--- Gives a held reservation back: reservation, ledger, balance. No row when nothing was held.
+-- Gives a held reservation back: reservation, ledger, balance. No row: nothing was held.
 with moved as (
   update credit_reservations set status = 'released', released_at = now()
   where id = %(reservation)s and status = 'held'
@@ -41,7 +41,7 @@ select user_id, 0, 'capture', id, %(reason)s from moved
 returning reservation_id
 
 -- name: repay
--- Gives back what a failed run paid and did not get: a row of its own, which names the reservation.
+-- Gives back the credits that a failed run still lacks, in a ledger row of kind `fix` that names the reservation.
 with owed as (
   select r.id, r.user_id, r.amount - coalesce((
     select sum(delta) from credit_ledger l where l.reservation_id = r.id and l.kind in ('release', 'fix')
@@ -64,13 +64,13 @@ where a.user_id = o.user_id and o.credits > 0
 returning o.credits
 
 -- name: credits_of
--- A user's balance and what is held.
+-- Reads a user's balance and held credits.
 select a.user_id, a.balance, coalesce((
   select sum(r.amount) from credit_reservations r where r.user_id = a.user_id and r.status = 'held'
 ), 0)::bigint as held
 from credit_accounts a where a.user_id = %(user)s
 
 -- name: ledger_of
--- A user's newest movements, newest first.
+-- Reads a user's newest movements, newest first.
 select id, delta, kind, reservation_id, reason, created_at
 from credit_ledger where user_id = %(user)s order by id desc limit %(limit)s

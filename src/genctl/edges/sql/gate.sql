@@ -1,11 +1,11 @@
--- The gate: one row a tool that every worker reads. No row: open.
+-- The gate: one row for each tool, which every worker reads. No row: open.
 
 -- name: gate
--- A tool's gate as it is now.
+-- Reads a tool's gate.
 select tool, state, until, reason, who, changed_at, now() as read_at from tool_gates where tool = %(tool)s
 
 -- name: turn_gate
--- Compare-and-set on the row as it was read (`seen` is its changed_at, null when there was none).
+-- Turns the gate if nobody has since the caller read it (`seen` is its changed_at then, null without a row).
 insert into tool_gates (tool, state, until, reason, who, changed_at)
 values (%(tool)s, %(state)s, now() + make_interval(secs => %(for_s)s::float8), %(reason)s, %(who)s, clock_timestamp())
 on conflict (tool) do update
@@ -13,3 +13,8 @@ set state = excluded.state, until = excluded.until, reason = excluded.reason, wh
   changed_at = excluded.changed_at
 where tool_gates.changed_at = %(seen)s
 returning tool, state, until, reason, who, changed_at, now() as read_at
+
+-- name: waiting_users
+-- Two of the users whose jobs wait; both are one where there are no more.
+select min(user_id) as one, max(user_id) as other
+from generation_sessions where status = 'queued' and queued_at is not null

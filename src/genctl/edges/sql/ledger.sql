@@ -1,20 +1,20 @@
--- What begins each transaction (the first two), and each movement of credits: one message with its steps and the
--- commit (genctl.ledger). The steps touch only users in `genctl.mine`, a setting that lasts as long as the transaction.
+-- The beginning of each transaction (the first two), and of each movement of credits, which is one message with its
+-- steps and the commit (genctl.ledger). The steps touch only users in `genctl.mine`, a setting of the transaction.
 
 -- name: read_committed
--- Whatever the database's default: who waited for a lock has to see what the holder did.
+-- Overrides the database's default: after a wait for a lock we have to see the changes of its holder.
 set transaction isolation level read committed
 
 -- name: lock_timeout
--- The longest wait for any lock, in milliseconds.
+-- Sets the longest wait for any lock, in milliseconds.
 select set_config('lock_timeout', %(ms)s::text, true)
 
 -- name: clear_notify_queue
--- How full the queue of NOTIFY is. Who asks makes PostgreSQL drop what every listener has read.
+-- Reads how full the queue of NOTIFY is, which makes PostgreSQL drop what every listener has read.
 select pg_notification_queue_usage() as used
 
 -- name: ensure_accounts
--- Inserts the accounts that are missing, so that there is a row to lock; with `opening` credits.
+-- Inserts missing accounts with `opening` credits, so that there are rows to lock.
 with fresh as (
   insert into credit_accounts (user_id, balance)
   select u, %(opening)s::bigint from unnest(%(users)s::text[]) u
@@ -27,9 +27,9 @@ insert into credit_ledger (user_id, delta, kind, reason)
 select user_id, balance, 'grant', 'opening credits' from fresh where balance > 0
 
 -- name: lock_free_accounts
--- Locks the accounts in one fixed order, and passes over those that somebody else holds. Held to the commit, the
--- lock makes versions commit in order. Returns the users whose accounts it got, and those with whom the steps may
--- go on: all of these, or where all are wanted (`whole`) and one is locked, nobody.
+-- Locks the accounts in one fixed order, and passes over those that another transaction has locked. We hold the
+-- locks to the commit, so that versions commit in order. Returns the users whose accounts were free, and those
+-- whom the steps may touch: the same, or nobody if the movement is `whole` and an account is locked.
 with free as (
   select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update skip locked
 ),
@@ -41,9 +41,9 @@ select users as free, set_config('genctl.mine',
 from got
 
 -- name: lock_accounts
--- Waits for accounts that somebody else holds, in the same order.
+-- Waits for locked accounts, in the same order.
 select user_id from credit_accounts where user_id = any(%(users)s) order by user_id for update
 
 -- name: undo
--- The last step of a movement that only asks whether it would be refused.
+-- Ends a movement that only tries whether the database would refuse it.
 rollback

@@ -1,8 +1,8 @@
--- A session's way up to its end. The row decides; `lease` is the fencing token.
+-- The life of a session before its end. The row decides; `lease` is the fencing token.
 
 -- name: reserve
--- Enqueue: reservation, ledger, balance, session. A step of a movement that waits for its accounts. All or nothing:
--- no row comes back when any user's balance is too low, or before all accounts are locked.
+-- Makes reservations, ledger rows and sessions, and lowers the balances: a step of a movement that waits for its
+-- accounts. It does all or nothing, and returns no row if a user's balance is too low or an account is not locked.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, user_id text, client_key text, model text, prompt text, params jsonb,
@@ -41,8 +41,8 @@ from made
 returning *, now() as read_at
 
 -- name: mark_enqueued
--- The job messages of these runs are sent. A mark of an older run hits nothing; a row that somebody else has
--- locked stays owed, and a second message does no harm.
+-- Marks the job messages of these runs as sent. A mark of an older run changes nothing; a row that another
+-- transaction has locked stays owed, and a second message does no harm.
 with owed as (
   select s.id from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int) on s.id = i.session_id and s.run = i.run
@@ -56,9 +56,9 @@ sent as (
 insert into session_events (session_id, run, kind) select id, run, 'sent' from sent
 
 -- name: claim
--- Takes sessions of our tool that are queued and due, or, where dead leases count, whose owner fell silent. Returns those that
--- are ours now, with the answer that an earlier owner kept for want of a settle. One whose attempts are used up
--- (`spent`) is taken to be settled: it counts no further attempt.
+-- Takes sessions of our tool that are queued and due or, if `dead`, whose owner fell silent. Returns those that are
+-- ours now, with the answer that an earlier owner kept because it could not settle. A session whose attempts are
+-- used up (`spent`) is taken only to settle it, and counts no further attempt.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, lapsed boolean)
 ),
@@ -66,7 +66,7 @@ ready as (
   select s.id, s.status = 'processing' as from_dead_lease, s.attempts >= %(most)s as spent
   from generation_sessions s
   join item i on i.session_id = s.id and coalesce(i.run, s.run) = s.run
-  where (s.model like any(%(models)s) or i.lapsed)  -- those the sweeper has chosen by itself
+  where (s.model like any(%(models)s) or i.lapsed)  -- the sweeper has chosen the sessions of `lapsed` by itself
     and ((s.status = 'queued' and (s.due_at is null or s.due_at <= now()))
       or (%(dead)s and s.status = 'processing'
         and (s.lease_until < now() or (s.lease_until is null and i.lapsed))))
@@ -97,8 +97,8 @@ left join lateral (
 ) k on t.attempts > 1 or t.spent
 
 -- name: extend
--- Renews leases, and says of each whether it is renewed. One whose row somebody else has locked is `ours` and not
--- renewed; one that does not come back is lost.
+-- Renews leases, and returns for each of ours whether it is renewed: not if another transaction has locked its row.
+-- A lease that is not returned is lost.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint)
 ),
@@ -119,7 +119,7 @@ join generation_sessions s on s.id = i.session_id and s.lease = i.lease and s.st
 left join kept k on k.id = s.id
 
 -- name: retry
--- Back to the queue for a later attempt. A row that somebody else has locked is passed over.
+-- Sends runs back to the queue for a later attempt. Passes over rows that another transaction has locked.
 with item as (
   select s.id, i.* from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint, delay_s float8, unknown int, trace jsonb)
@@ -142,7 +142,7 @@ traced as (
 select * from waiting
 
 -- name: give_back
--- Back to the queue, due after `delay_s`; only for a job whose request was not sent, so the attempt is not used.
+-- Sends a run back to the queue, due after `delay_s`. Its request was not sent, so it gets its attempt back.
 with back as (
   update generation_sessions s
   set status = 'queued', lease_until = null, attempts = s.attempts - %(attempts)s,
@@ -157,7 +157,7 @@ traced as (
 select * from back
 
 -- name: let_go
--- Ends our lease without an end of the run: the request was sent, the next claim sees an unknown outcome.
+-- Ends our lease but not the run: the request was sent, so the next claim counts an unknown outcome.
 with gone as (
   update generation_sessions s set lease_until = now()
   where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
@@ -170,7 +170,7 @@ traced as (
 select * from gone
 
 -- name: mark_copied
--- The DLQ copy of a failed run is sent. A mark of an older run hits nothing.
+-- Marks the DLQ copies of failed runs as sent. A mark of an older run changes nothing.
 with owed as (
   select s.id, i.message_id from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int, message_id text)
@@ -187,6 +187,6 @@ insert into session_events (session_id, run, kind, data)
 select id, run, 'copied', jsonb_build_object('messageId', message_id) from sent
 
 -- name: note
--- A line in the trace that changes nothing (a late result).
+-- Writes a line into the trace, such as a late result.
 insert into session_events (session_id, run, kind, data)
 values (%(session)s, %(run)s, %(kind)s, %(data)s)

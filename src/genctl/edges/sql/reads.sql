@@ -1,14 +1,14 @@
--- What people and programs look at.
+-- Statements that only read, for people and programs.
 
 -- name: sessions
--- Sessions by their ids.
+-- Reads sessions by their ids.
 select s.*, now() as read_at, r.amount as reserved,
   case r.status when 'released' then r.amount else 0 end as refunded
 from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
 where s.id = any(%(ids)s)
 
 -- name: find_sessions
--- Sessions of which any id is, or begins with, the text: session, reservation, client key, the provider's
+-- Finds sessions with an id that is, or begins with, the text: session, reservation, client key, the provider's
 -- request id, the message id of a DLQ copy. `low` and `high` bound the uuids that begin so, or are null.
 with hit as (
   select id from generation_sessions where id between %(low)s::uuid and %(high)s::uuid
@@ -31,7 +31,7 @@ order by %(text)s in (s.id::text, s.reservation_id::text, s.client_key, s.error_
 limit 20
 
 -- name: list_sessions
--- Newest sessions first, by user, status, failure code and age.
+-- Lists sessions by user, status, failure code and age, newest first.
 select s.*, now() as read_at, r.amount as reserved,
   case r.status when 'released' then r.amount else 0 end as refunded
 from generation_sessions s left join credit_reservations r on r.id = s.reservation_id
@@ -43,29 +43,29 @@ where (%(user)s::text is null or s.user_id = %(user)s)
 order by s.created_at desc, s.id limit %(limit)s
 
 -- name: failures
--- Failed sessions by the time of their failure, oldest first; a page behind (since, after).
+-- Lists failed sessions by the time of their failure, oldest first; one page after (since, after).
 select *, now() as read_at from generation_sessions
 where status = 'failed' and completed_at >= %(since)s
   and (%(after)s::uuid is null or (completed_at, id) > (%(since)s, %(after)s::uuid))
 order by completed_at, id limit %(limit)s
 
 -- name: reservation
--- One reservation.
+-- Reads one reservation.
 select id, user_id, amount, status, created_at, released_at, captured_at, session_id, run
 from credit_reservations where id = %(id)s
 
 -- name: clock
--- The database's time.
+-- Reads the database's time.
 select now() as now
 
 -- name: backend
--- The server's process behind this connection.
+-- Reads the pid of the backend of this connection.
 select pg_backend_pid() as pid
 
 -- name: listening
--- The channels this connection listens on.
+-- Lists the channels on which this connection listens.
 select pg_listening_channels() as channel
 
 -- name: events_of
--- The trace of a session.
+-- Reads the trace of a session.
 select run, kind, at, coalesce(data, '{}') as data from session_events where session_id = %(session)s order by at, id

@@ -1,18 +1,21 @@
 -- From the DLQ back to the queue. `requeue` is a step of a movement (ledger.sql).
 
 -- name: dead_letters
--- The rows that DLQ messages name, with what a redrive has to know of their credits.
+-- Reads the rows that DLQ messages name, with what a redrive needs to know of their credits, and how earlier runs failed.
 select s.*, now() as read_at, r.amount as reserved,
   case r.status when 'released' then r.amount else 0 end as refunded,
-  r.status as held_as, coalesce(a.balance, 0) as balance
+  r.status as held_as, coalesce(a.balance, 0) as balance,
+  case when s.run > 1 then (
+    select jsonb_object_agg(e.run - 1, e.data -> 'was') from session_events e
+    where e.session_id = s.id and e.kind = 'redriven') end as earlier
 from generation_sessions s
 left join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
 left join credit_accounts a on a.user_id = s.user_id
 where s.id = any(%(ids)s)
 
 -- name: requeue
--- A failed run becomes the session's next one: what is still held goes back, the same is reserved again.
--- Returns the sessions that got it, briefly, as the settle does; of a user, as many as the balance allows, by id.
+-- Gives failed sessions their next run: releases what the last one still holds, and reserves the same amount again.
+-- Returns the sessions that got one, as short rows like the settle; of each user as many as the balance allows, by id.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, run int, reservation_id uuid, prompt text, params jsonb)

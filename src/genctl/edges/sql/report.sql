@@ -1,7 +1,7 @@
--- What happened in a time, from the trace and the ledger.
+-- What happened in a span of time, from the trace and the ledger.
 
 -- name: report_failures
--- Failed runs by code: how many, of how many sessions and users, and what went back.
+-- Counts failed runs by code, with their sessions and users and the credits that went back.
 select coalesce(e.data ->> 'code', 'Unknown') as code, e.data ->> 'category' as category, count(*) as runs,
   count(distinct e.session_id) as sessions, count(distinct s.user_id) as users,
   coalesce(sum(coalesce(later.refunded, (e.data ->> 'refundedCredits')::bigint)), 0)::bigint as credits
@@ -14,7 +14,7 @@ where e.kind = 'failed' and e.at >= %(since)s and e.at < %(until)s
 group by 1, 2 order by runs desc, code
 
 -- name: report_totals
--- Users and sessions that failures hit, and the credits that went back.
+-- Counts the users and sessions that failed, and the credits that went back.
 select
   (select count(distinct s.user_id) from session_events e join generation_sessions s on s.id = e.session_id
    where e.kind = 'failed' and e.at >= %(since)s and e.at < %(until)s) as users,
@@ -25,14 +25,14 @@ select
      and created_at >= %(since)s and created_at < %(until)s) as released
 
 -- name: report_redrives
--- How the runs that redrives began in that time stand now.
+-- Counts the runs that redrives began in that time, by their present status.
 select case when s.run > e.run then 'redriven again' else s.status end as status, count(*) as runs
 from session_events e join generation_sessions s on s.id = e.session_id
 where e.kind = 'redriven' and e.at >= %(since)s and e.at < %(until)s
 group by 1 order by 1
 
 -- name: report_timeline
--- Failed and completed runs by pieces of time.
+-- Counts failed and completed runs by intervals.
 with told as (
   select floor(extract(epoch from at) / %(piece_s)s)::bigint as piece,
     count(*) filter (where kind = 'failed') as failed, count(*) filter (where kind = 'completed') as completed
@@ -45,12 +45,12 @@ from (select generate_series(min(piece), max(piece)) as piece from told) pieces 
 order by 1
 
 -- name: unsure_calls
--- Calls of failed runs, which may have been billed while the user was refunded: outcomes that nobody knows, and
--- late results; and the credits that these runs cost.
+-- Counts calls of failed runs that the provider may have billed although their users got a refund (unknown outcomes
+-- and late results), and the credits that these runs cost.
 with unsure as (
   select session_id, run, kind = 'late_result' as late
   from session_events e
-  -- a dead lease is told once: by the claim that takes it over, or by the sweeper that gives it back
+  -- count a dead lease once: at the claim that takes it over, or at the sweep that gives it back
   where (kind in ('late_result', 'requeued_dead') or data ->> 'fromDeadLease' = 'true'
       or kind in ('retried', 'failed') and data ->> 'outcome' = 'unknown' and data ->> 'code' <> 'WorkerCrashed')
     and (%(since)s::timestamptz is null or at >= %(since)s) and (%(until)s::timestamptz is null or at < %(until)s)

@@ -1,10 +1,10 @@
--- The end of runs. A step of a movement: `mine` are the users whose accounts are locked (ledger.sql).
+-- The end of runs: a step of a movement. `mine` are the users whose accounts it has locked (ledger.sql).
 
 -- name: settle
 -- Ends runs: reservation, ledger, balance and version, session, trace, NOTIFY. Returns the winners.
--- An item whose lease is no longer the row's hits nothing; nor does one whose row somebody else has locked.
--- What comes back is short, without prompt, result and the provider's words: until a client that is frozen reads
--- it, what fills its connection's buffers would keep the accounts locked.
+-- An item changes nothing if its lease is no longer the row's, or if another transaction has locked the row. The
+-- returned rows are short, without prompt, result and the provider's words: large ones would fill the buffers of a
+-- connection whose client is frozen, and the accounts would stay locked until that reads them.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, lease bigint, status text, attempts int, result jsonb, details jsonb,
@@ -88,7 +88,7 @@ select e.id, e.user_id, e.client_key, e.model, null as prompt, e.status, e.run, 
   case jsonb_typeof(e.error_details) when 'object'
     then e.error_details - '{providerBody,providerMessage,userMessage}'::text[] end as error_details,
   case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
-  -- cut, because a payload of 8,000 bytes makes NOTIFY fail and would roll the refund back
+  -- cut, as a payload of 8,000 bytes makes NOTIFY fail, which would roll back the refund
   'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
 )::text) end
 from ended e

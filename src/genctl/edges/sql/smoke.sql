@@ -1,21 +1,21 @@
--- What a judge asks a deployment that may not be ours: base-shape tables with error_details, and a ledger
--- where there is one of the known shape.
+-- Questions of `smoke` to a deployment that may not be ours: tables of the base shape with error_details, and a
+-- ledger if there is one of the known shape.
 
 -- name: smoke_session
--- One session as anybody may see it; error_details by name, so that a table without them can be asked too.
+-- Reads one session; takes error_details by name, so that a table without them will do.
 select id, user_id, status, reservation_id, to_jsonb(s) -> 'error_details' as error_details, completed_at
 from generation_sessions s where id = %(session)s
 
 -- name: smoke_ordered
--- What an order has made whose answer was lost.
+-- Finds the session of an order whose answer was lost.
 select id from generation_sessions where user_id = %(user)s and client_key = %(client_key)s
 
 -- name: smoke_reservation
--- Its reservation.
+-- Reads its reservation.
 select user_id, amount, status, released_at, captured_at from credit_reservations where id = %(reservation)s
 
 -- name: smoke_funds
--- What a user has, and what is bound or spent: other jobs of the user change both, but not their sum.
+-- Reads a user's credits, free and reserved or spent: other jobs of the user change both, but not their sum.
 select a.balance, coalesce((
   select sum(r.amount) from credit_reservations r
   where r.user_id = a.user_id and r.status in ('held', 'captured')
@@ -23,35 +23,35 @@ select a.balance, coalesce((
 from credit_accounts a where a.user_id = %(user)s
 
 -- name: smoke_has_ledger
--- Whether there is a ledger to ask, with the columns that we know.
+-- Tells whether there is a ledger with the columns that we know.
 select count(*) = 5 as there from pg_attribute
 where attrelid = to_regclass(format('%%I.credit_ledger', current_schema())) and not attisdropped
   and attname in ('user_id', 'delta', 'kind', 'reservation_id', 'reason')
 
 -- name: smoke_releases
--- How often, and with how much, a reservation was released.
+-- Counts the releases of a reservation, and their credits.
 select count(*) as times, coalesce(sum(delta), 0)::bigint as credits
 from credit_ledger where reservation_id = %(reservation)s and kind = 'release'
 
--- A guest's credits. Lent (credits above 0) and taken back (below 0, as far as they are there) in the same
--- four steps of one transaction; without a ledger the third is left out.
+-- A guest's credits: four steps of one transaction lend them (credits above 0) or take them back (below 0, as far as
+-- the balance allows); without a ledger smoke leaves out the third.
 
 -- name: smoke_account
--- The account, if it is missing.
+-- Makes the account if it is missing.
 insert into credit_accounts (user_id, balance) values (%(user)s, 0) on conflict do nothing
 
 -- name: smoke_lock
--- Holds it still for the steps that follow.
+-- Locks it for the next steps.
 select balance from credit_accounts where user_id = %(user)s for update
 
 -- name: smoke_book
--- The movement in the ledger, before it is made.
+-- Books the movement in the ledger.
 insert into credit_ledger (user_id, delta, kind, reason)
 select user_id, greatest(%(credits)s::bigint, -greatest(balance, 0)), 'grant', %(reason)s
 from credit_accounts where user_id = %(user)s and greatest(%(credits)s::bigint, -greatest(balance, 0)) <> 0
 
 -- name: smoke_move
--- The movement of the balance.
+-- Changes the balance.
 update credit_accounts set balance = balance + greatest(%(credits)s::bigint, -greatest(balance, 0))
 where user_id = %(user)s
 returning balance

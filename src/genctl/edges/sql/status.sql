@@ -1,8 +1,8 @@
--- What stands where, for `status` and `doctor`. Every count has an index of its own.
+-- Figures for `status` and `doctor`. Every count has an index of its own.
 
 -- name: piles
--- What waits, is worked on, owed, dead or unpaid: how many, and the age of the oldest in seconds.
--- A queued run waits since it was due; a message is owed since the run began or was taken back.
+-- Counts what waits, is processing, owed, dead or not refunded, with the age of the oldest in seconds. A queued run
+-- waits from the time at which it was due; a message is owed from the begin of the run, or from its return to the queue.
 select what, count(*) as count, greatest(extract(epoch from now() - min(since)), 0)::float8 as oldest_s
 from (
   select 'queued' as what, greatest(coalesce(queued_at, created_at), due_at) as since
@@ -31,7 +31,7 @@ from (
 group by what
 
 -- name: answers_kept
--- Answers of the provider that the database keeps from their rows, by the words in which it last refused them.
+-- Counts the provider's answers that the trace keeps for their rows, by the words in which the database refused them.
 select said, count(*) as sessions, extract(epoch from now() - min(at))::float8 as oldest_s,
   (array_agg(session_id order by at))[1] as session_id
 from (
@@ -43,8 +43,8 @@ from (
 group by said order by sessions desc, said
 
 -- name: notify_queue
--- How full the queue of NOTIFY is: who asks makes PostgreSQL drop what every listener has read. Who may hold it up,
--- in any database: the oldest that idles in a transaction. And the runs of the last hour that ended without a NOTIFY.
+-- Reads how full the queue of NOTIFY is, which makes PostgreSQL drop what every listener has read; finds who may hold
+-- it up, the oldest idle transaction of any database; counts the runs of the last hour that ended without a NOTIFY.
 select pg_notification_queue_usage() as used, (
     select pid from pg_stat_activity where state in ('idle in transaction', 'idle in transaction (aborted)')
     order by xact_start limit 1
@@ -53,23 +53,23 @@ select pg_notification_queue_usage() as used, (
 from session_events where kind = 'unnotified' and at > now() - interval '1 hour'
 
 -- name: failures_by_code
--- Failures of the last hour.
+-- Counts the failures of the last hour by code.
 select coalesce(error_details ->> 'code', 'Unknown') as code, count(*) as count
 from generation_sessions where status = 'failed' and completed_at > now() - interval '1 hour'
 group by 1
 
 -- name: unserved
--- Runs that wait for a tool which is not installed here, by model; of adopted rows only those that ran here.
+-- Counts queued runs of models that no installed tool serves; of adopted rows only those that genctl has queued.
 select coalesce(model, 'none') as model, count(*) as count from generation_sessions
 where status = 'queued' and queued_at is not null and not coalesce(model like any(%(models)s), false)
 group by 1 order by 2 desc limit 10
 
 -- name: notify
--- An empty payload on a channel.
+-- Sends an empty payload on a channel.
 select pg_notify(%(channel)s, '')
 
 -- name: server
--- The server about itself. Of other roles' sessions it tells only members of pg_monitor.
+-- Reads facts of the server. It shows the sessions of other roles only to members of pg_monitor.
 select current_setting('server_version') as version, current_setting('server_version_num')::int as version_number,
   pg_is_in_recovery() as is_replica, pg_notification_queue_usage() as notify_usage, clock_timestamp() as now,
   idle.*
@@ -82,8 +82,8 @@ from (
 ) idle
 
 -- name: missing_rights
--- What our role may not do with tables that are there; `needed` are relation and privilege.
-select n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
-from jsonb_to_recordset(%(needed)s) as n(relation text, privilege text)
+-- Lists the rights that our role lacks on existing tables; `needed` are part, relation and privilege.
+select n.part, n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
+from jsonb_to_recordset(%(needed)s) as n(part text, relation text, privilege text)
 where not has_table_privilege(to_regclass(format('%%I.%%I', current_schema(), n.relation)), n.privilege)
-group by n.relation order by n.relation
+group by n.part, n.relation order by n.part, n.relation

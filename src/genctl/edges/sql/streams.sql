@@ -1,8 +1,8 @@
--- What users see: their changes by version, their sessions, their keys. Each is one snapshot.
+-- What users see: their changes by version, their sessions, their keys. Each statement is one snapshot.
 
 -- name: changes
--- What changed for each user above a version (null: nothing, only where they stand), by version, with the
--- newest version of each as `head`. Live, replay, catch-up and backstop are this one statement.
+-- Reads each user's changes above a version (null: none, only the `head`), by version, with the newest version of
+-- the user as `head`. Live events, replay, catch-up and backstop all use this statement.
 select a.user_id as asked_of, coalesce(c.event_seq, 0) as head, s.*, now() as read_at
 from jsonb_to_recordset(%(asked)s) as a(user_id text, after bigint)
 left join credit_accounts c on c.user_id = a.user_id
@@ -14,8 +14,8 @@ left join lateral (
 order by a.user_id, s.version
 
 -- name: page_of_sessions
--- A user's sessions of some models (not `among`: of any but those), newest first, those before a session; `head` in
--- any case.
+-- Lists a user's sessions of some models (not `among`: of all others), newest first, older than a given one; returns
+-- `head` even if there are none.
 select coalesce((select event_seq from credit_accounts where user_id = %(user)s), 0) as head, s.*,
   now() as read_at
 from (select) as one
@@ -30,12 +30,12 @@ left join lateral (
 order by s.created_at desc, s.id desc
 
 -- name: session_by_key
--- The session that an idempotency key has made.
+-- Finds the session that an idempotency key has made.
 select *, now() as read_at from generation_sessions
 where user_id = %(user)s and idempotency_key = %(key)s
 
 -- name: spend_ticket
--- Spends a sign-in ticket: a row when it was not spent before. Forgets those that have run out.
+-- Spends a sign-in ticket; returns a row if nobody had spent it. Forgets expired ones.
 with old as (
   select id from spent_tickets where expires_at < now() - interval '1 hour' for update skip locked
 ),
@@ -47,7 +47,7 @@ on conflict do nothing
 returning id
 
 -- name: revoke_token
--- Revokes one token until it runs out. Forgets those that have run out.
+-- Revokes one token until it expires. Forgets expired ones.
 with old as (
   select id from revoked_tokens where expires_at < now() - interval '1 hour' for update skip locked
 ),
@@ -61,12 +61,12 @@ on conflict (token_id) do update set revoked_at = revoked_tokens.revoked_at
 returning token_id, revoked_at
 
 -- name: revoke_tokens_of
--- Revokes all tokens and tickets that a user has by now.
+-- Revokes all tokens and tickets of a user that were issued until now.
 insert into revoked_tokens (user_id, expires_at) values (%(user)s, 'infinity')
 on conflict (user_id) do update set revoked_at = now()
 returning user_id, revoked_at
 
 -- name: revocations
--- What was revoked since a moment, and the time; a row without either where nothing was.
+-- Lists the revocations since a time, and the database's time, which comes without a revocation if there are none.
 select r.token_id, r.user_id, r.revoked_at, r.expires_at, now() as read_at
 from (select) as one left join revoked_tokens r on r.revoked_at >= %(since)s and r.expires_at > now()

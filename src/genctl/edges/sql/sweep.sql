@@ -1,17 +1,17 @@
--- The safety net: what is owed, dead or stuck. Every list is bounded, and an adopted row without a user, for whom
--- nothing can be done, takes up no place in it. Most are in no order, so that some rows which the database refuses
--- again and again do not keep the rest waiting. What needs a queue or a gate is of one tool, by its `models`; an
--- adopted row (never queued here, or without a model) that is not one of `others` either is anybody's.
+-- The safety net: what is owed, dead or stuck. Every list is bounded, and leaves out adopted rows without a user, for
+-- whom we can do nothing. Most lists have no order, so that rows which the database refuses again and again do not
+-- block the others. Sessions that need a queue or a gate are those of one tool, by its `models`; any sweeper takes an
+-- adopted row (never queued here, or without a model) unless its model is one of `others`.
 
 -- name: owed_jobs
--- Queued runs whose job message is not proven sent.
+-- Lists queued runs whose job message has no mark.
 select *, now() as read_at from generation_sessions
 where status = 'queued' and enqueued_at is null and queued_at < now() - make_interval(secs => %(age_s)s)
   and user_id is not null and model like any(%(models)s)
 order by queued_at limit %(limit)s
 
 -- name: owed_copies
--- Failed runs whose DLQ copy is not proven sent.
+-- Lists failed runs whose DLQ copy has no mark.
 select *, now() as read_at from generation_sessions
 where status = 'failed' and dlq_sent_at is null and completed_at < now() - make_interval(secs => %(age_s)s)
   and user_id is not null and (model like any(%(models)s)
@@ -19,7 +19,7 @@ where status = 'failed' and dlq_sent_at is null and completed_at < now() - make_
 order by random() limit %(limit)s
 
 -- name: dead_leases
--- Runs whose worker fell silent. One that was processing at adoption has no lease: its age counts.
+-- Lists runs whose worker fell silent. One that was processing at adoption has no lease, so its age counts.
 select *, now() as read_at from generation_sessions
 where status = 'processing' and user_id is not null and (lease_until < now() or (
   lease_until is null and created_at < now() - make_interval(secs => %(queued_timeout_s)s)))
@@ -28,7 +28,7 @@ where status = 'processing' and user_id is not null and (lease_until < now() or 
 order by random() limit %(limit)s
 
 -- name: requeue_dead
--- Back to the queue, owed, with one more outcome that nobody knows.
+-- Sends runs back to the queue with one more unknown outcome; they owe their message again.
 with dead as (
   select s.id from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint) on s.id = i.session_id and s.lease = i.lease
@@ -39,7 +39,7 @@ with dead as (
 back as (
   update generation_sessions s
   set status = 'queued', unknowns = s.unknowns + 1, lease_until = null, enqueued_at = null,
-    queued_at = coalesce(s.queued_at, s.created_at)  -- null on adopted rows, which owed nothing until now
+    queued_at = coalesce(s.queued_at, s.created_at)  -- null on adopted rows, which owed no message until now
   from dead d
   where s.id = d.id
   returning s.id, s.run
@@ -50,7 +50,7 @@ traced as (
 select id from back
 
 -- name: overdue
--- Runs that have waited longer than the queued time-out.
+-- Lists runs that have waited longer than the queued time-out.
 select *, now() as read_at from generation_sessions
 where status = 'queued' and coalesce(queued_at, created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
   and user_id is not null and (model like any(%(models)s)
@@ -58,24 +58,24 @@ where status = 'queued' and coalesce(queued_at, created_at) < now() - make_inter
 order by random() limit %(limit)s
 
 -- name: refunds_owed
--- Failed sessions that still hold their reservation, from the few that are held and not from all that ever
--- failed.
+-- Lists failed sessions that still hold their reservation; begins with the held reservations, which are few, and not
+-- with the failed sessions.
 select s.*, now() as read_at from credit_reservations r
 join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-where r.status = 'held' and s.status = 'failed' and not exists (  -- adopted ones may share it
+where r.status = 'held' and s.status = 'failed' and not exists (  -- adopted sessions may share it
   select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
 order by random() limit %(limit)s
 
 -- name: captures_owed
--- Completed sessions that still hold their reservation: the capture was refused.
+-- Lists completed sessions that still hold their reservation, as the database refused the capture.
 select s.*, now() as read_at from credit_reservations r
 join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
 where r.status = 'held' and s.status = 'completed'
 order by random() limit %(limit)s
 
 -- name: orphans
--- Held reservations whose session is gone. Only those that we made: one without a session_id may be held for
--- something else of an adopted database. An enqueue commits both at once; the age is for a hand at work.
+-- Lists held reservations whose session is gone; only ours, as an adopted database may hold one without a session_id
+-- for something else. An enqueue commits both at once; the age leaves time to a person who restores a session.
 select r.session_id as id, r.user_id, r.run, r.id as reservation_id from credit_reservations r
 where r.status = 'held' and r.session_id is not null
   and r.user_id is not null and r.created_at < now() - make_interval(secs => %(age_s)s)
@@ -84,14 +84,14 @@ where r.status = 'held' and r.session_id is not null
 order by random() limit %(limit)s
 
 -- name: old_trace
--- How many of the oldest rows of the trace are too old. By id, which is nearly by time: no pass reads more.
+-- Counts the rows of the trace that are too old among the oldest, by id, which is nearly by time.
 select count(*) as events from (
   select at from session_events order by id limit %(limit)s
 ) oldest
 where at < now() - make_interval(secs => %(age_s)s)
 
 -- name: prune_trace
--- Deletes those and says how many; in the order of their ids, so that two sweepers do not deadlock.
+-- Deletes those in the order of their ids, so that two sweepers do not deadlock, and counts them.
 with pruned as (
   delete from session_events where id = any(array(
     select id from (select id, at from session_events order by id limit %(limit)s) oldest
@@ -102,8 +102,8 @@ with pruned as (
 select count(*) as events from pruned
 
 -- name: note_refund
--- Tells a failed session what its user got back where it was told something else: details, version, trace,
--- NOTIFY. Runs right behind the movement in its transaction. Several adopted sessions may name one reservation.
+-- Corrects what a failed session says of its refund: details, version, trace, NOTIFY. Runs right after the movement in
+-- its transaction. Several adopted sessions may name one reservation.
 with locked as (
   select id from generation_sessions where reservation_id = %(reservation)s and status = 'failed'
   order by id for update
@@ -117,7 +117,7 @@ refund as (
   where s.reservation_id = %(reservation)s and s.id in (select id from locked)
     and s.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
   group by s.id, r.id
-  -- where the release was never booked, the ledger is no judge of the details
+  -- if the release was never booked, the ledger cannot judge the details
   having (r.status <> 'released' or bool_or(l.kind = 'release'))
     and (coalesce(s.error_details ->> 'refundedCredits', '') <> coalesce(sum(l.delta), 0)::text
       or s.error_details ->> 'reservationAmount' <> r.amount::text
@@ -132,7 +132,7 @@ account as (
 told as (
   update generation_sessions s
   set version = a.before + f.nth,
-    -- One that failed elsewhere, before adoption, has no details, or others: nobody knows the cause.
+    -- A session that failed before adoption has no details, or others: nobody knows the cause.
     error_details = jsonb_build_object(
       'providerStatus', null, 'providerCode', null, 'providerMessage', null, 'providerBody', null,
       'userMessage', 'Something went wrong on our side. Please try again.', 'code', 'Unknown',
@@ -159,7 +159,7 @@ select t.*, now() as read_at, case when %(notify)s then pg_notify('session_compl
 from told t
 
 -- name: owe_queued
--- A queue in memory was lost: every queued run of a tool owes its message again.
+-- Makes every queued run of a tool owe its message again, as a queue in memory has lost them.
 with waiting as (
   select id from generation_sessions where status = 'queued' and model like any(%(models)s) order by id for update
 )

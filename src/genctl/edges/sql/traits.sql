@@ -1,9 +1,9 @@
--- The traits of orders (a field and its value) that the provider refused. A row a user: one user's refusals stop that
--- user's orders, those of two users stop everybody's.
+-- The traits of orders (a field and its value) that the provider refused, a row for each user: one user's refusals
+-- stop that user's orders, those of two users stop everybody's.
 
 -- name: note_refusals
--- Counts refusals that named a trait; at `enough` within `window_s` seconds, orders with it are refused from now on.
--- A refusal after a try makes the time longer, up to `longest_s`. Rows of yesterday go.
+-- Counts refusals that named a trait; after `enough` within `window_s` seconds we refuse orders with it. A refusal
+-- after a try doubles the time, up to `longest_s`. Deletes the rows of yesterday.
 with old as (
   delete from refused_traits r where r.tool = %(tool)s and coalesce(r.until, r.since) < now() - interval '1 day'
     and (r.field, r.value, r.user_id) not in (
@@ -33,7 +33,7 @@ set (refusals, since, code, until) = (
 )
 
 -- name: refused_traits_of
--- Of the traits of a user's order those that are refused, for this user or for everybody; `is_due`: one order may try.
+-- Finds the traits of a user's order that we refuse to this user or to everybody; `is_due`: one order may try.
 select field, value, max(code) as code, count(*) as users, count(*) > 1 as for_all,
   max(until) filter (where user_id = %(user)s or everybody) as until,
   max(until) filter (where user_id = %(user)s or everybody) <= now() as is_due
@@ -46,7 +46,7 @@ group by field, value having bool_or(user_id = %(user)s or everybody)
 order by until desc
 
 -- name: try_refused_traits
--- Lets one order try: whoever gets the rows back. The next one waits for what it comes to, `try_s` seconds at most.
+-- Lets one order try, that of the caller who gets the rows. The next one waits for its outcome, `try_s` seconds at most.
 with due as (
   select ctid as place from refused_traits
   where tool = %(tool)s and until <= now()
@@ -58,16 +58,16 @@ from due where r.ctid = due.place
 returning r.field, r.value
 
 -- name: refused_traits
--- What is refused now, by trait, for `status`: the newest first.
+-- Lists the refused traits for `status`: those of all users first, as one user can have many; then the newest.
 select tool, field, value, max(code) as code, max(until) as until, count(*) as users, count(*) > 1 as for_all
 from refused_traits where until > now()
-group by tool, field, value order by max(until) desc limit 100
+group by tool, field, value order by for_all desc, max(until) desc limit 100
 
 -- name: forget_refused_traits
--- These traits are sound again.
+-- Forgets refusals of traits that have succeeded.
 delete from refused_traits
 where tool = %(tool)s and (field, value) in (select * from unnest(%(fields)s::text[], %(values)s::text[]))
 
 -- name: forget_all_refused_traits
--- A person takes all orders again.
+-- Forgets all refusals of a tool, as a person has said so.
 delete from refused_traits where tool = %(tool)s

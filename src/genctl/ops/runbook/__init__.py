@@ -1,1 +1,1 @@
-"""Runbooks: `model` is the YAML, `load` and `lint` read it, `run` carries it out, `page` shows it."""
+"""Run runbooks: `model` is the YAML, `source` and `load` read it, `run` carries it out, `page` shows it."""

@@ -1,4 +1,4 @@
-"""What a step does: each kind gives one document, which conditions and saved paths are asked of."""
+"""Do what a step asks for. Each kind returns one document, which conditions and saved paths search."""
 
 import asyncio
 import json
@@ -16,24 +16,20 @@ import aiohttp
 import msgspec
 
 from genctl.base.jsontext import TooDeepError, jsonable, read_json
+from genctl.base.person import Note
 from genctl.base.settings import Settings
 from genctl.domain.masking import Masker
 from genctl.domain.model import GenctlError
-from genctl.domain.runbooks import (
-    as_word,
-    fill,
-    names_in,
-    statement,
-)
+from genctl.domain.runbooks import as_word, fill, names_in, statement
 from genctl.edges import db, http
 from genctl.ops.runbook.model import Http, Sql
 
-LARGEST_BYTES = 2**20  # of an output that is kept
-LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours, which may list a whole queue
-ENDS_WITHIN_S = 5.0  # a command of ours that is told to end puts things in order first
+LARGEST_BYTES = 2**20  # of an output
+LARGEST_OF_OURS_BYTES = 2**26  # of a command of ours: it may list a whole queue
+ENDS_WITHIN_S = 5.0  # a command of ours cleans up after SIGTERM
 GONE_WITHIN_S = 1.0
-SKIPPED = 77  # how a script says that it cannot be run here
-# The words come by stdin: there are secrets among them, and all users of a machine see arguments.
+SKIPPED = 77  # exit code of a script that cannot run here
+# The words come by stdin: some are secrets, and all users of the machine can read arguments.
 GENCTL = (
     "import json, sys; sys.argv[1:] = json.load(sys.stdin); "
     "from genctl.__main__ import main; sys.exit(main())"
@@ -43,35 +39,37 @@ Values = Mapping[str, Any]
 
 
 class SkippedError(Exception):
-    """What a step needs is not here."""
+    """Skip the step: what it needs is not here."""
 
 
 class Actions(NamedTuple):
-    """The means of a run. `complete` makes a command line of a step's words and the value of its `--yes`;
-    `say` hears each line that a command says to people. `mask` hides what is secret.
+    """Hold what the steps of a run need.
+
+    `complete` makes a command line of a step's words and the value of its `--yes`; `note` takes each line
+    that a command writes to stderr. `mask` hides secrets.
     """
 
     settings: Settings
     mask: Masker
     complete: Callable[[list[str], str | None], list[str]]
-    say: Callable[[str], None]
+    note: Note
 
     async def perform(self, kind: str, what: Any, values: Values, yes: str | None) -> Document:
-        """Do it once. Raises KeyError for a value that is not known, GenctlError, SkippedError."""
+        """Do a step once. Raises KeyError for an unknown value, GenctlError, SkippedError."""
         match kind:
             case "genctl":
-                return await _command(self.complete(arguments(what, values), yes), self.say)
+                return await _command(self.complete(arguments(what, values), yes), self.note)
             case "sql":
-                sql: Sql = what
-                params = {name: values[name] for name in names_in(sql.query)}
-                return await _asked(self.settings, sql, params)
+                return await _asked(
+                    self.settings, what, {name: values[name] for name in names_in(what.query)}
+                )
             case "http":
                 return await _requested(filled_request(what, values))
         return await _shell(what, {name: as_word(values[name]) for name in names_in(what)})
 
 
 def arguments(words: list[str | int], values: Values) -> list[str]:
-    """The words of a command. Raises GenctlError for a value that would be read as an option."""
+    """Fill in the words of a command. Raises GenctlError for a value that looks like an option."""
     found = [as_word(fill(word, values)) for word in words]
     for word, given in zip(words, found, strict=True):
         if given.startswith("-") and str(word) != given:
@@ -79,34 +77,33 @@ def arguments(words: list[str | int], values: Values) -> list[str]:
     return found
 
 
-async def _command(words: list[str], say: Callable[[str], None]) -> Document:
-    """A command of ours in a process of its own, by the Python that runs the runbook."""
+async def _command(words: list[str], note: Note) -> Document:
+    """Run a genctl command as a child process of the same Python."""
     code, out, err = await _child(
         (sys.executable, "-P", "-c", GENCTL),
         given=json.dumps(words).encode(),
         most=LARGEST_OF_OURS_BYTES,
         ends_within_s=ENDS_WITHIN_S,
-        say=lambda line: None if line.startswith('{"error": ') else say(line),  # the step tells that
+        note=lambda line: None if line.startswith('{"error": ') else note(line),  # the step reports errors
     )
-    said = err.decode(errors="replace")
-    last = (said.strip().splitlines() or [""])[-1]
-    error = _read(last.encode())["json"]
+    last = (err.strip().splitlines() or [b""])[-1]
+    error = _read(last)["json"]
     error = error.get("error") if isinstance(error, dict) else None
-    return {"exit": code, **_read(out.rstrip(b"\n"), LARGEST_OF_OURS_BYTES), "stderr": said, "error": error}
+    found = _read(out.rstrip(b"\n"), LARGEST_OF_OURS_BYTES)
+    return {"exit": code, **found, "stderr": err.decode(errors="replace"), "error": error}
 
 
 def _read(output: bytes, most: int = LARGEST_BYTES) -> Document:
-    """`json` and `text` of an output; `unread` says why its JSON cannot be read, though it may be some."""
-    text = output[:most].decode(errors="replace")
+    """Return `json` and `text` of an output; `unread` says why we did not look for JSON."""
+    found: Document = {"json": None, "text": output[:most].decode(errors="replace")}
     if len(output) > most:
-        told = f"the output is longer than {most >> 20} MiB: its JSON is not read"
-        return {"json": None, "text": text, "unread": told}
+        return found | {"unread": f"the output is longer than {most >> 20} MiB: its JSON is not read"}
     try:
-        return {"json": read_json(text), "text": text}
+        return found | {"json": read_json(found["text"])}
     except TooDeepError as error:
-        return {"json": None, "text": text, "unread": f"the JSON of the output is {error}: it is not read"}
+        return found | {"unread": f"the JSON of the output is {error}: it is not read"}
     except ValueError:
-        return {"json": None, "text": text}
+        return found
 
 
 async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Document:
@@ -115,12 +112,12 @@ async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Doc
         found: Document = jsonable(msgspec.to_builtins({"rows": rows, "count": len(rows)}, enc_hook=str))
     except TooDeepError as error:
         told = f"a value of a row is {error}"
-        raise GenctlError("TooDeep", told, "select what is looked at", exit_code=1) from None
+        raise GenctlError("TooDeep", told, "select only the columns that you need", exit_code=1) from None
     return found
 
 
 def filled_request(what: Http, values: Values) -> Http:
-    """The request with its values, the whole address in `url`. Raises KeyError."""
+    """Fill in the values of a request; `url` of the result is complete. Raises KeyError."""
     plain = fill(msgspec.to_builtins(what), values)
     url = str(plain["url"]).rstrip("/") if plain.get("path") else str(plain["url"])
     url += "".join(f"/{quote(as_word(part), safe='')}" for part in plain.get("path", ()))
@@ -145,37 +142,37 @@ async def _requested(what: Http) -> Document:
             headers = {name.lower(): value for name, value in answer.headers.items()}
             return {"status": answer.status, "headers": headers, **read}
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        said = str(error) or type(error).__name__
-        raise GenctlError("NoAnswer", f"{what.method} {what.url}: {said}", exit_code=1) from None
+        why = str(error) or type(error).__name__
+        raise GenctlError("NoAnswer", f"{what.method} {what.url}: {why}", exit_code=1) from None
 
 
 async def _first_bytes(
     stream: aiohttp.StreamReader | asyncio.StreamReader | None,
     most: int = LARGEST_BYTES,
-    say: Callable[[str], None] | None = None,
+    note: Note | None = None,
 ) -> bytes:
-    """All of it is read, and as much kept as we keep, with a byte more where there was more.
+    """Read to the end; return at most `most` bytes, and one more when there were more.
 
-    `say` hears its lines as they come.
+    `note` takes each line as it comes.
     """
     kept = rest = b""
     while stream and (data := await stream.read(65_536)):
         kept += data[: max(most + 1 - len(kept), 0)]
-        if say:
+        if note:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                say(line.decode(errors="replace"))
+                note(line.decode(errors="replace"))
     return kept
 
 
 async def _shell(script: str, env: Mapping[str, str]) -> Document:
-    """`python` and `genctl` in it are those that run the runbook."""
+    """Run a script. It finds the `python` and `genctl` that run the runbook first in its PATH."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     code, out, err = await _child(("/bin/sh", "-c", script), env={**env, "PATH": path})
-    read, said = _read(out.rstrip(b"\n")), err.decode(errors="replace").rstrip("\n")
+    found, stderr = _read(out.rstrip(b"\n")), err.decode(errors="replace").rstrip("\n")
     if code == SKIPPED:
-        raise SkippedError((said or read["text"] or "it cannot be run here").splitlines()[-1])
-    return {"exit": code, **read, "stderr": said}
+        raise SkippedError((stderr or found["text"] or "it cannot be run here").splitlines()[-1])
+    return {"exit": code, **found, "stderr": stderr}
 
 
 async def _child(
@@ -185,21 +182,23 @@ async def _child(
     given: bytes = b"",
     most: int = LARGEST_BYTES,
     ends_within_s: float = 0.0,
-    say: Callable[[str], None] | None = None,
+    note: Note | None = None,
 ) -> tuple[int, bytes, bytes]:
-    """A process with all that it starts: its exit code, stdout and stderr. Where it is cancelled, it is
-    killed; before that it may end by itself for so long.
+    """Run a process and return its exit code, stdout and stderr.
+
+    Afterwards, or when we are cancelled, kill it and all that it has started. `ends_within_s` is how long it
+    may go on after SIGTERM.
     """
     starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
-    heard = asyncio.ensure_future(_heard(starting, given, most, say))
+    heard = asyncio.ensure_future(_heard(starting, given, most, note))
     try:
-        return await asyncio.shield(heard)  # what it says while it ends is heard too
+        return await asyncio.shield(heard)  # else nobody would empty its pipes while it ends
     finally:
         await _ended(starting, heard, ends_within_s)
 
 
 async def _started(argv: tuple[str, ...], env: Mapping[str, str]) -> Process:
-    """Never to be cancelled: asyncio would wait for ever for a process that it has half begun."""
+    """Start a process. Nobody may cancel this: asyncio would wait for ever for a half-started one."""
     pipe = asyncio.subprocess.PIPE
     try:
         return await asyncio.create_subprocess_exec(
@@ -210,20 +209,20 @@ async def _started(argv: tuple[str, ...], env: Mapping[str, str]) -> Process:
 
 
 async def _heard(
-    starting: asyncio.Task[Process], given: bytes, most: int, say: Callable[[str], None] | None
+    starting: asyncio.Task[Process], given: bytes, most: int, note: Note | None
 ) -> tuple[int, bytes, bytes]:
     process = await starting
     assert process.stdin  # noqa: S101 - a pipe
     process.stdin.write(given)
     process.stdin.close()
     out, err = await asyncio.gather(
-        _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, say)
+        _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, note)
     )
     return await process.wait(), out, err
 
 
 async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], within_s: float) -> None:
-    """End it with all that it has started; one that runs is asked first, if it has some time."""
+    """Kill the process group; when it may take `within_s`, send SIGTERM first."""
     await asyncio.wait({starting})
     if starting.exception():
         return
@@ -235,5 +234,7 @@ async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], with
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait({heard}, timeout=GONE_WITHIN_S)  # who has left its group may hold the pipes
+        await asyncio.wait(
+            {heard}, timeout=GONE_WITHIN_S
+        )  # a process that has left the group may hold the pipes
         heard.cancel()

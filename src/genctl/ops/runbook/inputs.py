@@ -1,59 +1,37 @@
-"""The values that a run begins with: given, by default, asked for, or those of the run that is resumed."""
+"""Collect the values of a run: from `--var`, defaults, a person, or the run that it resumes."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from genctl.base import hidden
 from genctl.base import settings as table
 from genctl.base.dsn import password
 from genctl.base.jsontext import TooDeepError, read_json
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, meant
-from genctl.domain.runbooks import Past, refusal
+from genctl.domain.runbooks import Past, Start, refusal
 from genctl.ops.runbook import journal
 from genctl.ops.runbook.model import Loaded, Runbook
 from genctl.tools.found import found
 
-SECRET_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
-
-
-class Start(NamedTuple):
-    """Where a run begins: the steps that are not run, and the values that they have left."""
-
-    done: Sequence[str] = ()
-    values: Mapping[str, Any] = {}
-    hidden: Sequence[str] = ()
-    resumes: str | None = None
-    shown: Sequence[Mapping[str, Any]] = ()
-
-
-def at_step(runbook: Runbook, step: str) -> Start:
-    """A start at that step. Raises GenctlError (exit 2) where there is none."""
-    names = [one.step for one in runbook.steps]
-    if step not in names:
-        raise _usage(f"no step {step!r}{meant(step, names)}", f"its steps are {', '.join(names)}")
-    return Start(done=names[: names.index(step)])
-
 
 def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
-    """A start where that run has ended. Raises GenctlError (exit 2) where it cannot be."""
+    """Start where that run ended. Raises GenctlError (exit 2) when nobody can resume it."""
     if journal.is_running(journal.find(past.run)):
-        raise _usage(f"run {past.run} is still running", "wait for it, or end it")
+        raise _usage(f"run {past.run} is still running", "wait until it ends, or interrupt it")
     if why := refusal(past, loaded.sha256, force=force):
-        raise _usage(why, "add --force to go on all the same, or begin anew")
-    return Start(past.done, past.values, past.hidden, past.run, past.shown)
+        raise _usage(why, "add --force to resume it all the same, or start a new run")
+    return past.start
 
 
 def values(
-    runbook: Runbook,
-    given: Sequence[str],
-    start: Start,
-    ask: Callable[[str], str] | None,
+    runbook: Runbook, given: Sequence[str], start: Start, ask: Callable[[str], str] | None
 ) -> dict[str, Any]:
-    """By name. `ask` asks a person for a secret, None where nobody can be asked.
+    """Collect the values by name. `ask` asks a person for a secret; None: there is nobody to ask.
 
-    Raises GenctlError (exit 2) for an unknown name, a value of the wrong type, and one that is missing.
+    Raises GenctlError (exit 2) for an unknown name, a value of the wrong type, and a missing value.
     """
     found = {
         name: one.parse(one.default) if one.type == "file" and isinstance(one.default, str) else one.default
@@ -67,15 +45,13 @@ def values(
         if not equals:
             raise _usage(f"--var {text!r}: expected NAME=VALUE")
         found[name] = _parsed(runbook, saved, name, value)
-    left = [step for step in runbook.steps if step.step not in start.done]
-    used = {name for step in left for name in step.looks_at()}
+    used = {name for step in runbook.left(start.done) for name in step.looks_at()}
     required = {name for name, one in runbook.variables.items() if one.required}
-    lost = saved & used if start.resumes is None else set(start.hidden) & used
-    for name in sorted((required | lost) - found.keys()):
+    for name in sorted((required | set(start.hidden) & used) - found.keys()):
         if ask is None or name not in runbook.secrets():
             raise _usage(f"the value {name} is missing", f"give it with --var {name}=...")
         variable = runbook.variables.get(name)
-        what = variable.help if variable else "as an earlier step saved it"
+        what = variable.help if variable else "the value that an earlier step saved"
         found[name] = _parsed(runbook, saved, name, ask(f"{name} ({what}): "))
     return found
 
@@ -86,9 +62,9 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
             value = variable.parse(text)
         except ValueError as error:
             got = "" if variable.secret else f", got {text[:80]!r}"
-            raise _usage(f"--var {name}: expected {error}{got}") from None
+            raise _usage(f"--var {name}: {error}{got}") from None
         if variable.type == "file" and not Path(value).exists():
-            raise _usage(f"--var {name}: there is no {value}", "name a file that is there")
+            raise _usage(f"--var {name}: there is no {value}", "name an existing file")
         return value
     if name not in saved:
         known = [*runbook.variables, *sorted(saved)]
@@ -108,8 +84,8 @@ def _usage(message: str, fix: str = "") -> GenctlError:
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """What is secret before a step is run: keys, passwords and URLs that hold them."""
+    """List the secrets that we know before the first step: keys, passwords, URLs with passwords."""
     own = [settings.of(entry) for entry in (*table.TABLE, *found().settings) if entry.secret]
     passwords = [password(url) for url in (settings.database_url, settings.listen_url) if url]
-    others = [settings.aws_secret_access_key, *(os.environ.get(name) for name in SECRET_ENVIRONMENT)]
+    others = [settings.aws_secret_access_key, *hidden.of_environment(os.environ), *hidden.known()]
     return [one for one in (*own, *passwords, *others) if one and one != "off"]

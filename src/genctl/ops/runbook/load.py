@@ -1,27 +1,37 @@
-"""Runbooks by name or path, read and linted."""
+"""Find, read and lint runbooks: the order of steps, values, commands and expressions."""
 
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from genctl.base import assets
+from genctl.domain.conditions import path_mistake, roots, values_in
 from genctl.domain.model import GenctlError, meant
+from genctl.domain.runbooks import references
 from genctl.ops.runbook import source
-from genctl.ops.runbook.lint import Words, lint
-from genctl.ops.runbook.model import Loaded, Runbook
-from genctl.ops.runbook.source import Finding, LoadError
+from genctl.ops.runbook.model import Loaded, Runbook, Step
+from genctl.ops.runbook.source import Fault, LoadError, Position, Source
 
+CheckWords = Callable[[Sequence[str | int]], str | None]  # says why the command line refuses these words
 LARGEST_BYTES = 256 * 1024
+AS_LITERAL = "; a number is written `5`, a text 'x'"
+DOCUMENTS = {
+    "genctl": ("exit", "json", "text", "stderr", "error"),
+    "sql": ("rows", "count"),
+    "http": ("status", "headers", "json", "text"),
+    "shell": ("exit", "json", "text", "stderr"),
+}
 
 
 def names() -> list[str]:
-    """The runbooks that came with the package."""
+    """List the runbooks that came with the package."""
     return sorted(path.stem for path in assets.folder("runbooks").glob("*.yaml"))
 
 
 def file_of(name: str) -> Path:
-    """The file of a runbook's name, or of a path to one. Raises GenctlError (exit 2) for an unknown name."""
+    """Find the file of a runbook by name or path. Raises GenctlError (exit 2) for an unknown name."""
     if "/" in name or name.endswith((".yaml", ".yml")):
         return Path(name)
     if name not in (known := names()):
@@ -30,26 +40,26 @@ def file_of(name: str) -> Path:
     return assets.folder("runbooks") / f"{name}.yaml"
 
 
-def load(name: str, words: Words) -> Loaded:
-    """A runbook without a fault. Raises GenctlError (exit 2) for an unknown name and what lint finds."""
-    loaded, found = examine(file_of(name), words)
-    if found or loaded is None:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise GenctlError("BadRunbook", f"{found[0]}{more}", f"genctl runbook lint {name}", exit_code=2)
+def load(name: str, check_words: CheckWords) -> Loaded:
+    """Load a runbook. Raises GenctlError (exit 2) for an unknown name and for the first fault of its file."""
+    loaded, faults = examine(file_of(name), check_words)
+    if faults or loaded is None:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise GenctlError("BadRunbook", f"{faults[0]}{more}", f"genctl runbook lint {name}", exit_code=2)
     return loaded
 
 
-def examine(file: Path, words: Words) -> tuple[Loaded | None, list[Finding]]:
-    """The runbook, and all that is wrong with it; None where its shape is."""
+def examine(file: Path, check_words: CheckWords) -> tuple[Loaded | None, list[Fault]]:
+    """Read a runbook and list its faults; return None for the runbook when its shape is wrong."""
     try:
         raw = _read(file)
-        read = source.read(str(file), raw)
+        found = source.read(str(file), raw)
     except LoadError as error:
-        return None, [Finding(str(file), *error.at, str(error))]
-    if found := list(source.shape(read)):
-        return None, found
-    runbook = msgspec.convert(read.data, Runbook)
-    return Loaded(runbook, file, hashlib.sha256(raw).hexdigest()), list(lint(runbook, read, words))
+        return None, [error.fault]
+    if faults := list(source.shape(found)):
+        return None, faults
+    runbook = msgspec.convert(found.data, Runbook)
+    return Loaded(runbook, file, hashlib.sha256(raw).hexdigest()), list(_lint(runbook, found, check_words))
 
 
 def _read(file: Path) -> bytes:
@@ -57,7 +67,68 @@ def _read(file: Path) -> bytes:
         with file.open("rb") as stream:
             raw = stream.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise LoadError(1, 1, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise LoadError(file, 1, 1, f"cannot be read: {getattr(error, 'strerror', '') or error}") from None
     if len(raw) > LARGEST_BYTES:
-        raise LoadError(1, 1, f"larger than {LARGEST_BYTES // 1024} KiB")
+        raise LoadError(file, 1, 1, f"larger than {LARGEST_BYTES // 1024} KiB")
     return raw
+
+
+def _lint(runbook: Runbook, where: Source, check_words: CheckWords) -> Iterator[Fault]:
+    """Yield the faults of a runbook of the right shape."""
+    known, used = set(runbook.variables), set[str]()
+    later = {name: step.step for step in runbook.steps for name in step.save}
+    before: list[Step] = []
+    for number, step in enumerate(runbook.steps):
+        for position, told in (*_order(step, before), *_step(step, check_words)):
+            yield where.fault(("steps", number, *position), told)
+        for position, name in _names(step):
+            used.add(name)
+            if name not in known:
+                why = f"{name} is saved later, by step {later[name]}" if name in later else ""
+                told = why or f"unknown value {name}{meant(name, known)}"
+                yield where.fault(("steps", number, *position), told)
+        for name in step.save:
+            if name in known:
+                yield where.fault(("steps", number, "save", name), f"{name} is the name of another value")
+            known.add(name)
+        before.append(step)
+    for name in sorted(runbook.variables.keys() - used):
+        yield where.fault(("variables", name), f"no step uses {name}", key=True)
+
+
+def _order(step: Step, before: Sequence[Step]) -> Iterator[tuple[Position, str]]:
+    if step.step in {one.step for one in before}:
+        yield ("step",), f"a second step {step.step}"
+    if before and before[-1].always and not step.always:
+        yield (), "only clean-up steps (always) may follow a clean-up step"
+
+
+def _step(step: Step, check_words: CheckWords) -> Iterator[tuple[Position, str]]:
+    """Yield the faults within one step."""
+    if step.genctl and (told := check_words(step.genctl)):
+        yield ("genctl",), told
+    if step.kind in {"genctl", "http"}:
+        for name, is_whole in references(msgspec.to_builtins(step.action)):
+            if not is_whole:
+                yield (step.kind,), f"{name} must be a whole argument: nothing is put into a text"
+    known = ("values", *DOCUMENTS.get(step.kind, ()))
+    for position, text in step.expressions():
+        if named := next((name for name, _ in references(text) if name.isidentifier()), None):
+            yield position, f"a path takes no value: {named} is never put in"
+        elif told := path_mistake(text):
+            yield position, told + (AS_LITERAL if told.startswith("no JMESPath") else "")
+        elif position[0] == "expect":
+            for name in sorted(roots(text) - set(known)):
+                yield position, f"nothing is called {name}, only {', '.join(known)}{AS_LITERAL}"
+
+
+def _names(step: Step) -> Iterator[tuple[Position, str]]:
+    """Yield where a step uses a value, and the name of the value."""
+    for part in (step.kind, "wait", "timeout"):
+        for name, _ in references(msgspec.to_builtins(getattr(step, part) or None)):
+            if name.isidentifier() or not step.shell:  # the shell has its own uses of braces
+                yield (part,), name
+    for position, text in step.expressions():
+        if position[0] in {"if", "expect"} and path_mistake(text) is None:
+            names = roots(text) if position[0] == "if" else values_in(text)
+            yield from ((position, name) for name in sorted(names))

@@ -1,7 +1,6 @@
-"""A runbook's YAML as types; the JSON Schema that editors complete by is made from them."""
+"""Define a runbook's YAML as types, and make their JSON Schema, by which editors complete."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,16 +13,23 @@ from genctl.domain.conditions import roots, values_in
 from genctl.domain.runbooks import references
 
 DEFAULT_TIMEOUT = "60s"
-TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+KINDS = ("genctl", "sql", "http", "shell", "ask")  # what a step does; one of them
+LITERALS: dict[str, tuple[Any, str]] = {  # types of variables other than text
+    "integer": (Annotated[int, msgspec.Meta(ge=-(10**15), le=10**15)], "a whole number"),
+    "number": (Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)], "a number"),
+    "boolean": (bool, "true or false"),
+}
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 _NAME = r"^[a-z][a-z0-9-]{0,40}$"
 _VALUE = r"^[a-z][a-z0-9_]{0,40}$"
 _DURATION = r"^([0-9]{1,4}(\.[0-9]{1,6})?d|[0-9]{1,5}(\.[0-9]{1,6})?(ms|s|m|h)|\$\{[a-z][a-z0-9_]*\})$"
-FORMS = {  # what lint says of them
+_URL = r"^(https?://[^/?#\s]+([/?#]\S*)?|\$\{[a-z][a-z0-9_]*\})$"
+FORMS = {  # what lint calls them
     _NAME: "a name of small letters, digits and -, of at most 41, that begins with a letter",
     _VALUE: "a name of small letters, digits and _, of at most 41, that begins with a letter",
     _DURATION: "a duration such as 250ms, 30s, 15m, 2h or 90d",
+    _URL: "a URL such as https://host/path, or ${name}",
 }
 StepName = Annotated[str, msgspec.Meta(pattern=_NAME)]
 ValueName = Annotated[str, msgspec.Meta(pattern=_VALUE)]
@@ -33,11 +39,11 @@ Words = Annotated[list[str | int], msgspec.Meta(min_length=1)]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """No key that is not known; null is no value."""
+    """Refuse unknown keys, and null."""
 
 
 class Variable(Strict, frozen=True, kw_only=True):
-    """A value given with `--var`; a step that uses an `optional` one which was not given is skipped."""
+    """Take a value from `--var`. A run skips a step when nobody gave an `optional` value that it uses."""
 
     type: Literal["text", "integer", "number", "boolean", "duration", "file"]
     help: Text
@@ -46,58 +52,44 @@ class Variable(Strict, frozen=True, kw_only=True):
     optional: Literal[True] | UnsetType = UNSET
     secret: bool = False
 
-    def parse(self, text: str) -> Any:
-        """The value of a text. Raises ValueError, which says what was expected."""
-        match self.type:
-            case "integer":
-                if not re.fullmatch(r"-?[0-9]{1,15}", text):
-                    raise ValueError("a whole number")
-                return int(text)
-            case "number":
-                if not re.fullmatch(r"-?[0-9]{1,15}(\.[0-9]{1,15})?", text):
-                    raise ValueError("a number")
-                return float(text)
-            case "boolean":
-                if text.lower() not in TRUE | FALSE:
-                    raise ValueError("true or false")
-                return text.lower() in TRUE
-            case "duration":
-                parse_duration(text)
-            case "file":
-                return str(Path(text).expanduser().absolute())
-        return text
-
-    def mistake(self) -> str | None:
-        """What is wrong with it, whatever its name."""
+    def __post_init__(self) -> None:
         ways = [name for name in ("default", "required", "optional") if getattr(self, name) is not UNSET]
         if len(ways) != 1:
-            return (
-                f"exactly one of default, required and optional is needed, not {' and '.join(ways) or 'none'}"
-            )
-        kinds = {"integer": (int,), "number": (int, float), "boolean": (bool,)}.get(self.type, (str,))
-        if self.default is UNSET:
-            return None
-        if type(self.default) not in kinds:
-            return f"the default is no {self.type}"
-        try:
+            raise ValueError(_exactly_one(("default", "required", "optional"), ways))
+        if self.default is not UNSET:
+            kinds = {"boolean": (bool,), "integer": (int,), "number": (int, float)}
+            if type(self.default) not in kinds.get(self.type, (str,)):  # a bool is an int in Python
+                raise ValueError(f"the default is no {self.type}")
             self.parse(str(self.default))
-        except ValueError as error:
-            return f"the default: expected {error}"
-        return None
+
+    def parse(self, text: str) -> Any:
+        """Return the value of a text. Raises ValueError, which says what was expected."""
+        if self.type in LITERALS:
+            kind, name = LITERALS[self.type]
+            try:
+                return msgspec.convert(text, kind, strict=False)
+            except msgspec.ValidationError:
+                raise ValueError(f"expected {name}") from None
+        if self.type == "duration":
+            try:
+                parse_duration(text)
+            except ValueError as error:
+                raise ValueError(f"expected {error}") from None
+        return str(Path(text).expanduser().absolute()) if self.type == "file" else text
 
 
 class Sql(Strict, frozen=True, kw_only=True):
-    """A statement; `${name}` in it is a bound parameter. Without `writes` its transaction is read-only."""
+    """Run a statement, read-only without `writes`; `${name}` in it is a bound parameter."""
 
     query: Text
     writes: bool = False
 
 
 class Http(Strict, frozen=True, kw_only=True):
-    """A request; `path` and `query` are added to `url`, quoted. Redirects are not followed."""
+    """Send a request. genctl quotes `path` and `query`, adds them to `url`, and follows no redirect."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
-    url: Text
+    url: Annotated[str, msgspec.Meta(pattern=_URL)]
     path: list[str | int] = []
     query: dict[str, str | int | bool] = {}
     headers: dict[str, str] = {}
@@ -105,42 +97,22 @@ class Http(Strict, frozen=True, kw_only=True):
     json: Any = UNSET
 
 
-class Ask(Strict, frozen=True, kw_only=True):
-    """Text for the person, who confirms it, does something by hand, or gives an answer to save."""
-
-    text: Text
-    kind: Literal["confirm", "do", "answer"]
-    default: Text | UnsetType = UNSET
-    secret: bool = False
-
-
 class Wait(Strict, frozen=True, kw_only=True):
-    """Something to look at `every` so long until what the step expects is so, `within` so long."""
+    """Repeat the step `every` so often until its expectations hold, for `within` at most."""
 
     every: Duration = "1s"
     within: Duration
-    genctl: Words | UnsetType = UNSET
-    sql: Sql | UnsetType = UNSET
-    http: Http | UnsetType = UNSET
-    shell: Text | UnsetType = UNSET
-
-
-class Retry(Strict, frozen=True, kw_only=True):
-    """So many tries in all."""
-
-    tries: Annotated[int, msgspec.Meta(ge=2, le=1000)]
-    every: Duration
 
 
 class Save(Strict, frozen=True, kw_only=True):
-    """What of the output is kept under a name."""
+    """Save what a path finds in the output; mask it everywhere when it is a secret."""
 
     path: Text
     secret: bool = False
 
 
 class Step(Strict, frozen=True, kw_only=True):
-    """One thing to do: exactly one of `genctl`, `sql`, `http`, `shell`, `wait` and `ask`."""
+    """Do one thing: exactly one of `genctl`, `sql`, `http`, `shell` and `ask`."""
 
     step: StepName
     does: Text
@@ -148,64 +120,79 @@ class Step(Strict, frozen=True, kw_only=True):
     sql: Sql | UnsetType = UNSET
     http: Http | UnsetType = UNSET
     shell: Text | UnsetType = UNSET
+    ask: Text | UnsetType = UNSET
     wait: Wait | UnsetType = UNSET
-    ask: Ask | UnsetType = UNSET
     only_if: Conditions | UnsetType = msgspec.field(default=UNSET, name="if")
     expect: Conditions | UnsetType = UNSET
     save: dict[ValueName, Text | Save] = {}
     show: Text | UnsetType = UNSET
     timeout: Duration | UnsetType = UNSET
-    retry: Retry | UnsetType = UNSET
     dangerous: bool = False
     always: bool = False
 
-    @property
-    def kinds(self) -> list[str]:
-        """Those of its keys that say what to do; one in a good runbook."""
-        return [kind for kind in KINDS if getattr(self, kind) is not UNSET]
+    def __post_init__(self) -> None:
+        kinds = [kind for kind in KINDS if getattr(self, kind) is not UNSET]
+        if len(kinds) != 1:
+            raise ValueError(_exactly_one(KINDS, kinds))
+        if self.wait and self.timeout:
+            raise ValueError("a step that waits takes no timeout: `within` limits it")
+        if self.ask:
+            if taken := [key for key in ("wait", "expect", "save", "show", "timeout") if getattr(self, key)]:
+                raise ValueError(f"a step that asks takes no {taken[0]}")
+        elif not self.expect:
+            raise ValueError("the key expect is missing: it decides whether the step succeeded")
 
-    def action(self) -> tuple[str, Any]:
-        """What to do: of a wait, what is looked at."""
-        holder = self.wait or self
-        kind = next(kind for kind in KINDS if getattr(holder, kind, UNSET) is not UNSET)
-        return kind, getattr(holder, kind)
+    @property
+    def kind(self) -> str:
+        """Name what kind of step it is: one of KINDS."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not UNSET)
+
+    @property
+    def action(self) -> Any:
+        """Return the value of that key."""
+        return getattr(self, self.kind)
 
     @property
     def patience(self) -> str:
-        """How long one try may take; of a wait, all of them."""
+        """Return how long the step may take; for a wait, all tries together."""
         return self.wait.within if self.wait else self.timeout or DEFAULT_TIMEOUT
 
     @property
     def pause(self) -> str:
-        """How long it is waited between two tries."""
-        return self.wait.every if self.wait else self.retry.every if self.retry else "0s"
+        """Return the time between two tries."""
+        return self.wait.every if self.wait else "0s"
+
+    @property
+    def asks(self) -> bool:
+        """Tell whether the step asks a person first."""
+        return self.dangerous or bool(self.ask)
+
+    def saves(self) -> Iterator[tuple[str, Save]]:
+        """Yield each name, and what the step saves under it."""
+        for name, what in self.save.items():
+            yield name, what if isinstance(what, Save) else Save(path=what)
+
+    def expressions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield the JMESPath expressions of the step, each with its position."""
+        for key, conditions in (("if", self.only_if), ("expect", self.expect)):
+            yield from (((key, number), condition) for number, condition in enumerate(conditions or []))
+        yield from ((("save", name), what.path) for name, what in self.saves())
+        if self.show:
+            yield ("show",), self.show
 
     def needs(self) -> set[str]:
-        """The names of the values that it cannot do without."""
-        used = msgspec.to_builtins([self.action()[1], self.patience, self.pause])
+        """Name the values without which the step cannot run."""
+        used = msgspec.to_builtins([self.action, self.patience, self.pause])
         named = {name for name, _ in references(used) if name.isidentifier()}
         return named.union(*map(values_in, self.expect or []))
 
     def looks_at(self) -> set[str]:
-        """The same, and the names that its condition asks of."""
+        """Name these values and those in its `if`."""
         return self.needs().union(*map(roots, self.only_if or []))
-
-    @property
-    def asks(self) -> bool:
-        """Whether a person is asked before it goes on."""
-        return self.dangerous or bool(self.ask)
-
-    def saves(self) -> Iterator[tuple[str, Save]]:
-        """Names, and what is saved under them."""
-        for name, what in self.save.items():
-            yield name, what if isinstance(what, Save) else Save(path=what)
-
-
-KINDS = ("genctl", "sql", "http", "shell", "wait", "ask")
 
 
 class Runbook(Strict, frozen=True, kw_only=True):
-    """A page for three in the morning: what for, when, what it touches, then steps in plain words."""
+    """Tell whoever is on call what to do: the purpose, when, what it touches, and the steps."""
 
     name: StepName
     purpose: Text
@@ -214,15 +201,18 @@ class Runbook(Strict, frozen=True, kw_only=True):
     variables: dict[ValueName, Variable] = {}
     steps: Annotated[list[Step], msgspec.Meta(min_length=1)]
 
+    def left(self, done: Sequence[str]) -> list[Step]:
+        """List the steps that remain when those in `done` are done; clean-up steps always do."""
+        return [step for step in self.steps if step.always or step.step not in done]
+
     def secrets(self) -> set[str]:
-        """Names whose values are never shown."""
+        """Name the secret values."""
         saved = {name for step in self.steps for name, what in step.saves() if what.secret}
-        asked = {name for step in self.steps if step.ask and step.ask.secret for name in step.save}
-        return {name for name, one in self.variables.items() if one.secret} | saved | asked
+        return saved | {name for name, one in self.variables.items() if one.secret}
 
 
 class Loaded(NamedTuple):
-    """A runbook, the file it came from, and that file's SHA-256."""
+    """Hold a runbook, its file, and the SHA-256 of the file."""
 
     runbook: Runbook
     file: Path
@@ -230,10 +220,15 @@ class Loaded(NamedTuple):
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a runbook, as YAML editors read it; each msgspec makes the same."""
+    """Make the JSON Schema of a runbook for YAML editors, the same with every release of msgspec."""
     made = msgspec.json.schema(Runbook)
     for one in made["$defs"].values():
-        one["description"] = cleandoc(one["description"])  # msgspec before 0.23 keeps a docstring's indents
-    for name, kinds in (("Step", KINDS), ("Wait", KINDS[:4])):
-        made["$defs"][name]["oneOf"] = [{"required": [kind]} for kind in kinds]
+        one["description"] = cleandoc(
+            one["description"]
+        )  # msgspec before 0.23 keeps the indents of docstrings
+    made["$defs"]["Step"]["oneOf"] = [{"required": [kind]} for kind in KINDS]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "genctl runbook", **made}
+
+
+def _exactly_one(of: tuple[str, ...], there: list[str]) -> str:
+    return f"exactly one of {', '.join(of)} is needed, not {' and '.join(there) or 'none'}"

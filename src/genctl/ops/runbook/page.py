@@ -1,48 +1,57 @@
-"""A runbook as a page in Markdown: what for, when, what it touches, then its steps in plain words."""
+"""Write Markdown: a runbook as a page, and a run as a report."""
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
 
+from genctl.base.printable import printable
 from genctl.domain.runbooks import as_word
 from genctl.ops.runbook.model import DEFAULT_TIMEOUT, Http, Runbook, Step, Variable
 
+if TYPE_CHECKING:
+    from genctl.ops.runbook.run import RunResult, StepResult
+
 
 def page(runbook: Runbook) -> str:
-    """The page; the same runbook gives the same text."""
+    """Write a runbook as a page: the purpose, when, what it touches, variables and steps."""
     return "\n".join(_lines(runbook)) + "\n"
 
 
-def plan(runbook: Runbook, done: Sequence[str]) -> list[dict[str, Any]]:
-    """The steps that are to be run, and whether each asks first."""
-    return [
-        {
-            "step": step.step,
-            "does": step.does.strip(),
-            "asks": step.asks,
-            "always": step.always,
-            "kind": step.kinds[0],
-            "action": action(*step.action()),
-        }
-        for step in runbook.steps
-        if step.always or step.step not in done
+def report(run: "RunResult", indented: "Callable[[StepResult], str]") -> str:
+    """Write a run as a report: the verdict, a table of the steps, and what they showed, by `indented`."""
+    lines = [
+        f"# {run.runbook}: {run.state}",
+        "",
+        f"Run {run.run}, {run.seconds:.1f} s, exit code {run.exit_code}.",
+        *(["", f"**{_cell(run.why)}**"] if run.why else []),
+        *("", "| step | state | seconds | |", "|---|---|---|---|"),
     ]
+    for one in run.steps:
+        took = "" if one.ms is None else f"{one.ms / 1000:.1f}"
+        lines.append(f"| {one.step} | {one.state} | {took} | {_cell(one.why or one.does)} |")
+    for one in run.steps:
+        if one.shown is not None:
+            lines += ["", f"## {one.step}", "", _cell(one.does), "", indented(one).rstrip("\n")]
+    return "\n".join(lines) + "\n"
 
 
-def action(kind: str, what: Any) -> str:
-    """What is done, as a person would type it; values as `${name}`."""
-    match kind:
+def _cell(text: str) -> str:
+    return printable(text.strip()).replace("|", r"\|")
+
+
+def action(step: Step) -> str:
+    """Write what a step does as a person would type it; values stay `${name}`."""
+    what: Any = step.action
+    match step.kind:
         case "genctl":
             return "genctl " + " ".join(_quoted(as_word(word)) for word in what)
         case "sql":
             return str(what.query).strip()
         case "http":
             return "\n".join(_request(what))
-        case "ask":
-            return str(what.text).strip()
     return str(what).strip()
 
 
@@ -63,15 +72,14 @@ def _quoted(word: str) -> str:
 
 
 def _lines(runbook: Runbook) -> Iterator[str]:
-    yield f"# {runbook.name}"
-    yield ""
-    yield runbook.purpose.strip()
-    yield ""
-    yield f"**When.** {runbook.when.strip()}"
-    yield ""
-    yield f"**What it touches.** {runbook.touches.strip()}"
-    yield ""
     given = "".join(f" --var {name}=..." for name, one in runbook.variables.items() if one.required)
+    for text in (
+        f"# {runbook.name}",
+        runbook.purpose.strip(),
+        f"**When.** {runbook.when.strip()}",
+        f"**What it touches.** {runbook.touches.strip()}",
+    ):
+        yield from (text, "")
     yield f"    genctl runbook run {runbook.name}{given}"
     if runbook.variables:
         yield from ("", "| `--var` | | |", "|---|---|---|")
@@ -96,18 +104,14 @@ def _step(number: int, step: Step) -> Iterator[str]:
     yield ""
     yield f"**{number}. {step.step}**: {step.does.strip()}" + (" *Asks first.*" if step.dangerous else "")
     yield ""
-    kind, what = step.action()
-    if kind == "ask":
-        words = {"confirm": "You confirm", "do": "You do", "answer": "You answer"}[what.kind]
-        yield from _block("> ", f"{words}: {action(kind, what)}")
+    if step.ask:
+        yield from (f"> {line}".rstrip() for line in f"You confirm: {action(step)}".splitlines())
     else:
-        yield f"```{'sql' if kind == 'sql' else 'http' if kind == 'http' else 'sh'}"
-        yield from action(kind, what).splitlines()
+        yield f"```{step.kind if step.kind in {'sql', 'http'} else 'sh'}"
+        yield from action(step).splitlines()
         yield "```"
-    notes = list(_notes(step))
-    if notes:
-        yield ""
-        yield from (f"- {note}" for note in notes)
+    if notes := [f"- {note}" for note in _notes(step)]:
+        yield from ("", *notes)
 
 
 def _notes(step: Step) -> Iterator[str]:
@@ -120,8 +124,6 @@ def _notes(step: Step) -> Iterator[str]:
         yield f"looks {often}, until {_all(step.expect or [])}"
     elif step.expect:
         yield f"expects that {_all(step.expect)}"
-    if step.retry:
-        yield f"tries {step.retry.tries} times, every {step.retry.every}"
     if step.timeout and step.timeout != DEFAULT_TIMEOUT:
         yield f"ends after {step.timeout} at the latest"
     if step.show:
@@ -136,7 +138,3 @@ def _all(conditions: list[str]) -> str:
 
 def _code(text: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def _block(mark: str, text: str) -> Iterator[str]:
-    yield from (f"{mark}{line}".rstrip() for line in text.splitlines())

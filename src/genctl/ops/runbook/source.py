@@ -1,4 +1,4 @@
-"""A runbook's YAML as plain data that knows where it stands, and what is wrong with its shape."""
+"""Read a runbook's YAML: its data, the line and column of each part, and the faults of its shape."""
 
 import re
 from collections.abc import Iterator
@@ -7,40 +7,30 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 import yaml
 
-from genctl.domain.conditions import instead
 from genctl.domain.model import meant
-from genctl.ops.runbook import model
-from genctl.ops.runbook.model import FORMS, Runbook, Step, Variable
+from genctl.ops.runbook.model import FORMS, Http, Runbook, Save, Sql, Step, Variable, Wait
 
 KEYS = sorted(
     {
         key
-        for struct in (
-            *(Runbook, Step, Variable),
-            *(model.Sql, model.Http, model.Ask, model.Wait, model.Retry, model.Save),
-        )
-        for key in struct.__struct_encode_fields__
+        for kind in (Runbook, Step, Variable, Sql, Http, Wait, Save)
+        for key in kind.__struct_encode_fields__
     }
 )
-
 CHOICES = {
-    key: get_args(struct.__annotations__[key])
-    for key, struct in {
-        "type": Variable,
-        "kind": model.Ask,
-        "method": model.Http,
-    }.items()
+    "type": get_args(Variable.__annotations__["type"]),
+    "method": get_args(Http.__annotations__["method"]),
 }
-KINDS = {
+WORDS = {
     "str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false",
     "array": "a list", "object": "a map",
 }  # fmt: skip
 
-Place = tuple[str | int, ...]  # keys and numbers that lead to a value
+Position = tuple[str | int, ...]  # keys and numbers that lead to a value
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that is wrong; line and column begin at 1."""
+class Fault(msgspec.Struct, frozen=True):
+    """Name one fault and where it is; line and column begin at 1."""
 
     file: str
     line: int
@@ -51,153 +41,131 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{self.file}:{self.line}:{self.column}: {self.message}"
 
 
+class LoadError(Exception):
+    """Refuse a file that we cannot read as YAML."""
+
+    def __init__(self, file: object, line: int, column: int, message: str) -> None:
+        super().__init__(message)
+        self.fault = Fault(str(file), line, column, message)
+
+
 class Source(NamedTuple):
-    """A file as plain data, and where in it each key and each value stands."""
+    """Hold the data of a file, and its YAML nodes, which know line and column."""
 
     file: str
     data: Any
-    keys: dict[Place, tuple[int, int]]
-    values: dict[Place, tuple[int, int]]
+    node: yaml.Node
 
-    def finding(self, place: Place, message: str, *, key: bool = False) -> Finding:
-        """A finding there; where nothing stands, at what is round it."""
-        marks = self.keys if key and place in self.keys else self.values
-        while place not in marks:
-            place = place[:-1]
-        return Finding(self.file, *marks[place], message)
-
-
-class LoadError(Exception):
-    """What keeps a file from being read at all, and where."""
-
-    def __init__(self, line: int, column: int, message: str) -> None:
-        super().__init__(message)
-        self.at = line, column
+    def fault(self, position: Position, message: str, *, key: bool = False) -> Fault:
+        """Make a fault at a value, or at its key; at what surrounds it when the file has neither."""
+        node, mark = self.node, self.node.start_mark
+        for part in position:
+            pair: tuple[yaml.Node, yaml.Node] | None = None
+            if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                pair = (node.value[part], node.value[part])
+            elif isinstance(node, yaml.MappingNode):
+                pair = next((pair for pair in node.value if pair[0].value == part), None)
+            if pair is None:
+                break
+            node, mark = pair[1], pair[not key].start_mark
+        return Fault(self.file, mark.line + 1, mark.column + 1, message)
 
 
 class _Loader(yaml.SafeLoader):
+    """Read keys and times as text; refuse aliases and duplicate keys."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the library has it
+        first: [one for one in resolvers if not one[0].endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # untyped in the stubs
-            raise LoadError(mark.line + 1, mark.column + 1, "an alias: write the value out")
+            raise _refused("an alias: write the value out", self.peek_event())  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002, FBT001, FBT002
+        found: dict[Any, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused("a key must be a text", key)
+            if key.value in found:
+                raise _refused(f"the key {key.value} is there twice", key)
+            found[key.value] = self.construct_object(value, deep=True)
+        return found
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        try:
+            if isinstance(node, yaml.ScalarNode):
+                node.value.encode()  # raises for a lone surrogate
+            return super().construct_object(node, deep)
+        except ValueError:
+            raise _refused("a value that cannot be read: quote it if it is a text", node) from None
+
+
+def _refused(why: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=why, problem_mark=where.start_mark)
 
 
 def read(file: str, raw: bytes) -> Source:
-    """Raises LoadError for what is no YAML, an alias, a key that is there twice."""
-    source = Source(file, None, {}, {})
+    """Read YAML. Raises LoadError when it is not YAML, and for an alias, a tag or a duplicate key."""
     try:
-        text = raw.decode()
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            raise LoadError(1, 1, "the file is empty")
-        return source._replace(data=_plain(loader, node, (), source))
-    except UnicodeDecodeError as error:
-        raise LoadError(raw[: error.start].count(b"\n") + 1, 1, "no UTF-8") from None
+        loader = _Loader(raw)
+        if (node := loader.get_single_node()) is None:
+            raise LoadError(file, 1, 1, "the file is empty")
+        return Source(file, loader.construct_document(node), node)
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        raise LoadError(line, 1, f"a character that YAML does not allow: {error.character!r}") from None
+        line = raw[: error.position].count(b"\n") + 1
+        raise LoadError(file, line, 1, f"a character that YAML does not allow: {error.reason}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise LoadError(*at, f"no YAML: {error.problem}") from None
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        told = " ".join(filter(None, (error.context, error.problem)))
+        raise LoadError(file, line, column, f"no YAML for a runbook: {told}") from None
     except RecursionError:
-        raise LoadError(1, 1, "nested too deeply") from None
+        raise LoadError(file, 1, 1, "nested too deeply") from None
 
 
-def _plain(loader: _Loader, node: yaml.Node, place: Place, source: Source) -> Any:
-    at = node.start_mark.line + 1, node.start_mark.column + 1
-    source.values[place] = at
-    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-        raise LoadError(*at, "a tag: write the value alone")
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(loader, one, (*place, number), source) for number, one in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
-        for key_node, value in node.value:
-            mark = key_node.start_mark.line + 1, key_node.start_mark.column + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise LoadError(*mark, "a key must be a text")
-            key = str(key_node.value)
-            if key in found:
-                raise LoadError(*mark, f"the key {key} is there twice")
-            source.keys[*place, key] = mark
-            found[key] = _plain(loader, value, (*place, key), source)
-        return found
-    if node.tag == "tag:yaml.org,2002:timestamp":
-        return node.value
-    try:
-        node.value.encode()
-        return loader.construct_object(node)
-    except UnicodeEncodeError:
-        raise LoadError(*at, "half a character (a lone surrogate)") from None
-    except ValueError:
-        raise LoadError(*at, "a value that cannot be read: quote it if it is a text") from None
+def shape(source: Source) -> Iterator[Fault]:
+    """Yield the faults of keys, kinds and sizes: the first of each variable and step, else of the rest."""
+    data = source.data if isinstance(source.data, dict) else {}
+    is_sound = True
+    for key, kind, one in (("variables", Variable, dict), ("steps", Step, list)):
+        parts = data.get(key)
+        if not isinstance(parts, one):
+            continue
+        for part, value in parts.items() if isinstance(parts, dict) else enumerate(parts):
+            for fault in _converted(source, (key, part), value, kind):
+                is_sound = False
+                yield fault
+    if is_sound:
+        yield from _converted(source, (), source.data, Runbook)
 
 
-def shape(source: Source) -> Iterator[Finding]:
-    """Keys, kinds and sizes; one finding for each variable and each step, and one for the rest."""
-    data = source.data
-    if not isinstance(data, dict):
-        yield source.finding((), "a runbook is a map of name, purpose, when, touches, variables and steps")
-        return
-    variables, steps = data.get("variables"), data.get("steps")
-    parts: list[tuple[Place, Any, Any]] = []
-    if isinstance(variables, dict):
-        parts += [(("variables", name), one, Variable) for name, one in variables.items()]
-    if isinstance(steps, list):
-        parts += [(("steps", number), one, Step) for number, one in enumerate(steps)]
-    good = True
-    for place, value, kind in parts:
-        found = list(_converted(source, place, value, kind))
-        good = good and not found
-        yield from found
-    if good:
-        yield from _converted(source, (), data, Runbook)
-    else:
-        hollow: dict[str, Any] = {"variables": {}} if isinstance(variables, dict) else {}
-        kept = {"steps": [{"step": "x", "does": "x"}]} if isinstance(steps, list) else {}
-        yield from _converted(source, (), data | hollow | kept, Runbook)
-
-
-def _converted(source: Source, base: Place, value: Any, kind: Any) -> Iterator[Finding]:
+def _converted(source: Source, base: Position, value: Any, kind: Any) -> Iterator[Fault]:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at ")
         steps = re.findall(r"\.([a-z_]+)|\[(\d+)\]", path)
-        place = (*base, *(name or int(number) for name, number in steps))
+        position = (*base, *(name or int(number) for name, number in steps))
         if match := re.fullmatch("Object contains unknown field `(.*)`", message, re.DOTALL):
-            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # it is one, elsewhere
-            yield source.finding((*place, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
-        elif match := re.fullmatch("Object missing required field `(.*)`", message):
-            yield source.finding(place, f"the key {match[1]} is missing")
+            hint = "" if match[1] in KEYS else meant(match[1], KEYS)  # another type has this key
+            yield source.fault((*position, match[1]), f"unknown key {match[1]!r}{hint}", key=True)
         elif match := re.fullmatch("Invalid enum value '(.*)'", message, re.DOTALL):
-            choices = CHOICES[str(place[-1])]
-            told = f"expected one of {', '.join(choices)}, got {match[1]!r}"
-            yield source.finding(place, told + meant(match[1], choices))
+            choices = CHOICES[str(position[-1])]
+            told = f"expected one of {', '.join(choices)}, got {match[1]!r}{meant(match[1], choices)}"
+            yield source.fault(position, told)
         else:
-            yield source.finding(place, _of_the_old_form(source, place) or _in_words(message))
-
-
-def _of_the_old_form(source: Source, place: Place) -> str | None:
-    """What to write instead of a condition that is a path, an operator and a value."""
-    if place[-2:-1] not in {("if",), ("expect",)}:
-        return None
-    found: Any = source.data
-    for key in place:
-        found = found[key]
-    if not isinstance(found, dict) or "operator" not in found:
-        return None
-    expression = instead(found, "" if "if" in place else "values.")
-    return "a condition is one JMESPath expression" + (f": write {expression}" if expression else "")
+            yield source.fault(position, _in_words(message))
 
 
 def _in_words(message: str) -> str:
+    """Turn a message of msgspec into the words of those who write YAML."""
+    message = message.replace("Object missing required field", "missing is the key")
     for pattern, form in FORMS.items():
         message = message.replace(f"`str` matching regex {pattern!r}", form)
     words = re.sub(
-        "`([a-z |]+)`", lambda found: " or ".join(KINDS.get(k, k) for k in found[1].split(" | ")), message
+        "`([a-z |]+)`", lambda found: " or ".join(WORDS.get(k, k) for k in found[1].split(" | ")), message
     )
     return words[:1].lower() + words[1:]

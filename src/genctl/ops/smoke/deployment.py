@@ -1,4 +1,4 @@
-"""What is judged: a database, a queue pair and an API, all of them somebody's."""
+"""Connect to what the judge looks at: a database, a queue with its DLQ, and an API."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,18 +10,18 @@ import aiohttp
 
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
-from genctl.domain.model import GenctlError
 from genctl.edges import http
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
+from genctl.ops import peer
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
 ANSWER_WITHIN_S = 10.0
 
 
-class Door:
-    """The API as its clients see it. Everything here raises GenctlError (exit 3) when nobody answers."""
+class ApiClient:
+    """Call the API as its clients do. Each method raises GenctlError (exit 3) when it does not answer."""
 
     def __init__(self, url: str, tool: Tool, tokens: Tokens) -> None:
         self.url = url
@@ -29,21 +29,21 @@ class Door:
         self.tokens = tokens
 
     async def order(self, user: str, **body: str) -> tuple[int, Any]:
-        """Status and body of a user's order."""
+        """Order a job for a user; return status and body."""
         return await self._ask("POST", "/generations", user, body)
 
     async def session(self, user: str, session_id: UUID) -> tuple[int, Any]:
-        """Status and body of a user's GET of a session."""
+        """GET a session as this user; return status and body."""
         return await self._ask("GET", f"/sessions/{session_id}", user)
 
     async def credits(self, user: str) -> tuple[int, Any]:
-        """Status and body of what a user has."""
+        """GET the credits of a user; return status and body."""
         return await self._ask("GET", "/credits", user)
 
     async def _ask(
         self, method: str, path: str, user: str, body: dict[str, str] | None = None
     ) -> tuple[int, Any]:
-        """The body is what its JSON says, or the text where it is none."""
+        """Send a request; return the status, and the body as JSON, or as text when it is no JSON."""
         url = f"{self.url}{self.tool.api_path}{path}"
         headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
         timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
@@ -59,31 +59,27 @@ class Door:
                     return answer.status, await answer.json(content_type=None)
                 except ValueError:
                     return answer.status, text
-        except (aiohttp.ClientError, TimeoutError) as error:
-            why = str(error) or f"no answer within {ANSWER_WITHIN_S:g} s"
-            raise GenctlError(
-                "ApiUnreachable",
-                f"the API does not answer {method} {url}: {why}",
-                "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there",
-            ) from None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise peer.unreachable(f"{url} ({method})", error) from None
 
 
 class Deployment(NamedTuple):
-    """Its parts, and what of its secrets is known here."""
+    """Hold the parts of a deployment, and those of its secrets that we know."""
 
     db: Database
     listen_dsn: str
     queue: Queue
     dlq: Queue
-    api: Door
+    api: ApiClient
     secrets: tuple[str, ...] = ()
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
-        """Raises GenctlError (exit 3) when one of its parts cannot be reached."""
+        """Connect to its parts. Raises GenctlError (exit 3) when one does not answer."""
+        await peer.check(settings)
         tool = Tools.of(settings).about(settings.tool)
-        api = Door(settings.api_url, tool, Tokens(settings.secret))
+        api = ApiClient(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
             queue = await sqs.queue(settings.queue)
             dlq, _ = await asyncio.gather(

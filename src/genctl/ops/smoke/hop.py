@@ -1,4 +1,4 @@
-"""The hops in their order, what is known of one, and the verdict on all."""
+"""Name the hops in their order, hold the result of each, and judge all of them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,8 +9,8 @@ HOPS = ("accepted", "claimed", "row", "details", "refund", "notify", "sse", "iso
 NOT_TRIED = "not tried"
 
 
-class Hop(msgspec.Struct, frozen=True):
-    """One hop: whether it holds, milliseconds after the order was sent, what was seen, what is wrong."""
+class HopResult(msgspec.Struct, frozen=True):
+    """Say whether a hop holds, when (`ms` after the order), and what we saw or what is wrong."""
 
     hop: str
     ok: bool
@@ -20,32 +20,38 @@ class Hop(msgspec.Struct, frozen=True):
     why: str = ""
 
     def line(self) -> str:
-        """As people read it."""
+        """Write it as one line of the output."""
         if self.ok:
             return f"  {self.hop:<9} {self.ms:8.1f} ms  {self.evidence}"
         return f"  {self.hop:<9}   BROKEN     {self.why}"
 
 
-def verdict(hops: Iterable[Hop]) -> list[Hop]:
-    """All nine; behind the first that is broken none was tried. Of one that came twice the last counts."""
+def verdict(hops: Iterable[HopResult]) -> list[HopResult]:
+    """Return all nine; those behind the first broken one were not tried. The last result of a hop counts."""
     known = {hop.hop: hop for hop in hops}
-    found: list[Hop] = []
+    found: list[HopResult] = []
     for name in HOPS:
         tried = name in known and all(hop.ok for hop in found)
-        found.append(known[name] if tried else Hop(name, ok=False, why=NOT_TRIED))
+        found.append(known[name] if tried else HopResult(name, ok=False, why=NOT_TRIED))
     return found
 
 
 class Evidence(NamedTuple):
-    """What was seen, and when (monotonic); None is now."""
+    """Say what we saw, and when (monotonic); None is now."""
 
     text: str
     at: float | None = None
 
 
 class BrokenError(Exception):
-    """What was expected, what was found, where to look. `final`: waiting will not mend it."""
+    """Say what we expected, what we found and where to look. `final`: waiting will not help."""
 
     def __init__(self, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
         super().__init__(f"expected {expected}, found {found}; look at {look_at}")
         self.final = final
+
+
+def expect(so: object, expected: str, found: object, look_at: str, *, final: bool = False) -> None:
+    """Raise BrokenError unless `so` is true."""
+    if not so:
+        raise BrokenError(expected, found, look_at, final=final)

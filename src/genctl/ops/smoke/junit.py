@@ -1,29 +1,30 @@
-"""The hops as a JUnit report, as CI systems read it."""
+"""Write the hops as a JUnit report for CI systems."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
+from genctl.base.hidden import hide
 from genctl.base.printable import printable
 from genctl.domain.model import GenctlError
-from genctl.ops.smoke.hop import NOT_TRIED, Hop, verdict
+from genctl.ops.smoke.hop import NOT_TRIED, HopResult, verdict
 
 
 @contextmanager
-def reported(path: Path | None, hops: Sequence[Hop]) -> Iterator[None]:
-    """Writes what `hops` holds when the block ends, however it ends; without a path nothing.
+def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
+    """Write `hops` to the file when the block ends, also by an error; without a path do nothing.
 
-    The file is opened first: OSError is raised before anything is done.
+    It opens the file first: OSError comes before the smoke begins.
     """
     if path is None:
         yield
         return
     with path.open("wb") as file:
-        trouble: str | None = "interrupted"
+        trouble = "interrupted"
         try:
             yield
-            trouble = None
+            trouble = ""
         except GenctlError as error:
             trouble = f"{error.message}; {error.fix}"
             raise
@@ -31,37 +32,35 @@ def reported(path: Path | None, hops: Sequence[Hop]) -> Iterator[None]:
             ElementTree(suite(hops, trouble)).write(file, "utf-8", xml_declaration=True)
 
 
-def suite(hops: Sequence[Hop], trouble: str | None = None) -> Element:
-    """A test case a hop: passed, failed, or skipped behind the first that failed.
+def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:
+    """Make a test case of each hop: passed, failed, or skipped.
 
-    `trouble` is what kept the rest from being tried: an error of the first hop that is not known.
+    `trouble` says why the smoke ended early: it is the error of the first hop without a result.
     """
     root = Element("testsuites")
     top = SubElement(root, "testsuite", name="genctl smoke")
     before_s = 0.0
     for hop in verdict(hops):
-        at_s = hop.ms / 1000 if hop.ms is not None else before_s
-        case = SubElement(top, "testcase", classname="genctl.smoke", name=hop.hop)
-        case.set("time", f"{max(0.0, at_s - before_s):.3f}")
-        before_s = max(before_s, at_s)
+        at_s = max(before_s, (hop.ms or 0.0) / 1000)
+        case = SubElement(
+            top, "testcase", classname="genctl.smoke", name=hop.hop, time=f"{at_s - before_s:.3f}"
+        )
+        before_s = at_s
         if hop.ok:
             SubElement(case, "system-out").text = _text(hop.evidence)
         elif hop.why != NOT_TRIED:
             SubElement(case, "failure", message=_text(hop.why)).text = _text(hop.why)
-        elif trouble is not None:
-            SubElement(case, "error", message=_text(trouble))
-            trouble = None
         else:
-            SubElement(case, "skipped", message=hop.why)
+            SubElement(case, "error" if trouble else "skipped", message=_text(trouble or hop.why))
+            trouble = ""
+    counts = {f"{kind}s": len(top.findall(f"*/{kind}")) for kind in ("failure", "error")}
+    counts |= {"tests": len(top), "skipped": len(top.findall("*/skipped"))}
     for target in (root, top):
-        target.set("tests", str(len(top)))
-        for kind, counted in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-            target.set(kind, str(len(top.findall(f"*/{counted}"))))
-        target.set("time", f"{before_s:.3f}")
+        target.attrib |= {name: str(count) for name, count in counts.items()} | {"time": f"{before_s:.3f}"}
     indent(root)
     return root
 
 
 def _text(text: str) -> str:
-    """Without what a terminal would obey, and what XML 1.0 has no way to write."""
-    return printable(text).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})
+    """Hide secrets; escape what a terminal would obey, and what XML 1.0 has no way to write."""
+    return printable(hide(text)).translate({0xFFFE: r"\ufffe", 0xFFFF: r"\uffff"})

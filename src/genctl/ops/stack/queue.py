@@ -1,8 +1,8 @@
-"""SQS in memory, by moto, for the one who holds the stack's key: everyone else gets 403.
+"""Serve SQS in memory, by moto, to holders of the stack's key; everyone else gets 403.
 
 `python -m genctl.ops.stack.queue --port N --queue NAME --dlq NAME`, the key in AWS_ACCESS_KEY_ID and
-AWS_SECRET_ACCESS_KEY. Not moto's own server: that needs 40 packages more, and werkzeug below it closes
-each connection and waits 10 ms after each answer; here they are kept alive.
+AWS_SECRET_ACCESS_KEY. moto's own server needs 40 more packages, and its werkzeug closes each connection and
+waits 10 ms after each answer; this one keeps connections alive.
 """
 
 import argparse
@@ -23,25 +23,26 @@ from moto.sqs import models
 from moto.sqs.responses import SQSResponse
 
 from genctl.ops.stack.sigv4 import is_signed
+from genctl.services.listening import listening
 
 ACCOUNT, REGION = "123456789012", "us-east-1"
-MAX_RECEIVES = 50  # stepping aside and crashes count as receives too
+MAX_RECEIVES = 50  # SQS counts a receive also when a worker gives the message back or dies
 DLQ_RETENTION_S = 14 * 24 * 3600
-LONGEST_POLL_S = 1  # whoever waits for messages, and stops only between two polls, stops soon
+LONGEST_POLL_S = 1  # so that a worker that stops between two polls stops soon
 MAX_BODY_BYTES = 8 * 1024 * 1024  # a batch of 1 MiB, all of it escaped
 
 
-# moto counts all messages at each call, and reads the clock for each by way of datetime: ten times dearer
+# moto counts all messages at each call, and asks datetime for the time for each: ten times slower
 vars(models).update(unix_time=time.time, unix_time_millis=lambda: time.time() * 1000)
 
 
 class Caller(threading.local):
-    """The connection that this thread serves."""
+    """Hold the connection that this thread serves."""
 
     connection: socket.socket
 
     def has_hung_up(self) -> bool:
-        """Nobody would read an answer."""
+        """Tell whether the caller has closed the connection."""
         try:
             return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -54,25 +55,25 @@ caller = Caller()
 
 
 class Queues(models.SQSBackend):
-    """moto's queues, used by many threads: each queue by one at a time.
+    """Let many threads use moto's queues, one at a time for each queue.
 
-    Without the lock moto loses a message that is sent while another is deleted (the list is swapped).
-    A long poll frees the lock while it waits.
+    Without the lock moto loses a message that one thread sends while another deletes: it replaces the list. A
+    long poll releases the lock while it waits.
     """
 
     @contextmanager
     def _alone(self, queue_name: str) -> Iterator[None]:
-        lock = self.get_queue(queue_name)._messages_lock  # noqa: SLF001 - moto's own, used too seldom there
+        lock = self.get_queue(queue_name)._messages_lock  # noqa: SLF001 - moto takes it too seldom
         with lock:
             yield
-            lock.notify_all()  # what became visible is seen at once
+            lock.notify_all()  # pollers look again: a message may be visible now
 
     def receive_message(self, queue_name: str, count: int, wait_s: int, *args: Any) -> list[models.Message]:
         with self._alone(queue_name):
             found = super().receive_message(queue_name, count, min(wait_s, LONGEST_POLL_S), *args)
             if not (found and caller.has_hung_up()):
                 return found
-            for message in found:  # a consumer that was killed while it waited gets none
+            for message in found:  # make them visible: the consumer died while it waited
                 super().change_message_visibility(queue_name, message.receipt_handle or "", 0)
             return []
 
@@ -88,12 +89,12 @@ class Queues(models.SQSBackend):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Checks the signature, then lets moto answer."""
+    """Check the signature, then let moto answer."""
 
-    protocol_version = "HTTP/1.1"  # connections are kept alive
+    protocol_version = "HTTP/1.1"  # keep connections alive
     disable_nagle_algorithm = True
-    wbufsize = -1  # head and body leave together
-    key = secret = ""
+    wbufsize = -1  # send head and body together
+    server: "SqsServer"
 
     def setup(self) -> None:
         super().setup()
@@ -106,23 +107,21 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(413, "RequestTooLarge", "the length of the body is unknown or too large")
             return
         body = self.rfile.read(int(length))
-        if not is_signed(self.command, self.path, self.headers, body, key=self.key, secret=self.secret):
+        if not is_signed(
+            self.command, self.path, self.headers, body, key=self.server.key, secret=self.server.secret
+        ):
             self._answer(403, "InvalidClientTokenId", "this queue wants requests signed with its own key")
             return
         try:
-            self._send(*self._moto(body))
-        except Exception:  # noqa: BLE001 - one bad request must not end the queue
+            url = f"http://{self.headers['Host']}{self.path}"
+            request = Request.from_primitives(self.command, url, self.headers, body)
+            self._send(*SQSResponse.dispatch(request, url, dict(request.headers)))
+        except Exception:  # noqa: BLE001 - a bad request must not end the queue
             traceback.print_exc()
             self._answer(500, "InternalFailure", "moto failed; its log says why")
 
     def do_GET(self) -> None:
         self.do_POST()
-
-    def _moto(self, body: bytes) -> tuple[int, dict[str, Any], str | bytes]:
-        url = f"http://{self.headers['Host']}{self.path}"
-        request = Request.from_primitives(self.command, url, self.headers, body)
-        status, headers, text = SQSResponse.dispatch(request, url, dict(request.headers))
-        return status, headers, text
 
     def _answer(self, status: int, code: str, message: str) -> None:
         text = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": message})
@@ -139,19 +138,26 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Not each request: the log is for what goes wrong."""
+        """Log no request: the log is for errors."""
 
 
-class Server(socketserver.ThreadingTCPServer):
-    """A thread a connection; the address is used as it is, without asking a name server."""
+class SqsServer(socketserver.ThreadingTCPServer):
+    """Serve each connection in a thread of its own."""
 
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 128
 
+    def __init__(self, port: int, key: str, secret: str) -> None:
+        self.key = key
+        self.secret = secret
+        super().__init__(("127.0.0.1", port), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening("queue", "127.0.0.1", port)
+
 
 def create_queues(pairs: Iterable[tuple[str, str]]) -> None:
-    """Each queue and its DLQ, with the redrive policy that the contract recommends."""
+    """Create each queue and its DLQ, with the redrive policy that doctor wants."""
     backend = models.sqs_backends[ACCOUNT][REGION] = Queues(REGION, ACCOUNT)
     for queue, dlq in pairs:
         dead = backend.create_queue(dlq, MessageRetentionPeriod=str(DLQ_RETENTION_S))
@@ -166,10 +172,10 @@ def main() -> None:
     parser.add_argument("--queue", required=True, action="append")
     parser.add_argument("--dlq", required=True, action="append", help="as many as there are queues")
     args = parser.parse_args()
-    Handler.key, Handler.secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
     os.environ["MOTO_ACCOUNT_ID"] = ACCOUNT  # else moto asks its IAM at each request
     create_queues(zip(args.queue, args.dlq, strict=True))
-    with Server(("127.0.0.1", args.port), Handler) as server:
+    key, secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    with SqsServer(args.port, key, secret) as server:
         server.serve_forever()
 
 

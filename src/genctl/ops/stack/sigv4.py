@@ -1,6 +1,5 @@
-"""AWS's Signature Version 4, the checking side, for SQS alone.
+"""Verify AWS's Signature Version 4 of requests to SQS: botocore only signs.
 
-botocore only signs, and knows a request by its own types; what a server needs is this one function.
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 """
 
@@ -18,7 +17,7 @@ AUTHORIZATION = re.compile(
 
 
 def is_signed(method: str, target: str, headers: Message, body: bytes, *, key: str, secret: str) -> bool:
-    """Whether `key` with `secret` signed this request. A query must be written as it was signed."""
+    """Tell whether `key` with `secret` signed this request. It takes a query as it is written."""
     given = AUTHORIZATION.fullmatch(headers.get("Authorization", ""))
     if given is None or not {"host", "x-amz-date"} <= set(given["names"].split(";")):
         return False

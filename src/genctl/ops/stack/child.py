@@ -1,8 +1,9 @@
-"""A part of the stack: one subprocess with its log, its deadlines and an end that we decide."""
+"""Run a part of the stack: one child process, with its log and deadlines, that ends when we say so."""
 
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,15 +14,27 @@ from pathlib import Path
 from typing import IO
 
 from genctl.domain.model import GenctlError
+from genctl.services.handed import VARIABLE
 
-LEASH = Path(__file__).with_name("leash.py")
+# This program becomes the command. On Linux the kernel sends it the signal when the parent dies; it exits if
+# the parent has died already. It is no `preexec_fn`: between fork and exec of a process with threads nothing
+# of ours may run.
+LEASH = """
+import ctypes, os, sys
+signal, parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, int(signal))  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):
+        sys.exit(1)
+os.execvp(command[0], command)
+"""
 POLL_S = 0.02
 LAST_LINES = 5
-FOREIGN = ("AWS_", "PG")  # would lead a part away from the stack: credentials, PGPORT, PGOPTIONS
+FOREIGN = ("AWS_", "PG")  # of other services: credentials, PGPORT, PGOPTIONS
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    """This process's environment without proxies and what speaks of other queues and databases."""
+    """Return our environment without proxies, and without variables of AWS and libpq."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -31,7 +44,7 @@ def clean_env(**more: str) -> dict[str, str]:
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> bool:
-    """True as soon as `condition` holds, False when `within_s` seconds have passed."""
+    """Wait until `condition` holds; return False when it does not within so many seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
@@ -41,11 +54,11 @@ async def until(condition: Callable[[], bool], within_s: float) -> bool:
 
 
 @dataclass(kw_only=True)
-class Part:
-    """One subprocess. Start it from the main thread: on Linux it dies with the thread that made it.
+class Child:
+    """Run one process. Start it in the main thread: on Linux it dies with the thread that started it.
 
-    `ready` is asked every 20 ms, so it must be quick. `death_signal` is what the part gets when this
-    process dies without stopping it (Linux); elsewhere the next start of the same part ends it.
+    We call `ready` every 20 ms, so it must be quick. On Linux the child gets `death_signal` when this process
+    dies without stopping it; elsewhere the next start of the same child ends it.
     """
 
     name: str
@@ -58,26 +71,29 @@ class Part:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_within_s: float = 5.0
     death_signal: signal.Signals = signal.SIGKILL
+    serves: socket.socket | None = None  # we close it when the part has it
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid_file(self) -> Path:
-        """Names the process for the start after a crash."""
+        """Name the file that tells the next start the process id, after a crash."""
         return self.log.with_suffix(".pid")
 
     async def start(self) -> None:
-        """Return once it is ready. Raises GenctlError PartFailed; then nothing of it is left."""
+        """Start it and wait until it is ready. Raises GenctlError PartFailed, and then nothing of it runs."""
         await self._end_leftover()
         self.process = self._spawn()
         self.pid_file.write_text(f"{self.process.pid}\n")
         try:
             await self._until(self._ready, "was not ready")
+            if self.serves:
+                self.serves.close()  # else it would go on listening when the part has ended
         except BaseException:
             await self.stop()
             raise
 
     async def run(self, stdin: IO[bytes] | None = None) -> None:
-        """Start it and return once it has ended well. Raises GenctlError PartFailed."""
+        """Start it and wait until it ends with exit code 0. Raises GenctlError PartFailed."""
         process = self.process = self._spawn(stdin)
         try:
             await self._until(self._ended, "did not end")
@@ -87,44 +103,41 @@ class Part:
             raise self._failed(_ending(process.returncode))
 
     def check(self) -> None:
-        """Raises GenctlError PartFailed when it has ended by itself."""
+        """Raise GenctlError PartFailed when it has ended by itself."""
         if self.process and (code := self.process.poll()) is not None:
             raise self._failed(_ending(code))
 
     async def stop(self) -> None:
-        """End it: by its signal, and by SIGKILL to all of its group after `stop_within_s` seconds."""
+        """Send `stop_signal`; after `stop_within_s` seconds kill its whole group."""
         if self.process is None:
             return
         try:
             if not self._ended():
                 self.process.send_signal(self.stop_signal)
                 await until(self._ended, self.stop_within_s)
-        finally:  # also when the waiting is cancelled, and what it has left behind
+        finally:  # also when we are cancelled while we wait
             with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of zombies
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
             self.pid_file.unlink(missing_ok=True)
 
-    def last_lines(self, count: int = LAST_LINES) -> list[str]:
-        """The last lines of its log that are not empty."""
-        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-        return [line for line in text.splitlines() if line.strip()][-count:]
-
     def _spawn(self, stdin: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.old"))
-        leash = [sys.executable, "-IS", str(LEASH), str(int(self.death_signal)), str(os.getpid())]
+        leash = [sys.executable, "-ISc", LEASH, str(int(self.death_signal)), str(os.getpid())]
+        passed = {VARIABLE: str(self.serves.fileno())} if self.serves else {}
         log = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         try:
-            # a session of its own: Ctrl-C in the terminal reaches us alone, and we decide
+            # a session of its own: Ctrl-C in the terminal reaches only us
             return subprocess.Popen(  # noqa: S603 - the stack's own commands
                 [*leash, *self.argv],
                 stdin=stdin or subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self.env,
+                env={**self.env, **passed},
+                pass_fds=[self.serves.fileno()] if self.serves else [],
                 cwd=self.cwd,
                 start_new_session=True,
             )
@@ -143,11 +156,11 @@ class Part:
         return self.process is None or self.process.poll() is not None
 
     def _failed(self, what: str) -> GenctlError:
-        lines = " | ".join(self.last_lines()) or "(none)"
+        lines = " | ".join(last_lines(self.log, LAST_LINES)) or "(none)"
         return GenctlError("PartFailed", f"{self.name} {what}; its log ends: {lines}", f"read {self.log}")
 
     async def _end_leftover(self) -> None:
-        """End the same part of a run that was killed, known by its process id and its command line."""
+        """End the same child of a killed run; its process id and command line identify it."""
         try:
             pid = int(self.pid_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -160,14 +173,19 @@ class Part:
                 await until(lambda: not self._runs_as(pid), self.stop_within_s)
 
     def _runs_as(self, pid: int) -> bool:
-        # a prefix (leash, unshare) stands before the command until it makes way for it, and the first
-        # word may be another than ours (macOS's Python)
+        # until they become the command, leash and unshare precede it; on macOS Python has another first word
         ours, (_, _, found) = " ".join(self.argv), command_of(pid).partition(" ")
         return bool(found) and (ours.endswith(found) or found.endswith(ours))
 
 
+def last_lines(log: Path, count: int) -> list[str]:
+    """Return the last `count` lines of a log, without empty ones."""
+    text = log.read_text("utf-8", "replace") if log.exists() else ""
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
 def command_of(pid: int) -> str:
-    """The command line of a living process, its words joined by spaces; empty when there is none."""
+    """Return the command line of a living process, its words joined by spaces; else ""."""
     if sys.platform != "linux":
         ps = ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)]
         return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603

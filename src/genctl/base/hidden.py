@@ -1,0 +1,64 @@
+"""Hide what this process never lets out: secrets by their values, passwords in URLs by their looks.
+
+Whoever makes texts that leave (details of a failure, log lines, answers, output, files) has them hidden here.
+Settings tell their secrets when they are loaded; credentials that change are told anew by who renews them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from genctl.domain.masking import LEAST_PART, Masker, secrets_of_url, without_passwords
+
+# Of other programs' settings, which libraries below us read.
+SECRET_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
+_URL = re.compile(r"\w[\w+.-]*://[^\s\"'<>]+")
+
+_told: dict[str, frozenset[str]] = {}
+_masker = Masker(least=LEAST_PART)
+
+
+def know(who: str, secrets: Iterable[str | None]) -> None:
+    """Take these for secret from here on, in the place of what the same source told before."""
+    global _masker  # noqa: PLW0603 - of the process, as its log is
+    new = frozenset(secret for secret in secrets if secret)
+    if _told.get(who) != new:
+        _told[who] = new
+        _masker = Masker(known(), least=LEAST_PART)
+
+
+def known() -> list[str]:
+    """List all secrets that somebody has told."""
+    return sorted({secret for told in _told.values() for secret in told})
+
+
+def of_environment(env: Mapping[str, str]) -> set[str]:
+    """Find what is secret in an environment: logins of URLs and proxies, and what AWS and libpq read."""
+    found = {env.get(name, "") for name in SECRET_ENVIRONMENT}
+    for name, value in env.items():
+        is_bare = name.lower().endswith("_proxy") and "://" not in value
+        found |= in_urls(f"http://{value}" if is_bare else value)
+    return found - {""}
+
+
+def in_urls(text: str) -> set[str]:
+    """Find what is secret in the URLs of a text."""
+    urls = _URL.findall(text) if "://" in text else ()
+    return {secret for url in urls for secret in secrets_of_url(url)}
+
+
+def hide(text: str) -> str:
+    """Replace each secret in the text."""
+    return without_passwords(_masker.text(text))
+
+
+def hide_in(value: Any) -> Any:
+    """Replace secrets in the texts within lists and maps; keys and all else stay as they are."""
+    match value:
+        case str():
+            return hide(value)
+        case dict():
+            return {key: hide_in(one) for key, one in value.items()}
+        case list() | tuple():
+            return [hide_in(one) for one in value]
+    return value

@@ -1,0 +1,56 @@
+"""Believe files that only we, or root, could have written, as git does with checkouts."""
+
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+from shlex import join
+
+from genctl.domain.model import GenctlError
+
+_ROOT = 0
+
+
+def check(file: Path, otherwise: str, *, folders: bool = True) -> None:
+    """Refuse a file that another user owns or may write to, by GenctlError (exit 2); of `folders` likewise.
+
+    A link counts as well as what it leads to. The fix is a command that shuts others out; where the file is
+    not ours to shut, `otherwise`.
+    """
+    real = file.resolve()
+    above = (file.absolute().parent, real.parent) if folders else ()
+    for path in dict.fromkeys((*above, real)):
+        if why := _objection(path.stat()):
+            ours = path.stat().st_uid == os.geteuid()
+            fix = join(["chmod", "go-w", str(path)]) if ours else otherwise
+            what = f"{file} is not read" if path == real else f"{file} is not read, as its folder {path}"
+            told = f"{what}: {why}" if path == real else f"{what} {why}"
+            raise GenctlError("NotOurs", told, fix, exit_code=2)
+
+
+def _objection(found: os.stat_result) -> str:
+    """Say why a file or folder may be somebody else's work; nothing where it is ours or root's alone."""
+    if found.st_uid not in {os.geteuid(), _ROOT}:
+        return f"belongs to another user ({_name(found.st_uid)})"
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # /tmp: all write, each its own
+    others = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid))
+    return "may be written to by others" if others and not sticky else ""
+
+
+def _is_private(gid: int) -> bool:
+    """Tell whether a group is our user's own, as many systems make one for each."""
+    if gid == _ROOT:
+        return True
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and not {*group.gr_mem} - {user.pw_name}
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,53 @@
+"""What each part of genctl does with each of its tables; deploy/roles.sql grants exactly that."""
+
+READ = ("select",)
+ADD = ("select", "insert")
+KEEP = ("select", "insert", "update")
+ALL = ("select", "insert", "update", "delete")
+
+# A lock on a row (`for update`) takes the right to update it. An account that is missing is made first.
+RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "worker": {  # and its sweeper
+        "generation_sessions": ("select", "update"),
+        "credit_accounts": KEEP,
+        "credit_reservations": ("select", "update"),
+        "credit_ledger": ADD,
+        "session_events": ("select", "insert", "delete"),
+        "tool_gates": KEEP,
+        "refused_traits": ALL,
+    },
+    "api": {
+        "generation_sessions": KEEP,
+        "credit_accounts": KEEP,
+        "credit_reservations": KEEP,
+        "credit_ledger": ADD,
+        "session_events": ADD,
+        "tool_gates": READ,
+        "refused_traits": ("select", "update"),
+        "spent_tickets": ALL,
+        "revoked_tokens": ALL,
+        "genctl_migrations": READ,
+    },
+    "operator": {  # a person, by the commands
+        "generation_sessions": KEEP,
+        "credit_accounts": KEEP,
+        "credit_reservations": KEEP,
+        "credit_ledger": ADD,
+        "session_events": ("select", "insert", "delete"),
+        "tool_gates": KEEP,
+        "refused_traits": ("select", "update", "delete"),
+        "revoked_tokens": ALL,
+        "genctl_migrations": READ,
+    },
+    "auditor": {  # a person who looks
+        "generation_sessions": READ,
+        "credit_accounts": READ,
+        "credit_reservations": READ,
+        "credit_ledger": READ,
+        "session_events": READ,
+        "tool_gates": READ,
+        "refused_traits": READ,
+        "revoked_tokens": READ,
+        "genctl_migrations": READ,
+    },
+}

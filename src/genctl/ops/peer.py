@@ -1,0 +1,69 @@
+"""Send tokens of the embedded stack only to a server that proves to hold the stack's key.
+
+While the stack is down, anybody on this machine may listen on its port.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from genctl.base.jsontext import read_json
+from genctl.base.settings import Settings
+from genctl.base.tokens import Tokens
+from genctl.domain.model import GenctlError
+from genctl.edges import http
+
+WITHIN = aiohttp.ClientTimeout(total=5.0)
+LARGEST_BYTES = 2**16
+FIX = "check GENCTL_API_URL, and that `genctl serve` or `genctl up` runs there"
+
+Prove = Callable[[aiohttp.ClientSession], Awaitable[None]]
+
+
+def prover(settings: Settings) -> Prove | None:
+    """Return what makes the API prove itself; None when a person has named the API, and so vouches."""
+    implied = settings.origins.get("api_url") in {"default", "embedded stack"}
+    return partial(prove, settings=settings) if settings.embedded and settings.secret and implied else None
+
+
+async def check(settings: Settings) -> None:
+    """Ask for the proof if we need one. Raises GenctlError (exit 3) when the API does not give it."""
+    if asked := prover(settings):
+        async with http.session(settings.api_url) as client:
+            try:
+                await asked(client)
+            except (aiohttp.ClientError, OSError) as why:
+                raise unreachable(settings.api_url, why) from None
+
+
+def unreachable(url: str, why: Exception) -> GenctlError:
+    """Make the error of an API that does not answer."""
+    cause = getattr(why, "os_error", why)
+    silent = "no answer in time" if isinstance(cause, TimeoutError) else type(cause).__name__
+    said = getattr(cause, "strerror", None) or str(cause) or silent
+    return GenctlError("ApiUnreachable", f"no API at {url}: {said}", FIX)
+
+
+async def prove(client: aiohttp.ClientSession, settings: Settings) -> None:
+    """Make the server at the API's address prove that it is our stack.
+
+    Raises GenctlError (exit 3) when it is another, ClientError and OSError when none answers.
+    """
+    nonce, port = secrets.token_hex(16), urlsplit(settings.api_url).port or 80
+    url = f"{settings.api_url}/readyz"
+    async with client.get(url, params={"nonce": nonce}, timeout=WITHIN, allow_redirects=False) as answer:
+        said = await answer.content.read(LARGEST_BYTES)
+    try:
+        found = read_json(said)
+    except ValueError:
+        found = None
+    proof = str(found.get("proof")) if isinstance(found, dict) else ""
+    if not secrets.compare_digest(proof.encode(), Tokens.of(settings).proof(nonce, port).encode()):
+        raise GenctlError(
+            "ForeignPeer",
+            f"what listens at {settings.api_url} is not your embedded stack, and gets no token",
+            "genctl up",
+        )
