@@ -205,6 +205,7 @@ async def test_an_order_that_cannot_be_sent_waits_as_a_card_and_is_paid_once(
     own = page.locator(".card")
     await expect(own).to_have_attribute("data-status", "unsent", timeout=10_000)
     await expect(own.locator(".waiting")).to_have_text("The server cannot be reached.")
+    await expect(page.locator("#news")).to_have_text("“a fox” was not sent. The server cannot be reached.")
     await page.reload()
     await expect(own).to_have_attribute("data-status", "unsent")
     await expect(own.locator(".prompt")).to_have_text("a fox")

@@ -22,7 +22,7 @@ export class ApiError extends Error {
 /** @typedef {{sessions: News[], next: string | null, lastEventId: string | null, gate?: Gate | null}} Page */
 /** @typedef {ReturnType<typeof createApi>} Api */
 
-/** @param {Pick<StoreOptions, 'fetch' | 'base' | 'root' | 'now'> & {timers: NonNullable<StoreOptions['timers']>}} options */
+/** @param {Pick<StoreOptions, 'fetch' | 'root'> & Required<Pick<StoreOptions, 'base' | 'now' | 'timers'>>} options */
 export function createApi({ fetch, base, root = '', now, timers }) {
   let offset = 0;
   /** @param {Response} response */

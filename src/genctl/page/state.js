@@ -84,6 +84,7 @@ export function flips(before, after, action) {
     const old = known.get(card.key);
     if (old === card) return false;
     if (!old) return action.type === 'event';
+    if (card.status === 'unsent') return old.status !== 'unsent';
     return old.status !== card.status && Math.max(RANK[old.status], RANK[card.status]) >= RANK.completed;
   });
 }

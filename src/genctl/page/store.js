@@ -20,6 +20,16 @@ const TIMERS = {
   clear: (timer) => clearTimeout(timer),
 };
 
+const DEFAULTS = {
+  base: '',
+  now: Date.now,
+  newKey: () => crypto.randomUUID(),
+  pageSize: 48,
+  isVisible: () => true,
+  random: Math.random,
+  timers: TIMERS,
+};
+
 /** @type {CreateStore} */
 export const createStore = (options) => new HeadlessStore(options);
 
@@ -46,7 +56,7 @@ class HeadlessStore {
 
   /** @param {StoreOptions} options */
   constructor(options) {
-    this.options = { pageSize: 48, isVisible: () => true, random: Math.random, timers: TIMERS, ...options };
+    this.options = { ...DEFAULTS, ...options };
     this.api = createApi(this.options);
     this.rows = new Rows({
       api: this.api,

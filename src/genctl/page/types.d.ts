@@ -224,15 +224,15 @@ export interface StoreOptions {
   fetch: (path: string, init?: RequestInit) => Promise<Response>;
   events: EventSourceOf;
   /** Milliseconds since 1970. */
-  now: () => number;
-  /** The address of the tool's API: `/api/seedream4`, or a whole one. */
-  base: string;
+  now?: () => number;
+  /** The address of the tool's API, before `/sessions`; empty where `fetch` adds it. */
+  base?: string;
   /** Where `whoami` and `signout` are: that of the page. */
   root?: string;
   /** How many sessions a page of the list has. */
   pageSize?: number;
   /** A key that nobody else has, for each order. */
-  newKey: () => string;
+  newKey?: () => string;
   /** Where unsent orders outlive this store: sessionStorage behind two functions. */
   keep?: { read(user: string | null): Unsent[]; write(orders: Unsent[], user: string | null): void };
   /** Somebody else is signed in by now; without this the store is signed out. */
