@@ -69,6 +69,8 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/movements.py
 	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/bridge.py
+	$(BIN)/python benchmarks/bridge.py many
 	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale

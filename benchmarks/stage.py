@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from genctl.base.settings import Settings
-from genctl.ops.stack.stack import free_ports
 
 HERE = Path(__file__).parent
 FAUXQS = HERE / "node_modules/.bin/fauxqs"
@@ -23,10 +23,17 @@ def needs_npm() -> None:
         sys.exit("fauxqs is not installed: npm install --prefix benchmarks")
 
 
+def free_port() -> int:
+    """A port that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def emulator() -> Iterator[str]:
     """fauxqs; its endpoint."""
-    (port,) = free_ports([None])
+    port = free_port()
     env = os.environ | {"FAUXQS_PORT": str(port), "FAUXQS_LOGGER": "false"}
     with subprocess.Popen([FAUXQS], env=env, stdout=subprocess.DEVNULL) as process:
         try:

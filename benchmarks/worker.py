@@ -32,7 +32,6 @@ from genctl.base import log
 from genctl.edges import migrate
 from genctl.edges.sqs import Outgoing, Sqs
 from genctl.ops.stack.postgres import Postgres
-from genctl.ops.stack.stack import free_ports
 
 ROUNDS = 3
 USERS = 500
@@ -118,7 +117,7 @@ PEERS: dict[str, Sequence[str]] = {
 @contextmanager
 def provider(wait_ms: int) -> Iterator[str]:
     """The provider's base URL; it answers 400 after so many milliseconds."""
-    (port,) = free_ports([None])
+    port = stage.free_port()
     env = os.environ | {"PORT": str(port), "WAIT_MS": str(wait_ms)}
     with subprocess.Popen(["node", "provider.mjs"], cwd=stage.HERE, env=env) as process:
         try:

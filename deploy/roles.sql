@@ -70,7 +70,7 @@ begin
   end loop;
   -- a table of a newer version than this file would be nobody's
   select relname into tab from pg_class
-  where relnamespace = current_schema()::regnamespace and relkind = 'r' and not rights ? relname
+  where relnamespace = quote_ident(current_schema())::regnamespace and relkind = 'r' and not rights ? relname
     and obj_description(oid, 'pg_class') = 'made by genctl';
   if found then
     raise exception 'deploy/roles.sql says nothing of the table %', tab;

@@ -1,6 +1,5 @@
 """Fixtures: one PostgreSQL and one SQS server for all tests, a database and a queue pair for each."""
 
-import asyncio
 import gc
 import os
 import shutil
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import psycopg
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from genctl.base.settings import Settings
-from genctl.edges import migrate
-from genctl.ops.stack.postgres import Postgres
-from tests.kit import Kit, QueueServer, database_url, fresh_database, quick_logins
+from tests import servers
+from tests.databases import Databases
+from tests.kit import Kit, QueueServer, fresh_database
 from tests.process import forks
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 
@@ -75,57 +73,43 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
 SHARING = (
     "tests/browser/",
     "tests/sdk/",
-    *(f"tests/process/test_{name}.py" for name in ("commands", "stack", "wheel")),
+    *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
+    *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One server of forks for all processes of the run."""
+    """One server of forks, one of databases and one of queues for all processes of the run."""
     if not hasattr(config, "workerinput"):
         os.environ[forks.ADDRESS] = forks.offer(sys.executable)
+        config.add_cleanup(servers.offer())
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
-    """The DSN of a running server, on which this process's template is migrated.
-
-    GENCTL_TEST_POSTGRES names another server than the wheel's, to try another version.
-    """
-    folder = tmp_path_factory.mktemp("pg")
-    server = Postgres(folder, settings={"fsync": "off", "max_connections": "200"})
-    other = os.environ.get("GENCTL_TEST_POSTGRES")
-    if not other:
-        asyncio.run(server.start())
-        quick_logins(server.dsn)
-    dsn = other or server.dsn
-    try:
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            conn.execute(f"drop database if exists {template(worker_id)} with (force)")
-            conn.execute(f"create database {template(worker_id)}")
-        asyncio.run(migrate.up(database_url(dsn, template(worker_id))))
-        yield dsn
-    finally:
-        if not other:
-            asyncio.run(server.stop())
-        shutil.rmtree(folder)
-
-
-def template(worker_id: str) -> str:
-    """The name of the migrated database that each test's own is copied from."""
-    return f"template_{worker_id}"
+def postgres() -> str:
+    """The DSN of a running server, which may be another than the wheel's: GENCTL_TEST_POSTGRES names it."""
+    dsn, _ = servers.ask()
+    return dsn
 
 
 @pytest.fixture(scope="session")
-def sqs_server() -> Iterator[QueueServer]:
-    with QueueServer() as server:
-        yield server
+def sqs_server() -> QueueServer:
+    _, server = servers.ask()
+    return server
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: str) -> Iterator[Databases]:
+    """Migrated databases, for one test after the other."""
+    databases = Databases(postgres, servers.TEMPLATE)
+    yield databases
+    databases.close()
 
 
 @pytest.fixture
-def dsn(postgres: str, request: pytest.FixtureRequest, worker_id: str) -> Iterator[str]:
+def dsn(databases: Databases) -> Iterator[str]:
     """A migrated database of this test's own."""
-    name = f"t{abs(hash(request.node.nodeid)):x}"
-    with fresh_database(postgres, name, f"template {template(worker_id)} strategy file_copy") as dsn:
+    with databases.lent() as dsn:
         yield dsn
 
 
@@ -182,10 +166,11 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-@pytest.fixture
-def dsn_of_template(postgres: str, worker_id: str) -> str:
-    """The migrated template, for what leaves no trace in it."""
-    return database_url(postgres, template(worker_id))
+@pytest.fixture(scope="session")
+def dsn_of_all(databases: Databases) -> Iterator[str]:
+    """A migrated database for what leaves no trace in it."""
+    with databases.lent() as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")
@@ -199,26 +184,22 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def place(
-    postgres: str, sqs_server: QueueServer, simulator: Running, tmp_path: Path, worker_id: str
-) -> Iterator[Place]:
+def place(dsn: str, sqs_server: QueueServer, simulator: Running, tmp_path: Path) -> Iterator[Place]:
     """A place of this test's own, where nobody works."""
-    with new_place(database_url(postgres, template(worker_id)), sqs_server, simulator, tmp_path) as place:
+    with new_place(dsn, sqs_server, simulator, tmp_path) as place:
         yield place
 
 
 @pytest.fixture(scope="session")
 def served_place(
-    postgres: str,
+    dsn_of_all: str,
     sqs_server: QueueServer,
     simulator: Running,
     tmp_path_factory: pytest.TempPathFactory,
-    worker_id: str,
 ) -> Iterator[Place]:
     """A place with an API, which GENCTL_API_URL names; its tests leave no trace in it."""
-    url = database_url(postgres, template(worker_id))
     with (
-        new_place(url, sqs_server, simulator, tmp_path_factory.mktemp("served")) as place,
+        new_place(dsn_of_all, sqs_server, simulator, tmp_path_factory.mktemp("served")) as place,
         place.start("serve", "--port", "0") as api,
     ):
         place.env["GENCTL_API_URL"] = api.until("api.started")["url"]

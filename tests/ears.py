@@ -106,6 +106,14 @@ class Client:
         assert status == 200, body
         return body
 
+    async def turns(self, status: int) -> None:
+        """Wait until the readiness is this one."""
+
+        async def it() -> bool:
+            return (await self.ask("GET", "/readyz"))[0] == status
+
+        await until(it)
+
     async def order(self, body: Any, **headers: str) -> tuple[int, Any]:
         return await self.ask("POST", f"{BASE}/generations", json=body, headers=headers)
 

@@ -49,6 +49,10 @@ PAUSES_S = (
     0.1,
 )  # between two looks at what is waited for; the last for ever
 
+WAITING_FOR_A_LOCK = (
+    "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+)
+
 _owners: dict[str, psycopg.Connection] = {}  # of the servers, who make and drop databases
 
 
@@ -127,6 +131,17 @@ def told_by_the_database(dsn: str) -> Iterator[Callable[[], list[str]]]:
         yield told
 
 
+def fill_notify_queue(dsn: str) -> None:
+    """NOTIFY until the queue has no room for a short one; somebody who listens in a transaction keeps it so."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for size in (7000, 10):
+            with suppress(psycopg.errors.ProgramLimitExceeded):
+                while True:
+                    conn.execute(
+                        "select pg_notify('it', repeat('x', %s) || g) from generate_series(1, 10) g", [size]
+                    )
+
+
 @asynccontextmanager
 async def relayed(dsn: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """The DSN of a way to the server by TCP, which forwards until the event is set; then it swallows all
@@ -170,27 +185,32 @@ def locked(dsn: str, what: str = "credit_accounts where user_id = 'ann'") -> Ite
         person.rollback()
 
 
+@dataclasses.dataclass
 class QueueServer:
     """The embedded stack's SQS server as a process of its own."""
 
+    port: int
     key, secret = "AKIATESTTESTTESTTEST", "secret-of-the-tests"
 
-    def __enter__(self) -> Self:
-        self.port = free_port()
-        argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(self.port)]
-        self._process = spawn(
-            [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
-            cwd=Path.cwd(),
-            env={"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret},
-            stdout=sys.stderr,
-            stderr=sys.stderr,
-        )
-        until_sync(self._answers)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+    @classmethod
+    @contextmanager
+    def start(cls, log: Path) -> Iterator[Self]:
+        server = cls(free_port())
+        argv = [sys.executable, "-m", "genctl.ops.stack.queue", "--port", str(server.port)]
+        with log.open("w") as said:
+            process = spawn(
+                [*argv, "--queue", "unused", "--dlq", "unused-dlq"],
+                cwd=Path.cwd(),
+                env={"AWS_ACCESS_KEY_ID": cls.key, "AWS_SECRET_ACCESS_KEY": cls.secret},
+                stdout=said,
+                stderr=said,
+            )
+        try:
+            until_sync(server._answers)
+            yield server
+        finally:
+            process.kill()
+            process.wait()
 
     def _answers(self) -> bool:
         with socket.socket() as probe:

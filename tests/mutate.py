@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "mutations.md"
 SOURCE = Path("src", "genctl")
 TIMEOUT_S = 300
-KEPT = ("src", "tests", "migrations", "runbooks", "pyproject.toml")
+KEPT = ("src", "tests", "migrations", "runbooks", "docs", "pyproject.toml")
 
 EVERYTHING = (
     "guards",
@@ -99,7 +99,11 @@ MUTANTS = (
            "dlq_sent_at = null, ", "",
            "guards::test_a_run_that_ends_after_adoption_owes_its_copy"),
     Mutant("settle: versions are drawn", SETTLE, "settle",
-           "event_seq = a.event_seq + d.changes", "event_seq = a.event_seq",
+           "event_seq = greatest(a.event_seq, (extract(epoch from clock_timestamp()) * 1000000)::bigint) + d.changes",
+           "event_seq = a.event_seq",
+           "pipeline::test_users_with_many_jobs_ending_at_once_do_not_deadlock"),
+    Mutant("settle: no version is below the time", SETTLE, "settle",
+           "greatest(a.event_seq, (extract(epoch from clock_timestamp()) * 1000000)::bigint)", "a.event_seq",
            "pipeline::test_users_with_many_jobs_ending_at_once_do_not_deadlock"),
     Mutant("settle: a version for each session", SETTLE, "settle",
            "a.before + w.nth", "(extract(epoch from now()) * 1000000)::bigint",

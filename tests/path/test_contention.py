@@ -2,6 +2,7 @@
 adds up, and no change is missed."""
 
 import asyncio
+import json
 import os
 import random
 from collections import Counter
@@ -50,9 +51,9 @@ class Follower:
     async def look(self) -> None:
         asked = [{"user_id": user, "after": after} for user, after in self.after.items()]
         for row in await self.db.rows("changes", asked=as_json(asked), limit=1000):
-            if row["id"]:
-                self.after[row["user_id"]] = row["version"]
-                self.seen[row["id"]] = row["version"]
+            user, _, version, session, *_ = json.loads(row["facts"])
+            if session:
+                self.after[user] = self.seen[UUID(session)] = version
 
     async def run(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.pq import PipelineStatus
-from tests.kit import Kit, until
+from tests.kit import WAITING_FOR_A_LOCK, Kit, until
 
 from genctl.domain.classify import ours
 from genctl.domain.model import Job, LeaseLostError, Session, Status
@@ -32,10 +32,7 @@ async def everything(found: AsyncIterator[Session]) -> list[Session]:
 
 async def blocked(kit: Kit) -> bool:
     """Somebody waits for a lock."""
-    rows = await kit.query("""
-        select from pg_locks l join pg_stat_activity a using (pid)
-        where not l.granted and a.datname = current_database()""")
-    return bool(rows)
+    return bool(await kit.query(WAITING_FOR_A_LOCK))
 
 
 async def waiting(kit: Kit) -> bool:

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import Kit, until
+from tests.kit import WAITING_FOR_A_LOCK, Kit, until
 
 from genctl import ledger
 from genctl.base.settings import Settings
@@ -200,7 +200,7 @@ async def test_a_late_refund_waits_for_the_account_before_it_touches_anything(ki
             late = asyncio.create_task(fix(kit.db, violation("failed_not_released", session)))
         else:
             late = asyncio.create_task(release_reservation(kit.db, reservation))
-        await until(lambda: kit.query("select from pg_locks where not granted"))
+        await until(lambda: kit.query(WAITING_FOR_A_LOCK))
         await conn.execute("set local lock_timeout = '2 s'")
         await conn.execute("""select set_config('genctl.mine', '["ann"]', true)""")
         about = {"reservation": reservation, "reason": "first"}
@@ -317,7 +317,7 @@ async def test_accounts_are_locked_by_name_and_not_as_they_lie(kit: Kit, setting
         with psycopg.connect(settings.dsn()) as person, psycopg.connect(settings.dsn()) as other:
             person.execute("select from credit_accounts where user_id = 'ann' for update")
             waiting = asyncio.create_task(movement(db, ["zoe", "ann"], wait_s=10))
-            await until(lambda: kit.query("select from pg_locks where not granted"))
+            await until(lambda: kit.query(WAITING_FOR_A_LOCK))
             other.execute("select from credit_accounts where user_id = 'zoe' for update nowait")
         assert (await waiting).mine == {"ann", "zoe"}
 
@@ -417,7 +417,7 @@ async def test_whatever_the_databases_default_a_holders_change_is_seen(
         with psycopg.connect(settings.dsn()) as person:
             person.execute("update credit_accounts set balance = balance where user_id = 'ann'")
             waiting = asyncio.create_task(ledger.movement(db, ["ann"], ("grant", facts), wait_s=10))
-            await until(lambda: kit.query("select from pg_locks where not granted"))
+            await until(lambda: kit.query(WAITING_FOR_A_LOCK))
         assert (await waiting).rows == [[{"user_id": "ann", "balance": 997}]]
 
 

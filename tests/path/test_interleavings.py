@@ -7,6 +7,7 @@ is one whose lease has run out and whose answer never comes; one that slept is a
 """
 
 import asyncio
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -504,11 +505,14 @@ class Interleavings(RuleBasedStateMachine):
             after = self.followed.get(user, 0)
             asked = as_json([{"user_id": user, "after": after}])
             rows = self.world.run(self.world.db.rows("changes", asked=asked, limit=2))
-            for session in (Session.of(row) for row in rows if row["id"]):
-                assert session.version and after < session.version <= rows[0]["head"]
-                after = session.version
-                self.seen[session.id] = session
-                self.world.told.add(user)  # there may be more
+            for row in rows:
+                _, head, version, changed, *_ = json.loads(row["facts"])
+                if changed:
+                    assert after < version <= head
+                    after = version
+                    (now,) = self.world.run(self.world.db.rows("sessions", ids=[UUID(changed)]))
+                    self.seen[UUID(changed)] = Session.of(now)
+                    self.world.told.add(user)  # there may be more
             self.followed[user] = after
         for session in sessions:
             seen = self.seen.get(session.id)

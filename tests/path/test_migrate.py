@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from tests.kit import until, until_sync
+from tests.kit import WAITING_FOR_A_LOCK, until, until_sync
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError
@@ -72,7 +72,7 @@ async def test_a_killed_one_needs_no_unlocking(empty: str, files: Path) -> None:
     def in_it() -> bool:
         with psycopg.connect(empty, autocommit=True) as conn:
             row = conn.execute(
-                "select count(*) from pg_stat_activity where query like '%pg_sleep(60)%'"
+                "select count(*) from pg_stat_activity where datname = current_database() and query like '%pg_sleep(60)%'"
             ).fetchone()
             return bool(row and row[0] == 2)
 
@@ -82,7 +82,7 @@ async def test_a_killed_one_needs_no_unlocking(empty: str, files: Path) -> None:
     (files / "1.sql").write_text("create table one ();")
     with psycopg.connect(empty, autocommit=True) as conn:  # a server notices a dead client late
         conn.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep(60)%' and pid <> pg_backend_pid()"
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like '%pg_sleep(60)%' and pid <> pg_backend_pid()"
         )
     assert await migrate.up(empty) == ["1.sql"]
 
@@ -228,7 +228,7 @@ async def test_one_that_waits_for_another_says_for_whom_and_on_what_that_waits(
             building = asyncio.create_task(dead.execute("lock table spent_tickets"))
 
             async def is_held_up() -> bool:
-                return observer.execute("select from pg_locks where not granted").fetchone() is not None
+                return observer.execute(WAITING_FOR_A_LOCK).fetchone() is not None
 
             await until(is_held_up)
             migrating = asyncio.create_task(migrate.up(dsn, said.put_nowait))

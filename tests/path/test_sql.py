@@ -55,14 +55,14 @@ def test_every_statement_is_used() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(statements().keys() - ALONE))
-def test_every_statement_plans_against_the_migrated_schema(dsn_of_template: str, name: str) -> None:
+def test_every_statement_plans_against_the_migrated_schema(dsn_of_all: str, name: str) -> None:
     numbers: dict[str, str] = {}
 
     def numbered(match: re.Match[str]) -> str:
         return numbers.setdefault(match[1], f"${len(numbers) + 1}")
 
     text = re.sub(r"%\((\w+)\)s", numbered, statements()[name]).replace("%%", "%")
-    with psycopg.connect(dsn_of_template) as conn:
+    with psycopg.connect(dsn_of_all) as conn:
         conn.execute(
             "create table if not exists genctl_migrations (name text, sha256 text, applied_at timestamptz)"
         )

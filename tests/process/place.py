@@ -7,17 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import boto3
 import psycopg
 from psycopg.rows import dict_row
-from tests.kit import QueueServer, database_url, fresh_database, until_sync
+from tests.kit import QueueServer, until_sync
 from tests.process.forks import spawn
 
 from genctl.base.settings import Settings
@@ -40,6 +40,8 @@ class Running:
     process: "subprocess.Popen[bytes]"
     out: Path
     log: Path
+    _read_bytes: int = 0  # of the log: what waits for an event looks at new lines only
+    _events: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     @contextmanager
@@ -59,13 +61,15 @@ class Running:
 
     def events(self, name: str, **told: object) -> list[dict[str, Any]]:
         """The log events of that name that tell these things."""
-        found = []
-        for line in self.log.read_text(errors="replace").splitlines():
-            with suppress(ValueError):
+        with self.log.open("rb") as log:
+            log.seek(self._read_bytes)
+            whole, ended, _ = log.read().rpartition(b"\n")
+        self._read_bytes += len(whole) + len(ended)
+        for line in whole.decode(errors="replace").splitlines():
+            with suppress(ValueError, TypeError, KeyError):
                 event = json.loads(line)
-                if {"event": name, **told}.items() <= event.items():
-                    found.append(event)
-        return found
+                self._events[event["event"]].append(event)
+        return [event for event in self._events[name] if told.items() <= event.items()]
 
     def until(self, name: str, within_s: float = 20.0, **told: object) -> dict[str, Any]:
         """The first such event, waited for while the process lives."""
@@ -99,6 +103,7 @@ class Place:
     queue: str
     dlq: str
     simulator: Running
+    _asking: dict[str, "psycopg.Connection[dict[str, Any]]"] = dataclasses.field(default_factory=dict)
 
     def say(self, *args: str, exit_code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
         """A command as it is typed."""
@@ -174,9 +179,25 @@ class Place:
         self.simulator.until("simulator.asked", clientRequestId=f"{session}-1-{attempt}")
 
     def sql(self, query: str, *params: object) -> list[dict[str, Any]]:
-        with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as conn:
+        """The rows. A question is asked on a connection that stays: to connect costs more than most answers."""
+        if query.startswith("select"):
+            with suppress(psycopg.OperationalError):  # thrown out, or its server was stopped
+                if conn := self._asking.get(self.dsn):
+                    return conn.execute(query.encode(), params or None).fetchall()
+            self.leave()
+            conn = self._asking[self.dsn] = self._connect()
+            return conn.execute(query.encode(), params or None).fetchall()
+        with self._connect() as conn:
             cursor = conn.execute(query.encode(), params or None)
             return cursor.fetchall() if cursor.description is not None else []
+
+    def _connect(self) -> "psycopg.Connection[dict[str, Any]]":
+        return psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row)
+
+    def leave(self) -> None:
+        """Close the connections for questions, of this place and of its copies; the next one opens another."""
+        while self._asking:
+            self._asking.popitem()[1].close()
 
     def row(self, session: str) -> dict[str, Any]:
         """The session, with `now` and what became of its reservation as `held_as`."""
@@ -227,10 +248,9 @@ class Place:
 
 
 @contextmanager
-def new_place(template: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
-    """A copy of the database `template` and a queue pair, told to genctl as the embedded stack tells them."""
+def new_place(dsn: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
+    """The database and a queue pair of its own, told to genctl as the embedded stack tells them."""
     name = f"p{uuid4().hex[:12]}"
-    url = database_url(template, name)
     sqs = boto3.client(
         "sqs",
         region_name="us-east-1",
@@ -242,11 +262,13 @@ def new_place(template: str, server: QueueServer, simulator: Running, folder: Pa
     arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
     queue = sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": policy})["QueueUrl"]
-    write_stack(folder, url, server, simulator)
+    write_stack(folder, dsn, server, simulator)
     env = clean_env(folder) | {"GENCTL_QUEUE": name}
-    made = f"template {urlsplit(template).path[1:]} strategy file_copy"
-    with fresh_database(database_url(template, "postgres"), name, made):
-        yield Place(url, folder, env, sqs, queue, dlq, simulator)
+    place = Place(dsn, folder, env, sqs, queue, dlq, simulator)
+    try:
+        yield place
+    finally:
+        place.leave()
 
 
 def write_stack(folder: Path, url: str, server: QueueServer, simulator: Running) -> None:

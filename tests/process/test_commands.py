@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
-from tests.conftest import template
-from tests.kit import QueueServer, database_url, until_sync
+from tests.databases import Databases
+from tests.kit import QueueServer, until_sync
 from tests.process.place import Place, Running, new_place
 
 from genctl import __version__
@@ -35,15 +35,18 @@ VIOLATION = ["kind", "sessionId", "reservationId", "userId", "expected", "found"
 
 @pytest.fixture(scope="module")
 def busy(
-    postgres: str,
+    databases: Databases,
     sqs_server: QueueServer,
     simulator: Running,
     tmp_path_factory: pytest.TempPathFactory,
-    worker_id: str,
 ) -> Iterator[Place]:
     """A place where a worker is at work."""
-    url = database_url(postgres, template(worker_id))
-    with new_place(url, sqs_server, simulator, tmp_path_factory.mktemp("busy")) as place, place.worker():
+    folder = tmp_path_factory.mktemp("busy")
+    with (
+        databases.lent() as dsn,
+        new_place(dsn, sqs_server, simulator, folder) as place,
+        place.worker(),
+    ):
         yield place
 
 

@@ -1,4 +1,7 @@
-"""The commands of README and docs, typed where nothing is installed: their install lines install."""
+"""The commands of README and docs, typed where nothing is installed: their install lines install.
+
+One environment for all, each chapter of its story a test: none takes five minutes on a busy machine.
+"""
 
 import re
 import signal
@@ -18,7 +21,7 @@ ENDLESS = ("genctl watch", "genctl tail-failures")
 ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bare() -> Iterator[Bare]:
     with Bare.new() as bare:
         home = Path(bare.env["HOME"])
@@ -44,10 +47,14 @@ def steps() -> list[str]:
 
 
 def test_the_pages_hold_no_other_commands() -> None:
-    """Neither a block of another kind, nor one that nobody types here."""
+    """Neither a block of another kind, nor one that nobody types here; a setting alone is no command."""
     paths = (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob(EXAMPLE))
     pages = {str(path.relative_to(ROOT)) for path in paths}
-    assert {page for page in pages if console(page)} == {
+    commands = {
+        page: [line for block in console(page) for line in block if not line.startswith("export ")]
+        for page in pages
+    }
+    assert {page for page in pages if commands[page]} == {
         "README.md",
         "docs/dlq.md",
         "docs/porting.md",
@@ -60,22 +67,72 @@ def test_the_pages_hold_no_other_commands() -> None:
     assert len(steps()) == 4
 
 
-def test_a_newcomers_commands(bare: Bare) -> None:
-    """`make demo` without an index, then with one; `genctl up`, and in a second terminal all the others."""
-    (demo,), (up, *others), _ = console("README.md")
+@pytest.fixture(scope="module")
+def away(bare: Bare) -> str:
+    """What the first command says while the index is away, where a run was killed before."""
+    (demo,) = console("README.md")[0]
     half_an_environment(bare)
-    away = bare.type(demo, **NO_INDEX)
-    assert away.stderr.startswith("genctl: the package index does not answer (")
-    assert len(away.stderr.splitlines()) == 2, "ours, and make's"
-    done = bare.type(away.stderr.splitlines()[0].rpartition("run: ")[2])
+    return bare.type(demo, **NO_INDEX).stderr
+
+
+@pytest.fixture(scope="module")
+def installed(bare: Bare, away: str) -> Bare:
+    """The same environment after the install line of the README, which brings no embedded stack."""
+    bare.env["PATH"] = f"{bare.checkout}/.venv/bin:{bare.env['PATH']}"
+    bare.env["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()  # as green on any other day
+    done = bare.type(console("README.md")[2][0])
+    assert done.returncode == 0, done.stderr
+    return bare
+
+
+@pytest.fixture(scope="module")
+def whole(installed: Bare) -> Bare:
+    """And after the command that is printed where the stack is missing, in a shell that knows no environment."""
+    missing = installed.type("genctl demo")
+    assert missing.returncode == 3
+    error, fix = missing.stderr.splitlines()
+    assert error.startswith("genctl: the embedded stack is not installed")
+    added = installed.type(fix.removeprefix("  fix: "), PATH="/usr/bin:/bin")
+    assert added.returncode == 0, added.stderr
+    return installed
+
+
+def test_an_index_that_is_away_is_told_in_one_line(away: str) -> None:
+    assert away.startswith("genctl: the package index does not answer (")
+    assert len(away.splitlines()) == 2, "ours, and make's"
+
+
+def test_the_extra_is_there_by_the_printed_fix(whole: Bare) -> None:
+    with Running.start("genctl", "demo", env=whole.env, folder=whole.checkout) as demo:
+        until_sync(lambda: "postgres is ready" in "".join(demo.texts()), within_s=60)
+        demo.end(signal.SIGINT, within_s=60)
+
+
+def test_the_workflow_of_the_docs_and_in_a_second_terminal_all_other_commands(whole: Bare) -> None:
+    """genctl goes before it is installed, else its name would do. README and workflow start the same stack."""
+    assert whole.type("pip uninstall --yes genctl").returncode == 0
+    up, *others = console("README.md")[1]
+    into, start, smoke, stop = steps()
+    assert f"genctl {up.removeprefix('.venv/bin/genctl ')} >" in start
+    for step in (into, start):
+        stepped(step, whole)
+    for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
+        typed(line, whole)
+    for step in (smoke, stop):
+        stepped(step, whole)
+    suite = ET.parse(whole.checkout / "smoke.xml").getroot()
+    assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("9", "0", "0")
+
+
+def test_where_the_index_is_back_the_printed_line_goes_on(whole: Bare, away: str) -> None:
+    done = whole.type(away.splitlines()[0].rpartition("run: ")[2])
     assert "demo: everything holds" in done.stdout, done.stdout + done.stderr
 
-    bare.env["PATH"] = f"{bare.checkout}/.venv/bin:{bare.env['PATH']}"
-    with Running.start("sh", "-c", f"exec {up}", env=bare.env, folder=bare.checkout) as stack:
-        until_sync(lambda: "Sign in: " in "".join(stack.texts()), within_s=60)
-        for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
-            typed(line, bare)
-        assert stack.end(signal.SIGINT, within_s=60) == 0, stack.texts()
+
+def test_the_example_is_a_tool_once_it_is_installed(whole: Bare) -> None:
+    example, tools, *_ = console(EXAMPLE)[0]
+    assert whole.type(example).returncode == 0
+    assert re.search(r"^example +example +", whole.type(tools).stdout, re.MULTILINE)
 
 
 def half_an_environment(bare: Bare) -> None:
@@ -87,40 +144,12 @@ def half_an_environment(bare: Bare) -> None:
     (packages / "pip" / "__main__.py").write_text("import sys\nsys.exit('--version' not in sys.argv)\n")
 
 
-def test_an_install_then_the_extra_by_the_printed_fix_then_the_workflow_of_the_docs(bare: Bare) -> None:
-    """The first install is without the embedded stack; before the last, genctl goes, else its name would do."""
-    environment = Path(bare.env["HOME"]) / "an environment"
-    bare.type(f"python3 -m venv '{environment}'")
-    bare.env["PATH"] = f"{environment}/bin:{bare.env['PATH']}"
-    bare.env["PIP_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()  # as green on any other day
-    done = bare.type(console("README.md")[2][0])
-    assert done.returncode == 0, done.stderr
-    missing = bare.type("genctl demo")
-    assert missing.returncode == 3
-    error, fix = missing.stderr.splitlines()
-    assert error.startswith("genctl: the embedded stack is not installed")
-    added = bare.type(fix.removeprefix("  fix: "), PATH="/usr/bin:/bin")
-    assert added.returncode == 0, added.stderr
-    with Running.start("genctl", "demo", env=bare.env, folder=bare.checkout) as demo:
-        until_sync(lambda: "postgres is ready" in "".join(demo.texts()), within_s=60)
-        demo.end(signal.SIGINT, within_s=60)
-    uninstalled = bare.type("pip uninstall --yes genctl")
-    assert uninstalled.returncode == 0, uninstalled.stderr
-    workflow(bare)
-    example, tools, *_ = console(EXAMPLE)[0]
-    assert bare.type(example).returncode == 0
-    assert re.search(r"^example +example +", bare.type(tools).stdout, re.MULTILINE)
-
-
-def workflow(bare: Bare) -> None:
+def stepped(step: str, bare: Bare) -> None:
     """GitHub runs each step by `bash -e` in one folder."""
-    for step in steps():
-        done = bare.run(["bash", "-e", "-c", step], CI="true")
-        if done.returncode:
-            log = bare.checkout / "up.log"
-            pytest.fail(f"{step}\n{done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")
-    suite = ET.parse(bare.checkout / "smoke.xml").getroot()
-    assert (suite.attrib["tests"], suite.attrib["failures"], suite.attrib["errors"]) == ("9", "0", "0")
+    done = bare.run(["bash", "-e", "-c", step], CI="true")
+    if done.returncode:
+        log = bare.checkout / "up.log"
+        pytest.fail(f"{step}\n{done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")
 
 
 def typed(line: str, bare: Bare) -> None:

@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import QueueServer, database_url, quick_logins, until_sync
+from tests.kit import QueueServer, database_url, fill_notify_queue, fresh_database, quick_logins, until_sync
 from tests.process.place import Place, Running, new_place
 from tests.process.test_refusals import USUAL_S, calls, ended_right
 
@@ -44,8 +45,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture
 def place(server: Postgres, sqs_server: QueueServer, simulator: Running, tmp_path: Path) -> Iterator[Place]:
-    template = database_url(server.dsn, "template_here")
-    with new_place(template, sqs_server, simulator, tmp_path) as place:
+    with (
+        fresh_database(
+            server.dsn, f"p{uuid4().hex[:12]}", "template template_here strategy file_copy"
+        ) as dsn,
+        new_place(dsn, sqs_server, simulator, tmp_path) as place,
+    ):
         yield place
 
 
@@ -156,29 +161,19 @@ def admin(place: Place) -> "Iterator[psycopg.Connection[Any]]":
 # NOTIFY
 
 
-def test_a_full_notify_queue_holds_up_no_end_and_the_streams_find_it(place: Place) -> None:
-    with (
-        place.start("serve", "--port", "0") as api,
-        place.worker("--concurrency", "40") as worker,
-        psycopg.connect(place.dsn) as culprit,
-    ):
-        place.env["GENCTL_API_URL"] = api.until("api.started")["url"]
-        with place.start("watch", "--user", "ann", "--count", "2", "-o", "jsonl") as watch:
-            until_sync(lambda: "connected" in watch.texts()[1])
-            culprit.execute("listen it")
-            culprit.commit()
-            culprit.execute("select 1")
-            fill(place)
-            for scenario in ("success", "sensitive"):
-                place.enqueue(scenario)
-                place.enqueue(scenario, user="bob", count=10)
-            until_sync(lambda: not place.sql(OPEN), USUAL_S)
-            ended_right(place)
-            unnotified = "select from session_events where kind = 'unnotified'"
-            assert len(place.sql(unnotified)) == 22
-            assert watch.end(within_s=45.0) == 0
-            assert '"done"' in watch.texts()[0]
-            assert '"failed"' in watch.texts()[0]
+def test_a_full_notify_queue_holds_up_no_end(place: Place) -> None:
+    with place.worker("--concurrency", "40") as worker, psycopg.connect(place.dsn) as culprit:
+        culprit.execute("listen it")
+        culprit.commit()
+        culprit.execute("select 1")
+        fill_notify_queue(place.dsn)
+        for scenario in ("success", "sensitive"):
+            place.enqueue(scenario)
+            place.enqueue(scenario, user="bob", count=10)
+        until_sync(lambda: not place.sql(OPEN), USUAL_S)
+        ended_right(place)
+        unnotified = "select from session_events where kind = 'unnotified'"
+        assert len(place.sql(unnotified)) == 22
         culprit.rollback()
         culprit.close()
         place.enqueue("sensitive")
@@ -188,16 +183,3 @@ def test_a_full_notify_queue_holds_up_no_end_and_the_streams_find_it(place: Plac
         until_sync(lambda: not place.sql(OPEN), USUAL_S)
         assert len(place.sql(unnotified)) <= 23
         assert worker.events("job.bug") == []
-
-
-def fill(place: Place) -> None:
-    """Until not even a short NOTIFY finds room."""
-    with psycopg.connect(place.dsn, autocommit=True) as conn:
-        for size in (7000, 10):
-            try:
-                while True:
-                    conn.execute(
-                        "select pg_notify('it', repeat('x', %s) || g) from generate_series(1, 10) g", [size]
-                    )
-            except psycopg.errors.ProgramLimitExceeded:
-                continue

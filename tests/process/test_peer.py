@@ -89,6 +89,14 @@ def test_who_listens_on_the_stacks_port_gets_no_token(place: Place, passes_on: b
     assert got
 
 
+def test_the_stacks_own_address_proves_itself_also_where_it_is_named(place: Place) -> None:
+    """Many set GENCTL_API_URL to what is the default anyway."""
+    with thief(place) as got:
+        place.env["GENCTL_API_URL"] = json.loads((place.folder / "stack.json").read_text())["api_url"]
+        assert "is not your embedded stack" in place.say("watch", "--user", "ann", exit_code=3).stderr
+    assert "authorization" not in "".join(got).lower()
+
+
 def test_a_peer_that_a_person_has_named_proves_nothing(place: Place) -> None:
     """It may be an older genctl, or another's deployment of the contract."""
     with place.start("serve", "--port", "0") as api:

@@ -273,3 +273,10 @@ def allowed(part: str) -> set[tuple[str, str]]:
     """What a policy of deploy/ allows: operation, and which queue."""
     statements = json.loads((DEPLOY / f"iam-{part}.json").read_text())["Statement"]
     return {(action.removeprefix("sqs:"), one["Sid"]) for one in statements for action in one["Action"]}
+
+
+def test_a_schema_may_have_any_name(empty: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as admin:
+        admin.execute('create schema "My Schema"')
+        admin.execute('set search_path = "My Schema"')
+        admin.execute(ROLES)

@@ -16,7 +16,7 @@ from typing import Any
 
 import boto3
 import pytest
-from tests.kit import QueueServer, free_port, fresh_database, until_sync
+from tests.kit import QueueServer, free_port, until_sync
 from tests.process import forks
 from tests.process import place as places
 from tests.process.place import Place, Running, clean_env, write_stack
@@ -61,18 +61,16 @@ def provider(folder: Path) -> Iterator[str]:
 @pytest.fixture
 def both(
     python: Path,
-    postgres: str,
+    dsn: str,
     simulator: Running,
     tmp_path: Path,
-    worker_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Place]:
     """A place with a queue pair of each tool, and the second tool's provider."""
     monkeypatch.setattr(places, "GENCTL", (str(python), "-m", "genctl"))
     with (
-        QueueServer() as server,
+        QueueServer.start(tmp_path / "sqs.log") as server,
         provider(tmp_path) as base,
-        fresh_database(postgres, "second_tool", f"template template_{worker_id} strategy file_copy") as dsn,
     ):
         sqs = boto3.client(
             "sqs",
@@ -84,7 +82,9 @@ def both(
         queues = {tool: _pair(sqs, tool) for tool in TOOLS}
         write_stack(tmp_path, dsn, server, simulator)
         env = clean_env(tmp_path) | {"EXAMPLE_BASE_URL": base}
-        yield Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
+        place = Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
+        yield place
+        place.leave()
 
 
 def _pair(sqs: Any, tool: str) -> tuple[str, str]:

@@ -7,113 +7,25 @@ import signal
 import socket
 import time
 from contextlib import AsyncExitStack, closing
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.ears import BASE, Ear
+from tests.ears import BASE
 from tests.kit import free_port, until, until_sync
 from tests.process.place import Place
-from tests.process.served import SECRET, move, own_postgres, serve
+from tests.process.served import SECRET, move, serve
 
 from genctl.base.tokens import Tokens
+from genctl.domain.model import GenctlError
 from genctl.domain.sse import Cursors
 from genctl.ops import watch
 
 GONE_WITHIN_S = 4  # two are promised; other tests keep this machine busy
 
 
-def failed_rows(place: Place) -> list[str]:
-    """The failed sessions in the order of their versions."""
-    rows = place.sql("select id from generation_sessions where status = 'failed' order by version")
-    return [str(row["id"]) for row in rows]
-
-
-def heard(ear: Ear) -> list[str]:
-    return [event.data["sessionId"] for event in ear.told]
-
-
 async def run(work: Any) -> Any:
     return await asyncio.to_thread(work)
-
-
-async def test_two_processes_tell_every_failure_while_their_listeners_are_shot(place: Place) -> None:
-    """At several points: idle, and in the middle of a burst. Each stream has each failure once, in order."""
-    shoot = (
-        "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
-        "and (query ilike 'listen%%' or query ilike '%%pg_listening_channels%%') and pid <> pg_backend_pid()"
-    )
-    with serve(place) as one, serve(place) as two, place.worker():
-        await one.ready()
-        await two.ready()
-        async with one.client.stream() as first, two.client.stream() as second:
-            await first.ready()
-            await second.ready()
-            place.sql(shoot)
-            burst = asyncio.create_task(
-                run(
-                    lambda: place.say(
-                        "enqueue", "--sensitive", "--count", "40", "--user", "ann", "--grant", "200", "--wait"
-                    )
-                )
-            )
-            while not burst.done():
-                place.sql(shoot)
-                await asyncio.sleep(0.3)
-            await burst
-            for ear in (first, second):
-                await ear.until(lambda ear: len(ear.told) >= 40, 40)
-                assert heard(ear) == failed_rows(place)
-                assert len(set(ear.ids)) == len(ear.ids)
-
-
-async def test_a_server_killed_under_its_streams_loses_nothing(place: Place) -> None:
-    """The client goes on behind the last id at the next server on that port."""
-    port = free_port()
-    with place.worker():
-        with serve(place, port) as one:
-            await one.ready()
-            async with one.client.stream() as ear:
-                await ear.ready()
-                await run(lambda: place.enqueue("sensitive", grant=100, wait=True))
-                await ear.until(lambda ear: ear.told)
-                one.running.end(signal.SIGKILL)
-                last = ear.ids[-1]
-        missed = await run(lambda: place.enqueue("sensitive", wait=True))
-        with serve(place, port) as two:
-            async with two.client.stream(**{"Last-Event-ID": last}) as again:
-                await again.ready()
-                assert heard(again) == [missed]
-
-
-async def test_postgresql_restarted_under_open_streams(place: Place, tmp_path: Path) -> None:
-    """The streams stay open, readiness turns red and green, what came meanwhile is told in order."""
-    async with own_postgres(tmp_path) as server:
-        place = move(place, server.dsn)
-        with serve(place) as api:
-            await api.ready()
-            async with api.client.stream() as ear:
-                await ear.ready()
-                for _ in range(2):
-                    await server.stop()
-                    await api.ready(503)
-                    assert (await api.client.ask("GET", "/healthz"))[0] == 200
-                    assert (await api.client.ask("GET", f"{BASE}/sessions"))[0] == 503
-                    async with api.client.stream() as early:  # opened while the database is away
-                        await early.until(lambda ear: ear.status)
-                        assert (early.status, early.events) == (200, [])
-                        await server.start()
-                        await run(
-                            lambda: place.say("enqueue", "--sensitive", "--user", "ann", "--grant", "9")
-                        )
-                        with place.worker("--drain") as worker:
-                            await run(worker.process.wait)
-                        await ear.until(lambda ear: len(ear.told) == len(failed_rows(place)), 30)
-                        await early.ready()
-                    await api.ready()
-                assert heard(ear) == failed_rows(place)
-                assert not ear.named("reset")
 
 
 async def test_a_server_starts_before_its_database(place: Place) -> None:
@@ -365,4 +277,40 @@ async def test_silence_beyond_the_heartbeat_is_death(monkeypatch: pytest.MonkeyP
             break
     assert opened == 2
     assert notes == ["connected", "lost, retrying in 1 s", "connected", "caught up, 0 missed"]
+    server.close()
+
+
+async def test_watch_tells_when_news_may_be_late_and_why_it_was_closed() -> None:
+    """A heartbeat of another server, which says less, is none of that."""
+    beats = [
+        {"lastEventId": "0"},
+        *({"fresh": fresh, "since": "12:04"} for fresh in (True, False, False, True)),
+    ]
+    told = "".join(f"event: heartbeat\ndata: {json.dumps(beat)}\n\n" for beat in beats)
+    bye = 'event: bye\ndata: {"why": "newer stream"}\n\n'
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+            writer.write(f"event: ready\nid: 0\ndata: {{}}\n\n{told}{bye}".encode())
+            await writer.drain()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    notes: list[str] = []
+    with pytest.raises(GenctlError):
+        async for _ in watch.follow(
+            watch.StreamAddress(url, "seedream4", lambda: "t"),
+            last_id=None,
+            fail_after_s=0,
+            note=notes.append,
+        ):
+            pass
+    assert notes == [
+        "connected",
+        "stale since 12:04: news may be late",
+        "fresh again",
+        "closed: this user has opened newer streams",
+    ]
     server.close()

@@ -41,6 +41,8 @@ SAID = {
     "HTML": f"<p>{html.escape(KEY)}</p>",
     "HTML as others escape it": f"<b>{html.escape(KEY, quote=False)}</b> is unknown",
     "entities": "No " + "".join(f"&#{ord(letter)};" for letter in KEY) + " here",
+    "JSON in JSON": json.dumps({"upstream": json.dumps({"caller": KEY}).replace("/", "\\/")}),
+    "a URL in a URL": f"GET https://x.example/?back={quote(quote(KEY, safe=''), safe='')} refused",
     "capitals": f"UNKNOWN CALLER {KEY.upper()}",
     "small letters": f"unknown caller {KEY.lower()}",
     "twice": f"{KEY}{KEY}",
@@ -66,7 +68,7 @@ def details_of(answer: Answer | NoAnswer) -> str:
 
 def spellings() -> list[str]:
     plain = {KEY, KEY.upper(), KEY.lower(), quote(KEY, safe=""), quote_plus(KEY), quote(KEY)}
-    return [*plain, KEY[:12], json.dumps(KEY)[1:-1].replace("/", "\\/")]
+    return [*plain, KEY[:12], "of~mine", json.dumps(KEY)[1:-1].replace("/", "\\/")]
 
 
 @pytest.mark.parametrize("how", SAID)
@@ -111,6 +113,27 @@ def test_logins_of_urls_in_the_environment_are_known(name: str, url: str) -> Non
     if "://" not in url and name == "SOME_URL":
         return
     assert {"s3cret%2Fword", "s3cret/word"} <= of_environment({name: url})
+
+
+@pytest.mark.parametrize("url", ["http://ann:{}@proxy:1", "postgresql://ann:{}@h:1,h/name", "{}@proxy:1"])
+def test_a_login_is_known_whatever_signs_its_password_has(url: str) -> None:
+    """Clients take such URLs as they are written, and their errors repeat them."""
+    for password in (f"one{sign}two-three" for sign in "'\"<#?/[]@ \\%"):
+        login = password if "ann" in url else f"ann:{password}"
+        assert password in of_environment({"HTTPS_PROXY": url.format(login)})
+
+
+@pytest.mark.parametrize(
+    "url", ["tcp://10.0.0.1:80/users/@me", "https://h:8080/~ann?to=a@b", "http://[::1]:1/@x"]
+)
+def test_a_path_is_no_login(url: str) -> None:
+    """Kubernetes tells each service by a URL; a secret made from it would shred texts."""
+    assert of_environment({"SERVICE_PORT": url}) == set()
+
+
+def test_a_secret_that_begins_as_a_url_of_postgresql_does_is_one(tmp_path: Path) -> None:
+    load({"secret": "postgres-tokens-are-signed-with-this"}, {"HOME": str(tmp_path)}, tmp_path)
+    assert hide("by postgres-tokens-are-signed-with-this") == f"by {MASK}"
 
 
 def test_a_user_without_a_password_is_a_token_where_http_is_spoken() -> None:
@@ -183,6 +206,12 @@ def test_a_complaint_does_not_repeat_a_login(tmp_path: Path) -> None:
     with pytest.raises(GenctlError) as caught:
         load({}, env, tmp_path)
     assert "open-sesame-77" not in caught.value.message
+
+
+@pytest.mark.parametrize("letter", ["-", "/", "=", "'", '"', "&", "%", " ", "é"])
+def test_a_letter_repeated_takes_no_time(letter: str) -> None:
+    """A pattern that can read a letter in two ways would try both for each of them."""
+    assert Masker([letter * 60], least=8).text(letter * 59 + "x") == letter * 59 + "x"
 
 
 def test_a_masker_of_nothing_finds_nothing() -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 import structlog
 
-from genctl.base import log
+from genctl.base import hidden, log
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,23 @@ def test_after_a_while_the_next_line_says_how_many_were_left_out() -> None:
     now = log.Throttle.WHILE_S
     assert throttle(None, "warning", {"event": "x"}) == {"event": "x", "leftOut": 15}
     assert throttle(None, "warning", {"event": "x"}) == {"event": "x"}
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_cheap_line_is_the_usual_one(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it tells a secret, and where a terminal would obey it."""
+    hidden.know("test", ["correct horse battery"])
+    try:
+        log.configure(form, "info")  # type: ignore[arg-type]  # of the parameters above
+        told = {"sessionId": "s", "userId": "a\x7f\u202e correct horse battery", "streams": 2, "none": None}
+        with log.LinesTogether():
+            structlog.get_logger().info("sse.emit", **told)
+            log.info("sse.emit", **told)
+        usual, cheap = (re.sub(r"\d{4}-\S+Z", "TIME", line) for line in lines(capsys))
+        assert cheap == usual
+        assert "horse" not in cheap
+        log.configure(form, "warning")  # type: ignore[arg-type]
+        log.info("sse.emit", **told)
+        assert lines(capsys) == []
+    finally:
+        hidden.know("test", [])

@@ -96,20 +96,20 @@ def test_what_the_database_said_of_a_refund_is_not_for_users() -> None:
 def test_a_backlog_keeps_the_latest_of_each_session_in_their_order(puts: list[tuple[str, int]]) -> None:
     backlog = sse.Backlog(3)
     for n, (key, _) in enumerate(puts):
-        backlog.put(key, sse.Event(f"{key}{n};".encode(), str(n)))
+        backlog.put(key, sse.Frame(f"{key}{n};".encode(), str(n)))
     expected = sorted({key: n for n, (key, _) in enumerate(puts)}.items(), key=lambda pair: pair[1])
     piece = backlog.take(10_000)
     if not puts:
         assert piece is None
         return
-    assert piece == sse.Event("".join(f"{key}{n};" for key, n in expected).encode(), str(expected[-1][1]))
+    assert piece == sse.Frame("".join(f"{key}{n};" for key, n in expected).encode(), str(expected[-1][1]))
     assert len(backlog) == 0
 
 
 def test_a_backlog_is_taken_in_pieces() -> None:
     backlog = sse.Backlog(10)
     for n in range(10):
-        backlog.put(str(n), sse.Event(b"x" * 100, str(n)))
+        backlog.put(str(n), sse.Frame(b"x" * 100, str(n)))
     assert backlog.is_full
     piece = backlog.take(150)
     assert piece

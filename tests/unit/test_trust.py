@@ -78,6 +78,19 @@ def test_a_link_counts_as_what_it_leads_to(env: dict[str, str], tmp_path: Path) 
     assert str(there) in refused(env, tmp_path / "here").message
 
 
+def test_a_link_of_another_user_is_refused(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In /tmp it would choose which of our own files counts."""
+    link = tmp_path / "here" / "genctl.yaml"
+    link.rename(tmp_path / "ours.yaml")
+    link.symlink_to(tmp_path / "ours.yaml")
+    (tmp_path / "here").chmod(0o1777)
+    theirs = os.stat_result((*link.lstat()[:4], os.getuid() + 4711, *link.lstat()[5:10]))
+    monkeypatch.setattr(Path, "lstat", lambda _: theirs)
+    assert "link belongs to another user" in refused(env, tmp_path / "here").message
+
+
 def test_a_group_is_others_unless_it_is_the_users_own(
     env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

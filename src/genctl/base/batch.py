@@ -1,7 +1,7 @@
-"""Make one call of those that come within a few milliseconds: for keys, or for items with results."""
+"""Make one call of those that come within a few milliseconds, each with an item and a result of its own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -11,38 +11,6 @@ V = TypeVar("V")
 LANES = 2
 PATIENCE_S = 0.05  # a slow call must not delay the others longer
 MOST_LANES = 6  # no more connections than these wait for a call that hangs
-
-
-class Batch(Generic[K]):
-    """Hand keys to `work`, many at once and each once, one call after the other.
-
-    Keys that come during the work are the next batch: a slow database makes batches larger, not more.
-    """
-
-    def __init__(self, work: Callable[[list[K]], Awaitable[None]], *, within_s: float, most: int) -> None:
-        self._work = work
-        self._within_s = within_s
-        self._most = most
-        self._keys: dict[K, None] = {}
-        self._some = asyncio.Event()
-
-    def add(self, keys: Iterable[K]) -> None:
-        """Add keys, to be worked on soon."""
-        self._keys.update(dict.fromkeys(keys))
-        if self._keys:
-            self._some.set()
-
-    async def run(self) -> None:
-        """Work for ever, until `work` raises."""
-        while True:
-            await self._some.wait()
-            await asyncio.sleep(self._within_s)
-            keys = list(self._keys)[: self._most]
-            for key in keys:
-                del self._keys[key]
-            if not self._keys:
-                self._some.clear()
-            await self._work(keys)
 
 
 class Together(Generic[K, V]):

@@ -25,6 +25,11 @@ def check(text: str) -> str:
     return text
 
 
+def is_url(text: str) -> bool:
+    """Tell whether the text is meant as such a URL, also where check() refuses it."""
+    return bool(re.match(r"\s*postgres(?:ql)?://", text))
+
+
 def masked(url: str) -> str:
     """Replace each password in the URL by `***`."""
     if not (match := _URL.fullmatch(url)):

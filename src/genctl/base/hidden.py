@@ -11,8 +11,14 @@ from typing import Any
 from genctl.domain.masking import LEAST_PART, Masker, secrets_of_url, without_passwords
 
 # Of other programs' settings, which libraries below us read.
-SECRET_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PGPASSWORD")
-_URL = re.compile(r"\w[\w+.-]*://[^\s\"'<>]+")
+SECRET_ENVIRONMENT = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "PGPASSWORD",
+)
+_URL = re.compile(r"\w[\w+.-]{0,30}://[^\s\"'<>]+")
+_IS_URL = re.compile(r"\s*[a-zA-Z][\w+.-]*://")
 
 _told: dict[str, frozenset[str]] = {}
 _masker = Masker(least=LEAST_PART)
@@ -42,8 +48,10 @@ def of_environment(env: Mapping[str, str]) -> set[str]:
 
 
 def in_urls(text: str) -> set[str]:
-    """Find what is secret in the URLs of a text."""
-    urls = _URL.findall(text) if "://" in text else ()
+    """Find what is secret in the URLs of a text, or in the one that it is: quotes may be of its password."""
+    if "://" not in text:
+        return set()
+    urls = {text, *_URL.findall(text)} if _IS_URL.match(text) else _URL.findall(text)
     return {secret for url in urls for secret in secrets_of_url(url)}
 
 

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import msgspec
 import structlog
 
-from genctl.base.hidden import hide_in
+from genctl.base.hidden import hide, hide_in
 from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
 
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
 _KIND = "_kind"  # of a library's line: its text before the arguments are filled in
 _COLOURS = {"debug": 2, "warning": 33, "error": 31, "critical": 31}
 
@@ -33,6 +34,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     An exception shows its name, its text and its line of source; at level debug also its traceback.
     """
     least = logging.getLevelNamesMapping()[level.upper()]
+    _Lines.plain = form == "json" and least <= logging.INFO
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -49,13 +51,46 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     logging.basicConfig(handlers=[_FromLibraries()], level=max(least, logging.WARNING), force=True)
 
 
+def info(event: str, **facts: object) -> None:
+    """Log as structlog's logger does, at a third of its price: for lines of which each change has some."""
+    if _Lines.plain:
+        facts = {"timestamp": _now(), "level": "info", "event": event, **facts}
+        _Lines.write(hide(_as_json(None, "info", facts)))
+    else:
+        structlog.get_logger().info(event, **facts)
+
+
+class LinesTogether:
+    """Writes the lines of a batch at once, when it is over."""
+
+    def __enter__(self) -> None:
+        self._outer, _Lines.held = _Lines.held, []
+
+    def __exit__(self, *_: object) -> None:
+        lines, _Lines.held = _Lines.held, self._outer
+        if lines:
+            _Lines.write("".join(lines))
+
+
 class _Lines:
     """Write lines to stderr; if it is closed or full we lose the line, and the worker goes on."""
 
-    def msg(self, line: str) -> None:
-        with suppress(OSError, ValueError):
+    plain = False  # those of info() are JSON, and are wanted
+    held: list[str] | None = None  # while lines are written together
+
+    @classmethod
+    def write(cls, line: str) -> None:
+        if cls.held is not None:
+            cls.held.append(line)
+            return
+        try:
             sys.stderr.write(line)
             sys.stderr.flush()
+        except (OSError, ValueError):  # (a context would cost as much as the line)
+            pass
+
+    def msg(self, line: str) -> None:
+        self.write(line)
 
     debug = info = warning = error = critical = msg
 
@@ -101,8 +136,23 @@ class _FromLibraries(logging.Handler):
 
 
 def _head(_: object, level: str, event: Event) -> Event:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
-    return {"timestamp": now + "Z", "level": level, "event": event.pop("event"), **event}
+    return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
+
+
+class _Second:
+    """The second of the last line, so that of the next one only milliseconds are new."""
+
+    began = 0
+    text = ""
+
+
+def _now() -> str:
+    now_ms = time.time_ns() // 1_000_000
+    second, ms = divmod(now_ms, 1000)
+    if second != _Second.began:
+        _Second.began = second
+        _Second.text = datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
+    return f"{_Second.text}.{ms:03d}Z"
 
 
 def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
@@ -128,7 +178,10 @@ def _without_secrets(_: object, __: str, event: Event) -> Event:
 
 def _as_json(_: object, __: str, event: Event) -> str:
     try:
-        line = msgspec.json.encode(event, enc_hook=str).decode()
+        data = _ENCODER.encode(event)
+        line = data.decode()
+        if data.isascii() and b"\x7f" not in data:  # JSON has escaped all else that a terminal would obey
+            return line + "\n"
     except (ValueError, TypeError, OverflowError, RecursionError):  # lone surrogates, odd keys
         line = msgspec.json.encode(
             {printable(str(key)): printable(str(event[key])) for key in event}

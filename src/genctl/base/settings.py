@@ -322,7 +322,7 @@ def simulated(rows: Iterable[Entry], stack: Mapping[str, str]) -> dict[str, str]
 def _hide_secrets(rows: Iterable[Entry], sources: Sequence[Mapping[str, settings_sources.Given]]) -> None:
     """Hide those of all sources, also one that another wins over, before any complaint repeats it."""
     texts = [(entry, source[entry.key].text) for entry in rows for source in sources if entry.key in source]
-    own = {text for entry, text in texts if entry.secret and not text.startswith("postgres")}
+    own = {text for entry, text in texts if entry.secret and not dsn.is_url(text)}
     in_urls = {secret for _, text in texts for secret in hidden.in_urls(text)}
     hidden.know("settings", own | in_urls)
 

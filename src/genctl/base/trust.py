@@ -15,11 +15,14 @@ _ROOT = 0
 def check(file: Path, otherwise: str, *, folders: bool = True) -> None:
     """Refuse a file that another user owns or may write to, by GenctlError (exit 2); of `folders` likewise.
 
-    A link counts as well as what it leads to. The fix is a command that shuts others out; where the file is
-    not ours to shut, `otherwise`.
+    A link counts as well as what it leads to: in /tmp anybody could choose among our files by one. The fix is
+    a command that shuts others out; where the file is not ours to shut, `otherwise`.
     """
     real = file.resolve()
     above = (file.absolute().parent, real.parent) if folders else ()
+    if (owner := file.lstat().st_uid) not in {os.geteuid(), _ROOT} and file.is_symlink():
+        why = f"{file} is not read: the link belongs to another user ({_name(owner)})"
+        raise GenctlError("NotOurs", why, otherwise, exit_code=2)
     for path in dict.fromkeys((*above, real)):
         if why := _objection(path.stat()):
             ours = path.stat().st_uid == os.geteuid()

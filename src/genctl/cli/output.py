@@ -65,9 +65,9 @@ class Output:
             case "table":
                 terminal.note(empty)
             case "json" if one:
-                write(formats.to_json(formats.plain(data), indent=2) + "\n")
+                _put(formats.to_json(formats.plain(data), indent=2) + "\n")
             case "yaml" if one:
-                write(formats.to_yaml(formats.plain(data)))
+                _put(formats.to_yaml(formats.plain(data)))
             case _:
                 with self.stream(dict.fromkeys(columns, 0), flush=False) as put:
                     for row in many:
@@ -93,7 +93,7 @@ class Output:
 
         def put(row: Any) -> None:
             nonlocal count
-            write(writer.row(row, count))
+            _put(writer.row(row, count))
             count += 1
             if flush:
                 sys.stdout.flush()
@@ -106,7 +106,7 @@ class Output:
             raise
         finally:
             if not is_empty:
-                write(writer.end(count))
+                _put(writer.end(count))
                 sys.stdout.flush()
 
     def run(
@@ -176,5 +176,10 @@ class Output:
 
 
 def write(text: str) -> None:
-    """Write lines to stdout; here at the latest what is secret, or steers a terminal, is masked."""
-    sys.stdout.write(printable_lines(hide(text)))
+    """Write lines to stdout without what is secret or steers a terminal."""
+    _put(hide(text))
+
+
+def _put(document: str) -> None:
+    """Write what plain() has masked; to mask it again could break a number that looks like a secret."""
+    sys.stdout.write(printable_lines(document))

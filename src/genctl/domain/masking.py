@@ -1,13 +1,12 @@
 """Hide secrets wherever they turn up."""
 
-import html
 import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 MASK = "***"
 LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
@@ -15,6 +14,7 @@ LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
 UNMISTAKABLE = 16  # characters of a word that means nothing else, also as a part of another
 _LOGIN = re.compile(r"://[^\s/?#\"<>\\]*@")  # of a URL
 _PASSWORD = re.compile(r"(://[^\s/?#\"<>\\,:@]*:)[^\s/?#\"<>\\,]*@")
+_HOSTS = re.compile(r"(?:(?:\[[^\]]*\]|[^:,]*)(?::\d*)?(?:,|$))*")  # with their ports
 _PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=([^&;#\s]*)")
 _SECRET_PARAMETER = re.compile(
     r"passw|secret|token|signature|credential|api_?key|^(key|sig|auth)$", re.IGNORECASE
@@ -47,22 +47,31 @@ def secrets_of_url(url: str) -> set[str]:
 
     A password that the URL tells elsewhere, as its user or the name of its database, is nobody's secret.
     """
-    try:
-        parts = urlsplit(url)
-        query = parse_qsl(parts.query)
-    except ValueError:
-        return set()
-    login = parts.netloc.rpartition("@")[0]
+    scheme, _, rest = url.partition("://")
+    login, place = _login_and_place(rest)
     user, colon, password = login.partition(":")
-    told = {user, unquote(user), unquote(parts.path.lstrip("/")), parts.hostname or ""}
+    host, _, path = re.split(r"[?#]", place, maxsplit=1)[0].partition("/")
+    told = {user, unquote(user), unquote(path), host.partition(":")[0]}
+    query = parse_qsl(url.partition("?")[2].partition("#")[0])
     found = {value for name, value in query if _is_secret_parameter(name)}
     if colon:
         found |= {password, unquote(password), b64encode(unquote(login).encode()).decode()}
-    elif parts.scheme.startswith("http"):
+    elif scheme.startswith("http"):
         found |= {login, unquote(login)}
     if unquote(password) in told:
         found -= {password, unquote(password)}
     return found - {""}
+
+
+def _login_and_place(rest: str) -> tuple[str, str]:
+    """Divide what follows a URL's scheme.
+
+    A password may have the signs that end a host: libpq and proxies take such URLs, and errors repeat them.
+    """
+    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    is_login_cut = "@" not in host and not _HOSTS.fullmatch(host)
+    login, _, place = (rest if is_login_cut else host).rpartition("@")
+    return login, place + ("" if is_login_cut else rest[len(host) :])
 
 
 class Masker:
@@ -129,15 +138,29 @@ class Masker:
 
 @cache
 def _spelled(letter: str) -> str:
-    """Write a letter as a pattern: as it is, and as URLs, JSON and HTML write what is no ASCII letter."""
+    """Write a letter as a pattern: as it is, and as URLs, JSON and HTML write what is no ASCII letter.
+
+    URLs may be in URLs, and JSON in JSON: each adds a 25 or doubles the backslashes. No two ways fit the
+    same text, else a long secret of one letter would take for ever.
+    """
     if letter.isascii() and letter.isalnum():
         return letter
-    in_url, code = quote(letter.encode("utf-8", "surrogatepass"), safe=""), ord(letter)
-    ways = {letter, in_url, in_url.lower(), html.escape(letter)}
-    ways |= {json.dumps(letter)[1:-1], json.dumps(letter, ensure_ascii=False)[1:-1], f"\\u{code:04X}"}
-    ways |= {f"\\u{code:04x}", f"&#{code};", f"&#x{code:x};", f"&#x{code:X};"}
-    ways |= {" ": {"+"}, "/": {r"\/"}}.get(letter, set())
-    return f"(?:{'|'.join(re.escape(way) for way in sorted(ways, key=len, reverse=True))})"
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    in_url = re.sub("..", r"%(?:25){0,3}\g<0>", letter.encode("utf-8", "surrogatepass").hex())
+    in_json = re.sub("....", r"\\\\{1,8}u\g<0>", units)
+    in_html = rf"&#(?:{ord(letter)}|[xX]0{{0,4}}{ord(letter):x});"
+    named = {"<": "|&lt;", ">": "|&gt;", "&": "|&amp;", '"': "|&quot;", "'": "|&apos;"}.get(letter, "")
+    short = json.dumps(letter, ensure_ascii=False)[2:-1] if letter not in '"\\' else ""
+    match letter:
+        case "\\":
+            plain = r"\\{8}|\\{4}|\\{2}|\\"
+        case "/" | '"' | "'":
+            plain = rf"\\{{0,8}}{letter}"
+        case " ":
+            plain = r" |\+"
+        case _:
+            plain = re.escape(letter) + (rf"|\\{{1,8}}{short}" if short else "")
+    return f"(?:{plain}|(?i:{in_url}|{in_json}|{in_html}{named}))"
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -9,58 +9,135 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, NamedTuple
+
+import msgspec
 
 from genctl.domain.model import Category, Gate, Session, Status, is_breaker, rfc3339
 
-NAMES = {Status.FAILED: "failed", Status.COMPLETED: "done"}  # a row of any other was redriven: `queued`
+# One that is queued or processing is told since it has been redriven.
+NAMES: Mapping[str | None, str] = {
+    Status.FAILED: "failed",
+    Status.COMPLETED: "done",
+    Status.QUEUED: "queued",
+    Status.PROCESSING: "queued",
+}
 OPEN_CATEGORIES = (Category.CONTENT_POLICY, Category.INVALID_REQUEST)
 LATER = "The refund is under way."
 _OURS = ("providerStatus", "providerCode", "providerMessage", "providerBody", "requestId")
 _CURSOR = re.compile(r"[\w-]{32}", re.ASCII)  # eight bytes of version, sixteen of proof
 _VERSION_BYTES = 8
 _PROOF_BYTES = 16
+_KEY_BYTES = 64  # that BLAKE2 takes
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
-class Event(NamedTuple):
+class Frame(NamedTuple):
     """Hold one event's bytes, and its id if it has one."""
 
     text: bytes
     id: str | None = None
 
 
-def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> Event:
+class Change(msgspec.Struct, array_like=True):
+    """Holds what a stream shows of a row, in the order of `facts` of the statement `changes`.
+
+    `head` is the newest version of its user; the rest is None where nothing has changed. `is_old`: the row
+    was not merely faster than its NOTIFY. `told` is its error_details, or its result.
+    """
+
+    user_id: str
+    head: int
+    version: int | None
+    id: str | None
+    status: str | None
+    model: str | None
+    client_key: str | None
+    run: int | None
+    is_old: bool | None
+    told: Any = None
+
+    def bring(self, told: Any) -> None:
+        """Take in what the row brings beside its facts."""
+        self.told = told
+
+    @property
+    def error_details(self) -> Any:
+        """Return them; None unless the run has failed."""
+        return self.told if self.status == Status.FAILED else None
+
+    @property
+    def result(self) -> Any:
+        """Return it; None unless the run is completed."""
+        return self.told if self.status == Status.COMPLETED else None
+
+
+class Freshness(NamedTuple):
+    """Tell whether the server can vouch that nothing is missing, and since when that is so.
+
+    Where it cannot, `since` is the moment up to which it could.
+    """
+
+    fresh: bool
+    since: datetime
+
+
+def event(name: str, data: Mapping[str, Any], cursor: str | None = None) -> Frame:
     """Write an event with one line of JSON, in ASCII, so that no character ends a line or turns it round."""
-    line = json.dumps(data, default=str, separators=(",", ":"))
     head = f"event: {name}\n" if cursor is None else f"event: {name}\nid: {cursor}\n"
-    return Event(f"{head}data: {line}\n\n".encode("ascii"), cursor)
+    return Frame(b"%bdata: %b\n\n" % (head.encode("ascii"), _line(data)), cursor)
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    try:
+        line = _ENCODER.encode(data)
+    except (ValueError, OverflowError):  # lone surrogates, integers of more than 64 bits
+        line = b"\x7f"
+    if line.isascii() and b"\x7f" not in line:
+        return line
+    return json.dumps(data, default=str, separators=(",", ":")).encode("ascii")
 
 
 def retry(delay_ms: int) -> bytes:
     """Write the line that tells a browser how long to wait before it comes back."""
-    return f"retry: {delay_ms}\n\n".encode("ascii")
+    return b"retry: %d\n\n" % delay_ms
 
 
-def changed(session: Session, cursor: str) -> Event:
+def heartbeat(last_id: str | None, freshness: Freshness) -> bytes:
+    """Write the event that says how far this stream is, and whether that is all there is."""
+    said = b"null" if last_id is None else b'"%b"' % last_id.encode()
+    return b'event: heartbeat\ndata: {"lastEventId":%b%b' % (said, _rest_of_heartbeat(freshness))
+
+
+@lru_cache(8)
+def _rest_of_heartbeat(freshness: Freshness) -> bytes:
+    fresh, since = (msgspec.json.encode(value) for value in (freshness.fresh, rfc3339(freshness.since)))
+    return b',"fresh":%b,"since":%b}\n\n' % (fresh, since)
+
+
+def changed(row: Session | Change, cursor: str) -> Frame:
     """Write the row as it is: `failed`, `done` or `queued`."""
     data: dict[str, Any] = {
-        "sessionId": session.id,
-        "clientKey": session.client_key,
-        "status": session.status,
-        "model": session.model,
-        "run": session.run,
-        "version": session.version or 0,
+        "sessionId": row.id,
+        "clientKey": row.client_key,
+        "status": row.status,
+        "model": row.model,
+        "run": row.run,
+        "version": row.version or 0,
     }
-    if session.status is Status.FAILED:
-        data["error_details"] = for_user(session.error_details)
-    if session.status is Status.COMPLETED:
-        data["result"] = session.result
-    return event(name_of(session), data, cursor)
+    if row.status == Status.FAILED:
+        data["error_details"] = for_user(row.error_details)
+    elif row.status == Status.COMPLETED:
+        data["result"] = row.result
+    return event(name_of(row), data, cursor)
 
 
-def name_of(session: Session) -> str:
+def name_of(row: Session | Change) -> str:
     """Name the event that shows the row."""
-    return NAMES.get(session.status, "queued")
+    return NAMES[row.status]
 
 
 def for_user(details: Any) -> dict[str, Any] | None:
@@ -115,15 +192,18 @@ class Cursors(NamedTuple):
         return int.from_bytes(number) >> 1 if hmac.compare_digest(proof, self._proof(user, number)) else None
 
     def _proof(self, user: str, number: bytes) -> bytes:
-        return hmac.digest(self.key, number + user.encode("utf-8", "replace"), "sha256")[:_PROOF_BYTES]
+        said = number + user.encode("utf-8", "replace")
+        return blake2b(said, key=self.key[:_KEY_BYTES], digest_size=_PROOF_BYTES).digest()
 
 
 class Backlog:
     """Hold events that a stream has yet to write: at most `room`, the latest of each key, oldest first."""
 
+    __slots__ = ("_waiting", "room")
+
     def __init__(self, room: int) -> None:
         self.room = room
-        self._waiting: dict[str, Event] = {}
+        self._waiting: dict[str, Frame] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -133,20 +213,22 @@ class Backlog:
         """Tell whether there is no room for another event."""
         return len(self._waiting) >= self.room
 
-    def put(self, key: str, what: Event) -> None:
+    def put(self, key: str, frame: Frame) -> None:
         """Add an event in place of an older one of the same session."""
         self._waiting.pop(key, None)
-        self._waiting[key] = what
+        self._waiting[key] = frame
 
-    def take(self, limit_bytes: int) -> Event | None:
+    def take(self, limit_bytes: int) -> Frame | None:
         """Take the oldest events as one piece of about so many bytes, with its last id; None without any."""
+        if len(self._waiting) == 1:
+            return self._waiting.popitem()[1]
         pieces, size, last = [], 0, None
         while self._waiting and size < limit_bytes:
             text, cursor = self._waiting.pop(next(iter(self._waiting)))
             pieces.append(text)
             size += len(text)
             last = cursor or last
-        return Event(b"".join(pieces), last) if pieces else None
+        return Frame(b"".join(pieces), last) if pieces else None
 
     def clear(self) -> None:
         """Forget all events, because a reset follows."""

@@ -70,7 +70,7 @@ CONNECTION: dict[str, Any] = {
 os.environ["PGDATESTYLE"] = "ISO"  # psycopg reads no other; poolers accept what libpq sends at the start
 
 
-def _loaded(text: str | bytes) -> Any:
+def read_stored(text: str | bytes) -> Any:
     """Read a jsonb; return None if it is nested more deeply than we can walk."""
     data = text.encode() if isinstance(text, str) else text
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
@@ -82,7 +82,7 @@ def _loaded(text: str | bytes) -> Any:
 
 
 set_json_dumps(msgspec.json.encode)
-set_json_loads(_loaded)
+set_json_loads(read_stored)
 
 
 class _TimeLoader(Loader):
@@ -148,14 +148,15 @@ def answering(conn: Connection, within_s: float) -> Iterator[None]:
 
     A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
     """
-    alarm = asyncio.get_running_loop().call_later(within_s, _cut, conn)
+    alarm = asyncio.get_running_loop().call_later(within_s, cut, conn)
     try:
         yield
     finally:
         alarm.cancel()
 
 
-def _cut(conn: Connection) -> None:
+def cut(conn: Connection) -> None:
+    """End it, so that who reads it gets an error at once."""
     with socket.socket(fileno=os.dup(conn.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
 

@@ -5,22 +5,36 @@ no error. So the listener says when it is connected, and its follower asks the d
 """
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import LiteralString, NamedTuple
 from uuid import UUID, uuid4
 
 import msgspec
 import psycopg.sql
+from psycopg import errors
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import answering, connect, connect_directly, run
+from genctl.edges.db import Connection, answering, connect, connect_directly, cut, run, sql
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
 
 CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # between two probes of the connection; also the time-out of each
 MAX_RETRY_S = 10.0
+# Of a connection that asks: planned once, by the index however small the table was then, and never for long.
+ASKING = (
+    "set plan_cache_mode to force_generic_plan",
+    "set enable_seqscan to off",
+    "set enable_hashjoin to off",
+    "set enable_mergejoin to off",
+    "set lock_timeout to '2s'",
+    "set statement_timeout to '8s'",
+)
 
 
 class Connected(NamedTuple):
@@ -94,17 +108,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
             await asyncio.sleep(PROBE_S)
             yield Quiet()
     async with await connect_directly(dsn) as conn:
-        with errors_told(dsn), answering(conn, PROBE_S):
-            await conn.execute("set application_name to 'genctl listener'")  # for pg_stat_activity
-            for channel in channels:
-                await conn.execute(f"listen {channel}")
-            heard = await run(conn, "listening")
-        if not set(channels) <= {row["channel"] for row in heard}:
-            raise GenctlError(
-                "NotListening",
-                "LISTEN does not hold on this connection, which seems to be a transaction pooler",
-                "set GENCTL_LISTEN_URL to a direct connection",
-            )
+        await _listen_on(conn, dsn, channels)
         yield Connected(again)
         while True:
             with errors_told(dsn):
@@ -113,6 +117,207 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
                 with answering(conn, PROBE_S):
                     await run(conn, "clock")
             yield Quiet()
+
+
+async def _listen_on(conn: Connection, dsn: str, channels: Sequence[LiteralString]) -> None:
+    """LISTEN, and verify that it holds. Raises GenctlError."""
+    with errors_told(dsn), answering(conn, PROBE_S):
+        await conn.execute("set application_name to 'genctl listener'")  # for pg_stat_activity
+        for channel in channels:
+            await conn.execute(f"listen {channel}")
+        heard = await run(conn, "listening")
+    if not set(channels) <= {row["channel"] for row in heard}:
+        raise GenctlError(
+            "NotListening",
+            "LISTEN does not hold on this connection, which seems to be a transaction pooler",
+            "set GENCTL_LISTEN_URL to a direct connection",
+        )
+
+
+Texts = Sequence[bytes | str | None]  # a row as the server writes it
+Answer = list[Texts] | GenctlError
+
+
+class Listener:
+    """Hears on a connection, and asks one prepared statement there: who hears of a change asks at once.
+
+    The event loop calls libpq itself, because psycopg's way of waiting costs more than the question.
+    `hear` gets what came together; a question's `then` gets its answer. Neither may raise.
+    """
+
+    def __init__(
+        self, conn: Connection, dsn: str, hear: Callable[[list[Heard]], None], *, may_ask: bool
+    ) -> None:
+        self.may_ask = may_ask  # else its user has no rights but to LISTEN, and it can only be probed
+        self._conn = conn
+        self._pg = conn.pgconn
+        self._fd = conn.pgconn.socket  # of a lost connection libpq does not tell it any more
+        self._dsn = dsn
+        self._hear = hear
+        self._then: Callable[[Answer], None] | None = None
+        self._found: Answer | None = None  # of a question that is not quite answered
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self.asked_at = 0.0  # monotonic
+
+    async def ended(self) -> None:
+        """Wait for its end. Raises DatabaseGoneError, or what `hear` or `then` should not have raised."""
+        await self._over
+
+    @property
+    def is_asked(self) -> bool:
+        """Tell whether an answer is due."""
+        return self._then is not None
+
+    def ask(self, params: Sequence[bytes], then: Callable[[Answer], None]) -> None:
+        """Ask the statement, once at a time; `then` gets the rows, or the reason why there are none."""
+        self._send(b"question", params, then)
+
+    def probe(self, then: Callable[[Answer], None]) -> None:
+        """Ask the server for a sign of life, in the same way."""
+        self._send(b"probe", [], then)
+
+    def _send(self, name: bytes, params: Sequence[bytes], then: Callable[[Answer], None]) -> None:
+        self._then, self.asked_at = then, time.monotonic()
+        try:
+            self._pg.send_query_prepared(name, params)
+            self._flush()
+        except psycopg.Error as error:
+            self._end(error)
+
+    def cut(self) -> None:
+        """End a connection that does not answer."""
+        if not self._over.done():
+            cut(self._conn)
+
+    def _flush(self) -> None:
+        if self._pg.flush():
+            self._loop.add_writer(self._fd, self._writable)
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._fd)
+        try:
+            self._flush()
+        except psycopg.Error as error:
+            self._end(error)
+
+    def _readable(self) -> None:
+        try:
+            self._pg.consume_input()
+            heard = []
+            while (notify := self._pg.notifies()) is not None:
+                heard.append(
+                    Heard(notify.extra.decode("utf-8", "replace"), notify.relname.decode("utf-8", "replace"))
+                )
+            answer = self._answer() if self._then is not None else None
+        except psycopg.Error as error:
+            self._end(error)
+            return
+        try:
+            if heard:
+                self._hear(heard)
+            if answer is not None:
+                self._reply(answer)
+        except Exception as bug:  # noqa: BLE001 - ended() raises it
+            self._end(bug)
+
+    def _answer(self) -> Answer | None:
+        """Read the rows, once the server is ready for the next question: libpq would block before."""
+        while not self._pg.is_busy():
+            result = self._pg.get_result()
+            if result is None:
+                answer, self._found = self._found, None
+                return answer
+            self._found = (
+                _texts(result)
+                if result.status == ExecStatus.TUPLES_OK
+                else self._told(errors.error_from_result(result))
+            )
+        return None
+
+    def _told(self, error: psycopg.Error) -> GenctlError:
+        try:
+            with errors_told(self._dsn):
+                raise error
+        except GenctlError as told:
+            return told
+
+    def _reply(self, answer: Answer) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then(answer)
+
+    def _end(self, why: Exception) -> None:
+        self.stop()
+        error = self._told(why) if isinstance(why, psycopg.Error) else why
+        if not self._over.done():
+            self._over.set_exception(error)
+        if isinstance(error, GenctlError):
+            self._reply(error)
+
+    def start(self) -> None:
+        """Hear from now on."""
+        self._loop.add_reader(self._fd, self._readable)
+
+    def stop(self) -> None:
+        """Hear no more."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+            self._fd = -1
+
+
+def _texts(result: PGresult) -> list[Texts]:
+    value, columns = result.get_value, range(result.nfields)
+    return [[value(row, column) for column in columns] for row in range(result.ntuples)]
+
+
+@asynccontextmanager
+async def hearing(
+    dsn: str, channels: Sequence[LiteralString], question: str, hear: Callable[[list[Heard]], None]
+) -> AsyncIterator[Listener]:
+    """Yield a listener that asks the statement of this name. Raises GenctlError.
+
+    It does not hear what was notified before it is yielded: ask then.
+    """
+    async with await connect_directly(dsn) as conn:
+        with errors_told(dsn), answering(conn, PROBE_S):
+            for setting in ASKING:
+                await conn.execute(setting)
+            await conn.execute(f"prepare probe as {sql('clock')}".encode())
+        may_ask = await _prepares(conn, dsn, question)
+        await _listen_on(conn, dsn, channels)
+        one = Listener(conn, dsn, hear, may_ask=may_ask)
+        one.start()
+        try:
+            yield one
+        finally:
+            one.stop()
+
+
+async def _prepares(conn: Connection, dsn: str, question: str) -> bool:
+    """Prepare the statement; False where the user of this connection may not ask it."""
+    try:
+        with errors_told(dsn), answering(conn, PROBE_S):
+            await conn.execute(f"prepare question as {_numbered(sql(question))}".encode())
+            await conn.execute("execute question ('[]', 0)")  # about nobody: rights are checked only now
+    except GenctlError as error:
+        if error.code != "DatabaseDenied":
+            raise
+        return False
+    return True
+
+
+def _numbered(statement: str) -> str:
+    """Write it as PREPARE takes it, with `$1`, `$2`, … in the order in which its parameters come first."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return re.sub(r"%\((\w+)\)s", number, statement).replace("%%", "%")
 
 
 async def is_heard(listen_dsn: str, dsn: str, *, within_s: float) -> bool:

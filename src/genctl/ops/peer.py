@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from genctl.base.jsontext import read_json
-from genctl.base.settings import Settings
+from genctl.base.settings import Settings, read_stack
 from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
 from genctl.edges import http
@@ -24,8 +24,9 @@ Prove = Callable[[aiohttp.ClientSession], Awaitable[None]]
 
 
 def prover(settings: Settings) -> Prove | None:
-    """Return what makes the API prove itself; None when a person has named the API, and so vouches."""
+    """Return what makes the API prove itself; None when a person has named another API, and so vouches."""
     implied = settings.origins.get("api_url") in {"default", "embedded stack"}
+    implied = implied or settings.api_url == read_stack(settings.home).get("api_url")  # its own, named
     return partial(prove, settings=settings) if settings.embedded and settings.secret and implied else None
 
 

@@ -1,7 +1,7 @@
-"""Follow a user's stream as browsers do; sseclient-py parses it.
+"""Follow a user's stream as browsers do.
 
-This module connects, resumes after the last id, gives up a connection without heartbeats, and drops the
-incomplete last event of a lost one.
+This module connects, resumes after the last id, waits as long as the server asks, and gives up a connection
+without heartbeats.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
-import sseclient
 
 from genctl.base.durations import reconnect_s
 from genctl.base.person import Note
+from genctl.domain.eventstream import EventReader
 from genctl.domain.model import GenctlError
 from genctl.edges import http
 from genctl.ops.peer import FIX, Prove
@@ -24,7 +24,8 @@ from genctl.ops.peer import FIX, Prove
 SILENCE_S = 40.0  # heartbeats come every 15 s
 CONNECT_TIMEOUT_S = 10.0
 MAX_RETRY_S = 30.0
-LARGEST_EVENT_BYTES = 2**20
+LONGEST_ASKED_S = 60.0  # that a server's `retry` makes us wait
+LARGEST_EVENT = 2**20  # characters
 OPENED = ""  # the pseudo-event of a new connection
 TELLING = {"failed", "done", "queued"}
 
@@ -66,39 +67,51 @@ async def follow(
     could not reconnect for `fail_after_s` seconds.
     """
     lost_at, attempt, made, again = None, 0, False, False
+    reader = EventReader(most=LARGEST_EVENT, last_id=last_id or "")
+    is_fresh = True
     while True:
         missed = 0
         is_ready = False
         try:
-            async with contextlib.aclosing(_events(address, last_id)) as events:
-                async for name, event_id, data in events:
+            async with contextlib.aclosing(_events(address, reader)) as events:
+                async for seen in events:
                     made = True
-                    if name == OPENED:
+                    if seen.event == OPENED:
                         continue
-                    last_id = event_id or last_id
-                    if name == "ready":
+                    if seen.event == "ready":
                         note("connected")
                         if again:
                             note(f"caught up, {missed} missed")
                         lost_at, attempt, again, is_ready = None, 0, True, True
-                    missed += name in TELLING and not is_ready
-                    yield Seen(name, last_id, data)
+                    missed += seen.event in TELLING and not is_ready
+                    is_fresh = _note_standing(seen, note, is_fresh=is_fresh)
+                    yield seen
         except GoneError:
             lost_at = lost_at or time.monotonic()
             if not made or (fail_after_s is not None and time.monotonic() - lost_at >= fail_after_s):
                 raise
-        delay_s = reconnect_s(attempt, MAX_RETRY_S)
-        attempt += 1
+        asked_s = min((reader.retry_ms or 0) / 1000, LONGEST_ASKED_S)
+        delay_s = max(reconnect_s(attempt, MAX_RETRY_S), asked_s)
+        attempt, reader = attempt + 1, reader.again()
         note(f"lost, retrying in {delay_s:.0f} s")
         await asyncio.sleep(delay_s)
 
 
-async def _events(
-    address: StreamAddress, last_id: str | None
-) -> AsyncGenerator[tuple[str, str | None, Any], None]:
-    """Yield name, id and data of the events of one connection. It ends with GoneError or GenctlError."""
+def _note_standing(seen: Seen, note: Note, *, is_fresh: bool) -> bool:
+    """Note when the server begins or ceases to vouch for all, or has closed us; tell whether it vouches."""
+    match seen:
+        case Seen("heartbeat", _, {"fresh": bool(fresh), "since": str(since)}) if fresh is not is_fresh:
+            note("fresh again" if fresh else f"stale since {since}: news may be late")
+            return fresh
+        case Seen("bye", _, {"why": "newer stream"}):
+            note("closed: this user has opened newer streams")
+    return is_fresh
+
+
+async def _events(address: StreamAddress, reader: EventReader) -> AsyncGenerator[Seen, None]:
+    """Yield one connection's events, once it is made OPENED. It ends with GoneError or GenctlError."""
     url = f"{address.api_url}/api/{address.tool}/events"
-    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": reader.last_id} if reader.last_id else {})
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
     opened = False
     try:
@@ -106,15 +119,13 @@ async def _events(
             if address.prove:
                 await address.prove(client)
             headers["Authorization"] = f"Bearer {address.token()}"
-            async with client.get(
-                url, headers=headers, timeout=timeout, allow_redirects=False, read_bufsize=LARGEST_EVENT_BYTES
-            ) as response:
+            async with client.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
                 _check(url, response)
                 opened = True
-                yield OPENED, None, None
-                async for block in _whole(response.content):
-                    for event in sseclient.SSEClient(iter([block])).events():
-                        yield event.event, event.id, _data(event.data)
+                yield Seen(OPENED, None, None)
+                async for piece in response.content.iter_any():
+                    for told in reader.read(piece):
+                        yield Seen(told.name, told.id or None, _data(told.data))
     except TimeoutError:
         silent = f"silent for {SILENCE_S:.0f} s, though heartbeats are due"
         raise GoneError(url, silent if opened else "no answer in time") from None
@@ -144,15 +155,3 @@ def _data(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-async def _whole(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the bytes of each complete event: sseclient would take an incomplete last one as complete."""
-    event = b""
-    async for line in content:
-        event += line
-        if len(event) > LARGEST_EVENT_BYTES:
-            raise ValueError(f"an event of more than {LARGEST_EVENT_BYTES >> 20} MiB")
-        if not line.strip(b"\r\n"):
-            yield event
-            event = b""

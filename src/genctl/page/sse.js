@@ -12,6 +12,7 @@ export function reader(hear) {
   /** @type {string[]} */
   let data = [];
   let begins = true;
+  let afterCr = false;
 
   /** @param {string} line */
   const take = (line) => {
@@ -29,10 +30,10 @@ export function reader(hear) {
   };
 
   return (text) => {
-    rest += text;
-    if (begins && rest) [rest, begins] = [rest.replace(/^\uFEFF/, ''), false];
-    // A CR at the end may be the half of a CRLF.
-    const lines = rest.split(/\r\n|\n|\r(?!$)/);
+    if (begins && text) [text, begins] = [text.replace(/^\uFEFF/, ''), false];
+    if (afterCr && text) [text, afterCr] = [text.replace(/^\n/, ''), false]; // the half of a CRLF
+    afterCr ||= text.endsWith('\r');
+    const lines = (rest + text).split(/\r\n|\n|\r/);
     rest = lines.pop() ?? '';
     lines.forEach(take);
   };

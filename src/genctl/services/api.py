@@ -35,11 +35,13 @@ from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
 from genctl.services.bridge import Bridge, readable
+from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
 from genctl.services.revoked import Revocations
 from genctl.services.signin import PAGE, SignIn
 from genctl.services.site import Front
-from genctl.services.streams import Ends, Streams
+from genctl.services.streams import HEADERS as STREAM_HEADERS
+from genctl.services.streams import Streams
 from genctl.services.web import Headers, answer, answer_bug, answer_error, answer_http, body_of
 from genctl.tools import BESIDE, Tool
 from genctl.tools.found import Tools
@@ -262,7 +264,7 @@ class Api:
 
 
 class Events:
-    """Answers `GET …/events`: checks the caller, then hands the raw connection over."""
+    """Answers `GET …/events`: checks the caller, writes the head, then hands the connection over."""
 
     def __init__(self, api: Api, tool: Tool | None) -> None:
         self.api = api
@@ -274,9 +276,12 @@ class Events:
             raise HTTPException(405, headers={"Allow": "GET"})
         token = self.api.sign_in.caller(request)
         cursor = request.headers.get("last-event-id") or request.query_params.get("lastEventId")
-        ends = Ends(scope, receive, send)
         tool = self.tool or self.api.gone(request)
-        await self.api.streams.serve(ends, token=token, tool=tool, cursor=cursor)
+        connection: ServedConnection = scope["state"]["connection"]
+        connection.check_room()
+        await send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
+        chunked = scope["http_version"] == "1.1"
+        self.api.streams.open(connection, chunked=chunked, token=token, tool=tool, cursor=cursor)
 
 
 class LateQueue:

@@ -10,7 +10,7 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -76,7 +76,7 @@ class Connections:
     def __init__(self, limits: ConnectionLimits, front: Front, metrics: Metrics | None = None) -> None:
         self.limits = limits
         self.front = front
-        self.kept = 0
+        self.kept = 0  # handed over to streams, and not among the open ones
         self._metrics = metrics
         self._open: set[ServedConnection] = set()
         self._waiting: dict[ServedConnection, None] = {}
@@ -102,7 +102,7 @@ class Connections:
             connection.abort()
         self._closing = closing
         if self._metrics:
-            self._metrics.connections.set(len(self._open))
+            self._metrics.connections.set(len(self._open) + self.kept)
             self._metrics.shed.inc(self._shed)
         if self._shed:
             told = {"shed": self._shed, "open": len(self._open), "waiting": len(self._waiting)}
@@ -113,7 +113,7 @@ class Connections:
         """Take it in. Above the limit the one that has waited longest goes: itself, where no other waits."""
         self._open.add(connection)
         self.wait(connection)
-        if len(self._open) > self.limits.total and self._waiting:
+        if len(self._open) + self.kept > self.limits.total and self._waiting:
             self._cut(next(iter(self._waiting)))
 
     def wait(self, connection: "ServedConnection") -> None:
@@ -141,6 +141,10 @@ class Connections:
         """Forget it."""
         self.go_on(connection)
         self._open.discard(connection)
+
+    def release(self) -> None:
+        """Note that a connection which was handed over has ended."""
+        self.kept -= 1
 
     def _cut(self, connection: "ServedConnection") -> None:
         self._shed += 1
@@ -186,22 +190,26 @@ class ServedConnection(H11Protocol):
         self._all = connections
         self._waits_for: Waiting | None = None
         self._since = 0.0
-        self._is_kept = False
         self._is_proxy = False
 
-    def keep(self) -> None:
-        """Keep it until release(), whoever else comes. Raises GenctlError (exit 3): too many are kept."""
+    def check_room(self) -> None:
+        """Raises GenctlError (exit 3) when too many connections are kept for streams already."""
         if self._all.kept >= self._all.limits.kept:
             raise GenctlError("Full", f"{self._all.kept} streams are open in this process")
-        self._all.kept += 1
-        self._is_kept = True
-        self._turn()
 
-    def release(self) -> None:
-        """End what keep() began."""
-        self._all.kept -= 1
-        self._is_kept = False
-        self._turn(begins=True)  # its answer is over: what follows is another request
+    def hand_over(self, stream: asyncio.Protocol) -> tuple[asyncio.Transport, Callable[[], None]] | None:
+        """Give the connection to a stream, once the head of its answer is written; it is kept, whoever comes.
+
+        For uvicorn it is lost, and all that uvicorn keeps of it goes. Returns its transport, and what to call
+        when it has ended; None when it has ended already.
+        """
+        if self.cycle.disconnected:
+            return None
+        self.flow.resume_reading()
+        self.transport.set_protocol(stream)
+        self._all.kept += 1
+        self.connection_lost(ConnectionAbortedError("handed over"))  # without a reason it would close it
+        return self.transport, self._all.release
 
     def abort(self) -> None:
         """Cut it: closing would wait for a reader that does not read."""
@@ -290,7 +298,7 @@ class ServedConnection(H11Protocol):
             self._all.wait(self)
 
     def _next(self) -> Waiting | None:
-        if self._is_kept or self.transport.is_closing():
+        if self.transport.is_closing():
             return None
         if self.flow.write_paused:
             return Waiting.READER

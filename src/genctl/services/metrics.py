@@ -87,6 +87,11 @@ class Metrics(Exposition):
         self.notified = self.counter("sse_notifications", "NOTIFYs received.")
         self.backstop_found = self.counter("sse_backstop_found", BACKSTOP_HELP)
         self.slow = self.counter("sse_slow_readers", "Streams closed because their reader was too slow.")
+        self.replaced = self.counter(
+            "sse_replaced", "Streams closed because their user has opened newer ones."
+        )
+        self.looks = self.counter("sse_looks", "Queries for what has changed; one at a time.")
+        self.fresh = self.gauge("sse_fresh", "1 while streams are told that nothing is missing.")
         self.connections = self.gauge("http_connections", "Open connections.")
         self.shed = self.counter("http_shed_connections", SHED_HELP)
         self.listening = self.gauge("listening", "1 while LISTEN is proven.")

@@ -1,6 +1,7 @@
 """The API process: from the socket to the last `bye`."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from genctl.services.metrics import Metrics
 
 POOL_SIZE = 8
 BYE_WITHIN_S = 0.8
+YOUNG = 20_000  # objects between two looks for garbage cycles, of which a stream leaves none
 
 log = structlog.stdlib.get_logger()
 
@@ -36,6 +38,8 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     """Serve until cancelled. Raises as running() does."""
     async with running(settings, host=host, port=port) as server:
         log.info("api.started", url=server.url)
+        gc.freeze()  # what is here by now stays, and need not be walked again and again
+        gc.set_threshold(YOUNG)
         ended, _ = await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             task.result()
@@ -74,6 +78,6 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
 async def _background(api: Api, connections: Connections) -> None:
     """Run for ever what the routes rely on. It ends only by a bug."""
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(api.bridge.run())
+        tasks.create_task(api.streams.run())
         tasks.create_task(api.revoked.run())
         tasks.create_task(connections.watch())

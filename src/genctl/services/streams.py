@@ -1,20 +1,20 @@
-"""Open SSE responses, as raw ASGI: one loop a stream over every reason to wake.
+"""Open SSE responses: each takes its connection over once its head is written, and has no task of its own.
 
 A stream writes what the bridge puts into its feed, and a heartbeat every 15 s. It ends when the client
-leaves, its token ends, the client is too slow, the stream is too old, or the server goes down.
+leaves, its token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the
+server goes down. One wheel turns for all streams.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import structlog
-from starlette.types import Message, Receive, Scope, Send
 
 from genctl.base.tokens import Claims
 from genctl.domain import sse
-from genctl.domain.model import GenctlError
 from genctl.services.bridge import Bridge, Feed
 from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
@@ -22,20 +22,19 @@ from genctl.tools import Tool
 
 HEARTBEAT_S = 15.0
 WRITE_TIMEOUT_S = 10.0
+SLOT_S = 0.25  # of the wheel
 PIECE_BYTES = 32 * 1024  # of one write
 MAX_AGE_S = (2700.0, 3600.0)
 RETRY_MS = (1000, 3000)
+REPLACED_RETRY_MS = (30_000, 60_000)  # a browser with too many would else close one by the other
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
+    (b"connection", b"close"),
 )
 
 log = structlog.stdlib.get_logger()
-
-
-class SlowReaderError(Exception):
-    """Says that the client took nothing for WRITE_TIMEOUT_S."""
 
 
 class Streams:
@@ -45,156 +44,220 @@ class Streams:
         self.bridge = bridge
         self.metrics = metrics
         self.per_user = per_user
-        self.stopping = False
+        self.wheel = Wheel()
+        self.stuck: set[OpenStream] = set()  # their clients take nothing
         self._open: set[OpenStream] = set()
-        self._of_user: dict[str, int] = {}
+        self._stopping = False
 
-    async def serve(self, ends: "Ends", *, token: Claims, tool: Tool, cursor: str | None) -> None:
-        """Write one response to its end, which comes with the token's end at the latest.
+    async def run(self) -> None:
+        """Feed the streams and turn the wheel until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.bridge.run())
+            tasks.create_task(self._turn())
 
-        `cursor` is what the client brings. Raises GenctlError TooManyStreams (of the user) or Full (of the
-        process) before anything is sent.
+    def open(
+        self, connection: ServedConnection, *, chunked: bool, token: Claims, tool: Tool, cursor: str | None
+    ) -> None:
+        """Take over a connection whose head is written, until the token's end at the latest.
+
+        `cursor` is what the client brings. Of a user who has too many streams the oldest ends.
         """
-        user = token.user
-        if self._of_user.get(user, 0) >= self.per_user:
-            raise GenctlError(
-                "TooManyStreams", f"{self.per_user} streams of this user are open", "close one", exit_code=1
-            )
-        last = self.bridge.cursors.read(user, cursor) if cursor else None
-        feed = Feed(user, tool, last)
-        if cursor and last is None:
-            feed.put("reset", sse.event("reset", {"reason": "this event id is not known"}))
-        stream = OpenStream(self, feed, ends, token)
-        if ends.connection:
-            ends.connection.keep()
-        self._of_user[user] = self._of_user.get(user, 0) + 1
+        last = self.bridge.cursors.read(token.user, cursor) if cursor else None
+        stream = OpenStream(self, token, tool, last, chunked=chunked)
+        if (handed := connection.hand_over(stream)) is None:
+            return
+        stream.transport, stream.release = handed
+        while len(others := self.bridge.of(token.user)) >= self.per_user:
+            self._replace(others[0])
         self._open.add(stream)
         self.metrics.streams.inc()
-        self.bridge.join(feed)
-        try:
-            await stream.run()
-        except SlowReaderError:
-            self.metrics.slow.inc()
-            log.warning("sse.stream.slow", userId=user)
-            stream.abort()
-        finally:
-            if ends.connection:
-                ends.connection.release()
-            self.bridge.leave(feed)
-            self._open.remove(stream)
-            self.metrics.streams.dec()
-            self._of_user[user] -= 1
-            if not self._of_user[user]:
-                del self._of_user[user]
+        stream.begin(reset=bool(cursor) and last is None)
+        if self._stopping:
+            stream.end(_BYE)
+        else:
+            self.bridge.join(stream)
 
     def end(self, refuses: Callable[[Claims], bool]) -> None:
         """End the streams whose tokens are refused by now."""
-        for stream in self._open:
-            if refuses(stream.token):
-                stream.end()
+        for stream in [one for one in self._open if refuses(one.token)]:
+            stream.end()
+
+    def _replace(self, oldest: Feed) -> None:
+        assert isinstance(oldest, OpenStream)  # noqa: S101 - nobody else joins
+        self.metrics.replaced.inc()
+        log.info("sse.stream.replaced", userId=oldest.user, limit=self.per_user)
+        retry = sse.retry(random.randint(*REPLACED_RETRY_MS))  # noqa: S311 - jitter
+        oldest.end(retry + _REPLACED)
+
+    def left(self, stream: "OpenStream") -> None:
+        """Forget a stream whose connection is gone."""
+        if stream not in self._open:  # it was cut off, and now its connection is lost
+            return
+        self._open.remove(stream)
+        stream.release()
+        self.metrics.streams.dec()
+        self.bridge.leave(stream)
+        self.wheel.drop(stream)
+        self.stuck.discard(stream)
 
     async def stop(self, within_s: float) -> None:
         """Say `bye` on every stream and end it; those that cannot be written to are cut off."""
-        self.stopping = True
-        for stream in self._open:
-            stream.feed.changed.set()
+        self._stopping = True
+        for stream in list(self._open):
+            stream.end(_BYE)
         deadline = time.monotonic() + within_s
         while self._open and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         for stream in list(self._open):
             stream.abort()
 
+    async def _turn(self) -> None:
+        while True:
+            await asyncio.sleep(SLOT_S)
+            now = time.monotonic()
+            for stream in self.wheel.due(now):
+                stream.turn(now)
+            for stream in [one for one in self.stuck if now - one.stuck_at > WRITE_TIMEOUT_S]:
+                log.warning("sse.stream.slow", userId=stream.user)
+                stream.abort()
+                self.metrics.slow.inc()
 
-class Ends:
-    """Holds the two ends of an ASGI connection, and the connection itself where the server tells it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.receive = receive
-        self.send = send
-        self.connection: ServedConnection | None = scope.get("state", {}).get("connection")
-
-
-class OpenStream:
+class OpenStream(Feed, asyncio.Protocol):
     """Writes one open response."""
 
-    def __init__(self, streams: Streams, feed: Feed, ends: Ends, token: Claims) -> None:
-        self.feed = feed
+    __slots__ = (
+        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
+        "release", "slot", "stuck_at", "token", "transport",
+    )  # fmt: skip
+    transport: asyncio.Transport
+    release: Callable[[], None]  # to be called when the connection has ended
+
+    def __init__(
+        self, streams: Streams, token: Claims, tool: Tool, last: int | None, *, chunked: bool
+    ) -> None:
+        super().__init__(token.user, tool, last)
         self.token = token
+        now, self._opened_on = time.monotonic(), time.time()
+        self.slot = 0  # of the wheel
+        self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
         self._streams = streams
-        self._ends = ends
-        self._gone = False
+        self._chunked = chunked
+        self._is_open = True
         self._last_id: str | None = None  # the last one written
-        now = time.monotonic()
+        self._told_stale = False  # by the last heartbeat
         self._beat_at = now + HEARTBEAT_S
-        self._ends_at = now + min(token.expires_at - time.time(), random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
+        self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
 
-    async def run(self) -> None:
-        """Write until there is a reason to end. Raises SlowReaderError."""
-        ears = asyncio.create_task(self._hear())
-        try:
-            await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-            await self._write(sse.retry(random.randint(*RETRY_MS)))  # noqa: S311 - jitter
-            while not self._gone:
-                now = time.monotonic()
-                if self._streams.stopping:
-                    await self._write(sse.event("bye", {"reason": "the server is going down"}).text)
-                    break
-                if now >= self._ends_at:
-                    break
-                if now >= self._beat_at:
-                    self._beat_at += HEARTBEAT_S
-                    await self._write(sse.event("heartbeat", {"lastEventId": self._last_id}).text)
-                elif not await self._write_backlog():
-                    if self.feed.is_over:
-                        break
-                    await self._change(min(self._beat_at, self._ends_at) - now)
-            await self._send({"type": "http.response.body", "body": b""})
-        finally:
-            ears.cancel()
+    def begin(self, *, reset: bool) -> None:
+        """Write what comes first, so that proxies let it through and the browser knows when to come back."""
+        first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter
+        if reset:
+            first += sse.event("reset", {"reason": "this event id is not known"}).text
+        self._write(first)
+        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
 
-    def end(self) -> None:
-        """End it at once, whatever waits to be written."""
-        self._ends_at = 0.0
-        self.feed.changed.set()
+    def flush(self) -> None:
+        """Write the backlog, as far as the client takes it."""
+        was_full = self.backlog.is_full
+        while self._is_open and not self.stuck_at and (piece := self.backlog.take(PIECE_BYTES)):
+            self._last_id = piece.id or self._last_id
+            self._write(piece.text)
+        if self._told_stale and self.ready and self._streams.bridge.freshness.fresh:
+            self.beat()
+        if self.is_over and not self.backlog:
+            self.end()
+        elif was_full and not self.backlog.is_full:  # nothing was read for it meanwhile
+            self._streams.bridge.look(self)
+
+    def beat(self) -> None:
+        """Write a heartbeat; a client that takes nothing gets none."""
+        if self._is_open and not self.stuck_at:
+            freshness = self._streams.bridge.freshness
+            if freshness.fresh and not self.ready:
+                freshness = sse.Freshness(fresh=False, since=datetime.fromtimestamp(self._opened_on, UTC))
+            self._told_stale = not freshness.fresh
+            self._write(sse.heartbeat(self._last_id, freshness))
+
+    def turn(self, now: float) -> None:
+        """Do what is due by now."""
+        if not self._is_open or now >= self._ends_at:
+            self.end()
+            return
+        if now >= self._beat_at:
+            self._beat_at = now + HEARTBEAT_S
+            self.beat()
+        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
+
+    def end(self, last: bytes = b"") -> None:
+        """Write a last event and close; who does not take it in time is cut off."""
+        if not self._is_open:
+            return
+        if last:
+            self._write(last)
+        self._is_open = False
+        self._streams.bridge.leave(self)
+        self._streams.wheel.drop(self)
+        if self._chunked:
+            self.transport.write(b"0\r\n\r\n")
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.pause_writing()
 
     def abort(self) -> None:
         """Cut the connection: closing it would wait for a reader that does not read."""
-        if self._ends.connection:
-            self._ends.connection.abort()
+        self._is_open = False
+        self.transport.abort()
+        self._streams.left(self)
 
-    async def _write_backlog(self) -> bool:
-        backlog = self.feed.backlog
-        was_full = backlog.is_full
-        piece = backlog.take(PIECE_BYTES)
-        if piece is None:
-            return False
-        if was_full:  # nothing was read for it meanwhile
-            self._streams.bridge.look(self.feed)
-        await self._write(piece.text)
-        self._last_id = piece.id or self._last_id
-        return True
+    def _write(self, text: bytes) -> None:
+        self.transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
 
-    async def _change(self, timeout_s: float) -> None:
-        """Wait until there is something to do, at most so long."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.feed.changed.wait()
-        except TimeoutError:
-            pass
-        self.feed.changed.clear()
+    # -- what happens on the connection -----------------------------------------------------------
 
-    async def _hear(self) -> None:
-        while (await self._ends.receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        self.feed.changed.set()
+    def pause_writing(self) -> None:
+        """Note that the client does not take what we write."""
+        if not self.stuck_at:
+            self.stuck_at = time.monotonic()
+            self._streams.stuck.add(self)
 
-    async def _write(self, text: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": text, "more_body": True})
+    def resume_writing(self) -> None:
+        """Go on: the client has taken most of it."""
+        if self._is_open:
+            self.stuck_at = 0.0
+            self._streams.stuck.discard(self)
+            self.flush()
 
-    async def _send(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await self._ends.send(message)
-        except TimeoutError:
-            raise SlowReaderError from None
+    def connection_lost(self, _: Exception | None) -> None:
+        """Leave: the client has gone, or was cut off."""
+        self._is_open = False
+        self._streams.left(self)
+
+
+class Wheel:
+    """Keeps streams by the moment at which each has something to do: one timer turns for all."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, set[OpenStream]] = {}
+        self._turned = int(time.monotonic() / SLOT_S)
+
+    def put(self, stream: OpenStream, at: float) -> None:
+        """Give it its turn at this moment (monotonic), or just after."""
+        stream.slot = max(int(at / SLOT_S), self._turned) + 1
+        self._slots.setdefault(stream.slot, set()).add(stream)
+
+    def drop(self, stream: OpenStream) -> None:
+        """Give it no turn."""
+        if of_slot := self._slots.get(stream.slot):
+            of_slot.discard(stream)
+            if not of_slot:
+                del self._slots[stream.slot]
+
+    def due(self, now: float) -> list[OpenStream]:
+        """Take out those whose moment has come."""
+        since, self._turned = self._turned, int(now / SLOT_S)
+        return [one for slot in range(since + 1, self._turned + 1) for one in self._slots.pop(slot, ())]
+
+
+_BYE = sse.event("bye", {"reason": "the server is going down"}).text
+_REPLACED = sse.event("bye", {"reason": "this user has opened newer streams", "why": "newer stream"}).text

@@ -29,7 +29,6 @@ STATUS = {
     "AskFirst": 409,
     "TooLarge": 413,
     "NotAForm": 415,
-    "TooManyStreams": 429,
     "DataRefused": 422,
 }
 STATUS_OF_EXIT = {2: 422, 3: 503, 4: 404, 5: 401}
@@ -144,8 +143,6 @@ async def answer_error(request: Request, error: Exception) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status == 403:
         log.warning("api.foreign", error=error.message, fix=error.fix, host=request.headers.get("host"))
-    if status == 429:
-        headers["Retry-After"] = "30"
     if status >= 500:
         log.warning("api.trouble", code=error.code, error=error.message, fix=error.fix)
         away = "Unavailable" if isinstance(error, DatabaseGoneError) else "Trouble"

@@ -58,7 +58,9 @@ booked as (
   select user_id, -amount, 'reserve', next_reservation, 'redrive' from won
 ),
 account as (
-  update credit_accounts a set balance = a.balance - w.needed, event_seq = a.event_seq + w.changes
+  update credit_accounts a
+  set balance = a.balance - w.needed,
+    event_seq = greatest(a.event_seq, (extract(epoch from clock_timestamp()) * 1000000)::bigint) + w.changes  -- see settle
   from (
     select user_id, count(*) as changes, sum(case when held then 0 else amount end) as needed
     from won group by user_id

@@ -41,7 +41,9 @@ booked as (
 ),
 account as (
   update credit_accounts a
-  set balance = a.balance + d.credits, event_seq = a.event_seq + d.changes
+  set balance = a.balance + d.credits,
+    -- not below the time: what a fail-over has lost was told under lower numbers than all that ends after it
+    event_seq = greatest(a.event_seq, (extract(epoch from clock_timestamp()) * 1000000)::bigint) + d.changes
   from (
     select c.user_id, c.changes, coalesce((
       select sum(m.credits) from moved m where m.user_id = c.user_id), 0) as credits

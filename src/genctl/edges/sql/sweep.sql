@@ -125,7 +125,9 @@ refund as (
       or s.error_details ->> 'refundError' is not null and (r.status = 'released' or sum(l.delta) > 0))
 ),
 account as (
-  update credit_accounts a set event_seq = event_seq + f.changes from refund f
+  update credit_accounts a
+  set event_seq = greatest(a.event_seq, (extract(epoch from clock_timestamp()) * 1000000)::bigint) + f.changes  -- see settle
+  from refund f
   where a.user_id = f.user_id and f.nth = 1
   returning a.event_seq - f.changes as before
 ),
