@@ -55,8 +55,9 @@ audit: writable .venv-audit/.ready ## known holes of what is installed here, and
 	$(INSTALL) .venv-audit --group audit
 	@touch $@
 
-docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model
+docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model; docs/schemas/
 	$(BIN)/python docs/make_runbooks.py
+	$(BIN)/python docs/make_schemas.py
 
 mutate: writable $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
 	$(BIN)/python -m tests.mutate
@@ -67,6 +68,7 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/redrive.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/movements.py
+	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/bridge.py
 	$(BIN)/python benchmarks/bridge.py many
 	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt

@@ -1,6 +1,6 @@
 """What an event costs the page: script, layout, and the time from the server's write to the paint.
 
-`python benchmarks/page.py [CARDS ...]` in the checkout; needs Chromium. The server is the stub of the page's tests.
+`python benchmarks/page.py [CARDS ...]` in the checkout; needs Chromium. The server is the stub of the tests.
 """
 
 import asyncio
@@ -34,9 +34,8 @@ NOTE_PAINTS = """() => {
 
 
 async def main(sizes: list[int]) -> None:
-    print(
-        "| cards | script, ms | layout and style, ms | all of the thread, ms | write to paint, ms | burst of 50 |"
-    )
+    columns = ("cards", "script, ms", "layout and style, ms", "all of the thread, ms", "write to paint, ms")
+    print("|", " | ".join([*columns, f"burst of {BURST}"]), "|")
     print("|---|---|---|---|---|---|")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)

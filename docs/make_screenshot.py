@@ -1,6 +1,6 @@
-"""Makes docs/page.png from the real page: `python -m docs.make_screenshot [FOLDER]` in the checkout.
+"""Makes docs/page*.png from the real page: `python -m docs.make_screenshot [FOLDER]` in the checkout.
 
-With a folder, the pictures that show every look (light, dark, narrow, dialog, empty) go there instead.
+With a folder, the pictures that show every look (light, dark, narrow, wide, faults, …) go there instead.
 """
 
 import asyncio
@@ -63,15 +63,21 @@ async def main(folder: Path | None) -> None:
         if folder is None:
             await fill(stub, await draw(browser))
             await shoot(browser, stub, HERE / "page.png")
+            await shoot(browser, stub, HERE / "page-dialog.png", details="failed")
+            await shoot(browser, stub, HERE / "page-phone.png", width=390)
+            await shoot(browser, stub, HERE / "page-dark.png", dark=True)
         else:
             await shoot(browser, stub, folder / "empty.png")
             await fill(stub, await draw(browser))
             await shoot(browser, stub, folder / "light.png")
             await shoot(browser, stub, folder / "dark.png", dark=True)
-            await shoot(browser, stub, folder / "narrow.png", width=360, whole=True)
+            await shoot(browser, stub, folder / "narrow.png", width=360)
             await shoot(browser, stub, folder / "dialog.png", details="failed")
-            await shoot(browser, stub, folder / "dialog-narrow.png", width=360, dark=True, details="failed")
+            await shoot(browser, stub, folder / "dialog-narrow.png", width=390, dark=True, details="failed")
             await shoot(browser, stub, folder / "dialog-image.png", details="completed")
+            await shoot(browser, stub, folder / "wide.png", width=2560)
+            stub.gate = {"state": "busy", "until": None}
+            await shoot(browser, stub, folder / "faults.png", faults=True)
         await browser.close()
     await stub.stop()
 
@@ -110,9 +116,10 @@ async def shoot(
     *,
     width: int = 1280,
     dark: bool = False,
-    whole: bool = False,
     details: str = "",
+    faults: bool = False,
 ) -> None:
+    """Take a picture, on a phone of all of the page, with a card's dialog open or while much is wrong."""
     context = await browser.new_context(
         viewport={"width": width, "height": 780},
         color_scheme="dark" if dark else "light",
@@ -123,13 +130,20 @@ async def shoot(
     await page.goto(stub.sign_in_link())
     await page.locator("#stream[data-stream=live]").wait_for()
     await page.wait_for_load_state("load")
+    if faults:
+        await page.route("**/generations", lambda route: route.abort())
+        await page.locator("#prompt").fill("A fox in fresh snow, early light")
+        await page.keyboard.press("Enter")
+        await page.locator(".card[data-status=unsent]").wait_for()
+        stub.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
+        await page.locator("#behind").wait_for()
     if details:
         await page.locator(f".card[data-status={details}] .prompt").last.click()
     await page.evaluate(
         "Promise.all([...document.images].filter(i => !i.hidden && i.src)"
         ".map(image => image.decode().catch(() => null)))"
     )
-    await page.screenshot(path=to, full_page=whole)
+    await page.screenshot(path=to, full_page=width < 390)
     await context.close()
 
 

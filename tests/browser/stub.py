@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -67,6 +68,7 @@ class Stub:
         self.offers = ""  # what the page may offer beside orders
         self.gate: Item = {"state": "open", "until": None}
         self.asked: list[str] = []  # paths of the API, as they came
+        self.folders: dict[str, Path] = {}  # what else is shown, by path; set before the start
         self._versions: dict[str, int] = {}
         self._numbers = itertools.count(1)
         self._history = uuid4().hex[:8]  # a cursor of another history means nothing here
@@ -229,6 +231,7 @@ class Stub:
                 web.post("/signout", self._signout),
                 web.get("/whoami", self._whoami),
                 web.static("/page", PAGE),
+                *(web.static(path, folder) for path, folder in self.folders.items()),
                 web.get("/images/{id}", self._image),
                 web.get(f"{api}/sessions", self._list),
                 web.get(f"{api}/sessions/{{id}}", self._one),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -100,6 +101,19 @@ async def test_without_an_event_source_the_stream_comes_by_fetch(browser: Browse
         await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=2_000)
 
 
+async def test_a_page_from_the_back_forward_cache_catches_up(page: Page, server: Stub) -> None:
+    """It holds no stream meanwhile; the browser would not keep it otherwise."""
+    kept = "name => dispatchEvent(new PageTransitionEvent(name, {persisted: true}))"
+    session = server.enqueue("x")
+    await page.evaluate(kept, "pagehide")
+    server.tell_heartbeat()
+    await until(lambda: _is(server.streams == 0))
+    server.fail(session)
+    await page.evaluate(kept, "pageshow")
+    await expect(card(page, session)).to_have_attribute("data-status", "failed")
+    await live(page)
+
+
 async def test_storage_that_is_forbidden_takes_nothing_but_the_draft(browser: Browser, server: Stub) -> None:
     forbid = """for (const name of ['sessionStorage', 'localStorage']) {
       Object.defineProperty(window, name, {get() { throw new DOMException('no', 'SecurityError'); }});
@@ -112,7 +126,7 @@ async def test_storage_that_is_forbidden_takes_nothing_but_the_draft(browser: Br
 
 
 async def test_a_clock_that_is_an_hour_off_neither_hides_nor_claims(browser: Browser, server: Stub) -> None:
-    server.complete(server.enqueue("older", ago_s=60), b"no image")
+    server.complete(server.enqueue("older", ago_s=60), b"no image", kept_h=0.5)
     for hours in (-1, 1):
         skew = f"const real = Date.now; Date.now = () => real() + {hours} * 3600e3;"
         async with visitor(browser, server, skew) as context:
@@ -121,7 +135,12 @@ async def test_a_clock_that_is_an_hour_off_neither_hides_nor_claims(browser: Bro
             await order(page, f"off by {hours}")
             await expect(page.locator(".card .prompt").first).to_have_text(f"off by {hours}")
             await expect(page.locator(".card").first).to_have_attribute("data-status", "queued")
+            await page.reload()
+            await expect(page.locator(".card .prompt").first).to_have_text(f"off by {hours}")
             await expect(page.locator(".card").first.locator(".waiting")).to_have_text("Waiting for its turn")
+            await expect(page.locator(".card .when").first).to_have_text(re.compile("just now|^[0-9]+ s ago"))
+            gone = page.locator(".card[data-status=completed] .waiting")
+            await expect(gone).to_have_text("The image cannot be shown here.")  # it has not expired
 
 
 # -- tabs ------------------------------------------------------------------------------------------
@@ -186,6 +205,7 @@ async def test_an_order_that_cannot_be_sent_waits_as_a_card_and_is_paid_once(
     own = page.locator(".card")
     await expect(own).to_have_attribute("data-status", "unsent", timeout=10_000)
     await expect(own.locator(".waiting")).to_have_text("The server cannot be reached.")
+    await expect(page.locator("#news")).to_have_text("“a fox” was not sent. The server cannot be reached.")
     await page.reload()
     await expect(own).to_have_attribute("data-status", "unsent")
     await expect(own.locator(".prompt")).to_have_text("a fox")

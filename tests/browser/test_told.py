@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, expect
@@ -154,7 +155,7 @@ async def test_prompts_of_any_length_and_direction_break_nothing(page: Page, ser
 
 
 @asynccontextmanager
-async def everything(browser: Browser, server: Stub, width: int = 1280, **look: str) -> AsyncIterator[Page]:
+async def everything(browser: Browser, server: Stub, width: int = 1280, **look: Any) -> AsyncIterator[Page]:
     """A page with a card of each kind."""
     for number in range(2):
         server.fail(server.enqueue("refused " * 12), refundedCredits=4 * number, providerBody=BODY)
@@ -162,7 +163,7 @@ async def everything(browser: Browser, server: Stub, width: int = 1280, **look: 
     server.complete(server.enqueue("gone"), PIXEL, kept_h=-1)
     server.begin(server.enqueue("begun"))
     server.enqueue("waits")
-    async with await browser.new_context(viewport={"width": width, "height": 900}, **look) as context:  # type: ignore[arg-type]  # literals
+    async with await browser.new_context(viewport={"width": width, "height": 900}, **look) as context:
         page = await context.new_page()
         await page.goto(server.sign_in_link())
         await live(page)
@@ -184,7 +185,7 @@ async def violations(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_in_any_state(browser: Browser, server: Stub, scheme: str) -> None:
-    look = {"color_scheme": scheme, "reduced_motion": "reduce"}
+    look: dict[str, Any] = {"color_scheme": scheme, "reduced_motion": "reduce"}
     async with everything(browser, server, **look) as page:
         server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
         server.gate = {"state": "paused", "until": None}

@@ -278,6 +278,24 @@ test('retry orders anew, with what the failed one had', async () => {
   assert.deepEqual([prompt, params], ['prompt of a', { model: 'seedream-4-0-250828', size: '4K' }]);
 });
 
+test('the server’s clock counts where this side’s is far off', async () => {
+  const { api, store, time } = await opened();
+  assert.equal(store.getSnapshot().offset, 0);
+  const { fetch } = api;
+  const late = createStore({
+    fetch: async (...asked) => ({ ...(await fetch(...asked)), headers: new Headers({ date: new Date(time.now() + 3_600_000).toUTCString() }) }),
+    events: () => ({ close: () => {}, wake: () => {} }),
+    now: time.now,
+    timers: time.timers,
+    base: '/api/seedream4',
+    root: '/',
+    newKey: () => 'k',
+  });
+  late.start();
+  await time.pass(10);
+  assert.ok(Math.abs(late.getSnapshot().offset - 3_600_000) < 1_000);
+});
+
 test('what was signed out is gone, and its stream closed', async () => {
   const { api, store, streams, time } = await opened([row('a')]);
   api.signedIn = false;

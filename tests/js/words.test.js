@@ -43,6 +43,7 @@ test('an announcement is sentences with one full stop each', () => {
     '“a cat” failed: Image service had a problem. Try again later. Refund pending.',
   );
   assert.equal(announcement(card({})), '“a cat”: completed.');
+  assert.equal(announcement(card({ status: 'unsent', problem: 'The server cannot be reached.' })), '“a cat” was not sent. The server cannot be reached.');
   assert.equal(asSentence('the service is away: try again soon'), 'The service is away: try again soon.');
 });
 

@@ -127,6 +127,13 @@ async def test_the_page_is_about_the_tool_that_is_set(client: Client) -> None:
     assert '<option value="2K">' in page
 
 
+async def test_the_page_comes_compressed(client: Client) -> None:
+    async with aiohttp.ClientSession() as http:
+        for path in ("/", "/page/store.js", "/page/style.css"):
+            async with http.get(client.url + path) as answer:
+                assert answer.headers["Content-Encoding"] == "gzip"
+
+
 def test_the_page_of_a_tool_without_sizes_asks_for_none() -> None:
     page = page_of(msgspec.structs.replace(TOOL, sizes={}))
     assert '<label class="size" hidden>' in page

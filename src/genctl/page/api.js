@@ -3,6 +3,7 @@
 /** @import {Gate, News, StoreOptions} from './types.js' */
 
 const ANSWER_WITHIN_MS = 15_000;
+const CLOCK_IS_OFF_MS = 30_000; // what is shown to people has minutes
 const SEND_AFTER_MS = [0, 500, 2_000]; // before each try to send an order
 
 export class ApiError extends Error {
@@ -21,8 +22,15 @@ export class ApiError extends Error {
 /** @typedef {{sessions: News[], next: string | null, lastEventId: string | null, gate?: Gate | null}} Page */
 /** @typedef {ReturnType<typeof createApi>} Api */
 
-/** @param {Pick<StoreOptions, 'fetch' | 'base' | 'root'> & {timers: NonNullable<StoreOptions['timers']>}} options */
-export function createApi({ fetch, base, root = '', timers }) {
+/** @param {Pick<StoreOptions, 'fetch' | 'root'> & Required<Pick<StoreOptions, 'base' | 'now' | 'timers'>>} options */
+export function createApi({ fetch, base, root = '', now, timers }) {
+  let offset = 0;
+  /** @param {Response} response */
+  const setClock = ({ headers }) => {
+    const ahead = Date.parse(headers?.get('date') ?? '') - now(); // another origin's page may not read it
+    offset = Math.abs(ahead) > CLOCK_IS_OFF_MS ? ahead : 0;
+  };
+
   /** @param {number} ms @returns {Promise<void>} */
   const pause = (ms) => new Promise((done) => (ms ? timers.set(done, ms) : done()));
 
@@ -36,6 +44,7 @@ export function createApi({ fetch, base, root = '', timers }) {
     const timer = timers.set(() => ends.abort(), ANSWER_WITHIN_MS);
     try {
       const response = await fetch(path, { cache: 'no-store', signal: ends.signal, ...init });
+      setClock(response);
       return { response, body: await response.text() };
     } catch {
       throw new ApiError(0, 'The server cannot be reached.');
@@ -62,6 +71,9 @@ export function createApi({ fetch, base, root = '', timers }) {
 
   return {
     pause,
+
+    /** What to add to our clock to have the server's: 0 where they agree about well enough. */
+    offset: () => offset,
 
     /**
      * The newest sessions, or those before `before`, which is an earlier answer's `next`.

@@ -115,7 +115,7 @@ function restoreDraft() {
 
 /** @type {Wish} */
 const wish = (what, card) => {
-  if (what === 'open') dialog.open(card, Date.now());
+  if (what === 'open') dialog.open(card, now());
   else if (what === 'resend') void store.resend(card.clientKey ?? '');
   else {
     store.discard(card.clientKey ?? '');
@@ -125,12 +125,15 @@ const wish = (what, card) => {
 const list = cardList(part(document, '#cards'), wish);
 tellNews(store, list.view);
 
+/** The server's time, which made all others. */
+const now = () => Date.now() + store.getSnapshot().offset;
+
 /** @type {State | null} */
 let last = null;
 
 function render() {
   const state = store.getSnapshot();
-  const moment = { now: Date.now(), gate: state.gate };
+  const moment = { now: now(), gate: state.gate };
   if (state.cards !== last?.cards) renderCards(state, moment);
   if (state.gate !== last?.gate) list.refresh(moment);
   if (state.list === 'ready' && !drafted) restoreDraft();
@@ -154,12 +157,13 @@ function renderCards(state, moment) {
  * The cards whose place is known. One that an event alone has told of waits a moment for its row: at the top it
  * would move all others, only to be an old one that belongs far below.
  * @param {readonly Card[]} cards
- * @param {number} now
+ * @param {number} time
  */
-function placed(cards, now) {
-  const waits = (/** @type {Card} */ card) => card.sessionId !== null && !card.whole && now - Date.parse(card.seenAt) < PLACE_WITHIN_MS;
+function placed(cards, time) {
+  /** @param {Card} card */
+  const waits = (card) => !card.whole && card.sessionId !== null && !list.view(card.key) && time - Date.parse(card.seenAt) < PLACE_WITHIN_MS;
   if (!cards.some(waits)) return cards;
-  setTimeout(() => renderCards(store.getSnapshot(), { now: Date.now(), gate: store.getSnapshot().gate }), PLACE_WITHIN_MS);
+  setTimeout(() => renderCards(store.getSnapshot(), { now: now(), gate: store.getSnapshot().gate }), PLACE_WITHIN_MS);
   return cards.filter((card) => !waits(card));
 }
 
@@ -178,7 +182,7 @@ function renderPage(state) {
   const lags = is === 'ready' && connection.told;
   show('#behind', lags);
   setText(part(document, '#behind p'), lags ? behind(connection, Date.now()) : '');
-  const why = cards.some(isActive) ? closed(gate, Date.now()) : '';
+  const why = cards.some(isActive) ? closed(gate, now()) : '';
   show('#gate', why !== '');
   setText(part(document, '#gate span'), why);
   setText(part(document, '#trouble .problem'), state.problem);
@@ -287,7 +291,7 @@ addEventListener(
   },
   { passive: true },
 );
-setInterval(() => list.refresh({ now: Date.now(), gate: store.getSnapshot().gate }), 30_000); // "2 min ago"
+setInterval(() => list.refresh({ now: now(), gate: store.getSnapshot().gate }), 30_000); // "2 min ago"
 
 store.subscribe(render);
 render();

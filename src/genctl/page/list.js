@@ -4,6 +4,8 @@
 /** @import {CardView, Moment, Wish} from './card.js' */
 import { cardView } from './card.js';
 
+const SHORT = 60; // cards up to which a browser may draw all, whether they are seen or not
+
 /**
  * @param {HTMLElement} list
  * @param {Wish} wish
@@ -29,7 +31,9 @@ export function cardList(list, wish) {
       shown.set(card.key, { view, card });
     }
     last = cards;
-    if (!placed) place(cards, moved);
+    if (placed) return;
+    list.classList.toggle('is-long', cards.length > SHORT);
+    place(cards, moved);
   }
 
   /** @param {readonly Card[]} cards @param {Set<Element>} moved */

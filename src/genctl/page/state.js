@@ -22,6 +22,7 @@ export const EMPTY = {
   problem: '',
   connection: { is: 'connecting', since: null, told: false },
   gate: null,
+  offset: 0,
   user: null,
   balance: null,
   held: null,
@@ -83,6 +84,7 @@ export function flips(before, after, action) {
     const old = known.get(card.key);
     if (old === card) return false;
     if (!old) return action.type === 'event';
+    if (card.status === 'unsent') return old.status !== 'unsent';
     return old.status !== card.status && Math.max(RANK[old.status], RANK[card.status]) >= RANK.completed;
   });
 }
@@ -114,7 +116,7 @@ function statusOf(name, data) {
  * @param {Extract<Action, {type: 'loaded'}>} action
  * @returns {State}
  */
-function loaded(state, { items, next, older, gate, epoch, at }) {
+function loaded(state, { items, next, older, gate, offset, epoch, at }) {
   const first = state.next === undefined;
   const seen = new Set(items.map((item) => item.sessionId));
   // Of an epoch that is over only what the list confirms stays, as after loading the page again.
@@ -128,6 +130,7 @@ function loaded(state, { items, next, older, gate, epoch, at }) {
     problem: '',
     next: turned ? next : state.next,
     gate: gate === undefined || older ? state.gate : gate,
+    offset: offset === undefined || Math.abs(offset - state.offset) < 2_000 ? state.offset : offset,
   };
 }
 

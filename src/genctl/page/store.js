@@ -6,13 +6,11 @@
 /** @import {Action, Card, CreateStore, Ear, Following, News, Ordered, State, Store, StoreOptions, Unsent} from './types.js' */
 import { ApiError, createApi } from './api.js';
 import { Freshness } from './connection.js';
-import { EMPTY, flips, isActive, isFresh, reduce } from './state.js';
+import { LARGEST_PAGE, Rows } from './rows.js';
+import { EMPTY, flips, isActive, reduce } from './state.js';
 import { asSentence } from './words.js';
 
-const LARGEST_PAGE = 200;
-const TOGETHER_MS = 40; // events that come so close together are fetched by one list
-const FRESH_AFTER_MS = [0, 400, 1_600]; // before each look for the row behind an event
-const AT_ONCE = 4; // single fetches
+const OLD_AT_ONCE = 4; // runs that have not ended, beyond the page that is polled
 const POLL_MS = [2_000, 3_000, 5_000, 8_000, 13_000, 20_000];
 const RELOAD_MS = [1_000, 2_000, 4_000, 8_000, 15_000];
 const TIMERS = {
@@ -20,6 +18,16 @@ const TIMERS = {
   set: (what, ms) => /** @type {unknown} */ (setTimeout(what, ms)),
   /** @param {any} timer */
   clear: (timer) => clearTimeout(timer),
+};
+
+const DEFAULTS = {
+  base: '',
+  now: Date.now,
+  newKey: () => crypto.randomUUID(),
+  pageSize: 48,
+  isVisible: () => true,
+  random: Math.random,
+  timers: TIMERS,
 };
 
 /** @type {CreateStore} */
@@ -42,16 +50,22 @@ class HeadlessStore {
   #polls = 0;
   /** @type {unknown} */
   #next = null; // the timer of the next look at the list
-  /** @type {Map<string, News>} what events told, whose rows are to be fetched */
-  #wanted = new Map();
   /** @type {Promise<void> | null} */
   #counting = null;
   #countAgain = false;
 
   /** @param {StoreOptions} options */
   constructor(options) {
-    this.options = { pageSize: 48, isVisible: () => true, random: Math.random, timers: TIMERS, ...options };
+    this.options = { ...DEFAULTS, ...options };
     this.api = createApi(this.options);
+    this.rows = new Rows({
+      api: this.api,
+      timers: this.options.timers,
+      pageSize: this.options.pageSize,
+      state: this.getSnapshot,
+      learn: (items, epoch) => this.#dispatch({ type: 'fetched', items, epoch, at: this.#at() }),
+      trouble: (error) => this.#trouble(error),
+    });
     this.freshness = new Freshness({
       now: this.options.now,
       timers: this.options.timers,
@@ -131,7 +145,7 @@ class HeadlessStore {
       void this.refreshCredits();
       return null;
     } catch (error) {
-      this.#want({ sessionId });
+      this.rows.want({ sessionId });
       return this.#trouble(error);
     }
   };
@@ -171,7 +185,7 @@ class HeadlessStore {
       this.freshness.answered(true);
       const { sessions, next, gate } = page;
       if (user) this.#dispatch({ type: 'user', user: await user });
-      this.#dispatch({ type: 'loaded', items: sessions, next: next ?? null, older: false, gate, epoch, at: this.#at() });
+      this.#dispatch({ type: 'loaded', items: sessions, next: next ?? null, older: false, gate, offset: this.api.offset(), epoch, at: this.#at() });
       this.#restore();
       if (this.#started) this.#following ??= this.#follow(page.lastEventId ?? '');
       void this.refreshCredits();
@@ -238,7 +252,7 @@ class HeadlessStore {
     if (this.freshness.isLive || !this.#state.cards.some(isActive)) return;
     const ids = new Set(seen.map(({ sessionId }) => sessionId));
     const old = this.#state.cards.filter((card) => isActive(card) && card.sessionId && !ids.has(card.sessionId));
-    await this.#fetchSingly(old.slice(0, AT_ONCE).map(({ sessionId }) => sessionId ?? ''), epoch);
+    await this.rows.singly(old.slice(0, OLD_AT_ONCE).map(({ sessionId }) => sessionId ?? ''), epoch);
   }
 
   /** @param {string} cursor */
@@ -273,7 +287,7 @@ class HeadlessStore {
     } else if ((name === 'failed' || name === 'done' || name === 'queued') && typeof data.sessionId === 'string') {
       const news = /** @type {News} */ (/** @type {unknown} */ (data));
       this.#dispatch({ type: 'event', name, data: news, at: this.#at() });
-      this.#want(news);
+      this.rows.want(news);
       void this.refreshCredits();
     }
   };
@@ -285,64 +299,6 @@ class HeadlessStore {
     if (this.options.isVisible() && this.#state.cards.some(isActive)) void this.#load();
   }
 
-  // -- the rows behind events -------------------------------------------------------------------
-
-  /** Fetch the row that an event told of: what the event does not carry, and what changed since. @param {News} news */
-  #want(news) {
-    const soon = this.#wanted.size > 0;
-    this.#wanted.set(news.sessionId, news);
-    if (soon) return;
-    this.options.timers.set(() => {
-      const wanted = this.#wanted;
-      this.#wanted = new Map();
-      void this.#fetchRows(wanted).catch((error) => this.#trouble(error));
-    }, TOGETHER_MS);
-  }
-
-  /** @param {Map<string, News>} wanted */
-  async #fetchRows(wanted) {
-    const { epoch } = this.#state;
-    for (const delay of FRESH_AFTER_MS) {
-      await this.api.pause(delay);
-      const items = await this.#looked(wanted, epoch);
-      for (const item of items) {
-        const news = wanted.get(item.sessionId);
-        if (news && isFresh(item, news)) wanted.delete(item.sessionId);
-      }
-      if (!wanted.size) return;
-    }
-  }
-
-  /** @param {Map<string, News>} wanted @param {number} epoch @returns {Promise<News[]>} */
-  async #looked(wanted, epoch) {
-    if (wanted.size <= 2) return this.#fetchSingly([...wanted.keys()], epoch);
-    try {
-      const places = this.#state.cards.flatMap((card, place) => (wanted.has(card.sessionId ?? '') ? [place + 1] : []));
-      const limit = Math.min(Math.max(this.options.pageSize, ...places), LARGEST_PAGE);
-      const { sessions } = await this.api.sessions({ limit });
-      this.#dispatch({ type: 'fetched', items: sessions, epoch, at: this.#at() });
-      const seen = new Set(sessions.map(({ sessionId }) => sessionId));
-      const others = [...wanted.keys()].filter((id) => !seen.has(id));
-      return [...sessions, ...(await this.#fetchSingly(others, epoch))];
-    } catch (error) {
-      if (this.#trouble(error) === null) wanted.clear();
-      return [];
-    }
-  }
-
-  /** @param {string[]} ids @param {number} epoch @returns {Promise<News[]>} */
-  async #fetchSingly(ids, epoch) {
-    /** @type {News[]} */
-    const found = [];
-    for (let first = 0; first < ids.length; first += AT_ONCE) {
-      const some = ids.slice(first, first + AT_ONCE).map((id) => this.api.session(id).catch((error) => this.#trouble(error)));
-      const items = (await Promise.all(some)).filter((item) => item !== null && typeof item === 'object');
-      this.#dispatch({ type: 'fetched', items, epoch, at: this.#at() });
-      found.push(...items);
-    }
-    return found;
-  }
-
   // -- orders -----------------------------------------------------------------------------------
 
   /** @param {{clientKey: string, prompt: string, params: Record<string, unknown>}} order @returns {Promise<Ordered>} */
@@ -352,7 +308,7 @@ class HeadlessStore {
     try {
       const { sessionId } = await this.api.generate(order);
       this.#dispatch({ type: 'accepted', clientKey, sessionId, at: this.#at() });
-      this.#want({ sessionId, run: 1 });
+      this.rows.want({ sessionId, run: 1 });
       void this.refreshCredits();
       this.#plan();
       return { refusal: null, clientKey };
@@ -453,7 +409,7 @@ class HeadlessStore {
   }
 
   #at() {
-    return new Date(this.options.now()).toISOString();
+    return new Date(this.options.now() + this.api.offset()).toISOString();
   }
 }
 

@@ -11,7 +11,7 @@ const SILENCE_MS = 27_000; // of a leader: heartbeats come every 15 s, it notice
 const HIDDEN_MS = 5_000;
 
 /**
- * @typedef {{hello: true} | {welcome: true, ready: boolean} | {wake: true} | {turn: Parameters<Ear['turn']>[0]}
+ * @typedef {{hello: number} | {welcome: number, ready: boolean} | {wake: true} | {turn: Parameters<Ear['turn']>[0]}
  *   | {name: EventName, data: Record<string, unknown>, id: string}} Message
  */
 
@@ -34,6 +34,7 @@ class Tab {
   #resign = null;
   #waiting = new AbortController();
   #heardAt = Date.now();
+  #id = Math.random(); // so that a welcome is for who said hello
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
 
@@ -46,7 +47,7 @@ class Tab {
     this.ear = ear;
     this.channel = new BroadcastChannel(name);
     this.channel.onmessage = ({ data }) => this.#told(data);
-    this.#say({ hello: true });
+    this.#say({ hello: this.#id });
     this.#stand();
     this.#listen();
   }
@@ -111,11 +112,12 @@ class Tab {
 
   /** @param {Message} message */
   #told(message) {
-    if ('hello' in message) return void (this.#stream && this.#say({ welcome: true, ready: this.#ready }));
+    if ('hello' in message) return void (this.#stream && this.#say({ welcome: message.hello, ready: this.#ready }));
     if ('wake' in message) return this.#stream?.wake();
     if (this.#stream) return undefined;
     this.#listen();
     if ('welcome' in message) {
+      if (message.welcome !== this.#id) return undefined;
       this.ear.turn('joined');
       if (message.ready) this.ear.hear('ready', {}, '');
     } else if ('turn' in message) this.ear.turn(message.turn);

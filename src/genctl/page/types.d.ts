@@ -171,6 +171,8 @@ export interface State {
   problem: string;
   connection: Connection;
   gate: Gate | null;
+  /** What to add to this side's clock to have the server's, which made all times: 0 unless it is far off. */
+  offset: number;
   user: string | null;
   balance: number | null;
   held: number | null;
@@ -184,7 +186,7 @@ export type Action =
   | { type: 'refused'; clientKey: string }
   | { type: 'event'; name: 'failed' | 'done' | 'queued'; data: News; at: string }
   | { type: 'fetched'; items: News[]; epoch: number; at: string }
-  | { type: 'loaded'; items: News[]; next: string | null; older: boolean; gate?: Gate | null; epoch: number; at: string }
+  | { type: 'loaded'; items: News[]; next: string | null; older: boolean; gate?: Gate | null; offset?: number; epoch: number; at: string }
   | { type: 'reset' }
   | { type: 'user'; user: string | null }
   | { type: 'credits'; balance: number; held: number }
@@ -222,15 +224,15 @@ export interface StoreOptions {
   fetch: (path: string, init?: RequestInit) => Promise<Response>;
   events: EventSourceOf;
   /** Milliseconds since 1970. */
-  now: () => number;
-  /** The address of the tool's API: `/api/seedream4`, or a whole one. */
-  base: string;
+  now?: () => number;
+  /** The address of the tool's API, before `/sessions`; empty where `fetch` adds it. */
+  base?: string;
   /** Where `whoami` and `signout` are: that of the page. */
   root?: string;
   /** How many sessions a page of the list has. */
   pageSize?: number;
   /** A key that nobody else has, for each order. */
-  newKey: () => string;
+  newKey?: () => string;
   /** Where unsent orders outlive this store: sessionStorage behind two functions. */
   keep?: { read(user: string | null): Unsent[]; write(orders: Unsent[], user: string | null): void };
   /** Somebody else is signed in by now; without this the store is signed out. */

@@ -66,10 +66,11 @@ export function refund(details) {
 
 /**
  * The card in one sentence, for a screen reader.
- * @param {Pick<Card, 'prompt' | 'status' | 'errorDetails'>} card
+ * @param {Pick<Card, 'prompt' | 'status' | 'errorDetails' | 'problem'>} card
  */
 export function announcement(card) {
   const prompt = `“${(card.prompt ?? 'An image').slice(0, 80)}”`;
+  if (card.status === 'unsent') return [`${prompt} was not sent.`, card.problem].filter(Boolean).join(' ');
   if (card.status !== 'failed') return `${prompt}: ${STATUS[card.status].toLowerCase()}.`;
   const credits = refund(card.errorDetails);
   const parts = [`${prompt} failed: ${headline(card.errorDetails)}`, sentence(card.errorDetails), credits?.words];
@@ -78,17 +79,19 @@ export function announcement(card) {
 
 /**
  * Many cards in one sentence: nobody listens to fifty.
- * @param {readonly Pick<Card, 'prompt' | 'status' | 'errorDetails'>[]} cards
+ * @param {readonly Pick<Card, 'prompt' | 'status' | 'errorDetails' | 'problem'>[]} cards
  */
 export function summary(cards) {
   if (cards.length === 1 && cards[0]) return announcement(cards[0]);
   const failed = cards.filter(({ status }) => status === 'failed');
   const completed = cards.filter(({ status }) => status === 'completed').length;
-  const others = cards.length - failed.length - completed;
+  const unsent = cards.filter(({ status }) => status === 'unsent').length;
+  const others = cards.length - failed.length - completed - unsent;
   const returned = failed.reduce((sum, { errorDetails }) => sum + (refund(errorDetails)?.at ? (errorDetails?.refundedCredits ?? 0) : 0), 0);
   return [
     failed.length && `${count(failed.length, 'image')} failed`,
     completed && `${count(completed, 'image')} completed`,
+    unsent && `${count(unsent, 'order')} not sent`,
     others && `${count(others, 'image')} started again`,
     returned && `${count(returned, 'credit')} returned`,
   ]

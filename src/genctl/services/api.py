@@ -93,12 +93,13 @@ class Api:
         self.app = self._app()
 
     def _app(self) -> ASGIApp:
+        compressed = Middleware(GZipMiddleware)
         routes: list[BaseRoute] = [
             *(Mount(tool.api_path, self._router(tool)) for tool in self.tools),
             # what users had of a tool that is gone, or cannot be used, is still theirs
             Mount("/api/{tool}", self._router(None)),
-            Route("/", self.show_page),
-            Mount("/page", GZipMiddleware(StaticFiles(directory=PAGE))),
+            Route("/", self.show_page, middleware=[compressed]),
+            Mount("/page", StaticFiles(directory=PAGE), middleware=[compressed]),
             *self.sign_in.routes,
             Route("/healthz", self.healthz),
             Route("/readyz", self.readyz),

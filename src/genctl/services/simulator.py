@@ -19,6 +19,7 @@ from aiohttp import web
 
 from genctl.services.asked import Asked, RefusedError, read, wanted
 from genctl.services.listening import listening, url_of
+from genctl.services.playback import Recording, for_any_origin
 from genctl.services.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario
 
 MAX_REQUEST_BYTES = 64 * 2**20  # a request holds its reference images
@@ -64,9 +65,9 @@ class Once:
 ONCE = web.AppKey("once", Once)
 
 
-async def serve(host: str, port: int) -> None:
-    """Serve until cancelled. Raises GenctlError (exit 3): cannot listen there."""
-    runner = web.AppRunner(app(), access_log=None)
+async def serve(host: str, port: int, recording: Recording | None = None) -> None:
+    """Serve until cancelled, a recorded stream too. Raises GenctlError (exit 3): cannot listen there."""
+    runner = web.AppRunner(app(recording), access_log=None)
     with listening("simulator", host, port) as sock:
         await runner.setup()
         try:
@@ -77,9 +78,12 @@ async def serve(host: str, port: int) -> None:
             await runner.cleanup()
 
 
-def app() -> web.Application:
+def app(recording: Recording | None = None) -> web.Application:
     """Make the server as an application, for a process or a test to run."""
-    made = web.Application(client_max_size=MAX_REQUEST_BYTES)
+    middlewares = [for_any_origin] if recording else []
+    made = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=middlewares)
+    if recording:
+        made.router.add_routes(recording.routes())
     made[STOPPING] = asyncio.Event()
     made[ONCE] = Once()
     made.on_shutdown.append(_stop)
