@@ -1,17 +1,19 @@
-"""Reads the bytes of an event stream as the HTML standard says ("parsing an event stream").
+"""Read the bytes of an event stream as the HTML standard says ("parsing an event stream").
 
-Lines end in LF, CR or both; the first three bytes may be a byte order mark; a line of another field, or an id
-with NUL, means nothing; an empty line ends an event, which counts when it has data. What no empty line
-has ended is forgotten.
+sseclient-py parses events. This module gives it whole ones with LF at the ends of lines: the standard also
+allows CR, a byte order mark, and an id without data; it ignores an id with NUL, and a last event that no
+empty line has ended.
 """
 
 import codecs
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import sseclient
+
 
 class Told(NamedTuple):
-    """One event. `id` is the last one that came so far, empty for none."""
+    """Hold one event. `id` is the last one so far, empty for none."""
 
     name: str
     id: str
@@ -19,10 +21,10 @@ class Told(NamedTuple):
 
 
 class EventReader:
-    """Reads one connection, fed piece by piece; `again` makes the reader of the next one.
+    """Read one connection, piece by piece; `again` makes the reader of the next one.
 
-    `last_id` is what the next connection sends as `Last-Event-ID`, and `retry_ms` is how long the server
-    wants us to wait before it, None while it has not said so. An event larger than `most` raises ValueError.
+    The next connection sends `last_id` as `Last-Event-ID`, after the `retry_ms` for which the server has
+    asked; None if it has not. An event larger than `most` raises ValueError.
     """
 
     def __init__(self, *, most: int, last_id: str = "", retry_ms: int | None = None) -> None:
@@ -34,8 +36,7 @@ class EventReader:
         self._line = ""  # without its end so far
         self._size = 0  # of the event's data so far
         self._id = last_id
-        self._name = ""
-        self._data: list[str] = []
+        self._lines: list[str] = []
 
     def again(self) -> "EventReader":
         """Return a reader for the next connection."""
@@ -65,9 +66,9 @@ class EventReader:
         value = value.removeprefix(" ")
         match name:
             case "event":
-                self._name = value
+                self._lines.append(line)
             case "data":
-                self._data.append(value)
+                self._lines.append(line)
                 self._size += len(value) + 1
             case "id" if "\0" not in value:
                 self._id = value
@@ -78,6 +79,8 @@ class EventReader:
     def _end(self) -> Told | None:
         """End the event. One without data tells nothing, but its id counts."""
         self.last_id = self._id
-        told = Told(self._name or "message", self.last_id, "\n".join(self._data)) if self._data else None
-        self._name, self._data, self._size = "", [], 0
-        return told
+        block = "".join(f"{line}\n" for line in [*self._lines, ""])
+        self._lines, self._size = [], 0
+        for event in sseclient.SSEClient(iter([block.encode()])).events():
+            return Told(event.event, self.last_id, event.data)
+        return None
