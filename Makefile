@@ -31,7 +31,7 @@ writable: # all but the demo keep or make something in the checkout
 	@GOAL='$(GOAL)' .ci/writable .
 
 test: writable $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
-	$(BIN)/python -m pytest -n 6  # they mostly wait: six at once keep two cores busy
+	$(BIN)/python -m pytest -n 8  # they mostly wait: eight at once keep two cores busy
 
 sdk: writable $(SDK)/.ready ## the SDKs of the provider, for tests that are left out without them (160 MB)
 

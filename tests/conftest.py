@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+from genctl.base import hidden
 from genctl.base.settings import Settings
 from tests import servers
 from tests.databases import Databases
@@ -83,6 +84,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         os.environ[forks.ADDRESS] = forks.offer(sys.executable)
         config.add_cleanup(servers.offer())
+
+
+@pytest.fixture(autouse=True)
+def no_secret_of_another_test() -> Iterator[None]:
+    """Settings tell their secrets to the process, and one test's is a word of the next one."""
+    told = dict(hidden._told)
+    yield
+    for who in list(hidden._told):
+        hidden.know(who, told.get(who, ()))
 
 
 @pytest.fixture(scope="session")

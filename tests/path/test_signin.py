@@ -103,7 +103,11 @@ async def test_the_page_works_below_a_path_whether_the_proxy_takes_it_away_or_no
     kit: Kit, prefix: str
 ) -> None:
     async with visited(kit, f"{APP}/images", {"Host": "10.0.0.7"}, public_url=f"{APP}/images") as visitor:
-        for path, text in (("/", "page/app.js"), ("/signin", 'action="signin"'), ("/page/app.js", "api.js")):
+        for path, text in (
+            ("/", "page/app.js"),
+            ("/signin", 'action="signin"'),
+            ("/page/app.js", "./store.js"),
+        ):
             answer = await visitor.ask("GET", prefix + path)
             assert answer.status == 200
             assert text in await answer.text()

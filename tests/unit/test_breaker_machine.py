@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -215,6 +215,7 @@ def test_what_one_users_orders_provoke_never_closes_the_gate(
 
 @given(st.lists(OURS.filter(lambda one: one[2] is not SOUND) | THEIRS, max_size=80), st.integers(1, FEW),
        st.floats(0, 2 * ALONE_S))  # fmt: skip
+@example([("ben", frozenset(), NEITHER), ("ann", MINE, BROKEN), ("ann", MINE, BROKEN)], 1, 301.0)
 def test_a_value_that_was_sound_for_nobody_explains_also_what_a_user_alone_provokes(
     outcomes: list[Heard], limit: int, step_s: float
 ) -> None:

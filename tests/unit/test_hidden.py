@@ -2,7 +2,6 @@
 
 import html
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -10,7 +9,6 @@ from urllib.parse import quote, quote_plus
 import msgspec
 import pytest
 
-from genctl.base import hidden
 from genctl.base.hidden import hide, hide_in, know, of_environment
 from genctl.base.settings import Settings, load
 from genctl.cli.config import _shown
@@ -47,14 +45,6 @@ SAID = {
     "small letters": f"unknown caller {KEY.lower()}",
     "twice": f"{KEY}{KEY}",
 }
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    told = dict(hidden._told)
-    yield
-    for who in hidden._told:
-        know(who, told.get(who, ()))
 
 
 def details_of(answer: Answer | NoAnswer) -> str:

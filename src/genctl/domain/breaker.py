@@ -174,7 +174,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         if sign is Sign.NEITHER:
             return heard, None
         changes = {"company": known} | self._counted(sign, order.user, suspects)
-        if not self._with(**changes).is_broken(now):
+        if not self._with(**changes).is_broken(now, explained=bool(suspects)):
             return self._with(**changes), None
         closed = self._with(company=known, phase=Phase.SHUT, failures={}, explained={})
         return closed, Close(closing_s(0.0, random=random))
@@ -188,8 +188,11 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         """The failures so far."""
         return sum(self.failures.values()) + sum(one.count for one in self.explained.values())
 
-    def is_broken(self, now: float) -> bool:
-        """Tell whether the failures are enough, and not one user's while others send jobs."""
+    def is_broken(self, now: float, *, explained: bool) -> bool:
+        """Tell whether the failures are enough, and not one user's while others send jobs.
+
+        `explained`: a trait may explain the last one. It says nothing of us when its user is alone.
+        """
         counting = Counter(self.failures)
         if self._is_common:
             counting.update({user: one.count for user, one in self.explained.items()})
@@ -198,7 +201,9 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         by_user = {user: count for user, count in counting.items() if user is not None}
         loudest = max(by_user, key=by_user.__getitem__, default=None)
         others = in_a_row - (by_user[loudest] if loudest is not None else 0)
-        return others >= self._enough or (loudest is not None and self.company.is_alone(loudest, now))
+        return others >= self._enough or (
+            loudest is not None and not explained and self.company.is_alone(loudest, now)
+        )
 
     @property
     def _enough(self) -> int:
