@@ -101,13 +101,18 @@ async def test_without_an_event_source_the_stream_comes_by_fetch(browser: Browse
         await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=2_000)
 
 
+async def _has_noticed(server: Stub) -> bool:
+    """The stub learns of an end only by writing, and not always by the first time."""
+    server.tell_heartbeat()
+    return server.streams == 0
+
+
 async def test_a_page_from_the_back_forward_cache_catches_up(page: Page, server: Stub) -> None:
     """It holds no stream meanwhile; the browser would not keep it otherwise."""
     kept = "name => dispatchEvent(new PageTransitionEvent(name, {persisted: true}))"
     session = server.enqueue("x")
     await page.evaluate(kept, "pagehide")
-    server.tell_heartbeat()
-    await until(lambda: _is(server.streams == 0))
+    await until(lambda: _has_noticed(server))
     server.fail(session)
     await page.evaluate(kept, "pageshow")
     await expect(card(page, session)).to_have_attribute("data-status", "failed")
