@@ -1,8 +1,6 @@
 """Name the person at this keyboard; type the callbacks by which longer work reports to them."""
 
-import getpass
 import os
-import socket
 from collections.abc import Callable
 
 Note = Callable[[str], object]  # takes a line for the person
@@ -11,6 +9,9 @@ Advance = Callable[[int], object]  # takes how many more are done
 
 def who() -> str:
     """Name them as `ann@host`, as well as the system knows."""
+    import getpass  # noqa: PLC0415 - every command imports this module when it starts
+    import socket  # noqa: PLC0415
+
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name
