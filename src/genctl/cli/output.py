@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from genctl.base.hidden import hide
 from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
@@ -177,6 +176,8 @@ class Output:
 
 def write(text: str) -> None:
     """Write lines to stdout without what is secret or steers a terminal."""
+    from genctl.base.hidden import hide
+
     _put(hide(text))
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from genctl.base.hidden import hide
 from genctl.base.person import Advance
 from genctl.base.printable import printable
 from genctl.cli import streams
@@ -15,6 +14,8 @@ from genctl.cli import streams
 
 def note(text: str) -> None:
     """Write a line to stderr, or several, without secrets and without what a terminal would obey."""
+    from genctl.base.hidden import hide  # only here: --help writes no note
+
     sys.stderr.write("".join(f"{printable(line)}\n" for line in hide(text).splitlines()))
 
 
