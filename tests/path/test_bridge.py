@@ -119,6 +119,27 @@ async def test_a_change_that_nobody_announced_comes_with_the_backstop_and_is_cou
         assert b"genctl_sse_backstop_found_total 1.0" in client.api.metrics.text()
 
 
+async def test_a_look_that_fails_is_made_again(kit: Kit, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that somebody has locked; no second NOTIFY comes, and no backstop."""
+    monkeypatch.setattr(bridge, "BACKSTOP_S", (300.0, 300.0))
+    async with served(kit.settings) as client, client.stream() as ear:
+        await ear.ready()
+        changed = await change(kit)
+        with psycopg.connect(dsn) as person:
+            person.execute("lock table generation_sessions in access exclusive mode")
+            await notify(kit, {"user_id": "ann", "session_id": str(changed)})
+            await until(some_trouble(client.api.bridge))
+        await ear.until(lambda ear: ear.told)
+        assert sessions(ear) == [str(changed)]
+
+
+def some_trouble(bridge: bridge.Bridge) -> Callable[[], Awaitable[str | None]]:
+    async def found() -> str | None:
+        return bridge.trouble()
+
+    return found
+
+
 async def test_a_look_that_began_before_the_backstop_leaves_the_finding_to_it(
     kit: Kit, client: Client
 ) -> None:

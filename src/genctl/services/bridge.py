@@ -216,7 +216,7 @@ class Bridge:
             except GenctlError as error:
                 self._lost(error.message)
                 log.warning("sse.listen.lost", error=error.message, fix=error.fix)
-            await asyncio.sleep(reconnect_s(attempt, MAX_RETRY_S) - 0.5)
+            await asyncio.sleep(reconnect_s(attempt, MAX_RETRY_S) - 0.5)  # the first try is nearly at once
             attempt += 1
 
     def _connected(self, one: listener.Listener | None) -> None:
