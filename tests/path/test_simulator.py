@@ -241,7 +241,13 @@ def test_the_page_tells_the_limits_of_each_model() -> None:
 
 
 async def test_what_is_missing_is_named(client: Client) -> None:
-    for body, param in (({"prompt": "x"}, "model"), ({"model": BODY["model"]}, "prompt"), ([], "body")):
+    for body, param in (
+        ({"prompt": "x"}, "model"),
+        ({"model": BODY["model"]}, "prompt"),
+        ({**BODY, "model": None}, "model"),
+        ({**BODY, "prompt": None}, "prompt"),
+        ([], "body"),
+    ):
         code = "InvalidParameter" if param == "body" else "MissingParameter"
         response, answer = await client.ask(body)
         assert (response.status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param)
