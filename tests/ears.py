@@ -27,6 +27,16 @@ class Event:
     data: Any
 
 
+# a thousand failures of ann, 20 MB in all, for clients that do not read
+MUCH_TO_TELL = """
+    with account as (insert into credit_accounts (user_id, balance, event_seq) values ('ann', 0, 1000))
+    insert into generation_sessions (id, user_id, model, prompt, status, version, error_details)
+    select gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'x', 'failed', n,
+      jsonb_build_object('category', 'content_policy', 'userMessage', repeat('x', 20000))
+    from generate_series(1, 1000) n
+"""
+
+
 class Ear:
     """A stream in a task: what has come so far, and the answer's status."""
 

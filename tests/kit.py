@@ -31,6 +31,7 @@ from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
+from genctl.services.worker import Until, Worker
 from genctl.sweep import Swept, sweep
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire
@@ -321,6 +322,13 @@ class Kit:
         async with asyncio.timeout(SOON_S):
             row = await carry(message, self.pipeline, turn)
         return row and await self.row(row)
+
+    async def drain(self) -> None:
+        """A worker, until the queue is empty."""
+        until = Until(drain=True)
+        await Worker(
+            self.pipeline, WITHOUT_BREAKER, metrics=self.metrics, concurrency=32, grace_s=0.0, until=until
+        ).run()
 
     async def sweep(self) -> list[Swept]:
         return (await sweep(self.pipeline, self.settings)).done

@@ -92,8 +92,17 @@ async def test_a_stream_that_hangs_is_told_after_three_seconds(browser: Browser,
         await expect(page.locator("#behind")).to_contain_text("News may be missing.")
 
 
-async def test_without_an_event_source_the_stream_comes_by_fetch(browser: Browser, server: Stub) -> None:
-    async with visitor(browser, server, "delete window.EventSource") as context:
+@pytest.mark.parametrize(
+    "gone",
+    [
+        pytest.param("delete window.EventSource", id="the stream comes by fetch"),
+        pytest.param("delete Navigator.prototype.locks", id="a tab that is seen has a stream of its own"),
+    ],
+)
+async def test_the_page_hears_without_what_a_browser_may_lack(
+    browser: Browser, server: Stub, gone: str
+) -> None:
+    async with visitor(browser, server, gone) as context:
         page = await another(context, server)
         await live(page)
         session = server.enqueue("x")
@@ -180,17 +189,6 @@ async def test_the_end_of_the_leading_tab_is_healed_in_a_second(browser: Browser
         await live(third)
         server.tell_heartbeat()  # the stub notices by it that the first one's is gone
         await until(lambda: _is(server.streams == 1))
-
-
-async def test_without_locks_a_tab_that_is_seen_has_a_stream_of_its_own(
-    browser: Browser, server: Stub
-) -> None:
-    async with visitor(browser, server, "delete Navigator.prototype.locks") as context:
-        page = await another(context, server)
-        await live(page)
-        session = server.enqueue("x")
-        server.fail(session)
-        await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=2_000)
 
 
 # -- what was typed --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import jwt
 import msgspec
 import pytest
 import structlog
-from tests.ears import BASE, SECRET, Client, served
+from tests.ears import BASE, MUCH_TO_TELL, SECRET, Client, served
 from tests.kit import Kit, until, with_tools
 from tests.path.test_bridge import change, fail
 
@@ -394,13 +394,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(
     """Its queue never grows, and the others don't notice; one that takes a byte at a time is no better."""
     monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 0.3)
     start = (await client.get("/sessions"))["lastEventId"]
-    await kit.query(
-        "insert into generation_sessions (id, user_id, model, prompt, status, version, error_details) "
-        "select gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'x', 'failed', n, "
-        "jsonb_build_object('category', 'content_policy', 'userMessage', repeat('x', 20000)) "
-        "from generate_series(1, 1000) n"
-    )
-    await kit.query("insert into credit_accounts (user_id, balance, event_seq) values ('ann', 0, 1000)")
+    await kit.query(MUCH_TO_TELL)
     host, port = client.url.removeprefix("http://").split(":")
     with socket.socket() as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -14,7 +14,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 from aiohttp.test_utils import unused_port
-from tests.kit import WITHOUT_BREAKER, Kit, with_tools
+from tests.kit import Kit, with_tools
 from tests.rude import OK, Rude, explodes, never_ends, raw, resets, silent, stalls, writes
 
 from genctl.domain.classify import classify
@@ -25,23 +25,10 @@ from genctl.enqueue import enqueue
 from genctl.ops import dlq
 from genctl.ops.redrive import Redrive, RedriveOptions
 from genctl.ops.smoke.sound import details_complaints
-from genctl.services.worker import Until, Worker
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire
 
 MIB = 2**20
-
-
-async def drain(kit: Kit) -> None:
-    """A worker, until the queue is empty."""
-    await Worker(
-        kit.pipeline,
-        WITHOUT_BREAKER,
-        metrics=kit.metrics,
-        concurrency=32,
-        grace_s=0.0,
-        until=Until(drain=True),
-    ).run()
 
 
 async def dead_letters(kit: Kit) -> list[Message]:
@@ -83,7 +70,7 @@ async def test_a_message_that_is_no_job_goes_to_the_dlq_as_it_is(kit: Kit) -> No
     fates = await kit.pipeline.queue.send([Outgoing(body) for body in sent])
     assert [fate.error for fate in fates if fate.error] == []
     good = await kit.enqueue()
-    await drain(kit)
+    await kit.drain()
     assert (await kit.row(good)).status is Status.COMPLETED
     copies = await dead_letters(kit)
     assert sorted(copy.body for copy in copies) == sorted(sent)
@@ -100,7 +87,7 @@ async def test_a_job_of_the_maximum_size_is_a_job(kit: Kit) -> None:
     largest = kit.pipeline.queue.max_bytes
     full = whole + " " * (largest - len(whole))
     await kit.pipeline.queue.send([Outgoing(full)])
-    await drain(kit)
+    await kit.drain()
     (copy,) = await dead_letters(kit)
     assert (await kit.row(session)).status is Status.FAILED
     assert (copy.body, copy.attributes) == (full, {})
@@ -133,7 +120,7 @@ async def test_what_sqs_moved_by_itself_is_listed_shown_and_redriven(kit: Kit) -
         done = await under_way.run()
     assert (done.tally.redriven, done.tally.failed) == (2, 0)
     assert done.tally.skipped == {"orphan": 1, "foreign": len(strange)}
-    await drain(kit)
+    await kit.drain()
     assert (await kit.row(waiting)).status is Status.COMPLETED
     assert ((await kit.row(failed)).status, (await kit.row(failed)).run) == (Status.FAILED, 2)
     assert await kit.violations() == []
@@ -262,7 +249,7 @@ async def test_any_answer_ends_its_job_and_the_worker_goes_on(
         orders = [kit.order(name) for name in ("good", *ANSWERS)]
         made = await enqueue(orders, db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name, opening=1000)
         good, *bad = made.sessions
-        await drain(kit)
+        await kit.drain()
     assert (await kit.row(good)).status is Status.COMPLETED
     wrong = {}
     copies = {copy.body: copy.attributes for copy in await dead_letters(kit)}
@@ -293,7 +280,7 @@ async def test_where_nobody_listens_nothing_was_sent_and_all_attempts_are_used(
         TOOL.bound(with_tools(kit.settings, ark_base_url=base)), longest_s=300
     ) as kit.pipeline.wire:
         session = await kit.enqueue()
-        await drain(kit)
+        await kit.drain()
     row = await kit.row(session)
     found = (row.details["code"], row.details["category"], row.details["outcome"], row.attempts)
     assert found == ("ConnectionError", "network", "refused", 3)

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
-from tests.ears import BASE, Client, served
+from tests.ears import BASE, MUCH_TO_TELL, Client, served
 from tests.kit import Kit, until
 
 from genctl.base.tokens import Claims
@@ -141,13 +141,7 @@ def test_a_connection_that_cannot_be_closed_is_cut_off() -> None:
 
 async def test_a_stream_that_is_read_slowly_is_not_cut_for_others(kit: Kit) -> None:
     """While its own patience with its reader lasts."""
-    await kit.query(
-        "insert into generation_sessions (id, user_id, model, prompt, status, version, error_details) "
-        "select gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'x', 'failed', n, "
-        "jsonb_build_object('category', 'content_policy', 'userMessage', repeat('x', 20000)) "
-        "from generate_series(1, 1000) n"
-    )
-    await kit.query("insert into credit_accounts (user_id, balance, event_seq) values ('ann', 0, 1000)")
+    await kit.query(MUCH_TO_TELL)
     async with served(kit.settings, connections_per_address=1) as client:
         first = client.api.cursors.write("ann", 0)
         head = f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"

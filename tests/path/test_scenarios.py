@@ -12,14 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 from tests.ears import Event, served
-from tests.kit import WITHOUT_BREAKER, Kit, told_by_the_database
+from tests.kit import Kit, told_by_the_database
 
 from genctl.domain.model import Failure, Session, rfc3339
 from genctl.edges.sqs import Message
 from genctl.enqueue import enqueue
 from genctl.ops.smoke.sound import details_complaints
 from genctl.services.scenarios import SCENARIOS
-from genctl.services.worker import Until, Worker
 from genctl.tools.seedream4 import TOOL
 
 PAGE = Path(__file__).parents[2] / "docs" / "scenarios.md"
@@ -97,14 +96,7 @@ async def test_every_scenario_ends_as_the_page_says(
             orders = [kit.order(name) for name in SCENARIOS]
             made = await enqueue(orders, db=kit.db, queue=kit.pipeline.queue, tool=TOOL.name, opening=1000)
             sessions = dict(zip(SCENARIOS, made.sessions, strict=True))
-            await Worker(
-                kit.pipeline,
-                WITHOUT_BREAKER,
-                metrics=kit.metrics,
-                concurrency=32,
-                grace_s=0.0,
-                until=Until(drain=True),
-            ).run()
+            await kit.drain()
             await ear.until(lambda ear: len(ear.told) >= len(sessions))
             events = ear.told
         told = Counter(json.loads(payload)["session_id"] for payload in heard())

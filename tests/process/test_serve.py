@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.ears import BASE
+from tests.ears import BASE, MUCH_TO_TELL
 from tests.kit import free_port, until, until_sync
 from tests.process.place import Place
 from tests.process.served import SECRET, move, serve
@@ -71,13 +71,7 @@ async def test_a_thousand_streams_get_bye_and_the_process_is_gone_within_two_sec
 
 
 async def test_a_reader_that_is_stuck_does_not_hold_up_the_end(place: Place) -> None:
-    place.sql("insert into credit_accounts (user_id, balance, event_seq) values ('ann', 0, 1000)")
-    place.sql(
-        "insert into generation_sessions (id, user_id, model, prompt, status, version, error_details) "
-        "select gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'x', 'failed', n, "
-        "jsonb_build_object('category', 'content_policy', 'userMessage', repeat('x', 20000)) "
-        "from generate_series(1, 1000) n"
-    )
+    place.sql(MUCH_TO_TELL)
     with serve(place) as api, socket.socket() as stuck:
         await api.ready()
         cursor = (await api.client.get("/sessions?limit=1"))["lastEventId"]
