@@ -37,7 +37,8 @@ def run(
 
     With `follow` it also ends when the reader of stdout leaves, and within two seconds of a signal. With
     `gone_after_s` a service exits so long after a signal, with code 0, whatever hangs. `heed` takes the
-    signals instead, at once. `loop` makes another event loop than asyncio's own. Raises Stopped or OutputLost when a signal or a lost reader cancelled `work`.
+    signals instead, at once. `loop` makes another event loop than asyncio's own. Raises Stopped or
+    OutputLost when a signal or a lost reader cancelled `work`.
     """
     ends: list[Stopped | OutputLost] = []
     try:

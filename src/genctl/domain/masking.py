@@ -121,7 +121,9 @@ class Masker:
         if not self._found:
             return text
         lower = text.lower()
-        for sign in self._signs:  # to look for words costs a fraction of the pattern, and most texts hold none
+        for (
+            sign
+        ) in self._signs:  # to look for words costs a fraction of the pattern, and most texts hold none
             if sign in lower:
                 return self._found.sub(MASK, text)
         return text
