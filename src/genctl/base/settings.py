@@ -21,32 +21,11 @@ from genctl.domain.model import GenctlError
 
 API_URL = "http://127.0.0.1:8787"
 SIMULATOR = "http://127.0.0.1:8788"
-STACK_NAMES = (
-    "database_url",
-    "sqs_endpoint",
-    "simulator_url",
-    "api_url",
-    "secret",
-    "aws_access_key_id",
-    "aws_secret_access_key",
-)
-TRACING_HEADERS = (  # W3C, Sentry, Zipkin, Datadog, AWS, and the ids that gateways add
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "sentry-trace",
-    "b3",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-sampled",
-    "x-datadog-trace-id",
-    "x-datadog-parent-id",
-    "x-datadog-origin",
-    "x-datadog-sampling-priority",
-    "x-datadog-tags",
-    "x-amzn-trace-id",
-    "x-request-id",
-    "x-correlation-id",
+# W3C, Sentry, Zipkin, Datadog, AWS, and the ids that gateways add
+TRACING_HEADERS = (
+    "traceparent,tracestate,baggage,sentry-trace,b3,x-b3-traceid,x-b3-spanid,x-b3-sampled,x-datadog-trace-id,"
+    "x-datadog-parent-id,x-datadog-origin,x-datadog-sampling-priority,x-datadog-tags,x-amzn-trace-id,"
+    "x-request-id,x-correlation-id"
 )
 STACK_FILE = "stack.json"  # in `home`: the embedded stack writes its addresses and keys there
 
@@ -162,7 +141,7 @@ class Settings:
     cors_origins: tuple[str, ...] = setting(values.as_origins, "", "origins that may call the API")
     cors_headers: tuple[str, ...] = setting(
         values.as_headers,
-        ",".join(TRACING_HEADERS),
+        TRACING_HEADERS,
         "request headers that pages of those origins may send, beside ours",
     )
     image_hosts: tuple[str, ...] = setting(values.as_hosts, "", "hosts in the page's img-src")
@@ -293,12 +272,15 @@ def load(
 
 def with_stack(settings: Settings, stack: Mapping[str, str], of_tools: Iterable[Entry]) -> Settings:
     """Take the values that the embedded stack has written, except those that the user has set."""
-    _hide_stack(stack)
+    # its keys, and the password of its database
+    own = {text for name, text in stack.items() if name.endswith("secret") or "secret_" in name}
+    hidden.know("embedded stack", own | {one for text in stack.values() for one in hidden.in_urls(text)})
 
     def is_free(name: str) -> bool:
         return settings.origins.get(name, "default") in {"default", "embedded stack"}
 
-    ours: dict[str, Any] = {name: stack[name] for name in STACK_NAMES if name in stack and is_free(name)}
+    known = Settings.__dataclass_fields__
+    ours: dict[str, Any] = {name: text for name, text in stack.items() if name in known and is_free(name)}
     theirs = {name: text for name, text in simulated(of_tools, stack).items() if is_free(name)}
     origins = dict.fromkeys([*ours, *(theirs.keys() & stack.keys())], "embedded stack")
     return dataclasses.replace(
@@ -325,12 +307,6 @@ def _hide_secrets(rows: Iterable[Entry], sources: Sequence[Mapping[str, settings
     own = {text for entry, text in texts if entry.secret and not dsn.is_url(text)}
     in_urls = {secret for _, text in texts for secret in hidden.in_urls(text)}
     hidden.know("settings", own | in_urls)
-
-
-def _hide_stack(stack: Mapping[str, str]) -> None:
-    """Hide the keys of an embedded stack, and the password of its database."""
-    own = {text for name, text in stack.items() if name.endswith("secret") or "secret_" in name}
-    hidden.know("embedded stack", own | {one for text in stack.values() for one in hidden.in_urls(text)})
 
 
 def _parsed(entry: Entry, given: settings_sources.Given) -> Any:
