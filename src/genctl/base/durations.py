@@ -34,10 +34,7 @@ def reconnect_s(attempt: int, most_s: float) -> float:
 
 
 def parse_when(text: str, now: datetime) -> datetime:
-    """Read the moment in UTC that `--since` or `--until` means: so long before `now`, or RFC 3339.
-
-    Raises ValueError, which says what we expect.
-    """
+    """Read a moment in UTC: so long before `now`, or RFC 3339. Raises ValueError with what we expect."""
     text = text.strip()
     try:
         if _RFC_3339.fullmatch(text):

@@ -68,10 +68,7 @@ def row(
 def setting(
     parse: Callable[[str], Any], default: str | None, meaning: str, *, env: str = "", secret: bool = False
 ) -> Any:
-    """Declare a row as a dataclass field; `default` is a text as in a file.
-
-    Its variable is `GENCTL_` and the key in capitals, unless `env` names another.
-    """
+    """Declare a row as a dataclass field; its variable is `env`, else `GENCTL_` and the key in capitals."""
     metadata = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
     value = None if default is None else parse(default)
     return dataclasses.field(default=value, repr=not secret, metadata=metadata)
@@ -244,9 +241,8 @@ def load(
 ) -> Settings:
     """Read the settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
 
-    `flags` go by key; `more` as for settings_sources.sources(). What is secret in any of them is hidden from
-    here on. Raises GenctlError: exit 2 for what is unknown or wrong in any of them, exit 3 for a file of the
-    embedded stack that cannot be read.
+    `flags` go by key; `more` is as for settings_sources.sources(). Raises GenctlError: exit 2 for what is
+    unknown or wrong in any of them, exit 3 for a file of the embedded stack that cannot be read.
     """
     rows = (*TABLE, *of_tools)
     environment = os.environ if env is None else env

@@ -177,10 +177,7 @@ def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
-    """Judge the answer to a request that asks for nothing: all but 401 and 403 have accepted the key.
-
-    `base` and `key` are the environment variables that name address and key.
-    """
+    """Judge a request that asks for nothing; `base` and `key` name the variables of address and key."""
     match answer:
         case NoAnswer(code, why):
             text = f"no answer from {base_url}: {code}: {why}"

@@ -76,10 +76,7 @@ class Change(msgspec.Struct, array_like=True):
 
 
 class Freshness(NamedTuple):
-    """Tell whether the server can vouch that nothing is missing, and since when that is so.
-
-    Where it cannot, `since` is the moment up to which it could.
-    """
+    """Tell whether nothing is missing, and since when; else `since` is the moment until when nothing was."""
 
     fresh: bool
     since: datetime

@@ -276,10 +276,7 @@ def _texts(result: PGresult) -> list[Texts]:
 async def hearing(
     dsn: str, channels: Sequence[LiteralString], question: str, hear: Callable[[list[Heard]], None]
 ) -> AsyncIterator[Listener]:
-    """Yield a listener that asks the statement of this name. Raises GenctlError.
-
-    It does not hear what was notified before it is yielded: ask then.
-    """
+    """Yield a listener that asks this statement; it hears from now on. Raises GenctlError."""
     async with await connect_directly(dsn) as conn:
         with errors_told(dsn), answering(conn, PROBE_S):
             for setting in ASKING:

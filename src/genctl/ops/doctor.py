@@ -38,10 +38,7 @@ LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
 async def examine(settings: Settings, advance: Advance) -> list[Finding]:
-    """Return all findings, in the order of CHECKS. Raises nothing.
-
-    It drops repeated findings: several checks find that a database is away.
-    """
+    """Return all findings in the order of CHECKS, each once: several find that a database is away."""
 
     async def checked(name: str) -> list[Finding]:
         answer = await answered(name, CHECKS[name](settings), WITHIN_S)

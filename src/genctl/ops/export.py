@@ -39,10 +39,7 @@ class Export:
     @classmethod
     @contextmanager
     def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
-        """Begin a new file, or with `resume` continue one.
-
-        Raises GenctlError: exit 2 when it exists or another command writes it, 3 when we cannot write.
-        """
+        """Begin a new file, or with `resume` continue one. Raises GenctlError: exit 2, or 3: cannot write."""
         if resume and _is_gzip(path):
             told = f"{path} is compressed, and --resume continues only plain files"
             raise GenctlError(
@@ -107,10 +104,7 @@ async def discard(
     confirm: Callable[[str], object] | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first.
-
-    Raises GenctlError.
-    """
+    """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first."""
     async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
         most = None
         if dry_run or confirm:

@@ -66,10 +66,7 @@ class Meaning(msgspec.Struct, rename="camel", kw_only=True):
 
 
 def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -> Meaning:
-    """Explain a code by the first provider that knows it.
-
-    Raises GenctlError (exit 4) for an unknown code.
-    """
+    """Explain a code by the first provider that knows it. Raises GenctlError (exit 4) if none does."""
     only = providers[0] if len(providers) == 1 else None
     code = code.strip().removeprefix("DLQ:")
     if own := OURS.get(code):

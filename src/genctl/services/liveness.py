@@ -84,10 +84,7 @@ class Liveness:
 
 @asynccontextmanager
 async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) -> AsyncIterator[None]:
-    """Answer `/healthz` and `/metrics` on all addresses; without a port do nothing.
-
-    Raises GenctlError (exit 3) when it cannot listen there.
-    """
+    """Answer `/healthz` and `/metrics` on all addresses, if there is a port. Raises GenctlError (exit 3)."""
     if port is None:
         yield
         return

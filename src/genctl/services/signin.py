@@ -43,10 +43,7 @@ class SignIn:
         ]
 
     def caller(self, request: HTTPConnection) -> Claims:
-        """Return whose token came along. Raises GenctlError: TokenRefused, ForeignOrigin.
-
-        Basic credentials are for a proxy before us, and say nothing to us.
-        """
+        """Return whose token came along; basic credentials are a proxy's. Raises GenctlError, exit 5 or 1."""
         if (bearer := _bearer(request)) is not None:
             return self._read(bearer)
         cookie = self._front.cookie(request)

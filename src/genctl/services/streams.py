@@ -1,6 +1,6 @@
-"""Open SSE responses: each takes its connection over once its head is written, and has no task of its own.
+"""Hold the open streams: each takes its connection over once its head is written.
 
-A stream writes what the bridge puts into its feed, and a heartbeat every 15 s. It ends when the client
+A stream writes what the bridge puts into its backlog, and a heartbeat every 15 s. It ends when the client
 leaves, its token ends, the client is too slow, the stream is too old, its user has opened newer ones, or the
 server goes down. One wheel turns for all streams.
 """
@@ -9,23 +9,19 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import structlog
 
 from genctl.base.tokens import Claims
 from genctl.domain import sse
-from genctl.services.bridge import Bridge, Feed
+from genctl.services.bridge import Bridge
 from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
+from genctl.services.stream import OpenStream
 from genctl.tools import Tool
 
-HEARTBEAT_S = 15.0
 WRITE_TIMEOUT_S = 10.0
 SLOT_S = 0.25  # of the wheel
-PIECE_BYTES = 32 * 1024  # of one write
-MAX_AGE_S = (2700.0, 3600.0)
-RETRY_MS = (1000, 3000)
 REPLACED_RETRY_MS = (30_000, 60_000)  # a browser with too many would else close one by the other
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -67,7 +63,7 @@ class Streams:
         if (handed := connection.hand_over(stream)) is None:
             return
         stream.transport, stream.release = handed
-        while len(others := self.bridge.of(token.user)) >= self.per_user:
+        while len(others := self.bridge.feeds.of.get(token.user, [])) >= self.per_user:
             self._replace(others[0])
         self._open.add(stream)
         self.metrics.streams.inc()
@@ -82,14 +78,13 @@ class Streams:
         for stream in [one for one in self._open if refuses(one.token)]:
             stream.end()
 
-    def _replace(self, oldest: Feed) -> None:
-        assert isinstance(oldest, OpenStream)  # noqa: S101 - nobody else joins
+    def _replace(self, oldest: OpenStream) -> None:
         self.metrics.replaced.inc()
         log.info("sse.stream.replaced", userId=oldest.user, limit=self.per_user)
         retry = sse.retry(random.randint(*REPLACED_RETRY_MS))  # noqa: S311 - jitter
         oldest.end(retry + _REPLACED)
 
-    def left(self, stream: "OpenStream") -> None:
+    def left(self, stream: OpenStream) -> None:
         """Forget a stream whose connection is gone."""
         if stream not in self._open:  # it was cut off, and now its connection is lost
             return
@@ -121,117 +116,6 @@ class Streams:
                 log.warning("sse.stream.slow", userId=stream.user)
                 stream.abort()
                 self.metrics.slow.inc()
-
-
-class OpenStream(Feed, asyncio.Protocol):
-    """Writes one open response."""
-
-    __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
-        "release", "slot", "stuck_at", "token", "transport",
-    )  # fmt: skip
-    transport: asyncio.Transport
-    release: Callable[[], None]  # to be called when the connection has ended
-
-    def __init__(
-        self, streams: Streams, token: Claims, tool: Tool, last: int | None, *, chunked: bool
-    ) -> None:
-        super().__init__(token.user, tool, last)
-        self.token = token
-        now, self._opened_on = time.monotonic(), time.time()
-        self.slot = 0  # of the wheel
-        self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
-        self._streams = streams
-        self._chunked = chunked
-        self._is_open = True
-        self._last_id: str | None = None  # the last one written
-        self._told_stale = False  # by the last heartbeat
-        self._beat_at = now + HEARTBEAT_S
-        self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
-
-    def begin(self, *, reset: bool) -> None:
-        """Write what comes first, so that proxies let it through and the browser knows when to come back."""
-        first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter
-        if reset:
-            first += sse.event("reset", {"reason": "this event id is not known"}).text
-        self._write(first)
-        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
-
-    def flush(self) -> None:
-        """Write the backlog, as far as the client takes it."""
-        was_full = self.backlog.is_full
-        while self._is_open and not self.stuck_at and (piece := self.backlog.take(PIECE_BYTES)):
-            self._last_id = piece.id or self._last_id
-            self._write(piece.text)
-        if self._told_stale and self.ready and self._streams.bridge.freshness.fresh:
-            self.beat()
-        if self.is_over and not self.backlog:
-            self.end()
-        elif was_full and not self.backlog.is_full:  # nothing was read for it meanwhile
-            self._streams.bridge.look(self)
-
-    def beat(self) -> None:
-        """Write a heartbeat; a client that takes nothing gets none."""
-        if self._is_open and not self.stuck_at:
-            freshness = self._streams.bridge.freshness
-            if freshness.fresh and not self.ready:
-                freshness = sse.Freshness(fresh=False, since=datetime.fromtimestamp(self._opened_on, UTC))
-            self._told_stale = not freshness.fresh
-            self._write(sse.heartbeat(self._last_id, freshness))
-
-    def turn(self, now: float) -> None:
-        """Do what is due by now."""
-        if not self._is_open or now >= self._ends_at:
-            self.end()
-            return
-        if now >= self._beat_at:
-            self._beat_at = now + HEARTBEAT_S
-            self.beat()
-        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
-
-    def end(self, last: bytes = b"") -> None:
-        """Write a last event and close; who does not take it in time is cut off."""
-        if not self._is_open:
-            return
-        if last:
-            self._write(last)
-        self._is_open = False
-        self._streams.bridge.leave(self)
-        self._streams.wheel.drop(self)
-        if self._chunked:
-            self.transport.write(b"0\r\n\r\n")
-        self.transport.close()
-        if self.transport.get_write_buffer_size():
-            self.pause_writing()
-
-    def abort(self) -> None:
-        """Cut the connection: closing it would wait for a reader that does not read."""
-        self._is_open = False
-        self.transport.abort()
-        self._streams.left(self)
-
-    def _write(self, text: bytes) -> None:
-        self.transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
-
-    # -- what happens on the connection -----------------------------------------------------------
-
-    def pause_writing(self) -> None:
-        """Note that the client does not take what we write."""
-        if not self.stuck_at:
-            self.stuck_at = time.monotonic()
-            self._streams.stuck.add(self)
-
-    def resume_writing(self) -> None:
-        """Go on: the client has taken most of it."""
-        if self._is_open:
-            self.stuck_at = 0.0
-            self._streams.stuck.discard(self)
-            self.flush()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        """Leave: the client has gone, or was cut off."""
-        self._is_open = False
-        self._streams.left(self)
 
 
 class Wheel:

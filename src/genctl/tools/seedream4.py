@@ -174,10 +174,7 @@ def _size_refusal(name: str, size: str | None, model: ModelLimits | None) -> str
 
 
 def request(session: Session, said: Said) -> Request:
-    """Make the call for a session's image from its row.
-
-    The call names session, run and attempt, so that the provider can find a billed one.
-    """
+    """Make the call for a session's image; it names session, run and attempt, to find a billed call by."""
     params = session.params if isinstance(session.params, dict) else {}
     known = {name: params[name] for name in Seedream.__struct_fields__ if params.get(name) is not None}
     body = {

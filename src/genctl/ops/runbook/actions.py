@@ -184,10 +184,9 @@ async def _child(
     ends_within_s: float = 0.0,
     note: Note | None = None,
 ) -> tuple[int, bytes, bytes]:
-    """Run a process and return its exit code, stdout and stderr.
+    """Run a process; return exit code, stdout and stderr. Afterwards kill all that it has started.
 
-    Afterwards, or when we are cancelled, kill it and all that it has started. `ends_within_s` is how long it
-    may go on after SIGTERM.
+    Also when we are cancelled; `ends_within_s` is how long it may go on after SIGTERM.
     """
     starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
     heard = asyncio.ensure_future(_heard(starting, given, most, note))
@@ -215,9 +214,8 @@ async def _heard(
     assert process.stdin  # noqa: S101 - a pipe
     process.stdin.write(given)
     process.stdin.close()
-    out, err = await asyncio.gather(
-        _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, note)
-    )
+    reading = _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, note)
+    out, err = await asyncio.gather(*reading)
     return await process.wait(), out, err
 
 
@@ -234,7 +232,5 @@ async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], with
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait(
-            {heard}, timeout=GONE_WITHIN_S
-        )  # a process that has left the group may hold the pipes
-        heard.cancel()
+        await asyncio.wait({heard}, timeout=GONE_WITHIN_S)
+        heard.cancel()  # a process that has left the group may hold the pipes

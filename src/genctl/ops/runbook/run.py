@@ -70,8 +70,7 @@ class RunResult(msgspec.Struct, rename="camel", kw_only=True):
 class Run:
     """Carry out a runbook once.
 
-    `confirm` asks a person and returns the value of `--yes`. It raises GenctlError when the answer is no, or
-    when it can ask nobody.
+    `confirm` asks a person and returns the value of `--yes`; it raises GenctlError where it gets no yes.
     """
 
     loaded: Loaded
@@ -216,10 +215,7 @@ class Run:
         return self._result(step, state, why=why or "", ms=ms, tries=self._tries, shown=shown, more=more)
 
     def _shown(self, step: Step) -> tuple[Any, int]:
-        """Return what a person should see of the output, as masked JSON, and how much is left out.
-
-        A path that finds nothing shows an empty list.
-        """
+        """Return what a person should see of the output, as masked JSON, and how much is left out."""
         if not step.show or self._output is None:
             return None, 0
         try:

