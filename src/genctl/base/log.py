@@ -7,6 +7,7 @@ repeated warnings of all.
 
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -183,9 +184,8 @@ def _as_json(_: object, __: str, event: Event) -> str:
         if data.isascii() and b"\x7f" not in data:  # JSON has escaped all else that a terminal would obey
             return line + "\n"
     except (ValueError, TypeError, OverflowError, RecursionError):  # lone surrogates, odd keys
-        line = msgspec.json.encode(
-            {printable(str(key)): printable(str(event[key])) for key in event}
-        ).decode()
+        texts = {printable(str(key)): printable(str(event[key])) for key in event}
+        line = msgspec.json.encode(texts).decode()
     return escape_json(line) + "\n"
 
 
@@ -208,9 +208,7 @@ def _value(value: Any) -> str:
     """Write one word as it is, anything else in quotes."""
     with suppress(ValueError, TypeError, OverflowError, RecursionError):
         value = msgspec.to_builtins(value, enc_hook=str)
-    if isinstance(value, str):
-        text = printable(value)
-        return (
-            text if text and not set(text) & set(' ="') else f'"{text.replace(chr(34), chr(92) + chr(34))}"'
-        )
-    return printable(msgspec.json.encode(value, enc_hook=str).decode())
+    if not isinstance(value, str):
+        return printable(msgspec.json.encode(value, enc_hook=str).decode())
+    text = printable(value)
+    return text if re.fullmatch(r'[^ ="]+', text) else '"{}"'.format(text.replace('"', r"\""))

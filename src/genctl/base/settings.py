@@ -195,18 +195,12 @@ class Settings:
     def dsn(self) -> str:
         """Return the database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
         if self.db_iam:
-            raise GenctlError(
-                "BadSetting",
-                "GENCTL_DB_IAM is on, and this genctl cannot ask AWS for login tokens yet",
-                "unset it, and put a password into DATABASE_URL",
-                exit_code=2,
-            )
+            told = "GENCTL_DB_IAM is on, and this genctl cannot ask AWS for login tokens yet"
+            fix = "unset it, and put a password into DATABASE_URL"
+            raise GenctlError("BadSetting", told, fix, exit_code=2)
         if self.database_url is None:
-            raise GenctlError(
-                "StackNotRunning",
-                f"the embedded stack is not running (nothing in {self.home})",
-                "start it with `genctl up`, or set DATABASE_URL",
-            )
+            told = f"the embedded stack is not running (nothing in {self.home})"
+            raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
         return self.database_url
 
     def direct_dsn(self) -> str:
@@ -317,12 +311,9 @@ def _refuse_real_services(given: Mapping[str, settings_sources.Given]) -> None:
     """Refuse settings that name a real service: without DATABASE_URL everything is embedded."""
     for key, meant in {"queue": "://", "dlq": "://", "sqs_endpoint": "", "listen_url": "://"}.items():
         if key in given and meant in given[key].text:
-            raise GenctlError(
-                "BadSetting",
-                f"{given[key].position} names a real service, but DATABASE_URL is not set",
-                "set DATABASE_URL too, or unset this one to use the embedded stack",
-                exit_code=2,
-            )
+            told = f"{given[key].position} names a real service, but DATABASE_URL is not set"
+            fix = "set DATABASE_URL too, or unset this one to use the embedded stack"
+            raise GenctlError("BadSetting", told, fix, exit_code=2)
 
 
 def read_stack(home: Path) -> dict[str, str]:
@@ -335,8 +326,7 @@ def read_stack(home: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except NotADirectoryError:
-        raise GenctlError(
-            "BadSetting", f"GENCTL_HOME: {home} is no folder", "name one", exit_code=2
-        ) from None
+        told = f"GENCTL_HOME: {home} is no folder"
+        raise GenctlError("BadSetting", told, "name one", exit_code=2) from None
     except (OSError, msgspec.DecodeError) as error:
         raise GenctlError("StackFile", f"{path} cannot be read: {error}", f"remove {path}") from None

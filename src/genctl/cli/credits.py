@@ -42,9 +42,7 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
 
 
 @credits_.command("grant", examples=("genctl credits grant --user ann --amount 100 --reason 'sorry'",))
-@click.option(
-    "--user", required=True, metavar="U", help="The user; genctl makes the account if there is none."
-)
+@click.option("--user", required=True, metavar="U", help="The user, whose account genctl makes if need be.")
 @click.option("--amount", required=True, type=int, metavar="N", help="Credits to add.")
 @click.option("--reason", default="granted by hand", metavar="T", help="Why, for the ledger.")
 def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
@@ -93,8 +91,7 @@ def check(
     if (dry_run or yes is not None) and not fix:
         raise click.UsageError("--dry-run and --yes are for --fix: add --fix")
     if fix and not dry_run:
-        out.target()
-        out.askable(yes)
+        out.asks(yes)
 
     def look() -> credits.Audit:
         with terminal.progress(len(credits.PARTS), "check") as advance:

@@ -33,9 +33,7 @@ FAIL_AFTER = click.option(
 )
 @click.option("--user", metavar="U", help="Only this user's.")
 @click.option("--code", metavar="CODE", help="Only this failure code.")
-@click.option(
-    "--since", type=WHEN, metavar="T", help="Begin with the failures since then (15m, or RFC 3339)."
-)
+@click.option("--since", type=WHEN, metavar="T", help="Begin with failures since then (15m, or RFC 3339).")
 @COUNT
 @click.option("--no-follow", is_flag=True, help="With --since: show the failures until now, and end.")
 @FAIL_AFTER

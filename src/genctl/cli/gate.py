@@ -20,9 +20,7 @@ REASON = click.option("--reason", metavar="R", help="Why; `status` and others sh
     tool=True,
     examples=("genctl pause --reason 'provider is down'", "genctl pause --for 30m --tool fal"),
 )
-@click.option(
-    "--for", "for_s", type=DURATION, default="1h", show_default=True, help="When the pause ends by itself."
-)
+@click.option("--for", "for_s", type=DURATION, default="1h", help="When the pause ends by itself.")
 @REASON
 def pause(out: Output, *, for_s: float, reason: str | None) -> None:
     """Close the gate: jobs wait, none fails.

@@ -1,12 +1,16 @@
 """`genctl demo`, `up`, `serve` and `worker`."""
 
 import sys
+from typing import Any
 
 import click
 
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
 from genctl.cli.output import Output, write
+
+GONE_AFTER_S = 1.8
+PORT = click.IntRange(0, 65535)
 
 
 @click.command(cls=Command, tool=True, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json"))
@@ -45,9 +49,6 @@ def up(out: Output, *, user: str) -> None:
     out.serve(run())
 
 
-GONE_AFTER_S = 1.8
-
-
 @click.command(
     cls=Command,
     tool=True,
@@ -59,7 +60,7 @@ GONE_AFTER_S = 1.8
     ),
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8787, help="Port; 0 picks one.")
+@click.option("--port", type=PORT, default=8787, help="Port; 0 picks one.")
 def serve(out: Output, *, host: str, port: int) -> None:
     """Serve the API, the streams and the page.
 
@@ -83,32 +84,16 @@ def serve(out: Output, *, host: str, port: int) -> None:
     ),
 )
 @click.option("--concurrency", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Jobs at once.")
-@click.option(
-    "--grace",
-    type=DURATION,
-    default="60s",
-    help="How long to wait after a signal for provider calls under way.",
-)
+@click.option("--grace", type=DURATION, default="60s", help="How long to wait for calls after a signal.")
 @click.option("--once", is_flag=True, help="End after one receive; wait while the gate is closed.")
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
 @click.option("--drain", is_flag=True, help="End when the queue is empty; wait while the gate is closed.")
 @click.option(
-    "--metrics-port",
-    type=click.IntRange(0, 65535),
-    metavar="P",
-    help="Serve /healthz and /metrics there; 0 picks one.",
+    "--metrics-port", type=PORT, metavar="P", help="Serve /healthz and /metrics there; 0 picks one."
 )
 @click.option("--no-sweep", is_flag=True, help="Do not sweep: another process does.")
-def worker(  # noqa: PLR0913 (its options)
-    out: Output,
-    *,
-    concurrency: int,
-    grace: float,
-    once: bool,
-    max_jobs: int | None,
-    drain: bool,
-    metrics_port: int | None,
-    no_sweep: bool,
+def worker(
+    out: Output, *, concurrency: int, grace: float, metrics_port: int | None, no_sweep: bool, **until: Any
 ) -> None:
     """Carry jobs from the queue to their settled rows.
 
@@ -122,7 +107,7 @@ def worker(  # noqa: PLR0913 (its options)
         out.settings,
         concurrency=concurrency,
         grace_s=grace,
-        until=Until(once=once, max_jobs=max_jobs, drain=drain),
+        until=Until(**until),
         sweeps=not no_sweep,
         metrics_port=metrics_port,
     )

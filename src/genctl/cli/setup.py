@@ -3,6 +3,7 @@
 import os
 import platform
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,19 +48,17 @@ def show(out: Output) -> None:
     settings = out.settings
     if settings.embedded:
         terminal.note(f"DATABASE_URL is not set: everything is the embedded stack in {settings.home}")
-    out.emit(
-        [
-            {
-                "setting": entry.key,
-                "value": _shown(entry, settings.of(entry)),
-                "origin": settings.origins[entry.name],
-                "environment": entry.env,
-                "meaning": entry.meaning,
-            }
-            for entry in (*TABLE, *found().settings)
-        ],
-        columns=("setting", "value", "origin"),
-    )
+    rows = [
+        {
+            "setting": entry.key,
+            "value": _shown(entry, settings.of(entry)),
+            "origin": settings.origins[entry.name],
+            "environment": entry.env,
+            "meaning": entry.meaning,
+        }
+        for entry in (*TABLE, *found().settings)
+    ]
+    out.emit(rows, columns=("setting", "value", "origin"))
 
 
 @config.command("init", examples=("genctl config init", "genctl config init --force /etc/genctl/genctl.yaml"))
@@ -84,9 +83,8 @@ def init(out: Output, path: Path, *, force: bool) -> None:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(f"{HEAD}{entries}\n")
     except FileExistsError:
-        raise GenctlError(
-            "FileExists", f"{path} exists already", "--force overwrites it", exit_code=2
-        ) from None
+        told = f"{path} exists already"
+        raise GenctlError("FileExists", told, "--force overwrites it", exit_code=2) from None
     out.emit({"path": path.absolute()}, text=lambda: f"wrote {path}\n")
 
 
@@ -124,10 +122,8 @@ def up(out: Output) -> None:
 
     out.target()
     applied = out.run(runner.up(out.settings.direct_dsn(), terminal.note))
-    out.emit(
-        [{"name": name, "state": "applied"} for name in applied],
-        empty="nothing to apply: the database is up to date",
-    )
+    rows = [{"name": name, "state": "applied"} for name in applied]
+    out.emit(rows, empty="nothing to apply: the database is up to date")
 
 
 @migrate.command(
@@ -145,8 +141,7 @@ def down(out: Output, *, to: str | None, dry_run: bool, yes: str | None) -> None
 
     dsn = out.settings.direct_dsn()
     if not dry_run:
-        out.target()
-        out.askable(yes)
+        out.asks(yes)
 
     async def work() -> list[str]:
         names = await runner.undoable(dsn, to)
@@ -224,17 +219,15 @@ def revoke(out: Output, *, user: str | None, one: str | None) -> None:
         raise click.UsageError("name a user or a token: --user U or --id ID")
     token = "" if one is None else revoked.named(one)
     out.target()
-    out.emit(
-        out.ask(lambda db: revoked.revoke_all(db, user) if user is not None else revoked.revoke(db, token))
-    )
+    revoke = partial(revoked.revoke, token=token) if user is None else partial(revoked.revoke_all, user=user)
+    out.emit(out.ask(revoke))
 
 
 TOOLS = ("tool", "provider", "models", "price", "queue", "gate", "trouble")
 
 
 @click.command(
-    cls=Command,
-    examples=("genctl tools", "genctl tools fal -o json | jq .parameters   # a JSON Schema"),
+    cls=Command, examples=("genctl tools", "genctl tools fal -o json | jq .parameters   # a JSON Schema")
 )
 @click.argument("name", required=False)
 def tools(out: Output, *, name: str | None) -> None:

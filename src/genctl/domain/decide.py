@@ -47,9 +47,8 @@ def read_job(body: str) -> Job:
 
 def job_body(session: Session, tool: str) -> str:
     """Write the message of a session's current run, for the workers of its tool."""
-    return msgspec.json.encode(
-        {"version": 1, "tool": tool, "sessionId": session.id, "run": session.run}
-    ).decode()
+    job = {"version": 1, "tool": tool, "sessionId": session.id, "run": session.run}
+    return msgspec.json.encode(job).decode()
 
 
 def is_free(row: Session | None, run: int | None) -> bool:

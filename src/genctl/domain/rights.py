@@ -39,15 +39,5 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "revoked_tokens": ALL,
         "genctl_migrations": READ,
     },
-    "auditor": {  # a person who looks
-        "generation_sessions": READ,
-        "credit_accounts": READ,
-        "credit_reservations": READ,
-        "credit_ledger": READ,
-        "session_events": READ,
-        "tool_gates": READ,
-        "refused_traits": READ,
-        "revoked_tokens": READ,
-        "genctl_migrations": READ,
-    },
 }
+RIGHTS["auditor"] = dict.fromkeys(RIGHTS["operator"], READ)  # a person who looks

@@ -127,11 +127,8 @@ async def _listen_on(conn: Connection, dsn: str, channels: Sequence[LiteralStrin
             await conn.execute(f"listen {channel}")
         heard = await run(conn, "listening")
     if not set(channels) <= {row["channel"] for row in heard}:
-        raise GenctlError(
-            "NotListening",
-            "LISTEN does not hold on this connection, which seems to be a transaction pooler",
-            "set GENCTL_LISTEN_URL to a direct connection",
-        )
+        told = "LISTEN does not hold on this connection, which seems to be a transaction pooler"
+        raise GenctlError("NotListening", told, "set GENCTL_LISTEN_URL to a direct connection")
 
 
 Texts = Sequence[bytes | str | None]  # a row as the server writes it

@@ -149,9 +149,8 @@ async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> 
                 made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             except AccountLockedError as error:
                 done = f"{error.message}; {len(sent)} of {many(options.count, 'job')} were ordered"
-                raise AccountLockedError(
-                    error.user, done, options.command(options.count - len(sent))
-                ) from error
+                again = options.command(options.count - len(sent))
+                raise AccountLockedError(error.user, done, again) from error
             sent += made.sessions
             owed = owed or made.owed
             advance(len(made.sessions))
@@ -160,9 +159,8 @@ async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> 
         over = await ended(db, [session.id for session in sent]) if options.wait or options.expect else []
     seconds = round(time.monotonic() - began, 3)
     expected = all(session.status == options.expect for session in over) if options.expect else True
-    return EnqueueResult(
-        _one(sent[0], over, seconds) if options.count == 1 else _many(options, over, seconds), expected, owed
-    )
+    data = _one(sent[0], over, seconds) if options.count == 1 else _many(options, over, seconds)
+    return EnqueueResult(data, expected, owed)
 
 
 async def _granted(db: Database, options: EnqueueOptions, amount: int, opening: int) -> None:

@@ -79,12 +79,9 @@ def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -
         if rule := rule_of(code, None, provider.rules):
             return _ruled(code, rule, provider, verdicts)
     close = get_close_matches(code.lower(), known := _known(providers), 1)
-    raise GenctlError(
-        "NotFound",
-        f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}",
-        f"did you mean {known[close[0]]}?" if close else "its HTTP status decides: genctl explain HTTP400",
-        exit_code=4,
-    )
+    told = f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}"
+    fix = f"did you mean {known[close[0]]}?" if close else "its HTTP status decides: genctl explain HTTP400"
+    raise GenctlError("NotFound", told, fix, exit_code=4)
 
 
 def _known(providers: Sequence[Provider]) -> dict[str, str]:
@@ -122,9 +119,8 @@ def _judged(answer: Answer | NoAnswer, provider: Provider | None, verdicts: Sequ
     now = datetime.now(UTC)
     failure, base = (classify(answer, provider or UNKNOWN, now=now, verdicts=said) for said in (verdicts, ()))
     assert isinstance(failure, Failure) and isinstance(base, Failure)  # noqa: S101, PT018 - it has no image
-    return _meaning(
-        failure, provider.name if provider else None, fatal=base.fatal, note=NOTES.get(failure.code)
-    )
+    name = provider.name if provider else None
+    return _meaning(failure, name, fatal=base.fatal, note=NOTES.get(failure.code))
 
 
 def _ruled(code: str, rule: Rule, provider: Provider, verdicts: Sequence[str]) -> Meaning:

@@ -63,8 +63,5 @@ async def prove(client: aiohttp.ClientSession, settings: Settings) -> None:
         found = None
     proof = str(found.get("proof")) if isinstance(found, dict) else ""
     if not secrets.compare_digest(proof.encode(), Tokens.of(settings).proof(nonce, port).encode()):
-        raise GenctlError(
-            "ForeignPeer",
-            f"what listens at {settings.api_url} is not your embedded stack, and gets no token",
-            "genctl up",
-        )
+        told = f"what listens at {settings.api_url} is not your embedded stack, and gets no token"
+        raise GenctlError("ForeignPeer", told, "genctl up")

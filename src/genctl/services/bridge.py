@@ -61,13 +61,7 @@ class Bridge:
     """Listen, look and feed. A stream must `join`, and `leave` at its end; `run` for ever."""
 
     def __init__(
-        self,
-        db: Database,
-        *,
-        listen_dsn: str | None,
-        cursors: sse.Cursors,
-        metrics: Metrics,
-        tools: Tools,
+        self, db: Database, *, listen_dsn: str | None, cursors: sse.Cursors, metrics: Metrics, tools: Tools
     ) -> None:
         self.db = db
         self.cursors = cursors
@@ -242,11 +236,10 @@ class Bridge:
             return
         silent_s = 0.0 if fresh or self._proven_at is None else time.monotonic() - self._proven_at
         self.freshness = sse.Freshness(fresh, datetime.now(UTC) - timedelta(seconds=silent_s))
-        log.info(
-            "sse.freshness", fresh=fresh, why=self.trouble(), streams=sum(map(len, self.feeds.of.values()))
-        )
+        streams = [one for of_user in self.feeds.of.values() for one in of_user]
+        log.info("sse.freshness", fresh=fresh, why=self.trouble(), streams=len(streams))
         self.metrics.fresh.set(fresh)
-        self._beat([one for streams in self.feeds.of.values() for one in streams])
+        self._beat(streams)
 
     def _beat(self, streams: list[OpenStream]) -> None:
         for stream in streams[:TURNS]:

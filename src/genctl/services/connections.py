@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import h11
 import structlog
@@ -165,19 +165,16 @@ class _Conversation(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             if len(event.headers) > MOST_HEADERS:
-                self.refusal = (431, "Request Header Fields Too Large", f"more than {MOST_HEADERS} headers")
-                raise h11.RemoteProtocolError(self.refusal[2])
+                self._refuse(431, "Request Header Fields Too Large", f"more than {MOST_HEADERS} headers")
             if sum(len(name) + len(value) for name, value in event.headers) > LARGEST_HEAD_BYTES:
-                self.refusal = (
-                    431,
-                    "Request Header Fields Too Large",
-                    f"more than {LARGEST_HEAD_BYTES} bytes",
-                )
-                raise h11.RemoteProtocolError(self.refusal[2])
+                self._refuse(431, "Request Header Fields Too Large", f"more than {LARGEST_HEAD_BYTES} bytes")
             if any(name == b"transfer-encoding" for name, _ in event.headers):
-                self.refusal = (411, "Length Required", "a body needs a Content-Length")
-                raise h11.RemoteProtocolError(self.refusal[2])
+                self._refuse(411, "Length Required", "a body needs a Content-Length")
         return event
+
+    def _refuse(self, status: int, phrase: str, message: str) -> NoReturn:
+        self.refusal = (status, phrase, message)
+        raise h11.RemoteProtocolError(message)
 
 
 class ServedConnection(H11Protocol):
@@ -242,10 +239,8 @@ class ServedConnection(H11Protocol):
     def send_refusal(self, status: int, phrase: str, message: str) -> None:
         """Write the answer past h11, which may be in no state for one, and close."""
         body = f'{{"error":{{"code":"HTTP{status}","message":"{message}","fix":""}}}}'
-        head = (
-            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        )
-        self.transport.write(f"{head}Connection: close\r\n\r\n{body}".encode())
+        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+        self.transport.write(f"HTTP/1.1 {status} {phrase}\r\n{fields}\r\n\r\n{body}".encode())
         self.transport.close()
 
     # -- what happens on it -----------------------------------------------------------------------

@@ -19,9 +19,8 @@ def listening(who: str, host: str, port: int, *, option: str = "--port") -> sock
         return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as why:
         reason = os.strerror(why.errno) if why.errno and why.errno > 0 else str(why)
-        raise GenctlError(
-            "CannotListen", f"{who}: cannot listen on {host}:{port}: {reason}", f"choose another {option}"
-        ) from None
+        told = f"{who}: cannot listen on {host}:{port}: {reason}"
+        raise GenctlError("CannotListen", told, f"choose another {option}") from None
 
 
 def _handed(port: int) -> socket.socket | None:

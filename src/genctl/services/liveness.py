@@ -97,9 +97,8 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
         return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
     app = Starlette(routes=[Route("/healthz", healthz), Route("/metrics", exposition)])
-    connections = Connections(
-        ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None)
-    )
+    limits = ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0)
+    connections = Connections(limits, Front(None))
     server = HttpServer(app, connections)
     with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
         serving = asyncio.create_task(server.serve([sock]))

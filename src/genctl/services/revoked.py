@@ -100,7 +100,6 @@ def named(text: str) -> str:
     except jwt.InvalidTokenError:
         return text
     if not isinstance(token, str):
-        raise GenctlError(
-            "NoTokenId", "this token has no id", "revoke all that its user has: --user U", exit_code=2
-        )
+        fix = "revoke all that its user has: --user U"
+        raise GenctlError("NoTokenId", "this token has no id", fix, exit_code=2)
     return token

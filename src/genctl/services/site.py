@@ -89,12 +89,9 @@ class Front:
             same_host = (origin.host, origin.port) == (site.host, site.port)
             ours = origin.scheme in PORTS and bool(origin.host) and (same_host or judged == "same-origin")
         if not ours or judged not in {None, "same-origin"}:
-            raise GenctlError(
-                "ForeignOrigin",
-                "the request does not come from this server's page",
-                "behind a proxy set GENCTL_PUBLIC_URL to the address that users see",
-                exit_code=1,
-            )
+            told = "the request does not come from this server's page"
+            fix = "behind a proxy set GENCTL_PUBLIC_URL to the address that users see"
+            raise GenctlError("ForeignOrigin", told, fix, exit_code=1)
         return site if self._public else site._replace(scheme=origin.scheme)
 
     def is_from_elsewhere(self, request: HTTPConnection) -> bool:

@@ -19,6 +19,7 @@ ROOM = 256  # events that wait in one backlog; while it is full the bridge does 
 PIECE_BYTES = 32 * 1024  # of one write
 MAX_AGE_S = (2700.0, 3600.0)
 RETRY_MS = (1000, 3000)
+SLOT_S = 0.25  # of the wheel
 
 
 class OpenStream(asyncio.Protocol):
@@ -33,8 +34,6 @@ class OpenStream(asyncio.Protocol):
         "backlog", "is_over", "last", "ready", "release", "slot", "stuck_at", "token", "tool",
         "transport", "user",
     )  # fmt: skip
-    transport: asyncio.Transport
-    release: Callable[[], None]  # to be called when the connection has ended
 
     def __init__(
         self, streams: "Streams", token: Claims, tool: Tool, last: int | None, *, chunked: bool
@@ -57,8 +56,12 @@ class OpenStream(asyncio.Protocol):
         self._beat_at = now + HEARTBEAT_S
         self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
 
-    def begin(self, *, reset: bool) -> None:
-        """Write what comes first, so that proxies let it through and the browser knows when to come back."""
+    def begin(self, transport: asyncio.Transport, release: Callable[[], None], *, reset: bool) -> None:
+        """Take over the connection, and call `release` once it has ended.
+
+        Write something at once, so that proxies let it through and the browser knows when to come back.
+        """
+        self.transport, self.release = transport, release
         first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter
         if reset:
             first += sse.event("reset", {"reason": "this event id is not known"}).text
@@ -167,3 +170,28 @@ class OpenStream(asyncio.Protocol):
         """Leave: the client has gone, or was cut off."""
         self._is_open = False
         self._streams.left(self)
+
+
+class Wheel:
+    """Keep streams by the moment at which each has something to do: one timer turns for all."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, set[OpenStream]] = {}
+        self._turned = int(time.monotonic() / SLOT_S)
+
+    def put(self, stream: OpenStream, at: float) -> None:
+        """Give it its turn at this moment (monotonic), or just after."""
+        stream.slot = max(int(at / SLOT_S), self._turned) + 1
+        self._slots.setdefault(stream.slot, set()).add(stream)
+
+    def drop(self, stream: OpenStream) -> None:
+        """Give it no turn."""
+        if of_slot := self._slots.get(stream.slot):
+            of_slot.discard(stream)
+            if not of_slot:
+                del self._slots[stream.slot]
+
+    def due(self, now: float) -> list[OpenStream]:
+        """Take out those whose moment has come."""
+        since, self._turned = self._turned, int(now / SLOT_S)
+        return [one for slot in range(since + 1, self._turned + 1) for one in self._slots.pop(slot, ())]

@@ -17,11 +17,10 @@ from genctl.domain import sse
 from genctl.services.bridge import Bridge
 from genctl.services.connections import ServedConnection
 from genctl.services.metrics import Metrics
-from genctl.services.stream import OpenStream
+from genctl.services.stream import SLOT_S, OpenStream, Wheel
 from genctl.tools import Tool
 
 WRITE_TIMEOUT_S = 10.0
-SLOT_S = 0.25  # of the wheel
 REPLACED_RETRY_MS = (30_000, 60_000)  # a browser with too many would else close one by the other
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -62,12 +61,11 @@ class Streams:
         stream = OpenStream(self, token, tool, last, chunked=chunked)
         if (handed := connection.hand_over(stream)) is None:
             return
-        stream.transport, stream.release = handed
         while len(others := self.bridge.feeds.of.get(token.user, [])) >= self.per_user:
             self._replace(others[0])
         self._open.add(stream)
         self.metrics.streams.inc()
-        stream.begin(reset=bool(cursor) and last is None)
+        stream.begin(*handed, reset=bool(cursor) and last is None)
         if self._stopping:
             stream.end(_BYE)
         else:
@@ -116,31 +114,6 @@ class Streams:
                 log.warning("sse.stream.slow", userId=stream.user)
                 stream.abort()
                 self.metrics.slow.inc()
-
-
-class Wheel:
-    """Keeps streams by the moment at which each has something to do: one timer turns for all."""
-
-    def __init__(self) -> None:
-        self._slots: dict[int, set[OpenStream]] = {}
-        self._turned = int(time.monotonic() / SLOT_S)
-
-    def put(self, stream: OpenStream, at: float) -> None:
-        """Give it its turn at this moment (monotonic), or just after."""
-        stream.slot = max(int(at / SLOT_S), self._turned) + 1
-        self._slots.setdefault(stream.slot, set()).add(stream)
-
-    def drop(self, stream: OpenStream) -> None:
-        """Give it no turn."""
-        if of_slot := self._slots.get(stream.slot):
-            of_slot.discard(stream)
-            if not of_slot:
-                del self._slots[stream.slot]
-
-    def due(self, now: float) -> list[OpenStream]:
-        """Take out those whose moment has come."""
-        since, self._turned = self._turned, int(now / SLOT_S)
-        return [one for slot in range(since + 1, self._turned + 1) for one in self._slots.pop(slot, ())]
 
 
 _BYE = sse.event("bye", {"reason": "the server is going down"}).text

@@ -74,9 +74,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         # a key of another shape is a secret, too, and so is what a proxy between may repeat
         values = Masker([*bound.secrets, *hidden.known()], least=LEAST_PART).pattern
         shape = "|".join(filter(None, (self.provider.key_shape, values)))
-        return msgspec.structs.replace(
-            bound, provider=msgspec.structs.replace(self.provider, key_shape=shape)
-        )
+        provider = msgspec.structs.replace(self.provider, key_shape=shape)
+        return msgspec.structs.replace(bound, provider=provider)
 
     def checked(
         self, given: Mapping[str, Any], model: str | None, beside: Sequence[str] = ()
@@ -162,30 +161,21 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         if not self.models:
             raise GenctlError("UnknownTool", f"no tool {self.name!r} is installed", "install its package")
         if self.brings == "bytes":
-            raise GenctlError(
-                "NoStorage",
-                f"the tool {self.name} brings images as bytes, and this genctl cannot keep them",
-                "ask its provider for URLs",
-            )
+            told = f"the tool {self.name} brings images as bytes, and this genctl cannot keep them"
+            raise GenctlError("NoStorage", told, "ask its provider for URLs")
 
     def check_ready(self) -> None:
         """Raise it also when this process has no key or no address."""
         self.check_usable()
         if not self.address:
             env = next(entry.env for entry in self.settings if entry.key == self.base)
-            raise GenctlError(
-                "ProviderAddressMissing",
-                f"{env}, the address of the provider of {self.name}, is not set",
-                f"set {env}",
-            )
+            told = f"{env}, the address of the provider of {self.name}, is not set"
+            raise GenctlError("ProviderAddressMissing", told, f"set {env}")
         entry = next((entry for entry in self.settings if entry.key == self.key), None)
         key = self.said.get(self.key) or ("" if self.is_real else "simulator")
         if entry and (not key or not str(key).isascii()):
-            raise GenctlError(
-                "ProviderKeyMissing",
-                f"no usable {entry.env} for the provider at {self.address}",
-                f"set {entry.env} to a key of that provider",
-            )
+            told = f"no usable {entry.env} for the provider at {self.address}"
+            raise GenctlError("ProviderKeyMissing", told, f"set {entry.env} to a key of that provider")
 
 
 def _fits(model: str, patterns: Sequence[str]) -> bool:

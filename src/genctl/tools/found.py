@@ -210,15 +210,11 @@ class Tools(msgspec.Struct, frozen=True):
         if tool := self.by_name.get(name):
             return tool
         if why := self.troubles.get(name):
-            raise GenctlError(
-                "ToolUnusable", f"the tool {name} cannot be used: {why}", "mend what is named there"
-            )
+            told = f"the tool {name} cannot be used: {why}"
+            raise GenctlError("ToolUnusable", told, "mend what is named there")
         close = get_close_matches(name, self.by_name, 1)
-        hint = (
-            f"did you mean {close[0]}?"
-            if close
-            else "install its package; `genctl tools` lists those there are"
-        )
+        install = "install its package; `genctl tools` lists those there are"
+        hint = f"did you mean {close[0]}?" if close else install
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
 
     def check_named(self, name: str) -> None:
@@ -239,9 +235,8 @@ class Tools(msgspec.Struct, frozen=True):
         if tool := self.serving(model):
             return tool
         known = ", ".join(pattern for tool in self for pattern in tool.models)
-        raise GenctlError(
-            "UnknownModel", f"no tool serves the model {model[:80]!r}", f"use one like {known}", exit_code=2
-        )
+        told = f"no tool serves the model {model[:80]!r}"
+        raise GenctlError("UnknownModel", told, f"use one like {known}", exit_code=2)
 
     def tells(self, tool: Tool, model: str | None) -> bool:
         """Tell whether a tool's streams show a session; those of a missing tool show what no other serves."""
@@ -259,13 +254,5 @@ def absent(name: str) -> Tool:
     def nothing(*_: object) -> Request:
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", "install its package")
 
-    return Tool(
-        name=name,
-        models=(),
-        default_model="",
-        price=0,
-        base="",
-        provider=UNKNOWN,
-        request=nothing,
-        knock=nothing,
-    )
+    no_tool: dict[str, Any] = {"models": (), "default_model": "", "price": 0, "base": "", "provider": UNKNOWN}
+    return Tool(name=name, **no_tool, request=nothing, knock=nothing)

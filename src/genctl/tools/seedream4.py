@@ -137,9 +137,8 @@ def refusal(name: str, params: Seedream) -> str | None:
     images = [params.image] if isinstance(params.image, str) else params.image or []
     if any(not _IMAGE.fullmatch(image) for image in images):
         return "image is neither an http(s) URL nor data:image/<format>;base64,…"
-    return _size_refusal(name, params.size, model) or next(
-        _complaints(name, params, model, len(images)), None
-    )
+    complaints = _complaints(name, params, model, len(images))
+    return _size_refusal(name, params.size, model) or next(complaints, None)
 
 
 def _complaints(name: str, params: Seedream, model: ModelLimits | None, images: int) -> Iterator[str]:

@@ -120,16 +120,14 @@ class Run:
                 except BaseException as error:  # noqa: BLE001 - we raise it after the clean-up
                     lost = error
         code = self._signalled(code) or int(bool(lost))
-        bad = next(
-            (one for one in results if one.state in {"failed", "interrupted"} and not one.always), None
-        )
+        bad = [one for one in results if one.state in {"failed", "interrupted"} and not one.always]
         done = RunResult(
             run=self.journal.run,
             runbook=self.loaded.runbook.name,
             state="ok" if code == 0 else "failed" if code == 1 else "interrupted",
             exit_code=code,
             seconds=round(time.monotonic() - began, 3),
-            why=f"step {bad.step}: {bad.why}" if bad else "",
+            why=f"step {bad[0].step}: {bad[0].why}" if bad else "",
             steps=results,
         )
         self.journal.write("ended", state=done.state, exitCode=code, why=done.why)

@@ -37,11 +37,9 @@ async def run(
                     user = await parts.enter_async_context(guest(deployment.db, note))
                 judge = await parts.enter_async_context(Judge.open(deployment, user, ends_at))
         except TimeoutError:
-            raise GenctlError(
-                "DeploymentSilent",
-                f"database, queues and API did not all answer within {timeout_s:g} s",
-                "find out which one hangs, or give more time with --timeout",
-            ) from None
+            told = f"database, queues and API did not all answer within {timeout_s:g} s"
+            fix = "find out which one hangs, or give more time with --timeout"
+            raise GenctlError("DeploymentSilent", told, fix) from None
         hops: list[HopResult] = []
         try:
             async for hop in judge.hops():

@@ -17,7 +17,7 @@ from genctl.ops import peer
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
-ANSWER_WITHIN_S = 10.0
+ANSWER_WITHIN = aiohttp.ClientTimeout(total=10.0)
 
 
 class ApiClient:
@@ -46,13 +46,11 @@ class ApiClient:
         """Send a request; return the status, and the body as JSON, or as text when it is no JSON."""
         url = f"{self.url}{self.tool.api_path}{path}"
         headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
-        timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
+        asked: dict[str, Any] = {"headers": headers, "json": body, "allow_redirects": False}
         try:
             async with (
                 http.session(self.url) as client,
-                client.request(
-                    method, url, headers=headers, json=body, timeout=timeout, allow_redirects=False
-                ) as answer,
+                client.request(method, url, timeout=ANSWER_WITHIN, **asked) as answer,
             ):
                 text = await answer.text(errors="replace")
                 try:
@@ -82,9 +80,8 @@ class Deployment(NamedTuple):
         api = ApiClient(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
             queue = await sqs.queue(settings.queue)
-            dlq, _ = await asyncio.gather(
-                queue.dead_letter_queue(settings.dlq), api.session("genctl-smoke", uuid4())
-            )
+            knock = api.session("genctl-smoke", uuid4())  # of nobody: does the API answer?
+            dlq, _ = await asyncio.gather(queue.dead_letter_queue(settings.dlq), knock)
             secrets = (settings.secret, *tool.secrets, settings.aws_secret_access_key)
             known = tuple(secret for secret in secrets if secret and len(secret) >= 8)  # "test" is no secret
             yield cls(db, settings.direct_dsn(), queue, dlq, api, known)

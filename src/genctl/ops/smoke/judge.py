@@ -141,9 +141,8 @@ class Judge:
         self._ordered_at = time.monotonic()
         self.answer_lost = True
         try:
-            status, body = await self.deployment.api.order(
-                self.user, prompt=self._prompt, clientKey=self.client_key
-            )
+            order = {"prompt": self._prompt, "clientKey": self.client_key}
+            status, body = await self.deployment.api.order(self.user, **order)
         except GenctlError as error:
             raise BrokenError("202 for the order", error.message, error.fix, final=True) from None
         self._answered_at = time.monotonic()
@@ -270,10 +269,8 @@ class Judge:
         told, stored = seen.data.get("error_details"), (await self._session())["error_details"]
         for key in ("code", "category", "userMessage", "refundedCredits"):
             found = told.get(key) if isinstance(told, dict) else None
-            expected_of = f"{key} {stored[key]!r} in the event's error_details"
-            expect(
-                found == stored[key], expected_of, repr(found), "what the API sends of the row", final=True
-            )
+            wanted = f"{key} {stored[key]!r} in the event's error_details"
+            expect(found == stored[key], wanted, repr(found), "what the API sends", final=True)
         known = {earlier.id for at, earlier in stream.events if at < self._told_at}
         without = ", but without an id of its own" if not seen.id or seen.id in known else ""
         return Evidence(f"failed on {self.user}'s stream, with error_details{without}", self._told_at)
@@ -294,9 +291,8 @@ class Judge:
         silent = "a stream of another user, to be silent"
         expect(not stream.is_gone, silent, stream.trouble, "the API's log")
         await asyncio.sleep(self._told_at + QUIET_S - time.monotonic())
-        leaked = [
-            f"{seen.event} {_short(seen.data)}" for _, seen in stream.events if seen.event not in SILENT
-        ]
+        spoken = [seen for _, seen in stream.events if seen.event not in SILENT]
+        leaked = [f"{seen.event} {_short(seen.data)}" for seen in spoken]
         quiet = "silence on another user's stream"
         expect(not leaked, quiet, "; ".join(leaked[:1]), "how the API tells", final=True)
         return Evidence("another user's stream is silent, and their GET of the session is 404")

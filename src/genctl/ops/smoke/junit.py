@@ -30,16 +30,14 @@ def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
 
 
 def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:
-    """Make a test case of each hop; `trouble`, why the smoke ended early, is the first untried hop's error."""
+    """Make a test case of each hop; `trouble` (why the smoke ended early) is the first untried one's."""
     root = Element("testsuites")
     top = SubElement(root, "testsuite", name="genctl smoke")
     before_s = 0.0
     for hop in verdict(hops):
         at_s = max(before_s, (hop.ms or 0.0) / 1000)
-        case = SubElement(
-            top, "testcase", classname="genctl.smoke", name=hop.hop, time=f"{at_s - before_s:.3f}"
-        )
-        before_s = at_s
+        took_s, before_s = at_s - before_s, at_s
+        case = SubElement(top, "testcase", classname="genctl.smoke", name=hop.hop, time=f"{took_s:.3f}")
         if hop.ok:
             SubElement(case, "system-out").text = _text(hop.evidence)
         elif hop.why != NOT_TRIED:

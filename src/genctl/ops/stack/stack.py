@@ -62,12 +62,9 @@ class Stack:
     async def __aenter__(self) -> Self:
         """Start all parts. Raises GenctlError: exit 2 for real services or a bad age, 3 when one fails."""
         if not self.settings.embedded:
-            raise GenctlError(
-                "NotEmbedded",
-                "DATABASE_URL is set, so there is nothing to embed",
-                "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack",
-                exit_code=2,
-            )
+            told = "DATABASE_URL is set, so there is nothing to embed"
+            fix = "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack"
+            raise GenctlError("NotEmbedded", told, fix, exit_code=2)
         sweep.check_timeout(self.settings)  # else the worker would refuse them when all the rest is up
         async with AsyncExitStack() as undo:
             private_folder(self.home)
@@ -234,11 +231,9 @@ def only_one(home: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = int(file.read() or 0)
-            raise GenctlError(
-                "StackRuns",
-                f"the embedded stack in {home} runs already (process {holder}: {command_of(holder)})",
-                "stop that one, or set GENCTL_HOME to another folder",
-            ) from None
+            told = f"the embedded stack in {home} runs already (process {holder}: {command_of(holder)})"
+            fix = "stop that one, or set GENCTL_HOME to another folder"
+            raise GenctlError("StackRuns", told, fix) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
