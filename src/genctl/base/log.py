@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -140,20 +141,14 @@ def _head(_: object, level: str, event: Event) -> Event:
     return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
 
 
-class _Second:
-    """The second of the last line, so that of the next one only milliseconds are new."""
-
-    began = 0
-    text = ""
-
-
 def _now() -> str:
-    now_ms = time.time_ns() // 1_000_000
-    second, ms = divmod(now_ms, 1000)
-    if second != _Second.began:
-        _Second.began = second
-        _Second.text = datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
-    return f"{_Second.text}.{ms:03d}Z"
+    second, ms = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_written(second)}.{ms:03d}Z"
+
+
+@lru_cache(1)  # most lines of a busy second differ by milliseconds alone
+def _written(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 
 def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:

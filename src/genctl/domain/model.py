@@ -46,6 +46,13 @@ def meant(name: str, known: Iterable[str]) -> str:
     return "".join(f": did you mean {close}?" for close in get_close_matches(name, [*known], 1))
 
 
+# What people call a value of JSON that is no object.
+KINDS: dict[type, str] = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number",
+    str: "a text", list: "a list",
+}  # fmt: skip
+
+
 def is_breaker(who: str | None) -> bool:
     """Tell whether a worker's breaker has turned a gate: it is `breaker host:pid`, people are `name@host`."""
     return (who or "").split(" ")[0] == "breaker"

@@ -8,8 +8,8 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import LiteralString, NamedTuple
+from contextlib import asynccontextmanager, suppress
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID, uuid4
 
 import msgspec
@@ -50,16 +50,20 @@ class Heard(NamedTuple):
     channel: str
 
     @property
+    def said(self) -> dict[str, Any]:
+        """Read the payload; return an empty dict for a forged or foreign one."""
+        try:
+            said = msgspec.json.decode(self.payload)
+        except (msgspec.DecodeError, RecursionError):
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    @property
     def session_id(self) -> UUID | None:
         """Return the session that it names; None for a forged or foreign payload."""
-        try:
-            return msgspec.json.decode(self.payload, type=_Payload).session_id
-        except (msgspec.DecodeError, RecursionError):
-            return None
-
-
-class _Payload(msgspec.Struct):
-    session_id: UUID
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(self.said.get("session_id"), UUID)
+        return None
 
 
 class Quiet(NamedTuple):

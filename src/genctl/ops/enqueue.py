@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 from uuid import UUID, uuid4
@@ -144,7 +144,8 @@ async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> 
         sent: list[Session] = []
         owed = None
         most = BATCH if options.rate is None else min(BATCH, max(1, int(options.rate / 10)))
-        for orders in _batched(options.orders(tool), most):
+        rest = options.orders(tool)
+        while orders := list(islice(rest, most)):
             try:
                 made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             except AccountLockedError as error:
@@ -203,12 +204,6 @@ def _many(options: EnqueueOptions, ended: list[Session], seconds: float) -> dict
     if ended:
         said |= {end: sum(s.status == end for s in ended) for end in (Status.COMPLETED, Status.FAILED)}
     return said
-
-
-def _batched(orders: Iterable[Order], size: int) -> Iterator[list[Order]]:
-    rest = iter(orders)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def _refused(message: str, fix: str) -> GenctlError:

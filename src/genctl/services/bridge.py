@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
 
 import msgspec
 import structlog
@@ -173,7 +172,7 @@ class Bridge:
 
     def _meant(self, notice: listener.Heard) -> str | None:
         """Return the user of whom a NOTIFY speaks, if that user has a stream here."""
-        said = _read(notice.payload)
+        said = notice.said
         user, session = said.get("user_id"), said.get("session_id")
         if not isinstance(user, str) or not isinstance(session, str):
             log.warning("sse.notify.malformed", channel=notice.channel, payload=notice.payload[:200])
@@ -342,11 +341,3 @@ class Bridge:
 def readable(row: Row) -> Session | None:
     """Return the session; None, and a line in the log, for what an adopted table may hold beside ours."""
     return Session.readable(row, lambda odd, why: log.warning("sse.odd_row", sessionId=odd, error=why))
-
-
-def _read(payload: str) -> dict[str, Any]:
-    try:
-        said = msgspec.json.decode(payload)
-    except (msgspec.DecodeError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
