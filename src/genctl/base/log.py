@@ -63,7 +63,7 @@ def info(event: str, **facts: object) -> None:
 
 
 class LinesTogether:
-    """Writes the lines of a batch at once, when it is over."""
+    """Write the lines of a batch at once, when it is over."""
 
     def __enter__(self) -> None:
         self._outer, _Lines.held = _Lines.held, []

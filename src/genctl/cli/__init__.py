@@ -96,15 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _invoke(args: list[str]) -> int:
     # not click's main(): it has other exit codes, also for broken pipes
     try:
-        with genctl.make_context("genctl", args, terminal_width=_help_width()) as context:
+        width = max(min(streams.columns(), 100) - 2, 50)  # of help
+        with genctl.make_context("genctl", args, terminal_width=width) as context:
             code = genctl.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code
     return code if isinstance(code, int) else 0
-
-
-def _help_width() -> int:
-    return max(min(streams.columns(), 100) - 2, 50)
 
 
 def _own_process() -> None:

@@ -1,11 +1,11 @@
-"""What each part of genctl does with each of its tables; deploy/roles.sql grants exactly that."""
+"""List what each part of genctl does with each of its tables; deploy/roles.sql grants exactly that."""
 
 READ = ("select",)
 ADD = ("select", "insert")
 KEEP = ("select", "insert", "update")
 ALL = ("select", "insert", "update", "delete")
 
-# A lock on a row (`for update`) takes the right to update it. An account that is missing is made first.
+# Locking a row (`for update`) needs the right to update it. Reserving first makes an account that is missing.
 RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "worker": {  # and its sweeper
         "generation_sessions": ("select", "update"),

@@ -43,7 +43,7 @@ class Frame(NamedTuple):
 
 
 class Change(msgspec.Struct, array_like=True):
-    """Holds what a stream shows of a row, in the order of `facts` of the statement `changes`.
+    """Hold what a stream shows of a row, in the order of `facts` of the statement `changes`.
 
     `head` is the newest version of its user; the rest is None where nothing has changed. `is_old`: the row
     was not merely faster than its NOTIFY. `told` is its error_details, or its result.

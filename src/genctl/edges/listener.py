@@ -140,7 +140,7 @@ Answer = list[Texts] | GenctlError
 
 
 class Listener:
-    """Hears on a connection, and asks one prepared statement there: who hears of a change asks at once.
+    """Hear on a connection, and ask one prepared statement there as soon as we hear of a change.
 
     The event loop calls libpq itself, because psycopg's way of waiting costs more than the question.
     `hear` gets what came together; a question's `then` gets its answer. Neither may raise.

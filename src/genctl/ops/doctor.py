@@ -138,9 +138,10 @@ async def _migrations(settings: Settings) -> list[Finding]:
 
 
 async def _listen(settings: Settings) -> list[Finding]:
-    direct = settings.listen_dsn()
-    heard = direct and await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
-    return findings.of_listen(heard=None if direct is None else bool(heard))
+    if (direct := settings.listen_dsn()) is None:
+        return findings.of_listen(heard=None)
+    heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
+    return findings.of_listen(heard=heard)
 
 
 async def _queues(settings: Settings) -> list[Finding]:

@@ -114,7 +114,8 @@ def read(body: bytes) -> Asked:
         raise _invalid("body", "it is not JSON") from None
     for name in ("model", "prompt"):
         if not getattr(asked, name):
-            raise _missing(name)
+            message = f"The request failed because it is missing the required parameter `{name}`."
+            raise _refused(name, message, code="MissingParameter")
     _check(asked, model_of(asked.model))
     return asked
 
@@ -191,11 +192,6 @@ def _check_references(asked: Asked, model: Capabilities) -> None:
 
 def _invalid(param: str, why: str) -> RefusedError:
     return _refused(param, f"The parameter `{param}` specified in the request is not valid: {why}.")
-
-
-def _missing(param: str) -> RefusedError:
-    message = f"The request failed because it is missing the required parameter `{param}`."
-    return _refused(param, message, code="MissingParameter")
 
 
 def _refused(param: str, message: str, **code: str) -> RefusedError:

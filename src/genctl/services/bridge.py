@@ -277,16 +277,13 @@ class Bridge:
         one = self._listener
         look.is_proof = one is not None and (one.may_ask or not look.wanting)
         if one and not look.wanting:
-            one.probe(self._probed)
+            one.probe(lambda answer: self._answered(answer if isinstance(answer, GenctlError) else []))
             return
         self.metrics.looks.inc()
         if one and one.may_ask:
             one.ask([msgspec.json.encode(look.asked), b"%d" % feeds.PAGE], self._answered)
         else:
             self._asking = asyncio.get_running_loop().create_task(self._ask_by_the_pool(look))
-
-    def _probed(self, answer: listener.Answer) -> None:
-        self._answered(answer if isinstance(answer, GenctlError) else [])
 
     async def _ask_by_the_pool(self, look: BridgeLook) -> None:
         """Ask while there is no listener, or one whose role may not ask."""

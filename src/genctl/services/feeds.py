@@ -44,7 +44,7 @@ class UserChanges:
 
     @property
     def is_all(self) -> bool:
-        """Tell whether there are no further rows."""
+        """Tell whether the query has found all there is."""
         return self._rows < PAGE
 
     @property

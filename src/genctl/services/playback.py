@@ -1,4 +1,4 @@
-"""A recorded stream, played to a front end under development: no database, no worker, no sign-in.
+"""Play a recorded stream to a front end under development, without database, worker or sign-in.
 
 A recording is NAME.sse and NAME.json, as in docs/streams/: the list before, the events, the rows then.
 """
@@ -19,7 +19,7 @@ HEARTBEAT_S = 15.0
 
 
 class Recording:
-    """Holds a recording. Its rows are those of before until the first event is out."""
+    """Hold a recording. Its rows are those of before until the first event is out."""
 
     def __init__(self, path: Path) -> None:
         try:

@@ -105,11 +105,11 @@ class OpenStream(asyncio.Protocol):
             self.beat()
         if self.is_over and not self.backlog:
             self.end()
-        elif was_full and not self.backlog.is_full:  # nothing was read for it meanwhile
+        elif was_full and not self.backlog.is_full:  # the bridge has read nothing for it meanwhile
             self._streams.bridge.look(self)
 
     def beat(self) -> None:
-        """Write a heartbeat; a client that takes nothing gets none."""
+        """Write a heartbeat, unless the client takes nothing."""
         if self._is_open and not self.stuck_at:
             freshness = self._streams.bridge.freshness
             if freshness.fresh and not self.ready:
@@ -128,7 +128,7 @@ class OpenStream(asyncio.Protocol):
         self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
 
     def end(self, last: bytes = b"") -> None:
-        """Write a last event and close; who does not take it in time is cut off."""
+        """Write a last event and close; Streams cuts a client that does not take it in time."""
         if not self._is_open:
             return
         if last:
@@ -151,7 +151,7 @@ class OpenStream(asyncio.Protocol):
     def _write(self, text: bytes) -> None:
         self.transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
 
-    # -- what happens on the connection -----------------------------------------------------------
+    # -- what the transport calls ------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         """Note that the client does not take what we write."""
@@ -180,18 +180,18 @@ class Wheel:
         self._turned = int(time.monotonic() / SLOT_S)
 
     def put(self, stream: OpenStream, at: float) -> None:
-        """Give it its turn at this moment (monotonic), or just after."""
+        """Give a stream its turn at this moment (monotonic), or just after."""
         stream.slot = max(int(at / SLOT_S), self._turned) + 1
         self._slots.setdefault(stream.slot, set()).add(stream)
 
     def drop(self, stream: OpenStream) -> None:
-        """Give it no turn."""
+        """Take a stream's turn away."""
         if of_slot := self._slots.get(stream.slot):
             of_slot.discard(stream)
             if not of_slot:
                 del self._slots[stream.slot]
 
     def due(self, now: float) -> list[OpenStream]:
-        """Take out those whose moment has come."""
+        """Take out the streams whose moment has come."""
         since, self._turned = self._turned, int(now / SLOT_S)
         return [one for slot in range(since + 1, self._turned + 1) for one in self._slots.pop(slot, ())]

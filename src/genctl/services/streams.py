@@ -21,7 +21,7 @@ from genctl.services.stream import SLOT_S, OpenStream, Wheel
 from genctl.tools import Tool
 
 WRITE_TIMEOUT_S = 10.0
-REPLACED_RETRY_MS = (30_000, 60_000)  # a browser with too many would else close one by the other
+REPLACED_RETRY_MS = (30_000, 60_000)  # else a browser with too many streams would close one with the other
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store, no-transform"),
@@ -33,14 +33,14 @@ log = structlog.stdlib.get_logger()
 
 
 class Streams:
-    """Holds all open streams of this process."""
+    """Hold all open streams of this process."""
 
     def __init__(self, bridge: Bridge, metrics: Metrics, *, per_user: int) -> None:
         self.bridge = bridge
         self.metrics = metrics
         self.per_user = per_user
         self.wheel = Wheel()
-        self.stuck: set[OpenStream] = set()  # their clients take nothing
+        self.stuck: set[OpenStream] = set()  # the streams whose clients take nothing
         self._open: set[OpenStream] = set()
         self._stopping = False
 
@@ -53,9 +53,9 @@ class Streams:
     def open(
         self, connection: ServedConnection, *, chunked: bool, token: Claims, tool: Tool, cursor: str | None
     ) -> None:
-        """Take over a connection whose head is written, until the token's end at the latest.
+        """Take over a connection whose head is written, until its token ends at the latest.
 
-        `cursor` is what the client brings. Of a user who has too many streams the oldest ends.
+        `cursor` is what the client brings. When a user has too many streams, the oldest ends.
         """
         last = self.bridge.cursors.read(token.user, cursor) if cursor else None
         stream = OpenStream(self, token, tool, last, chunked=chunked)
@@ -72,7 +72,7 @@ class Streams:
             self.bridge.join(stream)
 
     def end(self, refuses: Callable[[Claims], bool]) -> None:
-        """End the streams whose tokens are refused by now."""
+        """End the streams whose tokens we refuse by now."""
         for stream in [one for one in self._open if refuses(one.token)]:
             stream.end()
 
@@ -84,7 +84,7 @@ class Streams:
 
     def left(self, stream: OpenStream) -> None:
         """Forget a stream whose connection is gone."""
-        if stream not in self._open:  # it was cut off, and now its connection is lost
+        if stream not in self._open:  # we have cut it, and now its connection is lost
             return
         self._open.remove(stream)
         stream.release()
@@ -94,7 +94,7 @@ class Streams:
         self.stuck.discard(stream)
 
     async def stop(self, within_s: float) -> None:
-        """Say `bye` on every stream and end it; those that cannot be written to are cut off."""
+        """Say `bye` on every stream and end it; cut those that we cannot write to."""
         self._stopping = True
         for stream in list(self._open):
             stream.end(_BYE)
