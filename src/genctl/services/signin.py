@@ -1,4 +1,4 @@
-"""Sign users in to the page and out: exchange a ticket for a cookie, once; read tokens of cookie or header."""
+"""Sign users in to the page and out: exchange a ticket for a cookie, once; read tokens of requests."""
 
 from datetime import UTC, datetime
 from html import escape
