@@ -21,8 +21,8 @@ TABLE = {
         "worker": ("run:worker", "Carry jobs from the queue to their settled rows."),
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
         "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
-        "pause": ("gate:pause", "Close the gate: jobs wait, none fails."),
-        "resume": ("gate:resume", "Open the gate, and accept orders with refused values again."),
+        "pause": ("run:pause", "Close the gate: jobs wait, none fails."),
+        "resume": ("run:resume", "Open the gate, and accept orders with refused values again."),
     },
     "Send and watch": {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),

@@ -47,13 +47,12 @@ class BridgeLook:
         self.unannounced = unannounced
         self.is_proof = False  # its answer proves that the listener lives
         self.epoch = epoch
-        self.asked = [
-            {
-                "user_id": user,
-                "after": min((one.last for one in streams if one.last is not None), default=None),
-            }
-            for user, streams in wanting.items()
-        ]
+        self.asked = [{"user_id": user, "after": _read_up_to(streams)} for user, streams in wanting.items()]
+
+
+def _read_up_to(streams: list[OpenStream]) -> int | None:
+    """Return the version up to which we have read for all of them, without those that begin from now on."""
+    return min((stream.last for stream in streams if stream.last is not None), default=None)
 
 
 class Bridge:

@@ -19,6 +19,10 @@ from genctl.services.site import Front
 LARGEST_BODY_BYTES = 2**20
 FORM = "application/x-www-form-urlencoded"
 MOST_FIELDS = 16
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src {images}; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 HSTS = {b"strict-transport-security": b"max-age=31536000"}
 METHODS = {"GET", "HEAD", "OPTIONS", "POST"}  # that are counted by name: anybody can invent others
 
@@ -43,18 +47,7 @@ class Headers:
         self.app = app
         self.front = front
         self.metrics = metrics
-        policy = "; ".join(
-            (
-                "default-src 'none'",
-                "script-src 'self'",
-                "style-src 'self'",
-                "connect-src 'self'",
-                " ".join(("img-src 'self'", *image_hosts)),
-                "form-action 'self'",
-                "base-uri 'none'",
-                "frame-ancestors 'none'",
-            )
-        )
+        policy = POLICY.format(images=" ".join(("'self'", *image_hosts)))
         self.headers = {
             b"content-security-policy": policy.encode(),
             b"x-content-type-options": b"nosniff",
@@ -146,11 +139,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if status >= 500:
         log.warning("api.trouble", code=error.code, error=error.message, fix=error.fix)
         away = "Unavailable" if isinstance(error, DatabaseGoneError) else "Trouble"
-        told = {
-            "code": away,
-            "message": "the service is not available at the moment",
-            "fix": "try again soon",
-        }
+        message = "the service is not available at the moment"
+        told = {"code": away, "message": message, "fix": "try again soon"}
         if isinstance(error, LockedError | ConflictError):  # it passes, and says so by its own code
             told |= {"code": error.code, "message": "somebody else is at the same data at the moment"}
         headers["Retry-After"] = "2"

@@ -159,22 +159,16 @@ def _overlaps(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
 LOOKS = (_names, _models, _params, _settings, _patterns, _overlaps)
 
 
+@cache
 def overlap(one: str, other: str) -> bool:
     """Tell whether some name matches both patterns, of which `*` is the only wildcard."""
-    places = _behind_stars(other, {0})  # in `other`, after names that match the part of `one` so far
-    for sign in one:
-        if sign == "*":
-            places = set(range(min(places, default=len(other) + 1), len(other) + 1))
-        else:
-            fits = {place for place in places if other[place : place + 1] in {sign, "*"}}
-            places = _behind_stars(other, {place + (other[place] != "*") for place in fits})
-    return len(other) in places
-
-
-def _behind_stars(pattern: str, places: set[int]) -> set[int]:
-    """Add the places behind each run of stars, which may match nothing."""
-    behind = {place + len(pattern[place:]) - len(pattern[place:].lstrip("*")) for place in places}
-    return places | behind
+    if not one or not other:
+        return set(one + other) <= {"*"}
+    if one[0] == "*":
+        return overlap(one[1:], other) or overlap(one, other[1:])
+    if other[0] == "*":
+        return overlap(other, one)
+    return one[0] == other[0] and overlap(one[1:], other[1:])
 
 
 class Tools(msgspec.Struct, frozen=True):
