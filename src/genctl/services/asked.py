@@ -4,12 +4,12 @@ Fields and limits are those of the provider's documents; docs/scenarios.md says 
 """
 
 import re
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from genctl.domain.model import meant
 from genctl.services.scenarios import SCENARIOS, Scenario, scenario_of
 
 MAX_SET = 15  # references and results together
@@ -126,9 +126,8 @@ def wanted(asked: Asked) -> Scenario:
         return scenario_of(asked.prompt)
     except KeyError as unknown:
         name = unknown.args[0]
-        close = get_close_matches(name, SCENARIOS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise _invalid("prompt", f"the simulator has no scenario {name!r}{hint}") from None
+        why = f"the simulator has no scenario {name!r}{meant(name, SCENARIOS)}"
+        raise _invalid("prompt", why) from None
 
 
 def _without_nulls(value: Any) -> Any:

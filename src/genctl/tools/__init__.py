@@ -5,7 +5,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from typing import Any, Literal, Self
@@ -16,7 +15,7 @@ import msgspec
 from genctl.base import hidden
 from genctl.base.settings import Entry, Settings
 from genctl.domain.masking import LEAST_PART, Masker, without_login
-from genctl.domain.model import GenctlError, Session
+from genctl.domain.model import GenctlError, Session, closest
 from genctl.domain.providers import Provider
 
 BESIDE = ("prompt", "clientKey", "model")  # every order has these, beside its tool's parameters
@@ -87,9 +86,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """
         fields = [field.encode_name for field in msgspec.structs.fields(self.params)]
         if unknown := next((name for name in given if name not in fields), None):
-            meant = {name.lower(): name for name in (*fields, *beside)}
-            close = get_close_matches(unknown.lower(), meant, 1)
-            hint = f"did you mean {meant[close[0]]}?" if close else f"it takes {', '.join(fields) or 'none'}"
+            close = closest(unknown, (*fields, *beside))
+            hint = f"did you mean {close}?" if close else f"it takes {', '.join(fields) or 'none'}"
             message = f"the tool {self.name} knows no {unknown[:80]!r}"
             raise GenctlError("UnknownParameter", message, hint, exit_code=2)
         try:

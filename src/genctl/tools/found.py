@@ -5,7 +5,6 @@ A package that we cannot load is named, and stops only those commands that need 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import groupby
@@ -18,7 +17,7 @@ import msgspec
 from genctl.base import settings, values
 from genctl.base.others import others
 from genctl.base.settings import TABLE, Entry, Settings
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, closest
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.tools import BESIDE, Params, Request, Tool
 
@@ -206,9 +205,9 @@ class Tools(msgspec.Struct, frozen=True):
         if why := self.troubles.get(name):
             told = f"the tool {name} cannot be used: {why}"
             raise GenctlError("ToolUnusable", told, "mend what is named there")
-        close = get_close_matches(name, self.by_name, 1)
+        close = closest(name, self.by_name)
         install = "install its package; `genctl tools` lists those there are"
-        hint = f"did you mean {close[0]}?" if close else install
+        hint = f"did you mean {close}?" if close else install
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
 
     def check_named(self, name: str) -> None:
