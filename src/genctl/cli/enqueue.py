@@ -26,7 +26,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
         "genctl enqueue --count 500 --users 20 --grant 100 --rate 50",
     ),
 )
-@click.option("--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What it shows.")
+@click.option("--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What to draw.")
 @click.option("--sensitive", is_flag=True, help="Add words that the provider's filter refuses.")
 @click.option(
     "--scenario",

@@ -186,7 +186,7 @@ def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -
             text = f"{base_url} refuses the key ({status})"
             return [Finding("provider", ERROR, text, f"set {key} to a key of that provider")]
         case Answer(404):
-            text = f"{base_url} answers 404 to the key check: the path is wrong, or a proxy stands there"
+            text = f"{base_url} answers 404 to the key check: a wrong path or endpoint, or a proxy there"
             return [Finding("provider", WARNING, text, f"set {base} to the provider's address and path")]
         case Answer(status) if status >= 500 or status < 400:
             text = f"{base_url} answers {status} to a request without a model"

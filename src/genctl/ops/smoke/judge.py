@@ -139,7 +139,7 @@ class Judge:
         self.answer_lost = True
         try:
             order = {"prompt": self._prompt, "clientKey": self.client_key}
-            status, body = await self.deployment.api.order(self.user, **order)
+            status, body = await self.deployment.api.ask(self.user, "/generations", order)
         except GenctlError as error:
             raise BrokenError("202 for the order", error.message, error.fix, final=True) from None
         self._answered_at = time.monotonic()
@@ -256,9 +256,8 @@ class Judge:
         return Evidence(f"failed on {self.user}'s stream, with error_details{without}", self._told_at)
 
     async def _isolation(self) -> Evidence:
-        assert self.session_id  # noqa: S101 - accepted
         for user, expected in ((self.stranger, 404), (self.user, 200)):
-            status, body = await self.deployment.api.session(user, self.session_id)
+            status, body = await self.deployment.api.ask(user, f"/sessions/{self.session_id}")
             whose = "another user's" if user == self.stranger else f"{user}'s own"
             wanted, found = f"{expected} for {whose} GET of the session", f"{status} {_short(body)}"
             expect(status == expected, wanted, found, "how the API looks sessions up", final=status == 200)
@@ -300,7 +299,8 @@ class Judge:
         """Read the user's `balance`, and the credits `bound` in reservations."""
         if row := await self.deployment.db.row("smoke_funds", user=self.user):
             return row
-        status, body = await self.deployment.api.credits(self.user)  # the API knows what a new user will have
+        # the API knows what a new user will have
+        status, body = await self.deployment.api.ask(self.user, "/credits")
         known = status == 200 and isinstance(body, dict)
         return {"balance": body.get("balance", 0) if known else 0, "bound": 0}
 
