@@ -47,11 +47,8 @@ class SqsEndpoint(NamedTuple):
                 ca = get_cert_path(session.get_config_variable("ca_bundle") or True)
                 tls = ssl.create_default_context(cafile=ca)
         except NoRegionError:
-            raise GenctlError(
-                "RegionMissing",
-                "SQS: no AWS region is set",
-                "set AWS_DEFAULT_REGION, or region in the AWS profile",
-            ) from None
+            fix = "set AWS_DEFAULT_REGION, or region in the AWS profile"
+            raise GenctlError("RegionMissing", "SQS: no AWS region is set", fix) from None
         except Exception as why:
             raise _misconfigured(why) from why
         return cls(endpoint, client.meta.region_name, _find, tls)
@@ -64,11 +61,8 @@ class SqsEndpoint(NamedTuple):
             settings.aws_secret_access_key,
         )
         if not (endpoint and key and secret):
-            raise GenctlError(
-                "StackNotRunning",
-                "the embedded stack is not running, and with it its queue",
-                "start it with `genctl up`, or set DATABASE_URL",
-            )
+            told = "the embedded stack is not running, and with it its queue"
+            raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
         return cls(endpoint, "us-east-1", lambda: Credentials(key, secret))
 
 
@@ -76,11 +70,8 @@ def _find() -> Credentials:
     """Look again for the credentials that boto3 would use, in environment, files and roles."""
     found = botocore.session.Session().get_credentials()
     if found is None:
-        raise GenctlError(
-            "CredentialsMissing",
-            "SQS: no AWS credentials were found",
-            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
-        )
+        fix = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role"
+        raise GenctlError("CredentialsMissing", "SQS: no AWS credentials were found", fix)
     return found
 
 

@@ -211,11 +211,8 @@ class Sqs:
         """Look a queue up. Raises GenctlError (exit 3): not there, FIFO, forbidden, unreachable."""
         url = name_or_url
         if url.endswith(".fifo"):  # SQS allows that name to FIFO queues alone
-            raise GenctlError(
-                "QueueIsFifo",
-                f"SQS queue {url} is a FIFO queue",
-                "use a standard queue: the session's row already orders and deduplicates",
-            )
+            fix = "use a standard queue: the session's row already orders and deduplicates"
+            raise GenctlError("QueueIsFifo", f"SQS queue {url} is a FIFO queue", fix)
         if not url.startswith(("http://", "https://")):
             url = await self._url_of(name_or_url)
         facts = await Queue(self, url).attributes()
