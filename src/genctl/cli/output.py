@@ -167,8 +167,9 @@ class Output:
         where = f"database {host}/{name}" + (f", queue {queue_name}" if queue else "")
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
-    def askable(self, yes: str | None) -> None:
-        """Raise GenctlError (exit 2) before any work when confirm() would have nobody to ask."""
+    def asks(self, yes: str | None, *, queue: bool = False) -> None:
+        """Name the target, and raise GenctlError (exit 2) now when confirm() would have nobody to ask."""
+        self.target(queue=queue)
         if yes is not None or not terminal.can_ask():
             self.confirm("", yes)
 
