@@ -119,8 +119,11 @@ class Unreachable(NamedTuple):
 
 def unreachable(error: Exception, base: str, ca_variable: str = CA_VARIABLE) -> Unreachable:
     """Explain an error of aiohttp."""
-    host, variable = urlsplit(base).hostname or base, f"{urlsplit(base).scheme.upper()}_PROXY"
-    proxy = without_login(proxy_of(base) or "")
+    try:
+        host, variable = urlsplit(base).hostname or base, f"{urlsplit(base).scheme.upper()}_PROXY"
+        proxy = without_login(proxy_of(base) or "")
+    except ValueError:  # it is no URL, as the error says
+        return Unreachable(str(error) or type(error).__name__)
     match error:
         case aiohttp.ClientHttpProxyError(status=407):
             return Unreachable(
