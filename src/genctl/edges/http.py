@@ -7,6 +7,7 @@ REQUESTS_CA_BUNDLE beside the CAs of this machine.
 import os
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -119,11 +120,10 @@ class Unreachable(NamedTuple):
 
 def unreachable(error: Exception, base: str, ca_variable: str = CA_VARIABLE) -> Unreachable:
     """Explain an error of aiohttp."""
-    try:
+    host, variable, proxy = base, "the proxy's variable", ""
+    with suppress(ValueError):  # it may be no URL, as the error says then
         host, variable = urlsplit(base).hostname or base, f"{urlsplit(base).scheme.upper()}_PROXY"
         proxy = without_login(proxy_of(base) or "")
-    except ValueError:  # it is no URL, as the error says
-        return Unreachable(str(error) or type(error).__name__)
     match error:
         case aiohttp.ClientHttpProxyError(status=407):
             return Unreachable(
