@@ -74,10 +74,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if tool.is_real:
-            raise _refused(
-                f"--scenario speaks to the simulator, and {tool.address} is a real provider",
-                f"unset {tool.base.upper()}, or start `genctl simulator` and point it there",
-            )
+            fix = f"unset {tool.base.upper()}, or start `genctl simulator` and point it there"
+            raise _refused(f"--scenario speaks to the simulator, and {tool.address} is a real provider", fix)
 
     @property
     def whose(self) -> list[str]:

@@ -29,7 +29,7 @@ def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
 def values(
     runbook: Runbook, given: Sequence[str], start: Start, ask: Callable[[str], str] | None
 ) -> dict[str, Any]:
-    """Collect the values by name; `ask`, if there is somebody, asks for secrets. Raises GenctlError, exit 2."""
+    """Collect the values by name; `ask`, or None, asks a person for secrets. Raises GenctlError, exit 2."""
     found = {
         name: one.parse(one.default) if one.type == "file" and isinstance(one.default, str) else one.default
         for name, one in runbook.variables.items()
