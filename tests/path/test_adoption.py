@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from tests.adopted import BASE, ROWS
 from tests.kit import Kit, QueueServer, until
 
 from genctl.base import assets
@@ -16,33 +17,6 @@ from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import migrate
 
 FILES = list(migrate.files())
-
-BASE = """
-    create table generation_sessions (id uuid primary key, user_id text, client_key text, model text, prompt text,
-      params jsonb, status text, reservation_id uuid, result jsonb, created_at timestamptz, completed_at timestamptz,
-      tenant text default 'ours');
-    create table credit_accounts (user_id text primary key, balance bigint);
-    create table credit_reservations (id uuid primary key, user_id text, amount bigint, status text,
-      created_at timestamptz, released_at timestamptz, captured_at timestamptz);
-"""
-ROWS = """
-    insert into credit_accounts values ('ann', 7), ('zero', 0), ('debt', -3), ('none', null), ('rich', 9000000000000);
-    with old (user_id, status, held_as, age) as (values
-      ('ann', 'completed', 'captured', interval '9 days'), ('ann', 'failed', 'released', '9 days'),
-      ('ann', 'failed', null, '9 days'), ('debt', 'completed', null, '9 days'), ('gone', 'failed', 'released', '9 days'),
-      ('ann', 'queued', 'held', '1 minute'), ('ann', 'processing', 'held', '1 minute'),
-      ('none', 'processing', 'held', '1 minute'), ('zero', 'queued', null, '1 minute')),
-    numbered as (select *, case when held_as is not null then gen_random_uuid() end as reservation from old),
-    reserved as (
-      insert into credit_reservations
-      select reservation, user_id, 4, held_as, now() - age,
-        case held_as when 'released' then now() end, case held_as when 'captured' then now() end
-      from numbered where reservation is not null)
-    insert into generation_sessions (id, user_id, status, reservation_id, created_at, completed_at, model, prompt)
-    select gen_random_uuid(), user_id, status, reservation, now() - age,
-      case when status in ('completed', 'failed') then now() - age end, 'm', 'p'
-    from numbered;
-"""
 
 
 def shape(dsn: str) -> list[tuple[object, ...]]:

@@ -195,7 +195,7 @@ def statements() -> dict[str, LiteralString]:
         for name, text in zip(named[::2], named[1::2], strict=True):
             if name in found:
                 raise ValueError(f"two statements are named {name}")
-            found[name] = cast("LiteralString", _SESSION.sub(_columns, text.strip()))
+            found[name] = _SESSION.sub(_columns, text.strip())
     return found
 
 

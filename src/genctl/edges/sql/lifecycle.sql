@@ -16,11 +16,13 @@ bill as (
 ),
 paid as (
   update credit_accounts a set balance = a.balance - b.credits from bill b
-  where a.user_id = b.user_id and not exists (select from bill where short)
+  where a.user_id = b.user_id and not exists (select from bill b where b.short)
   returning a.user_id
 ),
 made as (
-  select i.* from item i join paid p on p.user_id = i.user_id
+  select i.session_id, i.user_id, i.client_key, i.model, i.prompt, i.params, i.reservation_id, i.amount,
+    i.idempotency_key
+  from item i join paid p on p.user_id = i.user_id
 ),
 held as (
   insert into credit_reservations (id, user_id, amount, status, created_at, session_id, run)
