@@ -116,7 +116,7 @@ async def test_a_base_of_another_shape_is_refused_and_nothing_is_changed(empty: 
     [
         ("alter table generation_sessions add run text", "generation_sessions.run is there already (text)"),
         ("alter table credit_reservations add session_id uuid", "credit_reservations.session_id is there"),
-        ("create table credit_ledger (id int)", 'relation "credit_ledger" already exists'),
+        ("create table credit_ledger (id int)", "credit_ledger is there already, and genctl did not make it"),
     ],
 )
 async def test_what_has_the_name_of_something_of_ours_is_refused(empty: str, found: str, told: str) -> None:

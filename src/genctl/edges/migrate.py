@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import errors
 
@@ -23,7 +23,7 @@ from genctl.base import assets
 from genctl.base.person import Note
 from genctl.domain import adoption
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, Row, as_json, connect_directly, run
+from genctl.edges.db import Connection, as_json, connect_directly, run
 from genctl.edges.db_errors import errors_told
 
 ALONE = "-- genctl: no transaction"
@@ -50,7 +50,7 @@ class Migration(NamedTuple):
     applied_at: datetime | None
 
 
-class Step(NamedTuple):
+class FileRun(NamedTuple):
     """Hold a file to run, and what the statement that records it needs to know."""
 
     path: Path
@@ -77,7 +77,7 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
         pending = [migration for migration in await _compare(conn) if migration.state == "pending"]
         names = [migration.name for migration in pending]
         if adopts := names[: len(ADOPTING)] == [*ADOPTING]:
-            adoption.refuse(await base_findings(conn))
+            adoption.refuse(await run(conn, "base_findings", **base_asked()))
             await _carry_out(conn, dsn, [_applied_by(name) for name in ADOPTING], "record_migration")
         for migration in pending[len(ADOPTING) if adopts else 0 :]:
             path = files()[migration.name]
@@ -85,16 +85,15 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
                 await _build_again(conn, dsn, path)
             else:
                 await _carry_out(conn, dsn, [_applied_by(migration.name)], "record_migration")
-        for limit in adoption.limits(await base_findings(conn)) if adopts else ():
-            note(limit)
+        if adopts:
+            for limit in adoption.limits(await run(conn, "base_findings", **base_asked())):
+                note(limit)
     return names
 
 
-async def base_findings(conn: Connection) -> list[Row]:
-    """Find what domain.adoption judges, for the role of this connection."""
-    return await run(
-        conn, "base_findings", **{name: as_json(value) for name, value in adoption.ASKED.items()}
-    )
+def base_asked() -> dict[str, Any]:
+    """Return the parameters of `base_findings`, whose rows domain.adoption judges."""
+    return {name: as_json(value) for name, value in adoption.ASKED.items()}
 
 
 async def undoable(dsn: str, to: str | None) -> list[str]:
@@ -130,7 +129,7 @@ async def down(dsn: str, names: list[str], note: Note = lambda _: None) -> None:
                 "MigrationsChanged", "somebody else migrates this database", "run `genctl migrate status`"
             )
         for name in names:
-            await _carry_out(conn, dsn, [Step(_way_back(name), {"name": name})], "forget_migration")
+            await _carry_out(conn, dsn, [FileRun(_way_back(name), {"name": name})], "forget_migration")
 
 
 async def status(dsn: str) -> list[Migration]:
@@ -202,12 +201,12 @@ def _way_back(name: str) -> Path:
     return assets.folder("migrations") / name.replace(".sql", ".rollback.sql")
 
 
-def _applied_by(name: str) -> Step:
+def _applied_by(name: str) -> FileRun:
     path = files()[name]
-    return Step(path, {"name": name, "sha256": _hash(path)})
+    return FileRun(path, {"name": name, "sha256": _hash(path)})
 
 
-async def _carry_out(conn: Connection, dsn: str, steps: Sequence[Step], record: str) -> None:
+async def _carry_out(conn: Connection, dsn: str, steps: Sequence[FileRun], record: str) -> None:
     """Run files and the statement that records each, in one transaction unless the only file is none."""
     path, facts = steps[0]
     content = path.read_text(encoding="utf-8")
@@ -227,7 +226,7 @@ async def _carry_out(conn: Connection, dsn: str, steps: Sequence[Step], record: 
         ) from error
 
 
-async def _patiently(conn: Connection, steps: Sequence[Step], record: str) -> None:
+async def _patiently(conn: Connection, steps: Sequence[FileRun], record: str) -> None:
     """Run one transaction that waits only a moment for each lock, again and again for a minute."""
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     while True:
