@@ -74,8 +74,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "alter table {tab} alter column {detail} drop not null",
     ),
     "not null": (
-        "{tab}.{detail} must not be null and has no default: genctl cannot make {rows} there",
-        "let the product make the {rows}, or give the column a default",
+        "{detail} must not be null, without a default: genctl cannot make {rows} there",
+        "let the product make the {rows}, or give the columns defaults",
     ),
     "trigger": (
         "{tab} has the trigger {detail}, which runs before each row: it must not leave a row out",

@@ -95,8 +95,9 @@ from (
   union all
   select 'never empty', c.tab, c.name from col c where c.needed and c.emptied
   union all
-  select 'not null', c.tab, c.name from col c
+  select 'not null', c.tab, string_agg(format('%%s.%%s', c.tab, c.name), ', ' order by c.name) from col c
   where c.needed and not c.has_default and not c.generated and not c.filled and not c.emptied
+  group by c.tab
   union all
   select 'trigger', b.tab, quote_ident(t.tgname)
   from base b join pg_trigger t on t.tgrelid = b.id join pg_proc p on p.oid = t.tgfoid
