@@ -382,6 +382,7 @@ class Database:
         with errors_told(self.dsn):
             async with self._connection() as conn, conn.transaction():
                 await run(conn, "snapshot")
+                await run(conn, "rows_unhidden")
                 yield partial(run, conn)
 
     async def patiently(
