@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.adopted import BASE, ROWS
 from tests.kit import Kit, QueueServer, until
+from tests.path.test_redrive import redriven
 
 from genctl.base import assets
 from genctl.domain import findings
@@ -277,6 +278,34 @@ async def test_odd_names_and_triggers_that_only_note_are_adopted_and_the_trigger
             assert row
             assert (row.status, row.result is None) == (status, status is Status.FAILED)
         assert await kit.violations() == []
+
+
+NEEDS = "alter table {0} add tenant text not null default 'x'; alter table {0} alter tenant drop default"
+
+
+async def test_a_row_that_only_the_product_can_make_is_refused_with_its_column_and_nothing_is_sent(
+    kit: Kit,
+) -> None:
+    """A redrive leaves the copy, an order stores nothing; other sessions go on."""
+
+    def cure(rows: str) -> str:
+        return f"let the product make the {rows}, or give the column a default"
+
+    await kit.enqueue("invalid-parameter")
+    await kit.work()
+    await kit.query(NEEDS.format("credit_reservations"))
+    (told,) = (await redriven(kit)).tally.skipped.items()
+    needs = "the database refused the data: credit_reservations.tenant must not be null, and genctl has no value for it"
+    assert told == (f"{needs}: {cure('reservations')}", 1)
+    assert len(await kit.copies()) == 1
+    await kit.query("alter table credit_reservations drop tenant")
+    await kit.query(NEEDS.format("generation_sessions"))
+    with pytest.raises(GenctlError) as caught:
+        await kit.enqueue()
+    assert caught.value.message == needs.replace("credit_reservations", "generation_sessions")
+    assert caught.value.fix == cure("sessions")
+    assert (await kit.balance(), await kit.violations()) == (1000, [])
+    assert (await redriven(kit)).tally.redriven == 1
 
 
 async def test_a_trigger_that_leaves_a_session_out_moves_no_credits(kit: Kit) -> None:
