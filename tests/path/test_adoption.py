@@ -22,6 +22,7 @@ from genctl.domain.details import build
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import migrate
 from genctl.edges.db import Database
+from genctl.ops.trace import events_of
 from genctl.run import Settlement
 from genctl.tools.seedream4 import TOOL
 
@@ -278,6 +279,27 @@ async def test_odd_names_and_triggers_that_only_note_are_adopted_and_the_trigger
             assert row
             assert (row.status, row.result is None) == (status, status is Status.FAILED)
         assert await kit.violations() == []
+
+
+async def test_a_trace_that_a_person_has_partitioned_serves_as_before(kit: Kit) -> None:
+    await kit.query("""
+        alter table session_events rename to old; create sequence events;
+        create table session_events (id bigint not null default nextval('events'), session_id uuid not null,
+          run integer not null, kind text not null, at timestamptz not null default clock_timestamp(), data jsonb
+        ) partition by range (at);
+        create table session_events_rest partition of session_events default;
+        comment on table session_events is 'made by genctl'""")
+    session = await kit.enqueue("invalid-parameter")
+    await kit.work()
+    await kit.sweep()
+    assert (await redriven(kit)).tally.redriven == 1
+    assert await kit.work()
+    assert [event.kind for event in await events_of(kit.db, session.id)] == [
+        "enqueued", "sent", "claimed", "failed", "copied", "redriven", "sent", "claimed", "failed", "copied",
+    ]  # fmt: skip
+    await kit.query("update session_events set at = now() - interval '200 days'")
+    assert [one.action for one in await kit.sweep()] == ["prune"]
+    assert (await kit.violations(), await events_of(kit.db, session.id)) == ([], [])
 
 
 NEEDS = "alter table {0} add tenant text not null default 'x'; alter table {0} alter tenant drop default"
