@@ -269,7 +269,7 @@ async def test_odd_names_and_triggers_that_only_note_are_adopted_and_the_trigger
     assert await migrate.up(dsn, said.append) == FILES
     (line,) = said
     assert line == (
-        'generation_sessions has the trigger "Touch", which runs before each row: it must not leave a row out:'
+        'generation_sessions has the trigger "Touch", which runs before each row: it must not leave a row out;'
         " see that its function never returns null, nor changes a column of genctl's"
     )
     async with Kit.open(sqs_server.settings(dsn, home=tmp_path, queue="odd")) as kit:

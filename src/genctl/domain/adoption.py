@@ -109,4 +109,4 @@ def refuse(rows: Sequence[Mapping[str, str]]) -> None:
 
 def limits(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Say what genctl cannot do in an adopted base, and what does."""
-    return [": ".join(told(row)) for row in rows if row["kind"] in LIMITS]
+    return ["; ".join(told(row)) for row in rows if row["kind"] in LIMITS]
