@@ -194,7 +194,7 @@ async def test_what_genctl_cannot_live_with_is_named_and_nothing_is_changed(
     with pytest.raises(GenctlError) as caught:
         await migrate.up(dsn)
     assert (caught.value.exit_code, caught.value.message, caught.value.fix) == (
-        3, f"this is not the base that genctl adopts: {difference}", cure,
+        3, f"genctl cannot work in this database: {difference}", cure,
     )  # fmt: skip
     with psycopg.connect(empty) as conn:
         assert conn.execute("select to_regclass('genctl_migrations')").fetchone() == (None,)
@@ -231,7 +231,7 @@ async def test_a_base_in_a_later_schema_of_the_search_path_is_not_made_a_second_
         with pytest.raises(GenctlError) as caught:
             await migrate.up(make_conninfo(empty, options="-csearch_path=first,public"))
         assert caught.value.message.startswith(
-            "this is not the base that genctl adopts: credit_accounts is in the schema public, and genctl works in the"
+            "genctl cannot work in this database: credit_accounts is in the schema public, and genctl works in the"
             " first schema of the search path; "
         )
         assert (

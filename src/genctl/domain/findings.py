@@ -81,7 +81,7 @@ def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
     return [
         Finding("tables", WARNING if row["kind"] in adoption.LIMITS else ERROR, *adoption.told(row))
         for row in rows
-        if row["kind"] not in adoption.ADOPTING
+        if row["kind"] not in adoption.BEFOREHAND
     ]
 
 
