@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from genctl.domain import adoption
 from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.rights import RIGHTS
@@ -70,6 +71,15 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
         fix = f"psql -c 'grant {right} to \"{row['role']}\"'"
         found.append(Finding("rights", ERROR, f"{row['role']} may not {right}", fix))
     return found
+
+
+def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
+    """Report what is wrong with tables that a product made, from the rows of `base_findings`."""
+    return [
+        Finding("tables", WARNING if row["kind"] in adoption.LIMITS else ERROR, *adoption.told(row))
+        for row in rows
+        if row["kind"] not in adoption.BEFOREHAND
+    ]
 
 
 def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:
