@@ -58,6 +58,7 @@ ended as (
   update generation_sessions s
   set status = w.status, attempts = w.attempts, completed_at = now(), lease_until = null, due_at = null,
     dlq_sent_at = null, version = a.before + w.nth, result = w.result,
+    holds = case when m.id is null and r.user_id = w.user_id then nullif(r.status = 'held', false) end,  -- sweeps look
     first_failed_at = case w.status when 'failed' then coalesce(s.first_failed_at, now()) end,
     error_details = w.details || jsonb_build_object(
       'failedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
