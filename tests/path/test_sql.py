@@ -89,7 +89,9 @@ async def test_every_statement_reads_only_columns_that_it_names_and_none_of_the_
             revoke all on {", ".join(TABLES)} from {role};""")
         for table, names in ours.items():
             these = ", ".join(names)
-            conn.execute(f"grant select ({these}), insert ({these}), update ({these}) on {table} to {role}")
+            conn.execute(
+                f"grant select ({these}, ctid), insert ({these}), update ({these}) on {table} to {role}"
+            )
         wrong = {}
         try:
             conn.execute(f"set role {role}")
