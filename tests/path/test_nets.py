@@ -12,7 +12,7 @@ import pytest
 from tests.kit import Kit, locked, until
 
 from genctl.domain.model import GenctlError, Status
-from genctl.edges.db import statements
+from genctl.edges.db import as_json, statements
 from genctl.edges.sqs import EntryResult, Outgoing
 from genctl.nets import AMONG, BATCH, BLOCKS, MOST_COUNTED, OFFERED_S
 from genctl.pipeline import Pipeline
@@ -224,10 +224,10 @@ insert into credit_reservations (id, user_id, amount, status, session_id, create
 select reservation_id, user_id, 4, 'held', id, now() - interval '2 h' from made"""
 ASKED = {
     "models": TOOL.like, "others": [], "age_s": 60, "offered_s": OFFERED_S, "limit": BATCH, "among": AMONG, "tried": [],
-    "ended": [], "queued_timeout_s": 86_400, "most": MOST_COUNTED, "first": "(0,0)", "end": f"({BLOCKS},0)",
+    "items": as_json([]), "ended": [], "queued_timeout_s": 86_400, "most": MOST_COUNTED, "first": "(0,0)", "end": f"({BLOCKS},0)",
 }  # fmt: skip
 NAMES = (
-    "owed_jobs", "take_jobs", "owed_copies", "take_copies", "dead_leases", "overdue", "clear_holds", "refunds_owed",
+    "owed_jobs", "owed_copies", "take", "dead_leases", "overdue", "clear_holds", "refunds_owed",
     "captures_owed", "unmarked_holders", "orphans", "piles", "unserved",
 )  # fmt: skip
 BOUNDED = {"unmarked_holders", "orphans", "piles", "unserved"}  # cost what they look at, which is bounded
