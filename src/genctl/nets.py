@@ -73,8 +73,8 @@ class Cast:
     """Follow one cast of a net: what it did, what failed, and what it leaves alone from now on."""
 
     def __init__(self, *, dry_run: bool = False, keeps: bool = True) -> None:
-        """Begin; with `dry_run` it only says what it would do, of one batch; unless it `keeps` what it did, it
-        only logs it.
+        """Begin. With `dry_run` it only says what it would do, of one batch. Unless it `keeps` what it did,
+        it only logs it.
         """
         self.dry_run = dry_run
         self._keeps = keeps

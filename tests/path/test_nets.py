@@ -81,6 +81,19 @@ async def test_a_net_that_fails_stops_no_other(kit: Kit) -> None:
     assert ["tool_gates" in error.message for error in failed] == [True]
 
 
+async def test_a_row_that_the_database_refuses_blocks_no_message_of_others(kit: Kit) -> None:
+    await kit.query(OWED, TOOL.default_model, 20)
+    await kit.query(COPIES, TOOL.default_model, 20)
+    await kit.query("update generation_sessions set user_id = 'refused' where user_id = 'user-1'")
+    await kit.query("""
+        create trigger refused before update on generation_sessions for each row when (new.user_id = 'refused')
+        execute function genctl_refuse('not now')""")
+    (refused,) = await kit.query("select count(*) as rows from generation_sessions where user_id = 'refused'")
+    done, failed = await sweep(kit.pipeline, kit.settings)
+    assert (len(done), len(failed)) == (40 - refused["rows"], 2)
+    assert (await depth(kit.pipeline.queue), await depth(kit.pipeline.dlq)) == (17, 17)
+
+
 async def test_a_queue_that_is_silent_keeps_no_refund_and_no_copy_waiting(kit: Kit) -> None:
     """The next pass of the others begins while the sends of the last one hang."""
     await kit.query(OWED, TOOL.default_model, 1)
