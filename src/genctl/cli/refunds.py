@@ -54,7 +54,7 @@ def check(
         out.askable(yes)
 
     def look() -> credits.Audit:
-        with terminal.progress(len(credits.PARTS), "check") as advance:
+        with terminal.progress(credits.DONE, "check") as advance:
             return out.ask(lambda db: credits.audit(db, user, since=since, advance=advance))
 
     found = look()

@@ -329,8 +329,9 @@ class Judge:
         return name in message.body or message.attributes.get("sessionId") == name
 
     async def funds(self) -> Row:
-        """Read the user's `balance`, and the credits `bound` in reservations."""
-        if row := await self.deployment.db.row("smoke_funds", user=self.user):
+        """Read the user's `balance`, and the credits `bound` in reservations now or `since` the first look."""
+        since = self._funds.get("since")
+        if row := await self.deployment.db.row("smoke_funds", user=self.user, since=since):
             return row
         status, body = await self.deployment.api.credits(self.user)  # the API knows what a new user will have
         known = status == 200 and isinstance(body, dict)
