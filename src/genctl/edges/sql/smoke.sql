@@ -17,13 +17,14 @@ where r.id = %(reservation)s
 
 -- name: smoke_funds
 -- Reads a user's credits: the balance, and what is reserved or was spent since a time (null: five minutes ago, as a
--- capture may commit under an old time). Other jobs of the user change both, but not their sum.
+-- capture may commit under an old time), or at no time. Other jobs of the user change both, but not their sum.
 select a.balance, b.since, (
     select coalesce(sum(r.amount), 0) from credit_reservations r where r.user_id = a.user_id and r.status = 'held'
   )::bigint + (
     select coalesce(sum(r.amount), 0) from credit_reservations r
     where r.user_id = a.user_id and r.status = 'captured'
-      and greatest(r.created_at, r.released_at, r.captured_at) >= b.since
+      and (greatest(r.created_at, r.released_at, r.captured_at) >= b.since
+        or greatest(r.created_at, r.released_at, r.captured_at) is null)
   )::bigint as bound
 from credit_accounts a
 cross join (select coalesce(%(since)s::timestamptz, now() - interval '5 minutes') as since) b
