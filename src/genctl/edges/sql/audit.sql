@@ -17,7 +17,7 @@ select
   (select count(*) from generation_sessions s where (%(user)s::text is null or s.user_id = %(user)s)
     and (%(since)s::timestamptz is null or s.created_at >= %(since)s
       or s.status = 'completed' and s.completed_at >= %(since)s or s.status = 'failed' and s.completed_at >= %(since)s
-      or s.status = 'queued' and coalesce(s.queued_at, s.created_at) >= %(since)s or s.status = 'processing')) as sessions,
+      or s.status = 'processing')) as sessions,
   (select count(*) from credit_reservations r where (%(user)s::text is null or r.user_id = %(user)s)
     and (%(since)s::timestamptz is null or greatest(r.created_at, r.released_at, r.captured_at) >= %(since)s)
   ) as reservations,
@@ -37,16 +37,22 @@ changed as materialized (
   where not %(whole)s and (%(user)s::text is null or s.user_id = %(user)s)
     and (%(since)s::timestamptz is null or s.created_at >= %(since)s
       or s.status = 'completed' and s.completed_at >= %(since)s or s.status = 'failed' and s.completed_at >= %(since)s
-      or s.status = 'queued' and coalesce(s.queued_at, s.created_at) >= %(since)s or s.status = 'processing')
+      or s.status = 'processing')
+),
+began as materialized (
+  select c.id, c.reservation_id from changed c
+  union
+  select s.id, s.reservation_id from session_events e join generation_sessions s on s.id = e.session_id
+  where not %(whole)s and e.kind = 'redriven' and e.at >= %(since)s and (%(user)s::text is null or s.user_id = %(user)s)
 ),
 moved as materialized (
   select r.id, r.session_id from credit_reservations r
   where not %(whole)s and (%(user)s::text is null or r.user_id = %(user)s)
     and (%(since)s::timestamptz is null or greatest(r.created_at, r.released_at, r.captured_at) >= %(since)s)
   union
-  select r.id, r.session_id from changed c join credit_reservations r on r.session_id = c.id
+  select r.id, r.session_id from began c join credit_reservations r on r.session_id = c.id
   union
-  select c.reservation_id, r.session_id from changed c left join credit_reservations r on r.id = c.reservation_id
+  select c.reservation_id, r.session_id from began c left join credit_reservations r on r.id = c.reservation_id
   where c.reservation_id is not null
   union
   select l.reservation_id, r.session_id from credit_ledger l left join credit_reservations r on r.id = l.reservation_id
@@ -54,7 +60,7 @@ moved as materialized (
     and (%(since)s::timestamptz is null or l.created_at >= %(since)s)
 ),
 named as materialized (
-  select c.id from changed c
+  select c.id from began c
   union
   select m.session_id from moved m where m.session_id is not null
   union
