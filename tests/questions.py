@@ -1,4 +1,4 @@
-"""Every statement of genctl with parameters as it gets them, for a database that benchmarks/big.sql has filled.
+"""Every statement of genctl with parameters as it gets them, for a database that tests/many.py has filled.
 
 A statement must be here, or among those that read no large table. Where it is asked in several ways, each is a
 question of its own. `benchmarks/big.py ask` asks the same at ten million sessions.
@@ -48,7 +48,7 @@ SLOW = {  # known, and not for long
 
 
 def an_id(what: str, n: int) -> UUID:
-    """The id of the n-th session, reservation or message, as big.sql makes it."""
+    """The id of the n-th session, reservation or message, as many.sql makes it."""
     return UUID(md5(f"{what}{n}".encode(), usedforsecurity=False).hexdigest())
 
 

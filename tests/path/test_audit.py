@@ -157,15 +157,15 @@ async def test_the_audit_finds_exactly_what_is_planted_also_when_it_looks_at_a_s
 
     looked = set()
     for what, (kind, whose, text) in PLANTED.items():
-        session = jobs[whose] if whose else None
-        ids = {"s": session.id, "r": session.reservation_id} if session else {"s": None, "r": None}
+        job = jobs[whose] if whose else None
+        ids = {"s": job.id, "r": job.reservation_id} if job else {"s": None, "r": None}
         await plant(kit, text, ids)
         found = (await credits.audit(kit.db)).violations
         for span, begin in SPANS.items():
-            since = began[session] + begin if session else datetime.now(UTC)
+            since = began[job] + begin if job else datetime.now(UTC)
             facts = [fact for name in ("s", "r", "r") for fact in (ids[name], since)]
             (row,) = await kit.query(IN_SPAN, *facts)
-            if row["there"] or not session:
+            if row["there"] or not job:
                 spanned = await credits.audit(kit.db, since=since)
                 assert (spanned.violations, spanned.total) == (found, 1), (what, span)
                 looked.add((whose, span))

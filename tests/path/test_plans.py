@@ -1,12 +1,12 @@
 """What each statement reads in a database of many sessions: by an index, and no more than what it is asked for."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from tests.databases import Databases
+from tests.many import make
 from tests.questions import ELSEWHERE, SLOW, WHOLE, Question, questions
 
 from genctl.edges.db import statements
@@ -18,10 +18,8 @@ LARGE = {"generation_sessions", "credit_reservations", "credit_ledger", "session
 @pytest.fixture(scope="module")
 def many(databases: Databases) -> Iterator["psycopg.Connection[Any]"]:
     """A database of so many sessions, a tenth of them queued."""
-    from benchmarks import big
-
     with databases.lent() as dsn, psycopg.connect(dsn, cursor_factory=psycopg.ClientCursor) as conn:
-        big.make(conn, SESSIONS)
+        make(conn, SESSIONS)
         yield conn
 
 
@@ -35,8 +33,9 @@ def scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def read_by(node: dict[str, Any]) -> int:
     """How many rows a scan has read, also those that it has thrown away; the pages of BRIN are not ours to count."""
-    rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-    return round(rows * node["Actual Loops"])
+    rows: float = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+    loops: int = node["Actual Loops"]
+    return round(rows * loops)
 
 
 def test_every_statement_is_asked_or_reads_no_large_table() -> None:
@@ -53,7 +52,7 @@ def test_a_statement_reads_what_it_is_asked_for(many: "psycopg.Connection[Any]",
         many.execute(
             "select set_config('genctl.mine', (select jsonb_agg(user_id) from credit_accounts)::text, true)"
         )
-        many.execute("set local random_page_cost = 1.1")  # as on a disk without a head, and as in ten million
+        many.execute("set local random_page_cost = 1.1")  # as ten million would have it at the usual one
         text = "explain (analyze, timing off, costs off, format json) " + statements()[question.name]
         ((((plan,),),)) = many.execute(text.encode(), question.params).fetchall()
     finally:

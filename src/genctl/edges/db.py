@@ -377,7 +377,7 @@ class Database:
             self._away_since = None
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Callable[..., AsyncGenerator[Row]]]:
+    async def snapshot(self) -> AsyncIterator[Callable[..., AsyncIterator[Row]]]:
         """Yield a function that runs statements in one snapshot, and yields their rows as they come.
 
         Raises GenctlError.

@@ -329,7 +329,7 @@ class Judge:
         return name in message.body or message.attributes.get("sessionId") == name
 
     async def funds(self) -> Row:
-        """Read the user's `balance`, and the credits `bound` in reservations now or `since` the first look."""
+        """Read the user's `balance`, and the credits `bound` in reservations since the first look."""
         since = self._funds.get("since")
         if row := await self.deployment.db.row("smoke_funds", user=self.user, since=since):
             return row

@@ -1,4 +1,4 @@
--- The rows of big.py: `%(n)s` sessions of ninety days, all sound but the few that the sweep has to find. Each row
+-- The rows of many.py: `%(n)s` sessions of ninety days, all sound but the few that the sweep has to find. Each row
 -- follows from its number, so that the tables are filled without a join. The newest tenth waits: a tool was paused.
 
 -- name: accounts
