@@ -31,3 +31,8 @@ create index concurrently if not exists session_events_unsure on session_events 
 create index concurrently if not exists session_events_told on session_events (kind, at)
   where kind in ('answered', 'unnotified', 'failed', 'refunded', 'redriven');
 drop index concurrently if exists session_events_refused;
+
+-- An index on an expression is used well only once its values are counted; autovacuum would wait for a tenth to change.
+analyze generation_sessions;
+analyze credit_reservations;
+analyze session_events;

@@ -59,49 +59,40 @@ moved as materialized (
   where not %(whole)s and l.reservation_id is not null and (%(user)s::text is null or l.user_id = %(user)s)
     and (%(since)s::timestamptz is null or l.created_at >= %(since)s)
 ),
-named as materialized (
-  select c.id from began c
-  union
-  select m.session_id from moved m where m.session_id is not null
-  union
-  select s.id from moved m join generation_sessions s on s.reservation_id = m.id
+ids as materialized (
+  select array(select m.id from moved m) as reservations, array(
+    select c.id from began c
+    union
+    select m.session_id from moved m where m.session_id is not null
+    union
+    select s.id from moved m join generation_sessions s on s.reservation_id = m.id
+  ) as sessions
 ),
 booked as (
-  select b.reservation_id,
-    count(*) filter (where b.kind = 'reserve') as reserves,
-    count(*) filter (where b.kind = 'release') as releases,
-    count(*) filter (where b.kind = 'capture') as captures,
-    sum(b.delta) filter (where b.kind in ('reserve', 'capture'))::bigint as taken,
-    coalesce(sum(b.delta) filter (where b.kind in ('release', 'fix')), 0)::bigint as returned,
-    min(b.user_id collate "C") as user_id, max(b.user_id collate "C") as last_user
-  from (
-    select l.reservation_id, l.kind, l.delta, l.user_id from credit_ledger l
-    where %(whole)s and l.reservation_id is not null
-    union all
-    select l.reservation_id, l.kind, l.delta, l.user_id from moved m join credit_ledger l on l.reservation_id = m.id
-    where not %(whole)s and l.kind = 'reserve'
-    union all
-    select l.reservation_id, l.kind, l.delta, l.user_id from moved m join credit_ledger l on l.reservation_id = m.id
-    where not %(whole)s and l.kind in ('release', 'capture')
-    union all
-    select l.reservation_id, l.kind, l.delta, l.user_id from moved m join credit_ledger l on l.reservation_id = m.id
-    where not %(whole)s and l.kind = 'fix'
-  ) b
-  group by b.reservation_id
+  select l.reservation_id,
+    count(*) filter (where l.kind = 'reserve') as reserves,
+    count(*) filter (where l.kind = 'release') as releases,
+    count(*) filter (where l.kind = 'capture') as captures,
+    sum(l.delta) filter (where l.kind in ('reserve', 'capture'))::bigint as taken,
+    coalesce(sum(l.delta) filter (where l.kind in ('release', 'fix')), 0)::bigint as returned,
+    min(l.user_id collate "C") as user_id, max(l.user_id collate "C") as last_user
+  from credit_ledger l
+  where l.reservation_id is not null and (%(whole)s
+    -- a kind each, as each has an index of its own
+    or l.reservation_id = any((select i.reservations from ids i)::uuid[]) and l.kind = 'reserve'
+    or l.reservation_id = any((select i.reservations from ids i)::uuid[]) and l.kind in ('release', 'capture')
+    or l.reservation_id = any((select i.reservations from ids i)::uuid[]) and l.kind = 'fix')
+  group by l.reservation_id
 ),
 r as (
-  select r.id, r.user_id, r.amount, r.status, r.session_id, r.run, r.created_at, r.released_at, r.captured_at
-  from credit_reservations r where %(whole)s
-  union all
-  select r.id, r.user_id, r.amount, r.status, r.session_id, r.run, r.created_at, r.released_at, r.captured_at
-  from credit_reservations r where not %(whole)s and r.id in (select m.id from moved m)
-),
-s as (
-  select s.id, s.user_id, s.run, s.status, s.reservation_id, s.error_details, s.dlq_sent_at, s.queued_at
-  from generation_sessions s where %(whole)s
-  union all
-  select s.id, s.user_id, s.run, s.status, s.reservation_id, s.error_details, s.dlq_sent_at, s.queued_at
-  from generation_sessions s where not %(whole)s and s.id in (select n.id from named n)
+  select r.id, r.user_id, r.amount, r.status, r.session_id, r.run,
+    r.released_at is not null and r.captured_at is not null as ended_twice,
+    coalesce(r.released_at, r.captured_at, r.created_at) < g.began as old,
+    r.session_id is not null and r.created_at >= g.began as booked,
+    r.session_id is not null and coalesce(r.released_at, r.captured_at, r.created_at) >= g.began as end_booked
+  from credit_reservations r cross join ledger g
+  where %(whole)s or r.id = any((select i.reservations from ids i)::uuid[])
+  offset 0  -- so that what is joined is short, here and below
 ),
 run as (
   select s.id, s.user_id, s.run, s.status, s.reservation_id, s.queued_at is null as adopted,
@@ -109,33 +100,31 @@ run as (
     s.error_details is null as untold, s.error_details ->> 'refundedCredits' as told_refunded,
     s.error_details ->> 'reservationAmount' as told_amount, s.error_details ->> 'refundedAt' as told_at,
     s.error_details ->> 'refundError' as told_error
-  from s
-),
-pair as (
-  select r.id, r.user_id, r.amount, r.status, r.session_id, r.run,
-    r.released_at is not null and r.captured_at is not null as ended_twice,
-    coalesce(r.released_at, r.captured_at, r.created_at) < (select g.began from ledger g) as old,
-    r.session_id is not null and r.created_at >= (select g.began from ledger g) as booked,
-    r.session_id is not null and coalesce(r.released_at, r.captured_at, r.created_at) >= (select g.began from ledger g)
-      as end_booked,
-    coalesce(r.id, b.reservation_id) as key, coalesce(b.reserves, 0) as reserves, coalesce(b.releases, 0) as releases,
-    coalesce(b.captures, 0) as captures, b.taken, coalesce(b.returned, 0) as returned,
-    b.user_id as booked_first, b.last_user as booked_last
-  from r full join booked b on b.reservation_id = r.id
+  from generation_sessions s
+  where %(whole)s or s.id = any((select i.sessions from ids i)::uuid[])
+  offset 0
 ),
 fact as (
-  select r.id as s_id, r.user_id as s_user, r.status as s_status, r.run as s_run, r.adopted,
-    coalesce(r.reservation_id, p.key) as key, r.reservation_id as s_reservation,
-    r.old or coalesce(p.old and p.user_id = r.user_id, false) as old,
-    r.untold, r.told_refunded, r.told_amount, r.told_at, r.told_error,
-    p.id as r_id, p.user_id as r_user, p.amount, p.status as r_status, p.session_id as r_session, p.run as r_run,
-    p.ended_twice, p.booked, p.end_booked, coalesce(p.reserves, 0) as reserves, coalesce(p.releases, 0) as releases,
-    coalesce(p.captures, 0) as captures, p.taken, coalesce(p.returned, 0) as returned, p.booked_first, p.booked_last,
-    case when p.user_id = r.user_id then p.status end as held_as, p.user_id = r.user_id as theirs
-  from run r full join pair p on p.key = r.reservation_id
+  select s.id as s_id, s.user_id as s_user, s.status as s_status, s.run as s_run, s.adopted,
+    coalesce(s.reservation_id, r.id, b.reservation_id) as key, s.reservation_id as s_reservation,
+    s.old or coalesce(r.old and r.user_id = s.user_id, false) as old,
+    s.untold, s.told_refunded, s.told_amount, s.told_at, s.told_error,
+    r.id as r_id, r.user_id as r_user, r.amount, r.status as r_status, r.session_id as r_session, r.run as r_run,
+    r.ended_twice, r.booked, r.end_booked, coalesce(b.reserves, 0) as reserves, coalesce(b.releases, 0) as releases,
+    coalesce(b.captures, 0) as captures, b.taken, coalesce(b.returned, 0) as returned,
+    b.user_id as booked_first, b.last_user as booked_last,
+    case when r.user_id = s.user_id then r.status end as held_as, r.user_id = s.user_id as theirs
+  from r full join booked b on b.reservation_id = r.id full join run s on s.reservation_id = r.id
 )
 select e.kind, e.session_id, e.reservation_id, e.user_id, e.expected, e.found
 from fact f
+cross join lateral (
+  select case when f.r_id is null and f.s_reservation is not null then (
+    select coalesce(sum(l.delta), 0)::bigint from credit_ledger l
+    where l.reservation_id = f.s_reservation and (l.kind in ('release', 'capture') or l.kind = 'fix')
+      and l.kind <> 'capture'
+  ) else f.returned end as returned
+) g
 cross join lateral (values
   ('failed_not_released', f.s_id, f.s_reservation, f.s_user, 'released', f.held_as,
     f.s_status = 'failed' and f.held_as = 'captured' and (f.returned < f.amount or f.releases > 0)
@@ -153,13 +142,13 @@ cross join lateral (values
   ('refund_amount', f.s_id, f.s_reservation, f.s_user, f.amount::text, f.returned::text,
     not f.old and f.s_status = 'failed' and f.held_as = 'released' and f.returned <> f.amount and f.releases > 0),
   -- without a release in the ledger the ledger is wrong
-  ('details_ledger', f.s_id, f.s_reservation, f.s_user, f.returned::text,
+  ('details_ledger', f.s_id, f.s_reservation, f.s_user, g.returned::text,
     format('%%s, reservationAmount %%s, refundedAt %%s, refundError %%s', coalesce(f.told_refunded, 'nothing'),
       f.told_amount, to_json(f.told_at), to_json(f.told_error)),
     not f.old and f.s_status = 'failed' and not f.untold and (f.held_as = 'released' and f.releases = 0) is not true
-    and (coalesce(f.told_refunded, '') <> f.returned::text or f.theirs and f.told_amount <> f.amount::text
-      or f.returned > 0 and f.told_at is null
-      or (f.returned > 0 or f.held_as = 'released') and f.told_error is not null)),
+    and (coalesce(f.told_refunded, '') <> g.returned::text or f.theirs and f.told_amount <> f.amount::text
+      or g.returned > 0 and f.told_at is null
+      or (g.returned > 0 or f.held_as = 'released') and f.told_error is not null)),
   ('missing_details', f.s_id, f.s_reservation, f.s_user, 'error_details', 'null',
     not f.old and f.s_status = 'failed' and f.untold),
   ('missing_reservation', f.s_id, f.s_reservation, f.s_user, 'a reservation',
@@ -170,7 +159,8 @@ cross join lateral (values
   ('missing_reservation', f.s_id, f.s_reservation, f.s_user, 'held', f.held_as,
     not f.adopted and f.s_status in ('queued', 'processing') and f.held_as <> 'held'),
   ('missing_reservation', null, f.key, f.booked_first, 'a reservation', 'its row is gone',
-    f.s_id is null and f.r_id is null),
+    f.s_id is null and f.r_id is null and not exists (
+      select from generation_sessions o where o.reservation_id = f.key)),
   ('double_movement', f.r_session, f.r_id, f.r_user, 'one end at most, as its status says',
     format('%%s, %%s releases, %%s captures', f.r_status, f.releases, f.captures),
     (f.releases + f.captures > 1 or f.reserves > 1 or f.ended_twice
