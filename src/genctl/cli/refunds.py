@@ -31,7 +31,12 @@ def refunds() -> None:
     ),
 )
 @click.option("--user", metavar="U", help="Only this user's rows.")
-@click.option("--since", type=WHEN, metavar="T", help="Only what began, ended or moved credits since then (2h, or RFC 3339).")
+@click.option(
+    "--since",
+    type=WHEN,
+    metavar="T",
+    help="Only what began, ended or moved credits since then (2h, or RFC 3339).",
+)
 @click.option("--fix", is_flag=True, help="Mend what is safe to mend, with a row in the ledger each time.")
 @click.option("--dry-run", is_flag=True, help="With --fix: say what it would mend.")
 @yes_option
