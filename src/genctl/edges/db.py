@@ -385,6 +385,7 @@ class Database:
         with errors_told(self.dsn):
             async with self._connection() as conn, conn.transaction():
                 await run(conn, "snapshot")
+                await run(conn, "rows_unhidden")
                 yield lambda name, **params: conn.cursor().stream(sql(name), params)
 
     async def patiently(

@@ -121,11 +121,13 @@ async def _database(settings: Settings) -> list[Finding]:
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
+        base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
     facts = server | {"notify_pid": notifying.idle_pid}
     return [
         *findings.of_server(facts, "/".join(dsn.place(settings.dsn())), clocks_s),
         *findings.of_rights(missing),
+        *findings.of_base(base),
         *findings.of_refused(kept, notifying),
     ]
 

@@ -6,8 +6,12 @@
 set transaction isolation level read committed
 
 -- name: lock_timeout
--- Sets the longest wait for any lock, in milliseconds.
-select set_config('lock_timeout', %(ms)s::text, true)
+-- Sets the longest wait for any lock, in milliseconds, and lets PostgreSQL refuse rather than hide rows from us.
+select set_config('lock_timeout', %(ms)s::text, true), set_config('row_security', 'off', true)
+
+-- name: rows_unhidden
+-- Lets PostgreSQL refuse rather than hide rows from us, where no lock is waited for.
+select set_config('row_security', 'off', true)
 
 -- name: clear_notify_queue
 -- Reads how full the queue of NOTIFY is, which makes PostgreSQL drop what every listener has read.

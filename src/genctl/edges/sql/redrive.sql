@@ -77,7 +77,8 @@ again as (
     params = case when w.params is null then s.params else
       (case jsonb_typeof(s.params) when 'object' then s.params else '{}' end) || w.params end,
     attempts = 0, unknowns = 0, started_at = null, first_failed_at = null, completed_at = null, due_at = null,
-    lease_until = null, enqueued_at = null, dlq_sent_at = null, result = null, error_details = null,
+    lease_until = null, enqueued_at = null, dlq_sent_at = null, error_details = null,
+    result = case when s.result is not null then 'null'::jsonb end,  -- as in settle
     version = a.before + w.nth
   from won w join account a on a.user_id = w.user_id
   where s.id = w.id

@@ -57,7 +57,9 @@ account as (
 ended as (
   update generation_sessions s
   set status = w.status, attempts = w.attempts, completed_at = now(), lease_until = null, due_at = null,
-    dlq_sent_at = null, version = a.before + w.nth, result = w.result,
+    dlq_sent_at = null, version = a.before + w.nth,
+    -- where an adopted column refuses null, a null of JSON reads alike
+    result = coalesce(w.result, case when s.result is not null then 'null'::jsonb end),
     first_failed_at = case w.status when 'failed' then coalesce(s.first_failed_at, now()) end,
     error_details = w.details || jsonb_build_object(
       'failedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
