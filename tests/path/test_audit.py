@@ -9,6 +9,7 @@ from tests.kit import Kit
 
 from genctl import credits
 from genctl.domain.deadletters import Choice, Terms
+from genctl.domain.model import Session
 from genctl.redrive import redrive
 
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger")
@@ -102,15 +103,15 @@ PLANTED = {
 
 
 # each job of the test gets ten days of its own: it begins, ends after a day, and is booked after another one
-DATED = (
-    "update generation_sessions set created_at = {}, queued_at = {} + interval '3 days' * (run - 1), "
-    "completed_at = case when completed_at is not null then {} + interval '1 day' end where id = %(s)s",
-    "update credit_reservations set created_at = {} + interval '3 days' * (run - 1), "
-    "released_at = case when released_at is not null then {} + interval '1 day' end, "
-    "captured_at = case when captured_at is not null then {} + interval '1 day' end where session_id = %(s)s",
-    "update credit_ledger l set created_at = case kind when 'reserve' then r.created_at else {} + interval '2 days' end "
-    "from credit_reservations r where r.id = l.reservation_id and r.session_id = %(s)s",
-)  # fmt: skip
+DATED = """
+update generation_sessions set created_at = {}, queued_at = {} + interval '3 days' * (run - 1),
+  completed_at = case when completed_at is not null then {} + interval '1 day' end where id = %(s)s;
+update credit_reservations set created_at = {} + interval '3 days' * (run - 1),
+  released_at = case when released_at is not null then {} + interval '1 day' end,
+  captured_at = case when captured_at is not null then {} + interval '1 day' end where session_id = %(s)s;
+update credit_ledger l set created_at = case kind when 'reserve' then r.created_at else {} + interval '2 days' end
+  from credit_reservations r where r.id = l.reservation_id and r.session_id = %(s)s
+"""
 LEDGER_BEGAN = "update credit_ledger set created_at = now() - interval '90 days' where reservation_id is null"
 SPANS = {"all of it": timedelta(0), "its end": timedelta(hours=12), "its booking": timedelta(hours=36)}
 IN_SPAN = """
@@ -125,15 +126,21 @@ async def plant(kit: Kit, text: str, ids: Mapping[str, UUID | None]) -> None:
         await kit.plant(statement, ids)
 
 
+async def redriven(kit: Kit) -> Session:
+    """A session whose second run waits."""
+    session = await kit.enqueue("invalid-parameter")
+    await kit.work()
+    copies = [copy for copy in await kit.copies() if str(session.id) in copy.body]
+    await redrive(copies, kit.pipeline, Choice(), Terms(), most=1)
+    return session
+
+
 async def test_the_audit_finds_exactly_what_is_planted_also_when_it_looks_at_a_span(kit: Kit) -> None:
     """An audit of a span finds the same if a row of the job says that anything of it lies in the span."""
     await credits.grant(kit.db, ["cyd"], 5, "because")
     failed = await kit.enqueue("invalid-parameter")
     await kit.work()
-    again = await kit.enqueue("invalid-parameter")
-    await kit.work()
-    copies = [copy for copy in await kit.copies() if str(again.id) in copy.body]
-    await redrive(copies, kit.pipeline, Choice(), Terms(), most=1)
+    again = await redriven(kit)
     while await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=600):
         pass
     done = await kit.enqueue("success")
@@ -146,9 +153,8 @@ async def test_the_audit_finds_exactly_what_is_planted_also_when_it_looks_at_a_s
     await kit.plant(LEDGER_BEGAN)
     began = {}
     for nth, session in enumerate((failed, again, done, queued)):
-        began[session] = datetime.now(UTC) - timedelta(days=80 - 10 * nth)
-        for statement in DATED:
-            await kit.plant(statement.replace("{}", f"'{began[session]}'::timestamptz"), {"s": session.id})
+        began[session.id] = datetime.now(UTC) - timedelta(days=80 - 10 * nth)
+        await plant(kit, DATED.replace("{}", f"'{began[session.id]}'::timestamptz"), {"s": session.id})
     assert (await credits.audit(kit.db)).violations == []
     for index in INDEXES:
         await kit.query(f"drop index {index}")
@@ -162,7 +168,7 @@ async def test_the_audit_finds_exactly_what_is_planted_also_when_it_looks_at_a_s
         await plant(kit, text, ids)
         found = (await credits.audit(kit.db)).violations
         for span, begin in SPANS.items():
-            since = began[job] + begin if job else datetime.now(UTC)
+            since = began[job.id] + begin if job else datetime.now(UTC)
             facts = [fact for name in ("s", "r", "r") for fact in (ids[name], since)]
             (row,) = await kit.query(IN_SPAN, *facts)
             if row["there"] or not job:
@@ -187,14 +193,29 @@ async def test_an_audit_of_a_span_looks_at_nothing_else(kit: Kit) -> None:
     old, new = [await kit.enqueue("invalid-parameter") for _ in range(2)]
     for _ in range(2):
         await kit.work()
-    for statement in (LEDGER_BEGAN, *DATED):
-        await kit.plant(statement.replace("{}", "now() - interval '9 days'"), {"s": old.id})
+    await kit.plant(LEDGER_BEGAN)
+    await plant(kit, DATED.replace("{}", "now() - interval '9 days'"), {"s": old.id})
     for session in (old, new):
         await kit.plant(NOT_REFUNDED, {"s": session.id})
     found = await credits.audit(kit.db, since=datetime.now(UTC) - timedelta(hours=1))
     assert [violation.session_id for violation in found.violations] == [new.id]
     assert (found.checked["sessions"], found.checked["reservations"]) == (1, 1)
     assert (await credits.audit(kit.db)).total == 2
+
+
+async def test_a_redrive_that_has_lost_its_reservation_and_its_booking_lies_in_its_span(kit: Kit) -> None:
+    """Nothing but the trace tells when it began."""
+    session = await redriven(kit)
+    await kit.plant(LEDGER_BEGAN)
+    await plant(kit, DATED.replace("{}", "now() - interval '9 days'"), {"s": session.id})
+    lost = (await kit.row(session)).reservation_id
+    await plant(kit, f"""
+        delete from credit_ledger where reservation_id = %(r)s;
+        delete from credit_reservations where id = %(r)s; {PAID}""", {"r": lost})  # fmt: skip
+    found = await credits.audit(kit.db, since=datetime.now(UTC) - timedelta(hours=1))
+    assert [(violation.kind, violation.reservation_id) for violation in found.violations] == [
+        ("missing_reservation", lost)
+    ]
 
 
 async def test_the_audit_tells_how_far_it_is_and_lists_a_bounded_number(
