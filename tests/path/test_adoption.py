@@ -216,7 +216,7 @@ async def test_a_role_from_whom_rows_are_hidden_is_refused_and_sees_no_part(
             await db.rows("credits_of", user="ann")
         with pytest.raises(GenctlError, match='row-level security policy for table "credit_accounts"'):
             async with db.snapshot() as rows:
-                await rows("credits_of", user="ann")
+                await anext(rows("credits_of", user="ann"))
         found = findings.of_base(await db.rows("base_findings", **migrate.base_asked()))
     assert 'row-level security policy for table "credit_accounts"' in caught.value.message
     assert caught.value.fix == "alter role R bypassrls, or make it a member of the table's owner"

@@ -17,7 +17,10 @@ select
   (select count(*) from generation_sessions s where (%(user)s::text is null or s.user_id = %(user)s)
     and (%(since)s::timestamptz is null or s.created_at >= %(since)s
       or s.status = 'completed' and s.completed_at >= %(since)s or s.status = 'failed' and s.completed_at >= %(since)s
-      or s.status = 'processing')) as sessions,
+      or s.status = 'processing'))
+  + (select count(distinct s.id) from session_events e join generation_sessions s on s.id = e.session_id
+    where e.kind in ('redriven', 'refunded') and e.at >= %(since)s and (%(user)s::text is null or s.user_id = %(user)s)
+      and (s.created_at >= %(since)s or s.completed_at >= %(since)s or s.status = 'processing') is not true) as sessions,
   (select count(*) from credit_reservations r where (%(user)s::text is null or r.user_id = %(user)s)
     and (%(since)s::timestamptz is null or greatest(r.created_at, r.released_at, r.captured_at) >= %(since)s)
   ) as reservations,
@@ -43,7 +46,7 @@ began as materialized (
   select c.id, c.reservation_id from changed c
   union
   select s.id, s.reservation_id from session_events e join generation_sessions s on s.id = e.session_id
-  where not %(whole)s and e.kind = 'redriven' and e.at >= %(since)s and (%(user)s::text is null or s.user_id = %(user)s)
+  where not %(whole)s and e.kind in ('redriven', 'refunded') and e.at >= %(since)s and (%(user)s::text is null or s.user_id = %(user)s)
 ),
 moved as materialized (
   select r.id, r.session_id from credit_reservations r
