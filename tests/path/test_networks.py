@@ -23,6 +23,7 @@ async def proxy(
 ) -> AsyncIterator[tuple[str, list[str]]]:
     """A proxy that closes after each tunnel; or that has this answer for everybody. Its address, what it heard."""
     heard: list[str] = []
+    tunnels: list[asyncio.Task[None]] = []
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -31,7 +32,16 @@ async def proxy(
                 await sink.drain()
             sink.write_eof()
 
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tunnels.append(asyncio.create_task(tunnel(reader, writer)))
+
     async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await between(reader, writer)
+        finally:
+            writer.close()
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         heard.append(head)
         if answer or (password and "proxy-authorization" not in head.lower()):
@@ -42,12 +52,16 @@ async def proxy(
             host, _, port = head.split()[1].rpartition(":")
             there, back = await asyncio.open_connection(host, int(port))
             writer.write(version + b" 200 Connection established\r\n\r\n")
-            await asyncio.gather(pump(reader, back), pump(there, writer))
-            back.close()
-        writer.close()
+            try:
+                await asyncio.gather(pump(reader, back), pump(there, writer))
+            finally:
+                back.close()
 
-    async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(begin, "127.0.0.1", 0) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", heard
+        for one in tunnels:
+            one.cancel()
+        await asyncio.gather(*tunnels, return_exceptions=True)
 
 
 @pytest.fixture

@@ -11,12 +11,8 @@ from typing import Any
 from genctl.domain.masking import LEAST_PART, Masker, secrets_of_url, without_passwords
 
 # Settings of other programs, which our libraries read.
-SECRET_ENVIRONMENT = (
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "PGPASSWORD",
-)
+AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+SECRET_ENVIRONMENT = (*AWS_SECRETS, "PGPASSWORD")
 _URL = re.compile(r"\w[\w+.-]{0,30}://[^\s\"'<>]+")
 _IS_URL = re.compile(r"\s*[a-zA-Z][\w+.-]*://")
 

@@ -65,15 +65,12 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
     enough = [part for part, rows in lacks.items() if not rows]
     if enough:
         return [Finding("rights", OK, f"enough on our tables for: {', '.join(enough)}")]
-    return [
-        Finding(
-            "rights",
-            ERROR,
-            f"{row['role']} may not {row['privileges']} on {row['relation']}",
-            f"psql -c 'grant {row['privileges']} on {row['relation']} to \"{row['role']}\"'",
-        )
-        for row in min(lacks.values(), key=len)
-    ]
+    found = []
+    for row in min(lacks.values(), key=len):
+        right = f"{row['privileges']} on {row['relation']}"
+        fix = f"psql -c 'grant {right} to \"{row['role']}\"'"
+        found.append(Finding("rights", ERROR, f"{row['role']} may not {right}", fix))
+    return found
 
 
 def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:

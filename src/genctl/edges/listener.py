@@ -207,9 +207,10 @@ class Listener:
             self._pg.consume_input()
             heard = []
             while (notify := self._pg.notifies()) is not None:
-                heard.append(
-                    Heard(notify.extra.decode("utf-8", "replace"), notify.relname.decode("utf-8", "replace"))
+                payload, channel = (
+                    text.decode("utf-8", "replace") for text in (notify.extra, notify.relname)
                 )
+                heard.append(Heard(payload, channel))
             answer = self._answer() if self._then is not None else None
         except psycopg.Error as error:
             self._end(error)
@@ -229,11 +230,8 @@ class Listener:
             if result is None:
                 answer, self._found = self._found, None
                 return answer
-            self._found = (
-                _texts(result)
-                if result.status == ExecStatus.TUPLES_OK
-                else self._told(errors.error_from_result(result))
-            )
+            is_good = result.status == ExecStatus.TUPLES_OK
+            self._found = _texts(result) if is_good else self._told(errors.error_from_result(result))
         return None
 
     def _told(self, error: psycopg.Error) -> GenctlError:

@@ -48,11 +48,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[str, ...] = ()  # key=value
 
     def tool(self, settings: Settings) -> Tool:
-        """Find the tool of the model, else the one that is set.
-
-        Raises GenctlError as Tools.named() and ordered() do, and (exit 2) where the model is not one of the
-        tool that `--tool` names.
-        """
+        """Find the tool of the model, else the one that is set. Raises GenctlError: exit 2, 3 if unusable."""
         tools = Tools.of(settings)
         if self.model is None:
             return tools.named(settings.tool)
@@ -65,10 +61,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
         return tool
 
     def check(self, settings: Settings) -> None:
-        """Check the options before we grant or order anything.
-
-        Raises GenctlError: exit 2 for options that make no sense, 3 for a tool that nobody can use.
-        """
+        """Check the options before we grant or order anything. Raises GenctlError: exit 2, 3 if unusable."""
         tool = self.tool(settings)
         tool.check_usable()
         tool.check_orderable(self.model or tool.default_model)
@@ -81,10 +74,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if tool.is_real:
-            raise _refused(
-                f"--scenario speaks to the simulator, and {tool.address} is a real provider",
-                f"unset {tool.base.upper()}, or start `genctl simulator` and point it there",
-            )
+            fix = f"unset {tool.base.upper()}, or start `genctl simulator` and point it there"
+            raise _refused(f"--scenario speaks to the simulator, and {tool.address} is a real provider", fix)
 
     @property
     def whose(self) -> list[str]:

@@ -125,14 +125,13 @@ def _ruled(code: str, rule: Rule, provider: Provider, verdicts: Sequence[str]) -
     base = is_fatal(rule.status)
     verdict = chosen(code, rule, rule.status, verdicts)
     sentence = rule.sentence or SENTENCES[rule.category]
+    cleaned = f"the provider's sentence, cleaned; without one: {sentence}"
     failure = Failure(
         code=code,
         category=rule.category,
         fatal=verdict == "fatal" if verdict else base,
         outcome=Outcome.UNKNOWN if rule.inside or rule.status in UNKNOWN_STATUSES else Outcome.REFUSED,
-        user_message=f"the provider's sentence, cleaned; without one: {sentence}"
-        if rule.category in OF_THE_JOB
-        else sentence,
+        user_message=cleaned if rule.category in OF_THE_JOB else sentence,
         provider_status=200 if rule.inside else rule.status,
     )
     return _meaning(failure, provider.name, fatal=base, note=_note(rule, provider))

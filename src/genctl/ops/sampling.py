@@ -134,7 +134,7 @@ async def look(
 ) -> list[Message]:
     """Return every message, or all up to one that is `enough`; delete those to `take`.
 
-    All others are visible again afterwards, also when we are cancelled. SQS counts each look as a receive.
+    All others are visible again afterwards, also when we are cancelled; SQS counts each look as a receive.
     Raises GenctlError, exit 3.
     """
     seen: list[Message] = []

@@ -94,10 +94,7 @@ class Judge:
         return HopResult(name, ok=True, at=rfc3339(when), ms=ms, evidence=text)
 
     async def _until(self, name: str, patience_s: float | None) -> Evidence:
-        """Check a hop until it holds, within the time that is left for all hops.
-
-        Raises BrokenError with the last complaint when the time or `patience_s` is over.
-        """
+        """Check a hop until it holds. Raises BrokenError when `patience_s` or all hops' time is over."""
         check: Callable[[], Awaitable[Evidence]] = getattr(self, f"_{name}")
         began, left_s = time.monotonic(), self._ends_at - time.monotonic()
         silence = f"no answer in the {max(0.0, left_s):.3g} s that were left"
