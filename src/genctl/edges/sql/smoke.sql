@@ -3,7 +3,7 @@
 
 -- name: smoke_session
 -- Reads one session; takes error_details by name, so that a table without them will do.
-select s.id, s.user_id, s.status, s.reservation_id, to_jsonb(s) -> 'error_details' as error_details, s.completed_at
+select s.id, s.user_id, s.status, s.reservation_id, to_jsonb(s.*) -> 'error_details' as error_details, s.completed_at
 from generation_sessions s where s.id = %(session)s
 
 -- name: smoke_ordered
