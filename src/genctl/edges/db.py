@@ -10,10 +10,10 @@ import random
 import re
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
@@ -389,13 +389,16 @@ class Database:
             self._away_since = None
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Callable[..., Awaitable[list[Row]]]]:
-        """Yield a function that runs statements, as rows() does, in one snapshot. Raises GenctlError."""
+    async def snapshot(self) -> AsyncIterator[Callable[..., AsyncIterator[Row]]]:
+        """Yield a function that runs statements in one snapshot, and yields their rows as they come.
+
+        Raises GenctlError.
+        """
         with errors_told(self.dsn):
             async with self._connection() as conn, conn.transaction():
                 await run(conn, "snapshot")
                 await run(conn, "rows_unhidden")
-                yield partial(run, conn)
+                yield lambda name, **params: conn.cursor().stream(sql(name), params)
 
     async def patiently(
         self, *steps: Statement, patience_s: float = 60.0, lock_s: float = LOCK_S

@@ -69,15 +69,15 @@ async def report(db: Database, since: datetime, until: datetime) -> Report:
     since, until = since.astimezone(UTC), until.astimezone(UTC)
     window = {"since": since, "until": until}
     piece = next((p for p in PIECES if (until - since) / p <= MOST_PIECES), PIECES[-1])
-    totals, unsure, failures, redrives, timeline = await db.transact(
-        ("report_totals", window),
-        ("unsure_calls", window | {"user": None}),
+    (everything, *failures), released, unsure, redrives, timeline = await db.transact(
         ("report_failures", window),
+        ("report_released", window),
+        ("unsure_calls", window | {"user": None}),
         ("report_redrives", window),
         ("report_timeline", window | {"piece_s": piece.total_seconds()}),
         timeout_s=None,
     )
-    return Report(since, until, totals[0] | unsure[0], failures, redrives, timeline)
+    return Report(since, until, everything | released[0] | unsure[0], failures, redrives, timeline)
 
 
 def _redrives(redrives: Sequence[Row]) -> str:

@@ -43,9 +43,12 @@ returning reservation_id
 -- name: repay
 -- Gives back the credits that a failed run still lacks, in a ledger row of kind `fix` that names the reservation.
 with owed as (
-  select r.id, r.user_id, r.amount - coalesce((
-    select sum(l.delta) from credit_ledger l where l.reservation_id = r.id and l.kind in ('release', 'fix')
-  ), 0) as credits
+  -- a kind each, as each has an index of its own
+  select r.id, r.user_id, r.amount - (
+      select coalesce(sum(l.delta), 0) from credit_ledger l where l.reservation_id = r.id and l.kind = 'release'
+    ) - (
+      select coalesce(sum(l.delta), 0) from credit_ledger l where l.reservation_id = r.id and l.kind = 'fix'
+    ) as credits
   from credit_reservations r
   where r.id = %(reservation)s
     and r.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))

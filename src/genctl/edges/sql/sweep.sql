@@ -180,7 +180,11 @@ refund as (
     row_number() over (order by s.id) as nth, count(*) over () as changes
   from generation_sessions s
   join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
-  left join credit_ledger l on l.reservation_id = r.id and l.kind in ('release', 'fix')
+  left join lateral (  -- a kind each, as each has an index of its own
+    select b.kind, b.delta from credit_ledger b where b.reservation_id = r.id and b.kind = 'release'
+    union all
+    select b.kind, b.delta from credit_ledger b where b.reservation_id = r.id and b.kind = 'fix'
+  ) l on true
   where s.reservation_id = %(reservation)s and s.id in (select id from locked)
     and s.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
   group by s.id, r.id
