@@ -43,7 +43,8 @@ class Claim(msgspec.Struct, frozen=True):
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """Say how a run ends. `attempts` are its provider calls; a failure has `details`, a success `result`.
 
-    Without `release` the reservation stays as it is, and `refund_error` says why.
+    Without `release` the reservation stays as it is, and `refund_error` says why. `waits`: nobody has claimed
+    the run, and the lease is that of its last claim.
     """
 
     session_id: UUID
@@ -57,6 +58,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     result: dict[str, tuple[Image, ...]] | None = None
     release: bool = True
     refund_error: str | None = None
+    waits: bool = False
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):

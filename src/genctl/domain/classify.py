@@ -48,15 +48,22 @@ OURS: dict[str, Failure] = {
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
         _ours("WorkerCrashed", "Something went wrong on our side while the image was made. Please try again.",
               fatal=False, outcome=Outcome.UNKNOWN),
+        msgspec.structs.replace(
+            _ours("Cancelled", "This image was cancelled before it was made.", fatal=True),
+            category=Category.CANCELLED,
+        ),
         _ours("Unknown", "Something went wrong on our side. Please try again.",  # a row that tells none
               fatal=False, outcome=Outcome.UNKNOWN),
     )
 }  # fmt: skip
 
 
-def ours(code: str) -> Failure:
-    """Return the failure of one of our own codes. Raises KeyError for any other code."""
-    return OURS[code]
+def ours(code: str, outcome: Outcome | None = None) -> Failure:
+    """Return the failure of one of our own codes. Raises KeyError for any other code.
+
+    `outcome` is what the provider did where the code alone does not say it.
+    """
+    return msgspec.structs.replace(OURS[code], outcome=outcome) if outcome else OURS[code]
 
 
 def classify(

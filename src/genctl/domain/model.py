@@ -66,7 +66,10 @@ class Status(StrEnum):
 
 
 class Category(StrEnum):
-    """Say what a failure is about: the job (the first two), our account, our settings, or the way between."""
+    """Say what a failure is about: the job (the first two), our account, our settings, or the way between.
+
+    `cancelled` is about none of these: a person did not want the image any more.
+    """
 
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -77,6 +80,7 @@ class Category(StrEnum):
     NETWORK = "network"
     INTERNAL = "internal"
     CONFIG = "config"
+    CANCELLED = "cancelled"
 
 
 class Outcome(StrEnum):

@@ -35,6 +35,7 @@ NOTES = {  # of codes with a second meaning
 VERDICTS = ("retry", "fatal")
 OUTAGE, FIXED = "provider-outage", "dlq-redrive-after-fix"  # runbooks
 OF_THE_JOB = frozenset({Category.CONTENT_POLICY, Category.INVALID_REQUEST})
+NO_INCIDENT = OF_THE_JOB | {Category.CANCELLED}
 REDRIVE = {
     Category.CONTENT_POLICY: "no: the same job would be refused again",
     Category.INVALID_REQUEST: "no: the same job would be refused again",
@@ -45,6 +46,7 @@ REDRIVE = {
     Category.NETWORK: "yes, once the provider is reached again",
     Category.INTERNAL: "yes, once the cause is mended",
     Category.CONFIG: "yes, once our endpoint, path or model is mended",
+    Category.CANCELLED: "yes, if the user wants the image after all: genctl sessions retry",
 }
 
 
@@ -170,7 +172,7 @@ def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str |
         delay=None if failure.fatal or internal else _delay(failure),
         user_message=failure.user_message,
         redrive="no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
-        runbook=None if failure.category in OF_THE_JOB else runbook,
+        runbook=None if failure.category in NO_INCIDENT else runbook,
         note=note,
     )
 

@@ -27,6 +27,7 @@ STATUS = {
     "CreditsShort": 402,
     "ForeignOrigin": 403,
     "AskFirst": 409,
+    "NotWaiting": 409,
     "TooLarge": 413,
     "NotAForm": 415,
     "DataRefused": 422,
