@@ -28,7 +28,10 @@ TABLE = {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
         "tail-failures": ("tail:tail_failures", "Show each failure in a line, as soon as it is committed."),
         "watch": ("watch:watch", "Show a user's events as their page gets them."),
-        "sessions": ("sessions:sessions", "List sessions, show one with its error, or trace its way."),
+        "sessions": (
+            "sessions:sessions",
+            "List sessions, show one, trace its way, give it another run, or cancel it.",
+        ),
         "dlq": ("dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
         "report": ("report:report", "Report the failures of a period as Markdown."),
     },

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Group, Rate, yes_option
+from genctl.cli.command import WHEN, Group, Rate, again_options, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
@@ -124,13 +124,6 @@ def show(out: Output, id_: str) -> None:
 )
 @choosing
 @click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most so many jobs.")
-@click.option(
-    "--max-redrives",
-    type=click.IntRange(1),
-    default=3,
-    metavar="N",
-    help="At most so many redrives of one session.",
-)
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
     "--canary",
@@ -138,8 +131,7 @@ def show(out: Output, id_: str) -> None:
     metavar="N",
     help="Redrive so many first, the rest only if they complete.",
 )
-@click.option("--edit-prompt", metavar="T", help="Run them with this prompt.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter.")
+@again_options
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @yes_option
 def redrive(
@@ -159,12 +151,11 @@ def redrive(
         out.askable(yes)
     options = RedriveOptions(choice=choose(), **asked)
     options.check(out.settings)
-    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
     work = carry_out(
         out.settings,
         options,
         dry_run=dry_run,
-        confirm=confirm,
+        confirm=out.asking(yes),
         progress=terminal.progress,
         note=terminal.note,
     )
@@ -241,9 +232,10 @@ def discard(
     choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
 
-    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
     done = out.run(
-        ops.discard(out.settings, choice, kept, dry_run=dry_run, confirm=confirm, progress=terminal.progress)
+        ops.discard(
+            out.settings, choice, kept, dry_run=dry_run, confirm=out.asking(yes), progress=terminal.progress
+        )
     )
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
