@@ -65,7 +65,6 @@ class Stub:
         self.balance = 1_000
         self.broken = False  # every route of the API answers 503: the database is away
         self.lose_answer = False  # the next order is taken, its answer lost
-        self.offers = ""  # what the page may offer beside orders
         self.gate: Item = {"state": "open", "until": None}
         self.asked: list[str] = []  # paths of the API, as they came
         self.folders: dict[str, Path] = {}  # what else is shown, by path; set before the start
@@ -258,8 +257,7 @@ class Stub:
         return response
 
     async def _index(self, _: web.Request) -> web.StreamResponse:
-        page = page_of(TOOL).replace('data-offers=""', f'data-offers="{self.offers}"')
-        return web.Response(text=page, content_type="text/html")
+        return web.Response(text=page_of(TOOL), content_type="text/html")
 
     async def _signin_page(self, _: web.Request) -> web.StreamResponse:
         page = (PAGE / "signin.html").read_text("utf-8").replace("{{asks}}", "false")

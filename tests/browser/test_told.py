@@ -49,17 +49,23 @@ async def test_a_failed_image_can_be_tried_again_at_its_price(page: Page, server
     assert server.sessions[made]["params"] == {"size": "4K"}
 
 
-async def test_a_waiting_image_can_be_cancelled_where_the_api_offers_it(page: Page, server: Stub) -> None:
-    session = await shown(page, server)
+async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
+    page: Page, server: Stub
+) -> None:
+    begun, session = await shown(page, server, "begun"), await shown(page, server)
     cancel = page.get_by_role("button", name="Cancel this image")
-    await card(page, session).locator(".prompt").click()
+    await card(page, begun).locator(".prompt").click()
+    server.begin(begun)  # nothing has told the page
+    await cancel.click()
+    await expect(page.locator("dialog .complaint")).to_contain_text("does not wait any more")
+    await expect(page.locator("dialog .status")).to_have_text("Processing")
     await expect(cancel).to_be_hidden()
-    server.offers = "cancel"
-    await page.reload()
+    await page.keyboard.press("Escape")
     await card(page, session).locator(".prompt").click()
     await cancel.click()
     await expect(page.locator("dialog h2")).to_have_text("Cancelled")
     await expect(page.locator("dialog .refund")).to_contain_text("4 credits returned")
+    await expect(card(page, session).locator(".status")).to_have_text("Cancelled")
 
 
 async def test_a_closed_gate_is_told_on_what_waits(page: Page, server: Stub) -> None:

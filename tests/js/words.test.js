@@ -58,6 +58,9 @@ test('many ends are one sentence, which adds up what the rows say', () => {
   const pending = card({ status: 'failed', errorDetails: { refundedCredits: 0, refundError: 'x' } });
   assert.equal(summary([failed, failed, pending, card({})]), '3 images failed. 1 image completed. 8 credits returned.');
   assert.equal(summary([card({})]), '“a cat”: completed.');
+  const cancelled = card({ status: 'failed', errorDetails: { category: 'cancelled', refundedCredits: 4, refundedAt: '2026-11-24T08:00:00Z' } });
+  assert.equal(summary([cancelled]), '“a cat” was cancelled. 4 credits returned.');
+  assert.equal(summary([failed, cancelled]), '1 image failed. 1 image cancelled. 8 credits returned.');
 });
 
 test('what waits says for how long, and why nothing begins', () => {

@@ -14,7 +14,7 @@ import { draft, tellSignIn, unsent } from './typed.js';
 import { amount, asSentence, behind, closed, CONNECTION, count } from './words.js';
 
 const { tool = '' } = document.documentElement.dataset;
-const { price = '', offers = '' } = document.body.dataset;
+const { price = '' } = document.body.dataset;
 const PRICE = Number(price);
 const PLACE_WITHIN_MS = 400;
 const TITLE = document.title;
@@ -39,7 +39,7 @@ const size = /** @type {HTMLSelectElement} */ (part(form, 'select'));
 const older = part(document, '#older');
 const dialog = detailsDialog(
   { again: ({ prompt }) => usePrompt(prompt ?? ''), retry: (card) => void retry(card), cancel: ({ key }) => store.cancel(key) },
-  { price: PRICE ? count(PRICE, 'credit') : '', canCancel: offers.split(' ').includes('cancel') },
+  PRICE ? count(PRICE, 'credit') : '',
 );
 
 /** A key that nobody else has. randomUUID needs https, which a private network may not have. */

@@ -3,11 +3,10 @@
 /** @import {Card} from './types.js' */
 /** @import {Shot} from './words.js' */
 import { part, put, setText, showRefund, showStatus } from './card.js';
-import { clock, headline, minute, missing, pictures, sentence } from './words.js';
+import { clock, headline, isCancelled, minute, missing, pictures, sentence } from './words.js';
 
 /** @typedef {{label: string, text: string, title?: string}} Fact */
 /** @typedef {{again: (card: Card) => void, retry: (card: Card) => void, cancel: (card: Card) => Promise<string | null>}} Wishes */
-/** @typedef {{price: string, canCancel: boolean}} Offers */
 
 const OUTCOMES = new Map([
   ['refused', 'Refused: no image was made'],
@@ -16,9 +15,9 @@ const OUTCOMES = new Map([
 
 /**
  * @param {Wishes} wishes
- * @param {Offers} offers
+ * @param {string} price of one image, in words; empty where it has none
  */
-export function detailsDialog(wishes, offers) {
+export function detailsDialog(wishes, price) {
   const dialog = /** @type {HTMLDialogElement} */ (document.getElementById('details'));
   const copy = part(dialog, '.reference .copy');
   const [cancel, retry] = [part(dialog, '.cancel'), part(dialog, '.retry-it')];
@@ -30,9 +29,15 @@ export function detailsDialog(wishes, offers) {
   dialog.addEventListener('click', (event) => event.target === dialog && dialog.close()); // the backdrop
   part(dialog, '.again').addEventListener('click', () => leave(wishes.again));
   retry.addEventListener('click', () => leave(wishes.retry));
-  cancel.addEventListener('click', async () => shown && setText(part(dialog, '.complaint'), (await wishes.cancel(shown)) ?? ''));
+  cancel.addEventListener('click', async () => {
+    if (!shown || cancel.ariaBusy) return;
+    cancel.ariaBusy = 'true';
+    const problem = await wishes.cancel(shown);
+    cancel.ariaBusy = null;
+    setText(part(dialog, '.complaint'), problem ?? '');
+  });
   copy.addEventListener('click', () => copied(copy, part(dialog, '.reference code')));
-  setText(retry, offers.price ? `Try again · ${offers.price}` : 'Try again');
+  setText(retry, price ? `Try again · ${price}` : 'Try again');
 
   /** @param {(card: Card) => void} wish */
   const leave = (wish) => {
@@ -66,8 +71,8 @@ export function detailsDialog(wishes, offers) {
     setText(part(dialog, '.reference code'), reference(card));
     put(part(dialog, '.again'), 'hidden', !card.prompt);
     put(retry, 'hidden', !failed || !card.prompt);
-    put(cancel, 'hidden', !offers.canCancel || card.status !== 'queued');
-    setText(part(dialog, '.complaint'), '');
+    dialog.classList.toggle('is-cancelled', isCancelled(card));
+    put(cancel, 'hidden', card.status !== 'queued');
   };
 
   return {
@@ -76,6 +81,7 @@ export function detailsDialog(wishes, offers) {
     open: (card, now) => {
       for (const folded of dialog.querySelectorAll('details')) folded.open = false;
       part(dialog, '[role=log]').replaceChildren();
+      setText(part(dialog, '.complaint'), '');
       show(card, now);
       dialog.showModal();
       part(dialog, '.frame').scrollTop = 0;

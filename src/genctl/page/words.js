@@ -52,6 +52,11 @@ export function sentence(details) {
   return details?.userMessage || 'No reason was given.';
 }
 
+/** A person did not want it any more: an end, but no trouble. @param {Pick<Card, 'status' | 'errorDetails'>} card */
+export function isCancelled({ status, errorDetails }) {
+  return status === 'failed' && errorDetails?.category === 'cancelled';
+}
+
 /**
  * What the row says about the credits: returned with the time, still owed, or nothing. What was meant
  * to be returned is never shown.
@@ -73,6 +78,7 @@ export function announcement(card) {
   if (card.status === 'unsent') return [`${prompt} was not sent.`, card.problem].filter(Boolean).join(' ');
   if (card.status !== 'failed') return `${prompt}: ${STATUS[card.status].toLowerCase()}.`;
   const credits = refund(card.errorDetails);
+  if (isCancelled(card)) return [`${prompt} was cancelled`, credits?.words].filter(Boolean).map((part) => asSentence(String(part))).join(' ');
   const parts = [`${prompt} failed: ${headline(card.errorDetails)}`, sentence(card.errorDetails), credits?.words];
   return parts.filter(Boolean).map((part) => asSentence(String(part))).join(' ');
 }
@@ -84,12 +90,14 @@ export function announcement(card) {
 export function summary(cards) {
   if (cards.length === 1 && cards[0]) return announcement(cards[0]);
   const failed = cards.filter(({ status }) => status === 'failed');
+  const cancelled = failed.filter(isCancelled).length;
   const completed = cards.filter(({ status }) => status === 'completed').length;
   const unsent = cards.filter(({ status }) => status === 'unsent').length;
   const others = cards.length - failed.length - completed - unsent;
   const returned = failed.reduce((sum, { errorDetails }) => sum + (refund(errorDetails)?.at ? (errorDetails?.refundedCredits ?? 0) : 0), 0);
   return [
-    failed.length && `${count(failed.length, 'image')} failed`,
+    failed.length > cancelled && `${count(failed.length - cancelled, 'image')} failed`,
+    cancelled && `${count(cancelled, 'image')} cancelled`,
     completed && `${count(completed, 'image')} completed`,
     unsent && `${count(unsent, 'order')} not sent`,
     others && `${count(others, 'image')} started again`,
