@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 
 from genctl.base.batch import Together, attempted
-from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
+from genctl.domain.model import ErrorDetails, GenctlError, LeaseLostError, Result, Session, Status
 from genctl.edges.db import Database, Row, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
@@ -55,7 +55,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     trace: dict[str, Any]
     details: ErrorDetails | None = None
-    result: dict[str, tuple[Image, ...]] | None = None
+    result: Result | None = None
     release: bool = True
     refund_error: str | None = None
     waits: bool = False

@@ -108,6 +108,8 @@ def of_answer(
     verdict = classify(answer, provider, now=now, verdicts=verdicts)
     if isinstance(verdict, Success):
         told = {"verdict": "success", "provider": provider.name, "images": verdict.images}
+        if verdict.refused:
+            told["refused"] = verdict.refused
         return told | {"requestId": verdict.request_id}
     details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
     failure = msgspec.structs.replace(verdict, user_message=details.user_message)
