@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from genctl.tools.seedream4 import TOOL
 
 PAGE = PACKAGE / "page"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' https://images.example; "
+    "img-src 'self' https://images.example; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 COOKIE = "genctl"
@@ -150,12 +151,21 @@ class Stub:
         change = {"status": "failed", "attempts": 1, "completedAt": rfc3339(at), "error_details": error}
         self._settle("failed", session_id, change)
 
-    def complete(self, session_id: str, image: bytes, *, images: int = 1, kept_h: float = 24) -> None:
-        """Settle as completed and tell it: so many images, kept for so long."""
+    def complete(
+        self,
+        session_id: str,
+        image: bytes,
+        *,
+        images: int = 1,
+        kept_h: float = 24,
+        refused: Sequence[Item] = (),
+        host: str = "",
+    ) -> None:
+        """Settle as completed and tell it: so many images of a host, kept for so long, and what the set lacks."""
         self.images[session_id] = image
         now = datetime.now(UTC)
         picture = {
-            "url": f"{self.url}/images/{session_id}",
+            "url": f"{host or self.url}/images/{session_id}",
             "size": "2048x2048",
             "expiresAt": rfc3339(now + timedelta(hours=kept_h)),
         }
@@ -163,7 +173,7 @@ class Stub:
             "status": "completed",
             "attempts": 1,
             "completedAt": rfc3339(now),
-            "result": {"images": [picture] * images},
+            "result": {"images": [picture] * images} | ({"refused": [*refused]} if refused else {}),
         }
         self._settle("done", session_id, change)
 

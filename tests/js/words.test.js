@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ago, announcement, asSentence, behind, closed, headline, missing, pictures, refund, sentence, summary, waiting } from '../../src/genctl/page/words.js';
+import { ago, announcement, asSentence, behind, closed, gallery, headline, missing, pictures, refund, sentence, summary, waiting } from '../../src/genctl/page/words.js';
 
 const NOW = Date.parse('2026-11-24T08:32:40Z');
 const card = (more) => ({ status: 'completed', prompt: 'a cat', result: null, errorDetails: null, ...more });
@@ -83,5 +83,9 @@ test('a set says how many of it are missing only when the row says how many were
   const images = [{ url: 'https://i.example/1' }, { url: 'https://i.example/2' }];
   const params = { sequential_image_generation_options: { max_images: 3 } };
   assert.match(missing({ status: 'completed', result: { images }, params }), /^2 images of at most 3/);
+  const refused = [{ place: 4, code: 'B' }, { place: 1, code: 'A' }];
+  assert.equal(missing({ status: 'completed', result: { images, refused }, params }), '2 of 4 images: the others were not made.');
+  const set = gallery(card({ result: { images, refused } }), NOW);
+  assert.deepEqual(set.map(({ url, code }) => url?.at(-1) ?? code), ['A', '1', '2', 'B']);
   assert.equal(missing({ status: 'completed', result: { images }, params: {} }), '');
 });

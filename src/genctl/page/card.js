@@ -44,8 +44,9 @@ export function cardView(wish) {
     put(image, 'hidden', !visible);
     if (visible && image.src !== shot.url) image.src = shot.url;
     put(image, 'alt', card.prompt ?? '');
-    put(many, 'hidden', shots.length < 2);
-    setText(many, shots.length < 2 ? '' : count(shots.length, 'image'));
+    const all = shots.length + (card.result?.refused ?? []).length;
+    put(many, 'hidden', all < 2);
+    setText(many, all < 2 ? '' : shots.length < all ? `${shots.length} of ${count(all, 'image')}` : count(all, 'image'));
     put(wait, 'hidden', card.status === 'failed' || visible);
     showIcon(wait, iconOf(card, last.gate));
     setText(part(wait, 'span'), card.status === 'completed' ? without(shot, last.now) : waiting(card, last.gate, last.now));

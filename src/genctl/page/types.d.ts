@@ -59,8 +59,17 @@ export interface Picture {
   expiresAt?: string | null;
 }
 
+/** An image that a set lacks: its place in the set, from 1, and why, as its user may read it. */
+export interface RefusedImage {
+  place: number;
+  code: string;
+  category: Category;
+  userMessage: string;
+}
+
 export interface Result {
   images?: Picture[];
+  refused?: RefusedImage[];
 }
 
 export interface Credits {

@@ -1,6 +1,6 @@
 /** What the page says about a card. Pure: the same words for card, dialog and announcement. */
 
-/** @import {Card, CardStatus, Connection, ErrorDetails, Gate, Picture} from './types.js' */
+/** @import {Card, CardStatus, Connection, ErrorDetails, Gate, Picture, RefusedImage} from './types.js' */
 
 /** @typedef {Partial<ErrorDetails> | null} Details */
 
@@ -242,13 +242,29 @@ export function pictures(card, now) {
 }
 
 /**
- * How many of a set are missing, as far as the row tells what was asked for; empty when it does not.
+ * A set in the order of its places: its images, and what stands for those that were refused.
+ * @param {Pick<Card, 'result'>} card
+ * @param {number} now milliseconds since 1970
+ * @returns {(Shot | RefusedImage)[]}
+ */
+export function gallery(card, now) {
+  /** @type {(Shot | RefusedImage)[]} */
+  const set = pictures(card, now);
+  const refused = [...(card.result?.refused ?? [])].sort((one, other) => one.place - other.place);
+  for (const image of refused) set.splice(image.place - 1, 0, image);
+  return set;
+}
+
+/**
+ * What a set lacks, as far as the row tells; empty when it is whole, or nobody knows.
  * @param {Pick<Card, 'result' | 'params' | 'status'>} card
  */
 export function missing({ result, params, status }) {
   const options = /** @type {{max_images?: unknown} | undefined} */ (params?.sequential_image_generation_options);
   const asked = options?.max_images;
-  const made = result?.images?.length ?? 0;
-  if (status !== 'completed' || typeof asked !== 'number' || made >= asked) return '';
-  return `${count(made, 'image')} of at most ${asked}: the others were refused, or the provider thought fewer enough.`;
+  const [made, refused] = [result?.images?.length ?? 0, result?.refused?.length ?? 0];
+  if (status !== 'completed') return '';
+  if (refused) return `${made} of ${count(made + refused, 'image')}: the others were not made.`;
+  if (typeof asked !== 'number' || made >= asked) return '';
+  return `${count(made, 'image')} of at most ${asked}: the provider thought fewer enough.`;
 }

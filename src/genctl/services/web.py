@@ -49,7 +49,7 @@ class Headers:
                 "default-src 'none'",
                 "script-src 'self'",
                 "style-src 'self'",
-                "connect-src 'self'",
+                " ".join(("connect-src 'self'", *image_hosts)),  # to download an image
                 " ".join(("img-src 'self'", *image_hosts)),
                 "form-action 'self'",
                 "base-uri 'none'",
