@@ -127,7 +127,7 @@ class OpenStream(Feed, asyncio.Protocol):
     """Writes one open response."""
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
+        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
         "release", "slot", "stuck_at", "token", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
@@ -146,6 +146,7 @@ class OpenStream(Feed, asyncio.Protocol):
         self._is_open = True
         self._last_id: str | None = None  # the last one written
         self._told_stale = False  # by the last heartbeat
+        self._has_vouched = False  # by `ready`
         self._beat_at = now + HEARTBEAT_S
         self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
 
@@ -163,12 +164,19 @@ class OpenStream(Feed, asyncio.Protocol):
         while self._is_open and not self.stuck_at and (piece := self.backlog.take(PIECE_BYTES)):
             self._last_id = piece.id or self._last_id
             self._write(piece.text)
-        if self._told_stale and self.ready and self._streams.bridge.freshness.fresh:
-            self.beat()
+        if self.ready and not self.backlog:
+            self._correct()
         if self.is_over and not self.backlog:
             self.end()
         elif was_full and not self.backlog.is_full:  # nothing was read for it meanwhile
             self._streams.bridge.look(self)
+
+    def _correct(self) -> None:
+        """Write a heartbeat at once where what we have told of the freshness is wrong: `ready` vouches, too."""
+        if not self._has_vouched:
+            self._has_vouched, self._told_stale = True, False
+        if self._told_stale is self._streams.bridge.freshness.fresh:
+            self.beat()
 
     def beat(self) -> None:
         """Write a heartbeat; a client that takes nothing gets none."""
