@@ -193,6 +193,10 @@ class Stub:
         for stream in self._streams:
             stream.put_nowait(None)
 
+    def forget_streams(self) -> None:
+        """Say nothing any more on those that are open, as after a sleep that their connections have not outlived."""
+        self._streams.clear()
+
     def tell_reset(self) -> None:
         self._tell("reset", {})
 
