@@ -140,7 +140,7 @@ async def more(stub: Stub, image: bytes) -> None:
     stub.fail(stub.enqueue("A cat in a cardboard box", ago_s=1), code="Cancelled", **cancelled)
 
 
-async def shoot(
+async def shoot(  # noqa: PLR0913 - what it shows
     browser: Browser,
     stub: Stub,
     to: Path,
@@ -177,7 +177,7 @@ async def shoot(
         "Promise.all([...document.images].filter(i => i.complete && !i.hidden && i.src)"
         ".map(image => image.decode().catch(() => null)))"
     )
-    await page.screenshot(path=to, full_page=width < 390)
+    await page.screenshot(path=to, full_page=width < 390 and not details)
     await context.close()
 
 

@@ -78,6 +78,5 @@ async def test_events_cookies_and_orders_pass_a_next_rewrite(
                 (row,) = place.sql("select status, completed_at from generation_sessions")
             assert row["status"] == "failed"
             late_ms = flipped_ms - row["completed_at"].timestamp() * 1000
-            print(f"next {command}: the card flipped {late_ms:.0f} ms after the commit")
-            assert late_ms < 2_000
+            assert late_ms < 1_000
             await expect(page.get_by_role("status")).to_have_text("Live")

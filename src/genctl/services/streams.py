@@ -127,7 +127,8 @@ class OpenStream(Feed, asyncio.Protocol):
     """Writes one open response."""
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
+        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id",
+        "_opened_on", "_streams", "_told_stale",
         "release", "slot", "stuck_at", "token", "transport",
     )  # fmt: skip
     transport: asyncio.Transport
@@ -172,7 +173,7 @@ class OpenStream(Feed, asyncio.Protocol):
             self._streams.bridge.look(self)
 
     def _correct(self) -> None:
-        """Write a heartbeat at once where what we have told of the freshness is wrong: `ready` vouches, too."""
+        """Write a heartbeat where what we have told of the freshness is wrong: `ready` vouches, too."""
         if not self._has_vouched:
             self._has_vouched, self._told_stale = True, False
         if self._told_stale is self._streams.bridge.freshness.fresh:
