@@ -6,6 +6,7 @@ With a folder, the pictures that show every look (light, dark, narrow, wide, fau
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright
 from tests.browser.conftest import CHROMIUM, FLAGS
@@ -136,7 +137,10 @@ async def more(stub: Stub, image: bytes) -> None:
     )
     for number in range(40):
         stub.complete(stub.enqueue(f"A lighthouse, study {number}", ago_s=4_000 + number), image)
-    cancelled = {"category": "cancelled", "userMessage": "This image was cancelled before it was made."}
+    cancelled: dict[str, Any] = {
+        "category": "cancelled",
+        "userMessage": "This image was cancelled before it was made.",
+    }
     stub.fail(stub.enqueue("A cat in a cardboard box", ago_s=1), code="Cancelled", **cancelled)
 
 

@@ -20,7 +20,7 @@ TIMELINE = {"at": 12, "hop": 13, "took": 10, "bar": 8, "says": 0}
 
 @click.group(cls=Group)
 def sessions() -> None:
-    """List sessions, show one, trace its way, give it another run, or cancel it."""
+    """List sessions, show or trace one, run it again, cancel it."""
 
 
 @sessions.command(
@@ -138,8 +138,7 @@ def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, 
     from genctl.ops.redrive import Plan, RedriveOptions
 
     if not dry_run:
-        out.target(queue=True)
-        out.askable(yes)
+        out.asks(yes, queue=True)
     options = RedriveOptions(named=True, **asked)
     options.check(out.settings)
     work = retry_named(
@@ -169,8 +168,7 @@ def cancel(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None)
     from genctl.ops.named import cancel_named
 
     if not dry_run:
-        out.target()
-        out.askable(yes)
+        out.asks(yes)
     work = cancel_named(out.settings, ids, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
     done = out.run(work)
     out.emit(done)
