@@ -14,7 +14,9 @@ SOURCE = Path(genctl.__file__).parent
 STATEMENT = re.compile(
     r"\s*(select|insert|update|delete|with|create|alter|drop|truncate)\s+\w", re.IGNORECASE
 )
-ALONE = {"create_migrations", "read_committed", "snapshot", "undo", "wait_shortly"}  # cannot be prepared
+ALONE = {  # cannot be prepared
+    "create_migrations", "read_committed", "snapshot", "try_checks", "undo", "wait_shortly",
+}  # fmt: skip
 
 
 def strings(path: Path) -> list[str]:

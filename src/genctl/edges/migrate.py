@@ -22,6 +22,7 @@ from psycopg import errors
 from genctl.base import assets
 from genctl.base.person import Note
 from genctl.domain.model import GenctlError
+from genctl.edges import adoption
 from genctl.edges.db import Connection, connect_directly, run
 from genctl.edges.db_errors import errors_told
 
@@ -57,13 +58,16 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
     """Apply the pending files and return their names. `dsn` must be a direct connection.
 
     It tells `note` of another runner for which it waits. Raises GenctlError (exit 3) when the database is
-    away or a file fails; the files before it stay applied.
+    away, or has what the files cannot work with: then it has applied none; or a file fails: those before it
+    stay applied.
     """
     applied: list[str] = []
     async with _alone(dsn, note) as conn:
-        for migration in await _compare(conn):
-            if migration.state != "pending":
-                continue
+        pending = [migration for migration in await _compare(conn) if migration.state == "pending"]
+        new = [files()[migration.name] for migration in pending if not migration.applied_at]
+        if new:
+            await adoption.check(conn, new)
+        for migration in pending:
             path = files()[migration.name]
             if migration.applied_at:
                 await _build_again(conn, dsn, path)
@@ -193,7 +197,9 @@ async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: d
                 await _patiently(conn, content, note, noted)
     except GenctlError as error:
         raise GenctlError(
-            "MigrationFailed", f"{path.name}: {error.message}", "mend it and run `genctl migrate` again"
+            "MigrationFailed",
+            f"{path.name}: {error.message}",
+            adoption.cure(error.message) or "mend it and run `genctl migrate` again",
         ) from error
 
 
