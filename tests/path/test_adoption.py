@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from tests.kit import Kit, QueueServer, until
 
 from genctl.base import assets
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.edges import migrate
+from genctl.edges import adoption, migrate
 
 FILES = list(migrate.files())
 
@@ -263,3 +265,127 @@ def test_one_that_is_killed_at_any_moment_is_finished_by_the_next(empty: str) ->
     with psycopg.connect(empty) as conn:
         opened = conn.execute("select user_id, sum(delta), count(*) from credit_ledger group by 1 order by 1")
         assert opened.fetchall() == [("ann", 7, 1), ("debt", -3, 1), ("rich", 9_000_000_000_000, 1)]
+
+
+UNFIT = {  # what only a later file, or none, would find out
+    "a partitioned session_events": (
+        "create table session_events (id bigint, at timestamptz) partition by range (at)",
+        'relation "session_events" already exists',
+    ),
+    "the indexes of a ledger that was renamed": (
+        "create table credit_ledger (id int); create index credit_ledger_user on credit_ledger (id);"
+        " alter table credit_ledger rename to old_ledger",
+        'relation "credit_ledger_user" already exists',
+    ),
+    "statuses of its own that leave ours out": (
+        "alter table generation_sessions add check (status in ('pending', 'processing', 'completed', 'failed'))",
+        "the CHECK generation_sessions_status_check refuses the status queued in generation_sessions",
+    ),
+    "a generated column": (
+        "alter table credit_reservations drop amount, add amount bigint generated always as (4) stored",
+        "credit_reservations.amount is generated",
+    ),
+    "rules": (
+        "create rule r as on insert to credit_accounts do also notify x",
+        "credit_accounts has rules",
+    ),
+    "inheritance": (
+        "create table kid () inherits (generation_sessions)",
+        "generation_sessions has tables that inherit from it",
+    ),
+    "details of another type": (
+        "alter table generation_sessions add error_details text",
+        "generation_sessions.error_details is there already (text)",
+    ),
+    "a trigger with the name of ours": (
+        "create function f() returns trigger language plpgsql as 'begin return new; end';"
+        " create trigger balance_not_negative before update on credit_accounts for each row execute function f()",
+        "credit_accounts has a trigger balance_not_negative already",
+    ),
+    "a second schema, where the tables are": (
+        "create schema app; alter database {name} set search_path = app, public",
+        "generation_sessions, credit_accounts, credit_reservations: in schema public",
+    ),
+    "keys that are not unique": (
+        "alter table generation_sessions add idempotency_key text; insert into generation_sessions (id, user_id, idempotency_key)"
+        " select gen_random_uuid(), 'ann', 'k' from generate_series(1, 2)",
+        "generation_sessions.idempotency_key is there already, and a user has a key twice",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+async def test_what_a_later_file_cannot_work_with_is_refused_before_the_first(empty: str, unfit: str) -> None:
+    """An adoption is whole or none, and all that stands in its way comes in one line, with a cure."""
+    change, difference = UNFIT[unfit]
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(BASE.encode())
+        conn.execute(change.format(name=conn.info.dbname).encode())
+    before = shape(empty)
+    with pytest.raises(GenctlError) as caught:
+        await migrate.up(empty)
+    assert caught.value.exit_code == 3
+    assert caught.value.message.startswith(f"genctl cannot adopt this database: {difference}")
+    assert caught.value.fix
+    assert shape(empty) == before
+    assert {migration.state for migration in await migrate.status(empty)} == {"pending"}
+
+
+async def test_a_base_of_other_types_is_mended_by_the_statements_of_its_refusal(empty: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(BASE + ROWS)
+        conn.execute("""
+            create type state as enum ('queued', 'processing', 'completed', 'failed');
+            alter table generation_sessions alter status type state using status::state, alter params type json,
+              alter created_at type timestamp, alter user_id type varchar(255);
+            alter table credit_accounts alter balance type integer using 7""")
+        with pytest.raises(GenctlError, match=r"^20251101_base_tables\.sql: ") as caught:
+            await migrate.up(empty)
+        conn.execute(caught.value.fix.split("'")[1].encode())
+    assert await migrate.up(empty) == FILES
+
+
+async def test_a_role_that_may_not_migrate_is_told_which_grants_it_lacks(empty: str) -> None:
+    """Also one whose rows the row security hides; after the grants of the refusal it adopts them."""
+    role = f"migrates_{uuid4().hex[:8]}"
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(BASE + ROWS)
+        conn.execute(
+            f"""
+            create role {role} login password 'x'; create role {role}_owner;
+            revoke create on schema public from public;
+            alter table credit_accounts owner to {role}_owner; alter table credit_reservations owner to {role}_owner;
+            alter table generation_sessions owner to {role}_owner;
+            alter table generation_sessions enable row level security, force row level security""".encode()
+        )
+        try:
+            dsn = make_conninfo(empty, user=role, password="x")
+            with pytest.raises(GenctlError) as caught:
+                await migrate.up(dsn)
+            assert caught.value.message == (
+                f"genctl cannot adopt this database: {role} may not create tables in schema public;"
+                f" credit_accounts belongs to {role}_owner, for whom {role} may not act;"
+                f" credit_reservations belongs to {role}_owner, for whom {role} may not act;"
+                f" generation_sessions belongs to {role}_owner, for whom {role} may not act;"
+                f" row security hides rows of generation_sessions from {role}"
+            )  # fmt: skip
+            for cure in caught.value.fix.split("; "):
+                conn.execute(cure.split("'")[1].encode())
+            assert await migrate.up(dsn) == FILES
+        finally:
+            conn.execute(f"drop owned by {role}, {role}_owner; drop role {role}, {role}_owner".encode())
+
+
+def test_all_that_the_files_add_to_the_base_is_looked_for_before_the_first(dsn: str) -> None:
+    """The look reads the files as text: a new one may write its columns in another way."""
+    made = adoption.made_by(path.read_text() for path in migrate.files().values())
+    with psycopg.connect(dsn) as conn:
+        columns = conn.execute("""
+            select a.attrelid::regclass::text, a.attname from pg_attribute a join pg_class c on c.oid = a.attrelid
+            where col_description(a.attrelid, a.attnum) = 'made by genctl' and not attisdropped""").fetchall()
+        relations = conn.execute("""
+            select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'i')
+              and relname not in ('generation_sessions', 'credit_accounts', 'credit_reservations', 'genctl_migrations')
+              and relname !~ '_(pkey|key)$'""").fetchall()
+    assert {tuple(one) for one in columns} == {(one["relation"], one["name"]) for one in made["columns"].obj}
+    assert {name for (name,) in relations} <= set(made["relations"])

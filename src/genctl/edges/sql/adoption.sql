@@ -1,14 +1,15 @@
 -- What the migrations cannot work with, asked before the first of them. Nothing is changed.
 
 -- name: try_checks
--- Evaluates the product's CHECKs on a status with our words, as no catalog says what an expression takes; leaves the
--- words that are refused in a setting of this transaction.
+-- Tries what no catalog tells: the product's CHECKs on a status with our words, and its idempotency keys for our unique
+-- index. Leaves what it finds in settings of this transaction.
 do $$
 declare
   here text := current_schema();
   con record;
   refused jsonb := '[]';
   passes boolean;
+  repeated boolean := false;
 begin
   for con in
     select c.conname as name, t.name as tab, word, pg_get_expr(c.conbin, c.conrelid) as expression
@@ -23,7 +24,15 @@ begin
       refused := refused || to_jsonb(con);
     end if;
   end loop;
-  perform set_config('genctl.refused', refused::text, true);
+  if exists (
+    select from pg_attribute where attrelid = to_regclass(format('%%I.generation_sessions', here))
+      and attname = 'idempotency_key' and not attisdropped
+      and col_description(attrelid, attnum) is distinct from 'made by genctl'
+  ) then
+    execute format('select exists (select from %%I.generation_sessions where idempotency_key is not null '
+      'group by user_id, idempotency_key having count(*) > 1)', here) into repeated;
+  end if;
+  perform set_config('genctl.refused', refused::text, true), set_config('genctl.repeated', repeated::text, true);
 end
 $$
 
@@ -42,10 +51,12 @@ base as (
 added as (
   select * from jsonb_to_recordset(%(columns)s) as a(relation text, name text, type text, rest text)
 )
-select format('%%s is in schema %%s, and genctl works in the first of the search path, %%s', n.name, c.relnamespace::regnamespace, here.name) as difference,
-  format('name its schema in the URL: DATABASE_URL=...?options=-csearch_path%%%%3D%%s', c.relnamespace::regnamespace) as cure
+select format('%%s: in schema %%s, and genctl works in the first of the search path, %%s',
+    string_agg(n.name, ', '), c.relnamespace::regnamespace, here.name) as difference,
+  format('name the schema in DATABASE_URL: ?options=-csearch_path%%%%3D%%s', c.relnamespace::regnamespace) as cure
 from here cross join named n join pg_class c on c.oid = to_regclass(n.name) and c.relnamespace <> here.id
 where not exists (select from base)
+group by c.relnamespace, here.name
 union all
 select format('%%s may not create tables in schema %%s', current_user, here.name),
   format('psql -c ''grant create on schema %%I to %%I''', here.name, current_user)
@@ -66,8 +77,8 @@ union all
 select format('%%s.%%s is generated', b.relname, a.attname),
   format('psql -c ''alter table %%I alter %%I drop expression''', b.relname, a.attname)
 from base b join pg_attribute a on a.attrelid = b.oid
-where a.attgenerated <> '' and (a.attname in ('id', 'user_id', 'client_key', 'model', 'prompt', 'params', 'status', 'reservation_id',
-    'result', 'created_at', 'completed_at', 'balance', 'amount', 'released_at', 'captured_at')
+where a.attgenerated <> '' and (a.attname in ('id', 'user_id', 'client_key', 'model', 'prompt', 'params', 'status',
+    'reservation_id', 'result', 'created_at', 'completed_at', 'balance', 'amount', 'released_at', 'captured_at')
   or a.attname in (select name from added where relation = b.relname))
 union all
 select format('the CHECK %%s refuses the status %%s in %%s', r.name, string_agg(r.word, ', '), r.tab),
@@ -75,14 +86,20 @@ select format('the CHECK %%s refuses the status %%s in %%s', r.name, string_agg(
 from jsonb_to_recordset(current_setting('genctl.refused')::jsonb) as r(name text, tab text, word text)
 group by r.tab, r.name
 union all
+select 'generation_sessions.idempotency_key is there already, and a user has a key twice',
+  'psql -c ''alter table generation_sessions rename idempotency_key to product_idempotency_key'''
+where current_setting('genctl.repeated')::boolean
+union all
 select format('%%s.%%s is there already (%%s), where genctl needs its own: %%s', b.relname, a.attname,
     format_type(a.atttypid, a.atttypmod), concat_ws(' ', d.type, nullif(d.rest, ''))),
-  format('rename it in the product: psql -c ''alter table %%I rename %%I to %%I''', b.relname, a.attname, 'product_' || a.attname)
+  format('psql -c ''alter table %%I rename %%I to %%I'', and in the product too', b.relname, a.attname,
+    'product_' || a.attname)
 from base b join added d on d.relation = b.relname
 join pg_attribute a on a.attrelid = b.oid and a.attname = d.name and not a.attisdropped
 where col_description(b.oid, a.attnum) is distinct from 'made by genctl'
   and (a.atttypid <> d.type::regtype or d.rest like '%%not null%%' and not (a.attnotnull and a.atthasdef)
-    or d.name in ('version', 'enqueued_at', 'dlq_sent_at', 'session_id'))  -- a null or a value of these says something about a run of ours
+    -- a null or a value of these says something about a run of ours
+    or d.name in ('version', 'enqueued_at', 'dlq_sent_at', 'session_id'))
 union all
 select format('relation "%%s" already exists, and genctl makes its own', c.relname),
   'rename it and its indexes in the product, or give genctl a database of its own'
