@@ -41,8 +41,9 @@ from credit_ledger where reservation_id = %(reservation)s and kind = 'release'
 insert into credit_accounts (user_id, balance) values (%(user)s, 0) on conflict do nothing
 
 -- name: smoke_lock
--- Locks it for the next steps.
-select balance from credit_accounts where user_id = %(user)s for update
+-- Locks it for the next steps; the setting says to deploy/product-ledger.sql who books.
+select balance, set_config('genctl.mine', jsonb_build_array(user_id)::text, true)
+from credit_accounts where user_id = %(user)s for update
 
 -- name: smoke_book
 -- Books the movement in the ledger.
