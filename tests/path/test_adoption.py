@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +17,8 @@ from tests.kit import Kit, QueueServer, until
 from genctl.base import assets
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import adoption, migrate
+from genctl.ops import outlook
+from genctl.sweep import sweep
 
 FILES = list(migrate.files())
 
@@ -191,20 +194,18 @@ async def test_indexes_that_were_there_under_whatever_name_are_no_business_of_ou
         assert set(conn.execute(there).fetchall()) == before
 
 
-async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str) -> None:
-    """Also of the tables whose locks it has, while it waits for the last."""
+async def test_nobody_is_held_up_behind_a_migration_that_waits_for_a_long_transaction(empty: str) -> None:
+    """Readers and writers, also of the tables whose locks it has, while it waits for the last."""
     with psycopg.connect(empty, autocommit=True) as conn:
         conn.execute(BASE + ROWS)
     done = asyncio.Event()
 
-    def slowest_read() -> float:
+    def slowest(statement: str) -> float:
         slowest = 0.0
-        with psycopg.connect(empty, autocommit=True) as reader:
+        with psycopg.connect(empty, autocommit=True) as product:
             while not done.is_set():
                 began = time.monotonic()
-                reader.execute(
-                    "select from generation_sessions, credit_accounts, credit_reservations limit 1"
-                )
+                product.execute(statement.encode())
                 slowest = max(slowest, time.monotonic() - began)
                 time.sleep(0.01)
         return slowest
@@ -220,8 +221,15 @@ async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str)
         async def rests() -> bool:
             return not await waits()
 
-        long_one.execute("select from credit_reservations")  # holds its lock until the commit
-        reading = asyncio.create_task(asyncio.to_thread(slowest_read))
+        long_one.execute("update credit_reservations set amount = 4")  # holds its locks until the commit
+        reading, writing, paying = (
+            asyncio.create_task(asyncio.to_thread(slowest, statement))
+            for statement in (
+                "select from generation_sessions, credit_accounts, credit_reservations limit 1",
+                "insert into generation_sessions (id, user_id) values (gen_random_uuid(), 'ann')",
+                "update credit_accounts set balance = balance where user_id = 'ann'",
+            )
+        )
         migrating = asyncio.create_task(migrate.up(empty))
         try:
             for condition in (waits, rests, waits):
@@ -230,7 +238,7 @@ async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str)
             assert await migrating == FILES
         finally:
             done.set()
-        assert await reading < 2
+        assert max(await reading, await writing, await paying) < 2
 
 
 async def test_five_at_once_adopt_once(empty: str) -> None:
@@ -273,8 +281,8 @@ UNFIT = {  # what only a later file, or none, would find out
         'relation "session_events" already exists',
     ),
     "the indexes of a ledger that was renamed": (
-        "create table credit_ledger (id int); create index credit_ledger_user on credit_ledger (id);"
-        " alter table credit_ledger rename to old_ledger",
+        """create table credit_ledger (id int); create index credit_ledger_user on credit_ledger (id);
+        alter table credit_ledger rename to old_ledger""",
         'relation "credit_ledger_user" already exists',
     ),
     "statuses of its own that leave ours out": (
@@ -298,8 +306,8 @@ UNFIT = {  # what only a later file, or none, would find out
         "generation_sessions.error_details is there already (text)",
     ),
     "a trigger with the name of ours": (
-        "create function f() returns trigger language plpgsql as 'begin return new; end';"
-        " create trigger balance_not_negative before update on credit_accounts for each row execute function f()",
+        """create function f() returns trigger language plpgsql as 'begin return new; end';
+        create trigger balance_not_negative before update on credit_accounts for each row execute function f()""",
         "credit_accounts has a trigger balance_not_negative already",
     ),
     "a second schema, where the tables are": (
@@ -307,8 +315,9 @@ UNFIT = {  # what only a later file, or none, would find out
         "generation_sessions, credit_accounts, credit_reservations: in schema public",
     ),
     "keys that are not unique": (
-        "alter table generation_sessions add idempotency_key text; insert into generation_sessions (id, user_id, idempotency_key)"
-        " select gen_random_uuid(), 'ann', 'k' from generate_series(1, 2)",
+        """alter table generation_sessions add idempotency_key text;
+        insert into generation_sessions (id, user_id, idempotency_key)
+        select gen_random_uuid(), 'ann', 'k' from generate_series(1, 2)""",
         "generation_sessions.idempotency_key is there already, and a user has a key twice",
     ),
 }  # fmt: skip
@@ -389,3 +398,59 @@ def test_all_that_the_files_add_to_the_base_is_looked_for_before_the_first(dsn: 
               and relname !~ '_(pkey|key)$'""").fetchall()
     assert {tuple(one) for one in columns} == {(one["relation"], one["name"]) for one in made["columns"].obj}
     assert {name for (name,) in relations} <= set(made["relations"])
+
+
+async def test_the_totals_count_all_that_the_first_sweeps_do_with_the_credits(
+    empty: str, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    """More than a pass takes, and what a later sweep will fail unless somebody ends it."""
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(BASE + ROWS)
+        conn.execute("""
+            with old as (
+              select gen_random_uuid() as id, gen_random_uuid() as reservation, n, case when n <= 120 then 'failed'
+                when n <= 125 then 'completed' when n <= 128 then 'queued' else 'processing' end as status
+              from generate_series(1, 130) n),
+            held as (
+              insert into credit_reservations (id, user_id, amount, status, created_at)
+              select reservation, 'ann', 3, 'held', now() from old)
+            insert into generation_sessions (id, user_id, status, reservation_id, created_at, completed_at)
+            select id, 'ann', status, reservation, now() - interval '9 days', now() - interval '9 days' from old""")
+    await migrate.up(empty)
+    async with Kit.open(sqs_server.settings(empty, home=tmp_path, queue="counted")) as kit:
+        rows = await outlook.totals(kit.settings)
+        assert [tuple(row[name] for name in ("action", "code", "sessions", "credits")) for row in rows] == [
+            ("capture", None, 5, 15), ("fail", "SweptTimeout", 3, 9), ("fail", "WorkerCrashed", 2, 6),
+            ("refund", None, 120, 360), ("wait", "SweptTimeout", 2, 4), ("wait", "WorkerCrashed", 2, 8),
+        ]  # fmt: skip
+        swept = [one for _ in range(2) for one in await kit.sweep()]
+        assert Counter((one.action, one.code, one.why) for one in swept) == {
+            (row["action"], row["code"], row["why"]): row["sessions"]
+            for row in rows
+            if row["action"] != "wait"
+        }
+        assert await kit.balance() == 7 + 360 + 9 + 6
+        assert [row["action"] for row in await outlook.totals(kit.settings)] == ["wait", "wait"]
+
+
+async def test_the_totals_and_a_dry_run_agree_about_every_kind(kit: Kit) -> None:
+    sessions = [await kit.enqueue() for _ in range(7)]
+    for session, change in zip(sessions, (
+        "enqueued_at = null, queued_at = now() - interval '2 minutes'",
+        "queued_at = now() - interval '25 hours'",
+        "status = 'failed', completed_at = now() - interval '2 minutes'",
+        "status = 'completed', completed_at = now()",
+        "status = 'processing', attempts = 1, lease_until = now() - interval '1 s'",
+        "status = 'processing', attempts = 3, lease_until = now() - interval '1 s'",
+        "status = 'processing', unknowns = 1, lease_until = now() - interval '1 s'",
+    ), strict=True):  # fmt: skip
+        await kit.plant(f"update generation_sessions set {change} where id = %(id)s", {"id": session.id})
+    await kit.plant("""
+        insert into credit_reservations (id, user_id, amount, status, created_at, session_id)
+        values (gen_random_uuid(), 'ann', 4, 'held', now() - interval '2 hours', gen_random_uuid())""")
+    found, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
+    rows = await outlook.totals(kit.settings)
+    assert Counter((one.action, one.code, one.why) for one in found) == {
+        (row["action"], row["code"], row["why"]): row["sessions"] for row in rows
+    }
+    assert {row["action"] for row in rows} == {"send", "fail", "copy", "capture", "requeue", "refund"}

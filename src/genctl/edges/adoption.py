@@ -1,4 +1,4 @@
-"""Say before the first migration what of a database the set cannot work with, so that none is adopted by half.
+"""Say before the first migration what the set cannot work with, so that no database is adopted by half.
 
 The base's columns, types and keys are the first file's to compare: only its refusal gets its cure here.
 """
