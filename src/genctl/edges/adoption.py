@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, as_json, run
+from genctl.edges.db import Connection, Row, as_json, run
 
 BASE = ("generation_sessions", "credit_accounts", "credit_reservations")
 HOW = "docs/adoption.md says what each difference costs"
@@ -28,10 +28,21 @@ async def check(conn: Connection, pending: Sequence[Path]) -> None:
     async with conn.transaction():
         await run(conn, "try_checks")
         rows = await run(conn, "differences", **made)
-    if rows:
-        told = "; ".join(row["difference"] for row in rows)
-        cures = "; ".join(dict.fromkeys(row["cure"] for row in rows))
+        hidden = await run(conn, "hidden_rows", relations=[*BASE])
+    wrong = [(row["difference"], row["cure"]) for row in rows] + [hides(row) for row in hidden]
+    if wrong:
+        told = "; ".join(difference for difference, _ in wrong)
+        cures = "; ".join(dict.fromkeys(cure for _, cure in wrong))
         raise GenctlError("NotAdoptable", f"genctl cannot adopt this database: {told}", cures)
+
+
+def hides(row: Row) -> tuple[str, str]:
+    """Say which rows a role does not see, and how it gets to see them, from a row of `hidden_rows`."""
+    relation, role = row["relation"], row["role"]
+    opens = f'alter role "{role}" bypassrls'  # a policy that restricts counts beside any other
+    if not row["restricted"]:
+        opens = f'create policy genctl on {relation} to "{role}" using (true)'
+    return f"row security hides rows of {relation} from {role}", f"psql -c '{opens}'"
 
 
 def made_by(contents: Iterable[str]) -> dict[str, Any]:

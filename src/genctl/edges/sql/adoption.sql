@@ -66,10 +66,6 @@ select format('%%s belongs to %%s, for whom %%s may not act', relname, relowner:
   format('psql -c ''grant %%s to %%I''', relowner::regrole, current_user)
 from base where not pg_has_role(relowner, 'usage')
 union all
-select format('row security hides rows of %%s from %%s', relname, current_user),
-  format('psql -c ''alter table %%I no force row level security''', relname)
-from base where row_security_active(oid)
-union all
 select format('%%s has %%s', relname, case when relhasrules then 'rules' else 'tables that inherit from it' end),
   'make it a plain table: triggers do what rules do'
 from base where relhasrules or exists (select from pg_inherits where inhparent = base.oid)
@@ -113,3 +109,17 @@ select format('%%s has a trigger %%s already, and genctl makes its own', b.relna
   format('psql -c ''alter trigger %%I on %%I rename to %%I''', t.tgname, b.relname, 'product_' || t.tgname)
 from base b join pg_trigger t on t.tgrelid = b.oid join pg_proc p on p.oid = t.tgfoid
 where t.tgname = any(%(triggers)s) and p.proname not like 'genctl\_%%'
+
+-- name: hidden_rows
+-- Lists the tables of which row security hides rows from our role: it is on, and no policy lets all of them through.
+select c.relname as relation, current_user as role,
+  exists (select from pg_policy where polrelid = c.oid and not polpermissive) as restricted
+from pg_class c
+where c.relnamespace = quote_ident(current_schema())::regnamespace and c.relname = any(%(relations)s)
+  and row_security_active(c.oid) and (
+    exists (select from pg_policy where polrelid = c.oid and not polpermissive)
+    or not exists (
+      select from pg_policy p where p.polrelid = c.oid and p.polcmd = '*' and pg_get_expr(p.polqual, c.oid) = 'true'
+        and coalesce(pg_get_expr(p.polwithcheck, c.oid), 'true') = 'true'
+        and exists (select from unnest(p.polroles) role where role = 0 or pg_has_role(role, 'usage'))))
+order by c.relname
