@@ -1,7 +1,7 @@
-"""What `genctl migrate` costs a live product: the slowest of its statements while a database with many rows is adopted.
+"""What `genctl migrate` costs a live product: the slowest of its statements while a big database is adopted.
 
-A reader, an inserter and a payer go on all the time; a transaction of the product's holds its locks for some seconds in
-the middle of it.
+A reader, an inserter and a payer go on all the time; a transaction of the product's holds its locks for some
+seconds in the middle of it.
 
     .venv/bin/python -m benchmarks.adoption --sessions 1000000
 """
@@ -28,13 +28,15 @@ select ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'u' || n %%
   case when n %% 10 = 0 then 'released' else 'captured' end, now() - interval '1 day',
   case when n %% 10 = 0 then now() end, case when n %% 10 > 0 then now() end
 from generate_series(1, %(sessions)s) n;
-insert into generation_sessions (id, user_id, client_key, model, prompt, status, reservation_id, created_at, completed_at)
+insert into generation_sessions (id, user_id, client_key, model, prompt, status, reservation_id,
+  created_at, completed_at)
 select gen_random_uuid(), r.user_id, 'k', 'seedream-4-0-250828', repeat('a prompt ', 20),
-  case r.status when 'released' then 'failed' else 'completed' end, r.id, r.created_at, now() from credit_reservations r
+  case r.status when 'released' then 'failed' else 'completed' end, r.id, r.created_at, now()
+from credit_reservations r
 """
 TRAFFIC = {
     "read": "select from generation_sessions where id = '00000000-0000-4000-8000-000000000000'",
-    "insert": "insert into generation_sessions (id, user_id, status) values (gen_random_uuid(), 'u1', 'done')",
+    "insert": "insert into generation_sessions (id, user_id, status) values (gen_random_uuid(), 'u1', 'x')",
     "pay": "update credit_accounts set balance = balance + 1 where user_id = 'u2'",
 }
 
@@ -65,9 +67,7 @@ def traffic(dsn: str) -> Iterator[dict[str, float]]:
 def long_transaction(dsn: str, seconds: float) -> None:
     """Hold locks on two tables, as a report or a backfill of the product's does."""
     with psycopg.connect(dsn) as conn:
-        conn.execute(
-            "update credit_reservations set amount = amount where id = (select id from credit_reservations limit 1)"
-        )
+        conn.execute("update credit_reservations set amount = amount where user_id = 'u3'")
         conn.execute("select from generation_sessions limit 1")
         time.sleep(seconds)
 
