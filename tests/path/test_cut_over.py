@@ -1,4 +1,4 @@
-"""deploy/product-ledger.sql: what the product does to its balances is booked, and what genctl does is not booked twice."""
+"""The product beside genctl: its changes of balances are booked, its open jobs are handed over."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,12 @@ from tests.kit import Kit, QueueServer
 from tests.path.test_adoption import BASE, ROWS
 
 from genctl.credits import grant
+from genctl.domain.model import Status
 from genctl.edges import migrate
 
-BOOKS = (Path(__file__).parents[2] / "deploy" / "product-ledger.sql").read_bytes()
+DEPLOY = Path(__file__).parents[2] / "deploy"
+BOOKS = (DEPLOY / "product-ledger.sql").read_bytes()
+CUT_OVER = (DEPLOY / "cut-over.sql").read_bytes()
 
 
 @pytest.fixture
@@ -83,3 +86,33 @@ async def test_the_product_goes_on_when_the_ledger_is_gone(empty: str, product: 
     await migrate.down(empty, await migrate.undoable(empty, next(iter(migrate.files()))))
     product.execute("update credit_accounts set balance = balance + 1 where user_id = 'ann'")
     product.execute("insert into credit_accounts values ('new', 30)")
+
+
+async def test_after_the_cut_over_the_old_queues_jobs_are_sent_and_the_old_workers_ends_are_sound(
+    empty: str, product: psycopg.Connection, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    """One job waited at migrate, and the old worker failed another one after it, in its own way."""
+    product.execute("""
+        delete from generation_sessions where status in ('queued', 'processing');
+        insert into generation_sessions (id, user_id, model, prompt, status, created_at) values
+          (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'p', 'queued', now() - interval '3 days'),
+          (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'p', 'completed', now())""")
+    await migrate.up(empty)
+    product.execute("""
+        insert into generation_sessions (id, user_id, model, prompt, status, created_at, completed_at)
+        values (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'p', 'failed', now(), now() - interval '2 minutes')""")
+    async with Kit.open(sqs_server.settings(empty, home=tmp_path, queue="handed-over")) as kit:
+        assert await kit.violations() == ["missing_details"]
+        with psycopg.connect(empty, autocommit=True) as owner:
+            owner.execute(CUT_OVER)
+            owner.execute(CUT_OVER)
+        assert await kit.violations() == []
+        await kit.query(
+            "update generation_sessions set queued_at = now() - interval '2 minutes' where status = 'queued'"
+        )
+        assert [swept.action for swept in await kit.sweep()] == ["send"]
+        row = await kit.work()
+        assert row
+        assert (row.status, row.prompt) == (Status.COMPLETED, "p")
+        assert await kit.copies() == []
+        assert await kit.violations() == []
