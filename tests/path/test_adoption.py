@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
@@ -15,9 +16,10 @@ from psycopg.conninfo import make_conninfo
 from tests.kit import Kit, QueueServer, until
 
 from genctl.base import assets
+from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import adoption, migrate
-from genctl.ops import outlook
+from genctl.ops import doctor, outlook
 from genctl.sweep import sweep
 
 FILES = list(migrate.files())
@@ -383,6 +385,40 @@ async def test_a_role_that_may_not_migrate_is_told_which_grants_it_lacks(empty: 
             assert await migrate.up(dsn) == FILES
         finally:
             conn.execute(f"drop owned by {role}, {role}_owner; drop role {role}, {role}_owner".encode())
+
+
+async def test_doctor_names_row_security_that_hides_rows_until_a_policy_lets_all_through(
+    dsn: str, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    role = f"works_{uuid4().hex[:8]}"
+    url = urlsplit(dsn)
+    settings = sqs_server.settings(
+        urlunsplit(url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}")),
+        home=tmp_path,
+        queue="hidden",
+    )
+
+    async def errors() -> list[Finding]:
+        return [one for one in await doctor.CHECKS["postgresql"](settings) if one.level == "error"]
+
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute(
+            f"""
+            create role {role} login password 'x'; grant all on all tables in schema public to {role};
+            alter table generation_sessions enable row level security;
+            create policy own on generation_sessions using (user_id = current_user)""".encode()
+        )
+        try:
+            (error,) = await errors()
+            assert error.message == f"row security hides rows of generation_sessions from {role}"
+            owner.execute(error.fix.split("'")[1].encode())
+            assert await errors() == []
+            owner.execute("create policy less on generation_sessions as restrictive using (false)")
+            (error,) = await errors()
+            owner.execute(error.fix.split("'")[1].encode())
+            assert await errors() == []
+        finally:
+            owner.execute(f"drop owned by {role}; drop role {role}".encode())
 
 
 def test_all_that_the_files_add_to_the_base_is_looked_for_before_the_first(dsn: str) -> None:

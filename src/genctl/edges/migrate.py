@@ -199,7 +199,7 @@ async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: d
         raise GenctlError(
             "MigrationFailed",
             f"{path.name}: {error.message}",
-            adoption.cure(error.message) or "mend it and run `genctl migrate` again",
+            adoption.cure(error.message) or f"{error.fix or 'mend it'}, and run `genctl migrate` again",
         ) from error
 
 
