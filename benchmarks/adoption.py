@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from tests.path.test_adoption import BASE
+from tests.adopted import BASE
 
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres

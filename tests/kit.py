@@ -2,11 +2,15 @@
 
 import asyncio
 import dataclasses
+import os
+import random
+import re
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -40,6 +44,8 @@ from tests.process.forks import spawn
 T = TypeVar("T")
 
 SOON_S = 20.0  # what takes longer hangs
+_FIRST = 10_000 + 1_400 * int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % 22_400
+PORTS = cycle(random.sample(range(_FIRST, _FIRST + 1_400), 1_400))
 PAUSES_S = (
     0.01,
     0.02,
@@ -92,9 +98,14 @@ def _as_owner(server: str, statement: str) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a port that nobody listens on: of this worker's own, or another test would get what is meant for ours.
+
+    They are below those that the system gives to clients.
+    """
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", next(PORTS)))
+            return int(probe.getsockname()[1])
 
 
 def until_sync(condition: Callable[[], T | None], within_s: float = 20.0) -> T:

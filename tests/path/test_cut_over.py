@@ -7,8 +7,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from tests.adopted import BASE, ROWS
 from tests.kit import Kit, QueueServer
-from tests.path.test_adoption import BASE, ROWS
 
 from genctl.credits import grant
 from genctl.domain.model import Status

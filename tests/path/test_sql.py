@@ -1,11 +1,8 @@
-"""Every statement is in a file, under a name, used, and understood by the migrated schema."""
+"""Every statement is in a file, under a name, and used; test_wide_base.py plans them all."""
 
 import ast
 import re
 from pathlib import Path
-
-import psycopg
-import pytest
 
 import genctl
 from genctl.edges.db import statements
@@ -14,9 +11,6 @@ SOURCE = Path(genctl.__file__).parent
 STATEMENT = re.compile(
     r"\s*(select|insert|update|delete|with|create|alter|drop|truncate)\s+\w", re.IGNORECASE
 )
-ALONE = {  # cannot be prepared
-    "create_migrations", "read_committed", "snapshot", "try_checks", "undo", "wait_shortly",
-}  # fmt: skip
 
 
 def strings(path: Path) -> list[str]:
@@ -54,19 +48,3 @@ def test_no_string_outside_the_sql_files_is_a_statement() -> None:
 def test_every_statement_is_used() -> None:
     used = {text for path in SOURCE.rglob("*.py") for text in strings(path)}
     assert sorted(statements().keys() - used) == []
-
-
-@pytest.mark.parametrize("name", sorted(statements().keys() - ALONE))
-def test_every_statement_plans_against_the_migrated_schema(dsn_of_all: str, name: str) -> None:
-    numbers: dict[str, str] = {}
-
-    def numbered(match: re.Match[str]) -> str:
-        return numbers.setdefault(match[1], f"${len(numbers) + 1}")
-
-    text = re.sub(r"%\((\w+)\)s", numbered, statements()[name]).replace("%%", "%")
-    with psycopg.connect(dsn_of_all) as conn:
-        conn.execute(
-            "create table if not exists genctl_migrations (name text, sha256 text, applied_at timestamptz)"
-        )
-        conn.execute(f"prepare planned as {text}")
-        conn.rollback()

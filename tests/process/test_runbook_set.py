@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from tests.adopted import BASE, ROWS
 from tests.kit import free_port, fresh_database, until_sync
-from tests.path.test_adoption import BASE, ROWS
 from tests.process.forks import FORKED_STEPS
 from tests.process.place import GENCTL, Place, Running
 from tests.process.test_roles import PASSWORD, as_role

@@ -10,6 +10,8 @@ from genctl.base.printable import printable_lines
 from genctl.cli import terminal
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from genctl.base.settings import Settings
     from genctl.cli.formats import Writer
     from genctl.edges.db import Database
@@ -115,8 +117,9 @@ class Output:
         follow: bool = False,
         gone_after_s: float | None = None,
         heed: Callable[[int], object] | None = None,
+        loop: "Callable[[], AbstractEventLoop] | None" = None,
     ) -> T:
-        """Run `work` in the project's only event loop, as running.run() does."""
+        """Run `work` in the process's only event loop, as running.run() does."""
         import structlog
 
         from genctl.base import log
@@ -124,16 +127,18 @@ class Output:
 
         if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
-        return running.run(work, follow=follow, gone_after_s=gone_after_s, heed=heed)
+        return running.run(work, follow=follow, gone_after_s=gone_after_s, heed=heed, loop=loop)
 
     def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
         """Run a service: it logs, and a signal is its proper end."""
+        import uvloop
+
         from genctl.base import log
         from genctl.cli.running import Stopped
 
         log.configure(self.settings.log, self.settings.log_level)
-        with suppress(Stopped):
-            self.run(work, gone_after_s=gone_after_s)
+        with suppress(Stopped):  # (its loop takes a tenth less CPU for an event or a job)
+            self.run(work, gone_after_s=gone_after_s, loop=uvloop.new_event_loop)
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
         """Run work that needs only the database. Raises GenctlError (exit 3) when it cannot be reached."""

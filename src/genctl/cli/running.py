@@ -31,16 +31,19 @@ def run(
     follow: bool = False,
     gone_after_s: float | None = None,
     heed: Callable[[int], object] | None = None,
+    loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> T:
     """Run `work` and return its result. SIGINT, SIGTERM and SIGHUP cancel it; a second one ends the process.
 
     With `follow` it also ends when the reader of stdout leaves, and within two seconds of a signal. With
     `gone_after_s` a service exits so long after a signal, with code 0, whatever hangs. `heed` takes the
-    signals instead, at once. Raises Stopped or OutputLost when a signal or a lost reader cancelled `work`.
+    signals instead, at once. `loop` makes another event loop than asyncio's own. Raises Stopped or
+    OutputLost when a signal or a lost reader cancelled `work`.
     """
     ends: list[Stopped | OutputLost] = []
     try:
-        return asyncio.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s, heed=heed))
+        with asyncio.Runner(loop_factory=loop) as runner:
+            return runner.run(_watched(work, ends, follow=follow, gone_after_s=gone_after_s, heed=heed))
     except asyncio.CancelledError:
         if ends:
             raise ends[0] from None

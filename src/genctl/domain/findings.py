@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from genctl.domain import adoption
 from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.rights import RIGHTS
@@ -72,6 +73,15 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
             f"psql -c 'grant {row['privileges']} on {row['relation']} to \"{row['role']}\"'",
         )
         for row in min(lacks.values(), key=len)
+    ]
+
+
+def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
+    """Report what is wrong with tables that a product made, from the rows of `base_findings`."""
+    return [
+        Finding("tables", WARNING if row["kind"] in adoption.LIMITS else ERROR, *adoption.told(row))
+        for row in rows
+        if row["kind"] not in adoption.ADOPTING
     ]
 
 

@@ -86,6 +86,7 @@ class Masker:
         self._texts: set[str] = set()
         self._wholes: list[Any] = []  # lists, maps, numbers
         self._found: re.Pattern[str] | None = None
+        self._signs: frozenset[str] = frozenset()  # one of them is in each text that holds a secret
         self.add(*secrets)
 
     def add(self, *secrets: Any) -> None:
@@ -100,6 +101,7 @@ class Masker:
             texts |= {text.strip(), *(line for line in text.splitlines() if len(line) >= LEAST_PART)}
         self._texts |= {text for text in texts - {"", MASK} if len(text) >= self._least}
         self._found = re.compile(self.pattern) if self._texts else None
+        self._signs = frozenset(_longest_word(text) for text in self._texts) | {"&#"}
 
     @property
     def pattern(self) -> str:
@@ -116,7 +118,15 @@ class Masker:
 
     def text(self, text: str) -> str:
         """Replace each secret in the text."""
-        return self._found.sub(MASK, text) if self._found else text
+        if not self._found:
+            return text
+        lower = text.lower()
+        for (
+            sign
+        ) in self._signs:  # to look for words costs a fraction of the pattern, and most texts hold none
+            if sign in lower:
+                return self._found.sub(MASK, text)
+        return text
 
     def __call__(self, value: Any) -> Any:  # noqa: PLR0911 (a table)
         """Replace secrets in the texts, numbers and keys within a value."""
@@ -134,6 +144,11 @@ class Masker:
             case list() | tuple():
                 return [self(one) for one in value]
         return self.text(str(value))
+
+
+def _longest_word(text: str) -> str:
+    """Return the letters that stand together in every spelling, but for their case and HTML's numbers."""
+    return max(re.findall(r"[a-z0-9]+", text.lower(), re.ASCII), key=len, default="")
 
 
 @cache

@@ -99,10 +99,11 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
     run: Run | None = None  # a body without a run means the row's run
 
 
-class Session(msgspec.Struct, frozen=True):
-    """Hold a `generation_sessions` row. Times are aware, and by the database's clock.
+class StoredSession(msgspec.Struct, frozen=True):
+    """Hold what we read of a `generation_sessions` row. Times are aware, and by the database's clock.
 
-    Rows of an adopted table stay as they are: texts may be null, jsonb may hold anything.
+    Rows of an adopted table stay as they are: texts may be null, jsonb may hold anything. A statement names
+    these columns by `{session s}`, and never reads those that the product has beside them.
     """
 
     id: UUID
@@ -129,6 +130,11 @@ class Session(msgspec.Struct, frozen=True):
     version: int | None = None  # of the newest change that a stream shows
     enqueued_at: datetime | None = None
     dlq_sent_at: datetime | None = None
+
+
+class Session(StoredSession, frozen=True):
+    """Hold a session as a statement has read it, with what that statement adds."""
+
     read_at: datetime | None = None  # the database's time when it was read
     reserved: int | None = None  # credits of the current run's reservation, if the statement reads them
     refunded: int = 0  # credits of it that the release gave back

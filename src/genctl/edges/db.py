@@ -28,7 +28,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, StoredSession
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -50,6 +50,8 @@ MAX_RETRY_S = 1.0
 CONFLICTS = 5  # tries of a transaction that collides with others
 LOCK_S = 2.0  # the longest wait for one lock, unless the caller says otherwise
 OUTAGE_S = 15.0  # leases may have lapsed in a longer outage
+
+_SESSION = re.compile(r"\{session (\w+)\}")
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -181,7 +183,8 @@ async def _backend(conn: Connection) -> int:
 def statements() -> dict[str, LiteralString]:
     """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
 
-    A file holds statements, each after the lines `-- name: x` and its purpose.
+    A file holds statements, each after the lines `-- name: x` and its purpose. `{session s}` in it stands for
+    the columns of a session, of the table or part that is called `s`.
     """
     found: dict[str, LiteralString] = {}
     folder = files("genctl.edges") / "sql"
@@ -192,8 +195,12 @@ def statements() -> dict[str, LiteralString]:
         for name, text in zip(named[::2], named[1::2], strict=True):
             if name in found:
                 raise ValueError(f"two statements are named {name}")
-            found[name] = text.strip()
+            found[name] = _SESSION.sub(_columns, text.strip())
     return found
+
+
+def _columns(session: re.Match[str]) -> str:
+    return ", ".join(f"{session[1]}.{column}" for column in StoredSession.__struct_fields__)
 
 
 def sql(name: str) -> LiteralString:
@@ -375,6 +382,7 @@ class Database:
         with errors_told(self.dsn):
             async with self._connection() as conn, conn.transaction():
                 await run(conn, "snapshot")
+                await run(conn, "rows_unhidden")
                 yield partial(run, conn)
 
     async def patiently(

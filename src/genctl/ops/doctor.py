@@ -21,7 +21,7 @@ from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.domain.rights import RIGHTS
-from genctl.edges import adoption, http, listener, migrate
+from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.ops import peer
@@ -121,14 +121,13 @@ async def _database(settings: Settings) -> list[Finding]:
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
-        relations = sorted({relation for tables in RIGHTS.values() for relation in tables})
-        hidden = await db.rows("hidden_rows", relations=relations)
+        base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
     facts = server | {"notify_pid": notifying.idle_pid}
     return [
         *findings.of_server(facts, "/".join(dsn.place(settings.dsn())), clocks_s),
         *findings.of_rights(missing),
-        *(Finding("rights", findings.ERROR, *adoption.hides(row)) for row in hidden),
+        *findings.of_base(base),
         *findings.of_refused(kept, notifying),
     ]
 
