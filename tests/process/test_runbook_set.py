@@ -247,7 +247,7 @@ def test_adopt_refuses_a_user_without_rights(copied: Place) -> None:
             ) as running:
                 assert running.end(within_s=180) == 1, running.texts()
             assert (
-                f"credit_accounts belongs to genctl, for whom {role} may not act" in running.out.read_text()
+                f"credit_accounts belongs to genctl, and {role} is not that role" in running.out.read_text()
             )
         finally:
             conn.execute(f"drop owned by {role}; drop role {role}".encode())
