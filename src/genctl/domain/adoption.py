@@ -108,12 +108,10 @@ ADOPTING = {"elsewhere", "no create", "other owner", "name taken"}  # is no matt
 LIMITS = {"not null", "trigger"}  # genctl is there, and cannot do everything
 CURES = {tab: f"let the product make the {rows}, or give the column a default" for tab, rows in ROWS.items()}
 ROWS_SEEN = WORDS["hidden rows"][1].replace("{role}", "R")
-
-
 _TYPE = re.compile(r"(\w+)\.(\w+) is [^;]+?, not (\w+)")
 
 
-def cure(refusal: str) -> str:
+def retyped(refusal: str) -> str:
     """Write the statements that give the columns of a base, as the first file refused it, their types."""
     return "; ".join(
         f"alter table {tab} alter {name} type {kind} using {name}::{kind}"

@@ -232,7 +232,7 @@ async def _carry_out(conn: Connection, dsn: str, steps: Sequence[FileRun], recor
                 await _patiently(conn, steps, record)
     except GenctlError as error:
         names = " to ".join(dict.fromkeys((path.name, steps[-1].path.name)))
-        fix = adoption.cure(error.message) or error.fix or "mend it"
+        fix = adoption.retyped(error.message) or error.fix or "mend it"
         raise GenctlError(
             "MigrationFailed", f"{names}: {error.message}", f"{fix}, and run `genctl migrate` again"
         ) from error

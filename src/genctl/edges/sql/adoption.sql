@@ -1,4 +1,4 @@
--- What only an adoption asks of a base, beside `base_findings`: it tries or compares what that needs not know later.
+-- What genctl asks of a base before the first file alone, beside `base_findings`, which `doctor` asks too.
 
 -- name: try_base
 -- Tries what no catalog tells: the product's CHECKs on a status with our words, and its idempotency keys for our unique
@@ -17,6 +17,7 @@ begin
       ('credit_reservations', '{held,captured,released}')) t (name, words)
     cross join unnest(t.words) word
     join pg_attribute a on a.attrelid = to_regclass(format('%%I.%%I', here, t.name)) and a.attname = 'status'
+      and a.atttypid = 'text'::regtype  -- the first file refuses any other
     join pg_constraint c on c.conrelid = a.attrelid and c.contype = 'c' and c.conkey = array[a.attnum]
   loop
     execute format('select %%s from (select %%L::text as status) one', con.expression, con.word) into passes;
@@ -24,9 +25,9 @@ begin
       refusing := refusing || to_jsonb(con);
     end if;
   end loop;
-  if exists (
-    select from pg_attribute where attrelid = to_regclass(format('%%I.generation_sessions', here))
-      and attname = 'idempotency_key' and not attisdropped
+  if (
+    select count(*) = 2 from pg_attribute where attrelid = to_regclass(format('%%I.generation_sessions', here))
+      and attname in ('user_id', 'idempotency_key') and not attisdropped
   ) then
     execute format('select exists (select from %%I.generation_sessions where idempotency_key is not null '
       'group by user_id, idempotency_key having count(*) > 1)', here) into repeated;
