@@ -17,11 +17,15 @@ from tests.kit import Kit, QueueServer, until
 
 from genctl.base import assets
 from genctl.domain import findings
+from genctl.domain.classify import ours
+from genctl.domain.details import build
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.ops import outlook
+from genctl.run import Settlement
 from genctl.sweep import sweep
+from genctl.tools.seedream4 import TOOL
 
 FILES = list(migrate.files())
 
@@ -313,6 +317,35 @@ async def test_odd_names_and_triggers_that_only_note_are_adopted_and_the_trigger
             assert row
             assert (row.status, row.result is None) == (status, status is Status.FAILED)
         assert await kit.violations() == []
+
+
+async def test_a_trigger_that_leaves_a_session_out_moves_no_credits(kit: Kit) -> None:
+    """Nobody pays for a session that is not stored, and nobody gets a refund for a run that goes on."""
+    await kit.query("""
+        create function no_row() returns trigger language plpgsql as 'begin return null; end';
+        create trigger veto before insert on generation_sessions for each row when (new.user_id = 'bob')
+          execute function no_row();
+        create trigger stays before update on generation_sessions for each row when (new.status = 'failed')
+          execute function no_row()""")
+    with pytest.raises(GenctlError, match="generation_sessions: the row of session .* was left out"):
+        await kit.enqueue(user="bob")
+    session = await kit.pipeline.claim((await kit.enqueue()).id, 1)
+    assert session
+    end = Settlement(
+        session_id=session.id, user_id="ann", run=1, lease=session.lease, status=Status.FAILED, attempts=1, trace={},
+        details=build(ours("WorkerCrashed"), attempts=1, max_attempts=3, first_attempt_at=None, provider=TOOL.provider),
+    )  # fmt: skip
+    with pytest.raises(
+        GenctlError, match=f"the row of session {session.id} was left out, so we refuse its release"
+    ):
+        await kit.pipeline.runs.settle_alone(end)
+    assert (await kit.row(session)).status is Status.PROCESSING
+    assert (await kit.query("select user_id, balance from credit_accounts")) == [
+        {"user_id": "ann", "balance": 996}
+    ]
+    await kit.query("drop trigger stays on generation_sessions")
+    assert await kit.pipeline.runs.settle_alone(end)
+    assert (await kit.balance(), await kit.violations()) == (1000, [])
 
 
 @pytest.mark.parametrize(
