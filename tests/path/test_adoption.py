@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.adopted import BASE, ROWS
 from tests.kit import Kit, QueueServer, until
+from tests.path.test_redrive import redriven
 
 from genctl.base import assets
 from genctl.domain import findings
@@ -22,9 +22,8 @@ from genctl.domain.details import build
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import migrate
 from genctl.edges.db import Database
-from genctl.ops import outlook
+from genctl.ops.trace import events_of
 from genctl.run import Settlement
-from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 
 FILES = list(migrate.files())
@@ -319,6 +318,55 @@ async def test_odd_names_and_triggers_that_only_note_are_adopted_and_the_trigger
         assert await kit.violations() == []
 
 
+async def test_a_trace_that_a_person_has_partitioned_serves_as_before(kit: Kit) -> None:
+    await kit.query("""
+        alter table session_events rename to old; create sequence events;
+        create table session_events (id bigint not null default nextval('events'), session_id uuid not null,
+          run integer not null, kind text not null, at timestamptz not null default clock_timestamp(), data jsonb
+        ) partition by range (at);
+        create table session_events_rest partition of session_events default;
+        comment on table session_events is 'made by genctl'""")
+    session = await kit.enqueue("invalid-parameter")
+    await kit.work()
+    await kit.sweep()
+    assert (await redriven(kit)).tally.redriven == 1
+    assert await kit.work()
+    assert [event.kind for event in await events_of(kit.db, session.id)] == [
+        "enqueued", "sent", "claimed", "failed", "copied", "redriven", "sent", "claimed", "failed", "copied",
+    ]  # fmt: skip
+    await kit.query("update session_events set at = now() - interval '200 days'")
+    assert [one.action for one in await kit.sweep()] == ["prune"]
+    assert (await kit.violations(), await events_of(kit.db, session.id)) == ([], [])
+
+
+NEEDS = "alter table {0} add tenant text not null default 'x'; alter table {0} alter tenant drop default"
+
+
+async def test_a_row_that_only_the_product_can_make_is_refused_with_its_column_and_nothing_is_sent(
+    kit: Kit,
+) -> None:
+    """A redrive leaves the copy, an order stores nothing; other sessions go on."""
+
+    def cure(rows: str) -> str:
+        return f"let the product make the {rows}, or give the column a default"
+
+    await kit.enqueue("invalid-parameter")
+    await kit.work()
+    await kit.query(NEEDS.format("credit_reservations"))
+    (told,) = (await redriven(kit)).tally.skipped.items()
+    needs = "the database refused the data: credit_reservations.tenant must not be null, and genctl has no value for it"
+    assert told == (f"{needs}: {cure('reservations')}", 1)
+    assert len(await kit.copies()) == 1
+    await kit.query("alter table credit_reservations drop tenant")
+    await kit.query(NEEDS.format("generation_sessions"))
+    with pytest.raises(GenctlError) as caught:
+        await kit.enqueue()
+    assert caught.value.message == needs.replace("credit_reservations", "generation_sessions")
+    assert caught.value.fix == cure("sessions")
+    assert (await kit.balance(), await kit.violations()) == (1000, [])
+    assert (await redriven(kit)).tally.redriven == 1
+
+
 async def test_a_trigger_that_leaves_a_session_out_moves_no_credits(kit: Kit) -> None:
     """Nobody pays for a session that is not stored, and nobody gets a refund for a run that goes on."""
     await kit.query("""
@@ -493,56 +541,3 @@ async def test_a_base_of_other_types_is_mended_by_the_statements_of_its_refusal(
             await migrate.up(empty)
         conn.execute(caught.value.fix.partition(", and run")[0].encode())
     assert await migrate.up(empty) == FILES
-
-
-async def test_the_totals_count_what_the_first_sweeps_do_with_the_credits(
-    empty: str, sqs_server: QueueServer, tmp_path: Path
-) -> None:
-    """And what a later one will fail unless somebody ends it."""
-    with psycopg.connect(empty, autocommit=True) as conn:
-        conn.execute(BASE + ROWS)
-        conn.execute("""
-            with old (status) as (values ('failed'), ('failed'), ('failed'), ('completed'), ('queued'), ('processing')),
-            numbered as (select gen_random_uuid() as id, gen_random_uuid() as reservation, status from old),
-            held as (
-              insert into credit_reservations (id, user_id, amount, status, created_at)
-              select reservation, 'ann', 3, 'held', now() from numbered)
-            insert into generation_sessions (id, user_id, status, reservation_id, created_at, completed_at)
-            select id, 'ann', status, reservation, now() - interval '9 days', now() - interval '9 days' from numbered""")
-    await migrate.up(empty)
-    async with Kit.open(sqs_server.settings(empty, home=tmp_path, queue="counted")) as kit:
-        rows = await outlook.totals(kit.settings)
-        assert [tuple(row[name] for name in ("action", "code", "sessions", "credits")) for row in rows] == [
-            ("capture", None, 1, 3), ("fail", "SweptTimeout", 1, 3), ("fail", "WorkerCrashed", 1, 3),
-            ("refund", None, 3, 9), ("wait", "SweptTimeout", 2, 4), ("wait", "WorkerCrashed", 2, 8),
-        ]  # fmt: skip
-        assert Counter((one.action, one.code, one.why) for one in await kit.sweep()) == {
-            (row["action"], row["code"], row["why"]): row["sessions"]
-            for row in rows
-            if row["action"] != "wait"
-        }
-        assert await kit.balance() == 7 + 3 + 3 + 9
-        assert [row["action"] for row in await outlook.totals(kit.settings)] == ["wait", "wait"]
-
-
-async def test_the_totals_and_a_dry_run_agree_about_every_kind(kit: Kit) -> None:
-    sessions = [await kit.enqueue() for _ in range(7)]
-    for session, change in zip(sessions, (
-        "enqueued_at = null, queued_at = now() - interval '2 minutes'",
-        "queued_at = now() - interval '25 hours'",
-        "status = 'failed', completed_at = now() - interval '2 minutes'",
-        "status = 'completed', completed_at = now()",
-        "status = 'processing', attempts = 1, lease_until = now() - interval '1 s'",
-        "status = 'processing', attempts = 3, lease_until = now() - interval '1 s'",
-        "status = 'processing', unknowns = 1, lease_until = now() - interval '1 s'",
-    ), strict=True):  # fmt: skip
-        await kit.plant(f"update generation_sessions set {change} where id = %(id)s", {"id": session.id})
-    await kit.plant("""
-        insert into credit_reservations (id, user_id, amount, status, created_at, session_id)
-        values (gen_random_uuid(), 'ann', 4, 'held', now() - interval '2 hours', gen_random_uuid())""")
-    found, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
-    rows = await outlook.totals(kit.settings)
-    assert Counter((one.action, one.code, one.why) for one in found) == {
-        (row["action"], row["code"], row["why"]): row["sessions"] for row in rows
-    }
-    assert {row["action"] for row in rows} == {"send", "fail", "copy", "capture", "requeue", "refund"}

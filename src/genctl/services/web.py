@@ -155,7 +155,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
             told |= {"code": error.code, "message": "somebody else is at the same data at the moment"}
         headers["Retry-After"] = "2"
     if isinstance(error, DataRefusedError):
-        log.warning("api.refused", error=error.message)
+        log.warning("api.refused", error=error.message, fix=error.fix)
         told = {"code": error.code, "message": "this cannot be stored", "fix": ""}
     return answer({"error": told}, status, headers)
 
