@@ -5,7 +5,7 @@ from typing import Any
 from genctl import gate
 from genctl.base.settings import Settings
 from genctl.edges.db import Database
-from genctl.sweep import GATE_REST_S, ORPHAN_AFTER_S, OWED_AFTER_S
+from genctl.nets import GATE_REST_S, ORPHAN_AFTER_S, OWED_AFTER_S
 from genctl.tools.found import Tools
 
 COLUMNS = ("action", "code", "sessions", "credits", "why")

@@ -60,6 +60,7 @@ ended as (
     dlq_sent_at = null, version = a.before + w.nth,
     -- where an adopted column refuses null, a null of JSON reads alike
     result = coalesce(w.result, case when s.result is not null then 'null'::jsonb end),
+    holds = case when m.id is null and r.user_id = w.user_id then nullif(r.status = 'held', false) end,  -- sweeps look
     first_failed_at = case w.status when 'failed' then coalesce(s.first_failed_at, now()) end,
     error_details = w.details || jsonb_build_object(
       'failedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
