@@ -8,6 +8,7 @@ from tests.adopted import BASE, ROWS
 from tests.kit import Kit, QueueServer
 
 from genctl.edges import migrate
+from genctl.nets import Swept
 from genctl.ops import outlook
 from genctl.sweep import sweep
 
@@ -33,13 +34,16 @@ async def test_the_totals_count_what_the_first_sweeps_do_with_the_credits(
             ("capture", None, 1, 3), ("fail", "SweptTimeout", 1, 3), ("fail", "WorkerCrashed", 1, 3),
             ("refund", None, 3, 9), ("wait", "SweptTimeout", 2, 4), ("wait", "WorkerCrashed", 2, 8),
         ]  # fmt: skip
-        assert Counter((one.action, one.code, one.why) for one in await kit.sweep()) == {
+        swept: list[Swept] = []
+        while any(row["action"] != "wait" for row in await outlook.totals(kit.settings)):
+            swept += await kit.sweep()  # nets that meet at one account pass over it
+        assert Counter((one.action, one.code, one.why) for one in swept) == {
             (row["action"], row["code"], row["why"]): row["sessions"]
             for row in rows
             if row["action"] != "wait"
         }
         assert await kit.balance() == 7 + 3 + 3 + 9
-        assert [row["action"] for row in await outlook.totals(kit.settings)] == ["wait", "wait"]
+        assert await kit.violations() == []
 
 
 async def test_the_totals_and_a_dry_run_agree_about_every_kind(kit: Kit) -> None:
