@@ -16,7 +16,7 @@ from tests.kit import Kit, QueueServer, until
 from tests.path.test_redrive import redriven
 
 from genctl.base import assets
-from genctl.domain import findings
+from genctl.domain import adoption, findings
 from genctl.domain.classify import ours
 from genctl.domain.details import build
 from genctl.domain.model import GenctlError, Session, Status
@@ -191,6 +191,11 @@ UNFIT = {
         create trigger balance_not_negative after update on credit_accounts for each row execute function f()""",
         "credit_accounts has a trigger balance_not_negative, and genctl makes its own",
         "alter trigger balance_not_negative on credit_accounts rename to product_balance_not_negative",
+    ),
+    "a column that a later file adds": (
+        "alter table generation_sessions add holds int",
+        "generation_sessions.holds is there already, where genctl needs its own",
+        "alter table generation_sessions rename holds to product_holds, in the product too",
     ),
     "keys that are not unique": (
         """alter table generation_sessions add idempotency_key text;
@@ -527,6 +532,16 @@ def test_one_that_is_killed_at_any_moment_is_finished_by_the_next(empty: str) ->
     with psycopg.connect(empty) as conn:
         opened = conn.execute("select user_id, sum(delta), count(*) from credit_ledger group by 1 order by 1")
         assert opened.fetchall() == [("ann", 7, 1), ("debt", -3, 1), ("rich", 9_000_000_000_000, 1)]
+
+
+def test_every_column_that_the_files_add_to_sessions_is_looked_for_before_the_first(dsn: str) -> None:
+    third = (assets.folder("migrations") / migrate.ADOPTING[-1]).read_text()
+    with psycopg.connect(dsn) as conn:
+        made = conn.execute("""
+            select attname from pg_attribute where attrelid = 'generation_sessions'::regclass
+              and col_description(attrelid, attnum) = 'made by genctl' and not attisdropped""").fetchall()
+    late = {name for (name,) in made if f"'{name}'" not in third}
+    assert late == {"error_details", *adoption.LATER}
 
 
 async def test_a_base_of_other_types_is_mended_by_the_statements_of_its_refusal(empty: str) -> None:

@@ -33,6 +33,7 @@ EMPTIED: Mapping[str, tuple[str, ...]] = {  # where a run begins, waits or ends
 OURS = (  # tables that a product may not have under these names
     *("credit_ledger", "session_events", "tool_gates", "spent_tickets", "refused_traits", "revoked_tokens"),
 )
+LATER = ("offered_at", "holds")  # columns of generation_sessions, made after the first three files
 ROWS = {
     "generation_sessions": "sessions",
     "credit_accounts": "accounts",
@@ -80,6 +81,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "other type": (
         "{tab}.{detail} is there already, of another type",
+        "alter table {tab} rename {detail} to product_{detail}, in the product too",
+    ),
+    "column taken": (
+        "{tab}.{detail} is there already, where genctl needs its own",
         "alter table {tab} rename {detail} to product_{detail}, in the product too",
     ),
     "repeated keys": (

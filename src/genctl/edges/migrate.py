@@ -98,7 +98,8 @@ async def _unfit(conn: Connection) -> list[Row]:
     text = "\n".join(path.read_text(encoding="utf-8") for path in files().values())
     async with conn.transaction():
         await run(conn, "try_base")
-        clashes = await run(conn, "clashes", indexes=_MADE.findall(text), triggers=_TRIGGER.findall(text))
+        names = {"indexes": _MADE.findall(text), "triggers": _TRIGGER.findall(text)}
+        clashes = await run(conn, "clashes", **names, later=[*adoption.LATER])
         return await run(conn, "base_findings", **base_asked()) + clashes
 
 

@@ -38,7 +38,7 @@ $$
 
 -- name: clashes
 -- Says what `try_base` has found, and which names of ours the product uses: `indexes` and `triggers` are what the files
--- make. The words are those of domain.adoption.
+-- make, `later` the columns that files after the first three add. The words are those of domain.adoption.
 select f.kind, f.tab, f.detail, quote_ident(current_user) as role
 from (
   select distinct 'check' as kind, r.tab, r.name as detail
@@ -49,6 +49,11 @@ from (
   select 'other type', 'generation_sessions', attname from pg_attribute
   where attrelid = to_regclass(format('%%I.generation_sessions', current_schema()))
     and attname = 'error_details' and not attisdropped and atttypid <> 'jsonb'::regtype
+  union all
+  select 'column taken', 'generation_sessions', a.attname from pg_attribute a
+  where a.attrelid = to_regclass(format('%%I.generation_sessions', current_schema()))
+    and a.attname = any(%(later)s) and not a.attisdropped
+    and col_description(a.attrelid, a.attnum) is distinct from 'made by genctl'
   union all
   select 'index taken', c.relname, i.indrelid::regclass::text
   from pg_class c join pg_index i on i.indexrelid = c.oid

@@ -25,7 +25,7 @@ with kinds as (
       (s.status = 'queued' and s.enqueued_at = '-infinity' or s.status = 'processing' and s.lease_until is null)
       and s.user_id is not null and not f.is_late and {ours})
   ) k(action, code, why, applies)
-  where k.applies
+  where k.applies and (s.status <> 'completed' or r.id is not null)  -- nearly all rows are out at once
   union all
   select 'refund', null, 'its session is gone and its reservation still held', r.amount
   from credit_reservations r
