@@ -6,6 +6,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
+from genctl.edges import migrate
 from genctl.edges.db import statements
 
 BASE = """
@@ -47,7 +48,8 @@ SYSTEM = {"tableoid", "xmin", "xmax", "cmin", "cmax", "ctid"}
 
 def names() -> list[str]:
     """Every word of our SQL: aliases, parts, columns, keywords; a new one is among them by itself."""
-    code = (COMMENT_LITERAL_PARAMETER.sub(" ", text) for text in statements().values())
+    functions = (path.read_text() for path in migrate.files().values())
+    code = (COMMENT_LITERAL_PARAMETER.sub(" ", text) for text in (*statements().values(), *functions))
     return sorted({word for text in code for word in re.findall(r"\b[a-z_]\w*", text)} - SYSTEM)
 
 

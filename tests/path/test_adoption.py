@@ -16,6 +16,7 @@ from tests.kit import Kit, QueueServer, until
 from tests.path.test_redrive import redriven
 
 from genctl.base import assets
+from genctl.credits import audit
 from genctl.domain import adoption, findings
 from genctl.domain.classify import ours
 from genctl.domain.details import build
@@ -236,7 +237,7 @@ async def test_what_genctl_cannot_live_with_is_named_and_nothing_is_changed(
     with pytest.raises(GenctlError) as caught:
         await migrate.up(dsn)
     assert (caught.value.exit_code, caught.value.message, caught.value.fix) == (
-        3, f"this is not the base that genctl adopts: {difference}", cure,
+        3, f"genctl cannot work in this database: {difference}", cure,
     )  # fmt: skip
     with psycopg.connect(empty) as conn:
         assert conn.execute("select to_regclass('genctl_migrations')").fetchone() == (None,)
@@ -257,8 +258,7 @@ async def test_a_role_from_whom_rows_are_hidden_is_refused_and_sees_no_part(
         with pytest.raises(GenctlError) as caught:
             await db.rows("credits_of", user="ann")
         with pytest.raises(GenctlError, match='row-level security policy for table "credit_accounts"'):
-            async with db.snapshot() as rows:
-                await rows("credits_of", user="ann")
+            await audit(db)
         found = findings.of_base(await db.rows("base_findings", **migrate.base_asked()))
     assert 'row-level security policy for table "credit_accounts"' in caught.value.message
     assert caught.value.fix == "alter role R bypassrls, or make it a member of the table's owner"
@@ -273,7 +273,7 @@ async def test_a_base_in_a_later_schema_of_the_search_path_is_not_made_a_second_
         with pytest.raises(GenctlError) as caught:
             await migrate.up(make_conninfo(empty, options="-csearch_path=first,public"))
         assert caught.value.message.startswith(
-            "this is not the base that genctl adopts: credit_accounts is in the schema public, and genctl works in the"
+            "genctl cannot work in this database: credit_accounts is in the schema public, and genctl works in the"
             " first schema of the search path; "
         )
         assert (
@@ -311,7 +311,7 @@ async def test_odd_names_and_triggers_that_only_note_are_adopted_and_the_trigger
     assert await migrate.up(dsn, said.append) == FILES
     (line,) = said
     assert line == (
-        'generation_sessions has the trigger "Touch", which runs before each row: it must not leave a row out:'
+        'generation_sessions has the trigger "Touch", which runs before each row: it must not leave a row out;'
         " see that its function never returns null, nor changes a column of genctl's"
     )
     async with Kit.open(sqs_server.settings(dsn, home=tmp_path, queue="odd")) as kit:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import genctl
+from genctl.domain.adoption import FILLED
 from genctl.edges.db import statements
 
 SOURCE = Path(genctl.__file__).parent
@@ -48,3 +49,10 @@ def test_no_string_outside_the_sql_files_is_a_statement() -> None:
 def test_every_statement_is_used() -> None:
     used = {text for path in SOURCE.rglob("*.py") for text in strings(path)}
     assert sorted(statements().keys() - used) == []
+
+
+def test_what_genctl_fills_in_an_adopted_table_is_what_its_statements_insert() -> None:
+    insert = re.compile(rf"insert into ({'|'.join(FILLED)})(?: as \w+)?\s*\(([\w, ]+)\)")
+    found = [match for text in statements().values() for match in insert.findall(text)]
+    assert {tab for tab, _ in found} == FILLED.keys()
+    assert [tab for tab, names in found if {*names.split(", ")} != {*FILLED[tab]}] == []

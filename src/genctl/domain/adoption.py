@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genctl.domain.model import GenctlError, StoredSession
+from genctl.domain.rights import RIGHTS
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {  # that genctl reads and writes
     "generation_sessions": StoredSession.__struct_fields__,
@@ -30,15 +31,16 @@ EMPTIED: Mapping[str, tuple[str, ...]] = {  # where a run begins, waits or ends
     "credit_accounts": (),
     "credit_reservations": ("released_at", "captured_at"),
 }
-OURS = (  # tables that a product may not have under these names
-    *("credit_ledger", "session_events", "tool_gates", "spent_tickets", "refused_traits", "revoked_tokens"),
-)
 LATER = ("offered_at", "holds")  # columns of generation_sessions, made after the first three files
 ROWS = {
     "generation_sessions": "sessions",
     "credit_accounts": "accounts",
     "credit_reservations": "reservations",
 }
+
+OURS = sorted(  # a product may have no table of these names
+    {tab for tables in RIGHTS.values() for tab in tables} - ROWS.keys() - {"genctl_migrations"}
+)
 
 # What the statement `base_findings` finds, in words, and the cure.
 WORDS: Mapping[str, tuple[str, str]] = {
@@ -109,9 +111,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
 }
 ASKED: Mapping[str, Any] = {"columns": COLUMNS, "filled": FILLED, "emptied": EMPTIED, "ours": OURS}
-ADOPTING = {"elsewhere", "no create", "other owner", "name taken"}  # is no matter once genctl is there
-LIMITS = {"not null", "trigger"}  # genctl is there, and cannot do everything
-CURES = {tab: f"let the product make the {rows}, or give the column a default" for tab, rows in ROWS.items()}
+BEFOREHAND = {"elsewhere", "no create", "other owner", "name taken"}  # matter before the adoption only
+LIMITS = {"not null", "trigger"}  # genctl adopts, and cannot do everything
 ROWS_SEEN = WORDS["hidden rows"][1].replace("{role}", "R")
 _TYPE = re.compile(r"(\w+)\.(\w+) is [^;]+?, not (\w+)")
 
@@ -132,16 +133,22 @@ def told(row: Mapping[str, str]) -> tuple[str, str]:
 
 
 def refuse(rows: Sequence[Mapping[str, str]]) -> None:
-    """Raise GenctlError (exit 3), which names every difference, if a base is not to be adopted."""
+    """Raise GenctlError (exit 3), which names every reason, if genctl cannot work with these tables."""
     if differences := [told(row) for row in rows if row["kind"] not in LIMITS]:
         said, cures = zip(*differences, strict=True)
         raise GenctlError(
-            "OtherBase",
-            f"this is not the base that genctl adopts: {'; '.join(dict.fromkeys(said))}",
+            "UnfitBase",
+            f"genctl cannot work in this database: {'; '.join(dict.fromkeys(said))}",
             "; ".join(dict.fromkeys(cures)),
         )
 
 
+def cure(tab: str, *, column: bool) -> str:
+    """Say who can make a row of an adopted table that the database has refused: a `column` is missing."""
+    rows = ROWS.get(tab)
+    return f"let the product make the {rows}{', or give the column a default' * column}" if rows else ""
+
+
 def limits(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Say what genctl cannot do in an adopted base, and what does."""
-    return [": ".join(told(row)) for row in rows if row["kind"] in LIMITS]
+    return ["; ".join(told(row)) for row in rows if row["kind"] in LIMITS]

@@ -81,7 +81,7 @@ def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
     return [
         Finding("tables", WARNING if row["kind"] in adoption.LIMITS else ERROR, *adoption.told(row))
         for row in rows
-        if row["kind"] not in adoption.ADOPTING
+        if row["kind"] not in adoption.BEFOREHAND
     ]
 
 
@@ -187,10 +187,7 @@ def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
-    """Judge the answer to a request that asks for nothing: all but 401 and 403 have accepted the key.
-
-    `base` and `key` are the environment variables that name address and key.
-    """
+    """Judge a request that asks for nothing; `base` and `key` name the variables of address and key."""
     match answer:
         case NoAnswer(code, why):
             text = f"no answer from {base_url}: {code}: {why}"
@@ -199,9 +196,7 @@ def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -
             text = f"{base_url} refuses the key ({status})"
             return [Finding("provider", ERROR, text, f"set {key} to a key of that provider")]
         case Answer(404):
-            text = (
-                f"{base_url} answers 404 to the key check: path or endpoint is wrong, or a proxy stands there"
-            )
+            text = f"{base_url} answers 404 to the key check: a wrong path or endpoint, or a proxy there"
             return [Finding("provider", WARNING, text, f"set {base} to the provider's address and path")]
         case Answer(status) if status >= 500 or status < 400:
             text = f"{base_url} answers {status} to a request without a model"

@@ -41,9 +41,24 @@ def rough(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Guess which of these a wrong name meant, in whatever case."""
+    names = {one.lower(): one for one in known}
+    close = get_close_matches(name.lower(), names, 1)
+    return names[close[0]] if close else None
+
+
 def meant(name: str, known: Iterable[str]) -> str:
     """Guess which of these a wrong name meant, as the end of a sentence."""
-    return "".join(f": did you mean {close}?" for close in get_close_matches(name, [*known], 1))
+    close = closest(name, known)
+    return f": did you mean {close}?" if close else ""
+
+
+# What people call a value of JSON that is no object.
+KINDS: dict[type, str] = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number",
+    str: "a text", list: "a list",
+}  # fmt: skip
 
 
 def is_breaker(who: str | None) -> bool:

@@ -8,7 +8,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 from genctl.base.dsn import place
-from genctl.domain.adoption import CURES, ROWS_SEEN
+from genctl.domain.adoption import ROWS_SEEN, cure
 from genctl.domain.model import GenctlError
 
 
@@ -103,7 +103,7 @@ def _row_refused(error: Exception, _: str) -> DataRefusedError:
     said = _refusal(error)
     if column:
         said = f"{table}.{column} must not be null, and genctl has no value for it"
-    return DataRefusedError(said, CURES.get(table, ""))
+    return DataRefusedError(said, cure(table, column=bool(column)))
 
 
 Tell = Callable[[Exception, str], GenctlError]

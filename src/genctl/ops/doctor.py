@@ -38,10 +38,7 @@ LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
 async def examine(settings: Settings, advance: Advance) -> list[Finding]:
-    """Return all findings, in the order of CHECKS. Raises nothing.
-
-    It drops repeated findings: several checks find that a database is away.
-    """
+    """Return all findings in the order of CHECKS, each once: several find that a database is away."""
 
     async def checked(name: str) -> list[Finding]:
         answer = await answered(name, CHECKS[name](settings), WITHIN_S)
@@ -95,18 +92,13 @@ async def _versions(_: Settings) -> list[Finding]:
 
 async def _settings(settings: Settings) -> list[Finding]:
     where = f"the embedded stack in {settings.home}" if settings.embedded else "real services"
-    level, text, fix = findings.OK, f"complete, for {where}", ""
-    if not settings.secret:
-        level = findings.WARNING
-        if settings.embedded:
-            text = f"the embedded stack is not running (nothing in {settings.home})"
-            fix = "genctl up, or set DATABASE_URL"
-        else:
-            text = (
-                "GENCTL_SECRET is not set: genctl cannot serve an API, issue a token or check a stream here"
-            )
-            fix = "set it to at least 32 random bytes"
-    return [Finding("settings", level, text, fix)]
+    if settings.secret:
+        return [Finding("settings", findings.OK, f"complete, for {where}")]
+    if settings.embedded:
+        text = f"the embedded stack is not running (nothing in {settings.home})"
+        return [Finding("settings", findings.WARNING, text, "genctl up, or set DATABASE_URL")]
+    text = "GENCTL_SECRET is not set: genctl can serve no API, issue no token and check no stream here"
+    return [Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")]
 
 
 async def _database(settings: Settings) -> list[Finding]:
@@ -143,15 +135,15 @@ async def _refused(db: Database) -> tuple[list[Kept], Notifying]:
 
 
 async def _migrations(settings: Settings) -> list[Finding]:
-    return findings.of_migrations(
-        {one.name: one.state for one in await migrate.status(settings.direct_dsn())}
-    )
+    known = await migrate.status(settings.direct_dsn())
+    return findings.of_migrations({one.name: one.state for one in known})
 
 
 async def _listen(settings: Settings) -> list[Finding]:
-    direct = settings.listen_dsn()
-    heard = direct and await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
-    return findings.of_listen(heard=None if direct is None else bool(heard))
+    if (direct := settings.listen_dsn()) is None:
+        return findings.of_listen(heard=None)
+    heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
+    return findings.of_listen(heard=heard)
 
 
 async def _queues(settings: Settings) -> list[Finding]:

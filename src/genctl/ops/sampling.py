@@ -69,7 +69,8 @@ class Survey:
         """
         while self._idle < IDLE_RECEIVES:
             messages = await self._received(limit, wait_s if self._idle else 0)
-            new = [m for m in messages if m.message_id not in self._hidden and self._is_meant(m)]
+            meant = [m for m in messages if self.until is None or m.sent_at <= self.until]
+            new = [message for message in meant if message.message_id not in self._hidden]
             again = self._are_back(messages)
             self._keep(messages)
             self._idle = 0 if new or again else self._idle + 1
@@ -106,9 +107,6 @@ class Survey:
     def _keep(self, messages: Iterable[Message]) -> None:
         until = time.monotonic() + LOOK_S
         self._hidden |= {m.message_id: (m.receipt, until) for m in messages}
-
-    def _is_meant(self, message: Message) -> bool:
-        return self.until is None or message.sent_at <= self.until
 
     def forget(self, messages: Iterable[Message]) -> None:
         """Forget messages that somebody has deleted."""

@@ -38,8 +38,8 @@ traced as (
 )
 insert into generation_sessions as s
   (id, user_id, client_key, model, prompt, params, status, reservation_id, created_at, queued_at, idempotency_key)
-select m.session_id, m.user_id, m.client_key, m.model, m.prompt, coalesce(m.params, '{}'), 'queued', m.reservation_id, now(), now(),
-  m.idempotency_key
+select m.session_id, m.user_id, m.client_key, m.model, m.prompt, coalesce(m.params, '{}'), 'queued', m.reservation_id,
+  now(), now(), m.idempotency_key
 from made m
 returning {session s}, now() as read_at
 

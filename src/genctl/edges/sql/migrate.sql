@@ -48,7 +48,6 @@ where not i.indisvalid and c.relnamespace = quote_ident(current_schema())::regna
 -- a file waits for three tables at most, so it delays readers by less than a second in all.
 select set_config('lock_timeout', '300ms', true), set_config('row_security', 'off', true)
 
-
 -- name: base_findings
 -- Finds what keeps genctl out of the three tables that a product may have made, and what limits it there; the words
 -- are those of domain.adoption. Names come as SQL would write them.

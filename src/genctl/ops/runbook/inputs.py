@@ -68,9 +68,8 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
         return value
     if name not in saved:
         known = [*runbook.variables, *sorted(saved)]
-        raise _usage(
-            f"no variable {name!r}{meant(name, known)}", f"its variables are {', '.join(known) or 'none'}"
-        )
+        fix = f"its variables are {', '.join(known) or 'none'}"
+        raise _usage(f"no variable {name!r}{meant(name, known)}", fix)
     try:
         return read_json(text)
     except TooDeepError as error:
