@@ -427,17 +427,14 @@ MUTANTS = (
     Mutant("tool: its message is left for others", "domain/decide.py", None,
            "if not ours and not _is_over(job, row):", "if False:",
            "rolling::test_a_message_of_another_tool_without_a_row_is_never_copied"),
-    Mutant("tool: its owed messages are sent by its own", "edges/sql/sweep.sql", "take_jobs",
+    Mutant("tool: its owed messages are sent by its own", "edges/sql/sweep.sql", "owed_jobs",
            "and s.model like any(%(models)s)", "and %(models)s::text[] is not null",
            "rolling::test_a_sweeper_touches_nothing_of_another_tool_but_its_credits"),
-    *(
-        Mutant(f"sweepers share: by {name}", NET, name,
-               " and {unoffered}", "",
-               "nets::test_sweepers_share_what_is_owed_and_send_nothing_twice")
-        for name in ("take_jobs", "take_copies")
-    ),
+    Mutant("sweepers share: none takes what another has taken", NET, "take",
+           " and {unoffered}", "",
+           "nets::test_sweepers_share_what_is_owed_and_send_nothing_twice"),
     Mutant("sweepers share: what was not sent is put back", "nets.py", None,
-           '            await self._db.rows("put_back", ids=[*ids], offered_at=rows[0]["read_at"])\n', "",
+           '            await self._db.rows("put_back", ids=[*taken], offered=[*{*taken.values()}])\n', "",
            "nets::test_what_could_not_be_sent_is_any_sweepers_at_once"),
     Mutant("sweep: what failed with its credits held is marked", SETTLE, "settle",
            "nullif(r.status = 'held', false)", "null",

@@ -7,7 +7,8 @@ sweepers: the row gates every step, as it gates theirs, and a sweeper takes the 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -33,6 +34,7 @@ OFFERED_S = 120  # longer than SQS may take for a batch; then others send what a
 GATE_REST_S = 3600  # after a pause the backlog has so long before the queued time-out counts again
 BATCH = 100
 AMONG = 10_000  # rows of which a batch is picked by chance
+AMONG_OWED = 1_000  # of these, where there may be many batches
 BLOCKS = 128  # of the reservations' table, through which the patrol goes at a time: some 10,000 rows
 MOST_COUNTED = 10_000  # rows of a pile
 PRUNED = 10_000  # rows of the trace at a time
@@ -70,9 +72,12 @@ class Swept(msgspec.Struct, frozen=True):
 class Cast:
     """Follow one cast of a net: what it did, what failed, and what it leaves alone from now on."""
 
-    def __init__(self, *, dry_run: bool) -> None:
-        """Begin; with `dry_run` it only says what it would do, of one batch."""
+    def __init__(self, *, dry_run: bool = False, keeps: bool = True) -> None:
+        """Begin. With `dry_run` it only says what it would do, of one batch. Unless it `keeps` what it did,
+        it only logs it.
+        """
         self.dry_run = dry_run
+        self._keeps = keeps
         self.done: list[Swept] = []
         self.failed: list[GenctlError] = []
         self.tried: set[UUID] = set()  # sessions
@@ -86,7 +91,8 @@ class Cast:
 
     def did(self, swept: Swept) -> None:
         """Note what it did, or would do."""
-        self.done.append(swept)
+        if self._keeps:
+            self.done.append(swept)
         if not self.dry_run:
             log.info("sweep.done", **_about(swept), why=swept.why)
 
@@ -138,9 +144,7 @@ class Nets:
         self._next_block = random.getrandbits(31)  # of the patrol: workers begin at different ones
         ours: dict[str, Any] = {"models": pipeline.tool.like, "others": pipeline.others}
         self._late = ours | {"queued_timeout_s": settings.queued_timeout_s, "among": AMONG}
-        owed: dict[str, Any] = {"age_s": OWED_AFTER_S, "offered_s": OFFERED_S, "limit": BATCH}
-        self._owed_jobs = owed | {"models": pipeline.tool.like}
-        self._owed_copies = owed | ours
+        self._owed = ours | {"age_s": OWED_AFTER_S, "offered_s": OFFERED_S, "among": AMONG_OWED}
 
     # --- nets of the database
 
@@ -278,60 +282,77 @@ class Nets:
 
     async def jobs(self, cast: Cast) -> bool:
         """Send job messages that are not proven sent."""
-        rows = await self._db.rows("owed_jobs" if cast.dry_run else "take_jobs", **self._owed_jobs)
-        found = [Swept("send", s, "its job message is not proven sent") for s in readable(rows)]
-        pipeline, unsent = self._pipeline, dict[UUID, GenctlError]()
-        if found and not cast.dry_run:
-            sessions = [swept.session for swept in found if isinstance(swept.session, Session)]
+        found, full = await self._find(cast, "owed_jobs", **self._owed)
+
+        async def sent(sessions: list[Session]) -> dict[UUID, GenctlError]:
+            pipeline = self._pipeline
             whys = await send_jobs(sessions, db=self._db, queue=pipeline.queue, tool=pipeline.tool.name)
-            unsent = {
+            return {
                 id_: GenctlError("QueueUnreachable", f"owed jobs were not sent: {why}", "genctl doctor")
                 for id_, why in whys.items()
             }
-        return await self._sent(cast, rows, found, unsent)
+
+        owed = {session.id: Swept("send", session, "its job message is not proven sent") for session in found}
+        return await self._send(cast, owed, sent) and full
 
     async def copies(self, cast: Cast) -> bool:
         """Send DLQ copies that are not proven sent, also those of the runs that we have failed."""
-        ended = [] if cast.dry_run else [*self._ended]
-        name, more = ("owed_copies", {}) if cast.dry_run else ("take_copies", {"ended": ended})
-        rows = await self._db.rows(name, **self._owed_copies, **more)
-        self._ended -= {row["id"] for row in rows} if len(rows) == BATCH else {*ended}
-        found = [Swept("copy", s, "its DLQ copy is not proven sent") for s in readable(rows)]
+        ended = self._ended.copy()
+        found, full = await self._find(cast, "owed_copies", **self._owed, ended=[*ended])
+        self._ended -= {session.id for session in found} if full else ended
         unsent = dict[UUID, GenctlError]()
 
-        async def copy(swept: Swept) -> None:
-            assert isinstance(swept.session, Session)  # noqa: S101 - its row was read
-            row = swept.session
+        async def copy(row: Session) -> None:
             try:
                 body = decide.job_body(row, self._pipeline.tool.name)
                 await self._pipeline.copy(row, body=body, code=decide.error_code(row))
             except GenctlError as error:
                 unsent[row.id] = error
 
-        if not cast.dry_run:
-            await all_of(map(copy, found))
-        return await self._sent(cast, rows, found, unsent, untold=ended)
+        async def sent(sessions: list[Session]) -> dict[UUID, GenctlError]:
+            await all_of(map(copy, sessions))
+            return unsent
 
-    async def _sent(
+        owed = {session.id: Swept("copy", session, "its DLQ copy is not proven sent") for session in found}
+        return await self._send(cast, owed, sent, untold=ended) and full
+
+    async def _send(
         self,
         cast: Cast,
-        rows: Sequence[Row],
-        found: Sequence[Swept],
-        unsent: Mapping[UUID, GenctlError],
+        owed: Mapping[UUID, Swept],
+        send: Callable[[list[Session]], Awaitable[Mapping[UUID, GenctlError]]],
         *,
-        untold: Sequence[UUID] = (),
+        untold: Collection[UUID] = (),
     ) -> bool:
-        """Report what was sent, but for the `untold`; if nothing was, leave all to a later pass."""
-        ids = {swept.session.id: swept for swept in found if swept.session}
-        for id_, swept in ids.items():
-            if id_ not in unsent and id_ not in untold:
+        """Take what no other sweeper has taken, and send it; `send` returns what it could not send, and why.
+
+        Reports what was sent, but for the `untold`. Puts all back and returns False if nothing was.
+        """
+        sessions = [swept.session for swept in owed.values() if isinstance(swept.session, Session)]
+        if cast.dry_run or not sessions:
+            for swept in owed.values():
                 cast.did(swept)
-        for error in {error.message: error for error in unsent.values()}.values():
+            return True
+        fates = dict(zip(owed, await apart(self._take)(sessions), strict=True))
+        taken = {id_: fate for id_, fate in fates.items() if isinstance(fate, datetime)}
+        unsent = await send([session for session in sessions if session.id in taken]) if taken else {}
+        refused = [fate for fate in fates.values() if isinstance(fate, GenctlError)]
+        for error in {error.message: error for error in (*refused, *unsent.values())}.values():
             cast.failed_at(error)
-        if found and len(unsent) == len(found):
-            await self._db.rows("put_back", ids=[*ids], offered_at=rows[0]["read_at"])
+        for id_ in taken:
+            if id_ not in unsent and id_ not in untold:
+                cast.did(owed[id_])
+        if unsent and len(unsent) == len(taken):
+            await self._db.rows("put_back", ids=[*taken], offered=[*{*taken.values()}])
             return False
-        return len(rows) == BATCH
+        return True
+
+    async def _take(self, sessions: list[Session]) -> list[datetime | Exception | None]:
+        """Take these, and return when; None: another sweeper has it, or it owes nothing any more."""
+        items = [{"session_id": session.id, "run": session.run} for session in sessions]
+        rows = await self._db.rows("take", items=as_json(items), offered_s=OFFERED_S)
+        taken = {row["id"]: row["offered_at"] for row in rows}
+        return [taken.get(session.id) for session in sessions]
 
 
 def asked_of_piles(models: Sequence[str], *, queued_timeout_s: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import NamedTuple
+from uuid import UUID
 
 import structlog
 
@@ -18,7 +19,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import send_jobs
-from genctl.nets import BATCH, OFFERED_S, Cast, Nets, Swept, readable
+from genctl.nets import BATCH, Cast, Nets, Swept, readable
 from genctl.pipeline import Pipeline
 from genctl.tools.found import Tools
 
@@ -63,8 +64,8 @@ class Sweeper:
         """Cast every net: first those of the database, as the queue's may wait long for SQS."""
         nets = self._nets
         of_database = (nets.leases, nets.overdue, nets.refunds, nets.captures, nets.whole_patrol, nets.trace)
-        casts = await all_of(self._cast(net, dry_run=dry_run) for net in of_database)
-        casts += await all_of(self._cast(net, dry_run=dry_run) for net in (nets.jobs, nets.copies))
+        casts = await all_of(self._cast(net, Cast(dry_run=dry_run)) for net in of_database)
+        casts += await all_of(self._cast(net, Cast(dry_run=dry_run)) for net in (nets.jobs, nets.copies))
         return SweepPass(
             [swept for cast in casts for swept in cast.done],
             [error for cast in casts for error in cast.failed],
@@ -81,19 +82,19 @@ class Sweeper:
     async def _keep_casting(self, net: Net, every_s: float) -> None:
         while True:
             try:
-                await self._cast(net)
+                await self._cast(net, Cast(keeps=False))
             except Exception:  # a bug on one odd row must not end the worker beside it
                 log.exception("sweeper.bug")
             await asyncio.sleep(every_s)
 
-    async def _cast(self, net: Net, *, dry_run: bool = False) -> Cast:
+    async def _cast(self, net: Net, cast: Cast) -> Cast:
         """Carry out batches until one is not full, or the time is over."""
-        cast, more = Cast(dry_run=dry_run), True
+        more = True
         asks_sqs = net in {self._nets.jobs, self._nets.copies}
         try:
             while more and not cast.is_over:
                 async with nullcontext() if asks_sqs else self._hands:
-                    more = await net(cast) and not dry_run
+                    more = await net(cast) and not cast.dry_run
         except GenctlError as error:
             cast.failed_at(error)
         return cast
@@ -119,8 +120,10 @@ async def resend_all(settings: Settings) -> int:
         for tool in tools:
             queue = await sqs.queue(settings.queue_of(tool.name))
             await db.rows("owe_queued", models=tool.like)
-            owed = {"models": tool.like, "age_s": 0, "offered_s": OFFERED_S, "limit": BATCH}
-            while jobs := readable(await db.rows("take_jobs", **owed)):
+            owed = {"models": tool.like, "age_s": 0, "offered_s": 0, "limit": BATCH, "among": BATCH}
+            tried: list[UUID] = []
+            while jobs := readable(await db.rows("owed_jobs", **owed, tried=tried)):
+                tried += [job.id for job in jobs]
                 if unsent := await send_jobs(jobs, db=db, queue=queue, tool=tool.name):
                     why = f"owed jobs were not sent: {next(iter(unsent.values()))}"
                     raise GenctlError("QueueUnreachable", why, "run `genctl sweep`")

@@ -12,7 +12,7 @@ import pytest
 from tests.kit import Kit, locked, until
 
 from genctl.domain.model import GenctlError, Status
-from genctl.edges.db import statements
+from genctl.edges.db import as_json, statements
 from genctl.edges.sqs import EntryResult, Outgoing
 from genctl.nets import AMONG, BATCH, BLOCKS, MOST_COUNTED, OFFERED_S
 from genctl.pipeline import Pipeline
@@ -79,6 +79,19 @@ async def test_a_net_that_fails_stops_no_other(kit: Kit) -> None:
     done, failed = await sweep(kit.pipeline, kit.settings)
     assert Counter(swept.action for swept in done) == {"send": 2, "refund": 1}
     assert ["tool_gates" in error.message for error in failed] == [True]
+
+
+async def test_a_row_that_the_database_refuses_blocks_no_message_of_others(kit: Kit) -> None:
+    await kit.query(OWED, TOOL.default_model, 20)
+    await kit.query(COPIES, TOOL.default_model, 20)
+    await kit.query("update generation_sessions set user_id = 'refused' where user_id = 'user-1'")
+    await kit.query("""
+        create trigger refused before update on generation_sessions for each row when (new.user_id = 'refused')
+        execute function genctl_refuse('not now')""")
+    (refused,) = await kit.query("select count(*) as rows from generation_sessions where user_id = 'refused'")
+    done, failed = await sweep(kit.pipeline, kit.settings)
+    assert (len(done), len(failed)) == (40 - refused["rows"], 2)
+    assert (await depth(kit.pipeline.queue), await depth(kit.pipeline.dlq)) == (17, 17)
 
 
 async def test_a_queue_that_is_silent_keeps_no_refund_and_no_copy_waiting(kit: Kit) -> None:
@@ -224,10 +237,10 @@ insert into credit_reservations (id, user_id, amount, status, session_id, create
 select reservation_id, user_id, 4, 'held', id, now() - interval '2 h' from made"""
 ASKED = {
     "models": TOOL.like, "others": [], "age_s": 60, "offered_s": OFFERED_S, "limit": BATCH, "among": AMONG, "tried": [],
-    "ended": [], "queued_timeout_s": 86_400, "most": MOST_COUNTED, "first": "(0,0)", "end": f"({BLOCKS},0)",
+    "items": as_json([]), "ended": [], "queued_timeout_s": 86_400, "most": MOST_COUNTED, "first": "(0,0)", "end": f"({BLOCKS},0)",
 }  # fmt: skip
 NAMES = (
-    "owed_jobs", "take_jobs", "owed_copies", "take_copies", "dead_leases", "overdue", "clear_holds", "refunds_owed",
+    "owed_jobs", "owed_copies", "take", "dead_leases", "overdue", "clear_holds", "refunds_owed",
     "captures_owed", "unmarked_holders", "orphans", "piles", "unserved",
 )  # fmt: skip
 BOUNDED = {"unmarked_holders", "orphans", "piles", "unserved"}  # cost what they look at, which is bounded

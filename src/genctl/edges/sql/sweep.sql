@@ -2,56 +2,52 @@
 -- rows without a user, for whom we can do nothing. Sessions that need a queue or a gate are those of one tool, by its
 -- `models`; any sweeper takes an adopted row (never queued here, or without a model) unless its model is one of `others`.
 --
--- Sweepers share the owed messages: one takes a batch (`offered_at`), and the others pass over it until it is sent and
--- marked, or for `offered_s` if its sweeper is killed. The other lists leave out what this pass has `tried`, and pick by
--- chance among the first: rows that the database refuses again and again do not block the others, and two sweepers
--- rarely meet.
+-- The lists leave out what this pass has `tried`, and pick by chance among the first: rows that the database refuses
+-- again and again do not block the others, and two sweepers rarely meet. What a sweeper sends it takes (`offered_at`); the
+-- others pass over that until it is sent and marked, or for `offered_s` if its sweeper is killed.
 
 -- name: owed_jobs
 -- Lists queued runs whose job message has no mark, and that nobody is sending.
-select {session s}, now() as read_at from generation_sessions s
-where {job_owed} and s.model like any(%(models)s)
-  and {waits_since} < now() - make_interval(secs => %(age_s)s) and {unoffered}
-order by {waits_since} limit %(limit)s
-
--- name: take_jobs
--- Takes them, to send their messages. A row without any time waits from now on.
-with owed as (
-  select s.id from generation_sessions s
+select {session s}, now() as read_at from (
+  select {session s} from generation_sessions s
   where {job_owed} and s.model like any(%(models)s)
-    and {waits_since} < now() - make_interval(secs => %(age_s)s) and {unoffered}
-  order by {waits_since} limit %(limit)s
+    and {waits_since} < now() - make_interval(secs => %(age_s)s) and {unoffered} and s.id <> all(%(tried)s)
+  order by {waits_since} limit %(among)s
+) s
+order by random() limit %(limit)s
+
+-- name: owed_copies
+-- Lists failed runs whose DLQ copy has no mark, and that nobody is sending; also those of `ended`, which this sweeper has
+-- just failed itself.
+select {session s}, now() as read_at from (
+  select {session s} from generation_sessions s
+  where {copy_owed} and {ours} and {unoffered} and s.id <> all(%(tried)s)
+    and ({ended_since} < now() - make_interval(secs => %(age_s)s) or s.id = any(%(ended)s))
+  order by {ended_since} limit %(among)s
+) s
+order by random() limit %(limit)s
+
+-- name: take
+-- Takes runs that owe a message still, to send it. A queued one without any time waits from now on.
+with free as (
+  select s.id from generation_sessions s
+  join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int) on s.id = i.session_id and s.run = i.run
+  where ({job_owed} or {copy_owed}) and {unoffered}
+  order by s.id
   for update of s skip locked
 )
 update generation_sessions s
-set offered_at = now(), queued_at = case when s.created_at is null then coalesce(s.queued_at, now()) else s.queued_at end
-from owed o where s.id = o.id
-returning {session s}, now() as read_at
-
--- name: owed_copies
--- Lists failed runs whose DLQ copy has no mark, and that nobody is sending.
-select {session s}, now() as read_at from generation_sessions s
-where {copy_owed} and {ours} and {ended_since} < now() - make_interval(secs => %(age_s)s) and {unoffered}
-order by {ended_since} limit %(limit)s
-
--- name: take_copies
--- Takes them, to send the copies; also those of `ended`, which this sweeper has just failed itself.
-with owed as (
-  select s.id from generation_sessions s
-  where {copy_owed} and {ours} and {unoffered}
-    and ({ended_since} < now() - make_interval(secs => %(age_s)s) or s.id = any(%(ended)s))
-  order by {ended_since} limit %(limit)s
-  for update of s skip locked
-)
-update generation_sessions s set offered_at = now() from owed o where s.id = o.id
-returning {session s}, now() as read_at
+set offered_at = now(),
+  queued_at = case when s.status = 'queued' and s.created_at is null then coalesce(s.queued_at, now()) else s.queued_at end
+from free f where s.id = f.id
+returning s.id, s.offered_at
 
 -- name: put_back
 -- Lets others take what could not be sent, unless somebody has taken it again.
 update generation_sessions s set offered_at = null
 where s.id in (
-  select o.id from generation_sessions o where o.id = any(%(ids)s) and o.offered_at = %(offered_at)s
-  order by o.id for update of o skip locked)
+  select s.id from generation_sessions s where s.id = any(%(ids)s) and s.offered_at = any(%(offered)s)
+  order by s.id for update of s skip locked)
 
 -- name: dead_leases
 -- Lists runs whose worker fell silent.
@@ -97,10 +93,10 @@ order by random() limit %(limit)s
 -- Takes the mark from ended sessions whose reservation somebody has moved meanwhile.
 update generation_sessions s set holds = null
 where s.id in (
-  select h.id from generation_sessions h
-  where h.holds and h.status in ('failed', 'completed') and not exists (
-    select from credit_reservations r where r.id = h.reservation_id and r.user_id = h.user_id and r.status = 'held')
-  order by h.id for update of h skip locked)
+  select s.id from generation_sessions s
+  where s.holds and s.status in ('failed', 'completed') and not exists (
+    select from credit_reservations r where r.id = s.reservation_id and r.user_id = s.user_id and r.status = 'held')
+  order by s.id for update of s skip locked)
 
 -- name: refunds_owed
 -- Lists failed sessions that still hold their reservation.
@@ -136,8 +132,8 @@ where r.ctid >= %(first)s::tid and r.ctid < %(end)s::tid and r.status = 'held'
 -- Marks them, so that all sweepers find them from now on.
 update generation_sessions s set holds = true
 where s.id in (
-  select h.id from generation_sessions h where h.id = any(%(ids)s) and h.status in ('failed', 'completed')
-  order by h.id for update of h skip locked)
+  select s.id from generation_sessions s where s.id = any(%(ids)s) and s.status in ('failed', 'completed')
+  order by s.id for update of s skip locked)
 
 -- name: orphans
 -- Lists held reservations, in these blocks, whose session is gone; only ours, as an adopted database may hold one
