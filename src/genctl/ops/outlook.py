@@ -28,4 +28,4 @@ async def totals(settings: Settings) -> list[dict[str, Any]]:
             "has_rested": open_for_s >= GATE_REST_S,
         }
         async with db.snapshot() as rows:  # without the time-out of a transaction: it reads all sessions
-            return await rows("sweep_totals", **facts)
+            return [row async for row in rows("sweep_totals", **facts)]
