@@ -121,11 +121,13 @@ async def _database(settings: Settings) -> list[Finding]:
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
+        table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
         kept, notifying = await _refused(db)
     facts = server | {"notify_pid": notifying.idle_pid}
     return [
         *findings.of_server(facts, "/".join(dsn.place(settings.dsn())), clocks_s),
         *findings.of_rights(missing),
+        *findings.of_settings(table["settings"]),
         *findings.of_refused(kept, notifying),
     ]
 
