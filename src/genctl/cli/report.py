@@ -4,6 +4,7 @@ from datetime import datetime
 
 import click
 
+from genctl.cli import terminal
 from genctl.cli.command import WHEN, Command
 from genctl.cli.output import Output
 
@@ -25,7 +26,8 @@ def report(out: Output, *, since: datetime, until: datetime | None) -> None:
 
     if until and until < since:
         raise click.UsageError("--until is before --since")
-    from genctl.ops.report import report as made
+    from genctl.ops import report as ops
 
-    found = out.ask(lambda db: made(db, since, until or datetime.now(UTC)))
+    with terminal.progress(len(ops.PARTS), "report") as advance:
+        found = out.ask(lambda db: ops.report(db, since, until or datetime.now(UTC), advance))
     out.emit(found.shown(), rows=found.failures, text=found.markdown)
