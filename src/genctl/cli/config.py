@@ -29,6 +29,7 @@ def config() -> None:
 
 @config.command(
     "show",
+    within=None,
     examples=(
         "genctl config show",
         "genctl config show -S max_attempts=5",
@@ -63,6 +64,7 @@ def show(out: Output) -> None:
 
 @config.command(
     "init",
+    within=None,
     examples=("genctl config init", "genctl config init --force /etc/genctl/genctl.yaml"),
 )
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default="genctl.yaml")
@@ -92,7 +94,7 @@ def init(out: Output, path: Path, *, force: bool) -> None:
     out.emit({"path": path.absolute()}, text=lambda: f"wrote {path}\n")
 
 
-@click.command(cls=Command, examples=("genctl version", "genctl version -o json"))
+@click.command(cls=Command, within=None, examples=("genctl version", "genctl version -o json"))
 def version(out: Output) -> None:
     """Show the version."""
     about = {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}

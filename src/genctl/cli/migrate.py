@@ -12,7 +12,7 @@ def migrate() -> None:
     """Apply or undo the migrations, or show their state."""
 
 
-@migrate.command("up", examples=("genctl migrate", "genctl migrate up -o json"))
+@migrate.command("up", within="2h", examples=("genctl migrate", "genctl migrate up -o json"))
 def up(out: Output) -> None:
     """Apply the pending migrations. Any number of these commands may run at once: they take turns."""
     from genctl.edges import migrate as runner
@@ -26,7 +26,9 @@ def up(out: Output) -> None:
 
 
 @migrate.command(
-    "down", examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes")
+    "down",
+    within="2h",
+    examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes"),
 )
 @click.option("--to", metavar="NAME", help="Undo all files back to this one, inclusive.")
 @click.option("--dry-run", is_flag=True, help="Name the files and undo none.")

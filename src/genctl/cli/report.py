@@ -11,6 +11,7 @@ from genctl.cli.output import Output
 
 @click.command(
     cls=Command,
+    within="5m",
     examples=("genctl report --since 2h", "genctl report --since 2026-11-24T09:00:00Z > incident.md"),
 )
 @click.option(

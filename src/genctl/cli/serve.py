@@ -10,6 +10,7 @@ GONE_AFTER_S = 1.8
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     data=False,
     examples=(

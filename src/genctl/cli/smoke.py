@@ -15,6 +15,7 @@ COLUMNS = ("hop", "ok", "ms", "evidence", "why")
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     examples=(
         "genctl smoke",

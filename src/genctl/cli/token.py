@@ -14,6 +14,7 @@ def token() -> None:
 @token.command(
     "issue",
     cls=Command,
+    within=None,
     examples=(
         "genctl token --user ann",
         "genctl token --user ann --ttl 15m -o json",

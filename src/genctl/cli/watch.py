@@ -12,6 +12,7 @@ EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     examples=(
         "genctl watch",

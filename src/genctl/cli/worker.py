@@ -8,6 +8,7 @@ from genctl.cli.output import Output
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     data=False,
     examples=(

@@ -21,7 +21,7 @@ from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.domain.rights import RIGHTS
-from genctl.edges import http, listener, migrate
+from genctl.edges import deadline, http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.ops import peer
@@ -37,14 +37,14 @@ USER = "genctl-doctor"  # whose stream we open
 LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
-async def examine(settings: Settings, advance: Advance) -> list[Finding]:
-    """Return all findings, in the order of CHECKS. Raises nothing.
+async def examine(settings: Settings, advance: Advance, within_s: float = WITHIN_S) -> list[Finding]:
+    """Return all findings, in the order of CHECKS, each of which has `within_s`. Raises nothing.
 
     It drops repeated findings: several checks find that a database is away.
     """
 
     async def checked(name: str) -> list[Finding]:
-        answer = await answered(name, CHECKS[name](settings), WITHIN_S)
+        answer = await answered(name, CHECKS[name](settings), within_s)
         advance(1)
         return findings.of_error(name, answer) if isinstance(answer, GenctlError) else answer
 
@@ -56,9 +56,12 @@ async def examine(settings: Settings, advance: Advance) -> list[Finding]:
 
 
 async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | GenctlError:
-    """Return the part's answer, or the error that says why there is none in time."""
+    """Return the part's answer, or the error that says why there is none in time.
+
+    A question to the database ends by itself in that time and says more, so it comes first.
+    """
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(within_s + deadline.ENDED_AFTER_S):
             return await asking
     except GenctlError as error:
         return error
