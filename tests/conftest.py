@@ -12,7 +12,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from genctl.base import hidden
 from genctl.base.settings import Settings
@@ -21,10 +20,13 @@ from tests.databases import Databases
 from tests.kit import Kit, QueueServer, fresh_database
 from tests.process import forks
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
+from tests.scheduling import Scheduling, place_of
 
 hypothesis.settings.register_profile("shared machine", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("first failure", deadline=None, phases=[hypothesis.Phase.generate])
 hypothesis.settings.load_profile("shared machine")
+
+gc.disable()  # until all is imported and collected: it would look at half of that again and again
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler
@@ -49,34 +51,6 @@ def roomy(folder: Path) -> bool:
 if "TMPDIR" not in os.environ and roomy(MEMORY):
     # a database for each test is hundreds of files: on a disk they cost more than most tests
     os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
-
-LONG = (  # they wait for the most part, and would otherwise be what is left at the end; the longest first
-    "outages",
-    "crash_matrix",
-    "from_nothing",
-    "refusals",
-    "demo",
-    "redrive",
-    "second_tool",
-    "runbook_set",
-    "findings",
-    "interleavings",
-    "troubles",
-    "scenarios",
-    "waiting",
-    "contention",
-    "ours",
-    "foreign",
-    "frozen",
-    "worker_ownership",
-    "runbook_runs",
-)
-SHARING = (
-    "tests/browser/",
-    "tests/sdk/",
-    *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
-    *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
-)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -144,26 +118,19 @@ async def kit(settings: Settings) -> AsyncIterator[Kit]:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Workers get one test after the other, or a module whose tests share what is dear to make.
-
-    By chunks, as is usual, one worker gets all the long tests of a module in a row, and the others idle.
-    """
-    scheduler = LoadScopeScheduling(config, log)
-    scheduler._split_scope = lambda test: test.partition("::")[0] if test.startswith(SHARING) else test
-    return scheduler
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long begins first."""
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem.removeprefix("test_"), len(LONG)))
+    items.sort(key=lambda item: place_of(item.path.stem))
 
 
 def pytest_collection_finish() -> None:
     """Nobody need look for garbage among the tests and what they import, again and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -215,3 +182,15 @@ def served_place(
         place.env["GENCTL_API_URL"] = api.until("api.started")["url"]
         api.until("sse.listen.connected")
         yield place
+
+
+@pytest.fixture
+def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A machine that nobody told anything about AWS."""
+    for name in os.environ:
+        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return monkeypatch

@@ -22,6 +22,18 @@ from tests.kit import QueueServer, database_url, quick_logins
 
 ADDRESS = "GENCTL_TEST_SERVERS"  # where a process of the run asks for them
 TEMPLATE = "template_of_tests"
+SETTINGS = {  # nobody kills this server, copies it or looks after its tables: it ends with the test run
+    "max_connections": "1000",
+    "shared_buffers": "48MB",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "autovacuum": "off",
+    "bgwriter_lru_maxpages": "0",
+    "io_method": "sync",
+}
 
 
 def offer() -> Callable[[], None]:
@@ -78,7 +90,7 @@ def _started(stack: ExitStack, folder: Path) -> tuple[str, int]:
 
 @contextmanager
 def _postgres(folder: Path) -> Iterator[str]:
-    server = Postgres(folder, settings={"fsync": "off", "max_connections": "1000"})
+    server = Postgres(folder, settings=SETTINGS)
     try:
         asyncio.run(server.start())
         quick_logins(server.dsn)

@@ -1,7 +1,9 @@
 """Start `genctl`, also as `python -m genctl`."""
 
+import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def main() -> int:
@@ -10,7 +12,12 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the program is loaded and can print a line
     from genctl import cli
 
-    return cli.main()
+    code = cli.main()
+    if (running := sys.modules.get("genctl.cli.running")) and running.threads_left():
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)  # Python would wait for them
+    return code
 
 
 if __name__ == "__main__":

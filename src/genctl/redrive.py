@@ -71,15 +71,15 @@ async def redrive(
     meant = await chosen(messages, pipeline.db, choice)
     steps = at_most(plan([letter for _, letter in meant], terms), most)
     taken = [RedrivenLetter(*pair, step) for pair, step in zip(meant, steps, strict=True)]
-    locked: set[str] = set()
+    refused: dict[str | UUID, str] = {}
     wanted = [result.letter.row for result in taken if result.step.action == "requeue" and result.letter.row]
-    queued = await _requeue(wanted, pipeline, terms, locked)
+    queued = await _requeue(wanted, pipeline, terms, refused)
     if late := [f for f in taken if f.step.action == "requeue" and f.letter.session_id not in queued]:
         # another redrive was faster, or the user has spent the credits: plan again by the rows of now
         again = await letters([result.message for result in late], pipeline.db)
         retaken = {
             result.message.message_id: result._replace(
-                letter=letter, step=_without_requeue(step, locked=letter.user in locked)
+                letter=letter, step=_without_requeue(step, letter, refused)
             )
             for result, letter, step in zip(late, again, plan(again, terms), strict=True)
         }
@@ -87,18 +87,20 @@ async def redrive(
     return await _sent_and_deleted(taken, queued, pipeline)
 
 
-def _without_requeue(step: LetterPlan, *, locked: bool) -> LetterPlan:
-    why = ACCOUNT_LOCKED if locked else "could not be queued"
-    return LetterPlan("skip", why) if step.action == "requeue" else step
+def _without_requeue(step: LetterPlan, letter: Letter, refused: dict[str | UUID, str]) -> LetterPlan:
+    if step.action != "requeue":
+        return step
+    whose = [key for key in (letter.user, letter.session_id) if key in refused]
+    return LetterPlan("skip", refused[whose[0]] if whose else "could not be queued")
 
 
 async def _requeue(
-    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, locked: set[str]
+    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, refused: dict[str | UUID, str]
 ) -> dict[UUID, Session]:
     """Give these sessions their next runs, in one transaction; return those that got one.
 
     Halves the sessions where the database refuses them (a trigger, two sessions with one reservation). Puts
-    users whose accounts stay locked into `locked`.
+    users whose accounts stay locked into `refused`, and sessions for whose cause there is a cure.
     """
     if not rows:
         return {}
@@ -107,9 +109,11 @@ async def _requeue(
     except (DataRefusedError, LockedError) as error:
         if len(rows) > 1:
             half = len(rows) // 2
-            first = await _requeue(rows[:half], pipeline, terms, locked)
-            return first | await _requeue(rows[half:], pipeline, terms, locked)
-        log.warning("redrive.refused", sessionId=rows[0].id, error=error.message)
+            first = await _requeue(rows[:half], pipeline, terms, refused)
+            return first | await _requeue(rows[half:], pipeline, terms, refused)
+        log.warning("redrive.refused", sessionId=rows[0].id, error=error.message, fix=error.fix)
+        if isinstance(error, DataRefusedError) and error.fix:
+            refused[rows[0].id] = f"{error.message}: {error.fix}"
         return {}
     give_up_at = time.monotonic() + lock_s(WAIT_S)
     for user in sorted({row.user_id for row in rows} - mine):  # whose accounts were locked, perhaps briefly
@@ -117,7 +121,8 @@ async def _requeue(
         try:
             queued |= (await _requeued(theirs, pipeline, terms, wait_s=give_up_at - time.monotonic()))[0]
         except (DataRefusedError, LockedError) as error:
-            locked |= {user} if isinstance(error, AccountLockedError) else set()
+            if isinstance(error, AccountLockedError):
+                refused[user] = ACCOUNT_LOCKED
             log.warning("redrive.refused", userId=user, sessions=len(theirs), error=error.message)
     return queued
 

@@ -6,12 +6,15 @@ from typing import Any
 
 from playwright.async_api import Browser, Locator, Page, Route
 
+# nothing moves: to draw what waits sixty times a second costs more than all that the tests ask of a page
+LOOK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
+
 
 @asynccontextmanager
 async def opened(browser: Browser, sign_in_link: str) -> AsyncIterator[Page]:
     """A page that is signed in and live. An error of a script or a breach of the policy fails the test."""
     wrong: list[str] = []
-    async with await browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+    async with await browser.new_context(**LOOK) as context:
         page = await context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda line: wrong.append(line.text) if "Content Security" in line.text else None)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Browser, expect
-from tests.browser.screen import card, live
+from tests.browser.screen import LOOK, card, live
 from tests.kit import free_port
 from tests.process.place import Place
 from tests.process.served import Served, serve
@@ -53,7 +53,7 @@ async def test_a_user_signs_in_orders_sees_the_failure_and_leaves(
         link = place.genctl("token", "--user", "ann", "--link", GENCTL_PUBLIC_URL=seen)["signIn"]
         assert link.startswith(f"{seen}/signin?")
         async with await browser.new_context(
-            ignore_https_errors=True, http_credentials={"username": "ann", "password": "open"}
+            **LOOK, ignore_https_errors=True, http_credentials={"username": "ann", "password": "open"}
         ) as context:
             page = await context.new_page()
             await page.goto(link)

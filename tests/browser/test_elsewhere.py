@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Page, expect
+from tests.browser.screen import LOOK
 from tests.browser.stub import PAGE, Stub
 from tests.kit import free_port
 from tests.process.place import Place
@@ -53,7 +54,7 @@ async def in_react(browser: Browser) -> AsyncIterator[tuple[Page, Stub]]:
     stub = Stub()
     stub.folders["/react"] = REACT
     await stub.start()
-    async with await browser.new_context() as context:
+    async with await browser.new_context(**LOOK) as context:
         await context.request.post(stub.sign_in_link(), form={}, max_redirects=0)
         page = await context.new_page()
         await page.goto(f"{stub.url}/react/index.html")
@@ -99,7 +100,7 @@ async def test_a_page_of_an_allowed_origin_follows_with_a_bearer_token(
     runner = web.AppRunner(application)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", urlsplit(origin).port).start()
-    async with await browser.new_context() as context:
+    async with await browser.new_context(**LOOK) as context:
         page = await context.new_page()
         await page.goto(f"{origin}/#{api.client.url}|{api.client.token}")
         await expect(page.get_by_role("status")).to_have_text("live")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from playwright.async_api import Browser, Page, expect
-from tests.browser.screen import card, keep_answering, live
+from tests.browser.screen import LOOK, card, keep_answering, live
 from tests.browser.stub import SENTENCE, Stub
 from tests.kit import until
 
@@ -204,7 +204,7 @@ async def test_a_stream_that_the_browser_gave_up_is_opened_again(page: Page, ser
 
 
 async def test_silence_beyond_the_heartbeat_is_death(browser: Browser, server: Stub) -> None:
-    context = await browser.new_context()
+    context = await browser.new_context(**LOOK)
     page = await context.new_page()
     await page.clock.install()
     server.enqueue("waiting")
@@ -258,7 +258,9 @@ async def test_a_waiting_card_learns_from_the_heartbeat_that_its_job_started(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_360_px_are_enough(browser: Browser, server: Stub, scheme: str) -> None:
-    context = await browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]  # a literal
+    context = await browser.new_context(
+        **LOOK | {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme}
+    )
     page = await context.new_page()
     server.fail(server.enqueue("x" * 300), userMessage="y" * 300, code="Z" * 100, requestId="0" * 200)
     server.fail(server.enqueue("a cat"), refundedCredits=0, refundedAt=None, refundError="release failed")
@@ -325,8 +327,10 @@ async def test_dark_follows_the_system(page: Page) -> None:
 
 
 async def test_who_wants_less_motion_gets_none(page: Page, server: Stub) -> None:
-    await page.emulate_media(reduced_motion="reduce")
     session_id = await shown(page, server)
+    await page.emulate_media(reduced_motion="no-preference")
+    assert await page.evaluate("document.getAnimations().length") > 0
+    await page.emulate_media(reduced_motion="reduce")
     server.fail(session_id)
     await expect(card(page, session_id)).to_have_attribute("data-status", "failed")
     assert await page.evaluate("document.getAnimations().length") == 0
@@ -347,7 +351,7 @@ async def test_an_empty_list_says_what_to_do(page: Page) -> None:
 
 
 async def test_a_page_that_is_not_signed_in_says_how(browser: Browser, server: Stub) -> None:
-    context = await browser.new_context()
+    context = await browser.new_context(**LOOK)
     page = await context.new_page()
     await page.goto(server.url)
     await expect(page.locator("#signed-out")).to_contain_text("genctl token")
@@ -366,7 +370,7 @@ async def test_a_session_that_ends_on_the_way_signs_the_page_out(page: Page, ser
 
 async def test_a_used_ticket_signs_nobody_in_and_says_so(browser: Browser, server: Stub) -> None:
     link = server.sign_in_link()
-    for context in [await browser.new_context(), await browser.new_context()]:
+    for context in [await browser.new_context(**LOOK), await browser.new_context(**LOOK)]:
         page = await context.new_page()
         await page.goto(link)
         if context is browser.contexts[0]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, Route, expect
-from tests.browser.screen import card, live
+from tests.browser.screen import LOOK, card, live
 from tests.browser.stub import Stub
 from tests.kit import until
 
@@ -20,7 +20,7 @@ STREAM = "**/api/seedream4/events*"
 @asynccontextmanager
 async def visitor(browser: Browser, server: Stub, script: str = "") -> AsyncIterator[BrowserContext]:
     """A browser of its own that is signed in; `script` runs before the page's."""
-    async with await browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+    async with await browser.new_context(**LOOK) as context:
         if script:
             await context.add_init_script(script)
         await context.request.post(server.sign_in_link(), form={}, max_redirects=0)

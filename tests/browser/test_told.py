@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, expect
-from tests.browser.screen import card, live
+from tests.browser.screen import LOOK, card, live
 from tests.browser.stub import Stub
 from tests.browser.test_page import PIXEL, shown
 
@@ -163,7 +163,9 @@ async def everything(browser: Browser, server: Stub, width: int = 1280, **look: 
     server.complete(server.enqueue("gone"), PIXEL, kept_h=-1)
     server.begin(server.enqueue("begun"))
     server.enqueue("waits")
-    async with await browser.new_context(viewport={"width": width, "height": 900}, **look) as context:
+    async with await browser.new_context(
+        **LOOK | {"viewport": {"width": width, "height": 900}} | look
+    ) as context:
         page = await context.new_page()
         await page.goto(server.sign_in_link())
         await live(page)
@@ -185,8 +187,7 @@ async def violations(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_in_any_state(browser: Browser, server: Stub, scheme: str) -> None:
-    look: dict[str, Any] = {"color_scheme": scheme, "reduced_motion": "reduce"}
-    async with everything(browser, server, **look) as page:
+    async with everything(browser, server, color_scheme=scheme) as page:
         server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
         server.gate = {"state": "paused", "until": None}
         await page.evaluate("window.dispatchEvent(new Event('focus'))")

@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Locator, Page, Route, expect
-from tests.browser.screen import card, keep_answering, live, opened
+from tests.browser.screen import LOOK, card, keep_answering, live, opened
 from tests.kit import until
 from tests.process.place import Place
 from tests.process.served import Served, move, own_postgres, serve
@@ -263,7 +263,7 @@ async def test_another_sites_link_signs_nobody_in_without_a_click(
     page: Page, place: Place, api: Served, browser: Browser
 ) -> None:
     """Neither over ann, nor in a browser where nobody is signed in; the page says who it would be."""
-    for context in (page.context, await browser.new_context()):
+    for context in (page.context, await browser.new_context(**LOOK)):
         other = await context.new_page()
         await other.route(
             "http://evil.test/",

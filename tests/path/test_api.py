@@ -20,7 +20,7 @@ from tests.path.test_bridge import change, fail
 
 from genctl.base.tokens import Tokens
 from genctl.domain.orders import LONGEST_PROMPT
-from genctl.services import streams
+from genctl.services import stream, streams
 from genctl.services.api import page_of
 from genctl.services.site import Site
 from genctl.tools.seedream4 import TOOL
@@ -349,7 +349,7 @@ async def test_metrics_count(client: Client) -> None:
 async def test_heartbeats_name_the_last_id_and_have_none(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(stream, "HEARTBEAT_S", 0.05)
     async with client.stream() as ear:
         await ear.ready()
         await fail(kit)

@@ -17,7 +17,7 @@ from genctl.domain.model import Status
 from genctl.edges import listener
 from genctl.edges.db import connect_directly
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.services import bridge
+from genctl.services import bridge, feeds, stream
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ async def test_rows_that_are_none_of_ours_are_passed_over(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An adopted table may hold another status, or details of another shape; a page may hold nothing else."""
-    monkeypatch.setattr(bridge, "PAGE", 2)
+    monkeypatch.setattr(feeds, "PAGE", 2)
     odd = [await change(kit) for _ in range(3)]
     await kit.query("update generation_sessions set status = 'cancelled'")
     text = await change(kit)
@@ -352,8 +352,8 @@ async def test_a_long_history_is_replayed_whole_and_beside_what_happens(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Far more than a page and than a backlog has room for: nothing is lost, doubled or out of order."""
-    monkeypatch.setattr(bridge, "PAGE", 7)
-    monkeypatch.setattr(bridge, "ROOM", 10)
+    monkeypatch.setattr(feeds, "PAGE", 7)
+    monkeypatch.setattr(stream, "ROOM", 10)
     start = (await client.get("/sessions"))["lastEventId"]
     expected = [str(await change(kit)) for _ in range(60)]
     async with client.stream() as live, client.stream(f"?lastEventId={start}") as ear:

@@ -290,7 +290,7 @@ async def test_a_reference_may_only_be_so_large(client: Client, monkeypatch: pyt
 
 async def test_a_scenario_that_nobody_knows_is_answered_with_the_next_name(client: Client) -> None:
     _, body = await client.ask({**BODY, "prompt": marked("x", "rate-limt")})
-    assert "no scenario 'rate-limt'; did you mean rate-limit?" in body["error"]["message"]
+    assert "no scenario 'rate-limt': did you mean rate-limit?" in body["error"]["message"]
 
 
 async def test_a_body_that_is_too_large_is_refused_in_the_providers_form(

@@ -22,7 +22,7 @@ from tests.proxies import certificate, nginx_serves
 from genctl.base.tokens import Tokens
 from genctl.edges import listener
 from genctl.edges.db import connect_directly
-from genctl.services import streams
+from genctl.services import stream
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def test_a_burst_is_one_statement_and_a_heartbeat_none(
                     await crowd.until(reader, str(session).encode())
         assert sum(statements) == 20
         assert len(statements) <= 2  # the server may hand the NOTIFYs over in two pieces
-        monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+        monkeypatch.setattr(stream, "HEARTBEAT_S", 0.05)
         async with Crowd(client, ["late"]) as late:
             with asked(client.api) as statements:
                 for _ in range(4):
@@ -143,7 +143,7 @@ async def test_a_stream_that_is_not_complete_is_not_fresh(
     kit: Kit, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer takes long; once it is complete it says so, and does not wait for the next heartbeat."""
-    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(stream, "HEARTBEAT_S", 0.05)
     line = client.api.bridge._listener
     ask, answer = line.ask, asyncio.Event()
 
@@ -161,7 +161,7 @@ async def test_a_stream_that_is_not_complete_is_not_fresh(
     async with client.stream() as ear:
         await ear.until(lambda ear: ear.named("heartbeat"))
         assert [event.data["fresh"] for event in ear.events] == [False] * len(ear.events)
-        monkeypatch.setattr(streams, "HEARTBEAT_S", 3600.0)
+        monkeypatch.setattr(stream, "HEARTBEAT_S", 3600.0)
         line.ask = ask
         answer.set()
         await ear.ready()

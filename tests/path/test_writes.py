@@ -1,8 +1,8 @@
 """A renewal stays cheap: no index learns of it."""
 
 import psycopg
+from tests.adopted import BASE
 from tests.kit import Kit
-from tests.path.test_adoption import BASE
 
 from genctl.domain import findings
 from genctl.edges import migrate

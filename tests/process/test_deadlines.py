@@ -60,7 +60,6 @@ def runs(place: Place, fix: str) -> None:
         "resume --timeout 1s",
         "migrate status --timeout 1s",
         "migrate --timeout 1s",
-        "sweep --dry-run --timeout 1s",
     ],
 )
 def test_a_command_before_a_locked_table_names_who_holds_it_and_how_to_end_that(

@@ -11,7 +11,7 @@ import pytest
 
 from genctl.base.hidden import hide, hide_in, know, of_environment
 from genctl.base.settings import Settings, load
-from genctl.cli.config import _shown
+from genctl.cli.setup import _shown
 from genctl.domain.classify import classify
 from genctl.domain.details import build, without_secrets
 from genctl.domain.masking import MASK, Masker, without_login

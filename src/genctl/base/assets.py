@@ -14,6 +14,4 @@ def folder(name: Literal["migrations", "runbooks"]) -> Path:
     for place in (PACKAGE / "_assets" / name, CHECKOUT / name):
         if place.is_dir():
             return place
-    raise GenctlError(
-        "Installation", f"the folder {name} is missing beside {PACKAGE}", "install genctl again"
-    )
+    raise GenctlError("Installation", f"the folder {name} is missing in {PACKAGE}", "install genctl again")

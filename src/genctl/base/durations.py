@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST_S = 100 * 365 * SECONDS["d"]
 
+WHEN = "a duration back from now such as 15m, or a time such as 2025-11-02T09:30:00Z"
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d)", re.ASCII)
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -34,16 +35,11 @@ def reconnect_s(attempt: int, most_s: float) -> float:
 
 
 def parse_when(text: str, now: datetime) -> datetime:
-    """Read the moment in UTC that `--since` or `--until` means: so long before `now`, or RFC 3339.
-
-    Raises ValueError, which says what we expect.
-    """
+    """Read a moment in UTC: so long before `now`, or RFC 3339. Raises ValueError with what we expect."""
     text = text.strip()
     try:
         if _RFC_3339.fullmatch(text):
             return datetime.fromisoformat(text.upper()).astimezone(UTC)
         return now.astimezone(UTC) - timedelta(seconds=parse_duration(text))
     except (ValueError, OverflowError):
-        raise ValueError(
-            "a duration back from now such as 15m, or a time such as 2025-11-02T09:30:00Z"
-        ) from None
+        raise ValueError(WHEN) from None

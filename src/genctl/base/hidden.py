@@ -1,7 +1,7 @@
-"""Hide what this process never lets out: secrets by their values, passwords in URLs by their looks.
+"""Hide what must never leave this process: secrets by their values, passwords in URLs by their looks.
 
-Whoever makes texts that leave (details of a failure, log lines, answers, output, files) has them hidden here.
-Settings tell their secrets when they are loaded; credentials that change are told anew by who renews them.
+Each module whose texts leave (details of a failure, log lines, answers, output, files) calls hide(). The
+settings name their secrets when they are loaded, and a module that renews credentials names the new ones.
 """
 
 import re
@@ -10,13 +10,9 @@ from typing import Any
 
 from genctl.domain.masking import LEAST_PART, Masker, secrets_of_url, without_passwords
 
-# Of other programs' settings, which libraries below us read.
-SECRET_ENVIRONMENT = (
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "PGPASSWORD",
-)
+# Settings of other programs, which our libraries read.
+AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+SECRET_ENVIRONMENT = (*AWS_SECRETS, "PGPASSWORD")
 _URL = re.compile(r"\w[\w+.-]{0,30}://[^\s\"'<>]+")
 _IS_URL = re.compile(r"\s*[a-zA-Z][\w+.-]*://")
 
@@ -25,7 +21,7 @@ _masker = Masker(least=LEAST_PART)
 
 
 def know(who: str, secrets: Iterable[str | None]) -> None:
-    """Take these for secret from here on, in the place of what the same source told before."""
+    """Hide these from now on, in place of what the same source named before."""
     global _masker  # noqa: PLW0603 - of the process, as its log is
     new = frozenset(secret for secret in secrets if secret)
     if _told.get(who) != new:
@@ -34,12 +30,12 @@ def know(who: str, secrets: Iterable[str | None]) -> None:
 
 
 def known() -> list[str]:
-    """List all secrets that somebody has told."""
+    """List all secrets that somebody has named."""
     return sorted({secret for told in _told.values() for secret in told})
 
 
 def of_environment(env: Mapping[str, str]) -> set[str]:
-    """Find what is secret in an environment: logins of URLs and proxies, and what AWS and libpq read."""
+    """Find the secrets of an environment: logins of URLs and proxies, and what AWS and libpq read."""
     found = {env.get(name, "") for name in SECRET_ENVIRONMENT}
     for name, value in env.items():
         is_bare = name.lower().endswith("_proxy") and "://" not in value
@@ -48,7 +44,7 @@ def of_environment(env: Mapping[str, str]) -> set[str]:
 
 
 def in_urls(text: str) -> set[str]:
-    """Find what is secret in the URLs of a text, or in the one that it is: quotes may be of its password."""
+    """Find the secrets in the URLs of a text, or in the URL that it is: a password may have quotes."""
     if "://" not in text:
         return set()
     urls = {text, *_URL.findall(text)} if _IS_URL.match(text) else _URL.findall(text)
@@ -61,7 +57,7 @@ def hide(text: str) -> str:
 
 
 def hide_in(value: Any) -> Any:
-    """Replace secrets in the texts within lists and maps; keys and all else stay as they are."""
+    """Replace secrets in the texts within lists and maps; leave keys and everything else."""
     match value:
         case str():
             return hide(value)

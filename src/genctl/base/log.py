@@ -7,12 +7,14 @@ repeated warnings of all.
 
 import logging
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -61,7 +63,7 @@ def info(event: str, **facts: object) -> None:
 
 
 class LinesTogether:
-    """Writes the lines of a batch at once, when it is over."""
+    """Write the lines of a batch at once, when it is over."""
 
     def __enter__(self) -> None:
         self._outer, _Lines.held = _Lines.held, []
@@ -139,20 +141,14 @@ def _head(_: object, level: str, event: Event) -> Event:
     return {"timestamp": _now(), "level": level, "event": event.pop("event"), **event}
 
 
-class _Second:
-    """The second of the last line, so that of the next one only milliseconds are new."""
-
-    began = 0
-    text = ""
-
-
 def _now() -> str:
-    now_ms = time.time_ns() // 1_000_000
-    second, ms = divmod(now_ms, 1000)
-    if second != _Second.began:
-        _Second.began = second
-        _Second.text = datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
-    return f"{_Second.text}.{ms:03d}Z"
+    second, ms = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_written(second)}.{ms:03d}Z"
+
+
+@lru_cache(1)  # most lines of a busy second differ by milliseconds alone
+def _written(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 
 def _exceptions(*, traced: bool) -> Callable[[object, str, Event], Event]:
@@ -183,9 +179,8 @@ def _as_json(_: object, __: str, event: Event) -> str:
         if data.isascii() and b"\x7f" not in data:  # JSON has escaped all else that a terminal would obey
             return line + "\n"
     except (ValueError, TypeError, OverflowError, RecursionError):  # lone surrogates, odd keys
-        line = msgspec.json.encode(
-            {printable(str(key)): printable(str(event[key])) for key in event}
-        ).decode()
+        texts = {printable(str(key)): printable(str(event[key])) for key in event}
+        line = msgspec.json.encode(texts).decode()
     return escape_json(line) + "\n"
 
 
@@ -208,9 +203,7 @@ def _value(value: Any) -> str:
     """Write one word as it is, anything else in quotes."""
     with suppress(ValueError, TypeError, OverflowError, RecursionError):
         value = msgspec.to_builtins(value, enc_hook=str)
-    if isinstance(value, str):
-        text = printable(value)
-        return (
-            text if text and not set(text) & set(' ="') else f'"{text.replace(chr(34), chr(92) + chr(34))}"'
-        )
-    return printable(msgspec.json.encode(value, enc_hook=str).decode())
+    if not isinstance(value, str):
+        return printable(msgspec.json.encode(value, enc_hook=str).decode())
+    text = printable(value)
+    return text if re.fullmatch(r'[^ ="]+', text) else '"{}"'.format(text.replace('"', r"\""))

@@ -21,32 +21,11 @@ from genctl.domain.model import GenctlError
 
 API_URL = "http://127.0.0.1:8787"
 SIMULATOR = "http://127.0.0.1:8788"
-STACK_NAMES = (
-    "database_url",
-    "sqs_endpoint",
-    "simulator_url",
-    "api_url",
-    "secret",
-    "aws_access_key_id",
-    "aws_secret_access_key",
-)
-TRACING_HEADERS = (  # W3C, Sentry, Zipkin, Datadog, AWS, and the ids that gateways add
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "sentry-trace",
-    "b3",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-sampled",
-    "x-datadog-trace-id",
-    "x-datadog-parent-id",
-    "x-datadog-origin",
-    "x-datadog-sampling-priority",
-    "x-datadog-tags",
-    "x-amzn-trace-id",
-    "x-request-id",
-    "x-correlation-id",
+# W3C, Sentry, Zipkin, Datadog, AWS, and the ids that gateways add
+TRACING_HEADERS = (
+    "traceparent,tracestate,baggage,sentry-trace,b3,x-b3-traceid,x-b3-spanid,x-b3-sampled,x-datadog-trace-id,"
+    "x-datadog-parent-id,x-datadog-origin,x-datadog-sampling-priority,x-datadog-tags,x-amzn-trace-id,"
+    "x-request-id,x-correlation-id"
 )
 STACK_FILE = "stack.json"  # in `home`: the embedded stack writes its addresses and keys there
 
@@ -89,10 +68,7 @@ def row(
 def setting(
     parse: Callable[[str], Any], default: str | None, meaning: str, *, env: str = "", secret: bool = False
 ) -> Any:
-    """Declare a row as a dataclass field; `default` is a text as in a file.
-
-    Its variable is `GENCTL_` and the key in capitals, unless `env` names another.
-    """
+    """Declare a row as a dataclass field; its variable is `env`, else `GENCTL_` and the key in capitals."""
     metadata = {"env": env, "parse": parse, "default": default, "meaning": meaning, "secret": secret}
     value = None if default is None else parse(default)
     return dataclasses.field(default=value, repr=not secret, metadata=metadata)
@@ -162,7 +138,7 @@ class Settings:
     cors_origins: tuple[str, ...] = setting(values.as_origins, "", "origins that may call the API")
     cors_headers: tuple[str, ...] = setting(
         values.as_headers,
-        ",".join(TRACING_HEADERS),
+        TRACING_HEADERS,
         "request headers that pages of those origins may send, beside ours",
     )
     image_hosts: tuple[str, ...] = setting(values.as_hosts, "", "hosts in the page's img-src")
@@ -219,18 +195,12 @@ class Settings:
     def dsn(self) -> str:
         """Return the database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
         if self.db_iam:
-            raise GenctlError(
-                "BadSetting",
-                "GENCTL_DB_IAM is on, and this genctl cannot ask AWS for login tokens yet",
-                "unset it, and put a password into DATABASE_URL",
-                exit_code=2,
-            )
+            told = "GENCTL_DB_IAM is on, and this genctl cannot ask AWS for login tokens yet"
+            fix = "unset it, and put a password into DATABASE_URL"
+            raise GenctlError("BadSetting", told, fix, exit_code=2)
         if self.database_url is None:
-            raise GenctlError(
-                "StackNotRunning",
-                f"the embedded stack is not running (nothing in {self.home})",
-                "start it with `genctl up`, or set DATABASE_URL",
-            )
+            told = f"the embedded stack is not running (nothing in {self.home})"
+            raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
         return self.database_url
 
     def direct_dsn(self) -> str:
@@ -265,9 +235,8 @@ def load(
 ) -> Settings:
     """Read the settings: flag, environment, genctl.yaml, the user's file, embedded stack, default.
 
-    `flags` go by key; `more` as for settings_sources.sources(). What is secret in any of them is hidden from
-    here on. Raises GenctlError: exit 2 for what is unknown or wrong in any of them, exit 3 for a file of the
-    embedded stack that cannot be read.
+    `flags` go by key; `more` is as for settings_sources.sources(). Raises GenctlError: exit 2 for what is
+    unknown or wrong in any of them, exit 3 for a file of the embedded stack that cannot be read.
     """
     rows = (*TABLE, *of_tools)
     environment = os.environ if env is None else env
@@ -293,12 +262,15 @@ def load(
 
 def with_stack(settings: Settings, stack: Mapping[str, str], of_tools: Iterable[Entry]) -> Settings:
     """Take the values that the embedded stack has written, except those that the user has set."""
-    _hide_stack(stack)
+    # its keys, and the password of its database
+    own = {text for name, text in stack.items() if name.endswith("secret") or "secret_" in name}
+    hidden.know("embedded stack", own | {one for text in stack.values() for one in hidden.in_urls(text)})
 
     def is_free(name: str) -> bool:
         return settings.origins.get(name, "default") in {"default", "embedded stack"}
 
-    ours: dict[str, Any] = {name: stack[name] for name in STACK_NAMES if name in stack and is_free(name)}
+    known = Settings.__dataclass_fields__
+    ours: dict[str, Any] = {name: text for name, text in stack.items() if name in known and is_free(name)}
     theirs = {name: text for name, text in simulated(of_tools, stack).items() if is_free(name)}
     origins = dict.fromkeys([*ours, *(theirs.keys() & stack.keys())], "embedded stack")
     return dataclasses.replace(
@@ -327,12 +299,6 @@ def _hide_secrets(rows: Iterable[Entry], sources: Sequence[Mapping[str, settings
     hidden.know("settings", own | in_urls)
 
 
-def _hide_stack(stack: Mapping[str, str]) -> None:
-    """Hide the keys of an embedded stack, and the password of its database."""
-    own = {text for name, text in stack.items() if name.endswith("secret") or "secret_" in name}
-    hidden.know("embedded stack", own | {one for text in stack.values() for one in hidden.in_urls(text)})
-
-
 def _parsed(entry: Entry, given: settings_sources.Given) -> Any:
     try:
         return entry.parse(given.text)
@@ -345,12 +311,9 @@ def _refuse_real_services(given: Mapping[str, settings_sources.Given]) -> None:
     """Refuse settings that name a real service: without DATABASE_URL everything is embedded."""
     for key, meant in {"queue": "://", "dlq": "://", "sqs_endpoint": "", "listen_url": "://"}.items():
         if key in given and meant in given[key].text:
-            raise GenctlError(
-                "BadSetting",
-                f"{given[key].position} names a real service, but DATABASE_URL is not set",
-                "set DATABASE_URL too, or unset this one to use the embedded stack",
-                exit_code=2,
-            )
+            told = f"{given[key].position} names a real service, but DATABASE_URL is not set"
+            fix = "set DATABASE_URL too, or unset this one to use the embedded stack"
+            raise GenctlError("BadSetting", told, fix, exit_code=2)
 
 
 def read_stack(home: Path) -> dict[str, str]:
@@ -363,8 +326,7 @@ def read_stack(home: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except NotADirectoryError:
-        raise GenctlError(
-            "BadSetting", f"GENCTL_HOME: {home} is no folder", "name one", exit_code=2
-        ) from None
+        told = f"GENCTL_HOME: {home} is no folder"
+        raise GenctlError("BadSetting", told, "name one", exit_code=2) from None
     except (OSError, msgspec.DecodeError) as error:
         raise GenctlError("StackFile", f"{path} cannot be read: {error}", f"remove {path}") from None

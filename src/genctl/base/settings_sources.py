@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from platformdirs import user_config_path
 
 from genctl.base import trust
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, closest
 
 FILE = "genctl.yaml"
 _OTHER_NAMES = {"GENCTL_CONFIG"}
@@ -131,8 +131,8 @@ def _check(key: str, known: Mapping[str, str], position: str) -> None:
 def _close(key: str, known: Mapping[str, str]) -> str | None:
     """Guess which known key a wrong one means."""
     names = {name.lower(): key for key, name in known.items()} | {key: key for key in known}
-    close = get_close_matches(key.lower(), names, 1)
-    return names[close[0]] if close else None
+    close = closest(key, names)
+    return names[close] if close else None
 
 
 def _unknown(what: str, close: str | None) -> GenctlError:

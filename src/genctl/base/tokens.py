@@ -38,11 +38,9 @@ class Tokens:
     def __init__(self, secret: str | None, audience: str | None = None) -> None:
         """Take the secret, and the `aud` of user tokens. Raises GenctlError (exit 3) without a secret."""
         if not secret:
-            raise GenctlError(
-                "NoSecret",
-                "GENCTL_SECRET is not set: user tokens cannot be issued or checked",
-                "set it to at least 32 random bytes, the same for all API processes",
-            )
+            told = "GENCTL_SECRET is not set: user tokens cannot be issued or checked"
+            fix = "set it to at least 32 random bytes, the same for all API processes"
+            raise GenctlError("NoSecret", told, fix)
         self._audience = audience
         self._key = secret.encode()
         self._ticket_key = self._derived("sign-in tickets")

@@ -1,4 +1,4 @@
-"""Believe files that only we, or root, could have written, as git does with checkouts."""
+"""Trust only files that nobody but we or root can have written, as git does with checkouts."""
 
 import grp
 import os
@@ -13,10 +13,10 @@ _ROOT = 0
 
 
 def check(file: Path, otherwise: str, *, folders: bool = True) -> None:
-    """Refuse a file that another user owns or may write to, by GenctlError (exit 2); of `folders` likewise.
+    """Raise GenctlError (exit 2) for a file that another user owns or may write to; so for its `folders`.
 
-    A link counts as well as what it leads to: in /tmp anybody could choose among our files by one. The fix is
-    a command that shuts others out; where the file is not ours to shut, `otherwise`.
+    Both a link and its target count: in /tmp anybody could choose among our files by a link. The fix is a
+    command that shuts others out; for a file that is not ours it is `otherwise`.
     """
     real = file.resolve()
     above = (file.absolute().parent, real.parent) if folders else ()
@@ -33,7 +33,7 @@ def check(file: Path, otherwise: str, *, folders: bool = True) -> None:
 
 
 def _objection(found: os.stat_result) -> str:
-    """Say why a file or folder may be somebody else's work; nothing where it is ours or root's alone."""
+    """Say why somebody else may have written a file or folder; an empty text where only we or root can."""
     if found.st_uid not in {os.geteuid(), _ROOT}:
         return f"belongs to another user ({_name(found.st_uid)})"
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX  # /tmp: all write, each its own
@@ -42,7 +42,7 @@ def _objection(found: os.stat_result) -> str:
 
 
 def _is_private(gid: int) -> bool:
-    """Tell whether a group is our user's own, as many systems make one for each."""
+    """Tell whether a group is our user's own: many systems make one for each user."""
     if gid == _ROOT:
         return True
     try:

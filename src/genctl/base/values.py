@@ -115,7 +115,15 @@ def as_listen_url(value: str) -> str:
 
 
 as_tool = _like(r"[a-z][a-z0-9-]{0,39}", "the name of a tool: lower-case letters, digits and -, at most 40")
-as_queue = _like(r"[A-Za-z0-9_-]{1,80}(\.fifo)?|https?://[!-.0-~]+/[!-~]+", "the name or URL of an SQS queue")
+_NAME = r"[A-Za-z0-9_-]{1,80}(\.fifo)?"
+_as_queue = _like(
+    rf"{_NAME}|https?://[!-.0-~]+/[!-~]+|arn:[a-z-]+:sqs:[a-z0-9-]+:\d{{1,12}}:{_NAME}",
+    "the name, URL or ARN of an SQS queue",
+)
+
+
+def as_queue(value: str) -> str:
+    return _as_queue(value.strip().rstrip("/"))
 
 
 def as_folder(value: str) -> Path:

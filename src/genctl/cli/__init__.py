@@ -15,19 +15,19 @@ from genctl.cli.command import LazyGroup
 
 TABLE = {
     "Run the pipeline": {
-        "demo": ("stack:demo", "Watch a failing and a good job go through the embedded stack."),
-        "up": ("stack:up", "Run the whole embedded stack: API, page, worker and sweeper."),
-        "serve": ("serve:serve", "Serve the API, the streams and the page."),
-        "worker": ("worker:worker", "Carry jobs from the queue to their settled rows."),
+        "demo": ("run:demo", "Watch a failing and a good job go through the embedded stack."),
+        "up": ("run:up", "Run the whole embedded stack: API, page, worker and sweeper."),
+        "serve": ("run:serve", "Serve the API, the streams and the page."),
+        "worker": ("run:worker", "Carry jobs from the queue to their settled rows."),
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
         "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
-        "pause": ("gate:pause", "Close the gate: jobs wait, none fails."),
-        "resume": ("gate:resume", "Open the gate, and accept orders with refused values again."),
+        "pause": ("run:pause", "Close the gate: jobs wait, none fails."),
+        "resume": ("run:resume", "Open the gate, and accept orders with refused values again."),
     },
     "Send and watch": {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
-        "tail-failures": ("tail:tail_failures", "Show each failure in a line, as soon as it is committed."),
-        "watch": ("watch:watch", "Show a user's events as their page gets them."),
+        "tail-failures": ("follow:tail_failures", "Show each failure in a line, as soon as it is committed."),
+        "watch": ("follow:watch", "Show a user's events as their page gets them."),
         "sessions": ("sessions:sessions", "List sessions, show one with its error, or trace its way."),
         "dlq": ("dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
         "report": ("report:report", "Report the failures of a period as Markdown."),
@@ -43,18 +43,18 @@ TABLE = {
     },
     "Credits": {
         "credits": ("credits:credits_", "Show a user's credits, or grant some."),
-        "refunds": ("refunds:refunds", "Prove from the rows that every refund was made once."),
+        "refunds": ("credits:refunds", "Prove from the rows that every refund was made once."),
     },
     "Check": {
         "runbook": ("runbook:runbook", "Run the steps that an incident asks for, or read them."),
         "smoke": ("smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
     },
     "Set up": {
-        "tools": ("tools:tools", "List the installed tools: provider, models, price, queue and gate."),
-        "migrate": ("migrate:migrate", "Apply or undo the migrations, or show their state."),
-        "config": ("config:config", "Show the settings and where they come from, or write a file."),
-        "token": ("token:token", "Issue a user token or a sign-in link, or revoke tokens."),
-        "version": ("config:version", "Show the version."),
+        "tools": ("setup:tools", "List the installed tools: provider, models, price, queue and gate."),
+        "migrate": ("setup:migrate", "Apply or undo the migrations, or show their state."),
+        "config": ("setup:config", "Show the settings and where they come from, or write a file."),
+        "token": ("setup:token", "Issue a user token or a sign-in link, or revoke tokens."),
+        "version": ("setup:version", "Show the version."),
     },
 }
 
@@ -96,15 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _invoke(args: list[str]) -> int:
     # not click's main(): it has other exit codes, also for broken pipes
     try:
-        with genctl.make_context("genctl", args, terminal_width=_help_width()) as context:
+        width = max(min(streams.columns(), 100) - 2, 50)  # of help
+        with genctl.make_context("genctl", args, terminal_width=width) as context:
             code = genctl.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code
     return code if isinstance(code, int) else 0
-
-
-def _help_width() -> int:
-    return max(min(streams.columns(), 100) - 2, 50)
 
 
 def _own_process() -> None:

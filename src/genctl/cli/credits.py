@@ -1,14 +1,20 @@
-"""`genctl credits`."""
+"""`genctl credits` and `genctl refunds`."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from genctl.base.printable import many
 from genctl.cli import terminal
-from genctl.cli.command import Group
+from genctl.cli.command import WHEN, Group, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from genctl import credits
+    from genctl.domain.model import GenctlError
     from genctl.edges.db import Database
 
 COLUMNS = ("createdAt", "delta", "kind", "reason", "reservationId")
@@ -36,9 +42,7 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
 
 
 @credits_.command("grant", examples=("genctl credits grant --user ann --amount 100 --reason 'sorry'",))
-@click.option(
-    "--user", required=True, metavar="U", help="The user; genctl makes the account if there is none."
-)
+@click.option("--user", required=True, metavar="U", help="The user, whose account genctl makes if need be.")
 @click.option("--amount", required=True, type=int, metavar="N", help="Credits to add.")
 @click.option("--reason", default="granted by hand", metavar="T", help="Why, for the ledger.")
 def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
@@ -52,3 +56,91 @@ def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
 
     out.target()
     out.emit(out.ask(granted))
+
+
+@click.group(cls=Group)
+def refunds() -> None:
+    """Prove from the rows that every refund was made once."""
+
+
+@refunds.command(
+    "check",
+    within="10m",
+    examples=(
+        "genctl refunds check",
+        "genctl refunds check --since 24h --user ann -o json",
+        "genctl refunds check --fix --dry-run",
+    ),
+)
+@click.option("--user", metavar="U", help="Only this user's rows.")
+@click.option(
+    "--since",
+    type=WHEN,
+    metavar="T",
+    help="Only what began, ended or moved credits since then (2h, or RFC 3339).",
+)
+@click.option("--fix", is_flag=True, help="Mend what is safe to mend, with a row in the ledger each time.")
+@click.option("--dry-run", is_flag=True, help="With --fix: say what it would mend.")
+@yes_option
+def check(
+    out: Output, *, user: str | None, since: datetime | None, fix: bool, dry_run: bool, yes: str | None
+) -> int:
+    """Prove the invariants of statuses, ledger and details in one snapshot.
+
+    Every failed session got its refund once and in full, no completed one got any, no ended one holds
+    credits, every balance is the sum of its ledger, and error_details agree with the ledger. Exit code 1
+    means that it found a violation.
+    """
+    from genctl import credits
+    from genctl.domain.model import camel
+
+    if (dry_run or yes is not None) and not fix:
+        raise click.UsageError("--dry-run and --yes are for --fix: add --fix")
+    if fix and not dry_run:
+        out.asks(yes)
+
+    def look() -> credits.Audit:
+        with terminal.progress(credits.DONE, "check") as advance:
+            return out.ask(lambda db: credits.audit(db, user, since=since, advance=advance))
+
+    found = look()
+    if fix and dry_run:
+        for violation in found.safe:
+            _note("would mend", violation)
+    elif fix and found.safe:
+        least = "at least " if found.is_cut else ""
+        out.confirm(f"Mend {least}{len(found.safe)} of {many(found.total, 'violation')}?", yes)
+        found = _mended(out, found, look)
+    checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
+    terminal.note(f"checked {checked}: {many(found.total, 'violation') if found.total else 'all sound'}")
+    if found.is_cut:
+        terminal.note(f"the first {len(found.violations):,} violations are listed")
+    if unsure := found.unknowns + found.late_results:
+        terminal.note(
+            f"the provider may have billed {many(unsure, 'call')}, worth {many(found.worth, 'credit')},"
+            f" though users got refunds: {found.unknowns} of unknown outcome,"
+            f" {found.late_results} late results"
+        )
+    violations = [camel(violation._asdict()) for violation in found.violations]
+    out.emit({"checked": found.checked, "violations": violations}, rows=violations, empty="")
+    return int(bool(found.total))
+
+
+def _mended(out: Output, found: "credits.Audit", look: "Callable[[], credits.Audit]") -> "credits.Audit":
+    """Mend all that is safe, also beyond the first page of violations; return a new audit."""
+    from genctl import credits
+
+    def mend(some: "list[credits.Violation]") -> "list[credits.Violation]":
+        return out.ask(lambda db: credits.fix_all(db, some, _show))
+
+    while mend(found.safe) and found.is_cut:
+        found = look()
+    return look()
+
+
+def _show(violation: "credits.Violation", refused: "GenctlError | None") -> None:
+    _note(f"not mended, {refused.message}" if refused else "mended", violation)
+
+
+def _note(what: str, one: "credits.Violation") -> None:
+    terminal.note(f"{what}: {one.kind} of user {one.user_id}, reservation {one.reservation_id}")

@@ -21,6 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
 BAR = 40
+SOME = click.IntRange(1)
 CATEGORIES = click.Choice([category.value for category in Category])
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -123,20 +124,13 @@ def show(out: Output, id_: str) -> None:
     ),
 )
 @choosing
-@click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most so many jobs.")
+@click.option("--max", "most", type=SOME, metavar="N", help="At most so many jobs.")
 @click.option(
-    "--max-redrives",
-    type=click.IntRange(1),
-    default=3,
-    metavar="N",
-    help="At most so many redrives of one session.",
+    "--max-redrives", type=SOME, default=3, metavar="N", help="At most so many redrives of one session."
 )
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
-    "--canary",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Redrive so many first, the rest only if they complete.",
+    "--canary", type=SOME, metavar="N", help="Redrive so many first, the rest only if they complete."
 )
 @click.option("--edit-prompt", metavar="T", help="Run them with this prompt.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter.")
@@ -155,19 +149,12 @@ def redrive(
     from genctl.ops.sampling import sampled
 
     if not dry_run:
-        out.target(queue=True)
-        out.askable(yes)
+        out.asks(yes, queue=True)
     options = RedriveOptions(choice=choose(), **asked)
     options.check(out.settings)
     confirm = None if yes is not None else lambda question: out.confirm(question, yes)
-    work = carry_out(
-        out.settings,
-        options,
-        dry_run=dry_run,
-        confirm=confirm,
-        progress=terminal.progress,
-        note=terminal.note,
-    )
+    note, progress = terminal.note, terminal.progress
+    work = carry_out(out.settings, options, dry_run=dry_run, confirm=confirm, progress=progress, note=note)
     done = out.run(work)
     stopped = None if isinstance(done, Plan) else done.stopped
     if not stopped and (options.most is None or done.tally.redriven < options.most):
@@ -184,10 +171,7 @@ def redrive(
 
 @dlq.command(
     tool=True,
-    examples=(
-        "genctl dlq export incident.jsonl.gz --since 2h",
-        "genctl dlq export incident.jsonl --since 2h --resume",
-    ),
+    examples=("genctl dlq export dlq.jsonl.gz --since 2h", "genctl dlq export dlq.jsonl --since 2h --resume"),
 )
 @click.argument("path", metavar="FILE", type=FILE)
 @click.option("--resume", is_flag=True, help="Continue an existing file.")
@@ -236,15 +220,13 @@ def discard(
     if path and no_export:
         raise click.UsageError("--export and --no-export exclude each other")
     if not dry_run:
-        out.target(queue=True)
-        out.askable(yes)
+        out.asks(yes, queue=True)
     choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
-
     confirm = None if yes is not None else lambda question: out.confirm(question, yes)
-    done = out.run(
-        ops.discard(out.settings, choice, kept, dry_run=dry_run, confirm=confirm, progress=terminal.progress)
-    )
+    progress = terminal.progress
+    work = ops.discard(out.settings, choice, kept, dry_run=dry_run, confirm=confirm, progress=progress)
+    done = out.run(work)
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
         raise SystemExit(1)

@@ -26,9 +26,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
         "genctl enqueue --count 500 --users 20 --grant 100 --rate 50",
     ),
 )
-@click.option(
-    "--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What the image shows."
-)
+@click.option("--prompt", default="a lighthouse at dusk, watercolour", metavar="T", help="What to draw.")
 @click.option("--sensitive", is_flag=True, help="Add words that the provider's filter refuses.")
 @click.option(
     "--scenario",
@@ -38,24 +36,17 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 )
 @click.option("--user", default="demo", show_default=True, metavar="U", help="Who orders.")
 @click.option(
-    "--users",
-    type=click.IntRange(1, 100_000),
-    metavar="N",
-    help="Deal the jobs to users U-1 ... U-N in turn.",
+    "--users", type=click.IntRange(1, 100_000), metavar="N", help="Deal the jobs to U-1 ... U-N in turn."
 )
 @click.option("--grant", type=click.IntRange(1), metavar="N", help="First add so many credits to each user.")
 @click.option("--model", metavar="M", help="The model, which decides the tool.")
-@click.option(
-    "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the tool, such as size=2K."
-)
+@click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter, such as size=2K.")
 @click.option("--client-key", metavar="K", help="The client's own key of the job.")
 @click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")
 @click.option("--rate", type=Rate(0, min_open=True), metavar="R", help="Jobs a second at most.")
 @click.option("--wait", is_flag=True, help="Wait until workers have settled them.")
-@click.option(
-    "--expect", type=click.Choice(["failed", "completed"]), help="Wait, and exit with 1 unless all end so."
-)
+@click.option("--expect", type=click.Choice(["failed", "completed"]), help="Wait; exit 1 unless all end so.")
 @yes_option
 def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     """Reserve credits and send jobs.

@@ -44,9 +44,7 @@ def explain(out: Output, code: str, provider: str | None) -> None:
 )
 @click.argument("file", type=click.File("rb"))
 @click.option("--provider", metavar="NAME", help="The provider; default: the tool's.")
-@click.option(
-    "--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status, for a file with only a body."
-)
+@click.option("--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status of a body alone.")
 def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int | None) -> None:
     """Classify a recorded provider answer, as the worker would.
 
@@ -68,8 +66,7 @@ def _provider(out: Output, name: str | None) -> "Provider":
     tools = Tools.of(out.settings)
     if name is None:
         return tools.named(out.settings.tool).provider
-    if (known := tools.providers.get(name)) is None:
-        raise click.BadParameter(
-            f"{name!r} is not one of {', '.join(tools.providers)}.", param_hint="--provider"
-        )
-    return known
+    if (found := tools.providers.get(name)) is None:
+        known = ", ".join(tools.providers)
+        raise click.BadParameter(f"{name!r} is not one of {known}.", param_hint="--provider")
+    return found

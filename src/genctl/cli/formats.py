@@ -220,10 +220,8 @@ def lines_writer(columns: Mapping[str, int], room: int | None) -> Writer:
     """Align rows before all are known; `columns` have their widths, 0 is the rest of the line."""
 
     def line(texts: Iterable[str]) -> str:
-        padded = [
-            text + " " * (most - width(text)) for text, most in zip(texts, columns.values(), strict=True)
-        ]
-        text = (" " * GAP).join(padded).rstrip()
+        cells = zip(texts, columns.values(), strict=True)
+        text = (" " * GAP).join(text + " " * (most - width(text)) for text, most in cells).rstrip()
         return (shorten(text, room) if room else text) + "\n"
 
     return Writer(

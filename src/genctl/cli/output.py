@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from genctl.cli.formats import Writer
     from genctl.edges.db import Database
 
+LIMIT_S = 2.5  # a command exits so long after a signal, whatever hangs
+
 T = TypeVar("T")
 
 
@@ -122,6 +124,7 @@ class Output:
         work: Coroutine[Any, Any, T],
         *,
         follow: bool = False,
+        limit_s: float | None = LIMIT_S,
         gone_after_s: float | None = None,
         heed: Callable[[int], object] | None = None,
         loop: "Callable[[], AbstractEventLoop] | None" = None,
@@ -135,7 +138,9 @@ class Output:
         if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
         with self._limited():
-            return running.run(work, follow=follow, gone_after_s=gone_after_s, heed=heed, loop=loop)
+            return running.run(
+                work, follow=follow, limit_s=limit_s, gone_after_s=gone_after_s, heed=heed, loop=loop
+            )
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
@@ -163,7 +168,7 @@ class Output:
         log.configure(self.settings.log, self.settings.log_level)
         self.limit = None  # what it asks runs for ever
         with suppress(Stopped):  # (its loop takes a tenth less CPU for an event or a job)
-            self.run(work, gone_after_s=gone_after_s, loop=uvloop.new_event_loop)
+            self.run(work, limit_s=None, gone_after_s=gone_after_s, loop=uvloop.new_event_loop)
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
         """Run work that needs only the database. Raises GenctlError (exit 3) when it cannot be reached."""
@@ -187,8 +192,9 @@ class Output:
         where = f"database {host}/{name}" + (f", queue {queue_name}" if queue else "")
         terminal.note(f"target: {where}" + (" (embedded stack)" if self.settings.embedded else ""))
 
-    def askable(self, yes: str | None) -> None:
-        """Raise GenctlError (exit 2) before any work when confirm() would have nobody to ask."""
+    def asks(self, yes: str | None, *, queue: bool = False) -> None:
+        """Name the target, and raise GenctlError (exit 2) now when confirm() would have nobody to ask."""
+        self.target(queue=queue)
         if yes is not None or not terminal.can_ask():
             self.confirm("", yes)
 

@@ -11,6 +11,7 @@ from genctl.cli.command import DURATION, Command, yes_option
 from genctl.cli.output import Output, write
 
 COLUMNS = ("hop", "ok", "ms", "evidence", "why")
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(
@@ -25,12 +26,7 @@ COLUMNS = ("hop", "ok", "ms", "evidence", "why")
 )
 @click.option("--user", metavar="U", help="Who orders and pays; default: a fresh user with lent credits.")
 @click.option("--timeout", type=DURATION, default="30s", metavar="D", help="Time for all hops together.")
-@click.option(
-    "--junit",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Also write a JUnit report.",
-)
+@click.option("--junit", type=FILE, metavar="FILE", help="Also write a JUnit report.")
 @yes_option
 def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, yes: str | None) -> int:
     """Judge a deployment by one job that fails, hop by hop.
@@ -61,10 +57,6 @@ def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, 
         out.run(run(out.settings, user=user, timeout_s=timeout, show=show, note=terminal.note))
     found = [{name: getattr(hop, name) for name in COLUMNS} for hop in verdict(hops)]
     broken = next((hop["hop"] for hop in found if not hop["ok"]), None)
-    out.emit(
-        {"ok": broken is None, "hops": found},
-        rows=found,
-        columns=COLUMNS,
-        text=lambda: f"smoke: {f'broken at {broken}' if broken else 'every hop holds'}\n",
-    )
+    told = f"smoke: broken at {broken}\n" if broken else "smoke: every hop holds\n"
+    out.emit({"ok": broken is None, "hops": found}, rows=found, columns=COLUMNS, text=lambda: told)
     return int(broken is not None)

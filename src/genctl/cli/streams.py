@@ -7,6 +7,8 @@ import select
 import sys
 from typing import Any, TextIO
 
+STDERR = 2
+
 
 class OutputLost(Exception):  # noqa: N818 (a reader that leaves is no error)
     """Say that we can no longer write to stdout; `reader_gone`: because its reader left."""
@@ -16,29 +18,18 @@ class OutputLost(Exception):  # noqa: N818 (a reader that leaves is no error)
         self.reader_gone = why.errno in {errno.EPIPE, errno.ECONNRESET}
 
 
-class _Patient(io.FileIO):
-    """Wait for room in a pipe that the parent has made non-blocking."""
+class _Guarded(io.FileIO):
+    """Write to stdout or stderr; wait for room in a pipe that the parent has made non-blocking."""
 
-    def write(self, data: Any, /) -> int:
-        while (written := super().write(data)) is None:
-            select.select([], [self], [])
-        return written
-
-
-class _Stdout(_Patient):
     def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:
+                select.select([], [self], [])
         except OSError as error:
+            if self.fileno() == STDERR:
+                return len(memoryview(data))
             raise OutputLost(error) from None
-
-
-class _Stderr(_Patient):
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return len(memoryview(data))
+        return written
 
 
 def guard() -> None:
@@ -48,8 +39,8 @@ def guard() -> None:
     os.close(fd)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (for the process's life)
-    sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.stderr)
+    sys.stdout = _text(_Guarded(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Guarded(STDERR, "w", closefd=False), sys.stderr)
 
 
 def abandon_stdout() -> None:
@@ -68,5 +59,5 @@ def columns() -> int:
 def _text(raw: io.FileIO, old: TextIO | None) -> TextIO:
     terminal = raw.isatty()
     encoding = old.encoding if terminal and old is not None else "utf-8"
-    lines = terminal or raw.fileno() == 2
+    lines = terminal or raw.fileno() == STDERR
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)

@@ -18,6 +18,9 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
 def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
     """Run the safety net: settle runs and send messages that nothing else did.
 
+    Each kind is a net of its own, which goes on while it finds much, for at most a minute; what fails in one
+    stops no other. Several sweepers share the rows, and pass over what another transaction has locked.
+
     It sends owed job messages and DLQ copies, takes back runs whose worker fell silent, fails jobs that
     waited too long, releases the credits that a failed or missing session still holds, captures those of a
     completed one, and prunes the trace. Exit code 1 means that a part of it failed, 3 that the database or

@@ -13,11 +13,7 @@ OURS = {
     "-h": "help is no step",
     "--help": "help is no step",
 }
-NEVER = {
-    "runbook": "a runbook runs no runbook",
-    "demo": "it has a stack of its own",
-    "up": "it never ends",
-}
+NEVER = {"runbook": "a runbook runs no runbook", "demo": "it has a stack of its own", "up": "it never ends"}
 
 
 def complaint(words: Sequence[str | int]) -> str | None:
@@ -64,9 +60,8 @@ def _resolved(texts: list[str]) -> tuple[click.Command, click.Context, list[str]
         elif command.default:
             found = command.get_command(context, command.default)
         else:
-            raise click.UsageError(
-                f"{context.command_path} needs one of {', '.join(command.list_commands(context))}"
-            )
+            known = ", ".join(command.list_commands(context))
+            raise click.UsageError(f"{context.command_path} needs one of {known}")
         assert found  # noqa: S101 - resolve_command has raised otherwise
         command = found
         context = click.Context(command, context, info_name=command.name)

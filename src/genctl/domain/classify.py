@@ -127,15 +127,14 @@ def _failure(answer: Answer, reading: Reading, rule: Rule | None, counts: int, n
     else:
         category = BY_STATUS.get(status) or BY_HUNDREDS.get(status // 100, Category.NETWORK)
     of_the_job = category in {Category.CONTENT_POLICY, Category.INVALID_REQUEST}
+    sentence = (of_the_job and reading.spoken and reading.message) or (rule and rule.sentence)
     code = next(names_of(reading.code))
     return Failure(
         code=code if CODE.fullmatch(code) else f"HTTP{status}",
         category=category,
         fatal=is_fatal(counts),
         outcome=Outcome.UNKNOWN if good or status in UNKNOWN_STATUSES else Outcome.REFUSED,
-        user_message=(of_the_job and reading.spoken and reading.message)
-        or (rule and rule.sentence)
-        or SENTENCES[category],
+        user_message=sentence or SENTENCES[category],
         provider_status=status,
         provider_code=reading.code,
         provider_message=reading.message,

@@ -9,7 +9,7 @@ from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 from jmespath.parser import ParsedResult
 
-from genctl.domain.model import meant
+from genctl.domain.model import KINDS, meant
 
 Node = Any  # of the tree of a JMESPath: a map of type, children and value
 
@@ -154,18 +154,7 @@ def _compared(node: Node, condition: str, document: Any) -> tuple[bool, Any]:
 
 
 def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a text"
-        case list():
-            return "a list"
-    return "a map"
+    return KINDS.get(type(value), "a map")
 
 
 def as_text(value: Any) -> str:

@@ -13,10 +13,7 @@ ADOPTED_HIDE_S = 300  # of a session that was processing at adoption, until the 
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bound the attempts of a run; `unknowns`: re-sends after an outcome that nobody knows.
-
-    `verdicts` are an operator's exceptions from the rule of what is fatal.
-    """
+    """Bound the attempts of a run, and its re-sends after `unknowns`; `verdicts` are an operator's."""
 
     attempts: int
     unknowns: int
@@ -50,9 +47,8 @@ def read_job(body: str) -> Job:
 
 def job_body(session: Session, tool: str) -> str:
     """Write the message of a session's current run, for the workers of its tool."""
-    return msgspec.json.encode(
-        {"version": 1, "tool": tool, "sessionId": session.id, "run": session.run}
-    ).decode()
+    job = {"version": 1, "tool": tool, "sessionId": session.id, "run": session.run}
+    return msgspec.json.encode(job).decode()
 
 
 def is_free(row: Session | None, run: int | None) -> bool:
@@ -68,10 +64,7 @@ def is_free(row: Session | None, run: int | None) -> bool:
 
 
 def exhausted(session: Session, limits: Limits) -> str | None:
-    """Return the code with which to settle a claimed session without a call, or None: call.
-
-    A job that kills its workers ends as WorkerCrashed.
-    """
+    """Return the code with which to settle a claimed session without a call, or None: call."""
     if not session.spent and session.unknowns <= limits.unknowns:
         return None
     return "WorkerCrashed" if session.from_dead_lease else "AttemptsExhausted"

@@ -130,10 +130,8 @@ _SECRETS = tuple(
         # keys that show by their looks
         ("sk-", r"()(?<![\w-])sk-[\w*-]{8,}"),
         ("xai gsk hf r8 fal", r"()(?<![\w-])(?:xai|gsk|hf|r8|fal)[-_](?=[\w-]{0,63}\d)[\w-]{16,}"),
-        (
-            "akia asia aklt aiza",
-            r"()(?<![a-z0-9])(?:(?:AKIA|ASIA)[0-9a-z]{16}|AKLT[\w-]{16,}={0,2}|AIza[\w-]{30,})",
-        ),
+        ("akia asia", r"()(?<![a-z0-9])(?:AKIA|ASIA)[0-9a-z]{16}"),
+        ("aklt aiza", r"()(?<![a-z0-9])(?:AKLT[\w-]{16,}={0,2}|AIza[\w-]{30,})"),
         ("eyj", r"()(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"),
     )
 )

@@ -157,10 +157,8 @@ def read(answer: Answer, own: Envelope) -> Reading:
     beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
     searched = " ".join([(message or "")[:_TAIL], *beside])
     is_named = 400 <= answer.status < 500 and answer.status != 429
-    param = (
-        next(filter(None, (_first(one, own.param) for one in reversed(documents))), "") if is_named else ""
-    )
-    params = tuple(re.findall(r"[a-z_]\w*", param[:200])) if param else ()
+    named = filter(None, (_first(one, own.param) for one in reversed(documents)))
+    params = tuple(re.findall(r"[a-z_]\w*", next(named, "")[:200])) if is_named else ()
     request_id = _request_id(answer, own, documents, message)
     return Reading(document, code, message, request_id, spoken, wait, searched, params)
 

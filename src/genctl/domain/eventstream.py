@@ -6,10 +6,13 @@ empty line has ended.
 """
 
 import codecs
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import sseclient
+
+_COMMENT = re.compile("^:.*\n", re.MULTILINE)
 
 
 class Told(NamedTuple):
@@ -24,7 +27,7 @@ class EventReader:
     """Read one connection, piece by piece; `again` makes the reader of the next one.
 
     The next connection sends `last_id` as `Last-Event-ID`, after the `retry_ms` for which the server has
-    asked; None if it has not. An event larger than `most` raises ValueError.
+    asked; None if it has not. An event of more than `most` characters raises ValueError.
     """
 
     def __init__(self, *, most: int, last_id: str = "", retry_ms: int | None = None) -> None:
@@ -33,10 +36,7 @@ class EventReader:
         self.retry_ms = retry_ms
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._after_cr = False  # a LF that comes now belongs to it
-        self._line = ""  # without its end so far
-        self._size = 0  # of the event's data so far
-        self._id = last_id
-        self._lines: list[str] = []
+        self._rest = ""  # of the event that is not complete yet
 
     def again(self) -> "EventReader":
         """Return a reader for the next connection."""
@@ -45,42 +45,24 @@ class EventReader:
     def read(self, piece: bytes) -> Iterator[Told]:
         """Yield the events that this piece completes."""
         text = self._decoder.decode(piece)
-        if not text:
-            return
         if self._after_cr:
             text = text.removeprefix("\n")
-        self._after_cr = text.endswith("\r")
-        *lines, rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        for line in lines:
-            whole, self._line = self._line + line, ""
-            if told := self._take(whole):
-                yield told
-        self._line += rest
-        if self._size + len(self._line) > self.most:
+        self._after_cr = text.endswith("\r") or (self._after_cr and not text)
+        *events, rest = (self._rest + text.replace("\r\n", "\n").replace("\r", "\n")).split("\n\n")
+        self._rest = _COMMENT.sub("", rest)
+        for event in events:
+            yield from self._told(event)
+        if len(self._rest) > self.most:
             raise ValueError(f"an event of more than {self.most} characters")
 
-    def _take(self, line: str) -> Told | None:
-        if not line:
-            return self._end()
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        match name:
-            case "event":
-                self._lines.append(line)
-            case "data":
-                self._lines.append(line)
-                self._size += len(value) + 1
-            case "id" if "\0" not in value:
-                self._id = value
-            case "retry" if value.isascii() and value.isdigit():
+    def _told(self, event: str) -> Iterator[Told]:
+        """Yield an event; one without data tells nothing, but its id counts."""
+        for line in event.split("\n"):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "id" and "\0" not in value:
+                self.last_id = value
+            elif name == "retry" and value.isascii() and value.isdigit():
                 self.retry_ms = int(value[:9])
-        return None
-
-    def _end(self) -> Told | None:
-        """End the event. One without data tells nothing, but its id counts."""
-        self.last_id = self._id
-        block = "".join(f"{line}\n" for line in [*self._lines, ""])
-        self._lines, self._size = [], 0
-        for event in sseclient.SSEClient(iter([block.encode()])).events():
-            return Told(event.event, self.last_id, event.data)
-        return None
+        for told in sseclient.SSEClient(iter([f"{event}\n\n".encode()])).events():
+            yield Told(told.event, self.last_id, told.data)

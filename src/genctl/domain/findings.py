@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from genctl.domain import adoption
 from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.rights import RIGHTS
@@ -65,14 +66,20 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
     enough = [part for part, rows in lacks.items() if not rows]
     if enough:
         return [Finding("rights", OK, f"enough on our tables for: {', '.join(enough)}")]
+    found = []
+    for row in min(lacks.values(), key=len):
+        right = f"{row['privileges']} on {row['relation']}"
+        fix = f"psql -c 'grant {right} to \"{row['role']}\"'"
+        found.append(Finding("rights", ERROR, f"{row['role']} may not {right}", fix))
+    return found
+
+
+def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
+    """Report what is wrong with tables that a product made, from the rows of `base_findings`."""
     return [
-        Finding(
-            "rights",
-            ERROR,
-            f"{row['role']} may not {row['privileges']} on {row['relation']}",
-            f"psql -c 'grant {row['privileges']} on {row['relation']} to \"{row['role']}\"'",
-        )
-        for row in min(lacks.values(), key=len)
+        Finding("tables", WARNING if row["kind"] in adoption.LIMITS else ERROR, *adoption.told(row))
+        for row in rows
+        if row["kind"] not in adoption.BEFOREHAND
     ]
 
 
@@ -187,10 +194,7 @@ def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:
-    """Judge the answer to a request that asks for nothing: all but 401 and 403 have accepted the key.
-
-    `base` and `key` are the environment variables that name address and key.
-    """
+    """Judge a request that asks for nothing; `base` and `key` name the variables of address and key."""
     match answer:
         case NoAnswer(code, why):
             text = f"no answer from {base_url}: {code}: {why}"
@@ -199,9 +203,7 @@ def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -
             text = f"{base_url} refuses the key ({status})"
             return [Finding("provider", ERROR, text, f"set {key} to a key of that provider")]
         case Answer(404):
-            text = (
-                f"{base_url} answers 404 to the key check: path or endpoint is wrong, or a proxy stands there"
-            )
+            text = f"{base_url} answers 404 to the key check: a wrong path or endpoint, or a proxy there"
             return [Finding("provider", WARNING, text, f"set {base} to the provider's address and path")]
         case Answer(status) if status >= 500 or status < 400:
             text = f"{base_url} answers {status} to a request without a model"

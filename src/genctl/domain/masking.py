@@ -1,4 +1,4 @@
-"""Hide secrets wherever they turn up."""
+"""Find secrets in texts and URLs, however they are written there, and mask them."""
 
 import json
 import re
@@ -9,43 +9,37 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 MASK = "***"
-LEAST_PART = 8  # characters of a part of a secret; fewer turn up by chance
+LEAST_PART = 8  # characters of a part of a secret; texts contain shorter ones by chance
 LEAST_LEAF = 4  # the same of a text or number in a list or map that is secret
-UNMISTAKABLE = 16  # characters of a word that means nothing else, also as a part of another
+UNMISTAKABLE = 16  # characters; a word of so many is the secret even within a longer word
 _LOGIN = re.compile(r"://[^\s/?#\"<>\\]*@")  # of a URL
 _PASSWORD = re.compile(r"(://[^\s/?#\"<>\\,:@]*:)[^\s/?#\"<>\\,]*@")
 _HOSTS = re.compile(r"(?:(?:\[[^\]]*\]|[^:,]*)(?::\d*)?(?:,|$))*")  # with their ports
 _PARAMETER = re.compile(r"(?<=[?&;])([^=&;#\s]+)=([^&;#\s]*)")
-_SECRET_PARAMETER = re.compile(
-    r"passw|secret|token|signature|credential|api_?key|^(key|sig|auth)$", re.IGNORECASE
-)
+_SECRET_PARAMETER = re.compile(r"(?i)passw|secret|token|signature|credential|api_?key|^(key|sig|auth)$")
 
 
 def without_login(url: str) -> str:
-    """Take user and password out of a URL, and what is secret in its query."""
+    """Mask user and password of a URL, and the secrets in its query."""
     return without_secret_parameters(_LOGIN.sub(f"://{MASK}@", url))
 
 
 def without_secret_parameters(url: str) -> str:
-    """Take out what is secret in a URL's query, whose names a server reads percent-decoded."""
+    """Mask the secrets in a URL's query; servers read its names percent-decoded."""
     return _PARAMETER.sub(
-        lambda part: f"{part[1]}={MASK}" if _is_secret_parameter(unquote(part[1])) else part[0], url
+        lambda part: f"{part[1]}={MASK}" if _SECRET_PARAMETER.search(unquote(part[1])) else part[0], url
     )
 
 
-def _is_secret_parameter(name: str) -> bool:
-    return bool(_SECRET_PARAMETER.search(name))
-
-
 def without_passwords(text: str) -> str:
-    """Take the passwords out of a text's URLs."""
+    """Mask the passwords in a text's URLs."""
     return _PASSWORD.sub(rf"\1{MASK}@", text) if "://" in text else text
 
 
 def secrets_of_url(url: str) -> set[str]:
-    """Find what is secret in a URL: its password, written and read, or a user who has none.
+    """Find the secrets of a URL: its password, encoded and decoded, or a user who has none.
 
-    A password that the URL tells elsewhere, as its user or the name of its database, is nobody's secret.
+    A password that the URL also shows elsewhere, as its user or the name of its database, is not secret.
     """
     scheme, _, rest = url.partition("://")
     login, place = _login_and_place(rest)
@@ -53,7 +47,7 @@ def secrets_of_url(url: str) -> set[str]:
     host, _, path = re.split(r"[?#]", place, maxsplit=1)[0].partition("/")
     told = {user, unquote(user), unquote(path), host.partition(":")[0]}
     query = parse_qsl(url.partition("?")[2].partition("#")[0])
-    found = {value for name, value in query if _is_secret_parameter(name)}
+    found = {value for name, value in query if _SECRET_PARAMETER.search(name)}
     if colon:
         found |= {password, unquote(password), b64encode(unquote(login).encode()).decode()}
     elif scheme.startswith("http"):
@@ -64,9 +58,10 @@ def secrets_of_url(url: str) -> set[str]:
 
 
 def _login_and_place(rest: str) -> tuple[str, str]:
-    """Divide what follows a URL's scheme.
+    """Split what follows a URL's scheme into login and place.
 
-    A password may have the signs that end a host: libpq and proxies take such URLs, and errors repeat them.
+    A password may contain the characters that end a host: libpq and proxies take such URLs, and errors repeat
+    them.
     """
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     is_login_cut = "@" not in host and not _HOSTS.fullmatch(host)
@@ -75,10 +70,10 @@ def _login_and_place(rest: str) -> tuple[str, str]:
 
 
 class Masker:
-    """Hides secrets wherever they turn up: as they are, in a URL, in JSON, in HTML.
+    """Mask secrets however they are written: as they are, in a URL, in JSON, in HTML.
 
-    With `least`, shorter ones hide nothing, and short words only themselves: else a secret that is a word
-    would shred every text.
+    With `least`, shorter ones mask nothing, and short words only themselves: a secret that is a common word
+    would otherwise shred every text.
     """
 
     def __init__(self, secrets: Iterable[Any] = (), *, least: int = 1) -> None:
@@ -90,9 +85,9 @@ class Masker:
         self.add(*secrets)
 
     def add(self, *secrets: Any) -> None:
-        """Hide these values from now on, and the texts and numbers within them, though not their keys.
+        """Mask these values from now on, and the texts and numbers within them, but not their keys.
 
-        True, false and empty values hide nothing.
+        True, false and empty values mask nothing.
         """
         wholes = [one for one in secrets if one and not isinstance(one, str | bool)]
         self._wholes += [one for one in wholes if one not in self._wholes]  # a step may be tried many times
@@ -153,10 +148,10 @@ def _longest_word(text: str) -> str:
 
 @cache
 def _spelled(letter: str) -> str:
-    """Write a letter as a pattern: as it is, and as URLs, JSON and HTML write what is no ASCII letter.
+    """Write a letter as a pattern: as it is, and as URLs, JSON and HTML write other than ASCII letters.
 
-    URLs may be in URLs, and JSON in JSON: each adds a 25 or doubles the backslashes. No two ways fit the
-    same text, else a long secret of one letter would take for ever.
+    A URL may be in a URL, and JSON in JSON: each level adds a 25 or doubles the backslashes. No two
+    alternatives match the same text, else a long secret of one letter would take for ever.
     """
     if letter.isascii() and letter.isalnum():
         return letter

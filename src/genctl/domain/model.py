@@ -41,9 +41,24 @@ def rough(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Guess which of these a wrong name meant, in whatever case."""
+    names = {one.lower(): one for one in known}
+    close = get_close_matches(name.lower(), names, 1)
+    return names[close[0]] if close else None
+
+
 def meant(name: str, known: Iterable[str]) -> str:
     """Guess which of these a wrong name meant, as the end of a sentence."""
-    return "".join(f": did you mean {close}?" for close in get_close_matches(name, [*known], 1))
+    close = closest(name, known)
+    return f": did you mean {close}?" if close else ""
+
+
+# What people call a value of JSON that is no object.
+KINDS: dict[type, str] = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number",
+    str: "a text", list: "a list",
+}  # fmt: skip
 
 
 def is_breaker(who: str | None) -> bool:
@@ -99,10 +114,11 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
     run: Run | None = None  # a body without a run means the row's run
 
 
-class Session(msgspec.Struct, frozen=True):
-    """Hold a `generation_sessions` row. Times are aware, and by the database's clock.
+class StoredSession(msgspec.Struct, frozen=True):
+    """Hold what we read of a `generation_sessions` row. Times are aware, and by the database's clock.
 
-    Rows of an adopted table stay as they are: texts may be null, jsonb may hold anything.
+    Rows of an adopted table stay as they are: texts may be null, jsonb may hold anything. A statement names
+    these columns by `{session s}`, and never reads those that the product has beside them.
     """
 
     id: UUID
@@ -129,6 +145,11 @@ class Session(msgspec.Struct, frozen=True):
     version: int | None = None  # of the newest change that a stream shows
     enqueued_at: datetime | None = None
     dlq_sent_at: datetime | None = None
+
+
+class Session(StoredSession, frozen=True):
+    """Hold a session as a statement has read it, with what that statement adds."""
+
     read_at: datetime | None = None  # the database's time when it was read
     reserved: int | None = None  # credits of the current run's reservation, if the statement reads them
     refunded: int = 0  # credits of it that the release gave back

@@ -53,11 +53,8 @@ def check_name(what: str, name: str) -> None:
     """Check an id of a user or a client. Raises GenctlError (exit 2)."""
     check_text(what, name, "BadName")
     if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
-        raise _refused(
-            "BadName",
-            f"the {what} {name[:40]!r} is empty, too long or not printable",
-            f"use 1 to {LONGEST_NAME} printable characters",
-        )
+        told = f"the {what} {name[:40]!r} is empty, too long or not printable"
+        raise _refused("BadName", told, f"use 1 to {LONGEST_NAME} printable characters")
 
 
 def change(text: str) -> tuple[str, Any]:

@@ -1,11 +1,11 @@
-"""What each part of genctl does with each of its tables; deploy/roles.sql grants exactly that."""
+"""List what each part of genctl does with each of its tables; deploy/roles.sql grants exactly that."""
 
 READ = ("select",)
 ADD = ("select", "insert")
 KEEP = ("select", "insert", "update")
 ALL = ("select", "insert", "update", "delete")
 
-# A lock on a row (`for update`) takes the right to update it. An account that is missing is made first.
+# Locking a row (`for update`) needs the right to update it. Reserving first makes an account that is missing.
 RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "worker": {  # and its sweeper
         "generation_sessions": ("select", "update"),
@@ -39,15 +39,5 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "revoked_tokens": ALL,
         "genctl_migrations": READ,
     },
-    "auditor": {  # a person who looks
-        "generation_sessions": READ,
-        "credit_accounts": READ,
-        "credit_reservations": READ,
-        "credit_ledger": READ,
-        "session_events": READ,
-        "tool_gates": READ,
-        "refused_traits": READ,
-        "revoked_tokens": READ,
-        "genctl_migrations": READ,
-    },
 }
+RIGHTS["auditor"] = dict.fromkeys(RIGHTS["operator"], READ)  # a person who looks

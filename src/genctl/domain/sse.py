@@ -43,7 +43,7 @@ class Frame(NamedTuple):
 
 
 class Change(msgspec.Struct, array_like=True):
-    """Holds what a stream shows of a row, in the order of `facts` of the statement `changes`.
+    """Hold what a stream shows of a row, in the order of `facts` of the statement `changes`.
 
     `head` is the newest version of its user; the rest is None where nothing has changed. `is_old`: the row
     was not merely faster than its NOTIFY. `told` is its error_details, or its result.
@@ -76,10 +76,7 @@ class Change(msgspec.Struct, array_like=True):
 
 
 class Freshness(NamedTuple):
-    """Tell whether the server can vouch that nothing is missing, and since when that is so.
-
-    Where it cannot, `since` is the moment up to which it could.
-    """
+    """Tell whether nothing is missing, and since when; else `since` is the moment until when nothing was."""
 
     fresh: bool
     since: datetime

@@ -98,9 +98,8 @@ def of_database(now: Standing) -> list[StatusLine]:
 
 def of_migrations(states: Sequence[str]) -> list[StatusLine]:
     """Say whether all migrations are applied; `states` are as the runner names them."""
-    wrong = [
-        f"{states.count(state)} {state}" for state in ("pending", "drifted", "missing") if state in states
-    ]
+    counts = {state: states.count(state) for state in ("pending", "drifted", "missing")}
+    wrong = [f"{count} {state}" for state, count in counts.items() if count]
     if not wrong:
         return [StatusLine("migrations", OK, f"all {len(states)} applied", "genctl migrate status")]
     command = "genctl migrate" if set(states) <= {"applied", "pending"} else "genctl migrate status"
@@ -117,9 +116,8 @@ def of_api(status: int, why: str = "") -> list[StatusLine]:
             return [StatusLine("listener", ATTENTION, message, "genctl runbook run listener-silent")]
         case 503:
             return [StatusLine("listener", ATTENTION, f"the API is not ready: {why}", "genctl doctor")]
-    return [
-        StatusLine("listener", ATTENTION, f"/readyz was answered {status}: is it the API?", "genctl doctor")
-    ]
+    message = f"/readyz was answered {status}: is it the API?"
+    return [StatusLine("listener", ATTENTION, message, "genctl doctor")]
 
 
 def _sessions(now: Standing) -> StatusLine:
@@ -151,9 +149,8 @@ def _gate(gate: Gate) -> StatusLine:
     until = f"{then} {rfc3339(gate.until)}" if gate.until else ""
     message = f"{gate.tool}: {state} by {gate.who}{until}: {gate.reason or 'no reason given'}"
     if by_itself:
-        return StatusLine(
-            "gate", ATTENTION, message, f"genctl runbook run provider-outage --tool {gate.tool}"
-        )
+        outage = f"genctl runbook run provider-outage --tool {gate.tool}"
+        return StatusLine("gate", ATTENTION, message, outage)
     return StatusLine("gate", OK, message, f"genctl resume --tool {gate.tool}")
 
 
@@ -186,9 +183,7 @@ def _tools(now: Standing) -> list[StatusLine]:
 
 def _owed(jobs: Pile, copies: Pile) -> StatusLine:
     owed = [(jobs, "job message"), (copies, "DLQ copy")]
-    counts = [
-        f"{_count(pile.count, what)} for {rough(pile.oldest_s or 0)}" for pile, what in owed if pile.count
-    ]
+    counts = [f"{_count(one.count, what)} for {rough(one.oldest_s or 0)}" for one, what in owed if one.count]
     late = any((pile.oldest_s or 0) > OWED_S for pile, _ in owed)
     message = ", ".join(counts) + (": is a sweeper running?" if late else "") if counts else "nothing"
     return StatusLine("owed", ATTENTION if late else OK, message, "genctl sweep --dry-run")
@@ -196,9 +191,8 @@ def _owed(jobs: Pile, copies: Pile) -> StatusLine:
 
 def _leases(dead: Pile) -> StatusLine:
     late = (dead.oldest_s or 0) > DEAD_S
-    message = (
-        f"{_pile(dead, 'dead')}{': is a sweeper running?' if late else ''}" if dead.count else "none is dead"
-    )
+    message = _pile(dead, "dead") if dead.count else "none is dead"
+    message += ": is a sweeper running?" if late else ""
     return StatusLine("leases", ATTENTION if late else OK, message, "genctl sweep --dry-run")
 
 
@@ -223,10 +217,9 @@ def _notify(now: Notifying) -> StatusLine:
 
 
 def _pile(pile: Pile, what: str) -> str:
-    longest = (
-        f" ({'the longest ' if pile.count > 1 else ''}for {rough(pile.oldest_s)})" if pile.oldest_s else ""
-    )
-    return f"{pile.count:,} {what}{longest}"
+    if not pile.oldest_s:
+        return f"{pile.count:,} {what}"
+    return f"{pile.count:,} {what} ({'the longest ' if pile.count > 1 else ''}for {rough(pile.oldest_s)})"
 
 
 def _count(count: int, what: str) -> str:

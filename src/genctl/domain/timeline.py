@@ -88,8 +88,6 @@ def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
     match event.kind:
         case "enqueued" | "redriven":
             return f"{data.get('reserved', '?')} credits reserved"
-        case "sent":
-            return "the job message is in the queue"
         case "claimed":
             dead = ", after a dead lease" if data.get("fromDeadLease") else ""
             return f"attempt {data.get('attempt', '?')} by {data.get('worker') or 'a sweeper'}{dead}"
@@ -97,8 +95,6 @@ def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
             return f"{_failure(data)}; again after {data.get('delayS', 0):.1f} s"
         case "failed":
             return f"{_failure(data)}; {data.get('refundedCredits') or 0} credits released"
-        case "completed":
-            return "the image is stored, the reservation captured"
         case "copied":
             return f"message {data.get('messageId', '?')}"
         case "refunded":
@@ -109,6 +105,8 @@ def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
 
 
 OTHERS = {
+    "sent": "the job message is in the queue",
+    "completed": "the image is stored, the reservation captured",
     "given_back": "its request was not sent: back at once, no attempt used",
     "let_go": "its request was sent, its worker stopped: an unknown outcome",
     "requeued_dead": "back to the queue, with an outcome that nobody knows",

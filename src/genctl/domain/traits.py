@@ -48,15 +48,13 @@ def refused_traits(result: Success | Failure, traits: Traits) -> Traits:
         return PLAIN
     status = result.provider_status or 0
     words = (result.provider_message or "")[:2_048] if 400 <= status < 500 and status != 429 else ""
-    return frozenset(
-        (name, value)
-        for name, value in traits
-        if name in result.names
-        or (len(value) >= LEAST_VALUE and value in words)
-        or re.search(
-            rf"\b(?:parameter|field|argument) {re.escape(name)}\b|[`'\"]{re.escape(name)}[`'\"\[.]", words
-        )
-    )
+
+    def is_named(name: str, value: str) -> bool:
+        field = re.escape(name)
+        by_field = rf"\b(?:parameter|field|argument) {field}\b|[`'\"]{field}[`'\"\[.]"
+        return (len(value) >= LEAST_VALUE and value in words) or bool(re.search(by_field, words))
+
+    return frozenset(trait for trait in traits if trait[0] in result.names or is_named(*trait))
 
 
 class Refused(msgspec.Struct, frozen=True):

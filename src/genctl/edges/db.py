@@ -9,7 +9,7 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
@@ -27,7 +27,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, StoredSession
 from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, cut
@@ -52,6 +52,9 @@ CONFLICTS = 5  # tries of a transaction that collides with others
 MOST_MS = 2**31 - 1  # of a time-out of PostgreSQL
 LOCK_S = 2.0  # the longest wait for one lock, unless the caller says otherwise
 OUTAGE_S = 15.0  # leases may have lapsed in a longer outage
+
+_SESSION = re.compile(r"\{session (\w+)\}")
+_RULE = re.compile(r"\{(\w+)\}")
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -195,19 +198,35 @@ async def _backend(conn: Connection) -> int:
 def statements() -> dict[str, LiteralString]:
     """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
 
-    A file holds statements, each after the lines `-- name: x` and its purpose.
+    A file holds statements, each after the lines `-- name: x` and its purpose. `{session s}` in it stands for
+    the columns of a session, of the table or part that is called `s`; `{x}` for what follows `-- rule: x`.
     """
-    found: dict[str, LiteralString] = {}
-    folder = files("genctl.edges") / "sql"
-    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+    found: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
         if not file.name.endswith(".sql"):  # such as a __pycache__ that an older version has left
             continue
-        _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        for name, text in zip(named[::2], named[1::2], strict=True):
-            if name in found:
+        text = file.read_text(encoding="utf-8")
+        _, *named = re.split(r"^-- (name|rule): (\w+)\n", text, flags=re.MULTILINE)
+        for kind, name, body in zip(named[::3], named[1::3], named[2::3], strict=True):
+            known = rules if kind == "rule" else found
+            if name in known:
                 raise ValueError(f"two statements are named {name}")
-            found[name] = text.strip()
-    return found
+            known[name] = _SESSION.sub(_columns, body.strip())
+    return {name: _ruled(text, rules) for name, text in found.items()}
+
+
+def _ruled(text: str, rules: Mapping[str, str]) -> LiteralString:
+    """Put the rules in, without their comments; a rule may name others. Raises KeyError."""
+
+    def rule(named: re.Match[str]) -> str:
+        return _ruled(re.sub(r"^--.*\n", "", rules[named[1]], flags=re.MULTILINE), rules)
+
+    return _RULE.sub(rule, text)
+
+
+def _columns(session: re.Match[str]) -> str:
+    return ", ".join(f"{session[1]}.{column}" for column in StoredSession.__struct_fields__)
 
 
 def sql(name: str) -> LiteralString:
@@ -390,21 +409,26 @@ class Database:
             self._away_since = None
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Callable[..., Awaitable[list[Row]]]]:
-        """Yield a function that runs statements, as rows() does, in one snapshot. Raises GenctlError."""
+    async def snapshot(self) -> AsyncIterator[Callable[..., AsyncIterator[Row]]]:
+        """Yield a function that runs statements in one snapshot, and yields their rows as they come.
+
+        Raises GenctlError.
+        """
         watch = watched(self.dsn)
 
-        async def asked(name: str, /, **params: Any) -> list[Row]:
+        async def asked(name: str, /, **params: Any) -> AsyncIterator[Row]:
             async with watch.over(conn) if watch else nullcontext():
-                return await run(conn, name, **params)
+                async for row in conn.cursor().stream(sql(name), params):
+                    yield row
 
         with errors_told(self.dsn, watch):
             async with self._connection() as conn, AsyncExitStack() as transaction:
                 async with watch.over(conn) if watch else nullcontext():
                     await transaction.enter_async_context(conn.transaction())
-                await asked("snapshot")
-                if self._limit:
-                    await asked("statement_timeout", **_time_of(self._limit)[1])
+                    await run(conn, "snapshot")
+                    await run(conn, "rows_unhidden")
+                    if self._limit:
+                        await run(conn, "statement_timeout", **_time_of(self._limit)[1])
                 yield asked
                 async with watch.over(conn) if watch else nullcontext():
                     await transaction.aclose()

@@ -8,6 +8,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 from genctl.base.dsn import place
+from genctl.domain.adoption import ROWS_SEEN, cure
 from genctl.domain.model import GenctlError
 from genctl.edges.deadline import Watch
 
@@ -15,8 +16,8 @@ from genctl.edges.deadline import Watch
 class DataRefusedError(GenctlError):
     """Say that the database refused the data of a statement (a constraint, a range): do not try again."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__("DataRefused", f"the database refused the data: {reason}", exit_code=1)
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__("DataRefused", f"the database refused the data: {reason}", fix, exit_code=1)
 
 
 class NotifyRefusedError(DataRefusedError):
@@ -115,6 +116,16 @@ def _refusal(error: Exception) -> str:
     return f"{first_line(error)} ({who})" if who else first_line(error)
 
 
+def _row_refused(error: Exception, _: str) -> DataRefusedError:
+    """Name the column that an adopted table needs, or the constraint, and who can make such a row."""
+    diag = error.diag if isinstance(error, psycopg.Error) else None
+    table, column = (diag.table_name or "", diag.column_name) if diag else ("", None)
+    said = _refusal(error)
+    if column:
+        said = f"{table}.{column} must not be null, and genctl has no value for it"
+    return DataRefusedError(said, cure(table, column=bool(column)))
+
+
 Tell = Callable[[Exception, str], GenctlError]
 
 
@@ -128,14 +139,21 @@ _gone = _said(
     "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
     DatabaseGoneError,
 )
+
+
+def _denied(error: Exception, where: str) -> GenctlError:
+    hidden = "row-level security" in str(error)  # we switch the filter off, so that PostgreSQL says so
+    fix = ROWS_SEEN if hidden else "grant the rights to the user of DATABASE_URL"
+    return GenctlError("DatabaseDenied", f"database {where} refuses: {_refusal(error)}", fix)
+
+
 # The first kind that fits counts.
 _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = (
     ((errors.UndefinedTable, errors.UndefinedColumn),
      _said("NotMigrated", "database {at} lacks what genctl needs: {said}", "run `genctl migrate`")),
-    (errors.InsufficientPrivilege,
-     _said("DatabaseDenied", "database {at} refuses: {said}",
-           "grant the rights to the user of DATABASE_URL")),
+    (errors.InsufficientPrivilege, _denied),
     (errors.ProgramLimitExceeded, lambda error, _: NotifyRefusedError(first_line(error))),
+    ((errors.NotNullViolation, errors.ForeignKeyViolation), _row_refused),
     ((psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
      lambda error, _: DataRefusedError(_refusal(error))),
     (errors.DiskFull,

@@ -8,8 +8,8 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import LiteralString, NamedTuple
+from contextlib import asynccontextmanager, suppress
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID, uuid4
 
 import msgspec
@@ -51,16 +51,20 @@ class Heard(NamedTuple):
     channel: str
 
     @property
+    def said(self) -> dict[str, Any]:
+        """Read the payload; return an empty dict for a forged or foreign one."""
+        try:
+            said = msgspec.json.decode(self.payload)
+        except (msgspec.DecodeError, RecursionError):
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    @property
     def session_id(self) -> UUID | None:
         """Return the session that it names; None for a forged or foreign payload."""
-        try:
-            return msgspec.json.decode(self.payload, type=_Payload).session_id
-        except (msgspec.DecodeError, RecursionError):
-            return None
-
-
-class _Payload(msgspec.Struct):
-    session_id: UUID
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(self.said.get("session_id"), UUID)
+        return None
 
 
 class Quiet(NamedTuple):
@@ -128,11 +132,8 @@ async def _listen_on(conn: Connection, dsn: str, channels: Sequence[LiteralStrin
             await conn.execute(f"listen {channel}")
         heard = await run(conn, "listening")
     if not set(channels) <= {row["channel"] for row in heard}:
-        raise GenctlError(
-            "NotListening",
-            "LISTEN does not hold on this connection, which seems to be a transaction pooler",
-            "set GENCTL_LISTEN_URL to a direct connection",
-        )
+        told = "LISTEN does not hold on this connection, which seems to be a transaction pooler"
+        raise GenctlError("NotListening", told, "set GENCTL_LISTEN_URL to a direct connection")
 
 
 Texts = Sequence[bytes | str | None]  # a row as the server writes it
@@ -140,7 +141,7 @@ Answer = list[Texts] | GenctlError
 
 
 class Listener:
-    """Hears on a connection, and asks one prepared statement there: who hears of a change asks at once.
+    """Hear on a connection, and ask one prepared statement there as soon as we hear of a change.
 
     The event loop calls libpq itself, because psycopg's way of waiting costs more than the question.
     `hear` gets what came together; a question's `then` gets its answer. Neither may raise.
@@ -207,9 +208,10 @@ class Listener:
             self._pg.consume_input()
             heard = []
             while (notify := self._pg.notifies()) is not None:
-                heard.append(
-                    Heard(notify.extra.decode("utf-8", "replace"), notify.relname.decode("utf-8", "replace"))
+                payload, channel = (
+                    text.decode("utf-8", "replace") for text in (notify.extra, notify.relname)
                 )
+                heard.append(Heard(payload, channel))
             answer = self._answer() if self._then is not None else None
         except psycopg.Error as error:
             self._end(error)
@@ -229,11 +231,8 @@ class Listener:
             if result is None:
                 answer, self._found = self._found, None
                 return answer
-            self._found = (
-                _texts(result)
-                if result.status == ExecStatus.TUPLES_OK
-                else self._told(errors.error_from_result(result))
-            )
+            is_good = result.status == ExecStatus.TUPLES_OK
+            self._found = _texts(result) if is_good else self._told(errors.error_from_result(result))
         return None
 
     def _told(self, error: psycopg.Error) -> GenctlError:
@@ -277,10 +276,7 @@ def _texts(result: PGresult) -> list[Texts]:
 async def hearing(
     dsn: str, channels: Sequence[LiteralString], question: str, hear: Callable[[list[Heard]], None]
 ) -> AsyncIterator[Listener]:
-    """Yield a listener that asks the statement of this name. Raises GenctlError.
-
-    It does not hear what was notified before it is yielded: ask then.
-    """
+    """Yield a listener that asks this statement; it hears from now on. Raises GenctlError."""
     async with await connect_directly(dsn) as conn:
         with errors_told(dsn), answering(conn, PROBE_S):
             for setting in ASKING:

@@ -21,7 +21,7 @@ import structlog
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import http
-from genctl.edges.aws import Signer, SqsEndpoint
+from genctl.edges.aws import CA_VARIABLE, Signer, SqsEndpoint
 
 T = TypeVar("T")
 
@@ -138,6 +138,21 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
         "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
     ),
     ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
+    ("InvalidAddress",): (
+        "QueueRefused",
+        "set AWS_DEFAULT_REGION to the region in the queue's URL",
+    ),
+    ("KmsAccessDenied", "KMS.AccessDeniedException"): (
+        "KeyForbidden",
+        "allow kms:Decrypt and kms:GenerateDataKey on the queue's key, in its policy and in our role's",
+    ),
+    (
+        "KmsDisabled", "KmsInvalidKeyUsage", "KmsInvalidState", "KmsNotFound", "KmsOptInRequired",
+        "KMS.DisabledException", "KMS.InvalidStateException", "KMS.NotFoundException",
+    ): (
+        "KeyUnusable",
+        "look at the key that encrypts the queue (KmsMasterKeyId): it is gone, disabled or not of this kind",
+    ),
 }  # fmt: skip
 REFUSED, FORBIDDEN = "QueueRefused", "QueueForbidden"  # SQS refuses this request; it refuses us
 # Calls that ask for nothing: SQS refuses each, and says if we lack the right to make it.
@@ -178,6 +193,12 @@ class _Refusal(NamedTuple):
         return GenctlError(REFUSED, line, "check GENCTL_QUEUE, GENCTL_DLQ and AWS_ENDPOINT_URL_SQS")
 
 
+# Of AWS alone: the URLs of others name no region.
+_REGION = re.compile(
+    r"https://(?:queue|sqs(?:-fips)?)\.(?P<of_url>[a-z]{2}[a-z-]*-\d)\.(?:amazonaws|api\.amazonwebservices|api\.aws)\b"
+    r"|arn:[a-z-]+:sqs:(?P<of_arn>[a-z0-9-]+):"
+)
+
 # --- calls -----------------------------------------------------------------------------------
 
 
@@ -187,9 +208,14 @@ class Sqs:
     def __init__(self, where: SqsEndpoint, signer: Signer, *, embedded: bool = False) -> None:
         """Open the session; `embedded`: the queues are those of the embedded stack."""
         self.endpoint = where.endpoint
+        self.region = where.region
         self.embedded = embedded
         self._signer = signer
         self._http = http.session(where.endpoint, tls=where.tls)
+        self._attempts = where.attempts or ATTEMPTS
+        self._headers = {"Content-Type": "application/x-amz-json-1.0"}
+        if where.user_agent:
+            self._headers["User-Agent"] = where.user_agent
         self._ahead = timedelta()  # of our clock
 
     @classmethod
@@ -198,8 +224,8 @@ class Sqs:
 
         Raises GenctlError (exit 3) when credentials or region are missing.
         """
-        endpoint = await asyncio.to_thread(SqsEndpoint.of, settings)
-        return cls(endpoint, await asyncio.to_thread(Signer, endpoint), embedded=settings.embedded)
+        where = await SqsEndpoint.of(settings)
+        return cls(where, await Signer.of(where), embedded=settings.embedded)
 
     async def __aenter__(self) -> Self:
         return self
@@ -207,24 +233,40 @@ class Sqs:
     async def __aexit__(self, *_: object) -> None:
         await self._http.close()
 
-    async def queue(self, name_or_url: str) -> "Queue":
-        """Look a queue up. Raises GenctlError (exit 3): not there, FIFO, forbidden, unreachable."""
-        url = name_or_url
-        if url.endswith(".fifo"):  # SQS allows that name to FIFO queues alone
+    async def queue(self, which: str) -> "Queue":
+        """Look a queue up by its name, URL or ARN.
+
+        Raises GenctlError (exit 3): not there, in another region, FIFO, forbidden, unreachable.
+        """
+        if which.endswith(".fifo"):  # SQS allows that name to FIFO queues alone
             raise GenctlError(
                 "QueueIsFifo",
-                f"SQS queue {url} is a FIFO queue",
+                f"SQS queue {which} is a FIFO queue",
                 "use a standard queue: the session's row already orders and deduplicates",
             )
-        if not url.startswith(("http://", "https://")):
-            url = await self._url_of(name_or_url)
+        self._check_region(which)
+        is_url = which.startswith(("http://", "https://"))
+        url = which.rstrip("/") if is_url else await self._url_of(which)
         facts = await Queue(self, url).attributes()
         most = int(facts.get("MaximumMessageSize", MAX_BYTES))
         return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
 
-    async def _url_of(self, name: str) -> str:
+    def _check_region(self, which: str) -> None:
+        named = _REGION.match(which)
+        region = named and (named["of_url"] or named["of_arn"])
+        if region and region != self.region and not self.embedded:
+            raise GenctlError(
+                "QueueElsewhere",
+                f"SQS queue {which} is in {region}, and the AWS region here is {self.region}",
+                f"export AWS_DEFAULT_REGION={region}",
+            )
+
+    async def _url_of(self, which: str) -> str:
+        """Ask for the URL of a name, or of an ARN, whose queue may be another account's."""
+        *_, account, name = which.rsplit(":", 2) if which.startswith("arn:") else ("", which)
+        owner: dict[str, Any] = {"QueueOwnerAWSAccountId": account} if account else {}
         try:
-            return (await self.call("GetQueueUrl", _QueueUrl, name, QueueName=name)).queue_url
+            return (await self.call("GetQueueUrl", _QueueUrl, name, QueueName=name, **owner)).queue_url
         except GenctlError as error:
             if not self.embedded or error.code != "QueueNotFound":
                 raise
@@ -250,12 +292,12 @@ class Sqs:
         data = msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
         better = False  # whether we have signed a later try better than the first
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, self._attempts + 1):
             signed_by = self._signer.credentials
             try:
                 status, answer = await self._post(op, data, timeout)
             except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
-                error = self._unreachable(about, str(lost) or type(lost).__name__)
+                error = self._unreachable(about, *http.unreachable(lost, self.endpoint, CA_VARIABLE))
             except TimeoutError:
                 error = self._unreachable(about, f"{op}: no answer within {timeout.total:g} s")
                 if op == "ReceiveMessage":
@@ -269,7 +311,7 @@ class Sqs:
                     continue
                 if not refusal.transient:
                     raise error
-            if attempt < ATTEMPTS:
+            if attempt < self._attempts:
                 await pause(attempt)
         raise error
 
@@ -283,7 +325,7 @@ class Sqs:
         return self._signer.credentials != signed_by
 
     async def _post(self, op: str, data: bytes, timeout: aiohttp.ClientTimeout) -> tuple[int, bytes]:
-        target = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"AmazonSQS.{op}"}
+        target = {**self._headers, "X-Amz-Target": f"AmazonSQS.{op}"}
         async with self._http.post(
             self.endpoint,
             data=io.BytesIO(data),
@@ -300,10 +342,11 @@ class Sqs:
         except msgspec.DecodeError as why:
             raise self._unreachable(about, f"the answer is not SQS's ({why})") from None
 
-    def _unreachable(self, about: str, why: str) -> GenctlError:
+    def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
-        fix = "check the network, the AWS region and AWS_ENDPOINT_URL_SQS"
-        return GenctlError("QueueUnreachable", line, fix)
+        return GenctlError(
+            "QueueUnreachable", line, fix or "check the network, the AWS region and AWS_ENDPOINT_URL_SQS"
+        )
 
 
 async def pause(attempt: int) -> None:

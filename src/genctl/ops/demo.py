@@ -72,7 +72,8 @@ async def demo(
         check("the card shows it", *await _card(api, judge.session_id))
         after = await _balance(db)
         check("the balance is whole again", after == before, f"{before} credits before, {after} after")
-        status, good = await api.order(USER, prompt=api.tool.good, clientKey=f"demo-{uuid4().hex[:8]}")
+        order = {"prompt": api.tool.good, "clientKey": f"demo-{uuid4().hex[:8]}"}
+        status, good = await api.ask(USER, "/generations", order)
         check("a good job completes", *await _made(db, status, good))
         left = await _balance(db)
         check("and is paid for", left == after - api.tool.price, f"{after} credits before, {left} after")
@@ -131,7 +132,7 @@ async def _card(api: ApiClient, session_id: UUID | None) -> tuple[bool, str]:
     """Check what a page shows of the failure: the provider's sentence without ids, and the refund."""
     if session_id is None:
         return False, "there is no session"
-    status, item = await api.session(USER, session_id)
+    status, item = await api.ask(USER, f"/sessions/{session_id}")
     details = item.get("error_details") or {}
     sound = status == 200 and not details_complaints(details) and details["refundedCredits"] > 0
     text = f"{details.get('userMessage')} — {details.get('refundedCredits')} credits returned"

@@ -38,9 +38,9 @@ LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
 async def examine(settings: Settings, advance: Advance, within_s: float = WITHIN_S) -> list[Finding]:
-    """Return all findings, in the order of CHECKS, each of which has `within_s`. Raises nothing.
+    """Return all findings in the order of CHECKS, each once: several find that a database is away.
 
-    It drops repeated findings: several checks find that a database is away.
+    Each check has `within_s`.
     """
 
     async def checked(name: str) -> list[Finding]:
@@ -98,18 +98,13 @@ async def _versions(_: Settings) -> list[Finding]:
 
 async def _settings(settings: Settings) -> list[Finding]:
     where = f"the embedded stack in {settings.home}" if settings.embedded else "real services"
-    level, text, fix = findings.OK, f"complete, for {where}", ""
-    if not settings.secret:
-        level = findings.WARNING
-        if settings.embedded:
-            text = f"the embedded stack is not running (nothing in {settings.home})"
-            fix = "genctl up, or set DATABASE_URL"
-        else:
-            text = (
-                "GENCTL_SECRET is not set: genctl cannot serve an API, issue a token or check a stream here"
-            )
-            fix = "set it to at least 32 random bytes"
-    return [Finding("settings", level, text, fix)]
+    if settings.secret:
+        return [Finding("settings", findings.OK, f"complete, for {where}")]
+    if settings.embedded:
+        text = f"the embedded stack is not running (nothing in {settings.home})"
+        return [Finding("settings", findings.WARNING, text, "genctl up, or set DATABASE_URL")]
+    text = "GENCTL_SECRET is not set: genctl can serve no API, issue no token and check no stream here"
+    return [Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")]
 
 
 async def _database(settings: Settings) -> list[Finding]:
@@ -125,12 +120,14 @@ async def _database(settings: Settings) -> list[Finding]:
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
         table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
+        base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
     facts = server | {"notify_pid": notifying.idle_pid}
     return [
         *findings.of_server(facts, "/".join(dsn.place(settings.dsn())), clocks_s),
         *findings.of_rights(missing),
         *findings.of_settings(table["settings"]),
+        *findings.of_base(base),
         *findings.of_refused(kept, notifying),
     ]
 
@@ -146,15 +143,15 @@ async def _refused(db: Database) -> tuple[list[Kept], Notifying]:
 
 
 async def _migrations(settings: Settings) -> list[Finding]:
-    return findings.of_migrations(
-        {one.name: one.state for one in await migrate.status(settings.direct_dsn())}
-    )
+    known = await migrate.status(settings.direct_dsn())
+    return findings.of_migrations({one.name: one.state for one in known})
 
 
 async def _listen(settings: Settings) -> list[Finding]:
-    direct = settings.listen_dsn()
-    heard = direct and await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
-    return findings.of_listen(heard=None if direct is None else bool(heard))
+    if (direct := settings.listen_dsn()) is None:
+        return findings.of_listen(heard=None)
+    heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
+    return findings.of_listen(heard=heard)
 
 
 async def _queues(settings: Settings) -> list[Finding]:

@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 from uuid import UUID, uuid4
@@ -48,11 +48,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     params: tuple[str, ...] = ()  # key=value
 
     def tool(self, settings: Settings) -> Tool:
-        """Find the tool of the model, else the one that is set.
-
-        Raises GenctlError as Tools.named() and ordered() do, and (exit 2) where the model is not one of the
-        tool that `--tool` names.
-        """
+        """Find the tool of the model, else the one that is set. Raises GenctlError: exit 2, 3 if unusable."""
         tools = Tools.of(settings)
         if self.model is None:
             return tools.named(settings.tool)
@@ -65,10 +61,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
         return tool
 
     def check(self, settings: Settings) -> None:
-        """Check the options before we grant or order anything.
-
-        Raises GenctlError: exit 2 for options that make no sense, 3 for a tool that nobody can use.
-        """
+        """Check the options before we grant or order anything. Raises GenctlError: exit 2, 3 if unusable."""
         tool = self.tool(settings)
         tool.check_usable()
         tool.check_orderable(self.model or tool.default_model)
@@ -81,10 +74,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if tool.is_real:
-            raise _refused(
-                f"--scenario speaks to the simulator, and {tool.address} is a real provider",
-                f"unset {tool.base.upper()}, or start `genctl simulator` and point it there",
-            )
+            fix = f"unset {tool.base.upper()}, or start `genctl simulator` and point it there"
+            raise _refused(f"--scenario speaks to the simulator, and {tool.address} is a real provider", fix)
 
     @property
     def whose(self) -> list[str]:
@@ -144,14 +135,14 @@ async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> 
         sent: list[Session] = []
         owed = None
         most = BATCH if options.rate is None else min(BATCH, max(1, int(options.rate / 10)))
-        for orders in _batched(options.orders(tool), most):
+        rest = options.orders(tool)
+        while orders := list(islice(rest, most)):
             try:
                 made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
             except AccountLockedError as error:
                 done = f"{error.message}; {len(sent)} of {many(options.count, 'job')} were ordered"
-                raise AccountLockedError(
-                    error.user, done, options.command(options.count - len(sent))
-                ) from error
+                again = options.command(options.count - len(sent))
+                raise AccountLockedError(error.user, done, again) from error
             sent += made.sessions
             owed = owed or made.owed
             advance(len(made.sessions))
@@ -160,9 +151,8 @@ async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> 
         over = await ended(db, [session.id for session in sent]) if options.wait or options.expect else []
     seconds = round(time.monotonic() - began, 3)
     expected = all(session.status == options.expect for session in over) if options.expect else True
-    return EnqueueResult(
-        _one(sent[0], over, seconds) if options.count == 1 else _many(options, over, seconds), expected, owed
-    )
+    data = _one(sent[0], over, seconds) if options.count == 1 else _many(options, over, seconds)
+    return EnqueueResult(data, expected, owed)
 
 
 async def _granted(db: Database, options: EnqueueOptions, amount: int, opening: int) -> None:
@@ -205,12 +195,6 @@ def _many(options: EnqueueOptions, ended: list[Session], seconds: float) -> dict
     if ended:
         said |= {end: sum(s.status == end for s in ended) for end in (Status.COMPLETED, Status.FAILED)}
     return said
-
-
-def _batched(orders: Iterable[Order], size: int) -> Iterator[list[Order]]:
-    rest = iter(orders)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def _refused(message: str, fix: str) -> GenctlError:

@@ -39,15 +39,10 @@ class Export:
     @classmethod
     @contextmanager
     def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
-        """Begin a new file, or with `resume` continue one.
-
-        Raises GenctlError: exit 2 when it exists or another command writes it, 3 when we cannot write.
-        """
+        """Begin a new file, or with `resume` continue one. Raises GenctlError: exit 2, or 3: cannot write."""
         if resume and _is_gzip(path):
             told = f"{path} is compressed, and --resume continues only plain files"
-            raise GenctlError(
-                "NoExport", told, "name another file: the messages are still there", exit_code=2
-            )
+            raise GenctlError("NoExport", told, "name another file; the messages are in the DLQ", exit_code=2)
         try:
             with path.open("r+b" if resume and path.is_file() else "xb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two writers would overwrite each other
@@ -56,22 +51,14 @@ class Export:
                     file.write(gzip.compress(b""))  # an empty export is gzip too
                 yield one
         except FileExistsError:
-            raise GenctlError(
-                "FileExists",
-                f"{path} exists already",
-                "continue it by `dlq export --resume`, or name another file",
-                exit_code=2,
-            ) from None
+            fix = "continue it by `dlq export --resume`, or name another file"
+            raise GenctlError("FileExists", f"{path} exists already", fix, exit_code=2) from None
         except BlockingIOError:
-            raise GenctlError(
-                "FileInUse", f"another command is writing {path}", "wait for its end", exit_code=2
-            ) from None
+            told = f"another command is writing {path}"
+            raise GenctlError("FileInUse", told, "wait for its end", exit_code=2) from None
         except OSError as error:
-            raise GenctlError(
-                "CannotWrite",
-                f"cannot write {path}: {error.strerror}",
-                "free some space or name another file; --resume continues a plain one",
-            ) from None
+            fix = "free some space or name another file; --resume continues a plain one"
+            raise GenctlError("CannotWrite", f"cannot write {path}: {error.strerror}", fix) from None
 
     def write(self, messages: Sequence[Message]) -> None:
         """Write the messages that the file does not have yet, and sync it. Raises OSError."""
@@ -107,10 +94,7 @@ async def discard(
     confirm: Callable[[str], object] | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first.
-
-    Raises GenctlError.
-    """
+    """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first."""
     async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
         most = None
         if dry_run or confirm:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any
 
@@ -19,7 +18,7 @@ from genctl.domain.classify import (
     rule_of,
 )
 from genctl.domain.details import build
-from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success
+from genctl.domain.model import Answer, Category, Failure, GenctlError, NoAnswer, Outcome, Success, closest
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.domain.rules import SENTENCES, UNKNOWN_STATUSES, Rule
 from genctl.services.scenarios import SCENARIOS
@@ -66,10 +65,7 @@ class Meaning(msgspec.Struct, rename="camel", kw_only=True):
 
 
 def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -> Meaning:
-    """Explain a code by the first provider that knows it.
-
-    Raises GenctlError (exit 4) for an unknown code.
-    """
+    """Explain a code by the first provider that knows it. Raises GenctlError (exit 4) if none does."""
     only = providers[0] if len(providers) == 1 else None
     code = code.strip().removeprefix("DLQ:")
     if own := OURS.get(code):
@@ -81,22 +77,18 @@ def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -
     for provider in providers:
         if rule := rule_of(code, None, provider.rules):
             return _ruled(code, rule, provider, verdicts)
-    close = get_close_matches(code.lower(), known := _known(providers), 1)
-    raise GenctlError(
-        "NotFound",
-        f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}",
-        f"did you mean {known[close[0]]}?" if close else "its HTTP status decides: genctl explain HTTP400",
-        exit_code=4,
-    )
+    close = closest(code, _known(providers))
+    told = f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}"
+    fix = f"did you mean {close}?" if close else "its HTTP status decides: genctl explain HTTP400"
+    raise GenctlError("NotFound", told, fix, exit_code=4)
 
 
-def _known(providers: Sequence[Provider]) -> dict[str, str]:
-    """Return all codes in our tables by their lower-case spelling."""
+def _known(providers: Sequence[Provider]) -> list[str]:
+    """List all codes in our tables."""
     rules = [rule for provider in providers for rule in provider.rules]
     codes = [code for rule in rules for code in rule.codes if "*" not in code]
     codes += [scenario.code for scenario in SCENARIOS.values() if scenario.code]
-    codes += [*OURS, *(name for _, name in CODES), *(f"HTTP{status.value}" for status in HTTPStatus)]
-    return {code.lower(): code for code in codes}
+    return [*codes, *OURS, *(name for _, name in CODES), *(f"HTTP{status.value}" for status in HTTPStatus)]
 
 
 def of_answer(
@@ -125,23 +117,21 @@ def _judged(answer: Answer | NoAnswer, provider: Provider | None, verdicts: Sequ
     now = datetime.now(UTC)
     failure, base = (classify(answer, provider or UNKNOWN, now=now, verdicts=said) for said in (verdicts, ()))
     assert isinstance(failure, Failure) and isinstance(base, Failure)  # noqa: S101, PT018 - it has no image
-    return _meaning(
-        failure, provider.name if provider else None, fatal=base.fatal, note=NOTES.get(failure.code)
-    )
+    name = provider.name if provider else None
+    return _meaning(failure, name, fatal=base.fatal, note=NOTES.get(failure.code))
 
 
 def _ruled(code: str, rule: Rule, provider: Provider, verdicts: Sequence[str]) -> Meaning:
     base = is_fatal(rule.status)
     verdict = chosen(code, rule, rule.status, verdicts)
     sentence = rule.sentence or SENTENCES[rule.category]
+    cleaned = f"the provider's sentence, cleaned; without one: {sentence}"
     failure = Failure(
         code=code,
         category=rule.category,
         fatal=verdict == "fatal" if verdict else base,
         outcome=Outcome.UNKNOWN if rule.inside or rule.status in UNKNOWN_STATUSES else Outcome.REFUSED,
-        user_message=f"the provider's sentence, cleaned; without one: {sentence}"
-        if rule.category in OF_THE_JOB
-        else sentence,
+        user_message=cleaned if rule.category in OF_THE_JOB else sentence,
         provider_status=200 if rule.inside else rule.status,
     )
     return _meaning(failure, provider.name, fatal=base, note=_note(rule, provider))

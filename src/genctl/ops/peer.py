@@ -1,4 +1,4 @@
-"""Send tokens of the embedded stack only to a server that proves to hold the stack's key.
+"""Make a server prove that it holds the embedded stack's key, before we send it one of the stack's tokens.
 
 While the stack is down, anybody on this machine may listen on its port.
 """
@@ -24,14 +24,14 @@ Prove = Callable[[aiohttp.ClientSession], Awaitable[None]]
 
 
 def prover(settings: Settings) -> Prove | None:
-    """Return what makes the API prove itself; None when a person has named another API, and so vouches."""
+    """Return what makes the API prove itself; None when a person has named another API, and so trusts it."""
     implied = settings.origins.get("api_url") in {"default", "embedded stack"}
     implied = implied or settings.api_url == read_stack(settings.home).get("api_url")  # its own, named
     return partial(prove, settings=settings) if settings.embedded and settings.secret and implied else None
 
 
 async def check(settings: Settings) -> None:
-    """Ask for the proof if we need one. Raises GenctlError (exit 3) when the API does not give it."""
+    """Make the API prove itself if it must. Raises GenctlError (exit 3) when it does not."""
     if asked := prover(settings):
         async with http.session(settings.api_url) as client:
             try:
@@ -49,10 +49,7 @@ def unreachable(url: str, why: Exception) -> GenctlError:
 
 
 async def prove(client: aiohttp.ClientSession, settings: Settings) -> None:
-    """Make the server at the API's address prove that it is our stack.
-
-    Raises GenctlError (exit 3) when it is another, ClientError and OSError when none answers.
-    """
+    """Make the server prove that it is our stack. Raises GenctlError (exit 3), ClientError and OSError."""
     nonce, port = secrets.token_hex(16), urlsplit(settings.api_url).port or 80
     url = f"{settings.api_url}/readyz"
     async with client.get(url, params={"nonce": nonce}, timeout=WITHIN, allow_redirects=False) as answer:
@@ -63,8 +60,5 @@ async def prove(client: aiohttp.ClientSession, settings: Settings) -> None:
         found = None
     proof = str(found.get("proof")) if isinstance(found, dict) else ""
     if not secrets.compare_digest(proof.encode(), Tokens.of(settings).proof(nonce, port).encode()):
-        raise GenctlError(
-            "ForeignPeer",
-            f"what listens at {settings.api_url} is not your embedded stack, and gets no token",
-            "genctl up",
-        )
+        told = f"what listens at {settings.api_url} is not your embedded stack, and gets no token"
+        raise GenctlError("ForeignPeer", told, "genctl up")

@@ -77,11 +77,8 @@ def _recorded(raw: bytes) -> Answer | NoAnswer | None:
             except msgspec.ValidationError as error:
                 raise _no_answer(str(error)) from None
     several = document if isinstance(document, list) else [_json(line) for line in raw.splitlines()[:2]]
-    if (
-        several
-        and several != [document]
-        and all(isinstance(one, dict) and one.keys() & OURS for one in several)
-    ):
+    are_ours = all(isinstance(one, dict) and one.keys() & OURS for one in several)
+    if several and several != [document] and are_ours:
         raise _no_answer("it holds several, or a list")
     return None
 

@@ -14,7 +14,7 @@ from genctl.edges.db import Database, Row
 
 PIECES = [timedelta(minutes=1), timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)]
 MOST_PIECES = 48
-PARTS = ("report_totals", "unsure_calls", "report_failures", "report_redrives", "report_timeline")
+PARTS = ("report_failures", "report_released", "unsure_calls", "report_redrives", "report_timeline")
 BAR = 30
 
 
@@ -81,10 +81,10 @@ async def report(db: Database, since: datetime, until: datetime, advance: Advanc
     found: list[list[Row]] = []
     async with db.snapshot() as rows:
         for part in PARTS:
-            found.append(await rows(part, **window, **more.get(part, {})))
+            found.append([row async for row in rows(part, **window, **more.get(part, {}))])
             advance(1)
-    totals, unsure, failures, redrives, timeline = found
-    return Report(since, until, totals[0] | unsure[0], failures, redrives, timeline)
+    (everything, *failures), released, unsure, redrives, timeline = found
+    return Report(since, until, everything | released[0] | unsure[0], failures, redrives, timeline)
 
 
 def _redrives(redrives: Sequence[Row]) -> str:

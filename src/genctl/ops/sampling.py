@@ -69,7 +69,8 @@ class Survey:
         """
         while self._idle < IDLE_RECEIVES:
             messages = await self._received(limit, wait_s if self._idle else 0)
-            new = [m for m in messages if m.message_id not in self._hidden and self._is_meant(m)]
+            meant = [m for m in messages if self.until is None or m.sent_at <= self.until]
+            new = [message for message in meant if message.message_id not in self._hidden]
             again = self._are_back(messages)
             self._keep(messages)
             self._idle = 0 if new or again else self._idle + 1
@@ -107,9 +108,6 @@ class Survey:
         until = time.monotonic() + LOOK_S
         self._hidden |= {m.message_id: (m.receipt, until) for m in messages}
 
-    def _is_meant(self, message: Message) -> bool:
-        return self.until is None or message.sent_at <= self.until
-
     def forget(self, messages: Iterable[Message]) -> None:
         """Forget messages that somebody has deleted."""
         for message in messages:
@@ -136,7 +134,7 @@ async def look(
 ) -> list[Message]:
     """Return every message, or all up to one that is `enough`; delete those to `take`.
 
-    All others are visible again afterwards, also when we are cancelled. SQS counts each look as a receive.
+    All others are visible again afterwards, also when we are cancelled; SQS counts each look as a receive.
     Raises GenctlError, exit 3.
     """
     seen: list[Message] = []

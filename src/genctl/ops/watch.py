@@ -51,11 +51,7 @@ class GoneError(GenctlError):
     """Say that the stream ended or did not open; another try may succeed."""
 
     def __init__(self, url: str, why: str) -> None:
-        super().__init__(
-            "StreamUnreachable",
-            f"cannot follow the stream at {url}: {why}",
-            FIX,
-        )
+        super().__init__("StreamUnreachable", f"cannot follow the stream at {url}: {why}", FIX)
 
 
 async def follow(
@@ -138,12 +134,8 @@ def _check(url: str, response: aiohttp.ClientResponse) -> None:
     if response.status == 200 and response.content_type == "text/event-stream":
         return
     if response.status == 401:
-        raise GenctlError(
-            "TokenRefused",
-            f"the API at {url} refuses the token",
-            "it may have expired, or the API has another GENCTL_SECRET; `genctl token` issues one",
-            exit_code=5,
-        )
+        fix = "it may have expired, or the API has another GENCTL_SECRET; `genctl token` issues one"
+        raise GenctlError("TokenRefused", f"the API at {url} refuses the token", fix, exit_code=5)
     if response.status in {408, 425, 429} or response.status >= 500:
         raise GoneError(url, f"it answered {response.status}")
     told = f"there is no event stream at {url} (it answered {response.status})"

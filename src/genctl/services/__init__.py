@@ -1,1 +1,1 @@
-"""Loops and lifetimes: what runs until it is told to stop."""
+"""Hold what runs until it is told to stop."""

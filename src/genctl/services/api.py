@@ -192,7 +192,10 @@ class Api:
         row = await self.db.row("session_by_key", user=order.user_id, key=order.idempotency_key)
         if row is None:
             return None
-        if any(row[name] != getattr(order, name) for name in ("prompt", "model", "client_key", "params")):
+        if any(
+            (row[name] or None) != getattr(order, name)
+            for name in ("prompt", "model", "client_key", "params")
+        ):
             raise _bad("KeyReused", "this Idempotency-Key came with another body before", "use a new key")
         return Session.of(row)
 

@@ -4,12 +4,12 @@ Fields and limits are those of the provider's documents; docs/scenarios.md says 
 """
 
 import re
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from genctl.domain.model import meant
 from genctl.services.scenarios import SCENARIOS, Scenario, scenario_of
 
 MAX_SET = 15  # references and results together
@@ -114,7 +114,8 @@ def read(body: bytes) -> Asked:
         raise _invalid("body", "it is not JSON") from None
     for name in ("model", "prompt"):
         if not getattr(asked, name):
-            raise _missing(name)
+            message = f"The request failed because it is missing the required parameter `{name}`."
+            raise _refused(name, message, code="MissingParameter")
     _check(asked, model_of(asked.model))
     return asked
 
@@ -125,9 +126,8 @@ def wanted(asked: Asked) -> Scenario:
         return scenario_of(asked.prompt)
     except KeyError as unknown:
         name = unknown.args[0]
-        close = get_close_matches(name, SCENARIOS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise _invalid("prompt", f"the simulator has no scenario {name!r}{hint}") from None
+        why = f"the simulator has no scenario {name!r}{meant(name, SCENARIOS)}"
+        raise _invalid("prompt", why) from None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -191,11 +191,6 @@ def _check_references(asked: Asked, model: Capabilities) -> None:
 
 def _invalid(param: str, why: str) -> RefusedError:
     return _refused(param, f"The parameter `{param}` specified in the request is not valid: {why}.")
-
-
-def _missing(param: str) -> RefusedError:
-    message = f"The request failed because it is missing the required parameter `{param}`."
-    return _refused(param, message, code="MissingParameter")
 
 
 def _refused(param: str, message: str, **code: str) -> RefusedError:

@@ -1,8 +1,8 @@
-"""Connections to our HTTP servers: a deadline for everything that a peer may let us wait for, and limits.
+"""Give each connection to our HTTP servers a deadline for whatever its peer lets us wait for, and limits.
 
-Who holds a connection and says nothing costs a file. When files run short, or one address has too many, the
-connection that has kept us waiting longest is cut, so that health checks and new requests always get in.
-Streams of signed-in users are kept, and so is a request that is being answered.
+A peer that holds a connection and says nothing costs a file. When files run short, or one address has too
+many connections, the server cuts the one that has kept it waiting longest, so that health checks and new
+requests always get in. It keeps the streams of signed-in users, and the requests that it is answering.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import h11
 import structlog
@@ -30,14 +30,14 @@ IDLE_S = 75.0  # longer than a proxy keeps its own, or its next request meets ou
 CLOSE_S = 5.0  # for a reader that takes nothing of its last answer
 DEAD_PEER_MS = 45_000
 LOOK_S = 1.0
-RESERVED_FILES = 96  # database, queue, files of the page, logs, and connections that are being cut
+RESERVED_FILES = 96  # database, queue, files of the page, logs, and connections that we are cutting
 MOST = 65_536
 
 log = structlog.stdlib.get_logger()
 
 
 class ConnectionLimits(NamedTuple):
-    """Says how many connections there may be in all, waiting ones of one address, and kept streams."""
+    """Say how many connections there may be in all, waiting ones of one address, and kept streams."""
 
     total: int
     of_address: int
@@ -54,12 +54,12 @@ class ConnectionLimits(NamedTuple):
 
 
 class Waiting(Enum):
-    """Names what a peer lets us wait for."""
+    """Name what a peer lets us wait for."""
 
-    HEAD = auto()  # from the first moment, or byte, to its end; TLS that comes here by mistake is none
+    HEAD = auto()  # from the first moment, or byte, to its end; TLS that comes by mistake never ends one
     BODY = auto()
     REQUEST = auto()  # the next one
-    READER = auto()  # that takes what we write
+    READER = auto()  # to take what we write
 
 
 WITHIN_S = {
@@ -71,12 +71,12 @@ WITHIN_S = {
 
 
 class Connections:
-    """Holds all connections of a server, those that wait in the order in which they began to."""
+    """Hold all connections of a server, and those that wait in the order in which they began to."""
 
     def __init__(self, limits: ConnectionLimits, front: Front, metrics: Metrics | None = None) -> None:
         self.limits = limits
         self.front = front
-        self.kept = 0  # handed over to streams, and not among the open ones
+        self.kept = 0  # connections that streams have; they are not among the open ones
         self._metrics = metrics
         self._open: set[ServedConnection] = set()
         self._waiting: dict[ServedConnection, None] = {}
@@ -88,7 +88,7 @@ class Connections:
         return iter(self._open)
 
     async def watch(self) -> None:
-        """Cut those whose time is over, for ever, and log in one line how many were cut for others."""
+        """Cut the connections whose time is over, for ever, and log in one line how many went for others."""
         while True:
             await asyncio.sleep(LOOK_S)
             self.look(time.monotonic())
@@ -110,14 +110,14 @@ class Connections:
             self._shed = 0
 
     def opened(self, connection: "ServedConnection") -> None:
-        """Take it in. Above the limit the one that has waited longest goes: itself, where no other waits."""
+        """Take a connection in. Above the limit the one that has waited longest goes, perhaps this one."""
         self._open.add(connection)
         self.wait(connection)
         if len(self._open) + self.kept > self.limits.total and self._waiting:
             self._cut(next(iter(self._waiting)))
 
     def wait(self, connection: "ServedConnection") -> None:
-        """Note that its peer lets us wait. Above its address's limit the one that has waited longest goes."""
+        """Note that a peer lets us wait. Above its address's limit the connection that waits longest goes."""
         self.go_on(connection)
         self._waiting[connection] = None
         address = connection.address
@@ -128,7 +128,7 @@ class Connections:
             self._cut(next(one for one in self._waiting if one.address == address))
 
     def go_on(self, connection: "ServedConnection") -> None:
-        """Note that we do not wait for its peer any more."""
+        """Note that we do not wait for a connection's peer any more."""
         if connection not in self._waiting:
             return
         del self._waiting[connection]
@@ -138,7 +138,7 @@ class Connections:
                 del self._of_address[connection.address]
 
     def closed(self, connection: "ServedConnection") -> None:
-        """Forget it."""
+        """Forget a connection."""
         self.go_on(connection)
         self._open.discard(connection)
 
@@ -153,7 +153,7 @@ class Connections:
 
 
 class _Conversation(h11.Connection):
-    """Refuses, before anybody works on it, a request that is expensive to read."""
+    """Refuse requests that would cost much to read, before the application works on them."""
 
     refusal = (400, "Bad Request", "the request cannot be read")
 
@@ -165,43 +165,40 @@ class _Conversation(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             if len(event.headers) > MOST_HEADERS:
-                self.refusal = (431, "Request Header Fields Too Large", f"more than {MOST_HEADERS} headers")
-                raise h11.RemoteProtocolError(self.refusal[2])
+                self._refuse(431, "Request Header Fields Too Large", f"more than {MOST_HEADERS} headers")
             if sum(len(name) + len(value) for name, value in event.headers) > LARGEST_HEAD_BYTES:
-                self.refusal = (
-                    431,
-                    "Request Header Fields Too Large",
-                    f"more than {LARGEST_HEAD_BYTES} bytes",
-                )
-                raise h11.RemoteProtocolError(self.refusal[2])
+                self._refuse(431, "Request Header Fields Too Large", f"more than {LARGEST_HEAD_BYTES} bytes")
             if any(name == b"transfer-encoding" for name, _ in event.headers):
-                self.refusal = (411, "Length Required", "a body needs a Content-Length")
-                raise h11.RemoteProtocolError(self.refusal[2])
+                self._refuse(411, "Length Required", "a body needs a Content-Length")
         return event
+
+    def _refuse(self, status: int, phrase: str, message: str) -> NoReturn:
+        self.refusal = (status, phrase, message)
+        raise h11.RemoteProtocolError(message)
 
 
 class ServedConnection(H11Protocol):
-    """Carries one connection, tells the application of itself, and knows what we wait for."""
+    """Carry one connection, tell the application of it, and know what we wait for."""
 
     def __init__(self, *args: Any, connections: Connections, **more: Any) -> None:
         super().__init__(*args, **more)
         self.conn: _Conversation = _Conversation(h11.SERVER, LARGEST_HEAD_BYTES)
-        self.address: str | None = None  # who keeps us waiting; None for a proxy, which has many behind it
+        self.address: str | None = None  # of the peer; None for a proxy, which has many behind it
         self._all = connections
         self._waits_for: Waiting | None = None
         self._since = 0.0
         self._is_proxy = False
 
     def check_room(self) -> None:
-        """Raises GenctlError (exit 3) when too many connections are kept for streams already."""
+        """Raise GenctlError (exit 3) when streams keep too many connections already."""
         if self._all.kept >= self._all.limits.kept:
             raise GenctlError("Full", f"{self._all.kept} streams are open in this process")
 
     def hand_over(self, stream: asyncio.Protocol) -> tuple[asyncio.Transport, Callable[[], None]] | None:
-        """Give the connection to a stream, once the head of its answer is written; it is kept, whoever comes.
+        """Give the connection to a stream once the head of its answer is written; the server then keeps it.
 
-        For uvicorn it is lost, and all that uvicorn keeps of it goes. Returns its transport, and what to call
-        when it has ended; None when it has ended already.
+        For uvicorn the connection is lost, and uvicorn drops all that it has of it. Return its transport, and
+        what to call when it has ended; None when it has ended already.
         """
         if self.cycle.disconnected:
             return None
@@ -212,15 +209,15 @@ class ServedConnection(H11Protocol):
         return self.transport, self._all.release
 
     def abort(self) -> None:
-        """Cut it: closing would wait for a reader that does not read."""
+        """Cut the connection: closing would wait for a reader that does not read."""
         self.transport.abort()
 
     def is_overdue(self, now: float) -> bool:
-        """Tell whether its peer has let us wait for too long."""
+        """Tell whether the peer has let us wait for too long."""
         return self._waits_for is not None and now - self._since > WITHIN_S[self._waits_for]
 
     def give_up(self) -> None:
-        """End it; who has begun a request is told why."""
+        """End the connection, and tell a peer that has begun a request why."""
         match self._waits_for:
             case Waiting.READER:
                 self.abort()
@@ -232,23 +229,21 @@ class ServedConnection(H11Protocol):
                 self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (of uvicorn)
-        """Refuse what uvicorn could not read."""
+        """Refuse a request that uvicorn could not read."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and cycle.response_started and not cycle.response_complete:
-            self.transport.close()  # an answer is on its way, which no other may follow
+            self.transport.close()  # no other answer may follow the one on its way
         else:
             self.send_refusal(*self.conn.refusal)
 
     def send_refusal(self, status: int, phrase: str, message: str) -> None:
-        """Write the answer past h11, which may be in no state for one, and close."""
+        """Write the answer past h11, whose state may allow none, and close."""
         body = f'{{"error":{{"code":"HTTP{status}","message":"{message}","fix":""}}}}'
-        head = (
-            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        )
-        self.transport.write(f"{head}Connection: close\r\n\r\n{body}".encode())
+        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+        self.transport.write(f"HTTP/1.1 {status} {phrase}\r\n{fields}\r\n\r\n{body}".encode())
         self.transport.close()
 
-    # -- what happens on it -----------------------------------------------------------------------
+    # -- what uvicorn and the transport call -----------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base
         super().connection_made(transport)
@@ -311,7 +306,7 @@ class ServedConnection(H11Protocol):
 
 
 def _whose(address: str | None) -> str | None:
-    """Return the address; of IPv6 the network of 64 bits, all of which one household may have."""
+    """Return the address; of IPv6 the network of 64 bits, as one household may have all of it."""
     try:
         one = ip_address(address or "")
     except ValueError:

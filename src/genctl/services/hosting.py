@@ -1,4 +1,4 @@
-"""uvicorn as all our HTTP servers run it: quiet, without signals, and with our own connections."""
+"""Run uvicorn as all our HTTP servers need it: quiet, without signals, with our own connections."""
 
 import asyncio
 import socket
@@ -13,12 +13,12 @@ from starlette.types import ASGIApp
 from genctl.services.connections import IDLE_S, Connections, ServedConnection
 from genctl.services.listening import BACKLOG
 
-ACCEPT_AT_ONCE = 8  # before those that are too many are cut: each of them takes a file until then
+ACCEPT_AT_ONCE = 8  # connections; only then we cut those that are too many, and each takes a file until then
 END_WITHIN_S = 0.4
 
 
 class HttpServer(uvicorn.Server):
-    """Serves an application on a socket. Signals are the CLI's business."""
+    """Serve an application on a socket. Signals are the CLI's business."""
 
     def __init__(self, app: ASGIApp, connections: Connections) -> None:
         protocol = partial(ServedConnection, connections=connections)
@@ -41,7 +41,7 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the kernel hold many that wait to be accepted, of which asyncio takes few at once."""
+        """Let the kernel hold many connections that wait to be accepted; asyncio accepts few at once."""
         await super().startup(sockets)
         for sock in sockets or ():
             sock.listen(BACKLOG)
@@ -51,7 +51,7 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
     async def end(self, serving: "asyncio.Task[None]") -> None:
-        """Let answers that are on their way come to their end, for a moment, and then end `serving`."""
+        """Give answers on their way a moment to finish, then end `serving`."""
         self.should_exit = True
         done, _ = await asyncio.wait([serving], timeout=END_WITHIN_S)
         if not done:

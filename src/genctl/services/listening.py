@@ -4,14 +4,14 @@ import os
 import socket
 
 from genctl.domain.model import GenctlError
-from genctl.services.handed import handed
 
 BACKLOG = 2048
+VARIABLE = "_GENCTL_SOCKET"  # a socket that the embedded stack has bound before it told anybody its address
 
 
 def listening(who: str, host: str, port: int, *, option: str = "--port") -> socket.socket:
     """Open a socket that listens there. Raises GenctlError (exit 3), which names `who` wanted it."""
-    if given := handed(port):
+    if given := _handed(port):
         return given
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -19,9 +19,20 @@ def listening(who: str, host: str, port: int, *, option: str = "--port") -> sock
         return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as why:
         reason = os.strerror(why.errno) if why.errno and why.errno > 0 else str(why)
-        raise GenctlError(
-            "CannotListen", f"{who}: cannot listen on {host}:{port}: {reason}", f"choose another {option}"
-        ) from None
+        told = f"{who}: cannot listen on {host}:{port}: {reason}"
+        raise GenctlError("CannotListen", told, f"choose another {option}") from None
+
+
+def _handed(port: int) -> socket.socket | None:
+    """Take over the socket that listens on that port; None where nobody has handed one down."""
+    if (number := os.environ.pop(VARIABLE, None)) is None:
+        return None
+    sock = socket.socket(fileno=int(number))
+    sock.set_inheritable(False)
+    if sock.getsockname()[1] == port:
+        return sock
+    sock.close()
+    return None
 
 
 def url_of(sock: socket.socket) -> str:

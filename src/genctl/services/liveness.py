@@ -84,10 +84,7 @@ class Liveness:
 
 @asynccontextmanager
 async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) -> AsyncIterator[None]:
-    """Answer `/healthz` and `/metrics` on all addresses; without a port do nothing.
-
-    Raises GenctlError (exit 3) when it cannot listen there.
-    """
+    """Answer `/healthz` and `/metrics` on all addresses, if there is a port. Raises GenctlError (exit 3)."""
     if port is None:
         yield
         return
@@ -100,9 +97,8 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
         return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
 
     app = Starlette(routes=[Route("/healthz", healthz), Route("/metrics", exposition)])
-    connections = Connections(
-        ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0), Front(None)
-    )
+    limits = ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0)
+    connections = Connections(limits, Front(None))
     server = HttpServer(app, connections)
     with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
         serving = asyncio.create_task(server.serve([sock]))

@@ -1,4 +1,4 @@
-"""A recorded stream, played to a front end under development: no database, no worker, no sign-in.
+"""Play a recorded stream to a front end under development, without database, worker or sign-in.
 
 A recording is NAME.sse and NAME.json, as in docs/streams/: the list before, the events, the rows then.
 """
@@ -19,7 +19,7 @@ HEARTBEAT_S = 15.0
 
 
 class Recording:
-    """Holds a recording. Its rows are those of before until the first event is out."""
+    """Hold a recording. Its rows are those of before until the first event is out."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -27,12 +27,9 @@ class Recording:
             told = json.loads(path.with_suffix(".json").read_text("utf-8"))
             self.before, self.then = list(told["before"]), list(told["then"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GenctlError(
-                "BadRecording",
-                f"the recording {path} cannot be read: {error}",
-                "name a NAME.sse beside whose NAME.json holds `before` and `then`, as in docs/streams/",
-                exit_code=2,
-            ) from None
+            told = f"the recording {path} cannot be read: {error}"
+            fix = "name a NAME.sse beside whose NAME.json holds `before` and `then`, as in docs/streams/"
+            raise GenctlError("BadRecording", told, fix, exit_code=2) from None
         self._began = False
 
     @property
@@ -53,9 +50,8 @@ class Recording:
 
     async def _list(self, _: web.Request) -> web.StreamResponse:
         gate = {"state": "open", "until": None}
-        return web.json_response(
-            {"sessions": self.rows, "next": None, "lastEventId": "recorded", "gate": gate}
-        )
+        more = {"next": None, "lastEventId": "recorded", "gate": gate}
+        return web.json_response({"sessions": self.rows, **more})
 
     async def _one(self, request: web.Request) -> web.StreamResponse:
         for row in self.rows:

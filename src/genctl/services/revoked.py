@@ -1,4 +1,4 @@
-"""Revoked tokens: each API process asks the database for them, so that it refuses them within 30 s."""
+"""Revoke tokens, and refuse them: each API process asks the database for new ones every few seconds."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,44 +15,44 @@ from genctl.edges.db import EARLIEST, Database, Row
 EVERY_S = 5.0
 OVERLAP = timedelta(minutes=1)  # a statement that began earlier may commit later
 
-NEVER = 1e12  # Unix time of the end of a token that does not tell it
+NEVER = 1e12  # Unix time that stands for the end of a token of which we know only the id
 
 log = structlog.stdlib.get_logger()
 
 
 class Revocations:
-    """Holds what is revoked: single tokens by their ids, and all that users had at a moment."""
+    """Hold what somebody has revoked: single tokens by their ids, and all that users had at a moment."""
 
     def __init__(self, db: Database, changed: Callable[[], object]) -> None:
-        """Call `changed` when there are more, so that open streams can be ended."""
+        """Call `changed` when there are more, so that its owner can end open streams."""
         self._db = db
         self._changed = changed
-        self._ids: dict[str, datetime] = {}  # with the time from which it need not be known any more
-        self._users: dict[str, float] = {}  # what was issued up to then is revoked; Unix time
+        self._ids: dict[str, datetime] = {}  # with the time after which the token has expired anyway
+        self._users: dict[str, float] = {}  # tokens issued up to then (Unix time) are revoked
         self._since = EARLIEST
         self._trouble = ""
 
     def refuses(self, one: Claims) -> bool:
-        """Tell whether a token or ticket is revoked; one without the time of its issue is an old one."""
+        """Tell whether a token or ticket is revoked; one without its time of issue counts as an old one."""
         if one.id in self._ids:
             return True
         revoked_at = self._users.get(one.user)
         return revoked_at is not None and (one.issued_at or 0.0) <= revoked_at
 
     def check(self, one: Claims) -> None:
-        """Raise GenctlError TokenRefused for what is revoked."""
+        """Raise GenctlError TokenRefused for a revoked token or ticket."""
         if self.refuses(one):
             raise refused("the token was revoked")
 
     async def revoke(self, one: Claims) -> None:
-        """Revoke one token, here at once; one without an id cannot be revoked alone. Raises GenctlError."""
+        """Revoke one token, here at once; nobody can revoke one without an id alone. Raises GenctlError."""
         if one.id is None:
             return
         await revoke(self._db, one.id, one.expires_at)
         await self.look()
 
     async def run(self) -> None:
-        """Look again and again, until cancelled; the database may come and go."""
+        """Look again and again until cancelled; the database may come and go."""
         while True:
             try:
                 await self.look()
@@ -86,13 +86,13 @@ async def revoke(db: Database, token: str, expires_at: float = NEVER) -> Row:
 
 
 async def revoke_all(db: Database, user: str) -> Row:
-    """Revoke all that a user has by now. Raises GenctlError."""
+    """Revoke all tokens that a user has by now. Raises GenctlError."""
     check_name("user", user)
     return camel(await db.row("revoke_tokens_of", user=user) or {})
 
 
 def named(text: str) -> str:
-    """Return the id of a token that is named by its id or by itself. Raises GenctlError (exit 2)."""
+    """Return the id of a token that the text names by its id or is. Raises GenctlError (exit 2)."""
     if text.count(".") != 2:
         return text
     try:
@@ -100,7 +100,6 @@ def named(text: str) -> str:
     except jwt.InvalidTokenError:
         return text
     if not isinstance(token, str):
-        raise GenctlError(
-            "NoTokenId", "this token has no id", "revoke all that its user has: --user U", exit_code=2
-        )
+        fix = "revoke all that its user has: --user U"
+        raise GenctlError("NoTokenId", "this token has no id", fix, exit_code=2)
     return token

@@ -1,4 +1,4 @@
-"""The API process: from the socket to the last `bye`."""
+"""Run the API process, from the socket to the last `bye`."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Running(NamedTuple):
-    """Holds a server that serves; `tasks` end only by a bug."""
+    """Hold a server that serves; `tasks` end only by a bug."""
 
     api: Api
     connections: Connections

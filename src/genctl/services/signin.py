@@ -1,4 +1,4 @@
-"""Signing in to the page and out of it: a ticket becomes a cookie, once; tokens come as cookie or header."""
+"""Sign users in to the page and out: exchange a ticket for a cookie, once; read tokens of requests."""
 
 from datetime import UTC, datetime
 from html import escape
@@ -25,7 +25,7 @@ log = structlog.stdlib.get_logger()
 
 
 class SignIn:
-    """Knows who is asking, and changes it."""
+    """Know who is asking, and change it."""
 
     def __init__(self, db: Database, tokens: Tokens, front: Front, revoked: Revocations) -> None:
         self._db = db
@@ -43,10 +43,7 @@ class SignIn:
         ]
 
     def caller(self, request: HTTPConnection) -> Claims:
-        """Return whose token came along. Raises GenctlError: TokenRefused, ForeignOrigin.
-
-        Basic credentials are for a proxy before us, and say nothing to us.
-        """
+        """Return whose token came; basic credentials are for a proxy. Raises TokenRefused, ForeignOrigin."""
         if (bearer := _bearer(request)) is not None:
             return self._read(bearer)
         cookie = self._front.cookie(request)
@@ -57,7 +54,7 @@ class SignIn:
         return self._read(cookie)
 
     async def show(self, request: Request) -> Response:
-        """Show the form that spends the ticket; looking at the link, as mail scanners do, spends nothing.
+        """Show the form that spends the ticket: a mail scanner that only looks at the link spends nothing.
 
         The page sends the form by itself, unless another site may have led the person here.
         """
@@ -65,7 +62,7 @@ class SignIn:
         return HTMLResponse((PAGE / "signin.html").read_text("utf-8").replace("{{asks}}", escape(asks)))
 
     async def sign_in(self, request: Request) -> Response:
-        """Change the ticket, of the link or of a form, for a cookie; once. Raises GenctlError AskFirst."""
+        """Exchange the ticket, of the link or of a form, for a cookie, once. Raises GenctlError AskFirst."""
         site = self._front.check_origin(request)
         form = await form_of(request, LARGEST_FORM_BYTES)
         ticket, claims = self._tokens.read_ticket(query_of(request).get("ticket") or form.get("ticket", ""))
@@ -81,13 +78,13 @@ class SignIn:
         return response
 
     async def whoami(self, request: Request) -> Response:
-        """Tell whose token came along, and when it ends."""
+        """Say whose token came, and when it ends."""
         claims = self.caller(request)
         until = datetime.fromtimestamp(min(claims.expires_at, LATEST), UTC)
         return answer({"userId": claims.user, "expiresAt": rfc3339(until)})
 
     async def sign_out(self, request: Request) -> Response:
-        """Take the cookie away, and revoke its token, so that a copy of it is worth nothing either."""
+        """Take the cookie away and revoke its token, so that a copy of it is worth nothing either."""
         bearer = _bearer(request)
         site = self._front.site(request) if bearer is not None else self._front.check_origin(request)
         response = self._home()
@@ -103,7 +100,7 @@ class SignIn:
         return response
 
     def _ask(self, current: Claims | None, user: str, *, asks: bool) -> None:
-        """Raise GenctlError AskFirst where only the person can know whether this sign-in is wanted."""
+        """Raise GenctlError AskFirst when only the person can know whether they want this sign-in."""
         is_other = current is not None and current.user != user
         if asks or is_other:
             now = f"You are signed in as {current.user}. " if current and is_other else ""
@@ -111,7 +108,7 @@ class SignIn:
             raise GenctlError("AskFirst", f"{now}This link signs you in as {user}{instead}.", exit_code=1)
 
     def _signed_in(self, request: Request) -> Claims | None:
-        """Return whose cookie came along; None for one that is worth nothing."""
+        """Return whose cookie came; None for a cookie that is worth nothing."""
         cookie = self._front.cookie(request)
         try:
             return None if cookie is None else self._read(cookie)

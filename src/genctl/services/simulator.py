@@ -113,7 +113,8 @@ async def generations(request: web.Request) -> web.StreamResponse:
     """Answer `POST /api/v3/images/generations` with images, or with the scenario's failure."""
     began = time.monotonic()
     request_id = f"02{time.time_ns() // 1_000_000:013}{secrets.token_hex(19)}"
-    client_id = request.headers.get("X-Client-Request-Id") or _client_id()
+    made_up = f"{datetime.now(UTC):%Y%m%d%H%M%S}{secrets.token_hex(10)}"  # as the provider does
+    client_id = request.headers.get("X-Client-Request-Id") or made_up
     asked: Asked | None = None
     try:
         body = await request.read()
@@ -126,13 +127,8 @@ async def generations(request: web.Request) -> web.StreamResponse:
         scenario = refused.scenario
     except web.HTTPRequestEntityTooLarge:
         scenario = SCENARIOS["too-large"]
-    log.info(
-        "simulator.asked",
-        scenario=scenario.name,
-        requestId=request_id,
-        clientRequestId=client_id,
-        watermark=asked.watermark if asked else None,
-    )
+    ids = {"requestId": request_id, "clientRequestId": client_id}
+    log.info("simulator.asked", scenario=scenario.name, **ids, watermark=asked.watermark if asked else None)
     if scenario.after_s:
         await _wait(request, scenario.after_s)
     headers = {
@@ -249,8 +245,3 @@ def signed(url: str) -> str:
         "X-Tos-SignedHeaders": "host",
     }
     return f"{url}?{urlencode(query)}"
-
-
-def _client_id() -> str:
-    """Make up an id as the provider does where the client names none."""
-    return f"{datetime.now(UTC):%Y%m%d%H%M%S}{secrets.token_hex(10)}"

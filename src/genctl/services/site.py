@@ -1,4 +1,4 @@
-"""The address under which users see this server: of the setting, of trusted proxies, or of the request."""
+"""Find the address at which users see this server: in the setting, from trusted proxies, in the request."""
 
 import re
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from genctl.domain.model import GenctlError
 
 COOKIE = "genctl_token"
 PORTS = {"http": 80, "https": 443}
-# First segments of our own paths: behind a prefix of the same name they are told apart by what follows it.
+# First segments of our own paths: what follows a prefix tells whether a path with the same name is below it.
 TOPS = frozenset({"", "api", "page", "signin", "signout", "whoami", "healthz", "readyz", "metrics"})
 
 
 class Site(NamedTuple):
-    """Holds an origin and the path below which the page lies; `port` is None where the scheme says it."""
+    """Hold an origin and the path below which the page lies; `port` is None where the scheme says it."""
 
     scheme: str
     host: str
@@ -27,7 +27,7 @@ class Site(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> Self:
-        """Read a URL. One that cannot be read is nobody's site."""
+        """Read a URL. A site of nobody stands for a URL that cannot be read."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -56,7 +56,7 @@ class Site(NamedTuple):
 
 
 class Front:
-    """Tells the site of a request, and who sent it."""
+    """Tell the site of a request, and who sent it."""
 
     def __init__(self, public_url: str | None, trusted: Sequence[str] = ()) -> None:
         self._public = Site.of(public_url) if public_url else None
@@ -65,7 +65,7 @@ class Front:
         self.home = f"{public_url}/" if public_url else "/"  # where redirects lead
 
     def site(self, request: HTTPConnection) -> Site:
-        """Return the public address; without one the request's own, with what a trusted proxy says of it."""
+        """Return the public address, else that of the request with what a trusted proxy says of it."""
         if self._public:
             return self._public
         scheme, host = request.scope["scheme"], request.headers.get("host", "")
@@ -77,9 +77,9 @@ class Front:
     def check_origin(self, request: HTTPConnection) -> Site:
         """Return the site as the page that sent the request sees it. Raises GenctlError ForeignOrigin.
 
-        Every browser names the origin of a POST. Newer ones also judge by themselves (Sec-Fetch-Site), which
-        no proxy's Host can spoil. A proxy may have ended TLS, so that without a public address hosts are
-        compared, and the page's origin tells the scheme.
+        Every browser names the origin of a POST. Newer ones also judge it themselves (Sec-Fetch-Site), and no
+        proxy's Host can spoil that. A proxy may have ended TLS, so without a public address we compare hosts,
+        and take the scheme from the page's origin.
         """
         site, origin = self.site(request), Site.of(request.headers.get("origin", ""))
         judged = request.headers.get("sec-fetch-site")
@@ -89,29 +89,26 @@ class Front:
             same_host = (origin.host, origin.port) == (site.host, site.port)
             ours = origin.scheme in PORTS and bool(origin.host) and (same_host or judged == "same-origin")
         if not ours or judged not in {None, "same-origin"}:
-            raise GenctlError(
-                "ForeignOrigin",
-                "the request does not come from this server's page",
-                "behind a proxy set GENCTL_PUBLIC_URL to the address that users see",
-                exit_code=1,
-            )
+            told = "the request does not come from this server's page"
+            fix = "behind a proxy set GENCTL_PUBLIC_URL to the address that users see"
+            raise GenctlError("ForeignOrigin", told, fix, exit_code=1)
         return site if self._public else site._replace(scheme=origin.scheme)
 
     def is_from_elsewhere(self, request: HTTPConnection) -> bool:
-        """Tell whether another site may have sent the person here; also where the browser says nothing."""
+        """Tell whether another site may have sent the person here, also where the browser does not say."""
         if (judged := request.headers.get("sec-fetch-site")) is not None:
             return judged not in {"none", "same-origin"}
         site, referer = self.site(request), Site.of(request.headers.get("referer", ""))
         return (referer.host, referer.port) != (site.host, site.port) or not referer.host
 
     def cookie(self, request: HTTPConnection) -> str | None:
-        """Return the page's cookie, whose name also tells of TLS that only the browser knows of."""
+        """Return the page's cookie; its name also tells of TLS when only the browser knows of it."""
         site = self.site(request)
         names = (site._replace(scheme="https").cookie, site.cookie)
         return next((value for name in names if (value := request.cookies.get(name))), None)
 
     def is_secure(self, scope: Scope) -> bool:
-        """Tell whether users come by https, as far as is known without asking their browsers."""
+        """Tell whether users come by https, as far as we know without their browsers."""
         if self._public or not self._trusted:
             return bool(self._public and self._public.is_secure)
         return self.site(HTTPConnection(scope)).is_secure
@@ -128,7 +125,7 @@ class Front:
         return any(one in network for network in self._trusted)
 
     def client(self, scope: Scope) -> str | None:
-        """Return the address of who sent the request: the last one named that is no proxy of ours."""
+        """Return the address of the client: the last one named that is not a proxy of ours."""
         peer = _peer(scope)
         if not self.trusts(peer):
             return peer
@@ -137,9 +134,9 @@ class Front:
         return next(strangers, None) or peer
 
     def inner_path(self, path: str) -> str | None:
-        """Return the path below the prefix, whether the proxy has taken that away or not.
+        """Return the path below the prefix, whether or not the proxy has taken the prefix away.
 
-        None for the prefix without its slash, from where the page's relative addresses lead nowhere.
+        None for the prefix without its slash: the page's relative addresses would lead nowhere from there.
         """
         if not self.prefix or not path.startswith(self.prefix):
             return path
@@ -154,7 +151,7 @@ def _peer(scope: Scope) -> str | None:
 
 
 def _without_port(named: str) -> str:
-    """Return the address alone: some proxies name a client with its port, which is another each time."""
+    """Return the address alone: some proxies name a client with its port, which changes each time."""
     match = re.fullmatch(r"\[(.*)\](?::\d+)?|([\d.]+):\d+", named.strip())
     return (match[1] or match[2]) if match else named.strip()
 

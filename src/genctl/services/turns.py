@@ -63,10 +63,7 @@ class Turns:
         self._line = asyncio.Lock()
 
     async def take(self) -> Hear:
-        """Wait for a turn, and return what takes the outcome of the call.
-
-        Raises NotYetError as soon as the turn is further away than SOON_S.
-        """
+        """Wait for a turn, and return what takes the call's outcome. Raises NotYetError: it is not soon."""
         while True:
             await self._gatekeeper.passed()
             async with self._line:

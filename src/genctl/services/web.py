@@ -1,4 +1,4 @@
-"""What holds for every request and answer: headers, errors as JSON, bodies and forms."""
+"""Do what every request and answer needs: headers, errors as JSON, bodies and forms."""
 
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +19,10 @@ from genctl.services.site import Front
 LARGEST_BODY_BYTES = 2**20
 FORM = "application/x-www-form-urlencoded"
 MOST_FIELDS = 16
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src {images}; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 HSTS = {b"strict-transport-security": b"max-age=31536000"}
 METHODS = {"GET", "HEAD", "OPTIONS", "POST"}  # that are counted by name: anybody can invent others
 
@@ -37,24 +41,13 @@ log = structlog.stdlib.get_logger()
 
 
 class Headers:
-    """Takes the public address's path away, puts the headers of every answer, and counts it."""
+    """Take the public address's path away, set the headers of every answer, and count it."""
 
     def __init__(self, app: ASGIApp, *, front: Front, image_hosts: tuple[str, ...], metrics: Metrics) -> None:
         self.app = app
         self.front = front
         self.metrics = metrics
-        policy = "; ".join(
-            (
-                "default-src 'none'",
-                "script-src 'self'",
-                "style-src 'self'",
-                "connect-src 'self'",
-                " ".join(("img-src 'self'", *image_hosts)),
-                "form-action 'self'",
-                "base-uri 'none'",
-                "frame-ancestors 'none'",
-            )
-        )
+        policy = POLICY.format(images=" ".join(("'self'", *image_hosts)))
         self.headers = {
             b"content-security-policy": policy.encode(),
             b"x-content-type-options": b"nosniff",
@@ -132,9 +125,9 @@ def answer(data: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """Answer with one of our errors: of our dependencies users read only that one is away.
+    """Answer with one of our errors; of our dependencies users read only that one is away.
 
-    A refused order is told as it was sent: whoever guesses at a secret must not see what is masked.
+    A refused order is repeated as it was sent: nobody who guesses at a secret must see what we mask.
     """
     assert isinstance(error, GenctlError)  # noqa: S101 - registered for nothing else
     status = STATUS.get(error.code) or STATUS_OF_EXIT.get(error.exit_code, 500)
@@ -146,28 +139,25 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if status >= 500:
         log.warning("api.trouble", code=error.code, error=error.message, fix=error.fix)
         away = "Unavailable" if isinstance(error, DatabaseGoneError) else "Trouble"
-        told = {
-            "code": away,
-            "message": "the service is not available at the moment",
-            "fix": "try again soon",
-        }
+        message = "the service is not available at the moment"
+        told = {"code": away, "message": message, "fix": "try again soon"}
         if isinstance(error, LockedError | ConflictError):  # it passes, and says so by its own code
             told |= {"code": error.code, "message": "somebody else is at the same data at the moment"}
         headers["Retry-After"] = "2"
     if isinstance(error, DataRefusedError):
-        log.warning("api.refused", error=error.message)
+        log.warning("api.refused", error=error.message, fix=error.fix)
         told = {"code": error.code, "message": "this cannot be stored", "fix": ""}
     return answer({"error": told}, status, headers)
 
 
 async def answer_http(_: Request, error: Exception) -> Response:
-    """Answer what Starlette itself refuses."""
+    """Answer with what Starlette itself refuses."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     told = {"code": f"HTTP{error.status_code}", "message": error.detail, "fix": ""}
     return answer({"error": told}, error.status_code, dict(error.headers or {}))
 
 
 async def answer_bug(request: Request, error: Exception) -> Response:
-    """Answer what nobody foresaw."""
+    """Answer an error that nobody foresaw."""
     log.error("api.bug", path=request.url.path, exc_info=error)
     return answer({"error": {"code": "InternalError", "message": "unexpected", "fix": ""}}, 500)

@@ -124,9 +124,8 @@ class Worker:
                 keepers = [side.create_task(keep) for keep in keeping]
                 self._heed_signals(receiver)
                 queues = {"queue": self.pipeline.queue.name, "dlq": self.pipeline.dlq.name}
-                log.info(
-                    "worker.started", worker=self.pipeline.worker, tool=self.pipeline.tool.name, **queues
-                )
+                who = {"worker": self.pipeline.worker, "tool": self.pipeline.tool.name}
+                log.info("worker.started", **who, **queues)
                 await asyncio.wait([receiver])
                 self.liveness.rest("nothing more is received")
                 while self._jobs:
@@ -146,7 +145,7 @@ class Worker:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if (
                 number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
-            ):  # nohup ignores SIGHUP for us
+            ):  # as nohup ignores it
                 asyncio.get_running_loop().add_signal_handler(number, self._stop, receiver)
 
     def _stop(self, receiver: asyncio.Task[None]) -> None:
@@ -385,12 +384,9 @@ def _open_enough(jobs: int) -> None:
     if soft >= wanted or soft == resource.RLIM_INFINITY:
         return
     if hard < wanted and hard != resource.RLIM_INFINITY:
-        raise GenctlError(
-            "TooFewFiles",
-            f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here",
-            "lower --concurrency, or: ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit",
-            exit_code=2,
-        )
+        told = f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here"
+        fix = "lower --concurrency, or: ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit"
+        raise GenctlError("TooFewFiles", told, fix, exit_code=2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -417,16 +413,12 @@ async def serve(
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
-            pipeline,
-            settings,
-            metrics=metrics,
-            concurrency=concurrency,
-            grace_s=grace_s,
-            until=until,
+            pipeline, settings, metrics=metrics, concurrency=concurrency, grace_s=grace_s, until=until
         )
         async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
-            beside += [metrics.watch(pipeline)] if metrics_port is not None else []
+            if metrics_port is not None:
+                beside.append(metrics.watch(pipeline, queued_timeout_s=settings.queued_timeout_s))
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
             _cancel(tasks)

@@ -5,7 +5,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from typing import Any, Literal, Self
@@ -16,7 +15,7 @@ import msgspec
 from genctl.base import hidden
 from genctl.base.settings import Entry, Settings
 from genctl.domain.masking import LEAST_PART, Masker, without_login
-from genctl.domain.model import GenctlError, Session
+from genctl.domain.model import GenctlError, Session, closest
 from genctl.domain.providers import Provider
 
 BESIDE = ("prompt", "clientKey", "model")  # every order has these, beside its tool's parameters
@@ -74,9 +73,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         # a key of another shape is a secret, too, and so is what a proxy between may repeat
         values = Masker([*bound.secrets, *hidden.known()], least=LEAST_PART).pattern
         shape = "|".join(filter(None, (self.provider.key_shape, values)))
-        return msgspec.structs.replace(
-            bound, provider=msgspec.structs.replace(self.provider, key_shape=shape)
-        )
+        provider = msgspec.structs.replace(self.provider, key_shape=shape)
+        return msgspec.structs.replace(bound, provider=provider)
 
     def checked(
         self, given: Mapping[str, Any], model: str | None, beside: Sequence[str] = ()
@@ -88,9 +86,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """
         fields = [field.encode_name for field in msgspec.structs.fields(self.params)]
         if unknown := next((name for name in given if name not in fields), None):
-            meant = {name.lower(): name for name in (*fields, *beside)}
-            close = get_close_matches(unknown.lower(), meant, 1)
-            hint = f"did you mean {meant[close[0]]}?" if close else f"it takes {', '.join(fields) or 'none'}"
+            close = closest(unknown, (*fields, *beside))
+            hint = f"did you mean {close}?" if close else f"it takes {', '.join(fields) or 'none'}"
             message = f"the tool {self.name} knows no {unknown[:80]!r}"
             raise GenctlError("UnknownParameter", message, hint, exit_code=2)
         try:
@@ -162,30 +159,21 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         if not self.models:
             raise GenctlError("UnknownTool", f"no tool {self.name!r} is installed", "install its package")
         if self.brings == "bytes":
-            raise GenctlError(
-                "NoStorage",
-                f"the tool {self.name} brings images as bytes, and this genctl cannot keep them",
-                "ask its provider for URLs",
-            )
+            told = f"the tool {self.name} brings images as bytes, and this genctl cannot keep them"
+            raise GenctlError("NoStorage", told, "ask its provider for URLs")
 
     def check_ready(self) -> None:
         """Raise it also when this process has no key or no address."""
         self.check_usable()
         if not self.address:
             env = next(entry.env for entry in self.settings if entry.key == self.base)
-            raise GenctlError(
-                "ProviderAddressMissing",
-                f"{env}, the address of the provider of {self.name}, is not set",
-                f"set {env}",
-            )
+            told = f"{env}, the address of the provider of {self.name}, is not set"
+            raise GenctlError("ProviderAddressMissing", told, f"set {env}")
         entry = next((entry for entry in self.settings if entry.key == self.key), None)
         key = self.said.get(self.key) or ("" if self.is_real else "simulator")
         if entry and (not key or not str(key).isascii()):
-            raise GenctlError(
-                "ProviderKeyMissing",
-                f"no usable {entry.env} for the provider at {self.address}",
-                f"set {entry.env} to a key of that provider",
-            )
+            told = f"no usable {entry.env} for the provider at {self.address}"
+            raise GenctlError("ProviderKeyMissing", told, f"set {entry.env} to a key of that provider")
 
 
 def _fits(model: str, patterns: Sequence[str]) -> bool:

@@ -5,7 +5,6 @@ A package that we cannot load is named, and stops only those commands that need 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import groupby
@@ -18,7 +17,7 @@ import msgspec
 from genctl.base import settings, values
 from genctl.base.others import others
 from genctl.base.settings import TABLE, Entry, Settings
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, closest
 from genctl.domain.providers import UNKNOWN, Provider
 from genctl.tools import BESIDE, Params, Request, Tool
 
@@ -159,22 +158,16 @@ def _overlaps(tool: Tool, others: Mapping[str, Tool]) -> Iterator[str]:
 LOOKS = (_names, _models, _params, _settings, _patterns, _overlaps)
 
 
+@cache
 def overlap(one: str, other: str) -> bool:
     """Tell whether some name matches both patterns, of which `*` is the only wildcard."""
-    places = _behind_stars(other, {0})  # in `other`, after names that match the part of `one` so far
-    for sign in one:
-        if sign == "*":
-            places = set(range(min(places, default=len(other) + 1), len(other) + 1))
-        else:
-            fits = {place for place in places if other[place : place + 1] in {sign, "*"}}
-            places = _behind_stars(other, {place + (other[place] != "*") for place in fits})
-    return len(other) in places
-
-
-def _behind_stars(pattern: str, places: set[int]) -> set[int]:
-    """Add the places behind each run of stars, which may match nothing."""
-    behind = {place + len(pattern[place:]) - len(pattern[place:].lstrip("*")) for place in places}
-    return places | behind
+    if not one or not other:
+        return set(one + other) <= {"*"}
+    if one[0] == "*":
+        return overlap(one[1:], other) or overlap(one, other[1:])
+    if other[0] == "*":
+        return overlap(other, one)
+    return one[0] == other[0] and overlap(one[1:], other[1:])
 
 
 class Tools(msgspec.Struct, frozen=True):
@@ -210,15 +203,11 @@ class Tools(msgspec.Struct, frozen=True):
         if tool := self.by_name.get(name):
             return tool
         if why := self.troubles.get(name):
-            raise GenctlError(
-                "ToolUnusable", f"the tool {name} cannot be used: {why}", "mend what is named there"
-            )
-        close = get_close_matches(name, self.by_name, 1)
-        hint = (
-            f"did you mean {close[0]}?"
-            if close
-            else "install its package; `genctl tools` lists those there are"
-        )
+            told = f"the tool {name} cannot be used: {why}"
+            raise GenctlError("ToolUnusable", told, "mend what is named there")
+        close = closest(name, self.by_name)
+        install = "install its package; `genctl tools` lists those there are"
+        hint = f"did you mean {close}?" if close else install
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", hint, exit_code=2)
 
     def check_named(self, name: str) -> None:
@@ -239,9 +228,8 @@ class Tools(msgspec.Struct, frozen=True):
         if tool := self.serving(model):
             return tool
         known = ", ".join(pattern for tool in self for pattern in tool.models)
-        raise GenctlError(
-            "UnknownModel", f"no tool serves the model {model[:80]!r}", f"use one like {known}", exit_code=2
-        )
+        told = f"no tool serves the model {model[:80]!r}"
+        raise GenctlError("UnknownModel", told, f"use one like {known}", exit_code=2)
 
     def tells(self, tool: Tool, model: str | None) -> bool:
         """Tell whether a tool's streams show a session; those of a missing tool show what no other serves."""
@@ -259,13 +247,5 @@ def absent(name: str) -> Tool:
     def nothing(*_: object) -> Request:
         raise GenctlError("UnknownTool", f"no tool {name!r} is installed", "install its package")
 
-    return Tool(
-        name=name,
-        models=(),
-        default_model="",
-        price=0,
-        base="",
-        provider=UNKNOWN,
-        request=nothing,
-        knock=nothing,
-    )
+    no_tool: dict[str, Any] = {"models": (), "default_model": "", "price": 0, "base": "", "provider": UNKNOWN}
+    return Tool(name=name, **no_tool, request=nothing, knock=nothing)

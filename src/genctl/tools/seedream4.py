@@ -137,9 +137,8 @@ def refusal(name: str, params: Seedream) -> str | None:
     images = [params.image] if isinstance(params.image, str) else params.image or []
     if any(not _IMAGE.fullmatch(image) for image in images):
         return "image is neither an http(s) URL nor data:image/<format>;base64,…"
-    return _size_refusal(name, params.size, model) or next(
-        _complaints(name, params, model, len(images)), None
-    )
+    complaints = _complaints(name, params, model, len(images))
+    return _size_refusal(name, params.size, model) or next(complaints, None)
 
 
 def _complaints(name: str, params: Seedream, model: ModelLimits | None, images: int) -> Iterator[str]:
@@ -174,10 +173,7 @@ def _size_refusal(name: str, size: str | None, model: ModelLimits | None) -> str
 
 
 def request(session: Session, said: Said) -> Request:
-    """Make the call for a session's image from its row.
-
-    The call names session, run and attempt, so that the provider can find a billed one.
-    """
+    """Make the call for a session's image; it names session, run and attempt, to find a billed call by."""
     params = session.params if isinstance(session.params, dict) else {}
     known = {name: params[name] for name in Seedream.__struct_fields__ if params.get(name) is not None}
     body = {

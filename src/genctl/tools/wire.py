@@ -36,6 +36,7 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientSSLError, "TlsError"),
     (aiohttp.ServerFingerprintMismatch, "TlsError"),
     (aiohttp.ClientConnectionError, "ConnectionError"),
+    (aiohttp.ClientHttpProxyError, "ConnectionError"),  # the proxy's answer, not the provider's
     (aiohttp.ClientResponseError, "BadAnswer"),
     (Exception, "ConnectionError"),
 )
@@ -97,8 +98,9 @@ class Wire:
             if sending.refused is why:
                 raise
             code = next(code for kind, code in CODES if isinstance(why, kind))
-            text = f"no answer within {self._longest_s:g} s" if code == "Timeout" else str(why)
-            return NoAnswer(code, text or type(why).__name__, sending.sent)
+            said = http.unreachable(why, request.url).why
+            text = f"no answer within {self._longest_s:g} s" if code == "Timeout" else said
+            return NoAnswer(code, text, sending.sent)
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, headers, inflated(headers, answer))
 

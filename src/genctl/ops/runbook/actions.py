@@ -31,8 +31,7 @@ GONE_WITHIN_S = 1.0
 SKIPPED = 77  # exit code of a script that cannot run here
 # The words come by stdin: some are secrets, and all users of the machine can read arguments.
 GENCTL = (
-    "import json, sys; sys.argv[1:] = json.load(sys.stdin); "
-    "from genctl.__main__ import main; sys.exit(main())"
+    "import json, sys; sys.argv[1:] = json.load(sys.stdin); import genctl.__main__ as g; sys.exit(g.main())"
 )
 Document = dict[str, Any]
 Values = Mapping[str, Any]
@@ -60,9 +59,8 @@ class Actions(NamedTuple):
             case "genctl":
                 return await _command(self.complete(arguments(what, values), yes), self.note)
             case "sql":
-                return await _asked(
-                    self.settings, what, {name: values[name] for name in names_in(what.query)}
-                )
+                params = {name: values[name] for name in names_in(what.query)}
+                return await _asked(self.settings, what, params)
             case "http":
                 return await _requested(filled_request(what, values))
         return await _shell(what, {name: as_word(values[name]) for name in names_in(what)})
@@ -109,11 +107,10 @@ def _read(output: bytes, most: int = LARGEST_BYTES) -> Document:
 async def _asked(settings: Settings, sql: Sql, params: Mapping[str, Any]) -> Document:
     rows = await db.ask(settings.dsn(), statement(sql.query), params, writes=sql.writes)
     try:
-        found: Document = jsonable(msgspec.to_builtins({"rows": rows, "count": len(rows)}, enc_hook=str))
+        return {"rows": jsonable(msgspec.to_builtins(rows, enc_hook=str)), "count": len(rows)}
     except TooDeepError as error:
         told = f"a value of a row is {error}"
         raise GenctlError("TooDeep", told, "select only the columns that you need", exit_code=1) from None
-    return found
 
 
 def filled_request(what: Http, values: Values) -> Http:
@@ -130,14 +127,10 @@ def filled_request(what: Http, values: Values) -> Http:
 
 
 async def _requested(what: Http) -> Document:
-    body = {} if what.json is msgspec.UNSET else {"json": what.json}
+    more: dict[str, Any] = {"headers": what.headers, "allow_redirects": False}
+    more |= {} if what.json is msgspec.UNSET else {"json": what.json}
     try:
-        async with (
-            http.session(what.url) as client,
-            client.request(
-                what.method, what.url, headers=what.headers, allow_redirects=False, **body
-            ) as answer,
-        ):
+        async with http.session(what.url) as client, client.request(what.method, what.url, **more) as answer:
             read = _read(await _first_bytes(answer.content))
             headers = {name.lower(): value for name, value in answer.headers.items()}
             return {"status": answer.status, "headers": headers, **read}
@@ -184,10 +177,9 @@ async def _child(
     ends_within_s: float = 0.0,
     note: Note | None = None,
 ) -> tuple[int, bytes, bytes]:
-    """Run a process and return its exit code, stdout and stderr.
+    """Run a process; return exit code, stdout and stderr. Afterwards kill all that it has started.
 
-    Afterwards, or when we are cancelled, kill it and all that it has started. `ends_within_s` is how long it
-    may go on after SIGTERM.
+    Also when we are cancelled; `ends_within_s` is how long it may go on after SIGTERM.
     """
     starting = asyncio.ensure_future(_started(argv, {**os.environ, **(env or {})}))
     heard = asyncio.ensure_future(_heard(starting, given, most, note))
@@ -215,9 +207,8 @@ async def _heard(
     assert process.stdin  # noqa: S101 - a pipe
     process.stdin.write(given)
     process.stdin.close()
-    out, err = await asyncio.gather(
-        _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, note)
-    )
+    reading = _first_bytes(process.stdout, most), _first_bytes(process.stderr, most, note)
+    out, err = await asyncio.gather(*reading)
     return await process.wait(), out, err
 
 
@@ -234,7 +225,5 @@ async def _ended(starting: asyncio.Task[Process], heard: asyncio.Task[Any], with
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait(
-            {heard}, timeout=GONE_WITHIN_S
-        )  # a process that has left the group may hold the pipes
-        heard.cancel()
+        await asyncio.wait({heard}, timeout=GONE_WITHIN_S)
+        heard.cancel()  # a process that has left the group may hold the pipes

@@ -29,10 +29,7 @@ def resumed(past: Past, loaded: Loaded, *, force: bool) -> Start:
 def values(
     runbook: Runbook, given: Sequence[str], start: Start, ask: Callable[[str], str] | None
 ) -> dict[str, Any]:
-    """Collect the values by name. `ask` asks a person for a secret; None: there is nobody to ask.
-
-    Raises GenctlError (exit 2) for an unknown name, a value of the wrong type, and a missing value.
-    """
+    """Collect the values by name; `ask`, or None, asks a person for secrets. Raises GenctlError, exit 2."""
     found = {
         name: one.parse(one.default) if one.type == "file" and isinstance(one.default, str) else one.default
         for name, one in runbook.variables.items()
@@ -68,9 +65,8 @@ def _parsed(runbook: Runbook, saved: set[str], name: str, text: str) -> Any:
         return value
     if name not in saved:
         known = [*runbook.variables, *sorted(saved)]
-        raise _usage(
-            f"no variable {name!r}{meant(name, known)}", f"its variables are {', '.join(known) or 'none'}"
-        )
+        fix = f"its variables are {', '.join(known) or 'none'}"
+        raise _usage(f"no variable {name!r}{meant(name, known)}", fix)
     try:
         return read_json(text)
     except TooDeepError as error:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -76,12 +77,8 @@ def first_of(found: Any) -> tuple[Any, int]:
     parts = found.splitlines() if isinstance(found, str) else found
     if not isinstance(parts, list) or len(json.dumps(found, default=str)) <= LONGEST_OUTPUT:
         return shortened(found), 0
-    kept, room = [], LONGEST_OUTPUT
-    for part in parts:
-        room -= len(json.dumps(part, default=str))
-        if room < 0:
-            break
-        kept.append(part)
+    sizes = accumulate(len(json.dumps(part, default=str)) for part in parts)
+    kept = parts[: sum(size <= LONGEST_OUTPUT for size in sizes)]
     kept = kept or [parts[0][:LONGEST_OUTPUT] if isinstance(parts[0], str) else shortened(parts[0])]
     return "\n".join(kept) if isinstance(found, str) else kept, len(parts) - len(kept)
 

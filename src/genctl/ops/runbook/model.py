@@ -223,9 +223,7 @@ def schema() -> dict[str, Any]:
     """Make the JSON Schema of a runbook for YAML editors, the same with every release of msgspec."""
     made = msgspec.json.schema(Runbook)
     for one in made["$defs"].values():
-        one["description"] = cleandoc(
-            one["description"]
-        )  # msgspec before 0.23 keeps the indents of docstrings
+        one["description"] = cleandoc(one["description"])  # msgspec before 0.23 keeps their indents
     made["$defs"]["Step"]["oneOf"] = [{"required": [kind]} for kind in KINDS]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "genctl runbook", **made}
 

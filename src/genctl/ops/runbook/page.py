@@ -47,7 +47,8 @@ def action(step: Step) -> str:
     what: Any = step.action
     match step.kind:
         case "genctl":
-            return "genctl " + " ".join(_quoted(as_word(word)) for word in what)
+            words = map(as_word, what)
+            return "genctl " + " ".join(w if w.startswith("${") else shlex.quote(w) for w in words)
         case "sql":
             return str(what.query).strip()
         case "http":
@@ -65,10 +66,6 @@ def _request(what: Http) -> Iterator[str]:
         yield f"Authorization: Bearer {what.bearer}"
     if what.json is not UNSET:
         yield from ("", json.dumps(what.json, ensure_ascii=False))
-
-
-def _quoted(word: str) -> str:
-    return word if word.startswith("${") else shlex.quote(word)
 
 
 def _lines(runbook: Runbook) -> Iterator[str]:

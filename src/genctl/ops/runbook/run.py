@@ -70,8 +70,7 @@ class RunResult(msgspec.Struct, rename="camel", kw_only=True):
 class Run:
     """Carry out a runbook once.
 
-    `confirm` asks a person and returns the value of `--yes`. It raises GenctlError when the answer is no, or
-    when it can ask nobody.
+    `confirm` asks a person and returns the value of `--yes`; it raises GenctlError where it gets no yes.
     """
 
     loaded: Loaded
@@ -121,16 +120,14 @@ class Run:
                 except BaseException as error:  # noqa: BLE001 - we raise it after the clean-up
                     lost = error
         code = self._signalled(code) or int(bool(lost))
-        bad = next(
-            (one for one in results if one.state in {"failed", "interrupted"} and not one.always), None
-        )
+        bad = [one for one in results if one.state in {"failed", "interrupted"} and not one.always]
         done = RunResult(
             run=self.journal.run,
             runbook=self.loaded.runbook.name,
             state="ok" if code == 0 else "failed" if code == 1 else "interrupted",
             exit_code=code,
             seconds=round(time.monotonic() - began, 3),
-            why=f"step {bad.step}: {bad.why}" if bad else "",
+            why=f"step {bad[0].step}: {bad[0].why}" if bad else "",
             steps=results,
         )
         self.journal.write("ended", state=done.state, exitCode=code, why=done.why)
@@ -216,10 +213,7 @@ class Run:
         return self._result(step, state, why=why or "", ms=ms, tries=self._tries, shown=shown, more=more)
 
     def _shown(self, step: Step) -> tuple[Any, int]:
-        """Return what a person should see of the output, as masked JSON, and how much is left out.
-
-        A path that finds nothing shows an empty list.
-        """
+        """Return what a person should see of the output, as masked JSON, and how much is left out."""
         if not step.show or self._output is None:
             return None, 0
         try:

@@ -10,13 +10,8 @@ import yaml
 from genctl.domain.model import meant
 from genctl.ops.runbook.model import FORMS, Http, Runbook, Save, Sql, Step, Variable, Wait
 
-KEYS = sorted(
-    {
-        key
-        for kind in (Runbook, Step, Variable, Sql, Http, Wait, Save)
-        for key in kind.__struct_encode_fields__
-    }
-)
+KINDS = (Runbook, Step, Variable, Sql, Http, Wait, Save)
+KEYS = sorted({key for kind in KINDS for key in kind.__struct_encode_fields__})
 CHOICES = {
     "type": get_args(Variable.__annotations__["type"]),
     "method": get_args(Http.__annotations__["method"]),

@@ -25,10 +25,7 @@ COPY_WITHIN_S = 3.0  # how long we wait for a copy that the judge did not wait f
 async def run(
     settings: Settings, *, user: str | None, timeout_s: float, show: Callable[[HopResult], object], note: Note
 ) -> None:
-    """Judge a deployment; `show` takes each hop as soon as it is known, `note` what we leave behind.
-
-    Raises GenctlError (exit 3) when it cannot reach a part before the first hop.
-    """
+    """Judge a deployment. Raises GenctlError (exit 3) when it cannot reach a part before the first hop."""
     if user is not None:
         check_name("user", user)
     ends_at = time.monotonic() + timeout_s
@@ -40,11 +37,9 @@ async def run(
                     user = await parts.enter_async_context(guest(deployment.db, note))
                 judge = await parts.enter_async_context(Judge.open(deployment, user, ends_at))
         except TimeoutError:
-            raise GenctlError(
-                "DeploymentSilent",
-                f"database, queues and API did not all answer within {timeout_s:g} s",
-                "find out which one hangs, or give more time with --timeout",
-            ) from None
+            told = f"database, queues and API did not all answer within {timeout_s:g} s"
+            fix = "find out which one hangs, or give more time with --timeout"
+            raise GenctlError("DeploymentSilent", told, fix) from None
         hops: list[HopResult] = []
         try:
             async for hop in judge.hops():

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Self
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import aiohttp
 
@@ -17,42 +17,29 @@ from genctl.ops import peer
 from genctl.tools import Tool
 from genctl.tools.found import Tools
 
-ANSWER_WITHIN_S = 10.0
+ANSWER_WITHIN = aiohttp.ClientTimeout(total=10.0)
 
 
-class ApiClient:
-    """Call the API as its clients do. Each method raises GenctlError (exit 3) when it does not answer."""
+class ApiClient(NamedTuple):
+    """Call the API as its clients do."""
 
-    def __init__(self, url: str, tool: Tool, tokens: Tokens) -> None:
-        self.url = url
-        self.tool = tool
-        self.tokens = tokens
+    url: str
+    tool: Tool
+    tokens: Tokens
 
-    async def order(self, user: str, **body: str) -> tuple[int, Any]:
-        """Order a job for a user; return status and body."""
-        return await self._ask("POST", "/generations", user, body)
+    async def ask(self, user: str, path: str, order: dict[str, str] | None = None) -> tuple[int, Any]:
+        """GET a path as this user, or POST an order; return status and body (text where it is no JSON).
 
-    async def session(self, user: str, session_id: UUID) -> tuple[int, Any]:
-        """GET a session as this user; return status and body."""
-        return await self._ask("GET", f"/sessions/{session_id}", user)
-
-    async def credits(self, user: str) -> tuple[int, Any]:
-        """GET the credits of a user; return status and body."""
-        return await self._ask("GET", "/credits", user)
-
-    async def _ask(
-        self, method: str, path: str, user: str, body: dict[str, str] | None = None
-    ) -> tuple[int, Any]:
-        """Send a request; return the status, and the body as JSON, or as text when it is no JSON."""
+        Raises GenctlError (exit 3) when the API does not answer.
+        """
+        method = "POST" if order else "GET"
         url = f"{self.url}{self.tool.api_path}{path}"
         headers = {"Authorization": f"Bearer {self.tokens.issue(user)}"}
-        timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)
+        asked: dict[str, Any] = {"headers": headers, "json": order, "allow_redirects": False}
         try:
             async with (
                 http.session(self.url) as client,
-                client.request(
-                    method, url, headers=headers, json=body, timeout=timeout, allow_redirects=False
-                ) as answer,
+                client.request(method, url, timeout=ANSWER_WITHIN, **asked) as answer,
             ):
                 text = await answer.text(errors="replace")
                 try:
@@ -82,9 +69,8 @@ class Deployment(NamedTuple):
         api = ApiClient(settings.api_url, tool, Tokens(settings.secret))
         async with Database.open(settings.dsn()) as db, await Sqs.connect(settings) as sqs:
             queue = await sqs.queue(settings.queue)
-            dlq, _ = await asyncio.gather(
-                queue.dead_letter_queue(settings.dlq), api.session("genctl-smoke", uuid4())
-            )
+            knock = api.ask("genctl-smoke", f"/sessions/{uuid4()}")  # of nobody: does the API answer?
+            dlq, _ = await asyncio.gather(queue.dead_letter_queue(settings.dlq), knock)
             secrets = (settings.secret, *tool.secrets, settings.aws_secret_access_key)
             known = tuple(secret for secret in secrets if secret and len(secret) >= 8)  # "test" is no secret
             yield cls(db, settings.direct_dsn(), queue, dlq, api, known)

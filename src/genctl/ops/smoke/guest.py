@@ -16,10 +16,7 @@ NAME = "genctl-smoke-"
 
 @asynccontextmanager
 async def guest(db: Database, note: Note) -> AsyncIterator[str]:
-    """Make a fresh user with credits and yield their name; `note` says what we could not take back.
-
-    Raises GenctlError (exit 3) when we cannot lend the credits.
-    """
+    """Lend a fresh user credits and yield the name. Raises GenctlError (exit 3) when we cannot lend them."""
     user = f"{NAME}{uuid4().hex[:12]}"
     has_ledger = bool((await db.rows("smoke_has_ledger"))[0]["there"])
     try:

@@ -62,10 +62,7 @@ class Judge:
     @classmethod
     @asynccontextmanager
     async def open(cls, deployment: Deployment, user: str, ends_at: float) -> AsyncIterator[Self]:
-        """Listen, and yield a judge whose time for all hops ends at `ends_at` (monotonic).
-
-        Raises GenctlError (exit 3) when it cannot LISTEN.
-        """
+        """Listen, and yield a judge with time until `ends_at` (monotonic). Raises GenctlError (exit 3)."""
         stranger = f"genctl-smoke-stranger-{uuid4().hex[:12]}"
         async with Listeners.open(deployment, user, stranger, (ends_at - time.monotonic()) / 3) as listeners:
             yield cls(deployment, listeners, user, stranger, ends_at)
@@ -97,10 +94,7 @@ class Judge:
         return HopResult(name, ok=True, at=rfc3339(when), ms=ms, evidence=text)
 
     async def _until(self, name: str, patience_s: float | None) -> Evidence:
-        """Check a hop until it holds, within the time that is left for all hops.
-
-        Raises BrokenError with the last complaint when the time or `patience_s` is over.
-        """
+        """Check a hop until it holds. Raises BrokenError when `patience_s` or all hops' time is over."""
         check: Callable[[], Awaitable[Evidence]] = getattr(self, f"_{name}")
         began, left_s = time.monotonic(), self._ends_at - time.monotonic()
         silence = f"no answer in the {max(0.0, left_s):.3g} s that were left"
@@ -128,13 +122,10 @@ class Judge:
         if self.session_id is None:
             await self._order()
         row = await self._session(final=True)
-        expect(
-            (row["user_id"], row["reservation_id"]) == (self.user, self._reservation_id),
-            f"a session of {self.user} with the reservation of the answer",
-            f"one of {row['user_id']} with {row['reservation_id']}",
-            "what POST …/generations stores",
-            final=True,
-        )
+        is_theirs = (row["user_id"], row["reservation_id"]) == (self.user, self._reservation_id)
+        theirs = f"a session of {self.user} with the reservation of the answer"
+        found = f"one of {row['user_id']} with {row['reservation_id']}"
+        expect(is_theirs, theirs, found, "what POST …/generations stores", final=True)
         credits = (await self._reservation())["amount"]
         return Evidence(f"session {row['id']} of {self.user}, {credits} credits", self._answered_at)
 
@@ -144,9 +135,8 @@ class Judge:
         self._ordered_at = time.monotonic()
         self.answer_lost = True
         try:
-            status, body = await self.deployment.api.order(
-                self.user, prompt=self._prompt, clientKey=self.client_key
-            )
+            order = {"prompt": self._prompt, "clientKey": self.client_key}
+            status, body = await self.deployment.api.ask(self.user, "/generations", order)
         except GenctlError as error:
             raise BrokenError("202 for the order", error.message, error.fix, final=True) from None
         self._answered_at = time.monotonic()
@@ -188,19 +178,11 @@ class Judge:
             if notice.row and notice.session_id == self.session_id and notice.row["status"] == "failed":
                 row, at = notice.row, min(at, notice.at)
         status, completed_at = row["status"], rfc3339(row["completed_at"])
-        expect(
-            status != "completed",
-            f"the provider to refuse {self._prompt!r}",
-            "the session completed",
-            "the provider, which has made the image",
-            final=True,
-        )
-        expect(
-            status == "failed" and completed_at,
-            "status failed with completed_at",
-            f"{status}, completed_at {completed_at}",
-            "the worker's log",
-        )
+        refusal, by = f"the provider to refuse {self._prompt!r}", "the provider, which has made the image"
+        expect(status != "completed", refusal, "the session completed", by, final=True)
+        found = f"{status}, completed_at {completed_at}"
+        has_failed = status == "failed" and completed_at
+        expect(has_failed, "status failed with completed_at", found, "the worker's log")
         self._failed_at = self._failed_at or at
         return Evidence(f"failed, completed_at {completed_at}", at)
 
@@ -215,19 +197,14 @@ class Judge:
         details = (await self._session())["error_details"]
         reservation = await self._reservation()
         amount, status = reservation["amount"], reservation["status"]
-        expect(
-            status == "released" and reservation["released_at"] and not reservation["captured_at"],
-            "the reservation released, with released_at",
-            f"{status}, released_at {rfc3339(reservation['released_at'])}",
-            "credit_reservations",
-        )
+        is_released = status == "released" and reservation["released_at"] and not reservation["captured_at"]
+        found = f"{status}, released_at {rfc3339(reservation['released_at'])}"
+        expect(is_released, "the reservation released, with released_at", found, "credit_reservations")
         told = [details[name] for name in ("reservationAmount", "refundedCredits", "refundError")]
-        expect(
-            told == [amount, amount, None] and details["refundedAt"],
-            f"{amount} credits in error_details, with refundedAt",
-            "reservationAmount {}, refundedCredits {}, refundError {}".format(*told),
-            "what the release returned",
-        )
+        is_told = told == [amount, amount, None] and details["refundedAt"]
+        found = "reservationAmount {}, refundedCredits {}, refundError {}".format(*told)
+        expected = f"{amount} credits in error_details, with refundedAt"
+        expect(is_told, expected, found, "what the release returned")
         funds = await self.funds()
         balance = self._funds["balance"] + self._funds["bound"] - funds["bound"]
         back = f"the balance of {self.user} back at {balance}"
@@ -263,43 +240,30 @@ class Judge:
         expect(mine, f"an event of the session on {self.user}'s stream", none, "the API's log")
         self._told_at, seen = mine[0]
         expected = {"sessionId": name, "clientKey": self.client_key, "status": "failed"}
-        expect(
-            seen.event == "failed" and expected.items() <= seen.data.items(),
-            f"the event failed with {json.dumps(expected)}",
-            f"{seen.event} {_short(seen.data)}",
-            "the API",
-            final=True,
-        )
+        is_failed = seen.event == "failed" and expected.items() <= seen.data.items()
+        heard = f"{seen.event} {_short(seen.data)}"
+        expect(is_failed, f"the event failed with {json.dumps(expected)}", heard, "the API", final=True)
         told, stored = seen.data.get("error_details"), (await self._session())["error_details"]
         for key in ("code", "category", "userMessage", "refundedCredits"):
             found = told.get(key) if isinstance(told, dict) else None
-            expected_of = f"{key} {stored[key]!r} in the event's error_details"
-            expect(
-                found == stored[key], expected_of, repr(found), "what the API sends of the row", final=True
-            )
+            wanted = f"{key} {stored[key]!r} in the event's error_details"
+            expect(found == stored[key], wanted, repr(found), "what the API sends", final=True)
         known = {earlier.id for at, earlier in stream.events if at < self._told_at}
         without = ", but without an id of its own" if not seen.id or seen.id in known else ""
         return Evidence(f"failed on {self.user}'s stream, with error_details{without}", self._told_at)
 
     async def _isolation(self) -> Evidence:
-        assert self.session_id  # noqa: S101 - accepted
         for user, expected in ((self.stranger, 404), (self.user, 200)):
-            status, body = await self.deployment.api.session(user, self.session_id)
+            status, body = await self.deployment.api.ask(user, f"/sessions/{self.session_id}")
             whose = "another user's" if user == self.stranger else f"{user}'s own"
-            expect(
-                status == expected,
-                f"{expected} for {whose} GET of the session",
-                f"{status} {_short(body)}",
-                "how the API looks sessions up",
-                final=status == 200,
-            )
+            wanted, found = f"{expected} for {whose} GET of the session", f"{status} {_short(body)}"
+            expect(status == expected, wanted, found, "how the API looks sessions up", final=status == 200)
         stream = self.listeners.strangers
         silent = "a stream of another user, to be silent"
         expect(not stream.is_gone, silent, stream.trouble, "the API's log")
         await asyncio.sleep(self._told_at + QUIET_S - time.monotonic())
-        leaked = [
-            f"{seen.event} {_short(seen.data)}" for _, seen in stream.events if seen.event not in SILENT
-        ]
+        spoken = [seen for _, seen in stream.events if seen.event not in SILENT]
+        leaked = [f"{seen.event} {_short(seen.data)}" for seen in spoken]
         quiet = "silence on another user's stream"
         expect(not leaked, quiet, "; ".join(leaked[:1]), "how the API tells", final=True)
         return Evidence("another user's stream is silent, and their GET of the session is 404")
@@ -329,10 +293,12 @@ class Judge:
         return name in message.body or message.attributes.get("sessionId") == name
 
     async def funds(self) -> Row:
-        """Read the user's `balance`, and the credits `bound` in reservations."""
-        if row := await self.deployment.db.row("smoke_funds", user=self.user):
+        """Read the user's `balance`, and the credits `bound` in reservations since the first look."""
+        since = self._funds.get("since")
+        if row := await self.deployment.db.row("smoke_funds", user=self.user, since=since):
             return row
-        status, body = await self.deployment.api.credits(self.user)  # the API knows what a new user will have
+        # the API knows what a new user will have
+        status, body = await self.deployment.api.ask(self.user, "/credits")
         known = status == 200 and isinstance(body, dict)
         return {"balance": body.get("balance", 0) if known else 0, "bound": 0}
 

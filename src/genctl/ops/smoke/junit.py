@@ -13,10 +13,7 @@ from genctl.ops.smoke.hop import NOT_TRIED, HopResult, verdict
 
 @contextmanager
 def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
-    """Write `hops` to the file when the block ends, also by an error; without a path do nothing.
-
-    It opens the file first: OSError comes before the smoke begins.
-    """
+    """Write `hops` to the file, which we open first, when the block ends, also by an error."""
     if path is None:
         yield
         return
@@ -33,19 +30,14 @@ def reported(path: Path | None, hops: Sequence[HopResult]) -> Iterator[None]:
 
 
 def suite(hops: Sequence[HopResult], trouble: str = "") -> Element:
-    """Make a test case of each hop: passed, failed, or skipped.
-
-    `trouble` says why the smoke ended early: it is the error of the first hop without a result.
-    """
+    """Make a test case of each hop; `trouble` (why the smoke ended early) is the first untried one's."""
     root = Element("testsuites")
     top = SubElement(root, "testsuite", name="genctl smoke")
     before_s = 0.0
     for hop in verdict(hops):
         at_s = max(before_s, (hop.ms or 0.0) / 1000)
-        case = SubElement(
-            top, "testcase", classname="genctl.smoke", name=hop.hop, time=f"{at_s - before_s:.3f}"
-        )
-        before_s = at_s
+        took_s, before_s = at_s - before_s, at_s
+        case = SubElement(top, "testcase", classname="genctl.smoke", name=hop.hop, time=f"{took_s:.3f}")
         if hop.ok:
             SubElement(case, "system-out").text = _text(hop.evidence)
         elif hop.why != NOT_TRIED:

@@ -63,10 +63,7 @@ class Listeners:
     async def open(
         cls, deployment: Deployment, user: str, stranger: str, within_s: float
     ) -> AsyncIterator[Self]:
-        """Listen; wait at most `within_s` for the streams, whose own hops judge them.
-
-        Raises GenctlError (exit 3) when it cannot LISTEN.
-        """
+        """Listen; wait so long for the streams, whose own hops judge them. Raises GenctlError (exit 3)."""
         listeners = cls()
         listening = asyncio.create_task(listeners._listen(deployment))
         tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(listeners._listening.wait())]

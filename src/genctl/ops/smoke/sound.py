@@ -9,7 +9,7 @@ from uuid import UUID
 
 from genctl.base.printable import is_printable
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
-from genctl.domain.model import Category, Outcome
+from genctl.domain.model import KINDS, Category, Outcome
 
 DETAILS: dict[str, tuple[type, ...]] = {
     name: kinds
@@ -55,7 +55,7 @@ def details_complaints(details: Any, secrets: Sequence[str] = ()) -> list[str]:
 
 def _value(name: str, value: Any) -> Iterator[str]:
     if type(value) not in DETAILS[name]:  # a bool is an int in Python
-        yield f"{name} is {_kind(value)}, not {' or '.join(map(_name, DETAILS[name]))}"
+        yield f"{name} is {_kind(value)}, not {' or '.join(KINDS[kind] for kind in DETAILS[name])}"
     elif name.endswith("At") and value is not None and not _is_utc(value):
         yield f"{name} is no RFC 3339 time in UTC: {value[:40]!r}"
 
@@ -131,9 +131,4 @@ def _is_utc(text: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return _name(type(value))
-
-
-def _name(kind: type) -> str:
-    names = {str: "a text", int: "a number", bool: "true or false", type(None): "null", list: "a list"}
-    return names.get(kind, kind.__name__)
+    return KINDS.get(type(value), "an object")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from genctl.domain.model import GenctlError
-from genctl.services.handed import VARIABLE
+from genctl.services.listening import VARIABLE
 
 # This program becomes the command. On Linux the kernel sends it the signal when the parent dies; it exits if
 # the parent has died already. It is no `preexec_fn`: between fork and exec of a process with threads nothing

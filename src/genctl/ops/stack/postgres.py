@@ -140,11 +140,7 @@ def pid_file(data: Path) -> list[str]:
 
 
 def forget_reused_pid(data: Path) -> None:
-    """Remove `postmaster.pid` when another process has its id now, as after a crash and a reboot.
-
-    PostgreSQL would wait for that process for ever. It handles the rest: a process that is gone, or that is a
-    postmaster.
-    """
+    """Remove `postmaster.pid` when a stranger has its id now: PostgreSQL would wait for that for ever."""
     match pid_file(data):
         case [pid, *_] if (command := command_of(int(pid))) and str(data) not in command:
             (data / "postmaster.pid").unlink()

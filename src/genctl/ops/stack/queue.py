@@ -107,9 +107,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(413, "RequestTooLarge", "the length of the body is unknown or too large")
             return
         body = self.rfile.read(int(length))
-        if not is_signed(
-            self.command, self.path, self.headers, body, key=self.server.key, secret=self.server.secret
-        ):
+        keys = {"key": self.server.key, "secret": self.server.secret}
+        if not is_signed(self.command, self.path, self.headers, body, **keys):
             self._answer(403, "InvalidClientTokenId", "this queue wants requests signed with its own key")
             return
         try:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import urlsplit
@@ -31,11 +31,7 @@ from genctl.tools.found import Tools, found
 
 HOST = "127.0.0.1"
 WATCH_EVERY_S = 0.2
-SERVES = {
-    "queue": "sqs_endpoint",
-    "simulator": "simulator_url",
-    "api": "api_url",
-}  # each with its port
+SERVES = {"queue": "sqs_endpoint", "simulator": "simulator_url", "api": "api_url"}  # each with its port
 KEPT = ("aws_access_key_id", "aws_secret_access_key")  # of the run before
 
 Maker = Callable[["Stack"], Child]
@@ -66,12 +62,9 @@ class Stack:
     async def __aenter__(self) -> Self:
         """Start all parts. Raises GenctlError: exit 2 for real services or a bad age, 3 when one fails."""
         if not self.settings.embedded:
-            raise GenctlError(
-                "NotEmbedded",
-                "DATABASE_URL is set, so there is nothing to embed",
-                "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack",
-                exit_code=2,
-            )
+            told = "DATABASE_URL is set, so there is nothing to embed"
+            fix = "unset DATABASE_URL (also in genctl.yaml) to use the embedded stack"
+            raise GenctlError("NotEmbedded", told, fix, exit_code=2)
         sweep.check_timeout(self.settings)  # else the worker would refuse them when all the rest is up
         async with AsyncExitStack() as undo:
             private_folder(self.home)
@@ -83,7 +76,8 @@ class Stack:
                 await self._start(undo, make(self))
             write_private(self.home / STACK_FILE, json.dumps(self.addresses, indent=1) + "\n")
             self.settings = with_stack(self.settings, self.addresses, found().settings)
-            await self.resend()
+            if sent := await sweep.resend_all(self.settings):  # the queue in memory lost them when it stopped
+                self.note(f"{sent} waiting jobs sent again")
             for make in self.clients:
                 await self._start(undo, make(self))
             undo.callback(asyncio.create_task(self._watch_over(asyncio.current_task())).cancel)
@@ -92,11 +86,10 @@ class Stack:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         failure: GenctlError | None = None
-        if kind:
-            try:
-                self.check()
-            except GenctlError as error:
-                failure = error
+        try:
+            self.check()
+        except GenctlError as error:
+            failure = error if kind else None
         self.note("stopping")
         await self._undo.aclose()
         body = asyncio.current_task()
@@ -107,11 +100,6 @@ class Stack:
         """Bring the database up to date."""
         names = await migrate.up(self.postgres.dsn)
         self.note(f"{len(names)} migrations applied" if names else "the database is up to date")
-
-    async def resend(self) -> None:
-        """Send again the jobs that the queue in memory lost when it stopped."""
-        if sent := await sweep.resend_all(self.settings):
-            self.note(f"{sent} waiting jobs sent again")
 
     def logs(self, part: str) -> Path:
         """Name the log of `part`; that of the run before has `.old` after its name."""
@@ -220,30 +208,17 @@ Stack.clients = (api, worker)
 def answers(port: int, path: str, status: int) -> bool:
     """Tell whether this port answers a GET with `status` within half a second."""
     connection = http.client.HTTPConnection(HOST, port, timeout=0.5)
-    try:
+    with closing(connection), suppress(OSError, http.client.HTTPException):
         connection.request("GET", path)
         return connection.getresponse().status == status
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False
 
 
 def listener(port: int | None) -> socket.socket:
     """Listen on the wanted port of our own host, or on another where that is taken."""
-    for wanted in (port or 0, 0):
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((HOST, wanted))
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            if not wanted:
-                raise
-        else:
-            break
-    return sock
+    with suppress(OSError):
+        return socket.create_server((HOST, port or 0), backlog=BACKLOG)
+    return socket.create_server((HOST, 0), backlog=BACKLOG)
 
 
 @contextmanager
@@ -256,11 +231,9 @@ def only_one(home: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = int(file.read() or 0)
-            raise GenctlError(
-                "StackRuns",
-                f"the embedded stack in {home} runs already (process {holder}: {command_of(holder)})",
-                "stop that one, or set GENCTL_HOME to another folder",
-            ) from None
+            told = f"the embedded stack in {home} runs already (process {holder}: {command_of(holder)})"
+            fix = "stop that one, or set GENCTL_HOME to another folder"
+            raise GenctlError("StackRuns", told, fix) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

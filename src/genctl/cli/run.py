@@ -1,0 +1,178 @@
+"""`genctl demo`, `up`, `serve`, `worker`, `pause` and `resume`."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from genctl.base.person import who
+from genctl.cli import terminal
+from genctl.cli.command import DURATION, Command
+from genctl.cli.output import Output, write
+
+if TYPE_CHECKING:
+    from genctl.domain.model import Gate
+    from genctl.edges.db import Database
+
+GONE_AFTER_S = 1.8
+PORT = click.IntRange(0, 65535)
+REASON = click.option("--reason", metavar="R", help="Why; `status` and others show it.")
+
+
+@click.command(
+    cls=Command, tool=True, within=None, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json")
+)
+@click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
+def demo(out: Output, *, keep: bool) -> int:
+    """Watch a failing and a good job go through the embedded stack.
+
+    It starts PostgreSQL, an SQS server, the provider simulator, the API and a worker in one private folder,
+    sends a job that the provider refuses, and watches it hop by hop from outside. Then it sends a good one.
+    The exit code is 0 only if everything holds.
+    """
+    from genctl.ops.demo import run
+
+    return out.run(run(out.settings, keep=keep, note=terminal.note, show=out.emit))
+
+
+@click.command(
+    cls=Command, tool=True, data=False, within=None, examples=("genctl up", "GENCTL_HOME=./stack genctl up")
+)
+@click.option("--user", default="demo", metavar="U", help="The user whom the printed link signs in.")
+def up(out: Output, *, user: str) -> None:
+    """Run the whole embedded stack: API, page, worker and sweeper.
+
+    It runs in the foreground until Ctrl-C. Every genctl command in another terminal finds it. The link on
+    stdout signs in to the page, once; `genctl token --link` makes another.
+    """
+    from genctl.base.tokens import Tokens
+    from genctl.ops.stack.stack import Stack
+
+    async def run() -> None:
+        async with Stack(out.settings, note=terminal.note) as stack:
+            settings = stack.settings
+            terminal.note(f"the API is at {settings.api_url}; Ctrl-C stops everything")
+            write(f"Sign in: {Tokens(settings.secret).sign_in_url(settings.page_url, user)}\n")
+            sys.stdout.flush()
+            await stack.watch()
+
+    out.serve(run())
+
+
+@click.command(
+    cls=Command,
+    within=None,
+    tool=True,
+    data=False,
+    examples=(
+        "genctl serve",
+        "genctl serve --host 0.0.0.0 --port 80",
+        "genctl serve -S cors_origins=https://app.example.com",
+    ),
+)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=PORT, default=8787, help="Port; 0 picks one.")
+def serve(out: Output, *, host: str, port: int) -> None:
+    """Serve the API, the streams and the page.
+
+    One LISTEN connection tells it when to read the rows; it sends every change to the open streams of the
+    user. It starts without its database, and connects when the database comes. Behind a proxy set
+    GENCTL_PUBLIC_URL. On SIGTERM it sends `bye` to each stream and exits within two seconds.
+    """
+    from genctl.services.server import serve as run
+
+    out.serve(run(out.settings, host=host, port=port), gone_after_s=GONE_AFTER_S)
+
+
+@click.command(
+    cls=Command,
+    within=None,
+    tool=True,
+    data=False,
+    examples=(
+        "genctl worker",
+        "genctl worker --concurrency 200 --grace 5m",
+        "genctl worker --drain            # until the queue is empty, for scripts",
+    ),
+)
+@click.option("--concurrency", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Jobs at once.")
+@click.option("--grace", type=DURATION, default="60s", help="How long to wait for calls after a signal.")
+@click.option("--once", is_flag=True, help="End after one receive; wait while the gate is closed.")
+@click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
+@click.option("--drain", is_flag=True, help="End when the queue is empty; wait while the gate is closed.")
+@click.option(
+    "--metrics-port", type=PORT, metavar="P", help="Serve /healthz and /metrics there; 0 picks one."
+)
+@click.option("--no-sweep", is_flag=True, help="Do not sweep: another process does.")
+def worker(
+    out: Output, *, concurrency: int, grace: float, metrics_port: int | None, no_sweep: bool, **until: Any
+) -> None:
+    """Carry jobs from the queue to their settled rows.
+
+    It receives job messages, claims their sessions, calls the provider and settles the runs; it copies failed
+    jobs to the DLQ. On SIGTERM it takes no new jobs, gives back those not yet sent to the provider, waits up
+    to --grace for calls under way, and ends with exit code 0. A second SIGTERM ends it at once.
+    """
+    from genctl.services.worker import Until, serve
+
+    work = serve(
+        out.settings,
+        concurrency=concurrency,
+        grace_s=grace,
+        until=Until(**until),
+        sweeps=not no_sweep,
+        metrics_port=metrics_port,
+    )
+    out.serve(work)
+
+
+@click.command(
+    cls=Command,
+    tool=True,
+    examples=("genctl pause --reason 'provider is down'", "genctl pause --for 30m --tool fal"),
+)
+@click.option("--for", "for_s", type=DURATION, default="1h", help="When the pause ends by itself.")
+@REASON
+def pause(out: Output, *, for_s: float, reason: str | None) -> None:
+    """Close the gate: jobs wait, none fails.
+
+    All workers stop receiving within a second or two; calls under way go on.
+    """
+    from genctl import gate
+
+    tool = _tool(out)
+    out.target()
+    _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who())))
+
+
+@click.command(
+    cls=Command, tool=True, examples=("genctl resume", "genctl resume --tool fal --reason 'it is back'")
+)
+@REASON
+def resume(out: Output, *, reason: str | None) -> None:
+    """Open the gate, and accept orders with refused values again.
+
+    genctl refuses values that the provider kept refusing.
+    """
+    from genctl import gate, traits
+
+    tool = _tool(out)
+    out.target()
+
+    async def opened(db: "Database") -> "Gate":
+        await traits.forget_all(db, tool)
+        return await gate.open_(db, tool, reason=reason, who=who())
+
+    _show(out, out.ask(opened))
+
+
+def _tool(out: Output) -> str:
+    from genctl.tools.found import Tools
+
+    Tools.of(out.settings).check_named(out.settings.tool)
+    return out.settings.tool
+
+
+def _show(out: Output, gate: "Gate") -> None:
+    shown = ("tool", "state", "until", "reason", "who")
+    out.emit({name: getattr(gate, name) for name in shown})

@@ -1,0 +1,91 @@
+"""Look things up in a thread that is nobody else's: one at a time, with a deadline, keeping no process alive.
+
+Where AWS credentials come from may hang: an STS that accepts and never answers, a credential_process that
+waits. In asyncio's executor such a look-up holds up the names of hosts, and at last the end of the process.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+LOST_AFTER_S = 60.0  # a thread that hangs so long is given up, and another one takes its place
+
+
+class _Asked(NamedTuple):
+    work: Callable[[], Any]
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[Any]
+
+    def carry_out(self) -> None:
+        """Do the work, unless who asked has given up."""
+        if self.answer.done():
+            return
+        try:
+            result, error = self.work(), None
+        except BaseException as why:  # noqa: BLE001 - whoever asked gets it
+            result, error = None, why
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            self.loop.call_soon_threadsafe(self._tell, result, error)
+
+    def _tell(self, result: Any, error: BaseException | None) -> None:
+        if self.answer.done():
+            return
+        if error is None:
+            self.answer.set_result(result)
+        else:
+            self.answer.set_exception(error)
+
+
+class Lookups:
+    """Carries look-ups out, one after the other."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._busy_since: float | None = None  # monotonic
+        self._starting = threading.Lock()
+
+    async def look(self, work: Callable[[], T], *, within_s: float) -> T:
+        """Return what `work` returns. Raises TimeoutError after so many seconds, and what `work` raises.
+
+        Work that has begun goes on after the time-out, and what it changes then counts.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        with self._starting:
+            self._have_a_thread()
+            self._asked.put(_Asked(work, loop, answer))
+        async with asyncio.timeout(within_s):
+            return await answer
+
+    def _have_a_thread(self) -> None:
+        busy_since = self._busy_since
+        is_lost = busy_since is not None and time.monotonic() - busy_since > LOST_AFTER_S
+        if is_lost:
+            self._asked = queue.SimpleQueue()
+        if is_lost or self._thread is None or not self._thread.is_alive():
+            self._busy_since = None
+            self._thread = threading.Thread(
+                target=self._carry_out, args=[self._asked], name="look-ups", daemon=True
+            )
+            self._thread.start()
+
+    def _carry_out(self, asked: queue.SimpleQueue[_Asked]) -> None:
+        while True:
+            one = asked.get()
+            if asked is not self._asked:  # this thread was lost
+                return
+            self._busy_since = time.monotonic()
+            one.carry_out()
+            if asked is not self._asked:
+                return
+            self._busy_since = None
+
+
+LOOKUPS = Lookups()  # of this process

@@ -1,0 +1,197 @@
+"""Write one open SSE response, as the protocol of its connection: it has no task and no timer of its own."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from genctl.base.tokens import Claims
+from genctl.domain import sse
+from genctl.tools import Tool
+
+if TYPE_CHECKING:
+    from genctl.services.streams import Streams
+
+HEARTBEAT_S = 15.0
+ROOM = 256  # events that wait in one backlog; while it is full the bridge does not read for it
+PIECE_BYTES = 32 * 1024  # of one write
+MAX_AGE_S = (2700.0, 3600.0)
+RETRY_MS = (1000, 3000)
+SLOT_S = 0.25  # of the wheel
+
+
+class OpenStream(asyncio.Protocol):
+    """Write one open response. The bridge reads the rows for it and puts the events into its backlog.
+
+    `last` is the version up to which the bridge has read, None: from now on. The stream is `ready` once that
+    was the newest version.
+    """
+
+    __slots__ = (
+        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
+        "backlog", "is_over", "last", "ready", "release", "slot", "stuck_at", "token", "tool",
+        "transport", "user",
+    )  # fmt: skip
+
+    def __init__(
+        self, streams: "Streams", token: Claims, tool: Tool, last: int | None, *, chunked: bool
+    ) -> None:
+        self.user = token.user
+        self.token = token
+        self.tool = tool
+        self.last = last
+        self.ready = False
+        self.is_over = False  # it ends after its backlog, and its client comes back
+        self.backlog = sse.Backlog(ROOM)
+        now, self._opened_on = time.monotonic(), time.time()
+        self.slot = 0  # of the wheel
+        self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
+        self._streams = streams
+        self._chunked = chunked
+        self._is_open = True
+        self._last_id: str | None = None  # the last one written
+        self._told_stale = False  # by the last heartbeat
+        self._beat_at = now + HEARTBEAT_S
+        self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
+
+    def begin(self, transport: asyncio.Transport, release: Callable[[], None], *, reset: bool) -> None:
+        """Take over the connection, and call `release` once it has ended.
+
+        Write something at once, so that proxies let it through and the browser knows when to come back.
+        """
+        self.transport, self.release = transport, release
+        first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter
+        if reset:
+            first += sse.event("reset", {"reason": "this event id is not known"}).text
+        self._write(first)
+        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
+
+    def meet(self, head: int) -> None:
+        """Learn the newest version of its user: without a cursor the stream begins there.
+
+        A cursor above it means an older database, as a restored backup is: the client must fetch again.
+        """
+        if self.last is not None and self.last > head:
+            self.backlog.clear()
+            self.backlog.put("reset", sse.event("reset", {"reason": "the history has changed"}))
+            self.is_over = self.ready  # or it would write ids again that it has written
+            self.last = head
+        elif self.last is None:
+            self.last = head
+
+    def takes(self, version: int) -> bool:
+        """Tell whether a version is new to the stream and there is room for it; it counts as read then."""
+        is_new = self.last is not None and self.last < version and not self.backlog.is_full
+        if is_new:
+            self.last = version
+        return is_new
+
+    def read_up_to(self, version: int, head: int) -> bool:
+        """Note how far the bridge has read for it, if there is room; tell whether that makes it ready."""
+        if not self.backlog.is_full:
+            self.last = max(self.last or 0, version)
+        was_ready, self.ready = self.ready, self.ready or self.last == head
+        return self.ready and not was_ready
+
+    def flush(self) -> None:
+        """Write the backlog, as far as the client takes it."""
+        was_full = self.backlog.is_full
+        while self._is_open and not self.stuck_at and (piece := self.backlog.take(PIECE_BYTES)):
+            self._last_id = piece.id or self._last_id
+            self._write(piece.text)
+        if self._told_stale and self.ready and self._streams.bridge.freshness.fresh:
+            self.beat()
+        if self.is_over and not self.backlog:
+            self.end()
+        elif was_full and not self.backlog.is_full:  # the bridge has read nothing for it meanwhile
+            self._streams.bridge.look(self)
+
+    def beat(self) -> None:
+        """Write a heartbeat, unless the client takes nothing."""
+        if self._is_open and not self.stuck_at:
+            freshness = self._streams.bridge.freshness
+            if freshness.fresh and not self.ready:
+                freshness = sse.Freshness(fresh=False, since=datetime.fromtimestamp(self._opened_on, UTC))
+            self._told_stale = not freshness.fresh
+            self._write(sse.heartbeat(self._last_id, freshness))
+
+    def turn(self, now: float) -> None:
+        """Do what is due by now."""
+        if not self._is_open or now >= self._ends_at:
+            self.end()
+            return
+        if now >= self._beat_at:
+            self._beat_at = now + HEARTBEAT_S
+            self.beat()
+        self._streams.wheel.put(self, min(self._beat_at, self._ends_at))
+
+    def end(self, last: bytes = b"") -> None:
+        """Write a last event and close; Streams cuts a client that does not take it in time."""
+        if not self._is_open:
+            return
+        if last:
+            self._write(last)
+        self._is_open = False
+        self._streams.bridge.leave(self)
+        self._streams.wheel.drop(self)
+        if self._chunked:
+            self.transport.write(b"0\r\n\r\n")
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.pause_writing()
+
+    def abort(self) -> None:
+        """Cut the connection: closing it would wait for a reader that does not read."""
+        self._is_open = False
+        self.transport.abort()
+        self._streams.left(self)
+
+    def _write(self, text: bytes) -> None:
+        self.transport.write(b"%x\r\n%b\r\n" % (len(text), text) if self._chunked else text)
+
+    # -- what the transport calls ------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """Note that the client does not take what we write."""
+        if not self.stuck_at:
+            self.stuck_at = time.monotonic()
+            self._streams.stuck.add(self)
+
+    def resume_writing(self) -> None:
+        """Go on: the client has taken most of it."""
+        if self._is_open:
+            self.stuck_at = 0.0
+            self._streams.stuck.discard(self)
+            self.flush()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Leave: the client has gone, or was cut off."""
+        self._is_open = False
+        self._streams.left(self)
+
+
+class Wheel:
+    """Keep streams by the moment at which each has something to do: one timer turns for all."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, set[OpenStream]] = {}
+        self._turned = int(time.monotonic() / SLOT_S)
+
+    def put(self, stream: OpenStream, at: float) -> None:
+        """Give a stream its turn at this moment (monotonic), or just after."""
+        stream.slot = max(int(at / SLOT_S), self._turned) + 1
+        self._slots.setdefault(stream.slot, set()).add(stream)
+
+    def drop(self, stream: OpenStream) -> None:
+        """Take a stream's turn away."""
+        if of_slot := self._slots.get(stream.slot):
+            of_slot.discard(stream)
+            if not of_slot:
+                del self._slots[stream.slot]
+
+    def due(self, now: float) -> list[OpenStream]:
+        """Take out the streams whose moment has come."""
+        since, self._turned = self._turned, int(now / SLOT_S)
+        return [one for slot in range(since + 1, self._turned + 1) for one in self._slots.pop(slot, ())]

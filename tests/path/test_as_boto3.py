@@ -1,0 +1,292 @@
+"""What boto3 reads of environment and configuration, the SQS client reads the same: both are asked here."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from aiohttp import web
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from botocore.httpsession import ProxyConfiguration
+from botocore.utils import get_environ_proxies
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError
+from genctl.edges import aws, http
+from genctl.edges.aws import SqsEndpoint
+from genctl.edges.sqs import Sqs
+
+REAL = Settings(database_url="postgresql://db/x")
+URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs"
+KEYS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests"}
+CONFIG = """
+[default]
+region = eu-central-1
+[profile gov]
+region = us-gov-east-1
+use_fips_endpoint = true
+max_attempts = 9
+retry_mode = adaptive
+[profile local]
+region = ap-south-1
+services = here
+[services here]
+sqs =
+  endpoint_url = http://localhost:4566/base/
+"""
+
+
+@pytest.fixture
+def env(no_aws: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Set variables of the environment; HOME has an AWS configuration."""
+    (tmp_path / "config").write_text(CONFIG)
+
+    def set_all(**variables: str) -> None:
+        for name, value in variables.items():
+            no_aws.setenv(name, value)
+
+    set_all(AWS_CONFIG_FILE=str(tmp_path / "config"), **KEYS)
+    return set_all
+
+
+class Empty:
+    def stream(self, *_: object, **__: object) -> Iterator[bytes]:
+        yield b"{}"
+
+
+def of_boto3() -> tuple[str, str, int | None]:
+    """URL and user agent of boto3's first request, and how often it would try."""
+    sent: list[Any] = []
+
+    def keep(request: Any, **_: object) -> AWSResponse:
+        sent.append(request)
+        return AWSResponse(request.url, 200, HTTPHeaders(), Empty())
+
+    client = boto3.Session().client("sqs")
+    client.meta.events.register("before-send.sqs", keep)
+    client.list_queues()
+    tries: int | None = dict(client.meta.config.retries or {}).get("total_max_attempts")
+    return sent[0].url.rstrip("/"), sent[0].headers["User-Agent"].decode(), tries
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"AWS_DEFAULT_REGION": "cn-north-1"},
+        {"AWS_DEFAULT_REGION": "us-iso-east-1"},
+        {"AWS_DEFAULT_REGION": "eusc-de-east-1"},
+        {"AWS_DEFAULT_REGION": "us-east-1", "AWS_USE_FIPS_ENDPOINT": "true"},
+        {"AWS_DEFAULT_REGION": "us-east-1", "AWS_USE_DUALSTACK_ENDPOINT": "true"},
+        {"AWS_PROFILE": "gov"},
+        {"AWS_PROFILE": "local"},
+        {"AWS_PROFILE": "local", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"},
+        {"AWS_ENDPOINT_URL": "http://localhost:4566"},
+        {"AWS_ENDPOINT_URL": "http://localhost:1", "AWS_ENDPOINT_URL_SQS": "https://sqs.corp.example:8443/x"},
+        {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "7"},
+        {"AWS_SDK_UA_APP_ID": "the-art-department"},
+    ],
+    ids=lambda variables: " ".join(f"{name}={value}" for name, value in variables.items()) or "a profile",
+)
+async def test_the_first_request_is_boto3s(env: Callable[..., None], variables: dict[str, str]) -> None:
+    env(**variables)
+    url, agent, tries = of_boto3()
+    ours = await SqsEndpoint.of(REAL)
+    assert (ours.endpoint, ours.attempts) == (url, tries)
+    assert ours.user_agent
+    assert [word for word in ours.user_agent.split() if word.startswith("app/")] == [
+        word for word in agent.split() if word.startswith("app/")
+    ]
+
+
+@pytest.mark.parametrize("proxy", ["http://proxy.corp:3128", "proxy.corp:3128", "//proxy.corp:3128"])
+@pytest.mark.parametrize(
+    "around", ["", "amazonaws.com", ".amazonaws.com", "sqs.eu-west-1.amazonaws.com:443", "*", "corp.example"]
+)
+@pytest.mark.parametrize("base", [URL, "http://sqs.corp.example:4566"])
+def test_the_proxy_is_boto3s(env: Callable[..., None], base: str, proxy: str, around: str) -> None:
+    env(HTTPS_PROXY=proxy, HTTP_PROXY=proxy, NO_PROXY=around)
+    theirs = ProxyConfiguration(proxies=get_environ_proxies(base)).proxy_url_for(base)
+    assert http.proxy_of(base) == theirs
+
+
+def test_this_machine_is_asked_without_a_proxy(env: Callable[..., None]) -> None:
+    env(HTTP_PROXY="http://proxy.corp:3128")
+    for base in ("http://localhost:4566", "http://127.0.0.1:4566", "http://[::1]:4566"):
+        assert http.proxy_of(base) is None
+
+
+def test_a_proxy_that_is_no_url_is_told_without_its_password(env: Callable[..., None]) -> None:
+    env(HTTPS_PROXY="http://ann:open-sesame@proxy:port")
+    with pytest.raises(GenctlError, match="HTTPS_PROXY is no URL of a proxy") as caught:
+        http.proxy_of(URL)
+    assert "open-sesame" not in caught.value.message
+
+
+# --- TLS -------------------------------------------------------------------------------------
+
+
+def company(folder: Path, name: str) -> Path:
+    """A CA of a company, as they are: without a key usage. It has signed a certificate for 127.0.0.1."""
+    key, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"The {name} CA")])
+    now = datetime.now(UTC)
+
+    def certificate(subject: x509.Name, of: Any) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder(issuer, subject, of.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+
+    ca = certificate(issuer, key).add_extension(
+        x509.BasicConstraints(ca=True, path_length=None), critical=True
+    )
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sqs")])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    leaf = certificate(subject, own).add_extension(names, critical=False)
+    (folder / f"{name}-ca.pem").write_bytes(pem(ca.sign(key, hashes.SHA256())))
+    (folder / f"{name}.pem").write_bytes(
+        pem(leaf.sign(key, hashes.SHA256()))
+        + own.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / f"{name}-ca.pem"
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@asynccontextmanager
+async def secured(certificate: Path) -> AsyncIterator[str]:
+    """An SQS that knows of no queues, behind TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def none(_: web.Request) -> web.Response:
+        return web.Response(text="{}", content_type="application/x-amz-json-1.0")
+
+    runner = web.ServerRunner(web.Server(none))  # type: ignore[arg-type]
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await site.start()
+    try:
+        yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def ours() -> None:
+    async with await Sqs.connect(REAL) as sqs:
+        await sqs.call("ListQueues", dict, "x")
+
+
+def theirs() -> None:
+    client = boto3.Session().client("sqs", config=Config(retries={"total_max_attempts": 1}))
+    client.list_queues()
+
+
+async def fails(work: Callable[[], Awaitable[None]]) -> GenctlError | None:
+    try:
+        await work()
+    except GenctlError as error:
+        return error
+    return None
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a server whose clients run away
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+@pytest.mark.parametrize("trusted", ["ours", "another", "missing", "empty", None])
+async def test_a_ca_is_trusted_where_boto3_trusts_it(
+    env: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str,
+    trusted: str | None,
+) -> None:
+    monkeypatch.setattr("genctl.edges.sqs.ATTEMPTS", 1)
+    company(tmp_path, "ours")
+    company(tmp_path, "another")
+    (tmp_path / "empty-ca.pem").write_text("")
+    if trusted:
+        env(**{variable: str(tmp_path / f"{trusted}-ca.pem")})
+    async with secured(tmp_path / "ours.pem") as url:
+        env(AWS_DEFAULT_REGION="eu-west-1", AWS_ENDPOINT_URL_SQS=url)
+        error = await fails(ours)
+        refused = False
+        try:
+            await asyncio.to_thread(theirs)
+        except (BotoCoreError, ValueError, OSError):
+            refused = True
+    assert (error is not None) is refused is (trusted != "ours")
+    if error and trusted in {"missing", "empty"}:
+        assert error.message.startswith(f"{variable} names ")
+    elif error:
+        assert "certificate is not trusted" in error.message
+        assert "AWS_CA_BUNDLE" in error.fix
+
+
+async def test_a_companys_ca_may_break_the_rules_that_python_began_to_check(env: Callable[..., None]) -> None:
+    env(AWS_DEFAULT_REGION="eu-west-1")
+    for context in ((await SqsEndpoint.of(REAL)).tls, http.usual_trust(None)):
+        assert context
+        assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+        assert context.check_hostname
+        assert context.verify_mode is ssl.CERT_REQUIRED
+
+
+# --- credentials and queues that do not fit ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+async def test_a_key_with_a_line_break_is_told_by_its_name(env: Callable[..., None], name: str) -> None:
+    env(AWS_DEFAULT_REGION="eu-west-1", **{name: "hush-hush-hush\n"})
+    with pytest.raises(GenctlError, match=name) as caught:
+        await Sqs.connect(REAL)
+    assert caught.value.code == "CredentialsMalformed"
+    assert "hush" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "which", [URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"]
+)
+async def test_a_queue_of_another_region_names_the_region_to_set(
+    env: Callable[..., None], which: str
+) -> None:
+    env(AWS_DEFAULT_REGION="us-east-1")
+    async with await Sqs.connect(REAL) as sqs:
+        with pytest.raises(GenctlError) as caught:
+            await sqs.queue(which)
+    assert caught.value.fix == "export AWS_DEFAULT_REGION=eu-west-1"
+
+
+async def test_a_profile_that_asks_for_a_code_wants_a_terminal(
+    env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in KEYS:
+        no_aws.delenv(name)
+    no_aws.setattr(aws, "_may_ask", lambda: False)
+    (tmp_path / "config").write_text(
+        "[profile careful]\nregion = eu-west-1\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = careful\n"
+        "mfa_serial = arn:aws:iam::1:mfa/ann\naws_access_key_id = x\naws_secret_access_key = y\n"
+    )
+    env(AWS_PROFILE="careful")
+    with pytest.raises(GenctlError, match="profile careful asks for an MFA code"):
+        await Sqs.connect(REAL)
