@@ -37,7 +37,6 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for
-    "audit_balances": "every balance is compared with its ledger",
     "owe_queued": "the queue in memory has lost every message",
 }
 SLOW = {  # known, and not for long
@@ -148,6 +147,8 @@ def questions(count: int) -> dict[str, Question]:
         "credits: repay": Question("repay", {"reservation": reservation, "reason": "x"}),
         "audit --since 1h: counts": Question("audit_counts", about, most=changed, why="what changed"),
         "audit --since 1h": Question("audit", about, most=10 * changed, why="what changed, and what belongs to it"),
+        "audit --since 1h: balances": Question("audit_balances", about, most=40 * changed, why="the ledgers of their users"),
+        "audit --user: balance": Question("audit_balances", about | {"user": user}),
         "audit --user: counts": Question("audit_counts", about | {"user": user, "since": hour}, most=changed),
         "life: reserve": Question("reserve", {"items": Jsonb([order])}),
         "life: sent": Question("mark_enqueued", {"items": Jsonb([waits])}),
