@@ -17,7 +17,7 @@ from tests.path.test_redrive import redriven
 
 from genctl.base import assets
 from genctl.credits import audit
-from genctl.domain import findings
+from genctl.domain import adoption, findings
 from genctl.domain.classify import ours
 from genctl.domain.details import build
 from genctl.domain.model import GenctlError, Session, Status
@@ -75,6 +75,15 @@ OTHER = {
     "another type": (
         "alter table credit_accounts alter balance type numeric",
         "credit_accounts.balance is numeric, not bigint",
+    ),
+    "an enum, and a check on it": (
+        """create type state as enum ('queued', 'failed'); alter table generation_sessions
+        alter status type state using status::state, add check (status in ('queued', 'failed'))""",
+        "generation_sessions.status is state, not text",
+    ),
+    "no column for the user, and keys": (
+        "alter table generation_sessions drop user_id, add idempotency_key text",
+        "generation_sessions has no column user_id",
     ),
     "a column that is missing": (
         "alter table generation_sessions drop client_key",
@@ -162,6 +171,39 @@ UNFIT = {
         "create table session_events (id bigint, at timestamptz) partition by range (at)",
         "session_events is there already, and genctl did not make it (a partitioned table)",
         "rename it, or give genctl a schema of its own",
+    ),
+    "the indexes of a ledger that was renamed": (
+        "create table old_ledger (id int); create index credit_ledger_user on old_ledger (id)",
+        "there is an index credit_ledger_user of old_ledger, and genctl makes its own",
+        "alter index credit_ledger_user rename to product_credit_ledger_user",
+    ),
+    "statuses that leave ours out": (
+        "alter table generation_sessions add check (status in ('pending', 'processing', 'completed', 'failed'))",
+        "generation_sessions has the CHECK generation_sessions_status_check, which refuses a status of genctl's",
+        "alter table generation_sessions drop constraint generation_sessions_status_check, or let it take them all",
+    ),
+    "details of another type": (
+        "alter table generation_sessions add error_details text",
+        "generation_sessions.error_details is there already, of another type",
+        "alter table generation_sessions rename error_details to product_error_details, in the product too",
+    ),
+    "a trigger with the name of ours": (
+        """create function f() returns trigger language plpgsql as 'begin return null; end';
+        create trigger balance_not_negative after update on credit_accounts for each row execute function f()""",
+        "credit_accounts has a trigger balance_not_negative, and genctl makes its own",
+        "alter trigger balance_not_negative on credit_accounts rename to product_balance_not_negative",
+    ),
+    "a column that a later file adds": (
+        "alter table generation_sessions add holds int",
+        "generation_sessions.holds is there already, where genctl needs its own",
+        "alter table generation_sessions rename holds to product_holds, in the product too",
+    ),
+    "keys that are not unique": (
+        """alter table generation_sessions add idempotency_key text;
+        insert into generation_sessions (id, user_id, idempotency_key)
+        select gen_random_uuid(), 'ann', 'k' from generate_series(1, 2)""",
+        "generation_sessions.idempotency_key is there already, and a user has one twice",
+        "alter table generation_sessions rename idempotency_key to product_idempotency_key, in the product too",
     ),
 }
 
@@ -411,20 +453,18 @@ async def test_indexes_that_were_there_under_whatever_name_are_no_business_of_ou
         assert set(conn.execute(there).fetchall()) == before
 
 
-async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str) -> None:
-    """Also of the tables whose locks it has, while it waits for the last."""
+async def test_nobody_is_held_up_behind_a_migration_that_waits_for_a_long_transaction(empty: str) -> None:
+    """Readers and writers, also of the tables whose locks it has, while it waits for the last."""
     with psycopg.connect(empty, autocommit=True) as conn:
         conn.execute(BASE + ROWS)
     done = asyncio.Event()
 
-    def slowest_read() -> float:
+    def slowest(statement: str) -> float:
         slowest = 0.0
-        with psycopg.connect(empty, autocommit=True) as reader:
+        with psycopg.connect(empty, autocommit=True) as product:
             while not done.is_set():
                 began = time.monotonic()
-                reader.execute(
-                    "select from generation_sessions, credit_accounts, credit_reservations limit 1"
-                )
+                product.execute(statement.encode())
                 slowest = max(slowest, time.monotonic() - began)
                 time.sleep(0.01)
         return slowest
@@ -440,8 +480,15 @@ async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str)
         async def rests() -> bool:
             return not await waits()
 
-        long_one.execute("select from credit_reservations")  # holds its lock until the commit
-        reading = asyncio.create_task(asyncio.to_thread(slowest_read))
+        long_one.execute("update credit_reservations set amount = 4")  # holds its locks until the commit
+        reading, writing, paying = (
+            asyncio.create_task(asyncio.to_thread(slowest, statement))
+            for statement in (
+                "select from generation_sessions, credit_accounts, credit_reservations limit 1",
+                "insert into generation_sessions (id, user_id) values (gen_random_uuid(), 'ann')",
+                "update credit_accounts set balance = balance where user_id = 'ann'",
+            )
+        )
         migrating = asyncio.create_task(migrate.up(empty))
         try:
             for condition in (waits, rests, waits):
@@ -450,7 +497,7 @@ async def test_readers_are_not_held_up_behind_a_migration_that_waits(empty: str)
             assert await migrating == FILES
         finally:
             done.set()
-        assert await reading < 2
+        assert max(await reading, await writing, await paying) < 2
 
 
 async def test_five_at_once_adopt_once(empty: str) -> None:
@@ -485,3 +532,27 @@ def test_one_that_is_killed_at_any_moment_is_finished_by_the_next(empty: str) ->
     with psycopg.connect(empty) as conn:
         opened = conn.execute("select user_id, sum(delta), count(*) from credit_ledger group by 1 order by 1")
         assert opened.fetchall() == [("ann", 7, 1), ("debt", -3, 1), ("rich", 9_000_000_000_000, 1)]
+
+
+def test_every_column_that_the_files_add_to_sessions_is_looked_for_before_the_first(dsn: str) -> None:
+    third = (assets.folder("migrations") / migrate.ADOPTING[-1]).read_text()
+    with psycopg.connect(dsn) as conn:
+        made = conn.execute("""
+            select attname from pg_attribute where attrelid = 'generation_sessions'::regclass
+              and col_description(attrelid, attnum) = 'made by genctl' and not attisdropped""").fetchall()
+    late = {name for (name,) in made if f"'{name}'" not in third}
+    assert late == {"error_details", *adoption.LATER}
+
+
+async def test_a_base_of_other_types_is_mended_by_the_statements_of_its_refusal(empty: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(BASE + ROWS)
+        conn.execute("""
+            create type state as enum ('queued', 'processing', 'completed', 'failed');
+            alter table generation_sessions alter status type state using status::state, alter params type json,
+              alter created_at type timestamp, alter user_id type varchar(255);
+            alter table credit_accounts alter balance type integer using 7""")
+        with pytest.raises(GenctlError, match=r"^20251101_base_tables\.sql to ") as caught:
+            await migrate.up(empty)
+        conn.execute(caught.value.fix.partition(", and run")[0].encode())
+    assert await migrate.up(empty) == FILES

@@ -80,7 +80,7 @@ async def test_settles_that_a_foreign_trigger_refuses_are_told_until_they_are_ma
             assert "PL/pgSQL function tell_all() line 1 at PERFORM" in text
         assert line.next == finding.fix
         assert line.next.removeprefix("genctl sessions trace ") in {str(session.id) for session in made}
-        worker.metrics.piled(await kit.db.rows("piles"))
+        worker.metrics.piled(await kit.piles())
         found = told(worker.metrics)
         assert found["genctl_sessions answers_kept"] == found["genctl_worker_answers_waiting"] == 3
         assert found["genctl_worker_refused_settles_total other"] >= 3

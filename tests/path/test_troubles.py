@@ -20,7 +20,7 @@ from hypothesis.stateful import rule
 from psycopg.rows import dict_row
 from tests.path.test_interleavings import KIND, PICK, USERS, Call, Interleavings, World, nth, play
 
-from genctl import answers, credits, ledger, pipeline, run, sweep
+from genctl import answers, credits, ledger, nets, pipeline, run
 from genctl import enqueue as enqueueing
 from genctl import redrive as redriving
 from genctl.domain import decide
@@ -492,7 +492,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         (answers, "STOP_S", 0.05),
         (run, "BRIEFLY_S", SHORT_S),
         (ledger, "BRIEFLY_S", SHORT_S),
-        (sweep, "BRIEFLY_S", SHORT_S),
+        (nets, "BRIEFLY_S", SHORT_S),
         (pipeline, "LOCKED_PAUSES_S", (0.001,)),
     ):
         monkeypatch.setattr(module, name, value)

@@ -1,7 +1,7 @@
 """Build commands that are imported when used, have the shared options, and show examples in their help."""
 
 from collections import UserDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from math import isfinite
@@ -140,6 +140,25 @@ def when(text: str) -> datetime:
 DURATION = click.types.FuncParamType(duration)
 WHEN = click.types.FuncParamType(when)
 yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question with yes.")
+
+
+def again_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of commands that give sessions another run."""
+    for option in (
+        click.option(
+            "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter."
+        ),
+        click.option("--edit-prompt", metavar="T", help="Run them with this prompt."),
+        click.option(
+            "--max-redrives",
+            type=click.IntRange(1),
+            default=3,
+            metavar="N",
+            help="At most so many redrives of one session.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

@@ -173,6 +173,10 @@ class Output:
         if yes is not None or not terminal.can_ask():
             self.confirm("", yes)
 
+    def asking(self, yes: str | None) -> Callable[[str], None] | None:
+        """Return what asks a question as confirm() does; None where `--yes` has answered all of them."""
+        return None if yes is not None else lambda question: self.confirm(question, yes)
+
     def confirm(self, question: str, yes: str | None) -> None:
         """Go on only when `--yes` or a person says so; `yes` is the value of the option of that name.
 

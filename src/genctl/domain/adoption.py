@@ -1,5 +1,6 @@
 """Judge the three tables that a product may have made: what genctl refuses there, and what it cannot do."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ EMPTIED: Mapping[str, tuple[str, ...]] = {  # where a run begins, waits or ends
     "credit_accounts": (),
     "credit_reservations": ("released_at", "captured_at"),
 }
+LATER = ("offered_at", "holds")  # columns of generation_sessions, made after the first three files
 ROWS = {
     "generation_sessions": "sessions",
     "credit_accounts": "accounts",
@@ -75,6 +77,30 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "{tab}.{detail} must not be null, and genctl empties it where a run begins or ends",
         "alter table {tab} alter column {detail} drop not null",
     ),
+    "check": (
+        "{tab} has the CHECK {detail}, which refuses a status of genctl's",
+        "alter table {tab} drop constraint {detail}, or let it take them all",
+    ),
+    "other type": (
+        "{tab}.{detail} is there already, of another type",
+        "alter table {tab} rename {detail} to product_{detail}, in the product too",
+    ),
+    "column taken": (
+        "{tab}.{detail} is there already, where genctl needs its own",
+        "alter table {tab} rename {detail} to product_{detail}, in the product too",
+    ),
+    "repeated keys": (
+        "{tab}.{detail} is there already, and a user has one twice",
+        "alter table {tab} rename {detail} to product_{detail}, in the product too",
+    ),
+    "index taken": (
+        "there is an index {tab} of {detail}, and genctl makes its own",
+        "alter index {tab} rename to product_{tab}",
+    ),
+    "trigger taken": (
+        "{tab} has a trigger {detail}, and genctl makes its own",
+        "alter trigger {detail} on {tab} rename to product_{detail}",
+    ),
     "not null": (
         "{detail} must not be null, without a default: genctl cannot make {rows} there",
         "let the product make the {rows}, or give the columns defaults",
@@ -88,6 +114,15 @@ ASKED: Mapping[str, Any] = {"columns": COLUMNS, "filled": FILLED, "emptied": EMP
 BEFOREHAND = {"elsewhere", "no create", "other owner", "name taken"}  # matter before the adoption only
 LIMITS = {"not null", "trigger"}  # genctl adopts, and cannot do everything
 ROWS_SEEN = WORDS["hidden rows"][1].replace("{role}", "R")
+_TYPE = re.compile(r"(\w+)\.(\w+) is [^;]+?, not (\w+)")
+
+
+def retyped(refusal: str) -> str:
+    """Write the statements that give the columns of a base, as the first file refused it, their types."""
+    return "; ".join(
+        f"alter table {tab} alter {name} type {kind} using {name}::{kind}"
+        for tab, name, kind in _TYPE.findall(refusal)
+    )
 
 
 def told(row: Mapping[str, str]) -> tuple[str, str]:

@@ -81,7 +81,10 @@ class Status(StrEnum):
 
 
 class Category(StrEnum):
-    """Say what a failure is about: the job (the first two), our account, our settings, or the way between."""
+    """Say what a failure is about: the job (the first two), our account, our settings, or the way between.
+
+    `cancelled` is about none of these: a person did not want the image any more.
+    """
 
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -92,6 +95,7 @@ class Category(StrEnum):
     NETWORK = "network"
     INTERNAL = "internal"
     CONFIG = "config"
+    CANCELLED = "cancelled"
 
 
 class Outcome(StrEnum):
@@ -242,11 +246,28 @@ class Image(msgspec.Struct, frozen=True, rename="camel"):
     expires_at: str | None = None
 
 
+class RefusedImage(msgspec.Struct, frozen=True, rename="camel"):
+    """Say why an image of a set is missing; `place` counts from 1, as the provider lists the set."""
+
+    place: int
+    code: str
+    category: Category
+    user_message: str
+
+
 class Success(msgspec.Struct, frozen=True):
-    """Hold the images of a call that brought at least one."""
+    """Hold the images of a call that brought at least one, and those of the set that it refused."""
 
     images: tuple[Image, ...]
     request_id: str | None = None
+    refused: tuple[RefusedImage, ...] = ()
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Hold a completed row's `result`; `refused` is there where a set lacks images."""
+
+    images: tuple[Image, ...]
+    refused: tuple[RefusedImage, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

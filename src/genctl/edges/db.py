@@ -52,6 +52,7 @@ LOCK_S = 2.0  # the longest wait for one lock, unless the caller says otherwise
 OUTAGE_S = 15.0  # leases may have lapsed in a longer outage
 
 _SESSION = re.compile(r"\{session (\w+)\}")
+_RULE = re.compile(r"\{(\w+)\}")
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -184,19 +185,30 @@ def statements() -> dict[str, LiteralString]:
     """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
 
     A file holds statements, each after the lines `-- name: x` and its purpose. `{session s}` in it stands for
-    the columns of a session, of the table or part that is called `s`.
+    the columns of a session, of the table or part that is called `s`; `{x}` for what follows `-- rule: x`.
     """
-    found: dict[str, LiteralString] = {}
-    folder = files("genctl.edges") / "sql"
-    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+    found: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
         if not file.name.endswith(".sql"):  # such as a __pycache__ that an older version has left
             continue
-        _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        for name, text in zip(named[::2], named[1::2], strict=True):
-            if name in found:
+        text = file.read_text(encoding="utf-8")
+        _, *named = re.split(r"^-- (name|rule): (\w+)\n", text, flags=re.MULTILINE)
+        for kind, name, body in zip(named[::3], named[1::3], named[2::3], strict=True):
+            known = rules if kind == "rule" else found
+            if name in known:
                 raise ValueError(f"two statements are named {name}")
-            found[name] = _SESSION.sub(_columns, text.strip())
-    return found
+            known[name] = _SESSION.sub(_columns, body.strip())
+    return {name: _ruled(text, rules) for name, text in found.items()}
+
+
+def _ruled(text: str, rules: Mapping[str, str]) -> LiteralString:
+    """Put the rules in, without their comments; a rule may name others. Raises KeyError."""
+
+    def rule(named: re.Match[str]) -> str:
+        return _ruled(re.sub(r"^--.*\n", "", rules[named[1]], flags=re.MULTILINE), rules)
+
+    return _RULE.sub(rule, text)
 
 
 def _columns(session: re.Match[str]) -> str:

@@ -23,7 +23,7 @@ from genctl.base import assets
 from genctl.base.person import Note
 from genctl.domain import adoption
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, as_json, connect_directly, run
+from genctl.edges.db import Connection, Row, as_json, connect_directly, run
 from genctl.edges.db_errors import errors_told
 
 ALONE = "-- genctl: no transaction"
@@ -36,6 +36,8 @@ ADOPTING = (  # one transaction: a base is adopted or refused, never half
     "20251102_generation_sessions_error_details.sql",
     "20251103_failure_pipeline.sql",
 )
+_MADE = re.compile(r"\bcreate (?:unique )?index (?:concurrently )?(?:if not exists )?(\w+)")
+_TRIGGER = re.compile(r"\bcreate or replace trigger (\w+)")
 _INDEX = re.compile(r"\bindex concurrently if (?:not )?exists (\w+)")
 
 
@@ -77,7 +79,7 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
         pending = [migration for migration in await _compare(conn) if migration.state == "pending"]
         names = [migration.name for migration in pending]
         if adopts := names[: len(ADOPTING)] == [*ADOPTING]:
-            adoption.refuse(await run(conn, "base_findings", **base_asked()))
+            adoption.refuse(await _unfit(conn))
             await _carry_out(conn, dsn, [_applied_by(name) for name in ADOPTING], "record_migration")
         for migration in pending[len(ADOPTING) if adopts else 0 :]:
             path = files()[migration.name]
@@ -89,6 +91,16 @@ async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
             for limit in adoption.limits(await run(conn, "base_findings", **base_asked())):
                 note(limit)
     return names
+
+
+async def _unfit(conn: Connection) -> list[Row]:
+    """Find what keeps genctl out of a base before the first file: what `doctor` finds later, and clashes."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files().values())
+    async with conn.transaction():
+        await run(conn, "try_base")
+        names = {"indexes": _MADE.findall(text), "triggers": _TRIGGER.findall(text)}
+        clashes = await run(conn, "clashes", **names, later=[*adoption.LATER])
+        return await run(conn, "base_findings", **base_asked()) + clashes
 
 
 def base_asked() -> dict[str, Any]:
@@ -221,8 +233,9 @@ async def _carry_out(conn: Connection, dsn: str, steps: Sequence[FileRun], recor
                 await _patiently(conn, steps, record)
     except GenctlError as error:
         names = " to ".join(dict.fromkeys((path.name, steps[-1].path.name)))
+        fix = adoption.retyped(error.message) or error.fix or "mend it"
         raise GenctlError(
-            "MigrationFailed", f"{names}: {error.message}", "mend it and run `genctl migrate` again"
+            "MigrationFailed", f"{names}: {error.message}", f"{fix}, and run `genctl migrate` again"
         ) from error
 
 

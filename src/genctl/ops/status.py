@@ -12,6 +12,7 @@ from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
+from genctl.nets import MOST_COUNTED, asked_of_piles
 from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
@@ -44,11 +45,14 @@ async def _queues(settings: Settings) -> list[status.StatusLine]:
 async def _database(settings: Settings) -> list[status.StatusLine]:
     tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
-        asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
-        piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
+        models = [like for tool in tools for like in tool.like]
+        piles, unserved, failures, kept, (notifying,) = await db.transact(
+            ("piles", asked_of_piles(models, queued_timeout_s=settings.queued_timeout_s)),
+            ("unserved", {"models": models, "most": MOST_COUNTED}),
+            *((name, {}) for name in ("failures_by_code", "answers_kept", "notify_queue")),
+        )
         gates = [await gate.read(db, tool.name) for tool in tools]
         refused = await traits.standing(db)
-        unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},

@@ -2,23 +2,25 @@
 
 -- name: settle
 -- Ends runs: reservation, ledger, balance and version, session, trace, NOTIFY. Returns the winners.
--- An item changes nothing if its lease is no longer the row's, or if another transaction has locked the row. The
+-- An item changes nothing if its lease is no longer the row's, or if another transaction has locked the row. A run
+-- that `waits` has no owner: its end takes the lease, and sends no DLQ copy, as whoever cancelled it knows. The
 -- returned rows are short, without prompt, result and the provider's words: large ones would fill the buffers of a
 -- connection whose client is frozen, and the accounts would stay locked until that reads them.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, lease bigint, status text, attempts int, result jsonb, details jsonb,
-    release boolean, refund_error text, trace jsonb)
+    release boolean, refund_error text, trace jsonb, waits boolean)
 ),
 mine as (
   select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb) as user_id
 ),
 locked as (
-  select s.id, s.user_id, s.reservation_id, i.status, i.attempts, i.result, i.details, i.release, i.refund_error,
-    i.trace
+  select s.id, s.user_id, s.run, s.reservation_id, i.status, i.attempts, i.result, i.details, i.release,
+    i.refund_error, i.trace, coalesce(i.waits, false) as waits
   from generation_sessions s
   join item i on i.session_id = s.id
-  where s.status = 'processing' and s.lease = i.lease and s.user_id in (select m.user_id from mine m)
+  where s.status = case when i.waits then 'queued' else 'processing' end and s.lease = i.lease
+    and s.user_id in (select m.user_id from mine m)
   order by s.id
   for update of s skip locked
 ),
@@ -57,9 +59,10 @@ account as (
 ended as (
   update generation_sessions s
   set status = w.status, attempts = w.attempts, completed_at = now(), lease_until = null, due_at = null,
-    dlq_sent_at = null, version = a.before + w.nth,
+    lease = s.lease + w.waits::int, dlq_sent_at = case when w.waits then now() end, version = a.before + w.nth,
     -- where an adopted column refuses null, a null of JSON reads alike
     result = coalesce(w.result, case when s.result is not null then 'null'::jsonb end),
+    holds = case when m.id is null and r.user_id = w.user_id then nullif(r.status = 'held', false) end,  -- sweeps look
     first_failed_at = case w.status when 'failed' then coalesce(s.first_failed_at, now()) end,
     error_details = w.details || jsonb_build_object(
       'failedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),

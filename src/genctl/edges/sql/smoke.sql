@@ -49,8 +49,9 @@ from credit_ledger l where l.reservation_id = %(reservation)s and l.kind = 'rele
 insert into credit_accounts (user_id, balance) values (%(user)s, 0) on conflict do nothing
 
 -- name: smoke_lock
--- Locks it for the next steps.
-select a.balance from credit_accounts a where a.user_id = %(user)s for update
+-- Locks it for the next steps; the setting says to deploy/product-ledger.sql who books.
+select a.balance, set_config('genctl.mine', jsonb_build_array(a.user_id)::text, true)
+from credit_accounts a where a.user_id = %(user)s for update
 
 -- name: smoke_book
 -- Books the movement in the ledger.
