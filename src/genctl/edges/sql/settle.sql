@@ -26,7 +26,7 @@ locked as (
 ),
 won as (
   select l.id, l.user_id, l.reservation_id, l.status, l.attempts, l.result, l.details, l.release, l.refund_error,
-    l.trace, row_number() over (partition by l.user_id order by l.id) as nth
+    l.trace, l.waits, row_number() over (partition by l.user_id order by l.id) as nth
   from locked l
 ),
 moved as (
