@@ -19,6 +19,7 @@ from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
 from genctl.edges.db_errors import DatabaseGoneError
+from genctl.edges.deadline import lock_s
 from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 
 PARTS = {"audit_balances": 20, "audit": 90}  # statement -> the hundredths of the audit that are done after it
@@ -113,22 +114,25 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
     everyone = set(users)
     facts = {"amount": amount, "reason": reason}
     moved = await movement(db, everyone, ("grant", facts), opening=opening)
-    locked, give_up_at = list[str](), time.monotonic() + WAIT_S
+    locked, give_up_at = list[AccountLockedError](), time.monotonic() + lock_s(WAIT_S)
     for user in sorted(everyone - moved.mine):
         try:
             left_s = give_up_at - time.monotonic()
             await movement(db, [user], ("grant", facts), opening=opening, wait_s=left_s)
-        except AccountLockedError:
-            locked.append(user)
+        except AccountLockedError as error:
+            locked.append(error)
     if locked:
         raise _still_locked(locked, len(everyone), amount, reason)
 
 
-def _still_locked(users: Sequence[str], of: int, amount: int, reason: str) -> AccountLockedError:
+def _still_locked(
+    errors: Sequence[AccountLockedError], of: int, amount: int, reason: str
+) -> AccountLockedError:
+    users = [error.user for error in errors]
     who = f"user {users[0]}" if len(users) == 1 else f"{len(users)} users, {users[0]} the first,"
     others = f"; the other {of - len(users)} have theirs" if of > len(users) else ""
     verb = "has" if len(users) == 1 else "have"
-    why = f"{who} {verb} got nothing: the account is locked by another transaction{others}"
+    why = f"{who} {verb} got nothing: the account is locked by another transaction{errors[0].held}{others}"
     terms = ("--amount", str(amount), "--reason", reason)
     again = [
         shlex.join(("genctl", "credits", "grant", "--user", user, *terms)) for user in users[:MOST_FIXES]

@@ -21,6 +21,7 @@ from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most
 from genctl.domain.model import Job, MalformedMessageError, Session
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
+from genctl.edges.deadline import lock_s
 from genctl.edges.sqs import Message
 from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
@@ -139,7 +140,7 @@ async def _requeue(
         if isinstance(error, DataRefusedError) and error.fix:
             refused[rows[0].id] = f"{error.message}: {error.fix}"
         return {}
-    give_up_at = time.monotonic() + WAIT_S
+    give_up_at = time.monotonic() + lock_s(WAIT_S)
     for user in sorted({row.user_id for row in rows} - mine):  # whose accounts were locked, perhaps briefly
         theirs = [row for row in rows if row.user_id == user]
         try:

@@ -94,14 +94,14 @@ class Line(Database):
         return 0.0 if self.fresh else 3600.0
 
     async def patiently(
-        self, *steps: Statement, patience_s: float = 0.0, lock_s: float = LOCK_S
+        self, *steps: Statement, patience_s: float = 0.0, lock_s: float | None = None
     ) -> list[list[Row]]:
         """Twice: what is patient above it is what is tried here."""
         with suppress(DatabaseGoneError):
             return await self.transact(*steps, lock_s=lock_s)
         return await self.transact(*steps, lock_s=lock_s)
 
-    async def _transact(self, steps: Any, timeout_s: float | None, lock_s: float) -> list[list[Row]]:
+    async def _transact(self, steps: Any, timeout_s: float, lock_s: float | None) -> list[list[Row]]:
         if self.steps == 0:
             self.standing += 1
             await self.goes.wait()
@@ -110,7 +110,7 @@ class Line(Database):
             self.steps -= 1
         if self.away:
             raise DatabaseGoneError("DatabaseUnreachable", "it is away")
-        rows = await super()._transact(steps, timeout_s, min(lock_s, SHORT_S))
+        rows = await super()._transact(steps, timeout_s, min(lock_s or LOCK_S, SHORT_S))
         if self.unheard:
             self.unheard -= 1
             raise DatabaseGoneError("DatabaseUnreachable", "its answer was lost")

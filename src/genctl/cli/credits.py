@@ -65,6 +65,7 @@ def refunds() -> None:
 
 @refunds.command(
     "check",
+    within="10m",
     examples=(
         "genctl refunds check",
         "genctl refunds check --since 24h --user ann -o json",

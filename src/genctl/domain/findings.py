@@ -12,6 +12,7 @@ from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way
 from genctl.domain.rights import RIGHTS
 
 OK, WARNING, ERROR = "ok", "warning", "error"
+FILLFACTOR = "fillfactor=90"  # of a migration
 OLDEST_SERVER = 140000  # PostgreSQL 14, as server_version_num
 IDLE_AFTER_S = 60.0
 CLOCKS_S = 2.0
@@ -80,6 +81,15 @@ def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
         for row in rows
         if row["kind"] not in adoption.BEFOREHAND
     ]
+
+
+def of_settings(settings: Sequence[str]) -> list[Finding]:
+    """Recommend for an adopted table of sessions what a migration sets where the table is ours."""
+    if any(setting.startswith("fillfactor=") for setting in settings):
+        return []
+    text = "generation_sessions was adopted: its pages have no room, so renewals write to all indexes"
+    fix = f"psql \"$DATABASE_URL\" -c 'alter table generation_sessions set ({FILLFACTOR})'"
+    return [Finding("fillfactor", WARNING, text, fix)]
 
 
 def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:

@@ -19,9 +19,12 @@ from genctl.tools.found import Tools
 WITHIN_S = 4.0  # of each part
 
 
-async def look(settings: Settings) -> list[status.StatusLine]:
-    """Return the lines of `status`, one for a part that is away. Raises GenctlError (exit 3) when all are."""
-    found = await asyncio.gather(*(answered(name, ask(settings), WITHIN_S) for name, ask in PARTS.items()))
+async def look(settings: Settings, within_s: float = WITHIN_S) -> list[status.StatusLine]:
+    """Return the lines of `status`, one for a part that is away. Raises GenctlError (exit 3) when all are.
+
+    Each part has `within_s` to answer.
+    """
+    found = await asyncio.gather(*(answered(name, ask(settings), within_s) for name, ask in PARTS.items()))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
         said = dict.fromkeys(error.message for error in away)

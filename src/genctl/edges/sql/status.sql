@@ -109,6 +109,11 @@ from (
     and state_change < clock_timestamp() - make_interval(secs => %(idle_after_s)s)
 ) idle
 
+-- name: sessions_settings
+-- Reads the settings of the table that renewals write to: those of a migration, or of the product that made it.
+select coalesce(reloptions, '{}') as settings from pg_class
+where oid = to_regclass(format('%%I.generation_sessions', current_schema()))
+
 -- name: missing_rights
 -- Lists the rights that our role lacks on existing tables; `needed` are part, relation and privilege.
 select n.part, n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
