@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 ELSEWHERE = {  # they read no table that grows with the sessions
     *("backend", "clock", "listening", "snapshot", "undo", "wait_shortly", "audit_room", "base_findings", "rows_unhidden"),
-    *("clashes", "try_base", "reservation_blocks"),
+    *("clashes", "try_base", "reservation_blocks", "sessions_settings", "statement_timeout", "waits_of"),
     *("read_committed", "lock_timeout", "clear_notify_queue", "server", "notify", "missing_rights"),
     *("ensure_accounts", "lock_free_accounts", "lock_accounts", "grant", "gate", "turn_gate"),
     *("try_migration_lock", "create_migrations", "migration_lock_holder", "has_migrations", "applied_migrations"),
