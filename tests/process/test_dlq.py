@@ -116,6 +116,9 @@ def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> Non
     assert (found["meant"], found["discarded"]) == (1, 0)
     gone = failed.genctl("dlq", "discard", "--code", "Unknown", "--yes", "--reason", "poison")
     assert gone["discarded"] == 1
+    assert failed.genctl("dlq", "import", str(gone["file"]))["imported"] == 1
+    assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["discarded"] == 1
+    assert (tmp_path / gone["file"]).exists()
     assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["file"] is None
     assert failed.error("dlq", "export", "/dev/zero", "--resume", exit_code=2)["code"] == "FileExists"
     assert len(failed.copies()) == 2

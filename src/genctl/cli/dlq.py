@@ -262,6 +262,36 @@ def discard(
         raise SystemExit(1)
 
 
+@dlq.command(
+    "import",
+    tool=True,
+    examples=(
+        "genctl dlq import dlq-20261130T101500.jsonl.gz --dry-run",
+        "genctl dlq import old.jsonl --reason 'discarded the wrong ones'",
+    ),
+)
+@click.argument("path", metavar="FILE", type=FILE)
+@reason_option
+@click.option("--dry-run", is_flag=True, help="Say how many and send none.")
+def import_(out: Output, *, path: Path, reason: str | None, dry_run: bool) -> None:
+    """Send back to the DLQ what `export` or `discard` wrote.
+
+    It sends none that is in the DLQ already, nor one whose session has another run or its image, so that you
+    can interrupt it anywhere and run it again. It names each line that holds no message; the file stays.
+    """
+    from genctl.ops import importing as ops
+    from genctl.ops.bulk import Purpose
+
+    why = Purpose("dlq import", out.again, reason)
+    if not dry_run:
+        out.target(queue=True)
+    progress, note = terminal.progress, terminal.note
+    done = out.run(ops.carry_out(out.settings, path, why, dry_run=dry_run, progress=progress, note=note))
+    out.emit(done)
+    if done.unreadable or done.failed:
+        raise SystemExit(1)
+
+
 @dlq.command("history", examples=("genctl dlq history", "genctl dlq history --limit 5 -o json"))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, metavar="N", help="At most so many.")
 def history(out: Output, *, limit: int) -> None:
