@@ -135,6 +135,8 @@ def questions(count: int) -> dict[str, Question]:
         "stream: older page": Question("page_of_sessions", {
             "user": user, "models": ["seedream-%"], "among": True, "before": session, "limit": 20}),
         "stream: key": Question("session_by_key", {"user": user, "key": "k"}),
+        "enqueue --continue": Question("sessions_by_keys", {"users": [user] * 1000, "keys": [f"k-{n}" for n in range(1000)]}),
+        "enqueue: balances": Question("balances_of", {"users": [user, "user-0", "nobody"]}),
         "smoke: session": Question("smoke_session", {"session": session}),
         "smoke: ordered": Question("smoke_ordered", {"user": user, "client_key": f"card-{failed}"}),
         "smoke: reservation": Question("smoke_reservation", {"reservation": reservation}),

@@ -18,3 +18,14 @@ where b.id = %(id)s
 select b.id, b.command, b.again, b.tool, b.who, b.reason, b.began_at, b.ended_at, b.ending, b.why, b.outcome,
   extract(epoch from now() - b.seen_at)::float8 as seen_s
 from bulk_work b order by b.id desc limit %(limit)s
+
+-- name: sessions_by_keys
+-- Finds the sessions that these idempotency keys of users have made.
+select s.id, s.idempotency_key
+from unnest(%(users)s::text[], %(keys)s::text[]) as k(user_id, key)
+join generation_sessions s on s.user_id = k.user_id and s.idempotency_key = k.key
+where s.idempotency_key is not null
+
+-- name: balances_of
+-- Reads the balances of users.
+select a.user_id, a.balance from credit_accounts a where a.user_id = any(%(users)s)
