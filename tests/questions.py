@@ -36,6 +36,7 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("smoke_account", "smoke_lock", "smoke_book", "smoke_move"),
     *("spend_ticket", "revoke_token", "revoke_tokens_of", "revocations", "note_refusals", "refused_traits_of"),
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
+    *("begin_bulk_work", "note_bulk_work", "bulk_work"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for
     "owe_queued": "the queue in memory has lost every message",
@@ -134,6 +135,8 @@ def questions(count: int) -> dict[str, Question]:
         "stream: older page": Question("page_of_sessions", {
             "user": user, "models": ["seedream-%"], "among": True, "before": session, "limit": 20}),
         "stream: key": Question("session_by_key", {"user": user, "key": "k"}),
+        "enqueue --continue": Question("sessions_by_keys", {"users": [user] * 1000, "keys": [f"k-{n}" for n in range(1000)]}),
+        "enqueue: balances": Question("balances_of", {"users": [user, "user-0", "nobody"]}),
         "smoke: session": Question("smoke_session", {"session": session}),
         "smoke: ordered": Question("smoke_ordered", {"user": user, "client_key": f"card-{failed}"}),
         "smoke: reservation": Question("smoke_reservation", {"reservation": reservation}),

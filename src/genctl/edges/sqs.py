@@ -65,7 +65,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     """Hold a message to send. SQS gets as many of its attributes as fit, the most important first."""
 
     body: str
-    attributes: Mapping[str, str] = {}
+    attributes: Mapping[str, str | Attribute] = {}
 
 
 class EntryResult(NamedTuple):
@@ -503,14 +503,16 @@ def _entry(out: Outgoing, max_bytes: int) -> tuple[dict[str, Any], int]:
     """Make a batch entry without the attributes that do not fit, and its size as SQS counts it."""
     size = len(out.body.encode())
     attributes: dict[str, dict[str, str]] = {}
-    for name, text in out.attributes.items():
-        value = _NOT_IN_SQS.sub("\ufffd", text)
-        more = len(name.encode()) + len("String") + len(value.encode())
-        if not value:
+    for name, given in out.attributes.items():
+        one = Attribute(string_value=given) if isinstance(given, str) else given
+        text, binary = _NOT_IN_SQS.sub("\ufffd", one.string_value or ""), one.binary_value or ""
+        if not text and not binary:
             continue  # SQS refuses empty values
+        more = sum(len(part.encode()) for part in (name, one.data_type, text)) + len(binary) * 3 // 4
         if len(attributes) == MAX_ATTRIBUTES or size + more > max_bytes:
             break
-        attributes[name] = {"DataType": "String", "StringValue": value}
+        value = {"StringValue": text} if text else {"BinaryValue": binary}
+        attributes[name] = {"DataType": one.data_type, **value}
         size += more
     return {"MessageBody": out.body, "MessageAttributes": attributes}, size
 
