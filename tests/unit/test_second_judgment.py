@@ -116,8 +116,10 @@ def test_a_row_that_holds_anything_is_judged_or_counted_and_never_raises(odd: di
 
 def test_groups_are_bounded_and_those_that_change_come_first() -> None:
     trial = Trial(("advice",), is_known=lambda code: not code.startswith("Odd"))
+    odd = again(kept(failed(400, "Odd")))
+    assert odd
     for n in range(MOST_GROUPS + 50):
-        trial.add(again(kept(failed(400, f"Odd{n}"))))
+        trial.add(msgspec.structs.replace(odd, code=f"Odd{n}"))
     trial.add(again(kept(failed(400, "InvalidParameter")), "InvalidParameter=retry"))
     trial.add(None)
     shown = trial.shown()
@@ -126,6 +128,13 @@ def test_groups_are_bounded_and_those_that_change_come_first() -> None:
     assert BEYOND in {one.code for one in shown["groups"]}
     assert (shown["failures"], shown["changed"], shown["unknowable"]) == (MOST_GROUPS + 52, 1, 1)
     assert shown["groups"][0].would_be == "retry"
+
+
+def test_a_verdict_about_no_failure_of_the_period_is_named() -> None:
+    said = ("Invalid*=retry", "400=fatal", "advice", "429=fatal", "Invlaid=retry")
+    trial = Trial(said, is_known=lambda _: True)
+    trial.add(again(kept(failed(400, "InvalidParameter.Size"))))
+    assert trial.shown()["unused"] == ["429=fatal", "Invlaid=retry"]
 
 
 def test_a_code_was_first_seen_before_the_period_too() -> None:

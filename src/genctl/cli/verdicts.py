@@ -1,5 +1,7 @@
 """`genctl verdicts`."""
 
+import sys
+from contextlib import nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,21 @@ from genctl.cli.output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from genctl.domain.verdicts import SecondJudgment, Trial
+    from genctl.domain.verdicts import CodeGroup, SecondJudgment, Trial
 
-GROUPS = ("code", "verdict", "wouldBe", "failures", "moreCalls", "credits", "firstSeen", "known")
+GROUPS = (
+    "code",
+    "known",
+    "verdict",
+    "wouldBe",
+    "failures",
+    "firstSeen",
+    "moreCalls",
+    "fewerCalls",
+    "credits",
+)
 EACH = ("at", "sessionId", "code", "verdict", "wouldBe", "moreCalls", "credits")
-WIDTHS = {"at": 24, "sessionId": 36, "code": 36, "verdict": 7, "wouldBe": 7, "moreCalls": 9, "credits": 0}
+IN_80 = {"sessionId": 36, "judged": 14, "code": 0}
 
 
 @click.group("verdicts", cls=Group)
@@ -53,7 +65,9 @@ def try_(out: Output, *, given: "Sequence[str]", since: datetime, each: bool) ->
     span_s = max(1, int((datetime.now(UTC) - since).total_seconds()))
 
     def ask(show: "Callable[[SecondJudgment], object]") -> "Trial":
-        with terminal.progress(span_s, "failures") as advance:
+        # lines that appear on the terminal are progress enough
+        bar = nullcontext(lambda _: None) if each and sys.stdout.isatty() else None
+        with bar or terminal.progress(span_s, "failures") as advance:
             return out.ask(
                 lambda db: ops.tried(
                     db, out.settings, changed, since, note=terminal.note, advance=advance, show=show
@@ -61,13 +75,46 @@ def try_(out: Output, *, given: "Sequence[str]", since: datetime, each: bool) ->
             )
 
     if each:
-        with out.stream(WIDTHS if out.form == "table" else dict.fromkeys(EACH, 0)) as put:
-            trial = ask(put)
+        is_table = out.form == "table"
+        with out.stream(IN_80 if is_table else dict.fromkeys(EACH, 0)) as put:
+            trial = ask((lambda one: put(_line(one))) if is_table else put)
         _tell(trial.shown())
         return
     found = ask(lambda _: None).shown()
     _tell(found)
-    out.emit(found, rows=found["groups"], columns=GROUPS, empty="nothing would have been otherwise")
+    groups = found["groups"]
+    if out.form == "table":
+        columns = ("code", "judged", "failures", "calls", "first seen")
+        out.emit(map(_row, groups), columns=columns, empty="nothing would have been otherwise")
+    else:
+        out.emit(found, rows=groups, columns=GROUPS)
+
+
+def _judged(one: "CodeGroup | SecondJudgment") -> str:
+    if one.verdict != one.would_be:
+        return f"{one.verdict} > {one.would_be}"
+    return one.verdict if one.category == one.would_be_category else "other category"
+
+
+def _line(one: "SecondJudgment") -> dict[str, Any]:
+    return {"sessionId": one.session_id, "judged": _judged(one), "code": one.code}
+
+
+def _row(group: "CodeGroup") -> dict[str, Any]:
+    """Write a group for people, so that 80 columns hold it."""
+    from datetime import UTC, datetime
+
+    from genctl.domain.model import rough
+
+    judged, calls = _judged(group), group.more_calls - group.fewer_calls
+    first = datetime.fromisoformat(group.first_seen) if group.first_seen else None
+    return {
+        "code": group.code,
+        "judged": "in no table" if judged == group.verdict else judged,
+        "failures": group.failures,
+        "calls": f"{calls:+,}" if calls else "0",
+        "first seen": f"{rough((datetime.now(UTC) - first).total_seconds())} ago" if first else "",
+    }
 
 
 def _read(given: "Sequence[str]") -> tuple[str, ...]:
@@ -87,6 +134,8 @@ def _tell(found: dict[str, Any]) -> None:
         f" {many(found['moreCalls'], 'call')} more and {found['fewerCalls']:,} fewer;"
         f" {many(found['refunds'], 'refund')} of {many(found['credits'], 'credit')} may not have been given"
     )
+    for verdict in found["unused"]:
+        terminal.note(f"{verdict} is about no failure of the period")
     if found["inPart"]:
         terminal.note(f"{found['inPart']:,} judged by code and sentence alone: the row keeps no more")
     if found["unknowable"]:

@@ -3,6 +3,7 @@
 A row keeps what the provider said, but no headers, and of a long body only the beginning.
 """
 
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from genctl.domain.classify import OURS, classify
+from genctl.domain.classify import ADVICE, OURS, classify, names_of
 from genctl.domain.decide import Limits
 from genctl.domain.details import BODY_BYTES
 from genctl.domain.model import Answer, Failure, NoAnswer, Outcome, rfc3339
@@ -18,6 +19,7 @@ from genctl.domain.providers import Provider
 from genctl.domain.rules import Rule
 
 MOST_GROUPS = 1_000
+MOST_NAMES = 10_000
 MOST_NAMED = 20  # sessions of a group
 BEYOND = "(others)"  # of the failures beyond so many groups
 _LONGEST_CHARACTER = 4  # bytes; details are cut between two characters
@@ -200,6 +202,7 @@ class Trial:
         self.failures = self.changed = self.in_part = self.unknowable = 0
         self._is_known = is_known
         self._groups: dict[tuple[object, ...], CodeGroup] = {}
+        self._names: set[str] = set()  # of codes, their families and statuses that were there
 
     def add(self, one: SecondJudgment | None) -> None:
         """Count one failure; None is one of which the row keeps too little."""
@@ -209,6 +212,8 @@ class Trial:
             return
         self.changed += one.is_changed
         self.in_part += one.in_part
+        if len(self._names) < MOST_NAMES:
+            self._names |= {*names_of(one.code), str(one.provider_status)}
         known = self._is_known(one.code)
         if not one.is_changed and known:
             return
@@ -230,6 +235,12 @@ class Trial:
             ),
         )
         group.add(one)
+
+    @property
+    def unused(self) -> list[str]:
+        """Return the verdicts on codes and statuses that no stored failure has: perhaps a slip of the pen."""
+        pairs = [(verdict, verdict.partition("=")[0]) for verdict in self.verdicts if verdict != ADVICE]
+        return [verdict for verdict, name in pairs if not fnmatch.filter(self._names, name)]
 
     @property
     def unknown_codes(self) -> list[str]:
@@ -254,6 +265,7 @@ class Trial:
         )
         return {
             "verdicts": list(self.verdicts),
+            "unused": self.unused,
             "failures": self.failures,
             "changed": self.changed,
             **{name: sum(getattr(one, key) for one in groups) for name, key in _SUMS.items()},
