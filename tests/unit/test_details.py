@@ -103,6 +103,7 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
         ("图片过大，请求号：abc123456。", "图片过大。"),
         ("失败，追踪ID：abcd1234efgh。", "失败。"),
         (f"请稍后重试，请求ID为 {ARK}。", "请稍后重试。"),
+        ("请稍后重试，请求编号是：abc。", "请稍后重试。"),
         (f"参数错误 （requestId:{ARK}；code:400）", "参数错误 （code:400）"),
         ("Error with req_abcdefgh12] at step 2", "Error with at step 2"),
         ("Error with request id: [abc-1234]] at step 2", "Error with at step 2"),
@@ -143,6 +144,7 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
             "Wait... what? No!",
             "The bearer of bad news (see content[0], content[1]) isn't allowed.",
             "An array id is missing; a request id is needed.",
+            "缺少参数：请求ID是必填项。",
             "参数 size（宽 x 高）不合法，请检查：2048x2048。",
             "The model identifier: seedream-4-0 (E1) of content[0] is wrong, get rid of it.",
         )),
@@ -150,6 +152,15 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
 )  # fmt: skip
 def test_people_read_the_providers_sentence_and_nothing_else(said: str, read: str) -> None:
     assert for_people(said) == read
+
+
+@pytest.mark.parametrize(
+    "said", ["请稍后重试，请求ID为 {}。", "请稍后重试。（request id：{}）", "请稍后重试。请求编号：{}"]
+)
+def test_an_id_that_is_known_by_its_value_leaves_no_label_behind(said: str) -> None:
+    """Also where its shape is none that we know."""
+    for request_id in (ARK, "weird/id+of=another"):
+        assert for_people(said.format(request_id), "", request_id) == "请稍后重试。"
 
 
 IDS = st.sampled_from([*ID_SHAPES.values()]).flatmap(lambda shape: st.from_regex(rf"\A(?:{shape})\Z"))

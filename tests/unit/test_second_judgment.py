@@ -99,6 +99,11 @@ def test_a_code_that_stood_in_a_header_or_is_cut_off_is_judged_by_code_and_sente
         assert (found.code, found.in_part, found.is_changed) == (failure.code, True, False)
 
 
+def test_an_answer_without_its_status_is_not_taken_for_a_call_without_an_answer() -> None:
+    row = kept(failed(400, "InvalidParameter"))
+    assert again(KeptFailure(ID, NOW, error_details=row.details | {"providerStatus": None})) is None
+
+
 @pytest.mark.parametrize("code", OURS)
 def test_codes_of_our_own_keep_their_verdict(code: str) -> None:
     found = again(kept(OURS[code]), "advice", "5*=fatal")

@@ -71,7 +71,8 @@ _LABEL = (
 )
 # With a colon, the word behind the label is the id; without one, the word must look like an id.
 LABELLED_ID = re.compile(
-    rf"(?:{_LABEL})(?:[\"']?\s?[为是]?[:=：#为是]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
+    rf"(?:{_LABEL})(?:[\"']?\s?[为是]?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
+    rf"|\s?[为是]\s?(?:((?=[\w-]{{0,63}}\d)[\w-]{{6,128}})|(?=\s{{0,4}}(?:[.,。，；！)）】\]]|\Z)))"
     rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)"
     rf"|\(E\d{{3,5}}\)(?:\s\(([\w-]{{4,64}})\))?(?=\W*\Z)",  # Replicate: a code and an id at the end
     re.IGNORECASE | re.ASCII,
@@ -160,7 +161,7 @@ def read(answer: Answer, own: Envelope) -> Reading:
     document = _json(text)
     code, message = _words(document, rows)
     heads = (_codes(row, (answer.headers.get(name) for name in row.code_headers)) for row in rows)
-    code = code or next(chain.from_iterable(heads), None)
+    code = _better(code, next(chain.from_iterable(heads), None))
     spoken = document is not None
     if not spoken and not MARKUP.match(text):
         message = text.strip() or None

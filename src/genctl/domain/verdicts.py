@@ -14,7 +14,7 @@ import msgspec
 from genctl.domain.classify import ADVICE, OURS, classify, names_of
 from genctl.domain.decide import Limits
 from genctl.domain.details import BODY_BYTES
-from genctl.domain.model import Answer, Failure, NoAnswer, Outcome, rfc3339
+from genctl.domain.model import Answer, Category, Failure, NoAnswer, Outcome, rfc3339
 from genctl.domain.providers import Provider
 from genctl.domain.rules import Rule
 
@@ -162,6 +162,8 @@ def _classified(
     status, body = details.get("providerStatus"), details.get("providerBody")
     message = details.get("providerMessage")
     if type(status) is not int:
+        if details.get("category") != Category.NETWORK:  # an answer, of which the row keeps no status
+            return None
         unknown = details.get("outcome") == Outcome.UNKNOWN
         lost = verdict(NoAnswer(code, str(message or ""), sent=unknown))
         return (lost, False) if lost else None
