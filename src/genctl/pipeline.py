@@ -25,6 +25,7 @@ import structlog
 
 from genctl.answers import Answers, Refusal, kept_answer, last_words
 from genctl.base.batch import Together
+from genctl.base.others import rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
 from genctl.domain.classify import backoff_s, classify, ours
@@ -208,8 +209,9 @@ class Pipeline:
             began_at = time.monotonic()
             answer = await self.wire.generate(hold.session, hold.on_send)
         now, verdicts = datetime.now(UTC), self.limits.verdicts
-        said = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
-        result = details.without_secrets(said, self.tool.provider.key_shape)
+        provider = self.tool.provider
+        said = classify(answer, provider, now=now, verdicts=verdicts, others=rules_of_others())
+        result = details.without_secrets(said, provider.key_shape)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result

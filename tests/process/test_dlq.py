@@ -32,6 +32,7 @@ def test_nobody_to_ask_ends_it_before_the_dlq_is_looked_at(place: Place) -> None
 
 
 def test_list_redrive_and_report(failed: Place) -> None:
+    _judge_again(failed)
     listed = failed.genctl("dlq", "list")
     assert (listed["seen"], listed["approximate"]) == (2, 2)
     assert {(m["userId"], m["state"]) for m in listed["messages"]} == {("ann", "current"), ("bob", "current")}
@@ -62,6 +63,27 @@ def test_list_redrive_and_report(failed: Place) -> None:
     text = failed.say("report", "--since", "1h").stdout
     assert "Redrives: 2; of these runs 2 completed." in text  # a job may have had several
     assert failed.error("report", "--since", "1h", "--until", "2h", exit_code=2)["code"] == "Usage"
+
+
+def _judge_again(failed: Place) -> None:
+    """Verdicts are tried in every form; the person reads sums beside them, and what is about nothing."""
+    tried = ("verdicts", "try", "--set", "InvalidParameter=retry")
+    found = failed.genctl(*tried)
+    (group,) = found["groups"]
+    assert (found["failures"], found["changed"], found["unused"]) == (2, 1, [])
+    assert (group["verdict"], group["wouldBe"], group["moreCalls"], group["credits"]) == (
+        "fatal",
+        "retry",
+        2,
+        4,
+    )
+    (one,) = failed.genctl(*tried, "--each")
+    assert [one["sessionId"]] == group["sessions"]
+    said = failed.say(*tried, "--set", "Slip=fatal")
+    assert "fatal > retry" in said.stdout
+    assert "Slip=fatal is about no failure of the period" in said.stderr
+    assert failed.say(*tried, "--each", "-o", "csv").stdout.startswith("at,sessionId,code,verdict,wouldBe,")
+    assert failed.say("verdicts", "try").stdout == ""
 
 
 def test_named_sessions_run_again_or_are_cancelled(failed: Place) -> None:
