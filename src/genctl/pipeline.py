@@ -434,6 +434,21 @@ async def carry(message: Message, pipeline: Pipeline, turn: Turn = at_once) -> S
     return row
 
 
+async def carry_unasked(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session | None:
+    """Carry a run whose message is not in our hands: that one finds it taken or ended.
+
+    Returns the row as the attempt left it; raises as carry() does. A failed run owes its DLQ copy, which we
+    make from the row.
+    """
+    try:
+        return await process(job, pipeline, turn)
+    except JobProcessingError as error:
+        row = error.session
+    if row and row.copy_owed:
+        await pipeline.copy(row, body=decide.job_body(row, pipeline.tool.name), code=decide.error_code(row))
+    return row
+
+
 def _log_settled(row: Session, *, notified: bool) -> None:
     whose = {"sessionId": row.id, "userId": row.user_id, "run": row.run}
     if not notified:
