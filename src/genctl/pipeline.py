@@ -392,7 +392,6 @@ async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session
     claimed_at = time.monotonic()
     session = await pipeline.take(job)
     if session is None:
-        pipeline.meters.count("repeated")
         return None
     async with pipeline.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):
@@ -430,6 +429,8 @@ async def carry(message: Message, pipeline: Pipeline, turn: Turn = at_once) -> S
         row = await process(job, pipeline, turn)
     except JobProcessingError as error:
         row = error.session
+    if row is None:
+        pipeline.meters.count("repeated")
     await pipeline.dispose(message, job, row)
     return row
 
