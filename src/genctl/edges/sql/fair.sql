@@ -24,17 +24,18 @@ due as (
   select w.id, w.run, o.user_id, o.nth, row_number() over (partition by o.user_id order by w.queued_at) as place
   from other o
   cross join lateral (
-    select s.id, s.run, s.model, s.due_at, s.queued_at from generation_sessions s
-    where s.status = 'queued' and s.user_id = o.user_id
-    order by s.queued_at limit %(deep)s
+    select e.id, e.run, e.queued_at from (
+      select s.id, s.run, s.model, s.due_at, s.queued_at from generation_sessions s
+      where s.status = 'queued' and s.user_id = o.user_id
+      order by s.queued_at limit %(deep)s
+    ) e
+    where (e.due_at is null or e.due_at <= now()) and e.model like any(%(models)s)
+    limit %(each)s
   ) w
-  where (w.due_at is null or w.due_at <= now()) and w.model like any(%(models)s)
 )
 (
   select s.id as session_id, s.run, s.user_id, true as is_named from generation_sessions s where s.id = any(%(named)s)
 )
 union all (
-  select d.id, d.run, d.user_id, false from due d
-  where d.place <= %(each)s
-  order by d.place, d.nth limit %(limit)s
+  select d.id, d.run, d.user_id, false from due d order by d.place, d.nth limit %(limit)s
 )
