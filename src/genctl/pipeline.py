@@ -367,7 +367,7 @@ class Pipeline:
             source_queue=self.queue.name,
             session_id=str(session_id) if session_id else None,
         )
-        sent = await self._copies(Outgoing(body, attributes))
+        sent = await self._copies(Outgoing(body, attributes, user=row.user_id if row else None))
         if sent.error is not None:
             raise GenctlError("CopyNotSent", f"DLQ {self.dlq.name} refused the copy: {sent.error}")
         self.meters.count("copied")

@@ -13,10 +13,12 @@ from tests.kit import Kit, until
 from tests.path.test_polite import statuses, working
 from tests.path.test_waiting import short
 
+from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import Answer, Job, NoAnswer, Session
-from genctl.edges.sqs import EntryResult, Message, Outgoing
+from genctl.edges.sqs import EntryResult, Message, Outgoing, Queue
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
+from genctl.redrive import redrive
 from genctl.services.hands import Taken, dealt
 from genctl.tools.seedream4 import TOOL
 
@@ -192,6 +194,33 @@ async def test_a_worker_that_stops_shows_what_it_has_set_aside(
         await true(lambda: is_any(worker.hands.aside))
     waiting, in_flight, _ = await kit.pipeline.queue.depth()
     assert (waiting, in_flight) == (7, 0)
+
+
+async def groups(queue: Queue) -> list[str]:
+    """Of the messages of a queue, as SQS tells them; they stay."""
+    names = ["MessageGroupId"]
+    answer = await queue._call(
+        "ReceiveMessage", dict, MessageSystemAttributeNames=names, VisibilityTimeout=0, MaxNumberOfMessages=10
+    )
+    return [message["Attributes"]["MessageGroupId"] for message in answer.get("Messages", ())]
+
+
+async def test_every_message_of_a_user_has_the_same_group(kit: Kit) -> None:
+    """Of an order, of a redrive, of a sweep, and the copy: a redrive of one user's jobs is one user's, too."""
+    await kit.enqueue("sensitive")
+    (ordered,) = await groups(kit.pipeline.queue)
+    await kit.drain()
+    (copied,) = await groups(kit.pipeline.dlq)
+    await redrive(await kit.copies(), kit.pipeline, Choice(), Terms(refused_too=True), most=10)
+    (redriven,) = await groups(kit.pipeline.queue)
+    await kit.receive()
+    await kit.query(
+        "update generation_sessions set enqueued_at = null, queued_at = now() - interval '1 hour'"
+    )
+    await kit.sweep()
+    (swept,) = await groups(kit.pipeline.queue)
+    assert ordered == redriven == swept != copied  # without a secret the key is the queue's own
+    assert "ann" not in ordered
 
 
 async def is_any(some: list[Taken]) -> bool:
