@@ -13,6 +13,7 @@ from tests.kit import Kit, until
 from tests.path.test_polite import statuses, working
 from tests.path.test_waiting import short
 
+from genctl import gate
 from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import Answer, Job, NoAnswer, Session
 from genctl.edges.sqs import EntryResult, Message, Outgoing, Queue
@@ -190,6 +191,27 @@ async def test_a_worker_that_stops_shows_what_it_has_set_aside(
         await true(lambda: is_any(worker.hands.aside))
     waiting, in_flight, _ = await kit.pipeline.queue.depth()
     assert (waiting, in_flight) == (7, 0)
+
+
+async def test_a_worker_behind_a_closed_gate_has_nothing_set_aside(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate may be closed for longer than SQS hides a message."""
+    monkeypatch.setattr("genctl.services.gatekeeper.LOOK_S", 0.05)
+    monkeypatch.setattr("genctl.services.worker.LOOK_S", 0.05)
+    await ordered(kit, ("noisy", "success", 16), ("ann", "success", 1))
+    slow(kit.pipeline, monkeypatch, 0.5)
+    async with working(kit.pipeline, concurrency=2) as worker:
+        await true(lambda: is_any(worker.hands.aside))
+        await gate.close(kit.db, TOOL.name, for_s=None, reason=None, who="ann")
+        await true(lambda: nothing_in_flight(kit))
+        waiting, _, _ = await kit.pipeline.queue.depth()
+        assert waiting > await number_of(kit, "queued") > 0  # the message of ann's run is there, too
+
+
+async def nothing_in_flight(kit: Kit) -> bool:
+    _, in_flight, _ = await kit.pipeline.queue.depth()
+    return in_flight == 0
 
 
 async def groups(queue: Queue) -> list[str]:

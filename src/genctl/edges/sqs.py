@@ -445,9 +445,8 @@ class Queue:
         """Name the user's group: who lacks the key cannot tell whose it is."""
         if user is None or not self.takes_groups:
             return None
-        return hmac.digest(self._group_key, user.encode(errors="surrogatepass"), "sha256").hex()[
-            :GROUP_DIGITS
-        ]
+        digest = hmac.digest(self._group_key, user.encode(errors="surrogatepass"), "sha256")
+        return digest.hex()[:GROUP_DIGITS]
 
     async def delete(self, receipts: Sequence[str]) -> list[str | None]:
         """Delete deliveries; return None for each, or why SQS did not."""

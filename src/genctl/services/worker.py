@@ -39,9 +39,9 @@ TOLD = 20  # sessions or messages in a line of the log
 YOUNG = 50_000  # objects between two searches for garbage cycles, as a job leaves few
 COMPANY_S = 0.1  # a trouble waits so long, so that we log it once for all jobs that meet it
 NOW_S = 1.5  # how long we still write to the rows after a second signal
-SHARES = 10  # a user who holds a tenth of the hands lets users with less go first
 LAST_S = 10.0  # likewise after the grace; then the process ends, even if database or queue hang
 SHOW_S = 0.4  # how long the end of the process then waits for SQS to show the messages
+SHARES = 10  # a user who holds a tenth of the hands lets users with less go first
 MORE = 2  # receives at once beside the first, while the answers are full: a backlog waits
 POOL_SIZE = 16
 MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each, before we stop receiving
@@ -235,6 +235,8 @@ class Worker:
             try:
                 wanted = await self._allowance(wanted)
                 if not wanted:
+                    if not self.gatekeeper.is_open:
+                        await self._put_back()
                     await self._change(LOOK_S)
                     continue
                 found = await self._take(wanted, wait_s)
