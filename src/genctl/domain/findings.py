@@ -180,6 +180,17 @@ def _set(url: str, **attribute: str) -> str:
     return f"aws sqs set-queue-attributes --queue-url {url} --attributes '{json.dumps(attribute)}'"
 
 
+def of_groups(*, on: bool) -> list[Finding]:
+    """Say whether messages have a group; only a message shows whether an endpoint takes it."""
+    if on:
+        text = (
+            "messages have their user's group; who meets an endpoint that refuses it logs sqs.groups.refused"
+        )
+    else:
+        text = "messages have no group, as GENCTL_FAIR is off: SQS does not know whose they are"
+    return [Finding("groups", OK, text)]
+
+
 def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
     """Report the calls that SQS does not let us make."""
     found = [Finding("permissions", ERROR, error.message, error.fix) for error in forbidden]

@@ -162,7 +162,7 @@ async def _queues(settings: Settings) -> list[Finding]:
         forbidden = [error for each in (queue, dlq) for error in await each.forbidden()]
     there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
     judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, settings.queued_timeout_s)
-    return [there, *judged, *findings.of_permissions(forbidden)]
+    return [there, *judged, *findings.of_groups(on=settings.fair), *findings.of_permissions(forbidden)]
 
 
 async def _tools(settings: Settings) -> list[Finding]:
