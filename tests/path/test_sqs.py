@@ -22,7 +22,7 @@ from tests.kit import QueueServer, create_queue, until
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.edges import aws
+from genctl.edges import credentials
 from genctl.edges.sqs import MAX_BYTES, EntryResult, Outgoing, Queue, Sqs
 
 KEY, SECRET = "AKIDEXAMPLE", "a-secret-of-the-tests"  # no real ones
@@ -355,7 +355,7 @@ async def test_credentials_that_are_refused_are_looked_up_again_once(
 ) -> None:
     """Somebody may have renewed a session, or changed a key, since we looked."""
     keys = iter(["OLD", "NEW"])
-    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setattr(credentials, "find", lambda: Credentials(next(keys), SECRET))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(fault(403, code), FACTS, fault(403, code))
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -370,7 +370,7 @@ async def test_credentials_that_expire_between_two_tries_are_looked_up_again(
     no_aws: pytest.MonkeyPatch,
 ) -> None:
     keys = iter(["OLD", "NEW"])
-    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setattr(credentials, "find", lambda: Credentials(next(keys), SECRET))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(fault(503, "ServiceUnavailable"), fault(403, "ExpiredToken"), FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -400,7 +400,7 @@ async def test_a_role_is_renewed_in_a_thread_for_which_nobody_waits(no_aws: pyte
         return fresh("NEW")
 
     role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
-    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setattr(credentials, "find", lambda: role)
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(FACTS, FACTS, FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -429,7 +429,7 @@ async def test_credentials_that_cannot_be_had_end_no_worker(
         raise why
 
     role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
-    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setattr(credentials, "find", lambda: role)
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     async with Script(FACTS, FACTS).serving(embedded=False, database_url="postgresql://db/x") as sqs:
         due(no_aws)

@@ -329,7 +329,7 @@ class Sqs:
         async with self._http.post(
             self.endpoint,
             data=io.BytesIO(data),
-            headers=await self._signer.headers(data, target, self.now()),
+            headers=self._signer.headers(data, target, self.now()),
             timeout=timeout,
             allow_redirects=False,
         ) as answer:
