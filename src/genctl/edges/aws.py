@@ -18,7 +18,7 @@ from botocore.httpsession import create_urllib3_context, get_cert_path
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http
-from genctl.edges.credentials import ASKED_S, LOOK_S, Keys
+from genctl.edges.credentials import LOOK_S, Keys
 
 CA_VARIABLE = "AWS_CA_BUNDLE"
 
@@ -56,7 +56,7 @@ class SqsEndpoint(NamedTuple):
             _trust(session) if request.url.startswith("https:") else None,
             bytes(request.headers["User-Agent"]).decode(),
             (config.retries or {}).get("total_max_attempts"),
-            ASKED_S if credentials.asks(session) else LOOK_S,
+            credentials.patience_s(session),
         )
 
     @classmethod
@@ -127,7 +127,7 @@ class Signer:
     @classmethod
     async def of(cls, where: SqsEndpoint) -> Self:
         """Look credentials up. Raises GenctlError (exit 3): none, expired, not in time."""
-        return cls(where, await Keys.of(where.find, where.look_s))
+        return cls(where, await credentials.looked_up(lambda: Keys(where.find), where.look_s))
 
     @property
     def credentials(self) -> object:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import botocore.session
 import structlog
@@ -42,11 +42,7 @@ async def looked_up(work: Callable[[], T], within_s: float = LOOK_S) -> T:
             "check what AWS_PROFILE and the AWS_ variables of this process refer to, and the network to it",
         ) from None
     except NoRegionError:
-        raise GenctlError(
-            "RegionMissing",
-            "AWS: no region is set",
-            "set AWS_DEFAULT_REGION, or region in the AWS profile",
-        ) from None
+        raise no_region() from None
     except GenctlError:
         raise
     except Exception as why:
@@ -63,7 +59,7 @@ def find() -> Credentials:
     """Look again for the credentials that boto3 would use, in environment, files and roles."""
     session = botocore.session.Session()
     session.set_default_client_config(Config(connect_timeout=CALL_S, read_timeout=CALL_S))
-    if asks(session) and not _may_ask():
+    if _asks(session) and not _may_ask():
         profile = session.profile or "default"
         raise GenctlError(
             "MfaWithoutTerminal",
@@ -82,7 +78,18 @@ def find() -> Credentials:
     )
 
 
-def asks(session: Any) -> bool:
+def no_region() -> GenctlError:
+    """Make the error for settings of AWS without a region."""
+    fix = "set AWS_DEFAULT_REGION, or region in the AWS profile"
+    return GenctlError("RegionMissing", "AWS: no region is set", fix)
+
+
+def patience_s(session: Any) -> float:
+    """Return how long a look-up of credentials may take."""
+    return ASKED_S if _asks(session) else LOOK_S
+
+
+def _asks(session: Any) -> bool:
     """Tell whether botocore asks for the code of an MFA device."""
     with suppress(BotoCoreError):  # such as a profile that is not there, which the look-up tells
         return bool(session.get_scoped_config().get("mfa_serial"))
@@ -123,16 +130,11 @@ class Keys:
     """Keep frozen credentials, which a look-up renews."""
 
     def __init__(self, find: Callable[[], Credentials]) -> None:
+        """Look credentials up, which may hang: call it by looked_up()."""
         self._find = find
         self._renewal: asyncio.Task[None] | None = None
         self._next_try = 0.0
-
-    @classmethod
-    async def of(cls, find: Callable[[], Credentials], look_s: float) -> Self:
-        """Look credentials up. Raises GenctlError (exit 3): none, expired, not in time."""
-        keys = cls(find)
-        await looked_up(keys._look_up, look_s)
-        return keys
+        self._look_up()
 
     def _look_up(self) -> None:
         self._source = self._find()

@@ -30,6 +30,7 @@ from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
+from genctl.edges.rds import TokenConnection
 
 Connection = psycopg.AsyncConnection[DictRow]
 Row = dict[str, Any]
@@ -117,7 +118,7 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
 async def connect(dsn: str) -> Connection:
     """Open one connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
     with errors_told(dsn):
-        conn = await psycopg.AsyncConnection.connect(dsn, **CONNECTION)
+        conn = await TokenConnection.connect(dsn, **CONNECTION)
         await _configure(conn)
         return conn
 
@@ -264,7 +265,7 @@ class Database:
                 reconnect_timeout=RECONNECT_S,
                 open=False,
                 configure=_configure,
-                connection_class=cast("type[Connection]", psycopg.AsyncConnection),
+                connection_class=TokenConnection,
                 kwargs=CONNECTION,
             )
             await pool.open()
