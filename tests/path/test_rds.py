@@ -1,6 +1,7 @@
 """GENCTL_DB_IAM: each connection logs in with a token of AWS, over TLS that is verified."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,8 +12,10 @@ from typing import Any
 import boto3
 import pytest
 from botocore.credentials import Credentials, ReadOnlyCredentials
+from tests.ears import BASE, served
 from tests.kit import until
 from tests.rds_door import HOST, KEY, SECRET, USER, Door
+from tests.stream.shop import Shop
 
 from genctl.base.dsn import TokenUrl
 from genctl.base.settings import Settings, load
@@ -20,6 +23,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges import credentials, listener, migrate, rds
 from genctl.edges.db import Database, ask, connect, connect_directly
 from genctl.edges.rds import Login
+from genctl.services import bridge
 
 
 @pytest.fixture
@@ -200,3 +204,47 @@ def test_the_user_is_the_one_that_libpq_would_take(tmp_path: Path) -> None:
     env = {"PGUSER": USER, "PGSSLROOTCERT": str(ca), "PGPORT": "5433"}
     assert Login.of(f"postgresql://{HOST}/x", env) == (HOST, 5433, USER, {"sslmode": "verify-full"})
     assert Login.of(f"postgresql://{HOST}/x?sslmode=require", env).tls == {}
+
+
+async def test_streams_get_over_a_fail_over_and_lose_nothing(
+    door: Door, aws: pytest.MonkeyPatch, dsn: str, settings: Settings
+) -> None:
+    """The writer's name leads to another address, as the fail-over of a cluster with shared storage does.
+
+    The old address is dead first, so that what fails meanwhile is told only by who has looked up the name again.
+    """
+    addresses = {HOST: "127.0.0.1"}
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **more: Any) -> Any:
+        return resolve(addresses.get(host, host), *args, **more)
+
+    aws.setattr(socket, "getaddrinfo", getaddrinfo)
+    aws.setattr(bridge, "BACKSTOP_S", (300.0, 300.0))
+    url = door.url(hostaddr="")
+    async with (
+        Shop.open(dsn) as shop,
+        served(settings, database_url=url, db_iam=True) as client,
+        client.stream() as ear,
+    ):
+        await ear.ready()
+        await shop.fail("ann", 2)
+        await shop.all_told(ann=[ear])
+        door.shut()
+        await shop.fail("ann", 2)
+        await client.turns(503)
+        before = len(door.tokens)
+        await door.listen("127.0.0.2", door.port)
+        addresses[HOST] = "127.0.0.2"
+        await shop.all_told(ann=[ear])
+        await client.turns(200)
+        await shop.fail("ann")
+        await shop.all_told(ann=[ear])
+        assert not ear.named("reset")
+
+        async def shown() -> bool:
+            status, body = await client.ask("GET", f"{BASE}/sessions")
+            return status == 200 and len(body["sessions"]) == 5
+
+        await until(shown)
+        assert len(door.tokens) >= before + 2, "the listener and the pool, each with a token"
