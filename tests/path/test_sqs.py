@@ -456,6 +456,41 @@ async def test_what_is_forbidden_is_found_out_by_calls_that_do_nothing(queue: Qu
     ]
 
 
+REFUSALS_OF_KMS = [
+    ("KmsAccessDenied", "no", "KeyForbidden", "allow kms:Decrypt and kms:GenerateDataKey"),
+    (
+        "AccessDeniedException",
+        "not authorized to perform: kms:GenerateDataKey",
+        "KeyForbidden",
+        "kms:Decrypt",
+    ),
+    (
+        "AccessDenied",
+        "You are not allowed (Service: AWSKMS; Status Code: 400)",
+        "KeyForbidden",
+        "kms:Decrypt",
+    ),
+    ("KmsDisabled", "the key is disabled", "KeyUnusable", "KmsMasterKeyId"),
+    ("KmsInvalidState", "the key is pending deletion", "KeyUnusable", "KmsMasterKeyId"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "ours", "fix"), REFUSALS_OF_KMS)
+async def test_a_refusal_of_kms_has_its_own_fix_in_calls_and_in_entries(
+    code: str, message: str, ours: str, fix: str
+) -> None:
+    entry = {"Id": "0", "Code": code, "Message": message, "SenderFault": True}
+    whole, part = fault(400, code, message), says(200, {"Failed": [entry]})
+    async with Script(FACTS, whole, part).serving() as sqs:
+        queue = await sqs.queue(URL)
+        error = await refused(lambda: queue.send([Outgoing("x")]), ours)
+        (result,) = await queue.send([Outgoing("x")])
+    assert fix in error.fix
+    assert message in error.message
+    assert result.error == f"{code}: {message}"
+    assert fix in result.fix
+
+
 @pytest.mark.parametrize("ahead_s", [3600, -3600, 0])
 async def test_what_time_it_is_by_its_clock(ahead_s: int) -> None:
     """Also where ours goes wrong by an hour."""

@@ -20,6 +20,7 @@ import structlog
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
+from genctl.domain.rights import OF_KEY
 from genctl.edges import http
 from genctl.edges.aws import CA_VARIABLE, Signer, SqsEndpoint
 
@@ -73,6 +74,7 @@ class EntryResult(NamedTuple):
 
     error: str | None
     message_id: str = ""
+    fix: str = ""
 
 
 # --- the wire's shapes -----------------------------------------------------------------------
@@ -126,6 +128,8 @@ _NOT_OURS = (
     "UnrecognizedClientException", *_UNSIGNED,
 )  # fmt: skip
 _THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
+_DENIED = ("AccessDenied", "AccessDeniedException")
+_OF_KMS = re.compile(r"kms:|AWSKMS|KMS key")
 # SQS's codes -> our code, and the fix
 _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"): (
@@ -137,14 +141,14 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
         "CredentialsRefused",
         "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
     ),
-    ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
+    _DENIED: ("QueueForbidden", "allow sqs:{op} on it"),
     ("InvalidAddress",): (
         "QueueRefused",
         "set AWS_DEFAULT_REGION to the region in the queue's URL",
     ),
     ("KmsAccessDenied", "KMS.AccessDeniedException"): (
         "KeyForbidden",
-        "allow kms:Decrypt and kms:GenerateDataKey on the queue's key, in its policy and in our role's",
+        f"allow {' and '.join(OF_KEY)} on the queue's key, in its policy and in our role's",
     ),
     (
         "KmsDisabled", "KmsInvalidKeyUsage", "KmsInvalidState", "KmsNotFound", "KmsOptInRequired",
@@ -185,12 +189,22 @@ class _Refusal(NamedTuple):
 
     def error(self, op: str, about: str, endpoint: str) -> GenctlError:
         line = f"SQS queue {about} at {endpoint}: {op} was answered {self.code}: {self.message}"
-        for codes, (code, fix) in _FAULTS.items():
-            if self.code in codes:
-                return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
+        if known := self._known():
+            code, fix = known
+            return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
         if self.transient:
             return GenctlError("QueueUnavailable", line, "try again; SQS is throttling or in trouble")
         return GenctlError(REFUSED, line, "check GENCTL_QUEUE, GENCTL_DLQ and AWS_ENDPOINT_URL_SQS")
+
+    def entry(self, op: str) -> EntryResult:
+        """Return the result of an entry that SQS refuses within a batch."""
+        _, fix = self._known() or ("", "")
+        return EntryResult(f"{self.code}: {self.message}", fix=fix.format(op=op.removesuffix("Batch")))
+
+    def _known(self) -> tuple[str, str] | None:
+        """Find our code and the fix. SQS passes on some refusals of KMS as its own: only their text tells."""
+        code = "KmsAccessDenied" if self.code in _DENIED and _OF_KMS.search(self.message) else self.code
+        return next((found for codes, found in _FAULTS.items() if code in codes), None)
 
 
 # Of AWS alone: the URLs of others name no region.
@@ -466,15 +480,14 @@ class Queue:
                 if why.code != REFUSED:
                     raise
                 if len(pending) == 1:
-                    results[pending[0]] = EntryResult(why.message)
+                    results[pending[0]] = EntryResult(why.message, fix=why.fix)
                     break
                 # one bad entry must not fail nine good ones
                 results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
             results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
-            results.update(
-                {int(f.id): EntryResult(f"{f.code}: {f.message or ''}") for f in answer.failed or ()}
-            )
+            for f in answer.failed or ():
+                results[int(f.id)] = _Refusal(200, f.code, f.message or "").entry(op)
             pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
             if not pending:
                 break
