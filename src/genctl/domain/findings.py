@@ -1,6 +1,7 @@
 """Judge the facts that `doctor` has collected: pure, from facts to findings, each with a cure."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import msgspec
 
 from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
-from genctl.domain.rights import RIGHTS
+from genctl.domain.rights import OF_KEY, RIGHTS
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 OLDEST_SERVER = 140000  # PostgreSQL 14, as server_version_num
@@ -103,6 +104,21 @@ def of_listen(*, heard: bool | None) -> list[Finding]:
     return [Finding("listen", ERROR, text, "set GENCTL_LISTEN_URL to a direct connection")]
 
 
+_READERS = re.compile(r"\.cluster-ro-[^.]+\.[^.]+\.rds\.amazonaws\.com")
+_RDS_PROXIES = re.compile(r"\.proxy-[^.]+\.[^.]+\.rds\.amazonaws\.com")
+
+
+def of_endpoint(host: str) -> list[Finding]:
+    """Judge the host of LISTEN by its name, if it is one of RDS or Aurora."""
+    fix = "set GENCTL_LISTEN_URL to the writer endpoint of the cluster (*.cluster-*, not *.cluster-ro-*)"
+    if _READERS.search(host):
+        return [Finding("endpoint", ERROR, f"{host} is the reader endpoint: a reader takes no LISTEN", fix)]
+    if _RDS_PROXIES.search(host):
+        text = f"{host} is RDS Proxy: it pins a database connection to each LISTEN, and may end it"
+        return [Finding("endpoint", WARNING, text, fix)]
+    return []
+
+
 def of_queues(
     url: str, facts: Mapping[str, str], dlq_url: str, dlq_facts: Mapping[str, str], queued_timeout_s: float
 ) -> list[Finding]:
@@ -158,6 +174,27 @@ def _retention(
 
 def _set(url: str, **attribute: str) -> str:
     return f"aws sqs set-queue-attributes --queue-url {url} --attributes '{json.dumps(attribute)}'"
+
+
+def of_keys(queues: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """Name the keys of our own that encrypt queues; whether our role may use them shows only a message."""
+    text = "{name} is encrypted by {key}: our role needs {rights} on it, which `genctl doctor --send` tests"
+    return [
+        Finding("key", OK, text.format(name=name, key=key, rights=" and ".join(OF_KEY)))
+        for name, facts in queues.items()
+        if (key := facts.get("KmsMasterKeyId"))
+    ]
+
+
+def of_sent(queue: str, error: GenctlError | None, left: str) -> Finding:
+    """Judge a message that went through a queue; `left` is its id where nobody has taken it back."""
+    if error:
+        still = f"; message {left} is still in {queue}" if left else ""
+        return Finding("send", ERROR, f"{error.message}{still}", error.fix)
+    if left:
+        text = f"{queue} took message {left}, which did not come back at once: a worker may have dropped it"
+        return Finding("send", WARNING, text, f"genctl dlq discard {left}, if `genctl dlq list` shows it")
+    return Finding("send", OK, f"a message went through {queue}, and is deleted")
 
 
 def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:

@@ -25,6 +25,7 @@ from genctl.edges import http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.ops import peer
+from genctl.ops.sending import send_through
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
@@ -37,16 +38,17 @@ USER = "genctl-doctor"  # whose stream we open
 LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
-async def examine(settings: Settings, advance: Advance) -> list[Finding]:
-    """Return all findings in the order of CHECKS, each once: several find that a database is away."""
+async def examine(settings: Settings, advance: Advance, *, send: bool = False) -> list[Finding]:
+    """Return all findings in the order of the checks, each once: several find that a database is away."""
+    checks = {**CHECKS, **(SENDING if send else {})}
 
     async def checked(name: str) -> list[Finding]:
-        answer = await answered(name, CHECKS[name](settings), WITHIN_S)
+        answer = await answered(name, checks[name](settings), WITHIN_S)
         advance(1)
         return findings.of_error(name, answer) if isinstance(answer, GenctlError) else answer
 
     every: dict[str, Finding] = {}
-    for answers in await asyncio.gather(*map(checked, CHECKS)):
+    for answers in await asyncio.gather(*map(checked, checks)):
         for finding in answers:
             every.setdefault(finding.message, finding)
     return list(every.values())
@@ -140,8 +142,12 @@ async def _migrations(settings: Settings) -> list[Finding]:
 async def _listen(settings: Settings) -> list[Finding]:
     if (direct := settings.listen_dsn()) is None:
         return findings.of_listen(heard=None)
-    heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
-    return findings.of_listen(heard=heard)
+    endpoint = findings.of_endpoint(dsn.place(direct)[0])
+    try:
+        heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
+    except GenctlError as error:
+        return [*endpoint, *findings.of_error("listen", error)]
+    return [*endpoint, *findings.of_listen(heard=heard)]
 
 
 async def _queues(settings: Settings) -> list[Finding]:
@@ -152,7 +158,12 @@ async def _queues(settings: Settings) -> list[Finding]:
         forbidden = [error for each in (queue, dlq) for error in await each.forbidden()]
     there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
     judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, settings.queued_timeout_s)
-    return [there, *judged, *findings.of_permissions(forbidden)]
+    keys = findings.of_keys({queue.name: facts, dlq.name: dlq_facts})
+    return [there, *judged, *findings.of_permissions(forbidden), *keys]
+
+
+async def _sending(settings: Settings) -> list[Finding]:
+    return [findings.of_sent(one.queue, one.error, one.left) for one in await send_through(settings)]
 
 
 async def _tools(settings: Settings) -> list[Finding]:
@@ -201,7 +212,9 @@ async def _files(_: Settings) -> list[Finding]:
     return findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-CHECKS: Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]] = {
+Checks = Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]]
+
+CHECKS: Checks = {
     "versions": _versions,
     "settings": _settings,
     "postgresql": _database,
@@ -213,3 +226,4 @@ CHECKS: Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]] =
     "api": _api,
     "files": _files,
 }
+SENDING: Checks = {"send": _sending}  # it changes something, so only who is told to does it
