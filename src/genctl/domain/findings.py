@@ -186,14 +186,16 @@ def of_keys(queues: Mapping[str, Mapping[str, str]]) -> list[Finding]:
     ]
 
 
-def of_sent(queue: str, error: GenctlError | None, left: str) -> Finding:
-    """Judge a message that went through a queue; `left` is its id where nobody has taken it back."""
+def of_sent(queue: str, error: GenctlError | None, left: str, *, is_dlq: bool) -> Finding:
+    """Judge a message that went through a queue; `left` is its id where we did not get it back."""
     if error:
-        still = f"; message {left} is still in {queue}" if left else ""
+        still = f"; message {left} is in {queue}" if left else ""
         return Finding("send", ERROR, f"{error.message}{still}", error.fix)
+    if left and is_dlq:
+        text = f"{queue} took message {left} of ours, and did not give it back among the first ones"
+        return Finding("send", WARNING, text, f"genctl dlq discard {left}")
     if left:
-        text = f"{queue} took message {left}, which did not come back at once: a worker may have dropped it"
-        return Finding("send", WARNING, text, f"genctl dlq discard {left}, if `genctl dlq list` shows it")
+        return Finding("send", OK, f"{queue} took message {left} of ours, which a worker drops")
     return Finding("send", OK, f"a message went through {queue}, and is deleted")
 
 

@@ -163,7 +163,8 @@ async def _queues(settings: Settings) -> list[Finding]:
 
 
 async def _sending(settings: Settings) -> list[Finding]:
-    return [findings.of_sent(one.queue, one.error, one.left) for one in await send_through(settings)]
+    queue, dlq = await send_through(settings)
+    return [findings.of_sent(*queue, is_dlq=False), findings.of_sent(*dlq, is_dlq=True)]
 
 
 async def _tools(settings: Settings) -> list[Finding]:

@@ -16,34 +16,32 @@ class SentThrough(NamedTuple):
     """Say what became of a message that went through a queue: `error` where SQS refused something."""
 
     queue: str
-    facts: dict[str, str]
     error: GenctlError | None = None
     left: str = ""  # its id, where it could not be taken back
 
 
-async def send_through(settings: Settings) -> list[SentThrough]:
+async def send_through(settings: Settings) -> tuple[SentThrough, SentThrough]:
     """Send a message for no session through the job queue and the DLQ. Raises GenctlError (exit 3)."""
     async with await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue)
         dlq = await queue.dead_letter_queue(settings.dlq)
         body = decide.probe_body(settings.tool)
-        return list(await asyncio.gather(*(_sent_through(one, body) for one in (queue, dlq))))
+        return await asyncio.gather(_sent_through(queue, body), _sent_through(dlq, body))
 
 
 async def _sent_through(queue: Queue, body: str) -> SentThrough:
-    facts = await queue.attributes()
     try:
         (sent,) = await queue.send([Outgoing(body)])
     except GenctlError as error:
-        return SentThrough(queue.name, facts, error)
+        return SentThrough(queue.name, error)
     if sent.error is not None:
         told = f"SQS queue {queue.name} does not take a message: {sent.error}"
-        return SentThrough(queue.name, facts, GenctlError("MessageRefused", told, sent.fix))
+        return SentThrough(queue.name, GenctlError("MessageRefused", told, sent.fix))
     try:
         is_back = await _taken_back(queue, body)
     except GenctlError as error:
-        return SentThrough(queue.name, facts, error, sent.message_id)
-    return SentThrough(queue.name, facts, left="" if is_back else sent.message_id)
+        return SentThrough(queue.name, error, sent.message_id)
+    return SentThrough(queue.name, left="" if is_back else sent.message_id)
 
 
 async def _taken_back(queue: Queue, body: str) -> bool:
