@@ -1,12 +1,9 @@
 """Decide from the row alone what to do; the message only says that there is something to do."""
 
-from uuid import UUID
-
 import msgspec
 
-from genctl.domain.model import Failure, Job, MalformedMessageError, Outcome, Session, Status, rfc3339
+from genctl.domain.model import PROBE, Failure, Job, MalformedMessageError, Outcome, Session, Status, rfc3339
 
-PROBE = UUID(int=0)  # the session of a message that only tests the queue
 PATIENT_RECEIVES = 3  # receives of a message before a missing row counts as lost
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
 FIRST_HIDE_S = 5

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
+from genctl.domain.model import PROBE, Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.rights import OF_KEY, RIGHTS
 
@@ -193,7 +193,7 @@ def of_sent(queue: str, error: GenctlError | None, left: str, *, is_dlq: bool) -
         return Finding("send", ERROR, f"{error.message}{still}", error.fix)
     if left and is_dlq:
         text = f"{queue} took message {left} of ours, and did not give it back among the first ones"
-        return Finding("send", WARNING, text, f"genctl dlq discard {left}")
+        return Finding("send", WARNING, text, f"genctl dlq discard --session {PROBE}")
     if left:
         return Finding("send", OK, f"{queue} took message {left} of ours, which a worker drops")
     return Finding("send", OK, f"a message went through {queue}, and is deleted")

@@ -354,7 +354,8 @@ class Sqs:
         try:
             return msgspec.json.decode(answer or b"{}", type=shape)
         except msgspec.DecodeError as why:
-            raise self._unreachable(about, f"the answer is not SQS's ({why})") from None
+            said = "a page of HTML" if answer.lstrip().startswith(b"<") else str(why)
+            raise self._unreachable(about, f"the answer is not SQS's ({said})") from None
 
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
