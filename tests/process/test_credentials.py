@@ -92,6 +92,18 @@ def test_a_command_says_that_a_source_of_credentials_hangs(
             assert error["fix"]
 
 
+def test_doctor_and_status_name_a_source_that_hangs(place: Place, hanging: dict[str, dict[str, str]]) -> None:
+    place.env |= hanging["credential_process"]
+    said = [place.genctl("doctor", exit_code=1)["findings"], place.genctl("status", exit_code=1)["lines"]]
+    for lines in said:
+        hangs = [
+            one["message"]
+            for one in lines
+            if "custom-process hangs, and gives no credentials" in one["message"]
+        ]
+        assert len(hangs) == 1, lines
+
+
 def test_a_signal_ends_a_command_whatever_source_hangs(
     place: Place, hanging: dict[str, dict[str, str]]
 ) -> None:

@@ -24,6 +24,7 @@ from genctl.edges.lookups import LOOKUPS
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
 LOOK_S = 10.0  # how long anybody waits for a look-up of credentials
 ASKED_S = 120.0  # as long, where a person types the code of an MFA device
+LONG_S = 2.0  # a look-up that takes longer explains why others wait
 CALL_S = 5.0  # of one call that a look-up makes, to STS, SSO or a container's agent
 
 T = TypeVar("T")
@@ -36,11 +37,7 @@ async def looked_up(work: Callable[[], T], within_s: float = LOOK_S) -> T:
     try:
         return await LOOKUPS.look(work, within_s=within_s)
     except TimeoutError:
-        raise GenctlError(
-            "CredentialsSlow",
-            f"AWS: {_Source.tried} has given no credentials within {within_s:g} s",
-            "check what AWS_PROFILE and the AWS_ variables of this process refer to, and the network to it",
-        ) from None
+        raise _slow(f"has given no credentials within {within_s:g} s") from None
     except NoRegionError:
         raise no_region() from None
     except GenctlError:
@@ -76,6 +73,16 @@ def find() -> Credentials:
         "AWS: no credentials were found",
         "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
     )
+
+
+def hanging() -> GenctlError | None:
+    """Return the error for a look-up that has been under way for long, None if none has."""
+    return _slow("hangs, and gives no credentials") if LOOKUPS.busy_s() > LONG_S else None
+
+
+def _slow(what: str) -> GenctlError:
+    fix = "check what AWS_PROFILE and the AWS_ variables of this process refer to, and the network to it"
+    return GenctlError("CredentialsSlow", f"AWS: {_Source.tried} {what}", fix)
 
 
 def no_region() -> GenctlError:

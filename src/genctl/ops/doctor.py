@@ -21,7 +21,7 @@ from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.domain.rights import RIGHTS
-from genctl.edges import http, listener, migrate
+from genctl.edges import credentials, http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.ops import peer
@@ -62,6 +62,8 @@ async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | Genc
     except GenctlError as error:
         return error
     except TimeoutError:
+        if hangs := credentials.hanging():
+            return hangs
         fix = "see whether it hangs, and whether the network between drops packets"
         return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
 
@@ -142,12 +144,13 @@ async def _migrations(settings: Settings) -> list[Finding]:
 async def _listen(settings: Settings) -> list[Finding]:
     if (direct := settings.listen_dsn()) is None:
         return findings.of_listen(heard=None)
-    endpoint = findings.of_endpoint(dsn.place(direct)[0])
-    try:
-        heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
-    except GenctlError as error:
-        return [*endpoint, *findings.of_error("listen", error)]
-    return [*endpoint, *findings.of_listen(heard=heard)]
+    heard = await listener.is_heard(direct, settings.dsn(), within_s=HEARD_WITHIN_S)
+    return findings.of_listen(heard=heard)
+
+
+async def _endpoint(settings: Settings) -> list[Finding]:
+    direct = settings.listen_dsn()
+    return findings.of_endpoint(dsn.place(direct)[0]) if direct else []
 
 
 async def _queues(settings: Settings) -> list[Finding]:
@@ -219,6 +222,7 @@ CHECKS: Checks = {
     "versions": _versions,
     "settings": _settings,
     "postgresql": _database,
+    "endpoint": _endpoint,
     "listen": _listen,
     "migrations": _migrations,
     "sqs": _queues,
