@@ -116,6 +116,22 @@ def test_a_signal_ends_a_command_whatever_source_hangs(
             assert time.monotonic() - began < ENDED_WITHIN_S
 
 
+def test_a_signal_ends_a_command_whose_login_token_hangs(
+    place: Place, hanging: dict[str, dict[str, str]]
+) -> None:
+    (place.folder / "ca.pem").touch()
+    place.env |= hanging["credential_process"] | {
+        "GENCTL_DB_IAM": "on",
+        "DATABASE_URL": "postgresql://ann@x.abc.eu-west-1.rds.amazonaws.com/shop?sslrootcert=ca.pem",
+    }
+    for command in ("migrate", "status"), ("refunds", "check"):
+        with place.start(*command) as running:
+            until_sync(lambda running=running: is_looking(running))  # type: ignore[misc]
+            began = time.monotonic()
+            assert running.end(signal.SIGINT) == 130
+            assert time.monotonic() - began < ENDED_WITHIN_S
+
+
 @pytest.mark.parametrize("name", ["web identity", "credential_process"])
 def test_a_worker_that_looks_for_credentials_ends_when_it_is_told_to(
     place: Place, hanging: dict[str, dict[str, str]], name: str
