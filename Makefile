@@ -66,6 +66,7 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	npm install --prefix benchmarks --no-package-lock --no-audit --no-fund
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/redrive.py
+	$(BIN)/python benchmarks/owed.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/movements.py
 	$(BIN)/python benchmarks/page.py

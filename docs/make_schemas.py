@@ -9,15 +9,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from genctl.domain.model import ErrorDetails, Image
+from genctl.domain.model import ErrorDetails, Image, RefusedImage
 
 HERE = Path(__file__).parent / "schemas"
 
 
 class Result(msgspec.Struct, forbid_unknown_fields=True):
-    """What a completed run brought."""
+    """What a completed run brought; `refused` where a set lacks images."""
 
     images: list[Image]
+    refused: list[RefusedImage] = []
 
 
 class Reserved(msgspec.Struct, forbid_unknown_fields=True):

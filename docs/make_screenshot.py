@@ -6,10 +6,11 @@ With a folder, the pictures that show every look (light, dark, narrow, wide, fau
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright
 from tests.browser.conftest import CHROMIUM, FLAGS
-from tests.browser.stub import Stub
+from tests.browser.stub import SENTENCE, Stub
 
 HERE = Path(__file__).parent
 LIGHTHOUSE = """
@@ -76,6 +77,22 @@ async def main(folder: Path | None) -> None:
             await shoot(browser, stub, folder / "dialog-narrow.png", width=390, dark=True, details="failed")
             await shoot(browser, stub, folder / "dialog-image.png", details="completed")
             await shoot(browser, stub, folder / "wide.png", width=2560)
+            await more(stub, await draw(browser))
+            await shoot(browser, stub, folder / "320.png", width=320)
+            await shoot(browser, stub, folder / "4k.png", width=3840, height=2160, scale=1)
+            await shoot(browser, stub, folder / "dialog-set.png", details="completed", nth=0)
+            await shoot(browser, stub, folder / "dialog-set-320.png", width=320, details="completed", nth=0)
+            await shoot(browser, stub, folder / "dialog-cancelled.png", details="failed", nth=0)
+            await shoot(
+                browser,
+                stub,
+                folder / "dialog-4k.png",
+                width=3840,
+                height=2160,
+                scale=1,
+                details="completed",
+                nth=0,
+            )
             stub.gate = {"state": "busy", "until": None}
             await shoot(browser, stub, folder / "faults.png", faults=True)
         await browser.close()
@@ -109,22 +126,43 @@ async def fill(stub: Stub, image: bytes) -> None:
     stub.enqueue("An astronaut feeding pigeons in a rainy square, film grain", ago_s=4)
 
 
-async def shoot(
+async def more(stub: Stub, image: bytes) -> None:
+    """A set that lacks an image, a cancelled order, and enough others to fill a large screen."""
+    refused = {"place": 2, "code": "OutputImageSensitiveContentDetected", "category": "content_policy"}
+    stub.complete(
+        stub.enqueue("Four lighthouses, one for each season", ago_s=2),
+        image,
+        images=3,
+        refused=[refused | {"userMessage": SENTENCE}],
+    )
+    for number in range(40):
+        stub.complete(stub.enqueue(f"A lighthouse, study {number}", ago_s=4_000 + number), image)
+    cancelled: dict[str, Any] = {
+        "category": "cancelled",
+        "userMessage": "This image was cancelled before it was made.",
+    }
+    stub.fail(stub.enqueue("A cat in a cardboard box", ago_s=1), code="Cancelled", **cancelled)
+
+
+async def shoot(  # noqa: PLR0913 - what it shows
     browser: Browser,
     stub: Stub,
     to: Path,
     *,
     width: int = 1280,
+    height: int = 780,
+    scale: float = 1.5,
     dark: bool = False,
     details: str = "",
+    nth: int = -1,
     faults: bool = False,
 ) -> None:
     """Take a picture, on a phone of all of the page, with a card's dialog open or while much is wrong."""
     context = await browser.new_context(
-        viewport={"width": width, "height": 780},
+        viewport={"width": width, "height": height},
         color_scheme="dark" if dark else "light",
         reduced_motion="reduce",
-        device_scale_factor=1.5,
+        device_scale_factor=scale,
     )
     page: Page = await context.new_page()
     await page.goto(stub.sign_in_link())
@@ -138,12 +176,12 @@ async def shoot(
         stub.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
         await page.locator("#behind").wait_for()
     if details:
-        await page.locator(f".card[data-status={details}] .prompt").last.click()
+        await page.locator(f".card[data-status={details}] .prompt").nth(nth).click()
     await page.evaluate(
-        "Promise.all([...document.images].filter(i => !i.hidden && i.src)"
+        "Promise.all([...document.images].filter(i => i.complete && !i.hidden && i.src)"
         ".map(image => image.decode().catch(() => null)))"
     )
-    await page.screenshot(path=to, full_page=width < 390)
+    await page.screenshot(path=to, full_page=width < 390 and not details)
     await context.close()
 
 

@@ -28,15 +28,16 @@ from genctl.credits import audit
 from genctl.domain.decide import job_body
 from genctl.domain.model import Session
 from genctl.domain.orders import Order
-from genctl.edges.db import Database
+from genctl.edges.db import Database, Row
 from genctl.edges.sqs import Message, Queue, Sqs
 from genctl.enqueue import enqueue
+from genctl.nets import Swept, asked_of_piles
 from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
 from genctl.services.worker import Until, Worker
-from genctl.sweep import Swept, sweep
+from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
 from genctl.tools.wire import Wire
 from tests.process.forks import spawn
@@ -343,6 +344,13 @@ class Kit:
 
     async def sweep(self) -> list[Swept]:
         return (await sweep(self.pipeline, self.settings)).done
+
+    async def piles(self) -> list[Row]:
+        """What metrics and status are told, by the same statement."""
+        facts = asked_of_piles(
+            [*self.pipeline.tool.like, *self.pipeline.others], queued_timeout_s=self.settings.queued_timeout_s
+        )
+        return await self.db.rows("piles", **facts)
 
     async def violations(self) -> list[str]:
         return sorted(violation.kind for violation in (await audit(self.db)).violations)

@@ -14,7 +14,14 @@ from genctl.edges.db import statements
 from tests.script import Act, Planned, Script
 
 PROTOCOL_3 = 196_608
-LOCKS = {"read_committed", "lock_timeout", "ensure_accounts", "lock_accounts", "lock_free_accounts"}
+LOCKS = {
+    "read_committed",
+    "lock_timeout",
+    "statement_timeout",
+    "ensure_accounts",
+    "lock_accounts",
+    "lock_free_accounts",
+}
 READY = b"Z\0\0\0\5"  # for the next query; what follows says in what kind of transaction
 IDLE = READY + b"I"
 SYNC = b"S"

@@ -6,6 +6,7 @@ from typing import Any
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 LONG = (  # they wait for the most part, and would otherwise be what is left at the end; the longest first
+    "plans",
     "outages",
     "crash_matrix",
     "from_nothing",
@@ -29,6 +30,8 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
 SHARING = (
     "tests/browser/",
     "tests/sdk/",
+    "tests/path/test_plans.py",
+    "tests/path/test_wide_base.py",
     *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
     *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
 )

@@ -19,13 +19,14 @@ from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
 from genctl.edges.db_errors import DatabaseGoneError
+from genctl.edges.deadline import lock_s
 from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 
-PARTS = ("audit_runs", "audit_reservations", "audit_balances")
+PARTS = {"audit_balances": 20, "audit": 90}  # statement -> the hundredths of the audit that are done after it
+DONE = 100
 MOST = 10_000
 MOST_FIXES = 10  # commands in one line
 HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # held, and no run will end it
-SAFE = {*HELD, "failed_not_released", "refund_amount", "details_ledger"}  # fix() mends these, or most
 # kind -> what to do about it
 FIXES = {
     "failed_not_released": "the user paid for a failed image: genctl refunds check --fix gives it back",
@@ -113,22 +114,25 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
     everyone = set(users)
     facts = {"amount": amount, "reason": reason}
     moved = await movement(db, everyone, ("grant", facts), opening=opening)
-    locked, give_up_at = list[str](), time.monotonic() + WAIT_S
+    locked, give_up_at = list[AccountLockedError](), time.monotonic() + lock_s(WAIT_S)
     for user in sorted(everyone - moved.mine):
         try:
             left_s = give_up_at - time.monotonic()
             await movement(db, [user], ("grant", facts), opening=opening, wait_s=left_s)
-        except AccountLockedError:
-            locked.append(user)
+        except AccountLockedError as error:
+            locked.append(error)
     if locked:
         raise _still_locked(locked, len(everyone), amount, reason)
 
 
-def _still_locked(users: Sequence[str], of: int, amount: int, reason: str) -> AccountLockedError:
+def _still_locked(
+    errors: Sequence[AccountLockedError], of: int, amount: int, reason: str
+) -> AccountLockedError:
+    users = [error.user for error in errors]
     who = f"user {users[0]}" if len(users) == 1 else f"{len(users)} users, {users[0]} the first,"
     others = f"; the other {of - len(users)} have theirs" if of > len(users) else ""
     verb = "has" if len(users) == 1 else "have"
-    why = f"{who} {verb} got nothing: the account is locked by another transaction{others}"
+    why = f"{who} {verb} got nothing: the account is locked by another transaction{errors[0].held}{others}"
     terms = ("--amount", str(amount), "--reason", reason)
     again = [
         shlex.join(("genctl", "credits", "grant", "--user", user, *terms)) for user in users[:MOST_FIXES]
@@ -194,23 +198,40 @@ async def audit(
 ) -> Audit:
     """Prove the invariants of statuses, ledger and details in one snapshot, without any lock.
 
-    `user` and `since` (what changed since then) narrow it; `advance` hears of each of the PARTS. It lists at
-    most MOST violations of each part, and counts all. Raises GenctlError, exit 4 when there is nothing of
-    that user.
+    `user` and `since` (what began, ended or moved credits since then) narrow it; `advance` hears of each
+    hundredth. It lists at most MOST violations of each part, and counts all. Raises GenctlError, exit 4 when
+    there is nothing of that user.
     """
     about = {"user": user, "since": since}
     found: list[Violation] = []
-    total = 0
+    total = done = 0
+
+    def reach(hundredths: float) -> None:
+        nonlocal done
+        if more := max(0, int(hundredths) - done):
+            done += more
+            advance(more)
+
     async with db.snapshot() as rows:
-        (checked,) = await rows("audit_counts", **about)
-        for part in PARTS:
-            wrong = await rows(part, **about, safe=[*SAFE], most=MOST)
-            total += wrong[0]["total"] if wrong else 0
-            for row in wrong:
-                del row["total"]
-                found.append(Violation(**row, fix=FIXES[row["kind"]]))
-            advance(1)
-        (unsure,) = await rows("unsure_calls", **about, until=None)
+        (_,) = [row async for row in rows("audit_room")]
+        (checked,) = [row async for row in rows("audit_counts", **about)]
+        most = max(checked["sessions"], checked["reservations"], 1)
+        for part, until in PARTS.items():
+            safe, others, passed, began = list[Violation](), list[Violation](), 0, done
+            async for row in rows(part, **about, whole=user is None and since is None):
+                if row["kind"] is None:
+                    passed += int(row["expected"])
+                    reach(began + (until - began) * min(1, passed / most))
+                    continue
+                total += 1
+                violation = Violation(**row, fix=FIXES[row["kind"]])
+                some = safe if violation.is_safe else others
+                if len(some) < MOST:
+                    some.append(violation)
+            found += [*safe, *others][:MOST]
+            reach(until)
+        (unsure,) = [row async for row in rows("unsure_calls", **about, until=None)]
+        reach(DONE)
     if user and not found and not any(checked.values()):
         raise _no_account(user)
     return Audit(checked=checked, violations=found, total=total, **unsure)

@@ -11,6 +11,7 @@ from genctl.domain import decide
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check
 from genctl.edges.db import Database, as_json
+from genctl.edges.deadline import lock_s
 from genctl.edges.sqs import Outgoing, Queue
 from genctl.ledger import WAIT_S, movement
 from genctl.run import apart
@@ -43,7 +44,8 @@ async def enqueue(
         check(order)
     users = {order.user_id for order in orders}
     items = [msgspec.structs.asdict(order) | {"amount": order.cost} for order in orders]
-    moved = await movement(db, users, ("reserve", {"items": as_json(items)}), opening=opening, wait_s=wait_s)
+    reserve = ("reserve", {"items": as_json(items)})
+    moved = await movement(db, users, reserve, opening=opening, wait_s=lock_s(wait_s))
     (rows,) = moved.rows
     if not rows:
         raise await _short(orders, db)

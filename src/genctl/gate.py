@@ -7,7 +7,7 @@ read, so that nobody undoes what somebody else has decided meanwhile.
 import msgspec
 
 from genctl.domain.model import Gate, GateState
-from genctl.edges.db import LOCK_S, Database
+from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
 
 
@@ -47,12 +47,13 @@ async def turn(
     for_s: float | None,
     reason: str | None,
     who: str,
-    lock_s: float = LOCK_S,
+    lock_s: float | None = None,
 ) -> Gate | None:
     """Turn the gate as `seen`; return None when somebody has changed it since. Raises LockedError."""
     facts = {"tool": seen.tool, "state": state, "for_s": for_s, "reason": reason, "who": who}
     try:
         (rows,) = await db.transact(("turn_gate", facts | {"seen": seen.changed_at}), lock_s=lock_s)
     except LockedError as error:
-        raise LockedError(f"the gate of {seen.tool} is locked by another transaction") from error
+        why = f"the gate of {seen.tool} is locked by another transaction"
+        raise LockedError(why, error.fix, held=error.held) from error
     return msgspec.convert(rows[0], Gate) if rows else None

@@ -8,7 +8,7 @@ leaves nothing locked.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from genctl.edges.db import Database, LockLine, Row, Statement
@@ -28,11 +28,11 @@ class Moved(NamedTuple):
 class AccountLockedError(LockedError):
     """Say that another transaction has locked a user's account: nothing was done for that user."""
 
-    def __init__(self, user: str, message: str = "", fix: str = "genctl doctor") -> None:
-        super().__init__(message or f"the account of user {user} is locked by another transaction")
+    def __init__(self, user: str, message: str = "", fix: str = "genctl doctor", *, held: str = "") -> None:
+        why = message or f"the account of user {user} is locked by another transaction"
+        super().__init__(why, fix, held=held)
         self.code = "AccountLocked"
         self.user = user
-        self.fix = fix
 
 
 async def movement(
@@ -110,11 +110,16 @@ async def _moved(
 
 async def _wait_for(db: Database, user: str, left_s: Callable[[], float]) -> None:
     """Wait for the account on one of the few connections that may wait. Raises AccountLockedError."""
+    held = ""
     async with _in_time(db.room, user, left_s):
-        with suppress(LockedError, DatabaseGoneError):  # a time-out of the role may be shorter than the wait
+        try:
             await db.transact(("lock_accounts", {"users": [user]}), lock_s=left_s())
+        except LockedError as error:
+            held = error.held
+        except DatabaseGoneError:  # a time-out of the role may be shorter than the wait
+            pass
     if left_s() <= 0:
-        raise AccountLockedError(user)
+        raise AccountLockedError(user, held=held)
 
 
 @asynccontextmanager

@@ -288,7 +288,9 @@ class Pipeline:
             status=Status.FAILED if isinstance(result, Failure) else Status.COMPLETED,
             trace=_trace(session, result),
             details=self._details(session, result, calls) if isinstance(result, Failure) else None,
-            result={"images": result.images} if isinstance(result, Success) else None,
+            result=details.result(result, self.tool.provider.key_shape)
+            if isinstance(result, Success)
+            else None,
         )
 
     def _details(self, session: Session, failure: Failure, calls: int) -> ErrorDetails:

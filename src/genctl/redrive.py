@@ -1,15 +1,19 @@
 """Make a DLQ copy its session's next run: read the rows, plan, carry out, and only then delete the copy.
 
+A session that a person names gets its next run likewise, with or without a copy.
+
 One transaction queues the failed session again and reserves its credits anew. Then a redrive sends and marks
 the job message, then it deletes the copy. If it is killed in between, the row says what is owed: the next
 redrive finds the copy stale and sends the missing message, and so does the sweeper.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+import msgspec
 import structlog
 
 from genctl.domain import decide
@@ -17,6 +21,7 @@ from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most
 from genctl.domain.model import Job, MalformedMessageError, Session
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
+from genctl.edges.deadline import lock_s
 from genctl.edges.sqs import Message
 from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
@@ -29,9 +34,12 @@ log = structlog.stdlib.get_logger()
 
 
 class RedrivenLetter(NamedTuple):
-    """Say what became of one message: we have carried out its plan, unless `error` says why not (yet)."""
+    """Say what became of one letter: we have carried out its plan, unless `error` says why not (yet).
 
-    message: Message
+    `message` is None if a person has named the session.
+    """
+
+    message: Message | None
     letter: Letter
     step: LetterPlan
     error: str | None = None
@@ -44,13 +52,20 @@ class RedrivenLetter(NamedTuple):
 
 async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
     """Join the messages to the rows they name, in order."""
-    jobs = [_job(message) for message in messages]
-    rows = await db.rows("dead_letters", ids=list({job.session_id for job in jobs if job}))
+    return await _joined(map(_letter, messages), db)
+
+
+async def named(sessions: Iterable[Session], db: Database) -> list[Letter]:
+    """Make letters of sessions as they were read, as if each had a copy in the DLQ."""
+    return await _joined(map(_letter_of, sessions), db)
+
+
+async def _joined(letters: Iterable[Letter], db: Database) -> list[Letter]:
+    """Join the letters to their rows as these are now."""
+    letters = list(letters)
+    rows = await db.rows("dead_letters", ids=list({letter.session_id for letter in letters} - {None}))
     found = {row["id"]: row for row in rows}
-    return [
-        _letter(message, job, found.get(job.session_id) if job else None)
-        for message, job in zip(messages, jobs, strict=True)
-    ]
+    return [_with_row(letter, found.get(letter.session_id)) for letter in letters]
 
 
 async def chosen(messages: Sequence[Message], db: Database, choice: Choice) -> list[tuple[Message, Letter]]:
@@ -67,37 +82,50 @@ async def redrive(
     Raises GenctlError when a dependency is away: the jobs that it has redriven run, the others stay in the
     DLQ.
     """
-    meant = await chosen(messages, pipeline.db, choice)
+    return await _carried_out(await chosen(messages, pipeline.db, choice), pipeline, terms, most)
+
+
+async def retry(letters: Sequence[Letter], pipeline: Pipeline, terms: Terms) -> list[RedrivenLetter]:
+    """Give named sessions their next runs, by the rules of a redrive; return what became of each.
+
+    Raises GenctlError as redrive() does. A copy of the run before stays in the DLQ, and is stale.
+    """
+    return await _carried_out([(None, letter) for letter in letters], pipeline, terms, len(letters))
+
+
+async def _carried_out(
+    meant: Sequence[tuple[Message | None, Letter]], pipeline: Pipeline, terms: Terms, most: int
+) -> list[RedrivenLetter]:
     steps = at_most(plan([letter for _, letter in meant], terms), most)
     taken = [RedrivenLetter(*pair, step) for pair, step in zip(meant, steps, strict=True)]
-    locked: set[str] = set()
+    refused: dict[str | UUID, str] = {}
     wanted = [result.letter.row for result in taken if result.step.action == "requeue" and result.letter.row]
-    queued = await _requeue(wanted, pipeline, terms, locked)
-    if late := [f for f in taken if f.step.action == "requeue" and f.letter.session_id not in queued]:
-        # another redrive was faster, or the user has spent the credits: plan again by the rows of now
-        again = await letters([result.message for result in late], pipeline.db)
-        retaken = {
-            result.message.message_id: result._replace(
-                letter=letter, step=_without_requeue(step, locked=letter.user in locked)
-            )
-            for result, letter, step in zip(late, again, plan(again, terms), strict=True)
-        }
-        taken = [retaken.get(result.message.message_id, result) for result in taken]
+    queued = await _requeue(wanted, pipeline, terms, refused)
+    late = [
+        nth for nth, f in enumerate(taken) if f.step.action == "requeue" and f.letter.session_id not in queued
+    ]
+    if late:  # another redrive was faster, or the user has spent the credits: plan again by the rows of now
+        again = await _joined([taken[nth].letter for nth in late], pipeline.db)
+        for nth, letter, planned in zip(late, again, plan(again, terms), strict=True):
+            step = _without_requeue(planned, letter, refused)
+            taken[nth] = taken[nth]._replace(letter=letter, step=step)
     return await _sent_and_deleted(taken, queued, pipeline)
 
 
-def _without_requeue(step: LetterPlan, *, locked: bool) -> LetterPlan:
-    why = ACCOUNT_LOCKED if locked else "could not be queued"
-    return LetterPlan("skip", why) if step.action == "requeue" else step
+def _without_requeue(step: LetterPlan, letter: Letter, refused: dict[str | UUID, str]) -> LetterPlan:
+    if step.action != "requeue":
+        return step
+    whose = [key for key in (letter.user, letter.session_id) if key in refused]
+    return LetterPlan("skip", refused[whose[0]] if whose else "could not be queued")
 
 
 async def _requeue(
-    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, locked: set[str]
+    rows: Sequence[Session], pipeline: Pipeline, terms: Terms, refused: dict[str | UUID, str]
 ) -> dict[UUID, Session]:
     """Give these sessions their next runs, in one transaction; return those that got one.
 
     Halves the sessions where the database refuses them (a trigger, two sessions with one reservation). Puts
-    users whose accounts stay locked into `locked`.
+    users whose accounts stay locked into `refused`, and sessions for whose cause there is a cure.
     """
     if not rows:
         return {}
@@ -106,17 +134,20 @@ async def _requeue(
     except (DataRefusedError, LockedError) as error:
         if len(rows) > 1:
             half = len(rows) // 2
-            first = await _requeue(rows[:half], pipeline, terms, locked)
-            return first | await _requeue(rows[half:], pipeline, terms, locked)
-        log.warning("redrive.refused", sessionId=rows[0].id, error=error.message)
+            first = await _requeue(rows[:half], pipeline, terms, refused)
+            return first | await _requeue(rows[half:], pipeline, terms, refused)
+        log.warning("redrive.refused", sessionId=rows[0].id, error=error.message, fix=error.fix)
+        if isinstance(error, DataRefusedError) and error.fix:
+            refused[rows[0].id] = f"{error.message}: {error.fix}"
         return {}
-    give_up_at = time.monotonic() + WAIT_S
+    give_up_at = time.monotonic() + lock_s(WAIT_S)
     for user in sorted({row.user_id for row in rows} - mine):  # whose accounts were locked, perhaps briefly
         theirs = [row for row in rows if row.user_id == user]
         try:
             queued |= (await _requeued(theirs, pipeline, terms, wait_s=give_up_at - time.monotonic()))[0]
         except (DataRefusedError, LockedError) as error:
-            locked |= {user} if isinstance(error, AccountLockedError) else set()
+            if isinstance(error, AccountLockedError):
+                refused[user] = ACCOUNT_LOCKED
             log.warning("redrive.refused", userId=user, sessions=len(theirs), error=error.message)
     return queued
 
@@ -148,7 +179,7 @@ async def _sent_and_deleted(
         else result
         for result in results
     ]
-    done = [result.message for result in sent if result.is_gone]
+    done = [result.message for result in sent if result.is_gone and result.message]
     errors = await pipeline.dlq.delete([message.receipt for message in done]) if done else []
     for message, why in zip(done, errors, strict=True):
         if why is not None:  # the copy is stale now, and the next redrive drops it
@@ -163,9 +194,9 @@ def _job(message: Message) -> Job | None:
         return None
 
 
-def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Letter:
-    attributes = message.attributes
-    session = _session(row) if row else None
+def _letter(message: Message) -> Letter:
+    """Read a message, still without its row."""
+    job, attributes = _job(message), message.attributes
     run = job.run if job else None
     return Letter(
         message_id=message.message_id,
@@ -179,11 +210,26 @@ def _letter(message: Message, job: Job | None, row: dict[str, Any] | None) -> Le
         provider_status=_number(attributes.get("providerStatus")),
         first_failed_at=attributes.get("firstFailedAt"),
         failed_at=attributes.get("failedAt"),
-        row=session,
-        held_as=row["held_as"] if row else None,
-        balance=row["balance"] if row else 0,
-        earlier=(row["earlier"] or {}) if row else {},
     )
+
+
+def _letter_of(session: Session) -> Letter:
+    """Write what a copy of the session's run would say; nothing of it is in the DLQ."""
+    return Letter(
+        message_id="",
+        sent_at=session.completed_at or session.read_at or datetime.now(UTC),
+        receive_count=0,
+        code=decide.error_code(session),
+        session_id=session.id,
+        run=session.run,
+    )
+
+
+def _with_row(letter: Letter, row: dict[str, Any] | None) -> Letter:
+    if row is None:
+        return msgspec.structs.replace(letter, row=None)
+    joined = {"held_as": row["held_as"], "balance": row["balance"], "earlier": row["earlier"] or {}}
+    return msgspec.structs.replace(letter, row=_session(row), **joined)
 
 
 def _session(row: dict[str, Any]) -> Session | None:

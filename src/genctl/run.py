@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 
 from genctl.base.batch import Together, attempted
-from genctl.domain.model import ErrorDetails, GenctlError, Image, LeaseLostError, Session, Status
+from genctl.domain.model import ErrorDetails, GenctlError, LeaseLostError, Result, Session, Status
 from genctl.edges.db import Database, Row, Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError, DatabaseSilentError, LockedError
 from genctl.ledger import BRIEFLY_S, AccountLockedError, movement
@@ -43,7 +43,8 @@ class Claim(msgspec.Struct, frozen=True):
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     """Say how a run ends. `attempts` are its provider calls; a failure has `details`, a success `result`.
 
-    Without `release` the reservation stays as it is, and `refund_error` says why.
+    Without `release` the reservation stays as it is, and `refund_error` says why. `waits`: nobody has claimed
+    the run, and the lease is that of its last claim.
     """
 
     session_id: UUID
@@ -54,9 +55,10 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     trace: dict[str, Any]
     details: ErrorDetails | None = None
-    result: dict[str, tuple[Image, ...]] | None = None
+    result: Result | None = None
     release: bool = True
     refund_error: str | None = None
+    waits: bool = False
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):

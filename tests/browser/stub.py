@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from genctl.tools.seedream4 import TOOL
 
 PAGE = PACKAGE / "page"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' https://images.example; "
+    "img-src 'self' https://images.example; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 COOKIE = "genctl"
@@ -65,7 +66,6 @@ class Stub:
         self.balance = 1_000
         self.broken = False  # every route of the API answers 503: the database is away
         self.lose_answer = False  # the next order is taken, its answer lost
-        self.offers = ""  # what the page may offer beside orders
         self.gate: Item = {"state": "open", "until": None}
         self.asked: list[str] = []  # paths of the API, as they came
         self.folders: dict[str, Path] = {}  # what else is shown, by path; set before the start
@@ -151,12 +151,21 @@ class Stub:
         change = {"status": "failed", "attempts": 1, "completedAt": rfc3339(at), "error_details": error}
         self._settle("failed", session_id, change)
 
-    def complete(self, session_id: str, image: bytes, *, images: int = 1, kept_h: float = 24) -> None:
-        """Settle as completed and tell it: so many images, kept for so long."""
+    def complete(
+        self,
+        session_id: str,
+        image: bytes,
+        *,
+        images: int = 1,
+        kept_h: float = 24,
+        refused: Sequence[Item] = (),
+        host: str = "",
+    ) -> None:
+        """Settle as completed and tell it: so many images of a host, kept for so long, and what the set lacks."""
         self.images[session_id] = image
         now = datetime.now(UTC)
         picture = {
-            "url": f"{self.url}/images/{session_id}",
+            "url": f"{host or self.url}/images/{session_id}",
             "size": "2048x2048",
             "expiresAt": rfc3339(now + timedelta(hours=kept_h)),
         }
@@ -164,7 +173,7 @@ class Stub:
             "status": "completed",
             "attempts": 1,
             "completedAt": rfc3339(now),
-            "result": {"images": [picture] * images},
+            "result": {"images": [picture] * images} | ({"refused": [*refused]} if refused else {}),
         }
         self._settle("done", session_id, change)
 
@@ -183,6 +192,10 @@ class Stub:
         """End the responses, as a server does with old ones."""
         for stream in self._streams:
             stream.put_nowait(None)
+
+    def forget_streams(self) -> None:
+        """Say nothing any more on those that are open, as after a sleep that their connections have not outlived."""
+        self._streams.clear()
 
     def tell_reset(self) -> None:
         self._tell("reset", {})
@@ -258,8 +271,7 @@ class Stub:
         return response
 
     async def _index(self, _: web.Request) -> web.StreamResponse:
-        page = page_of(TOOL).replace('data-offers=""', f'data-offers="{self.offers}"')
-        return web.Response(text=page, content_type="text/html")
+        return web.Response(text=page_of(TOOL), content_type="text/html")
 
     async def _signin_page(self, _: web.Request) -> web.StreamResponse:
         page = (PAGE / "signin.html").read_text("utf-8").replace("{{asks}}", "false")

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -90,6 +92,60 @@ async def test_a_stream_that_hangs_is_told_after_three_seconds(browser: Browser,
         page = await another(context, server)
         await expect(page.locator("#behind")).to_be_visible(timeout=4_500)
         await expect(page.locator("#behind")).to_contain_text("News may be missing.")
+
+
+async def test_a_live_stream_that_falls_silent_is_told_three_seconds_after_its_heartbeat_was_due(
+    browser: Browser, server: Stub
+) -> None:
+    async with visitor(browser, server) as context:
+        await context.clock.install()
+        page = await another(context, server)
+        await live(page)
+        await context.clock.run_for(15_500)
+        await live(page)
+        await context.clock.run_for(1_000)
+        await expect(page.locator("#stream .word")).to_have_text("Catching up")
+        await expect(page.locator("#behind")).to_be_hidden()
+        await context.clock.run_for(2_000)
+        await expect(page.locator("#behind")).to_contain_text("Cards show how things stood at")
+        server.tell_heartbeat()
+        await live(page)
+        await expect(page.locator("#behind")).to_be_hidden()
+
+
+async def test_a_page_that_was_stopped_catches_up_when_it_goes_on(page: Page, server: Stub) -> None:
+    """As by a machine that sleeps: headless Chromium obeys no Page.setWebLifecycleState, so its renderers are stopped."""
+    session = server.enqueue("x")
+    assert page.context.browser
+    asked = await page.context.browser.new_browser_cdp_session()
+    processes = (await asked.send("SystemInfo.getProcessInfo"))["processInfo"]
+    renderers = [one["id"] for one in processes if one["type"] == "renderer"]
+    try:
+        for renderer in renderers:
+            os.kill(renderer, signal.SIGSTOP)
+        server.end_streams()
+        server.fail(session)
+    finally:
+        for renderer in renderers:
+            os.kill(renderer, signal.SIGCONT)
+    await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=5_000)
+    await live(page)
+
+
+async def test_a_machine_that_slept_with_the_page_in_sight_does_not_wait_for_a_dead_stream(
+    browser: Browser, server: Stub
+) -> None:
+    """No event tells of it, only the clock; and the connection says nothing, not even its end."""
+    async with visitor(browser, server) as context:
+        await context.clock.install()
+        page = await another(context, server)
+        await live(page)
+        server.forget_streams()
+        session = server.enqueue("x")
+        server.fail(session)
+        await context.clock.fast_forward("10:00")
+        await expect(card(page, session)).to_have_attribute("data-status", "failed", timeout=3_500)
+        await live(page)
 
 
 @pytest.mark.parametrize(

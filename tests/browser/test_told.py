@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 from tests.browser.screen import LOOK, card, live
-from tests.browser.stub import Stub
+from tests.browser.stub import SENTENCE, Stub
 from tests.browser.test_page import PIXEL, shown
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -49,17 +49,23 @@ async def test_a_failed_image_can_be_tried_again_at_its_price(page: Page, server
     assert server.sessions[made]["params"] == {"size": "4K"}
 
 
-async def test_a_waiting_image_can_be_cancelled_where_the_api_offers_it(page: Page, server: Stub) -> None:
-    session = await shown(page, server)
+async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
+    page: Page, server: Stub
+) -> None:
+    begun, session = await shown(page, server, "begun"), await shown(page, server)
     cancel = page.get_by_role("button", name="Cancel this image")
-    await card(page, session).locator(".prompt").click()
+    await card(page, begun).locator(".prompt").click()
+    server.begin(begun)  # nothing has told the page
+    await cancel.click()
+    await expect(page.locator("dialog .complaint")).to_contain_text("does not wait any more")
+    await expect(page.locator("dialog .status")).to_have_text("Processing")
     await expect(cancel).to_be_hidden()
-    server.offers = "cancel"
-    await page.reload()
+    await page.keyboard.press("Escape")
     await card(page, session).locator(".prompt").click()
     await cancel.click()
     await expect(page.locator("dialog h2")).to_have_text("Cancelled")
     await expect(page.locator("dialog .refund")).to_contain_text("4 credits returned")
+    await expect(card(page, session).locator(".status")).to_have_text("Cancelled")
 
 
 async def test_a_closed_gate_is_told_on_what_waits(page: Page, server: Stub) -> None:
@@ -79,11 +85,40 @@ async def test_a_closed_gate_is_told_on_what_waits(page: Page, server: Stub) -> 
 async def test_a_set_shows_all_its_images_and_what_is_missing(page: Page, server: Stub) -> None:
     session = await shown(page, server)
     server.sessions[session]["params"] = {"sequential_image_generation_options": {"max_images": 4}}
-    server.complete(session, PIXEL, images=3)
-    await expect(card(page, session).locator(".many")).to_have_text("3 images")
+    refused = {"place": 2, "code": "X", "category": "content_policy", "userMessage": SENTENCE}
+    server.complete(session, PIXEL, images=3, refused=[refused])
+    await expect(card(page, session).locator(".many")).to_have_text("3 of 4 images")
     await card(page, session).locator(".prompt").click()
     await expect(page.locator("dialog .full img")).to_have_count(3)
-    await expect(page.locator("dialog .short")).to_contain_text("3 images of at most 4")
+    await expect(page.locator("dialog .short")).to_have_text("3 of 4 images: the others were not made.")
+    gap = page.locator("dialog .gallery > :nth-child(2)")
+    await expect(gap).to_contain_text("Image 2: Refused by the content policy")
+    await expect(gap).to_contain_text(SENTENCE)
+
+
+async def test_an_image_of_another_host_is_saved_or_where_that_host_forbids_it_opened(
+    page: Page, server: Stub
+) -> None:
+    headers: dict[str, str] = {"access-control-allow-origin": "*"}
+
+    async def image(route: Route) -> None:
+        await route.fulfill(body=PIXEL, content_type="image/png", headers=headers)
+
+    await page.context.route("https://images.example/**", image)
+    session = await shown(page, server)
+    server.complete(session, PIXEL, host="https://images.example")
+    await card(page, session).locator(".prompt").click()
+    save = page.get_by_role("button", name="Download image 1")
+    async with page.expect_download() as saved:
+        await save.click()
+    download = await saved.value
+    assert download.suggested_filename == f"{session}-1.png"
+    assert (await download.path()).read_bytes() == PIXEL
+    headers["access-control-allow-origin"] = "https://other.example"  # Playwright adds one that is missing
+    async with page.context.expect_page() as opened:
+        await save.click()
+    assert (await opened.value).url == f"https://images.example/images/{session}"
+    await expect(save).to_have_text("Opened: save it there")
 
 
 async def test_an_expired_image_is_told_as_such(page: Page, server: Stub) -> None:

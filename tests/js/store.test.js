@@ -158,6 +158,28 @@ test('offline is when not even the list answers; the time stays that of the last
   assert.deepEqual(is(), { is: 'live', since: null, told: false });
 });
 
+test('a live stream that misses a heartbeat is told within three seconds of it, and one that is late is live again', async () => {
+  const { tell, ear, is, time } = await opened();
+  tell('ready', {});
+  const at = new Date(time.now()).toISOString();
+  await time.pass(16_000);
+  ear.turn('silent');
+  assert.deepEqual([is().is, is().told], ['catching-up', false]);
+  tell('heartbeat', { fresh: true });
+  assert.equal(is().is, 'live');
+  await time.pass(16_000);
+  ear.turn('silent');
+  await time.pass(2_000);
+  assert.deepEqual([is().is, is().told], ['stale', true]);
+  assert.ok(is().since > at);
+  tell('failed', {}); // any sign of life on a stream that was complete
+  assert.deepEqual([is().is, is().told], ['live', false]);
+  tell('heartbeat', { fresh: false, since: at });
+  ear.turn('silent');
+  tell('heartbeat', { fresh: false, since: at });
+  assert.equal(is().is, 'stale', 'silence makes nothing live that was not');
+});
+
 test('a stream that opens and says nothing is told after three seconds', async () => {
   const { is, time } = await opened();
   await time.pass(3_100);

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ago, announcement, asSentence, behind, closed, headline, missing, pictures, refund, sentence, summary, waiting } from '../../src/genctl/page/words.js';
+import { ago, announcement, asSentence, behind, closed, gallery, headline, missing, pictures, refund, sentence, summary, waiting } from '../../src/genctl/page/words.js';
 
 const NOW = Date.parse('2026-11-24T08:32:40Z');
 const card = (more) => ({ status: 'completed', prompt: 'a cat', result: null, errorDetails: null, ...more });
@@ -58,6 +58,9 @@ test('many ends are one sentence, which adds up what the rows say', () => {
   const pending = card({ status: 'failed', errorDetails: { refundedCredits: 0, refundError: 'x' } });
   assert.equal(summary([failed, failed, pending, card({})]), '3 images failed. 1 image completed. 8 credits returned.');
   assert.equal(summary([card({})]), '“a cat”: completed.');
+  const cancelled = card({ status: 'failed', errorDetails: { category: 'cancelled', refundedCredits: 4, refundedAt: '2026-11-24T08:00:00Z' } });
+  assert.equal(summary([cancelled]), '“a cat” was cancelled. 4 credits returned.');
+  assert.equal(summary([failed, cancelled]), '1 image failed. 1 image cancelled. 8 credits returned.');
 });
 
 test('what waits says for how long, and why nothing begins', () => {
@@ -80,5 +83,9 @@ test('a set says how many of it are missing only when the row says how many were
   const images = [{ url: 'https://i.example/1' }, { url: 'https://i.example/2' }];
   const params = { sequential_image_generation_options: { max_images: 3 } };
   assert.match(missing({ status: 'completed', result: { images }, params }), /^2 images of at most 3/);
+  const refused = [{ place: 4, code: 'B' }, { place: 1, code: 'A' }];
+  assert.equal(missing({ status: 'completed', result: { images, refused }, params }), '2 of 4 images: the others were not made.');
+  const set = gallery(card({ result: { images, refused } }), NOW);
+  assert.deepEqual(set.map(({ url, code }) => url?.at(-1) ?? code), ['A', '1', '2', 'B']);
   assert.equal(missing({ status: 'completed', result: { images }, params: {} }), '');
 });

@@ -1,12 +1,15 @@
 """Each way in which rows can be wrong, planted alone with the guards off: the audit finds exactly it."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import pytest
 from tests.kit import Kit
 
 from genctl import credits
 from genctl.domain.deadletters import Choice, Terms
+from genctl.domain.model import Session
 from genctl.redrive import redrive
 
 TABLES = ("generation_sessions", "credit_accounts", "credit_reservations", "credit_ledger")
@@ -99,19 +102,45 @@ PLANTED = {
 }  # fmt: skip
 
 
+# each job of the test gets ten days of its own: it begins, ends after a day, and is booked after another one
+DATED = """
+update generation_sessions set created_at = {}, queued_at = {} + interval '3 days' * (run - 1),
+  completed_at = case when completed_at is not null then {} + interval '1 day' end where id = %(s)s;
+update credit_reservations set created_at = {} + interval '3 days' * (run - 1),
+  released_at = case when released_at is not null then {} + interval '1 day' end,
+  captured_at = case when captured_at is not null then {} + interval '1 day' end where session_id = %(s)s;
+update credit_ledger l set created_at = case kind when 'reserve' then r.created_at else {} + interval '2 days' end
+  from credit_reservations r where r.id = l.reservation_id and r.session_id = %(s)s
+"""
+LEDGER_BEGAN = "update credit_ledger set created_at = now() - interval '90 days' where reservation_id is null"
+SPANS = {"all of it": timedelta(0), "its end": timedelta(hours=12), "its booking": timedelta(hours=36)}
+IN_SPAN = """
+select exists (select from generation_sessions where id = %s and greatest(created_at, queued_at, completed_at) >= %s)
+  or exists (select from credit_reservations where id = %s and greatest(created_at, released_at, captured_at) >= %s)
+  or exists (select from credit_ledger where reservation_id = %s and created_at >= %s) as there
+"""
+
+
 async def plant(kit: Kit, text: str, ids: Mapping[str, UUID | None]) -> None:
     for statement in filter(str.strip, text.split(";")):
         await kit.plant(statement, ids)
 
 
-async def test_the_audit_finds_exactly_what_is_planted(kit: Kit) -> None:
+async def redriven(kit: Kit) -> Session:
+    """A session whose second run waits."""
+    session = await kit.enqueue("invalid-parameter")
+    await kit.work()
+    copies = [copy for copy in await kit.copies() if str(session.id) in copy.body]
+    await redrive(copies, kit.pipeline, Choice(), Terms(), most=1)
+    return session
+
+
+async def test_the_audit_finds_exactly_what_is_planted_also_when_it_looks_at_a_span(kit: Kit) -> None:
+    """An audit of a span finds the same if a row of the job says that anything of it lies in the span."""
     await credits.grant(kit.db, ["cyd"], 5, "because")
     failed = await kit.enqueue("invalid-parameter")
     await kit.work()
-    again = await kit.enqueue("invalid-parameter")
-    await kit.work()
-    copies = [copy for copy in await kit.copies() if str(again.id) in copy.body]
-    await redrive(copies, kit.pipeline, Choice(), Terms(), most=1)
+    again = await redriven(kit)
     while await kit.pipeline.queue.receive(10, wait_s=0, visibility_s=600):
         pass
     done = await kit.enqueue("success")
@@ -121,16 +150,31 @@ async def test_the_audit_finds_exactly_what_is_planted(kit: Kit) -> None:
     audit = await credits.audit(kit.db)
     assert audit.violations == []
     assert audit.checked == {"sessions": 4, "reservations": 5, "accounts": 2}
+    await kit.plant(LEDGER_BEGAN)
+    began = {}
+    for nth, session in enumerate((failed, again, done, queued)):
+        began[session.id] = datetime.now(UTC) - timedelta(days=80 - 10 * nth)
+        await plant(kit, DATED.replace("{}", f"'{began[session.id]}'::timestamptz"), {"s": session.id})
+    assert (await credits.audit(kit.db)).violations == []
     for index in INDEXES:
         await kit.query(f"drop index {index}")
     for table in TABLES:
         await kit.query(f"create table good_{table} as table {table}")
 
+    looked = set()
     for what, (kind, whose, text) in PLANTED.items():
-        session = jobs[whose] if whose else None
-        ids = {"s": session.id, "r": session.reservation_id} if session else {"s": None, "r": None}
+        job = jobs[whose] if whose else None
+        ids = {"s": job.id, "r": job.reservation_id} if job else {"s": None, "r": None}
         await plant(kit, text, ids)
         found = (await credits.audit(kit.db)).violations
+        for span, begin in SPANS.items():
+            since = began[job.id] + begin if job else datetime.now(UTC)
+            facts = [fact for name in ("s", "r", "r") for fact in (ids[name], since)]
+            (row,) = await kit.query(IN_SPAN, *facts)
+            if row["there"] or not job:
+                spanned = await credits.audit(kit.db, since=since)
+                assert (spanned.violations, spanned.total) == (found, 1), (what, span)
+                looked.add((whose, span))
         ids |= {"s": None} if whose == "nobody's" else {"r": None} if "forgot" in what else {}
         named = [(v.kind, v.session_id, v.reservation_id, v.user_id) for v in found]
 
@@ -142,3 +186,46 @@ async def test_the_audit_finds_exactly_what_is_planted(kit: Kit) -> None:
             await kit.plant(f"insert into {table} overriding system value select * from good_{table}")
     assert await kit.violations() == []
     assert {kind for kind, _, _ in PLANTED.values()} == credits.FIXES.keys()
+    assert looked >= {(whose, span) for whose in ("failed", "before", "nobody's", "done") for span in SPANS}
+
+
+async def test_an_audit_of_a_span_looks_at_nothing_else(kit: Kit) -> None:
+    old, new = [await kit.enqueue("invalid-parameter") for _ in range(2)]
+    for _ in range(2):
+        await kit.work()
+    await kit.plant(LEDGER_BEGAN)
+    await plant(kit, DATED.replace("{}", "now() - interval '9 days'"), {"s": old.id})
+    for session in (old, new):
+        await kit.plant(NOT_REFUNDED, {"s": session.id})
+    found = await credits.audit(kit.db, since=datetime.now(UTC) - timedelta(hours=1))
+    assert [violation.session_id for violation in found.violations] == [new.id]
+    assert (found.checked["sessions"], found.checked["reservations"]) == (1, 1)
+    assert (await credits.audit(kit.db)).total == 2
+
+
+async def test_a_redrive_that_has_lost_its_reservation_and_its_booking_lies_in_its_span(kit: Kit) -> None:
+    """Nothing but the trace tells when it began."""
+    session = await redriven(kit)
+    await kit.plant(LEDGER_BEGAN)
+    await plant(kit, DATED.replace("{}", "now() - interval '9 days'"), {"s": session.id})
+    lost = (await kit.row(session)).reservation_id
+    await plant(kit, f"""
+        delete from credit_ledger where reservation_id = %(r)s;
+        delete from credit_reservations where id = %(r)s; {PAID}""", {"r": lost})  # fmt: skip
+    found = await credits.audit(kit.db, since=datetime.now(UTC) - timedelta(hours=1))
+    assert [(violation.kind, violation.reservation_id) for violation in found.violations] == [
+        ("missing_reservation", lost)
+    ]
+
+
+async def test_the_audit_tells_how_far_it_is_and_lists_a_bounded_number(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credits, "MOST", 2)
+    await kit.query(
+        "insert into credit_accounts (user_id, balance) select 'user-' || n, 1 from generate_series(1, 5) n"
+    )
+    reached: list[int] = []
+    found = await credits.audit(kit.db, advance=reached.append)
+    assert (len(found.violations), found.total, found.is_cut) == (2, 5, True)
+    assert sum(reached) == credits.DONE

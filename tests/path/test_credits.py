@@ -304,14 +304,19 @@ async def test_an_audit_can_begin_at_a_time(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("kind", "changed"),
     [
-        "queued_at = now()",
-        """
-    error_details = error_details || jsonb_build_object('refundedAt', to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))""",
+        ("redriven", "queued_at = now()"),
+        (
+            "refunded",
+            """error_details = error_details
+            || jsonb_build_object('refundedAt', to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))""",
+        ),
     ],
 )
-async def test_what_was_redriven_or_refunded_late_has_changed_since(kit: Kit, changed: str) -> None:
+async def test_what_was_redriven_or_refunded_late_has_changed_since(
+    kit: Kit, kind: str, changed: str
+) -> None:
     await kit.enqueue("sensitive")
     await kit.work()
     long_ago = "now() - interval '9 days'"
@@ -320,6 +325,9 @@ async def test_what_was_redriven_or_refunded_late_has_changed_since(kit: Kit, ch
     hour = datetime.now(UTC) - timedelta(hours=1)
     assert (await credits.audit(kit.db, since=hour)).checked["sessions"] == 0
     await kit.query(f"update generation_sessions set {changed}")
+    await kit.query(
+        "insert into session_events (session_id, run, kind) select id, 1, %s from generation_sessions", kind
+    )
     await kit.plant("update credit_reservations set status = 'captured'")
     found = await credits.audit(kit.db, since=hour)
     assert found.checked["sessions"] == 1
@@ -331,6 +339,18 @@ async def test_a_balance_that_was_changed_by_hand_is_found_whatever_the_time(kit
     await kit.plant(UNBOOKED)
     found = await credits.audit(kit.db, since=datetime.now(UTC) + timedelta(hours=1))
     assert [violation.kind for violation in found.violations] == ["balance_ledger"]
+
+
+async def test_a_balance_that_was_changed_by_hand_before_the_span_is_not_of_it(kit: Kit) -> None:
+    await credits.grant(kit.db, ["ann", "bob"], 5, "because")
+    await kit.plant(UNBOOKED)
+    await credits.grant(kit.db, ["bob"], 5, "because")
+    await kit.plant("update credit_ledger set created_at = now() - interval '1 day'")
+    hour = datetime.now(UTC) - timedelta(hours=1)
+    assert (await credits.audit(kit.db, since=hour)).violations == []
+    assert (await credits.audit(kit.db)).total == 2
+    await kit.plant(UNBOOKED)
+    assert (await credits.audit(kit.db, since=hour)).total == 2
 
 
 async def test_an_audit_of_a_user_of_whom_there_is_nothing_proves_nothing(kit: Kit) -> None:

@@ -235,7 +235,8 @@ async def test_a_fix_gives_nothing_for_what_is_held_still(kit: Kit) -> None:
 async def test_a_lease_that_was_renewed_after_the_sweeper_looked_goes_on(kit: Kit) -> None:
     session = await claimed(kit)
     await kit.query(DEAD)
-    dead = await kit.db.rows("dead_leases", limit=1, queued_timeout_s=86400, models=["%"], others=[])
+    late = {"queued_timeout_s": 86400, "models": ["%"], "others": []}
+    dead = await kit.db.rows("dead_leases", limit=1, among=1, tried=[], **late)
     assert len(dead) == 1
     assert await kit.pipeline.runs.extend([Hold(session, 0.0)]) == []
     item = {"session_id": session.id, "lease": session.lease}

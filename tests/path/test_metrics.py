@@ -119,7 +119,9 @@ async def test_what_cannot_be_read_is_no_number_until_it_can(
     async def oldest(is_so: Any) -> bool:
         return bool(is_so(told(metrics).get("genctl_sessions_oldest_seconds queued", 0.0)))
 
-    watching = asyncio.create_task(metrics.watch(kit.pipeline))
+    watching = asyncio.create_task(
+        metrics.watch(kit.pipeline, queued_timeout_s=kit.settings.queued_timeout_s)
+    )
     try:
         await until(lambda: oldest(lambda s: 700 <= s < 760))
         found = told(metrics)

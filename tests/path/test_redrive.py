@@ -23,6 +23,7 @@ from genctl.edges.sqs import EntryResult, Outgoing, Queue
 from genctl.ops import export
 from genctl.ops import redrive as ops
 from genctl.ops.dlq import grouped, look_at, shown
+from genctl.ops.named import retry_named
 from genctl.ops.redrive import Redrive, Redriven, RedriveOptions
 from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
@@ -509,3 +510,55 @@ async def test_what_was_done_is_told_also_when_it_ends_early(
     assert told == [
         "until then: 0 redriven, 0 stale, 0 skipped, 0 failed; run it again to finish what was under way"
     ]
+
+
+# -- sessions that a person names ------------------------------------------------------------------
+
+
+async def retried(kit: Kit, *sessions: Session, notes: list[str] | None = None, **wish: Any) -> Redriven:
+    done = await retry_named(
+        kit.settings,
+        [str(session.id) for session in sessions],
+        RedriveOptions(named=True, **wish),
+        dry_run=False,
+        confirm=None,
+        note=(notes if notes is not None else []).append,
+    )
+    assert isinstance(done, Redriven)
+    return done
+
+
+async def test_a_named_session_runs_again_whether_its_copy_is_in_the_dlq_or_not(kit: Kit) -> None:
+    """Its copy is stale then, and the next redrive drops it."""
+    with_copy, without = await failed(kit), await failed(kit, user="bob")
+    (copy,) = [one for one in await kit.copies() if str(without.id) in one.body]
+    await kit.pipeline.dlq.delete([copy.receipt])
+    done = await retried(kit, with_copy, without, with_copy)
+    assert (done.tally.redriven, done.tally.skipped, done.tally.failed) == (2, {}, 0)
+    for session in (with_copy, without):
+        row = await kit.row(session)
+        assert (row.status, row.run, row.reserved, row.job_owed) == (Status.QUEUED, 2, 4, False)
+    assert (await kit.balance(), await kit.balance("bob")) == (996, 996)
+    assert await kit.violations() == []
+    assert (await redriven(kit)).tally.stale == 1
+    assert {(await kit.row(session)).run for session in (with_copy, without)} == {2}
+
+
+async def test_what_policy_refused_runs_again_when_it_is_named(kit: Kit) -> None:
+    session = await failed(kit, "sensitive")
+    assert (await redriven(kit)).tally.skipped == {"content policy": 1}
+    assert (await retried(kit, session, edit_prompt="a lighthouse")).tally.redriven == 1
+    assert (await kit.row(session)).prompt == "a lighthouse"
+
+
+async def test_a_named_session_is_left_for_the_same_reasons_as_a_copy(kit: Kit) -> None:
+    poor, done, often = await failed(kit, user="bob"), await failed(kit, "success"), await failed(kit)
+    await kit.query("update credit_accounts set balance = 3 where user_id = 'bob'")
+    await kit.query("update generation_sessions set run = 4 where id = %s", often.id)
+    notes: list[str] = []
+    tally = (await retried(kit, poor, done, often, notes=notes)).tally
+    assert tally.skipped == {"credits short": 1, "done": 1, "redriven often enough": 1}
+    assert tally.redriven == 0
+    assert f"session {poor.id}: credits short" in notes
+    await gate.close(kit.db, TOOL.name, for_s=60, reason="a test", who="ann")
+    assert "the gate is closed" in ((await retried(kit, await failed(kit))).stopped or "")

@@ -123,6 +123,11 @@ async def test_every_scenario_ends_as_the_page_says(
     assert set(delays) == {None, 1.0}
 
 
+def refused_of(expected: Expected) -> list[str | None]:
+    """The codes of the images that the scenario's set lacks."""
+    return [image.code for image in SCENARIOS[expected.scenario].images if image.code]
+
+
 def complain(expected: Expected, ended: Ended, queue: str) -> list[str]:
     """Where the two differ."""
     row, details = ended.row, ended.row.details
@@ -134,6 +139,7 @@ def complain(expected: Expected, ended: Ended, queue: str) -> list[str]:
     if expected.status == "completed":
         seen |= {
             "movements": (ended.ledger, [("reserve", -4), ("capture", 0)]),
+            "refused": ([one["code"] for one in (row.result or {}).get("refused", [])], refused_of(expected)),
             "held as": (ended.held_as, "captured"),
             "copies": (len(ended.copies), 0),
             "details": (row.error_details, None),

@@ -129,6 +129,10 @@ async def test_staleness_is_told_at_once_and_ends_when_what_was_missed_has_come(
         assert (stale.data["lastEventId"], stale.data["fresh"]) == (ear.ids[-1], False)
         since = datetime.fromisoformat(stale.data["since"])
         assert abs((since - began).total_seconds()) < 12  # the last proof is at most a probe old
+        async with client.stream() as new:  # it is complete as of now, and nobody vouches for more
+            await new.until(lambda ear: len(ear.events) == 2, 3)
+            assert [event.name for event in new.events] == ["ready", "heartbeat"]
+            assert new.events[1].data["fresh"] is False
         missed = await fail(kit)
         may_connect.set()
         await ear.until(lambda ear: len(ear.named("heartbeat")) == 2)

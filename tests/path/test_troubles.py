@@ -20,7 +20,7 @@ from hypothesis.stateful import rule
 from psycopg.rows import dict_row
 from tests.path.test_interleavings import KIND, PICK, USERS, Call, Interleavings, World, nth, play
 
-from genctl import answers, credits, ledger, pipeline, run, sweep
+from genctl import answers, credits, ledger, nets, pipeline, run
 from genctl import enqueue as enqueueing
 from genctl import redrive as redriving
 from genctl.domain import decide
@@ -94,14 +94,14 @@ class Line(Database):
         return 0.0 if self.fresh else 3600.0
 
     async def patiently(
-        self, *steps: Statement, patience_s: float = 0.0, lock_s: float = LOCK_S
+        self, *steps: Statement, patience_s: float = 0.0, lock_s: float | None = None
     ) -> list[list[Row]]:
         """Twice: what is patient above it is what is tried here."""
         with suppress(DatabaseGoneError):
             return await self.transact(*steps, lock_s=lock_s)
         return await self.transact(*steps, lock_s=lock_s)
 
-    async def _transact(self, steps: Any, timeout_s: float | None, lock_s: float) -> list[list[Row]]:
+    async def _transact(self, steps: Any, timeout_s: float, lock_s: float | None) -> list[list[Row]]:
         if self.steps == 0:
             self.standing += 1
             await self.goes.wait()
@@ -110,7 +110,7 @@ class Line(Database):
             self.steps -= 1
         if self.away:
             raise DatabaseGoneError("DatabaseUnreachable", "it is away")
-        rows = await super()._transact(steps, timeout_s, min(lock_s, SHORT_S))
+        rows = await super()._transact(steps, timeout_s, min(lock_s or LOCK_S, SHORT_S))
         if self.unheard:
             self.unheard -= 1
             raise DatabaseGoneError("DatabaseUnreachable", "its answer was lost")
@@ -492,7 +492,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         (answers, "STOP_S", 0.05),
         (run, "BRIEFLY_S", SHORT_S),
         (ledger, "BRIEFLY_S", SHORT_S),
-        (sweep, "BRIEFLY_S", SHORT_S),
+        (nets, "BRIEFLY_S", SHORT_S),
         (pipeline, "LOCKED_PAUSES_S", (0.001,)),
     ):
         monkeypatch.setattr(module, name, value)

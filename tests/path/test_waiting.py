@@ -13,8 +13,9 @@ from tests.path.test_guards import DEAD
 from tests.path.test_polite import statuses, working
 
 from genctl.domain.model import Answer, NoAnswer, Session
+from genctl.nets import BATCH
 from genctl.pipeline import Pipeline
-from genctl.sweep import BATCH, sweep, sweep_every
+from genctl.sweep import sweep, sweep_every
 
 AWAY_S = 4.0  # several leases
 
@@ -24,7 +25,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of a second, and an outage is long that lets one lapse."""
     for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
         monkeypatch.setattr(f"genctl.{name}", 1)
-    for name in ("run.RENEW_S", "sweep.RENEW_S"):  # what those who hold runs get, after an outage
+    for name in ("run.RENEW_S", "nets.RENEW_S"):  # what those who hold runs get, after an outage
         monkeypatch.setattr(f"genctl.{name}", 3.0)
     for name, seconds in {
         "run.STALE_S": 0.6,

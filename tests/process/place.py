@@ -29,7 +29,7 @@ from genctl.tools.found import load
 
 GENCTL = (sys.executable, "-m", "genctl")
 CHANGING = (
-    "enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "migrate down", "smoke", "dlq redrive", "dlq discard", "token revoke",
+    "enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "migrate down", "smoke", "dlq redrive", "dlq discard", "sessions retry", "sessions cancel", "token revoke",
 )  # fmt: skip
 
 

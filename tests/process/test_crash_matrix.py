@@ -22,6 +22,7 @@ from tests.script import ANY, Act
 
 from genctl.edges import migrate
 from genctl.edges.sqs import ATTEMPTS
+from genctl.nets import BATCH
 from genctl.ops.stack.postgres import Postgres
 
 Tried = tuple[str, str, Act]  # the kind of job, the step, what befalls it there
@@ -40,7 +41,7 @@ from generation_sessions s left join credit_reservations r on r.id = s.reservati
 """
 AGED = """
 update generation_sessions set due_at = null, queued_at = queued_at - interval '2 minutes',
-  completed_at = completed_at - interval '2 minutes',
+  completed_at = completed_at - interval '2 minutes', offered_at = offered_at - interval '3 minutes',
   lease_until = case status when 'processing' then now() - interval '1 second' end
 """
 
@@ -198,6 +199,38 @@ def test_a_sweeper_killed_at_any_step_leaves_what_others_end_once(fire: Fire) ->
     until_sync(lambda: not place.genctl("sweep"))
     drain(fire)
     prove(fire, tried)
+
+
+COPIES_OWED = """
+insert into generation_sessions (id, user_id, client_key, model, prompt, status, created_at, queued_at, completed_at,
+  error_details)
+select gen_random_uuid(), 'ann', 'key', 'seedream-4-0-250828', 'a test', 'failed', now() - interval '1 h',
+  now() - interval '1 h', now() - interval '1 h', '{"code": "HTTP500"}'
+from generate_series(1, 250)"""
+
+
+def test_two_sweepers_send_each_copy_once_and_again_only_what_a_killed_one_had_not_marked(fire: Fire) -> None:
+    place = fire.place
+    place.sql(COPIES_OWED)
+    fire.script.plan(ANY, "mark_copied", "hold before")
+    with place.start("sweep") as killed:
+        fire.until_over()
+        assert killed.end(signal.SIGKILL) == -signal.SIGKILL
+    unmarked = "select id from generation_sessions where offered_at is not null and dlq_sent_at is null"
+    lost = len(place.sql(unmarked))
+    assert 0 < lost <= BATCH
+
+    def both() -> int:
+        with place.start("sweep") as one, place.start("sweep") as other:
+            assert (one.end(within_s=60), other.end(within_s=60)) == (0, 0)
+        return sum(len(sweeper.events("sweep.done", action="copy")) for sweeper in (one, other))
+
+    assert both() == 250 - BATCH
+    assert len(place.sql(unmarked)) == lost
+    place.sql(AGED)
+    assert both() == lost
+    said = place.sqs.get_queue_attributes(QueueUrl=place.dlq, AttributeNames=["ApproximateNumberOfMessages"])
+    assert 250 < int(said["Attributes"]["ApproximateNumberOfMessages"]) <= 250 + lost
 
 
 # Cut off, refused, told twice

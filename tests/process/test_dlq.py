@@ -59,6 +59,32 @@ def test_list_redrive_and_report(failed: Place) -> None:
     assert failed.error("report", "--since", "1h", "--until", "2h", exit_code=2)["code"] == "Usage"
 
 
+def test_named_sessions_run_again_or_are_cancelled(failed: Place) -> None:
+    """One that cannot be is named with its reason, and makes the exit code 1."""
+    ann, bob = (str(row["id"]) for row in failed.sql("select id from generation_sessions order by user_id"))
+    for command in ("retry", "cancel"):
+        assert failed.error("sessions", command, ann, exit_code=2)["code"] == "NotConfirmed"
+        assert failed.error("sessions", command, exit_code=2)["code"] == "Usage"
+        assert failed.error("sessions", command, "nobody", "--yes", exit_code=4)["code"] == "SessionNotFound"
+    planned = failed.genctl("sessions", "retry", ann, bob, ann[:8], "--dry-run")
+    assert (planned["redriven"], [row["action"] for row in planned["plan"]]) == (2, ["requeue"] * 2)
+    assert failed.genctl("sessions", "retry", ann, bob, "--yes") == {
+        "redriven": 2, "stale": 0, "skipped": {}, "failed": 0,
+    }  # fmt: skip
+    assert failed.genctl("sessions", "cancel", ann, bob, "--dry-run") == {
+        "cancelled": 2, "credits": 8, "skipped": {},
+    }  # fmt: skip
+    assert failed.genctl("sessions", "cancel", ann, "--yes") == {"cancelled": 1, "credits": 4, "skipped": {}}
+    ended = failed.say("sessions", "cancel", ann, bob, "--yes", "-o", "json", exit_code=1)
+    assert json.loads(ended.stdout) == {"cancelled": 1, "credits": 4, "skipped": {"not waiting": 1}}
+    assert f"session {ann}: this image does not wait any more: it has failed" in ended.stderr
+    assert failed.violations() == []
+    shown = failed.genctl("sessions", "show", ann)
+    assert (shown["run"], shown["error_details"]["code"]) == (2, "Cancelled")
+    assert "Cancelled (cancelled) by " in failed.say("sessions", "trace", ann).stdout
+    assert failed.genctl("explain", "Cancelled")["category"] == "cancelled"
+
+
 def test_a_change_that_is_none_and_a_prompt_that_none_can_be(place: Place) -> None:
     assert place.error("dlq", "redrive", "--yes", "--set", "size", exit_code=2)["code"] == "BadChange"
     assert place.error("dlq", "redrive", "--yes", "--edit-prompt", " ", exit_code=2)["code"] == "BadPrompt"

@@ -7,13 +7,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
-from tests.kit import free_port, until_sync
+import pytest
+from tests.adopted import BASE, ROWS
+from tests.kit import free_port, fresh_database, until_sync
 from tests.process.forks import FORKED_STEPS
 from tests.process.place import GENCTL, Place, Running
+from tests.process.test_roles import PASSWORD, as_role
 
 from genctl.ops.runbook.load import names
+from genctl.ops.stack.layout import find_binaries
+
+PRODUCT = """
+    alter table generation_sessions add "createdBy" text not null default current_user, add tags text[] default '{}';
+    create function touch() returns trigger language plpgsql as $$ begin new.tags := array_append(new.tags, 'touched'); return new; end $$;
+    create trigger touch before update on generation_sessions for each row execute function touch();
+    insert into generation_sessions (id, user_id, status, created_at) values
+      (gen_random_uuid(), 'ann', 'expired', now()), (gen_random_uuid(), 'ann', 'queued', now()),
+      (gen_random_uuid(), 'ann', 'processing', now() - interval '9 days');
+    insert into credit_reservations (id, user_id, amount, status) values
+      (gen_random_uuid(), 'ann', 30, 'held'), (gen_random_uuid(), 'ann', 30, 'refunded');
+    with held as (
+      insert into credit_reservations (id, user_id, amount, status) values (gen_random_uuid(), 'ann', 5, 'held') returning id)
+    insert into generation_sessions (id, user_id, status, created_at, reservation_id)
+    select gen_random_uuid(), 'ann', 'failed', now() - interval '9 days', id from held;
+"""
 
 LISTENERS = (
     "select 1 from pg_stat_activity"
@@ -162,6 +182,75 @@ def test_port_to_another_tool(place: Place) -> None:
         done = run(place, "port-to-another-tool")
     assert set(states(done).values()) == {"ok"}, done
     assert place.violations() == []
+
+
+@pytest.fixture
+def copied(place: Place, postgres: str, empty: str) -> Iterator[Place]:
+    """A product in `empty`, and a terminal that names a database for its copy; genctl has seen neither."""
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute((BASE + ROWS + PRODUCT).encode())
+    with fresh_database(postgres, f"copy{uuid4().hex[:12]}") as copy:
+        place.make_real()
+        place.env |= {"DATABASE_URL": copy, "PRODUCT_URL": empty}
+        place.env["PATH"] = f"{find_binaries()}:{os.environ['PATH']}"
+        place.dsn = copy
+        yield place
+
+
+def test_adopt(copied: Place, empty: str) -> None:
+    """A live product is dumped, adopted, swept, worked on, and given its tables back; itself it is not touched."""
+    done = run(copied, "adopt", path=copied.env["PATH"])
+    assert set(states(done).values()) == {"ok"}, done
+    shown = {step["step"]: step["shown"] for step in done["steps"] if step["shown"]}
+    assert shown["statuses"] == [
+        {"relation": "generation_sessions", "rows": 1, "status": "expired"},
+        {"relation": "credit_reservations", "rows": 1, "status": "refunded"},
+    ]
+    assert [(row["action"], row["sessions"], row["credits"]) for row in shown["outlook"]] == [
+        ("fail", 1, 0), ("refund", 1, 5), ("wait", 3, 4), ("wait", 2, 8),
+    ]  # fmt: skip
+    assert [row["kind"] for row in shown["audit"]] == ["terminal_holds"]
+    with psycopg.connect(empty) as product:
+        there = "select count(*) from pg_class where relname in ('credit_ledger', 'session_events', 'genctl_migrations')"
+        assert product.execute(there).fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("miss", "told"),
+    [
+        ("drop table credit_accounts", "there is no table credit_accounts"),
+        ("alter table credit_reservations alter amount type numeric", "amount is numeric, not bigint"),
+    ],
+)  # fmt: skip
+def test_adopt_ends_at_a_base_of_another_shape_and_names_the_difference(
+    copied: Place, empty: str, miss: str, told: str
+) -> None:
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(miss.encode())
+    with copied.start("runbook", "run", "adopt", "--yes", "-o", "json", **{FORKED_STEPS: "1"}) as running:
+        assert running.end(within_s=180) == 1, running.texts()
+    (failed,) = [one for one in json.loads(running.out.read_text())["steps"] if one["state"] == "failed"]
+    assert failed["step"] == "migrate"
+    assert told in failed["why"]
+
+
+def test_adopt_refuses_a_user_without_rights(copied: Place) -> None:
+    role = f"nobody_{uuid4().hex[:8]}"
+    with psycopg.connect(copied.dsn, autocommit=True) as conn:
+        conn.execute((BASE + PRODUCT).encode())
+        conn.execute(f"create role {role} login password '{PASSWORD}'".encode())
+        try:
+            del copied.env["PRODUCT_URL"]
+            copied.env["DATABASE_URL"] = as_role(copied.dsn, role)
+            with copied.start(
+                "runbook", "run", "adopt", "--yes", "-o", "json", **{FORKED_STEPS: "1"}
+            ) as running:
+                assert running.end(within_s=180) == 1, running.texts()
+            assert (
+                f"credit_accounts belongs to genctl, and {role} is not that role" in running.out.read_text()
+            )
+        finally:
+            conn.execute(f"drop owned by {role}; drop role {role}".encode())
 
 
 def test_every_runbook_of_the_set_is_played_here() -> None:

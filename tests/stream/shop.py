@@ -10,7 +10,7 @@ from tests.ears import Ear
 
 from genctl.domain.classify import ours
 from genctl.domain.details import build
-from genctl.domain.model import Image, Session, Status
+from genctl.domain.model import Image, Result, Session, Status
 from genctl.domain.orders import Order
 from genctl.edges.db import Database, Row
 from genctl.enqueue import enqueue
@@ -64,7 +64,7 @@ class Shop:
             attempts=1,
             trace={},
             details=details if failed else None,
-            result=None if failed else {"images": (Image("https://images.example/1"),)},
+            result=None if failed else Result((Image("https://images.example/1"),)),
         )
         row = None
         while not row:

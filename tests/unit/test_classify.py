@@ -25,7 +25,7 @@ from genctl.domain.classify import (
     retry_after_s,
     rule_of,
 )
-from genctl.domain.details import build, for_people
+from genctl.domain.details import build, for_people, result
 from genctl.domain.envelopes import GENERIC
 from genctl.domain.model import Answer, Category, ErrorDetails, Failure, NoAnswer, Outcome, Success
 from genctl.domain.providers import UNKNOWN, Provider
@@ -68,7 +68,7 @@ def test_a_recorded_answer_gets_its_verdict(provider: str, line: RecordedAnswer)
     verdict = classify(line.answer(), PROVIDERS[provider], now=NOW)
     found: dict[str, Any] = {"requestId": verdict.request_id}
     if isinstance(verdict, Success):
-        found["images"] = [{"url": i.url, "size": i.size, "expiresAt": i.expires_at} for i in verdict.images]
+        found |= {"refused": []} | json.loads(msgspec.json.encode(result(verdict, "")))
     else:
         details = build(
             verdict, attempts=1, max_attempts=3, first_attempt_at=NOW, provider=PROVIDERS[provider]
@@ -284,7 +284,8 @@ def test_our_own_sentences_survive_the_cleaning() -> None:
 def test_a_crash_is_an_outcome_that_nobody_knows() -> None:
     assert ours("WorkerCrashed").outcome is Outcome.UNKNOWN
     assert ours("SweptTimeout").outcome is Outcome.REFUSED
-    assert {own.category for own in OURS.values()} == {Category.INTERNAL}
+    assert {own.category for code, own in OURS.items() if code != "Cancelled"} == {Category.INTERNAL}
+    assert ours("Cancelled").category is Category.CANCELLED
     with pytest.raises(KeyError):
         ours("NoSuchCode")
 

@@ -1,7 +1,7 @@
 """Make one call of those that come within a few milliseconds, each with an item and a result of its own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -89,3 +89,14 @@ def attempted(call: Callable[[K], V], item: K) -> V | Exception:
         return call(item)
     except Exception as error:  # noqa: BLE001 - the item's caller gets it
         return error
+
+
+async def all_of(works: Iterable[Awaitable[V]]) -> list[V]:
+    """Wait for all of them, also when one raises an exception; raise it then."""
+    ends = await asyncio.gather(*works, return_exceptions=True)
+    results: list[V] = []
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+        results.append(end)
+    return results

@@ -142,7 +142,9 @@ class Settings:
         TRACING_HEADERS,
         "request headers that pages of those origins may send, beside ours",
     )
-    image_hosts: tuple[str, ...] = setting(values.as_hosts, "", "hosts in the page's img-src")
+    image_hosts: tuple[str, ...] = setting(
+        values.as_hosts, "", "hosts whose images the page may show and save (img-src, connect-src)"
+    )
     streams_per_user: int = setting(values.as_count(1), "16", "open SSE streams of one user")
     connections_per_address: int = setting(
         values.as_count(1), "100", "connections of one address that may keep the API waiting"

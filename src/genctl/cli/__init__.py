@@ -26,7 +26,7 @@ TABLE = {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
         "tail-failures": ("follow:tail_failures", "Show each failure in a line, as soon as it is committed."),
         "watch": ("follow:watch", "Show a user's events as their page gets them."),
-        "sessions": ("sessions:sessions", "List sessions, show one with its error, or trace its way."),
+        "sessions": ("sessions:sessions", "List sessions, show or trace one, run it again, cancel it."),
         "dlq": ("dlq:dlq", "Look at the dead-letter queue, and bring its jobs back."),
         "report": ("report:report", "Report the failures of a period as Markdown."),
     },

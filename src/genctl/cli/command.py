@@ -1,32 +1,74 @@
 """Build commands that are imported when used, have the shared options, and show examples in their help."""
 
 from collections import UserDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 FORMATS = ("table", "json", "jsonl", "yaml", "csv")
+ARGUMENTS = "genctl.arguments"  # of the command, as they were typed, among the context's notes
+
+
+class TimeLimit(NamedTuple):
+    """Bound each question of a command to the database; `lock_s` is set if the person chose the time.
+
+    `words` are the command line as it was typed.
+    """
+
+    within_s: float
+    lock_s: float | None
+    words: tuple[str, ...]
+
+    def again(self) -> str:
+        """Return the command line with twice the time."""
+        import shlex
+
+        from genctl.base.durations import format_duration
+
+        kept, words = list[str](), iter(self.words)
+        for word in words:
+            if word == "--timeout":
+                next(words, None)
+            elif not word.startswith("--timeout="):
+                kept.append(word)
+        end = kept.index("--") if "--" in kept else len(kept)
+        kept[end:end] = ["--timeout", format_duration(2 * self.within_s)]
+        return shlex.join(kept)
 
 
 class Command(click.Command):
     """Call the callback with an Output as its first argument `out`; it may return an exit code.
 
     `examples` are whole command lines. With `data=False` the command has no `--output`; with `tool=True` it
-    has `--tool`, which overrides the setting of that name.
+    has `--tool`, which overrides the setting of that name. `within` is the time for each question to the
+    database, unless `--timeout` says another; None: the command asks none, or bounds its time by itself.
     """
 
     def __init__(
-        self, *args: Any, examples: Sequence[str], data: bool = True, tool: bool = False, **more: Any
+        self,
+        *args: Any,
+        examples: Sequence[str],
+        data: bool = True,
+        tool: bool = False,
+        within: str | None = "30s",
+        **more: Any,
     ) -> None:
         super().__init__(*args, **more)
         self.examples = tuple(examples)
-        self.params += [*([TOOL] if tool else []), *([OUTPUT] if data else []), SETTING, DEBUG]
+        self.within = within
+        own = [
+            *([TOOL] if tool else []),
+            *([_timeout(within)] if within else []),
+            *([OUTPUT] if data else []),
+        ]
+        self.params += [*own, SETTING, DEBUG]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
         # the value of --yes is optional and never the next word: in `discard --yes ID` that is the ID
         if any("--yes" in param.opts for param in self.params):
             args = ["--yes=" if arg == "--yes" else arg for arg in args]
@@ -37,7 +79,13 @@ class Command(click.Command):
 
         shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting", "tool")}
         flags = (shared["setting"] or {}) | ({"tool": shared["tool"]} if shared["tool"] else {})
-        ctx.params["out"] = Output(shared["output"] or "table", debug=shared["debug"], flags=flags)
+        limit = None
+        if self.within:
+            chosen_s = ctx.params.pop("timeout")
+            words = (*ctx.command_path.split(), *ctx.meta[ARGUMENTS])
+            limit = TimeLimit(chosen_s or duration(self.within), chosen_s, words)
+        form = shared["output"] or "table"
+        ctx.params["out"] = Output(form, debug=shared["debug"], flags=flags, limit=limit)
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (of click)
@@ -142,9 +190,43 @@ WHEN = click.types.FuncParamType(when)
 yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question with yes.")
 
 
+def again_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of commands that give sessions another run."""
+    for option in (
+        click.option(
+            "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter."
+        ),
+        click.option("--edit-prompt", metavar="T", help="Run them with this prompt."),
+        click.option(
+            "--max-redrives",
+            type=click.IntRange(1),
+            default=3,
+            metavar="N",
+            help="At most so many redrives of one session.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
     with formatter.section("Examples"):
         formatter.write("".join(f"{'':{formatter.current_indent}}{example}\n" for example in examples))
+
+
+def _time_for_an_answer(text: str) -> float:
+    if not (seconds := duration(text)):
+        raise click.BadParameter("0 gives the database no time to answer")
+    return seconds
+
+
+def _timeout(within: str) -> click.Option:
+    return click.Option(
+        ["--timeout"],
+        type=click.types.FuncParamType(_time_for_an_answer),
+        metavar="D",
+        help=f"Longest wait for an answer of the database. [default: {within}, 2s of it for a lock]",
+    )
 
 
 def _tools(_: click.Context, __: click.Parameter, begun: str) -> list[str]:

@@ -65,6 +65,7 @@ def refunds() -> None:
 
 @refunds.command(
     "check",
+    within="10m",
     examples=(
         "genctl refunds check",
         "genctl refunds check --since 24h --user ann -o json",
@@ -72,7 +73,12 @@ def refunds() -> None:
     ),
 )
 @click.option("--user", metavar="U", help="Only this user's rows.")
-@click.option("--since", type=WHEN, metavar="T", help="Only what changed since then (2h, or RFC 3339).")
+@click.option(
+    "--since",
+    type=WHEN,
+    metavar="T",
+    help="Only what began, ended or moved credits since then (2h, or RFC 3339).",
+)
 @click.option("--fix", is_flag=True, help="Mend what is safe to mend, with a row in the ledger each time.")
 @click.option("--dry-run", is_flag=True, help="With --fix: say what it would mend.")
 @yes_option
@@ -94,7 +100,7 @@ def check(
         out.asks(yes)
 
     def look() -> credits.Audit:
-        with terminal.progress(len(credits.PARTS), "check") as advance:
+        with terminal.progress(credits.DONE, "check") as advance:
             return out.ask(lambda db: credits.audit(db, user, since=since, advance=advance))
 
     found = look()

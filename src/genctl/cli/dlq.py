@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import WHEN, Group, Rate, yes_option
+from genctl.cli.command import WHEN, Group, Rate, again_options, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
@@ -125,15 +125,11 @@ def show(out: Output, id_: str) -> None:
 )
 @choosing
 @click.option("--max", "most", type=SOME, metavar="N", help="At most so many jobs.")
-@click.option(
-    "--max-redrives", type=SOME, default=3, metavar="N", help="At most so many redrives of one session."
-)
 @click.option("--rate", type=Rate(0.01), metavar="R", help="Jobs a second.")
 @click.option(
     "--canary", type=SOME, metavar="N", help="Redrive so many first, the rest only if they complete."
 )
-@click.option("--edit-prompt", metavar="T", help="Run them with this prompt.")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Run them with this parameter.")
+@again_options
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @yes_option
 def redrive(
@@ -152,9 +148,10 @@ def redrive(
         out.asks(yes, queue=True)
     options = RedriveOptions(choice=choose(), **asked)
     options.check(out.settings)
-    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
     note, progress = terminal.note, terminal.progress
-    work = carry_out(out.settings, options, dry_run=dry_run, confirm=confirm, progress=progress, note=note)
+    work = carry_out(
+        out.settings, options, dry_run=dry_run, confirm=out.asking(yes), progress=progress, note=note
+    )
     done = out.run(work)
     stopped = None if isinstance(done, Plan) else done.stopped
     if not stopped and (options.most is None or done.tally.redriven < options.most):
@@ -223,9 +220,10 @@ def discard(
         out.asks(yes, queue=True)
     choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
-    confirm = None if yes is not None else lambda question: out.confirm(question, yes)
     progress = terminal.progress
-    work = ops.discard(out.settings, choice, kept, dry_run=dry_run, confirm=confirm, progress=progress)
+    work = ops.discard(
+        out.settings, choice, kept, dry_run=dry_run, confirm=out.asking(yes), progress=progress
+    )
     done = out.run(work)
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:

@@ -15,6 +15,7 @@ MOST_BYTES = 2**20  # as much as the worker reads of an answer
 
 @click.command(
     cls=Command,
+    within=None,
     examples=("genctl explain OutputImageSensitiveContentDetected", "genctl explain HTTP429 -o json"),
 )
 @click.argument("code")
@@ -34,6 +35,7 @@ def explain(out: Output, code: str, provider: str | None) -> None:
 
 @click.command(
     cls=Command,
+    within=None,
     examples=(
         "genctl classify answer.txt",
         "genctl classify - --provider openai --status 429 < body.json",

@@ -72,6 +72,7 @@ def tail_failures(
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     examples=(
         "genctl watch",

@@ -26,6 +26,7 @@ HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 @click.command(
     cls=Command,
     tool=True,
+    within="4s",
     examples=("genctl status", "genctl status --watch", "genctl status -o json | jq .ok"),
 )
 @click.option("--watch", is_flag=True, help="Look again every 2 s, until Ctrl-C.")
@@ -41,7 +42,7 @@ def status(out: Output, *, watch: bool) -> int:
 
     if watch:
         out.run(_watch(out), follow=True)
-    lines = out.run(look(out.settings))
+    lines = out.run(look(out.settings, _within_s(out)))
     told = _standing(lines)
     out.emit(told, columns=LINES, rows=lines, text=lambda: _text(lines))
     return int(not told["ok"])
@@ -53,7 +54,7 @@ async def _watch(out: Output) -> None:
     from genctl.domain.status import unreachable
     from genctl.ops.status import look
 
-    lines = await look(out.settings)
+    lines = await look(out.settings, _within_s(out))
     with out.stream({}) as put:
         while True:
             if out.form != "table":
@@ -66,9 +67,14 @@ async def _watch(out: Output) -> None:
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)
             try:
-                lines = await look(out.settings)
+                lines = await look(out.settings, _within_s(out))
             except GenctlError as error:  # the parts were there before, and may come back
                 lines = unreachable("everything", error)
+
+
+def _within_s(out: Output) -> float:
+    assert out.limit  # noqa: S101 - both commands have one
+    return out.limit.within_s
 
 
 def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
@@ -86,6 +92,7 @@ def _text(lines: "Iterable[StatusLine | Finding]") -> str:
 @click.command(
     cls=Command,
     tool=True,
+    within="7s",
     examples=(
         "genctl doctor",
         "genctl doctor --send",
@@ -107,7 +114,7 @@ def doctor(out: Output, *, send: bool) -> int:
     if send:
         out.target(queue=True)
     with terminal.progress(len(CHECKS) + send, "doctor") as advance:
-        found = out.run(examine(out.settings, advance, send=send))
+        found = out.run(examine(out.settings, advance, _within_s(out), send=send))
     ok = not any(finding.level == "error" for finding in found)
     out.emit({"ok": ok, "findings": found}, columns=FINDINGS, rows=found, text=lambda: _text(found))
     return int(not ok)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from genctl.base.settings import Settings
+    from genctl.cli.command import TimeLimit
     from genctl.cli.formats import Writer
     from genctl.edges.db import Database
 
@@ -25,11 +26,17 @@ class Output:
     """Print the data of a command, and hold the settings of this call: the first argument of commands."""
 
     def __init__(
-        self, form: str = "table", *, debug: bool = False, flags: Mapping[str, str] | None = None
+        self,
+        form: str = "table",
+        *,
+        debug: bool = False,
+        flags: Mapping[str, str] | None = None,
+        limit: "TimeLimit | None" = None,
     ) -> None:
         self.form = form
         self.debug = debug
         self.flags = dict(flags or {})
+        self.limit = limit
 
     @cached_property
     def settings(self) -> "Settings":
@@ -122,7 +129,7 @@ class Output:
         heed: Callable[[int], object] | None = None,
         loop: "Callable[[], AbstractEventLoop] | None" = None,
     ) -> T:
-        """Run `work` in the process's only event loop, as running.run() does."""
+        """Run `work` in the process's only event loop, as running.run() does, within the time limit."""
         import structlog
 
         from genctl.base import log
@@ -130,9 +137,26 @@ class Output:
 
         if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
-        return running.run(
-            work, follow=follow, limit_s=limit_s, gone_after_s=gone_after_s, heed=heed, loop=loop
-        )
+        with self._limited():
+            return running.run(
+                work, follow=follow, limit_s=limit_s, gone_after_s=gone_after_s, heed=heed, loop=loop
+            )
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        if self.limit is None:
+            yield
+            return
+        from secrets import token_hex
+
+        from genctl.edges import deadline
+
+        within_s, lock_s, words = self.limit
+        name = f"{' '.join(words[:2])} {token_hex(4)}"  # in pg_stat_activity
+        with deadline.kept(
+            deadline.Deadline(within_s, lock_s, name=name, again=self.limit.again(), note=terminal.note)
+        ):
+            yield
 
     def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:
         """Run a service: it logs, and a signal is its proper end."""
@@ -142,6 +166,7 @@ class Output:
         from genctl.cli.running import Stopped
 
         log.configure(self.settings.log, self.settings.log_level)
+        self.limit = None  # what it asks runs for ever
         with suppress(Stopped):  # (its loop takes a tenth less CPU for an event or a job)
             self.run(work, limit_s=None, gone_after_s=gone_after_s, loop=uvloop.new_event_loop)
 
@@ -172,6 +197,10 @@ class Output:
         self.target(queue=queue)
         if yes is not None or not terminal.can_ask():
             self.confirm("", yes)
+
+    def asking(self, yes: str | None) -> Callable[[str], None] | None:
+        """Return what asks a question as confirm() does; None where `--yes` has answered all of them."""
+        return None if yes is not None else lambda question: self.confirm(question, yes)
 
     def confirm(self, question: str, yes: str | None) -> None:
         """Go on only when `--yes` or a person says so; `yes` is the value of the option of that name.

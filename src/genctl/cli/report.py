@@ -4,12 +4,14 @@ from datetime import datetime
 
 import click
 
+from genctl.cli import terminal
 from genctl.cli.command import WHEN, Command
 from genctl.cli.output import Output
 
 
 @click.command(
     cls=Command,
+    within="5m",
     examples=("genctl report --since 2h", "genctl report --since 2026-11-24T09:00:00Z > incident.md"),
 )
 @click.option(
@@ -19,13 +21,15 @@ from genctl.cli.output import Output
 def report(out: Output, *, since: datetime, until: datetime | None) -> None:
     """Report the failures of a period as Markdown.
 
-    It counts users, jobs, codes and credits, the redrives by how they ended, and draws a timeline.
+    It counts users, jobs, codes and credits, the redrives by how they ended, and draws a timeline. It reads
+    every failure of the period, so a period with a million of them takes seconds.
     """
     from datetime import UTC
 
     if until and until < since:
         raise click.UsageError("--until is before --since")
-    from genctl.ops.report import report as made
+    from genctl.ops import report as ops
 
-    found = out.ask(lambda db: made(db, since, until or datetime.now(UTC)))
+    with terminal.progress(len(ops.PARTS), "report") as advance:
+        found = out.ask(lambda db: ops.report(db, since, until or datetime.now(UTC), advance))
     out.emit(found.shown(), rows=found.failures, text=found.markdown)

@@ -19,7 +19,9 @@ PORT = click.IntRange(0, 65535)
 REASON = click.option("--reason", metavar="R", help="Why; `status` and others show it.")
 
 
-@click.command(cls=Command, tool=True, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json"))
+@click.command(
+    cls=Command, tool=True, within=None, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json")
+)
 @click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
 def demo(out: Output, *, keep: bool) -> int:
     """Watch a failing and a good job go through the embedded stack.
@@ -33,7 +35,9 @@ def demo(out: Output, *, keep: bool) -> int:
     return out.run(run(out.settings, keep=keep, note=terminal.note, show=out.emit))
 
 
-@click.command(cls=Command, tool=True, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up"))
+@click.command(
+    cls=Command, tool=True, data=False, within=None, examples=("genctl up", "GENCTL_HOME=./stack genctl up")
+)
 @click.option("--user", default="demo", metavar="U", help="The user whom the printed link signs in.")
 def up(out: Output, *, user: str) -> None:
     """Run the whole embedded stack: API, page, worker and sweeper.
@@ -57,6 +61,7 @@ def up(out: Output, *, user: str) -> None:
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     data=False,
     examples=(
@@ -81,6 +86,7 @@ def serve(out: Output, *, host: str, port: int) -> None:
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     data=False,
     examples=(

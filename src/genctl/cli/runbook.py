@@ -39,7 +39,7 @@ def _load(name: str) -> "Loaded":
     return load(name, complaint)
 
 
-@runbook.command("list", examples=("genctl runbook list",))
+@runbook.command("list", within=None, examples=("genctl runbook list",))
 def list_(out: Output) -> None:
     """List the runbooks that came with genctl."""
     from genctl.ops.runbook.load import names
@@ -60,7 +60,9 @@ def list_(out: Output) -> None:
 
 
 @runbook.command(
-    "show", examples=("genctl runbook show provider-outage", "genctl runbook show ./mine.yaml -o json")
+    "show",
+    within=None,
+    examples=("genctl runbook show provider-outage", "genctl runbook show ./mine.yaml -o json"),
 )
 @click.argument("name", metavar="NAME|FILE")
 def show(out: Output, name: str) -> None:
@@ -74,7 +76,9 @@ def show(out: Output, name: str) -> None:
     out.emit(msgspec.to_builtins(found), text=lambda: text)
 
 
-@runbook.command("lint", examples=("genctl runbook lint", "genctl runbook lint mine.yaml -o json"))
+@runbook.command(
+    "lint", within=None, examples=("genctl runbook lint", "genctl runbook lint mine.yaml -o json")
+)
 @click.argument("names", metavar="[NAME|FILE]...", nargs=-1)
 def lint(out: Output, names: tuple[str, ...]) -> int:
     """Find the faults of runbooks, with file, line and column.
@@ -102,6 +106,7 @@ def _markdown(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
 
 @runbook.command(
     "run",
+    within=None,
     tool=True,
     examples=(
         "genctl runbook run quick-sanity-checks --var worker_log=worker.log",
@@ -275,7 +280,9 @@ def _confirming(out: Output, yes: str | None) -> Callable[[str], str]:
 
 
 @runbook.command(
-    "history", examples=("genctl runbook history", "genctl runbook history 20261124T0912 -o json")
+    "history",
+    within=None,
+    examples=("genctl runbook history", "genctl runbook history 20261124T0912 -o json"),
 )
 @click.argument("run_", metavar="[RUN]", required=False)
 def history(out: Output, run_: str | None) -> None:

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import DURATION, WHEN, Group
+from genctl.cli.command import DURATION, WHEN, Group, again_options, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
     from genctl.domain.timeline import TraceHop
     from genctl.edges.db import Database
 
+PLAN = ("action", "why", "credits", "code", "userId", "sessionId", "run")
 COLUMNS = ("createdAt", "sessionId", "userId", "status", "run", "attempts", "code", "reserved", "refunded")
 TIMELINE = {"at": 12, "hop": 13, "took": 10, "bar": 8, "says": 0}
 
 
 @click.group(cls=Group)
 def sessions() -> None:
-    """List sessions, show one with its error, or trace its way."""
+    """List sessions, show or trace one, run it again, cancel it."""
 
 
 @sessions.command(
@@ -112,6 +113,67 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
             terminal.note(tracing.summary(told))
 
     out.ask(run, follow=follow)
+
+
+@sessions.command(
+    "retry",
+    tool=True,
+    examples=(
+        "genctl sessions retry 3f2a --dry-run",
+        "genctl sessions retry 3f2a 91bc --yes",
+        "genctl sessions retry 3f2a --edit-prompt 'a lighthouse, no people' --yes",
+    ),
+)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@again_options
+@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
+@yes_option
+def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, **asked: Any) -> None:
+    """Give failed sessions another run, whether their copies are in the DLQ or not.
+
+    The rules, credits and limits are those of `genctl dlq redrive`; a copy that is still in the DLQ is stale
+    afterwards. ID is any of a session's ids, as for `show`.
+    """
+    from genctl.ops.named import retry_named
+    from genctl.ops.redrive import Plan, RedriveOptions
+
+    if not dry_run:
+        out.asks(yes, queue=True)
+    options = RedriveOptions(named=True, **asked)
+    options.check(out.settings)
+    work = retry_named(
+        out.settings, ids, options, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
+    )
+    done = out.run(work)
+    if isinstance(done, Plan):
+        out.emit(done.shown(), rows=done.rows, columns=PLAN)
+        return
+    out.emit(done.shown())
+    if done.stopped or done.tally.redriven < done.seen:
+        raise SystemExit(1)
+
+
+@sessions.command(
+    "cancel",
+    examples=("genctl sessions cancel 3f2a --dry-run", "genctl sessions cancel 3f2a 91bc --yes"),
+)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Say how many and change nothing.")
+@yes_option
+def cancel(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None) -> None:
+    """End sessions that wait: failed as `Cancelled`, their credits given back.
+
+    A call under way is not cut: its answer counts. ID is any of a session's ids, as for `show`.
+    """
+    from genctl.ops.named import cancel_named
+
+    if not dry_run:
+        out.asks(yes)
+    work = cancel_named(out.settings, ids, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
+    done = out.run(work)
+    out.emit(done)
+    if done.skipped:
+        raise SystemExit(1)
 
 
 def _line(hop: "TraceHop") -> dict[str, str]:

@@ -31,6 +31,7 @@ def config() -> None:
 
 @config.command(
     "show",
+    within=None,
     examples=(
         "genctl config show",
         "genctl config show -S max_attempts=5",
@@ -61,7 +62,9 @@ def show(out: Output) -> None:
     out.emit(rows, columns=("setting", "value", "origin"))
 
 
-@config.command("init", examples=("genctl config init", "genctl config init --force /etc/genctl/genctl.yaml"))
+@config.command(
+    "init", within=None, examples=("genctl config init", "genctl config init --force /etc/genctl/genctl.yaml")
+)
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False), default="genctl.yaml")
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
 def init(out: Output, path: Path, *, force: bool) -> None:
@@ -88,7 +91,7 @@ def init(out: Output, path: Path, *, force: bool) -> None:
     out.emit({"path": path.absolute()}, text=lambda: f"wrote {path}\n")
 
 
-@click.command(cls=Command, examples=("genctl version", "genctl version -o json"))
+@click.command(cls=Command, within=None, examples=("genctl version", "genctl version -o json"))
 def version(out: Output) -> None:
     """Show the version."""
     about = {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}
@@ -115,7 +118,7 @@ def migrate() -> None:
     """Apply or undo the migrations, or show their state."""
 
 
-@migrate.command("up", examples=("genctl migrate", "genctl migrate up -o json"))
+@migrate.command("up", within="2h", examples=("genctl migrate", "genctl migrate up -o json"))
 def up(out: Output) -> None:
     """Apply the pending migrations. Any number of these commands may run at once: they take turns."""
     from genctl.edges import migrate as runner
@@ -127,7 +130,9 @@ def up(out: Output) -> None:
 
 
 @migrate.command(
-    "down", examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes")
+    "down",
+    within="2h",
+    examples=("genctl migrate down", "genctl migrate down --to 20251106_spent_tickets.sql --yes"),
 )
 @click.option("--to", metavar="NAME", help="Undo all files back to this one, inclusive.")
 @click.option("--dry-run", is_flag=True, help="Name the files and undo none.")
@@ -175,6 +180,7 @@ def token() -> None:
 
 @token.command(
     "issue",
+    within=None,
     examples=(
         "genctl token --user ann",
         "genctl token --user ann --ttl 15m -o json",

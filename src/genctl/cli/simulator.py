@@ -21,6 +21,7 @@ class _WithScenarios(Command):
 
 @click.command(
     cls=_WithScenarios,
+    within=None,
     data=False,
     examples=(
         "genctl simulator",

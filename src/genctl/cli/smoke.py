@@ -16,6 +16,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command(
     cls=Command,
+    within=None,
     tool=True,
     examples=(
         "genctl smoke",

@@ -7,7 +7,9 @@ from genctl.cli.command import Command
 from genctl.cli.output import Output, write
 
 
-@click.command(cls=Command, tool=True, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json"))
+@click.command(
+    cls=Command, tool=True, within=None, examples=("genctl demo", "genctl demo --keep", "genctl demo -o json")
+)
 @click.option("--keep", is_flag=True, help="Leave the stack running until Ctrl-C.")
 def demo(out: Output, *, keep: bool) -> int:
     """Watch a failing and a good job go through the embedded stack.
@@ -22,7 +24,9 @@ def demo(out: Output, *, keep: bool) -> int:
     return out.run(work, limit_s=None)  # it has a stack to stop
 
 
-@click.command(cls=Command, tool=True, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up"))
+@click.command(
+    cls=Command, tool=True, within=None, data=False, examples=("genctl up", "GENCTL_HOME=./stack genctl up")
+)
 @click.option("--user", default="demo", metavar="U", help="The user whom the printed link signs in.")
 def up(out: Output, *, user: str) -> None:
     """Run the whole embedded stack: API, page, worker and sweeper.

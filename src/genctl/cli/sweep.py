@@ -11,12 +11,21 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
 @click.command(
     cls=Command,
     tool=True,
-    examples=("genctl sweep --dry-run", "genctl sweep", "genctl sweep --every 15s   # a sweeper of its own"),
+    examples=(
+        "genctl sweep --dry-run",
+        "genctl sweep --dry-run --totals   # before the first sweep of an adopted database",
+        "genctl sweep",
+        "genctl sweep --every 15s   # a sweeper of its own",
+    ),
 )
 @click.option("--dry-run", is_flag=True, help="Show what it would do and why, and change nothing.")
+@click.option("--totals", is_flag=True, help="With --dry-run: count all of it by kind, with the credits.")
 @click.option("--every", type=DURATION, metavar="D", help="Sweep again and again, until a signal.")
-def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
+def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> int:
     """Run the safety net: settle runs and send messages that nothing else did.
+
+    Each kind is a net of its own, which goes on while it finds much, for at most a minute; what fails in one
+    stops no other. Several sweepers share the rows, and pass over what another transaction has locked.
 
     It sends owed job messages and DLQ copies, takes back runs whose worker fell silent, fails jobs that
     waited too long, releases the credits that a failed or missing session still holds, captures those of a
@@ -31,9 +40,16 @@ def sweep(out: Output, *, dry_run: bool, every: float | None) -> int:
         raise click.UsageError("--every 0s would sweep without a pause: give a longer time")
     if dry_run and every:
         raise click.UsageError("--dry-run shows one sweep: leave out --every")
+    if totals and not dry_run:
+        raise click.UsageError("--totals counts what a sweep would do: add --dry-run")
     settings = out.settings
     log.configure(settings.log, settings.log_level)
     net.check_timeout(settings)
+    if totals:
+        from genctl.ops import outlook
+
+        out.emit(out.run(outlook.totals(settings)), columns=outlook.COLUMNS, empty="nothing to do")
+        return 0
     if not dry_run:
         out.target(queue=True)
 

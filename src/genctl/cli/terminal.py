@@ -11,12 +11,17 @@ from genctl.base.person import Advance
 from genctl.base.printable import printable
 from genctl.cli import streams
 
+CLEAR_LINE = "\r\x1b[K"
+
+_drawn: list[object] = []  # the bar that stands in the line of the cursor, if any
+
 
 def note(text: str) -> None:
     """Write a line to stderr, or several, without secrets and without what a terminal would obey."""
     from genctl.base.hidden import hide  # only here: --help writes no note
 
-    sys.stderr.write("".join(f"{printable(line)}\n" for line in hide(text).splitlines()))
+    lines = "".join(f"{printable(line)}\n" for line in hide(text).splitlines())
+    sys.stderr.write(f"{CLEAR_LINE}{lines}" if _drawn else lines)
 
 
 def room() -> int | None:
@@ -94,7 +99,11 @@ def _signals_end_it() -> Iterator[None]:
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Advance]:
     """Draw a bar on stderr if that is a terminal; yield an Advance."""
-    with click.progressbar(
-        length=total, label=printable(label), file=sys.stderr, hidden=not _is_able()
-    ) as bar:
-        yield bar.update
+    bar = click.progressbar(length=total, label=printable(label), file=sys.stderr, hidden=not _is_able())
+    with bar:
+        if not bar.hidden:
+            _drawn.append(bar)
+        try:
+            yield bar.update
+        finally:
+            _drawn.clear()

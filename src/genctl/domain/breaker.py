@@ -51,6 +51,7 @@ SIGNS: dict[Category, Sign] = {
     Category.RATE_LIMIT: Sign.NEITHER,
     Category.INTERNAL: Sign.NEITHER,
     Category.CONFIG: Sign.BROKEN,
+    Category.CANCELLED: Sign.NEITHER,
 }
 
 

@@ -15,7 +15,17 @@ from typing import Any
 import msgspec
 
 from genctl.domain.envelopes import Envelope, Reading, find, read
-from genctl.domain.model import Answer, Category, Failure, Image, NoAnswer, Outcome, Success, rfc3339
+from genctl.domain.model import (
+    Answer,
+    Category,
+    Failure,
+    Image,
+    NoAnswer,
+    Outcome,
+    RefusedImage,
+    Success,
+    rfc3339,
+)
 from genctl.domain.providers import Provider
 from genctl.domain.rules import (
     BY_HUNDREDS,
@@ -48,15 +58,22 @@ OURS: dict[str, Failure] = {
         _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
         _ours("WorkerCrashed", "Something went wrong on our side while the image was made. Please try again.",
               fatal=False, outcome=Outcome.UNKNOWN),
+        msgspec.structs.replace(
+            _ours("Cancelled", "This image was cancelled before it was made.", fatal=True),
+            category=Category.CANCELLED,
+        ),
         _ours("Unknown", "Something went wrong on our side. Please try again.",  # a row that tells none
               fatal=False, outcome=Outcome.UNKNOWN),
     )
 }  # fmt: skip
 
 
-def ours(code: str) -> Failure:
-    """Return the failure of one of our own codes. Raises KeyError for any other code."""
-    return OURS[code]
+def ours(code: str, outcome: Outcome | None = None) -> Failure:
+    """Return the failure of one of our own codes. Raises KeyError for any other code.
+
+    `outcome` is what the provider did where the code alone does not say it.
+    """
+    return msgspec.structs.replace(OURS[code], outcome=outcome) if outcome else OURS[code]
 
 
 def classify(
@@ -74,7 +91,8 @@ def classify(
         reading = read(answer, row)
         good = 200 <= answer.status < 300
         if good and (images := tuple(islice(_images(reading.document, row, now), row.most_images))):
-            return Success(images, reading.request_id)
+            refused = tuple(islice(_refused(reading.document, provider), row.most_images))
+            return Success(images, reading.request_id, refused)
         rule = rule_of(reading.code, reading.text, provider.rules)
         # an error inside a 200 has no status of its own: the one that its code comes with counts
         status = rule.status if rule and good else answer.status
@@ -126,15 +144,12 @@ def _failure(answer: Answer, reading: Reading, rule: Rule | None, counts: int, n
         category = Category.NETWORK
     else:
         category = BY_STATUS.get(status) or BY_HUNDREDS.get(status // 100, Category.NETWORK)
-    of_the_job = category in {Category.CONTENT_POLICY, Category.INVALID_REQUEST}
-    sentence = (of_the_job and reading.spoken and reading.message) or (rule and rule.sentence)
-    code = next(names_of(reading.code))
     return Failure(
-        code=code if CODE.fullmatch(code) else f"HTTP{status}",
+        code=_code(reading.code, status),
         category=category,
         fatal=is_fatal(counts),
         outcome=Outcome.UNKNOWN if good or status in UNKNOWN_STATUSES else Outcome.REFUSED,
-        user_message=sentence or SENTENCES[category],
+        user_message=_sentence(category, rule, reading.message if reading.spoken else None),
         provider_status=status,
         provider_code=reading.code,
         provider_message=reading.message,
@@ -144,6 +159,18 @@ def _failure(answer: Answer, reading: Reading, rule: Rule | None, counts: int, n
         names=rule.names if rule and (rule.names or rule.certain) else reading.params,
         certain=rule.certain if rule else status in CERTAIN_STATUSES,
     )
+
+
+def _code(said: str | None, status: int) -> str:
+    """Return the provider's code without blanks; where that is none, the status."""
+    code = next(names_of(said))
+    return code if CODE.fullmatch(code) else f"HTTP{status}"
+
+
+def _sentence(category: Category, rule: Rule | None, message: str | None) -> str:
+    """Return what people read: the provider's own words only where they are about the job."""
+    of_the_job = category in {Category.CONTENT_POLICY, Category.INVALID_REQUEST}
+    return (of_the_job and message) or (rule and rule.sentence) or SENTENCES[category]
 
 
 def is_fatal(status: int) -> bool:
@@ -206,10 +233,39 @@ def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
     for item, refused in zip(items, chain(flags, repeat(None)), strict=False):
         if refused is True:
             continue
-        url, size = (item.get("url"), _size(item)) if isinstance(item, dict) else (item, None)
-        if isinstance(url, str) and _URL.fullmatch(url):
+        if url := _url(item):
+            size = _size(item) if isinstance(item, dict) else None
             expires_at = _expires_at(url, created, now, timedelta(seconds=row.image_life_s))
             yield Image(url, size, rfc3339(expires_at))
+
+
+def _refused(document: object, provider: Provider) -> Iterator[RefusedImage]:
+    """Yield the images of a set that it lacks: those that are flagged, or have an error in their place."""
+    row = provider.envelope
+    flags = [flag for path in row.flags for flag in find(document, path)]
+    items = [(path, item) for path in row.images for item in find(document, path)]
+    for nth, (path, item) in enumerate(items):
+        code, message = (_of_item(item, path, words) for words in (row.code, row.message))
+        if nth < len(flags) and flags[nth] is True:
+            rule, category = None, Category.CONTENT_POLICY
+        elif (code or message) and not _url(item):
+            rule = rule_of(code, message, provider.rules)
+            category = rule.category if rule else BY_HUNDREDS[2]
+        else:
+            continue
+        yield RefusedImage(nth + 1, _code(code, 200), category, _sentence(category, rule, message))
+
+
+def _url(item: object) -> str | None:
+    url = item.get("url") if isinstance(item, dict) else item
+    return url if isinstance(url, str) and _URL.fullmatch(url) else None
+
+
+def _of_item(item: object, path: str, words: Sequence[str]) -> str | None:
+    """Read the first text that these places of an answer name inside one of its images."""
+    inside = (place.removeprefix(f"{path}.") for place in words if place.startswith(f"{path}."))
+    texts = (text for place in inside for text in find(item, place) if isinstance(text, str))
+    return next(texts, None)
 
 
 def _size(image: dict[str, Any]) -> str | None:

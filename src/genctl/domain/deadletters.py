@@ -16,6 +16,7 @@ from genctl.domain.model import Category, Session, Status, rfc3339
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
     """A DLQ message: `session_id` and `run` come from its body, most of the rest from its attributes.
 
+    Of a session that a person names it says what a copy would say, and has no message id.
     Anybody who may send to the queue writes attributes: they are shown, and decide nothing about a session.
     """
 
@@ -85,7 +86,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     def item(self) -> dict[str, Any]:
         """Write it as the CLI shows it."""
         return {
-            "messageId": self.message_id,
+            "messageId": self.message_id or None,
             "sessionId": self.session_id,
             "run": self.run,
             "userId": self.user,
@@ -200,7 +201,8 @@ def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
         return LetterPlan("skip", "another tool's")
     match state:
         case "stale" | "done" if row is not None:
-            return LetterPlan("resend" if row.job_owed and state == "stale" else "drop", state)
+            over: Literal["drop", "skip"] = "drop" if letter.message_id else "skip"
+            return LetterPlan("resend" if row.job_owed and state == "stale" else over, state)
         case "active" if row is not None:
             return LetterPlan("skip" if _is_leased(row) else "resend", state)
         case "current" if row is not None and row.reserved is not None:

@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from genctl.domain.envelopes import BARE_ID, LABELLED_ID
-from genctl.domain.model import ErrorDetails, Failure, Success, rfc3339
+from genctl.domain.model import ErrorDetails, Failure, Result, Success, rfc3339
 from genctl.domain.providers import Provider
 
 MESSAGE_BYTES = 1_024
@@ -52,6 +52,19 @@ def build(
     )
 
 
+def result(success: Success, keys: str) -> Result:
+    """Make the `result` of a completed run. `keys` is a pattern of the provider's keys."""
+    refused = [
+        msgspec.structs.replace(
+            image,
+            code=image.code if redact(image.code, keys) == image.code else "HTTP200",
+            user_message=for_people(image.user_message, keys, success.request_id),
+        )
+        for image in success.refused
+    ]
+    return Result(success.images, tuple(refused))
+
+
 def lean(details: ErrorDetails) -> ErrorDetails:
     """Leave out most of the provider's words, for a row that must not become large."""
     message = details.provider_message and cut(details.provider_message, WORD_BYTES)
@@ -89,7 +102,8 @@ def without_secrets(result: Success | Failure, keys: str) -> Success | Failure:
     hide = partial(re.compile(keys).sub, REMOVED)
     if isinstance(result, Success):
         images = tuple(msgspec.structs.replace(image, url=hide(image.url)) for image in result.images)
-        return Success(images, result.request_id and hide(result.request_id))
+        request_id = result.request_id and hide(result.request_id)
+        return msgspec.structs.replace(result, images=images, request_id=request_id)
     body = result.provider_body and result.provider_body[: 4 * _WINDOW].decode("utf-8", "replace")
     texts = {name: value for name in _SAID if (value := getattr(result, name))}
     return msgspec.structs.replace(

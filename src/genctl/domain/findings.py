@@ -7,11 +7,13 @@ from typing import Any
 
 import msgspec
 
+from genctl.domain import adoption
 from genctl.domain.model import PROBE, Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.rights import OF_KEY, RIGHTS
 
 OK, WARNING, ERROR = "ok", "warning", "error"
+FILLFACTOR = "fillfactor=90"  # of a migration
 OLDEST_SERVER = 140000  # PostgreSQL 14, as server_version_num
 IDLE_AFTER_S = 60.0
 CLOCKS_S = 2.0
@@ -71,6 +73,24 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
         fix = f"psql -c 'grant {right} to \"{row['role']}\"'"
         found.append(Finding("rights", ERROR, f"{row['role']} may not {right}", fix))
     return found
+
+
+def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
+    """Report what is wrong with tables that a product made, from the rows of `base_findings`."""
+    return [
+        Finding("tables", WARNING if row["kind"] in adoption.LIMITS else ERROR, *adoption.told(row))
+        for row in rows
+        if row["kind"] not in adoption.BEFOREHAND
+    ]
+
+
+def of_settings(settings: Sequence[str]) -> list[Finding]:
+    """Recommend for an adopted table of sessions what a migration sets where the table is ours."""
+    if any(setting.startswith("fillfactor=") for setting in settings):
+        return []
+    text = "generation_sessions was adopted: its pages have no room, so renewals write to all indexes"
+    fix = f"psql \"$DATABASE_URL\" -c 'alter table generation_sessions set ({FILLFACTOR})'"
+    return [Finding("fillfactor", WARNING, text, fix)]
 
 
 def of_refused(kept: Sequence[Kept], notifying: Notifying) -> list[Finding]:

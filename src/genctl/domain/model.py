@@ -81,7 +81,10 @@ class Status(StrEnum):
 
 
 class Category(StrEnum):
-    """Say what a failure is about: the job (the first two), our account, our settings, or the way between."""
+    """Say what a failure is about: the job (the first two), our account, our settings, or the way between.
+
+    `cancelled` is about none of these: a person did not want the image any more.
+    """
 
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -92,6 +95,7 @@ class Category(StrEnum):
     NETWORK = "network"
     INTERNAL = "internal"
     CONFIG = "config"
+    CANCELLED = "cancelled"
 
 
 class Outcome(StrEnum):
@@ -117,10 +121,11 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
     run: Run | None = None  # a body without a run means the row's run
 
 
-class Session(msgspec.Struct, frozen=True):
-    """Hold a `generation_sessions` row. Times are aware, and by the database's clock.
+class StoredSession(msgspec.Struct, frozen=True):
+    """Hold what we read of a `generation_sessions` row. Times are aware, and by the database's clock.
 
-    Rows of an adopted table stay as they are: texts may be null, jsonb may hold anything.
+    Rows of an adopted table stay as they are: texts may be null, jsonb may hold anything. A statement names
+    these columns by `{session s}`, and never reads those that the product has beside them.
     """
 
     id: UUID
@@ -147,6 +152,11 @@ class Session(msgspec.Struct, frozen=True):
     version: int | None = None  # of the newest change that a stream shows
     enqueued_at: datetime | None = None
     dlq_sent_at: datetime | None = None
+
+
+class Session(StoredSession, frozen=True):
+    """Hold a session as a statement has read it, with what that statement adds."""
+
     read_at: datetime | None = None  # the database's time when it was read
     reserved: int | None = None  # credits of the current run's reservation, if the statement reads them
     refunded: int = 0  # credits of it that the release gave back
@@ -239,11 +249,28 @@ class Image(msgspec.Struct, frozen=True, rename="camel"):
     expires_at: str | None = None
 
 
+class RefusedImage(msgspec.Struct, frozen=True, rename="camel"):
+    """Say why an image of a set is missing; `place` counts from 1, as the provider lists the set."""
+
+    place: int
+    code: str
+    category: Category
+    user_message: str
+
+
 class Success(msgspec.Struct, frozen=True):
-    """Hold the images of a call that brought at least one."""
+    """Hold the images of a call that brought at least one, and those of the set that it refused."""
 
     images: tuple[Image, ...]
     request_id: str | None = None
+    refused: tuple[RefusedImage, ...] = ()
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Hold a completed row's `result`; `refused` is there where a set lacks images."""
+
+    images: tuple[Image, ...]
+    refused: tuple[RefusedImage, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,4 +63,5 @@ SENTENCES: dict[Category, str] = {
     _NETWORK: "The image service could not be reached or did not answer in time. Please try again later.",
     _CONFIG: "The image service cannot take this request at the moment. Please try again later.",
     Category.INTERNAL: "Something went wrong on our side. Please try again.",
+    Category.CANCELLED: "This image was cancelled before it was made.",
 }

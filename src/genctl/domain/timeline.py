@@ -94,7 +94,8 @@ def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
         case "retried":
             return f"{_failure(data)}; again after {data.get('delayS', 0):.1f} s"
         case "failed":
-            return f"{_failure(data)}; {data.get('refundedCredits') or 0} credits released"
+            by = f" by {data['by']}" if data.get("by") else ""
+            return f"{_failure(data)}{by}; {data.get('refundedCredits') or 0} credits released"
         case "copied":
             return f"message {data.get('messageId', '?')}"
         case "refunded":

@@ -8,12 +8,11 @@ import math
 import os
 import random
 import re
-import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
@@ -28,8 +27,10 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, StoredSession
+from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
+from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, cut
 from genctl.edges.rds import TokenConnection
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -49,8 +50,12 @@ LEAST_TIMEOUT_S = 1.0  # of the last try of patiently()
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
 CONFLICTS = 5  # tries of a transaction that collides with others
+MOST_MS = 2**31 - 1  # of a time-out of PostgreSQL
 LOCK_S = 2.0  # the longest wait for one lock, unless the caller says otherwise
 OUTAGE_S = 15.0  # leases may have lapsed in a longer outage
+
+_SESSION = re.compile(r"\{session (\w+)\}")
+_RULE = re.compile(r"\{(\w+)\}")
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -111,6 +116,12 @@ class _TimeLoader(Loader):
                     return EARLIEST if text.endswith(b"BC") else LATEST
 
 
+def _connection() -> dict[str, Any]:
+    """Return how we connect; a command's connections bear its name, by which its statements are found."""
+    limit = deadline.current()
+    return CONNECTION | ({"application_name": limit.name} if limit else {})
+
+
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
     conn.adapters.register_loader("timestamptz", _TimeLoader)
 
@@ -118,7 +129,7 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
 async def connect(dsn: str) -> Connection:
     """Open one connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
     with errors_told(dsn):
-        conn = await TokenConnection.connect(dsn, **CONNECTION)
+        conn = await TokenConnection.connect(dsn, **_connection())
         await _configure(conn)
         return conn
 
@@ -143,6 +154,18 @@ async def connect_directly(dsn: str) -> Connection:
     return conn
 
 
+def watched(dsn: str) -> Watch | None:
+    """Watch statements of this database over a connection of its own; None: no command has a deadline."""
+    limit = deadline.current()
+
+    async def look(name: str, pid: int) -> Row | None:
+        async with await connect(dsn) as conn:
+            with errors_told(dsn), answering(conn, LOOK_S / 2):
+                return next(iter(await run(conn, "waits_of", name=name, pid=pid)), None)
+
+    return Watch(limit, look) if limit else None
+
+
 @contextmanager
 def answering(conn: Connection, within_s: float) -> Iterator[None]:
     """Shut the connection down if the body takes longer, so that the body gets an error.
@@ -154,12 +177,6 @@ def answering(conn: Connection, within_s: float) -> Iterator[None]:
         yield
     finally:
         alarm.cancel()
-
-
-def cut(conn: Connection) -> None:
-    """End it, so that who reads it gets an error at once."""
-    with socket.socket(fileno=os.dup(conn.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
 
 
 async def _is_shared(conn: Connection, dsn: str) -> bool:
@@ -182,19 +199,35 @@ async def _backend(conn: Connection) -> int:
 def statements() -> dict[str, LiteralString]:
     """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
 
-    A file holds statements, each after the lines `-- name: x` and its purpose.
+    A file holds statements, each after the lines `-- name: x` and its purpose. `{session s}` in it stands for
+    the columns of a session, of the table or part that is called `s`; `{x}` for what follows `-- rule: x`.
     """
-    found: dict[str, LiteralString] = {}
-    folder = files("genctl.edges") / "sql"
-    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+    found: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
         if not file.name.endswith(".sql"):  # such as a __pycache__ that an older version has left
             continue
-        _, *named = re.split(r"^-- name: (\w+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        for name, text in zip(named[::2], named[1::2], strict=True):
-            if name in found:
+        text = file.read_text(encoding="utf-8")
+        _, *named = re.split(r"^-- (name|rule): (\w+)\n", text, flags=re.MULTILINE)
+        for kind, name, body in zip(named[::3], named[1::3], named[2::3], strict=True):
+            known = rules if kind == "rule" else found
+            if name in known:
                 raise ValueError(f"two statements are named {name}")
-            found[name] = text.strip()
-    return found
+            known[name] = _SESSION.sub(_columns, body.strip())
+    return {name: _ruled(text, rules) for name, text in found.items()}
+
+
+def _ruled(text: str, rules: Mapping[str, str]) -> LiteralString:
+    """Put the rules in, without their comments; a rule may name others. Raises KeyError."""
+
+    def rule(named: re.Match[str]) -> str:
+        return _ruled(re.sub(r"^--.*\n", "", rules[named[1]], flags=re.MULTILINE), rules)
+
+    return _RULE.sub(rule, text)
+
+
+def _columns(session: re.Match[str]) -> str:
+    return ", ".join(f"{session[1]}.{column}" for column in StoredSession.__struct_fields__)
 
 
 def sql(name: str) -> LiteralString:
@@ -223,6 +256,7 @@ class Database:
     def __init__(self, dsn: str, pool: "AsyncConnectionPool[Connection]") -> None:
         self.dsn = dsn
         self._pool = pool
+        self._limit = deadline.current()
         self._waiting: dict[object, float] = {}  # since when each request waits for a connection (monotonic)
         self._in_use = 0  # number of connections
         self._away_since: float | None = None  # monotonic; None: the database answers
@@ -266,7 +300,7 @@ class Database:
                 open=False,
                 configure=_configure,
                 connection_class=TokenConnection,
-                kwargs=CONNECTION,
+                kwargs=_connection(),
             )
             await pool.open()
         async with pool:
@@ -297,7 +331,7 @@ class Database:
             self._waiting.pop(waits, None)
 
     @asynccontextmanager
-    async def _timed_connection(self, timeout_s: float | None) -> AsyncIterator[Connection]:
+    async def _timed_connection(self, timeout_s: float) -> AsyncIterator[Connection]:
         """Take a connection for so long. A time-out before we have it is about the server, not a query."""
         conn: Connection | None = None
         try:
@@ -317,10 +351,11 @@ class Database:
         return next(iter(await self.rows(name, **params)), None)
 
     async def transact(
-        self, *steps: Statement, timeout_s: float | None = STATEMENT_TIMEOUT_S, lock_s: float = LOCK_S
+        self, *steps: Statement, timeout_s: float = STATEMENT_TIMEOUT_S, lock_s: float | None = None
     ) -> list[list[Row]]:
         """Run named statements as one transaction; wait `lock_s` seconds for a lock; return the rows of each.
 
+        A command's deadline stands in place of `timeout_s`, and of LOCK_S where the person chose it.
         They are one message to the server, which ends with their commit: a client that freezes leaves nothing
         locked. They run as read committed, whatever the database's default is; if the transaction collides
         with others, it runs again a few times. Raises DataRefusedError, LockedError, ConflictError
@@ -337,16 +372,20 @@ class Database:
         raise AssertionError
 
     async def _transact(
-        self, steps: Sequence[Statement], timeout_s: float | None, lock_s: float
+        self, steps: Sequence[Statement], timeout_s: float, lock_s: float | None
     ) -> list[list[Row]]:
-        with errors_told(self.dsn):
+        if lock_s is None:
+            lock_s = (self._limit and self._limit.lock_s) or LOCK_S
+        opening: list[Statement] = [("read_committed", {}), ("lock_timeout", {"ms": milliseconds(lock_s)})]
+        watch = None
+        if self._limit:
+            watch, timeout_s = watched(self.dsn), self._limit.within_s + 2 * GRACE_S  # the server comes first
+            opening.append(_time_of(self._limit))
+        with errors_told(self.dsn, watch):
             async with self._timed_connection(timeout_s) as conn:
                 try:
-                    opening: tuple[Statement, ...] = (
-                        ("read_committed", {}),
-                        ("lock_timeout", {"ms": max(1, round(lock_s * 1000))}),
-                    )
-                    return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]
+                    async with watch.over(conn) if watch else nullcontext():
+                        return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]
                 except (READ_ONLY, asyncio.CancelledError):
                     # a new connection finds the new primary, and gets no answers of a cancelled statement
                     await conn.close()
@@ -371,15 +410,32 @@ class Database:
             self._away_since = None
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Callable[..., Awaitable[list[Row]]]]:
-        """Yield a function that runs statements, as rows() does, in one snapshot. Raises GenctlError."""
-        with errors_told(self.dsn):
-            async with self._connection() as conn, conn.transaction():
-                await run(conn, "snapshot")
-                yield partial(run, conn)
+    async def snapshot(self) -> AsyncIterator[Callable[..., AsyncIterator[Row]]]:
+        """Yield a function that runs statements in one snapshot, and yields their rows as they come.
+
+        Raises GenctlError.
+        """
+        watch = watched(self.dsn)
+
+        async def asked(name: str, /, **params: Any) -> AsyncIterator[Row]:
+            async with watch.over(conn) if watch else nullcontext():
+                async for row in conn.cursor().stream(sql(name), params):
+                    yield row
+
+        with errors_told(self.dsn, watch):
+            async with self._connection() as conn, AsyncExitStack() as transaction:
+                async with watch.over(conn) if watch else nullcontext():
+                    await transaction.enter_async_context(conn.transaction())
+                    await run(conn, "snapshot")
+                    await run(conn, "rows_unhidden")
+                    if self._limit:
+                        await run(conn, "statement_timeout", **_time_of(self._limit)[1])
+                yield asked
+                async with watch.over(conn) if watch else nullcontext():
+                    await transaction.aclose()
 
     async def patiently(
-        self, *steps: Statement, patience_s: float = 60.0, lock_s: float = LOCK_S
+        self, *steps: Statement, patience_s: float = 60.0, lock_s: float | None = None
     ) -> list[list[Row]]:
         """Transact, and try again on a new connection while the server is away, for at most `patience_s`.
 
@@ -437,6 +493,16 @@ async def _few(cursor: psycopg.AsyncCursor[Row], text: str, params: Mapping[str,
         if "didn't produce a result" not in str(error):  # psycopg says so of a statement without rows
             raise
     return rows
+
+
+def milliseconds(seconds: float) -> int:
+    """Write a time-out as PostgreSQL takes it; 0 would be none."""
+    return min(max(1, round(seconds * 1000)), MOST_MS)
+
+
+def _time_of(limit: Deadline) -> Statement:
+    """Return the statement that bounds all that follow in its transaction."""
+    return "statement_timeout", {"ms": milliseconds(limit.within_s), "is_local": True}
 
 
 def as_json(value: Any) -> Any:

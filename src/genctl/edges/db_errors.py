@@ -8,14 +8,16 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 from genctl.base.dsn import place
+from genctl.domain.adoption import ROWS_SEEN, cure
 from genctl.domain.model import GenctlError
+from genctl.edges.deadline import Watch
 
 
 class DataRefusedError(GenctlError):
     """Say that the database refused the data of a statement (a constraint, a range): do not try again."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__("DataRefused", f"the database refused the data: {reason}", exit_code=1)
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__("DataRefused", f"the database refused the data: {reason}", fix, exit_code=1)
 
 
 class NotifyRefusedError(DataRefusedError):
@@ -31,10 +33,14 @@ class DatabaseSilentError(DatabaseGoneError):
 
 
 class LockedError(GenctlError):
-    """Say that another transaction holds a lock that the statement needs: it did nothing, try later."""
+    """Say that another transaction holds a lock that the statement needs: it did nothing, try later.
 
-    def __init__(self, message: str) -> None:
-        super().__init__("Locked", message, "genctl doctor")  # names who holds transactions open
+    `held` ends the sentence with who holds it, where we know it; the default fix names who may.
+    """
+
+    def __init__(self, message: str, fix: str = "genctl doctor", *, held: str = "") -> None:
+        super().__init__("Locked", message + held, fix)
+        self.held = held
 
 
 class ConflictError(GenctlError):
@@ -51,13 +57,28 @@ POOLERS = errors.ProtocolViolation  # PgBouncer answers everything so
 
 
 @contextmanager
-def errors_told(dsn: str) -> Iterator[None]:
-    """Turn psycopg's errors into ours, each with its cure."""
+def errors_told(dsn: str, watch: Watch | None = None) -> Iterator[None]:
+    """Turn psycopg's errors into ours, each with its cure; say what the `watch` has seen of the statement."""
     try:
         yield
     except (psycopg.Error, PoolTimeout, TimeoutError, UnicodeEncodeError) as error:
-        tell = _gone if _is_gone(error) else next(tell for kinds, tell in _TOLD if isinstance(error, kinds))
-        raise tell(error, "/".join(place(dsn))) from error
+        cause = TimeoutError() if watch and watch.is_cut else error
+        tell = _gone if _is_gone(cause) else next(tell for kinds, tell in _TOLD if isinstance(cause, kinds))
+        told = tell(cause, "/".join(place(dsn)))
+        raise (_explained(told, watch) if watch else told) from error
+
+
+def _explained(told: GenctlError, watch: Watch) -> GenctlError:
+    """Add what the statement waited for."""
+    match told:
+        case LockedError():
+            held, cure = watch.holder()
+            return LockedError(told.message, cure or told.fix, held=held)
+        case DatabaseSilentError():
+            silence, cure = watch.silence()
+            message = f"{told.message.removesuffix('in time')}{silence}"
+            return DatabaseSilentError(told.code, message, cure or told.fix)
+    return told
 
 
 def _is_gone(error: Exception) -> bool:
@@ -80,9 +101,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _where(error: Exception) -> str:
-    """Name the row and its table, in PostgreSQL's words."""
+    """Name the row and its table, in PostgreSQL's words; of a whole table it names nothing."""
     context = error.diag.context if isinstance(error, psycopg.Error) else None
-    return (context or first_line(error)).splitlines()[-1]
+    return f" ({context.splitlines()[-1]})" if context else ""
 
 
 def _refusal(error: Exception) -> str:
@@ -93,6 +114,16 @@ def _refusal(error: Exception) -> str:
         (line for line in functions if "inline_code_block" not in line), None
     )  # a block is a migration's
     return f"{first_line(error)} ({who})" if who else first_line(error)
+
+
+def _row_refused(error: Exception, _: str) -> DataRefusedError:
+    """Name the column that an adopted table needs, or the constraint, and who can make such a row."""
+    diag = error.diag if isinstance(error, psycopg.Error) else None
+    table, column = (diag.table_name or "", diag.column_name) if diag else ("", None)
+    said = _refusal(error)
+    if column:
+        said = f"{table}.{column} must not be null, and genctl has no value for it"
+    return DataRefusedError(said, cure(table, column=bool(column)))
 
 
 Tell = Callable[[Exception, str], GenctlError]
@@ -108,20 +139,27 @@ _gone = _said(
     "check that it runs and that DATABASE_URL is right; where that is unset: `genctl up`",
     DatabaseGoneError,
 )
+
+
+def _denied(error: Exception, where: str) -> GenctlError:
+    hidden = "row-level security" in str(error)  # we switch the filter off, so that PostgreSQL says so
+    fix = ROWS_SEEN if hidden else "grant the rights to the user of DATABASE_URL"
+    return GenctlError("DatabaseDenied", f"database {where} refuses: {_refusal(error)}", fix)
+
+
 # The first kind that fits counts.
 _TOLD: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Tell], ...] = (
     ((errors.UndefinedTable, errors.UndefinedColumn),
      _said("NotMigrated", "database {at} lacks what genctl needs: {said}", "run `genctl migrate`")),
-    (errors.InsufficientPrivilege,
-     _said("DatabaseDenied", "database {at} refuses: {said}",
-           "grant the rights to the user of DATABASE_URL")),
+    (errors.InsufficientPrivilege, _denied),
     (errors.ProgramLimitExceeded, lambda error, _: NotifyRefusedError(first_line(error))),
+    ((errors.NotNullViolation, errors.ForeignKeyViolation), _row_refused),
     ((psycopg.DataError, psycopg.IntegrityError, errors.RaiseException),
      lambda error, _: DataRefusedError(_refusal(error))),
     (errors.DiskFull,
      _said("DatabaseFull", "PostgreSQL at {at} has no space: {said}", "make room on its disk")),
     (errors.LockNotAvailable,
-     lambda error, _: LockedError(f"another transaction holds a lock: {_where(error)}")),
+     lambda error, _: LockedError(f"another transaction holds a lock{_where(error)}")),
     ((errors.SerializationFailure, errors.DeadlockDetected),
      lambda error, _: ConflictError(first_line(error))),
     ((TimeoutError, *SLOW),

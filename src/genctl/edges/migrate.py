@@ -11,25 +11,36 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import errors
 
 from genctl.base import assets
 from genctl.base.person import Note
+from genctl.domain import adoption
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, connect_directly, run
-from genctl.edges.db_errors import errors_told
+from genctl.edges import deadline
+from genctl.edges.db import Connection, Row, as_json, connect_directly, milliseconds, run, watched
+from genctl.edges.db_errors import DatabaseSilentError, LockedError, errors_told
 
 ALONE = "-- genctl: no transaction"
 LOCK_KEY = 0x67656E63746C  # "genctl"
 POLL_S = 0.1
 SILENT_S = 2.0  # we tell the person of a longer wait for another runner
 LOCK_PATIENCE_S = 60.0
+Told = Callable[[], AbstractContextManager[None]]  # turns the errors of the body into ours
+ADOPTING = (  # one transaction: a base is adopted or refused, never half
+    "20251101_base_tables.sql",
+    "20251102_generation_sessions_error_details.sql",
+    "20251103_failure_pipeline.sql",
+)
+_MADE = re.compile(r"\bcreate (?:unique )?index (?:concurrently )?(?:if not exists )?(\w+)")
+_TRIGGER = re.compile(r"\bcreate or replace trigger (\w+)")
 _INDEX = re.compile(r"\bindex concurrently if (?:not )?exists (\w+)")
 
 
@@ -44,6 +55,13 @@ class Migration(NamedTuple):
     applied_at: datetime | None
 
 
+class FileRun(NamedTuple):
+    """Hold a file to run, and what the statement that records it needs to know."""
+
+    path: Path
+    facts: dict[str, str]
+
+
 def files() -> dict[str, Path]:
     """List the forward files by name, in the order in which we apply them."""
     return {
@@ -56,22 +74,41 @@ def files() -> dict[str, Path]:
 async def up(dsn: str, note: Note = lambda _: None) -> list[str]:
     """Apply the pending files and return their names. `dsn` must be a direct connection.
 
-    It tells `note` of another runner for which it waits. Raises GenctlError (exit 3) when the database is
+    It tells `note` of another runner for which it waits, and, when it has adopted a product's tables, of what
+    genctl cannot do there. Raises GenctlError (exit 3) when the database is
     away or a file fails; the files before it stay applied.
     """
-    applied: list[str] = []
-    async with _alone(dsn, note) as conn:
-        for migration in await _compare(conn):
-            if migration.state != "pending":
-                continue
+    async with _alone(dsn, note) as (conn, told):
+        pending = [migration for migration in await _compare(conn) if migration.state == "pending"]
+        names = [migration.name for migration in pending]
+        if adopts := names[: len(ADOPTING)] == [*ADOPTING]:
+            adoption.refuse(await _unfit(conn))
+            await _carry_out(conn, told, [_applied_by(name) for name in ADOPTING], "record_migration")
+        for migration in pending[len(ADOPTING) if adopts else 0 :]:
             path = files()[migration.name]
             if migration.applied_at:
-                await _build_again(conn, dsn, path)
+                await _build_again(conn, told, path)
             else:
-                record = {"name": path.name, "sha256": _hash(path)}
-                await _carry_out(conn, dsn, path, "record_migration", record)
-            applied.append(path.name)
-    return applied
+                await _carry_out(conn, told, [_applied_by(migration.name)], "record_migration")
+        if adopts:
+            for limit in adoption.limits(await run(conn, "base_findings", **base_asked())):
+                note(limit)
+    return names
+
+
+async def _unfit(conn: Connection) -> list[Row]:
+    """Find what keeps genctl out of a base before the first file: what `doctor` finds later, and clashes."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files().values())
+    async with conn.transaction():
+        await run(conn, "try_base")
+        names = {"indexes": _MADE.findall(text), "triggers": _TRIGGER.findall(text)}
+        clashes = await run(conn, "clashes", **names, later=[*adoption.LATER])
+        return await run(conn, "base_findings", **base_asked()) + clashes
+
+
+def base_asked() -> dict[str, Any]:
+    """Return the parameters of `base_findings`, whose rows domain.adoption judges."""
+    return {name: as_json(value) for name, value in adoption.ASKED.items()}
 
 
 async def undoable(dsn: str, to: str | None) -> list[str]:
@@ -101,35 +138,46 @@ async def down(dsn: str, names: list[str], note: Note = lambda _: None) -> None:
 
     Raises GenctlError (exit 3) when others have come or gone since; else as up() does.
     """
-    async with _alone(dsn, note) as conn:
+    async with _alone(dsn, note) as (conn, told):
         if names != _applied(await _compare(conn))[: len(names)]:
             raise GenctlError(
                 "MigrationsChanged", "somebody else migrates this database", "run `genctl migrate status`"
             )
         for name in names:
-            await _carry_out(conn, dsn, _way_back(name), "forget_migration", {"name": name})
+            await _carry_out(conn, told, [FileRun(_way_back(name), {"name": name})], "forget_migration")
 
 
 async def status(dsn: str) -> list[Migration]:
     """Compare every file of the set with every row of the table, by name. Changes nothing."""
-    with errors_told(dsn):
-        async with await connect_directly(dsn) as conn:
-            return await _compare(conn)
+    async with _connected(dsn) as (conn, _):
+        return await _compare(conn)
 
 
 @asynccontextmanager
-async def _alone(dsn: str, note: Note) -> AsyncIterator[Connection]:
-    """Open a direct connection that holds the lock; the server frees it when we are killed."""
+async def _connected(dsn: str) -> AsyncIterator[tuple[Connection, Told]]:
+    """Open a direct connection, until the command's deadline; yield also what tells its errors."""
+    watch, limit = watched(dsn), deadline.current()
+    told = partial(errors_told, dsn, watch)
+    with told():
+        async with await connect_directly(dsn) as conn, watch.over(conn) if watch else nullcontext():
+            if limit:
+                ms = milliseconds(limit.within_s)
+                await run(conn, "statement_timeout", ms=ms, is_local=False)
+            yield conn, told
+
+
+@asynccontextmanager
+async def _alone(dsn: str, note: Note) -> AsyncIterator[tuple[Connection, Told]]:
+    """Connect as _connected() does, and hold the lock; the server frees it when we are killed."""
     tell_at = time.monotonic() + SILENT_S
-    with errors_told(dsn):
-        async with await connect_directly(dsn) as conn:
-            # we poll, as a wait inside the server would deadlock with a concurrent build of an index
-            while not (await run(conn, "try_migration_lock", key=LOCK_KEY))[0]["locked"]:
-                if time.monotonic() > tell_at and (holder := await _holder(conn)):
-                    note(holder)
-                    tell_at = math.inf
-                await asyncio.sleep(POLL_S)
-            yield conn
+    async with _connected(dsn) as (conn, told):
+        # we poll, as a wait inside the server would deadlock with a concurrent build of an index
+        while not (await run(conn, "try_migration_lock", key=LOCK_KEY))[0]["locked"]:
+            if time.monotonic() > tell_at and (holder := await _holder(conn)):
+                note(holder)
+                tell_at = math.inf
+            await asyncio.sleep(POLL_S)
+        yield conn, told
 
 
 async def _holder(conn: Connection) -> str | None:
@@ -179,34 +227,46 @@ def _way_back(name: str) -> Path:
     return assets.folder("migrations") / name.replace(".sql", ".rollback.sql")
 
 
-async def _carry_out(conn: Connection, dsn: str, path: Path, note: str, noted: dict[str, str]) -> None:
-    """Run a file and the statement that records it, in one transaction if the file is one."""
+def _applied_by(name: str) -> FileRun:
+    path = files()[name]
+    return FileRun(path, {"name": name, "sha256": _hash(path)})
+
+
+async def _carry_out(conn: Connection, told: Told, steps: Sequence[FileRun], record: str) -> None:
+    """Run files and the statement that records each, in one transaction unless the only file is none."""
+    path, facts = steps[0]
     content = path.read_text(encoding="utf-8")
     try:
-        with errors_told(dsn):
+        with told():
             if content.startswith(ALONE):
                 for statement in [*(await _half_built(conn, path)).values(), *_statements(content)]:
                     await conn.execute(statement)
                 await run(conn, "create_migrations")
-                await run(conn, note, **noted)
+                await run(conn, record, **facts)
             else:
-                await _patiently(conn, content, note, noted)
+                await _patiently(conn, steps, record)
     except GenctlError as error:
+        names = " to ".join(dict.fromkeys((path.name, steps[-1].path.name)))
+        waited = isinstance(error, LockedError | DatabaseSilentError)
+        mended = (
+            f"{adoption.retyped(error.message) or error.fix or 'mend it'}, and run `genctl migrate` again"
+        )
         raise GenctlError(
-            "MigrationFailed", f"{path.name}: {error.message}", "mend it and run `genctl migrate` again"
+            "MigrationFailed", f"{names}: {error.message}", error.fix if waited else mended
         ) from error
 
 
-async def _patiently(conn: Connection, content: str, note: str, noted: dict[str, str]) -> None:
+async def _patiently(conn: Connection, steps: Sequence[FileRun], record: str) -> None:
     """Run one transaction that waits only a moment for each lock, again and again for a minute."""
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
             async with conn.transaction():
                 await run(conn, "wait_shortly")
-                await conn.execute(content)
                 await run(conn, "create_migrations")
-                await run(conn, note, **noted)
+                for path, facts in steps:
+                    await conn.execute(path.read_text(encoding="utf-8"))
+                    await run(conn, record, **facts)
                 return
         except errors.LockNotAvailable:
             if time.monotonic() > give_up_at:
@@ -214,9 +274,9 @@ async def _patiently(conn: Connection, content: str, note: str, noted: dict[str,
         await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
 
-async def _build_again(conn: Connection, dsn: str, path: Path) -> None:
+async def _build_again(conn: Connection, told: Told, path: Path) -> None:
     """Build only the half-built indexes: a later file may have dropped another index of this one."""
-    with errors_told(dsn):
+    with told():
         broken = await _half_built(conn, path)
         builds = [one for one in _statements(path.read_text(encoding="utf-8")) if _makes(broken, one)]
         for statement in [*broken.values(), *builds]:

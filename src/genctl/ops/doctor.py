@@ -21,7 +21,7 @@ from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.domain.rights import RIGHTS
-from genctl.edges import credentials, http, listener, migrate
+from genctl.edges import credentials, deadline, http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.ops import peer
@@ -38,12 +38,17 @@ USER = "genctl-doctor"  # whose stream we open
 LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
-async def examine(settings: Settings, advance: Advance, *, send: bool = False) -> list[Finding]:
-    """Return all findings in the order of the checks, each once: several find that a database is away."""
+async def examine(
+    settings: Settings, advance: Advance, within_s: float = WITHIN_S, *, send: bool = False
+) -> list[Finding]:
+    """Return all findings in the order of the checks, each once: several find that a database is away.
+
+    Each check has `within_s`. `send` is for a message through each queue.
+    """
     checks = {**CHECKS, **(SENDING if send else {})}
 
     async def checked(name: str) -> list[Finding]:
-        answer = await answered(name, checks[name](settings), WITHIN_S)
+        answer = await answered(name, checks[name](settings), within_s)
         advance(1)
         return findings.of_error(name, answer) if isinstance(answer, GenctlError) else answer
 
@@ -55,9 +60,12 @@ async def examine(settings: Settings, advance: Advance, *, send: bool = False) -
 
 
 async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | GenctlError:
-    """Return the part's answer, or the error that says why there is none in time."""
+    """Return the part's answer, or the error that says why there is none in time.
+
+    A question to the database ends by itself in that time and says more, so it comes first.
+    """
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(within_s + deadline.ENDED_AFTER_S):
             return await asking
     except GenctlError as error:
         return error
@@ -117,11 +125,15 @@ async def _database(settings: Settings) -> list[Finding]:
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
         missing = await db.rows("missing_rights", needed=as_json(needed))
+        table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
+        base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
     facts = server | {"notify_pid": notifying.idle_pid}
     return [
         *findings.of_server(facts, "/".join(dsn.place(settings.dsn())), clocks_s),
         *findings.of_rights(missing),
+        *findings.of_settings(table["settings"]),
+        *findings.of_base(base),
         *findings.of_refused(kept, notifying),
     ]
 

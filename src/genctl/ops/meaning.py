@@ -34,6 +34,7 @@ NOTES = {  # of codes with a second meaning
 VERDICTS = ("retry", "fatal")
 OUTAGE, FIXED = "provider-outage", "dlq-redrive-after-fix"  # runbooks
 OF_THE_JOB = frozenset({Category.CONTENT_POLICY, Category.INVALID_REQUEST})
+NO_INCIDENT = OF_THE_JOB | {Category.CANCELLED}
 REDRIVE = {
     Category.CONTENT_POLICY: "no: the same job would be refused again",
     Category.INVALID_REQUEST: "no: the same job would be refused again",
@@ -44,6 +45,7 @@ REDRIVE = {
     Category.NETWORK: "yes, once the provider is reached again",
     Category.INTERNAL: "yes, once the cause is mended",
     Category.CONFIG: "yes, once our endpoint, path or model is mended",
+    Category.CANCELLED: "yes, if the user wants the image after all: genctl sessions retry",
 }
 
 
@@ -98,6 +100,8 @@ def of_answer(
     verdict = classify(answer, provider, now=now, verdicts=verdicts)
     if isinstance(verdict, Success):
         told = {"verdict": "success", "provider": provider.name, "images": verdict.images}
+        if verdict.refused:
+            told["refused"] = verdict.refused
         return told | {"requestId": verdict.request_id}
     details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
     failure = msgspec.structs.replace(verdict, user_message=details.user_message)
@@ -160,7 +164,7 @@ def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str |
         delay=None if failure.fatal or internal else _delay(failure),
         user_message=failure.user_message,
         redrive="no: there is no job to make" if internal and failure.fatal else REDRIVE[failure.category],
-        runbook=None if failure.category in OF_THE_JOB else runbook,
+        runbook=None if failure.category in NO_INCIDENT else runbook,
         note=note,
     )
 

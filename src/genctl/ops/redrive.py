@@ -33,9 +33,10 @@ POLL_S = 0.1
 
 
 class RedriveOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the options of `dlq redrive`."""
+    """Hold the options of `dlq redrive`, and of `sessions retry`, which names the sessions."""
 
-    choice: Choice
+    choice: Choice = Choice()
+    named: bool = False
     most: int | None = None
     max_redrives: int = 3
     rate: float | None = None  # jobs a second
@@ -51,10 +52,15 @@ class RedriveOptions(msgspec.Struct, frozen=True, kw_only=True):
             Tools.of(settings).named(settings.tool).checked(changes, None)
 
     @property
+    def edits(self) -> list[str]:
+        """Name the options that change the jobs."""
+        return [*(["--edit-prompt"] if self.edit_prompt else []), *self.changes]
+
+    @property
     def terms(self) -> Terms:
         """Return what the plan needs of the options. Raises GenctlError (exit 2) for a malformed change."""
         code = self.choice.code if self.choice.code != "Unknown" else None  # does not name a cause
-        named = (code, self.choice.category, self.choice.session, self.edit_prompt)
+        named = (self.named, code, self.choice.category, self.choice.session, self.edit_prompt)
         return Terms(
             max_redrives=self.max_redrives,
             refused_too=any(named),
@@ -82,7 +88,8 @@ class Plan(msgspec.Struct, frozen=True):
         edit = f", edited by {', '.join(self.edits)}" if self.edits else ""
         return (
             f"Redrive {many(self.tally.redriven, 'job')} of {many(users, 'user')}, reserving"
-            f" {many(reserved, 'credit')} again{edit}, and drop {self.tally.stale} stale copies?"
+            f" {many(reserved, 'credit')} again{edit}"
+            + (f", and drop {self.tally.stale} stale copies?" if self.tally.stale else "?")
             + (f" Left where they are: {left}." if left else "")
         )
 
@@ -165,8 +172,7 @@ class Redrive:
             ]
         seen = self.over.seen
         await self.over.show()
-        edits = [*(["--edit-prompt"] if self.terms.prompt else []), *self.options.changes]
-        return Plan(rows, tally, seen, max(seen, self.over.approximate), edits)
+        return Plan(rows, tally, seen, max(seen, self.over.approximate), self.options.edits)
 
     def limit(self, plan: Plan) -> None:
         """Redrive no more jobs, and look no further into the DLQ, than the plan that a person agreed to."""
@@ -241,7 +247,7 @@ class Redrive:
                 for fate in ran
                 if fate.letter.row
             }
-        self.over.forget(fate.message for fate in fates if fate.is_gone)
+        self.over.forget(fate.message for fate in fates if fate.is_gone and fate.message)
         budget.advance(len(messages))
 
     async def _gate_is_closed(self) -> bool:

@@ -7,12 +7,14 @@ from typing import Any
 import msgspec
 from tabulate import tabulate
 
+from genctl.base.person import Advance
 from genctl.base.printable import many
 from genctl.domain.model import rfc3339
 from genctl.edges.db import Database, Row
 
 PIECES = [timedelta(minutes=1), timedelta(minutes=5), timedelta(hours=1), timedelta(days=1)]
 MOST_PIECES = 48
+PARTS = ("report_failures", "report_released", "unsure_calls", "report_redrives", "report_timeline")
 BAR = 30
 
 
@@ -64,20 +66,25 @@ class Report(msgspec.Struct, frozen=True):
         return "\n".join(lines) + "\n"
 
 
-async def report(db: Database, since: datetime, until: datetime) -> Report:
-    """Read the report from the database in one snapshot. Raises GenctlError, exit 3."""
+async def report(db: Database, since: datetime, until: datetime, advance: Advance = lambda _: None) -> Report:
+    """Read the report from the database in one snapshot; `advance` hears of each of the PARTS.
+
+    Raises GenctlError, exit 3.
+    """
     since, until = since.astimezone(UTC), until.astimezone(UTC)
     window = {"since": since, "until": until}
     piece = next((p for p in PIECES if (until - since) / p <= MOST_PIECES), PIECES[-1])
-    totals, unsure, failures, redrives, timeline = await db.transact(
-        ("report_totals", window),
-        ("unsure_calls", window | {"user": None}),
-        ("report_failures", window),
-        ("report_redrives", window),
-        ("report_timeline", window | {"piece_s": piece.total_seconds()}),
-        timeout_s=None,
-    )
-    return Report(since, until, totals[0] | unsure[0], failures, redrives, timeline)
+    more: dict[str, Row] = {
+        "unsure_calls": {"user": None},
+        "report_timeline": {"piece_s": piece.total_seconds()},
+    }
+    found: list[list[Row]] = []
+    async with db.snapshot() as rows:
+        for part in PARTS:
+            found.append([row async for row in rows(part, **window, **more.get(part, {}))])
+            advance(1)
+    (everything, *failures), released, unsure, redrives, timeline = found
+    return Report(since, until, everything | released[0] | unsure[0], failures, redrives, timeline)
 
 
 def _redrives(redrives: Sequence[Row]) -> str:

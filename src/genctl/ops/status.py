@@ -12,15 +12,19 @@ from genctl.domain.refusals import Kept, Notifying
 from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
+from genctl.nets import MOST_COUNTED, asked_of_piles
 from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
 WITHIN_S = 4.0  # of each part
 
 
-async def look(settings: Settings) -> list[status.StatusLine]:
-    """Return the lines of `status`, one for a part that is away. Raises GenctlError (exit 3) when all are."""
-    found = await asyncio.gather(*(answered(name, ask(settings), WITHIN_S) for name, ask in PARTS.items()))
+async def look(settings: Settings, within_s: float = WITHIN_S) -> list[status.StatusLine]:
+    """Return the lines of `status`, one for a part that is away. Raises GenctlError (exit 3) when all are.
+
+    Each part has `within_s` to answer.
+    """
+    found = await asyncio.gather(*(answered(name, ask(settings), within_s) for name, ask in PARTS.items()))
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
         said = dict.fromkeys(error.message for error in away)
@@ -44,11 +48,14 @@ async def _queues(settings: Settings) -> list[status.StatusLine]:
 async def _database(settings: Settings) -> list[status.StatusLine]:
     tools = Tools.of(settings)
     async with Database.open(settings.dsn(), size=1) as db:
-        asked = ("piles", "failures_by_code", "answers_kept", "notify_queue")
-        piles, failures, kept, (notifying,) = await db.transact(*((name, {}) for name in asked))
+        models = [like for tool in tools for like in tool.like]
+        piles, unserved, failures, kept, (notifying,) = await db.transact(
+            ("piles", asked_of_piles(models, queued_timeout_s=settings.queued_timeout_s)),
+            ("unserved", {"models": models, "most": MOST_COUNTED}),
+            *((name, {}) for name in ("failures_by_code", "answers_kept", "notify_queue")),
+        )
         gates = [await gate.read(db, tool.name) for tool in tools]
         refused = await traits.standing(db)
-        unserved = await db.rows("unserved", models=[like for tool in tools for like in tool.like])
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},

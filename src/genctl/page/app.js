@@ -14,9 +14,10 @@ import { draft, tellSignIn, unsent } from './typed.js';
 import { amount, asSentence, behind, closed, CONNECTION, count } from './words.js';
 
 const { tool = '' } = document.documentElement.dataset;
-const { price = '', offers = '' } = document.body.dataset;
+const { price = '' } = document.body.dataset;
 const PRICE = Number(price);
 const PLACE_WITHIN_MS = 400;
+const [TICK_MS, SLEPT_MS] = [3_000, 15_000];
 const TITLE = document.title;
 const BASE = `api/${tool}`;
 const stream = follow(`${BASE}/events`, typeof EventSource === 'function' ? byEventSource : byFetch(fetch.bind(window)));
@@ -39,7 +40,7 @@ const size = /** @type {HTMLSelectElement} */ (part(form, 'select'));
 const older = part(document, '#older');
 const dialog = detailsDialog(
   { again: ({ prompt }) => usePrompt(prompt ?? ''), retry: (card) => void retry(card), cancel: ({ key }) => store.cancel(key) },
-  { price: PRICE ? count(PRICE, 'credit') : '', canCancel: offers.split(' ').includes('cancel') },
+  PRICE ? count(PRICE, 'credit') : '',
 );
 
 /** A key that nobody else has. randomUUID needs https, which a private network may not have. */
@@ -275,6 +276,12 @@ older.addEventListener('click', loadOlder);
 for (const button of document.querySelectorAll('.retry')) button.addEventListener('click', store.wake);
 document.addEventListener('visibilitychange', () => document.hidden || store.wake()); // perhaps signed in elsewhere
 for (const name of ['online', 'focus']) addEventListener(name, store.wake);
+document.addEventListener('resume', store.wake); // the browser had frozen this tab
+let tickedAt = Date.now();
+setInterval(() => {
+  if (!document.hidden && Date.now() - tickedAt > SLEPT_MS) store.wake(); // the machine slept, and no event says so
+  tickedAt = Date.now();
+}, TICK_MS);
 addEventListener('storage', ({ key }) => key === 'signed-in' && location.reload()); // as somebody else, perhaps
 // A page that the browser keeps for its back button must hold neither stream nor lock.
 addEventListener('pagehide', store.stop);

@@ -1,7 +1,7 @@
 /** One card: built once from its template, then filled from its state. Text goes in as text only. */
 
 /** @import {Card, Gate} from './types.js' */
-import { ago, clock, count, headline, minute, pictures, refund, sentence, STATUS, waiting } from './words.js';
+import { ago, clock, count, headline, isCancelled, minute, pictures, refund, sentence, STATUS, waiting } from './words.js';
 
 /** @typedef {{now: number, gate: Gate | null}} Moment what a card depends on beside itself */
 /** @typedef {(what: 'open' | 'resend' | 'discard', card: Card) => void} Wish */
@@ -44,8 +44,9 @@ export function cardView(wish) {
     put(image, 'hidden', !visible);
     if (visible && image.src !== shot.url) image.src = shot.url;
     put(image, 'alt', card.prompt ?? '');
-    put(many, 'hidden', shots.length < 2);
-    setText(many, shots.length < 2 ? '' : count(shots.length, 'image'));
+    const all = shots.length + (card.result?.refused ?? []).length;
+    put(many, 'hidden', all < 2);
+    setText(many, all < 2 ? '' : shots.length < all ? `${shots.length} of ${count(all, 'image')}` : count(all, 'image'));
     put(wait, 'hidden', card.status === 'failed' || visible);
     showIcon(wait, iconOf(card, last.gate));
     setText(part(wait, 'span'), card.status === 'completed' ? without(shot, last.now) : waiting(card, last.gate, last.now));
@@ -58,6 +59,7 @@ export function cardView(wish) {
       if (shown && shown.status !== card.status) element.classList.add('flipped');
       put(element.dataset, 'status', card.status);
       put(element.dataset, 'sessionId', card.sessionId ?? '');
+      element.classList.toggle('is-cancelled', isCancelled(card));
       showStatus(status, card);
       setText(button, card.prompt ?? 'An image');
       setText(model, card.model ?? '');
@@ -65,6 +67,7 @@ export function cardView(wish) {
       put(unsent, 'hidden', card.status !== 'unsent');
       put(failure, 'hidden', card.status !== 'failed');
       if (card.status === 'failed') {
+        showIcon(part(failure, '.headline'), isCancelled(card) ? 'cancelled' : 'failed');
         setText(part(failure, '.headline span'), headline(card.errorDetails));
         setText(part(failure, '.sentence'), sentence(card.errorDetails));
         showRefund(failure, card.errorDetails, moment.now);
@@ -86,8 +89,9 @@ export function cardView(wish) {
  * @param {Card} card
  */
 export function showStatus(root, card) {
-  showIcon(root, card.status);
-  setText(part(root, 'span'), STATUS[card.status]);
+  const cancelled = isCancelled(card);
+  showIcon(root, cancelled ? 'cancelled' : card.status);
+  setText(part(root, 'span'), cancelled ? 'Cancelled' : STATUS[card.status]);
 }
 
 /**

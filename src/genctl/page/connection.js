@@ -9,10 +9,12 @@
 
 const TELL_AFTER_MS = 3_000;
 const TELL_AFTER_END_MS = 5_000; // a browser waits up to 3 s before it comes back
+const TELL_AFTER_SILENCE_MS = 2_000; // which is noticed a second after a heartbeat was due
 
 export class Freshness {
   #ready = false;
   #reachable = true;
+  #quiet = false; // it was live until a heartbeat was missed
   /** @type {string | null} up to when the data is whole */
   #asOf = null;
   /** @type {unknown} */
@@ -41,24 +43,32 @@ export class Freshness {
 
   /** A stream is being opened. */
   opening() {
-    this.#ready = false;
+    this.#ready = this.#quiet = false;
     if (this.isLive) this.#put('catching-up');
     this.#tellIn(TELL_AFTER_MS);
   }
 
   /** It ended as streams do, and the next one comes. */
   ended() {
-    this.#ready = false;
+    this.#ready = this.#quiet = false;
     this.#put('catching-up');
     this.#tellIn(TELL_AFTER_END_MS);
   }
 
   /** No stream could be had, or the one that we had went silent. */
   lost() {
-    this.#ready = false;
+    this.#ready = this.#quiet = false;
     if (this.isLive) this.#put('catching-up');
     this.#tellIn(TELL_AFTER_MS);
     if (!this.#shown.told) this.probe();
+  }
+
+  /** A heartbeat was due, and nothing came: the stream may be dead, or merely late. */
+  silent() {
+    if (!this.isLive) return;
+    this.#quiet = true;
+    this.#put('catching-up');
+    this.#tellIn(TELL_AFTER_SILENCE_MS);
   }
 
   /** The stream is complete. */
@@ -69,6 +79,7 @@ export class Freshness {
 
   /** Something came on the stream. */
   heard() {
+    if (this.#quiet && this.#ready) this.#live();
     if (this.isLive) this.#asOf = this.#time();
   }
 
@@ -96,13 +107,14 @@ export class Freshness {
   stop() {
     this.timers.clear(this.#timer);
     this.#timer = null;
-    this.#ready = false;
+    this.#ready = this.#quiet = false;
     this.#put('connecting', false);
   }
 
   #live() {
     this.timers.clear(this.#timer);
     this.#timer = null;
+    this.#quiet = false;
     this.#asOf = this.#time();
     this.#put('live', false);
   }

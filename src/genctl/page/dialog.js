@@ -1,13 +1,12 @@
 /** All that is known of one card, for reading and for copying into a report. */
 
-/** @import {Card} from './types.js' */
+/** @import {Card, RefusedImage} from './types.js' */
 /** @import {Shot} from './words.js' */
 import { part, put, setText, showRefund, showStatus } from './card.js';
-import { clock, headline, minute, missing, pictures, sentence } from './words.js';
+import { clock, gallery, headline, isCancelled, minute, missing, sentence } from './words.js';
 
 /** @typedef {{label: string, text: string, title?: string}} Fact */
 /** @typedef {{again: (card: Card) => void, retry: (card: Card) => void, cancel: (card: Card) => Promise<string | null>}} Wishes */
-/** @typedef {{price: string, canCancel: boolean}} Offers */
 
 const OUTCOMES = new Map([
   ['refused', 'Refused: no image was made'],
@@ -16,9 +15,9 @@ const OUTCOMES = new Map([
 
 /**
  * @param {Wishes} wishes
- * @param {Offers} offers
+ * @param {string} price of one image, in words; empty where it has none
  */
-export function detailsDialog(wishes, offers) {
+export function detailsDialog(wishes, price) {
   const dialog = /** @type {HTMLDialogElement} */ (document.getElementById('details'));
   const copy = part(dialog, '.reference .copy');
   const [cancel, retry] = [part(dialog, '.cancel'), part(dialog, '.retry-it')];
@@ -30,9 +29,15 @@ export function detailsDialog(wishes, offers) {
   dialog.addEventListener('click', (event) => event.target === dialog && dialog.close()); // the backdrop
   part(dialog, '.again').addEventListener('click', () => leave(wishes.again));
   retry.addEventListener('click', () => leave(wishes.retry));
-  cancel.addEventListener('click', async () => shown && setText(part(dialog, '.complaint'), (await wishes.cancel(shown)) ?? ''));
+  cancel.addEventListener('click', async () => {
+    if (!shown || cancel.ariaBusy) return;
+    cancel.ariaBusy = 'true';
+    const problem = await wishes.cancel(shown);
+    cancel.ariaBusy = null;
+    setText(part(dialog, '.complaint'), problem ?? '');
+  });
   copy.addEventListener('click', () => copied(copy, part(dialog, '.reference code')));
-  setText(retry, offers.price ? `Try again · ${offers.price}` : 'Try again');
+  setText(retry, price ? `Try again · ${price}` : 'Try again');
 
   /** @param {(card: Card) => void} wish */
   const leave = (wish) => {
@@ -52,13 +57,13 @@ export function detailsDialog(wishes, offers) {
     put(part(dialog, '.sentence'), 'hidden', !failed);
     setText(part(dialog, '.sentence'), sentence(card.errorDetails));
     showRefund(dialog, card.errorDetails, now);
-    const shots = card.status === 'completed' ? pictures(card, now) : [];
-    const urls = JSON.stringify(shots);
-    if (urls !== pictured) part(dialog, '.gallery').replaceChildren(...shots.map((shot, place) => frame(shot, place, card, now)));
-    pictured = urls;
+    const set = card.status === 'completed' ? gallery(card, now) : [];
+    const drawn = JSON.stringify(set);
+    if (drawn !== pictured) part(dialog, '.gallery').replaceChildren(...set.map((one, place) => ('url' in one ? frame(one, place, card, now) : gap(one))));
+    pictured = drawn;
     put(part(dialog, '.short'), 'hidden', !missing(card));
     setText(part(dialog, '.short'), missing(card));
-    facts(part(dialog, '.first'), first(card, shots));
+    facts(part(dialog, '.first'), first(card, set));
     facts(part(dialog, '.technical dl'), technical(card, now));
     put(part(dialog, '.body'), 'hidden', !details.providerBody);
     setText(part(dialog, '.body pre'), details.providerBody ?? '');
@@ -66,8 +71,8 @@ export function detailsDialog(wishes, offers) {
     setText(part(dialog, '.reference code'), reference(card));
     put(part(dialog, '.again'), 'hidden', !card.prompt);
     put(retry, 'hidden', !failed || !card.prompt);
-    put(cancel, 'hidden', !offers.canCancel || card.status !== 'queued');
-    setText(part(dialog, '.complaint'), '');
+    dialog.classList.toggle('is-cancelled', isCancelled(card));
+    put(cancel, 'hidden', card.status !== 'queued');
   };
 
   return {
@@ -76,6 +81,7 @@ export function detailsDialog(wishes, offers) {
     open: (card, now) => {
       for (const folded of dialog.querySelectorAll('details')) folded.open = false;
       part(dialog, '[role=log]').replaceChildren();
+      setText(part(dialog, '.complaint'), '');
       show(card, now);
       dialog.showModal();
       part(dialog, '.frame').scrollTop = 0;
@@ -90,12 +96,13 @@ function reference({ sessionId, run, errorDetails }) {
   return [sessionId, run > 1 ? `run ${run}` : '', errorDetails?.code, errorDetails?.requestId].filter(Boolean).join(' · ');
 }
 
-/** @param {Card} card @param {Shot[]} shots @returns {Fact[]} */
-function first(card, shots) {
+/** @param {Card} card @param {(Shot | RefusedImage)[]} set @returns {Fact[]} */
+function first(card, set) {
+  const sizes = set.map((one) => ('url' in one ? (one.size ?? '') : ''));
   return [
     { label: 'Prompt', text: card.prompt ?? '' },
     { label: 'Model', text: card.model ?? '' },
-    { label: 'Size', text: [...new Set(shots.map(({ size }) => size ?? ''))].filter(Boolean).join(', ') },
+    { label: 'Size', text: [...new Set(sizes)].filter(Boolean).join(', ') },
   ];
 }
 
@@ -151,23 +158,61 @@ function facts(list, facts) {
   );
 }
 
+/** What stands for an image that a set lacks. @param {RefusedImage} image @returns {HTMLElement} */
+function gap({ place, code, category, userMessage }) {
+  const box = element('div', 'gap');
+  const words = element('p', '', userMessage);
+  words.dir = 'auto';
+  box.append(element('p', '', `Image ${place}: ${headline({ category })}`), words, element('code', '', code));
+  return box;
+}
+
 /** @param {Shot} shot @param {number} place @param {Card} card @param {number} now @returns {HTMLElement} */
 function frame(shot, place, card, now) {
-  if (shot.expired) {
-    const gone = document.createElement('p');
-    gone.textContent = `This image was kept until ${minute(shot.expiresAt ?? '', now)}. It is gone by now.`;
-    return gone;
-  }
-  const link = document.createElement('a');
-  Object.assign(link, { className: 'full', href: shot.url, target: '_blank', rel: 'noopener noreferrer', download: '' });
-  const image = document.createElement('img');
+  const until = minute(shot.expiresAt ?? '', now);
+  if (shot.expired) return element('p', '', `This image was kept until ${until}. It is gone by now.`);
+  const box = element('figure', 'full');
+  const link = /** @type {HTMLAnchorElement} */ (element('a', ''));
+  Object.assign(link, { href: shot.url, target: '_blank', rel: 'noopener noreferrer', ariaLabel: `Open image ${place + 1}` });
+  const image = /** @type {HTMLImageElement} */ (element('img', ''));
   Object.assign(image, { alt: card.prompt ?? '', referrerPolicy: 'no-referrer', src: shot.url });
-  image.addEventListener('error', () => image.remove());
-  const words = document.createElement('span');
-  const until = shot.expiresAt ? `, kept until ${minute(shot.expiresAt, now)}` : '';
-  words.textContent = `${place ? `Image ${place + 1}: open` : 'Open'} or save it${until}`;
-  link.append(image, words);
-  return link;
+  image.addEventListener('error', () => image.replaceWith(element('span', '', 'Open it: it cannot be shown here.')));
+  const save = element('button', 'save', 'Download');
+  save.ariaLabel = `Download image ${place + 1}`;
+  save.addEventListener('click', () => saved(shot.url, `${card.sessionId ?? 'image'}-${place + 1}`, save));
+  link.append(image);
+  box.append(link, save, element('span', '', until ? `kept until ${until}` : ''));
+  return box;
+}
+
+/**
+ * Save an image of another origin, which a link alone cannot. Where its host forbids that a page reads it, a new tab
+ * shows it, and there the browser saves it.
+ * @param {string} url
+ * @param {string} name
+ * @param {HTMLElement} button
+ */
+async function saved(url, name, button) {
+  try {
+    const response = await fetch(url, { credentials: 'omit', referrerPolicy: 'no-referrer' });
+    if (!response.ok) throw new Error(String(response.status));
+    const image = await response.blob();
+    const link = /** @type {HTMLAnchorElement} */ (element('a', ''));
+    Object.assign(link, { href: URL.createObjectURL(image), download: `${name}.${image.type.split('/')[1] || 'jpeg'}` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  } catch {
+    open(url, '_blank', 'noopener,noreferrer');
+    button.textContent = 'Opened: save it there';
+  }
+}
+
+/** @param {string} name @param {string} className @param {string} [text] */
+function element(name, className, text = '') {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.textContent = text;
+  return made;
 }
 
 /** @param {HTMLElement} button @param {HTMLElement} words */

@@ -271,6 +271,7 @@ class HeadlessStore {
   #turn = (what) => {
     if (what === 'opening') this.freshness.opening();
     else if (what === 'ended') this.freshness.ended();
+    else if (what === 'silent') this.freshness.silent();
     else if (what === 'joined') void this.#load();
     else this.freshness.lost();
     this.#plan();

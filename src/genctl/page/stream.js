@@ -16,7 +16,8 @@ import { reader } from './sse.js';
 
 /** @type {EventName[]} */
 const NAMES = ['ready', 'heartbeat', 'failed', 'done', 'queued', 'reset', 'bye'];
-const SILENCE_MS = 20_000; // heartbeats come every 15 s
+const SILENCE_MS = 16_000; // heartbeats come every 15 s
+const DEATH_MS = 20_000; // a busy server is late: to come back to it at once would make it later
 const RETRY_MS = [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000];
 const REPLACED_MS = 120_000; // newer streams of the same user have taken our place: no fight about it
 
@@ -85,7 +86,7 @@ class Follower {
   }
 
   wake() {
-    if (this.#ready && Date.now() - this.#heardAt < SILENCE_MS) return;
+    if (this.#ready && Date.now() - this.#heardAt < DEATH_MS) return;
     this.#open();
   }
 
@@ -123,6 +124,11 @@ class Follower {
   };
 
   #silent = () => {
+    this.ear.turn('silent');
+    this.#later(DEATH_MS - SILENCE_MS, this.#died);
+  };
+
+  #died = () => {
     this.ear.turn('lost');
     this.#open();
   };

@@ -7,7 +7,8 @@
 
 /** @import {Ear, EventName, EventSourceOf, Following} from './types.js' */
 
-const SILENCE_MS = 27_000; // of a leader: heartbeats come every 15 s, it notices after 20
+const SILENCE_MS = 17_000; // of a leader: heartbeats come every 15 s, it says after 16 that one is missing
+const DEATH_MS = 24_000; // and opens a stream anew after 20
 const HIDDEN_MS = 5_000;
 
 /**
@@ -62,7 +63,7 @@ class Tab {
 
   wake() {
     if (this.#stream) this.#stream.wake();
-    else if (Date.now() - this.#heardAt > SILENCE_MS) this.#stand({ steal: true });
+    else if (Date.now() - this.#heardAt > DEATH_MS) this.#stand({ steal: true });
     else this.#say({ wake: true });
   }
 
@@ -87,7 +88,7 @@ class Tab {
       { cursor: this.cursor, user: this.user },
       {
         turn: (what) => {
-          this.#ready = false;
+          if (what !== 'silent') this.#ready = false;
           this.#say({ turn: what });
           this.ear.turn(what);
         },
@@ -131,12 +132,19 @@ class Tab {
   #listen() {
     this.#heardAt = Date.now();
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
-      this.ear.turn('lost');
-      this.#stand({ steal: true });
-      this.#listen();
-    }, SILENCE_MS * (1 + Math.random() / 10));
+    this.#timer = setTimeout(this.#silent, SILENCE_MS);
   }
+
+  #silent = () => {
+    this.ear.turn('silent');
+    this.#timer = setTimeout(this.#died, (DEATH_MS - SILENCE_MS) * (1 + Math.random() / 2)); // not all tabs at once
+  };
+
+  #died = () => {
+    this.ear.turn('lost');
+    this.#stand({ steal: true });
+    this.#listen();
+  };
 
   /** @param {Message} message */
   #say(message) {

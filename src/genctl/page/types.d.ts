@@ -59,8 +59,17 @@ export interface Picture {
   expiresAt?: string | null;
 }
 
+/** An image that a set lacks: its place in the set, from 1, and why, as its user may read it. */
+export interface RefusedImage {
+  place: number;
+  code: string;
+  category: Category;
+  userMessage: string;
+}
+
 export interface Result {
   images?: Picture[];
+  refused?: RefusedImage[];
 }
 
 export interface Credits {
@@ -195,11 +204,12 @@ export type Action =
 
 /**
  * What a source of events tells. `joined`: from here on it tells all, but the list must be looked at for what was
- * before; `ended`: as streams do, the next one comes by itself; `refused`: whoever answered gave no stream.
+ * before; `ended`: as streams do, the next one comes by itself; `refused`: whoever answered gave no stream;
+ * `silent`: a heartbeat was due, and has not come yet.
  */
 export interface Ear {
   hear(name: EventName, data: Record<string, unknown>, id: string): void;
-  turn(what: 'opening' | 'joined' | 'ended' | 'lost' | 'refused'): void;
+  turn(what: 'opening' | 'joined' | 'ended' | 'lost' | 'refused' | 'silent'): void;
 }
 
 export interface Following {

@@ -1,6 +1,6 @@
 /** What the page says about a card. Pure: the same words for card, dialog and announcement. */
 
-/** @import {Card, CardStatus, Connection, ErrorDetails, Gate, Picture} from './types.js' */
+/** @import {Card, CardStatus, Connection, ErrorDetails, Gate, Picture, RefusedImage} from './types.js' */
 
 /** @typedef {Partial<ErrorDetails> | null} Details */
 
@@ -52,6 +52,11 @@ export function sentence(details) {
   return details?.userMessage || 'No reason was given.';
 }
 
+/** A person did not want it any more: an end, but no trouble. @param {Pick<Card, 'status' | 'errorDetails'>} card */
+export function isCancelled({ status, errorDetails }) {
+  return status === 'failed' && errorDetails?.category === 'cancelled';
+}
+
 /**
  * What the row says about the credits: returned with the time, still owed, or nothing. What was meant
  * to be returned is never shown.
@@ -73,6 +78,7 @@ export function announcement(card) {
   if (card.status === 'unsent') return [`${prompt} was not sent.`, card.problem].filter(Boolean).join(' ');
   if (card.status !== 'failed') return `${prompt}: ${STATUS[card.status].toLowerCase()}.`;
   const credits = refund(card.errorDetails);
+  if (isCancelled(card)) return [`${prompt} was cancelled`, credits?.words].filter(Boolean).map((part) => asSentence(String(part))).join(' ');
   const parts = [`${prompt} failed: ${headline(card.errorDetails)}`, sentence(card.errorDetails), credits?.words];
   return parts.filter(Boolean).map((part) => asSentence(String(part))).join(' ');
 }
@@ -84,12 +90,14 @@ export function announcement(card) {
 export function summary(cards) {
   if (cards.length === 1 && cards[0]) return announcement(cards[0]);
   const failed = cards.filter(({ status }) => status === 'failed');
+  const cancelled = failed.filter(isCancelled).length;
   const completed = cards.filter(({ status }) => status === 'completed').length;
   const unsent = cards.filter(({ status }) => status === 'unsent').length;
   const others = cards.length - failed.length - completed - unsent;
   const returned = failed.reduce((sum, { errorDetails }) => sum + (refund(errorDetails)?.at ? (errorDetails?.refundedCredits ?? 0) : 0), 0);
   return [
-    failed.length && `${count(failed.length, 'image')} failed`,
+    failed.length > cancelled && `${count(failed.length - cancelled, 'image')} failed`,
+    cancelled && `${count(cancelled, 'image')} cancelled`,
     completed && `${count(completed, 'image')} completed`,
     unsent && `${count(unsent, 'order')} not sent`,
     others && `${count(others, 'image')} started again`,
@@ -234,13 +242,29 @@ export function pictures(card, now) {
 }
 
 /**
- * How many of a set are missing, as far as the row tells what was asked for; empty when it does not.
+ * A set in the order of its places: its images, and what stands for those that were refused.
+ * @param {Pick<Card, 'result'>} card
+ * @param {number} now milliseconds since 1970
+ * @returns {(Shot | RefusedImage)[]}
+ */
+export function gallery(card, now) {
+  /** @type {(Shot | RefusedImage)[]} */
+  const set = pictures(card, now);
+  const refused = [...(card.result?.refused ?? [])].sort((one, other) => one.place - other.place);
+  for (const image of refused) set.splice(image.place - 1, 0, image);
+  return set;
+}
+
+/**
+ * What a set lacks, as far as the row tells; empty when it is whole, or nobody knows.
  * @param {Pick<Card, 'result' | 'params' | 'status'>} card
  */
 export function missing({ result, params, status }) {
   const options = /** @type {{max_images?: unknown} | undefined} */ (params?.sequential_image_generation_options);
   const asked = options?.max_images;
-  const made = result?.images?.length ?? 0;
-  if (status !== 'completed' || typeof asked !== 'number' || made >= asked) return '';
-  return `${count(made, 'image')} of at most ${asked}: the others were refused, or the provider thought fewer enough.`;
+  const [made, refused] = [result?.images?.length ?? 0, result?.refused?.length ?? 0];
+  if (status !== 'completed') return '';
+  if (refused) return `${made} of ${count(made + refused, 'image')}: the others were not made.`;
+  if (typeof asked !== 'number' || made >= asked) return '';
+  return `${count(made, 'image')} of at most ${asked}: the provider thought fewer enough.`;
 }

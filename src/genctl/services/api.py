@@ -27,6 +27,7 @@ from genctl import credits, gate, traits
 from genctl.base.jsontext import read_json
 from genctl.base.settings import Settings
 from genctl.base.tokens import Claims, Tokens
+from genctl.cancel import cancel
 from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check, check_value
@@ -48,7 +49,6 @@ from genctl.tools.found import Tools
 
 SEND_WITHIN_S = 5.0
 PAGE_SIZE, LARGEST_PAGE = 50, 200
-OFFERS = ""  # what the page may offer beside orders; `cancel` where that route exists
 MOST_FIELDS, LONGEST_FIELD = 100, 100  # of an order: what may be meant by each unknown one is looked for
 HEADERS = (
     "Authorization",
@@ -124,6 +124,7 @@ class Api:
             Route("/generations", self._authenticated(self.generate, tool), methods=["POST"]),
             Route("/sessions", self._authenticated(self.list_sessions, tool)),
             Route("/sessions/{session}", self._authenticated(self.show_session, tool)),
+            Route("/sessions/{session}/cancel", self._authenticated(self.cancel, tool), methods=["POST"]),
             Route("/credits", self._authenticated(self.show_credits, tool)),
             Route("/events", Events(self, tool)),
         ]
@@ -192,7 +193,10 @@ class Api:
         row = await self.db.row("session_by_key", user=order.user_id, key=order.idempotency_key)
         if row is None:
             return None
-        if any(row[name] != getattr(order, name) for name in ("prompt", "model", "client_key", "params")):
+        if any(
+            (row[name] or None) != getattr(order, name)
+            for name in ("prompt", "model", "client_key", "params")
+        ):
             raise _bad("KeyReused", "this Idempotency-Key came with another body before", "use a new key")
         return Session.of(row)
 
@@ -219,12 +223,23 @@ class Api:
 
     async def show_session(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """Show one session of the user; somebody else's is not there."""
+        return answer(sse.item(await self._session(request, caller, tool)))
+
+    async def cancel(self, request: Request, caller: Claims, tool: Tool) -> Response:
+        """End the session's run if it waits, and show it; 409 if it does not."""
+        session = await self._session(request, caller, tool)
+        most, by = self.settings.max_attempts, "its user"
+        row = await cancel(self.db, session, provider=tool.provider, most_attempts=most, who=by)
+        return answer(sse.item(row))
+
+    async def _session(self, request: Request, caller: Claims, tool: Tool) -> Session:
+        """Read the session that the path names. Raises GenctlError (exit 4), also for somebody else's."""
         text = request.path_params["session"]
         row = await self.db.row("sessions", ids=[_uuid(text)]) if _is_uuid(text) else None
         session = readable(row) if row and row["user_id"] == caller.user else None
         if session is None or not self.tools.tells(tool, session.model):
             raise GenctlError("SessionNotFound", "there is no such session", exit_code=4)
-        return answer(sse.item(session))
+        return session
 
     async def show_credits(self, _: Request, caller: Claims, __: Tool) -> Response:
         """Show balance and held credits; a new user has what new users get."""
@@ -323,7 +338,7 @@ def page_of(tool: Tool) -> str:
     )
     page = (PAGE / "index.html").read_text("utf-8")
     sized = "" if sizes else "hidden"
-    values = {"tool": tool.name, "price": str(tool.price), "offers": OFFERS, "sizes": sizes, "sized": sized}
+    values = {"tool": tool.name, "price": str(tool.price), "sizes": sizes, "sized": sized}
     for name, value in values.items():
         page = page.replace(f"{{{{{name}}}}}", value)
     return page

@@ -22,6 +22,7 @@ from genctl.base.others import others
 from genctl.domain.classify import rule_of
 from genctl.domain.model import ErrorDetails, Failure, GateState, GenctlError, Outcome, Success
 from genctl.domain.providers import Provider
+from genctl.nets import asked_of_piles
 from genctl.pipeline import Counted, Meters, Pipeline
 
 # else each counter has a second series, which says when its process began
@@ -35,6 +36,7 @@ CALL_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180,
 SETTLE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
 PILES = (
     "queued", "processing", "jobs_owed", "copies_owed", "dead_leases", "refunds_pending", "answers_kept",
+    "unserved",
 )  # fmt: skip
 BACKSTOP_HELP = "Changes that only the backstop found: above zero, NOTIFY lost something."
 SHED_HELP = "Connections that kept us waiting and were cut, because there were too many."
@@ -45,7 +47,7 @@ REPEATED_HELP = "Deliveries that found nothing to claim: somebody else's, over, 
 UNNOTIFIED_HELP = "Settles without their NOTIFY, because its queue was full."
 WAITING_HELP = "Answers in our hands that are not in their rows, for a lock, an outage or a refusal."
 SILENT_HELP = "Since a receive was answered, while one is wanted; 0 while none is."
-PILES_HELP = "What waits, is worked on, owed, dead, unpaid or kept from its row."
+PILES_HELP = "What waits, is worked on, owed, dead, unpaid, kept from its row, or nobody's."
 DEPTHS = {"waiting": "", "hidden": "NotVisible", "delayed": "Delayed"}  # as SQS names its counts
 
 T = TypeVar("T")
@@ -233,10 +235,11 @@ class WorkerMetrics(Exposition, Meters):
             count = math.nan if facts is None else float(facts.get(f"ApproximateNumberOfMessages{kind}", 0))
             self._depths.labels(self._tool, queue, state).set(count)
 
-    async def watch(self, pipeline: Pipeline) -> None:
+    async def watch(self, pipeline: Pipeline, *, queued_timeout_s: float) -> None:
         """Look at database and queue now and then, never at a scrape, until somebody cancels it."""
+        facts = asked_of_piles([*pipeline.tool.like, *pipeline.others], queued_timeout_s=queued_timeout_s)
         async with asyncio.TaskGroup() as side:
-            side.create_task(_keep(lambda: pipeline.db.rows("piles"), self.piled))
+            side.create_task(_keep(lambda: pipeline.db.rows("piles", **facts), self.piled))
             for name, queue in (("jobs", pipeline.queue), ("dlq", pipeline.dlq)):
                 side.create_task(_keep(queue.attributes, partial(self.queued, name)))
 

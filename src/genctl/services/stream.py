@@ -30,8 +30,8 @@ class OpenStream(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_streams", "_told_stale",
-        "backlog", "is_over", "last", "ready", "release", "slot", "stuck_at", "token", "tool",
+        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_streams",
+        "_told_stale", "backlog", "is_over", "last", "ready", "release", "slot", "stuck_at", "token", "tool",
         "transport", "user",
     )  # fmt: skip
 
@@ -53,6 +53,7 @@ class OpenStream(asyncio.Protocol):
         self._is_open = True
         self._last_id: str | None = None  # the last one written
         self._told_stale = False  # by the last heartbeat
+        self._has_vouched = False  # by `ready`
         self._beat_at = now + HEARTBEAT_S
         self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
 
@@ -101,12 +102,19 @@ class OpenStream(asyncio.Protocol):
         while self._is_open and not self.stuck_at and (piece := self.backlog.take(PIECE_BYTES)):
             self._last_id = piece.id or self._last_id
             self._write(piece.text)
-        if self._told_stale and self.ready and self._streams.bridge.freshness.fresh:
-            self.beat()
+        if self.ready and not self.backlog:
+            self._correct()
         if self.is_over and not self.backlog:
             self.end()
         elif was_full and not self.backlog.is_full:  # the bridge has read nothing for it meanwhile
             self._streams.bridge.look(self)
+
+    def _correct(self) -> None:
+        """Write a heartbeat where what we have told of the freshness is wrong: `ready` vouches, too."""
+        if not self._has_vouched:
+            self._has_vouched, self._told_stale = True, False
+        if self._told_stale is self._streams.bridge.freshness.fresh:
+            self.beat()
 
     def beat(self) -> None:
         """Write a heartbeat, unless the client takes nothing."""

@@ -20,7 +20,7 @@ LARGEST_BODY_BYTES = 2**20
 FORM = "application/x-www-form-urlencoded"
 MOST_FIELDS = 16
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src {images}; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src {images}; img-src {images}; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 HSTS = {b"strict-transport-security": b"max-age=31536000"}
@@ -31,6 +31,7 @@ STATUS = {
     "CreditsShort": 402,
     "ForeignOrigin": 403,
     "AskFirst": 409,
+    "NotWaiting": 409,
     "TooLarge": 413,
     "NotAForm": 415,
     "DataRefused": 422,
@@ -145,7 +146,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
             told |= {"code": error.code, "message": "somebody else is at the same data at the moment"}
         headers["Retry-After"] = "2"
     if isinstance(error, DataRefusedError):
-        log.warning("api.refused", error=error.message)
+        log.warning("api.refused", error=error.message, fix=error.fix)
         told = {"code": error.code, "message": "this cannot be stored", "fix": ""}
     return answer({"error": told}, status, headers)
 

@@ -417,7 +417,8 @@ async def serve(
         )
         async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
-            beside += [metrics.watch(pipeline)] if metrics_port is not None else []
+            if metrics_port is not None:
+                beside.append(metrics.watch(pipeline, queued_timeout_s=settings.queued_timeout_s))
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
             _cancel(tasks)

@@ -2,186 +2,242 @@
 -- before adoption (dlq_sent_at is -infinity) by their statuses only, and those that were open then (queued_at is
 -- null) likewise; a reservation without a session_id is from before adoption and has no `reserve` row. It also
 -- judges by statuses what happened before the ledger's first row, where somebody dropped the ledger and made it again.
--- Each statement returns `most` rows at most, those that genctl can mend first; `total` counts all.
 
 -- name: snapshot
 set transaction isolation level repeatable read, read only
 
+-- name: audit_room
+-- Gives each sort and hash of this transaction more memory; what does not fit goes to disk. To compile takes longer
+-- than to audit an hour.
+select set_config('work_mem', '64MB', true), set_config('jit', 'off', true)
+
 -- name: audit_counts
 -- Counts what the audit looks at.
 select
-  (select count(*) from generation_sessions where (%(user)s::text is null or user_id = %(user)s)
-    and (%(since)s::timestamptz is null or greatest(created_at, queued_at, completed_at) >= %(since)s
-      or (error_details ->> 'refundedAt') collate "C" >= to_char(%(since)s at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS'))) as sessions,
-  (select count(*) from credit_reservations where (%(user)s::text is null or user_id = %(user)s)
-    and (%(since)s::timestamptz is null or greatest(created_at, released_at, captured_at) >= %(since)s)) as reservations,
-  (select count(*) from credit_accounts where %(user)s::text is null or user_id = %(user)s) as accounts
+  (select count(*) from generation_sessions s where (%(user)s::text is null or s.user_id = %(user)s)
+    and (%(since)s::timestamptz is null or s.created_at >= %(since)s
+      or s.status = 'completed' and s.completed_at >= %(since)s or s.status = 'failed' and s.completed_at >= %(since)s
+      or s.status = 'processing'))
+  + (select count(distinct s.id) from session_events e join generation_sessions s on s.id = e.session_id
+    where e.kind in ('redriven', 'refunded') and e.at >= %(since)s and (%(user)s::text is null or s.user_id = %(user)s)
+      and (s.created_at >= %(since)s or s.completed_at >= %(since)s or s.status = 'processing') is not true) as sessions,
+  (select count(*) from credit_reservations r where (%(user)s::text is null or r.user_id = %(user)s)
+    and (%(since)s::timestamptz is null or greatest(r.created_at, r.released_at, r.captured_at) >= %(since)s)
+  ) as reservations,
+  (select count(*) from credit_accounts a where %(user)s::text is null or a.user_id = %(user)s) as accounts
 
--- name: audit_runs
--- Compares sessions with their reservation, the ledger and error_details. `returned` are the credits that went
--- back, by a release or a fix. Adopted sessions may share a reservation: a failed one gets nothing back while
--- another needs it, or has its image.
-with s as (
-  select id, user_id, run, status, reservation_id, error_details,
-    dlq_sent_at is not distinct from '-infinity' and status in ('completed', 'failed') as old,
-    queued_at is null as adopted
-  from generation_sessions
-  where (%(user)s::text is null or user_id = %(user)s)
-    and (%(since)s::timestamptz is null or greatest(created_at, queued_at, completed_at) >= %(since)s
-      or (error_details ->> 'refundedAt') collate "C" >= to_char(%(since)s at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS'))
+-- name: audit
+-- Compares sessions, reservations and the ledger, each row of which it reads once (`whole`), or those of a user or of
+-- a span: what began, ended or moved in it, what is in hand, and all that belongs to one of these. What is plainly
+-- sound is passed over; the rest is judged rule by rule. `returned` are the credits that went back, by a release or a
+-- fix. Adopted sessions may share a reservation: a failed one gets nothing back while another needs it, or has its
+-- image. A row without a kind says that the audit has passed so many more (`expected`).
+with ledger as materialized (
+  select coalesce((select l.created_at from credit_ledger l order by l.id limit 1), 'infinity') as began
 ),
-moved as (
-  select reservation_id, count(*) filter (where kind = 'release') as releases, sum(delta) as returned
-  from credit_ledger
-  where reservation_id is not null and kind in ('release', 'fix') and (%(user)s::text is null or user_id = %(user)s)
-  group by reservation_id
+changed as materialized (
+  select s.id, s.reservation_id from generation_sessions s
+  where not %(whole)s and (%(user)s::text is null or s.user_id = %(user)s)
+    and (%(since)s::timestamptz is null or s.created_at >= %(since)s
+      or s.status = 'completed' and s.completed_at >= %(since)s or s.status = 'failed' and s.completed_at >= %(since)s
+      or s.status = 'processing')
 ),
-ledger as (
-  select coalesce((select created_at from credit_ledger order by id limit 1), 'infinity') as began
+began as materialized (
+  select c.id, c.reservation_id from changed c
+  union
+  select s.id, s.reservation_id from session_events e join generation_sessions s on s.id = e.session_id
+  where not %(whole)s and e.kind in ('redriven', 'refunded') and e.at >= %(since)s and (%(user)s::text is null or s.user_id = %(user)s)
 ),
-run as (
-  select s.id as session_id, s.user_id, s.status, s.reservation_id, s.error_details as told, s.adopted,
-    s.old or coalesce(coalesce(r.released_at, r.captured_at, r.created_at) < began, false) as old,
-    r.id as found_reservation, r.status as held_as, r.amount,
-    coalesce(m.releases, 0) as releases, coalesce(m.returned, 0)::bigint as returned
-  from ledger cross join s
-  left join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
-  left join moved m on m.reservation_id = s.reservation_id
+moved as materialized (
+  select r.id, r.session_id from credit_reservations r
+  where not %(whole)s and (%(user)s::text is null or r.user_id = %(user)s)
+    and (%(since)s::timestamptz is null or greatest(r.created_at, r.released_at, r.captured_at) >= %(since)s)
+  union
+  select r.id, r.session_id from began c join credit_reservations r on r.session_id = c.id
+  union
+  select c.reservation_id, r.session_id from began c left join credit_reservations r on r.id = c.reservation_id
+  where c.reservation_id is not null
+  union
+  select l.reservation_id, r.session_id from credit_ledger l left join credit_reservations r on r.id = l.reservation_id
+  where not %(whole)s and l.reservation_id is not null and (%(user)s::text is null or l.user_id = %(user)s)
+    and (%(since)s::timestamptz is null or l.created_at >= %(since)s)
 ),
-wrong as (
-  select 'failed_not_released' as kind, session_id, reservation_id, user_id, 'released' as expected,
-    held_as as found
-  from run where status = 'failed' and held_as = 'captured' and (returned < amount or releases > 0)
-    and not (old and coalesce(told ->> 'refundedCredits', '') = amount::text) and not exists (
-      select from generation_sessions o where o.reservation_id = run.reservation_id and o.user_id = run.user_id and o.status <> 'failed')
-  union all
-  select 'completed_not_captured', session_id, reservation_id, user_id, 'captured',
-    case held_as when 'captured' then format('captured, and %%s given back', returned) else held_as end
-  from run where status = 'completed' and (held_as = 'released' or held_as = 'captured' and returned > 0)
-  union all
-  select case when status = 'failed' and told ->> 'refundError' is not null
-      then 'refund_pending' else 'terminal_holds' end,
-    session_id, reservation_id, user_id, case status when 'failed' then 'released' else 'captured' end,
-    coalesce('held: ' || (told ->> 'refundError'), 'held')
-  from run where held_as = 'held' and (status = 'completed' or status = 'failed' and not exists (
-      select from generation_sessions o where o.reservation_id = run.reservation_id and o.user_id = run.user_id and o.status <> 'failed'))
-    and not exists (  -- else a double_movement, which no release can mend
-      select from credit_ledger l where l.reservation_id = run.reservation_id and l.kind in ('release', 'capture'))
-  union all
-  select 'refund_amount', session_id, reservation_id, user_id, amount::text, returned::text
-  from run where not old and status = 'failed' and held_as = 'released' and returned <> amount and releases > 0
-  union all
-  -- without a release in the ledger the ledger is wrong
-  select 'details_ledger', session_id, reservation_id, user_id, returned::text,
-    format('%%s, reservationAmount %%s, refundedAt %%s, refundError %%s', coalesce(told ->> 'refundedCredits', 'nothing'),
-      told -> 'reservationAmount', told -> 'refundedAt', told -> 'refundError')
-  from run
-  where not old and status = 'failed' and told is not null and (held_as = 'released' and releases = 0) is not true
-    and (coalesce(told ->> 'refundedCredits', '') <> returned::text
-      or told ->> 'reservationAmount' <> amount::text
-      or returned > 0 and told ->> 'refundedAt' is null
-      or (returned > 0 or held_as = 'released') and told ->> 'refundError' is not null)
-  union all
-  select 'missing_details', session_id, reservation_id, user_id, 'error_details', 'null'
-  from run where not old and status = 'failed' and told is null
-  union all
-  select 'missing_reservation', session_id, reservation_id, user_id, 'a reservation',
-    case when reservation_id is null then 'none' else coalesce((
-      select coalesce('one of user ' || user_id, 'one of no user') from credit_reservations r
-      where r.id = run.reservation_id), 'its row is gone') end
-  from run where not old and found_reservation is null and (reservation_id is not null
-    or exists (select from credit_reservations r where r.session_id = run.session_id))  -- some adopted sessions cost nothing
-  union all
-  select 'missing_reservation', session_id, reservation_id, user_id, 'held', held_as
-  from run where not adopted and status in ('queued', 'processing') and held_as <> 'held'
-)
-select *, count(*) over () as total from wrong order by kind = any(%(safe)s) desc limit %(most)s
-
--- name: audit_reservations
--- Compares reservations with the ledger and their sessions, also those of runs before a redrive.
-with ledger as (
-  select coalesce((select created_at from credit_ledger order by id limit 1), 'infinity') as began
+ids as materialized (
+  select array(select m.id from moved m) as reservations, array(
+    select c.id from began c
+    union
+    select m.session_id from moved m where m.session_id is not null
+    union
+    select s.id from moved m join generation_sessions s on s.reservation_id = m.id
+  ) as sessions
+),
+booked as (
+  select l.reservation_id,
+    count(*) filter (where l.kind = 'reserve') as reserves,
+    count(*) filter (where l.kind = 'release') as releases,
+    count(*) filter (where l.kind = 'capture') as captures,
+    sum(l.delta) filter (where l.kind in ('reserve', 'capture'))::bigint as taken,
+    coalesce(sum(l.delta) filter (where l.kind in ('release', 'fix')), 0)::bigint as returned,
+    min(l.user_id collate "C") as user_id, max(l.user_id collate "C") as last_user
+  from credit_ledger l
+  where l.reservation_id is not null and (%(whole)s
+    -- a kind each, as each has an index of its own
+    or l.reservation_id = any((select i.reservations from ids i)::uuid[]) and l.kind = 'reserve'
+    or l.reservation_id = any((select i.reservations from ids i)::uuid[]) and l.kind in ('release', 'capture')
+    or l.reservation_id = any((select i.reservations from ids i)::uuid[]) and l.kind = 'fix')
+  group by l.reservation_id
 ),
 r as (
-  select *, session_id is not null and created_at >= began as booked,
-    session_id is not null and coalesce(released_at, captured_at, created_at) >= began as end_booked
-  from credit_reservations cross join ledger
-  where (%(user)s::text is null or user_id = %(user)s)
-    and (%(since)s::timestamptz is null or greatest(created_at, released_at, captured_at) >= %(since)s)
+  select r.id, r.user_id, r.amount, r.status, r.session_id, r.run,
+    r.released_at is not null and r.captured_at is not null as ended_twice,
+    coalesce(r.released_at, r.captured_at, r.created_at) < g.began as old,
+    r.session_id is not null and r.created_at >= g.began as booked,
+    r.session_id is not null and coalesce(r.released_at, r.captured_at, r.created_at) >= g.began as end_booked
+  from credit_reservations r cross join ledger g
+  where %(whole)s or r.id = any((select i.reservations from ids i)::uuid[])
+  offset 0  -- so that what is joined is short, here and below
 ),
-moved as (
-  select reservation_id,
-    count(*) filter (where kind = 'reserve') as reserves,
-    count(*) filter (where kind = 'release') as releases,
-    count(*) filter (where kind = 'capture') as captures,
-    sum(delta) filter (where kind in ('reserve', 'capture'))::bigint as taken,
-    coalesce(sum(delta) filter (where kind in ('release', 'fix')), 0)::bigint as returned,
-    min(user_id collate "C") as user_id, max(user_id collate "C") as last_user, max(created_at) as moved_at
-  from credit_ledger
-  where reservation_id is not null and (%(user)s::text is null or user_id = %(user)s)
-  group by reservation_id
+run as (
+  select s.id, s.user_id, s.run, s.status, s.reservation_id, s.queued_at is null as adopted,
+    s.dlq_sent_at is not distinct from '-infinity' and s.status in ('completed', 'failed') as old,
+    s.error_details is null as untold, s.error_details ->> 'refundedCredits' as told_refunded,
+    s.error_details ->> 'reservationAmount' as told_amount, s.error_details ->> 'refundedAt' as told_at,
+    s.error_details ->> 'refundError' as told_error
+  from generation_sessions s
+  where %(whole)s or s.id = any((select i.sessions from ids i)::uuid[])
+  offset 0
 ),
-pair as (
-  select r.*, coalesce(m.reserves, 0) as reserves, coalesce(m.releases, 0) as releases,
-    coalesce(m.captures, 0) as captures, m.taken, coalesce(m.returned, 0) as returned,
-    case m.user_id when r.user_id then m.last_user else m.user_id end as booked_to
-  from r left join moved m on m.reservation_id = r.id
-),
-wrong as (
-  select 'double_movement' as kind, session_id, id as reservation_id, user_id,
-    'one end at most, as its status says' as expected,
-    format('%%s, %%s releases, %%s captures', status, releases, captures) as found
-  from pair
-  where releases + captures > 1 or reserves > 1 or (released_at is not null and captured_at is not null)
-    or releases > 0 and status <> 'released' or captures > 0 and status <> 'captured'
-  union all
-  select 'missing_movement', session_id, id, user_id, 'a reserve row in the ledger', 'none'
-  from pair where booked and reserves = 0
-  union all
-  select 'missing_movement', session_id, id, user_id,
-    case status when 'released' then 'a release row in the ledger' else 'a capture row in the ledger' end, 'none'
-  from pair where end_booked and status in ('released', 'captured') and releases + captures = 0
-  union all
-  select 'missing_movement', session_id, id, user_id, (-amount)::text, taken::text
-  from pair where booked and reserves = 1 and captures <= 1 and taken <> -amount
-  union all
-  select 'missing_movement', session_id, id, user_id, 'rows of user ' || user_id, 'rows of user ' || booked_to
-  from pair where booked_to <> user_id
-  union all
-  select 'missing_reservation', null, m.reservation_id, m.user_id, 'a reservation', 'its row is gone'
-  from moved m
-  where not exists (select from credit_reservations r where r.id = m.reservation_id)
-    and not exists (select from generation_sessions s where s.reservation_id = m.reservation_id)
-    and (%(since)s::timestamptz is null or m.moved_at >= %(since)s)
-  union all
-  select 'orphan_reservation', r.session_id, r.id, r.user_id, 'a session', 'none'
-  from r left join generation_sessions a on a.id = r.session_id
-    left join generation_sessions b on b.reservation_id = r.id
-  where r.status = 'held' and r.session_id is not null and a.id is null and b.id is null
-  union all
-  select e.kind, p.session_id, p.id, p.user_id, e.expected, e.found
-  from pair p join generation_sessions s on s.id = p.session_id and s.run > p.run
-  cross join lateral (values
-    ('terminal_holds', 'released before the next run', p.status,
-      p.status = 'held' and p.releases + p.captures = 0),
-    ('failed_not_released', 'released before the next run', p.status,
-      p.end_booked and p.status = 'captured' and p.returned < p.amount),
-    ('refund_amount', p.amount::text, p.returned::text,
-      p.end_booked and p.status = 'released' and p.releases > 0 and p.returned <> p.amount)
-  ) e(kind, expected, found, is_wrong)
-  where e.is_wrong
+fact as (
+  select s.id as s_id, s.user_id as s_user, s.status as s_status, s.run as s_run, s.adopted,
+    coalesce(s.reservation_id, r.id, b.reservation_id) as key, s.reservation_id as s_reservation,
+    s.old or coalesce(r.old and r.user_id = s.user_id, false) as old,
+    s.untold, s.told_refunded, s.told_amount, s.told_at, s.told_error,
+    r.id as r_id, r.user_id as r_user, r.amount, r.status as r_status, r.session_id as r_session, r.run as r_run,
+    r.ended_twice, r.booked, r.end_booked, coalesce(b.reserves, 0) as reserves, coalesce(b.releases, 0) as releases,
+    coalesce(b.captures, 0) as captures, b.taken, coalesce(b.returned, 0) as returned,
+    b.user_id as booked_first, b.last_user as booked_last,
+    case when r.user_id = s.user_id then r.status end as held_as, r.user_id = s.user_id as theirs
+  from r full join booked b on b.reservation_id = r.id full join run s on s.reservation_id = r.id
 )
-select *, count(*) over () as total from wrong order by kind = any(%(safe)s) desc limit %(most)s
+select e.kind, e.session_id, e.reservation_id, e.user_id, e.expected, e.found
+from fact f
+cross join lateral (
+  select case when f.r_id is null and f.s_reservation is not null then (
+    select coalesce(sum(l.delta), 0)::bigint from credit_ledger l
+    where l.reservation_id = f.s_reservation and (l.kind in ('release', 'capture') or l.kind = 'fix')
+      and l.kind <> 'capture'
+  ) else f.returned end as returned
+) g
+cross join lateral (values
+  ('failed_not_released', f.s_id, f.s_reservation, f.s_user, 'released', f.held_as,
+    f.s_status = 'failed' and f.held_as = 'captured' and (f.returned < f.amount or f.releases > 0)
+    and not (f.old and coalesce(f.told_refunded, '') = f.amount::text) and not exists (
+      select from generation_sessions o where o.reservation_id = f.r_id and o.user_id = f.s_user and o.status <> 'failed')),
+  ('completed_not_captured', f.s_id, f.s_reservation, f.s_user, 'captured',
+    case f.held_as when 'captured' then format('captured, and %%s given back', f.returned) else f.held_as end,
+    f.s_status = 'completed' and (f.held_as = 'released' or f.held_as = 'captured' and f.returned > 0)),
+  (case when f.s_status = 'failed' and f.told_error is not null then 'refund_pending' else 'terminal_holds' end,
+    f.s_id, f.s_reservation, f.s_user, case f.s_status when 'failed' then 'released' else 'captured' end,
+    coalesce('held: ' || f.told_error, 'held'),
+    f.held_as = 'held' and f.releases + f.captures = 0  -- else a double_movement, which no release can mend
+    and (f.s_status = 'completed' or f.s_status = 'failed' and not exists (
+      select from generation_sessions o where o.reservation_id = f.r_id and o.user_id = f.s_user and o.status <> 'failed'))),
+  ('refund_amount', f.s_id, f.s_reservation, f.s_user, f.amount::text, f.returned::text,
+    not f.old and f.s_status = 'failed' and f.held_as = 'released' and f.returned <> f.amount and f.releases > 0),
+  -- without a release in the ledger the ledger is wrong
+  ('details_ledger', f.s_id, f.s_reservation, f.s_user, g.returned::text,
+    format('%%s, reservationAmount %%s, refundedAt %%s, refundError %%s', coalesce(f.told_refunded, 'nothing'),
+      f.told_amount, to_json(f.told_at), to_json(f.told_error)),
+    not f.old and f.s_status = 'failed' and not f.untold and (f.held_as = 'released' and f.releases = 0) is not true
+    and (coalesce(f.told_refunded, '') <> g.returned::text or f.theirs and f.told_amount <> f.amount::text
+      or g.returned > 0 and f.told_at is null
+      or (g.returned > 0 or f.held_as = 'released') and f.told_error is not null)),
+  ('missing_details', f.s_id, f.s_reservation, f.s_user, 'error_details', 'null',
+    not f.old and f.s_status = 'failed' and f.untold),
+  ('missing_reservation', f.s_id, f.s_reservation, f.s_user, 'a reservation',
+    case when f.s_reservation is null then 'none' when f.r_id is null then 'its row is gone'
+      else coalesce('one of user ' || f.r_user, 'one of no user') end,
+    not f.old and f.s_id is not null and f.theirs is not true and (f.s_reservation is not null
+      or exists (select from credit_reservations o where o.session_id = f.s_id))),  -- some adopted sessions cost nothing
+  ('missing_reservation', f.s_id, f.s_reservation, f.s_user, 'held', f.held_as,
+    not f.adopted and f.s_status in ('queued', 'processing') and f.held_as <> 'held'),
+  ('missing_reservation', null, f.key, f.booked_first, 'a reservation', 'its row is gone',
+    f.s_id is null and f.r_id is null and not exists (
+      select from generation_sessions o where o.reservation_id = f.key)),
+  ('double_movement', f.r_session, f.r_id, f.r_user, 'one end at most, as its status says',
+    format('%%s, %%s releases, %%s captures', f.r_status, f.releases, f.captures),
+    (f.releases + f.captures > 1 or f.reserves > 1 or f.ended_twice
+      or f.releases > 0 and f.r_status <> 'released' or f.captures > 0 and f.r_status <> 'captured')
+    and f.r_id is not null),
+  ('missing_movement', f.r_session, f.r_id, f.r_user, 'a reserve row in the ledger', 'none',
+    f.booked and f.reserves = 0),
+  ('missing_movement', f.r_session, f.r_id, f.r_user,
+    case f.r_status when 'released' then 'a release row in the ledger' else 'a capture row in the ledger' end, 'none',
+    f.end_booked and f.r_status in ('released', 'captured') and f.releases + f.captures = 0),
+  ('missing_movement', f.r_session, f.r_id, f.r_user, (-f.amount)::text, f.taken::text,
+    f.booked and f.reserves = 1 and f.captures <= 1 and f.taken <> -f.amount),
+  ('missing_movement', f.r_session, f.r_id, f.r_user, 'rows of user ' || f.r_user,
+    'rows of user ' || case f.booked_first when f.r_user then f.booked_last else f.booked_first end,
+    f.booked_first <> f.r_user or f.booked_last <> f.r_user),
+  ('orphan_reservation', f.r_session, f.r_id, f.r_user, 'a session', 'none',
+    f.r_status = 'held' and f.r_session is not null and f.s_id is null and not exists (
+      select from generation_sessions o where o.id = f.r_session)),
+  ('terminal_holds', f.r_session, f.r_id, f.r_user, 'released before the next run', f.r_status,
+    f.r_status = 'held' and f.releases + f.captures = 0 and exists (
+      select from generation_sessions o where o.id = f.r_session and o.run > f.r_run)),
+  ('failed_not_released', f.r_session, f.r_id, f.r_user, 'released before the next run', f.r_status,
+    f.end_booked and f.r_status = 'captured' and f.returned < f.amount and exists (
+      select from generation_sessions o where o.id = f.r_session and o.run > f.r_run)),
+  ('refund_amount', f.r_session, f.r_id, f.r_user, f.amount::text, f.returned::text,
+    f.end_booked and f.r_status = 'released' and f.releases > 0 and f.returned <> f.amount and exists (
+      select from generation_sessions o where o.id = f.r_session and o.run > f.r_run)),
+  (null, null, null, null, '4096', null,
+    %(whole)s and uuid_hash(f.key) & 4095 = 0)
+) e(kind, session_id, reservation_id, user_id, expected, found, holds)
+where e.holds and (%(user)s::text is null or e.user_id = %(user)s)
+  -- reported once, also of a reservation that several sessions share
+  and (e.session_id is not distinct from f.s_id or f.s_id is null or not exists (
+    select from generation_sessions o where o.reservation_id = f.key and o.id < f.s_id))
+  and (case
+    when f.r_id is null then f.s_reservation is null and f.old
+    when f.s_id is null and f.r_session is null then f.booked_first is null and not f.ended_twice
+    else f.r_status = case when f.s_id is null or f.s_status = 'failed' then 'released'
+        when f.s_status = 'completed' then 'captured' else 'held' end
+      and (f.theirs or f.s_id is null) and not f.ended_twice and case
+        when f.booked then f.reserves = 1 and f.taken = -f.amount and f.booked_first = f.r_user and f.booked_last = f.r_user
+          and f.releases = (f.r_status = 'released')::int and f.captures = (f.r_status = 'captured')::int
+          and f.returned = case f.r_status when 'released' then f.amount else 0 end
+          and (f.s_status is distinct from 'failed' or f.told_refunded = f.returned::text
+            and f.told_amount = f.amount::text and f.told_at is not null and f.told_error is null)
+        else f.booked_first is null and not f.end_booked and (f.s_status is distinct from 'failed' or f.old) end
+  end is not true or %(whole)s and uuid_hash(f.key) & 4095 = 0)
 
 -- name: audit_balances
--- Compares all balances with the sum of their ledger: nothing says when somebody changed one by hand.
+-- Compares balances with the sum of their ledger: all (`whole`), or those of a user or of a span. Nothing says when
+-- somebody changed a balance by hand but the number of the transaction, which is then higher than that of a row of the
+-- ledger from before the span. (The five minutes are for a transaction that wrote long after it began.)
+with changed as materialized (
+  select array(
+    select %(user)s::text where %(user)s::text is not null
+    union
+    select a.user_id from credit_accounts a
+    where not %(whole)s and %(user)s::text is null and age(a.xmin) < coalesce((
+      select age(l.xmin) from credit_ledger l where l.created_at < %(since)s::timestamptz - interval '5 minutes'
+      order by l.id desc limit 1), 2147483647)
+    union
+    select l.user_id from credit_ledger l
+    where not %(whole)s and %(user)s::text is null and l.created_at >= %(since)s
+  ) as users
+)
 select 'balance_ledger' as kind, null::uuid as session_id, null::uuid as reservation_id, user_id,
-  coalesce(l.credits, 0)::text as expected, coalesce(a.balance::text, 'no account') as found, count(*) over () as total
-from credit_accounts a
+  coalesce(b.credits, 0)::text as expected, coalesce(a.balance::text, 'no account') as found
+from (
+  select a.user_id, a.balance from credit_accounts a
+  where %(whole)s or a.user_id = any((select c.users from changed c)::text[])
+) a
 full join (
-  select user_id, sum(delta) as credits from credit_ledger
-  where %(user)s::text is null or user_id = %(user)s
-  group by user_id
-) l using (user_id)
-where (%(user)s::text is null or user_id = %(user)s) and coalesce(a.balance, 0) <> coalesce(l.credits, 0)
-limit %(most)s
+  select l.user_id, sum(l.delta) as credits from credit_ledger l
+  where %(whole)s or l.user_id = any((select c.users from changed c)::text[])
+  group by l.user_id
+) b using (user_id)
+where coalesce(a.balance, 0) <> coalesce(b.credits, 0)

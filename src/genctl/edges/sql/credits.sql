@@ -7,22 +7,22 @@ with mine as (
 ),
 booked as (
   insert into credit_ledger (user_id, delta, kind, reason)
-  select user_id, %(amount)s, 'grant', %(reason)s from mine
+  select m.user_id, %(amount)s, 'grant', %(reason)s from mine m
 )
-update credit_accounts set balance = balance + %(amount)s where user_id in (select user_id from mine)
-returning user_id, balance
+update credit_accounts a set balance = a.balance + %(amount)s from mine m where a.user_id = m.user_id
+returning a.user_id, a.balance
 
 -- name: release_reservation
 -- Gives a held reservation back: reservation, ledger, balance. No row: nothing was held.
 with moved as (
-  update credit_reservations set status = 'released', released_at = now()
-  where id = %(reservation)s and status = 'held'
-    and user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
-  returning id, user_id, amount
+  update credit_reservations r set status = 'released', released_at = now()
+  where r.id = %(reservation)s and r.status = 'held'
+    and r.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
+  returning r.id, r.user_id, r.amount
 ),
 booked as (
   insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
-  select user_id, amount, 'release', id, %(reason)s from moved
+  select m.user_id, m.amount, 'release', m.id, %(reason)s from moved m
 )
 update credit_accounts a set balance = a.balance + m.amount from moved m where a.user_id = m.user_id
 returning m.amount
@@ -37,15 +37,18 @@ with moved as (
   returning r.id, r.user_id
 )
 insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
-select user_id, 0, 'capture', id, %(reason)s from moved
+select m.user_id, 0, 'capture', m.id, %(reason)s from moved m
 returning reservation_id
 
 -- name: repay
 -- Gives back the credits that a failed run still lacks, in a ledger row of kind `fix` that names the reservation.
 with owed as (
-  select r.id, r.user_id, r.amount - coalesce((
-    select sum(delta) from credit_ledger l where l.reservation_id = r.id and l.kind in ('release', 'fix')
-  ), 0) as credits
+  -- a kind each, as each has an index of its own
+  select r.id, r.user_id, r.amount - (
+      select coalesce(sum(l.delta), 0) from credit_ledger l where l.reservation_id = r.id and l.kind = 'release'
+    ) - (
+      select coalesce(sum(l.delta), 0) from credit_ledger l where l.reservation_id = r.id and l.kind = 'fix'
+    ) as credits
   from credit_reservations r
   where r.id = %(reservation)s
     and r.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
@@ -57,7 +60,7 @@ with owed as (
 ),
 booked as (
   insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
-  select user_id, credits, 'fix', id, %(reason)s from owed where credits > 0
+  select o.user_id, o.credits, 'fix', o.id, %(reason)s from owed o where o.credits > 0
 )
 update credit_accounts a set balance = a.balance + o.credits from owed o
 where a.user_id = o.user_id and o.credits > 0

@@ -16,5 +16,5 @@ returning tool, state, until, reason, who, changed_at, now() as read_at
 
 -- name: waiting_users
 -- Two of the users whose jobs wait; both are one where there are no more.
-select min(user_id) as one, max(user_id) as other
-from generation_sessions where status = 'queued' and queued_at is not null
+select min(s.user_id) as one, max(s.user_id) as other
+from generation_sessions s where s.status = 'queued' and s.queued_at is not null

@@ -16,29 +16,32 @@ bill as (
 ),
 paid as (
   update credit_accounts a set balance = a.balance - b.credits from bill b
-  where a.user_id = b.user_id and not exists (select from bill where short)
+  where a.user_id = b.user_id and not exists (select from bill b where b.short)
   returning a.user_id
 ),
 made as (
-  select i.* from item i join paid p on p.user_id = i.user_id
+  select i.session_id, i.user_id, i.client_key, i.model, i.prompt, i.params, i.reservation_id, i.amount,
+    i.idempotency_key
+  from item i join paid p on p.user_id = i.user_id
 ),
 held as (
   insert into credit_reservations (id, user_id, amount, status, created_at, session_id, run)
-  select reservation_id, user_id, amount, 'held', now(), session_id, 1 from made
+  select m.reservation_id, m.user_id, m.amount, 'held', now(), m.session_id, 1 from made m
 ),
 booked as (
   insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
-  select user_id, -amount, 'reserve', reservation_id, 'enqueue' from made
+  select m.user_id, -m.amount, 'reserve', m.reservation_id, 'enqueue' from made m
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
-  select session_id, 1, 'enqueued', jsonb_build_object('reserved', amount) from made
+  select m.session_id, 1, 'enqueued', jsonb_build_object('reserved', m.amount) from made m
 )
-insert into generation_sessions
+insert into generation_sessions as s
   (id, user_id, client_key, model, prompt, params, status, reservation_id, created_at, queued_at, idempotency_key)
-select session_id, user_id, client_key, model, prompt, params, 'queued', reservation_id, now(), now(), idempotency_key
-from made
-returning *, now() as read_at
+select m.session_id, m.user_id, m.client_key, m.model, m.prompt, coalesce(m.params, '{}'), 'queued', m.reservation_id,
+  now(), now(), m.idempotency_key
+from made m
+returning {session s}, now() as read_at
 
 -- name: mark_enqueued
 -- Marks the job messages of these runs as sent. A mark of an older run changes nothing; a row that another
@@ -53,7 +56,7 @@ with owed as (
 sent as (
   update generation_sessions s set enqueued_at = now() from owed o where s.id = o.id returning s.id, s.run
 )
-insert into session_events (session_id, run, kind) select id, run, 'sent' from sent
+insert into session_events (session_id, run, kind) select m.id, m.run, 'sent' from sent m
 
 -- name: claim
 -- Takes sessions of our tool that are queued and due or, if `dead`, whose owner fell silent. Returns those that are
@@ -81,15 +84,15 @@ taken as (
     started_at = coalesce(s.started_at, now())
   from ready r
   where s.id = r.id
-  returning s.*, now() as read_at, r.from_dead_lease, r.spent
+  returning {session s}, now() as read_at, r.from_dead_lease, r.spent
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
-  select id, run, 'claimed', jsonb_build_object(
-    'attempt', attempts, 'lease', lease, 'worker', %(worker)s::text, 'fromDeadLease', from_dead_lease)
-  from taken
+  select t.id, t.run, 'claimed', jsonb_build_object(
+    'attempt', t.attempts, 'lease', t.lease, 'worker', %(worker)s::text, 'fromDeadLease', t.from_dead_lease)
+  from taken t
 )
-select t.*, k.data as kept from taken t
+select {session t}, t.read_at, t.from_dead_lease, t.spent, k.data as kept from taken t
 left join lateral (
   select e.data from session_events e
   where e.session_id = t.id and e.run = t.run and e.kind = 'answered'
@@ -121,7 +124,7 @@ left join kept k on k.id = s.id
 -- name: retry
 -- Sends runs back to the queue for a later attempt. Passes over rows that another transaction has locked.
 with item as (
-  select s.id, i.* from generation_sessions s
+  select s.id, i.delay_s, i.unknown, i.trace from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint, delay_s float8, unknown int, trace jsonb)
     on s.id = i.session_id and s.lease = i.lease
   where s.status = 'processing'
@@ -134,12 +137,12 @@ waiting as (
     unknowns = s.unknowns + i.unknown, first_failed_at = coalesce(s.first_failed_at, now())
   from item i
   where s.id = i.id
-  returning s.*, now() as read_at, i.trace
+  returning {session s}, now() as read_at, i.trace
 ),
 traced as (
-  insert into session_events (session_id, run, kind, data) select id, run, 'retried', trace from waiting
+  insert into session_events (session_id, run, kind, data) select w.id, w.run, 'retried', w.trace from waiting w
 )
-select * from waiting
+select {session w}, w.read_at from waiting w
 
 -- name: give_back
 -- Sends a run back to the queue, due after `delay_s`. Its request was not sent, so it gets its attempt back.
@@ -148,26 +151,26 @@ with back as (
   set status = 'queued', lease_until = null, attempts = s.attempts - %(attempts)s,
     due_at = case when %(delay_s)s::float8 > 0 then now() + make_interval(secs => %(delay_s)s) end
   where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
-  returning s.*, now() as read_at
+  returning {session s}, now() as read_at
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
-  select id, run, 'given_back', jsonb_build_object('lease', lease, 'delayS', %(delay_s)s::float8) from back
+  select b.id, b.run, 'given_back', jsonb_build_object('lease', b.lease, 'delayS', %(delay_s)s::float8) from back b
 )
-select * from back
+select {session b}, b.read_at from back b
 
 -- name: let_go
 -- Ends our lease but not the run: the request was sent, so the next claim counts an unknown outcome.
 with gone as (
   update generation_sessions s set lease_until = now()
   where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s
-  returning s.*, now() as read_at
+  returning {session s}, now() as read_at
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
-  select id, run, 'let_go', jsonb_build_object('attempt', attempts) from gone
+  select g.id, g.run, 'let_go', jsonb_build_object('attempt', g.attempts) from gone g
 )
-select * from gone
+select {session g}, g.read_at from gone g
 
 -- name: mark_copied
 -- Marks the DLQ copies of failed runs as sent. A mark of an older run changes nothing.
@@ -184,7 +187,7 @@ sent as (
   returning s.id, s.run, o.message_id
 )
 insert into session_events (session_id, run, kind, data)
-select id, run, 'copied', jsonb_build_object('messageId', message_id) from sent
+select m.id, m.run, 'copied', jsonb_build_object('messageId', m.message_id) from sent m
 
 -- name: note
 -- Writes a line into the trace, such as a late result.

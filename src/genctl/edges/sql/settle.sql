@@ -2,28 +2,32 @@
 
 -- name: settle
 -- Ends runs: reservation, ledger, balance and version, session, trace, NOTIFY. Returns the winners.
--- An item changes nothing if its lease is no longer the row's, or if another transaction has locked the row. The
+-- An item changes nothing if its lease is no longer the row's, or if another transaction has locked the row. A run
+-- that `waits` has no owner: its end takes the lease, and sends no DLQ copy, as whoever cancelled it knows. The
 -- returned rows are short, without prompt, result and the provider's words: large ones would fill the buffers of a
 -- connection whose client is frozen, and the accounts would stay locked until that reads them.
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, lease bigint, status text, attempts int, result jsonb, details jsonb,
-    release boolean, refund_error text, trace jsonb)
+    release boolean, refund_error text, trace jsonb, waits boolean)
 ),
 mine as (
   select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb) as user_id
 ),
 locked as (
   select s.id, s.user_id, s.run, s.reservation_id, i.status, i.attempts, i.result, i.details, i.release,
-    i.refund_error, i.trace
+    i.refund_error, i.trace, coalesce(i.waits, false) as waits
   from generation_sessions s
   join item i on i.session_id = s.id
-  where s.status = 'processing' and s.lease = i.lease and s.user_id in (select user_id from mine)
+  where s.status = case when i.waits then 'queued' else 'processing' end and s.lease = i.lease
+    and s.user_id in (select m.user_id from mine m)
   order by s.id
   for update of s skip locked
 ),
 won as (
-  select *, row_number() over (partition by user_id order by id) as nth from locked
+  select l.id, l.user_id, l.reservation_id, l.status, l.attempts, l.result, l.details, l.release, l.refund_error,
+    l.trace, l.waits, row_number() over (partition by l.user_id order by l.id) as nth
+  from locked l
 ),
 moved as (
   update credit_reservations r
@@ -36,8 +40,8 @@ moved as (
 ),
 booked as (
   insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
-  select user_id, credits, case status when 'released' then 'release' else 'capture' end, id, 'settle'
-  from moved
+  select m.user_id, m.credits, case m.status when 'released' then 'release' else 'capture' end, m.id, 'settle'
+  from moved m
 ),
 account as (
   update credit_accounts a
@@ -47,7 +51,7 @@ account as (
   from (
     select c.user_id, c.changes, coalesce((
       select sum(m.credits) from moved m where m.user_id = c.user_id), 0) as credits
-    from (select user_id, count(*) as changes from won group by user_id) c
+    from (select w.user_id, count(*) as changes from won w group by w.user_id) c
   ) d
   where a.user_id = d.user_id
   returning a.user_id, a.event_seq - d.changes as before
@@ -55,7 +59,10 @@ account as (
 ended as (
   update generation_sessions s
   set status = w.status, attempts = w.attempts, completed_at = now(), lease_until = null, due_at = null,
-    dlq_sent_at = null, version = a.before + w.nth, result = w.result,
+    lease = s.lease + w.waits::int, dlq_sent_at = case when w.waits then now() end, version = a.before + w.nth,
+    -- where an adopted column refuses null, a null of JSON reads alike
+    result = coalesce(w.result, case when s.result is not null then 'null'::jsonb end),
+    holds = case when m.id is null and r.user_id = w.user_id then nullif(r.status = 'held', false) end,  -- sweeps look
     first_failed_at = case w.status when 'failed' then coalesce(s.first_failed_at, now()) end,
     error_details = w.details || jsonb_build_object(
       'failedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
@@ -75,22 +82,24 @@ ended as (
   left join moved m on m.id = w.reservation_id
   left join credit_reservations r on r.id = w.reservation_id
   where s.id = w.id
-  returning s.*, now() as read_at, w.trace
+  returning s.id, s.user_id, s.client_key, s.model, s.status, s.run, s.attempts, s.unknowns, s.lease,
+    s.reservation_id, s.created_at, s.queued_at, s.started_at, s.first_failed_at, s.completed_at, s.version,
+    s.dlq_sent_at, s.error_details, w.trace
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
-  select id, run, status, trace || jsonb_build_object('refundedCredits', error_details -> 'refundedCredits')
-  from ended
+  select e.id, e.run, e.status, e.trace || jsonb_build_object('refundedCredits', e.error_details -> 'refundedCredits')
+  from ended e
   union all
-  select id, run, 'unnotified', null from ended where not %(notify)s
+  select e.id, e.run, 'unnotified', null from ended e where not %(notify)s
 )
 select e.id, e.user_id, e.client_key, e.model, null as prompt, e.status, e.run, e.attempts, e.unknowns, e.lease,
   e.reservation_id, e.created_at, e.queued_at, e.started_at, e.first_failed_at, e.completed_at, e.version,
-  e.dlq_sent_at, e.read_at, %(notify)s as notified,
+  e.dlq_sent_at, now() as read_at, %(notify)s as notified,
   case jsonb_typeof(e.error_details) when 'object'
     then e.error_details - '{providerBody,providerMessage,userMessage}'::text[] end as error_details,
   case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
   -- cut, as a payload of 8,000 bytes makes NOTIFY fail, which would roll back the refund
-  'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
+  'user_id', left(e.user_id, 500), 'reservation_id', e.reservation_id, 'session_id', e.id, 'status', e.status
 )::text) end
 from ended e

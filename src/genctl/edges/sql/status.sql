@@ -1,34 +1,56 @@
--- Figures for `status` and `doctor`. Every count has an index of its own.
+-- Figures for `status`, `doctor` and metrics. Every count has an index of its own, and an end.
 
 -- name: piles
--- Counts what waits, is processing, owed, dead or not refunded, with the age of the oldest in seconds. A queued run
--- waits from the time at which it was due; a message is owed from the begin of the run, or from its return to the queue.
-select what, count(*) as count, greatest(extract(epoch from now() - min(since)), 0)::float8 as oldest_s
+-- Counts what waits, is processing, owed, dead or not refunded, by the rules by which the sweeper looks for it, with the
+-- age of the oldest in seconds. A queued run waits from the time at which it was due; a message is owed from the begin of
+-- the run, or from its return to the queue. It counts the oldest `most` of a pile; of more it tells what PostgreSQL
+-- estimates for their index.
+select p.what, case when p.count < %(most)s then p.count else greatest(p.count, (
+    select c.reltuples::bigint from pg_class c
+    where c.relnamespace = current_schema()::regnamespace and c.relname = case p.what
+      when 'queued' then 'genctl_sessions_waiting' when 'jobs_owed' then 'genctl_sessions_jobs_owed'
+      when 'copies_owed' then 'genctl_sessions_copies_owed' end)) end as count,
+  p.oldest_s
 from (
-  select 'queued' as what, greatest(coalesce(queued_at, created_at), due_at) as since
-  from generation_sessions where status = 'queued'
-  union all
-  select 'processing', coalesce(started_at, created_at) from generation_sessions where status = 'processing'
-  union all
-  select 'jobs_owed', greatest(s.queued_at, (
-    select max(e.at) from session_events e where e.session_id = s.id and e.kind = 'requeued_dead'))
-  from generation_sessions s where s.status = 'queued' and s.enqueued_at is null
-  union all
-  select 'copies_owed', completed_at from generation_sessions where status = 'failed' and dlq_sent_at is null
-  union all
-  select 'dead_leases', lease_until from generation_sessions where status = 'processing' and lease_until < now()
-  union all
-  select 'refunds_pending', s.completed_at
-  from credit_reservations r join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-  where r.status = 'held' and s.status = 'failed' and not exists (
-    select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
-  union all
-  select 'answers_kept', max(e.at)
-  from session_events e join generation_sessions s on s.id = e.session_id and s.run = e.run
-  where e.kind = 'answered' and s.status in ('queued', 'processing')
-  group by e.session_id
-) pile
-group by what
+  select pile.what, count(*) as count,
+    greatest(extract(epoch from now() - min(nullif(pile.since, '-infinity'))), 0)::float8 as oldest_s
+  from (
+    (select 'queued' as what, greatest(coalesce(s.queued_at, s.created_at), s.due_at) as since
+    from generation_sessions s where s.status = 'queued' and s.user_id is not null
+    order by coalesce(s.queued_at, s.created_at) limit %(most)s)
+    union all
+    select 'processing', coalesce(s.started_at, {waits_since})
+    from generation_sessions s where s.status = 'processing' and s.user_id is not null
+    union all
+    (select 'jobs_owed', greatest({waits_since}, case when s.unknowns > 0 then (
+      select max(e.at) from session_events e where e.session_id = s.id and e.kind = 'requeued_dead') end)
+    from generation_sessions s where {job_owed} and s.model like any(%(models)s)
+    order by {waits_since} limit %(most)s)
+    union all
+    (select 'copies_owed', {ended_since}
+    from generation_sessions s where {copy_owed} and {ours}
+    order by {ended_since} limit %(most)s)
+    union all
+    select 'dead_leases', {dead_since} from generation_sessions s where {dead} and {ours}
+    union all
+    select 'refunds_pending', {ended_since}
+    from generation_sessions s join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
+    where s.holds and {refund_owed}
+    union all
+    select 'answers_kept', max(e.at)
+    from session_events e join generation_sessions s on s.id = e.session_id and s.run = e.run
+    where e.kind = 'answered' and s.status in ('queued', 'processing')
+    group by e.session_id
+    union all
+    select 'unserved', u.since from (
+      select s.model, {waits_since} as since from generation_sessions s
+      where s.status = 'queued' and s.user_id is not null and {asks_genctl}
+      order by coalesce(s.queued_at, s.created_at) limit %(most)s
+    ) u
+    where not coalesce(u.model like any(%(models)s), false)
+  ) pile
+  group by pile.what
+) p
 
 -- name: answers_kept
 -- Counts the provider's answers that the trace keeps for their rows, by the words in which the database refused them.
@@ -59,9 +81,15 @@ from generation_sessions where status = 'failed' and completed_at > now() - inte
 group by 1
 
 -- name: unserved
--- Counts queued runs of models that no installed tool serves; of adopted rows only those that genctl has queued.
-select coalesce(model, 'none') as model, count(*) as count from generation_sessions
-where status = 'queued' and queued_at is not null and not coalesce(model like any(%(models)s), false)
+-- Counts the queued runs, of the `most` that wait longest, whose model no installed tool serves; of adopted rows only
+-- those that genctl has queued.
+select coalesce(w.model, 'none') as model, count(*) as count
+from (
+  select s.model from generation_sessions s
+  where s.status = 'queued' and s.user_id is not null and {asks_genctl}
+  order by coalesce(s.queued_at, s.created_at) limit %(most)s
+) w
+where not coalesce(w.model like any(%(models)s), false)
 group by 1 order by 2 desc limit 10
 
 -- name: notify
@@ -80,6 +108,11 @@ from (
   where datname = current_database() and state in ('idle in transaction', 'idle in transaction (aborted)')
     and state_change < clock_timestamp() - make_interval(secs => %(idle_after_s)s)
 ) idle
+
+-- name: sessions_settings
+-- Reads the settings of the table that renewals write to: those of a migration, or of the product that made it.
+select coalesce(reloptions, '{}') as settings from pg_class
+where oid = to_regclass(format('%%I.generation_sessions', current_schema()))
 
 -- name: missing_rights
 -- Lists the rights that our role lacks on existing tables; `needed` are part, relation and privilege.

@@ -23,11 +23,11 @@ order by a.user_id, s.version
 -- name: page_of_sessions
 -- Lists a user's sessions of some models (not `among`: of all others), newest first, older than a given one; returns
 -- `head` even if there are none.
-select coalesce((select event_seq from credit_accounts where user_id = %(user)s), 0) as head, s.*,
-  now() as read_at
+select coalesce((select a.event_seq from credit_accounts a where a.user_id = %(user)s), 0) as head, {session s},
+  s.reserved, s.refunded, now() as read_at
 from (select) as one
 left join lateral (
-  select g.*, r.amount as reserved, case r.status when 'released' then r.amount else 0 end as refunded
+  select {session g}, r.amount as reserved, case r.status when 'released' then r.amount else 0 end as refunded
   from generation_sessions g left join credit_reservations r on r.id = g.reservation_id
   where g.user_id = %(user)s and coalesce(g.model like any(%(models)s), false) = %(among)s
     and (%(before)s::uuid is null or (g.created_at, g.id) < (
@@ -38,8 +38,8 @@ order by s.created_at desc, s.id desc
 
 -- name: session_by_key
 -- Finds the session that an idempotency key has made.
-select *, now() as read_at from generation_sessions
-where user_id = %(user)s and idempotency_key = %(key)s
+select {session s}, now() as read_at from generation_sessions s
+where s.user_id = %(user)s and s.idempotency_key = %(key)s
 
 -- name: spend_ticket
 -- Spends a sign-in ticket; returns a row if nobody had spent it. Forgets expired ones.

@@ -1,30 +1,59 @@
--- The safety net: what is owed, dead or stuck. Every list is bounded, and leaves out adopted rows without a user, for
--- whom we can do nothing. Most lists have no order, so that rows which the database refuses again and again do not
--- block the others. Sessions that need a queue or a gate are those of one tool, by its `models`; any sweeper takes an
--- adopted row (never queued here, or without a model) unless its model is one of `others`.
+-- The safety net: what is owed, dead or stuck, by the rules of rules.sql. Each list is a batch, and leaves out adopted
+-- rows without a user, for whom we can do nothing. Sessions that need a queue or a gate are those of one tool, by its
+-- `models`; any sweeper takes an adopted row (never queued here, or without a model) unless its model is one of `others`.
+--
+-- The lists leave out what this pass has `tried`, and pick by chance among the first: rows that the database refuses
+-- again and again do not block the others, and two sweepers rarely meet. What a sweeper sends it takes (`offered_at`); the
+-- others pass over that until it is sent and marked, or for `offered_s` if its sweeper is killed.
 
 -- name: owed_jobs
--- Lists queued runs whose job message has no mark.
-select *, now() as read_at from generation_sessions
-where status = 'queued' and enqueued_at is null and queued_at < now() - make_interval(secs => %(age_s)s)
-  and user_id is not null and model like any(%(models)s)
-order by queued_at limit %(limit)s
-
--- name: owed_copies
--- Lists failed runs whose DLQ copy has no mark.
-select *, now() as read_at from generation_sessions
-where status = 'failed' and dlq_sent_at is null and completed_at < now() - make_interval(secs => %(age_s)s)
-  and user_id is not null and (model like any(%(models)s)
-    or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
+-- Lists queued runs whose job message has no mark, and that nobody is sending.
+select {session s}, now() as read_at from (
+  select {session s} from generation_sessions s
+  where {job_owed} and s.model like any(%(models)s)
+    and {waits_since} < now() - make_interval(secs => %(age_s)s) and {unoffered} and s.id <> all(%(tried)s)
+  order by {waits_since} limit %(among)s
+) s
 order by random() limit %(limit)s
 
+-- name: owed_copies
+-- Lists failed runs whose DLQ copy has no mark, and that nobody is sending; also those of `ended`, which this sweeper has
+-- just failed itself.
+select {session s}, now() as read_at from (
+  select {session s} from generation_sessions s
+  where {copy_owed} and {ours} and {unoffered} and s.id <> all(%(tried)s)
+    and ({ended_since} < now() - make_interval(secs => %(age_s)s) or s.id = any(%(ended)s))
+  order by {ended_since} limit %(among)s
+) s
+order by random() limit %(limit)s
+
+-- name: take
+-- Takes runs that owe a message still, to send it. A queued one without any time waits from now on.
+with free as (
+  select s.id from generation_sessions s
+  join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int) on s.id = i.session_id and s.run = i.run
+  where ({job_owed} or {copy_owed}) and {unoffered}
+  order by s.id
+  for update of s skip locked
+)
+update generation_sessions s
+set offered_at = now(),
+  queued_at = case when s.status = 'queued' and s.created_at is null then coalesce(s.queued_at, now()) else s.queued_at end
+from free f where s.id = f.id
+returning s.id, s.offered_at
+
+-- name: put_back
+-- Lets others take what could not be sent, unless somebody has taken it again.
+update generation_sessions s set offered_at = null
+where s.id in (
+  select s.id from generation_sessions s where s.id = any(%(ids)s) and s.offered_at = any(%(offered)s)
+  order by s.id for update of s skip locked)
+
 -- name: dead_leases
--- Lists runs whose worker fell silent. One that was processing at adoption has no lease, so its age counts.
-select *, now() as read_at from generation_sessions
-where status = 'processing' and user_id is not null and (lease_until < now() or (
-  lease_until is null and created_at < now() - make_interval(secs => %(queued_timeout_s)s)))
-  and (model like any(%(models)s)
-    or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
+-- Lists runs whose worker fell silent.
+select {session s}, now() as read_at from (
+  select {session s} from generation_sessions s where {dead} and {ours} and s.id <> all(%(tried)s) limit %(among)s
+) s
 order by random() limit %(limit)s
 
 -- name: requeue_dead
@@ -38,50 +67,88 @@ with dead as (
 ),
 back as (
   update generation_sessions s
-  set status = 'queued', unknowns = s.unknowns + 1, lease_until = null, enqueued_at = null,
+  set status = 'queued', unknowns = s.unknowns + 1, lease_until = null, enqueued_at = null, offered_at = null,
     queued_at = coalesce(s.queued_at, s.created_at)  -- null on adopted rows, which owed no message until now
   from dead d
   where s.id = d.id
   returning s.id, s.run
 ),
 traced as (
-  insert into session_events (session_id, run, kind) select id, run, 'requeued_dead' from back
+  insert into session_events (session_id, run, kind) select b.id, b.run, 'requeued_dead' from back b
 )
-select id from back
+select b.id from back b
 
 -- name: overdue
--- Lists runs that have waited longer than the queued time-out.
-select *, now() as read_at from generation_sessions
-where status = 'queued' and coalesce(queued_at, created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
-  and user_id is not null and (model like any(%(models)s)
-    or ((queued_at is null or model is null) and not coalesce(model like any(%(others)s), false)))
+-- Lists runs that have waited longer than the queued time-out; but no worker could take one whose message is owed.
+select {session s}, now() as read_at from (
+  select {session s} from generation_sessions s
+  where s.status = 'queued' and coalesce(s.queued_at, s.created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
+    and s.user_id is not null and {ours} and s.id <> all(%(tried)s)
+    and not ({job_owed} and s.model like any(%(models)s))
+  order by coalesce(s.queued_at, s.created_at) limit %(among)s
+) s
 order by random() limit %(limit)s
 
+-- name: clear_holds
+-- Takes the mark from ended sessions whose reservation somebody has moved meanwhile.
+update generation_sessions s set holds = null
+where s.id in (
+  select s.id from generation_sessions s
+  where s.holds and s.status in ('failed', 'completed') and not exists (
+    select from credit_reservations r where r.id = s.reservation_id and r.user_id = s.user_id and r.status = 'held')
+  order by s.id for update of s skip locked)
+
 -- name: refunds_owed
--- Lists failed sessions that still hold their reservation; begins with the held reservations, which are few, and not
--- with the failed sessions.
-select s.*, now() as read_at from credit_reservations r
-join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-where r.status = 'held' and s.status = 'failed' and not exists (  -- adopted sessions may share it
-  select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
+-- Lists failed sessions that still hold their reservation.
+select {session s}, now() as read_at from generation_sessions s
+join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
+where s.holds and {refund_owed} and s.id <> all(%(tried)s)
 order by random() limit %(limit)s
 
 -- name: captures_owed
--- Lists completed sessions that still hold their reservation, as the database refused the capture.
-select s.*, now() as read_at from credit_reservations r
-join generation_sessions s on s.reservation_id = r.id and s.user_id = r.user_id
-where r.status = 'held' and s.status = 'completed'
+-- Lists completed sessions that still hold their reservation.
+select {session s}, now() as read_at from generation_sessions s
+join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
+where s.holds and {capture_owed} and s.id <> all(%(tried)s)
 order by random() limit %(limit)s
 
+-- name: reservation_blocks
+-- Counts the blocks of the reservations' table, through which the patrol goes.
+select pg_relation_size('credit_reservations'::regclass) / current_setting('block_size')::int as blocks
+
+-- name: unmarked_holders
+-- Lists ended sessions without the mark whose reservation, in these blocks, is held: something that is not genctl has
+-- ended them, or an older version. `offset 0` has each looked up by its index, whatever the statistics say.
+select {session s}, now() as read_at
+from credit_reservations r
+cross join lateral (
+  select {session s} from generation_sessions s
+  where s.reservation_id = r.id and s.user_id = r.user_id and s.holds is not true and ({refund_owed} or {capture_owed})
+  offset 0
+) s
+where r.ctid >= %(first)s::tid and r.ctid < %(end)s::tid and r.status = 'held'
+
+-- name: mark_holders
+-- Marks them, so that all sweepers find them from now on.
+update generation_sessions s set holds = true
+where s.id in (
+  select s.id from generation_sessions s where s.id = any(%(ids)s) and s.status in ('failed', 'completed')
+  order by s.id for update of s skip locked)
+
 -- name: orphans
--- Lists held reservations whose session is gone; only ours, as an adopted database may hold one without a session_id
--- for something else. An enqueue commits both at once; the age leaves time to a person who restores a session.
+-- Lists held reservations, in these blocks, whose session is gone; only ours, as an adopted database may hold one
+-- without a session_id for something else. An enqueue commits both at once; the age leaves time to a person who restores
+-- a session.
 select r.session_id as id, r.user_id, r.run, r.id as reservation_id from credit_reservations r
-where r.status = 'held' and r.session_id is not null
+left join lateral (
+  select 1 as here from generation_sessions s where s.id = r.session_id offset 0
+) named on true
+left join lateral (
+  select 1 as here from generation_sessions s where s.reservation_id = r.id limit 1
+) other on true
+where r.ctid >= %(first)s::tid and r.ctid < %(end)s::tid and r.status = 'held' and r.session_id is not null
   and r.user_id is not null and r.created_at < now() - make_interval(secs => %(age_s)s)
-  and not exists (select from generation_sessions s where s.id = r.session_id)
-  and not exists (select from generation_sessions s where s.reservation_id = r.id)
-order by random() limit %(limit)s
+  and named.here is null and other.here is null
 
 -- name: old_trace
 -- Counts the rows of the trace that are too old among the oldest, by id, which is nearly by time.
@@ -113,7 +180,11 @@ refund as (
     row_number() over (order by s.id) as nth, count(*) over () as changes
   from generation_sessions s
   join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id
-  left join credit_ledger l on l.reservation_id = r.id and l.kind in ('release', 'fix')
+  left join lateral (  -- a kind each, as each has an index of its own
+    select b.kind, b.delta from credit_ledger b where b.reservation_id = r.id and b.kind = 'release'
+    union all
+    select b.kind, b.delta from credit_ledger b where b.reservation_id = r.id and b.kind = 'fix'
+  ) l on true
   where s.reservation_id = %(reservation)s and s.id in (select id from locked)
     and s.user_id in (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb))
   group by s.id, r.id
@@ -148,15 +219,15 @@ told as (
       'refundedAt', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))
   from refund f, account a
   where s.id = f.id
-  returning s.*
+  returning {session s}
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
   select t.id, t.run, 'refunded', jsonb_build_object('refundedCredits', f.amount)
-  from told t join refund f using (id)
+  from told t join refund f on f.id = t.id
 )
-select t.*, now() as read_at, case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
-  'user_id', left(user_id, 500), 'reservation_id', reservation_id, 'session_id', id, 'status', status
+select {session t}, now() as read_at, case when %(notify)s then pg_notify('session_completed', jsonb_build_object(
+  'user_id', left(t.user_id, 500), 'reservation_id', t.reservation_id, 'session_id', t.id, 'status', t.status
 )::text) end
 from told t
 
@@ -165,5 +236,5 @@ from told t
 with waiting as (
   select id from generation_sessions where status = 'queued' and model like any(%(models)s) order by id for update
 )
-update generation_sessions s set enqueued_at = null, queued_at = coalesce(s.queued_at, s.created_at)
+update generation_sessions s set enqueued_at = null, offered_at = null, queued_at = coalesce(s.queued_at, s.created_at)
 from waiting w where s.id = w.id

@@ -38,7 +38,8 @@ select field, value, max(code) as code, count(*) as users, count(*) > 1 as for_a
   max(until) filter (where user_id = %(user)s or everybody) as until,
   max(until) filter (where user_id = %(user)s or everybody) <= now() as is_due
 from (
-  select r.*, count(*) over (partition by field, value) > 1 as everybody from refused_traits r
+  select r.field, r.value, r.code, r.until, r.user_id, count(*) over (partition by field, value) > 1 as everybody
+  from refused_traits r
   where tool = %(tool)s and until is not null
     and (field, value) in (select * from unnest(%(fields)s::text[], %(values)s::text[]))
 ) r

@@ -293,8 +293,9 @@ class Judge:
         return name in message.body or message.attributes.get("sessionId") == name
 
     async def funds(self) -> Row:
-        """Read the user's `balance`, and the credits `bound` in reservations."""
-        if row := await self.deployment.db.row("smoke_funds", user=self.user):
+        """Read the user's `balance`, and the credits `bound` in reservations since the first look."""
+        since = self._funds.get("since")
+        if row := await self.deployment.db.row("smoke_funds", user=self.user, since=since):
             return row
         # the API knows what a new user will have
         status, body = await self.deployment.api.ask(self.user, "/credits")

@@ -1,0 +1,2 @@
+-- Takes the marks away.
+update generation_sessions s set holds = null where s.holds;

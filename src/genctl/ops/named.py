@@ -1,0 +1,114 @@
+"""Retry or cancel the sessions that a person names."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+
+from genctl import gate
+from genctl.base.person import Note, who
+from genctl.base.printable import many
+from genctl.base.settings import Settings
+from genctl.cancel import NotWaitingError, cancel
+from genctl.domain.deadletters import Tally, at_most, plan
+from genctl.domain.model import Session, Status
+from genctl.edges.db import Database
+from genctl.edges.db_errors import LockedError
+from genctl.ops.redrive import BATCH, Plan, Redriven, RedriveOptions
+from genctl.ops.sessions import find
+from genctl.pipeline import Pipeline
+from genctl.redrive import named, retry
+from genctl.tools.found import Tools
+
+Confirm = Callable[[str], object] | None  # asks a person, and raises GenctlError when the answer is no
+
+
+class Cancelled(msgspec.Struct):
+    """Count what became of the named sessions; `credits` went back to their users."""
+
+    cancelled: int = 0
+    credits: int = 0
+    skipped: dict[str, int] = {}
+
+
+async def found(db: Database, ids: Sequence[str]) -> list[Session]:
+    """Find the sessions that are named, each once. Raises GenctlError as find() does."""
+    sessions = [await find(db, text) for text in ids]
+    return list({session.id: session for session in sessions}.values())
+
+
+async def retry_named(
+    settings: Settings,
+    ids: Sequence[str],
+    options: RedriveOptions,
+    *,
+    dry_run: bool,
+    confirm: Confirm,
+    note: Note,
+) -> Plan | Redriven:
+    """Give the sessions another run as a redrive would, whether their copies are in the DLQ or not.
+
+    `confirm` asks about the plan first; with `dry_run` only plan. `note` says why a session was left. Raises
+    GenctlError: exit 4 for an id of no session, 2 for an ambiguous one, 3 when a dependency goes away.
+    """
+    async with Pipeline.open(settings, size=1, calls=False) as pipeline:
+        serves = partial(Tools.of(settings).tells, pipeline.tool)
+        terms = msgspec.structs.replace(options.terms, takes=pipeline.tool.takes, serves=serves)
+        letters = await named(await found(pipeline.db, ids), pipeline.db)
+        steps = at_most(plan(letters, terms), len(letters))
+        tally = Tally()
+        tally.add(steps)
+        rows = [msgspec.structs.asdict(step) | x.item() for x, step in zip(letters, steps, strict=True)]
+        planned = Plan(rows, tally, len(letters), len(letters), options.edits)
+        if dry_run:
+            return planned
+        if confirm and (question := planned.question()):
+            confirm(question)
+        done = Tally()
+        for first in range(0, len(letters), BATCH):
+            now = await gate.read(pipeline.db, pipeline.tool.name)
+            if not now.is_open:
+                why = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
+                note(f"stopped: {why}; run it again to go on")
+                return Redriven(done, len(letters), len(letters), why)
+            fates = await retry(letters[first : first + BATCH], pipeline, terms)
+            kept = [fate.step for fate in fates if fate.error is None]
+            done.add(kept, failed=len(fates) - len(kept))
+            for fate in fates:
+                if fate.error or fate.step.action == "skip":
+                    note(f"session {fate.letter.session_id}: {fate.error or fate.step.why}")
+        return Redriven(done, len(letters), len(letters))
+
+
+async def cancel_named(
+    settings: Settings, ids: Sequence[str], *, dry_run: bool, confirm: Confirm, note: Note
+) -> Cancelled:
+    """End the runs of the sessions that wait; `note` says why a session was left.
+
+    With `dry_run` only say what it would do. Raises GenctlError: exit 4 for an id of no session, 2 for an
+    ambiguous one, 3 when the database goes away.
+    """
+    tools, done, skipped = Tools.of(settings), Cancelled(), Counter[str]()
+    async with Database.open(settings.dsn()) as db:
+        sessions = await found(db, ids)
+        waiting = [session for session in sessions if session.status is Status.QUEUED]
+        if dry_run:
+            skipped["not waiting"] = len(sessions) - len(waiting)
+            return Cancelled(len(waiting), sum(one.reserved or 0 for one in waiting), dict(+skipped))
+        if confirm and waiting:
+            users = {session.user_id for session in waiting}
+            confirm(f"Cancel {many(len(waiting), 'session')} of {many(len(users), 'user')}?")
+        for session in sessions:
+            provider = (tools.serving(session.model) or tools.about("")).provider
+            try:
+                row = await cancel(
+                    db, session, provider=provider, most_attempts=settings.max_attempts, who=who()
+                )
+            except (NotWaitingError, LockedError) as error:
+                skipped["not waiting" if isinstance(error, NotWaitingError) else "locked"] += 1
+                note(f"session {session.id}: {error.message}")
+                continue
+            done.cancelled += 1
+            done.credits += row.returned
+    return msgspec.structs.replace(done, skipped=dict(skipped))
