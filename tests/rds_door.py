@@ -35,6 +35,7 @@ class Door:
         self.secrets = {KEY: SECRET}
         self.ahead = timedelta()
         self.tokens: list[str] = []
+        self.refused = 0
         self.ca, key = certificate(folder, host)
         self.port = 0
         self._dsn = dsn
@@ -61,6 +62,10 @@ class Door:
         """Break all connections, and take none from now on."""
         if self._server:
             self._server.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Break all connections."""
         for line in self._lines:
             line.transport.abort()
 
@@ -99,6 +104,7 @@ class Door:
         token = (await _message(reader)).rstrip(b"\0").decode()
         self.tokens.append(token)
         if not self._fits(token, said[b"user"].decode()):
+            self.refused += 1
             writer.write(_fatal(f'PAM authentication failed for user "{said[b"user"].decode()}"'))
             return None
         return await self._pass(reader, writer, said)

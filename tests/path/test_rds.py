@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,25 @@ async def test_a_clock_that_is_off_is_named(door: Door, minutes: int) -> None:
     assert len(door.tokens) == 1
     assert "Signature" not in f"{error} {error.fix}"
     assert "\n" not in error.message
+
+
+async def test_no_token_is_used_after_its_quarter_of_an_hour(door: Door, aws: pytest.MonkeyPatch) -> None:
+    later = timedelta(minutes=20)
+    async with Database.open(TokenUrl(door.url()), size=1) as db:
+        await db.row("clock")
+        door.ahead = later
+        aws.setattr(
+            "botocore.auth.get_current_datetime", lambda: datetime.now(UTC).replace(tzinfo=None) + later
+        )
+        door.drop()
+
+        async def works() -> bool:
+            with suppress(GenctlError):
+                return bool(await db.row("clock"))
+            return False
+
+        await until(works)
+    assert door.refused == 0
 
 
 async def test_credentials_that_a_server_refuses_are_looked_up_again(

@@ -95,7 +95,7 @@ class Settings:
         "models that may be ordered, of those that the tools serve; unset: all of them",
     )
     # __post_init__ fills it in
-    queue: str = setting(values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs")
+    queue: str = setting(values.as_queue, None, "SQS queue of its jobs: name, URL or ARN; unset: <tool>-jobs")
     dlq: str | None = setting(
         values.as_queue, None, "its DLQ; unset: as its redrive policy says, else <queue>-dlq"
     )
