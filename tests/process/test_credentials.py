@@ -94,7 +94,13 @@ def test_a_command_says_that_a_source_of_credentials_hangs(
 
 def test_doctor_and_status_name_a_source_that_hangs(place: Place, hanging: dict[str, dict[str, str]]) -> None:
     place.env |= hanging["credential_process"]
-    said = [place.genctl("doctor", exit_code=1)["findings"], place.genctl("status", exit_code=1)["lines"]]
+    commands = {"doctor": "findings", "status": "lines"}
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(place.start(name, "-o", "json", "--timeout", "3s")) for name in commands
+        ]
+        assert [one.end(within_s=TOLD_WITHIN_S) for one in started] == [1, 1]
+        said = [json.loads(one.texts()[0])[key] for one, key in zip(started, commands.values(), strict=True)]
     for lines in said:
         hangs = [
             one["message"]
