@@ -167,6 +167,8 @@ async def test_an_api_takes_orders_and_shows_them_while_a_source_hangs(
             status, _ = await api.client.ask("POST", f"{BASE}/generations", json={"prompt": f"order {n}"})
             assert status == 202
         assert len((await api.client.get("/sessions"))["sessions"]) == 10
+        waited = api.running.events("api.queue.trouble", error="no answer in time")
+        assert len(waited) == 1, "one order has waited, and the others did not"
         await api.ready()
         began = time.monotonic()
         assert await asyncio.to_thread(api.running.end, signal.SIGTERM) == 0
