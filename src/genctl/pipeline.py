@@ -369,7 +369,7 @@ class Pipeline:
         )
         sent = await self._copies(Outgoing(body, attributes, user=row.user_id if row else None))
         if sent.error is not None:
-            raise GenctlError("CopyNotSent", f"DLQ {self.dlq.name} refused the copy: {sent.error}")
+            raise GenctlError("CopyNotSent", f"DLQ {self.dlq.name} refused the copy: {sent.error}", sent.fix)
         self.meters.count("copied")
         return sent.message_id
 

@@ -23,7 +23,7 @@ from tests.kit import QueueServer, create_queue, until
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.edges import aws
+from genctl.edges import credentials
 from genctl.edges.sqs import MAX_BYTES, EntryResult, Outgoing, Queue, Sqs
 
 KEY, SECRET = "AKIDEXAMPLE", "a-secret-of-the-tests"  # no real ones
@@ -421,7 +421,7 @@ async def test_credentials_that_are_refused_are_looked_up_again_once(
 ) -> None:
     """Somebody may have renewed a session, or changed a key, since we looked."""
     keys = iter(["OLD", "NEW"])
-    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setattr(credentials, "find", lambda: Credentials(next(keys), SECRET))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(fault(403, code), FACTS, fault(403, code))
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -436,7 +436,7 @@ async def test_credentials_that_expire_between_two_tries_are_looked_up_again(
     no_aws: pytest.MonkeyPatch,
 ) -> None:
     keys = iter(["OLD", "NEW"])
-    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setattr(credentials, "find", lambda: Credentials(next(keys), SECRET))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(fault(503, "ServiceUnavailable"), fault(403, "ExpiredToken"), FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -466,7 +466,7 @@ async def test_a_role_is_renewed_in_a_thread_for_which_nobody_waits(no_aws: pyte
         return fresh("NEW")
 
     role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
-    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setattr(credentials, "find", lambda: role)
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(FACTS, FACTS, FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -495,7 +495,7 @@ async def test_credentials_that_cannot_be_had_end_no_worker(
         raise why
 
     role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
-    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setattr(credentials, "find", lambda: role)
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     async with Script(FACTS, FACTS).serving(embedded=False, database_url="postgresql://db/x") as sqs:
         due(no_aws)
@@ -520,6 +520,41 @@ async def test_what_is_forbidden_is_found_out_by_calls_that_do_nothing(queue: Qu
         f"allow sqs:{action} on it"
         for action in ("ReceiveMessage", "SendMessage", "DeleteMessage", "ChangeMessageVisibility")
     ]
+
+
+REFUSALS_OF_KMS = [
+    ("KmsAccessDenied", "no", "KeyForbidden", "allow kms:Decrypt and kms:GenerateDataKey"),
+    (
+        "AccessDeniedException",
+        "not authorized to perform: kms:GenerateDataKey",
+        "KeyForbidden",
+        "kms:Decrypt",
+    ),
+    (
+        "AccessDenied",
+        "You are not allowed (Service: AWSKMS; Status Code: 400)",
+        "KeyForbidden",
+        "kms:Decrypt",
+    ),
+    ("KmsDisabled", "the key is disabled", "KeyUnusable", "KmsMasterKeyId"),
+    ("KmsInvalidState", "the key is pending deletion", "KeyUnusable", "KmsMasterKeyId"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "ours", "fix"), REFUSALS_OF_KMS)
+async def test_a_refusal_of_kms_has_its_own_fix_in_calls_and_in_entries(
+    code: str, message: str, ours: str, fix: str
+) -> None:
+    entry = {"Id": "0", "Code": code, "Message": message, "SenderFault": True}
+    whole, part = fault(400, code, message), says(200, {"Failed": [entry]})
+    async with Script(FACTS, whole, part).serving() as sqs:
+        queue = await sqs.queue(URL)
+        error = await refused(lambda: queue.send([Outgoing("x")]), ours)
+        (result,) = await queue.send([Outgoing("x")])
+    assert fix in error.fix
+    assert message in error.message
+    assert result.error == f"{code}: {message}"
+    assert fix in result.fix
 
 
 @pytest.mark.parametrize("ahead_s", [3600, -3600, 0])

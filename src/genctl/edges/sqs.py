@@ -21,6 +21,7 @@ import structlog
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
+from genctl.domain.rights import OF_KEY
 from genctl.edges import http
 from genctl.edges.aws import CA_VARIABLE, Signer, SqsEndpoint
 
@@ -79,6 +80,7 @@ class EntryResult(NamedTuple):
 
     error: str | None
     message_id: str = ""
+    fix: str = ""
     is_refused: bool = False  # SQS says that the entry is at fault, so that it is no use to send it again
 
 
@@ -133,6 +135,8 @@ _NOT_OURS = (
     "UnrecognizedClientException", *_UNSIGNED,
 )  # fmt: skip
 _THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
+_DENIED = ("AccessDenied", "AccessDeniedException")
+_OF_KMS = re.compile(r"kms:|AWSKMS|KMS key")
 # SQS's codes -> our code, and the fix
 _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"): (
@@ -144,14 +148,14 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
         "CredentialsRefused",
         "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
     ),
-    ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
+    _DENIED: ("QueueForbidden", "allow sqs:{op} on it"),
     ("InvalidAddress",): (
         "QueueRefused",
         "set AWS_DEFAULT_REGION to the region in the queue's URL",
     ),
     ("KmsAccessDenied", "KMS.AccessDeniedException"): (
         "KeyForbidden",
-        "allow kms:Decrypt and kms:GenerateDataKey on the queue's key, in its policy and in our role's",
+        f"allow {' and '.join(OF_KEY)} on the queue's key, in its policy and in our role's",
     ),
     (
         "KmsDisabled", "KmsInvalidKeyUsage", "KmsInvalidState", "KmsNotFound", "KmsOptInRequired",
@@ -192,12 +196,22 @@ class _Refusal(NamedTuple):
 
     def error(self, op: str, about: str, endpoint: str) -> GenctlError:
         line = f"SQS queue {about} at {endpoint}: {op} was answered {self.code}: {self.message}"
-        for codes, (code, fix) in _FAULTS.items():
-            if self.code in codes:
-                return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
+        if known := self._known():
+            code, fix = known
+            return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
         if self.transient:
             return GenctlError("QueueUnavailable", line, "try again; SQS is throttling or in trouble")
         return GenctlError(REFUSED, line, "check GENCTL_QUEUE, GENCTL_DLQ and AWS_ENDPOINT_URL_SQS")
+
+    def entry(self, op: str) -> EntryResult:
+        """Return the result of an entry that SQS refuses within a batch."""
+        _, fix = self._known() or ("", "")
+        return EntryResult(f"{self.code}: {self.message}", fix=fix.format(op=op.removesuffix("Batch")))
+
+    def _known(self) -> tuple[str, str] | None:
+        """Find our code and the fix. SQS passes on some refusals of KMS as its own: only their text tells."""
+        code = "KmsAccessDenied" if self.code in _DENIED and _OF_KMS.search(self.message) else self.code
+        return next((found for codes, found in _FAULTS.items() if code in codes), None)
 
 
 # Of AWS alone: the URLs of others name no region.
@@ -350,7 +364,7 @@ class Sqs:
         async with self._http.post(
             self.endpoint,
             data=io.BytesIO(data),
-            headers=await self._signer.headers(data, target, self.now()),
+            headers=self._signer.headers(data, target, self.now()),
             timeout=timeout,
             allow_redirects=False,
         ) as answer:
@@ -361,7 +375,8 @@ class Sqs:
         try:
             return msgspec.json.decode(answer or b"{}", type=shape)
         except msgspec.DecodeError as why:
-            raise self._unreachable(about, f"the answer is not SQS's ({why})") from None
+            said = "a page of HTML" if answer.lstrip().startswith(b"<") else str(why)
+            raise self._unreachable(about, f"the answer is not SQS's ({said})") from None
 
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
@@ -514,18 +529,15 @@ class Queue:
                 if why.code != REFUSED:
                     raise
                 if len(pending) == 1:
-                    results[pending[0]] = EntryResult(why.message, is_refused=True)
+                    results[pending[0]] = EntryResult(why.message, fix=why.fix, is_refused=True)
                     break
                 # one bad entry must not fail nine good ones
                 results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
             results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
-            results.update(
-                {
-                    int(f.id): EntryResult(f"{f.code}: {f.message or ''}", is_refused=f.sender_fault)
-                    for f in answer.failed or ()
-                }
-            )
+            for f in answer.failed or ():
+                refused = _Refusal(200, f.code, f.message or "").entry(op)
+                results[int(f.id)] = refused._replace(is_refused=f.sender_fault)
             pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
             if not pending:
                 break
