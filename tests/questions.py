@@ -160,6 +160,9 @@ def questions(count: int) -> dict[str, Question]:
         "life: sent": Question("mark_enqueued", {"items": Jsonb([waits])}),
         "life: claim": Question("claim", {
             "items": Jsonb([waits]), "models": ["seedream-%"], "most": 3, "dead": True, "lease_s": 30.0, "worker": "w"}),
+        "life: others that wait": Question("waiting_others", {
+            "named": [an_id("session", queued)], "full": ["user-0"], "models": ["seedream-%"], "after": "user-2",
+            "users": 40, "deep": 50, "each": 2, "limit": 40}),
         "life: extend": Question("extend", {"items": Jsonb([hand]), "lease_s": 30.0}),
         "life: retry": Question("retry", {"items": Jsonb([hand | {"delay_s": 1.0, "unknown": 0, "trace": {}}])}),
         "life: give back": Question("give_back", {

@@ -17,6 +17,7 @@ from genctl.cli.words import usage_mistake
 from genctl.domain.details import build
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
 from genctl.domain.providers import UNKNOWN
+from genctl.domain.rights import OF_KEY
 from genctl.ops.runbook.load import names
 from genctl.services.metrics import PILES, Metrics, WorkerMetrics
 
@@ -245,3 +246,9 @@ def test_the_end_of_a_worker_fits_its_pod() -> None:
         if args[0] == "worker":
             grace_s = parse_duration(args[args.index("--grace") + 1])
             assert spec["terminationGracePeriodSeconds"] >= grace_s + 20
+
+
+def test_the_policy_for_a_key_allows_what_sqs_needs_of_it() -> None:
+    (allowed,) = json.loads((DEPLOY / "iam-key.json").read_text())["Statement"]
+    assert allowed["Action"] == [*OF_KEY]
+    assert allowed["Condition"] == {"StringEquals": {"kms:ViaService": "sqs.REGION.amazonaws.com"}}

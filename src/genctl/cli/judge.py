@@ -93,18 +93,28 @@ def _text(lines: "Iterable[StatusLine | Finding]") -> str:
     cls=Command,
     tool=True,
     within="7s",
-    examples=("genctl doctor", "genctl doctor -o json | jq '.findings[] | select(.level != \"ok\")'"),
+    examples=(
+        "genctl doctor",
+        "genctl doctor --send",
+        "genctl doctor -o json | jq '.findings[] | select(.level != \"ok\")'",
+    ),
 )
-def doctor(out: Output) -> int:
+@click.option("--send", is_flag=True, help="Send a message through queue and DLQ, and take it back.")
+def doctor(out: Output, *, send: bool) -> int:
     """Check every dependency, and say how to mend what is wrong.
 
     It checks settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that it cannot
     bill), the API and its stream through the public URL. It changes nothing. Only errors give exit code 1.
+
+    With --send it sends a message for no session to the job queue and to the DLQ, and takes it back: only
+    that shows whether we may use the keys that encrypt them. A worker that is faster drops the message.
     """
     from genctl.ops.doctor import CHECKS, examine
 
-    with terminal.progress(len(CHECKS), "doctor") as advance:
-        found = out.run(examine(out.settings, advance, _within_s(out)))
+    if send:
+        out.target(queue=True)
+    with terminal.progress(len(CHECKS) + send, "doctor") as advance:
+        found = out.run(examine(out.settings, advance, _within_s(out), send=send))
     ok = not any(finding.level == "error" for finding in found)
     out.emit({"ok": ok, "findings": found}, columns=FINDINGS, rows=found, text=lambda: _text(found))
     return int(not ok)

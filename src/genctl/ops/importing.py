@@ -96,16 +96,16 @@ class Import:
                 self._tell(line.line, line.why)
         found = [line for line in lines if line.message is not None]
         messages = [line.message for line in found if line.message]
-        chosen: list[tuple[int, Message]] = []
+        chosen: list[tuple[int, Outgoing]] = []
         for line, message, letter in zip(found, messages, await letters(messages, self._db), strict=True):
             if why := self._objection(message, letter):
                 self.counts.skip(why)
             else:
-                chosen.append((line.line, message))
+                chosen.append((line.line, Outgoing(message.body, message.sent, user=letter.user)))
         self.counts.meant += len(chosen)
         if dry_run or not chosen:
             return
-        results = await self._dlq.send([Outgoing(message.body, message.sent) for _, message in chosen])
+        results = await self._dlq.send([outgoing for _, outgoing in chosen])
         for (number, _), result in zip(chosen, results, strict=True):
             if result.error is None:
                 self.counts.imported += 1
