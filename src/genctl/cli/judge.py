@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,13 +58,15 @@ async def _watch(out: Output) -> None:
     lines = await look(out.settings, _within_s(out))
     with out.stream({}) as put:
         while True:
+            looked_at = datetime.now(UTC)
+            text = f"{looked_at.astimezone():%H:%M:%S}, every {EVERY_S:g} s\n{_text(lines)}"
             if out.form != "table":
-                put(_standing(lines))
+                put({"at": looked_at, **_standing(lines)})
             elif terminal.room():
-                drawn = printable_lines(hide(_text(lines))).replace("\n", f"{CLEAR_LINE}\n")
+                drawn = printable_lines(hide(text)).replace("\n", f"{CLEAR_LINE}\n")
                 sys.stdout.write(HOME + drawn + CLEAR_REST)
             else:
-                write(f"{_text(lines)}\n")
+                write(f"{text}\n")
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)
             try:

@@ -1,11 +1,12 @@
 """Write figures as lines for a person: how things stand, whether they need somebody, how to go on."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from genctl.domain.model import Gate, GateState, GenctlError, is_breaker, rfc3339, rough
+from genctl.domain.model import Category, Gate, GateState, GenctlError, is_breaker, rfc3339, rough
 from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.traits import Refused
 
@@ -17,6 +18,8 @@ STREAMS = "streams may be late or miss something"  # what an API says while its 
 UNNOTIFIED_S = 300.0  # if a run has ended so recently without NOTIFY, others may
 REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
+OF_THE_WAY = {Category.AUTH, Category.QUOTA, Category.CONFIG, Category.NETWORK}  # our account, settings, network
+OURS = {*OF_THE_WAY, Category.INTERNAL}  # failures that no user, and no better day of the provider, can mend
 
 
 class StatusLine(msgspec.Struct, frozen=True):
@@ -35,6 +38,14 @@ class Pile(msgspec.Struct, frozen=True):
     oldest_s: float | None = None
 
 
+class Failures(msgspec.Struct, frozen=True):
+    """Count the failures of one code and category; a row that tells no category is one that we cannot explain."""
+
+    code: str
+    category: str | None
+    count: int
+
+
 class Depth(NamedTuple):
     """Hold the depth of a queue, which SQS counts roughly."""
 
@@ -45,10 +56,10 @@ class Depth(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Hold the database's figures: piles by name, failures of an hour by code, the gates, its refusals."""
+    """Hold the database's figures: piles by name, the failures of an hour, the gates, its refusals."""
 
     piles: Mapping[str, Pile]
-    failures: Mapping[str, int]
+    failures: Sequence[Failures]
     gates: Sequence[Gate]
     kept: Sequence[Kept] = ()
     notifying: Notifying = Notifying()
@@ -84,7 +95,7 @@ def of_database(now: Standing) -> list[StatusLine]:
     """Write the lines of sessions, failures, gates, owed messages, dead leases and refunds."""
     return [
         _sessions(now),
-        _failures(now.failures),
+        *_failures(now.failures),
         *map(_gate, now.gates),
         *_orders(now.refused),
         _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
@@ -129,14 +140,26 @@ def _sessions(now: Standing) -> StatusLine:
     return StatusLine("sessions", OK, message, "genctl sessions list --since 1h")
 
 
-def _failures(by_code: Mapping[str, int]) -> StatusLine:
-    most = sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
+def _failures(found: Sequence[Failures]) -> list[StatusLine]:
+    """Write the line of all failures and, if some are ours, a second one that needs somebody."""
+    lines = [StatusLine("failures", OK, _by_code(found), "genctl tail-failures --since 1h --no-follow")]
+    if ours := [one for one in found if one.category in OURS]:
+        outage = any(one.category in OF_THE_WAY for one in ours)
+        way = "genctl runbook run provider-outage" if outage else "genctl sessions list --status failed --since 1h"
+        lines.append(StatusLine("ours", ATTENTION, _by_code(ours, " that no user can mend"), way))
+    return lines
+
+
+def _by_code(found: Sequence[Failures], which: str = "") -> str:
+    counts = Counter[str]()
+    for one in found:
+        counts[one.code] += one.count
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     names = [f"{count:,} {code}" for code, count in most[:CODES]]
     if rest := sum(count for _, count in most[CODES:]):
         names.append(f"{rest:,} others")
     listed = f": {', '.join(names)}" if names else ""
-    message = f"{sum(by_code.values()):,} in the last hour{listed}"
-    return StatusLine("failures", OK, message, "genctl tail-failures --since 1h --no-follow")
+    return f"{counts.total():,} in the last hour{which}{listed}"
 
 
 def _gate(gate: Gate) -> StatusLine:
