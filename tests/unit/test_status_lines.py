@@ -143,7 +143,7 @@ def test_a_queue_of_notify_that_somebody_holds_up_needs_a_person(
     notifying: Notifying, level: str, command: str
 ) -> None:
     (found,) = [
-        line for line in status.of_database(Standing({}, {}, [], (), notifying)) if line.part == "notify"
+        line for line in status.of_database(Standing({}, (), [], (), notifying)) if line.part == "notify"
     ]
     assert (found.level, found.next) == (level, command)
     assert ("3 runs ended without NOTIFY" in found.message) == (notifying.unnotified == 3)

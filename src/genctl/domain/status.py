@@ -18,7 +18,12 @@ STREAMS = "streams may be late or miss something"  # what an API says while its 
 UNNOTIFIED_S = 300.0  # if a run has ended so recently without NOTIFY, others may
 REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
-OF_THE_WAY = {Category.AUTH, Category.QUOTA, Category.CONFIG, Category.NETWORK}  # our account, settings, network
+OF_THE_WAY = {
+    Category.AUTH,
+    Category.QUOTA,
+    Category.CONFIG,
+    Category.NETWORK,
+}  # our account, settings, network
 OURS = {*OF_THE_WAY, Category.INTERNAL}  # failures that no user, and no better day of the provider, can mend
 
 
@@ -39,7 +44,7 @@ class Pile(msgspec.Struct, frozen=True):
 
 
 class Failures(msgspec.Struct, frozen=True):
-    """Count the failures of one code and category; a row that tells no category is one that we cannot explain."""
+    """Count the failures of one code and category; some rows tell no category."""
 
     code: str
     category: str | None
@@ -145,7 +150,11 @@ def _failures(found: Sequence[Failures]) -> list[StatusLine]:
     lines = [StatusLine("failures", OK, _by_code(found), "genctl tail-failures --since 1h --no-follow")]
     if ours := [one for one in found if one.category in OURS]:
         outage = any(one.category in OF_THE_WAY for one in ours)
-        way = "genctl runbook run provider-outage" if outage else "genctl sessions list --status failed --since 1h"
+        way = (
+            "genctl runbook run provider-outage"
+            if outage
+            else "genctl sessions list --status failed --since 1h"
+        )
         lines.append(StatusLine("ours", ATTENTION, _by_code(ours, " that no user can mend"), way))
     return lines
 
