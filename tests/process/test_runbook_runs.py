@@ -544,8 +544,32 @@ def test_a_step_shows_what_a_person_is_to_see(book: Book) -> None:
         ["a\\x1b[31m", "key", "***", "-"],
         ["b", "-", "4"],
     ]
-    assert "    … and 15 more lines" in told, "of s2, below its own head"
+    assert "    40" in told, "of s2, below its own head"
     assert told.count("## s2") == 1
+
+
+def test_a_report_holds_what_each_step_got_masked_and_cut(book: Book) -> None:
+    """Of a step that shows nothing its whole output, of one that failed in any case."""
+    book.write(
+        f"shell: 'echo one; echo open-sesame; echo aside >&2'\n{OK}",
+        f"shell: seq 9000\n{OK}",
+        f'shell: |\n  echo \'{{"a": 1, "b": [2, 3]}}\'; exit 3\n{OK}\nshow: json.a',
+        f"shell: 'true'\n{OK}",
+        variables="{key: {type: text, required: true, secret: true, help: x}}",
+    )
+    book.file.write_text(book.file.read_text().replace("open-sesame", '"${key}"'))
+    report = book.run("--var", "key=open-sesame", "--report", "r.md", exit_code=1)
+    assert report["steps"][0]["output"] == {"exit": 0, "json": None, "text": "one\n***", "stderr": "aside"}
+    assert report["steps"][3]["output"] is None, "it was not run"
+    sections = (book.folder / "r.md").read_text().split("\n## ")[1:]
+    of = {
+        text.partition("\n")[0]: [x.strip() for x in text.splitlines() if x[:4] == "    "]
+        for text in sections
+    }
+    assert of.keys() == {"s1", "s2", "s3"}
+    assert of["s1"] == ["exit 0", "one", "***", "aside"]
+    assert of["s2"] == ["exit 0", *map(str, range(1, 101)), "… and 8,900 more lines"]
+    assert of["s3"] == ["1", "exit 3", "a: 1", "b:", "- 2", "- 3"]
 
 
 def test_nothing_and_what_is_long_are_told_from_what_is_found(book: Book) -> None:
