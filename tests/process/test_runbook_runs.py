@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from tests.kit import until_sync
+from tests.kit import free_port, until_sync
 from tests.process.forks import FORKED_STEPS
 from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
@@ -110,6 +111,22 @@ def test_a_step_that_never_ends_ends_by_its_time_out(book: Book) -> None:
         assert states(report) == ["failed", "ok"], never
         assert "no end within 300ms" in report["why"] or "http" in never
         assert report["seconds"] < 9, never
+
+
+def test_a_request_without_an_answer_is_something_to_expect(book: Book) -> None:
+    """Nobody listens there, or who listens says nothing: the step says so, and a runbook can go on from it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hangs, refused = (
+            f"http: {{method: GET, url: 'http://127.0.0.1:{port}/'}}\ntimeout: 300ms\n"
+            for port in (silent.getsockname()[1], free_port())
+        )
+        without = "expect: [error != `null`, status == `null`]"
+        answered = "expect: [status == `200`]"
+        book.write(refused + without, hangs + without, f"shell: 'true'\n{OK}", hangs + answered)
+        report = book.run(exit_code=1)
+    assert states(report) == ["ok", "ok", "ok", "failed"]
+    found = "step s4: expected that status == `200`; found nothing there; it said: no end within 300ms"
+    assert report["why"] == found
 
 
 def test_a_wait_tries_until_it_is_so(book: Book) -> None:

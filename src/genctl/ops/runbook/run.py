@@ -18,7 +18,7 @@ from genctl.domain.conditions import UncomparableError, complaint, find, holds, 
 from genctl.domain.masking import MASK
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import Start, as_word, fill, spoken
-from genctl.ops.runbook.actions import Actions, Document, SkippedError
+from genctl.ops.runbook.actions import Actions, Document, SkippedError, unanswered
 from genctl.ops.runbook.journal import Journal, first_of, shortened
 from genctl.ops.runbook.model import Loaded, Step
 
@@ -269,15 +269,20 @@ class Run:
                 yes = self.confirm(f"{step.step}: {error['message']}")
                 output = await self._output_of(step, timeout_s, yes)
         except TimeoutError:  # of a wait, the try before tells more
-            return self._lacking or f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
+            return self._lacking or _no_end(timeout_s)
         except GenctlError as error:
             return _words_of(error)
         self._lacking = self._judged(step, output)
         return self._lacking
 
     async def _output_of(self, step: Step, timeout_s: float, yes: str | None) -> Document:
-        async with asyncio.timeout(timeout_s):
-            return await self.actions.perform(step.kind, step.action, self.values, yes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.actions.perform(step.kind, step.action, self.values, yes)
+        except TimeoutError:
+            if not step.http:
+                raise
+            return unanswered(_no_end(timeout_s))
 
     def _judged(self, step: Step, output: Document) -> str | None:
         """Say which expectation does not hold; if all hold, save what the step saves."""
@@ -301,6 +306,10 @@ class Run:
                 return f"{what.path} finds nothing to save as {name}"
             self.values[name] = found
         return None
+
+
+def _no_end(timeout_s: float) -> str:
+    return f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
 
 
 def _readable(found: Any) -> Any:
