@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from genctl.domain import status
 from genctl.domain.model import Gate, GateState
 from genctl.domain.refusals import Notifying
-from genctl.domain.status import ATTENTION, OK, Depth, Failures, Pile, Standing, StatusLine
+from genctl.domain.status import ATTENTION, OK, Depth, FailureCount, Pile, Standing, StatusLine
 
 OPEN = Gate("seedream4")
 CLOSED = replace(OPEN, state=GateState.CLOSED)
@@ -20,7 +20,7 @@ def line(
     part: str,
     piles: dict[str, Pile] | None = None,
     *,
-    failures: Sequence[Failures] = (),
+    failures: Sequence[FailureCount] = (),
     gate: Gate = OPEN,
 ) -> StatusLine:
     lines = status.of_database(Standing(piles or {}, failures, [gate]))
@@ -86,29 +86,33 @@ def test_behind_a_closed_gate_waiting_is_no_alarm() -> None:
 
 def test_failures_are_named_by_their_commonest_codes() -> None:
     counts = {"A": 1, "B": 20, "C": 3, "D": 1, "E": 1}
-    found = line("failures", failures=[Failures(code, "server", count) for code, count in counts.items()])
+    found = line("failures", failures=[FailureCount(code, "server", count) for code, count in counts.items()])
     assert found.message == "26 in the last hour: 20 B, 3 C, 1 A, 2 others"
 
 
 @pytest.mark.parametrize(
     ("failures", "message", "next_"),
     [
-        ([Failures("WorkerCrashed", "internal", 2), Failures("SweptTimeout", "internal", 1), Failures("X", "server", 7)],
+        ([FailureCount("WorkerCrashed", "internal", 2), FailureCount("SweptTimeout", "internal", 1), FailureCount("X", "server", 7)],
          "3 in the last hour that no user can mend: 2 WorkerCrashed, 1 SweptTimeout",
          "genctl sessions list --status failed --since 1h"),
-        ([Failures("HTTP401", "auth", 1), Failures("WorkerCrashed", "internal", 1)],
+        ([FailureCount("HTTP401", "auth", 1), FailureCount("WorkerCrashed", "internal", 1)],
          "2 in the last hour that no user can mend: 1 HTTP401, 1 WorkerCrashed", "genctl runbook run provider-outage"),
-        ([Failures("ConnectionRefused", "network", 1)],
+        ([FailureCount("ConnectionRefused", "network", 1)],
          "1 in the last hour that no user can mend: 1 ConnectionRefused", "genctl runbook run provider-outage"),
     ],
 )  # fmt: skip
-def test_a_failure_of_ours_needs_a_person(failures: list[Failures], message: str, next_: str) -> None:
+def test_a_failure_of_ours_needs_a_person(failures: list[FailureCount], message: str, next_: str) -> None:
     found = line("ours", failures=failures)
     assert (found.level, found.message, found.next) == (ATTENTION, message, next_)
 
 
 def test_a_refusal_and_a_bad_day_of_the_provider_need_nobody() -> None:
-    failures = [Failures("A", "content_policy", 9), Failures("B", "server", 9), Failures("C", None, 1)]
+    failures = [
+        FailureCount("A", "content_policy", 9),
+        FailureCount("B", "server", 9),
+        FailureCount("C", None, 1),
+    ]
     lines = status.of_database(Standing({}, failures, [OPEN]))
     assert [line.part for line in lines if line.level != OK] == []
 

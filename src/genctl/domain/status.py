@@ -43,7 +43,7 @@ class Pile(msgspec.Struct, frozen=True):
     oldest_s: float | None = None
 
 
-class Failures(msgspec.Struct, frozen=True):
+class FailureCount(msgspec.Struct, frozen=True):
     """Count the failures of one code and category; some rows tell no category."""
 
     code: str
@@ -64,7 +64,7 @@ class Standing(NamedTuple):
     """Hold the database's figures: piles by name, the failures of an hour, the gates, its refusals."""
 
     piles: Mapping[str, Pile]
-    failures: Sequence[Failures]
+    failures: Sequence[FailureCount]
     gates: Sequence[Gate]
     kept: Sequence[Kept] = ()
     notifying: Notifying = Notifying()
@@ -145,7 +145,7 @@ def _sessions(now: Standing) -> StatusLine:
     return StatusLine("sessions", OK, message, "genctl sessions list --since 1h")
 
 
-def _failures(found: Sequence[Failures]) -> list[StatusLine]:
+def _failures(found: Sequence[FailureCount]) -> list[StatusLine]:
     """Write the line of all failures and, if some are ours, a second one that needs somebody."""
     lines = [StatusLine("failures", OK, _by_code(found), "genctl tail-failures --since 1h --no-follow")]
     if ours := [one for one in found if one.category in OURS]:
@@ -159,7 +159,7 @@ def _failures(found: Sequence[Failures]) -> list[StatusLine]:
     return lines
 
 
-def _by_code(found: Sequence[Failures], which: str = "") -> str:
+def _by_code(found: Sequence[FailureCount], which: str = "") -> str:
     counts = Counter[str]()
     for one in found:
         counts[one.code] += one.count

@@ -59,7 +59,7 @@ async def _database(settings: Settings) -> list[status.StatusLine]:
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
-            failures=[status.Failures(**row) for row in failures],
+            failures=[status.FailureCount(**row) for row in failures],
             gates=gates,
             refused=refused,
             kept=[Kept(**row) for row in kept],
