@@ -59,10 +59,10 @@ def incident(name: str, kind: str) -> Callable[[Test], Test]:
 
 
 def run(
-    place: Place, name: str, *args: str, path: str = os.environ["PATH"], forked: str = "1", exit_code: int = 0
+    place: Place, name: str, *args: str, path: str = "", forked: str = "1", exit_code: int = 0
 ) -> dict[str, Any]:
     """The report of a run whose questions are all answered with yes."""
-    env = {"PATH": path, FORKED_STEPS: forked}
+    env = {"PATH": path or place.env["PATH"], FORKED_STEPS: forked}
     with place.start("runbook", "run", name, "--yes", *args, "-o", "json", **env) as running:
         # of up to twenty commands, each a process
         assert running.end(within_s=180) == exit_code, running.texts()
@@ -298,8 +298,8 @@ def test_listener_silent(place: Place) -> None:
     place.env["GENCTL_SECRET"] = "x" * 32
     with place.worker(), served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf, place.start("tail-failures"):
         until_sync(lambda: place.sql(LISTENERS))
-        forked = {FORKED_STEPS: "1"}
-        with place.start("runbook", "run", "listener-silent", "--yes", "-o", "json", **forked) as running:
+        args = ("--yes", "--var", "listening=2", "-o", "json")
+        with place.start("runbook", "run", "listener-silent", *args, **{FORKED_STEPS: "1"}) as running:
             until_sync(lambda: "ready ..." in running.log.read_text())
             deaf.end(signal.SIGTERM)
             with served(place, port):
@@ -321,6 +321,15 @@ def test_an_api_that_is_down_and_stays_down_is_restarted_in_vain(place: Place) -
     assert done["why"].startswith(
         "step ready: expected that status == `200`; found nothing there; it said: GET "
     )
+
+
+@incident("listener-silent", "a worse one")
+def test_a_deaf_api_process_behind_one_that_hears_is_found_by_their_number(place: Place) -> None:
+    with served(place):
+        variables = ("--var", "restart=100ms", "--var", "listening=2")
+        step, why = failing(place, "listener-silent", *variables)
+    assert step == "all-listen"
+    assert "found 1" in why
 
 
 @incident("listener-silent", "a near miss")
@@ -355,7 +364,7 @@ def copied(place: Place, postgres: str, empty: str) -> Iterator[Place]:
 @incident("adopt", "its own")
 def test_adopt(copied: Place, empty: str) -> None:
     """A live product is dumped, adopted, swept, worked on, and given its tables back; itself it is not touched."""
-    done = run(copied, "adopt", path=copied.env["PATH"])
+    done = run(copied, "adopt")
     assert set(states(done).values()) == {"ok"}, done
     shown = {step["step"]: step["shown"] for step in done["steps"] if step["shown"]}
     assert shown["statuses"] == [
@@ -392,6 +401,13 @@ def test_adopt_ends_at_a_base_of_another_shape_and_names_the_difference(
 
 
 @incident("adopt", "a worse one")
+def test_a_product_that_refuses_the_refunds_is_not_adopted(copied: Place, empty: str) -> None:
+    """Its own trigger: the sweep never gets done what it has announced."""
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(REFUSES_RELEASES.encode())
+    assert failing(copied, "adopt", "--var", "sweeping=100ms")[0] == "sweep"
+
+
 def test_adopt_refuses_a_user_without_rights(copied: Place) -> None:
     role = f"nobody_{uuid4().hex[:8]}"
     with psycopg.connect(copied.dsn, autocommit=True) as conn:
