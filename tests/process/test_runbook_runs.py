@@ -123,8 +123,9 @@ def test_a_request_without_an_answer_is_something_to_expect(book: Book) -> None:
         without = "expect: [error != `null`, status == `null`]"
         answered = "expect: [status == `200`]"
         book.write(refused + without, hangs + without, f"shell: 'true'\n{OK}", hangs + answered)
-        report = book.run(exit_code=1)
+        report = book.run("--report", "r.md", exit_code=1)
     assert states(report) == ["ok", "ok", "ok", "failed"]
+    assert "\n    no end within 300ms\n" in (book.folder / "r.md").read_text()
     found = "step s4: expected that status == `200`; found nothing there; it said: no end within 300ms"
     assert report["why"] == found
 

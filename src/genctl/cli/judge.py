@@ -58,15 +58,14 @@ async def _watch(out: Output) -> None:
     lines = await look(out.settings, _within_s(out))
     with out.stream({}) as put:
         while True:
-            looked_at = datetime.now(UTC)
-            text = f"{looked_at.astimezone():%H:%M:%S}, every {EVERY_S:g} s\n{_text(lines)}"
+            now = datetime.now(UTC)
             if out.form != "table":
-                put({"at": looked_at, **_standing(lines)})
+                put({"at": now, **_standing(lines)})
             elif terminal.room():
-                drawn = printable_lines(hide(text)).replace("\n", f"{CLEAR_LINE}\n")
+                drawn = printable_lines(hide(_dated(now, lines))).replace("\n", f"{CLEAR_LINE}\n")
                 sys.stdout.write(HOME + drawn + CLEAR_REST)
             else:
-                write(f"{text}\n")
+                write(f"{_dated(now, lines)}\n")
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)
             try:
@@ -82,6 +81,10 @@ def _within_s(out: Output) -> float:
 
 def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
     return {"ok": all(line.level == "ok" for line in lines), "lines": list(lines)}
+
+
+def _dated(at: datetime, lines: "Sequence[StatusLine]") -> str:
+    return f"{at.astimezone():%H:%M:%S}, every {EVERY_S:g} s\n{_text(lines)}"
 
 
 def _text(lines: "Iterable[StatusLine | Finding]") -> str:

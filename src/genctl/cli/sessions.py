@@ -99,9 +99,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
                     ):
                         for hop in look.new:
                             put(show(hop))
-            except (
-                BaseException
-            ):  # a signal, or a database that stays away: one document, of what came until then
+            except BaseException:  # a signal, or a database that stays away: we print what came until then
                 if look.hops and not streams:
                     out.emit(tracing.traced(look.session, look.hops) | {"dlq": None})
                 raise

@@ -18,13 +18,9 @@ STREAMS = "streams may be late or miss something"  # what an API says while its 
 UNNOTIFIED_S = 300.0  # if a run has ended so recently without NOTIFY, others may
 REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
-OF_THE_WAY = {
-    Category.AUTH,
-    Category.QUOTA,
-    Category.CONFIG,
-    Category.NETWORK,
-}  # our account, settings, network
-OURS = {*OF_THE_WAY, Category.INTERNAL}  # failures that no user, and no better day of the provider, can mend
+# Neither a user nor a better day of the provider can mend these: our account, settings and network, and inside.
+OF_THE_WAY = {Category.AUTH, Category.QUOTA, Category.CONFIG, Category.NETWORK}
+OURS = {*OF_THE_WAY, Category.INTERNAL}
 
 
 class StatusLine(msgspec.Struct, frozen=True):
@@ -149,13 +145,9 @@ def _failures(found: Sequence[FailureCount]) -> list[StatusLine]:
     """Write the line of all failures and, if some are ours, a second one that needs somebody."""
     lines = [StatusLine("failures", OK, _by_code(found), "genctl tail-failures --since 1h --no-follow")]
     if ours := [one for one in found if one.category in OURS]:
-        outage = any(one.category in OF_THE_WAY for one in ours)
-        way = (
-            "genctl runbook run provider-outage"
-            if outage
-            else "genctl sessions list --status failed --since 1h"
-        )
-        lines.append(StatusLine("ours", ATTENTION, _by_code(ours, " that no user can mend"), way))
+        is_outage = any(one.category in OF_THE_WAY for one in ours)
+        way = "runbook run provider-outage" if is_outage else "sessions list --status failed --since 1h"
+        lines.append(StatusLine("ours", ATTENTION, _by_code(ours, " that no user can mend"), f"genctl {way}"))
     return lines
 
 

@@ -53,6 +53,8 @@ def _seen(step: "StepResult") -> Iterator[tuple[Any, int]]:
             yield text, 0
         case {"rows": rows}:
             yield rows, 0
+        case {"status": None, "error": {"message": why}}:
+            yield why, 0
         case {"text": text, "json": found, **more}:
             yield from ((f"{name} {more[name]}", 0) for name in ("exit", "status") if name in more)
             said = [text if found is None else found, more.get("stderr")]
