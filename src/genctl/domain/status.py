@@ -18,7 +18,7 @@ STREAMS = "streams may be late or miss something"  # what an API says while its 
 UNNOTIFIED_S = 300.0  # if a run has ended so recently without NOTIFY, others may
 REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
-# Neither a user nor a better day of the provider can mend these: our account, settings and network, and inside.
+# Neither a user nor a better day of the provider mends these: account, settings, network, and inside.
 OF_THE_WAY = {Category.AUTH, Category.QUOTA, Category.CONFIG, Category.NETWORK}
 OURS = {*OF_THE_WAY, Category.INTERNAL}
 
