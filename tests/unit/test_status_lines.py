@@ -95,7 +95,7 @@ def test_failures_are_named_by_their_commonest_codes() -> None:
     [
         ([FailureCount("WorkerCrashed", "internal", 2), FailureCount("SweptTimeout", "internal", 1), FailureCount("X", "server", 7)],
          "3 in the last hour that no user can mend: 2 WorkerCrashed, 1 SweptTimeout",
-         "genctl sessions list --status failed --since 1h"),
+         "genctl tail-failures --since 1h --no-follow"),
         ([FailureCount("HTTP401", "auth", 1), FailureCount("WorkerCrashed", "internal", 1)],
          "2 in the last hour that no user can mend: 1 HTTP401, 1 WorkerCrashed", "genctl runbook run provider-outage"),
         ([FailureCount("ConnectionRefused", "network", 1)],

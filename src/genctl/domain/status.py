@@ -143,11 +143,12 @@ def _sessions(now: Standing) -> StatusLine:
 
 def _failures(found: Sequence[FailureCount]) -> list[StatusLine]:
     """Write the line of all failures and, if some are ours, a second one that needs somebody."""
-    lines = [StatusLine("failures", OK, _by_code(found), "genctl tail-failures --since 1h --no-follow")]
+    look = "genctl tail-failures --since 1h --no-follow"
+    lines = [StatusLine("failures", OK, _by_code(found), look)]
     if ours := [one for one in found if one.category in OURS]:
         is_outage = any(one.category in OF_THE_WAY for one in ours)
-        way = "runbook run provider-outage" if is_outage else "sessions list --status failed --since 1h"
-        lines.append(StatusLine("ours", ATTENTION, _by_code(ours, " that no user can mend"), f"genctl {way}"))
+        way = "genctl runbook run provider-outage" if is_outage else look
+        lines.append(StatusLine("ours", ATTENTION, _by_code(ours, " that no user can mend"), way))
     return lines
 
 
