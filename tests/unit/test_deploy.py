@@ -133,6 +133,19 @@ def test_an_alert_asks_for_what_there_is_and_names_what_to_run(rule: dict[str, A
     assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
+@pytest.mark.parametrize("metrics", [Metrics(), WorkerMetrics(UNKNOWN, "seedream4")], ids=["api", "worker"])
+def test_a_process_that_is_gone_pages_somebody(metrics: Metrics | WorkerMetrics) -> None:
+    """By the absence of what it tells from its start: a rule that compares is silent when nobody answers."""
+    told = {
+        sample.name
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+    pages = [rule["expr"] for rule in RULES if rule["labels"]["severity"] == "page"]
+    gone = [match[1] for expr in pages if (match := re.fullmatch(r"absent\((\w+)\)", expr))]
+    assert told.intersection(gone)
+
+
 def test_a_probe_does_not_begin_the_wait_of_an_alert_about_the_gate_anew() -> None:
     """A breaker's gate goes from closed to probing and back: a series for each state would never last."""
     (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlGateClosed"]

@@ -22,9 +22,15 @@ COLUMNS = (
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
 BAR = 40
 SOME = click.IntRange(1)
-CATEGORIES = click.Choice([category.value for category in Category])
 FILE = click.Path(dir_okay=False, path_type=Path)
 all_option = click.option("--all", "every", is_flag=True, help="All messages: without it name a filter.")
+
+
+class Categories(click.Choice[str]):
+    """Take one category, or several with commas between."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return ",".join(super(Categories, self).convert(one, param, ctx) for one in str(value).split(","))
 
 
 @click.group(cls=Group)
@@ -39,7 +45,12 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
     """
     options = (
         click.option("--code", metavar="CODE", help="Only this failure code."),
-        click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
+        click.option(
+            "--category",
+            type=Categories([category.value for category in Category]),
+            metavar="C[,C...]",
+            help="Only these categories, such as server.",
+        ),
         click.option("--user", metavar="U", help="Only this user's."),
         click.option("--session", metavar="ID", help="Only this session's; any of its ids will do."),
         click.option("--since", type=WHEN, metavar="T", help="Failed since then (2h, or RFC 3339)."),

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,13 +58,14 @@ async def _watch(out: Output) -> None:
     lines = await look(out.settings, _within_s(out))
     with out.stream({}) as put:
         while True:
+            now = datetime.now(UTC)
             if out.form != "table":
-                put(_standing(lines))
+                put({"at": now, **_standing(lines)})
             elif terminal.room():
-                drawn = printable_lines(hide(_text(lines))).replace("\n", f"{CLEAR_LINE}\n")
+                drawn = printable_lines(hide(_dated(now, lines))).replace("\n", f"{CLEAR_LINE}\n")
                 sys.stdout.write(HOME + drawn + CLEAR_REST)
             else:
-                write(f"{_text(lines)}\n")
+                write(f"{_dated(now, lines)}\n")
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)
             try:
@@ -79,6 +81,10 @@ def _within_s(out: Output) -> float:
 
 def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
     return {"ok": all(line.level != "attention" for line in lines), "lines": list(lines)}
+
+
+def _dated(at: datetime, lines: "Sequence[StatusLine]") -> str:
+    return f"{at.astimezone():%H:%M:%S}, every {EVERY_S:g} s\n{_text(lines)}"
 
 
 def _text(lines: "Iterable[StatusLine | Finding]") -> str:

@@ -91,10 +91,18 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         streams = follow and out.form not in {"json", "yaml"}
         show = _line if out.form == "table" else lambda hop: hop
         if follow:
-            with out.stream(TIMELINE) if streams else nullcontext() as put:
-                async for hop in tracing.follow(db, session.id, fail_after_s=fail_after, note=terminal.note):
-                    if put:
-                        put(show(hop))
+            look = tracing.TraceLook(session, ())
+            try:
+                with out.stream(TIMELINE) if streams else nullcontext(lambda _: None) as put:
+                    async for look in tracing.follow(
+                        db, session.id, fail_after_s=fail_after, note=terminal.note
+                    ):
+                        for hop in look.new:
+                            put(show(hop))
+            except BaseException:  # a signal, or a database that stays away: we print what came until then
+                if look.hops and not streams:
+                    out.emit(tracing.traced(look.session, look.hops) | {"dlq": None})
+                raise
         events, copy = await tracing.events_of(db, session.id), None
         try:
             copy = await tracing.copy_of(out.settings, events)

@@ -57,11 +57,11 @@ async def _database(settings: Settings) -> list[status.StatusLine]:
         )
         gates = [await gate.read(db, tool.name) for tool in tools]
         refused = await traits.standing(db)
-        new = await verdicts.first_seen(db, [row["code"] for row in failures], tools)
+        new = await verdicts.first_seen(db, [*{row["code"]: None for row in failures}], tools)
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
-            failures={row["code"]: row["count"] for row in failures},
+            failures=[status.FailureCount(**row) for row in failures],
             gates=gates,
             refused=refused,
             kept=[Kept(**row) for row in kept],
