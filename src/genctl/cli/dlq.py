@@ -20,7 +20,6 @@ COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
 )  # fmt: skip
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
-BAR = 40
 SOME = click.IntRange(1)
 CATEGORIES = click.Choice([category.value for category in Category])
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -92,7 +91,9 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     terminal.note(sampled(found.seen, found.approximate))
     if group_by:
         groups = ops.grouped(found.letters, group_by)
-        out.emit(groups, text=lambda: ops.drawn(groups, BAR) if groups else "", empty="no message")
+        out.emit(
+            groups, text=lambda: ops.drawn(groups, terminal.room()) if groups else "", empty="no message"
+        )
         return
     listed = found.listed()
     rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]

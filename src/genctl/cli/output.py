@@ -60,7 +60,7 @@ class Output:
         that matter inside one thing: table, CSV and JSON lines show them instead. `text` replaces the
         table. `empty` goes to stderr where a table would have no row.
         """
-        from genctl.cli import formats
+        from genctl.cli import formats, tables
 
         one = isinstance(data, Mapping) or hasattr(data, "__struct_fields__")
         many = rows if rows is not None else [data] if one else data
@@ -71,7 +71,7 @@ class Output:
                 write(formats.sheet(formats.plain(data), terminal.room()))
             case "table" if found := [formats.plain(row) for row in many]:
                 every = dict.fromkeys(key for row in found for key in row)
-                write(formats.table(found, columns or list(every), terminal.room()))
+                write(tables.table(found, columns or list(every), terminal.room()))
             case "table":
                 terminal.note(empty)
             case "json" if one:
@@ -90,10 +90,10 @@ class Output:
 
         The document is complete when the block ends, even by a signal.
         """
-        from genctl.cli import formats
+        from genctl.cli import formats, tables
 
         writers: dict[str, Callable[[], Writer]] = {
-            "table": lambda: formats.lines_writer(columns, terminal.room()),
+            "table": lambda: tables.lines_writer(columns, terminal.room()),
             "json": lambda: formats.JSON,
             "jsonl": lambda: formats.JSON_LINES,
             "yaml": lambda: formats.YAML,

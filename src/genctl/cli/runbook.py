@@ -242,13 +242,13 @@ def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
 
 def _indented(shown: Any, more: int, room: int | None) -> str:
     """Lay out what a step shows: rows as a table, the rest as YAML; `more` lines or items are left out."""
-    from genctl.cli import formats
+    from genctl.cli import formats, tables
 
     if shown is None:
         return ""
     if isinstance(shown, list) and shown and all(isinstance(row, dict) for row in shown):
         columns = dict.fromkeys(name for row in shown for name in row)
-        text = formats.table(shown, list(columns), room - len(INDENT) if room else None)
+        text = tables.table(shown, list(columns), room - len(INDENT) if room else None)
     else:
         text = shown.expandtabs() if isinstance(shown, str) else formats.to_yaml(shown)
     lines = text.splitlines() if shown not in ([], {}, "") else []
