@@ -36,7 +36,11 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--code", metavar="CODE", help="Only this failure code."),
         click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
         click.option("--user", metavar="U", help="Only this user's."),
-        click.option("--session", metavar="ID", help="Only this session's; any of its ids will do."),
+        click.option(
+            "--session",
+            metavar="ID",
+            help="Only this session's; any of its ids will do.",
+        ),
         click.option("--since", type=WHEN, metavar="T", help="Failed since then (2h, or RFC 3339)."),
         click.option("--until", type=WHEN, metavar="T", help="Failed before then."),
     )
@@ -88,16 +92,14 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
     if found.warning:
         terminal.note(f"warning: {found.warning}")
-    terminal.note(sampled(found.seen, found.approximate))
+    seen = sampled(found.seen, found.approximate)
     if group_by:
         groups = ops.grouped(found.letters, group_by)
-        out.emit(
-            groups, text=lambda: ops.drawn(groups, terminal.room()) if groups else "", empty="no message"
-        )
+        out.emit(groups, text=lambda: ops.drawn(groups, terminal.room()) if groups else "", answer=seen)
         return
     listed = found.listed()
     rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]
-    out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
+    out.emit(listed, rows=rows, columns=COLUMNS, answer=seen)
 
 
 @dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
@@ -155,11 +157,13 @@ def redrive(
     )
     done = out.run(work)
     stopped = None if isinstance(done, Plan) else done.stopped
+    seen = ""
     if not stopped and (options.most is None or done.tally.redriven < options.most):
-        terminal.note(sampled(done.seen, done.approximate))
+        seen = sampled(done.seen, done.approximate)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{done.answer()}\n{seen}")
         return
+    terminal.note(seen)
     out.emit(done.shown())
     if locked := done.still_locked():
         raise locked

@@ -8,7 +8,7 @@ import click
 
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, WHEN, Command
-from genctl.cli.output import Output
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.edges.db import Database
@@ -65,7 +65,9 @@ def tail_failures(
         failures = tail(
             db, listen_dsn, since=since, follow=not no_follow, fail_after_s=fail_after, note=terminal.note
         )
-        await _print(out, FAILURE, failures, is_meant, count)
+        shown = await _print(out, FAILURE, failures, is_meant, count)
+        if not shown and no_follow and out.form == "table":
+            write("no failure\n")
 
     out.ask(run, follow=True)
 
@@ -140,13 +142,14 @@ async def _print(
     found: AsyncIterator[Any],
     is_meant: Callable[[Any], bool],
     count: int | None,
-) -> None:
-    """Print the rows that are meant as they come; end after `count` of them."""
-    left = count
+) -> int:
+    """Print the rows that are meant as they come; end after `count` of them, and return how many it were."""
+    shown = 0
     with out.stream(columns) as put:
         async for row in found:
             if is_meant(row):
                 put(row)
-                left = left and left - 1
-                if left == 0:
-                    return
+                shown += 1
+                if shown == count:
+                    break
+    return shown

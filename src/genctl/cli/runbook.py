@@ -11,7 +11,7 @@ import click
 from genctl.base.printable import many, printable
 from genctl.cli import streams, terminal
 from genctl.cli.command import Group, yes_option
-from genctl.cli.formats import shorten
+from genctl.cli.formats import prose, shorten
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
@@ -69,10 +69,12 @@ def show(out: Output, name: str) -> None:
     """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
 
+    from genctl.cli.markdown import text_of
     from genctl.ops.runbook.page import page
 
     found = _load(name).runbook
-    text = "\n".join(printable(line) for line in page(found).splitlines()) + "\n"
+    room = terminal.room()
+    text = page(found) if room is None else text_of(page(found), room)
     out.emit(msgspec.to_builtins(found), text=lambda: text)
 
 
@@ -160,7 +162,6 @@ def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any])
     secret = loaded.runbook.secrets() & values.keys()
     mask = Masker([*secrets_of(out.settings), *(values[name] for name in secret)])
     shown = {name: MASK if name in secret else mask(value) for name, value in values.items()}
-    terminal.note("\n".join(f"{name} = {value}" for name, value in shown.items()))
     rows = [
         {
             "step": step.step,
@@ -172,7 +173,9 @@ def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any])
         }
         for step in loaded.runbook.left(start.done)
     ]
-    out.emit({"runbook": loaded.runbook.name, "values": shown, "plan": rows}, rows=rows, columns=PLAN)
+    answer = "\n".join(f"{name} = {value}" for name, value in shown.items())
+    told = {"runbook": loaded.runbook.name, "values": shown, "plan": rows}
+    out.emit(told, rows=rows, columns=PLAN, answer=answer)
 
 
 def _carry_out(
@@ -234,7 +237,7 @@ def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
     Questions go to stderr. When stdout goes elsewhere, what a question is about goes to stderr too.
     """
     if out.form == "table":
-        write(printable(line) + "\n" + _indented(shown, more, terminal.room()))
+        write(prose(line, terminal.room()) + _indented(shown, more, terminal.room()))
         sys.stdout.flush()
     if shown is not None and terminal.can_ask() and (out.form != "table" or not sys.stdout.isatty()):
         terminal.note(line + "\n" + _indented(shown, more, streams.columns()))

@@ -7,7 +7,8 @@ import click
 
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, WHEN, Group, again_options, yes_option
-from genctl.cli.output import Output
+from genctl.cli.formats import prose
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.timeline import TraceHop
@@ -107,10 +108,10 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
                 told,
                 rows=map(show, timeline),
                 columns=tuple(TIMELINE) if out.form == "table" else (),
-                empty="its trace is empty or pruned",
+                answer=tracing.summary(told),
             )
-        if out.form == "table":
-            terminal.note(tracing.summary(told))
+        elif out.form == "table":
+            write(prose(tracing.summary(told), terminal.room()))
 
     out.ask(run, follow=follow)
 
@@ -146,7 +147,7 @@ def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, 
     )
     done = out.run(work)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN)
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=done.answer())
         return
     out.emit(done.shown())
     if done.stopped or done.tally.redriven < done.seen:
