@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
+from genctl.cli import complete, terminal
 from genctl.cli.command import WHEN, Group, Rate, again_options, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
@@ -33,12 +33,15 @@ def dlq() -> None:
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that choose messages; the command gets `choose`, which makes a Choice of them."""
     options = (
-        click.option("--code", metavar="CODE", help="Only this failure code."),
+        click.option(
+            "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+        ),
         click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
         click.option("--user", metavar="U", help="Only this user's."),
         click.option(
             "--session",
             metavar="ID",
+            shell_complete=complete.sessions("failed"),
             help="Only this session's; any of its ids will do.",
         ),
         click.option("--since", type=WHEN, metavar="T", help="Failed since then (2h, or RFC 3339)."),
@@ -103,7 +106,7 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
 
 
 @dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions("failed"))
 def show(out: Output, id_: str) -> None:
     """Show one message with its session, reservation and trace.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
+from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, WHEN, Command
 from genctl.cli.output import Output, write
 
@@ -32,7 +32,9 @@ FAIL_AFTER = click.option(
     ),
 )
 @click.option("--user", metavar="U", help="Only this user's.")
-@click.option("--code", metavar="CODE", help="Only this failure code.")
+@click.option(
+    "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+)
 @click.option("--since", type=WHEN, metavar="T", help="Begin with failures since then (15m, or RFC 3339).")
 @COUNT
 @click.option("--no-follow", is_flag=True, help="With --since: show the failures until now, and end.")

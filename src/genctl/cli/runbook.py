@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.base.printable import many, printable
-from genctl.cli import streams, terminal
+from genctl.cli import complete, streams, terminal
 from genctl.cli.command import Group, yes_option
 from genctl.cli.formats import prose, shorten
 from genctl.cli.output import Output, write
@@ -64,7 +64,7 @@ def list_(out: Output) -> None:
     within=None,
     examples=("genctl runbook show provider-outage", "genctl runbook show ./mine.yaml -o json"),
 )
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE", shell_complete=complete.runbooks)
 def show(out: Output, name: str) -> None:
     """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
@@ -81,7 +81,7 @@ def show(out: Output, name: str) -> None:
 @runbook.command(
     "lint", within=None, examples=("genctl runbook lint", "genctl runbook lint mine.yaml -o json")
 )
-@click.argument("names", metavar="[NAME|FILE]...", nargs=-1)
+@click.argument("names", metavar="[NAME|FILE]...", nargs=-1, shell_complete=complete.runbooks)
 def lint(out: Output, names: tuple[str, ...]) -> int:
     """Find the faults of runbooks, with file, line and column.
 
@@ -117,7 +117,7 @@ def _markdown(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
         "genctl runbook run --resume 20261124T0912",
     ),
 )
-@click.argument("name", metavar="[NAME|FILE]", required=False)
+@click.argument("name", metavar="[NAME|FILE]", required=False, shell_complete=complete.runbooks)
 @click.option("--var", "given", multiple=True, metavar="NAME=VALUE", help="The value of a variable.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("--resume", metavar="RUN", help="Go on where this run has ended.")

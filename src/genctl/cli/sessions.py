@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
+from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, WHEN, Group, again_options, yes_option
 from genctl.cli.formats import prose
 from genctl.cli.output import Output, write
@@ -36,7 +36,9 @@ def sessions() -> None:
 @click.option(
     "--status", type=click.Choice(["queued", "processing", "completed", "failed"]), help="Only these."
 )
-@click.option("--code", metavar="CODE", help="Only this failure code.")
+@click.option(
+    "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+)
 @click.option("--since", type=WHEN, metavar="T", help="Made since then (15m, or RFC 3339).")
 @click.option("--until", type=WHEN, metavar="T", help="Made before then.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, metavar="N", help="At most so many.")
@@ -53,7 +55,7 @@ def list_(out: Output, **filters: Any) -> None:
 @sessions.command(
     "show", examples=("genctl sessions show 3f2a", "genctl sessions show 021762091234567 -o json")
 )
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions())
 def show(out: Output, id_: str) -> None:
     """Show one session with its error.
 
@@ -73,7 +75,7 @@ def show(out: Output, id_: str) -> None:
         "genctl sessions trace 3f2a -o json",
     ),
 )
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions())
 @click.option("--follow", is_flag=True, help="Show each hop as it comes, until the session ends.")
 @click.option("--fail-after", type=DURATION, metavar="D", help="Give up a lost connection after so long.")
 def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> None:
@@ -125,7 +127,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         "genctl sessions retry 3f2a --edit-prompt 'a lighthouse, no people' --yes",
     ),
 )
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("failed"))
 @again_options
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @yes_option
@@ -158,7 +160,7 @@ def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, 
     "cancel",
     examples=("genctl sessions cancel 3f2a --dry-run", "genctl sessions cancel 3f2a 91bc --yes"),
 )
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("queued"))
 @click.option("--dry-run", is_flag=True, help="Say how many and change nothing.")
 @yes_option
 def cancel(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None) -> None:
