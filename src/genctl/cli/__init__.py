@@ -62,6 +62,7 @@ TABLE = {
             "Write the script that completes genctl's command lines in a shell.",
         ),
         "version": ("setup:version", "Show the version."),
+        "help": ("manual:help_", "Show a page of the docs, such as exit-codes or dlq; alone it lists them."),
     },
 }
 
