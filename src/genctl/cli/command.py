@@ -110,6 +110,19 @@ class Group(click.Group):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as unknown:
+            from genctl.cli import verbs
+
+            if not (lines := verbs.meant(ctx, args[0])):
+                raise
+            told = f"No such command {args[0]!r}. Did you mean `{'` or `'.join(lines)}`?"
+            raise click.exceptions.NoSuchCommand(args[0], told, ctx=ctx) from unknown
+
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-") and self.default and (command := self.get_command(ctx, self.default)):
