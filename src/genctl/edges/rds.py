@@ -20,7 +20,7 @@ from genctl.base import hidden
 from genctl.base.dsn import TokenUrl
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials
-from genctl.edges.credentials import Keys
+from genctl.edges.aws import Keys
 from genctl.edges.db_errors import DatabaseGoneError
 
 VALID_S = 900
