@@ -81,7 +81,7 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
     Raises nothing when the queue is away or a mark fails: the rows say that these messages are owed.
     """
     try:
-        results = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
+        results = await queue.send([Outgoing(decide.job_body(s, tool), user=s.user_id) for s in sessions])
         owed = {
             s.id: _why(result.error, result.fix)
             for s, result in zip(sessions, results, strict=True)

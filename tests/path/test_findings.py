@@ -23,7 +23,7 @@ from genctl.domain import findings as judged
 from genctl.domain.decide import probe_body
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import Outgoing
+from genctl.edges.sqs import REFUSED, Outgoing, Sqs
 from genctl.ops.doctor import examine
 from genctl.ops.stack.layout import choose_layout
 from genctl.ops.stack.postgres import Postgres
@@ -31,7 +31,7 @@ from genctl.ops.status import look
 
 NAMES = [
     *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
-    *("retention", "permissions", "tools", "provider", "api", "stream", "files"),
+    *("retention", "groups", "permissions", "tools", "provider", "api", "stream", "files"),
 ]
 
 
@@ -66,6 +66,30 @@ async def test_a_message_through_each_queue_shows_whether_we_may_use_its_key(kit
     assert left.body == "of others"
     await queue.delete([left.receipt])
     assert await dlq.receive(10, wait_s=0, visibility_s=30) == []
+
+
+async def test_a_message_through_each_queue_shows_whether_it_refuses_groups(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Sqs.call
+
+    async def strict(sqs: Sqs, op: str, *what: Any, **body: Any) -> Any:
+        if any("MessageGroupId" in entry for entry in body.get("Entries", ())):
+            raise GenctlError(REFUSED, "MessageGroupId is not valid for this queue type")
+        return await usual(sqs, op, *what, **body)
+
+    monkeypatch.setattr(Sqs, "call", strict)
+    told = await examine(kit.settings, lambda _: None, send=True)
+    refusing = [
+        one.message
+        for one in told
+        if (one.check, one.level, one.fix) == ("groups", "warning", "set GENCTL_FAIR=off")
+    ]
+    assert [message.partition(" ")[0] for message in refusing] == [
+        kit.pipeline.queue.name,
+        kit.pipeline.dlq.name,
+    ]
+    assert sum(one.check == "send" and one.level == "ok" for one in told) == 2
 
 
 async def test_a_worker_that_gets_the_message_of_doctor_drops_it(kit: Kit) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -278,6 +279,71 @@ async def test_one_bad_entry_takes_no_good_one_with_it() -> None:
         fates = errors(await (await sqs.queue(URL)).send([Outgoing("1"), Outgoing("2"), Outgoing("3")]))
     assert fates[0] is fates[2] is None
     assert "InvalidMessageContents" in (fates[1] or "")
+
+
+SENT = says(200, {"Successful": [{"Id": "0"}, {"Id": "1"}]})
+
+
+def groups(script: Script) -> list[list[str | None]]:
+    """Of the entries of each batch that was sent."""
+    sent = [body["Entries"] for _, body in script.requests if "Entries" in body]
+    return [[entry.get("MessageGroupId") for entry in entries] for entries in sent]
+
+
+async def test_messages_of_a_user_have_a_group_that_does_not_tell_who_it_is() -> None:
+    """Every process with the secret names it alike; without one the key comes from the queue's ARN."""
+    found = []
+    for more in ({"secret": "s" * 32}, {"secret": "s" * 32}, {"secret": "t" * 32}, {}, {}):
+        async with (script := Script(FACTS, SENT)).serving(**more) as sqs:
+            await (await sqs.queue(URL)).send([Outgoing("1", user="ann"), Outgoing("2", user="bob")])
+        ((ann, bob),) = groups(script)
+        assert ann
+        assert bob
+        assert ann != bob
+        assert re.fullmatch("[0-9a-f]{32}", ann)
+        found.append(ann)
+    assert [found.index(one) for one in found] == [0, 0, 2, 3, 3]
+
+
+async def test_a_message_of_nobody_and_one_without_fair_queues_have_no_group() -> None:
+    for more, out in (({}, Outgoing("1")), ({"fair": False}, Outgoing("1", user="ann"))):
+        async with (script := Script(FACTS, SENT)).serving(**more) as sqs:
+            await (await sqs.queue(URL)).send([out])
+        assert groups(script) == [[None]]
+
+
+NO_GROUPS = "MessageGroupId is not valid for this queue type"
+ENTRIES = [
+    {"Id": str(i), "Code": "InvalidParameterValue", "Message": NO_GROUPS, "SenderFault": True} for i in (0, 1)
+]
+REFUSALS = {
+    "of the entries": [says(200, {"Failed": ENTRIES})],
+    "of the call": [fault(400, "UnsupportedOperation", NO_GROUPS)] * 3,  # of both, then of each alone
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+async def test_an_endpoint_that_refuses_groups_gets_the_messages_without_them_at_once(what: str) -> None:
+    out = [Outgoing("1", user="ann"), Outgoing("2", user="bob")]
+    async with (script := Script(FACTS, *REFUSALS[what], SENT, SENT)).serving() as sqs:
+        queue = await sqs.queue(URL)
+        with structlog.testing.capture_logs() as logs:
+            assert errors(await queue.send(out)) == [None, None]
+            assert errors(await queue.send(out)) == [None, None]
+    assert groups(script)[-2:] == [[None, None], [None, None]]
+    (told,) = logs
+    assert told["event"] == "sqs.groups.refused"
+    assert NO_GROUPS in told["error"]
+    assert "GENCTL_FAIR=off" in told["fix"]
+
+
+async def test_a_refusal_for_another_reason_leaves_the_groups_on() -> None:
+    bad = {"Failed": [{"Id": "0", "Code": "InvalidMessageContents", "Message": "why", "SenderFault": True}]}
+    async with (script := Script(FACTS, says(200, bad), says(200, bad), SENT)).serving() as sqs:
+        queue = await sqs.queue(URL)
+        assert "InvalidMessageContents" in (errors(await queue.send([Outgoing("1", user="ann")]))[0] or "")
+        await queue.send([Outgoing("2", user="ann")])
+    assert [bool(group) for (group,) in groups(script)] == [True, False, True]
 
 
 async def test_a_receive_that_times_out_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:

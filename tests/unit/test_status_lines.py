@@ -67,6 +67,17 @@ def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> N
     assert found.next.endswith(f"--tool {gate.tool}")  # with several tools, the command is about this one
 
 
+def test_a_code_that_no_table_has_is_a_warning_on_its_first_day() -> None:
+    """The one that is newest stands first; a code that is a day old, or known, is none."""
+    failures = {"Odd": 2, "Odder": 7, "Old": 1, "Timeout": 3}
+    ages = {"Odd": 600.0, "Odder": 40.0, "Old": status.NEW_S}
+    lines = status.of_database(Standing({}, failures, [OPEN], unknown=ages))
+    (found,) = [line for line in lines if line.part == "codes"]
+    assert found.level == "warning"
+    assert found.message.startswith("no table has Odder (7, first 40 s ago), Odd (2, first 10 min ago): ")
+    assert not [one for one in status.of_database(Standing({}, failures, [OPEN])) if one.part == "codes"]
+
+
 def test_of_what_a_breaker_has_closed_it_is_told_when_a_job_is_tried() -> None:
     closed = replace(CLOSED, who="breaker host:1", reason="a test", until=AT)
     at = "2025-11-02T09:30:00.000Z"

@@ -134,6 +134,11 @@ class Settings:
     max_in_flight: int | None = setting(
         values.as_count(1), None, "calls at once of one worker; unset: no limit"
     )
+    fair: bool = setting(
+        values.as_switch,
+        "on",
+        "messages have a MessageGroupId, a keyed hash of their user: SQS serves quiet users first",
+    )
     breaker: bool = setting(values.as_switch, "on", "close the gate when our account or the provider fails")
     breaker_failures: int = setting(values.as_count(1), "20", "such failures in a row that close it")
     cors_origins: tuple[str, ...] = setting(values.as_origins, "", "origins that may call the API")

@@ -38,6 +38,7 @@ TABLE = {
             "Explain a failure code: verdict, what users read, whether a redrive helps.",
         ),
         "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
+        "verdicts": ("verdicts:verdicts", "Try exceptions from the rule on the failures that are stored."),
     },
     "Credits": {
         "credits": ("credits:credits_", "Show a user's credits, or grant some."),

@@ -78,7 +78,7 @@ def _within_s(out: Output) -> float:
 
 
 def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
-    return {"ok": all(line.level == "ok" for line in lines), "lines": list(lines)}
+    return {"ok": all(line.level != "attention" for line in lines), "lines": list(lines)}
 
 
 def _text(lines: "Iterable[StatusLine | Finding]") -> str:

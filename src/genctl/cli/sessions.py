@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import DURATION, WHEN, Group, again_options, yes_option
+from genctl.cli.command import DURATION, WHEN, Group, again_options, reason_option, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -126,23 +126,28 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @again_options
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @yes_option
-def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, **asked: Any) -> None:
+def retry(
+    out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None, **asked: Any
+) -> None:
     """Give failed sessions another run, whether their copies are in the DLQ or not.
 
     The rules, credits and limits are those of `genctl dlq redrive`; a copy that is still in the DLQ is stale
     afterwards. ID is any of a session's ids, as for `show`.
     """
+    from genctl.ops.bulk import Purpose
     from genctl.ops.named import retry_named
     from genctl.ops.redrive import Plan, RedriveOptions
 
+    why = Purpose("sessions retry", out.again, reason)
     if not dry_run:
         out.asks(yes, queue=True)
     options = RedriveOptions(named=True, **asked)
     options.check(out.settings)
     work = retry_named(
-        out.settings, ids, options, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
+        out.settings, ids, options, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
     )
     done = out.run(work)
     if isinstance(done, Plan):
@@ -158,18 +163,21 @@ def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, 
     examples=("genctl sessions cancel 3f2a --dry-run", "genctl sessions cancel 3f2a 91bc --yes"),
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Say how many and change nothing.")
 @yes_option
-def cancel(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None) -> None:
+def cancel(out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None) -> None:
     """End sessions that wait: failed as `Cancelled`, their credits given back.
 
     A call under way is not cut: its answer counts. ID is any of a session's ids, as for `show`.
     """
+    from genctl.ops.bulk import Purpose
     from genctl.ops.named import cancel_named
 
+    why = Purpose("sessions cancel", out.again, reason)
     if not dry_run:
         out.asks(yes)
-    work = cancel_named(out.settings, ids, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
+    work = cancel_named(out.settings, ids, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
     done = out.run(work)
     out.emit(done)
     if done.skipped:

@@ -196,6 +196,21 @@ def _set(url: str, **attribute: str) -> str:
     return f"aws sqs set-queue-attributes --queue-url {url} --attributes '{json.dumps(attribute)}'"
 
 
+def of_groups(*, on: bool) -> list[Finding]:
+    """Say whether messages have a group; only a message shows whether an endpoint takes it."""
+    if on:
+        text = "messages have their user's group; `genctl doctor --send` tests whether the queues take it"
+    else:
+        text = "messages have no group, as GENCTL_FAIR is off: SQS does not know whose they are"
+    return [Finding("groups", OK, text)]
+
+
+def of_refused_groups(queues: Sequence[str]) -> list[Finding]:
+    """Name the queues that took our message only without its group."""
+    text = "{} refuses groups, so that SQS does not serve quiet users first"
+    return [Finding("groups", WARNING, text.format(name), "set GENCTL_FAIR=off") for name in queues]
+
+
 def of_keys(queues: Mapping[str, Mapping[str, str]]) -> list[Finding]:
     """Name the keys of our own that encrypt queues; whether our role may use them shows only a message."""
     text = "{name} is encrypted by {key}: our role needs {rights} on it, which `genctl doctor --send` tests"

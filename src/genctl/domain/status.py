@@ -9,7 +9,7 @@ from genctl.domain.model import Gate, GateState, GenctlError, is_breaker, rfc333
 from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.traits import Refused
 
-OK, ATTENTION = "ok", "attention"
+OK, WARNING, ATTENTION = "ok", "warning", "attention"
 OWED_S = 120.0  # a sweeper sends an owed message after 60 to 75 s
 DEAD_S = 60.0  # it takes dead leases back every 15 s
 IDLE_S = 300.0  # jobs are due, the gate is open, and nobody works
@@ -17,10 +17,14 @@ STREAMS = "streams may be late or miss something"  # what an API says while its 
 UNNOTIFIED_S = 300.0  # if a run has ended so recently without NOTIFY, others may
 REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
+NEW_S = 86_400.0  # a code that no table has is new for so long
 
 
 class StatusLine(msgspec.Struct, frozen=True):
-    """Hold one line; `level` is ok or attention, `next` the command that goes on from there."""
+    """Hold one line; `level` is ok, warning or attention, `next` the command that goes on from there.
+
+    Attention needs a person now; a warning can wait for a quiet hour.
+    """
 
     part: str
     level: str
@@ -55,6 +59,7 @@ class Standing(NamedTuple):
     unserved: Mapping[str, int] = {}  # queued jobs of models that no installed tool serves
     unusable: Mapping[str, str] = {}  # installed tools, and what is wrong with them
     refused: Sequence[Refused] = ()  # values that orders may not have
+    unknown: Mapping[str, float] = {}  # codes of `failures` that no table has, with their age in seconds
 
     def pile(self, name: str) -> Pile:
         """Return the pile of this name, or an empty one."""
@@ -85,6 +90,7 @@ def of_database(now: Standing) -> list[StatusLine]:
     return [
         _sessions(now),
         _failures(now.failures),
+        *_new_codes(now),
         *map(_gate, now.gates),
         *_orders(now.refused),
         _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
@@ -137,6 +143,19 @@ def _failures(by_code: Mapping[str, int]) -> StatusLine:
     listed = f": {', '.join(names)}" if names else ""
     message = f"{sum(by_code.values()):,} in the last hour{listed}"
     return StatusLine("failures", OK, message, "genctl tail-failures --since 1h --no-follow")
+
+
+def _new_codes(now: Standing) -> list[StatusLine]:
+    """Write a line about the codes of the last hour that no table has, and nobody has seen for a day."""
+    new = sorted((age_s, code) for code, age_s in now.unknown.items() if age_s < NEW_S)
+    if not new:
+        return []
+    names = [
+        f"{code} ({now.failures.get(code, 0):,}, first {rough(age_s)} ago)" for age_s, code in new[:CODES]
+    ]
+    more = f" and {len(new) - CODES:,} others" if len(new) > CODES else ""
+    message = f"no table has {', '.join(names)}{more}: the HTTP status judges"
+    return [StatusLine("codes", WARNING, message, "genctl verdicts try --since 1d")]
 
 
 def _gate(gate: Gate) -> StatusLine:

@@ -174,12 +174,17 @@ async def _queues(settings: Settings) -> list[Finding]:
     there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
     judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, settings.queued_timeout_s)
     keys = findings.of_keys({queue.name: facts, dlq.name: dlq_facts})
-    return [there, *judged, *findings.of_permissions(forbidden), *keys]
+    groups = findings.of_groups(on=settings.fair)
+    return [there, *judged, *groups, *findings.of_permissions(forbidden), *keys]
 
 
 async def _sending(settings: Settings) -> list[Finding]:
     queue, dlq = await send_through(settings)
-    return [findings.of_sent(*queue, is_dlq=False), findings.of_sent(*dlq, is_dlq=True)]
+    return [
+        findings.of_sent(queue.queue, queue.error, queue.left, is_dlq=False),
+        findings.of_sent(dlq.queue, dlq.error, dlq.left, is_dlq=True),
+        *findings.of_refused_groups([one.queue for one in (queue, dlq) if one.refuses_groups]),
+    ]
 
 
 async def _tools(settings: Settings) -> list[Finding]:

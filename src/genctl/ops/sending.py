@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from genctl.base.settings import Settings
 from genctl.domain import decide
-from genctl.domain.model import GenctlError
+from genctl.domain.model import PROBE, GenctlError
 from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
 from genctl.ops.sampling import Survey
 
@@ -18,6 +18,7 @@ class SentThrough(NamedTuple):
     queue: str
     error: GenctlError | None = None
     left: str = ""  # its id, where it could not be taken back
+    refuses_groups: bool = False  # it took the message only without its group
 
 
 async def send_through(settings: Settings) -> tuple[SentThrough, SentThrough]:
@@ -31,17 +32,19 @@ async def send_through(settings: Settings) -> tuple[SentThrough, SentThrough]:
 
 async def _sent_through(queue: Queue, body: str) -> SentThrough:
     try:
-        (sent,) = await queue.send([Outgoing(body)])
+        fair = queue.takes_groups
+        (sent,) = await queue.send([Outgoing(body, user=str(PROBE))])
     except GenctlError as error:
         return SentThrough(queue.name, error)
     if sent.error is not None:
         told = f"SQS queue {queue.name} does not take a message: {sent.error}"
         return SentThrough(queue.name, GenctlError("MessageRefused", told, sent.fix))
+    refuses = fair and not queue.takes_groups
     try:
         is_back = await _taken_back(queue, body)
     except GenctlError as error:
-        return SentThrough(queue.name, error, sent.message_id)
-    return SentThrough(queue.name, left="" if is_back else sent.message_id)
+        return SentThrough(queue.name, error, sent.message_id, refuses)
+    return SentThrough(queue.name, left="" if is_back else sent.message_id, refuses_groups=refuses)
 
 
 async def _taken_back(queue: Queue, body: str) -> bool:
