@@ -1,26 +1,33 @@
-"""Find SQS as boto3 does: endpoint, region, TLS and user agent; sign requests to it."""
+"""Find SQS as boto3 does: endpoint, region, TLS and user agent; keep credentials, and sign requests."""
 
+import asyncio
 import os
 import ssl
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
 import botocore.session
+import structlog
 from botocore import UNSIGNED
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
-from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
 from botocore.httpsession import create_urllib3_context, get_cert_path
 
+from genctl.base import hidden
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http
-from genctl.edges.credentials import LOOK_S, Keys
+from genctl.edges.credentials import LOOK_S
 
 CA_VARIABLE = "AWS_CA_BUNDLE"
+RENEW_EVERY_S = 30.0  # between two tries to renew credentials
+
+log = structlog.stdlib.get_logger()
 
 
 class SqsEndpoint(NamedTuple):
@@ -103,6 +110,50 @@ def _trust(session: Any) -> ssl.SSLContext:
         said, by = os.environ.get(http.CA_VARIABLE), http.CA_VARIABLE
     http.trust_in(context, said or str(get_cert_path(True)), by)  # noqa: FBT003 - botocore's own
     return context
+
+
+class Keys:
+    """Keep frozen credentials, which a look-up renews."""
+
+    def __init__(self, find: Callable[[], Credentials]) -> None:
+        """Look credentials up, which may hang: call it by credentials.looked_up()."""
+        self._find = find
+        self._renewal: asyncio.Task[None] | None = None
+        self._next_try = 0.0
+        self._look_up()
+
+    def _look_up(self) -> None:
+        self._source = self._find()
+        self._freeze()
+
+    def _freeze(self) -> None:
+        frozen = self._source.get_frozen_credentials()
+        credentials.check(frozen)
+        hidden.know("aws", (frozen.secret_key, frozen.token))
+        self.frozen = frozen
+
+    def renew_if_due(self) -> None:
+        """Begin a renewal if one is due; until it ends the old credentials count, which may work for long."""
+        source = self._source
+        if isinstance(source, RefreshableCredentials) and source.refresh_needed():
+            self._renew(self._freeze)
+
+    async def look_again(self) -> None:
+        """Look for new credentials, once AWS has refused ours."""
+        await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
+
+    def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
+        """Return the last renewal; begin another one if it has ended and the pause is over."""
+        if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
+            self._renewal = asyncio.create_task(self._renewed(how))
+        return self._renewal
+
+    async def _renewed(self, how: Callable[[], None]) -> None:
+        try:
+            await credentials.looked_up(how)
+        except GenctlError as error:  # the next try may do better
+            log.warning("aws.credentials.not_renewed", error=error.message, fix=error.fix)
+        self._next_try = time.monotonic() + RENEW_EVERY_S
 
 
 class _Auth(SigV4Auth):

@@ -1,35 +1,28 @@
-"""Find the credentials that boto3 would use, and keep them: frozen, so that no signature waits for a renewal.
+"""Find the credentials that boto3 would use, in time, and say in one line why there are none.
 
 botocore reads the environment and the files; all that may hang, or ask a person, is a look-up.
 """
 
-import asyncio
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import botocore.session
-import structlog
 from botocore.config import Config
-from botocore.credentials import Credentials, RefreshableCredentials
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, NoRegionError
 
-from genctl.base import hidden
 from genctl.domain.model import GenctlError
 from genctl.edges.lookups import LOOKUPS
 
-RENEW_EVERY_S = 30.0  # between two tries to renew credentials
 LOOK_S = 10.0  # how long anybody waits for a look-up of credentials
 ASKED_S = 120.0  # as long, where a person types the code of an MFA device
 LONG_S = 2.0  # a look-up that takes longer explains why others wait
 CALL_S = 5.0  # of one call that a look-up makes, to STS, SSO or a container's agent
 
 T = TypeVar("T")
-
-log = structlog.stdlib.get_logger()
 
 
 async def looked_up(work: Callable[[], T], within_s: float = LOOK_S) -> T:
@@ -117,7 +110,7 @@ def _misconfigured(why: Exception) -> GenctlError:
     return GenctlError("AwsMisconfigured", f"AWS: credentials or settings: {said}", fix)
 
 
-def _check(frozen: Any) -> None:
+def check(frozen: Any) -> None:
     """Check that they fit a header. Raises GenctlError (exit 3), which does not repeat them."""
     parts = {
         "AWS_ACCESS_KEY_ID": frozen.access_key,
@@ -131,47 +124,3 @@ def _check(frozen: Any) -> None:
                 f"AWS: {name} of {_Source.tried} has a blank, a line break or another sign that no key has",
                 f"set {name} again, without what stands before and after it",
             )
-
-
-class Keys:
-    """Keep frozen credentials, which a look-up renews."""
-
-    def __init__(self, find: Callable[[], Credentials]) -> None:
-        """Look credentials up, which may hang: call it by looked_up()."""
-        self._find = find
-        self._renewal: asyncio.Task[None] | None = None
-        self._next_try = 0.0
-        self._look_up()
-
-    def _look_up(self) -> None:
-        self._source = self._find()
-        self._freeze()
-
-    def _freeze(self) -> None:
-        frozen = self._source.get_frozen_credentials()
-        _check(frozen)
-        hidden.know("aws", (frozen.secret_key, frozen.token))
-        self.frozen = frozen
-
-    def renew_if_due(self) -> None:
-        """Begin a renewal if one is due; until it ends the old credentials count, which may work for long."""
-        source = self._source
-        if isinstance(source, RefreshableCredentials) and source.refresh_needed():
-            self._renew(self._freeze)
-
-    async def look_again(self) -> None:
-        """Look for new credentials, once AWS has refused ours."""
-        await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
-
-    def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
-        """Return the last renewal; begin another one if it has ended and the pause is over."""
-        if self._renewal is None or (self._renewal.done() and time.monotonic() >= self._next_try):
-            self._renewal = asyncio.create_task(self._renewed(how))
-        return self._renewal
-
-    async def _renewed(self, how: Callable[[], None]) -> None:
-        try:
-            await looked_up(how)
-        except GenctlError as error:  # the next try may do better
-            log.warning("aws.credentials.not_renewed", error=error.message, fix=error.fix)
-        self._next_try = time.monotonic() + RENEW_EVERY_S

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import botocore.session
 import psycopg
@@ -20,7 +20,7 @@ from genctl.base import hidden
 from genctl.base.dsn import TokenUrl
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials
-from genctl.edges.credentials import Keys
+from genctl.edges.aws import Keys
 from genctl.edges.db_errors import DatabaseGoneError
 
 VALID_S = 900
@@ -28,14 +28,18 @@ USUAL_CA = Path(".postgresql/root.crt")  # below the home folder, where libpq lo
 _REGION = re.compile(r"\.([a-z]{2}(?:-[a-z]+)+-\d)\.rds\.amazonaws\.com(?:\.cn)?$")
 
 
+def connection_class(dsn: str) -> type[psycopg.AsyncConnection[DictRow]]:
+    """Return what connects to this URL: by a token where it is a TokenUrl, as psycopg does elsewhere."""
+    usual = cast("type[psycopg.AsyncConnection[DictRow]]", psycopg.AsyncConnection)
+    return TokenConnection if isinstance(dsn, TokenUrl) else usual
+
+
 class TokenConnection(psycopg.AsyncConnection[DictRow]):
-    """Connect with a new token where the URL is a TokenUrl, and as psycopg does elsewhere."""
+    """Connect with a new token as password."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect. Raises GenctlError (exit 2 or 3) where no token can be had or the server refuses it."""
-        if not isinstance(conninfo, TokenUrl):
-            return await super().connect(conninfo, **kwargs)
         login = Login.of(conninfo, os.environ)
         keys, region = await _signing(login)
         for is_last in (False, True):
