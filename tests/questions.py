@@ -177,7 +177,7 @@ def questions(count: int) -> dict[str, Question]:
         "sweep: holders": Question("unmarked_holders", part, most=2000, why="the blocks that it is asked for"),
         "sweep: mark holders": Question("mark_holders", {"ids": [session]}),
         "sweep: clear holds": Question("clear_holds"),
-        "sweep: take": Question("take", {"items": Jsonb([waits]), "offered_s": 60.0}),
+        "sweep: take": Question("take", {"items": Jsonb([waits]), "offered_s": 60.0, "queued_timeout_s": 86400.0}),
         "sweep: put back": Question("put_back", {"ids": [session], "offered": [now]}),
         "sweep: old trace": Question("old_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=2000, why="a batch"),
         "sweep: prune": Question("prune_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=3000, why="a batch"),

@@ -350,7 +350,10 @@ class Nets:
     async def _take(self, sessions: list[Session]) -> list[datetime | Exception | None]:
         """Take these, and return when; None: another sweeper has it, or it owes nothing any more."""
         items = [{"session_id": session.id, "run": session.run} for session in sessions]
-        rows = await self._db.rows("take", items=as_json(items), offered_s=OFFERED_S)
+        waits_s = self._settings.queued_timeout_s
+        rows = await self._db.rows(
+            "take", items=as_json(items), offered_s=OFFERED_S, queued_timeout_s=waits_s
+        )
         taken = {row["id"]: row["offered_at"] for row in rows}
         return [taken.get(session.id) for session in sessions]
 

@@ -119,7 +119,7 @@ async def resend_all(settings: Settings) -> int:
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         for tool in tools:
             queue = await sqs.queue(settings.queue_of(tool.name))
-            await db.rows("owe_queued", models=tool.like)
+            await db.rows("owe_queued", models=tool.like, queued_timeout_s=settings.queued_timeout_s)
             owed = {"models": tool.like, "age_s": 0, "offered_s": 0, "limit": BATCH, "among": BATCH}
             tried: list[UUID] = []
             while jobs := readable(await db.rows("owed_jobs", **owed, tried=tried)):
