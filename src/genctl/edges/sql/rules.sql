@@ -46,10 +46,13 @@ coalesce(s.lease_until, {waits_since} + make_interval(secs => %(queued_timeout_s
 -- A run whose worker fell silent.
 s.status = 'processing' and s.user_id is not null and {dead_since} < now()
 
+-- rule: needed
+-- Adopted sessions may share a reservation, which another one that has not failed needs, or has used.
+exists (select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
+
 -- rule: refund_owed
--- A failed session that still holds its reservation; adopted sessions may share one, which the others may need.
-(s.status = 'failed' and r.status = 'held' and not exists (
-  select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed'))
+-- A failed session that still holds its reservation.
+(s.status = 'failed' and r.status = 'held' and not {needed})
 
 -- rule: capture_owed
 -- A completed session that still holds its reservation, as the database refused the capture.
