@@ -125,7 +125,7 @@ def questions(count: int) -> dict[str, Question]:
         "status: piles": Question("piles", pile, most=5500, why=few),
         "status: kept": Question("answers_kept"),
         "status: queue of NOTIFY": Question("notify_queue"),
-        "status: by code": Question("failures_by_code"),
+        "status: by code": Question("failures_by_code", {"most": 1000}),
         "status: unserved": Question("unserved", pile, most=1300, why=few),
         "pause: users that wait": Question("waiting_users"),
         "stream: changes": Question("changes", {"asked": asked, "limit": 5}, most=600, why="50 users, 5 rows each"),

@@ -55,6 +55,7 @@ class Standing(NamedTuple):
     unserved: Mapping[str, int] = {}  # queued jobs of models that no installed tool serves
     unusable: Mapping[str, str] = {}  # installed tools, and what is wrong with them
     refused: Sequence[Refused] = ()  # values that orders may not have
+    failures_cut: bool = False  # only the newest failures are counted
 
     def pile(self, name: str) -> Pile:
         """Return the pile of this name, or an empty one."""
@@ -62,8 +63,9 @@ class Standing(NamedTuple):
 
 
 def unreachable(part: str, error: GenctlError) -> list[StatusLine]:
-    """Write the line of a part that we cannot reach."""
-    return [StatusLine(part, ATTENTION, error.message, "genctl doctor")]
+    """Write the line of a part that we cannot reach; the next command frees a lock, if one keeps us."""
+    is_command = error.fix.startswith(("psql ", "genctl "))
+    return [StatusLine(part, ATTENTION, error.message, error.fix if is_command else "genctl doctor")]
 
 
 def of_queues(queue: Depth, dlq: Depth, flag: str = "") -> list[StatusLine]:
@@ -84,7 +86,7 @@ def of_database(now: Standing) -> list[StatusLine]:
     """Write the lines of sessions, failures, gates, owed messages, dead leases and refunds."""
     return [
         _sessions(now),
-        _failures(now.failures),
+        _failures(now.failures, is_cut=now.failures_cut),
         *map(_gate, now.gates),
         *_orders(now.refused),
         _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
@@ -129,13 +131,14 @@ def _sessions(now: Standing) -> StatusLine:
     return StatusLine("sessions", OK, message, "genctl sessions list --since 1h")
 
 
-def _failures(by_code: Mapping[str, int]) -> StatusLine:
+def _failures(by_code: Mapping[str, int], *, is_cut: bool) -> StatusLine:
     most = sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
     names = [f"{count:,} {code}" for code, count in most[:CODES]]
     if rest := sum(count for _, count in most[CODES:]):
         names.append(f"{rest:,} others")
     listed = f": {', '.join(names)}" if names else ""
-    message = f"{sum(by_code.values()):,} in the last hour{listed}"
+    least, newest = ("at least ", ", the newest") if is_cut else ("", "")
+    message = f"{least}{sum(by_code.values()):,} in the last hour{newest}{listed}"
     return StatusLine("failures", OK, message, "genctl tail-failures --since 1h --no-follow")
 
 
