@@ -80,6 +80,7 @@ class Cast:
         self._keeps = keeps
         self.done: list[Swept] = []
         self.failed: list[GenctlError] = []
+        self.is_cut = False  # it has left something for the next
         self.tried: set[UUID] = set()  # sessions
         self._locked: set[str] = set()  # users
         self._give_up_at = time.monotonic() + PASS_S
@@ -202,10 +203,13 @@ class Nets:
 
     async def whole_patrol(self, cast: Cast) -> bool:
         """Look at all reservations likewise, as far as the time allows."""
-        for begin in range(0, await self._blocks(), BLOCKS):
-            if not cast.is_over:
-                await self._look_at(cast, begin)
-        return False
+        begin, blocks = 0, await self._blocks()
+        while begin < blocks:
+            await self._look_at(cast, begin)
+            begin += BLOCKS
+            if cast.is_over:
+                break
+        return begin < blocks
 
     async def _blocks(self) -> int:
         row = await self._db.row("reservation_blocks")
