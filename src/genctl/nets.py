@@ -337,6 +337,7 @@ class Nets:
             for swept in owed.values():
                 cast.did(swept)
             return True
+        await self._pipeline.reach()
         fates = dict(zip(owed, await apart(self._take)(sessions), strict=True))
         taken = {id_: fate for id_, fate in fates.items() if isinstance(fate, datetime)}
         unsent = await send([session for session in sessions if session.id in taken]) if taken else {}

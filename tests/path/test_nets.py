@@ -134,6 +134,33 @@ async def test_a_queue_that_is_silent_keeps_no_refund_and_no_copy_waiting(kit: K
         await asyncio.gather(sweeping, return_exceptions=True)
 
 
+async def test_a_sweeper_that_starts_while_the_queue_is_away_refunds_and_fails_what_is_late(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.enqueue()
+    await kit.query(HELD)
+    await kit.query(OWED, TOOL.default_model, 1)
+    await kit.query(COPIES, TOOL.default_model, 1)
+    looks = 0
+
+    async def away(*_: object) -> None:
+        nonlocal looks
+        looks += 1
+        await until(kit.balance)  # the refund does not wait for this
+        raise GenctlError("QueueUnreachable", "no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genctl.edges.sqs.Sqs.queue", away)
+        async with Pipeline.open(kit.settings, calls=False, reached=False) as starting:
+            assert [swept.action for swept in (await sweep(starting, kit.settings, dry_run=True)).done] == [
+                "refund", "send", "copy",
+            ]  # fmt: skip
+            assert looks == 0
+            done, failed, _ = await sweep(starting, kit.settings)
+    assert [swept.action for swept in done] == ["refund"]
+    assert ([error.message for error in failed], looks) == (["no answer"] * 2, 1)
+
+
 async def test_what_others_have_locked_is_passed_over_and_no_failure(kit: Kit, dsn: str) -> None:
     for user in ("ann", "bob", "ann"):
         await kit.enqueue(user=user)

@@ -60,11 +60,11 @@ def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> N
         out.target(queue=True)
 
     async def once() -> net.SweepPass:
-        async with Pipeline.open(settings, calls=False) as pipeline:
+        async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
             return await net.sweep(pipeline, settings, dry_run=dry_run)
 
     async def again_and_again(every_s: float) -> None:
-        async with Pipeline.open(settings, calls=False) as pipeline:
+        async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
             await net.sweep_every(pipeline, settings, every_s)
 
     if every:
