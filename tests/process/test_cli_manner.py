@@ -628,3 +628,30 @@ def test_a_progress_bar_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPa
     assert terminal.end() == 0
     assert "100%" in terminal.seen
     assert "100%" not in run("drop", "--yes").stderr
+
+
+@pytest.mark.parametrize("turned", ["pass", "raise TypeError('expected a message argument') from None"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_an_import_that_swallows_it_ends_the_command(
+    tmp_path: Path, number: signal.Signals, code: int, turned: str
+) -> None:
+    """CPython's own import does both."""
+    program = f"""
+import os, sys
+from genctl import cli
+class Import:
+    def find_spec(name, *_):
+        if name == "genctl.ops.dlq":
+            try:
+                os.kill(os.getpid(), {int(number)})
+            except BaseException:
+                {turned}
+sys.meta_path.insert(0, Import)
+sys.argv = ["genctl", "dlq", "list"]
+sys.exit(cli.main())
+"""
+    env = {"PATH": os.environ["PATH"], "GENCTL_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

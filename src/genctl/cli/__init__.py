@@ -1,16 +1,14 @@
 """Run the command line. Until we know the command, we import only click and the table of commands."""
 
-import signal
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 import click
 
 from genctl import __version__
-from genctl.cli import streams
+from genctl.cli import signals, streams
 from genctl.cli.command import LazyGroup
 
 TABLE = {
@@ -40,6 +38,7 @@ TABLE = {
             "Explain a failure code: verdict, what users read, whether a redrive helps.",
         ),
         "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
+        "verdicts": ("verdicts:verdicts", "Try exceptions from the rule on the failures that are stored."),
     },
     "Credits": {
         "credits": ("credits:credits_", "Show a user's credits, or grant some."),
@@ -105,13 +104,8 @@ def _invoke(args: list[str]) -> int:
 
 
 def _own_process() -> None:
-    def terminate(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
     streams.guard()
-    signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.remember()
     if "--debug" not in sys.argv:  # complaints of destructors, threads and libraries
         sys.unraisablehook = lambda _: None
         threading.excepthook = lambda _: None

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 ARGUMENTS = "genctl.arguments"  # of the command, as they were typed, among the context's notes
@@ -77,6 +78,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from genctl.cli.output import Output
 
+        again = typed_again(ctx)
         shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting", "tool")}
         flags = (shared["setting"] or {}) | ({"tool": shared["tool"]} if shared["tool"] else {})
         limit = None
@@ -85,7 +87,7 @@ class Command(click.Command):
             words = (*ctx.command_path.split(), *ctx.meta[ARGUMENTS])
             limit = TimeLimit(chosen_s or duration(self.within), chosen_s, words)
         form = shared["output"] or "table"
-        ctx.params["out"] = Output(form, debug=shared["debug"], flags=flags, limit=limit)
+        ctx.params["out"] = Output(form, debug=shared["debug"], flags=flags, limit=limit, again=again)
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (of click)
@@ -187,7 +189,56 @@ def when(text: str) -> datetime:
 
 DURATION = click.types.FuncParamType(duration)
 WHEN = click.types.FuncParamType(when)
+reason_option = click.option("--reason", metavar="T", help="Why; `genctl dlq history` tells it.")
 yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question with yes.")
+
+
+def typed_again(ctx: click.Context) -> Callable[..., str]:
+    """Return what writes the command line once more, for any time: a time is written as the point it was.
+
+    It takes values of options by name: None leaves an option out.
+    """
+    typed = {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+
+    def again(**changed: Any) -> str:
+        import shlex
+
+        values, options, arguments = typed | changed, list[str](), list[str]()
+        for param in ctx.command.params:
+            value = values.get(param.name or "")
+            if value is None or value is False or value == () or param in (OUTPUT, DEBUG):
+                continue
+            many = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+            for one in many if isinstance(many, (list, tuple)) else [many]:
+                if isinstance(param, click.Argument):
+                    arguments.append(str(one))
+                else:
+                    options += _words(param, one)
+        if any(argument.startswith("-") for argument in arguments):
+            options.append("--")
+        return shlex.join([*ctx.command_path.split(), *options, *arguments])
+
+    return again
+
+
+def _words(option: click.Parameter, value: Any) -> list[str]:
+    from genctl.base.durations import format_duration
+
+    name = max(option.opts, key=len)
+    match value:
+        case True:
+            return [name]
+        case str() if name == "--yes":  # its value is never the next word
+            return [f"{name}={value}" if value else name]
+        case datetime():
+            return [name, value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")]
+        case float():
+            return [name, f"{value:g}" if isinstance(option.type, Rate) else format_duration(value)]
+    return [name, str(value)]
 
 
 def again_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -32,11 +32,14 @@ class Output:
         debug: bool = False,
         flags: Mapping[str, str] | None = None,
         limit: "TimeLimit | None" = None,
+        again: Callable[..., str] = lambda **_: "genctl",
     ) -> None:
+        """Take what the command line says; `again` writes it once more, with changed options."""
         self.form = form
         self.debug = debug
         self.flags = dict(flags or {})
         self.limit = limit
+        self.again = again
 
     @cached_property
     def settings(self) -> "Settings":

@@ -23,6 +23,7 @@ RUNS = ("run", "runbook", "at", "who", "state", "failed")
 LINES = ("state", "step", "ms", "tries", "why")
 INDENT = " " * 4
 MOST_SHOWN = 25  # lines of what a step shows
+MOST_REPORTED = 100  # the same in a report
 WIDEST_SHOWN = 400  # columns of one line
 PLAN = ("step", "asks", "does", "action")
 
@@ -212,7 +213,7 @@ def _carry_out(
     done = out.run(work, heed=this.interrupt)
     out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
     if path:
-        _write(path, report(done, lambda one: _indented(one.shown, one.more, None)))
+        _write(path, report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED)))
     if journal.file is None:
         terminal.note("this run has no journal: genctl cannot write to the state folder")
     elif done.exit_code:
@@ -240,8 +241,11 @@ def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
         terminal.note(line + "\n" + _indented(shown, more, streams.columns()))
 
 
-def _indented(shown: Any, more: int, room: int | None) -> str:
-    """Lay out what a step shows: rows as a table, the rest as YAML; `more` lines or items are left out."""
+def _indented(shown: Any, more: int, room: int | None, most: int = MOST_SHOWN) -> str:
+    """Lay out what a step shows in at most so many lines: rows as a table, the rest as YAML.
+
+    `more` lines or items are left out already.
+    """
     from genctl.cli import formats
 
     if shown is None:
@@ -252,8 +256,8 @@ def _indented(shown: Any, more: int, room: int | None) -> str:
     else:
         text = shown.expandtabs() if isinstance(shown, str) else formats.to_yaml(shown)
     lines = text.splitlines() if shown not in ([], {}, "") else []
-    left = more + max(len(lines) - MOST_SHOWN, 0)
-    lines = [shorten(printable(line), WIDEST_SHOWN) for line in lines[:MOST_SHOWN]] or ["nothing"]
+    left = more + max(len(lines) - most, 0)
+    lines = [shorten(printable(line), WIDEST_SHOWN) for line in lines[:most]] or ["nothing"]
     lines += [f"… and {many(left, 'more line')}"] if left else []
     return "".join(f"{INDENT}{line}\n" for line in lines)
 

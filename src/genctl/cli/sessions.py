@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.cli import terminal
-from genctl.cli.command import DURATION, WHEN, Group, again_options, yes_option
+from genctl.cli.command import DURATION, WHEN, Group, again_options, reason_option, yes_option
 from genctl.cli.output import Output
 
 if TYPE_CHECKING:
@@ -91,10 +91,18 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         streams = follow and out.form not in {"json", "yaml"}
         show = _line if out.form == "table" else lambda hop: hop
         if follow:
-            with out.stream(TIMELINE) if streams else nullcontext() as put:
-                async for hop in tracing.follow(db, session.id, fail_after_s=fail_after, note=terminal.note):
-                    if put:
-                        put(show(hop))
+            look = tracing.TraceLook(session, ())
+            try:
+                with out.stream(TIMELINE) if streams else nullcontext(lambda _: None) as put:
+                    async for look in tracing.follow(
+                        db, session.id, fail_after_s=fail_after, note=terminal.note
+                    ):
+                        for hop in look.new:
+                            put(show(hop))
+            except BaseException:  # a signal, or a database that stays away: we print what came until then
+                if look.hops and not streams:
+                    out.emit(tracing.traced(look.session, look.hops) | {"dlq": None})
+                raise
         events, copy = await tracing.events_of(db, session.id), None
         try:
             copy = await tracing.copy_of(out.settings, events)
@@ -126,23 +134,28 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @again_options
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @yes_option
-def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, **asked: Any) -> None:
+def retry(
+    out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None, **asked: Any
+) -> None:
     """Give failed sessions another run, whether their copies are in the DLQ or not.
 
     The rules, credits and limits are those of `genctl dlq redrive`; a copy that is still in the DLQ is stale
     afterwards. ID is any of a session's ids, as for `show`.
     """
+    from genctl.ops.bulk import Purpose
     from genctl.ops.named import retry_named
     from genctl.ops.redrive import Plan, RedriveOptions
 
+    why = Purpose("sessions retry", out.again, reason)
     if not dry_run:
         out.asks(yes, queue=True)
     options = RedriveOptions(named=True, **asked)
     options.check(out.settings)
     work = retry_named(
-        out.settings, ids, options, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
+        out.settings, ids, options, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
     )
     done = out.run(work)
     if isinstance(done, Plan):
@@ -158,18 +171,21 @@ def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, 
     examples=("genctl sessions cancel 3f2a --dry-run", "genctl sessions cancel 3f2a 91bc --yes"),
 )
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Say how many and change nothing.")
 @yes_option
-def cancel(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None) -> None:
+def cancel(out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None) -> None:
     """End sessions that wait: failed as `Cancelled`, their credits given back.
 
     A call under way is not cut: its answer counts. ID is any of a session's ids, as for `show`.
     """
+    from genctl.ops.bulk import Purpose
     from genctl.ops.named import cancel_named
 
+    why = Purpose("sessions cancel", out.again, reason)
     if not dry_run:
         out.asks(yes)
-    work = cancel_named(out.settings, ids, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
+    work = cancel_named(out.settings, ids, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
     done = out.run(work)
     out.emit(done)
     if done.skipped:

@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from genctl.base.others import rules_of_others
 from genctl.domain.classify import (
     FIRST_DELAY_OF_429_S,
     FIRST_DELAY_S,
+    LEAST_RETRY_AFTER_S,
     OURS,
     chosen,
     classify,
@@ -97,7 +99,7 @@ def of_answer(
     answer: Answer | NoAnswer, provider: Provider, verdicts: Sequence[str], now: datetime
 ) -> dict[str, Any]:
     """Explain an answer, and say what we would store of it."""
-    verdict = classify(answer, provider, now=now, verdicts=verdicts)
+    verdict = classify(answer, provider, now=now, verdicts=verdicts, others=rules_of_others())
     if isinstance(verdict, Success):
         told = {"verdict": "success", "provider": provider.name, "images": verdict.images}
         if verdict.refused:
@@ -105,7 +107,7 @@ def of_answer(
         return told | {"requestId": verdict.request_id}
     details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
     failure = msgspec.structs.replace(verdict, user_message=details.user_message)
-    base = classify(answer, provider, now=now)
+    base = classify(answer, provider, now=now, others=rules_of_others())
     found = _meaning(failure, provider.name, fatal=isinstance(base, Failure) and base.fatal)
     return {
         **msgspec.to_builtins(found),
@@ -170,7 +172,7 @@ def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str |
 
 
 def _delay(failure: Failure) -> str:
-    if failure.retry_after_s is not None:
+    if failure.retry_after_s is not None and failure.retry_after_s >= LEAST_RETRY_AFTER_S:
         return f"{failure.retry_after_s:g} s, as the provider asks"
     first_s = FIRST_DELAY_OF_429_S if failure.provider_status == 429 else FIRST_DELAY_S
     return f"up to {first_s:g} s, doubled with each attempt"
