@@ -158,7 +158,7 @@ async def test_a_sweeper_that_starts_while_the_queue_is_away_refunds_and_fails_w
             assert looks == 0
             done, failed, _ = await sweep(starting, kit.settings)
     assert [swept.action for swept in done] == ["refund"]
-    assert ([error.message for error in failed], looks) == (["no answer"] * 2, 1)
+    assert [error.message for error in failed] == ["no answer"] * 2
 
 
 async def test_what_others_have_locked_is_passed_over_and_no_failure(kit: Kit, dsn: str) -> None:
