@@ -44,7 +44,9 @@ def test_a_trace_needs_the_database_alone_and_says_what_it_could_not_look_into(p
     place.make_real()
     done = place.say("sessions", "trace", session, AWS_ENDPOINT_URL_SQS=f"http://127.0.0.1:{free_port()}")
     assert "cannot look into the DLQ" in done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines()[2:]] == [
+    table, _, summary = done.stdout.partition("\nsession ")
+    assert summary.startswith(session)
+    assert [line.split()[1] for line in table.splitlines()[2:]] == [
         hop["hop"] for hop in place.genctl("sessions", "trace", session)["hops"]
     ]
 

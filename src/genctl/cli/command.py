@@ -104,9 +104,33 @@ class Group(click.Group):
         self.default = default
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if self.default and (not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)):
+        is_typed = not ctx.resilient_parsing  # a shell that completes it may want another command
+        if self.default and (
+            (not args and is_typed)
+            or (args and args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        ):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as unknown:
+            from genctl.cli import verbs
+
+            if not (lines := verbs.meant(ctx, args[0])):
+                raise
+            told = f"No such command {args[0]!r}. Did you mean `{'` or `'.join(lines)}`?"
+            raise click.exceptions.NoSuchCommand(args[0], told, ctx=ctx) from unknown
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-") and self.default and (command := self.get_command(ctx, self.default)):
+            with command.make_context(self.default, [], ctx, resilient_parsing=True) as inner:
+                found += command.shell_complete(inner, incomplete)
+        return found
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         members = (self.get_command(ctx, name) for name in self.list_commands(ctx))
@@ -146,6 +170,15 @@ class LazyGroup(Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (of click)
         return list(self.commands)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        lines = {name: line for section in self.table.values() for name, (_, line) in section.items()}
+        found = [
+            CompletionItem(name, help=line) for name, line in lines.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         widest = max(map(len, self.list_commands(ctx)))
@@ -280,10 +313,10 @@ def _timeout(within: str) -> click.Option:
     )
 
 
-def _tools(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    from genctl.tools.found import found
+def _tools(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    from genctl.cli.complete import names
 
-    return [name for name in found().by_name if name.startswith(begun)]
+    return names("tools")(ctx, param, begun)
 
 
 def _settings(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
+from genctl.cli import complete, terminal
 from genctl.cli.command import WHEN, Group, Rate, again_options, reason_option, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
@@ -20,7 +20,6 @@ COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
 )  # fmt: skip
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
-BAR = 40
 SOME = click.IntRange(1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 all_option = click.option("--all", "every", is_flag=True, help="All messages: without it name a filter.")
@@ -44,7 +43,9 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
     A command that has `--all` needs it, or one of these options, unless it only shows what it would do.
     """
     options = (
-        click.option("--code", metavar="CODE", help="Only this failure code."),
+        click.option(
+            "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+        ),
         click.option(
             "--category",
             type=Categories([category.value for category in Category]),
@@ -52,7 +53,12 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
             help="Only these categories, such as server.",
         ),
         click.option("--user", metavar="U", help="Only this user's."),
-        click.option("--session", metavar="ID", help="Only this session's; any of its ids will do."),
+        click.option(
+            "--session",
+            metavar="ID",
+            shell_complete=complete.sessions("failed"),
+            help="Only this session's; any of its ids will do.",
+        ),
         click.option("--since", type=WHEN, metavar="T", help="Failed since then (2h, or RFC 3339)."),
         click.option("--until", type=WHEN, metavar="T", help="Failed before then."),
     )
@@ -118,18 +124,18 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
     if found.warning:
         terminal.note(f"warning: {found.warning}")
-    terminal.note(sampled(found.seen, found.approximate))
+    seen = sampled(found.seen, found.approximate)
     if group_by:
         groups = ops.grouped(found.letters, group_by)
-        out.emit(groups, text=lambda: ops.drawn(groups, BAR) if groups else "", empty="no message")
+        out.emit(groups, text=lambda: ops.drawn(groups, terminal.room()) if groups else "", answer=seen)
         return
     listed = found.listed()
     rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]
-    out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
+    out.emit(listed, rows=rows, columns=COLUMNS, answer=seen)
 
 
 @dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions("failed"))
 def show(out: Output, id_: str) -> None:
     """Show one message with its session, reservation and trace.
 
@@ -193,11 +199,13 @@ def redrive(
     )
     done = out.run(work)
     stopped = None if isinstance(done, Plan) else done.stopped
+    seen = ""
     if not stopped and (options.most is None or done.tally.redriven < options.most):
-        terminal.note(sampled(done.seen, done.approximate))
+        seen = sampled(done.seen, done.approximate)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{done.answer()}\n{seen}")
         return
+    terminal.note(seen)
     out.emit(done.shown())
     if locked := done.still_locked():
         raise locked

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
+from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, WHEN, Group, again_options, reason_option, yes_option
-from genctl.cli.output import Output
+from genctl.cli.formats import prose
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.timeline import TraceHop
@@ -35,7 +36,9 @@ def sessions() -> None:
 @click.option(
     "--status", type=click.Choice(["queued", "processing", "completed", "failed"]), help="Only these."
 )
-@click.option("--code", metavar="CODE", help="Only this failure code.")
+@click.option(
+    "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+)
 @click.option("--since", type=WHEN, metavar="T", help="Made since then (15m, or RFC 3339).")
 @click.option("--until", type=WHEN, metavar="T", help="Made before then.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, metavar="N", help="At most so many.")
@@ -52,7 +55,7 @@ def list_(out: Output, **filters: Any) -> None:
 @sessions.command(
     "show", examples=("genctl sessions show 3f2a", "genctl sessions show 021762091234567 -o json")
 )
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions())
 def show(out: Output, id_: str) -> None:
     """Show one session with its error.
 
@@ -72,7 +75,7 @@ def show(out: Output, id_: str) -> None:
         "genctl sessions trace 3f2a -o json",
     ),
 )
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions())
 @click.option("--follow", is_flag=True, help="Show each hop as it comes, until the session ends.")
 @click.option("--fail-after", type=DURATION, metavar="D", help="Give up a lost connection after so long.")
 def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> None:
@@ -115,10 +118,10 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
                 told,
                 rows=map(show, timeline),
                 columns=tuple(TIMELINE) if out.form == "table" else (),
-                empty="its trace is empty or pruned",
+                answer=tracing.summary(told),
             )
-        if out.form == "table":
-            terminal.note(tracing.summary(told))
+        elif out.form == "table":
+            write(prose(tracing.summary(told), terminal.room()))
 
     out.ask(run, follow=follow)
 
@@ -132,7 +135,7 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         "genctl sessions retry 3f2a --edit-prompt 'a lighthouse, no people' --yes",
     ),
 )
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("failed"))
 @again_options
 @reason_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
@@ -159,7 +162,7 @@ def retry(
     )
     done = out.run(work)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN)
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=done.answer())
         return
     out.emit(done.shown())
     if done.stopped or done.tally.redriven < done.seen:
@@ -170,7 +173,7 @@ def retry(
     "cancel",
     examples=("genctl sessions cancel 3f2a --dry-run", "genctl sessions cancel 3f2a 91bc --yes"),
 )
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("queued"))
 @reason_option
 @click.option("--dry-run", is_flag=True, help="Say how many and change nothing.")
 @yes_option

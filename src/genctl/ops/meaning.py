@@ -81,13 +81,13 @@ def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -
     for provider in providers:
         if rule := rule_of(code, None, provider.rules):
             return _ruled(code, rule, provider, verdicts)
-    close = closest(code, _known(providers))
+    close = closest(code, known_codes(providers))
     told = f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}"
     fix = f"did you mean {close}?" if close else "its HTTP status decides: genctl explain HTTP400"
     raise GenctlError("NotFound", told, fix, exit_code=4)
 
 
-def _known(providers: Sequence[Provider]) -> list[str]:
+def known_codes(providers: Sequence[Provider]) -> list[str]:
     """List all codes in our tables."""
     rules = [rule for provider in providers for rule in provider.rules]
     codes = [code for rule in rules for code in rule.codes if "*" not in code]

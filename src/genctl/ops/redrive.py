@@ -81,18 +81,27 @@ class Plan(msgspec.Struct, frozen=True):
 
     def question(self) -> str | None:
         """Write the question for a person, with numbers and credits; None: there is nothing to do."""
+        return f"{planned[0].upper()}{planned[1:]}?{self._left()}" if (planned := self._planned()) else None
+
+    def answer(self) -> str:
+        """Say in words what the plan comes to: nothing is done, and what a redrive would do."""
+        return f"redriven: 0 (dry run)\nplanned: {self._planned() or 'nothing to redrive'}.{self._left()}"
+
+    def _planned(self) -> str | None:
         runs = [row for row in self.rows if row["action"] in {"requeue", "resend"}]
         if not runs and not self.tally.stale:
             return None
         users, reserved = len({row["userId"] for row in runs}), sum(row["credits"] for row in runs)
-        left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
         edit = f", edited by {', '.join(self.edits)}" if self.edits else ""
         return (
-            f"Redrive {many(self.tally.redriven, 'job')} of {many(users, 'user')}, reserving"
+            f"redrive {many(self.tally.redriven, 'job')} of {many(users, 'user')}, reserving"
             f" {many(reserved, 'credit')} again{edit}"
-            + (f", and drop {self.tally.stale} stale copies?" if self.tally.stale else "?")
-            + (f" Left where they are: {left}." if left else "")
+            + (f", and drop {self.tally.stale} stale copies" if self.tally.stale else "")
         )
+
+    def _left(self) -> str:
+        left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
+        return f" Left where they are: {left}." if left else ""
 
     def shown(self) -> dict[str, Any]:
         """Return what `--dry-run -o json` prints."""

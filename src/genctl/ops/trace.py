@@ -116,7 +116,7 @@ def summary(told: dict[str, Any]) -> str:
     """Write for people how the session stands, and what took longest."""
     whose = f"session {told['sessionId']} of {told['userId']}: {told['status']} in run {told['run']}"
     slow, copy = told["slowest"], told["dlq"]
-    lines = [whose]
+    lines = [whose] if told["hops"] else [whose, "its trace is empty or pruned"]
     if slow:
         lines.append(f"longest: {slow['gap']}, {rough(slow['gapMs'] / 1000)}")
     if copy:
