@@ -75,8 +75,9 @@ class Mutant(NamedTuple):
         return head + section.replace(self.old, self.new) + tail
 
 
-SETTLE, LIFECYCLE, AGAIN, CREDITS, NET, LEDGER = (
-    f"edges/sql/{name}.sql" for name in ("settle", "lifecycle", "redrive", "credits", "sweep", "ledger")
+SETTLE, LIFECYCLE, AGAIN, CREDITS, NET, LEDGER, RULES = (
+    f"edges/sql/{name}.sql"
+    for name in ("settle", "lifecycle", "redrive", "credits", "sweep", "ledger", "rules")
 )
 OWNER = "where s.id = %(session)s and s.status = 'processing' and s.lease = %(lease)s"
 BY_LEASE = "where s.id = %(session)s and s.lease = %(lease)s"
@@ -445,9 +446,15 @@ MUTANTS = (
     Mutant("sweep: what failed with its credits held is marked", SETTLE, "settle",
            "nullif(r.status = 'held', false)", "null",
            "nets::test_a_settle_without_its_release_is_marked_and_found_by_the_mark"),
-    Mutant("sweep: no run is failed whose message is owed", NET, "overdue",
-           "    and not ({job_owed} and s.model like any(%(models)s))\n", "",
+    Mutant("sweep: no run is failed whose message is owed", RULES, None,
+           "\n  and not ({job_owed} and s.model like any(%(models)s)))", ")",
            "odd_rows::test_sweep_status_metrics_and_audit_agree_about_odd_rows"),
+    Mutant("sweep: what no worker could have in its time waits anew", NET, "take",
+           "when s.status = 'queued' and coalesce({is_late}, true)", "when false",
+           "odd_rows::test_a_run_that_no_worker_could_have_in_its_time_waits_anew_when_it_is_sent"),
+    Mutant("sweep: what another session needs is not released", RULES, None,
+           " and not {needed})", ")",
+           "sweep::test_what_another_session_needs_is_given_back_to_none"),
     Mutant("fair: a user with his share lets others go first", "services/hands.py", None,
            "one.user is None or held[one.user] < share", "True",
            "fair::test_a_user_with_his_share_lets_those_with_less_go_first"),

@@ -80,6 +80,7 @@ class Cast:
         self._keeps = keeps
         self.done: list[Swept] = []
         self.failed: list[GenctlError] = []
+        self.is_cut = False  # it has left something for the next
         self.tried: set[UUID] = set()  # sessions
         self._locked: set[str] = set()  # users
         self._give_up_at = time.monotonic() + PASS_S
@@ -202,10 +203,13 @@ class Nets:
 
     async def whole_patrol(self, cast: Cast) -> bool:
         """Look at all reservations likewise, as far as the time allows."""
-        for begin in range(0, await self._blocks(), BLOCKS):
-            if not cast.is_over:
-                await self._look_at(cast, begin)
-        return False
+        begin, blocks = 0, await self._blocks()
+        while begin < blocks:
+            await self._look_at(cast, begin)
+            begin += BLOCKS
+            if cast.is_over:
+                break
+        return begin < blocks
 
     async def _blocks(self) -> int:
         row = await self._db.row("reservation_blocks")
@@ -333,6 +337,7 @@ class Nets:
             for swept in owed.values():
                 cast.did(swept)
             return True
+        await self._pipeline.reach()
         fates = dict(zip(owed, await apart(self._take)(sessions), strict=True))
         taken = {id_: fate for id_, fate in fates.items() if isinstance(fate, datetime)}
         unsent = await send([session for session in sessions if session.id in taken]) if taken else {}
@@ -350,7 +355,10 @@ class Nets:
     async def _take(self, sessions: list[Session]) -> list[datetime | Exception | None]:
         """Take these, and return when; None: another sweeper has it, or it owes nothing any more."""
         items = [{"session_id": session.id, "run": session.run} for session in sessions]
-        rows = await self._db.rows("take", items=as_json(items), offered_s=OFFERED_S)
+        waits_s = self._settings.queued_timeout_s
+        rows = await self._db.rows(
+            "take", items=as_json(items), offered_s=OFFERED_S, queued_timeout_s=waits_s
+        )
         taken = {row["id"]: row["offered_at"] for row in rows}
         return [taken.get(session.id) for session in sessions]
 

@@ -92,29 +92,43 @@ class Meters:
 WITHOUT_METERS = Meters()
 
 
+Queues = Callable[[], Awaitable[tuple[Queue, Queue]]]  # looks the job queue and its DLQ up
+
+
 class Pipeline:
-    """Take the runs of one tool through their steps; `runs` are those that this process has claimed."""
+    """Take the runs of one tool through their steps; `runs` are those that this process has claimed.
+
+    There are `queue` and `dlq` once reach() has looked them up.
+    """
+
+    queue: Queue
+    dlq: Queue
 
     def __init__(  # noqa: PLR0913 - its parts
         self,
         *,
         db: Database,
-        queue: Queue,
-        dlq: Queue,
         limits: decide.Limits,
         tool: Tool,
+        queue: Queue | None = None,
+        dlq: Queue | None = None,
+        queues: Queues | None = None,
         others: Sequence[str] = (),
         wire: Wire | None = None,
         worker: str = "",
         lifeline: Database | None = None,
         meters: Meters = WITHOUT_METERS,
     ) -> None:
-        """Take the parts; `others` are LIKE patterns of the other tools' models, `lifeline` is a connection
-        for renewals alone, which then never wait behind settles.
+        """Take the parts; `queues` looks queue and DLQ up, if they are not given.
+
+        `others` are LIKE patterns of the other tools' models, `lifeline` is a connection for renewals alone,
+        which then never wait behind settles.
         """
         self.db = db
-        self.queue = queue
-        self.dlq = dlq
+        if queue and dlq:
+            self._have(queue, dlq)
+        self._queues = queues
+        self._looking: asyncio.Future[tuple[Queue, Queue]] | None = None
         self.limits = limits
         self.tool = tool
         self.others = list(others)
@@ -123,21 +137,24 @@ class Pipeline:
         self.meters = meters
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
-        # calls for many messages at the same moment become one
-        self._copies = Together(dlq.send, most=BATCH)
-        self._deletes = Together(queue.delete, most=BATCH)
-        self._hides = Together(queue.hide, most=BATCH)
         self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Settings, *, size: int = 4, calls: bool = True, meters: Meters = WITHOUT_METERS
+        cls,
+        settings: Settings,
+        *,
+        size: int = 4,
+        calls: bool = True,
+        meters: Meters = WITHOUT_METERS,
+        reached: bool = True,
     ) -> AsyncIterator[Self]:
         """Open a pipeline over what the settings name; without `calls` it cannot call the provider.
 
-        Raises GenctlError: exit 3 when the tool, database or queue cannot be used, 2 for no such tool.
+        Unless the queues are to be `reached` now, whoever needs them calls reach(). Raises GenctlError:
+        exit 3 when the tool, database or queue cannot be used, 2 for no such tool.
         """
         tools = Tools.of(settings)
         tool = tools.named(settings.tool) if calls else tools.about(settings.tool)
@@ -147,13 +164,16 @@ class Pipeline:
                 wire = await stack.enter_async_context(Wire(tool, longest_s=settings.provider_timeout_s))
             db = await stack.enter_async_context(Database.open(settings.dsn(), size=size))
             lifeline = await stack.enter_async_context(Database.open(settings.dsn(), size=1)) if calls else db
-            sqs = await stack.enter_async_context(await Sqs.connect(settings))
-            queue = await sqs.queue(settings.queue)
-            yield cls(
+
+            async def queues() -> tuple[Queue, Queue]:
+                sqs = await stack.enter_async_context(await Sqs.connect(settings))
+                queue = await sqs.queue(settings.queue)
+                return queue, await queue.dead_letter_queue(settings.dlq)
+
+            pipeline = cls(
                 db=db,
                 lifeline=lifeline,
-                queue=queue,
-                dlq=await queue.dead_letter_queue(settings.dlq),
+                queues=queues,
                 limits=decide.Limits(settings.max_attempts, settings.max_unknown_retries, settings.verdicts),
                 tool=tool,
                 others=[like for other in tools if other.name != tool.name for like in other.like],
@@ -161,6 +181,31 @@ class Pipeline:
                 worker=f"{socket.gethostname()}:{os.getpid()}",
                 meters=meters,
             )
+            if reached:
+                await pipeline.reach()
+            yield pipeline
+
+    def _have(self, queue: Queue, dlq: Queue) -> None:
+        self.queue, self.dlq = queue, dlq
+        # calls for many messages at the same moment become one
+        self._copies = Together(dlq.send, most=BATCH)
+        self._deletes = Together(queue.delete, most=BATCH)
+        self._hides = Together(queue.hide, most=BATCH)
+
+    async def reach(self) -> None:
+        """Look the queues up, unless we have them; all who come meanwhile wait for one look.
+
+        Raises GenctlError (exit 3).
+        """
+        if self._queues is None:
+            return
+        looking = self._looking = self._looking or asyncio.ensure_future(self._queues())
+        try:
+            self._have(*await looking)
+        except GenctlError:
+            self._looking = None
+            raise
+        self._queues = None
 
     def unsent(self) -> set[asyncio.Task[Any]]:
         """Return the tasks of jobs whose request is not sent; cancelled, they give their session back."""

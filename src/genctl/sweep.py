@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 
 from genctl.base.batch import all_of
+from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.classify import longest_run_s
 from genctl.domain.model import GenctlError
@@ -32,10 +33,22 @@ Net = Callable[[Cast], Awaitable[bool]]
 
 
 class SweepPass(NamedTuple):
-    """Hold what one pass did, or would do, and the errors that kept it from the rest."""
+    """Hold what one pass did, or would do, and the errors that kept it from the rest.
+
+    `is_cut`: a net has found more than it had time for, or than a dry run lists.
+    """
 
     done: list[Swept]
     failed: list[GenctlError]
+    is_cut: bool
+
+    def error(self) -> GenctlError | None:
+        """Sum up what failed as one error, the worst of them; None: nothing did."""
+        if not self.failed:
+            return None
+        worst = max(self.failed, key=lambda error: error.exit_code)
+        said = f"{many(len(self.failed), 'step')} of the sweep failed, the worst: {worst.message}"
+        return GenctlError("SweepFailed", said, worst.fix, exit_code=worst.exit_code)
 
 
 def check_timeout(settings: Settings) -> None:
@@ -69,6 +82,7 @@ class Sweeper:
         return SweepPass(
             [swept for cast in casts for swept in cast.done],
             [error for cast in casts for error in cast.failed],
+            any(cast.is_cut for cast in casts),
         )
 
     async def again_and_again(self, every_s: float) -> None:
@@ -89,12 +103,13 @@ class Sweeper:
 
     async def _cast(self, net: Net, cast: Cast) -> Cast:
         """Carry out batches until one is not full, or the time is over."""
-        more = True
         asks_sqs = net in {self._nets.jobs, self._nets.copies}
+        goes_on = True
         try:
-            while more and not cast.is_over:
+            while goes_on:
                 async with nullcontext() if asks_sqs else self._hands:
-                    more = await net(cast) and not cast.dry_run
+                    cast.is_cut = await net(cast)
+                goes_on = cast.is_cut and not (cast.dry_run or cast.is_over)
         except GenctlError as error:
             cast.failed_at(error)
         return cast
@@ -119,7 +134,7 @@ async def resend_all(settings: Settings) -> int:
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         for tool in tools:
             queue = await sqs.queue(settings.queue_of(tool.name))
-            await db.rows("owe_queued", models=tool.like)
+            await db.rows("owe_queued", models=tool.like, queued_timeout_s=settings.queued_timeout_s)
             owed = {"models": tool.like, "age_s": 0, "offered_s": 0, "limit": BATCH, "among": BATCH}
             tried: list[UUID] = []
             while jobs := readable(await db.rows("owed_jobs", **owed, tried=tried)):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import psycopg
 import pytest
@@ -268,20 +269,23 @@ async def test_a_role_from_whom_rows_are_hidden_is_refused_and_sees_no_part(
 
 
 async def test_a_base_in_a_later_schema_of_the_search_path_is_not_made_a_second_time(empty: str) -> None:
+    """The cure is as a URL has it, also of a name that needs quotes."""
     with psycopg.connect(empty, autocommit=True) as conn:
-        conn.execute(BASE + "create schema first")
+        conn.execute(
+            'create schema "Shop Floor"; set search_path = "Shop Floor"; ' + BASE + "create schema first"
+        )
         with pytest.raises(GenctlError) as caught:
-            await migrate.up(make_conninfo(empty, options="-csearch_path=first,public"))
+            await migrate.up(make_conninfo(empty, options=r'-csearch_path=first,"Shop\ Floor"'))
         assert caught.value.message.startswith(
-            "genctl cannot work in this database: credit_accounts is in the schema public, and genctl works in the"
-            " first schema of the search path; "
+            'genctl cannot work in this database: credit_accounts is in the schema "Shop Floor", and genctl works in'
+            " the first schema of the search path; "
         )
-        assert (
-            caught.value.fix == "name the schema public first: DATABASE_URL=...?options=-csearch_path=public"
-        )
+        said, url, options = caught.value.fix.partition("DATABASE_URL=...?options=")
+        assert (said, bool(url)) == ('name the schema "Shop Floor" first: ', True)
         assert (
             conn.execute("select from pg_class where relnamespace = 'first'::regnamespace").fetchall() == []
         )
+    assert await migrate.up(make_conninfo(empty, options=unquote(options)))
 
 
 async def test_odd_names_and_triggers_that_only_note_are_adopted_and_the_triggers_are_named(

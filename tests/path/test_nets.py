@@ -71,12 +71,23 @@ async def test_a_pass_goes_on_while_its_batches_are_full(kit: Kit, monkeypatch: 
     assert Counter(swept.action for swept in await kit.sweep()) == {"send": 7, "copy": 5, "refund": 5}
 
 
+async def test_a_pass_says_whether_it_has_left_something(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genctl.nets.BATCH", 2)
+    await kit.query(OWED, TOOL.default_model, 3)
+    found, _, is_cut = await sweep(kit.pipeline, kit.settings, dry_run=True)
+    assert (len(found), is_cut) == (2, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("genctl.nets.PASS_S", 0.0)
+        assert (await sweep(kit.pipeline, kit.settings)).is_cut
+    assert not (await sweep(kit.pipeline, kit.settings)).is_cut
+
+
 async def test_a_net_that_fails_stops_no_other(kit: Kit) -> None:
     await kit.query(OWED, TOOL.default_model, 2)
     await kit.enqueue()
     await kit.query(f"{HELD} where reservation_id is not null")
     await kit.query("drop table tool_gates")
-    done, failed = await sweep(kit.pipeline, kit.settings)
+    done, failed, _ = await sweep(kit.pipeline, kit.settings)
     assert Counter(swept.action for swept in done) == {"send": 2, "refund": 1}
     assert ["tool_gates" in error.message for error in failed] == [True]
 
@@ -89,7 +100,7 @@ async def test_a_row_that_the_database_refuses_blocks_no_message_of_others(kit: 
         create trigger refused before update on generation_sessions for each row when (new.user_id = 'refused')
         execute function genctl_refuse('not now')""")
     (refused,) = await kit.query("select count(*) as rows from generation_sessions where user_id = 'refused'")
-    done, failed = await sweep(kit.pipeline, kit.settings)
+    done, failed, _ = await sweep(kit.pipeline, kit.settings)
     assert (len(done), len(failed)) == (40 - refused["rows"], 2)
     assert (await depth(kit.pipeline.queue), await depth(kit.pipeline.dlq)) == (17, 17)
 
@@ -123,12 +134,39 @@ async def test_a_queue_that_is_silent_keeps_no_refund_and_no_copy_waiting(kit: K
         await asyncio.gather(sweeping, return_exceptions=True)
 
 
+async def test_a_sweeper_that_starts_while_the_queue_is_away_refunds_and_fails_what_is_late(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.enqueue()
+    await kit.query(HELD)
+    await kit.query(OWED, TOOL.default_model, 1)
+    await kit.query(COPIES, TOOL.default_model, 1)
+    looks = 0
+
+    async def away(*_: object) -> None:
+        nonlocal looks
+        looks += 1
+        await until(kit.balance)  # the refund does not wait for this
+        raise GenctlError("QueueUnreachable", "no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("genctl.edges.sqs.Sqs.queue", away)
+        async with Pipeline.open(kit.settings, calls=False, reached=False) as starting:
+            assert [swept.action for swept in (await sweep(starting, kit.settings, dry_run=True)).done] == [
+                "refund", "send", "copy",
+            ]  # fmt: skip
+            assert looks == 0
+            done, failed, _ = await sweep(starting, kit.settings)
+    assert [swept.action for swept in done] == ["refund"]
+    assert [error.message for error in failed] == ["no answer"] * 2
+
+
 async def test_what_others_have_locked_is_passed_over_and_no_failure(kit: Kit, dsn: str) -> None:
     for user in ("ann", "bob", "ann"):
         await kit.enqueue(user=user)
     await kit.query(HELD)
     with locked(dsn):
-        done, failed = await sweep(kit.pipeline, kit.settings)
+        done, failed, _ = await sweep(kit.pipeline, kit.settings)
     assert [(swept.action, swept.session and swept.session.user_id) for swept in done] == [("refund", "bob")]
     assert failed == []
     assert len(await kit.sweep()) == 2
@@ -146,7 +184,7 @@ async def test_what_could_not_be_sent_is_any_sweepers_at_once(
     with monkeypatch.context() as patch:
         patch.setattr("genctl.edges.sqs.Queue.send", away)
         patch.setattr(kit.pipeline, "send_copy", away)
-        done, failed = await sweep(kit.pipeline, kit.settings)
+        done, failed, _ = await sweep(kit.pipeline, kit.settings)
         assert done == []
         assert [error.message for error in failed] == [
             "owed jobs were not sent: the queue is away",

@@ -61,7 +61,7 @@ async def test_the_totals_and_a_dry_run_agree_about_every_kind(kit: Kit) -> None
     await kit.plant("""
         insert into credit_reservations (id, user_id, amount, status, created_at, session_id)
         values (gen_random_uuid(), 'ann', 4, 'held', now() - interval '2 hours', gen_random_uuid())""")
-    found, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
+    found, _, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
     rows = await outlook.totals(kit.settings)
     assert Counter((one.action, one.code, one.why) for one in found) == {
         (row["action"], row["code"], row["why"]): row["sessions"] for row in rows

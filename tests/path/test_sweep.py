@@ -75,7 +75,7 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
     session = await kit.enqueue()
     await kit.pipeline.claim(session.id, 1)
     await kit.query(DEAD)
-    (swept,), _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
+    (swept,), _, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
     assert swept.item() == {
         "action": "requeue",
         "sessionId": session.id,
@@ -129,7 +129,7 @@ async def test_what_is_held_for_a_session_that_is_gone_is_released(kit: Kit) -> 
     there = await kit.enqueue()
     assert await kit.sweep() == []
     await kit.query(OLDER)
-    (swept,), _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
+    (swept,), _, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
     assert swept.item() == {
         "action": "refund",
         "sessionId": gone.id,
@@ -247,7 +247,7 @@ async def test_the_trace_is_pruned_by_age_in_bounded_batches(
         insert into session_events (session_id, run, kind, at)
         select gen_random_uuid(), 1, 'enqueued', now() - interval '91 days' from generate_series(1, 5)""")
     await kit.enqueue()
-    (told,), _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
+    (told,), _, _ = await sweep(kit.pipeline, kit.settings, dry_run=True)
     assert told.item() == {
         **dict.fromkeys(("sessionId", "userId", "run", "code")),
         "action": "prune",

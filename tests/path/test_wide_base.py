@@ -11,7 +11,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from tests.adopted import BASE, ROWS, TABLES, columns, widen
-from tests.ears import SECRET, served
+from tests.ears import SECRET, Client, served
 from tests.kit import Kit, QueueServer, fresh_database
 from tests.path.test_redrive import redriven
 
@@ -232,6 +232,9 @@ async def test_who_needs_an_account_that_only_the_product_can_make_is_refused_be
         assert caught.value.fix == "let the product make the accounts, or give the column a default"
     with pytest.raises(GenctlError, match="credit_accounts"):
         await wide.enqueue(user="new")
+    async with served(wide.settings) as api:
+        refused = 409, {"error": {"code": "NoAccount", "message": "you have no account here yet", "fix": ""}}
+        assert await Client(api.url, "new").order({"prompt": "a heron"}) == refused
     assert await wide.query(counts) == before
     assert (await wide.pipeline.queue.attributes())["ApproximateNumberOfMessages"] == "0"
     await wide.enqueue(user="ann")

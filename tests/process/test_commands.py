@@ -258,18 +258,26 @@ def test_rows_that_are_none_of_ours_are_named_and_passed_over(place: Place) -> N
     assert place.error("sessions", "show", cancelled, exit_code=4)["code"] == "OddRow"
 
 
-def test_a_sweep_of_which_something_failed_does_not_say_that_there_was_nothing_to_do(place: Place) -> None:
-    place.enqueue()
+def test_a_sweep_of_which_something_failed_says_what_and_not_that_there_was_nothing_to_do(
+    place: Place,
+) -> None:
+    session = place.enqueue()
     place.sql("update generation_sessions set status = 'failed', completed_at = now()")
     place.sql("""
         create trigger refused before update on credit_reservations
         for each row execute function genctl_refuse('not now')""")
-    refused = place.say("sweep", exit_code=1)
-    assert refused.stdout == "nothing was done\n"
+    said = (
+        "1 step of the sweep failed, the worst: the database refused the data: credit_reservations: not now"
+    )
+    assert place.error("sweep", exit_code=1)["message"].startswith(said)
+    place.sql("update generation_sessions set completed_at = now() - interval '1 h'")
+    partly = place.say("sweep", "-o", "json", exit_code=1)
+    assert [(row["action"], row["sessionId"]) for row in json.loads(partly.stdout)] == [("copy", session)]
+    assert json.loads(partly.stderr.splitlines()[-1])["error"]["code"] == "SweepFailed"
     place.sql("""do $$ begin
         execute format('alter database %I set default_transaction_read_only = on', current_database());
         end $$""")
-    assert "only reads" in place.say("sweep", exit_code=3).stderr
+    assert "only reads" in place.error("sweep", exit_code=3)["message"]
 
 
 def test_a_sweeper_of_its_own_sweeps_again_and_again_until_a_signal(place: Place) -> None:

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from genctl.domain import status
-from genctl.domain.model import Gate, GateState
-from genctl.domain.refusals import Notifying
+from genctl.domain.model import Gate, GateState, GenctlError
+from genctl.domain.refusals import Notifying, terminate
 from genctl.domain.status import ATTENTION, OK, Depth, FailureCount, Pile, Standing, StatusLine
 
 OPEN = Gate("seedream4")
@@ -100,6 +100,25 @@ def test_failures_are_named_by_their_commonest_codes() -> None:
     counts = {"A": 1, "B": 20, "C": 3, "D": 1, "E": 1}
     found = line("failures", failures=[FailureCount(code, "server", count) for code, count in counts.items()])
     assert found.message == "26 in the last hour: 20 B, 3 C, 1 A, 2 others"
+
+
+MANY = [FailureCount("A", "server", 9_990), FailureCount("B", "server", 10)]
+
+
+def test_of_very_many_failures_the_newest_are_counted() -> None:
+    found = next(
+        line
+        for line in status.of_database(Standing({}, MANY, [OPEN], failures_cut=True))
+        if line.part == "failures"
+    )
+    assert found.message == "at least 10,000 in the last hour, the newest: 9,990 A, 10 B"
+
+
+def test_a_part_behind_a_lock_goes_on_with_the_command_that_frees_it() -> None:
+    locked = GenctlError("Locked", "pid 7 holds it", terminate(7))
+    assert [line.next for line in status.unreachable("database", locked)] == [terminate(7)]
+    away = GenctlError("DatabaseUnreachable", "no answer", "check that it runs")
+    assert [line.next for line in status.unreachable("database", away)] == ["genctl doctor"]
 
 
 @pytest.mark.parametrize(

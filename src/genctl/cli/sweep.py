@@ -1,9 +1,15 @@
 """`genctl sweep`."""
 
+from typing import TYPE_CHECKING
+
 import click
 
+from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
 from genctl.cli.output import Output
+
+if TYPE_CHECKING:
+    from genctl.sweep import SweepPass
 
 COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
 
@@ -21,7 +27,7 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
 @click.option("--dry-run", is_flag=True, help="Show what it would do and why, and change nothing.")
 @click.option("--totals", is_flag=True, help="With --dry-run: count all of it by kind, with the credits.")
 @click.option("--every", type=DURATION, metavar="D", help="Sweep again and again, until a signal.")
-def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> int:
+def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> None:
     """Run the safety net: settle runs and send messages that nothing else did.
 
     Each kind is a net of its own, which goes on while it finds much, for at most a minute; what fails in one
@@ -49,22 +55,31 @@ def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> i
         from genctl.ops import outlook
 
         out.emit(out.run(outlook.totals(settings)), columns=outlook.COLUMNS, empty="nothing to do")
-        return 0
+        return
     if not dry_run:
         out.target(queue=True)
 
     async def once() -> net.SweepPass:
-        async with Pipeline.open(settings, calls=False) as pipeline:
+        async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
             return await net.sweep(pipeline, settings, dry_run=dry_run)
 
     async def again_and_again(every_s: float) -> None:
-        async with Pipeline.open(settings, calls=False) as pipeline:
+        async with Pipeline.open(settings, calls=False, reached=False) as pipeline:
             await net.sweep_every(pipeline, settings, every_s)
 
     if every:
         out.serve(again_and_again(every))
-        return 0
-    done, failed = out.run(once())
-    empty = "nothing was done" if failed else "nothing to do"
-    out.emit([swept.item() for swept in done], columns=COLUMNS, empty=empty)
-    return max((error.exit_code for error in failed), default=0)
+        return
+    _show(out, out.run(once()), dry_run=dry_run)
+
+
+def _show(out: Output, swept: "SweepPass", *, dry_run: bool) -> None:
+    """Print what a pass did, or would do; raise what failed."""
+    error = swept.error()
+    if swept.done or not error:
+        out.emit([one.item() for one in swept.done], columns=COLUMNS, empty="nothing to do")
+    if swept.is_cut:
+        counts = "there may be more: `genctl sweep --dry-run --totals` counts all"
+        terminal.note(counts if dry_run else "there is more to do: sweep again")
+    if error:
+        raise error

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from genctl.domain.model import GenctlError, StoredSession
 from genctl.domain.rights import RIGHTS
@@ -46,7 +47,7 @@ OURS = sorted(  # a product may have no table of these names
 WORDS: Mapping[str, tuple[str, str]] = {
     "elsewhere": (
         "{tab} is in the schema {detail}, and genctl works in the first schema of the search path",
-        "name the schema {detail} first: DATABASE_URL=...?options=-csearch_path={detail}",
+        "name the schema {detail} first: DATABASE_URL=...?options=-csearch_path%3D{encoded}",
     ),
     "no create": (
         "{role} may not create in the schema {detail}",
@@ -128,7 +129,9 @@ def retyped(refusal: str) -> str:
 def told(row: Mapping[str, str]) -> tuple[str, str]:
     """Say what a row of `base_findings` has found, and the cure."""
     text, cure = WORDS[row["kind"]]
-    facts = {**row, "rows": ROWS.get(row["tab"], "rows")}
+    # libpq takes a backslash before a blank
+    encoded = quote(row["detail"].replace("\\", "\\\\").replace(" ", "\\ "))
+    facts = {**row, "rows": ROWS.get(row["tab"], "rows"), "encoded": encoded}
     return text.format_map(facts), cure.format_map(facts)
 
 

@@ -71,6 +71,7 @@ class Standing(NamedTuple):
     unserved: Mapping[str, int] = {}  # queued jobs of models that no installed tool serves
     unusable: Mapping[str, str] = {}  # installed tools, and what is wrong with them
     refused: Sequence[Refused] = ()  # values that orders may not have
+    failures_cut: bool = False  # only the newest failures are counted
     unknown: Mapping[str, float] = {}  # codes of `failures` that no table has, with their age in seconds
 
     def pile(self, name: str) -> Pile:
@@ -79,8 +80,9 @@ class Standing(NamedTuple):
 
 
 def unreachable(part: str, error: GenctlError) -> list[StatusLine]:
-    """Write the line of a part that we cannot reach."""
-    return [StatusLine(part, ATTENTION, error.message, "genctl doctor")]
+    """Write the line of a part that we cannot reach; the next command frees a lock, if one keeps us."""
+    is_command = error.fix.startswith(("psql ", "genctl "))
+    return [StatusLine(part, ATTENTION, error.message, error.fix if is_command else "genctl doctor")]
 
 
 def of_queues(queue: Depth, dlq: Depth, flag: str = "") -> list[StatusLine]:
@@ -101,7 +103,7 @@ def of_database(now: Standing) -> list[StatusLine]:
     """Write the lines of sessions, failures, gates, owed messages, dead leases and refunds."""
     return [
         _sessions(now),
-        *_failures(now.failures),
+        *_failures(now.failures, is_cut=now.failures_cut),
         *_new_codes(now),
         *map(_gate, now.gates),
         *_orders(now.refused),
@@ -147,10 +149,11 @@ def _sessions(now: Standing) -> StatusLine:
     return StatusLine("sessions", OK, message, "genctl sessions list --since 1h")
 
 
-def _failures(found: Sequence[FailureCount]) -> list[StatusLine]:
+def _failures(found: Sequence[FailureCount], *, is_cut: bool) -> list[StatusLine]:
     """Write the line of all failures and, if some are ours, a second one that needs somebody."""
     look = "genctl tail-failures --since 1h --no-follow"
-    lines = [StatusLine("failures", OK, _by_code(found), look)]
+    least, newest = ("at least ", ", the newest") if is_cut else ("", "")
+    lines = [StatusLine("failures", OK, f"{least}{_by_code(found, newest)}", look)]
     if ours := [one for one in found if one.category in OURS]:
         is_outage = any(one.category in OF_THE_WAY for one in ours)
         way = "genctl runbook run provider-outage" if is_outage else look

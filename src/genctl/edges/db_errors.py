@@ -20,6 +20,14 @@ class DataRefusedError(GenctlError):
         super().__init__("DataRefused", f"the database refused the data: {reason}", fix, exit_code=1)
 
 
+class NoAccountError(DataRefusedError):
+    """Say that the user has no account, and that only the product can make one."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason, fix)
+        self.code = "NoAccount"
+
+
 class NotifyRefusedError(DataRefusedError):
     """Say that the database refused a NOTIFY, as its queue is full; without the NOTIFY it does the rest."""
 
@@ -123,7 +131,8 @@ def _row_refused(error: Exception, _: str) -> DataRefusedError:
     said = _refusal(error)
     if column:
         said = f"{table}.{column} must not be null, and genctl has no value for it"
-    return DataRefusedError(said, cure(table, column=bool(column)))
+    kind = NoAccountError if table == "credit_accounts" else DataRefusedError
+    return kind(said, cure(table, column=bool(column)))
 
 
 Tell = Callable[[Exception, str], GenctlError]

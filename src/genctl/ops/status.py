@@ -53,7 +53,8 @@ async def _database(settings: Settings) -> list[status.StatusLine]:
         piles, unserved, failures, kept, (notifying,) = await db.transact(
             ("piles", asked_of_piles(models, queued_timeout_s=settings.queued_timeout_s)),
             ("unserved", {"models": models, "most": MOST_COUNTED}),
-            *((name, {}) for name in ("failures_by_code", "answers_kept", "notify_queue")),
+            ("failures_by_code", {"most": MOST_COUNTED}),
+            *((name, {}) for name in ("answers_kept", "notify_queue")),
         )
         gates = [await gate.read(db, tool.name) for tool in tools]
         refused = await traits.standing(db)
@@ -62,6 +63,7 @@ async def _database(settings: Settings) -> list[status.StatusLine]:
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
             failures=[status.FailureCount(**row) for row in failures],
+            failures_cut=sum(row["count"] for row in failures) >= MOST_COUNTED,
             gates=gates,
             refused=refused,
             kept=[Kept(**row) for row in kept],

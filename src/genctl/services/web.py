@@ -12,7 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genctl.base.hidden import hide
 from genctl.domain.model import GenctlError
-from genctl.edges.db_errors import ConflictError, DatabaseGoneError, DataRefusedError, LockedError
+from genctl.edges.db_errors import (
+    ConflictError,
+    DatabaseGoneError,
+    DataRefusedError,
+    LockedError,
+    NoAccountError,
+)
 from genctl.services.metrics import Metrics
 from genctl.services.site import Front
 
@@ -32,6 +38,7 @@ STATUS = {
     "ForeignOrigin": 403,
     "AskFirst": 409,
     "NotWaiting": 409,
+    "NoAccount": 409,
     "TooLarge": 413,
     "NotAForm": 415,
     "DataRefused": 422,
@@ -147,7 +154,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = "2"
     if isinstance(error, DataRefusedError):
         log.warning("api.refused", error=error.message, fix=error.fix)
-        told = {"code": error.code, "message": "this cannot be stored", "fix": ""}
+        why = "you have no account here yet" if isinstance(error, NoAccountError) else "this cannot be stored"
+        told = {"code": error.code, "message": why, "fix": ""}
     return answer({"error": told}, status, headers)
 
 

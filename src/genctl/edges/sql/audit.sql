@@ -30,8 +30,8 @@ select
 -- Compares sessions, reservations and the ledger, each row of which it reads once (`whole`), or those of a user or of
 -- a span: what began, ended or moved in it, what is in hand, and all that belongs to one of these. What is plainly
 -- sound is passed over; the rest is judged rule by rule. `returned` are the credits that went back, by a release or a
--- fix. Adopted sessions may share a reservation: a failed one gets nothing back while another needs it, or has its
--- image. A row without a kind says that the audit has passed so many more (`expected`).
+-- fix. What is held that should not be, it asks by the rules of the sweeper (rules.sql). A row without a kind says that
+-- the audit has passed so many more (`expected`).
 with ledger as materialized (
   select coalesce((select l.created_at from credit_ledger l order by l.id limit 1), 'infinity') as began
 ),
@@ -128,20 +128,21 @@ cross join lateral (
       and l.kind <> 'capture'
   ) else f.returned end as returned
 ) g
+-- as the rules of rules.sql call them
+cross join lateral (select f.s_status as status) s
+cross join lateral (select f.r_id as id, f.r_user as user_id, f.r_status as status) r
 cross join lateral (values
   ('failed_not_released', f.s_id, f.s_reservation, f.s_user, 'released', f.held_as,
     f.s_status = 'failed' and f.held_as = 'captured' and (f.returned < f.amount or f.releases > 0)
-    and not (f.old and coalesce(f.told_refunded, '') = f.amount::text) and not exists (
-      select from generation_sessions o where o.reservation_id = f.r_id and o.user_id = f.s_user and o.status <> 'failed')),
+    and not (f.old and coalesce(f.told_refunded, '') = f.amount::text) and not {needed}),
   ('completed_not_captured', f.s_id, f.s_reservation, f.s_user, 'captured',
     case f.held_as when 'captured' then format('captured, and %%s given back', f.returned) else f.held_as end,
     f.s_status = 'completed' and (f.held_as = 'released' or f.held_as = 'captured' and f.returned > 0)),
   (case when f.s_status = 'failed' and f.told_error is not null then 'refund_pending' else 'terminal_holds' end,
     f.s_id, f.s_reservation, f.s_user, case f.s_status when 'failed' then 'released' else 'captured' end,
     coalesce('held: ' || f.told_error, 'held'),
-    f.held_as = 'held' and f.releases + f.captures = 0  -- else a double_movement, which no release can mend
-    and (f.s_status = 'completed' or f.s_status = 'failed' and not exists (
-      select from generation_sessions o where o.reservation_id = f.r_id and o.user_id = f.s_user and o.status <> 'failed'))),
+    f.theirs and f.releases + f.captures = 0  -- else a double_movement, which no release can mend
+    and ({refund_owed} or {capture_owed})),
   ('refund_amount', f.s_id, f.s_reservation, f.s_user, f.amount::text, f.returned::text,
     not f.old and f.s_status = 'failed' and f.held_as = 'released' and f.returned <> f.amount and f.releases > 0),
   -- without a release in the ledger the ledger is wrong

@@ -6,8 +6,7 @@ with kinds as (
   from generation_sessions s
   left join credit_reservations r on r.id = s.reservation_id and r.user_id = s.user_id and r.status = 'held'
   cross join lateral (
-    select coalesce(s.queued_at, s.created_at) < now() - make_interval(secs => %(queued_timeout_s)s) as is_late,
-      coalesce(s.lease_until is not null and s.attempts < %(attempts)s and s.unknowns < %(unknowns)s, false) as may_retry
+    select coalesce(s.lease_until is not null and s.attempts < %(attempts)s and s.unknowns < %(unknowns)s, false) as may_retry
   ) f
   cross join lateral (values
     ('send', null, 'its job message is not proven sent', {job_owed} and s.model like any(%(models)s)
@@ -16,14 +15,13 @@ with kinds as (
       and {ended_since} < now() - make_interval(secs => %(owed_after_s)s)),
     ('requeue', null, 'its worker fell silent', {dead} and {ours} and f.may_retry),
     ('fail', 'WorkerCrashed', 'its worker fell silent', {dead} and {ours} and not f.may_retry),
-    ('fail', 'SweptTimeout', 'it waited longer than the queued time-out', s.status = 'queued' and f.is_late
-      and s.user_id is not null and {ours} and not ({job_owed} and s.model like any(%(models)s)) and %(has_rested)s),
+    ('fail', 'SweptTimeout', 'it waited longer than the queued time-out', {overdue} and %(has_rested)s),
     ('refund', null, 'it failed and still holds its reservation', {refund_owed}),
     ('capture', null, 'it completed and still holds its reservation', {capture_owed}),
     ('wait', case s.status when 'queued' then 'SweptTimeout' else 'WorkerCrashed' end,
       'adopted: it fails at the queued time-out unless somebody ends it',
       (s.status = 'queued' and s.enqueued_at = '-infinity' or s.status = 'processing' and s.lease_until is null)
-      and s.user_id is not null and not f.is_late and {ours})
+      and s.user_id is not null and not {is_late} and {ours})
   ) k(action, code, why, applies)
   where k.applies and (s.status <> 'completed' or r.id is not null)  -- nearly all rows are out at once
   union all

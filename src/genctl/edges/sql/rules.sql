@@ -11,6 +11,15 @@ coalesce(s.queued_at, s.created_at, '-infinity'::timestamptz)
 -- A queued run whose job message has no mark. Without a model it is no tool's, without a user nobody's.
 s.status = 'queued' and s.enqueued_at is null and s.user_id is not null and s.model is not null
 
+-- rule: is_late
+-- A run that has waited for longer than it may; null for a row without any time.
+(coalesce(s.queued_at, s.created_at) < now() - make_interval(secs => %(queued_timeout_s)s))
+
+-- rule: overdue
+-- A queued run that is late; but no worker could take one whose message is owed.
+(s.status = 'queued' and {is_late} and s.user_id is not null and {ours}
+  and not ({job_owed} and s.model like any(%(models)s)))
+
 -- rule: asks_genctl
 -- A run that genctl has queued, or that a product's API has queued since adoption.
 (s.queued_at is not null or s.enqueued_at is null)
@@ -37,10 +46,13 @@ coalesce(s.lease_until, {waits_since} + make_interval(secs => %(queued_timeout_s
 -- A run whose worker fell silent.
 s.status = 'processing' and s.user_id is not null and {dead_since} < now()
 
+-- rule: needed
+-- Adopted sessions may share a reservation, which another one that has not failed needs, or has used.
+exists (select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed')
+
 -- rule: refund_owed
--- A failed session that still holds its reservation; adopted sessions may share one, which the others may need.
-(s.status = 'failed' and r.status = 'held' and not exists (
-  select from generation_sessions o where o.reservation_id = r.id and o.user_id = r.user_id and o.status <> 'failed'))
+-- A failed session that still holds its reservation.
+(s.status = 'failed' and r.status = 'held' and not {needed})
 
 -- rule: capture_owed
 -- A completed session that still holds its reservation, as the database refused the capture.

@@ -75,9 +75,13 @@ select pg_notification_queue_usage() as used, (
 from session_events where kind = 'unnotified' and at > now() - interval '1 hour'
 
 -- name: failures_by_code
--- Counts the failures of the last hour by code and category.
-select coalesce(error_details ->> 'code', 'Unknown') as code, error_details ->> 'category' as category, count(*) as count
-from generation_sessions where status = 'failed' and completed_at > now() - interval '1 hour'
+-- Counts the failures of the last hour by code and category, the newest `most` of them.
+select coalesce(f.error_details ->> 'code', 'Unknown') as code, f.error_details ->> 'category' as category, count(*) as count
+from (
+  select s.error_details from generation_sessions s
+  where s.status = 'failed' and s.completed_at > now() - interval '1 hour'
+  order by s.completed_at desc limit %(most)s
+) f
 group by 1, 2
 
 -- name: unserved

@@ -28,7 +28,8 @@ select {session s}, now() as read_at from (
 order by random() limit %(limit)s
 
 -- name: take
--- Takes runs that owe a message still, to send it. A queued one without any time waits from now on.
+-- Takes runs that owe a message still, to send it. A queued one whose time is over already waits anew from now on: no
+-- worker could have it, and the next pass would fail it before one comes to it.
 with free as (
   select s.id from generation_sessions s
   join jsonb_to_recordset(%(items)s) as i(session_id uuid, run int) on s.id = i.session_id and s.run = i.run
@@ -38,7 +39,7 @@ with free as (
 )
 update generation_sessions s
 set offered_at = now(),
-  queued_at = case when s.status = 'queued' and s.created_at is null then coalesce(s.queued_at, now()) else s.queued_at end
+  queued_at = case when s.status = 'queued' and coalesce({is_late}, true) then now() else s.queued_at end
 from free f where s.id = f.id
 returning s.id, s.offered_at
 
@@ -82,9 +83,7 @@ select b.id from back b
 -- Lists runs that have waited longer than the queued time-out; but no worker could take one whose message is owed.
 select {session s}, now() as read_at from (
   select {session s} from generation_sessions s
-  where s.status = 'queued' and coalesce(s.queued_at, s.created_at) < now() - make_interval(secs => %(queued_timeout_s)s)
-    and s.user_id is not null and {ours} and s.id <> all(%(tried)s)
-    and not ({job_owed} and s.model like any(%(models)s))
+  where {overdue} and s.id <> all(%(tried)s)
   order by coalesce(s.queued_at, s.created_at) limit %(among)s
 ) s
 order by random() limit %(limit)s
@@ -232,9 +231,11 @@ select {session t}, now() as read_at, case when %(notify)s then pg_notify('sessi
 from told t
 
 -- name: owe_queued
--- Makes every queued run of a tool owe its message again, as a queue in memory has lost them.
+-- Makes every queued run of a tool owe its message again, as a queue in memory has lost them; one that is late waits
+-- anew, as in `take`.
 with waiting as (
   select id from generation_sessions where status = 'queued' and model like any(%(models)s) order by id for update
 )
-update generation_sessions s set enqueued_at = null, offered_at = null, queued_at = coalesce(s.queued_at, s.created_at)
+update generation_sessions s set enqueued_at = null, offered_at = null,
+  queued_at = case when coalesce({is_late}, true) then now() else coalesce(s.queued_at, s.created_at) end
 from waiting w where s.id = w.id
