@@ -42,7 +42,7 @@ TABLE = {
         "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
     },
     "Credits": {
-        "credits": ("credits:credits_", "Show a user's credits, or grant some."),
+        "credits": ("credits:credits_", "Show a user's credits, grant some, or mend them."),
         "refunds": ("credits:refunds", "Prove from the rows that every refund was made once."),
     },
     "Check": {
