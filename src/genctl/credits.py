@@ -238,7 +238,7 @@ def _no_account(user: str) -> GenctlError:
     return GenctlError(
         "NoAccount",
         f"user {user} has no account",
-        f"genctl credits grant --user {user} --amount N makes one",
+        f"`genctl credits grant --user {shlex.quote(user)} --amount N` makes one",
         exit_code=4,
     )
 

@@ -5,6 +5,7 @@ kill or a full disk cuts short is good up to the cut. With `resume` an export to
 last line, and skips the messages that it has.
 """
 
+import errno
 import fcntl
 import gzip
 import os
@@ -26,6 +27,8 @@ from genctl.ops.dlq import opened
 from genctl.ops.sampling import Progress, Survey
 from genctl.redrive import chosen
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 class Export:
     """Write one file; `known` are the ids of the messages in it."""
@@ -38,8 +41,12 @@ class Export:
 
     @classmethod
     @contextmanager
-    def to(cls, path: Path, *, resume: bool) -> Iterator[Self]:
-        """Begin a new file, or with `resume` continue one. Raises GenctlError: exit 2, or 3: cannot write."""
+    def to(cls, path: Path, *, resume: bool, option: str = "") -> Iterator[Self]:
+        """Begin a new file, or with `resume` continue one. Raises GenctlError: exit 2, or 3: cannot write.
+
+        `option` is what names another file, where that is no argument; then there is no `--resume`.
+        """
+        another = f"name another file{f' with {option}' if option else ''}"
         if resume and _is_gzip(path):
             told = f"{path} is compressed, and --resume continues only plain files"
             raise GenctlError("NoExport", told, "name another file; the messages are in the DLQ", exit_code=2)
@@ -51,13 +58,16 @@ class Export:
                     file.write(gzip.compress(b""))  # an empty export is gzip too
                 yield one
         except FileExistsError:
-            fix = "continue it by `dlq export --resume`, or name another file"
+            fix = another if option else f"add --resume to continue it, or {another}"
             raise GenctlError("FileExists", f"{path} exists already", fix, exit_code=2) from None
         except BlockingIOError:
             told = f"another command is writing {path}"
             raise GenctlError("FileInUse", told, "wait for its end", exit_code=2) from None
         except OSError as error:
-            fix = "free some space or name another file; --resume continues a plain one"
+            fix = f"{another}, in a folder that you may write to"
+            if error.errno in FULL:
+                goes_on = "" if option or _is_gzip(path) else ", and add --resume to go on"
+                fix = f"free some space there{goes_on}, or {another}"
             raise GenctlError("CannotWrite", f"cannot write {path}: {error.strerror}", fix) from None
 
     def write(self, messages: Sequence[Message]) -> None:
@@ -105,7 +115,7 @@ async def discard(
             else:
                 return found
         with ExitStack() as files, progress(over.approximate, "discard") as advance:
-            file = files.enter_context(Export.to(path, resume=False)) if path else None
+            file = files.enter_context(Export.to(path, resume=False, option="--export")) if path else None
             done = await delete(over, db, choice, file, advance, most)
         if path and not done["meant"]:
             path.unlink()
