@@ -151,6 +151,7 @@ def questions(count: int) -> dict[str, Question]:
         "credits: meant": Question("reservation_meant", {"id": reservation}),
         "credits: meant by a session": Question("reservation_meant", {"id": session}),
         "credits: restore": Question("restore_reservation", {"reservation": reservation, "user": user}),
+        "credits: name": Question("name_reservation", {"reservation": reservation, "session": session}),
         "credits: adjust a reservation": Question("adjust_reservation", {"reservation": reservation, "reason": "adjusted: x"},
             most=10**9, why="as above"),
         "audit: adjusted": Question("audit_adjusted", {"user": None}),

@@ -52,7 +52,6 @@ FIXES = {
 }
 NOBODYS = "the row names no user: mend it with psql"
 ADJUSTED = "adjusted: "  # how the reasons of adjusting rows begin; SQL knows it too
-TO_BALANCE, TO_LEDGER = "adjust_ledger", "adjust_balance"  # what a person trusts -> the statement
 
 
 class Violation(NamedTuple):
@@ -185,13 +184,14 @@ async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str
     return bool(captured)
 
 
-async def adjust(db: Database, user: str, statement: str, reason: str) -> int:
-    """Make a user's balance and ledger agree: TO_BALANCE books the difference, TO_LEDGER undoes it.
+async def adjust(db: Database, user: str, reason: str, *, to_ledger: bool) -> int:
+    """Set a user's balance to what the ledger says, or book what it has more or less; return these credits.
 
-    Returns the credits that this moved. Raises GenctlError: exit 4 for a user of whom there is nothing.
+    Raises GenctlError: exit 4 for a user of whom there is nothing.
     """
     await _known(db, user)
-    moved = await movement(db, [user], (statement, {"reason": _because(reason)}), wait_s=WAIT_S)
+    step = "adjust_balance" if to_ledger else "adjust_ledger"
+    moved = await movement(db, [user], (step, {"reason": _because(reason)}), wait_s=WAIT_S)
     return sum(row["credits"] for row in moved.rows[0])
 
 
@@ -209,10 +209,12 @@ async def adjust_reservation(db: Database, user: str, meant: UUID, reason: str) 
     if found["open_session"]:
         told = f"the reservation has ended, and the run of session {found['open_session']} has not"
         raise GenctlError("RunIsOpen", told, f"genctl sessions cancel {found['open_session']}", exit_code=1)
-    facts = {"reservation": found["id"], "user": user, "reason": _because(reason)}
-    steps = [(name, facts) for name in ("restore_reservation", "adjust_reservation", "note_refund")]
-    moved = await movement(db, [user], *steps, wait_s=WAIT_S)
-    return sum(row["credits"] for row in moved.rows[1])
+    ids = {"reservation": found["id"], "session": found["session_id"]}
+    facts = ids | {"user": user, "reason": _because(reason)}
+    row = ("restore_reservation", facts), ("name_reservation", facts)
+    steps = ("adjust_reservation", facts), ("note_refund", facts)
+    moved = await movement(db, [user], *row, *steps, wait_s=WAIT_S)
+    return sum(row["credits"] for row in moved.rows[2])
 
 
 def _because(reason: str) -> str:

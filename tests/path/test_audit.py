@@ -148,7 +148,7 @@ async def follow(kit: Kit, command: str) -> None:
             case ["credits", "adjust", *_] if meant := value.get("--reservation"):
                 await credits.adjust_reservation(kit.db, value["--user"], UUID(meant), value["--reason"])
             case ["credits", "adjust", *_, "--to-ledger", "--reason", why]:
-                await credits.adjust(kit.db, value["--user"], credits.TO_LEDGER, why)
+                await credits.adjust(kit.db, value["--user"], why, to_ledger=True)
             case _:
                 raise AssertionError(command)
     except GenctlError as refused:

@@ -99,8 +99,7 @@ def adjust(
         if reservation:
             moved = await credits.adjust_reservation(db, user, reservation, reason)
         else:
-            way = credits.TO_BALANCE if trusted == "balance" else credits.TO_LEDGER
-            moved = await credits.adjust(db, user, way, reason)
+            moved = await credits.adjust(db, user, reason, to_ledger=trusted == "ledger")
         return {"adjusted": moved} | camel(await credits.account(db, user))
 
     out.asks(yes)

@@ -95,7 +95,7 @@ returning o.credits::bigint
 -- name: reservation_meant
 -- Finds the reservation that an id means, its own or its session's, and the session if a run is open whose reservation
 -- has ended: that run has to end first.
-select m.id, (
+select m.id, (select r.session_id from credit_reservations r where r.id = m.id) as session_id, (
   select s.id from generation_sessions s
   where s.reservation_id = m.id and s.status in ('queued', 'processing') and (
     exists (select from credit_reservations r where r.id = m.id and r.status <> 'held')
@@ -125,9 +125,16 @@ where not exists (select from credit_reservations r where r.id = %(reservation)s
 limit 1
 returning id
 
+-- name: name_reservation
+-- Lets a session name its reservation again that it has forgotten.
+update generation_sessions s set reservation_id = r.id from credit_reservations r
+where s.id = %(session)s and s.reservation_id is null
+  and r.id = %(reservation)s and r.session_id = s.id and r.run = s.run and r.user_id = s.user_id
+returning s.id
+
 -- name: adjust_reservation
--- Books for a user what the rows of a reservation lack, or have too much, for what the run was; its status and its
--- session then follow. The balance moves with it, unless somebody has moved that by just as much already.
+-- Books for a user what the rows of a reservation lack, or have too much, for what the run was; its status
+-- then follows. The balance moves with it, unless somebody has moved that by just as much already.
 with owed as (
   select r.id, u.user_id, {due} - (
       select coalesce(sum(l.delta), 0) from credit_ledger l where {of_reservation} and l.user_id = u.user_id
@@ -138,11 +145,6 @@ with owed as (
 off as (
   select a.user_id, a.balance - coalesce((select sum(l.delta) from credit_ledger l where l.user_id = a.user_id), 0) as credits
   from credit_accounts a where a.user_id in (select o.user_id from owed o)
-),
-named as (
-  update generation_sessions s set reservation_id = r.id from credit_reservations r
-  where r.id in (select o.id from owed o) and s.id = r.session_id and s.run = r.run and s.user_id = r.user_id
-    and s.reservation_id is null
 ),
 ended as (
   update credit_reservations r set status = e.status,
