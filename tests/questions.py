@@ -154,7 +154,7 @@ def questions(count: int) -> dict[str, Question]:
         "credits: name": Question("name_reservation", {"reservation": reservation, "session": session}),
         "credits: adjust a reservation": Question("adjust_reservation", {"reservation": reservation, "reason": "adjusted: x"},
             most=10**9, why="as above"),
-        "audit: adjusted": Question("audit_adjusted", {"user": None}),
+        "audit: adjusted": Question("audit_adjusted", {"user": None, "since": None}),
         "audit --since 1h: counts": Question("audit_counts", about, most=changed, why="what changed"),
         "audit --since 1h": Question("audit", about, most=10 * changed, why="what changed, and what belongs to it"),
         "audit --user: counts": Question("audit_counts", about | {"user": user, "since": hour}, most=changed),

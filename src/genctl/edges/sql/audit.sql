@@ -243,3 +243,5 @@ cross join lateral (
   select l.user_id, sum(l.delta)::bigint as credits from credit_ledger l where {of_reservation} group by l.user_id
 ) u
 where {due} <> u.credits and (%(user)s::text is null or u.user_id = %(user)s)
+  and (%(since)s::timestamptz is null or exists (
+    select from credit_ledger l where {of_reservation} and l.created_at >= %(since)s))
