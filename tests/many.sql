@@ -8,7 +8,7 @@ select 'user-' || u, 1000000, (extract(epoch from now()) * 1000000)::bigint from
 -- name: sessions
 insert into generation_sessions (id, user_id, client_key, model, prompt, params, status, reservation_id, result,
   created_at, completed_at, error_details, run, attempts, started_at, queued_at, lease, lease_until, version,
-  enqueued_at, dlq_sent_at)
+  enqueued_at, dlq_sent_at, holds)
 select md5('session' || n)::uuid, user_id, 'card-' || n, 'seedream-4-0-250828',
   'a picture of number ' || n || ' in the style of the others, with much light and a frame of dark wood',
   '{"size": "2K"}', status, md5('reservation' || n)::uuid,
@@ -28,7 +28,7 @@ select md5('session' || n)::uuid, user_id, 'card-' || n, 'seedream-4-0-250828',
   (status <> 'queued')::int, case status when 'processing' then now() + interval '10 days' end,
   (extract(epoch from coalesce(ended_at, created_at)) * 1000000)::bigint + n %% 1000,
   case when status <> 'queued' or n %% 1000 <> 7 then created_at end,
-  case when status = 'failed' and n %% 5000 <> 3 then ended_at end
+  case when status = 'failed' and n %% 5000 <> 3 then ended_at end, case when owes then true end
 from (ROWS) rows where not is_gone;
 
 -- name: reservations

@@ -28,6 +28,7 @@ class Question(NamedTuple):
 
 ELSEWHERE = {  # they read no table that grows with the sessions
     *("backend", "clock", "listening", "snapshot", "undo", "wait_shortly", "audit_room", "base_findings", "rows_unhidden"),
+    *("clashes", "try_base", "reservation_blocks", "sessions_settings", "statement_timeout", "waits_of"),
     *("read_committed", "lock_timeout", "clear_notify_queue", "server", "notify", "missing_rights"),
     *("ensure_accounts", "lock_free_accounts", "lock_accounts", "grant", "gate", "turn_gate"),
     *("try_migration_lock", "create_migrations", "migration_lock_holder", "has_migrations", "applied_migrations"),
@@ -37,13 +38,8 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for
-    "audit_balances": "every balance is compared with its ledger",
     "owe_queued": "the queue in memory has lost every message",
-}
-SLOW = {  # known, and not for long
-    **dict.fromkeys(
-        ("sweep: refunds", "sweep: captures", "sweep: orphans", "status: piles"), "it reads all that is held"
-    ),
+    "sweep_totals": "a dry run counts all that a sweep would do",
 }
 
 
@@ -81,13 +77,16 @@ def questions(count: int) -> dict[str, Question]:
         "session_id": str(an_id("new session", 1)), "user_id": user, "client_key": "k", "model": "seedream-4-0-250828",
         "prompt": "p", "params": {}, "reservation_id": str(an_id("new reservation", 1)), "amount": 4,
     }  # fmt: skip
-    sweeps = MODELS | {"limit": 100, "age_s": 60.0, "queued_timeout_s": 86400.0}
+    sweeps: dict[str, Any] = MODELS | {"limit": 100, "among": 1000, "age_s": 60.0, "offered_s": 60.0}
+    sweeps |= {"queued_timeout_s": 86400.0, "tried": [], "ended": []}
+    part = {"first": "(0,0)", "end": "(8,0)", "age_s": 60.0}
+    pile = MODELS | {"most": 1000, "queued_timeout_s": 86400.0}
     told = {"notify": False}
     about: dict[str, Any] = {"user": None, "since": hour, "whole": False}
     changed = 5 * (
         ended // 100 + count // 2000
     )  # what began or ended in the last hour, and what belongs to it
-    pile = "the answer is how many they are"
+    few = "of a pile it reads the oldest"
     return {
         "list": Question("list_sessions", lists),
         "list --user": Question("list_sessions", lists | {"user": user}),
@@ -123,12 +122,12 @@ def questions(count: int) -> dict[str, Question]:
         "report of 1h: timeline": Question("report_timeline", span | {"piece_s": 300.0}),
         "report of 1h: unsure": Question("unsure_calls", span | {"user": None}),
         "report of 30d: redrives": Question("report_redrives", spans),
-        "status: piles": Question("piles", {}, most=2 * ended + 300, why=pile),
+        "status: piles": Question("piles", pile, most=5500, why=few),
         "status: kept": Question("answers_kept"),
         "status: queue of NOTIFY": Question("notify_queue"),
         "status: by code": Question("failures_by_code"),
-        "status: unserved": Question("unserved", MODELS, most=ended + 300, why=pile),
-        "pause: users that wait": Question("waiting_users", {}, most=ended + 300, why=pile),
+        "status: unserved": Question("unserved", pile, most=1300, why=few),
+        "pause: users that wait": Question("waiting_users"),
         "stream: changes": Question("changes", {"asked": asked, "limit": 5}, most=600, why="50 users, 5 rows each"),
         "stream: page": Question("page_of_sessions", {
             "user": user, "models": ["seedream-%"], "among": True, "before": None, "limit": 20}),
@@ -157,6 +156,8 @@ def questions(count: int) -> dict[str, Question]:
         "audit: adjusted": Question("audit_adjusted", {"user": None, "since": None}),
         "audit --since 1h: counts": Question("audit_counts", about, most=changed, why="what changed"),
         "audit --since 1h": Question("audit", about, most=10 * changed, why="what changed, and what belongs to it"),
+        "audit --since 1h: balances": Question("audit_balances", about, most=40 * changed, why="the ledgers of their users"),
+        "audit --user: balance": Question("audit_balances", about | {"user": user}),
         "audit --user: counts": Question("audit_counts", about | {"user": user, "since": hour}, most=changed),
         "life: reserve": Question("reserve", {"items": Jsonb([order])}),
         "life: sent": Question("mark_enqueued", {"items": Jsonb([waits])}),
@@ -181,7 +182,12 @@ def questions(count: int) -> dict[str, Question]:
         "sweep: overdue": Question("overdue", sweeps | {"queued_timeout_s": 30 * 86400.0}),
         "sweep: refunds": Question("refunds_owed", sweeps),
         "sweep: captures": Question("captures_owed", sweeps),
-        "sweep: orphans": Question("orphans", sweeps),
+        "sweep: orphans": Question("orphans", part, most=2000, why="the blocks that it is asked for"),
+        "sweep: holders": Question("unmarked_holders", part, most=2000, why="the blocks that it is asked for"),
+        "sweep: mark holders": Question("mark_holders", {"ids": [session]}),
+        "sweep: clear holds": Question("clear_holds"),
+        "sweep: take": Question("take", {"items": Jsonb([waits]), "offered_s": 60.0}),
+        "sweep: put back": Question("put_back", {"ids": [session], "offered": [now]}),
         "sweep: old trace": Question("old_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=2000, why="a batch"),
         "sweep: prune": Question("prune_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=3000, why="a batch"),
         "sweep: refund": Question("note_refund", told | {"reservation": reservation}),

@@ -150,9 +150,9 @@ class Nets:
 
     async def leases(self, cast: Cast) -> bool:
         """Send runs whose worker fell silent back to the queue; end those that were tried often enough."""
-        if self._db.back_since_s() <= RENEW_S:  # the owners of the runs get the first turn
-            return False
         dead, full = await self._find(cast, "dead_leases", **self._late)
+        if self._db.back_since_s() <= RENEW_S:  # the owners of the runs get the first turn after an outage,
+            return False  # also one through which this look has waited
         limits, held = self._pipeline.limits, self._pipeline.runs
         found = [_dead(session, limits) for session in dead if session.id not in held]
         back = [swept for swept in found if swept.action == "requeue"]

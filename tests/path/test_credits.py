@@ -341,6 +341,18 @@ async def test_a_balance_that_was_changed_by_hand_is_found_whatever_the_time(kit
     assert [violation.kind for violation in found.violations] == ["balance_ledger"]
 
 
+async def test_a_balance_that_was_changed_by_hand_before_the_span_is_not_of_it(kit: Kit) -> None:
+    await credits.grant(kit.db, ["ann", "bob"], 5, "because")
+    await kit.plant(UNBOOKED)
+    await credits.grant(kit.db, ["bob"], 5, "because")
+    await kit.plant("update credit_ledger set created_at = now() - interval '1 day'")
+    hour = datetime.now(UTC) - timedelta(hours=1)
+    assert (await credits.audit(kit.db, since=hour)).violations == []
+    assert (await credits.audit(kit.db)).total == 2
+    await kit.plant(UNBOOKED)
+    assert (await credits.audit(kit.db, since=hour)).total == 2
+
+
 async def test_an_audit_of_a_user_of_whom_there_is_nothing_proves_nothing(kit: Kit) -> None:
     with pytest.raises(GenctlError, match="user nobody has no account") as caught:
         await credits.audit(kit.db, "nobody")

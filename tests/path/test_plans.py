@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from tests.databases import Databases
 from tests.many import make
-from tests.questions import ELSEWHERE, SLOW, WHOLE, Question, questions
+from tests.questions import ELSEWHERE, WHOLE, Question, questions
 
 from genctl.edges.db import statements
 
@@ -58,8 +58,6 @@ def test_a_statement_reads_what_it_is_asked_for(many: "psycopg.Connection[Any]",
     finally:
         many.rollback()
     found = list(scans(plan["Plan"]))
-    if label in SLOW:
-        pytest.xfail(SLOW[label])
     assert [
         node["Relation Name"] for node in found if node["Node Type"] == "Seq Scan" and node["Actual Loops"]
     ] == []

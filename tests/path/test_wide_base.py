@@ -27,7 +27,10 @@ from genctl.ops.smoke.hop import HopResult
 from genctl.ops.tail import tail
 from genctl.ops.trace import events_of
 
-WHOLE = {"smoke_session"}  # asks a stranger's table that may lack error_details
+WHOLE = {  # they need a right to the whole table
+    "audit_balances",  # by which transaction a balance was changed
+    "smoke_session",  # asks a stranger's table that may lack error_details
+}
 ALONE = {"create_migrations", "read_committed", "snapshot", "try_base", "undo"}  # cannot be prepared
 
 

@@ -54,12 +54,18 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 
 
 def info(event: str, **facts: object) -> None:
-    """Log as structlog's logger does, at a third of its price: for lines of which each change has some."""
-    if _Lines.plain:
-        facts = {"timestamp": _now(), "level": "info", "event": event, **facts}
-        _Lines.write(hide(_as_json(None, "info", facts)))
-    else:
+    """Log as structlog's logger does, at a quarter of its price: for lines of which each change has some.
+
+    It takes at least one fact.
+    """
+    if not _Lines.plain:
         structlog.get_logger().info(event, **facts)
+        return
+    line = f'{{"timestamp":"{_now()}","level":"info","event":"{event}",{_as_json(None, "info", facts)[1:]}'
+    if _Lines.held is None:
+        _Lines.write(hide(line))
+    else:
+        _Lines.held.append(line)  # which hides in all of them at once
 
 
 class LinesTogether:
@@ -71,7 +77,7 @@ class LinesTogether:
     def __exit__(self, *_: object) -> None:
         lines, _Lines.held = _Lines.held, self._outer
         if lines:
-            _Lines.write("".join(lines))
+            _Lines.write(hide("".join(lines)))
 
 
 class _Lines:
