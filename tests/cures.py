@@ -227,6 +227,17 @@ def of_alerts() -> dict[str, str]:
     return {rule["annotations"]["run"]: "deploy/alerts.yml" for rule in rules}
 
 
+def of_docs() -> dict[str, str]:
+    """The commands that the docs name, in backticks or at a prompt, and the page."""
+    found: dict[str, str] = {}
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")):
+        text = page.read_text()
+        typed = re.findall(r"^\$ (?:\S*/)?(genctl [a-z].*?)(?: +#.*| [|>&].*)?$", text, flags=re.MULTILINE)
+        named = re.findall(r"`(genctl [a-z][^`|]*)`", " ".join(text.split()))
+        found |= dict.fromkeys((*typed, *named), page.name)
+    return found
+
+
 def commands(cure: str) -> list[str]:
     """What of a cure is to be typed: all of it, or what stands in backticks."""
     if cure.startswith(STARTS):

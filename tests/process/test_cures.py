@@ -31,8 +31,16 @@ from genctl.cli.words import usage_mistake
 from genctl.domain.findings import FILES, of_files
 
 # a word in capitals -> what a person would write there; `{}` is what only a run knows
-FILLED = {"T": "because", "N": "100", "U": "ann", "FOLDER": "elsewhere"}
+FILLED = {
+    "ID": "0d6e0a4e-7b1f-4f6e-9c40-5f1a2b3c4d5e",
+    "T": "because",
+    "N": "100",
+    "U": "ann",
+    "FOLDER": "elsewhere",
+}
 ANY = {"--amount": "5", "--reservation": "0d6e0a4e-7b1f-4f6e-9c40-5f1a2b3c4d5e", "--tool": "seedream4"}
+
+UNSAID = r"^Missing argument|requires an argument"
 
 # commands that show how things stand: they change nothing, and end without an error
 SHOWN = {
@@ -97,6 +105,12 @@ def test_every_printed_command_is_typed_by_a_test_and_fits_the_command_line() ->
         assert not command.startswith("genctl ") or usage_mistake(_likely(command)) is None, command
 
 
+def test_every_command_of_the_docs_fits_the_command_line() -> None:
+    """A sentence may name a command without what it is about."""
+    wrong = {command: usage_mistake(_likely(command)) or "" for command in cures.of_docs()}
+    assert [(one, why) for one, why in wrong.items() if why and not re.search(UNSAID, why)] == []
+
+
 def test_what_is_only_words_has_a_reason() -> None:
     words = {cure for cure in collected() if cure and not cures.commands(cure)}
     assert sorted(cure for cure in words if not any(re.match(begin, cure) for begin in WORDS)) == []
@@ -114,7 +128,7 @@ def test_the_other_tests_are_there(where: str) -> None:
 
 def _likely(command: str) -> list[str]:
     """The words of a template, filled as a run might."""
-    words = command.removesuffix("{}").split() if command.endswith("list{}") else command.split()
+    words = shlex.split(command.removesuffix("{}") if command.endswith("list{}") else command)
     for at, word in enumerate(words):
         words[at] = FILLED.get(word, word)
         if word in {"{}", "N"}:
