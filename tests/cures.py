@@ -171,7 +171,7 @@ class _Reader:
 
     def _part(self, part: ast.expr) -> list[str]:
         if isinstance(part, ast.FormattedValue):
-            return (isinstance(part.value, ast.Name) and self.texts(part.value)) or ["{}"]
+            return (isinstance(part.value, ast.Name | ast.Call) and self.texts(part.value)) or ["{}"]
         return self.texts(part)
 
     def _joined(self, parts: list[list[str]]) -> list[str]:
@@ -192,6 +192,7 @@ class _Reader:
                 return [separator.join("".join(self.texts(one)[:1]) or "{}" for one in self._spread(words))]
             return self.texts(words)
         found = [one for one in functions().get(name, []) if one[1] in one[0].tree.body]
+        found = [one for one in found if one[0] is self.module] or found
         module, function = found[0] if len(found) == 1 else (self.module, None)
         if not isinstance(function, Function):
             return []

@@ -18,15 +18,12 @@ from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
-from genctl.edges.db_errors import DatabaseGoneError
+from genctl.edges.db_errors import DatabaseGoneError, DataRefusedError
 from genctl.edges.deadline import lock_s
 from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 
-PARTS = {
-    "audit_balances": 20,
-    "audit_adjusted": 21,
-    "audit": 90,
-}  # statement -> the hundredths of the audit that are done after it
+# statement -> the hundredths of the audit that are done after it
+PARTS = {"audit_balances": 20, "audit_adjusted": 21, "audit": 90}
 DONE = 100
 MOST = 10_000
 MOST_FIXES = 10  # commands in one line
@@ -50,6 +47,7 @@ FIXES = {
     "missing_reservation": f"somebody deleted or changed the reservation's row: {ADJUST} restores it",
     "orphan_reservation": "its session is gone: `genctl refunds check --fix` gives the credits back",
 }
+OVERDRAWN = "a balance must not fall below 0"  # says the database
 NOBODYS = "the row names no user: mend it with psql"
 ADJUSTED = "adjusted: "  # how the reasons of adjusting rows begin; SQL knows it too
 
@@ -200,7 +198,8 @@ async def adjust_reservation(db: Database, user: str, meant: UUID, reason: str) 
 
     `meant` is its id or its session's. The reservation's row is made again if it is gone, and the session
     says what came back. From then on the audit judges the reservation by the sum of its rows. Raises
-    GenctlError: exit 4 for an id that nothing has, exit 1 while a run is open whose reservation has ended.
+    GenctlError: exit 4 for an id that nothing has, exit 1 while a run is open whose reservation has ended,
+    or for credits that the user has spent.
     """
     await _known(db, user)
     found = await db.row("reservation_meant", id=meant)
@@ -213,7 +212,17 @@ async def adjust_reservation(db: Database, user: str, meant: UUID, reason: str) 
     facts = ids | {"user": user, "reason": _because(reason)}
     row = ("restore_reservation", facts), ("name_reservation", facts)
     steps = ("adjust_reservation", facts), ("note_refund", facts)
-    moved = await movement(db, [user], *row, *steps, wait_s=WAIT_S)
+    try:
+        moved = await movement(db, [user], *row, *steps, wait_s=WAIT_S)
+    except DataRefusedError as refused:
+        if OVERDRAWN not in refused.message:
+            raise
+        told = f"user {user} has spent them: {OVERDRAWN}"
+        fix = f"{_granted(user)} first, or leave it as it is"
+        raise GenctlError("CreditsSpent", told, fix, exit_code=1) from refused
+    if not moved.rows[2]:
+        told = f"reservation {found['id']} has nothing to do with user {user}"
+        raise GenctlError("NotFound", told, "genctl refunds check", exit_code=4)
     return sum(row["credits"] for row in moved.rows[2])
 
 
@@ -236,11 +245,15 @@ async def account(db: Database, user: str) -> Row:
     return row
 
 
+def _granted(user: str) -> str:
+    return f"`genctl credits grant --user {shlex.quote(user)} --amount N`"
+
+
 def _no_account(user: str) -> GenctlError:
     return GenctlError(
         "NoAccount",
         f"user {user} has no account",
-        f"`genctl credits grant --user {shlex.quote(user)} --amount N` makes one",
+        f"{_granted(user)} makes one",
         exit_code=4,
     )
 

@@ -1,6 +1,5 @@
 """End a command: turn every error into one line and its fix, or one JSON object, and an exit code."""
 
-import errno
 import json
 import re
 import signal
@@ -14,8 +13,6 @@ import click
 from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, printable
 from genctl.cli import streams, terminal
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Exit(NamedTuple):
@@ -65,11 +62,7 @@ def _exit_of(error: BaseException) -> Exit:  # noqa: PLR0911 (a table)
     if isinstance(error, GenctlError):
         return Exit(error.exit_code, error.code, error.message, error.fix)
     if isinstance(error, OSError) and error.filename is not None:
-        fix = (
-            "free some space there"
-            if error.errno in FULL
-            else "name one that is there and that you may read and write"
-        )
+        fix = "free some space there, or name one that you may read and write"
         return Exit(3, type(error).__name__, f"{error.filename}: {error.strerror}", fix)
     kind = type(error).__name__
     return Exit(3, "InternalError", f"unexpected {kind}: {error}", "add --debug to see where, and report it")

@@ -140,7 +140,9 @@ with owed as (
       select coalesce(sum(l.delta), 0) from credit_ledger l where {of_reservation} and l.user_id = u.user_id
     ) as credits
   from credit_reservations r cross join (select jsonb_array_elements_text(current_setting('genctl.mine')::jsonb)) u(user_id)
-  where r.id = %(reservation)s
+  where r.id = %(reservation)s and (u.user_id = r.user_id
+    or exists (select from generation_sessions s where s.reservation_id = r.id and s.user_id = u.user_id)
+    or exists (select from credit_ledger l where {of_reservation} and l.user_id = u.user_id))
 ),
 off as (
   select a.user_id, a.balance - coalesce((select sum(l.delta) from credit_ledger l where l.user_id = a.user_id), 0) as credits
