@@ -234,7 +234,7 @@ def of_docs() -> dict[str, str]:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")):
         text = page.read_text()
         typed = re.findall(r"^\$ (?:\S*/)?(genctl [a-z].*?)(?: +#.*| [|>&].*)?$", text, flags=re.MULTILINE)
-        named = re.findall(r"`(genctl [a-z][^`|]*)`", " ".join(text.split()))
+        named = re.findall(r"`(genctl [a-z][^`|>]*)`", " ".join(text.split()))
         found |= dict.fromkeys((*typed, *named), page.name)
     return found
 

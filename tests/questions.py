@@ -36,6 +36,7 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("smoke_account", "smoke_lock", "smoke_book", "smoke_move"),
     *("spend_ticket", "revoke_token", "revoke_tokens_of", "revocations", "note_refusals", "refused_traits_of"),
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
+    *("begin_bulk_work", "note_bulk_work", "bulk_work"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for
     "owe_queued": "the queue in memory has lost every message",
@@ -126,6 +127,9 @@ def questions(count: int) -> dict[str, Question]:
         "status: kept": Question("answers_kept"),
         "status: queue of NOTIFY": Question("notify_queue"),
         "status: by code": Question("failures_by_code"),
+        "status: first seen": Question("first_seen", {"codes": ["RareTrouble", "Timeout", *(f"No{n}" for n in range(98))]}),
+        "verdicts: a page": Question("judged_failures", spans | {"after": None, "limit": 100}),
+        "verdicts: the next page": Question("judged_failures", spans | {"after": session, "limit": 100}),
         "status: unserved": Question("unserved", pile, most=1300, why=few),
         "pause: users that wait": Question("waiting_users"),
         "stream: changes": Question("changes", {"asked": asked, "limit": 5}, most=600, why="50 users, 5 rows each"),
@@ -134,6 +138,8 @@ def questions(count: int) -> dict[str, Question]:
         "stream: older page": Question("page_of_sessions", {
             "user": user, "models": ["seedream-%"], "among": True, "before": session, "limit": 20}),
         "stream: key": Question("session_by_key", {"user": user, "key": "k"}),
+        "enqueue --continue": Question("sessions_by_keys", {"users": [user] * 1000, "keys": [f"k-{n}" for n in range(1000)]}),
+        "enqueue: balances": Question("balances_of", {"users": [user, "user-0", "nobody"]}),
         "smoke: session": Question("smoke_session", {"session": session}),
         "smoke: ordered": Question("smoke_ordered", {"user": user, "client_key": f"card-{failed}"}),
         "smoke: reservation": Question("smoke_reservation", {"reservation": reservation}),
@@ -163,6 +169,9 @@ def questions(count: int) -> dict[str, Question]:
         "life: sent": Question("mark_enqueued", {"items": Jsonb([waits])}),
         "life: claim": Question("claim", {
             "items": Jsonb([waits]), "models": ["seedream-%"], "most": 3, "dead": True, "lease_s": 30.0, "worker": "w"}),
+        "life: others that wait": Question("waiting_others", {
+            "named": [an_id("session", queued)], "full": ["user-0"], "models": ["seedream-%"], "after": "user-2",
+            "users": 40, "deep": 50, "each": 2, "limit": 40}),
         "life: extend": Question("extend", {"items": Jsonb([hand]), "lease_s": 30.0}),
         "life: retry": Question("retry", {"items": Jsonb([hand | {"delay_s": 1.0, "unknown": 0, "trace": {}}])}),
         "life: give back": Question("give_back", {

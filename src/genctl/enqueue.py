@@ -81,14 +81,14 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
     Raises nothing when the queue is away or a mark fails: the rows say that these messages are owed.
     """
     try:
-        results = await queue.send([Outgoing(decide.job_body(session, tool)) for session in sessions])
+        results = await queue.send([Outgoing(decide.job_body(s, tool), user=s.user_id) for s in sessions])
         owed = {
-            s.id: result.error
+            s.id: _why(result.error, result.fix)
             for s, result in zip(sessions, results, strict=True)
             if result.error is not None
         }
     except GenctlError as error:
-        return dict.fromkeys((session.id for session in sessions), error.message)
+        return dict.fromkeys((session.id for session in sessions), _why(error.message, error.fix))
 
     async def mark(some: list[Session]) -> list[Exception | None]:
         items = [{"session_id": session.id, "run": session.run} for session in some]
@@ -99,3 +99,7 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
         marked = zip(sent, await apart(mark)(sent), strict=True)
         owed |= {session.id: error.message for session, error in marked if isinstance(error, GenctlError)}
     return owed
+
+
+def _why(error: str, fix: str) -> str:
+    return f"{error}; {fix}" if fix else error

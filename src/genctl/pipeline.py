@@ -25,6 +25,7 @@ import structlog
 
 from genctl.answers import Answers, Refusal, kept_answer, last_words
 from genctl.base.batch import Together
+from genctl.base.others import rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
 from genctl.domain.classify import backoff_s, classify, ours
@@ -208,8 +209,9 @@ class Pipeline:
             began_at = time.monotonic()
             answer = await self.wire.generate(hold.session, hold.on_send)
         now, verdicts = datetime.now(UTC), self.limits.verdicts
-        said = classify(answer, self.tool.provider, now=now, verdicts=verdicts)
-        result = details.without_secrets(said, self.tool.provider.key_shape)
+        provider = self.tool.provider
+        said = classify(answer, provider, now=now, verdicts=verdicts, others=rules_of_others())
+        result = details.without_secrets(said, provider.key_shape)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result
@@ -367,9 +369,9 @@ class Pipeline:
             source_queue=self.queue.name,
             session_id=str(session_id) if session_id else None,
         )
-        sent = await self._copies(Outgoing(body, attributes))
+        sent = await self._copies(Outgoing(body, attributes, user=row.user_id if row else None))
         if sent.error is not None:
-            raise GenctlError("CopyNotSent", f"DLQ {self.dlq.name} refused the copy: {sent.error}")
+            raise GenctlError("CopyNotSent", f"DLQ {self.dlq.name} refused the copy: {sent.error}", sent.fix)
         self.meters.count("copied")
         return sent.message_id
 
@@ -394,7 +396,6 @@ async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session
     claimed_at = time.monotonic()
     session = await pipeline.take(job)
     if session is None:
-        pipeline.meters.count("repeated")
         return None
     async with pipeline.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):
@@ -432,7 +433,24 @@ async def carry(message: Message, pipeline: Pipeline, turn: Turn = at_once) -> S
         row = await process(job, pipeline, turn)
     except JobProcessingError as error:
         row = error.session
+    if row is None:
+        pipeline.meters.count("repeated")
     await pipeline.dispose(message, job, row)
+    return row
+
+
+async def carry_unasked(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session | None:
+    """Carry a run whose message is not in our hands: that one finds it taken or ended.
+
+    Returns the row as the attempt left it; raises as carry() does. A failed run owes its DLQ copy, which we
+    make from the row.
+    """
+    try:
+        return await process(job, pipeline, turn)
+    except JobProcessingError as error:
+        row = error.session
+    if row and row.copy_owed:
+        await pipeline.copy(row, body=decide.job_body(row, pipeline.tool.name), code=decide.error_code(row))
     return row
 
 

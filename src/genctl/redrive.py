@@ -52,7 +52,7 @@ class RedrivenLetter(NamedTuple):
 
 async def letters(messages: Sequence[Message], db: Database) -> list[Letter]:
     """Join the messages to the rows they name, in order."""
-    return await _joined(map(_letter, messages), db)
+    return await _joined(map(unjoined, messages), db)
 
 
 async def named(sessions: Iterable[Session], db: Database) -> list[Letter]:
@@ -194,7 +194,7 @@ def _job(message: Message) -> Job | None:
         return None
 
 
-def _letter(message: Message) -> Letter:
+def unjoined(message: Message) -> Letter:
     """Read a message, still without its row."""
     job, attributes = _job(message), message.attributes
     run = job.run if job else None

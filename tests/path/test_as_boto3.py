@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.edges import aws, http
+from genctl.edges import credentials, http
 from genctl.edges.aws import SqsEndpoint
 from genctl.edges.sqs import Sqs
 
@@ -282,7 +282,7 @@ async def test_a_profile_that_asks_for_a_code_wants_a_terminal(
 ) -> None:
     for name in KEYS:
         no_aws.delenv(name)
-    no_aws.setattr(aws, "_may_ask", lambda: False)
+    no_aws.setattr(credentials, "_may_ask", lambda: False)
     (tmp_path / "config").write_text(
         "[profile careful]\nregion = eu-west-1\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = careful\n"
         "mfa_serial = arn:aws:iam::1:mfa/ann\naws_access_key_id = x\naws_secret_access_key = y\n"

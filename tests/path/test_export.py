@@ -24,6 +24,10 @@ from genctl.ops.export import Export
 from genctl.ops.sampling import Survey
 
 
+def again(**changed: object) -> str:
+    return f"genctl dlq export {changed['path']}"
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in raw(path).splitlines()]
 
@@ -33,7 +37,7 @@ def raw(path: Path) -> str:
 
 
 async def exported(kit: Kit, path: Path, *, resume: bool = False) -> dict[str, Any]:
-    return await ops.export(kit.settings, Choice(), path, resume=resume, progress=terminal.progress)
+    return await ops.export(kit.settings, Choice(), path, again, resume=resume, progress=terminal.progress)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
@@ -70,9 +74,10 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     await kit.pipeline.send_copy("poison", "MalformedMessage")
     path = tmp_path / "gone.jsonl"
     async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
-        with Export.to(path, resume=False) as file:
-            done = await ops.delete(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None)
-    assert (done["meant"], done["discarded"]) == (1, 1)
+        with Export.to(path, resume=False, again=again) as file:
+            done = ops.Discarded()
+            await ops.delete(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None, done)
+    assert done == ops.Discarded(1, 1)
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
 
@@ -82,10 +87,10 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(GenctlError) as caught:
         async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
-            with Export.to(tmp_path / "x.jsonl", resume=False) as file:
+            with Export.to(tmp_path / "x.jsonl", resume=False, again=again) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:
-                    await ops.delete(over, kit.db, Choice(), file, lambda _: None)
+                    await ops.delete(over, kit.db, Choice(), file, lambda _: None, ops.Discarded())
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.exit_code == 3
@@ -97,7 +102,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
 def test_a_file_that_is_no_export_is_left_as_it_is(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text("dear diary\nnothing happened\n")
-    with pytest.raises(GenctlError) as caught, Export.to(path, resume=True):
+    with pytest.raises(GenctlError) as caught, Export.to(path, resume=True, again=again):
         pass
     assert caught.value.exit_code == 2
     assert path.read_text() == "dear diary\nnothing happened\n"
@@ -105,8 +110,8 @@ def test_a_file_that_is_no_export_is_left_as_it_is(tmp_path: Path, name: str) ->
 
 def test_two_do_not_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    with Export.to(path, resume=False) as file:
-        with pytest.raises(GenctlError) as caught, Export.to(path, resume=True):
+    with Export.to(path, resume=False, again=again) as file:
+        with pytest.raises(GenctlError) as caught, Export.to(path, resume=True, again=again):
             pass
         assert (caught.value.code, caught.value.exit_code) == ("FileInUse", 2)
         file.write([message(1)])
@@ -125,7 +130,7 @@ def test_a_file_that_was_cut_anywhere_is_gone_on_with(
     path, parts = written(tmp_path_factory.mktemp("cut") / "x.jsonl", batches)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * cut)])
-    with Export.to(path, resume=True) as file:
+    with Export.to(path, resume=True, again=again) as file:
         for part in parts:
             file.write(part)
     found = lines(path)
@@ -140,7 +145,7 @@ def test_a_compressed_file_that_was_cut_holds_its_whole_batches(
     """What was discarded is in no other place."""
     path = tmp_path_factory.mktemp("cut") / "x.jsonl.gz"
     ends, numbers = list[int](), iter(range(1, 100))
-    with Export.to(path, resume=False) as file:
+    with Export.to(path, resume=False, again=again) as file:
         for size in batches:
             file.write([message(next(numbers)) for _ in range(size)])
             ends.append(path.stat().st_size)
@@ -164,7 +169,7 @@ def written(path: Path, batches: list[int]) -> tuple[Path, list[list[Message]]]:
     """An export of batches of so many messages."""
     numbers = iter(range(1, 100))
     parts = [[message(next(numbers)) for _ in range(size)] for size in batches]
-    with Export.to(path, resume=False) as file:
+    with Export.to(path, resume=False, again=again) as file:
         for part in parts:
             file.write(part)
     return path, parts

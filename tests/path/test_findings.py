@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
+import structlog
 from psycopg.conninfo import conninfo_to_dict
 from tests.ears import SECRET, served
 from tests.kit import Kit, free_port, until, with_tools
@@ -20,8 +22,10 @@ from tests.proxies import nginx, pgbouncer, silent
 
 from genctl.base.settings import Settings
 from genctl.domain import findings as judged
+from genctl.domain.decide import probe_body
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
+from genctl.edges.sqs import REFUSED, Outgoing, Sqs
 from genctl.ops.doctor import examine
 from genctl.ops.stack.layout import choose_layout
 from genctl.ops.stack.postgres import Postgres
@@ -29,7 +33,7 @@ from genctl.ops.status import look
 
 NAMES = [
     *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
-    *("retention", "permissions", "tools", "provider", "api", "stream", "files"),
+    *("retention", "groups", "permissions", "tools", "provider", "api", "stream", "files"),
 ]
 
 
@@ -48,6 +52,72 @@ async def sound(kit: Kit) -> AsyncIterator[Settings]:
 async def found(settings: Settings, *levels: str) -> dict[str, Finding]:
     """What is found on these levels, by check."""
     return {one.check: one for one in await examine(settings, lambda _: None) if one.level in levels}
+
+
+async def test_a_message_through_each_queue_shows_whether_we_may_use_its_key(kit: Kit) -> None:
+    """It is gone afterwards, and what others have sent is there and visible."""
+    facts = {"KmsMasterKeyId": "alias/ours"}
+    await kit.pipeline.queue._call("SetQueueAttributes", msgspec.Raw, Attributes=facts)
+    await kit.pipeline.queue.send([Outgoing("of others")])
+    findings = {(one.check, one.message) for one in await examine(kit.settings, lambda _: None, send=True)}
+    queue, dlq = kit.pipeline.queue, kit.pipeline.dlq
+    assert {("send", f"a message went through {one.name}, and is deleted") for one in (queue, dlq)} < findings
+    (key,) = [message for check, message in findings if check == "key"]
+    assert "is encrypted by alias/ours: our role needs kms:Decrypt and kms:GenerateDataKey on it" in key
+    (left,) = await queue.receive(10, wait_s=0, visibility_s=30)
+    assert left.body == "of others"
+    await queue.delete([left.receipt])
+    assert await dlq.receive(10, wait_s=0, visibility_s=30) == []
+
+
+async def test_a_message_through_each_queue_shows_whether_it_refuses_groups(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Sqs.call
+
+    async def strict(sqs: Sqs, op: str, *what: Any, **body: Any) -> Any:
+        if any("MessageGroupId" in entry for entry in body.get("Entries", ())):
+            raise GenctlError(REFUSED, "MessageGroupId is not valid for this queue type")
+        return await usual(sqs, op, *what, **body)
+
+    monkeypatch.setattr(Sqs, "call", strict)
+    told = await examine(kit.settings, lambda _: None, send=True)
+    refusing = [
+        one.message
+        for one in told
+        if (one.check, one.level, one.fix) == ("groups", "warning", "set GENCTL_FAIR=off")
+    ]
+    assert [message.partition(" ")[0] for message in refusing] == [
+        kit.pipeline.queue.name,
+        kit.pipeline.dlq.name,
+    ]
+    assert sum(one.check == "send" and one.level == "ok" for one in told) == 2
+
+
+async def test_a_worker_that_gets_the_message_of_doctor_drops_it(kit: Kit) -> None:
+    with structlog.testing.capture_logs() as lines:
+        await kit.pipeline.queue.send([Outgoing(probe_body(kit.settings.tool))])
+        await kit.drain()
+    assert [line for line in lines if line["log_level"] != "info"] == []
+    assert await kit.pipeline.queue.depth() == (0, 0, 0)
+    assert await kit.pipeline.dlq.depth() == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "level"),
+    [
+        ("shop.cluster-abc.eu-west-1.rds.amazonaws.com:5432", None),
+        ("shop-1.abc.eu-west-1.rds.amazonaws.com:5432", None),
+        ("db.corp.example", None),
+        ("shop.cluster-ro-abc.eu-west-1.rds.amazonaws.com:5432", "error"),
+        ("shop.proxy-abc.eu-west-1.rds.amazonaws.com", "warning"),
+        ("mine.endpoint.proxy-abc.cn-north-1.rds.amazonaws.com.cn", "warning"),
+    ],
+)
+def test_listen_belongs_to_the_writer(host: str, level: str | None) -> None:
+    found = judged.of_endpoint(host)
+    assert [one.level for one in found] == ([level] if level else [])
+    assert all("writer endpoint" in one.fix for one in found)
 
 
 def away(settings: Settings, port: int) -> Settings:

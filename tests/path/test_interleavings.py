@@ -75,12 +75,11 @@ class Mailbox(Queue):
     async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
         if self.mood == "refuses":
             return [EntryResult("refused") for _ in out]
-        fates = [
-            EntryResult(
-                None, self.put(o.body, {k: Attribute(string_value=v) for k, v in o.attributes.items()})
-            )
-            for o in out
-        ]
+        fates = []
+        for one in out:
+            texts = {k: v for k, v in one.attributes.items() if isinstance(v, str)}
+            sent = {name: Attribute(string_value=text) for name, text in texts.items()}
+            fates.append(EntryResult(None, self.put(one.body, sent)))
         self._lose_the_answer()
         return fates
 

@@ -151,6 +151,12 @@ async def test_a_name_that_nobody_knows_says_so(env: Callable[..., None]) -> Non
     assert "no name server knows sqs.invalid" in await trouble()
 
 
+@pytest.mark.usefixtures("not_loopback")
+async def test_a_proxy_whose_name_nobody_knows_is_named_itself(env: Callable[..., None]) -> None:
+    env(HTTPS_PROXY=f"ann:{PASSWORD}@proxy.invalid:3128")
+    assert "no name server knows the proxy proxy.invalid | check HTTPS_PROXY" in await trouble()
+
+
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
 async def test_an_endpoint_that_answers_html_says_so(env: Callable[..., None], status: str) -> None:
     page = b"<html><body>Welcome to our network</body></html>"

@@ -22,11 +22,14 @@ from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges.sqs import EntryResult, Outgoing, Queue
 from genctl.ops import export
 from genctl.ops import redrive as ops
+from genctl.ops.bulk import Purpose
 from genctl.ops.dlq import grouped, look_at, shown
 from genctl.ops.named import retry_named
 from genctl.ops.redrive import Redrive, Redriven, RedriveOptions
 from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
+
+ASKED = Purpose("a test", lambda **_: "genctl")
 
 
 @pytest.fixture(autouse=True)
@@ -109,10 +112,12 @@ async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, c
     assert (await redriven(kit, choice)).tally.redriven == 0
     assert (await look_at(kit.settings, choice, terminal.progress)).letters == []
     path = tmp_path / "x.jsonl"
-    done = await export.export(kit.settings, choice, path, resume=False, progress=terminal.progress)
+    again = ASKED.again
+    done = await export.export(kit.settings, choice, path, again, resume=False, progress=terminal.progress)
     assert done["exported"] == 0
     async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
-        assert (await export.delete(over, kit.db, choice, None, lambda _: None))["discarded"] == 0
+        await export.delete(over, kit.db, choice, None, lambda _: None, gone := export.Discarded())
+    assert gone == export.Discarded()
     (listed,) = (await look_at(kit.settings, Choice(), terminal.progress)).letters
     assert (listed.item()["code"], listed.failed_as) == ("HTTP503", "InvalidParameter")
     assert listed.item()["category"] == "server"
@@ -520,6 +525,7 @@ async def retried(kit: Kit, *sessions: Session, notes: list[str] | None = None, 
         kit.settings,
         [str(session.id) for session in sessions],
         RedriveOptions(named=True, **wish),
+        ASKED,
         dry_run=False,
         confirm=None,
         note=(notes if notes is not None else []).append,

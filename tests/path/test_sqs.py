@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +23,7 @@ from tests.kit import QueueServer, create_queue, until
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.edges import aws
+from genctl.edges import credentials
 from genctl.edges.sqs import MAX_BYTES, EntryResult, Outgoing, Queue, Sqs
 
 KEY, SECRET = "AKIDEXAMPLE", "a-secret-of-the-tests"  # no real ones
@@ -280,6 +281,71 @@ async def test_one_bad_entry_takes_no_good_one_with_it() -> None:
     assert "InvalidMessageContents" in (fates[1] or "")
 
 
+SENT = says(200, {"Successful": [{"Id": "0"}, {"Id": "1"}]})
+
+
+def groups(script: Script) -> list[list[str | None]]:
+    """Of the entries of each batch that was sent."""
+    sent = [body["Entries"] for _, body in script.requests if "Entries" in body]
+    return [[entry.get("MessageGroupId") for entry in entries] for entries in sent]
+
+
+async def test_messages_of_a_user_have_a_group_that_does_not_tell_who_it_is() -> None:
+    """Every process with the secret names it alike; without one the key comes from the queue's ARN."""
+    found = []
+    for more in ({"secret": "s" * 32}, {"secret": "s" * 32}, {"secret": "t" * 32}, {}, {}):
+        async with (script := Script(FACTS, SENT)).serving(**more) as sqs:
+            await (await sqs.queue(URL)).send([Outgoing("1", user="ann"), Outgoing("2", user="bob")])
+        ((ann, bob),) = groups(script)
+        assert ann
+        assert bob
+        assert ann != bob
+        assert re.fullmatch("[0-9a-f]{32}", ann)
+        found.append(ann)
+    assert [found.index(one) for one in found] == [0, 0, 2, 3, 3]
+
+
+async def test_a_message_of_nobody_and_one_without_fair_queues_have_no_group() -> None:
+    for more, out in (({}, Outgoing("1")), ({"fair": False}, Outgoing("1", user="ann"))):
+        async with (script := Script(FACTS, SENT)).serving(**more) as sqs:
+            await (await sqs.queue(URL)).send([out])
+        assert groups(script) == [[None]]
+
+
+NO_GROUPS = "MessageGroupId is not valid for this queue type"
+ENTRIES = [
+    {"Id": str(i), "Code": "InvalidParameterValue", "Message": NO_GROUPS, "SenderFault": True} for i in (0, 1)
+]
+REFUSALS = {
+    "of the entries": [says(200, {"Failed": ENTRIES})],
+    "of the call": [fault(400, "UnsupportedOperation", NO_GROUPS)] * 3,  # of both, then of each alone
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+async def test_an_endpoint_that_refuses_groups_gets_the_messages_without_them_at_once(what: str) -> None:
+    out = [Outgoing("1", user="ann"), Outgoing("2", user="bob")]
+    async with (script := Script(FACTS, *REFUSALS[what], SENT, SENT)).serving() as sqs:
+        queue = await sqs.queue(URL)
+        with structlog.testing.capture_logs() as logs:
+            assert errors(await queue.send(out)) == [None, None]
+            assert errors(await queue.send(out)) == [None, None]
+    assert groups(script)[-2:] == [[None, None], [None, None]]
+    (told,) = logs
+    assert told["event"] == "sqs.groups.refused"
+    assert NO_GROUPS in told["error"]
+    assert "GENCTL_FAIR=off" in told["fix"]
+
+
+async def test_a_refusal_for_another_reason_leaves_the_groups_on() -> None:
+    bad = {"Failed": [{"Id": "0", "Code": "InvalidMessageContents", "Message": "why", "SenderFault": True}]}
+    async with (script := Script(FACTS, says(200, bad), says(200, bad), SENT)).serving() as sqs:
+        queue = await sqs.queue(URL)
+        assert "InvalidMessageContents" in (errors(await queue.send([Outgoing("1", user="ann")]))[0] or "")
+        await queue.send([Outgoing("2", user="ann")])
+    assert [bool(group) for (group,) in groups(script)] == [True, False, True]
+
+
 async def test_a_receive_that_times_out_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the lost answer carried is hidden at SQS; another receive would hide more."""
     monkeypatch.setattr("genctl.edges.sqs.CALL_TIMEOUT_S", 0.2)
@@ -355,7 +421,7 @@ async def test_credentials_that_are_refused_are_looked_up_again_once(
 ) -> None:
     """Somebody may have renewed a session, or changed a key, since we looked."""
     keys = iter(["OLD", "NEW"])
-    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setattr(credentials, "find", lambda: Credentials(next(keys), SECRET))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(fault(403, code), FACTS, fault(403, code))
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -370,7 +436,7 @@ async def test_credentials_that_expire_between_two_tries_are_looked_up_again(
     no_aws: pytest.MonkeyPatch,
 ) -> None:
     keys = iter(["OLD", "NEW"])
-    no_aws.setattr(aws, "_find", lambda: Credentials(next(keys), SECRET))
+    no_aws.setattr(credentials, "find", lambda: Credentials(next(keys), SECRET))
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(fault(503, "ServiceUnavailable"), fault(403, "ExpiredToken"), FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -400,7 +466,7 @@ async def test_a_role_is_renewed_in_a_thread_for_which_nobody_waits(no_aws: pyte
         return fresh("NEW")
 
     role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
-    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setattr(credentials, "find", lambda: role)
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     script = Script(FACTS, FACTS, FACTS)
     async with script.serving(embedded=False, database_url="postgresql://db/x") as sqs:
@@ -429,7 +495,7 @@ async def test_credentials_that_cannot_be_had_end_no_worker(
         raise why
 
     role = RefreshableCredentials.create_from_metadata(fresh("OLD"), refresh_using=renew, method="test")
-    no_aws.setattr(aws, "_find", lambda: role)
+    no_aws.setattr(credentials, "find", lambda: role)
     no_aws.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     async with Script(FACTS, FACTS).serving(embedded=False, database_url="postgresql://db/x") as sqs:
         due(no_aws)
@@ -454,6 +520,41 @@ async def test_what_is_forbidden_is_found_out_by_calls_that_do_nothing(queue: Qu
         f"allow sqs:{action} on it"
         for action in ("ReceiveMessage", "SendMessage", "DeleteMessage", "ChangeMessageVisibility")
     ]
+
+
+REFUSALS_OF_KMS = [
+    ("KmsAccessDenied", "no", "KeyForbidden", "allow kms:Decrypt and kms:GenerateDataKey"),
+    (
+        "AccessDeniedException",
+        "not authorized to perform: kms:GenerateDataKey",
+        "KeyForbidden",
+        "kms:Decrypt",
+    ),
+    (
+        "AccessDenied",
+        "You are not allowed (Service: AWSKMS; Status Code: 400)",
+        "KeyForbidden",
+        "kms:Decrypt",
+    ),
+    ("KmsDisabled", "the key is disabled", "KeyUnusable", "KmsMasterKeyId"),
+    ("KmsInvalidState", "the key is pending deletion", "KeyUnusable", "KmsMasterKeyId"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "ours", "fix"), REFUSALS_OF_KMS)
+async def test_a_refusal_of_kms_has_its_own_fix_in_calls_and_in_entries(
+    code: str, message: str, ours: str, fix: str
+) -> None:
+    entry = {"Id": "0", "Code": code, "Message": message, "SenderFault": True}
+    whole, part = fault(400, code, message), says(200, {"Failed": [entry]})
+    async with Script(FACTS, whole, part).serving() as sqs:
+        queue = await sqs.queue(URL)
+        error = await refused(lambda: queue.send([Outgoing("x")]), ours)
+        (result,) = await queue.send([Outgoing("x")])
+    assert fix in error.fix
+    assert message in error.message
+    assert result.error == f"{code}: {message}"
+    assert fix in result.fix
 
 
 @pytest.mark.parametrize("ahead_s", [3600, -3600, 0])

@@ -254,7 +254,9 @@ async def test_enqueue_is_refused_before_it_grants_or_orders_anything(kit: Kit) 
     await heard(kit, keeper(kit), *[(NOT_OPEN, row(kit, "dora-1", MODEL))] * ENOUGH)
     wish = EnqueueOptions(prompt="x", user="dora", users=2, count=4, model=MODEL, grant=100)
     with pytest.raises(GenctlError, match="refused several orders with model") as caught:
-        await enqueue.run(kit.settings, wish, lambda _: None)
+        await enqueue.run(
+            kit.settings, wish, lambda **_: "genctl", advance=lambda _: None, note=lambda _: None
+        )
     assert caught.value.exit_code == 2
     assert await kit.query("select from credit_accounts where starts_with(user_id, 'dora')") == []
 

@@ -29,7 +29,7 @@ from genctl.tools.found import load
 
 GENCTL = (sys.executable, "-m", "genctl")
 CHANGING = (
-    "enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "migrate down", "smoke", "dlq redrive", "dlq discard", "sessions retry", "sessions cancel", "token revoke",
+    "enqueue", "credits grant", "sweep", "pause", "resume", "migrate up", "migrate down", "smoke", "dlq redrive", "dlq discard", "dlq import", "sessions retry", "sessions cancel", "token revoke",
 )  # fmt: skip
 
 
@@ -161,7 +161,10 @@ class Place:
     def enqueue(self, scenario: str = "success", **wish: Any) -> str:
         """What `genctl enqueue` does, without its process; the id of the session when it is one."""
         wanted = EnqueueOptions(scenario=scenario, **{"prompt": "a test", "user": "ann"} | wish)
-        said = asyncio.run(enqueue.run(self.settings, wanted, lambda _: None))
+        work = enqueue.run(
+            self.settings, wanted, lambda **_: "genctl", advance=lambda _: None, note=lambda _: None
+        )
+        said = asyncio.run(work)
         assert said.owed is None
         return str(said.data.get("sessionId"))
 

@@ -53,7 +53,7 @@ def test_a_redrive_leaves_the_jobs_of_a_locked_user_where_they_are(place: Place)
             place.until_row(place.enqueue("invalid-parameter", user=user), status="failed")
         worker.end(within_s=60)
     with locked(place.dsn):
-        done = place.say("dlq", "redrive", "--yes", exit_code=3)
+        done = place.say("dlq", "redrive", "--all", "--yes", exit_code=3)
     assert "redriven" in done.stdout
     said = "1 job of user ann left in the DLQ: the account is locked by another transaction"
     *_, message, fix = done.stderr.splitlines()

@@ -121,18 +121,30 @@ def shell(line: str, *args: str) -> Any:
 
 
 class OnTerminal:
-    """The program with a terminal as stdin and stderr, and as stdout too unless it is `piped`."""
+    """The program with a terminal as stdin and stderr, and as stdout too unless it is `piped`.
+
+    A `quiet` one has no stderr.
+    """
 
     def __init__(
-        self, *args: str, columns: int = 80, piped: bool = False, program: Sequence[str] = FORKED
+        self,
+        *args: str,
+        columns: int = 80,
+        piped: bool = False,
+        quiet: bool = False,
+        program: Sequence[str] = FORKED,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.seen = ""
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         with Path(os.devnull).open("w") as nowhere:
-            streams = (slave, nowhere.fileno() if piped else slave, slave)
+            nothing = nowhere.fileno()
+            streams = (slave, nothing if piped else slave, nothing if quiet else slave)
             command = [*program, *args]
-            self.process = forks.fork(command, cwd=Path.cwd(), env=forks.surroundings(), streams=streams)
+            given = forks.surroundings() if env is None else env
+            self.process = forks.fork(command, cwd=cwd or Path.cwd(), env=given, streams=streams)
         os.close(slave)
 
     def until(self, text: str) -> "OnTerminal":
@@ -177,12 +189,13 @@ def test_every_form_tells_the_same_rows(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "nothing"), [("json", "[]\n"), ("jsonl", ""), ("yaml", "[]\n"), ("csv", ""), ("table", "")]
+    ("form", "nothing"),
+    [("json", "[]\n"), ("jsonl", ""), ("yaml", "[]\n"), ("csv", ""), ("table", "nothing found\n")],
 )
 def test_nothing_is_an_empty_document(form: str, nothing: str) -> None:
     done = run("rows", "--count=0", "-o", form)
     assert (done.returncode, done.stdout) == (0, nothing)
-    assert done.stderr == ("nothing found\n" if form == "table" else "")
+    assert done.stderr == ""
 
 
 def test_one_thing_is_an_object_and_the_command_decides_the_exit_code() -> None:
@@ -250,7 +263,7 @@ def test_output_that_cannot_be_written_is_exit_3_and_one_line(command: str, wher
 @pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "2>/dev/full <&-"])
 def test_a_stderr_that_is_gone_changes_nothing_else(where: str) -> None:
     done = shell(f"$genctl fail foreseen {where}; echo $?; $genctl rows --count 0 {where}; echo $?")
-    assert done.stdout.split() == ["4", "0"]
+    assert done.stdout.splitlines() == ["4", "nothing found", "0"]
     assert done.stderr == ""
 
 
@@ -628,3 +641,30 @@ def test_a_progress_bar_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPa
     assert terminal.end() == 0
     assert "100%" in terminal.seen
     assert "100%" not in run("drop", "--yes").stderr
+
+
+@pytest.mark.parametrize("turned", ["pass", "raise TypeError('expected a message argument') from None"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_an_import_that_swallows_it_ends_the_command(
+    tmp_path: Path, number: signal.Signals, code: int, turned: str
+) -> None:
+    """CPython's own import does both."""
+    program = f"""
+import os, sys
+from genctl import cli
+class Import:
+    def find_spec(name, *_):
+        if name == "genctl.ops.dlq":
+            try:
+                os.kill(os.getpid(), {int(number)})
+            except BaseException:
+                {turned}
+sys.meta_path.insert(0, Import)
+sys.argv = ["genctl", "dlq", "list"]
+sys.exit(cli.main())
+"""
+    env = {"PATH": os.environ["PATH"], "GENCTL_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

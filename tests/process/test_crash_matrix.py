@@ -156,6 +156,32 @@ def killed(fire: Fire, tried: dict[str, Tried]) -> dict[str, Tried]:
     return tried
 
 
+def test_a_worker_killed_with_messages_set_aside_leaves_each_run_its_message(fire: Fire) -> None:
+    """Without a sweeper; and nothing is called twice but what was under way."""
+    place = fire.place
+    place.enqueue("slow-success", user="noisy", count=12)
+    place.enqueue("slow-success", user="other", count=6, users=6)
+    at_work = ("--no-sweep", "--concurrency", "4")
+    with place.worker(*at_work) as worker, place.worker(*at_work) as other:
+        for one in (worker, other):
+            one.until("worker.others.first")
+        until_sync(lambda: fire.place.sql("select from session_events where kind = 'completed'"))
+        for one in (worker, other):
+            assert one.end(signal.SIGKILL) == -signal.SIGKILL
+    under_way = place.sql("select id from generation_sessions where status = 'processing'")
+    assert under_way
+    place.sql("update generation_sessions set prompt = 'quick'")
+    place.sql(AGED)
+    fire.show_all()
+    drain(fire)
+    rows = place.sql("select id, status, attempts, unknowns from generation_sessions")
+    assert {row["status"] for row in rows} == {"completed"}
+    assert {row["id"] for row in rows if row["attempts"] > 1} <= {row["id"] for row in under_way}
+    assert {row["attempts"] - row["unknowns"] for row in rows} == {1}
+    assert place.depth() == 0
+    assert place.violations() == []
+
+
 ORDERED = at("reserve", "send", "mark_enqueued")
 
 

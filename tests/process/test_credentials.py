@@ -92,6 +92,24 @@ def test_a_command_says_that_a_source_of_credentials_hangs(
             assert error["fix"]
 
 
+def test_doctor_and_status_name_a_source_that_hangs(place: Place, hanging: dict[str, dict[str, str]]) -> None:
+    place.env |= hanging["credential_process"]
+    commands = {"doctor": "findings", "status": "lines"}
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(place.start(name, "-o", "json", "--timeout", "3s")) for name in commands
+        ]
+        assert [one.end(within_s=TOLD_WITHIN_S) for one in started] == [1, 1]
+        said = [json.loads(one.texts()[0])[key] for one, key in zip(started, commands.values(), strict=True)]
+    for lines in said:
+        hangs = [
+            one["message"]
+            for one in lines
+            if "custom-process hangs, and gives no credentials" in one["message"]
+        ]
+        assert len(hangs) == 1, lines
+
+
 def test_a_signal_ends_a_command_whatever_source_hangs(
     place: Place, hanging: dict[str, dict[str, str]]
 ) -> None:
@@ -101,6 +119,22 @@ def test_a_signal_ends_a_command_whatever_source_hangs(
             began = time.monotonic()
             command.process.send_signal(signal.SIGINT)
             assert command.process.wait(10) == 130, (name, command.texts())
+            assert time.monotonic() - began < ENDED_WITHIN_S
+
+
+def test_a_signal_ends_a_command_whose_login_token_hangs(
+    place: Place, hanging: dict[str, dict[str, str]]
+) -> None:
+    (place.folder / "ca.pem").touch()
+    place.env |= hanging["credential_process"] | {
+        "GENCTL_DB_IAM": "on",
+        "DATABASE_URL": "postgresql://ann@x.abc.eu-west-1.rds.amazonaws.com/shop?sslrootcert=ca.pem",
+    }
+    for command in ("migrate", "status"), ("refunds", "check"):
+        with place.start(*command) as running:
+            until_sync(lambda running=running: is_looking(running))  # type: ignore[misc]
+            began = time.monotonic()
+            assert running.end(signal.SIGINT) == 130
             assert time.monotonic() - began < ENDED_WITHIN_S
 
 
@@ -133,6 +167,8 @@ async def test_an_api_takes_orders_and_shows_them_while_a_source_hangs(
             status, _ = await api.client.ask("POST", f"{BASE}/generations", json={"prompt": f"order {n}"})
             assert status == 202
         assert len((await api.client.get("/sessions"))["sessions"]) == 10
+        waited = api.running.events("api.queue.trouble", error="no answer in time")
+        assert len(waited) == 1, "one order has waited, and the others did not"
         await api.ready()
         began = time.monotonic()
         assert await asyncio.to_thread(api.running.end, signal.SIGTERM) == 0

@@ -1,9 +1,12 @@
 """`genctl dlq` and `genctl report` as they are typed."""
 
 import json
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
+from tests.kit import until_sync
 from tests.process.place import Place
 
 
@@ -25,10 +28,11 @@ def test_nobody_to_ask_ends_it_before_the_dlq_is_looked_at(place: Place) -> None
         assert error["code"] == "NotConfirmed"
         assert "--yes" in error["fix"]
     assert place.error("dlq", "list", exit_code=3)["code"] == "QueueNotFound"
-    assert place.error("dlq", "redrive", "--yes", exit_code=3)["code"] == "QueueNotFound"
+    assert place.error("dlq", "redrive", "--all", "--yes", exit_code=3)["code"] == "QueueNotFound"
 
 
 def test_list_redrive_and_report(failed: Place) -> None:
+    _judge_again(failed)
     listed = failed.genctl("dlq", "list")
     assert (listed["seen"], listed["approximate"]) == (2, 2)
     assert {(m["userId"], m["state"]) for m in listed["messages"]} == {("ann", "current"), ("bob", "current")}
@@ -43,7 +47,9 @@ def test_list_redrive_and_report(failed: Place) -> None:
     planned = failed.genctl("dlq", "redrive", "--dry-run")
     assert list(planned) == ["redriven", "stale", "skipped", "failed", "plan"]
     assert (planned["redriven"], planned["skipped"]) == (1, {"content policy": 1})
-    done = failed.genctl("dlq", "redrive", "--yes", "--edit-prompt", "a lighthouse", "--set", "size=2K")
+    done = failed.genctl(
+        "dlq", "redrive", "--all", "--yes", "--edit-prompt", "a lighthouse", "--set", "size=2K"
+    )
     assert done == {"redriven": 2, "stale": 0, "skipped": {}, "failed": 0}
     with failed.worker("--drain") as worker:
         worker.end(within_s=60)
@@ -57,6 +63,27 @@ def test_list_redrive_and_report(failed: Place) -> None:
     text = failed.say("report", "--since", "1h").stdout
     assert "Redrives: 2; of these runs 2 completed." in text  # a job may have had several
     assert failed.error("report", "--since", "1h", "--until", "2h", exit_code=2)["code"] == "Usage"
+
+
+def _judge_again(failed: Place) -> None:
+    """Verdicts are tried in every form; the person reads sums beside them, and what is about nothing."""
+    tried = ("verdicts", "try", "--set", "InvalidParameter=retry")
+    found = failed.genctl(*tried)
+    (group,) = found["groups"]
+    assert (found["failures"], found["changed"], found["unused"]) == (2, 1, [])
+    assert (group["verdict"], group["wouldBe"], group["moreCalls"], group["credits"]) == (
+        "fatal",
+        "retry",
+        2,
+        4,
+    )
+    (one,) = failed.genctl(*tried, "--each")
+    assert [one["sessionId"]] == group["sessions"]
+    said = failed.say(*tried, "--set", "Slip=fatal")
+    assert "fatal > retry" in said.stdout
+    assert "Slip=fatal is about no failure of the period" in said.stderr
+    assert failed.say(*tried, "--each", "-o", "csv").stdout.startswith("at,sessionId,code,verdict,wouldBe,")
+    assert failed.say("verdicts", "try").stdout == ""
 
 
 def test_named_sessions_run_again_or_are_cancelled(failed: Place) -> None:
@@ -86,13 +113,18 @@ def test_named_sessions_run_again_or_are_cancelled(failed: Place) -> None:
 
 
 def test_a_change_that_is_none_and_a_prompt_that_none_can_be(place: Place) -> None:
-    assert place.error("dlq", "redrive", "--yes", "--set", "size", exit_code=2)["code"] == "BadChange"
-    assert place.error("dlq", "redrive", "--yes", "--edit-prompt", " ", exit_code=2)["code"] == "BadPrompt"
+    assert (
+        place.error("dlq", "redrive", "--all", "--yes", "--set", "size", exit_code=2)["code"] == "BadChange"
+    )
+    assert (
+        place.error("dlq", "redrive", "--all", "--yes", "--edit-prompt", " ", exit_code=2)["code"]
+        == "BadPrompt"
+    )
 
 
 @pytest.mark.parametrize("rate", ["nan", "inf"])
 def test_a_rate_is_a_number(place: Place, rate: str) -> None:
-    assert place.error("dlq", "redrive", "--yes", "--rate", rate, exit_code=2)["code"] == "Usage"
+    assert place.error("dlq", "redrive", "--all", "--yes", "--rate", rate, exit_code=2)["code"] == "Usage"
 
 
 def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> None:
@@ -104,10 +136,64 @@ def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> Non
     assert "poison" in bodies
     found = failed.genctl("dlq", "discard", "--code", "Unknown", "--dry-run")
     assert (found["meant"], found["discarded"]) == (1, 0)
-    gone = failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")
+    gone = failed.genctl("dlq", "discard", "--code", "Unknown", "--yes", "--reason", "poison")
     assert gone["discarded"] == 1
+    assert failed.genctl("dlq", "import", str(gone["file"]))["imported"] == 1
+    assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["discarded"] == 1
     assert (tmp_path / gone["file"]).exists()
     assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["file"] is None
     assert failed.error("dlq", "export", "/dev/zero", "--resume", exit_code=2)["code"] == "FileExists"
     assert len(failed.copies()) == 2
     assert failed.genctl("dlq", "show", failed.genctl("dlq", "list")["messages"][0]["messageId"])["session"]
+
+
+def test_a_redrive_or_discard_of_all_has_to_say_so(failed: Place) -> None:
+    """The cure runs as printed. A plan changes nothing, and needs no word."""
+    failed.genctl("dlq", "discard", "--dry-run")
+    for command in ("redrive", "discard"):
+        error = failed.error("dlq", command, "--yes", "--reason", "it's mended", exit_code=2)
+        assert error["code"] == "NoFilter"
+        program, *words = shlex.split(error["fix"])
+        assert program == "genctl"
+        failed.genctl(*words)
+        assert failed.error("dlq", command, "--all", "--user", "ann", exit_code=2)["code"] == "Usage"
+    assert failed.copies() == {}
+    discarded, redriven = failed.genctl("dlq", "history")
+    assert [one["reason"] for one in (discarded, redriven)] == ["it's mended"] * 2
+    assert (discarded["outcome"]["discarded"], redriven["outcome"]["redriven"]) == (1, 1)
+    shown = failed.say("dlq", "history", "--limit", "1").stdout
+    assert "dlq discard: done" in shown
+    assert "why: it's mended" in shown
+
+
+def test_a_discard_into_a_file_that_cannot_be_is_refused_with_another(failed: Place) -> None:
+    """With a full disk, in a folder that takes none, over a file: nothing is deleted, and the cure runs."""
+    taken = failed.folder / "taken.jsonl"
+    taken.write_text("dear diary")
+    for path, exit_code in (("/proc/x.jsonl", 3), (str(taken), 2)):
+        error = failed.error(
+            "dlq", "discard", "--user", "ann", "--export", path, "--yes", exit_code=exit_code
+        )
+        assert len(failed.copies()) == 2
+    program, *words = shlex.split(error["fix"])
+    assert program == "genctl"
+    assert failed.genctl(*words)["discarded"] == 1
+    assert taken.read_text() == "dear diary"
+
+
+def test_a_redrive_that_is_killed_stands_as_interrupted_and_goes_on(failed: Place) -> None:
+    failed.sql(
+        "update generation_sessions set error_details = jsonb_set(error_details, '{category}', '\"server\"')"
+    )
+    rate = ("--category", "server", "--rate", "0.02")
+    with failed.start("dlq", "redrive", *rate, "--yes", "--reason", "slow") as killed:
+        until_sync(lambda: failed.sql("select from bulk_work where (outcome ->> 'redriven')::int = 1"))
+        killed.end(signal.SIGKILL)
+    failed.sql("update bulk_work set seen_at = now() - interval '31 s'")
+    (past,) = failed.genctl("dlq", "history")
+    assert (past["state"], past["outcome"]["redriven"], past["reason"]) == ("interrupted", 1, "slow")
+    program, *words = shlex.split(past["goOn"].replace("--rate 0.02", "--rate 50"))
+    assert program == "genctl"
+    failed.say(*words)
+    assert [row["run"] for row in failed.sql("select run from generation_sessions")] == [2, 2]
+    assert failed.violations() == []

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -238,6 +239,20 @@ def test_what_a_role_may_not_do(land: Land, part: str) -> None:
         for statement in (*FORBIDDEN[part], *TO_ALL):
             with pytest.raises(InsufficientPrivilege):
                 conn.execute(statement.encode())
+
+
+def test_bulk_work_that_cannot_be_written_down_is_not_done(land: Land) -> None:
+    """The error names the grant; no other right is missing."""
+    land.admin.execute("revoke insert, update on bulk_work from genctl_operator")
+    land.place.send("poison", dlq=True)
+    for command in (("dlq", "redrive"), ("dlq", "discard", "--no-export")):
+        error = land.place.error(*command, "--all", "--yes", exit_code=3)
+        assert error["code"] == "DatabaseDenied"
+    assert land.place.copies() == {"poison": None}
+    (grant,) = re.findall("'(grant insert, update on bulk_work to .*)'", error["fix"])
+    land.admin.execute(grant.encode())
+    assert land.place.genctl("dlq", "discard", "--no-export", "--all", "--yes")["discarded"] == 1
+    assert land.place.genctl("dlq", "history", DATABASE_URL=land.dsns["auditor"])[0]["state"] == "done"
 
 
 def test_nobody_else_gets_in_and_each_table_is_somebodys(land: Land) -> None:

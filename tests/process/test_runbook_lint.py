@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_read_and_an_unknown_name_are_exit_2(
         ("[version]", "[sessions, list, --limit, many]", "'many' is not a valid integer"),
         ("[version]", "[sessions, show]", "Missing argument 'ID'"),
         ("[version]", "[refunds, check, extra]", "takes no 'extra'"),
-        ("[version]", "[dlq]", "genctl dlq needs one of discard, export, list"),
+        ("[version]", "[dlq]", "genctl dlq needs one of discard, export, history"),
         ("[version]", "[dlq, redrive, --yes]", "mark the step dangerous"),
         ("[version]", "[version, -o, yaml]", "the output is JSON anyway"),
         ("[version]", "[version, -oyaml]", "the output is JSON anyway"),

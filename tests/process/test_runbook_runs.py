@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from tests.kit import until_sync
+from tests.kit import free_port, until_sync
 from tests.process.forks import FORKED_STEPS
 from tests.process.place import GENCTL, Place, Running, clean_env
 from tests.process.test_cli_manner import OnTerminal
@@ -110,6 +111,23 @@ def test_a_step_that_never_ends_ends_by_its_time_out(book: Book) -> None:
         assert states(report) == ["failed", "ok"], never
         assert "no end within 300ms" in report["why"] or "http" in never
         assert report["seconds"] < 9, never
+
+
+def test_a_request_without_an_answer_is_something_to_expect(book: Book) -> None:
+    """Nobody listens there, or who listens says nothing: the step says so, and a runbook can go on from it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hangs, refused = (
+            f"http: {{method: GET, url: 'http://127.0.0.1:{port}/'}}\ntimeout: 300ms\n"
+            for port in (silent.getsockname()[1], free_port())
+        )
+        without = "expect: [error != `null`, status == `null`]"
+        answered = "expect: [status == `200`]"
+        book.write(refused + without, hangs + without, f"shell: 'true'\n{OK}", hangs + answered)
+        report = book.run("--report", "r.md", exit_code=1)
+    assert states(report) == ["ok", "ok", "ok", "failed"]
+    assert "\n    no end within 300ms\n" in (book.folder / "r.md").read_text()
+    found = "step s4: expected that status == `200`; found nothing there; it said: no end within 300ms"
+    assert report["why"] == found
 
 
 def test_a_wait_tries_until_it_is_so(book: Book) -> None:
@@ -544,8 +562,32 @@ def test_a_step_shows_what_a_person_is_to_see(book: Book) -> None:
         ["a\\x1b[31m", "key", "***", "-"],
         ["b", "-", "4"],
     ]
-    assert "    … and 15 more lines" in told, "of s2, below its own head"
+    assert "    40" in told, "of s2, below its own head"
     assert told.count("## s2") == 1
+
+
+def test_a_report_holds_what_each_step_got_masked_and_cut(book: Book) -> None:
+    """Of a step that shows nothing its whole output, of one that failed in any case."""
+    book.write(
+        f"shell: 'echo one; echo open-sesame; echo aside >&2'\n{OK}",
+        f"shell: seq 9000\n{OK}",
+        f'shell: |\n  echo \'{{"a": 1, "b": [2, 3]}}\'; exit 3\n{OK}\nshow: json.a',
+        f"shell: 'true'\n{OK}",
+        variables="{key: {type: text, required: true, secret: true, help: x}}",
+    )
+    book.file.write_text(book.file.read_text().replace("open-sesame", '"${key}"'))
+    report = book.run("--var", "key=open-sesame", "--report", "r.md", exit_code=1)
+    assert report["steps"][0]["output"] == {"exit": 0, "json": None, "text": "one\n***", "stderr": "aside"}
+    assert report["steps"][3]["output"] is None, "it was not run"
+    sections = (book.folder / "r.md").read_text().split("\n## ")[1:]
+    of = {
+        text.partition("\n")[0]: [x.strip() for x in text.splitlines() if x[:4] == "    "]
+        for text in sections
+    }
+    assert of.keys() == {"s1", "s2", "s3"}
+    assert of["s1"] == ["exit 0", "one", "***", "aside"]
+    assert of["s2"] == ["exit 0", *map(str, range(1, 101)), "… and 8,900 more lines"]
+    assert of["s3"] == ["1", "exit 3", "a: 1", "b:", "- 2", "- 3"]
 
 
 def test_nothing_and_what_is_long_are_told_from_what_is_found(book: Book) -> None:

@@ -1,12 +1,15 @@
-"""Each runbook of the set is run for real, its incident staged first: none of them can rot."""
+"""Each runbook of the set meets three incidents: its own, a near miss that is another trouble, and a worse one.
+
+It ends well where its cure has helped, and never while the trouble is still there.
+"""
 
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -35,21 +38,42 @@ PRODUCT = """
     select gen_random_uuid(), 'ann', 'failed', now() - interval '9 days', id from held;
 """
 
+AS_CATEGORY = "error_details = jsonb_set(error_details, '{category}', to_jsonb(%s::text))"
+BAD = "[scenario:server-error]"
 LISTENERS = (
     "select 1 from pg_stat_activity"
     " where datname = current_database() and application_name = 'genctl listener'"
 )
 
 
+KINDS = ("its own", "a near miss", "a worse one")
+PLAYED: set[tuple[str, str]] = set()
+
+Test = TypeVar("Test")
+
+
+def incident(name: str, kind: str) -> Callable[[Test], Test]:
+    """Say which incident of which runbook a test plays."""
+    PLAYED.add((name, kind))
+    return lambda test: test
+
+
 def run(
-    place: Place, name: str, *args: str, path: str = os.environ["PATH"], forked: str = "1"
+    place: Place, name: str, *args: str, path: str = "", forked: str = "1", exit_code: int = 0
 ) -> dict[str, Any]:
     """The report of a run whose questions are all answered with yes."""
-    env = {"PATH": path, FORKED_STEPS: forked}
+    env = {"PATH": path or place.env["PATH"], FORKED_STEPS: forked}
     with place.start("runbook", "run", name, "--yes", *args, "-o", "json", **env) as running:
-        assert running.end(within_s=180) == 0, running.texts()  # of up to twenty commands, each a process
+        # of up to twenty commands, each a process
+        assert running.end(within_s=180) == exit_code, running.texts()
     done: dict[str, Any] = json.loads(running.out.read_text())
     return done
+
+
+def failing(place: Place, name: str, *args: str) -> tuple[str, str]:
+    """The step at which a run fails, and why."""
+    (failed,) = [one for one in run(place, name, *args, exit_code=1)["steps"] if one["state"] == "failed"]
+    return failed["step"], failed["why"]
 
 
 def states(report: dict[str, Any]) -> dict[str, str]:
@@ -74,6 +98,7 @@ def plant(place: Place, *statements: str) -> None:
             conn.execute(statement.encode())
 
 
+@incident("quick-sanity-checks", "its own")
 def test_quick_sanity_checks(place: Place) -> None:
     """All four: the hops, the worker's log, the API's log, the card in a browser."""
     with served(place) as api, place.worker() as worker:
@@ -81,6 +106,38 @@ def test_quick_sanity_checks(place: Place) -> None:
         done = run(place, "quick-sanity-checks", *logs, forked="")
     assert set(states(done).values()) == {"ok"}, done
     assert place.violations() == []
+
+
+REFUSES_RELEASES = """
+    create function no_release() returns trigger language plpgsql as $$ begin raise 'the product says no'; end $$;
+    create trigger no_release before update on credit_reservations for each row when (new.status = 'released')
+    execute function no_release()
+"""
+
+
+@incident("quick-sanity-checks", "a worse one")
+@incident("port-to-another-tool", "a worse one")
+@pytest.mark.parametrize("name", ["quick-sanity-checks", "port-to-another-tool"])
+def test_a_pipeline_that_gives_no_credits_back_is_not_sound(place: Place, name: str) -> None:
+    place.sql(REFUSES_RELEASES)
+    with served(place), place.worker():
+        assert failing(place, name)[0] == "smoke"
+
+
+@incident("quick-sanity-checks", "a near miss")
+@incident("port-to-another-tool", "a near miss")
+@pytest.mark.parametrize(
+    ("name", "step", "args"),
+    [
+        ("quick-sanity-checks", "smoke", ["--var", "within=1s"]),
+        ("port-to-another-tool", "tool", []),
+    ],
+)
+def test_behind_a_closed_gate_nothing_is_proven(place: Place, name: str, step: str, args: list[str]) -> None:
+    """The pipeline is sound, and somebody makes it wait."""
+    place.sql("insert into tool_gates (tool, state, who) values ('seedream4', 'closed', 'ann@desk')")
+    with served(place), place.worker():
+        assert failing(place, name, *args)[0] == step
 
 
 def test_without_logs_and_browser_the_rest_is_checked(place: Place) -> None:
@@ -97,6 +154,7 @@ def test_without_logs_and_browser_the_rest_is_checked(place: Place) -> None:
 BY_HAND = "insert into credit_accounts (user_id, balance) values ('slip', 7)"
 
 
+@incident("missing-refunds", "its own")
 def test_missing_refunds(place: Place) -> None:
     """A failed session still holds its credits, another got too little, a third tells what is not so."""
     with place.worker("--drain") as worker:
@@ -117,10 +175,32 @@ def test_missing_refunds(place: Place) -> None:
     )
     assert place.violations()
     done = run(place, "missing-refunds")
-    assert states(done) == dict.fromkeys(["look", "sweep", "look-again", "mend", "proof"], "ok")
+    steps = ["look", "sweep", "look-again", "mend", "proof", "reserved"]
+    assert states(done) == dict.fromkeys(steps, "ok")
     assert place.violations() == ["balance_ledger"]
 
 
+@incident("missing-refunds", "a near miss")
+def test_credits_that_a_waiting_job_reserves_are_not_missing_and_not_back(place: Place) -> None:
+    """Nobody works: the credits are not lost, and their user waits for them all the same."""
+    session = place.enqueue()
+    place.sql("update generation_sessions set queued_at = now() - interval '2 hours', created_at = queued_at")
+    done = run(place, "missing-refunds", exit_code=1)
+    (failed,) = [step for step in done["steps"] if step["state"] == "failed"]
+    assert failed["step"] == "reserved"
+    assert [row["session"] for row in failed["shown"]] == [session]
+
+
+@incident("missing-refunds", "a worse one")
+def test_refunds_that_the_database_refuses_are_still_missing(place: Place) -> None:
+    place.sql(REFUSES_RELEASES)
+    with place.worker():
+        place.until_row(place.enqueue("invalid-parameter"), status="failed")
+    assert failing(place, "missing-refunds")[0] in {"proof", "mend"}
+    assert place.violations()
+
+
+@incident("dlq-redrive-after-fix", "its own")
 def test_dlq_redrive_after_fix(place: Place) -> None:
     """The cause is in the prompts, and mended there; one job more fails for another reason and is left."""
     with place.worker():
@@ -137,8 +217,34 @@ def test_dlq_redrive_after_fix(place: Place) -> None:
     assert place.violations() == ["balance_ledger"]
 
 
+@incident("dlq-redrive-after-fix", "a near miss")
+def test_a_job_whose_user_has_spent_the_credits_is_not_run_again(place: Place) -> None:
+    """The cause is mended; one of the jobs stays in the DLQ, and so does its trouble."""
+    with place.worker():
+        for user in ("ann", "bob"):
+            place.enqueue("invalid-parameter", user=user, wait=True)
+        until_sync(lambda: len(place.copies()) == 2)
+        place.sql("update generation_sessions set prompt = 'mended'")
+        plant(place, "update credit_accounts set balance = 0 where user_id = 'bob'")
+        step, _ = failing(place, "dlq-redrive-after-fix", "--var", "code=InvalidParameter")
+    assert step == "completed"
+
+
+@incident("dlq-redrive-after-fix", "a worse one")
+def test_a_job_that_fails_again_with_another_code_is_not_mended(place: Place) -> None:
+    """The canary completes, and of the rest nothing is in the DLQ with the old code."""
+    with place.worker():
+        ids = [place.enqueue("invalid-parameter", wait=True) for _ in range(2)]
+        until_sync(lambda: len(place.copies()) == 2)
+        place.sql("update generation_sessions set prompt = 'mended' where id = %s", ids[0])
+        place.sql("update generation_sessions set prompt = '[scenario:sensitive]' where id = %s", ids[1])
+        step, _ = failing(place, "dlq-redrive-after-fix", "--var", "code=InvalidParameter")
+    assert step == "completed"
+
+
+@incident("provider-outage", "its own")
 def test_provider_outage(place: Place, tmp_path: Path) -> None:
-    """Nobody answers for the provider; jobs fail. It comes back while the runbook waits for it."""
+    """Nobody answers for the provider; jobs fail, in two categories. It comes back while the runbook waits for it."""
     port = free_port()
     stack = json.loads((place.folder / "stack.json").read_text())
     stack["ark_base_url"] = f"http://127.0.0.1:{port}/api/v3"
@@ -146,7 +252,8 @@ def test_provider_outage(place: Place, tmp_path: Path) -> None:
     with place.worker(GENCTL_MAX_ATTEMPTS="1"):
         sessions = [place.enqueue(wait=True) for _ in range(2)]
         until_sync(lambda: len(place.copies()) == 2)
-        args = ("--yes", "--var", "category=network", "--var", "every=200ms", "-o", "json")
+        place.sql(f"update generation_sessions set {AS_CATEGORY} where id = %s", "auth", sessions[0])
+        args = ("--yes", "--var", "every=200ms", "-o", "json")
         with place.start("runbook", "run", "provider-outage", *args, **{FORKED_STEPS: "1"}) as running:
             until_sync(lambda: place.sql("select from tool_gates where state = 'closed'"))
             waited = place.enqueue()
@@ -160,6 +267,35 @@ def test_provider_outage(place: Place, tmp_path: Path) -> None:
     assert place.violations() == []
 
 
+@incident("provider-outage", "a near miss")
+def test_refusals_of_the_jobs_are_no_outage(place: Place) -> None:
+    """A client that sends nonsense makes many failures too; nobody's gate is closed for that."""
+    with place.worker():
+        for _ in range(2):
+            place.enqueue("invalid-parameter", wait=True)
+    assert failing(place, "provider-outage")[0] == "categories"
+    assert place.sql("select from tool_gates where state <> 'open'") == []
+
+
+@incident("provider-outage", "a worse one")
+@pytest.mark.parametrize(
+    ("failed", "waited", "steps"), [(BAD, "good", {"run-again"}), ("good", BAD, {"completed", "gone"})]
+)
+def test_a_provider_that_answers_only_the_key_check_is_not_back(
+    place: Place, failed: str, waited: str, steps: set[str]
+) -> None:
+    """The job that failed fails again; or it completes, and one that has waited behind the gate fails."""
+    with place.worker(GENCTL_MAX_ATTEMPTS="1", GENCTL_BREAKER="off"):
+        place.enqueue("server-error", wait=True)
+        until_sync(lambda: len(place.copies()) == 1)
+        place.sql("update generation_sessions set prompt = %s", failed)
+        place.sql("insert into tool_gates (tool, state, who) values ('seedream4', 'closed', 'ann@desk')")
+        place.enqueue(prompt=waited)
+        variables = ("--var", "every=200ms", "--var", "canary=1")
+        assert failing(place, "provider-outage", *variables)[0] in steps
+
+
+@incident("listener-silent", "its own")
 def test_listener_silent(place: Place) -> None:
     """The API LISTENs where nobody answers; it is restarted with a good URL while the runbook waits."""
     port = free_port()
@@ -168,8 +304,8 @@ def test_listener_silent(place: Place) -> None:
     place.env["GENCTL_SECRET"] = "x" * 32
     with place.worker(), served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf, place.start("tail-failures"):
         until_sync(lambda: place.sql(LISTENERS))
-        forked = {FORKED_STEPS: "1"}
-        with place.start("runbook", "run", "listener-silent", "--yes", "-o", "json", **forked) as running:
+        args = ("--yes", "--var", "listening=2", "-o", "json")
+        with place.start("runbook", "run", "listener-silent", *args, **{FORKED_STEPS: "1"}) as running:
             until_sync(lambda: "ready ..." in running.log.read_text())
             deaf.end(signal.SIGTERM)
             with served(place, port):
@@ -182,6 +318,34 @@ def test_listener_silent(place: Place) -> None:
     assert place.violations() == []
 
 
+@incident("listener-silent", "a worse one")
+def test_an_api_that_is_down_and_stays_down_is_restarted_in_vain(place: Place) -> None:
+    place.make_real()
+    place.env |= {"GENCTL_SECRET": "x" * 32, "GENCTL_API_URL": f"http://127.0.0.1:{free_port()}"}
+    done = run(place, "listener-silent", "--var", "restart=100ms", exit_code=1)
+    assert states(done)["restart"] == "ok"
+    assert done["why"].startswith(
+        "step ready: expected that status == `200`; found nothing there; it said: GET "
+    )
+
+
+@incident("listener-silent", "a worse one")
+def test_a_deaf_api_process_behind_one_that_hears_is_found_by_their_number(place: Place) -> None:
+    with served(place):
+        variables = ("--var", "restart=100ms", "--var", "listening=2")
+        step, why = failing(place, "listener-silent", *variables)
+    assert step == "all-listen"
+    assert "found 1" in why
+
+
+@incident("listener-silent", "a near miss")
+def test_cards_that_stand_still_because_nobody_works_are_not_the_listeners_fault(place: Place) -> None:
+    with served(place):
+        done = run(place, "listener-silent", "--var", "patience=1s", exit_code=1)
+    assert (states(done)["restart"], done["why"].partition(":")[0]) == ("skipped", "step proof")
+
+
+@incident("port-to-another-tool", "its own")
 def test_port_to_another_tool(place: Place) -> None:
     """All of the checklist, a late success too."""
     with served(place), place.worker():
@@ -203,9 +367,10 @@ def copied(place: Place, postgres: str, empty: str) -> Iterator[Place]:
         yield place
 
 
+@incident("adopt", "its own")
 def test_adopt(copied: Place, empty: str) -> None:
     """A live product is dumped, adopted, swept, worked on, and given its tables back; itself it is not touched."""
-    done = run(copied, "adopt", path=copied.env["PATH"])
+    done = run(copied, "adopt")
     assert set(states(done).values()) == {"ok"}, done
     shown = {step["step"]: step["shown"] for step in done["steps"] if step["shown"]}
     assert shown["statuses"] == [
@@ -221,6 +386,7 @@ def test_adopt(copied: Place, empty: str) -> None:
         assert product.execute(there).fetchone() == (0,)
 
 
+@incident("adopt", "a near miss")
 @pytest.mark.parametrize(
     ("miss", "told"),
     [
@@ -238,6 +404,14 @@ def test_adopt_ends_at_a_base_of_another_shape_and_names_the_difference(
     (failed,) = [one for one in json.loads(running.out.read_text())["steps"] if one["state"] == "failed"]
     assert failed["step"] == "migrate"
     assert told in failed["why"]
+
+
+@incident("adopt", "a worse one")
+def test_a_product_that_refuses_the_refunds_is_not_adopted(copied: Place, empty: str) -> None:
+    """Its own trigger: the sweep never gets done what it has announced."""
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(REFUSES_RELEASES.encode())
+    assert failing(copied, "adopt", "--var", "sweeping=100ms")[0] == "sweep"
 
 
 def test_adopt_refuses_a_user_without_rights(copied: Place) -> None:
@@ -259,6 +433,5 @@ def test_adopt_refuses_a_user_without_rights(copied: Place) -> None:
             conn.execute(f"drop owned by {role}; drop role {role}".encode())
 
 
-def test_every_runbook_of_the_set_is_played_here() -> None:
-    played = Path(__file__).read_text()
-    assert [name for name in names() if f'"{name}"' not in played] == []
+def test_every_runbook_of_the_set_meets_three_incidents_here() -> None:
+    assert {(name, kind) for name in names() for kind in KINDS} == PLAYED

@@ -1,6 +1,7 @@
 """`status` over real parts: what stands where, and what needs a person."""
 
 import json
+import re
 import signal
 from typing import Any
 
@@ -59,11 +60,13 @@ def test_a_sound_place_needs_nobody_and_every_line_has_its_command(place: Place)
 
 
 OLD = "now() - interval '1 hour'"
+CRASHED = '{"code": "WorkerCrashed", "category": "internal"}'
 NEEDS = {
     "owed": f"update generation_sessions set enqueued_at = null, queued_at = {OLD}",
     "leases": f"update generation_sessions set status = 'processing', lease_until = {OLD}",
     "refunds": "update generation_sessions set status = 'failed', dlq_sent_at = now(), completed_at = now()",
     "answers": "insert into session_events (session_id, run, kind) select id, run, 'answered' from generation_sessions",
+    "ours": f"update generation_sessions set status = 'failed', dlq_sent_at = now(), completed_at = now(), error_details = '{CRASHED}'",
     "notify": "insert into session_events (session_id, run, kind) select id, run, 'unnotified' from generation_sessions",
     "gate": "insert into tool_gates (tool, state, reason, who) values ('seedream4', 'closed', '401', 'breaker')",
     "sessions": f"update generation_sessions set queued_at = {OLD}",
@@ -104,6 +107,7 @@ def test_watch_draws_over_itself_until_ctrl_c(place: Place, monkeypatch: pytest.
     terminal.type("\x03")
     assert terminal.end() == 130
     screens = terminal.seen.split("\x1b[H")
+    assert all(re.match(r"\d\d:\d\d:\d\d, every 2 s\x1b", screen) for screen in screens[1:])
     assert max(len(line) for screen in screens for line in screen.replace("\x1b[K", "").splitlines()) <= 80
     assert all(screen.count("\n") < 24 for screen in screens)
 
@@ -112,7 +116,9 @@ def test_watch_into_a_pipe_is_a_look_a_line_and_ends_with_its_reader_or_a_signal
     with place.start("status", "--watch", "-o", "jsonl") as watching:
         until_sync(lambda: len(watching.out.read_text().splitlines()) >= 2)
         assert watching.end(signal.SIGTERM, within_s=2) == 143
-    assert all(json.loads(line)["ok"] for line in watching.out.read_text().splitlines())
+    looks = [json.loads(line) for line in watching.out.read_text().splitlines()]
+    assert all(look["ok"] for look in looks)
+    assert sorted({look["at"] for look in looks}) == [look["at"] for look in looks], "each has its time"
 
 
 def test_watch_begins_only_where_something_can_be_reached(place: Place) -> None:

@@ -1,6 +1,7 @@
 """`sessions trace`: the way of one session, after its end and while it goes."""
 
 import json
+import signal
 from typing import Any
 
 from tests.kit import free_port, until_sync
@@ -43,7 +44,9 @@ def test_a_trace_needs_the_database_alone_and_says_what_it_could_not_look_into(p
     place.make_real()
     done = place.say("sessions", "trace", session, AWS_ENDPOINT_URL_SQS=f"http://127.0.0.1:{free_port()}")
     assert "cannot look into the DLQ" in done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines()[2:]] == [
+    table, _, summary = done.stdout.partition("\nsession ")
+    assert summary.startswith(session)
+    assert [line.split()[1] for line in table.splitlines()[2:]] == [
         hop["hop"] for hop in place.genctl("sessions", "trace", session)["hops"]
     ]
 
@@ -81,3 +84,27 @@ def test_sessions_are_listed_by_age(place: Place) -> None:
         ("--since", "4h"): [new, old],
     }.items():
         assert [row["sessionId"] for row in place.genctl("sessions", "list", *filters)] == found
+
+
+def test_follow_as_one_document_prints_what_it_has_when_somebody_ends_it(place: Place) -> None:
+    session = place.enqueue("sensitive")
+    with place.start("sessions", "trace", session, "--follow", "-o", "json") as tracing:
+        until_sync(lambda: tracing.log.read_text() == "connected\n")
+        began = (
+            "select query_start from pg_stat_activity where datname = current_database()"
+            " and query like '%session_events where%' and pid <> pg_backend_pid()"
+        )
+        first = until_sync(lambda: place.sql(began))
+        until_sync(lambda: place.sql(began) not in ([], first))  # a second look: it has the first
+        assert tracing.end(signal.SIGINT) == 130
+        told = json.loads(tracing.out.read_text())
+    assert (told["sessionId"], told["status"], names(told), told["dlq"]) == (
+        session,
+        "queued",
+        ["enqueued", "sent"],
+        None,
+    )
+    with place.start("sessions", "trace", session, "--follow", "-o", "json") as tracing, place.worker():
+        assert tracing.end() == 0
+        told = json.loads(tracing.out.read_text())
+    assert (told["status"], sorted(names(told))) == ("failed", sorted(WAY))

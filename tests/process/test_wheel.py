@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from genctl import __version__
+from genctl.cli.manual import PAGES, SECTIONS
 
 ROOT = Path(__file__).parents[2]
+TOLD = (*PAGES, SECTIONS)  # the pages of `genctl help`
 FIND = """
 import json
 from genctl.base import assets
-print(json.dumps({name: str(assets.folder(name)) for name in ("migrations", "runbooks")}))
+print(json.dumps({name: str(assets.folder(name)) for name in ("migrations", "runbooks", "docs")}))
 """
 
 
@@ -75,13 +77,14 @@ def test_the_wheel_works_outside_the_checkout_and_brings_its_files(wheel: Path, 
     assert "DATABASE_URL" in installed.run("genctl", "config", "show", "-o", "json")
     for name, folder in installed.folders().items():
         assert folder.is_relative_to(tmp_path)
-        assert names(folder) == names(ROOT / name)
+        assert names(folder) == ({f"{page}.md" for page in TOLD} if name == "docs" else names(ROOT / name))
+    assert installed.run("genctl", "help", "dlq").startswith("Working on the DLQ\n")
 
 
 def test_the_editable_install_finds_the_checkouts_files(tmp_path: Path) -> None:
     installed = Installed(tmp_path, "--editable", str(ROOT))
     assert installed.run("genctl", "--version") == f"genctl {__version__}\n"
-    assert installed.folders() == {name: ROOT / name for name in ("migrations", "runbooks")}
+    assert installed.folders() == {name: ROOT / name for name in ("migrations", "runbooks", "docs")}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:

@@ -120,9 +120,7 @@ def test_what_a_killed_worker_held_is_settled_once_by_another(
         " lease_until = now() - interval '1 second', queued_at = now() - interval '2 minutes'"
     )
     with place.worker("--no-sweep", **limit):
-        actions = [place.genctl("sweep", **limit)[0]["action"]]
-        if status == "completed":
-            actions += [place.genctl("sweep", **limit)[0]["action"]]
+        actions = [swept["action"] for swept in place.genctl("sweep", **limit)]
         row = place.until_row(session, status=status)
     assert actions == {"completed": ["requeue", "send"], "failed": ["fail"]}[status]
     assert (row["unknowns"], row["held_as"]) == (1, {"completed": "captured", "failed": "released"}[status])

@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.base.others import TABLES, OtherProvider, others
+from genctl.base.others import TABLES, OtherProvider, others, rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain.classify import (
     FIRST_DELAY_OF_429_S,
@@ -37,6 +37,7 @@ NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
 TESTS = Path(__file__).parents[1]
 PROVIDERS = Tools.of(Settings()).providers
 ENVELOPES = {name: provider.envelope for name, provider in PROVIDERS.items()}
+OTHERS = rules_of_others()
 RULES = {name: provider.rules for name, provider in PROVIDERS.items()}
 CORPUS = [
     pytest.param(path.stem, line, id=f"{path.stem}: {line.name}")
@@ -53,7 +54,9 @@ def answer(status: int, body: object = b"", **headers: str) -> Answer:
 def failure(
     status: int, body: object = b"", provider: str = "ark", verdicts: tuple[str, ...] = (), **headers: str
 ) -> Failure:
-    verdict = classify(answer(status, body, **headers), PROVIDERS[provider], now=NOW, verdicts=verdicts)
+    verdict = classify(
+        answer(status, body, **headers), PROVIDERS[provider], now=NOW, verdicts=verdicts, others=OTHERS
+    )
     assert isinstance(verdict, Failure)
     return verdict
 
@@ -65,7 +68,7 @@ def error(code: object, message: str = "No.") -> dict[str, Any]:
 @pytest.mark.parametrize(("provider", "line"), CORPUS)
 def test_a_recorded_answer_gets_its_verdict(provider: str, line: RecordedAnswer) -> None:
     """Every line of tests/corpus/<provider>.jsonl; only the keys that it expects are compared."""
-    verdict = classify(line.answer(), PROVIDERS[provider], now=NOW)
+    verdict = classify(line.answer(), PROVIDERS[provider], now=NOW, others=OTHERS)
     found: dict[str, Any] = {"requestId": verdict.request_id}
     if isinstance(verdict, Success):
         found |= {"refused": []} | json.loads(msgspec.json.encode(result(verdict, "")))
@@ -128,7 +131,7 @@ def test_everything_else_may_be_tried_again_whatever_it_says(status: int, body: 
 
 headers = st.dictionaries(
     st.sampled_from(
-        ["x-request-id", "retry-after", "content-type", "x-amzn-errortype", "finish-reason", "x"]
+        ["x-request-id", "retry-after", "date", "content-type", "x-amzn-errortype", "finish-reason", "x"]
     ),
     st.text(),
 )
@@ -139,7 +142,8 @@ def test_no_bytes_make_it_raise(
     provider: Provider, status: int, body: bytes, headers: dict[str, str]
 ) -> None:
     """And of each failure the details can be stored, its code can follow `DLQ:`, and there is a sentence."""
-    verdict = classify(Answer(status, headers, body), provider, now=NOW, verdicts=("X=retry", "408=retry"))
+    said = ("X=retry", "408=retry")
+    verdict = classify(Answer(status, headers, body), provider, now=NOW, verdicts=said, others=OTHERS)
     if isinstance(verdict, Failure):
         assert re.fullmatch(r"[\w.-]{1,100}", verdict.code, re.ASCII)
         details = build(verdict, attempts=1, max_attempts=3, first_attempt_at=NOW, provider=provider)
@@ -178,6 +182,7 @@ SAYS = {  # what a row that also looks at the text wants to find there
     "billed users|billing account": "It is only accessible to billed users.",
     "has_nsfw_concepts True": "has_nsfw_concepts True",
     "(?i)per day": "Too many tokens per day.",
+    "(?i)safety system|content management policy|content[_ ]policy": "It was rejected by our safety system.",
     "(?i)exhausted balance": "User is locked. Reason: Exhausted balance.",
     "(?i)^input validation": "Input validation error",
     "Responsible AI|sensitive words|usage guidelines": "It violates the usage guidelines.",
@@ -267,6 +272,30 @@ def test_a_gateway_keeps_the_disposition_of_its_status_and_the_category_of_the_i
     assert (found.code, found.category, found.fatal) == ("AccountOverdueError", Category.QUOTA, False)
 
 
+def test_a_refusal_of_the_content_in_a_gateways_500_is_fatal_only_by_advice() -> None:
+    """The status decides by the base rule; who knows the gateway asks for the advice."""
+    body = error("sensitive_words_detected", "sensitive_words_detected (request id: 2024)")
+    for verdicts, fatal in (
+        ((), False),
+        (("advice",), True),
+        (("advice", "sensitive_words_detected=retry"), False),
+    ):
+        found = failure(500, body, verdicts=verdicts)
+        assert (found.category, found.fatal) == (Category.CONTENT_POLICY, fatal)
+        assert found.user_message == SENTENCES[Category.CONTENT_POLICY]
+
+
+def test_a_code_that_only_others_know_gets_their_category_and_keeps_its_status() -> None:
+    for provider, rules in RULES.items():
+        for rule in rules if provider != "ark" else ():
+            if "*" in rule.codes or rule.inside or rule.says:
+                continue
+            code = rule.codes[0].replace("*", "X")
+            found, own = failure(500, error(code)), rule_of(code, "", RULES["ark"])
+            assert not found.fatal
+            assert own or found.category in {one.category for one in OTHERS if rule_of(code, "No.", [one])}
+
+
 @pytest.mark.parametrize("category", [c for c in Category if c not in ("content_policy", "invalid_request")])
 def test_a_sentence_about_our_account_is_never_the_users(category: Category) -> None:
     rule = next((r for r in RULES["ark"] if r.category is category and not r.says), None)
@@ -337,8 +366,22 @@ def test_backoff_is_full_jitter_below_a_doubling_bound(attempt: int, random: flo
 
 
 def test_backoff_obeys_retry_after_up_to_a_cap() -> None:
-    for said, waited in (("42", 42.0), ("9999", MAX_DELAY_S), ("0", 0.0)):
+    for said, waited in (("42", 42.0), ("9999", MAX_DELAY_S), ("1", 1.0)):
         assert backoff_s(failure(500, retry_after=said), 1, random=0.5) == waited
+
+
+@pytest.mark.parametrize("said", ["0", "0.4", "Sun, 02 Nov 2025 09:00:00 GMT"])
+def test_a_retry_after_of_nothing_is_no_wish_to_be_asked_at_once(said: str) -> None:
+    assert backoff_s(failure(429, retry_after=said), 3, random=0.5) == backoff_s(failure(429), 3, random=0.5)
+
+
+@pytest.mark.parametrize("off_s", [-86_400, -40, 0, 40, 86_400])
+def test_a_clock_of_ours_that_is_wrong_does_not_change_the_wait(off_s: int) -> None:
+    """A date is read against the answer's own Date, by the clock that wrote both."""
+    said = {"date": "Sun, 02 Nov 2025 10:11:12 GMT", "retry-after": "Sun, 02 Nov 2025 10:11:42 GMT"}
+    verdict = classify(Answer(503, said, b""), PROVIDERS["ark"], now=NOW + timedelta(seconds=off_s))
+    assert isinstance(verdict, Failure)
+    assert verdict.retry_after_s == 30.0
 
 
 def test_limits_are_per_minute_and_the_waits_of_three_attempts_can_reach_one() -> None:

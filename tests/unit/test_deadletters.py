@@ -102,6 +102,8 @@ def test_a_choice_takes_what_every_field_names() -> None:
     letter = Letter(message_id="m", sent_at=NOW, receive_count=1, code="X", category="server")
     assert Choice().takes(letter)
     assert Choice(code="X", category="server", since=NOW).takes(letter)
+    assert Choice(category="network,server").takes(letter)
+    assert not Choice(category="network,auth").takes(letter)
     for other in (Choice(code="Y"), Choice(user="ann"), Choice(until=NOW), Choice(session=UUID(int=1))):
         assert not other.takes(letter)
 

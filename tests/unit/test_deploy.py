@@ -17,6 +17,7 @@ from genctl.cli.words import usage_mistake
 from genctl.domain.details import build
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
 from genctl.domain.providers import UNKNOWN
+from genctl.domain.rights import OF_KEY
 from genctl.ops.runbook.load import names
 from genctl.services.metrics import PILES, Metrics, WorkerMetrics
 
@@ -132,6 +133,19 @@ def test_an_alert_asks_for_what_there_is_and_names_what_to_run(rule: dict[str, A
     assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
+@pytest.mark.parametrize("metrics", [Metrics(), WorkerMetrics(UNKNOWN, "seedream4")], ids=["api", "worker"])
+def test_a_process_that_is_gone_pages_somebody(metrics: Metrics | WorkerMetrics) -> None:
+    """By the absence of what it tells from its start: a rule that compares is silent when nobody answers."""
+    told = {
+        sample.name
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+    pages = [rule["expr"] for rule in RULES if rule["labels"]["severity"] == "page"]
+    gone = [match[1] for expr in pages if (match := re.fullmatch(r"absent\((\w+)\)", expr))]
+    assert told.intersection(gone)
+
+
 def test_a_probe_does_not_begin_the_wait_of_an_alert_about_the_gate_anew() -> None:
     """A breaker's gate goes from closed to probing and back: a series for each state would never last."""
     (rule,) = [rule for rule in RULES if rule["alert"] == "GenctlGateClosed"]
@@ -245,3 +259,9 @@ def test_the_end_of_a_worker_fits_its_pod() -> None:
         if args[0] == "worker":
             grace_s = parse_duration(args[args.index("--grace") + 1])
             assert spec["terminationGracePeriodSeconds"] >= grace_s + 20
+
+
+def test_the_policy_for_a_key_allows_what_sqs_needs_of_it() -> None:
+    (allowed,) = json.loads((DEPLOY / "iam-key.json").read_text())["Statement"]
+    assert allowed["Action"] == [*OF_KEY]
+    assert allowed["Condition"] == {"StringEquals": {"kms:ViaService": "sqs.REGION.amazonaws.com"}}

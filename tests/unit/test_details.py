@@ -96,6 +96,15 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
          "ValidationException: Bad prompt (Service: BedrockRuntime, Status Code: 400)"),
         (f"请求失败。请求ID：{ARK}", "请求失败。"),
         (f"含有敏感信息。 {ARK}。", "含有敏感信息。"),
+        (f"输入文本可能包含敏感信息（request id：{ARK}）", "输入文本可能包含敏感信息"),
+        (f"输入文本可能包含敏感信息。请求编号：{ARK}", "输入文本可能包含敏感信息。"),
+        (f"图片格式不支持（请求编号：{ARK}），请检查。", "图片格式不支持，请检查。"),
+        ("生成失败，logid：20251102101112ABCDEF。", "生成失败。"),
+        ("图片过大，请求号：abc123456。", "图片过大。"),
+        ("失败，追踪ID：abcd1234efgh。", "失败。"),
+        (f"请稍后重试，请求ID为 {ARK}。", "请稍后重试。"),
+        ("请稍后重试，请求编号是：abc。", "请稍后重试。"),
+        (f"参数错误 （requestId:{ARK}；code:400）", "参数错误 （code:400）"),
         ("Error with req_abcdefgh12] at step 2", "Error with at step 2"),
         ("Error with request id: [abc-1234]] at step 2", "Error with at step 2"),
         (f"Failed: rid={ARK}", "Failed"),
@@ -109,6 +118,8 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
         (f"The prompt was filtered. Please include the request id {UUID} in your support ticket.",
          "The prompt was filtered."),
         ("The image is too large, please contact support.", "The image is too large."),
+        ("图片过大，请联系客服", "图片过大。"),
+        ("内容违规，请修改后重试。如有疑问，请联系客服。", "内容违规，请修改后重试。"),
         ("Please shorten the prompt or contact technical support.", "Please shorten the prompt."),
         ("Contact support.", UNREADABLE),
         ("It was filtered. If you think this was an error, send feedback. Support codes: 58061214, 17301594",
@@ -133,12 +144,23 @@ SENSITIVE = "The request failed because the output image may contain sensitive i
             "Wait... what? No!",
             "The bearer of bad news (see content[0], content[1]) isn't allowed.",
             "An array id is missing; a request id is needed.",
+            "缺少参数：请求ID是必填项。",
+            "参数 size（宽 x 高）不合法，请检查：2048x2048。",
             "The model identifier: seedream-4-0 (E1) of content[0] is wrong, get rid of it.",
         )),
     ],
 )  # fmt: skip
 def test_people_read_the_providers_sentence_and_nothing_else(said: str, read: str) -> None:
     assert for_people(said) == read
+
+
+@pytest.mark.parametrize(
+    "said", ["请稍后重试，请求ID为 {}。", "请稍后重试。（request id：{}）", "请稍后重试。请求编号：{}"]
+)
+def test_an_id_that_is_known_by_its_value_leaves_no_label_behind(said: str) -> None:
+    """Also where its shape is none that we know."""
+    for request_id in (ARK, "weird/id+of=another"):
+        assert for_people(said.format(request_id), "", request_id) == "请稍后重试。"
 
 
 IDS = st.sampled_from([*ID_SHAPES.values()]).flatmap(lambda shape: st.from_regex(rf"\A(?:{shape})\Z"))
@@ -160,7 +182,7 @@ pieces = st.lists(
         "Request id: ", ARK, UUID, NEW_API, "req_abcdefgh1", "request_id", "=", ":", " ", "\n", ".", ",", ";",
         "(", ")", "[", "]", "<", ">", "<b>", "</html", "&lt;", "&amp;", "&#60;", "contact us", "Please ",
         "please ", "If ", ", or ", "nginx", "/1.2", "Server: ", "0217", "abcdef0123456789", "Bearer ", "id",
-        "sk-12345678", "\u200b", "\x00", "\ud800", "\ufffd", "联系", "。", "é", "😀", "api key ", "'", '"',
+        "sk-12345678", "\u200b", "\x00", "\ud800", "\ufffd", "联系", "。", "，", "：", "（", "）", "请求编号", "日志ID", "为", "é", "😀", "api key ", "'", '"',
         "support ticket", "help.x.com", "x" * 700,
     ])
     | st.text(max_size=5),
@@ -294,6 +316,7 @@ def test_a_body_is_cut_at_the_byte_not_before() -> None:
     [("{'", "\\'"), ("{'", "it\\'s "), ('{"', '\\"'), *(("", unit) for unit in (
         "x", " ", "[", "<a", "request id: ", "api key ", "Bearer ", "contact us, ", "((, ", "x-", "if. ",
         "&#60;", "include ", "://a:", "{'", '\\"', "A.", "021762078271000", "é", "(E005) (", '{"a":"', "'", "\\", "\0", "token=", "request-", "<b>",
+        "litellm.XError: ", "（", "请求编号：", "， ", ", ", "（，", "任务ID为", " Received Model Group=", "An error occurred (X) ", "a_b",
     ))],
 )  # fmt: skip
 def test_a_megabyte_costs_less_than_a_tenth_of_a_second(head: str, unit: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genctl.base.printable import is_printable, printable, printable_lines
-from genctl.cli import formats
+from genctl.cli import formats, tables
 from genctl.cli.formats import shorten, width
 
 HOSTILE = "\x1b]0;x\x07 \x9b31m \u202edrawkcab\u2066 \u2028 \ud800 \r\n\t \ufeff \U000e0041 é 漢字 👩‍🚀"
@@ -113,7 +113,7 @@ def test_csv_of_nothing_is_its_header() -> None:
     st.integers(30, 120),
 )
 def test_a_table_fits_the_terminal_and_steers_none(rows: list[dict[str, object]], room: int) -> None:
-    table = formats.table([formats.plain(row) for row in rows], ["id", "text", "n"], room)
+    table = tables.table([formats.plain(row) for row in rows], ["id", "text", "n"], room)
     lines = table.split("\n")
     assert len(lines) == len(rows) + 3
     assert all(width(line) <= room and is_printable(line) for line in lines)
@@ -139,23 +139,52 @@ def test_a_sheet_names_nested_values_by_their_path_and_wraps_long_ones() -> None
 
 
 def test_numbers_stand_to_the_right_and_ids_that_look_like_numbers_stay() -> None:
-    table = formats.table([{"n": 5, "id": "1e5"}, {"n": 1234, "id": "0x1"}], ["n", "id"], None)
+    table = tables.table([{"n": 5, "id": "1e5"}, {"n": 1234, "id": "0x1"}], ["n", "id"], None)
     assert table.splitlines()[2:] == ["   5  1e5", "1234  0x1"]
 
 
 @pytest.mark.parametrize("text", ["漢字", "ｶﾞ", "e\u0301te\u0301", "नमस्ते", "👩‍🚀", "a\u00adb"])
 def test_wide_and_combining_characters_keep_the_columns_aligned(text: str) -> None:
     """tabulate measures by wcwidth, as we do; that it is installed is up to pyproject.toml."""
-    table = formats.table([{"who": text, "n": 7}, {"who": "x" * 9, "n": 1234}], ["who", "n"], None)
+    table = tables.table([{"who": text, "n": 7}, {"who": "x" * 9, "n": 1234}], ["who", "n"], None)
     assert {width(line) for line in table.splitlines()} == {9 + 2 + 4}
     (line, _) = formats.sheet({text: 1, "x" * 9: 2}, None).splitlines()
     assert width(line) == 9 + 2 + 1
 
 
 def test_lines_are_aligned_before_all_rows_are_known() -> None:
-    lines = formats.lines_writer({"at": 6, "who": 8, "text": 0}, 30)
-    assert lines.row({"at": "09:30", "who": "漢字", "text": "x" * 40}, 0) == (
-        "at      who       text\n09:30   漢字      xxxxxxxxxxx…\n"
+    lines = tables.lines_writer({"at": 6, "who": 8, "text": 0}, 50)
+    assert lines.row({"at": "09:30", "who": "漢字", "text": "x" * 20}, 0) == (
+        f"at      who       text\n09:30   漢字      {'x' * 20}\n"
+    )
+
+
+def test_what_does_not_fit_on_a_line_stands_below_it_whole() -> None:
+    lines = tables.lines_writer({"at": 24, "sessionId": 36, "code": 12, "text": 0}, 40)
+    row = {
+        "at": f"{datetime.now(UTC):%Y-%m-%d}T09:30:01.000Z",
+        "sessionId": "3f2a1b4c-0000-4000-8000-000000000000",
+        "code": "AVeryLongCodeThatIsNotCut",
+        "text": "a sentence of " + "many words " * 3,
+    }
+    assert lines.write(row).splitlines() == [
+        "09:30:01Z  3f2a1b4c",
+        "    AVeryLongCodeThatIsNotCut",
+        "    a sentence of many words many words",
+        "    many words",
+    ]
+    assert " 3f2a1b4c-1" in lines.write(row | {"sessionId": "3f2a1b4c-1000-4000-8000-000000000000"})
+
+
+def test_no_line_breaks_inside_a_command_that_people_copy() -> None:
+    text = "trust the ledger: `genctl credits adjust --user ann --to-ledger --reason T`, or ask somebody"
+    assert formats.wrapped(text, 70).splitlines() == [
+        "trust the ledger:",
+        "`genctl credits adjust --user ann --to-ledger --reason T`, or ask",
+        "somebody",
+    ]
+    assert (
+        "`genctl credits adjust --user ann --to-ledger --reason T`" in formats.wrapped(text, 40).splitlines()
     )
 
 

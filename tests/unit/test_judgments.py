@@ -108,4 +108,8 @@ def test_listen_migrations_rights_permissions_and_files() -> None:
     assert right.fix == "psql postgresql://OWNER@db:5433/my%20app -c 'grant update on tool_gates to \"app\"'"
     denied = GenctlError("QueueForbidden", "SQS queue jobs: SendMessage", "allow sqs:SendMessage on it")
     assert levels(findings.of_permissions([denied])) == {"permissions": ERROR}
+    assert ["GENCTL_FAIR is off" in findings.of_groups(on=on)[0].message for on in (True, False)] == [
+        False,
+        True,
+    ]
     assert [findings.of_files(most)[0].level for most in (1024, 4096)] == [WARNING, OK]

@@ -1,5 +1,6 @@
 """From figures to lines: what needs a person, in figures of a healthy and of a sick deployment."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -8,7 +9,7 @@ from msgspec.structs import replace
 from genctl.domain import status
 from genctl.domain.model import Gate, GateState
 from genctl.domain.refusals import Notifying
-from genctl.domain.status import ATTENTION, OK, Depth, Pile, Standing, StatusLine
+from genctl.domain.status import ATTENTION, OK, Depth, FailureCount, Pile, Standing, StatusLine
 
 OPEN = Gate("seedream4")
 CLOSED = replace(OPEN, state=GateState.CLOSED)
@@ -19,10 +20,10 @@ def line(
     part: str,
     piles: dict[str, Pile] | None = None,
     *,
-    failures: dict[str, int] | None = None,
+    failures: Sequence[FailureCount] = (),
     gate: Gate = OPEN,
 ) -> StatusLine:
-    lines = status.of_database(Standing(piles or {}, failures or {}, [gate]))
+    lines = status.of_database(Standing(piles or {}, failures, [gate]))
     return next(line for line in lines if line.part == part)
 
 
@@ -67,6 +68,18 @@ def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> N
     assert found.next.endswith(f"--tool {gate.tool}")  # with several tools, the command is about this one
 
 
+def test_a_code_that_no_table_has_is_a_warning_on_its_first_day() -> None:
+    """The one that is newest stands first; a code that is a day old, or known, is none."""
+    counts = {"Odd": 2, "Odder": 7, "Old": 1, "Timeout": 3}
+    failures = [FailureCount(code, "server", count) for code, count in counts.items()]
+    ages = {"Odd": 600.0, "Odder": 40.0, "Old": status.NEW_S}
+    lines = status.of_database(Standing({}, failures, [OPEN], unknown=ages))
+    (found,) = [line for line in lines if line.part == "codes"]
+    assert found.level == "warning"
+    assert found.message.startswith("no table has Odder (7, first 40 s ago), Odd (2, first 10 min ago): ")
+    assert not [one for one in status.of_database(Standing({}, failures, [OPEN])) if one.part == "codes"]
+
+
 def test_of_what_a_breaker_has_closed_it_is_told_when_a_job_is_tried() -> None:
     closed = replace(CLOSED, who="breaker host:1", reason="a test", until=AT)
     at = "2025-11-02T09:30:00.000Z"
@@ -84,8 +97,36 @@ def test_behind_a_closed_gate_waiting_is_no_alarm() -> None:
 
 
 def test_failures_are_named_by_their_commonest_codes() -> None:
-    found = line("failures", failures={"A": 1, "B": 20, "C": 3, "D": 1, "E": 1})
+    counts = {"A": 1, "B": 20, "C": 3, "D": 1, "E": 1}
+    found = line("failures", failures=[FailureCount(code, "server", count) for code, count in counts.items()])
     assert found.message == "26 in the last hour: 20 B, 3 C, 1 A, 2 others"
+
+
+@pytest.mark.parametrize(
+    ("failures", "message", "next_"),
+    [
+        ([FailureCount("WorkerCrashed", "internal", 2), FailureCount("SweptTimeout", "internal", 1), FailureCount("X", "server", 7)],
+         "3 in the last hour that no user can mend: 2 WorkerCrashed, 1 SweptTimeout",
+         "genctl tail-failures --since 1h --no-follow"),
+        ([FailureCount("HTTP401", "auth", 1), FailureCount("WorkerCrashed", "internal", 1)],
+         "2 in the last hour that no user can mend: 1 HTTP401, 1 WorkerCrashed", "genctl runbook run provider-outage"),
+        ([FailureCount("ConnectionRefused", "network", 1)],
+         "1 in the last hour that no user can mend: 1 ConnectionRefused", "genctl runbook run provider-outage"),
+    ],
+)  # fmt: skip
+def test_a_failure_of_ours_needs_a_person(failures: list[FailureCount], message: str, next_: str) -> None:
+    found = line("ours", failures=failures)
+    assert (found.level, found.message, found.next) == (ATTENTION, message, next_)
+
+
+def test_a_refusal_and_a_bad_day_of_the_provider_need_nobody() -> None:
+    failures = [
+        FailureCount("A", "content_policy", 9),
+        FailureCount("B", "server", 9),
+        FailureCount("C", None, 1),
+    ]
+    lines = status.of_database(Standing({}, failures, [OPEN]))
+    assert [line.part for line in lines if line.level != OK] == []
 
 
 def test_the_dlq_is_counted_hidden_messages_too() -> None:
@@ -118,7 +159,7 @@ def test_a_queue_of_notify_that_somebody_holds_up_needs_a_person(
     notifying: Notifying, level: str, command: str
 ) -> None:
     (found,) = [
-        line for line in status.of_database(Standing({}, {}, [], (), notifying)) if line.part == "notify"
+        line for line in status.of_database(Standing({}, (), [], (), notifying)) if line.part == "notify"
     ]
     assert (found.level, found.next) == (level, command)
     assert ("3 runs ended without NOTIFY" in found.message) == (notifying.unnotified == 3)

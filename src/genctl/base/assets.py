@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parents[1]
 
 
-def folder(name: Literal["migrations", "runbooks"]) -> Path:
+def folder(name: Literal["migrations", "runbooks", "docs"]) -> Path:
     """Find the folder of that name. Raises GenctlError (exit 3) when the installation has lost it."""
     for place in (PACKAGE / "_assets" / name, CHECKOUT / name):
         if place.is_dir():

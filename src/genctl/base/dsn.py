@@ -15,7 +15,15 @@ _URL = re.compile(
     r"(?:/(?P<name>[^@?#]*))?"
     r"(?:\?(?P<query>[^@#]*))?"
 )
+
+
 _UNREADABLE = re.compile(r" |%00|%(?![0-9a-fA-F]{2})")  # libpq repeats these in its error, with the password
+
+
+class TokenUrl(str):
+    """Mark a URL whose user logs in with a token of AWS in place of a password."""
+
+    __slots__ = ()
 
 
 def check(text: str) -> str:

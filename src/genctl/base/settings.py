@@ -7,6 +7,7 @@ files: rows of the same kind, whose values are in `of_tools`.
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ class Settings:
         "models that may be ordered, of those that the tools serve; unset: all of them",
     )
     # __post_init__ fills it in
-    queue: str = setting(values.as_queue, None, "SQS queue of its jobs, name or URL; unset: <tool>-jobs")
+    queue: str = setting(values.as_queue, None, "SQS queue of its jobs: name, URL or ARN; unset: <tool>-jobs")
     dlq: str | None = setting(
         values.as_queue, None, "its DLQ; unset: as its redrive policy says, else <queue>-dlq"
     )
@@ -132,6 +133,11 @@ class Settings:
     )
     max_in_flight: int | None = setting(
         values.as_count(1), None, "calls at once of one worker; unset: no limit"
+    )
+    fair: bool = setting(
+        values.as_switch,
+        "on",
+        "messages have a MessageGroupId, a keyed hash of their user: SQS serves quiet users first",
     )
     breaker: bool = setting(values.as_switch, "on", "close the gate when our account or the provider fails")
     breaker_failures: int = setting(values.as_count(1), "20", "such failures in a row that close it")
@@ -196,18 +202,17 @@ class Settings:
 
     def dsn(self) -> str:
         """Return the database's URL. Raises GenctlError (exit 3) when the embedded stack never ran."""
-        if self.db_iam:
-            told = "GENCTL_DB_IAM is on, and this genctl cannot ask AWS for login tokens yet"
-            fix = "unset it, and put a password into DATABASE_URL"
-            raise GenctlError("BadSetting", told, fix, exit_code=2)
         if self.database_url is None:
             told = f"the embedded stack is not running (nothing in {self.home})"
             raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
-        return self.database_url
+        return self._login(self.database_url)
 
     def direct_dsn(self) -> str:
         """Return the URL that goes through no pooler, as migrate needs it. Raises as dsn() does."""
-        return self.dsn() if self.listen_url in {None, "off"} else str(self.listen_url)
+        return self.dsn() if self.listen_url in {None, "off"} else self._login(str(self.listen_url))
+
+    def _login(self, url: str) -> str:
+        return dsn.TokenUrl(url) if self.db_iam else url
 
     def listen_dsn(self) -> str | None:
         """Return the URL for LISTEN, None where it is off. Raises as dsn() does."""
@@ -311,8 +316,11 @@ def _parsed(entry: Entry, given: settings_sources.Given) -> Any:
 
 def _refuse_real_services(given: Mapping[str, settings_sources.Given]) -> None:
     """Refuse settings that name a real service: without DATABASE_URL everything is embedded."""
-    for key, meant in {"queue": "://", "dlq": "://", "sqs_endpoint": "", "listen_url": "://"}.items():
-        if key in given and meant in given[key].text:
+    is_url = re.compile("://").search
+    is_real: dict[str, Callable[[str], Any]] = dict.fromkeys(("queue", "dlq", "listen_url"), is_url)
+    is_real |= {"sqs_endpoint": bool, "db_iam": values.as_switch}
+    for key, meant in is_real.items():
+        if key in given and meant(given[key].text):
             told = f"{given[key].position} names a real service, but DATABASE_URL is not set"
             fix = "set DATABASE_URL too, or unset this one to use the embedded stack"
             raise GenctlError("BadSetting", told, fix, exit_code=2)

@@ -1,17 +1,18 @@
 """Run the command line. Until we know the command, we import only click and the table of commands."""
 
-import signal
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 import click
 
 from genctl import __version__
-from genctl.cli import streams
+from genctl.cli import signals, streams
 from genctl.cli.command import LazyGroup
+
+ASKED = "_GENCTL_COMPLETE"  # a shell's script sets it to ask for completions
 
 TABLE = {
     "Run the pipeline": {
@@ -40,6 +41,7 @@ TABLE = {
             "Explain a failure code: verdict, what users read, whether a redrive helps.",
         ),
         "classify": ("explain:classify", "Classify a recorded provider answer, as the worker would."),
+        "verdicts": ("verdicts:verdicts", "Try exceptions from the rule on the failures that are stored."),
     },
     "Credits": {
         "credits": ("credits:credits_", "Show a user's credits, grant some, or mend them."),
@@ -54,7 +56,12 @@ TABLE = {
         "migrate": ("setup:migrate", "Apply or undo the migrations, or show their state."),
         "config": ("setup:config", "Show the settings and where they come from, or write a file."),
         "token": ("setup:token", "Issue a user token or a sign-in link, or revoke tokens."),
+        "completion": (
+            "complete:completion",
+            "Write the script that completes genctl's command lines in a shell.",
+        ),
         "version": ("setup:version", "Show the version."),
+        "help": ("manual:help_", "Show a page of the docs, such as exit-codes or dlq; alone it lists them."),
     },
 }
 
@@ -84,13 +91,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None:
             _own_process()
-        code = _invoke(args)
+        asked = os.environ.get(ASKED) if argv is None else None
+        code = _completed(asked) if asked else _invoke(args)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - all commands end here
         from genctl.cli import ending
 
         return ending.of(error, args)
     return code
+
+
+def _completed(asked: str) -> int:
+    from genctl.cli import complete
+
+    return complete.answer(genctl, asked)
 
 
 def _invoke(args: list[str]) -> int:
@@ -105,13 +119,8 @@ def _invoke(args: list[str]) -> int:
 
 
 def _own_process() -> None:
-    def terminate(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
     streams.guard()
-    signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.remember()
     if "--debug" not in sys.argv:  # complaints of destructors, threads and libraries
         sys.unraisablehook = lambda _: None
         threading.excepthook = lambda _: None

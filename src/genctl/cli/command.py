@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 FORMATS = ("table", "json", "jsonl", "yaml", "csv")
 ARGUMENTS = "genctl.arguments"  # of the command, as they were typed, among the context's notes
@@ -77,6 +78,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from genctl.cli.output import Output
 
+        again = typed_again(ctx)
         shared = {name: ctx.params.pop(name, None) for name in ("output", "debug", "setting", "tool")}
         flags = (shared["setting"] or {}) | ({"tool": shared["tool"]} if shared["tool"] else {})
         limit = None
@@ -85,7 +87,7 @@ class Command(click.Command):
             words = (*ctx.command_path.split(), *ctx.meta[ARGUMENTS])
             limit = TimeLimit(chosen_s or duration(self.within), chosen_s, words)
         form = shared["output"] or "table"
-        ctx.params["out"] = Output(form, debug=shared["debug"], flags=flags, limit=limit)
+        ctx.params["out"] = Output(form, debug=shared["debug"], flags=flags, limit=limit, again=again)
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (of click)
@@ -102,9 +104,33 @@ class Group(click.Group):
         self.default = default
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if self.default and (not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)):
+        is_typed = not ctx.resilient_parsing  # a shell that completes it may want another command
+        if self.default and (
+            (not args and is_typed)
+            or (args and args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        ):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as unknown:
+            from genctl.cli import verbs
+
+            if not (lines := verbs.meant(ctx, args[0])):
+                raise
+            told = f"No such command {args[0]!r}. Did you mean `{'` or `'.join(lines)}`?"
+            raise click.exceptions.NoSuchCommand(args[0], told, ctx=ctx) from unknown
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-") and self.default and (command := self.get_command(ctx, self.default)):
+            with command.make_context(self.default, [], ctx, resilient_parsing=True) as inner:
+                found += command.shell_complete(inner, incomplete)
+        return found
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         members = (self.get_command(ctx, name) for name in self.list_commands(ctx))
@@ -144,6 +170,15 @@ class LazyGroup(Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (of click)
         return list(self.commands)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        lines = {name: line for section in self.table.values() for name, (_, line) in section.items()}
+        found = [
+            CompletionItem(name, help=line) for name, line in lines.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         widest = max(map(len, self.list_commands(ctx)))
@@ -187,7 +222,56 @@ def when(text: str) -> datetime:
 
 DURATION = click.types.FuncParamType(duration)
 WHEN = click.types.FuncParamType(when)
+reason_option = click.option("--reason", metavar="T", help="Why; `genctl dlq history` tells it.")
 yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question with yes.")
+
+
+def typed_again(ctx: click.Context) -> Callable[..., str]:
+    """Return what writes the command line once more, for any time: a time is written as the point it was.
+
+    It takes values of options by name: None leaves an option out.
+    """
+    typed = {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+
+    def again(**changed: Any) -> str:
+        import shlex
+
+        values, options, arguments = typed | changed, list[str](), list[str]()
+        for param in ctx.command.params:
+            value = values.get(param.name or "")
+            if value is None or value is False or value == () or param in (OUTPUT, DEBUG):
+                continue
+            many = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+            for one in many if isinstance(many, (list, tuple)) else [many]:
+                if isinstance(param, click.Argument):
+                    arguments.append(str(one))
+                else:
+                    options += _words(param, one)
+        if any(argument.startswith("-") for argument in arguments):
+            options.append("--")
+        return shlex.join([*ctx.command_path.split(), *options, *arguments])
+
+    return again
+
+
+def _words(option: click.Parameter, value: Any) -> list[str]:
+    from genctl.base.durations import format_duration
+
+    name = max(option.opts, key=len)
+    match value:
+        case True:
+            return [name]
+        case str() if name == "--yes":  # its value is never the next word
+            return [f"{name}={value}" if value else name]
+        case datetime():
+            return [name, value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")]
+        case float():
+            return [name, f"{value:g}" if isinstance(option.type, Rate) else format_duration(value)]
+    return [name, str(value)]
 
 
 def again_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -229,10 +313,10 @@ def _timeout(within: str) -> click.Option:
     )
 
 
-def _tools(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    from genctl.tools.found import found
+def _tools(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    from genctl.cli.complete import names
 
-    return [name for name in found().by_name if name.startswith(begun)]
+    return names("tools")(ctx, param, begun)
 
 
 def _settings(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> dict[str, str]:

@@ -37,9 +37,8 @@ def show(out: Output, *, who: str | None, user: str | None, limit: int) -> None:
     if not (whose := user or who) or (user and who and user != who):
         raise click.UsageError("name one user: --user U")
     found = out.ask(lambda db: credits.shown(db, whose, limit))
-    if out.form == "table":
-        terminal.note(f"{whose}: balance {found['balance']}, held {found['held']}")
-    out.emit(found, rows=found["ledger"], columns=COLUMNS, empty="the ledger is empty")
+    answer = f"{found['userId']}: balance {found['balance']}, held {found['held']}"
+    out.emit(found, rows=found["ledger"], columns=COLUMNS, answer=answer)
 
 
 @credits_.command("grant", examples=("genctl credits grant --user ann --amount 100 --reason 'sorry'",))
@@ -155,25 +154,27 @@ def check(
             return out.ask(lambda db: credits.audit(db, user, since=since, advance=advance))
 
     found = look()
+    answer = []
     if fix and dry_run:
-        for violation in found.safe:
-            _note("would mend", violation)
+        answer = [_line("would mend", violation) for violation in found.safe]
     elif fix and found.safe:
         least = "at least " if found.is_cut else ""
         out.confirm(f"Mend {least}{len(found.safe)} of {many(found.total, 'violation')}?", yes)
-        found = _mended(out, found, look)
+        before, found = found.total, _mended(out, found, look)
+        answer.append(f"mended {before - found.total:,} of {many(before, 'violation')}")
     checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
-    terminal.note(f"checked {checked}: {many(found.total, 'violation') if found.total else 'all sound'}")
     if found.is_cut:
-        terminal.note(f"the first {len(found.violations):,} violations are listed")
+        answer.append(f"the first {len(found.violations):,} violations are listed")
     if unsure := found.unknowns + found.late_results:
-        terminal.note(
+        answer.append(
             f"the provider may have billed {many(unsure, 'call')}, worth {many(found.worth, 'credit')},"
             f" though users got refunds: {found.unknowns} of unknown outcome,"
             f" {found.late_results} late results"
         )
     violations = [camel(violation._asdict()) for violation in found.violations]
-    out.emit({"checked": found.checked, "violations": violations}, rows=violations, empty="")
+    verdict = many(found.total, "violation") if found.total else "all sound"
+    answer.append(f"checked {checked}: {verdict}")
+    out.emit({"checked": found.checked, "violations": violations}, rows=violations, answer="\n".join(answer))
     return int(bool(found.total))
 
 
@@ -190,8 +191,8 @@ def _mended(out: Output, found: "credits.Audit", look: "Callable[[], credits.Aud
 
 
 def _show(violation: "credits.Violation", refused: "GenctlError | None") -> None:
-    _note(f"not mended, {refused.message}" if refused else "mended", violation)
+    terminal.note(_line(f"not mended, {refused.message}" if refused else "mended", violation))
 
 
-def _note(what: str, one: "credits.Violation") -> None:
-    terminal.note(f"{what}: {one.kind} of user {one.user_id}, reservation {one.reservation_id}")
+def _line(what: str, one: "credits.Violation") -> str:
+    return f"{what}: {one.kind} of user {one.user_id}, reservation {one.reservation_id}"

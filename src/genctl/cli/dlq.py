@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
-from genctl.cli.command import WHEN, Group, Rate, again_options, yes_option
+from genctl.cli import complete, terminal
+from genctl.cli.command import WHEN, Group, Rate, again_options, reason_option, yes_option
 from genctl.cli.output import Output
 from genctl.domain.model import Category
 
@@ -20,10 +20,16 @@ COLUMNS = (
     "sentAt", "messageId", "code", "category", "userId", "sessionId", "run", "attempts", "expiresAt", "state",
 )  # fmt: skip
 PLAN = ("action", "why", "credits", "messageId", "code", "userId", "sessionId", "run")
-BAR = 40
 SOME = click.IntRange(1)
-CATEGORIES = click.Choice([category.value for category in Category])
 FILE = click.Path(dir_okay=False, path_type=Path)
+all_option = click.option("--all", "every", is_flag=True, help="All messages: without it name a filter.")
+
+
+class Categories(click.Choice[str]):
+    """Take one category, or several with commas between."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return ",".join(super(Categories, self).convert(one, param, ctx) for one in str(value).split(","))
 
 
 @click.group(cls=Group)
@@ -32,12 +38,27 @@ def dlq() -> None:
 
 
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that choose messages; the command gets `choose`, which makes a Choice of them."""
+    """Add the options that choose messages; the command gets `choose`, which makes a Choice of them.
+
+    A command that has `--all` needs it, or one of these options, unless it only shows what it would do.
+    """
     options = (
-        click.option("--code", metavar="CODE", help="Only this failure code."),
-        click.option("--category", type=CATEGORIES, metavar="C", help="Only this category, such as server."),
+        click.option(
+            "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+        ),
+        click.option(
+            "--category",
+            type=Categories([category.value for category in Category]),
+            metavar="C[,C...]",
+            help="Only these categories, such as server.",
+        ),
         click.option("--user", metavar="U", help="Only this user's."),
-        click.option("--session", metavar="ID", help="Only this session's; any of its ids will do."),
+        click.option(
+            "--session",
+            metavar="ID",
+            shell_complete=complete.sessions("failed"),
+            help="Only this session's; any of its ids will do.",
+        ),
         click.option("--since", type=WHEN, metavar="T", help="Failed since then (2h, or RFC 3339)."),
         click.option("--until", type=WHEN, metavar="T", help="Failed before then."),
     )
@@ -46,11 +67,25 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
     def chosen(out: Output, **given: Any) -> None:
         names = ("code", "category", "user", "session", "since", "until")
         wanted = {name: given.pop(name) for name in names}
+        if "every" in given:
+            is_filtered = any(value is not None for value in wanted.values())
+            _check_all(out, is_filtered=is_filtered, every=given.pop("every"), dry_run=given["dry_run"])
         command(out, choose=lambda: _choice(out, **wanted), **given)
 
     for option in reversed(options):
         chosen = option(chosen)
     return chosen
+
+
+def _check_all(out: Output, *, is_filtered: bool, every: bool, dry_run: bool) -> None:
+    """Raise GenctlError (exit 2) where a person names no filter, and has not said that all are meant."""
+    from genctl.domain.model import GenctlError
+
+    if every and is_filtered:
+        raise click.UsageError("--all and a filter exclude each other")
+    if not (every or is_filtered or dry_run):
+        told = "without a filter this means every message of the DLQ; --all says so"
+        raise GenctlError("NoFilter", told, out.again(every=True), exit_code=2)
 
 
 def _choice(out: Output, *, session: str | None, **more: Any) -> "Choice":
@@ -89,18 +124,18 @@ def list_(out: Output, *, group_by: str | None, choose: "Callable[[], Choice]") 
     found = out.run(ops.look_at(out.settings, choose(), terminal.progress))
     if found.warning:
         terminal.note(f"warning: {found.warning}")
-    terminal.note(sampled(found.seen, found.approximate))
+    seen = sampled(found.seen, found.approximate)
     if group_by:
         groups = ops.grouped(found.letters, group_by)
-        out.emit(groups, text=lambda: ops.drawn(groups, BAR) if groups else "", empty="no message")
+        out.emit(groups, text=lambda: ops.drawn(groups, terminal.room()) if groups else "", answer=seen)
         return
     listed = found.listed()
     rows = found.lines() if out.form in {"table", "csv"} else listed["messages"]
-    out.emit(listed, rows=rows, columns=COLUMNS, empty="no message")
+    out.emit(listed, rows=rows, columns=COLUMNS, answer=seen)
 
 
 @dlq.command(tool=True, examples=("genctl dlq show 8bdb86ae", "genctl dlq show 3f2a -o json"))
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions("failed"))
 def show(out: Output, id_: str) -> None:
     """Show one message with its session, reservation and trace.
 
@@ -130,10 +165,18 @@ def show(out: Output, id_: str) -> None:
     "--canary", type=SOME, metavar="N", help="Redrive so many first, the rest only if they complete."
 )
 @again_options
+@all_option
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @yes_option
 def redrive(
-    out: Output, *, choose: "Callable[[], Choice]", dry_run: bool, yes: str | None, **asked: Any
+    out: Output,
+    *,
+    choose: "Callable[[], Choice]",
+    reason: str | None,
+    dry_run: bool,
+    yes: str | None,
+    **asked: Any,
 ) -> None:
     """Give failed jobs another run.
 
@@ -141,24 +184,28 @@ def redrive(
     older run. A job that content policy refused stays, unless --category, --code, --session or --edit-prompt
     selects it. You can interrupt it anywhere and run it again.
     """
+    from genctl.ops.bulk import Purpose
     from genctl.ops.redrive import Plan, RedriveOptions, carry_out
     from genctl.ops.sampling import sampled
 
+    why = Purpose("dlq redrive", out.again, reason)
     if not dry_run:
         out.asks(yes, queue=True)
     options = RedriveOptions(choice=choose(), **asked)
     options.check(out.settings)
     note, progress = terminal.note, terminal.progress
     work = carry_out(
-        out.settings, options, dry_run=dry_run, confirm=out.asking(yes), progress=progress, note=note
+        out.settings, options, why, dry_run=dry_run, confirm=out.asking(yes), progress=progress, note=note
     )
     done = out.run(work)
     stopped = None if isinstance(done, Plan) else done.stopped
+    seen = ""
     if not stopped and (options.most is None or done.tally.redriven < options.most):
-        terminal.note(sampled(done.seen, done.approximate))
+        seen = sampled(done.seen, done.approximate)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN, empty="nothing to redrive")
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=f"{done.answer()}\n{seen}")
         return
+    terminal.note(seen)
     out.emit(done.shown())
     if locked := done.still_locked():
         raise locked
@@ -181,8 +228,8 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
     from genctl.ops import export as ops
     from genctl.ops.sampling import sampled
 
-    choice = choose()
-    done = out.run(ops.export(out.settings, choice, path, resume=resume, progress=terminal.progress))
+    work = ops.export(out.settings, choose(), path, out.again, resume=resume, progress=terminal.progress)
+    done = out.run(work)
     terminal.note(sampled(done["seen"], done["approximate"]))
     out.emit(done)
 
@@ -198,12 +245,15 @@ def export(out: Output, *, path: Path, resume: bool, choose: "Callable[[], Choic
 @click.option("--no-export", is_flag=True, help="Keep no file.")
 @click.option("--dry-run", is_flag=True, help="Say how many and delete none.")
 @choosing
+@all_option
+@reason_option
 @yes_option
 def discard(
     out: Output,
     *,
     path: Path | None,
     no_export: bool,
+    reason: str | None,
     dry_run: bool,
     yes: str | None,
     choose: "Callable[[], Choice]",
@@ -213,18 +263,62 @@ def discard(
     The file is dlq-TIME.jsonl.gz in this folder unless --export names another. The sessions stay as they are.
     """
     from genctl.ops import export as ops
+    from genctl.ops.bulk import Purpose
 
+    why = Purpose("dlq discard", out.again, reason)
     if path and no_export:
         raise click.UsageError("--export and --no-export exclude each other")
     if not dry_run:
         out.asks(yes, queue=True)
     choice = choose()
     kept = None if no_export else path or Path(f"dlq-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl.gz")
-    progress = terminal.progress
-    work = ops.discard(
-        out.settings, choice, kept, dry_run=dry_run, confirm=out.asking(yes), progress=progress
-    )
+    options = ops.DiscardOptions(choice=choice, path=kept, dry_run=dry_run)
+    progress, note = terminal.progress, terminal.note
+    work = ops.discard(out.settings, options, why, confirm=out.asking(yes), progress=progress, note=note)
     done = out.run(work)
     out.emit(done)
     if not dry_run and done["discarded"] < done["meant"]:
         raise SystemExit(1)
+
+
+@dlq.command(
+    "import",
+    tool=True,
+    examples=(
+        "genctl dlq import dlq-20261130T101500.jsonl.gz --dry-run",
+        "genctl dlq import old.jsonl --reason 'discarded the wrong ones'",
+    ),
+)
+@click.argument("path", metavar="FILE", type=FILE)
+@reason_option
+@click.option("--dry-run", is_flag=True, help="Say how many and send none.")
+def import_(out: Output, *, path: Path, reason: str | None, dry_run: bool) -> None:
+    """Send back to the DLQ what `export` or `discard` wrote.
+
+    It sends none that is in the DLQ already, nor one whose session has another run or its image, so that you
+    can interrupt it anywhere and run it again. It names each line that holds no message; the file stays.
+    """
+    from genctl.ops import importing as ops
+    from genctl.ops.bulk import Purpose
+
+    why = Purpose("dlq import", out.again, reason)
+    if not dry_run:
+        out.target(queue=True)
+    progress, note = terminal.progress, terminal.note
+    done = out.run(ops.carry_out(out.settings, path, why, dry_run=dry_run, progress=progress, note=note))
+    out.emit(done)
+    if done.unreadable or done.failed:
+        raise SystemExit(1)
+
+
+@dlq.command("history", examples=("genctl dlq history", "genctl dlq history --limit 5 -o json"))
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, metavar="N", help="At most so many.")
+def history(out: Output, *, limit: int) -> None:
+    """Tell who redrove, discarded, imported, retried or cancelled, when and why, and what came of it.
+
+    Work whose command was killed stands as interrupted 30 s later. Its last line says how to go on.
+    """
+    from genctl.ops import bulk
+
+    past = out.ask(lambda db: bulk.history(db, limit))
+    out.emit(past, text=(lambda: bulk.told(past)) if past else None, empty="nobody has done any")

@@ -12,7 +12,7 @@ import click
 
 from genctl.base.hidden import hide
 from genctl.base.printable import escape_json, printable
-from genctl.cli import streams, terminal
+from genctl.cli import signals, streams, terminal
 
 
 class Exit(NamedTuple):
@@ -34,7 +34,7 @@ def of(error: BaseException, args: Sequence[str]) -> int:
     if isinstance(cause, click.exceptions.NoArgsIsHelpError):
         terminal.note(cause.ctx.get_help())
         return 2
-    end = _exit_of(cause)
+    end = Exit(128 + signals.came[-1]) if signals.came else _exit_of(cause)
     if end.message:
         if "--debug" in args:
             terminal.note("".join(traceback.format_exception(error)))

@@ -44,6 +44,9 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.option("--client-key", metavar="K", help="The client's own key of the job.")
 @click.option("--cost", type=int, metavar="N", help="Credits to reserve instead of the tool's price.")
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=1, metavar="N", help="Jobs in all.")
+@click.option(
+    "--continue", "key", metavar="KEY", help="Go on with the jobs of a command that stopped and printed KEY."
+)
 @click.option("--rate", type=Rate(0, min_open=True), metavar="R", help="Jobs a second at most.")
 @click.option("--wait", is_flag=True, help="Wait until workers have settled them.")
 @click.option("--expect", type=click.Choice(["failed", "completed"]), help="Wait; exit 1 unless all end so.")
@@ -52,7 +55,8 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     """Reserve credits and send jobs.
 
     One transaction stores the session and its reservation, then the command sends the job message. If the
-    queue is away, the sweeper sends it later.
+    queue is away, the sweeper sends it later. Of many jobs it orders none when the credits do not suffice for
+    all; if it stops in the middle, --continue orders the rest.
     """
     from genctl.ops.enqueue import EnqueueOptions, run
 
@@ -64,7 +68,7 @@ def enqueue(out: Output, *, yes: str | None, **wanted: Any) -> int:
     if tool.is_real and (options.sensitive or settings.protected):
         out.confirm(f"Send {many(options.count, 'job')} to {tool.address}, from your account?", yes)
     with terminal.progress(options.count, "enqueue") as advance:
-        result = out.run(run(settings, options, advance))
+        result = out.run(run(settings, options, out.again, advance=advance, note=terminal.note))
     if result.owed:
         terminal.note(f"the sweeper will send what could not be sent yet: {result.owed}")
     out.emit(result.data)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from genctl.cli import complete
 from genctl.cli.command import Command
 from genctl.cli.output import Output
 
@@ -18,8 +19,13 @@ MOST_BYTES = 2**20  # as much as the worker reads of an answer
     within=None,
     examples=("genctl explain OutputImageSensitiveContentDetected", "genctl explain HTTP429 -o json"),
 )
-@click.argument("code")
-@click.option("--provider", metavar="NAME", help="The provider; default: the first that knows the code.")
+@click.argument("code", shell_complete=complete.names("codes"))
+@click.option(
+    "--provider",
+    metavar="NAME",
+    shell_complete=complete.names("providers"),
+    help="The provider; default: the first that knows the code.",
+)
 def explain(out: Output, code: str, provider: str | None) -> None:
     """Explain a failure code: verdict, what users read, whether a redrive helps.
 
@@ -43,7 +49,12 @@ def explain(out: Output, code: str, provider: str | None) -> None:
     ),
 )
 @click.argument("file", type=click.File("rb"))
-@click.option("--provider", metavar="NAME", help="The provider; default: the tool's.")
+@click.option(
+    "--provider",
+    metavar="NAME",
+    shell_complete=complete.names("providers"),
+    help="The provider; default: the tool's.",
+)
 @click.option("--status", type=click.IntRange(100, 599), metavar="N", help="HTTP status of a body alone.")
 def classify(out: Output, file: BinaryIO, *, provider: str | None, status: int | None) -> None:
     """Classify a recorded provider answer, as the worker would.

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
+from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, WHEN, Command
-from genctl.cli.output import Output
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.edges.db import Database
 
-FAILURE = {"at": 24, "sessionId": 36, "userId": 12, "code": 34, "refundedCredits": 15, "userMessage": 0}
+FAILURE = {"at": 24, "sessionId": 36, "userId": 12, "code": 36, "refundedCredits": 15, "userMessage": 0}
 EVENT = {"event": 9, "id": 32, "data": 0}
 EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
 COUNT = click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
@@ -32,7 +32,9 @@ FAIL_AFTER = click.option(
     ),
 )
 @click.option("--user", metavar="U", help="Only this user's.")
-@click.option("--code", metavar="CODE", help="Only this failure code.")
+@click.option(
+    "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+)
 @click.option("--since", type=WHEN, metavar="T", help="Begin with failures since then (15m, or RFC 3339).")
 @COUNT
 @click.option("--no-follow", is_flag=True, help="With --since: show the failures until now, and end.")
@@ -65,7 +67,9 @@ def tail_failures(
         failures = tail(
             db, listen_dsn, since=since, follow=not no_follow, fail_after_s=fail_after, note=terminal.note
         )
-        await _print(out, FAILURE, failures, is_meant, count)
+        shown = await _print(out, FAILURE, failures, is_meant, count)
+        if not shown and no_follow and out.form == "table":
+            write("no failure\n")
 
     out.ask(run, follow=True)
 
@@ -140,13 +144,14 @@ async def _print(
     found: AsyncIterator[Any],
     is_meant: Callable[[Any], bool],
     count: int | None,
-) -> None:
-    """Print the rows that are meant as they come; end after `count` of them."""
-    left = count
+) -> int:
+    """Print the rows that are meant as they come; end after `count` of them, and return how many it were."""
+    shown = 0
     with out.stream(columns) as put:
         async for row in found:
             if is_meant(row):
                 put(row)
-                left = left and left - 1
-                if left == 0:
-                    return
+                shown += 1
+                if shown == count:
+                    break
+    return shown

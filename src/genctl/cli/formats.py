@@ -1,9 +1,10 @@
-"""Turn values into text: JSON, JSON lines, YAML, CSV, and tables for people."""
+"""Turn values into text: JSON, JSON lines, YAML, CSV, and sheets for people."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from math import isfinite
@@ -15,8 +16,11 @@ from genctl.base.printable import escape_json, is_printable, printable
 Row = Mapping[str, Any]
 
 GAP = 2  # blanks between two columns
-LEAST = 8  # columns that a shortened cell keeps
+INDENT = 4  # of what stands below its line
+HELD = "\ue000"  # a blank at which no line may break
+LEAST = 8  # columns; a text that is wrapped to less is hard to read
 TO_THE_DIGIT = 100_000  # floats from here on show all their digits
+_COMMAND = re.compile(r"`genctl [^`]*`")
 FORMULA = tuple("=+-@＝＋－＠")  # a text that begins so is one for a spreadsheet
 
 
@@ -91,30 +95,32 @@ def width(text: str) -> int:
     return len(text) if text.isascii() else wcwidth.wcswidth(text)
 
 
-def shorten(text: str, columns: int) -> str:
-    """Cut printable text to so many columns; `…` stands for what is cut off."""
+def shorten(text: str, columns: int, end: int = 0) -> str:
+    """Cut printable text to so many columns, of which its end keeps `end`; `…` stands for what is cut off."""
     import wcwidth
 
-    return text if width(text) <= columns else wcwidth.clip(text, 0, columns - 1) + "…"
-
-
-def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
-    """Write rows below their column names, in `room` columns at most: the widest cells are shortened."""
-    cells = [[*columns], *([cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(map(width, own)) for own in zip(*cells, strict=True)]
-    while room and sum(widths) + GAP * (len(widths) - 1) > room and max(widths) > LEAST:
-        widths[widths.index(max(widths))] -= 1
-    heads, *lines = [[shorten(text, most) for text, most in zip(row, widths, strict=True)] for row in cells]
-    numbers = [all(_is_number(row.get(column)) for row in rows) for column in columns]
-    rule = ["-" * most for most in widths]  # tabulate would pad heads of its own by two columns
-    return _tabulate([heads, rule, *lines], colalign=["right" if n else "left" for n in numbers])
+    if (most := width(text)) <= columns:
+        return text
+    return (
+        wcwidth.clip(text, 0, columns - 1 - end) + "…" + (wcwidth.clip(text, most - end, most) if end else "")
+    )
 
 
 def sheet(thing: Row, room: int | None) -> str:
-    """Write one thing, a line for each value: what is nested goes by its path, what is long is wrapped."""
+    """Write one thing, a line for each value: what is nested goes by its path, what is long is wrapped.
+
+    A value whose words are too long for the place beside its key stands below it.
+    """
     lines = list(_flat(thing))
-    rest = max(room - max(map(width, dict(lines)), default=0) - GAP, 4 * LEAST) if room else None
-    return _tabulate([[key, _wrapped(text, rest)] for key, text in lines])
+    first = max(map(width, dict(lines)), default=0) + GAP
+    rest = max(room - first, 1) if room else None
+    text = ""
+    for key, value in lines:
+        if rest and (width(value) > rest < 2 * LEAST or max(map(width, value.split()), default=0) > rest):
+            text += f"{key}\n" + below(value, room)
+        else:
+            text += pad(key, first) + wrapped(value, rest).replace("\n", "\n" + " " * first) + "\n"
+    return text
 
 
 def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> str:
@@ -129,12 +135,35 @@ def findings(lines: Iterable[tuple[str, str, str, str]], room: int | None) -> st
     for subject, level, message, go_on in cells:
         used = width(message) + width(go_on)
         gap = " " * (max(rest - used, GAP) if rest else GAP)
-        if go_on and rest and used + GAP > rest:
-            gap = "\n"
-        body = _wrapped(message, rest) + (gap + go_on if go_on else "")
-        head = f"{level if level == 'ok' else level.upper():{first}}{subject:{second}}"
-        text += head + body.replace("\n", "\n" + " " * len(head)) + "\n"
+        if rest and used + GAP > rest:
+            gap = "\n" + " " * (first + second if width(go_on) <= rest else INDENT)
+        head = f"{level if level == 'ok' else level.upper():{first}}{pad(subject, second)}"
+        body = wrapped(message, rest).replace("\n", "\n" + " " * (first + second))
+        text += head + body + (gap + go_on if go_on else "") + "\n"
     return text
+
+
+def below(text: str, room: int | None) -> str:
+    """Write what stands below its line: indented, and wrapped to the room."""
+    lines = wrapped(text, max(room - INDENT, 1) if room else None).splitlines()
+    return "".join(f"{'':{INDENT}}{line}\n" for line in lines)
+
+
+def prose(text: str, room: int | None) -> str:
+    """Write lines for people, wrapped to the room; what is wrapped is indented as its line is."""
+    lines = [printable(line) for line in text.splitlines()]
+    margins = [" " * (len(line) - len(line.lstrip())) for line in lines]
+    return "".join(
+        margin
+        + wrapped(line.lstrip(), room and max(room - len(margin), 1)).replace("\n", f"\n{margin}")
+        + "\n"
+        for margin, line in zip(margins, lines, strict=True)
+    )
+
+
+def pad(text: str, columns: int) -> str:
+    """Fill printable text with blanks up to so many columns."""
+    return text + " " * max(columns - width(text), 0)
 
 
 def _flat(thing: Row, path: str = "") -> Iterator[tuple[str, str]]:
@@ -145,22 +174,24 @@ def _flat(thing: Row, path: str = "") -> Iterator[tuple[str, str]]:
             yield path + printable(key), cell(value)
 
 
-def _wrapped(text: str, columns: int | None) -> str:
+def wrapped(text: str, columns: int | None) -> str:
+    """Break printable text into lines of so many columns, between words where it can.
+
+    It breaks no command in backticks: people copy it. One that is wider has a line of its own.
+    """
     import wcwidth
 
     if columns is None or width(text) <= columns:
         return text
-    return "\n".join(wcwidth.wrap(text, columns, break_on_hyphens=False))
 
+    def whole(match: re.Match[str]) -> str:
+        return match[0].replace(" ", HELD) if width(match[0]) <= columns else f"\n{match[0]}\n"
 
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _tabulate(rows: Sequence[Sequence[str]], **how: Any) -> str:
-    from tabulate import tabulate  # it measures by wcwidth, as we do, where that is installed
-
-    return tabulate(rows, tablefmt="plain", disable_numparse=True, **how) + "\n"
+    lines: list[str] = []
+    for piece in _COMMAND.sub(whole, text).split("\n"):
+        is_too_wide = _COMMAND.fullmatch(piece) is not None
+        lines += [piece] if is_too_wide else wcwidth.wrap(piece.strip(), columns, break_on_hyphens=False)
+    return "\n".join(lines).replace(HELD, " ")
 
 
 class Writer(NamedTuple):
@@ -214,17 +245,3 @@ def _csv_field(value: Any) -> str:
         return to_json(value)
     text = printable(value)
     return f"'{text}" if text.lstrip().startswith(FORMULA) else text
-
-
-def lines_writer(columns: Mapping[str, int], room: int | None) -> Writer:
-    """Align rows before all are known; `columns` have their widths, 0 is the rest of the line."""
-
-    def line(texts: Iterable[str]) -> str:
-        cells = zip(texts, columns.values(), strict=True)
-        text = (" " * GAP).join(text + " " * (most - width(text)) for text, most in cells).rstrip()
-        return (shorten(text, room) if room else text) + "\n"
-
-    return Writer(
-        lambda row: line(cell(row.get(column)) for column in columns),
-        lambda row: "" if row is None else line(columns),
-    )

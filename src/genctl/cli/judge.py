@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,13 +58,14 @@ async def _watch(out: Output) -> None:
     lines = await look(out.settings, _within_s(out))
     with out.stream({}) as put:
         while True:
+            now = datetime.now(UTC)
             if out.form != "table":
-                put(_standing(lines))
+                put({"at": now, **_standing(lines)})
             elif terminal.room():
-                drawn = printable_lines(hide(_text(lines))).replace("\n", f"{CLEAR_LINE}\n")
+                drawn = printable_lines(hide(_dated(now, lines))).replace("\n", f"{CLEAR_LINE}\n")
                 sys.stdout.write(HOME + drawn + CLEAR_REST)
             else:
-                write(f"{_text(lines)}\n")
+                write(f"{_dated(now, lines)}\n")
             sys.stdout.flush()
             await asyncio.sleep(EVERY_S)
             try:
@@ -78,7 +80,11 @@ def _within_s(out: Output) -> float:
 
 
 def _standing(lines: Sequence["StatusLine"]) -> dict[str, Any]:
-    return {"ok": all(line.level == "ok" for line in lines), "lines": list(lines)}
+    return {"ok": all(line.level != "attention" for line in lines), "lines": list(lines)}
+
+
+def _dated(at: datetime, lines: "Sequence[StatusLine]") -> str:
+    return f"{at.astimezone():%H:%M:%S}, every {EVERY_S:g} s\n{_text(lines)}"
 
 
 def _text(lines: "Iterable[StatusLine | Finding]") -> str:
@@ -93,18 +99,28 @@ def _text(lines: "Iterable[StatusLine | Finding]") -> str:
     cls=Command,
     tool=True,
     within="7s",
-    examples=("genctl doctor", "genctl doctor -o json | jq '.findings[] | select(.level != \"ok\")'"),
+    examples=(
+        "genctl doctor",
+        "genctl doctor --send",
+        "genctl doctor -o json | jq '.findings[] | select(.level != \"ok\")'",
+    ),
 )
-def doctor(out: Output) -> int:
+@click.option("--send", is_flag=True, help="Send a message through queue and DLQ, and take it back.")
+def doctor(out: Output, *, send: bool) -> int:
     """Check every dependency, and say how to mend what is wrong.
 
     It checks settings, PostgreSQL and its migrations, LISTEN, SQS, the provider (by a request that it cannot
     bill), the API and its stream through the public URL. It changes nothing. Only errors give exit code 1.
+
+    With --send it sends a message for no session to the job queue and to the DLQ, and takes it back: only
+    that shows whether we may use the keys that encrypt them. A worker that is faster drops the message.
     """
     from genctl.ops.doctor import CHECKS, examine
 
-    with terminal.progress(len(CHECKS), "doctor") as advance:
-        found = out.run(examine(out.settings, advance, _within_s(out)))
+    if send:
+        out.target(queue=True)
+    with terminal.progress(len(CHECKS) + send, "doctor") as advance:
+        found = out.run(examine(out.settings, advance, _within_s(out), send=send))
     ok = not any(finding.level == "error" for finding in found)
     out.emit({"ok": ok, "findings": found}, columns=FINDINGS, rows=found, text=lambda: _text(found))
     return int(not ok)

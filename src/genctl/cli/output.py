@@ -32,11 +32,14 @@ class Output:
         debug: bool = False,
         flags: Mapping[str, str] | None = None,
         limit: "TimeLimit | None" = None,
+        again: Callable[..., str] = lambda **_: "genctl",
     ) -> None:
+        """Take what the command line says; `again` writes it once more, with changed options."""
         self.form = form
         self.debug = debug
         self.flags = dict(flags or {})
         self.limit = limit
+        self.again = again
 
     @cached_property
     def settings(self) -> "Settings":
@@ -52,28 +55,34 @@ class Output:
         columns: Sequence[str] = (),
         rows: Iterable[Any] | None = None,
         text: Callable[[], str] | None = None,
+        answer: str = "",
         empty: str = "nothing found",
     ) -> None:
         """Print one thing (a mapping or struct) or many (any other iterable), once in a command's life.
 
         Table and CSV have these `columns`, else all keys (CSV: of the first row). `rows` are the many
         that matter inside one thing: table, CSV and JSON lines show them instead. `text` replaces the
-        table. `empty` goes to stderr where a table would have no row.
+        table. `answer` are lines below both: what the command found out, in words. Where a table would have
+        no row, it says only `answer`, or else `empty`. Beside data in other forms `answer` goes to stderr.
         """
-        from genctl.cli import formats
+        from genctl.cli import formats, tables
 
         one = isinstance(data, Mapping) or hasattr(data, "__struct_fields__")
         many = rows if rows is not None else [data] if one else data
+        said = formats.prose(answer, terminal.room())
+        if self.form != "table":
+            terminal.note(answer)
         match self.form:
             case "table" if text is not None:
-                write(text())
+                write(text() + said)
             case "table" if one and rows is None:
                 write(formats.sheet(formats.plain(data), terminal.room()))
-            case "table" if found := [formats.plain(row) for row in many]:
-                every = dict.fromkeys(key for row in found for key in row)
-                write(formats.table(found, columns or list(every), terminal.room()))
             case "table":
-                terminal.note(empty)
+                found = [formats.plain(row) for row in many]
+                every = dict.fromkeys(key for row in found for key in row)
+                if found:
+                    write(tables.table(found, columns or list(every), terminal.room()))
+                write(said if said or found else f"{empty}\n")
             case "json" if one:
                 _put(formats.to_json(formats.plain(data), indent=2) + "\n")
             case "yaml" if one:
@@ -90,10 +99,10 @@ class Output:
 
         The document is complete when the block ends, even by a signal.
         """
-        from genctl.cli import formats
+        from genctl.cli import formats, tables
 
         writers: dict[str, Callable[[], Writer]] = {
-            "table": lambda: formats.lines_writer(columns, terminal.room()),
+            "table": lambda: tables.lines_writer(columns, terminal.room()),
             "json": lambda: formats.JSON,
             "jsonl": lambda: formats.JSON_LINES,
             "yaml": lambda: formats.YAML,

@@ -32,4 +32,11 @@ def report(out: Output, *, since: datetime, until: datetime | None) -> None:
 
     with terminal.progress(len(ops.PARTS), "report") as advance:
         found = out.ask(lambda db: ops.report(db, since, until or datetime.now(UTC), advance))
-    out.emit(found.shown(), rows=found.failures, text=found.markdown)
+    out.emit(found.shown(), rows=found.failures, text=lambda: _text(found.markdown()))
+
+
+def _text(markdown: str) -> str:
+    """Leave the Markdown as it is, unless it is a terminal that shows it."""
+    from genctl.cli.markdown import text_of
+
+    return markdown if (room := terminal.room()) is None else text_of(markdown, room)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl.base.printable import many, printable
-from genctl.cli import streams, terminal
+from genctl.cli import complete, streams, terminal
 from genctl.cli.command import Group, yes_option
-from genctl.cli.formats import shorten
+from genctl.cli.formats import prose, shorten
 from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ RUNS = ("run", "runbook", "at", "who", "state", "failed")
 LINES = ("state", "step", "ms", "tries", "why")
 INDENT = " " * 4
 MOST_SHOWN = 25  # lines of what a step shows
+MOST_REPORTED = 100  # the same in a report
 WIDEST_SHOWN = 400  # columns of one line
 PLAN = ("step", "asks", "does", "action")
 
@@ -64,22 +65,24 @@ def list_(out: Output) -> None:
     within=None,
     examples=("genctl runbook show provider-outage", "genctl runbook show ./mine.yaml -o json"),
 )
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE", shell_complete=complete.runbooks)
 def show(out: Output, name: str) -> None:
     """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
 
+    from genctl.cli.markdown import text_of
     from genctl.ops.runbook.page import page
 
     found = _load(name).runbook
-    text = "\n".join(printable(line) for line in page(found).splitlines()) + "\n"
+    room = terminal.room()
+    text = page(found) if room is None else text_of(page(found), room)
     out.emit(msgspec.to_builtins(found), text=lambda: text)
 
 
 @runbook.command(
     "lint", within=None, examples=("genctl runbook lint", "genctl runbook lint mine.yaml -o json")
 )
-@click.argument("names", metavar="[NAME|FILE]...", nargs=-1)
+@click.argument("names", metavar="[NAME|FILE]...", nargs=-1, shell_complete=complete.runbooks)
 def lint(out: Output, names: tuple[str, ...]) -> int:
     """Find the faults of runbooks, with file, line and column.
 
@@ -115,7 +118,7 @@ def _markdown(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
         "genctl runbook run --resume 20261124T0912",
     ),
 )
-@click.argument("name", metavar="[NAME|FILE]", required=False)
+@click.argument("name", metavar="[NAME|FILE]", required=False, shell_complete=complete.runbooks)
 @click.option("--var", "given", multiple=True, metavar="NAME=VALUE", help="The value of a variable.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("--resume", metavar="RUN", help="Go on where this run has ended.")
@@ -160,7 +163,6 @@ def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any])
     secret = loaded.runbook.secrets() & values.keys()
     mask = Masker([*secrets_of(out.settings), *(values[name] for name in secret)])
     shown = {name: MASK if name in secret else mask(value) for name, value in values.items()}
-    terminal.note("\n".join(f"{name} = {value}" for name, value in shown.items()))
     rows = [
         {
             "step": step.step,
@@ -172,7 +174,9 @@ def _plan(out: Output, loaded: "Loaded", start: "Start", values: dict[str, Any])
         }
         for step in loaded.runbook.left(start.done)
     ]
-    out.emit({"runbook": loaded.runbook.name, "values": shown, "plan": rows}, rows=rows, columns=PLAN)
+    answer = "\n".join(f"{name} = {value}" for name, value in shown.items())
+    told = {"runbook": loaded.runbook.name, "values": shown, "plan": rows}
+    out.emit(told, rows=rows, columns=PLAN, answer=answer)
 
 
 def _carry_out(
@@ -212,7 +216,7 @@ def _carry_out(
     done = out.run(work, heed=this.interrupt)
     out.emit(done, rows=done.steps, columns=LINES, text=lambda: printable(done.line()) + "\n")
     if path:
-        _write(path, report(done, lambda one: _indented(one.shown, one.more, None)))
+        _write(path, report(done, lambda part, more: _indented(part, more, None, MOST_REPORTED)))
     if journal.file is None:
         terminal.note("this run has no journal: genctl cannot write to the state folder")
     elif done.exit_code:
@@ -234,26 +238,29 @@ def _show(out: Output, line: str, shown: Any = None, more: int = 0) -> None:
     Questions go to stderr. When stdout goes elsewhere, what a question is about goes to stderr too.
     """
     if out.form == "table":
-        write(printable(line) + "\n" + _indented(shown, more, terminal.room()))
+        write(prose(line, terminal.room()) + _indented(shown, more, terminal.room()))
         sys.stdout.flush()
     if shown is not None and terminal.can_ask() and (out.form != "table" or not sys.stdout.isatty()):
         terminal.note(line + "\n" + _indented(shown, more, streams.columns()))
 
 
-def _indented(shown: Any, more: int, room: int | None) -> str:
-    """Lay out what a step shows: rows as a table, the rest as YAML; `more` lines or items are left out."""
-    from genctl.cli import formats
+def _indented(shown: Any, more: int, room: int | None, most: int = MOST_SHOWN) -> str:
+    """Lay out what a step shows in at most so many lines: rows as a table, the rest as YAML.
+
+    `more` lines or items are left out already.
+    """
+    from genctl.cli import formats, tables
 
     if shown is None:
         return ""
     if isinstance(shown, list) and shown and all(isinstance(row, dict) for row in shown):
         columns = dict.fromkeys(name for row in shown for name in row)
-        text = formats.table(shown, list(columns), room - len(INDENT) if room else None)
+        text = tables.table(shown, list(columns), room - len(INDENT) if room else None)
     else:
         text = shown.expandtabs() if isinstance(shown, str) else formats.to_yaml(shown)
     lines = text.splitlines() if shown not in ([], {}, "") else []
-    left = more + max(len(lines) - MOST_SHOWN, 0)
-    lines = [shorten(printable(line), WIDEST_SHOWN) for line in lines[:MOST_SHOWN]] or ["nothing"]
+    left = more + max(len(lines) - most, 0)
+    lines = [shorten(printable(line), WIDEST_SHOWN) for line in lines[:most]] or ["nothing"]
     lines += [f"… and {many(left, 'more line')}"] if left else []
     return "".join(f"{INDENT}{line}\n" for line in lines)
 

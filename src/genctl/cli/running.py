@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from genctl.cli import signals
 from genctl.cli.streams import OutputLost
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ def run(
     """
     ends: list[Stopped | OutputLost] = []
     try:
+        signals.check()
         with asyncio.Runner(loop_factory=loop) as runner:
             return runner.run(
                 _watched(work, ends, follow=follow, limit_s=limit_s, gone_after_s=gone_after_s, heed=heed)

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from genctl.cli import terminal
-from genctl.cli.command import DURATION, WHEN, Group, again_options, yes_option
-from genctl.cli.output import Output
+from genctl.cli import complete, terminal
+from genctl.cli.command import DURATION, WHEN, Group, again_options, reason_option, yes_option
+from genctl.cli.formats import prose
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.timeline import TraceHop
@@ -35,7 +36,9 @@ def sessions() -> None:
 @click.option(
     "--status", type=click.Choice(["queued", "processing", "completed", "failed"]), help="Only these."
 )
-@click.option("--code", metavar="CODE", help="Only this failure code.")
+@click.option(
+    "--code", metavar="CODE", shell_complete=complete.names("codes"), help="Only this failure code."
+)
 @click.option("--since", type=WHEN, metavar="T", help="Made since then (15m, or RFC 3339).")
 @click.option("--until", type=WHEN, metavar="T", help="Made before then.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, metavar="N", help="At most so many.")
@@ -52,7 +55,7 @@ def list_(out: Output, **filters: Any) -> None:
 @sessions.command(
     "show", examples=("genctl sessions show 3f2a", "genctl sessions show 021762091234567 -o json")
 )
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions())
 def show(out: Output, id_: str) -> None:
     """Show one session with its error.
 
@@ -72,7 +75,7 @@ def show(out: Output, id_: str) -> None:
         "genctl sessions trace 3f2a -o json",
     ),
 )
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.sessions())
 @click.option("--follow", is_flag=True, help="Show each hop as it comes, until the session ends.")
 @click.option("--fail-after", type=DURATION, metavar="D", help="Give up a lost connection after so long.")
 def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> None:
@@ -91,10 +94,18 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         streams = follow and out.form not in {"json", "yaml"}
         show = _line if out.form == "table" else lambda hop: hop
         if follow:
-            with out.stream(TIMELINE) if streams else nullcontext() as put:
-                async for hop in tracing.follow(db, session.id, fail_after_s=fail_after, note=terminal.note):
-                    if put:
-                        put(show(hop))
+            look = tracing.TraceLook(session, ())
+            try:
+                with out.stream(TIMELINE) if streams else nullcontext(lambda _: None) as put:
+                    async for look in tracing.follow(
+                        db, session.id, fail_after_s=fail_after, note=terminal.note
+                    ):
+                        for hop in look.new:
+                            put(show(hop))
+            except BaseException:  # a signal, or a database that stays away: we print what came until then
+                if look.hops and not streams:
+                    out.emit(tracing.traced(look.session, look.hops) | {"dlq": None})
+                raise
         events, copy = await tracing.events_of(db, session.id), None
         try:
             copy = await tracing.copy_of(out.settings, events)
@@ -107,10 +118,10 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
                 told,
                 rows=map(show, timeline),
                 columns=tuple(TIMELINE) if out.form == "table" else (),
-                empty="its trace is empty or pruned",
+                answer=tracing.summary(told),
             )
-        if out.form == "table":
-            terminal.note(tracing.summary(told))
+        elif out.form == "table":
+            write(prose(tracing.summary(told), terminal.room()))
 
     out.ask(run, follow=follow)
 
@@ -124,29 +135,34 @@ def trace(out: Output, id_: str, *, follow: bool, fail_after: float | None) -> N
         "genctl sessions retry 3f2a --edit-prompt 'a lighthouse, no people' --yes",
     ),
 )
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("failed"))
 @again_options
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @yes_option
-def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, **asked: Any) -> None:
+def retry(
+    out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None, **asked: Any
+) -> None:
     """Give failed sessions another run, whether their copies are in the DLQ or not.
 
     The rules, credits and limits are those of `genctl dlq redrive`; a copy that is still in the DLQ is stale
     afterwards. ID is any of a session's ids, as for `show`.
     """
+    from genctl.ops.bulk import Purpose
     from genctl.ops.named import retry_named
     from genctl.ops.redrive import Plan, RedriveOptions
 
+    why = Purpose("sessions retry", out.again, reason)
     if not dry_run:
         out.asks(yes, queue=True)
     options = RedriveOptions(named=True, **asked)
     options.check(out.settings)
     work = retry_named(
-        out.settings, ids, options, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
+        out.settings, ids, options, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note
     )
     done = out.run(work)
     if isinstance(done, Plan):
-        out.emit(done.shown(), rows=done.rows, columns=PLAN)
+        out.emit(done.shown(), rows=done.rows, columns=PLAN, answer=done.answer())
         return
     out.emit(done.shown())
     if done.stopped or done.tally.redriven < done.seen:
@@ -157,19 +173,22 @@ def retry(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None, 
     "cancel",
     examples=("genctl sessions cancel 3f2a --dry-run", "genctl sessions cancel 3f2a 91bc --yes"),
 )
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=complete.sessions("queued"))
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Say how many and change nothing.")
 @yes_option
-def cancel(out: Output, *, ids: tuple[str, ...], dry_run: bool, yes: str | None) -> None:
+def cancel(out: Output, *, ids: tuple[str, ...], reason: str | None, dry_run: bool, yes: str | None) -> None:
     """End sessions that wait: failed as `Cancelled`, their credits given back.
 
     A call under way is not cut: its answer counts. ID is any of a session's ids, as for `show`.
     """
+    from genctl.ops.bulk import Purpose
     from genctl.ops.named import cancel_named
 
+    why = Purpose("sessions cancel", out.again, reason)
     if not dry_run:
         out.asks(yes)
-    work = cancel_named(out.settings, ids, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
+    work = cancel_named(out.settings, ids, why, dry_run=dry_run, confirm=out.asking(yes), note=terminal.note)
     done = out.run(work)
     out.emit(done)
     if done.skipped:

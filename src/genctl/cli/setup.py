@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from genctl import __version__
-from genctl.cli import terminal
+from genctl.cli import complete, terminal
 from genctl.cli.command import DURATION, Command, Group, yes_option
 from genctl.cli.output import Output
 
@@ -236,7 +236,7 @@ TOOLS = ("tool", "provider", "models", "price", "queue", "gate", "trouble")
 @click.command(
     cls=Command, examples=("genctl tools", "genctl tools fal -o json | jq .parameters   # a JSON Schema")
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.names("tools"))
 def tools(out: Output, *, name: str | None) -> None:
     """List the installed tools: provider, models, price, queue and gate.
 

@@ -13,6 +13,8 @@ from genctl.cli.output import Output, write
 COLUMNS = ("hop", "ok", "ms", "evidence", "why")
 FILE = click.Path(dir_okay=False, path_type=Path)
 
+PUT_AWAY_S = 15.0  # what it has lent to its user goes back, also after a signal
+
 
 @click.command(
     cls=Command,
@@ -54,7 +56,8 @@ def smoke(out: Output, *, user: str | None, timeout: float, junit: Path | None, 
             sys.stdout.flush()
 
     with reported(junit, hops):
-        out.run(run(out.settings, user=user, timeout_s=timeout, show=show, note=terminal.note))
+        work = run(out.settings, user=user, timeout_s=timeout, show=show, note=terminal.note)
+        out.run(work, limit_s=PUT_AWAY_S)
     found = [{name: getattr(hop, name) for name in COLUMNS} for hop in verdict(hops)]
     broken = next((hop["hop"] for hop in found if not hop["ok"]), None)
     told = f"smoke: broken at {broken}\n" if broken else "smoke: every hop holds\n"

@@ -40,6 +40,7 @@ from genctl.domain.rules import (
 FIRST_DELAY_S = 2.0
 FIRST_DELAY_OF_429_S = 20.0  # limits are per minute, and the waits of three attempts shall reach one
 MAX_DELAY_S = 300.0
+LEAST_RETRY_AFTER_S = 1.0
 ADVICE = "advice"
 
 
@@ -77,23 +78,30 @@ def ours(code: str, outcome: Outcome | None = None) -> Failure:
 
 
 def classify(
-    answer: Answer | NoAnswer, provider: Provider, *, now: datetime, verdicts: Sequence[str] = ()
+    answer: Answer | NoAnswer,
+    provider: Provider,
+    *,
+    now: datetime,
+    verdicts: Sequence[str] = (),
+    others: Sequence[Rule] = (),
 ) -> Success | Failure:
     """Say what an answer of `provider` means. Never raises, whatever bytes it holds; `now` is aware.
 
     `verdicts` are an operator's exceptions from the base rule, as the setting of that name has them:
-    `<code>=retry`, `<status>=fatal`, `advice`.
+    `<code>=retry`, `<status>=fatal`, `advice`. `others` are the rules of other providers and of gateways, for
+    the codes that they pass on.
     """
     if isinstance(answer, NoAnswer):
         failure, rule, status = _unanswered(answer), None, None
     else:
         row = provider.envelope
         reading = read(answer, row)
+        now = _date(answer.headers.get("date")) or now  # so that a wrong clock of ours does not matter
         good = 200 <= answer.status < 300
         if good and (images := tuple(islice(_images(reading.document, row, now), row.most_images))):
-            refused = tuple(islice(_refused(reading.document, provider), row.most_images))
+            refused = tuple(islice(_refused(reading.document, provider, others), row.most_images))
             return Success(images, reading.request_id, refused)
-        rule = rule_of(reading.code, reading.text, provider.rules)
+        rule = _rule(reading.code, reading.text, provider, others, good=good)
         # an error inside a 200 has no status of its own: the one that its code comes with counts
         status = rule.status if rule and good else answer.status
         failure = _failure(answer, reading, rule, status, now)
@@ -102,8 +110,11 @@ def classify(
 
 
 def names_of(code: str | None) -> Iterator[str]:
-    """Yield a code without blanks, then without its last dotted part, and so on; at last the empty name."""
-    name = "".join((code or "")[:200].split())
+    """Yield a code without blanks, then without its last dotted part, and so on; at last the empty name.
+
+    A colon counts as a dot: `channel:no_available_key` is of the family `channel`.
+    """
+    name = "".join((code or "")[:200].split()).replace(":", ".")
     while name:
         yield name
         name = name.rpartition(".")[0]
@@ -119,6 +130,25 @@ def rule_of(code: str | None, message: str | None, rules: Sequence[Rule]) -> Rul
             ):
                 return rule
     return None
+
+
+def _rule(
+    code: str | None, text: str, provider: Provider, others: Sequence[Rule], *, good: bool
+) -> Rule | None:
+    """Find the provider's own rule, else another's that names the code or its family.
+
+    Another's rule for what comes `inside` a 200 counts there only, as its code may be a plain word; a refusal
+    of the content counts everywhere.
+    """
+    return rule_of(code, text, provider.rules) or rule_of(
+        code,
+        text,
+        [
+            rule
+            for rule in others
+            if "*" not in rule.codes and (good or not rule.inside or rule.category is Category.CONTENT_POLICY)
+        ],
+    )
 
 
 def _unanswered(answer: NoAnswer) -> Failure:
@@ -179,36 +209,53 @@ def is_fatal(status: int) -> bool:
 
 
 def chosen(code: str, rule: Rule | None, status: int | None, verdicts: Sequence[str]) -> str | None:
-    """Find the verdict of explicit settings on the code, its family, the table's advice, or the status."""
+    """Find the verdict of explicit settings on the code, its family, the table's advice, or the status.
+
+    A refusal of the content is always advised to be fatal: a gateway may have put it into a 500.
+    """
     chosen = dict(verdict.split("=") for verdict in verdicts if verdict != ADVICE)
     for name in names_of(code):
         for pattern, verdict in chosen.items():
             if name and fnmatchcase(name, pattern):
                 return verdict
-    advice = rule.advice if rule and ADVICE in verdicts else ""
+    if rule and ADVICE in verdicts:
+        advice = rule.advice or ("fatal" if rule.category is Category.CONTENT_POLICY else "")
+    else:
+        advice = ""
     return advice or chosen.get(str(status))
 
 
 def retry_after_s(text: str | None, now: datetime) -> float | None:
-    """Read Retry-After, seconds or HTTP date, as seconds from `now` in [0, 300]; None without a sound one."""
+    """Read Retry-After, seconds or HTTP date, as seconds from `now` in [0, 300]; None without a sound one.
+
+    `now` is the time of the answer, by the clock that wrote the date.
+    """
     text = (text or "").strip()
     if match := re.fullmatch(r"(\d{1,300}(?:\.\d{1,20})?)s?", text, re.ASCII):
         seconds = float(match[1])
+    elif date := _date(text):
+        seconds = (date - now).total_seconds()
     else:
-        try:
-            date = parsedate_to_datetime(text[:64])
-            seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-        except (ValueError, TypeError, OverflowError, IndexError):  # the parser raises each of these
-            return None
+        return None
     return min(max(seconds, 0.0), MAX_DELAY_S)
+
+
+def _date(text: str | None) -> datetime | None:
+    """Read an HTTP date; None without a sound one."""
+    try:
+        date = parsedate_to_datetime((text or "")[:64])
+        return date.replace(tzinfo=date.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError, IndexError):  # the parser raises each of these
+        return None
 
 
 def backoff_s(failure: Failure, attempt: int, *, random: float) -> float:
     """Return the seconds until the attempt after `attempt`: full jitter, doubling from 2 s (after a 429 from
-    20 s), at most 300 s. `random` is in [0, 1). Retry-After (RFC 9110, 10.2.3) wins, under the same cap.
+    20 s), at most 300 s. `random` is in [0, 1). Retry-After (RFC 9110, 10.2.3) wins, under the same cap; one
+    below a second, or a date that is over, says nothing, as many servers write 0 into every answer.
     """
-    if failure.retry_after_s is not None:
-        return min(max(failure.retry_after_s, 0.0), MAX_DELAY_S)
+    if failure.retry_after_s is not None and failure.retry_after_s >= LEAST_RETRY_AFTER_S:
+        return min(failure.retry_after_s, MAX_DELAY_S)
     first_s = FIRST_DELAY_OF_429_S if failure.provider_status == 429 else FIRST_DELAY_S
     return random * min(first_s * 2.0 ** min(attempt - 1, 10), MAX_DELAY_S)
 
@@ -239,7 +286,7 @@ def _images(document: object, row: Envelope, now: datetime) -> Iterator[Image]:
             yield Image(url, size, rfc3339(expires_at))
 
 
-def _refused(document: object, provider: Provider) -> Iterator[RefusedImage]:
+def _refused(document: object, provider: Provider, others: Sequence[Rule]) -> Iterator[RefusedImage]:
     """Yield the images of a set that it lacks: those that are flagged, or have an error in their place."""
     row = provider.envelope
     flags = [flag for path in row.flags for flag in find(document, path)]
@@ -249,7 +296,7 @@ def _refused(document: object, provider: Provider) -> Iterator[RefusedImage]:
         if nth < len(flags) and flags[nth] is True:
             rule, category = None, Category.CONTENT_POLICY
         elif (code or message) and not _url(item):
-            rule = rule_of(code, message, provider.rules)
+            rule = _rule(code, message or "", provider, others, good=True)
             category = rule.category if rule else BY_HUNDREDS[2]
         else:
             continue

@@ -107,7 +107,8 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """Which letters are meant: those that match every given field. `since` <= failed < `until`.
 
-    The rows decide, so that a forged attribute selects no session.
+    `category` may be several with commas between. The rows decide, so that a forged attribute selects no
+    session.
     """
 
     code: str | None = None
@@ -121,12 +122,12 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         """Tell whether the choice takes this letter."""
         wanted = (
             (self.code, letter.failed_as),
-            (self.category, letter.failure.get("category")),
             (self.user, letter.user),
             (self.session, letter.session_id),
         )
         return (
             all(wish is None or wish == found for wish, found in wanted)
+            and (self.category is None or letter.failure.get("category") in self.category.split(","))
             and (self.since is None or self.since <= letter.at)
             and (self.until is None or letter.at < self.until)
         )

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from genctl.domain.model import Failure, Job, MalformedMessageError, Outcome, Session, Status, rfc3339
+from genctl.domain.model import PROBE, Failure, Job, MalformedMessageError, Outcome, Session, Status, rfc3339
 
 PATIENT_RECEIVES = 3  # receives of a message before a missing row counts as lost
 LONGEST_HIDE_S = 12 * 60 * 60  # SQS's limit of a visibility time-out
@@ -51,6 +51,11 @@ def job_body(session: Session, tool: str) -> str:
     return msgspec.json.encode(job).decode()
 
 
+def probe_body(tool: str) -> str:
+    """Write a message for a session that cannot be: who receives it deletes it."""
+    return msgspec.json.encode(Job(1, tool, PROBE, 1)).decode()
+
+
 def is_free(row: Session | None, run: int | None) -> bool:
     """Tell whether a claim should have got this row, so that a lock must have kept it away."""
     if row is None or row.read_at is None or (run is not None and row.run != run):
@@ -90,12 +95,13 @@ def dispose(job: Job, row: Session | None, receive_count: int, *, ours: bool = T
 
     Not `ours`: of another tool, or of one that this version does not know; we leave it for others.
     """
+    if job.session_id == PROBE:
+        return Delete()
     if not ours and not _is_over(job, row):
         return Hide(min(FIRST_HIDE_S * 2 ** min(receive_count - 1, 10), LEFT_HIDE_S))
     if row is None or (job.run is not None and job.run > row.run):
-        if receive_count < PATIENT_RECEIVES:
-            return Hide(FIRST_HIDE_S * receive_count)
-        return Copy("SessionNotFound", mark=False)
+        is_lost = receive_count >= PATIENT_RECEIVES
+        return Copy("SessionNotFound", mark=False) if is_lost else Hide(FIRST_HIDE_S * receive_count)
     older = job.run is not None and row.run > job.run
     if row.copy_owed and not older:
         return Copy(error_code(row), mark=True)

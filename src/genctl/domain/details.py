@@ -202,18 +202,21 @@ _NO_SENTENCE = re.compile(
 # Removals leave these behind; we tidy them in this order.
 _TIDY = (
     (re.compile(r"\s+"), " "),
-    (re.compile(r"(?<![^ ])[(\[（【][ ,;:.]*[)\]）】]"), ""),
-    (re.compile(r"[ ,;:]+(?=[)\]）】])"), ""),
+    (re.compile(r"(?<![^ ])[(\[][ ,;:.]*[)\]]|[（【][ ,;:.，；：。、]*[）】]"), ""),
+    (re.compile(r"(?<=[（【])[ ,;:，；：、]+|(?<![ ,;:，；：、])[ ,;:，；：、]++(?=[)\]）】])"), ""),
     (re.compile(r"\A([^\[\]]*)\]+"), r"\1"),
     (re.compile(r"(?<![^ ])[\w-]{1,32}[:=](?= ?[;,](?: |$))"), ""),
-    (re.compile(r"([。！？])(?: ?\1)+"), r"\1"),
+    (re.compile(r"([。！？，；：、])(?: ?\1)+"), r"\1"),
+    (re.compile(r"[，；：、](?= ?[。！？])"), ""),
+    (re.compile(r"(?<=[。！？，；：、]) (?=[^\x00-\x7f])|(?<=[^\x00-\x7f]) (?=[。！？，；：、])"), ""),
     (re.compile(r"([;,])(?: ?[;,])+"), r"\1"),
     (re.compile(r"[,;:] ?(?=[.!?](?: |$))"), ""),
     (re.compile(r" +(?=[.,;:!?](?: |$))"), ""),
     (re.compile(r"(?<!\.)([.!?。！？])[.,;](?= |$)"), r"\1"),
     (re.compile(r" {2,}"), " "),
 )
-_LOOSE_END = " ,;:-–—(（[【|"
+_LOOSE_END = " ,;:-–—(（[【|，；：、"
+_CHINESE = re.compile(r"[\u3001-\u9fff\uff01-\uff60]")
 _MAX_PASSES = 6
 SHORTEST_ID = 8  # characters of a request id that we remove by its value
 
@@ -246,7 +249,7 @@ def _cleaned(text: str, keys: str, request_id: str | None) -> str:
     text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text))
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
-    text = text.lstrip(" ,;:.)-–—|").rstrip(_LOOSE_END)
+    text = text.lstrip(" ,;:.)-–—|，；：、。）】").rstrip(_LOOSE_END)
     if len(text.encode()) > MESSAGE_BYTES:
         text = cut(text, MESSAGE_BYTES - 3).rstrip(_LOOSE_END) + "…"
     return text
@@ -259,4 +262,4 @@ def _without_advice(sentence: str) -> str:
     head = _ASIDE.split(sentence, maxsplit=1)[0].strip()
     if head == sentence.strip() or _ADVICE.search(head) or _NO_SENTENCE.match(head):
         return ""
-    return f"{head}."
+    return f"{head}{'。' if _CHINESE.match(head[-1]) else '.'}"

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -44,12 +44,18 @@ MILLISECONDS_ID = r"02\d{13}[0-9a-f]{6,38}"
 UUID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 REPLICATE_ID = r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}"
 
-# Gateways and frameworks between us and the provider use these; we read the provider's own envelope first.
+# Gateways and frameworks between us and the provider use these, and the providers behind them; we read the
+# provider's own envelope first.
 GENERIC = Envelope(
-    code=("error.code", "code", "error_code", "errors.*.code"),
+    code=(
+        "error.code", "error.status", "code", "error_code", "errors.*.code",
+        "__type", "Error.Code", "detail.*.type", "error_type",  # AWS, fal
+    ),
+    code_headers=("x-amzn-errortype", "x-fal-error-type"),
+    code_shape=r"(?s)^(?:[\w.]{1,200}#)?(.+?)(?::https?:.*)?\Z",  # com.amazon.bedrock#SomeException:http://…
     message=(
         "error.message", "message", "error.msg", "msg", "error", "error_description",
-        "detail", "detail.*.msg", "errors.*.message", "title",
+        "detail", "detail.*.msg", "errors.*.message", "title", "Error.Message",
     ),
     request_id=("request_id", "requestId", "error.request_id"),
     headers=("x-request-id", "x-oneapi-request-id"),
@@ -60,11 +66,13 @@ GENERIC = Envelope(
 _LABEL = (
     r"[\"']?(?<![a-z0-9])(?:x[-_])?"
     r"(?:(?:csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?|[a-z]{2,4}[-_]?)?"
-    r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction|请求)[-_ ]?ids?|rid)(?![a-z])"
+    r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction)[-_ ]?ids?|rid)(?![a-z])"
+    r"|[\"']?(?:请求|追踪|跟踪|链路|日志|调用|任务)\s?(?:id|编号|标识|号)(?![a-z])"
 )
 # With a colon, the word behind the label is the id; without one, the word must look like an id.
 LABELLED_ID = re.compile(
-    rf"{_LABEL}(?:[\"']?\s?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
+    rf"(?:{_LABEL})(?:[\"']?\s?[为是]?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
+    rf"|\s?[为是]\s?(?:((?=[\w-]{{0,63}}\d)[\w-]{{6,128}})|(?=\s{{0,4}}(?:[.,。，；！)）】\]]|\Z)))"
     rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)"
     rf"|\(E\d{{3,5}}\)(?:\s\(([\w-]{{4,64}})\))?(?=\W*\Z)",  # Replicate: a code and an id at the end
     re.IGNORECASE | re.ASCII,
@@ -76,7 +84,7 @@ ID_SHAPES: dict[str, str] = {
     "openai": r"req_[0-9a-z]{6,64}",
     "req-": r"req-(?=[a-z]{0,64}\d)[0-9a-z]{6,64}",
     "hex": r"[0-9a-f]{32}",
-    "new-api": r"20\d{12,21}[a-z]{4,8}",
+    "new-api": r"20\d{12,21}[0-9a-z]{0,8}[a-z]{4,8}",
     "local time": r"20\d{12}[0-9a-z]{20}",
     "replicate": REPLICATE_ID,
     "cloudflare": r"[0-9a-f]{16}-[a-z]{3}",
@@ -103,6 +111,22 @@ _DECODER = json.JSONDecoder(strict=False)
 _TOKEN = re.compile(
     r"'(?:[^'\\]|\\.?)*+(?:'|\Z)|\"(?:[^\"\\]|\\.?)*+(?:\"|\Z)|\b(?:None|True|False)\b", re.DOTALL
 )
+_STATUS = re.compile(r"[1-5]\d\d")  # gateways write it where others have a code
+# What LiteLLM and AWS's SDK put before a provider's own words; the group is a code.
+_BEFORE = re.compile(
+    r"\s?litellm\.(\w{1,60}): (?:(?:litellm\.)?\w{0,60}(?:Error|Timeout): ){0,3}"
+    r"(?:\w{0,60}Exception(?::? [A-Za-z ]{1,60})? - )?"
+    r"|\s?An error occurred \((\w{1,100})\) when calling the \w{1,100} operation[^:]{0,60}: ",
+    re.ASCII,
+)
+# What LiteLLM puts behind them.
+_BEHIND = (
+    "Received Model Group=",
+    "Available Model Group Fallbacks=",
+    "LiteLLM Retried: ",
+    "LiteLLM Max Retries: ",
+)
+_ONLY_A_CODE = re.compile(r"\W*([a-z]+(?:_[a-z]+)+)\W*", re.ASCII)
 # The code in a JSON answer that is cut, or of which we read only the beginning.
 _CUT_CODE = re.compile(r'\s*+[\[{].{0,2048}?"code"\s*:\s*"([\w.-]{1,100})"', re.DOTALL | re.ASCII)
 
@@ -129,29 +153,36 @@ def read(answer: Answer, own: Envelope) -> Reading:
     """Read code, message and request id of an answer in `own` envelope. Never raises.
 
     A gateway or SDK may put the provider's answer as text into its own message. We unwrap that: the innermost
-    code and message count.
+    code and message count. A message that is only a code is no sentence.
     """
     # a 200 tells an error only in the provider's own envelope: {"code": 0, "msg": "ok"} is none
     rows = (own,) if 200 <= answer.status < 300 else (own, GENERIC)
     text = answer.body.decode("utf-8-sig", "replace")
     document = _json(text)
     code, message = _words(document, rows)
-    code = code or _code(own, (answer.headers.get(name) for name in own.code_headers))
+    heads = (_codes(row, (answer.headers.get(name) for name in row.code_headers)) for row in rows)
+    code = _better(code, next(chain.from_iterable(heads), None))
     spoken = document is not None
     if not spoken and not MARKUP.match(text):
         message = text.strip() or None
         if not code and answer.status >= 300 and (cut := _CUT_CODE.match(text, 0, 4_096)):
             code = cut[1]
 
-    documents, inside = [document], message or ""
+    documents, inside, label = [document], message or "", None
     for _ in range(_MAX_WRAPS):
+        outer, said = _unlabelled(inside)
+        if said != inside:
+            label, message, inside = label or outer, said, said
         if (wrapped := _wrapped(inside)) is None:
             break
         documents.append(wrapped)
         inner_code, inner = _words(documents[-1], (own, GENERIC))
         if inner_code or (inner and inside.startswith("{")):
-            code, message, spoken = inner_code or code, inner, True
+            code, message, spoken = _better(inner_code, code), inner, True
         inside = inner or ""
+    if only := _ONLY_A_CODE.fullmatch(LABELLED_ID.sub("", (message or "")[:_TAIL])):
+        code, spoken = _better(code, only[1]), False
+    code = _better(code, label)
     waits = (value for _, value in _named(documents, own.wait))
     wait = answer.headers.get("retry-after") or next(waits, None)
     beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
@@ -202,19 +233,40 @@ def _first(document: object, paths: Sequence[str]) -> str | None:
     return next(_texts(document, paths), None)
 
 
-def _code(row: Envelope, texts: Iterable[str | None]) -> str | None:
-    """Return the first code in the texts: the part that the code's shape matches."""
+def _codes(row: Envelope, texts: Iterable[str | None]) -> Iterator[str]:
+    """Yield the codes in the texts: of each the part that the code's shape matches."""
     for text in texts:
         found = re.search(row.code_shape or r"(?s)^(.+)", (text or "")[:_WRAPPED_CHARS])
         if found and found[1] not in row.fine:
-            return found[1]
-    return None
+            yield found[1]
 
 
 def _words(document: object, rows: Sequence[Envelope]) -> tuple[str | None, str | None]:
-    codes = (_code(row, _texts(document, row.code)) for row in rows)
+    """Return the first code that is more than a status, else the first; and the first message."""
+    code = None
+    for row in rows:
+        for found in _codes(row, _texts(document, row.code)):
+            code = _better(code, found)
+            if not _STATUS.fullmatch(code or ""):
+                break
     messages = (_first(document, row.message) for row in rows)
-    return next(filter(None, codes), None), next(filter(None, messages), None)
+    return code, next(filter(None, messages), None)
+
+
+def _better(one: str | None, other: str | None) -> str | None:
+    """Return the first of two codes that is more than a status, else the first that is there."""
+    return next((code for code in (one, other) if code and not _STATUS.fullmatch(code)), one or other)
+
+
+def _unlabelled(text: str) -> tuple[str | None, str]:
+    """Take off what LiteLLM and AWS's SDK put round a provider's words; return its code, and the rest."""
+    before = _BEFORE.match(text)
+    said = text[before.end() :] if before else text
+    for words in _BEHIND:
+        head, found, _ = said.partition(words)
+        if found:
+            said = head.rstrip().removesuffix(".")
+    return (before[1] or before[2] if before else None), said
 
 
 def _json(text: str) -> object:

@@ -1,6 +1,7 @@
 """Judge the facts that `doctor` has collected: pure, from facts to findings, each with a cure."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +10,9 @@ from urllib.parse import quote
 import msgspec
 
 from genctl.domain import adoption
-from genctl.domain.model import Answer, GenctlError, NoAnswer, rough
+from genctl.domain.model import PROBE, Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
-from genctl.domain.rights import RIGHTS
+from genctl.domain.rights import OF_KEY, RIGHTS
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 FILLFACTOR = "fillfactor=90"  # of a migration
@@ -131,6 +132,21 @@ def of_listen(*, heard: bool | None) -> list[Finding]:
     return [Finding("listen", ERROR, text, "set GENCTL_LISTEN_URL to a direct connection")]
 
 
+_READERS = re.compile(r"\.cluster-ro-[^.]+\.[^.]+\.rds\.amazonaws\.com")
+_RDS_PROXIES = re.compile(r"\.proxy-[^.]+\.[^.]+\.rds\.amazonaws\.com")
+
+
+def of_endpoint(host: str) -> list[Finding]:
+    """Judge the host of LISTEN by its name, if it is one of RDS or Aurora."""
+    fix = "set GENCTL_LISTEN_URL to the writer endpoint of the cluster (*.cluster-*, not *.cluster-ro-*)"
+    if _READERS.search(host):
+        return [Finding("endpoint", ERROR, f"{host} is the reader endpoint: a reader takes no LISTEN", fix)]
+    if _RDS_PROXIES.search(host):
+        text = f"{host} is RDS Proxy: it pins a database connection to each LISTEN, and may end it"
+        return [Finding("endpoint", WARNING, text, fix)]
+    return []
+
+
 def of_queues(
     url: str,
     facts: Mapping[str, str],
@@ -196,6 +212,44 @@ def _retention(
 
 def _set(url: str, **attribute: str) -> str:
     return f"aws sqs set-queue-attributes --queue-url {url} --attributes '{json.dumps(attribute)}'"
+
+
+def of_groups(*, on: bool) -> list[Finding]:
+    """Say whether messages have a group; only a message shows whether an endpoint takes it."""
+    if on:
+        text = "messages have their user's group; `genctl doctor --send` tests whether the queues take it"
+    else:
+        text = "messages have no group, as GENCTL_FAIR is off: SQS does not know whose they are"
+    return [Finding("groups", OK, text)]
+
+
+def of_refused_groups(queues: Sequence[str]) -> list[Finding]:
+    """Name the queues that took our message only without its group."""
+    text = "{} refuses groups, so that SQS does not serve quiet users first"
+    return [Finding("groups", WARNING, text.format(name), "set GENCTL_FAIR=off") for name in queues]
+
+
+def of_keys(queues: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """Name the keys of our own that encrypt queues; whether our role may use them shows only a message."""
+    text = "{name} is encrypted by {key}: our role needs {rights} on it, which `genctl doctor --send` tests"
+    return [
+        Finding("key", OK, text.format(name=name, key=key, rights=" and ".join(OF_KEY)))
+        for name, facts in queues.items()
+        if (key := facts.get("KmsMasterKeyId"))
+    ]
+
+
+def of_sent(queue: str, error: GenctlError | None, left: str, *, is_dlq: bool) -> Finding:
+    """Judge a message that went through a queue; `left` is its id where we did not get it back."""
+    if error:
+        still = f"; message {left} is in {queue}" if left else ""
+        return Finding("send", ERROR, f"{error.message}{still}", error.fix)
+    if left and is_dlq:
+        text = f"{queue} took message {left} of ours, and did not give it back among the first ones"
+        return Finding("send", WARNING, text, f"genctl dlq discard --session {PROBE}")
+    if left:
+        return Finding("send", OK, f"{queue} took message {left} of ours, which a worker drops")
+    return Finding("send", OK, f"a message went through {queue}, and is deleted")
 
 
 def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:

@@ -109,6 +109,9 @@ ToolName = Annotated[str, msgspec.Meta(pattern=r"^[\w.-]{1,80}\Z")]
 Run = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
+PROBE = UUID(int=0)  # the session of a message that only tests a queue
+
+
 class Job(msgspec.Struct, frozen=True, rename="camel"):
     """Hold a job message: it only says that there is something to do, and the row decides what."""
 

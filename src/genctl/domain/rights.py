@@ -1,9 +1,12 @@
-"""List what each part of genctl does with each of its tables; deploy/roles.sql grants exactly that."""
+"""List what each part of genctl does with tables, and SQS with keys; deploy/ grants exactly that."""
 
 READ = ("select",)
 ADD = ("select", "insert")
 KEEP = ("select", "insert", "update")
 ALL = ("select", "insert", "update", "delete")
+
+# What SQS needs of the key that encrypts a queue, in the name of whoever sends and receives.
+OF_KEY = ("kms:Decrypt", "kms:GenerateDataKey")
 
 # Locking a row (`for update`) needs the right to update it. Reserving first makes an account that is missing.
 RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -37,6 +40,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "tool_gates": KEEP,
         "refused_traits": ("select", "update", "delete"),
         "revoked_tokens": ALL,
+        "bulk_work": KEEP,
         "genctl_migrations": READ,
     },
 }

@@ -1,15 +1,16 @@
 """Write figures as lines for a person: how things stand, whether they need somebody, how to go on."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from genctl.domain.model import Gate, GateState, GenctlError, is_breaker, rfc3339, rough
+from genctl.domain.model import Category, Gate, GateState, GenctlError, is_breaker, rfc3339, rough
 from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.traits import Refused
 
-OK, ATTENTION = "ok", "attention"
+OK, WARNING, ATTENTION = "ok", "warning", "attention"
 OWED_S = 120.0  # a sweeper sends an owed message after 60 to 75 s
 DEAD_S = 60.0  # it takes dead leases back every 15 s
 IDLE_S = 300.0  # jobs are due, the gate is open, and nobody works
@@ -17,10 +18,17 @@ STREAMS = "streams may be late or miss something"  # what an API says while its 
 UNNOTIFIED_S = 300.0  # if a run has ended so recently without NOTIFY, others may
 REFUSED = 5  # lines about orders that are refused
 CODES = 3  # failure codes by name; the others are a number
+NEW_S = 86_400.0  # a code that no table has is new for so long
+# Neither a user nor a better day of the provider mends these: account, settings, network, and inside.
+OF_THE_WAY = {Category.AUTH, Category.QUOTA, Category.CONFIG, Category.NETWORK}
+OURS = {*OF_THE_WAY, Category.INTERNAL}
 
 
 class StatusLine(msgspec.Struct, frozen=True):
-    """Hold one line; `level` is ok or attention, `next` the command that goes on from there."""
+    """Hold one line; `level` is ok, warning or attention, `next` the command that goes on from there.
+
+    Attention needs a person now; a warning can wait for a quiet hour.
+    """
 
     part: str
     level: str
@@ -35,6 +43,14 @@ class Pile(msgspec.Struct, frozen=True):
     oldest_s: float | None = None
 
 
+class FailureCount(msgspec.Struct, frozen=True):
+    """Count the failures of one code and category; some rows tell no category."""
+
+    code: str
+    category: str | None
+    count: int
+
+
 class Depth(NamedTuple):
     """Hold the depth of a queue, which SQS counts roughly."""
 
@@ -45,16 +61,17 @@ class Depth(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Hold the database's figures: piles by name, failures of an hour by code, the gates, its refusals."""
+    """Hold the database's figures: piles by name, the failures of an hour, the gates, its refusals."""
 
     piles: Mapping[str, Pile]
-    failures: Mapping[str, int]
+    failures: Sequence[FailureCount]
     gates: Sequence[Gate]
     kept: Sequence[Kept] = ()
     notifying: Notifying = Notifying()
     unserved: Mapping[str, int] = {}  # queued jobs of models that no installed tool serves
     unusable: Mapping[str, str] = {}  # installed tools, and what is wrong with them
     refused: Sequence[Refused] = ()  # values that orders may not have
+    unknown: Mapping[str, float] = {}  # codes of `failures` that no table has, with their age in seconds
 
     def pile(self, name: str) -> Pile:
         """Return the pile of this name, or an empty one."""
@@ -84,7 +101,8 @@ def of_database(now: Standing) -> list[StatusLine]:
     """Write the lines of sessions, failures, gates, owed messages, dead leases and refunds."""
     return [
         _sessions(now),
-        _failures(now.failures),
+        *_failures(now.failures),
+        *_new_codes(now),
         *map(_gate, now.gates),
         *_orders(now.refused),
         _owed(now.pile("jobs_owed"), now.pile("copies_owed")),
@@ -129,14 +147,41 @@ def _sessions(now: Standing) -> StatusLine:
     return StatusLine("sessions", OK, message, "genctl sessions list --since 1h")
 
 
-def _failures(by_code: Mapping[str, int]) -> StatusLine:
-    most = sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
+def _failures(found: Sequence[FailureCount]) -> list[StatusLine]:
+    """Write the line of all failures and, if some are ours, a second one that needs somebody."""
+    look = "genctl tail-failures --since 1h --no-follow"
+    lines = [StatusLine("failures", OK, _by_code(found), look)]
+    if ours := [one for one in found if one.category in OURS]:
+        is_outage = any(one.category in OF_THE_WAY for one in ours)
+        way = "genctl runbook run provider-outage" if is_outage else look
+        lines.append(StatusLine("ours", ATTENTION, _by_code(ours, " that no user can mend"), way))
+    return lines
+
+
+def _by_code(found: Sequence[FailureCount], which: str = "") -> str:
+    counts = Counter[str]()
+    for one in found:
+        counts[one.code] += one.count
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     names = [f"{count:,} {code}" for code, count in most[:CODES]]
     if rest := sum(count for _, count in most[CODES:]):
         names.append(f"{rest:,} others")
     listed = f": {', '.join(names)}" if names else ""
-    message = f"{sum(by_code.values()):,} in the last hour{listed}"
-    return StatusLine("failures", OK, message, "genctl tail-failures --since 1h --no-follow")
+    return f"{counts.total():,} in the last hour{which}{listed}"
+
+
+def _new_codes(now: Standing) -> list[StatusLine]:
+    """Write a line about the codes of the last hour that no table has, and nobody has seen for a day."""
+    new = sorted((age_s, code) for code, age_s in now.unknown.items() if age_s < NEW_S)
+    if not new:
+        return []
+    counts = Counter[str]()
+    for failure in now.failures:
+        counts[failure.code] += failure.count
+    names = [f"{code} ({counts[code]:,}, first {rough(age_s)} ago)" for age_s, code in new[:CODES]]
+    more = f" and {len(new) - CODES:,} others" if len(new) > CODES else ""
+    message = f"no table has {', '.join(names)}{more}: the HTTP status judges"
+    return [StatusLine("codes", WARNING, message, "genctl verdicts try --since 1d")]
 
 
 def _gate(gate: Gate) -> StatusLine:

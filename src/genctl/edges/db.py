@@ -31,6 +31,7 @@ from genctl.domain.model import GenctlError, StoredSession
 from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, cut
+from genctl.edges.rds import TokenConnection
 
 Connection = psycopg.AsyncConnection[DictRow]
 Row = dict[str, Any]
@@ -128,7 +129,7 @@ async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
 async def connect(dsn: str) -> Connection:
     """Open one connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
     with errors_told(dsn):
-        conn = await psycopg.AsyncConnection.connect(dsn, **_connection())
+        conn = await TokenConnection.connect(dsn, **_connection())
         await _configure(conn)
         return conn
 
@@ -298,7 +299,7 @@ class Database:
                 reconnect_timeout=RECONNECT_S,
                 open=False,
                 configure=_configure,
-                connection_class=cast("type[Connection]", psycopg.AsyncConnection),
+                connection_class=TokenConnection,
                 kwargs=_connection(),
             )
             await pool.open()

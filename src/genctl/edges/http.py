@@ -144,5 +144,7 @@ def unreachable(error: Exception, base: str, ca_variable: str = CA_VARIABLE) -> 
                 f"set {ca_variable} to a PEM file with the CA of {host}, if you trust it",
             )
         case aiohttp.ClientConnectorDNSError():
-            return Unreachable(f"no name server knows {host}")
+            is_proxy = bool(proxy) and error.host == urlsplit(proxy).hostname
+            who, fix = (f"the proxy {error.host}", f"check {variable}") if is_proxy else (host, None)
+            return Unreachable(f"no name server knows {who}", fix)
     return Unreachable(str(error) or type(error).__name__)

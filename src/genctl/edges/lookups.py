@@ -64,9 +64,13 @@ class Lookups:
         async with asyncio.timeout(within_s):
             return await answer
 
-    def _have_a_thread(self) -> None:
+    def busy_s(self) -> float:
+        """Return the seconds for which a look-up has been under way; 0: none is."""
         busy_since = self._busy_since
-        is_lost = busy_since is not None and time.monotonic() - busy_since > LOST_AFTER_S
+        return 0.0 if busy_since is None else time.monotonic() - busy_since
+
+    def _have_a_thread(self) -> None:
+        is_lost = self.busy_s() > LOST_AFTER_S
         if is_lost:
             self._asked = queue.SimpleQueue()
         if is_lost or self._thread is None or not self._thread.is_alive():

@@ -6,6 +6,7 @@ boto3 in threads.
 
 import asyncio
 import contextlib
+import hmac
 import io
 import random
 import re
@@ -20,6 +21,7 @@ import structlog
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
+from genctl.domain.rights import OF_KEY
 from genctl.edges import http
 from genctl.edges.aws import CA_VARIABLE, Signer, SqsEndpoint
 
@@ -34,6 +36,7 @@ CONNECT_TIMEOUT_S = 5.0
 BATCH = 10
 TICK = timedelta(seconds=1)
 MAX_ATTRIBUTES = 10
+GROUP_DIGITS = 32  # of a group's name
 MAX_BYTES = 1_048_576  # of a message and of a batch; a queue may allow less
 
 
@@ -62,10 +65,14 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """Hold a message to send. SQS gets as many of its attributes as fit, the most important first."""
+    """Hold a message to send. SQS gets as many of its attributes as fit, the most important first.
+
+    `user` is whose it is: SQS gets a hash of it as the message's group, and serves quiet groups first.
+    """
 
     body: str
-    attributes: Mapping[str, str] = {}
+    attributes: Mapping[str, str | Attribute] = {}
+    user: str | None = None
 
 
 class EntryResult(NamedTuple):
@@ -73,6 +80,8 @@ class EntryResult(NamedTuple):
 
     error: str | None
     message_id: str = ""
+    fix: str = ""
+    is_refused: bool = False  # SQS says that the entry is at fault, so that it is no use to send it again
 
 
 # --- the wire's shapes -----------------------------------------------------------------------
@@ -126,6 +135,8 @@ _NOT_OURS = (
     "UnrecognizedClientException", *_UNSIGNED,
 )  # fmt: skip
 _THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
+_DENIED = ("AccessDenied", "AccessDeniedException")
+_OF_KMS = re.compile(r"kms:|AWSKMS|KMS key")
 # SQS's codes -> our code, and the fix
 _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"): (
@@ -137,14 +148,14 @@ _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
         "CredentialsRefused",
         "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
     ),
-    ("AccessDenied", "AccessDeniedException"): ("QueueForbidden", "allow sqs:{op} on it"),
+    _DENIED: ("QueueForbidden", "allow sqs:{op} on it"),
     ("InvalidAddress",): (
         "QueueRefused",
         "set AWS_DEFAULT_REGION to the region in the queue's URL",
     ),
     ("KmsAccessDenied", "KMS.AccessDeniedException"): (
         "KeyForbidden",
-        "allow kms:Decrypt and kms:GenerateDataKey on the queue's key, in its policy and in our role's",
+        f"allow {' and '.join(OF_KEY)} on the queue's key, in its policy and in our role's",
     ),
     (
         "KmsDisabled", "KmsInvalidKeyUsage", "KmsInvalidState", "KmsNotFound", "KmsOptInRequired",
@@ -185,12 +196,22 @@ class _Refusal(NamedTuple):
 
     def error(self, op: str, about: str, endpoint: str) -> GenctlError:
         line = f"SQS queue {about} at {endpoint}: {op} was answered {self.code}: {self.message}"
-        for codes, (code, fix) in _FAULTS.items():
-            if self.code in codes:
-                return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
+        if known := self._known():
+            code, fix = known
+            return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
         if self.transient:
             return GenctlError("QueueUnavailable", line, "try again; SQS is throttling or in trouble")
         return GenctlError(REFUSED, line, "check GENCTL_QUEUE, GENCTL_DLQ and AWS_ENDPOINT_URL_SQS")
+
+    def entry(self, op: str) -> EntryResult:
+        """Return the result of an entry that SQS refuses within a batch."""
+        _, fix = self._known() or ("", "")
+        return EntryResult(f"{self.code}: {self.message}", fix=fix.format(op=op.removesuffix("Batch")))
+
+    def _known(self) -> tuple[str, str] | None:
+        """Find our code and the fix. SQS passes on some refusals of KMS as its own: only their text tells."""
+        code = "KmsAccessDenied" if self.code in _DENIED and _OF_KMS.search(self.message) else self.code
+        return next((found for codes, found in _FAULTS.items() if code in codes), None)
 
 
 # Of AWS alone: the URLs of others name no region.
@@ -205,11 +226,24 @@ _REGION = re.compile(
 class Sqs:
     """Hold one HTTP session to one SQS endpoint; an async context manager."""
 
-    def __init__(self, where: SqsEndpoint, signer: Signer, *, embedded: bool = False) -> None:
-        """Open the session; `embedded`: the queues are those of the embedded stack."""
+    def __init__(
+        self,
+        where: SqsEndpoint,
+        signer: Signer,
+        *,
+        embedded: bool = False,
+        fair: bool = True,
+        secret: str | None = None,
+    ) -> None:
+        """Open the session; `embedded`: the queues are those of the embedded stack.
+
+        `fair`: messages get a group, a hash of their user with `secret`.
+        """
         self.endpoint = where.endpoint
         self.region = where.region
         self.embedded = embedded
+        self.fair = fair
+        self.secret = secret
         self._signer = signer
         self._http = http.session(where.endpoint, tls=where.tls)
         self._attempts = where.attempts or ATTEMPTS
@@ -225,7 +259,8 @@ class Sqs:
         Raises GenctlError (exit 3) when credentials or region are missing.
         """
         where = await SqsEndpoint.of(settings)
-        return cls(where, await Signer.of(where), embedded=settings.embedded)
+        signer = await Signer.of(where)
+        return cls(where, signer, embedded=settings.embedded, fair=settings.fair, secret=settings.secret)
 
     async def __aenter__(self) -> Self:
         return self
@@ -329,7 +364,7 @@ class Sqs:
         async with self._http.post(
             self.endpoint,
             data=io.BytesIO(data),
-            headers=await self._signer.headers(data, target, self.now()),
+            headers=self._signer.headers(data, target, self.now()),
             timeout=timeout,
             allow_redirects=False,
         ) as answer:
@@ -340,7 +375,8 @@ class Sqs:
         try:
             return msgspec.json.decode(answer or b"{}", type=shape)
         except msgspec.DecodeError as why:
-            raise self._unreachable(about, f"the answer is not SQS's ({why})") from None
+            said = "a page of HTML" if answer.lstrip().startswith(b"<") else str(why)
+            raise self._unreachable(about, f"the answer is not SQS's ({said})") from None
 
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
@@ -363,7 +399,9 @@ class Queue:
         self.name = url.rpartition("/")[2]
         self.arn = arn
         self.max_bytes = max_bytes
+        self.takes_groups = sqs.fair  # until the endpoint refuses one
         self._sqs = sqs
+        self._group_key = hmac.digest((sqs.secret or arn).encode(), b"genctl message groups", "sha256")
 
     def now(self) -> datetime:
         """Tell the time by SQS's clock."""
@@ -396,9 +434,34 @@ class Queue:
         return [_message(d) for d in answer.messages or ()]
 
     async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
-        """Send these; if a call has to be repeated, SQS may send some twice."""
-        entries, sizes = zip(*(_entry(o, self.max_bytes) for o in out), strict=True) if out else ((), ())
+        """Send these; if a call has to be repeated, SQS may send some twice.
+
+        Sends those that are refused again at once without their groups, as not every endpoint takes these.
+        """
+        grouped, results = self.takes_groups, await self._sent(out)
+        refused = [i for i, one in enumerate(out) if one.user is not None and results[i].is_refused]
+        if not (grouped and refused):
+            return results
+        again = await self._sent([msgspec.structs.replace(out[i], user=None) for i in refused])
+        if self.takes_groups and any(result.error is None for result in again):
+            self.takes_groups = False
+            facts = {"queue": self.name, "error": results[refused[0]].error}
+            log.warning("sqs.groups.refused", **facts, fix="set GENCTL_FAIR=off")
+        for i, result in zip(refused, again, strict=True):
+            results[i] = result
+        return results
+
+    async def _sent(self, out: Sequence[Outgoing]) -> list[EntryResult]:
+        sized = [_entry(one, self.max_bytes, self._group_of(one.user)) for one in out]
+        entries, sizes = zip(*sized, strict=True) if sized else ((), ())
         return await self._batches("SendMessageBatch", entries, sizes)
+
+    def _group_of(self, user: str | None) -> str | None:
+        """Name the user's group: who lacks the key cannot tell whose it is."""
+        if user is None or not self.takes_groups:
+            return None
+        digest = hmac.digest(self._group_key, user.encode(errors="surrogatepass"), "sha256")
+        return digest.hex()[:GROUP_DIGITS]
 
     async def delete(self, receipts: Sequence[str]) -> list[str | None]:
         """Delete deliveries; return None for each, or why SQS did not."""
@@ -466,15 +529,15 @@ class Queue:
                 if why.code != REFUSED:
                     raise
                 if len(pending) == 1:
-                    results[pending[0]] = EntryResult(why.message)
+                    results[pending[0]] = EntryResult(why.message, fix=why.fix, is_refused=True)
                     break
                 # one bad entry must not fail nine good ones
                 results.update({i: (await self._batch(op, [entries[i]]))[0] for i in pending})
                 break
             results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
-            results.update(
-                {int(f.id): EntryResult(f"{f.code}: {f.message or ''}") for f in answer.failed or ()}
-            )
+            for f in answer.failed or ():
+                refused = _Refusal(200, f.code, f.message or "").entry(op)
+                results[int(f.id)] = refused._replace(is_refused=f.sender_fault)
             pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
             if not pending:
                 break
@@ -499,20 +562,23 @@ def _message(d: _Delivery) -> Message:
     )
 
 
-def _entry(out: Outgoing, max_bytes: int) -> tuple[dict[str, Any], int]:
+def _entry(out: Outgoing, max_bytes: int, group: str | None) -> tuple[dict[str, Any], int]:
     """Make a batch entry without the attributes that do not fit, and its size as SQS counts it."""
     size = len(out.body.encode())
     attributes: dict[str, dict[str, str]] = {}
-    for name, text in out.attributes.items():
-        value = _NOT_IN_SQS.sub("\ufffd", text)
-        more = len(name.encode()) + len("String") + len(value.encode())
-        if not value:
+    for name, given in out.attributes.items():
+        one = Attribute(string_value=given) if isinstance(given, str) else given
+        text, binary = _NOT_IN_SQS.sub("\ufffd", one.string_value or ""), one.binary_value or ""
+        if not text and not binary:
             continue  # SQS refuses empty values
+        more = sum(len(part.encode()) for part in (name, one.data_type, text)) + len(binary) * 3 // 4
         if len(attributes) == MAX_ATTRIBUTES or size + more > max_bytes:
             break
-        attributes[name] = {"DataType": "String", "StringValue": value}
+        value = {"StringValue": text} if text else {"BinaryValue": binary}
+        attributes[name] = {"DataType": one.data_type, **value}
         size += more
-    return {"MessageBody": out.body, "MessageAttributes": attributes}, size
+    grouped = {"MessageGroupId": group} if group else {}
+    return {"MessageBody": out.body, "MessageAttributes": attributes, **grouped}, size
 
 
 def _parts(sizes: Sequence[int], max_bytes: int) -> Iterator[slice]:

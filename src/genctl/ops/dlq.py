@@ -22,6 +22,7 @@ from genctl.ops.trace import events_of
 from genctl.redrive import chosen, letters
 
 NOT_FOUND = 4
+BAR = 40  # columns of the longest bar
 MOST_AT_ONCE = 50  # messages of one look at the rows
 GROUPS: dict[str, Callable[[Letter], str | None]] = {
     "code": lambda letter: letter.failed_as,
@@ -130,11 +131,12 @@ def grouped(meant: Iterable[Letter], by: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: str(row[by])) if by == "hour" else rows
 
 
-def drawn(groups: Sequence[dict[str, Any]], room: int) -> str:
-    """Draw groups as bars."""
+def drawn(groups: Sequence[dict[str, Any]], room: int | None) -> str:
+    """Draw groups as bars, in lines of `room` columns at most."""
     names = [printable(str(next(iter(row.values())) or "-")) for row in groups]
     widest, most = max(map(len, names)), max(row["messages"] for row in groups)
+    bar = max(min(BAR, room - widest - len("    000000  ")), 0) if room else BAR
     return "".join(
-        f"{name:<{widest}}  {row['messages']:>6}  {'█' * max(1, round(room * row['messages'] / most))}\n"
+        f"{name:<{widest}}  {row['messages']:>6}  {'█' * max(1, round(bar * row['messages'] / most))}\n"
         for name, row in zip(names, groups, strict=True)
     )

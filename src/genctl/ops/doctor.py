@@ -21,10 +21,11 @@ from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
 from genctl.domain.refusals import Kept, Notifying
 from genctl.domain.rights import RIGHTS
-from genctl.edges import deadline, http, listener, migrate
+from genctl.edges import credentials, deadline, http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
 from genctl.ops import peer
+from genctl.ops.sending import send_through
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
 
@@ -37,19 +38,22 @@ USER = "genctl-doctor"  # whose stream we open
 LIBRARIES = ("psycopg", "aiohttp", "botocore")
 
 
-async def examine(settings: Settings, advance: Advance, within_s: float = WITHIN_S) -> list[Finding]:
-    """Return all findings in the order of CHECKS, each once: several find that a database is away.
+async def examine(
+    settings: Settings, advance: Advance, within_s: float = WITHIN_S, *, send: bool = False
+) -> list[Finding]:
+    """Return all findings in the order of the checks, each once: several find that a database is away.
 
-    Each check has `within_s`.
+    Each check has `within_s`. `send` is for a message through each queue.
     """
+    checks = {**CHECKS, **(SENDING if send else {})}
 
     async def checked(name: str) -> list[Finding]:
-        answer = await answered(name, CHECKS[name](settings), within_s)
+        answer = await answered(name, checks[name](settings), within_s)
         advance(1)
         return findings.of_error(name, answer) if isinstance(answer, GenctlError) else answer
 
     every: dict[str, Finding] = {}
-    for answers in await asyncio.gather(*map(checked, CHECKS)):
+    for answers in await asyncio.gather(*map(checked, checks)):
         for finding in answers:
             every.setdefault(finding.message, finding)
     return list(every.values())
@@ -66,6 +70,8 @@ async def answered(part: str, asking: Awaitable[T], within_s: float) -> T | Genc
     except GenctlError as error:
         return error
     except TimeoutError:
+        if hangs := credentials.hanging():
+            return hangs
         fix = "see whether it hangs, and whether the network between drops packets"
         return GenctlError("Silent", f"{part}: no answer within {within_s:g} s", fix)
 
@@ -154,6 +160,11 @@ async def _listen(settings: Settings) -> list[Finding]:
     return findings.of_listen(heard=heard)
 
 
+async def _endpoint(settings: Settings) -> list[Finding]:
+    direct = settings.listen_dsn()
+    return findings.of_endpoint(dsn.place(direct)[0]) if direct else []
+
+
 async def _queues(settings: Settings) -> list[Finding]:
     async with await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue)
@@ -163,7 +174,18 @@ async def _queues(settings: Settings) -> list[Finding]:
     there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
     limits = settings.queued_timeout_s, settings.sqs_endpoint
     judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, *limits)
-    return [there, *judged, *findings.of_permissions(forbidden)]
+    keys = findings.of_keys({queue.name: facts, dlq.name: dlq_facts})
+    groups = findings.of_groups(on=settings.fair)
+    return [there, *judged, *groups, *findings.of_permissions(forbidden), *keys]
+
+
+async def _sending(settings: Settings) -> list[Finding]:
+    queue, dlq = await send_through(settings)
+    return [
+        findings.of_sent(queue.queue, queue.error, queue.left, is_dlq=False),
+        findings.of_sent(dlq.queue, dlq.error, dlq.left, is_dlq=True),
+        *findings.of_refused_groups([one.queue for one in (queue, dlq) if one.refuses_groups]),
+    ]
 
 
 async def _tools(settings: Settings) -> list[Finding]:
@@ -212,10 +234,13 @@ async def _files(_: Settings) -> list[Finding]:
     return findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-CHECKS: Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]] = {
+Checks = Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]]
+
+CHECKS: Checks = {
     "versions": _versions,
     "settings": _settings,
     "postgresql": _database,
+    "endpoint": _endpoint,
     "listen": _listen,
     "migrations": _migrations,
     "sqs": _queues,
@@ -224,3 +249,4 @@ CHECKS: Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]] =
     "api": _api,
     "files": _files,
 }
+SENDING: Checks = {"send": _sending}  # it changes something, so only who is told to does it

@@ -3,22 +3,26 @@
 import asyncio
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from hashlib import sha256
 from itertools import cycle, islice
+from secrets import token_hex
 from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 
 from genctl import credits, traits
-from genctl.base.person import Advance
+from genctl.base.person import Advance, Note
 from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, Session, Status, meant
 from genctl.domain.orders import Order, change, check
 from genctl.edges.db import Database
-from genctl.edges.sqs import Sqs
-from genctl.enqueue import enqueue
+from genctl.edges.db_errors import DataRefusedError, LockedError
+from genctl.edges.sqs import Queue, Sqs
+from genctl.enqueue import Enqueued, enqueue
 from genctl.ledger import AccountLockedError
 from genctl.services.scenarios import SCENARIOS, marked
 from genctl.tools import Tool
@@ -27,6 +31,7 @@ from genctl.tools.found import Tools
 BATCH = 100  # jobs of one transaction
 MOST_AT_ONCE = 1000  # sessions of one look
 POLL_S = 0.1
+KEY_BYTES, SUM = 5, 6  # of a key: what is drawn, and the digits that name the options
 
 
 class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +51,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
     wait: bool = False
     expect: str | None = None
     params: tuple[str, ...] = ()  # key=value
+    key: str | None = None  # of the jobs that another command began to order
 
     def tool(self, settings: Settings) -> Tool:
         """Find the tool of the model, else the one that is set. Raises GenctlError: exit 2, 3 if unusable."""
@@ -66,6 +72,8 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
         tool.check_usable()
         tool.check_orderable(self.model or tool.default_model)
         check(next(self.orders(tool)))
+        if self.key is not None:
+            self._check_key(self.key, tool)
         if self.scenario is None:
             return
         if self.scenario not in SCENARIOS:
@@ -88,31 +96,55 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
             return f"{self.prompt}, {tool.sensitive}"
         return marked(self.prompt, self.scenario) if self.scenario else self.prompt
 
-    def command(self, count: int) -> str:
-        """Write the command that orders `count` of the jobs, without the grant."""
-        wanted = msgspec.structs.asdict(self) | {"count": count, "grant": None, "params": None}
-        words = ["genctl", "enqueue"]
-        for name, value in wanted.items():
-            if value is not None and value is not False:
-                words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        words += [word for param in self.params for word in ("--param", param)]
-        return shlex.join(words)
+    def new_key(self, tool: Tool) -> str:
+        """Make a key for these jobs. Its end names the options that make them, so that no others take it."""
+        drawn = token_hex(KEY_BYTES)
+        return drawn + self._sum(drawn, tool)
 
-    def orders(self, tool: Tool) -> Iterator[Order]:
-        """Yield the orders of a tool, one after the other."""
+    def _check_key(self, key: str, tool: Tool) -> None:
+        if self.count == 1:
+            raise _refused("--continue goes on with the jobs of --count N", "genctl enqueue -h")
+        drawn = key[: 2 * KEY_BYTES]
+        if key != drawn + self._sum(drawn, tool):
+            told = f"{key!r} is no key of these jobs: the command that printed it had other options"
+            raise _refused(told, "repeat that command as it was, with --continue and the key")
+
+    def _sum(self, drawn: str, tool: Tool) -> str:
+        who = (self.user, self.users, self.client_key)
+        what = (self.prompt, self.sensitive, self.scenario, self.model, self.cost, self.params)
+        return sha256(msgspec.json.encode([drawn, tool.name, *who, *what])).hexdigest()[:SUM]
+
+    def dealt(self) -> Iterator[tuple[int, str]]:
+        """Number the jobs from 1, each with the user who orders it."""
+        return zip(range(1, self.count + 1), cycle(self.whose), strict=False)
+
+    def price(self, tool: Tool) -> int:
+        """Return the credits of a job."""
+        return tool.price if self.cost is None else self.cost
+
+    def orders(
+        self, tool: Tool, key: str | None = None, leave: Container[int] = frozenset()
+    ) -> Iterator[Order]:
+        """Yield the orders of a tool, one after the other, but not those with the numbers to `leave`.
+
+        The `key` and its number make the idempotency key of an order.
+        """
         model = self.model or tool.default_model
         params = tool.checked(dict(map(change, self.params)), model) or None
-        for n, user in zip(range(self.count), cycle(self.whose), strict=False):
-            key = self.client_key or f"cli-{uuid4().hex[:12]}"
+        for n, user in self.dealt():
+            if n in leave:
+                continue
+            client_key = self.client_key or f"cli-{uuid4().hex[:12]}"
             yield Order(
                 session_id=uuid4(),
                 reservation_id=uuid4(),
                 user_id=user,
                 prompt=self.text(tool),
                 model=model,
-                cost=tool.price if self.cost is None else self.cost,
-                client_key=f"{key}-{n + 1}" if self.client_key and self.count > 1 else key,
+                cost=self.price(tool),
+                client_key=f"{client_key}-{n}" if self.client_key and self.count > 1 else client_key,
                 params=params,
+                idempotency_key=numbered(key, n) if key else None,
             )
 
 
@@ -124,43 +156,174 @@ class EnqueueResult(msgspec.Struct, frozen=True):
     owed: str | None
 
 
-async def run(settings: Settings, options: EnqueueOptions, advance: Advance) -> EnqueueResult:
-    """Send the jobs; `advance` counts them. Raises GenctlError."""
-    began, opening, tool = time.monotonic(), credits.opening(settings), options.tool(settings)
+async def run(
+    settings: Settings, options: EnqueueOptions, again: Callable[..., str], *, advance: Advance, note: Note
+) -> EnqueueResult:
+    """Send the jobs; `advance` counts them, and `again` writes the command with changed options.
+
+    Many jobs have a key, by which another command goes on. Raises GenctlError, before the first order where
+    the credits do not suffice for all.
+    """
+    began, tool = time.monotonic(), options.tool(settings)
     async with Database.open(settings.dsn(), size=1) as db, await Sqs.connect(settings) as sqs:
         queue = await sqs.queue(settings.queue_of(tool.name))
         await traits.check(db, tool, [*islice(options.orders(tool), len(options.whose))])
-        if options.grant:
-            await _granted(db, options, options.grant, opening)
-        sent: list[Session] = []
-        owed = None
-        most = BATCH if options.rate is None else min(BATCH, max(1, int(options.rate / 10)))
-        rest = options.orders(tool)
-        while orders := list(islice(rest, most)):
-            try:
-                made = await enqueue(orders, db=db, queue=queue, tool=tool.name, opening=opening)
-            except AccountLockedError as error:
-                done = f"{error.message}; {len(sent)} of {many(options.count, 'job')} were ordered"
-                again = options.command(options.count - len(sent))
-                raise AccountLockedError(error.user, done, again) from error
-            sent += made.sessions
-            owed = owed or made.owed
-            advance(len(made.sessions))
-            if options.rate is not None:
-                await asyncio.sleep(max(0.0, began + len(sent) / options.rate - time.monotonic()))
-        over = await ended(db, [session.id for session in sent]) if options.wait or options.expect else []
+        many_jobs = ManyJobs(db, queue, tool, options, again, opening=credits.opening(settings))
+        await many_jobs.begin(note)
+        try:
+            owed = await many_jobs.order(began, advance)
+        except GenctlError as error:
+            raise await many_jobs.stopped(error) from error
+        except BaseException:  # a signal
+            note(f"at least {many_jobs.so_far()}; go on: {many_jobs.go_on()}")
+            raise
+        ids = [*many_jobs.before.values(), *(session.id for session in many_jobs.sent)]
+        over = await ended(db, ids) if options.wait or options.expect else []
     seconds = round(time.monotonic() - began, 3)
     expected = all(session.status == options.expect for session in over) if options.expect else True
-    data = _one(sent[0], over, seconds) if options.count == 1 else _many(options, over, seconds)
+    one = options.count == 1
+    data = _one(many_jobs.sent[0], over, seconds) if one else _many(options, over, seconds)
     return EnqueueResult(data, expected, owed)
 
 
-async def _granted(db: Database, options: EnqueueOptions, amount: int, opening: int) -> None:
-    try:
-        await credits.grant(db, options.whose, amount, "genctl enqueue --grant", opening=opening)
-    except AccountLockedError as error:
-        again = f"{error.fix} && {options.command(options.count)}"
-        raise AccountLockedError(error.user, error.message, again) from error
+class ManyJobs:
+    """Order jobs in batches; know which are `sent`, and which another command has ordered `before`."""
+
+    def __init__(
+        self,
+        db: Database,
+        queue: Queue,
+        tool: Tool,
+        options: EnqueueOptions,
+        again: Callable[..., str],
+        *,
+        opening: int,
+    ) -> None:
+        self.sent: list[Session] = []
+        self.before: dict[int, UUID] = {}  # by number
+        self._db = db
+        self._queue = queue
+        self._tool = tool
+        self._options = options
+        self._again = again
+        self._opening = opening
+        self._key = options.key or (options.new_key(tool) if options.count > 1 else None)
+
+    async def begin(self, note: Note) -> None:
+        """Find what was ordered before, and grant credits. Raises GenctlError, exit 1 if they are short."""
+        options = self._options
+        if options.key:
+            await self._find_ordered(options.key)
+            note(f"{len(self.before):,} of {many(options.count, 'job')} were ordered before")
+        if short := await self._short(options.grant or 0):
+            told = f"{short.message}; {self.so_far()}" if options.count > 1 else short.message
+            raise GenctlError(short.code, told, short.fix, exit_code=short.exit_code)
+        if options.grant:
+            try:
+                why = "genctl enqueue --grant"
+                await credits.grant(self._db, options.whose, options.grant, why, opening=self._opening)
+            except AccountLockedError as error:
+                then = f"{error.fix} && {self.go_on()}"
+                raise AccountLockedError(error.user, error.message, then) from error
+        if self._key and not options.key:
+            note(f"if it stops, this goes on: {self.go_on()}")
+
+    async def order(self, began: float, advance: Advance) -> str | None:
+        """Order the jobs; return why messages are still owed. Raises GenctlError in the middle."""
+        rate, owed = self._options.rate, None
+        most = BATCH if rate is None else min(BATCH, max(1, int(rate / 10)))
+        rest = self._options.orders(self._tool, self._key, self.before)
+        advance(len(self.before))
+        while orders := list(islice(rest, most)):
+            made = await self._ordered(orders)
+            self.sent += made.sessions
+            owed = owed or made.owed
+            advance(len(orders))
+            if rate is not None:
+                await asyncio.sleep(max(0.0, began + len(self.sent) / rate - time.monotonic()))
+        return owed
+
+    async def _ordered(self, orders: Sequence[Order]) -> Enqueued:
+        """Order a batch, without what another command with the same key orders meanwhile."""
+        tool, opening = self._tool.name, self._opening
+        while True:
+            try:
+                return await enqueue(orders, db=self._db, queue=self._queue, tool=tool, opening=opening)
+            except DataRefusedError:
+                there = await self._made_by([(o.user_id, o.idempotency_key or "") for o in orders])
+                if not there:
+                    raise
+                orders = [order for order in orders if order.idempotency_key not in there]
+                self.before |= _by_number(there)
+            if not orders:
+                return Enqueued([], None)
+
+    async def _find_ordered(self, key: str) -> None:
+        dealt = self._options.dealt()
+        while some := list(islice(dealt, MOST_AT_ONCE)):
+            self.before |= _by_number(await self._made_by([(user, numbered(key, n)) for n, user in some]))
+
+    async def _made_by(self, keys: Sequence[tuple[str, str]]) -> dict[str, UUID]:
+        users, names = zip(*keys, strict=True)
+        rows = await self._db.rows("sessions_by_keys", users=list(users), keys=list(names))
+        return {row["idempotency_key"]: row["id"] for row in rows}
+
+    async def _short(self, granted: int) -> GenctlError | None:
+        """Make the error that names who lacks most credits for all jobs that are left; None: they suffice."""
+        left = Counter(user for n, user in self._options.dealt() if n not in self.before)
+        left.subtract(session.user_id for session in self.sent)
+        price, users = self._options.price(self._tool), iter(left)
+        balances: dict[str, int] = {}
+        while some := list(islice(users, MOST_AT_ONCE)):
+            found = {row["user_id"]: row["balance"] for row in await self._db.rows("balances_of", users=some)}
+            balances |= {user: found.get(user, self._opening) + granted for user in some}
+        lacking = {u: left[u] * price - balances[u] for u in left if left[u] * price > balances[u]}
+        if not lacking:
+            return None
+        user = max(lacking, key=lambda user: lacking[user])
+        others = f"; {many(len(lacking) - 1, 'other user')} likewise" if len(lacking) > 1 else ""
+        told = f"user {user} has {balances[user]} credits and needs {left[user] * price}{others}"
+        fix = f"genctl credits grant --user {shlex.quote(user)} --amount {lacking[user]}"
+        if others:
+            fix = self._again(grant=granted + lacking[user], **self._kept())
+        elif self.sent or self.before:
+            fix = f"{fix} && {self.go_on()}"
+        return GenctlError("CreditsShort", told, fix, exit_code=1)
+
+    def _kept(self) -> dict[str, str]:
+        return {"key": self._key} if self._key and (self.sent or self.before) else {}
+
+    def go_on(self) -> str:
+        """Write the command that orders the rest."""
+        return self._again(grant=None, **({"key": self._key} if self._key else {}))
+
+    def so_far(self) -> str:
+        """Say how many jobs were ordered."""
+        done = len(self.before) + len(self.sent)
+        return f"{done:,} of {many(self._options.count, 'job')} were ordered"
+
+    async def stopped(self, error: GenctlError) -> GenctlError:
+        """Make the error that also says how many jobs were ordered, and how to go on."""
+        if not self._key and not isinstance(error, LockedError):
+            return error
+        told, fix, done = error.message, f"{error.fix}; then {self.go_on()}", self.so_far()
+        if error.code == "CreditsShort":  # it is about one batch
+            short = await self._short(0)
+            told, fix = (short.message, short.fix) if short else (told, self.go_on())
+        elif isinstance(error, LockedError):
+            fix = self.go_on()
+        else:  # the last batch may have been committed
+            done = f"at least {done}"
+        return GenctlError(error.code, f"{told}; {done}", fix, exit_code=error.exit_code)
+
+
+def numbered(key: str, number: int) -> str:
+    """Return the idempotency key of a job of many."""
+    return f"{key}-{number}"
+
+
+def _by_number(ids: Mapping[str, UUID]) -> dict[int, UUID]:
+    return {int(key.rpartition("-")[2]): session_id for key, session_id in ids.items()}
 
 
 async def ended(db: Database, ids: Sequence[UUID]) -> list[Session]:

@@ -5,29 +5,29 @@ kill or a full disk cuts short is good up to the cut. With `resume` an export to
 last line, and skips the messages that it has.
 """
 
-import errno
 import fcntl
 import gzip
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import gettempdir
 from typing import IO, Any, Self
 
 import msgspec
 
-from genctl.base.person import Advance
+from genctl.base.person import Advance, Note
 from genctl.base.printable import escape_json, many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
 from genctl.edges.sqs import Message
+from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Progress, Survey
 from genctl.redrive import chosen
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Export:
@@ -41,15 +41,14 @@ class Export:
 
     @classmethod
     @contextmanager
-    def to(cls, path: Path, *, resume: bool, option: str = "") -> Iterator[Self]:
-        """Begin a new file, or with `resume` continue one. Raises GenctlError: exit 2, or 3: cannot write.
+    def to(cls, path: Path, *, resume: bool, again: Callable[..., str]) -> Iterator[Self]:
+        """Begin a new file, or with `resume` continue one; `again` writes the command for another file.
 
-        `option` is what names another file, where that is no argument; then there is no `--resume`.
+        Raises GenctlError: exit 2, or 3: cannot write.
         """
-        another = f"name another file{f' with {option}' if option else ''}"
         if resume and _is_gzip(path):
             told = f"{path} is compressed, and --resume continues only plain files"
-            raise GenctlError("NoExport", told, "name another file; the messages are in the DLQ", exit_code=2)
+            raise GenctlError("NoExport", told, again(path=_beside(path), resume=None), exit_code=2)
         try:
             with path.open("r+b" if resume and path.is_file() else "xb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two writers would overwrite each other
@@ -58,17 +57,16 @@ class Export:
                     file.write(gzip.compress(b""))  # an empty export is gzip too
                 yield one
         except FileExistsError:
-            fix = another if option else f"add --resume to continue it, or {another}"
-            raise GenctlError("FileExists", f"{path} exists already", fix, exit_code=2) from None
+            raise GenctlError(
+                "FileExists", f"{path} exists already", again(path=_beside(path), resume=None), exit_code=2
+            ) from None
         except BlockingIOError:
             told = f"another command is writing {path}"
             raise GenctlError("FileInUse", told, "wait for its end", exit_code=2) from None
         except OSError as error:
-            fix = f"{another}, in a folder that you may write to"
-            if error.errno in FULL:
-                goes_on = "" if option or _is_gzip(path) else ", and add --resume to go on"
-                fix = f"free some space there{goes_on}, or {another}"
-            raise GenctlError("CannotWrite", f"cannot write {path}: {error.strerror}", fix) from None
+            told = f"cannot write {path}: {error.strerror}; the DLQ still has what is not in it"
+            fix = again(path=_elsewhere(path), resume=None)
+            raise GenctlError("CannotWrite", told, fix) from None
 
     def write(self, messages: Sequence[Message]) -> None:
         """Write the messages that the file does not have yet, and sync it. Raises OSError."""
@@ -83,11 +81,23 @@ class Export:
 
 
 async def export(
-    settings: Settings, choice: Choice, path: Path, *, resume: bool, progress: Progress
+    settings: Settings,
+    choice: Choice,
+    path: Path,
+    again: Callable[..., str],
+    *,
+    resume: bool,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Write the chosen messages to a file and leave them in the DLQ. Raises GenctlError."""
+    """Write the chosen messages to a file and leave them in the DLQ; `again` writes the command for another.
+
+    Raises GenctlError.
+    """
     async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
-        with Export.to(path, resume=resume) as file, progress(over.approximate, "export") as advance:
+        with (
+            Export.to(path, resume=resume, again=again) as file,
+            progress(over.approximate, "export") as advance,
+        ):
             while messages := await over.receive(wait_s=1):
                 file.write([message for message, _ in await chosen(messages, db, choice)])
                 advance(len(messages))
@@ -95,32 +105,51 @@ async def export(
         return {"exported": file.written, "seen": over.seen, "approximate": approximate, "file": path}
 
 
+class Discarded(msgspec.Struct):
+    """Count the chosen messages, and those that are gone."""
+
+    meant: int = 0
+    discarded: int = 0
+
+
+class DiscardOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Say which messages to delete, and which file keeps them: None for no file."""
+
+    choice: Choice
+    path: Path | None
+    dry_run: bool
+
+
 async def discard(
     settings: Settings,
-    choice: Choice,
-    path: Path | None,
+    options: DiscardOptions,
+    purpose: Purpose,
     *,
-    dry_run: bool,
     confirm: Callable[[str], object] | None,
     progress: Progress,
+    note: Note,
 ) -> dict[str, Any]:
     """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first."""
+    choice, path = options.choice, options.path
     async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
         most = None
-        if dry_run or confirm:
+        if options.dry_run or confirm:
             found = await _counted(over, db, choice)
             most = found["meant"]  # no more than the person agrees to
-            if confirm and most and not dry_run:
-                confirm(_question(found, dlq.name))
-            else:
+            if not most:
+                note(f"nothing to discard: {over.why_nothing(found['seen'], {})}")
+            if options.dry_run or not confirm or not most:
                 return found
-        with ExitStack() as files, progress(over.approximate, "discard") as advance:
-            file = files.enter_context(Export.to(path, resume=False, option="--export")) if path else None
-            done = await delete(over, db, choice, file, advance, most)
-        if path and not done["meant"]:
+            confirm(_question(found, dlq.name))
+        done = Discarded()
+        async with recorded(db, purpose, done, tool=settings.tool, left=lambda: {"path": None}):
+            with ExitStack() as files, progress(over.approximate, "discard") as advance:
+                to = Export.to(path, resume=False, again=purpose.again) if path else nullcontext()
+                await delete(over, db, choice, files.enter_context(to), advance, done, most)
+        if path and not done.meant:
             path.unlink()
-            done["file"] = None
-        return done
+            note(f"nothing to discard: {over.why_nothing(over.seen, {})}")
+        return _shown(over, done, path if done.meant else None)
 
 
 async def _counted(over: Survey, db: Database, choice: Choice) -> dict[str, Any]:
@@ -129,7 +158,7 @@ async def _counted(over: Survey, db: Database, choice: Choice) -> dict[str, Any]
     while messages := await over.receive():
         meant = await chosen(messages, db, choice)
         count, active = count + len(meant), active + sum(letter.state == "active" for _, letter in meant)
-    found = _shown(over, meant=count) | {"active": active}
+    found = _shown(over, Discarded(count), None) | {"active": active}
     await over.show()
     return found
 
@@ -141,25 +170,30 @@ def _question(found: dict[str, Any], name: str) -> str:
 
 
 async def delete(
-    over: Survey, db: Database, choice: Choice, file: Export | None, advance: Advance, most: int | None = None
-) -> dict[str, Any]:
+    over: Survey,
+    db: Database,
+    choice: Choice,
+    file: Export | None,
+    advance: Advance,
+    done: Discarded,
+    most: int | None = None,
+) -> None:
     """Delete the chosen messages of a pass, at most `most`, each batch once it is in `file`."""
-    count = discarded = 0
-    while (most is None or count < most) and (messages := await over.receive(wait_s=1)):
+    while (most is None or done.meant < most) and (messages := await over.receive(wait_s=1)):
         meant = [message for message, _ in await chosen(messages, db, choice)]
-        meant = meant if most is None else meant[: most - count]
+        meant = meant if most is None else meant[: most - done.meant]
         if file:
             file.write(meant)
         errors = await over.queue.delete([message.receipt for message in meant]) if meant else []
         gone = [message for message, error in zip(meant, errors, strict=True) if error is None]
         over.forget(gone)
-        count, discarded = count + len(meant), discarded + len(gone)
+        done.meant += len(meant)
+        done.discarded += len(gone)
         advance(len(messages))
-    return _shown(over, meant=count, discarded=discarded, file=file.path if file else None)
 
 
-def _shown(over: Survey, *, meant: int, discarded: int = 0, file: Path | None = None) -> dict[str, Any]:
-    counts = {"meant": meant, "discarded": discarded, "seen": over.seen}
+def _shown(over: Survey, done: Discarded, file: Path | None) -> dict[str, Any]:
+    counts = msgspec.structs.asdict(done) | {"seen": over.seen}
     return counts | {"approximate": max(over.seen, over.approximate), "file": file}
 
 
@@ -176,6 +210,19 @@ def _line(message: Message) -> bytes:
 
 class _Known(msgspec.Struct, rename="camel"):
     message_id: str
+
+
+def _beside(path: Path) -> Path:
+    """Name a new file in the same folder."""
+    name, dot, kind = path.name.partition(".")
+    return path.with_name(f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}{dot}{kind}")
+
+
+def _elsewhere(path: Path) -> Path:
+    """Name a new file in another folder, on another disk where there is one."""
+    folders = [Path(gettempdir()), Path.home()]
+    others = [folder for folder in folders if folder != path.absolute().parent and os.access(folder, os.W_OK)]
+    return next(iter(others), folders[0]) / _beside(path).name
 
 
 def _is_gzip(path: Path) -> bool:

@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from genctl.base.others import rules_of_others
 from genctl.domain.classify import (
     FIRST_DELAY_OF_429_S,
     FIRST_DELAY_S,
+    LEAST_RETRY_AFTER_S,
     OURS,
     chosen,
     classify,
@@ -79,13 +81,13 @@ def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -
     for provider in providers:
         if rule := rule_of(code, None, provider.rules):
             return _ruled(code, rule, provider, verdicts)
-    close = closest(code, _known(providers))
+    close = closest(code, known_codes(providers))
     told = f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}"
     fix = f"did you mean {close}?" if close else "its HTTP status decides: `genctl explain HTTP400`"
     raise GenctlError("NotFound", told, fix, exit_code=4)
 
 
-def _known(providers: Sequence[Provider]) -> list[str]:
+def known_codes(providers: Sequence[Provider]) -> list[str]:
     """List all codes in our tables."""
     rules = [rule for provider in providers for rule in provider.rules]
     codes = [code for rule in rules for code in rule.codes if "*" not in code]
@@ -97,7 +99,7 @@ def of_answer(
     answer: Answer | NoAnswer, provider: Provider, verdicts: Sequence[str], now: datetime
 ) -> dict[str, Any]:
     """Explain an answer, and say what we would store of it."""
-    verdict = classify(answer, provider, now=now, verdicts=verdicts)
+    verdict = classify(answer, provider, now=now, verdicts=verdicts, others=rules_of_others())
     if isinstance(verdict, Success):
         told = {"verdict": "success", "provider": provider.name, "images": verdict.images}
         if verdict.refused:
@@ -105,7 +107,7 @@ def of_answer(
         return told | {"requestId": verdict.request_id}
     details = build(verdict, attempts=1, max_attempts=1, first_attempt_at=None, provider=provider)
     failure = msgspec.structs.replace(verdict, user_message=details.user_message)
-    base = classify(answer, provider, now=now)
+    base = classify(answer, provider, now=now, others=rules_of_others())
     found = _meaning(failure, provider.name, fatal=isinstance(base, Failure) and base.fatal)
     return {
         **msgspec.to_builtins(found),
@@ -170,7 +172,7 @@ def _meaning(failure: Failure, provider: str | None, *, fatal: bool, note: str |
 
 
 def _delay(failure: Failure) -> str:
-    if failure.retry_after_s is not None:
+    if failure.retry_after_s is not None and failure.retry_after_s >= LEAST_RETRY_AFTER_S:
         return f"{failure.retry_after_s:g} s, as the provider asks"
     first_s = FIRST_DELAY_OF_429_S if failure.provider_status == 429 else FIRST_DELAY_S
     return f"up to {first_s:g} s, doubled with each attempt"

@@ -1,6 +1,5 @@
 """Retry or cancel the sessions that a person names."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,6 +14,7 @@ from genctl.domain.deadletters import Tally, at_most, plan
 from genctl.domain.model import Session, Status
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
+from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.redrive import BATCH, Plan, Redriven, RedriveOptions
 from genctl.ops.sessions import find
 from genctl.pipeline import Pipeline
@@ -31,6 +31,10 @@ class Cancelled(msgspec.Struct):
     credits: int = 0
     skipped: dict[str, int] = {}
 
+    def skip(self, why: str) -> None:
+        """Count a session that was left."""
+        self.skipped[why] = self.skipped.get(why, 0) + 1
+
 
 async def found(db: Database, ids: Sequence[str]) -> list[Session]:
     """Find the sessions that are named, each once. Raises GenctlError as find() does."""
@@ -42,6 +46,7 @@ async def retry_named(
     settings: Settings,
     ids: Sequence[str],
     options: RedriveOptions,
+    purpose: Purpose,
     *,
     dry_run: bool,
     confirm: Confirm,
@@ -65,50 +70,59 @@ async def retry_named(
             return planned
         if confirm and (question := planned.question()):
             confirm(question)
-        done = Tally()
-        for first in range(0, len(letters), BATCH):
-            now = await gate.read(pipeline.db, pipeline.tool.name)
-            if not now.is_open:
-                why = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
-                note(f"stopped: {why}; run it again to go on")
-                return Redriven(done, len(letters), len(letters), why)
-            fates = await retry(letters[first : first + BATCH], pipeline, terms)
-            kept = [fate.step for fate in fates if fate.error is None]
-            done.add(kept, failed=len(fates) - len(kept))
-            for fate in fates:
-                if fate.error or fate.step.action == "skip":
-                    note(f"session {fate.letter.session_id}: {fate.error or fate.step.why}")
+        done, rest = Tally(), [str(letter.session_id) for letter in letters]
+        tool = pipeline.tool.name
+        async with recorded(
+            pipeline.db, purpose, done, tool=tool, left=lambda: {"ids": tuple(rest)} if rest else None
+        ) as work:
+            for first in range(0, len(letters), BATCH):
+                now = await gate.read(pipeline.db, tool)
+                if not now.is_open:
+                    why = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
+                    work.stop(why)
+                    note(f"stopped: {why}; run it again to go on")
+                    return Redriven(done, len(letters), len(letters), why)
+                fates = await retry(letters[first : first + BATCH], pipeline, terms)
+                del rest[:BATCH]
+                kept = [fate.step for fate in fates if fate.error is None]
+                done.add(kept, failed=len(fates) - len(kept))
+                for fate in fates:
+                    if fate.error or fate.step.action == "skip":
+                        note(f"session {fate.letter.session_id}: {fate.error or fate.step.why}")
         return Redriven(done, len(letters), len(letters))
 
 
 async def cancel_named(
-    settings: Settings, ids: Sequence[str], *, dry_run: bool, confirm: Confirm, note: Note
+    settings: Settings, ids: Sequence[str], purpose: Purpose, *, dry_run: bool, confirm: Confirm, note: Note
 ) -> Cancelled:
     """End the runs of the sessions that wait; `note` says why a session was left.
 
     With `dry_run` only say what it would do. Raises GenctlError: exit 4 for an id of no session, 2 for an
     ambiguous one, 3 when the database goes away.
     """
-    tools, done, skipped = Tools.of(settings), Cancelled(), Counter[str]()
+    tools, done = Tools.of(settings), Cancelled()
     async with Database.open(settings.dsn()) as db:
         sessions = await found(db, ids)
         waiting = [session for session in sessions if session.status is Status.QUEUED]
         if dry_run:
-            skipped["not waiting"] = len(sessions) - len(waiting)
-            return Cancelled(len(waiting), sum(one.reserved or 0 for one in waiting), dict(+skipped))
+            left = {"not waiting": len(sessions) - len(waiting)} if len(sessions) > len(waiting) else {}
+            return Cancelled(len(waiting), sum(one.reserved or 0 for one in waiting), left)
         if confirm and waiting:
             users = {session.user_id for session in waiting}
             confirm(f"Cancel {many(len(waiting), 'session')} of {many(len(users), 'user')}?")
-        for session in sessions:
-            provider = (tools.serving(session.model) or tools.about("")).provider
-            try:
-                row = await cancel(
-                    db, session, provider=provider, most_attempts=settings.max_attempts, who=who()
-                )
-            except (NotWaitingError, LockedError) as error:
-                skipped["not waiting" if isinstance(error, NotWaitingError) else "locked"] += 1
-                note(f"session {session.id}: {error.message}")
-                continue
-            done.cancelled += 1
-            done.credits += row.returned
-    return msgspec.structs.replace(done, skipped=dict(skipped))
+        rest = [str(session.id) for session in sessions]
+        async with recorded(db, purpose, done, left=lambda: {"ids": tuple(rest)} if rest else None):
+            for session in sessions:
+                provider = (tools.serving(session.model) or tools.about("")).provider
+                try:
+                    row = await cancel(
+                        db, session, provider=provider, most_attempts=settings.max_attempts, who=who()
+                    )
+                except (NotWaitingError, LockedError) as error:
+                    done.skip("not waiting" if isinstance(error, NotWaitingError) else "locked")
+                    note(f"session {session.id}: {error.message}")
+                else:
+                    done.cancelled += 1
+                    done.credits += row.returned
+                rest.remove(str(session.id))
+    return done

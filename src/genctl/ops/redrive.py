@@ -21,6 +21,7 @@ from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
 from genctl.edges.sqs import Message
 from genctl.ledger import AccountLockedError
+from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.sampling import Progress, Survey
 from genctl.pipeline import Pipeline
 from genctl.redrive import ACCOUNT_LOCKED, RedrivenLetter, chosen, redrive
@@ -80,18 +81,27 @@ class Plan(msgspec.Struct, frozen=True):
 
     def question(self) -> str | None:
         """Write the question for a person, with numbers and credits; None: there is nothing to do."""
+        return f"{planned[0].upper()}{planned[1:]}?{self._left()}" if (planned := self._planned()) else None
+
+    def answer(self) -> str:
+        """Say in words what the plan comes to: nothing is done, and what a redrive would do."""
+        return f"redriven: 0 (dry run)\nplanned: {self._planned() or 'nothing to redrive'}.{self._left()}"
+
+    def _planned(self) -> str | None:
         runs = [row for row in self.rows if row["action"] in {"requeue", "resend"}]
         if not runs and not self.tally.stale:
             return None
         users, reserved = len({row["userId"] for row in runs}), sum(row["credits"] for row in runs)
-        left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
         edit = f", edited by {', '.join(self.edits)}" if self.edits else ""
         return (
-            f"Redrive {many(self.tally.redriven, 'job')} of {many(users, 'user')}, reserving"
+            f"redrive {many(self.tally.redriven, 'job')} of {many(users, 'user')}, reserving"
             f" {many(reserved, 'credit')} again{edit}"
-            + (f", and drop {self.tally.stale} stale copies?" if self.tally.stale else "?")
-            + (f" Left where they are: {left}." if left else "")
+            + (f", and drop {self.tally.stale} stale copies" if self.tally.stale else "")
         )
+
+    def _left(self) -> str:
+        left = ", ".join(f"{count} {why}" for why, count in sorted(self.tally.skipped.items()))
+        return f" Left where they are: {left}." if left else ""
 
     def shown(self) -> dict[str, Any]:
         """Return what `--dry-run -o json` prints."""
@@ -178,6 +188,13 @@ class Redrive:
         """Redrive no more jobs, and look no further into the DLQ, than the plan that a person agreed to."""
         self._left = sum(row["action"] in {"requeue", "resend"} for row in plan.rows)
         self._to_the_end = self.options.most is None or self._left < self.options.most
+
+    def options_left(self) -> dict[str, Any] | None:
+        """Return the options that another command needs to go on; None: this has redriven all it may."""
+        if self.options.most is None:
+            return {}
+        left = self.options.most - self.tally.redriven
+        return {"most": left} if left > 0 else None
 
     def so_far(self) -> Redriven:
         """Say what it has done until now."""
@@ -278,6 +295,7 @@ class Redrive:
 async def carry_out(
     settings: Settings,
     options: RedriveOptions,
+    purpose: Purpose,
     *,
     dry_run: bool,
     confirm: Callable[[str], object] | None,
@@ -294,17 +312,28 @@ async def carry_out(
         if dry_run or confirm:
             with progress(under_way.over.approximate, "look") as advance:
                 plan = await under_way.plan(advance)
-            if dry_run or not confirm:
-                return plan
-            if not (question := plan.question()):
-                return under_way.so_far()
+            question = plan.question()
+            if dry_run or not confirm or not question:
+                _tell_nothing(plan.tally, under_way.over, plan.seen, note)
+                return plan if dry_run else Redriven(plan.tally, plan.seen, plan.approximate)
             confirm(question)
             under_way.limit(plan)
-        with progress(under_way.over.approximate, "redrive") as advance:
-            done = await under_way.run(advance, note)
+        pipeline = under_way.pipeline
+        tool, left = pipeline.tool.name, under_way.options_left
+        async with recorded(pipeline.db, purpose, under_way.tally, tool=tool, left=left) as work:
+            with progress(under_way.over.approximate, "redrive") as advance:
+                done = await under_way.run(advance, note)
+            work.stop(done.stopped)
+        if not done.stopped:
+            _tell_nothing(done.tally, under_way.over, done.seen, note)
     if done.stopped:
         note(f"stopped: {done.stopped}; run it again to go on")
     return done
+
+
+def _tell_nothing(tally: Tally, over: Survey, seen: int, note: Note) -> None:
+    if not tally.redriven + tally.stale + tally.failed:
+        note(f"nothing to redrive: {over.why_nothing(seen, tally.skipped)}")
 
 
 class _Budget:

@@ -6,7 +6,7 @@ how many, and never claims to have seen all when the count is higher.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from itertools import chain
 from typing import Self
@@ -60,6 +60,19 @@ class Survey:
         if int(self.facts.get(COUNTS[1], 0)) >= MOST_IN_FLIGHT:
             return f"{self.queue.name} has as many messages in flight as SQS allows: it looks empty now"
         return None
+
+    def why_nothing(self, seen: int, skipped: Mapping[str, int]) -> str:
+        """Say why a pass that saw so many messages changed none; it has `skipped` some, by reason."""
+        if skipped:
+            left = ", ".join(f"{count} {why}" for why, count in sorted(skipped.items()))
+            return f"left where {'it is' if sum(skipped.values()) == 1 else 'they are'}: {left}"
+        if seen:
+            return f"the filter took none of {many(seen, 'message')}; `genctl dlq list` shows them"
+        if not self.approximate:
+            return f"{self.queue.name} is empty"
+        if hidden := int(self.facts.get(COUNTS[1], 0)):
+            return f"somebody else has received about {many(hidden, 'message')}: run it again in a while"
+        return f"SQS showed none of about {many(self.approximate, 'message')}: run it again"
 
     async def receive(self, limit: int = BATCH, *, wait_s: int = 0) -> list[Message]:
         """Return the next messages, hidden for LOOK_S; an empty list means the end, as far as SQS tells.

@@ -13,6 +13,7 @@ from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.nets import MOST_COUNTED, asked_of_piles
+from genctl.ops import verdicts
 from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
@@ -56,16 +57,18 @@ async def _database(settings: Settings) -> list[status.StatusLine]:
         )
         gates = [await gate.read(db, tool.name) for tool in tools]
         refused = await traits.standing(db)
+        new = await verdicts.first_seen(db, [*{row["code"]: None for row in failures}], tools)
     return status.of_database(
         status.Standing(
             piles={row["what"]: status.Pile(row["count"], row["oldest_s"]) for row in piles},
-            failures={row["code"]: row["count"] for row in failures},
+            failures=[status.FailureCount(**row) for row in failures],
             gates=gates,
             refused=refused,
             kept=[Kept(**row) for row in kept],
             notifying=Notifying(**notifying),
             unserved={row["model"]: row["count"] for row in unserved},
             unusable=tools.troubles,
+            unknown={row["code"]: row["age_s"] for row in new},
         )
     )
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from genctl.base.durations import reconnect_s
@@ -31,10 +31,18 @@ async def events_of(db: Database, session_id: UUID) -> list[TraceEvent]:
     ]
 
 
+class TraceLook(NamedTuple):
+    """Hold a session as it stands, its hops, and those of them that are new."""
+
+    session: Session
+    hops: Sequence[TraceHop]
+    new: Sequence[TraceHop] = ()
+
+
 async def follow(
     db: Database, session_id: UUID, *, fail_after_s: float | None, note: Note
-) -> AsyncIterator[TraceHop]:
-    """Yield each hop once, as it comes, until the session has ended and its copy is in the DLQ.
+) -> AsyncIterator[TraceLook]:
+    """Yield each look at the session, each hop new once, until it has ended and its copy is in the DLQ.
 
     It reads all events each time: their numbers are not in the order of the commits. Raises DatabaseGoneError
     or LockedError when it could not read them for `fail_after_s` seconds.
@@ -60,13 +68,13 @@ async def follow(
         if lost_at:
             note(f"connected\ncaught up, {len(new)} missed")
             lost_at, attempt = None, 0
-        for hop in new:
-            shown.add((hop.hop, hop.run, hop.at))
-            yield hop
+        shown.update((hop.hop, hop.run, hop.at) for hop in new)
         if row is None:
             return
-        ended_at = (ended_at or time.monotonic()) if row["completed_at"] else None
-        if ended_at and (not Session.of(row).copy_owed or time.monotonic() - ended_at > COPY_PATIENCE_S):
+        session = Session.of(row)
+        yield TraceLook(session, found, new)
+        ended_at = (ended_at or time.monotonic()) if session.completed_at else None
+        if ended_at and (not session.copy_owed or time.monotonic() - ended_at > COPY_PATIENCE_S):
             return
         await asyncio.sleep(POLL_S)
 
@@ -108,7 +116,7 @@ def summary(told: dict[str, Any]) -> str:
     """Write for people how the session stands, and what took longest."""
     whose = f"session {told['sessionId']} of {told['userId']}: {told['status']} in run {told['run']}"
     slow, copy = told["slowest"], told["dlq"]
-    lines = [whose]
+    lines = [whose] if told["hops"] else [whose, "its trace is empty or pruned"]
     if slow:
         lines.append(f"longest: {slow['gap']}, {rough(slow['gapMs'] / 1000)}")
     if copy:

@@ -48,6 +48,7 @@ from genctl.tools import BESIDE, Tool
 from genctl.tools.found import Tools
 
 SEND_WITHIN_S = 5.0
+SHORT_S = 0.3  # how long an order waits for a queue for which another one has waited in vain
 PAGE_SIZE, LARGEST_PAGE = 50, 200
 MOST_FIELDS, LONGEST_FIELD = 100, 100  # of an order: what may be meant by each unknown one is looked for
 HEADERS = (
@@ -306,24 +307,36 @@ class LateQueue:
         self._settings = settings
         self._sqs: Sqs | None = None
         self._queues: dict[str, Queue] = {}  # by tool
-        self._looking = asyncio.Lock()  # two first orders at once look once
+        self._connecting = asyncio.Lock()  # two tools at once connect once
+        self._looks: dict[str, asyncio.Task[None]] = {}  # by tool; orders share one
+        self._is_slow = False  # an order has waited in vain, and none has since found its queue
 
     async def queue(self, tool: str) -> Queue | None:
-        """Return the queue of a tool, None while it cannot be had."""
+        """Return the queue of a tool, None while it cannot be had. Only the first order waits for long."""
+        if tool not in self._queues:
+            if tool not in self._looks or self._looks[tool].done():
+                self._looks[tool] = asyncio.create_task(self._look(tool))
+            _, late = await asyncio.wait(
+                [self._looks[tool]], timeout=SHORT_S if self._is_slow else SEND_WITHIN_S
+            )
+            if late and not self._is_slow:
+                log.warning("api.queue.trouble", error="no answer in time")
+            self._is_slow = tool not in self._queues and (bool(late) or self._is_slow)
+        return self._queues.get(tool)
+
+    async def _look(self, tool: str) -> None:
         try:
-            async with asyncio.timeout(SEND_WITHIN_S), self._looking:
+            async with self._connecting:
                 if self._sqs is None:
                     self._sqs = await Sqs.connect(self._settings)
-                if tool not in self._queues:
-                    self._queues[tool] = await self._sqs.queue(self._settings.queue_of(tool))
+            self._queues[tool] = await self._sqs.queue(self._settings.queue_of(tool))
         except GenctlError as error:
             log.warning("api.queue.trouble", error=error.message, fix=error.fix)
-        except TimeoutError:
-            log.warning("api.queue.trouble", error="no answer in time")
-        return self._queues.get(tool)
 
     async def close(self) -> None:
         """End its connections."""
+        for look in self._looks.values():
+            look.cancel()
         if self._sqs:
             await self._sqs.__aexit__()
 

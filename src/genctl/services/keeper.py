@@ -1,15 +1,15 @@
 """Keep a worker's jobs its own: renew their leases, keep their messages hidden."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import Message
 from genctl.pipeline import Pipeline
 from genctl.run import LEASE_S, RENEW_S, Hold
+from genctl.services.hands import Taken
 
 AGAIN_S = 1.0  # after a failed renewal, to be the first after an outage
 
@@ -17,11 +17,14 @@ log = structlog.stdlib.get_logger()
 
 
 class Keeper:
-    """Keep the holds of a pipeline, and the messages of a worker's jobs by their tasks."""
+    """Keep the holds of a pipeline, the messages of a worker's jobs by their tasks, and those set aside."""
 
-    def __init__(self, pipeline: Pipeline, jobs: Mapping[asyncio.Task[Any], Message]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, jobs: Mapping[asyncio.Task[Any], Taken], aside: Sequence[Taken]
+    ) -> None:
         self.pipeline = pipeline
         self._jobs = jobs
+        self._aside = aside
 
     async def keep_leases(self) -> None:
         """Renew the leases of all our sessions, for ever; a slow queue does not delay this."""
@@ -37,7 +40,7 @@ class Keeper:
                 pause_s = RENEW_S
 
     async def keep_hidden(self) -> None:
-        """Keep the messages of all our sessions hidden, for ever.
+        """Keep the messages of all our sessions and those set aside hidden, for ever.
 
         Leaves out a message whose session may have another owner, who decides about it, and one whose hold
         has ended, as dispose() decides about it.
@@ -45,13 +48,15 @@ class Keeper:
         while True:
             await asyncio.sleep(RENEW_S)
             held = {hold.task for hold in self.pipeline.runs if not hold.stale}
-            ours = {task: message.receipt for task, message in self._jobs.items() if task in held}
+            ours = [taken.message for task, taken in self._jobs.items() if task in held and taken.message]
+            ours += [taken.message for taken in self._aside if taken.message]
             try:
                 async with asyncio.timeout(RENEW_S):  # a longer wait would outlive the lease
-                    results = await self.pipeline.queue.hide(
-                        [(receipt, LEASE_S) for receipt in ours.values()]
-                    )
-                refused = [why for task, why in zip(ours, results, strict=True) if why and task in self._jobs]
+                    results = await self.pipeline.queue.hide([(one.receipt, LEASE_S) for one in ours])
+                still = {taken.name for taken in (*self._jobs.values(), *self._aside)}
+                refused = [
+                    why for one, why in zip(ours, results, strict=True) if why and one.message_id in still
+                ]
                 if refused:
                     log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
             except TimeoutError:

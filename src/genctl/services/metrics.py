@@ -18,8 +18,7 @@ from prometheus_client import (
 )
 
 from genctl.answers import Refusal
-from genctl.base.others import others
-from genctl.domain.classify import rule_of
+from genctl.base.others import is_in_a_table
 from genctl.domain.model import ErrorDetails, Failure, GateState, GenctlError, Outcome, Success
 from genctl.domain.providers import Provider
 from genctl.nets import asked_of_piles
@@ -107,7 +106,7 @@ class Codes:
     """
 
     def __init__(self, provider: Provider) -> None:
-        self._is_in_a_table = lru_cache(1_000)(partial(_is_in, provider))
+        self._is_in_a_table = lru_cache(1_000)(partial(is_in_a_table, own=(provider,)))
         self._seen: set[str] = set()
 
     def label(self, failure: Failure | ErrorDetails) -> str:
@@ -120,10 +119,6 @@ class Codes:
             return OTHER
         self._seen.add(code)
         return code
-
-
-def _is_in(own: Provider, code: str) -> bool:
-    return any(rule_of(code, None, one.rules) for one in (own, *others().values()))
 
 
 def _is(gate: Callable[[], str], state: str) -> float:

@@ -7,7 +7,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,11 +17,13 @@ import structlog
 from genctl import gate
 from genctl.base.batch import Together
 from genctl.base.settings import Settings
-from genctl.domain.model import GenctlError, LeaseLostError
+from genctl.domain.model import GenctlError, LeaseLostError, Status
 from genctl.edges.sqs import BATCH, Message
-from genctl.pipeline import Pipeline, carry
+from genctl.enqueue import send_jobs
+from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
+from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.metrics import WorkerMetrics
@@ -39,6 +41,7 @@ COMPANY_S = 0.1  # a trouble waits so long, so that we log it once for all jobs 
 NOW_S = 1.5  # how long we still write to the rows after a second signal
 LAST_S = 10.0  # likewise after the grace; then the process ends, even if database or queue hang
 SHOW_S = 0.4  # how long the end of the process then waits for SQS to show the messages
+SHARES = 10  # a user who holds a tenth of the hands lets users with less go first
 MORE = 2  # receives at once beside the first, while the answers are full: a backlog waits
 POOL_SIZE = 16
 MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each, before we stop receiving
@@ -77,7 +80,7 @@ class Worker:
         self.until = until
         self._told = asyncio.Event()  # to stop
         self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
-        self._jobs: dict[asyncio.Task[None], Message] = {}
+        self._jobs: dict[asyncio.Task[None], Taken] = {}
         self._received = 0
         self._asked = 0  # messages that receives under way may bring
         self._full = asyncio.Event()  # the last answer was full, so there are more messages
@@ -96,7 +99,9 @@ class Worker:
             send_back=self._send_back,
             default_model=pipeline.tool.default_model,
         )
-        self.keeper = Keeper(pipeline, self._jobs)
+        share = max(1, self.concurrency // SHARES)
+        self.hands = Hands(pipeline, self._jobs, share=self.concurrency if self._counts else share)
+        self.keeper = Keeper(pipeline, self._jobs, self.hands.aside)
         self._turns = Turns(self.gatekeeper, settings.rate)
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
@@ -128,12 +133,14 @@ class Worker:
                 log.info("worker.started", **who, **queues)
                 await asyncio.wait([receiver])
                 self.liveness.rest("nothing more is received")
+                await self._put_back()
                 while self._jobs:
                     await self._change()
                 for keeper in keepers:
                     keeper.cancel()
         finally:
             self._let_go()
+            await self._put_back()
             while self._jobs:
                 await self._change()
             await self.gatekeeper.leave()
@@ -171,10 +178,10 @@ class Worker:
         log.warning("worker.left", jobs=len(self._jobs))
         self.pipeline.answers.tell_unsettled()
         lost = {hold.task for hold in self.pipeline.runs if hold.stale}
-        ours = [(message.receipt, 0) for task, message in self._jobs.items() if task not in lost]
+        ours = [taken for task, taken in self._jobs.items() if task not in lost] + self.hands.aside
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(SHOW_S):
-                await self.pipeline.queue.hide(ours)
+                await self.pipeline.queue.hide([(one.message.receipt, 0) for one in ours if one.message])
         os._exit(0)
 
     def _let_go(self) -> None:
@@ -199,11 +206,15 @@ class Worker:
                 why = Counter(held.why for held in waiting).most_common(1)[0][0]
                 log.warning("worker.answers.waiting", answers=len(waiting), sessions=sessions, why=why)
 
+    @property
+    def _counts(self) -> bool:
+        """Tell whether it takes so many messages and ends, so that it takes just what these name."""
+        return self.until.once or self.until.max_jobs is not None
+
     async def _receive(self) -> None:
         """Receive until a signal, or until `until` says so."""
-        alone = self.until.once or self.until.max_jobs is not None
         async with asyncio.TaskGroup() as more:
-            for _ in range(0 if alone else MORE):
+            for _ in range(0 if self._counts else MORE):
                 more.create_task(self._ask_for_more())
             await self._ask()
             self._over = True
@@ -224,6 +235,8 @@ class Worker:
             try:
                 wanted = await self._allowance(wanted)
                 if not wanted:
+                    if not self.gatekeeper.is_open:
+                        await self._put_back()
                     await self._change(LOOK_S)
                     continue
                 found = await self._take(wanted, wait_s)
@@ -251,26 +264,37 @@ class Worker:
                 self._full.clear()
 
     async def _take(self, wanted: int, wait_s: int) -> int | None:
-        """Receive at most so many and start their jobs. Return how many; None if we gave them back."""
+        """Receive at most so many and start jobs. Return how many; None if we gave them back, or asked not.
+
+        What we have set aside comes first, and then we receive nothing.
+        """
         if self._told.is_set():
             return None
         self._asked += wanted
         try:
+            if self.hands.aside:
+                await self._begin([], wanted)
+                return None
             messages = await self.pipeline.queue.receive(wanted, wait_s=wait_s, visibility_s=LEASE_S)
             self.liveness.answered()
             if len(messages) < BATCH:
                 self._full.clear()
             elif not self._over:
                 self._full.set()
-            if messages and not await self._may_begin(len(messages)):
-                await self.pipeline.queue.hide([(message.receipt, 0) for message in messages])
-                return None
-            for message in messages:
-                self._start(message)
-            return len(messages)
+            return len(messages) if not messages or await self._begin(messages, len(messages)) else None
         finally:  # only now, as another receiver would ask for as many before they are jobs
             self._asked -= wanted
             self._changed.set()
+
+    async def _begin(self, messages: Sequence[Message], hands: int) -> bool:
+        """Deal so many hands and start their jobs; if we may not, give the messages back and return False."""
+        named, others = await self.hands.look(messages, hands)
+        if not await self._may_begin(hands):
+            await self._show(named)
+            return False
+        for taken in self.hands.deal(named, others, hands):
+            self._start(taken)
+        return True
 
     async def _may_begin(self, many: int) -> bool:
         """Tell whether so many received messages may become jobs; False if we cannot read the gate."""
@@ -318,11 +342,12 @@ class Worker:
             return False
         return not any(await self.pipeline.queue.depth())
 
-    def _start(self, message: Message) -> None:
-        self._received += 1
-        self.metrics.received.inc()
-        task = asyncio.create_task(self._handle(message))
-        self._jobs[task] = message
+    def _start(self, taken: Taken) -> None:
+        if taken.message:
+            self._received += 1
+            self.metrics.received.inc()
+        task = asyncio.create_task(self._handle(taken))
+        self._jobs[task] = taken
         self.gatekeeper.started(task)
         task.add_done_callback(self._ended)
 
@@ -330,20 +355,29 @@ class Worker:
         self._jobs.pop(task, None)
         self._changed.set()
 
-    async def _handle(self, message: Message) -> None:
+    async def _handle(self, taken: Taken) -> None:
         try:
-            await carry(message, self.pipeline, self._turns.take)
+            await self._carry(taken)
         except asyncio.CancelledError:
-            await self._show(message)
+            await self._show([taken])
             raise
         except LeaseLostError:
             self.metrics.lease_losses.inc()  # leave job and message alone
         except GenctlError as error:  # the message comes back, and the row says what to do
             if self._told.is_set():
-                await self._show(message)
-            await self._troubles((message.message_id, error))
+                await self._show([taken])
+            await self._troubles((taken.name, error))
         except Exception:  # a bug in one job must not end the others
-            log.exception("job.bug", messageId=message.message_id)
+            log.exception("job.bug", messageId=taken.name)
+
+    async def _carry(self, taken: Taken) -> None:
+        if taken.message:
+            await carry(taken.message, self.pipeline, self._turns.take)
+            return
+        assert taken.job  # noqa: S101 - a hand takes a message or a run
+        row = await carry_unasked(taken.job, self.pipeline, self._turns.take)
+        if row and row.status is Status.QUEUED:  # its message may be hidden for longer than it has to wait
+            await send_jobs([row], db=self.pipeline.db, queue=self.pipeline.queue, tool=taken.job.tool)
 
     async def _tell_troubles(self, met: list[tuple[str, GenctlError]]) -> list[None]:
         """Log each error once, however many jobs have met it."""
@@ -354,9 +388,14 @@ class Worker:
             log.warning("job.trouble", jobs=len(those), messageIds=those[:TOLD], error=text, fix=fix)
         return [None for _ in met]
 
-    async def _show(self, message: Message) -> None:
-        with suppress(GenctlError):  # then SQS shows it later
-            await self.pipeline.hide(message, 0)
+    async def _put_back(self) -> None:
+        """Show what we have set aside, for others."""
+        aside, self.hands.aside[:] = [*self.hands.aside], []
+        await self._show(aside)
+
+    async def _show(self, some: Iterable[Taken]) -> None:
+        with suppress(GenctlError):  # then SQS shows them later
+            await asyncio.gather(*(self.pipeline.hide(one.message, 0) for one in some if one.message))
 
     async def _change(self, timeout_s: float | None = None) -> None:
         """Wait until a job or a receive ends or a signal comes, at most so long."""

@@ -75,10 +75,10 @@ select pg_notification_queue_usage() as used, (
 from session_events where kind = 'unnotified' and at > now() - interval '1 hour'
 
 -- name: failures_by_code
--- Counts the failures of the last hour by code.
-select coalesce(error_details ->> 'code', 'Unknown') as code, count(*) as count
+-- Counts the failures of the last hour by code and category.
+select coalesce(error_details ->> 'code', 'Unknown') as code, error_details ->> 'category' as category, count(*) as count
 from generation_sessions where status = 'failed' and completed_at > now() - interval '1 hour'
-group by 1
+group by 1, 2
 
 -- name: unserved
 -- Counts the queued runs, of the `most` that wait longest, whose model no installed tool serves; of adopted rows only

@@ -136,10 +136,15 @@ async def _requested(what: Http) -> Document:
         async with http.session(what.url) as client, client.request(what.method, what.url, **more) as answer:
             read = _read(await _first_bytes(answer.content))
             headers = {name.lower(): value for name, value in answer.headers.items()}
-            return {"status": answer.status, "headers": headers, **read}
+            return {"status": answer.status, "headers": headers, **read, "error": None}
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        why = str(error) or type(error).__name__
-        raise GenctlError("NoAnswer", f"{what.method} {what.url}: {why}", exit_code=1) from None
+        return unanswered(f"{what.method} {what.url}: {str(error) or type(error).__name__}")
+
+
+def unanswered(why: str) -> Document:
+    """Make the document of a request without an answer: a step may expect just that."""
+    error = {"code": "NoAnswer", "message": why, "fix": ""}
+    return {"status": None, "headers": {}, "json": None, "text": "", "error": error}
 
 
 async def _first_bytes(

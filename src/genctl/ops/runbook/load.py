@@ -20,7 +20,7 @@ AS_LITERAL = "; a number is written `5`, a text 'x'"
 DOCUMENTS = {
     "genctl": ("exit", "json", "text", "stderr", "error"),
     "sql": ("rows", "count"),
-    "http": ("status", "headers", "json", "text"),
+    "http": ("status", "headers", "json", "text", "error"),
     "shell": ("exit", "json", "text", "stderr"),
 }
 

@@ -20,8 +20,11 @@ def page(runbook: Runbook) -> str:
     return "\n".join(_lines(runbook)) + "\n"
 
 
-def report(run: "RunResult", indented: "Callable[[StepResult], str]") -> str:
-    """Write a run as a report: the verdict, a table of the steps, and what they showed, by `indented`."""
+def report(run: "RunResult", indented: Callable[[Any, int], str]) -> str:
+    """Write a run as a report: the verdict, a table of the steps, and what they showed.
+
+    `indented` lays out a part of that, whose last `more` lines or items are left out.
+    """
     lines = [
         f"# {run.runbook}: {run.state}",
         "",
@@ -33,9 +36,29 @@ def report(run: "RunResult", indented: "Callable[[StepResult], str]") -> str:
         took = "" if one.ms is None else f"{one.ms / 1000:.1f}"
         lines.append(f"| {one.step} | {one.state} | {took} | {_cell(one.why or one.does)} |")
     for one in run.steps:
-        if one.shown is not None:
-            lines += ["", f"## {one.step}", "", _cell(one.does), "", indented(one).rstrip("\n")]
+        if parts := list(_seen(one)):
+            lines += ["", f"## {one.step}", "", _cell(one.does)]
+            lines += [line for part, more in parts for line in ("", indented(part, more).rstrip("\n"))]
     return "\n".join(lines) + "\n"
+
+
+def _seen(step: "StepResult") -> Iterator[tuple[Any, int]]:
+    """Yield what a step shows people; of one that shows nothing, or has failed, the parts of its output."""
+    if step.shown is not None:
+        yield step.shown, step.more
+        if step.state == "ok":
+            return
+    match step.output:
+        case {"cut": text}:
+            yield text, 0
+        case {"rows": rows}:
+            yield rows, 0
+        case {"status": None, "error": {"message": why}}:
+            yield why, 0
+        case {"text": text, "json": found, **more}:
+            yield from ((f"{name} {more[name]}", 0) for name in ("exit", "status") if name in more)
+            said = [text if found is None else found, more.get("stderr")]
+            yield from ((part, 0) for part in said if part not in (None, ""))
 
 
 def _cell(text: str) -> str:

@@ -18,7 +18,7 @@ from genctl.domain.conditions import UncomparableError, complaint, find, holds, 
 from genctl.domain.masking import MASK
 from genctl.domain.model import GenctlError
 from genctl.domain.runbooks import Start, as_word, fill, spoken
-from genctl.ops.runbook.actions import Actions, Document, SkippedError
+from genctl.ops.runbook.actions import Actions, Document, SkippedError, unanswered
 from genctl.ops.runbook.journal import Journal, first_of, shortened
 from genctl.ops.runbook.model import Loaded, Step
 
@@ -28,7 +28,8 @@ LONGEST_WHY = 600  # characters
 class StepResult(msgspec.Struct, rename="camel", kw_only=True):
     """Say what became of a step; `state` is ok, failed, skipped, interrupted or not run.
 
-    `shown` is what the step shows people, without the last `more` lines or items.
+    `shown` is what the step shows people, without the last `more` lines or items; `output` is all that
+    it got, or the beginning.
     """
 
     step: str
@@ -41,6 +42,7 @@ class StepResult(msgspec.Struct, rename="camel", kw_only=True):
     why: str = ""
     shown: Any = None
     more: int = 0
+    output: Any = None
 
     def line(self) -> str:
         """Write it as one line of the output."""
@@ -86,6 +88,7 @@ class Run:
         self.mask.add(*(self.values[name] for name in self.secret & self.values.keys()))
         self.steps = self.loaded.runbook.left(self.start.done)
         self._signal = 0
+        self._output: Document | None = None
         self._work: asyncio.Task[StepResult] | None = None
 
     def interrupt(self, number: int) -> None:
@@ -113,6 +116,7 @@ class Run:
                 elif result.state == "failed" and not step.always:
                     code = 1
                 self._keep(step, result)
+                self._output = None
             results.append(result)
             if lost is None:
                 try:
@@ -160,8 +164,7 @@ class Run:
 
     def _keep(self, step: Step, result: StepResult) -> None:
         saved, hidden = self._as_kept({name: self.values[name] for name in step.save if name in self.values})
-        told = msgspec.to_builtins(result) | {"output": shortened(self.mask(self._output))}
-        self.journal.write("step.ended", **told, saved=saved, hidden=hidden)
+        self.journal.write("step.ended", **msgspec.to_builtins(result), saved=saved, hidden=hidden)
 
     def _as_kept(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Mask values for the journal, and name those that this has changed."""
@@ -170,15 +173,15 @@ class Run:
 
     def _result(self, step: Step, state: str, why: str = "", **more: Any) -> StepResult:
         why = _fitting(self.mask.text(why))
-        return StepResult(
-            step=step.step, does=step.does, kind=step.kind, state=state, always=step.always, why=why, **more
-        )
+        output = None if self._output is None else _readable(shortened(self.mask(self._output)))
+        facts: dict[str, Any] = {key: getattr(step, key) for key in ("step", "does", "kind", "always")}
+        return StepResult(**facts, state=state, why=why, output=output, **more)
 
     # --- one step ------------------------------------------------------------------------------------
 
     async def _carried_out(self, step: Step) -> StepResult:
         """Do a step until a signal ends it, also a signal that came before the step began."""
-        self._output: Document | None = None
+        self._output = None
         self._lacking: str | None = None
         self._work = asyncio.ensure_future(self._step(step))
         if self._signal:
@@ -221,8 +224,7 @@ class Run:
         except UncomparableError as error:
             found = str(error)
         found, more = first_of([] if found is None else self.mask(found))
-        shown = json.dumps(found, ensure_ascii=False, default=str).encode(errors="replace")
-        return json.loads(shown), more
+        return _readable(found), more
 
     def _check_fit(self, step: Step) -> None:
         """Raise SkippedError when a condition in `if` does not hold, or a value is missing."""
@@ -267,15 +269,20 @@ class Run:
                 yes = self.confirm(f"{step.step}: {error['message']}")
                 output = await self._output_of(step, timeout_s, yes)
         except TimeoutError:  # of a wait, the try before tells more
-            return self._lacking or f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
+            return self._lacking or _no_end(timeout_s)
         except GenctlError as error:
             return _words_of(error)
         self._lacking = self._judged(step, output)
         return self._lacking
 
     async def _output_of(self, step: Step, timeout_s: float, yes: str | None) -> Document:
-        async with asyncio.timeout(timeout_s):
-            return await self.actions.perform(step.kind, step.action, self.values, yes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.actions.perform(step.kind, step.action, self.values, yes)
+        except TimeoutError:
+            if not step.http:
+                raise
+            return unanswered(_no_end(timeout_s))
 
     def _judged(self, step: Step, output: Document) -> str | None:
         """Say which expectation does not hold; if all hold, save what the step saves."""
@@ -299,6 +306,15 @@ class Run:
                 return f"{what.path} finds nothing to save as {name}"
             self.values[name] = found
         return None
+
+
+def _no_end(timeout_s: float) -> str:
+    return f"no end within {format_duration(max(round(timeout_s, 1), 0.1))}"
+
+
+def _readable(found: Any) -> Any:
+    """Return it as JSON that can be written: with no lone surrogate."""
+    return json.loads(json.dumps(found, ensure_ascii=False, default=str).encode(errors="replace"))
 
 
 def _fitting(why: str) -> str:

@@ -1,0 +1,72 @@
+"""`genctl help`: the pages of the docs that an operator needs in a terminal."""
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from genctl.cli import terminal
+from genctl.cli.command import Command
+from genctl.cli.output import Output, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGES = ("credits", "dlq", "embedded-stack", "failures", "gate", "runbooks", "scaling", "scenarios")
+SECTIONS = "reference"  # of this page each section is a topic
+
+
+def topics() -> dict[str, str]:
+    """Map each topic to its Markdown: whole pages, and the sections of the reference."""
+    from genctl.base.assets import folder
+
+    docs = folder("docs")
+    pages = {page: (docs / f"{page}.md").read_text(encoding="utf-8") for page in PAGES}
+    return _sections(docs / f"{SECTIONS}.md") | pages
+
+
+def _sections(page: "Path") -> dict[str, str]:
+    parts = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {_slug(part.partition("\n")[0]): f"# {part}" for part in parts}
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", title.lower()).strip("-")
+
+
+def _begun(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    return [name for name in sorted(topics()) if name.startswith(begun)]
+
+
+@click.command(
+    "help", cls=Command, data=False, within=None, examples=("genctl help", "genctl help exit-codes")
+)
+@click.argument("topic", metavar="[TOPIC]", required=False, shell_complete=_begun)
+def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command has one)
+    """Show a page of the docs, such as exit-codes or dlq; alone it lists them.
+
+    TOPIC may also be a command, whose own help it shows.
+    """
+    from genctl.cli.markdown import text_of
+    from genctl.domain.model import GenctlError, meant
+
+    found = topics()
+    if topic is None:
+        lines = [
+            f"{name}: {text.removeprefix('# ').partition(chr(10))[0]}" for name, text in sorted(found.items())
+        ]
+        write("".join(f"{line}\n" for line in lines))
+    elif topic in found:
+        write(text_of(found[topic], terminal.room()))
+    elif command := _help_of(topic):
+        write(command)
+    else:
+        told = f"there is no page {topic!r}{meant(topic, found)}"
+        raise GenctlError("NoTopic", told, "genctl help", exit_code=4)
+
+
+def _help_of(name: str) -> str | None:
+    """Return the help of a command; None when there is none of that name."""
+    root = click.get_current_context().find_root()
+    command = root.command.get_command(root, name) if isinstance(root.command, click.Group) else None
+    return f"{click.Context(command, root, info_name=name).get_help()}\n" if command else None

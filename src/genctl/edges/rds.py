@@ -1,0 +1,154 @@
+"""Log in to RDS and Aurora with a token of AWS: a presigned URL as password, good for 15 minutes."""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import botocore.session
+import psycopg
+from botocore.auth import SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow
+
+from genctl.base import hidden
+from genctl.base.dsn import TokenUrl
+from genctl.domain.model import GenctlError
+from genctl.edges import credentials
+from genctl.edges.credentials import Keys
+from genctl.edges.db_errors import DatabaseGoneError
+
+VALID_S = 900
+USUAL_CA = Path(".postgresql/root.crt")  # below the home folder, where libpq looks
+_REGION = re.compile(r"\.([a-z]{2}(?:-[a-z]+)+-\d)\.rds\.amazonaws\.com(?:\.cn)?$")
+
+
+class TokenConnection(psycopg.AsyncConnection[DictRow]):
+    """Connect with a new token where the URL is a TokenUrl, and as psycopg does elsewhere."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Connect. Raises GenctlError (exit 2 or 3) where no token can be had or the server refuses it."""
+        if not isinstance(conninfo, TokenUrl):
+            return await super().connect(conninfo, **kwargs)
+        login = Login.of(conninfo, os.environ)
+        keys, region = await _signing(login)
+        for is_last in (False, True):
+            token, signed_by = login.token(keys.frozen, region), keys.frozen
+            hidden.know("rds", (token,))
+            try:
+                return await super().connect(conninfo, **(kwargs | login.tls), password=token)
+            except psycopg.OperationalError as error:
+                if not (error.pgconn and error.pgconn.used_password):  # it did not come to that
+                    raise
+                if not is_last:
+                    await keys.look_again()
+                if is_last or keys.frozen == signed_by:
+                    raise login.refused(error) from None
+        raise AssertionError
+
+
+class Login(NamedTuple):
+    """Hold what a token says, and how to check whom it is told to."""
+
+    host: str
+    port: int
+    user: str
+    tls: dict[str, str]  # what the URL leaves open
+
+    @classmethod
+    def of(cls, url: str, env: Mapping[str, str]) -> Self:
+        """Read a URL as libpq would. Raises GenctlError: exit 2 for one that fits no token, exit 3: no CA."""
+        given = conninfo_to_dict(url)
+        host, user = str(given.get("host") or ""), str(given.get("user") or env.get("PGUSER") or "")
+        if not host or "," in host or host.startswith("/"):
+            raise _unfit("names no single host", "name one host in it: the writer endpoint of the cluster")
+        if not user:
+            raise _unfit("names no user", "name the database user in it: postgresql://USER@HOST:5432/NAME")
+        if given.get("password"):
+            raise _unfit("has a password", "take the password out, or set GENCTL_DB_IAM=off")
+        port = int(given.get("port") or env.get("PGPORT") or 5432)
+        return cls(host, port, user, _tls(host, given, env))
+
+    def token(self, frozen: ReadOnlyCredentials, region: str) -> str:
+        """Make a token as botocore's generate_db_auth_token does; making one asks nobody."""
+        request = AWSRequest(
+            method="GET",
+            url=f"https://{self.host}:{self.port}/",
+            params={"Action": "connect", "DBUser": self.user},
+        )
+        SigV4QueryAuth(frozen, "rds-db", region, expires=VALID_S).add_auth(request)
+        return str(request.url).removeprefix("https://")
+
+    def refused(self, error: psycopg.Error) -> GenctlError:
+        """Make the error for a server that does not take the token."""
+        said = hidden.hide((str(error).strip().splitlines() or [""])[-1])
+        return DatabaseGoneError(
+            "LoginRefused",
+            f"PostgreSQL at {self.host} refuses the login token of {self.user}"
+            f" (signed at {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} by this machine's clock): {said}",
+            f'grant rds_iam to "{self.user}", allow rds-db:connect to our role,'
+            " and set the clock if it is off: timedatectl set-ntp true",
+        )
+
+
+def _unfit(what: str, fix: str) -> GenctlError:
+    told = f"GENCTL_DB_IAM is on, and the database's URL {what}"
+    return GenctlError("BadSetting", told, fix, exit_code=2)
+
+
+def _tls(host: str, given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
+    """Return the TLS parameters that the URL leaves open. Raises GenctlError (exit 3): no CA to check it."""
+    mode = given.get("sslmode") or env.get("PGSSLMODE") or "verify-full"
+    ca = str(given.get("sslrootcert") or env.get("PGSSLROOTCERT") or Path.home() / USUAL_CA)
+    if str(mode).startswith("verify") and ca != "system" and not Path(ca).is_file():
+        raise GenctlError(
+            "CaBundleMissing",
+            f"GENCTL_DB_IAM is on, and there is no CA bundle at {ca} to check the certificate of {host}",
+            "add sslrootcert=FILE to the database's URL: docs/aws.md says where AWS publishes the bundle",
+        )
+    return {} if given.get("sslmode") else {"sslmode": str(mode)}
+
+
+@cache
+def _region_of(host: str) -> str | None:
+    named = _REGION.search(host.lower())
+    return named and named[1]
+
+
+class _Ours:
+    """The keys of this process that sign tokens, once they are found, and the region of its AWS settings."""
+
+    keys: Keys | None = None
+    region: str | None = None
+
+
+async def _signing(login: Login) -> tuple[Keys, str]:
+    """Find the keys and the region to sign by. Raises GenctlError (exit 3): none, not in time."""
+    keys = _Ours.keys or await _found()
+    keys.renew_if_due()
+    region = _region_of(login.host) or _Ours.region
+    if region is None:
+        raise credentials.no_region()
+    return keys, region
+
+
+async def _found() -> Keys:
+    patience_s, _Ours.region = await credentials.looked_up(_settings)
+    return await credentials.looked_up(_find, patience_s)
+
+
+def _find() -> Keys:
+    if _Ours.keys is None:  # another connection may have found them meanwhile
+        _Ours.keys = Keys(credentials.find)
+    return _Ours.keys
+
+
+def _settings() -> tuple[float, str | None]:
+    session = botocore.session.Session()
+    return credentials.patience_s(session), session.get_config_variable("region")

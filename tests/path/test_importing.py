@@ -1,0 +1,144 @@
+"""What export and discard wrote goes back to the DLQ as it was, once, and what cannot is named."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.kit import Kit
+from tests.path.test_bulk import progress, redriven, typed
+from tests.path.test_export import exported
+from tests.path.test_redrive import failed
+
+from genctl.domain.model import GenctlError
+from genctl.edges.sqs import Attribute, EntryResult, Outgoing, Queue
+from genctl.ops import importing as ops
+from genctl.ops.bulk import Purpose
+from genctl.ops.importing import Imported, read
+
+WHY = Purpose("dlq import", typed("genctl", "dlq", "import"))
+
+
+async def imported(
+    kit: Kit, path: Path, *, notes: list[str] | None = None, dry_run: bool = False
+) -> Imported:
+    told = (notes if notes is not None else []).append
+    return await ops.carry_out(kit.settings, path, WHY, dry_run=dry_run, progress=progress, note=told)
+
+
+async def said(kit: Kit) -> Counter[str]:
+    """What the messages of the DLQ say, their attributes too."""
+    return Counter(f"{one.body} {sorted(one.sent.items())}" for one in await kit.copies())
+
+
+async def emptied(kit: Kit) -> None:
+    await kit.pipeline.dlq.delete([message.receipt for message in await kit.copies()])
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+async def test_what_was_discarded_goes_back_as_it_was_and_once(kit: Kit, tmp_path: Path, name: str) -> None:
+    for user in ("ann", "bob"):
+        await failed(kit, user=user)
+    binary = {"raw": Attribute("Binary", None, "AAE="), "n": Attribute("Number.int", "7")}
+    await kit.pipeline.dlq.send([Outgoing("poison \u2028", binary), Outgoing("poison"), Outgoing("poison")])
+    before, path = await said(kit), tmp_path / name
+    await exported(kit, path)
+    assert (await imported(kit, path)).skipped == {"in the DLQ already": 5}
+    await emptied(kit)
+    assert await imported(kit, path, dry_run=True) == Imported(meant=5)
+    assert await imported(kit, path) == Imported(meant=5, imported=5)
+    assert await said(kit) == before
+    assert await imported(kit, path) == Imported(skipped={"in the DLQ already": 5})
+    assert await said(kit) == before
+
+
+async def test_an_import_that_stopped_in_the_middle_is_finished_by_the_next(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        await failed(kit)
+    before, path = await said(kit), tmp_path / "x.jsonl"
+    await exported(kit, path)
+    await emptied(kit)
+    monkeypatch.setattr(ops, "BATCH", 2)
+    send, calls = Queue.send, 0
+
+    async def away(self: Queue, out: list[Outgoing]) -> list[EntryResult]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise GenctlError("QueueUnreachable", "SQS is away", "")
+        if calls == 3:
+            return [EntryResult("AccessDenied: no"), *await send(self, out[1:])]
+        return await send(self, out)
+
+    monkeypatch.setattr(Queue, "send", away)
+    with pytest.raises(GenctlError, match="SQS is away"):
+        await imported(kit, path)
+    notes: list[str] = []
+    done = await imported(kit, path, notes=notes)
+    assert (done.imported, done.skipped, done.failed) == (2, {"in the DLQ already": 2}, 1)
+    assert notes == ["line 3: SQS did not take it: AccessDenied: no"]
+    assert (await imported(kit, path)).imported == 1
+    assert await said(kit) == before
+
+
+async def test_what_a_redrive_would_drop_or_leave_to_another_tool_stays_in_the_file(
+    kit: Kit, tmp_path: Path
+) -> None:
+    again, _, other = [await failed(kit, user=user) for user in ("ann", "bob", "cem")]
+    path = tmp_path / "x.jsonl"
+    await exported(kit, path)
+    await emptied(kit)
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    await kit.query("update generation_sessions set run = 2 where id = %s", again.id)
+    await kit.query("update generation_sessions set model = 'flux-1' where id = %s", other.id)
+    done = await imported(kit, path)
+    assert (done.imported, done.skipped) == (1, {"stale": 1, "another tool's": 1, "twice in the file": 1})
+    assert "cem" not in str(await redriven(kit))
+
+
+async def test_a_line_that_holds_no_message_is_named_and_the_others_go_back(kit: Kit, tmp_path: Path) -> None:
+    for _ in range(2):
+        await failed(kit)
+    path = tmp_path / "x.jsonl"
+    await exported(kit, path)
+    await emptied(kit)
+    one, two = path.read_text().splitlines()
+    lines = ["dear diary", one, "", '{"messageId": "m"}', "[" * 100_000, two, one[:40]]
+    path.write_text("\n".join(lines))
+    notes: list[str] = []
+    done = await imported(kit, path, notes=notes)
+    assert (done.imported, done.unreadable) == (2, 4)
+    assert [note.partition(":")[0] for note in notes] == ["line 1", "line 4", "line 5", "line 7"]
+    assert notes[-1] == "line 7: it is cut short"
+    assert path.read_text() == "\n".join(lines)
+
+
+def test_a_compressed_file_is_read_up_to_its_cut(tmp_path: Path) -> None:
+    whole = {
+        "messageId": "m",
+        "sentAt": "2026-01-01T00:00:00Z",
+        "receiveCount": 1,
+        "attributes": {},
+        "body": "b",
+    }
+    member = gzip.compress(f"{json.dumps(whole)}\n".encode())
+    path = tmp_path / "x.jsonl"  # people rename files
+    path.write_bytes(member + member + member[:-9])
+    with path.open("rb") as file:
+        found = [(line.line, line.message is not None) for line in read(file)]
+    assert found[:2] == [(1, True), (2, True)]
+    assert not found[-1][1]
+
+
+@pytest.mark.parametrize("text", ["dear diary\n", "\0\1\2", "[1]\n[2]\n"])
+async def test_a_file_that_is_no_export_changes_nothing(kit: Kit, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(text)
+    for no_export in (path, tmp_path, tmp_path / "none", Path("/dev/zero")):
+        with pytest.raises(GenctlError) as caught:
+            await imported(kit, no_export)
+        assert (caught.value.code, caught.value.exit_code) == ("NoExport", 2)
+    assert await kit.query("select from bulk_work") == []

@@ -1,0 +1,191 @@
+"""Completion: by click's own protocol, and by real shells; and what a wrong verb may have meant."""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from tests.databases import Databases
+from tests.kit import QueueServer, until_sync
+from tests.process.place import Place, Running, new_place
+from tests.process.test_cli_manner import HEAVY, every_command
+
+from genctl import cli
+from genctl.cli import complete, manual, verbs
+
+BIN = Path(sys.executable).parent
+BASH = """
+eval "$(genctl completion bash)"
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+"$(complete -p genctl | sed 's/.* -F \\([^ ]*\\) .*/\\1/')" genctl
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def small(
+    databases: Databases,
+    sqs_server: QueueServer,
+    simulator: Running,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("small")
+    with databases.lent() as dsn, new_place(dsn, sqs_server, simulator, folder) as place:
+        yield place
+
+
+def in_shell(place: Place, *command: str, **env: str) -> str:
+    """What a shell with genctl on its path prints; nothing on stderr."""
+    path = f"{BIN}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        env=place.env | {"PATH": path, "TERM": "dumb"} | env,
+        cwd=place.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def in_bash(place: Place, *words: str, **env: str) -> list[str]:
+    return in_shell(place, "bash", "--norc", "-c", BASH, "bash", "genctl", *words, **env).split()
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "expected"),
+    [
+        ([], "se", ["serve", "sessions"]),
+        (["sessions"], "re", ["retry"]),
+        (["migrate"], "", ["down", "status", "up"]),
+        (["token"], "--us", ["--user"]),
+        (["dlq", "redrive"], "--ca", ["--category", "--canary"]),
+        (["dlq", "redrive", "--category"], "re", []),
+        (["dlq", "redrive", "--category"], "ra", ["rate_limit"]),
+        (["enqueue", "--scenario"], "rate-", ["rate-limit", "rate-limit-bare", "rate-limit-once"]),
+        (["runbook", "run"], "p", ["port-to-another-tool", "provider-outage"]),
+        (["completion"], "", ["bash", "zsh", "fish"]),
+        (["help"], "exit", ["exit-codes"]),
+    ],
+)
+def test_words_are_completed(words: list[str], begun: str, expected: list[str]) -> None:
+    found = ShellComplete(cli.genctl, {}, "genctl", cli.ASKED).get_completions(words, begun)
+    assert sorted(item.value for item in found) == sorted(expected)
+
+
+def test_bash_completes_the_ids_of_the_newest_sessions_and_the_codes(small: Place) -> None:
+    """The first time perhaps too late for the shell: another process reads them, and the next TAB has them."""
+    trap = small.folder / "asyncio.py"
+    trap.write_text("open('sprung', 'w')")
+    session = small.enqueue()
+    assert until_sync(lambda: in_bash(small, "sessions", "show", session[:6])) == [session]
+    assert in_bash(small, "sessions", "retry", session[:6]) == [], "it has not failed"
+    codes = until_sync(lambda: in_bash(small, "explain", "OutputImageSens"))
+    assert "OutputImageSensitiveContentDetected" in codes
+    assert in_bash(small, "worker", "--tool", "see") == ["seedream4"]
+    trap.unlink()
+    assert not (small.folder / "sprung").exists(), "nothing is imported from the working folder"
+    for file in (small.folder / "CACHE" / "genctl").iterdir():
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_database_that_is_away_completes_nothing_and_says_nothing(small: Place) -> None:
+    away = {"DATABASE_URL": "postgresql://127.0.0.1:1/away"}
+    assert in_bash(small, "sessions", "show", "", **away) == []
+
+
+def test_bash_completes_at_a_tab(small: Place) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(small.folder)
+        env = small.env | {"PATH": f"{BIN}:{os.environ['PATH']}", "TERM": "dumb", "PS1": "> "}
+        os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], env)
+    os.write(terminal, b'eval "$(genctl completion bash)"; echo rea""dy\n')
+    seen = ""
+    while "ready" not in seen:
+        seen += os.read(terminal, 4096).decode()
+    os.write(terminal, b"genctl tail-f\t")
+    while "tail-failures" not in seen:
+        seen += os.read(terminal, 4096).decode()
+    os.close(terminal)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="fish is not installed")
+def test_fish_completes(small: Place) -> None:
+    said = in_shell(small, "fish", "-c", "genctl completion fish | source; complete -C 'genctl dlq re'")
+    assert said.startswith("redrive\t")
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
+def test_zsh_takes_the_script_and_its_answers(small: Place) -> None:
+    """Its completion system runs only in a terminal: here are what it registers, and what it would read."""
+    script = 'autoload -U compinit; compinit -u -D; eval "$(genctl completion zsh)"; print $_comps[genctl]'
+    assert in_shell(small, "zsh", "-f", "-c", script).strip() == "_genctl_completion"
+    asked = {"COMP_WORDS": "genctl dlq re", "COMP_CWORD": "2", cli.ASKED: "zsh_complete"}
+    assert in_shell(small, "genctl", **asked).splitlines()[:2] == ["plain", "redrive"]
+
+
+@pytest.mark.parametrize("line", ["genctl se", "genctl sessions show ", "genctl dlq redrive --code "])
+def test_a_completion_imports_nothing_heavy(small: Place, line: str) -> None:
+    """So it takes little more than `import click`; of the rest only msgspec, some 10 ms, is let in."""
+    code = (
+        "import sys; from genctl.cli import main; main();"
+        f"print([name for name in {HEAVY} if name in sys.modules and name != 'msgspec'])"
+    )
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), cli.ASKED: "bash_complete"}
+    assert in_shell(small, sys.executable, "-c", code, **asked).splitlines()[-1] == "[]"
+
+
+def test_nobody_waits_for_what_hangs(small: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complete, "_refresh", lambda *_: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small.folder / "nothing"))
+    assert complete.PATIENCE_S <= 0.1
+    assert complete.sessions()(click.Context(cli.genctl), click.Option(["--x"]), "") == []
+
+
+# Verbs of other tools
+
+
+def test_each_verb_of_another_tool_means_a_command_of_ours() -> None:
+    paths = {path.removeprefix("genctl ") for path, _ in every_command()}
+    for verb, lines in verbs.VERBS.items():
+        assert verb not in paths
+        for line in lines.split(", "):
+            assert re.sub(" --.*", "", line) in paths, verb
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["retry"], "Did you mean `genctl sessions retry` or `genctl dlq redrive`?"),
+        (["purge"], "Did you mean `genctl dlq discard`?"),
+        (["peek"], "Did you mean `genctl dlq list` or `genctl dlq show`?"),
+        (["redrive"], "Did you mean `genctl dlq redrive`?"),
+        (["sessions", "ls"], "Did you mean `genctl sessions list`?"),
+        (["dlq", "peek"], "Did you mean `genctl dlq list` or `genctl dlq show`?"),
+    ],
+)
+def test_a_verb_of_another_tool_is_told_what_it_is_called_here(words: list[str], said: str) -> None:
+    with pytest.raises(click.UsageError) as told:
+        cli.genctl.make_context("genctl", words).command.invoke(cli.genctl.make_context("genctl", words))
+    assert said in told.value.format_message()
+
+
+# Help
+
+
+def test_every_topic_is_a_page_of_the_docs_that_the_wheel_has() -> None:
+    listed = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    for page in (*manual.PAGES, manual.SECTIONS):
+        assert f'"docs/{page}.md" = "genctl/_assets/docs/{page}.md"' in listed
+    assert {"exit-codes", "settings", "dlq", "credits", "gate"} <= manual.topics().keys()

@@ -1,0 +1,90 @@
+"""How columns and pages give way: ids stay unique, ages are short, Markdown loses its marks and no words."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from genctl.cli import markdown, tables
+from genctl.cli.columns import age, shortened_ids, time_of_day
+from genctl.cli.formats import plain, width
+
+NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@given(st.lists(st.uuids().map(str)))
+@example(["3f2a1b4c-0000-4000-8000-000000000000", "3f2a1b4c-0000-4000-8000-00000000000f"])
+@example(["-", "3f2a1b4c-0000-4000-8000-000000000000", "3f2a1b4c-1000-4000-8000-000000000000"])
+def test_a_shortened_id_begins_no_other_id_of_its_table(ids: list[str]) -> None:
+    for short, whole in zip(shortened_ids(ids), ids, strict=True):
+        assert whole.startswith(short)
+        assert [one for one in {*ids} if one.startswith(short)] == [whole]
+        assert not short.endswith("-") or short == "-"
+
+
+@pytest.mark.parametrize(
+    ("ago", "written"),
+    [(0, "0s"), (119, "119s"), (120, "2m"), (7199, "120m"), (7200, "2h"), (172_800, "2d"), (-90, "in 90s")],
+)
+def test_an_age_has_one_unit(ago: float, written: str) -> None:
+    assert age(plain(NOW - timedelta(seconds=ago)), NOW) == written
+
+
+def test_a_time_of_day_tells_another_day_and_what_is_no_time_stays() -> None:
+    assert time_of_day("2026-11-30T09:30:01.123Z", NOW) == "09:30:01Z"
+    assert time_of_day("2026-11-29T09:30:01.123Z", NOW) == "11-29 09:30:01Z"
+    assert time_of_day("13:46:35.075", NOW) == age("13:46:35.075", NOW) == "13:46:35.075"
+
+
+def test_rows_that_would_look_the_same_are_numbered() -> None:
+    rows = [{"what": "x" * 40 + end, "n": 1} for end in "ab"]
+    (*_, first, second) = tables.table(rows, ["what", "n"], 30).splitlines()
+    assert (first.split()[0], second.split()[0]) == ("1", "2")
+    assert "#" not in tables.table(rows, ["what", "n"], 60)
+
+
+def test_a_column_leaves_only_where_all_else_is_not_enough_and_comes_back_where_there_is_room() -> None:
+    row = {"sessionId": "3f2a1b4c-0000-4000-8000-000000000000", "category": "server", "code": "C" * 30}
+    assert "category" not in tables.table([row], list(row), 40)
+    assert tables.table([row], list(row), 60).splitlines()[2].split() == ["3f2a1b4c", "server", "C" * 30]
+    assert row["sessionId"] in tables.table([row], list(row), 80)
+
+
+def test_a_user_is_cut_in_the_middle_because_names_differ_at_the_end() -> None:
+    rows = [{"userId": f"customer-of-the-studio-{n}", "code": "C" * 20} for n in (1, 2)]
+    lines = tables.table(rows, ["userId", "code"], 34).splitlines()[2:]
+    assert [line.split()[0][-1] for line in lines] == ["1", "2"]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_fits_a_terminal_but_for_its_code(page: Path) -> None:
+    text = markdown.text_of(page.read_text(), 80)
+    assert [line for line in text.splitlines() if width(line) > 80 and not line.startswith("    ")] == []
+    assert "](" not in text
+
+
+def test_markdown_loses_its_marks_and_no_words() -> None:
+    text = (
+        "# Title\n\nA **bold** [link](page.md) and\n`code`.\n- one\n- two\n\n```sh\n$ x   y\n\n$ z\n```\n\n"
+    )
+    table = "| code | means |\n|---|---|\n| `a` | one \\| two |\n"
+    assert markdown.text_of(text + table, 40).splitlines() == [
+        *(
+            "Title",
+            "=====",
+            "",
+            "A bold link and `code`.",
+            "- one",
+            "- two",
+            "",
+            "    $ x   y",
+            "",
+            "    $ z",
+            "",
+        ),
+        *("code  means", "----  ---------", "`a`   one | two"),
+    ]
+    assert markdown.text_of(table, 12).splitlines() == ["`a`", "    one |", "    two"]
