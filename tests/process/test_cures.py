@@ -74,8 +74,6 @@ ELSEWHERE = {
     "genctl runbook run provider-outage": "process/test_runbook_set.py::test_provider_outage",
     "genctl runbook run provider-outage --tool {}": "process/test_runbook_set.py::test_provider_outage",
     "genctl runbook run listener-silent": "process/test_runbook_set.py::test_listener_silent",
-    "genctl dlq export": "path/test_importing.py::test_what_was_discarded_goes_back_as_it_was_and_once",
-    "genctl dlq discard": "path/test_importing.py::test_what_was_discarded_goes_back_as_it_was_and_once",
     "genctl serve": "process/test_serve.py::test_a_server_starts_before_its_database",
     "genctl simulator": "conftest.py::simulator",
     "genctl watch": "process/test_serve.py::test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed",
