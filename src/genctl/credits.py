@@ -1,4 +1,4 @@
-"""Move credits beside the path of a run (grants, late releases), show what a user has, and audit them all.
+"""Move credits beside the path of a run (grants, late releases, adjustments), show them, and audit them all.
 
 Reserve moves credits from the balance to a held reservation, capture spends them, release gives them back.
 Each movement is one row of the ledger; the sum of a user's rows is the balance.
@@ -13,35 +13,43 @@ from uuid import UUID
 
 import msgspec
 
-from genctl.base.person import Advance
+from genctl.base.person import Advance, who
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, camel
 from genctl.domain.orders import MOST_CREDITS, check_name
 from genctl.edges.db import Database, Row
-from genctl.edges.db_errors import DatabaseGoneError
+from genctl.edges.db_errors import DatabaseGoneError, DataRefusedError
 from genctl.edges.deadline import lock_s
 from genctl.ledger import BRIEFLY_S, WAIT_S, AccountLockedError, movement
 
-PARTS = {"audit_balances": 20, "audit": 90}  # statement -> the hundredths of the audit that are done after it
+# statement -> the hundredths of the audit that are done after it
+PARTS = {"audit_balances": 20, "audit_adjusted": 21, "audit": 90}
 DONE = 100
 MOST = 10_000
 MOST_FIXES = 10  # commands in one line
 HELD = {"terminal_holds", "refund_pending", "orphan_reservation"}  # held, and no run will end it
-# kind -> what to do about it
+ADJUST = "`genctl credits adjust --user {user} --reservation {reservation} --reason T`"
+UNDO = "`genctl credits adjust --user {user} --to-ledger --reason T`"
+RETRY = "`genctl sessions retry {session}`"
+TAKE_BACK = f"{ADJUST} takes back what is too much"
+# kind -> what to do about it; a test types what stands between backticks
 FIXES = {
-    "failed_not_released": "the user paid for a failed image: genctl refunds check --fix gives it back",
-    "completed_not_captured": "the user has image and credits: decide whether to take them back",
-    "terminal_holds": "genctl sweep releases it for a failed session and captures it for a completed one",
-    "refund_amount": "genctl refunds check --fix gives back what is missing; what is too much needs a person",
-    "refund_pending": "genctl sweep tries the release again; look at refundError when it stays",
-    "double_movement": "compare its status and its rows in the ledger: one is too many, or it is wrong",
-    "missing_movement": "somebody changed the status by hand: book what was moved",
-    "balance_ledger": "somebody changed the balance by hand: find out who, and book the difference",
-    "details_ledger": "the ledger is right; genctl refunds check --fix tells the user so",
-    "missing_details": "the session was failed by something that is not genctl",
-    "missing_reservation": "find out who deleted or changed the reservation's row, and restore it",
-    "orphan_reservation": "its session is gone: restore it, or let refunds check --fix give the credits back",
+    "failed_not_released": "the user paid for a failed image: `genctl refunds check --fix` gives it back",
+    "completed_not_captured": f"the user has image and credits: {ADJUST} takes them back",
+    "terminal_holds": "`genctl refunds check --fix` releases what a failed run holds, captures the rest",
+    "refund_amount": "`genctl refunds check --fix` gives back what is missing",
+    "refund_pending": "`genctl refunds check --fix` tries again; look at refundError when it stays",
+    "double_movement": f"its status and its rows in the ledger disagree: {ADJUST} books the difference",
+    "missing_movement": f"somebody changed rows by hand: {ADJUST} books what was moved",
+    "balance_ledger": f"somebody changed the balance by hand: {UNDO} undoes that, --to-balance books it",
+    "details_ledger": "the ledger is right; `genctl refunds check --fix` tells the user so",
+    "missing_details": f"something that is not genctl failed it: {RETRY} gives it another run",
+    "missing_reservation": f"somebody deleted or changed the reservation's row: {ADJUST} restores it",
+    "orphan_reservation": "its session is gone: `genctl refunds check --fix` gives the credits back",
 }
+OVERDRAWN = "a balance must not fall below 0"  # says the database
+NOBODYS = "the row names no user: mend it with psql"
+ADJUSTED = "adjusted: "  # how the reasons of adjusting rows begin; SQL knows it too
 
 
 class Violation(NamedTuple):
@@ -110,7 +118,7 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
         fix = f"name a whole number from 1 to {MOST_CREDITS}"
         raise GenctlError("BadAmount", f"cannot grant {amount} credits", fix, exit_code=2)
     if not reason.strip():
-        raise GenctlError("BadReason", "the reason is empty", "say why: the ledger keeps it", exit_code=2)
+        raise _no_reason()
     everyone = set(users)
     facts = {"amount": amount, "reason": reason}
     moved = await movement(db, everyone, ("grant", facts), opening=opening)
@@ -123,6 +131,10 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
             locked.append(error)
     if locked:
         raise _still_locked(locked, len(everyone), amount, reason)
+
+
+def _no_reason() -> GenctlError:
+    return GenctlError("BadReason", "the reason is empty", "say why: the ledger keeps it", exit_code=2)
 
 
 def _still_locked(
@@ -170,6 +182,61 @@ async def capture_reservation(db: Database, reservation_id: UUID, *, reason: str
     return bool(captured)
 
 
+async def adjust(db: Database, user: str, reason: str, *, to_ledger: bool) -> int:
+    """Set a user's balance to what the ledger says, or book what it has more or less; return these credits.
+
+    Raises GenctlError: exit 4 for a user of whom there is nothing.
+    """
+    await _known(db, user)
+    step = "adjust_balance" if to_ledger else "adjust_ledger"
+    moved = await movement(db, [user], (step, {"reason": _because(reason)}), wait_s=WAIT_S)
+    return sum(row["credits"] for row in moved.rows[0])
+
+
+async def adjust_reservation(db: Database, user: str, meant: UUID, reason: str) -> int:
+    """Book for a user what a reservation's rows lack, or have too much; return these credits.
+
+    `meant` is its id or its session's. The reservation's row is made again if it is gone, and the session
+    says what came back. From then on the audit judges the reservation by the sum of its rows. Raises
+    GenctlError: exit 4 for an id that nothing has, exit 1 while a run is open whose reservation has ended,
+    or for credits that the user has spent.
+    """
+    await _known(db, user)
+    found = await db.row("reservation_meant", id=meant)
+    if found is None:
+        raise GenctlError("NotFound", f"no reservation {meant}", "genctl refunds check", exit_code=4)
+    if found["open_session"]:
+        told = f"the reservation has ended, and the run of session {found['open_session']} has not"
+        raise GenctlError("RunIsOpen", told, f"genctl sessions cancel {found['open_session']}", exit_code=1)
+    ids = {"reservation": found["id"], "session": found["session_id"]}
+    facts = ids | {"user": user, "reason": _because(reason)}
+    row = ("restore_reservation", facts), ("name_reservation", facts)
+    steps = ("adjust_reservation", facts), ("note_refund", facts)
+    try:
+        moved = await movement(db, [user], *row, *steps, wait_s=WAIT_S)
+    except DataRefusedError as refused:
+        if OVERDRAWN not in refused.message:
+            raise
+        told = f"user {user} has spent them: {OVERDRAWN}"
+        fix = f"{_granted(user)} first, or leave it as it is"
+        raise GenctlError("CreditsSpent", told, fix, exit_code=1) from refused
+    if not moved.rows[2]:
+        told = f"reservation {found['id']} has nothing to do with user {user}"
+        raise GenctlError("NotFound", told, "genctl refunds check", exit_code=4)
+    return sum(row["credits"] for row in moved.rows[2])
+
+
+def _because(reason: str) -> str:
+    if not reason.strip():
+        raise _no_reason()
+    return f"{ADJUSTED}{reason.strip()} (by {who()})"
+
+
+async def _known(db: Database, user: str) -> None:
+    if not (await db.row("credits_of", user=user) or await db.rows("ledger_of", user=user, limit=1)):
+        raise _no_account(user)
+
+
 async def account(db: Database, user: str) -> Row:
     """Read `balance` and `held` of a user. Raises GenctlError, exit 4."""
     row = await db.row("credits_of", user=user)
@@ -178,11 +245,15 @@ async def account(db: Database, user: str) -> Row:
     return row
 
 
+def _granted(user: str) -> str:
+    return f"`genctl credits grant --user {shlex.quote(user)} --amount N`"
+
+
 def _no_account(user: str) -> GenctlError:
     return GenctlError(
         "NoAccount",
         f"user {user} has no account",
-        f"genctl credits grant --user {user} --amount N makes one",
+        f"{_granted(user)} makes one",
         exit_code=4,
     )
 
@@ -224,7 +295,7 @@ async def audit(
                     reach(began + (until - began) * min(1, passed / most))
                     continue
                 total += 1
-                violation = Violation(**row, fix=FIXES[row["kind"]])
+                violation = Violation(**row, fix=_cure(row))
                 some = safe if violation.is_safe else others
                 if len(some) < MOST:
                     some.append(violation)
@@ -235,6 +306,16 @@ async def audit(
     if user and not found and not any(checked.values()):
         raise _no_account(user)
     return Audit(checked=checked, violations=found, total=total, **unsure)
+
+
+def _cure(row: Row) -> str:
+    """Say how to mend a violation, with the command that does it."""
+    if row["user_id"] is None:
+        return NOBODYS
+    is_too_much = row["kind"] == "refund_amount" and int(row["found"]) > int(row["expected"])
+    reservation = row["reservation_id"] or row["session_id"]
+    facts = {"user": shlex.quote(row["user_id"]), "session": row["session_id"], "reservation": reservation}
+    return (TAKE_BACK if is_too_much else FIXES[row["kind"]]).format_map(facts)
 
 
 async def fix(db: Database, violation: Violation) -> bool:

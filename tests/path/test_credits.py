@@ -427,3 +427,64 @@ async def test_a_reservation_that_is_somebody_elses_is_not_called_gone(
         one.found for one in (await credits.audit(kit.db)).violations if one.kind == "missing_reservation"
     ]
     assert told == [found]
+
+
+@pytest.mark.parametrize("to_ledger", [True, False])
+async def test_an_adjustment_moves_the_side_that_is_wrong_and_says_who_and_why(
+    kit: Kit, *, to_ledger: bool
+) -> None:
+    await credits.grant(kit.db, ["ann"], 5, "because")
+    await kit.query("update credit_accounts set balance = 12")
+    assert await kit.violations() == ["balance_ledger"]
+    moved = await credits.adjust(kit.db, "ann", "a slip", to_ledger=to_ledger)
+    assert (moved, await kit.balance()) == ((-7, 5) if to_ledger else (7, 12))
+    newest = (await credits.shown(kit.db, "ann", 1))["ledger"][0]
+    assert (newest["kind"], newest["delta"]) == ("fix", 0 if to_ledger else 7)
+    assert newest["reason"].startswith("adjusted: a slip (by ")
+    assert await kit.violations() == []
+    assert await credits.adjust(kit.db, "ann", "again", to_ledger=to_ledger) == 0
+    assert len((await credits.shown(kit.db, "ann", 9))["ledger"]) == 2
+
+
+async def test_an_adjustment_of_nobody_of_nothing_or_for_no_reason_changes_nothing(kit: Kit) -> None:
+    with pytest.raises(GenctlError, match="no account") as caught:
+        await credits.adjust(kit.db, "nobody", "x", to_ledger=True)
+    assert caught.value.exit_code == 4
+    await credits.grant(kit.db, ["ann"], 5, "because")
+    with pytest.raises(GenctlError, match="reason is empty"):
+        await credits.adjust(kit.db, "ann", " ", to_ledger=True)
+    with pytest.raises(GenctlError, match="no reservation") as caught:
+        await credits.adjust_reservation(kit.db, "ann", uuid4(), "x")
+    assert caught.value.exit_code == 4
+    assert len(await kit.query("select from credit_accounts")) == 1
+    session = await kit.enqueue("success", user="bob")
+    with pytest.raises(GenctlError, match="has nothing to do with user ann") as caught:
+        await credits.adjust_reservation(kit.db, "ann", session.id, "x")
+    assert caught.value.exit_code == 4
+
+
+async def test_a_sound_reservation_is_adjusted_by_nothing(kit: Kit) -> None:
+    session = await kit.enqueue("success")
+    await kit.work()
+    for meant in (session.id, session.reservation_id):
+        assert meant
+        assert await credits.adjust_reservation(kit.db, "ann", meant, "to be sure") == 0
+    assert await kit.balance() == 996
+    assert await kit.violations() == []
+
+
+async def test_credits_that_are_spent_cannot_be_taken_back(kit: Kit) -> None:
+    session = await kit.enqueue("success")
+    await kit.work()
+    await kit.plant(
+        "update credit_reservations set status = 'released', released_at = captured_at, captured_at = null"
+    )
+    await kit.plant("update credit_ledger set kind = 'release', delta = 4 where kind = 'capture'")
+    await kit.plant(
+        "insert into credit_ledger (user_id, delta, kind, reason) values ('ann', -1000, 'fix', 'x')"
+    )
+    await kit.query("update credit_accounts set balance = 0")
+    with pytest.raises(GenctlError, match="must not fall below 0") as caught:
+        await credits.adjust_reservation(kit.db, "ann", session.id, "x")
+    assert caught.value.fix.startswith("`genctl credits grant --user ann --amount N` first")
+    assert await kit.violations() == ["completed_not_captured"]

@@ -10,6 +10,7 @@ from tests.path.test_metrics import told
 from genctl import credits
 from genctl.domain.model import Status
 from genctl.domain.status import StatusLine
+from genctl.ops.sessions import listed
 from genctl.ops.status import _database
 from genctl.sweep import sweep
 from genctl.tools.seedream4 import TOOL
@@ -92,6 +93,16 @@ async def inserted(kit: Kit, user: str, odd: Odd) -> UUID:
 
 async def lines(kit: Kit) -> dict[str, StatusLine]:
     return {line.part: line for line in await _database(kit.settings)}
+
+
+async def test_a_row_that_genctl_cannot_read_takes_no_place_in_a_list(adopted: Kit) -> None:
+    session, said = await adopted.enqueue(), list[str]()
+    newest = "user_id = null, created_at = now() + interval '1 hour'"
+    odd = await inserted(adopted, "bob", Odd("failed", sets=newest))
+    anything = dict.fromkeys(("user", "status", "code", "since", "until"))
+    (row,) = await listed(adopted.db, said.append, limit=1, **anything)
+    assert row["sessionId"] == session.id
+    assert [str(odd) in line for line in said] == [True]
 
 
 async def test_sweep_status_metrics_and_audit_agree_about_odd_rows(adopted: Kit) -> None:

@@ -42,6 +42,7 @@ FORKED = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 BEGUN_WITH = ("PYTHON", "LC_", "LANG")  # what an interpreter reads once, when it starts
 FORKED_STEPS = "GENCTL_TEST_FORKED_STEPS"  # set: the genctl steps of a runbook are forked too
+IN_A_SHELL = "GENCTL_TEST_IN_A_SHELL"  # set: the terminal is the shell's, whose next command needs it too
 STEP = """
 import json, os, signal, socket, sys
 conn = socket.socket(socket.AF_UNIX)
@@ -83,7 +84,7 @@ def fork(
 ) -> "Forked":
     """Fork `python -m MODULE …`, with these descriptors as its standard streams.
 
-    Where stdin is a terminal, the process gets a session of its own with that terminal: Ctrl-C reaches it.
+    Where stdin is a terminal, unless a shell has it, the process gets a session of its own with that terminal: Ctrl-C reaches it.
     """
     asked = json.dumps({"argv": command[2:], "cwd": str(cwd), "env": dict(env)}).encode() + b"\n"
     conn = socket.socket(socket.AF_UNIX)
@@ -219,7 +220,7 @@ def _become(asked: dict[str, Any], streams: list[int], address: str) -> str:
         os.close(given)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when nohup runs the tests
-    if os.isatty(0):
+    if os.isatty(0) and not asked["env"].get(IN_A_SHELL):
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(asked["cwd"])

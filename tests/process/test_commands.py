@@ -416,6 +416,7 @@ BAD: dict[str, tuple[int, str, list[str], dict[str, str]]] = {
         ["sweep", "--every", "0s"],
         {},
     ),
+    "a pause of no time": (2, "--for 0s would close nothing", ["pause", "--for", "0s"], {}),
     "nothing that was": (2, "--since", ["tail-failures", "--no-follow"], {}),
 }
 

@@ -378,7 +378,7 @@ def test_no_value_of_a_command_is_seen_among_the_processes(book: Book) -> None:
 def test_a_command_may_list_a_whole_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the MiB that is read of a script."""
     monkeypatch.setattr(actions, "GENCTL", "print([0] * 600_000)")
-    found = asyncio.run(actions._command([], print))
+    found = asyncio.run(actions._command([], print, "json"))
     assert len(found["json"]) == 600_000
 
 

@@ -150,6 +150,10 @@ def test_without_logs_and_browser_the_rest_is_checked(place: Place) -> None:
     assert why["browser"] == "no Chromium is installed"
 
 
+# somebody's slip long before, which is no incident's business
+BY_HAND = "insert into credit_accounts (user_id, balance) values ('slip', 7)"
+
+
 @incident("missing-refunds", "its own")
 def test_missing_refunds(place: Place) -> None:
     """A failed session still holds its credits, another got too little, a third tells what is not so."""
@@ -167,12 +171,13 @@ def test_missing_refunds(place: Place) -> None:
         "update credit_accounts set balance = (select sum(delta) from credit_ledger)",
         "update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'"
         f" where id = '{lying}'",
+        BY_HAND,
     )
     assert place.violations()
     done = run(place, "missing-refunds")
     steps = ["look", "sweep", "look-again", "mend", "proof", "reserved"]
     assert states(done) == dict.fromkeys(steps, "ok")
-    assert place.violations() == []
+    assert place.violations() == ["balance_ledger"]
 
 
 @incident("missing-refunds", "a near miss")
@@ -205,10 +210,11 @@ def test_dlq_redrive_after_fix(place: Place) -> None:
         place.sql(
             "update generation_sessions set prompt = replace(prompt, '[scenario:invalid-parameter]', '')"
         )
+        plant(place, BY_HAND)
         done = run(place, "dlq-redrive-after-fix", "--var", "code=InvalidParameter")
     assert set(states(done).values()) == {"ok"}, done
     assert list(place.copies().values()) == ["OutputImageSensitiveContentDetected"]
-    assert place.violations() == []
+    assert place.violations() == ["balance_ledger"]
 
 
 @incident("dlq-redrive-after-fix", "a near miss")

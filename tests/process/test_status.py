@@ -125,3 +125,5 @@ def test_watch_begins_only_where_something_can_be_reached(place: Place) -> None:
     (place.folder / "stack.json").unlink()
     done = place.say("status", "--watch", exit_code=3, GENCTL_API_URL=f"http://127.0.0.1:{free_port()}")
     assert "the embedded stack is not running" in done.stderr
+    place.env.pop("GENCTL_API_URL")  # somebody else's may be at the usual address
+    assert place.say("status", exit_code=3).stdout == ""

@@ -97,12 +97,15 @@ def test_a_stream_is_judged_by_its_first_byte(
 def test_listen_migrations_rights_permissions_and_files() -> None:
     assert [findings.of_listen(heard=heard)[0].level for heard in (True, None, False)] == [OK, WARNING, ERROR]
     assert findings.of_migrations({"a.sql": "missing"})[0].level == ERROR
+    place = "db:5433", "my app"
     lacking = {"relation": "tool_gates", "privileges": "update", "role": "app"}
-    (right,) = findings.of_rights([lacking | {"part": part} for part in RIGHTS])
-    assert findings.of_rights([lacking | {"part": "worker"}])[0].level == OK  # enough for another part
+    (right,) = findings.of_rights([lacking | {"part": part} for part in RIGHTS], *place)
+    assert (
+        findings.of_rights([lacking | {"part": "worker"}], *place)[0].level == OK
+    )  # enough for another part
     to_write = [lacking | {"part": part} for part in RIGHTS if part != "auditor"]
-    assert findings.of_rights(to_write)[0].level == ERROR  # who only reads mends nothing
-    assert right.fix == "psql -c 'grant update on tool_gates to \"app\"'"
+    assert findings.of_rights(to_write, *place)[0].level == ERROR  # who only reads mends nothing
+    assert right.fix == "psql postgresql://OWNER@db:5433/my%20app -c 'grant update on tool_gates to \"app\"'"
     denied = GenctlError("QueueForbidden", "SQS queue jobs: SendMessage", "allow sqs:SendMessage on it")
     assert levels(findings.of_permissions([denied])) == {"permissions": ERROR}
     assert ["GENCTL_FAIR is off" in findings.of_groups(on=on)[0].message for on in (True, False)] == [

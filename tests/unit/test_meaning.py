@@ -127,8 +127,8 @@ def test_a_code_that_is_told_apart_by_its_text_says_so() -> None:
         ("OutputImageSensitive", "did you mean OutputImageSensitiveContentDetected?"),
         ("Timout", "did you mean Timeout?"),
         ("HTTP 429", "did you mean HTTP429?"),
-        ("*", "its HTTP status decides: genctl explain HTTP400"),
-        ("\x1b[31m" * 99, "its HTTP status decides: genctl explain HTTP400"),
+        ("*", "its HTTP status decides: `genctl explain HTTP400`"),
+        ("\x1b[31m" * 99, "its HTTP status decides: `genctl explain HTTP400`"),
     ],
 )
 def test_nobodys_code_is_not_found_and_a_slip_of_the_pen_is_named(code: str, fix: str) -> None:

@@ -85,7 +85,7 @@ class Tokens:
 
 def refused(why: str) -> GenctlError:
     """Make the error of a refused token."""
-    return GenctlError("TokenRefused", why, "genctl token --user U issues one", exit_code=5)
+    return GenctlError("TokenRefused", why, "`genctl token --user U` issues one", exit_code=5)
 
 
 def _signed(key: bytes, user: str, ttl_s: float, more: dict[str, Any]) -> str:

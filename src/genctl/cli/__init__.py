@@ -44,7 +44,7 @@ TABLE = {
         "verdicts": ("verdicts:verdicts", "Try exceptions from the rule on the failures that are stored."),
     },
     "Credits": {
-        "credits": ("credits:credits_", "Show a user's credits, or grant some."),
+        "credits": ("credits:credits_", "Show a user's credits, grant some, or mend them."),
         "refunds": ("credits:refunds", "Prove from the rows that every refund was made once."),
     },
     "Check": {

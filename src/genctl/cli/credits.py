@@ -12,6 +12,7 @@ from genctl.cli.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from genctl import credits
     from genctl.domain.model import GenctlError
@@ -22,7 +23,7 @@ COLUMNS = ("createdAt", "delta", "kind", "reason", "reservationId")
 
 @click.group("credits", cls=Group)
 def credits_() -> None:
-    """Show a user's credits, or grant some."""
+    """Show a user's credits, grant some, or mend them."""
 
 
 @credits_.command("show", examples=("genctl credits show --user ann", "genctl credits show ann -o json"))
@@ -55,6 +56,56 @@ def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
 
     out.target()
     out.emit(out.ask(granted))
+
+
+@credits_.command(
+    "adjust",
+    examples=(
+        "genctl credits adjust --user ann --to-ledger --reason 'a slip in psql'",
+        "genctl credits adjust --user ann --to-balance --reason 'paid in cash'",
+        "genctl credits adjust --user ann --reason slip --reservation 0d6e0a4e-7b1f-4f6e-9c40-5f1a2b3c4d5e",
+    ),
+)
+@click.option("--user", required=True, metavar="U", help="Whose credits.")
+@click.option("--to-balance", "trusted", flag_value="balance", help="Trust the balance: book the difference.")
+@click.option(
+    "--to-ledger", "trusted", flag_value="ledger", help="Trust the ledger: set the balance to its sum."
+)
+@click.option(
+    "--reservation",
+    type=click.UUID,
+    metavar="ID",
+    help="Book what this reservation's rows lack or have too much; a session's id means its reservation.",
+)
+@click.option("--reason", required=True, metavar="T", help="Why, for the ledger.")
+@yes_option
+def adjust(
+    out: Output, *, user: str, trusted: str | None, reservation: "UUID | None", reason: str, yes: str | None
+) -> None:
+    """Mend what somebody changed by hand, with a row in the ledger that says who mended it and why.
+
+    Where balance and ledger of a user disagree, say which of them is right. Where a reservation's status,
+    rows and session disagree, genctl books what the run cost, or nothing if it failed, and `refunds check`
+    judges it by the sum of its rows from then on.
+    """
+    from genctl import credits
+    from genctl.domain.model import camel
+
+    if bool(trusted) == bool(reservation):
+        raise click.UsageError("name one of --to-balance, --to-ledger and --reservation")
+
+    async def adjusted(db: "Database") -> "dict[str, Any]":
+        if reservation:
+            moved = await credits.adjust_reservation(db, user, reservation, reason)
+        else:
+            moved = await credits.adjust(db, user, reason, to_ledger=trusted == "ledger")
+        return {"adjusted": moved} | camel(await credits.account(db, user))
+
+    out.asks(yes)
+    other = "balance" if trusted == "ledger" else "ledger"
+    what = f"reservation {reservation}" if reservation else f"the {other}"
+    out.confirm(f"Adjust {what} of {user}?", yes)
+    out.emit(out.ask(adjusted))
 
 
 @click.group(cls=Group)

@@ -62,7 +62,8 @@ def _exit_of(error: BaseException) -> Exit:  # noqa: PLR0911 (a table)
     if isinstance(error, GenctlError):
         return Exit(error.exit_code, error.code, error.message, error.fix)
     if isinstance(error, OSError) and error.filename is not None:
-        return Exit(3, type(error).__name__, f"{error.filename}: {error.strerror}")
+        fix = "free some space there, or name one that you may read and write"
+        return Exit(3, type(error).__name__, f"{error.filename}: {error.strerror}", fix)
     kind = type(error).__name__
     return Exit(3, "InternalError", f"unexpected {kind}: {error}", "add --debug to see where, and report it")
 

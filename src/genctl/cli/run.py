@@ -140,6 +140,8 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
     """
     from genctl import gate
 
+    if not for_s:
+        raise click.UsageError("--for 0s would close nothing: give a longer time")
     tool = _tool(out)
     out.target()
     _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who())))

@@ -93,9 +93,10 @@ def init(out: Output, path: Path, *, force: bool) -> None:
 
 @click.command(cls=Command, within=None, examples=("genctl version", "genctl version -o json"))
 def version(out: Output) -> None:
-    """Show the version."""
+    """Show the version. Python and the machine stand beside it."""
     about = {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    out.emit(about, text=lambda: f"genctl {__version__}\n")
+    text = f"genctl {__version__}, Python {about['python']}, {about['platform']}\n"
+    out.emit(about, text=lambda: text)
 
 
 def _shown(entry: "Entry", value: Any) -> Any:

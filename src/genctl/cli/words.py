@@ -76,5 +76,7 @@ def _check(command: click.Command, context: click.Context, rest: list[str]) -> N
         value = given.get(param.name or "")
         if param.required and param.value_is_missing(value):
             raise click.MissingParameter(ctx=context, param=param)
-        if value is not None and "${" not in str(value) and not isinstance(param.type, click.File):
+        if value is None or param.value_is_missing(value):
+            continue
+        if "${" not in str(value) and not isinstance(param.type, click.File):
             param.type_cast_value(context, value)

@@ -67,7 +67,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "family": (
         "{tab} inherits, is inherited or is a partition ({detail})",
-        "genctl works with plain tables only",
+        "take a plain table: no other will do",
     ),
     "rule": ("{tab} has a rule that rewrites statements ({detail})", "drop rule {detail} on {tab}"),
     "generated": (

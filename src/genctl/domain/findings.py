@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -61,8 +63,12 @@ def of_server(facts: Mapping[str, Any], place: str, clocks_s: float) -> list[Fin
     return found or [Finding("postgresql", OK, f"PostgreSQL {facts['version']} at {place}")]
 
 
-def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
-    """Name what the role may not do, from the rows of `missing_rights`, as the part that it nearly is."""
+def of_rights(missing: Sequence[Mapping[str, str]], host: str, database: str) -> list[Finding]:
+    """Name what the role may not do, from the rows of `missing_rights`, as the part that it nearly is.
+
+    The cure is for a terminal of the tables' owner, which may know no DATABASE_URL.
+    """
+    url = f"postgresql://OWNER@{quote(host, safe=':,[]')}/{quote(database, safe='')}"
     lacks = {part: [row for row in missing if row["part"] == part] for part in RIGHTS if part != "auditor"}
     enough = [part for part, rows in lacks.items() if not rows]
     if enough:
@@ -70,7 +76,9 @@ def of_rights(missing: Sequence[Mapping[str, str]]) -> list[Finding]:
     found = []
     for row in min(lacks.values(), key=len):
         right = f"{row['privileges']} on {row['relation']}"
-        fix = f"psql -c 'grant {right} to \"{row['role']}\"'"
+        role = row["role"].replace('"', '""')
+        grant = f'grant {right} to "{role}"'
+        fix = f"psql {url} -c {shlex.quote(grant)}"
         found.append(Finding("rights", ERROR, f"{row['role']} may not {right}", fix))
     return found
 
@@ -140,9 +148,19 @@ def of_endpoint(host: str) -> list[Finding]:
 
 
 def of_queues(
-    url: str, facts: Mapping[str, str], dlq_url: str, dlq_facts: Mapping[str, str], queued_timeout_s: float
+    url: str,
+    facts: Mapping[str, str],
+    dlq_url: str,
+    dlq_facts: Mapping[str, str],
+    queued_timeout_s: float,
+    endpoint: str | None = None,
 ) -> list[Finding]:
-    """Judge the job queue and its DLQ by their attributes, as SQS names them."""
+    """Judge the job queue and its DLQ by their attributes, as SQS names them.
+
+    The cures name the `endpoint` where it is not AWS's own: a terminal may have it from no variable.
+    """
+    there = f" --endpoint-url {endpoint}" if endpoint else ""
+    url, dlq_url = f"{url}{there}", f"{dlq_url}{there}"
     kept_s, dlq_kept_s = (int(one.get("MessageRetentionPeriod", 345_600)) for one in (facts, dlq_facts))
     return [
         *_redrive(url, facts, dlq_facts),
@@ -272,7 +290,7 @@ def of_readiness(api_url: str, status: int, why: str = "") -> list[Finding]:
             return [Finding("api", OK, f"{api_url} is ready")]
         case 503:
             text = f"{api_url} is not ready: {why or 'it does not say why'}"
-            fix = "genctl runbook run listener-silent; api.not_ready in its log says why"
+            fix = "`genctl runbook run listener-silent`; api.not_ready in its log says why"
             return [Finding("api", ERROR, text, fix)]
     text = f"{api_url}/readyz answers {status}"
     return [Finding("api", ERROR, text, "check GENCTL_API_URL: is it the API?")]
@@ -299,5 +317,9 @@ def of_files(most: int) -> list[Finding]:
     """Judge the limit of open files of a process that starts here."""
     if most < FILES:
         text = f"a process may open {most} files here: each stream and call takes one"
-        return [Finding("files", WARNING, text, "ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit")]
+        return [
+            Finding(
+                "files", WARNING, text, "`ulimit -n $(ulimit -Hn)`, or LimitNOFILE=65536 in the systemd unit"
+            )
+        ]
     return [Finding("files", OK, f"a process may open {most:,} files")]

@@ -120,7 +120,7 @@ class Unreachable(NamedTuple):
 
 def unreachable(error: Exception, base: str, ca_variable: str = CA_VARIABLE) -> Unreachable:
     """Explain an error of aiohttp."""
-    host, variable, proxy = base, "the proxy's variable", ""
+    host, variable, proxy = base, "HTTPS_PROXY", ""
     with suppress(ValueError):  # it may be no URL, as the error says then
         host, variable = urlsplit(base).hostname or base, f"{urlsplit(base).scheme.upper()}_PROXY"
         proxy = without_login(proxy_of(base) or "")

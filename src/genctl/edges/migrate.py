@@ -200,7 +200,7 @@ async def _compare(conn: Connection) -> list[Migration]:
         raise GenctlError(
             "NoSchema",
             f"no schema of the search path {table['path']} is in the database, or may be used",
-            "make it (create schema), or mend search_path in DATABASE_URL",
+            "create the schema, or mend search_path in DATABASE_URL",
         )
     if table["there"]:
         rows = {row["name"]: row for row in await run(conn, "applied_migrations")}

@@ -108,7 +108,7 @@ async def _settings(settings: Settings) -> list[Finding]:
         return [Finding("settings", findings.OK, f"complete, for {where}")]
     if settings.embedded:
         text = f"the embedded stack is not running (nothing in {settings.home})"
-        return [Finding("settings", findings.WARNING, text, "genctl up, or set DATABASE_URL")]
+        return [Finding("settings", findings.WARNING, text, "`genctl up`, or set DATABASE_URL")]
     text = "GENCTL_SECRET is not set: genctl can serve no API, issue no token and check no stream here"
     return [Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")]
 
@@ -128,10 +128,10 @@ async def _database(settings: Settings) -> list[Finding]:
         table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
         base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
-    facts = server | {"notify_pid": notifying.idle_pid}
+    facts, place = server | {"notify_pid": notifying.idle_pid}, dsn.place(settings.dsn())
     return [
-        *findings.of_server(facts, "/".join(dsn.place(settings.dsn())), clocks_s),
-        *findings.of_rights(missing),
+        *findings.of_server(facts, "/".join(place), clocks_s),
+        *findings.of_rights(missing, *place),
         *findings.of_settings(table["settings"]),
         *findings.of_base(base),
         *findings.of_refused(kept, notifying),
@@ -172,7 +172,8 @@ async def _queues(settings: Settings) -> list[Finding]:
         facts, dlq_facts = await queue.attributes(), await dlq.attributes()
         forbidden = [error for each in (queue, dlq) for error in await each.forbidden()]
     there = Finding("sqs", findings.OK, f"{queue.name} and {dlq.name} at {sqs.endpoint}")
-    judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, settings.queued_timeout_s)
+    limits = settings.queued_timeout_s, settings.sqs_endpoint
+    judged = findings.of_queues(queue.url, facts, dlq.url, dlq_facts, *limits)
     keys = findings.of_keys({queue.name: facts, dlq.name: dlq_facts})
     groups = findings.of_groups(on=settings.fair)
     return [there, *judged, *groups, *findings.of_permissions(forbidden), *keys]

@@ -184,7 +184,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open the file. Raises GenctlError: exit 2 when it is no file, or a command is writing it."""
     if not path.is_file():
         told = f"{path} is no file" if path.exists() else f"there is no file {path}"
-        fix = "name a file that `genctl dlq export` or `genctl dlq discard` has written"
+        fix = "name a file that an export or a discard has written"
         raise GenctlError("NoExport", told, fix, exit_code=2)
     with path.open("rb") as file:
         try:
@@ -200,7 +200,7 @@ def _check(file: IO[bytes], path: Path) -> int:
     found = Counter(line.message is not None for line in read(file))
     if found[False] and not found[True]:
         first = next(read(file))
-        fix = "name a file that `genctl dlq export` or `genctl dlq discard` has written"
+        fix = "name a file that an export or a discard has written"
         raise GenctlError(
             "NoExport", f"{path} is no export: line {first.line}: {first.why}", fix, exit_code=2
         )

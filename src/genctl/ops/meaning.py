@@ -83,7 +83,7 @@ def explain(code: str, providers: Sequence[Provider], verdicts: Sequence[str]) -
             return _ruled(code, rule, provider, verdicts)
     close = closest(code, known_codes(providers))
     told = f"no code {code[:100]!r} is known{f' of {only.name}' if only else ''}"
-    fix = f"did you mean {close}?" if close else "its HTTP status decides: genctl explain HTTP400"
+    fix = f"did you mean {close}?" if close else "its HTTP status decides: `genctl explain HTTP400`"
     raise GenctlError("NotFound", told, fix, exit_code=4)
 
 

@@ -24,10 +24,18 @@ Prove = Callable[[aiohttp.ClientSession], Awaitable[None]]
 
 
 def prover(settings: Settings) -> Prove | None:
-    """Return what makes the API prove itself; None when a person has named another API, and so trusts it."""
+    """Return what makes the API prove itself; None when a person has named another API, and so trusts it.
+
+    Raises GenctlError (exit 3) where it would have to be the embedded stack's, and that has never run.
+    """
     implied = settings.origins.get("api_url") in {"default", "embedded stack"}
     implied = implied or settings.api_url == read_stack(settings.home).get("api_url")  # its own, named
-    return partial(prove, settings=settings) if settings.embedded and settings.secret and implied else None
+    if not settings.embedded or not implied:
+        return None
+    if not settings.secret:
+        told = f"the embedded stack is not running (nothing in {settings.home})"
+        raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
+    return partial(prove, settings=settings)
 
 
 async def check(settings: Settings) -> None:

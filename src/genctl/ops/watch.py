@@ -134,7 +134,7 @@ def _check(url: str, response: aiohttp.ClientResponse) -> None:
     if response.status == 200 and response.content_type == "text/event-stream":
         return
     if response.status == 401:
-        fix = "it may have expired, or the API has another GENCTL_SECRET; `genctl token` issues one"
+        fix = "it may have expired, or the API has another GENCTL_SECRET; `genctl token --user U` issues one"
         raise GenctlError("TokenRefused", f"the API at {url} refuses the token", fix, exit_code=5)
     if response.status in {408, 425, 429} or response.status >= 500:
         raise GoneError(url, f"it answered {response.status}")

@@ -20,7 +20,7 @@ def listening(who: str, host: str, port: int, *, option: str = "--port") -> sock
     except OSError as why:
         reason = os.strerror(why.errno) if why.errno and why.errno > 0 else str(why)
         told = f"{who}: cannot listen on {host}:{port}: {reason}"
-        raise GenctlError("CannotListen", told, f"choose another {option}") from None
+        raise GenctlError("CannotListen", told, f"choose another {option}; 0 picks a free one") from None
 
 
 def _handed(port: int) -> socket.socket | None:

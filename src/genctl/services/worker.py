@@ -424,7 +424,7 @@ def _open_enough(jobs: int) -> None:
         return
     if hard < wanted and hard != resource.RLIM_INFINITY:
         told = f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here"
-        fix = "lower --concurrency, or: ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit"
+        fix = "lower --concurrency, or `ulimit -n $(ulimit -Hn)`, or LimitNOFILE=65536 in the systemd unit"
         raise GenctlError("TooFewFiles", told, fix, exit_code=2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

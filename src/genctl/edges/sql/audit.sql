@@ -78,6 +78,7 @@ booked as (
     count(*) filter (where l.kind = 'capture') as captures,
     sum(l.delta) filter (where l.kind in ('reserve', 'capture'))::bigint as taken,
     coalesce(sum(l.delta) filter (where l.kind in ('release', 'fix')), 0)::bigint as returned,
+    coalesce(bool_or({adjusted}), false) as adjusted,
     min(l.user_id collate "C") as user_id, max(l.user_id collate "C") as last_user
   from credit_ledger l
   where l.reservation_id is not null and (%(whole)s
@@ -115,7 +116,7 @@ fact as (
     r.id as r_id, r.user_id as r_user, r.amount, r.status as r_status, r.session_id as r_session, r.run as r_run,
     r.ended_twice, r.booked, r.end_booked, coalesce(b.reserves, 0) as reserves, coalesce(b.releases, 0) as releases,
     coalesce(b.captures, 0) as captures, b.taken, coalesce(b.returned, 0) as returned,
-    b.user_id as booked_first, b.last_user as booked_last,
+    b.user_id as booked_first, b.last_user as booked_last, coalesce(b.adjusted, false) as adjusted,
     case when r.user_id = s.user_id then r.status end as held_as, r.user_id = s.user_id as theirs
   from r full join booked b on b.reservation_id = r.id full join run s on s.reservation_id = r.id
 )
@@ -196,6 +197,10 @@ cross join lateral (values
     %(whole)s and uuid_hash(f.key) & 4095 = 0)
 ) e(kind, session_id, reservation_id, user_id, expected, found, holds)
 where e.holds and (%(user)s::text is null or e.user_id = %(user)s)
+  -- `audit_adjusted` judges what a person has adjusted
+  and not (f.adjusted and (e.kind in (
+      'failed_not_released', 'completed_not_captured', 'refund_amount', 'double_movement', 'missing_movement')
+    or e.kind = 'missing_reservation' and f.r_id is not null and e.expected = 'a reservation'))
   -- reported once, also of a reservation that several sessions share
   and (e.session_id is not distinct from f.s_id or f.s_id is null or not exists (
     select from generation_sessions o where o.reservation_id = f.key and o.id < f.s_id))
@@ -242,3 +247,18 @@ full join (
   group by l.user_id
 ) b using (user_id)
 where coalesce(a.balance, 0) <> coalesce(b.credits, 0)
+
+-- name: audit_adjusted
+-- Judges what a person has adjusted by one sum for each user: of all rows of the reservation.
+with changed as (
+  select distinct l.reservation_id as id from credit_ledger l where {adjusted} and l.reservation_id is not null
+)
+select 'missing_movement' as kind, r.session_id, r.id as reservation_id, u.user_id,
+  {due}::text as expected, u.credits::text as found
+from changed c join credit_reservations r on r.id = c.id
+cross join lateral (
+  select l.user_id, sum(l.delta)::bigint as credits from credit_ledger l where {of_reservation} group by l.user_id
+) u
+where {due} <> u.credits and (%(user)s::text is null or u.user_id = %(user)s)
+  and (%(since)s::timestamptz is null or exists (
+    select from credit_ledger l where {of_reservation} and l.created_at >= %(since)s))

@@ -61,3 +61,25 @@ exists (select from generation_sessions o where o.reservation_id = r.id and o.us
 -- rule: unoffered
 -- Nobody is sending what the row owes; an offer from before the run began or ended was about something else.
 coalesce(s.offered_at < greatest(now() - make_interval(secs => %(offered_s)s), s.queued_at, s.completed_at), true)
+
+-- rule: adjusted
+-- A row `l` of the ledger by which a person adjusted a reservation.
+(l.kind = 'fix' and left(l.reason, 10) = 'adjusted: ')
+
+-- rule: of_reservation
+-- The rows `l` of the ledger that name the reservation `r`; a kind each, as each has an index of its own.
+(l.reservation_id = r.id and l.kind = 'reserve' or l.reservation_id = r.id and l.kind in ('release', 'capture')
+  or l.reservation_id = r.id and l.kind = 'fix')
+
+-- rule: due
+-- What the rows of the reservation `r` have to add up to for the user `u`: what the run costs, nothing once it has
+-- failed. The run is its session's user's; nothing is due to others. One from before the ledger has no `reserve` row.
+(case
+  when (u.user_id <> r.user_id or exists (select from generation_sessions s where s.reservation_id = r.id))
+    and not exists (
+      select from generation_sessions s where s.reservation_id = r.id and s.user_id = u.user_id) then 0
+  else case when exists (select from generation_sessions s
+      where s.reservation_id = r.id and s.user_id = u.user_id and s.status <> 'failed') then 0 else r.amount end
+    - case when r.session_id is null and not exists (
+        select from credit_ledger l where l.reservation_id = r.id and l.kind = 'reserve') then 0 else r.amount end
+end)

@@ -57,7 +57,9 @@ class Actions(NamedTuple):
         """Do a step once. Raises KeyError for an unknown value, GenctlError, SkippedError."""
         match kind:
             case "genctl":
-                return await _command(self.complete(arguments(what, values), yes), self.note)
+                return await _command(
+                    self.complete(arguments(what, values), yes), self.note, self.settings.log
+                )
             case "sql":
                 params = {name: values[name] for name in names_in(what.query)}
                 return await _asked(self.settings, what, params)
@@ -75,10 +77,11 @@ def arguments(words: list[str | int], values: Values) -> list[str]:
     return found
 
 
-async def _command(words: list[str], note: Note) -> Document:
-    """Run a genctl command as a child process of the same Python."""
+async def _command(words: list[str], note: Note, log: str) -> Document:
+    """Run a genctl command as a child process of the same Python, whose log has the form of ours."""
     code, out, err = await _child(
         (sys.executable, "-P", "-c", GENCTL),
+        env={"GENCTL_LOG": log},
         given=json.dumps(words).encode(),
         most=LARGEST_OF_OURS_BYTES,
         ends_within_s=ENDS_WITHIN_S,

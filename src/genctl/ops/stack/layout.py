@@ -155,7 +155,13 @@ def _digest(folder: Path) -> str:
 
 def private_folder(path: Path) -> Path:
     """Make `path` with mode 0700 when missing. Raises GenctlError when others own it or can write to it."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"genctl cannot make its folder {path}: {error.strerror}"
+        raise GenctlError(
+            "NoFolder", told, "`export GENCTL_HOME=FOLDER` names another, in which you may write"
+        ) from None
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         told = f"{path} is not a folder of yours alone: another user owns it or may write to it"
