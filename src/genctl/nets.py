@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -69,14 +70,18 @@ class Swept(msgspec.Struct, frozen=True):
         return {"action": self.action, **whose, "code": self.code, "why": self.why}
 
 
+Turns = WeakValueDictionary[str, asyncio.Lock]  # by user
+
+
 class Cast:
     """Follow one cast of a net: what it did, what failed, and what it leaves alone from now on."""
 
-    def __init__(self, *, dry_run: bool = False, keeps: bool = True) -> None:
+    def __init__(self, turns: Turns, *, dry_run: bool = False, keeps: bool = True) -> None:
         """Begin. With `dry_run` it only says what it would do, of one batch. Unless it `keeps` what it did,
-        it only logs it.
+        it only logs it. `turns` are those of all nets of the sweeper.
         """
         self.dry_run = dry_run
+        self._turns = turns
         self._keeps = keeps
         self.done: list[Swept] = []
         self.failed: list[GenctlError] = []
@@ -105,7 +110,7 @@ class Cast:
     async def each(
         self, found: Sequence[Swept], do: Callable[[Swept], Awaitable[bool]], *, at_once: int
     ) -> None:
-        """Carry each out, those of one user one after another, as they need the same account.
+        """Carry each out, those of one user (of other nets, too) one by one: they need the same account.
 
         `do` tells whether we did it: a worker or another sweeper may have been faster. Passes over what
         another transaction has locked, and from then on over all of that user.
@@ -116,8 +121,9 @@ class Cast:
         hands = asyncio.Semaphore(at_once)
 
         async def of_one(user: str) -> None:
+            turn = self._turns.setdefault(user, asyncio.Lock())
             for swept in of_users[user]:
-                async with hands:
+                async with turn, hands:
                     if user not in self._locked:
                         await self._carry_out(swept, do, user)
 

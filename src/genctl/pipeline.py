@@ -137,6 +137,7 @@ class Pipeline:
         self.meters = meters
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
+        self._rules_of_others = rules_of_others()  # codes that another provider sends behind ours
         self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
 
@@ -255,7 +256,7 @@ class Pipeline:
             answer = await self.wire.generate(hold.session, hold.on_send)
         now, verdicts = datetime.now(UTC), self.limits.verdicts
         provider = self.tool.provider
-        said = classify(answer, provider, now=now, verdicts=verdicts, others=rules_of_others())
+        said = classify(answer, provider, now=now, verdicts=verdicts, others=self._rules_of_others)
         result = details.without_secrets(said, provider.key_shape)
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)

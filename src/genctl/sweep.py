@@ -20,7 +20,7 @@ from genctl.domain.model import GenctlError
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.enqueue import send_jobs
-from genctl.nets import BATCH, Cast, Nets, Swept, readable
+from genctl.nets import BATCH, Cast, Nets, Swept, Turns, readable
 from genctl.pipeline import Pipeline
 from genctl.tools.found import Tools
 
@@ -71,14 +71,17 @@ class Sweeper:
 
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
         self._nets = Nets(pipeline, settings)
+        self._turns = Turns()
         self._hands = asyncio.Semaphore(HANDS)
 
     async def once(self, *, dry_run: bool = False) -> SweepPass:
         """Cast every net: first those of the database, as the queue's may wait long for SQS."""
         nets = self._nets
         of_database = (nets.leases, nets.overdue, nets.refunds, nets.captures, nets.whole_patrol, nets.trace)
-        casts = await all_of(self._cast(net, Cast(dry_run=dry_run)) for net in of_database)
-        casts += await all_of(self._cast(net, Cast(dry_run=dry_run)) for net in (nets.jobs, nets.copies))
+        casts = await all_of(self._cast(net, Cast(self._turns, dry_run=dry_run)) for net in of_database)
+        casts += await all_of(
+            self._cast(net, Cast(self._turns, dry_run=dry_run)) for net in (nets.jobs, nets.copies)
+        )
         return SweepPass(
             [swept for cast in casts for swept in cast.done],
             [error for cast in casts for error in cast.failed],
@@ -96,7 +99,7 @@ class Sweeper:
     async def _keep_casting(self, net: Net, every_s: float) -> None:
         while True:
             try:
-                await self._cast(net, Cast(keeps=False))
+                await self._cast(net, Cast(self._turns, keeps=False))
             except Exception:  # a bug on one odd row must not end the worker beside it
                 log.exception("sweeper.bug")
             await asyncio.sleep(every_s)
