@@ -161,7 +161,7 @@ UNFIT = {
     "children": (
         "create table sessions_2026 () inherits (generation_sessions)",
         "generation_sessions inherits, is inherited or is a partition (sessions_2026)",
-        "genctl works with plain tables only",
+        "take a plain table: no other will do",
     ),
     "a rule": (
         'create rule "No updates" as on update to credit_reservations do instead nothing',

@@ -83,7 +83,7 @@ def _judge_again(failed: Place) -> None:
     assert "fatal > retry" in said.stdout
     assert "Slip=fatal is about no failure of the period" in said.stderr
     assert failed.say(*tried, "--each", "-o", "csv").stdout.startswith("at,sessionId,code,verdict,wouldBe,")
-    assert failed.say("verdicts", "try").stdout == ""
+    assert failed.say("verdicts", "try").stdout == "nothing would have been otherwise\n"
 
 
 def test_named_sessions_run_again_or_are_cancelled(failed: Place) -> None:

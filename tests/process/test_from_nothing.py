@@ -56,7 +56,10 @@ def test_the_pages_hold_no_other_commands() -> None:
     }
     assert {page for page in pages if commands[page]} == {
         "README.md",
+        "docs/adoption.md",  # its runbook needs a product's database: test_runbook_set.py
+        "docs/aws.md",  # needs an account: test_rds.py
         "docs/dlq.md",
+        "docs/failures.md",
         "docs/porting.md",
         "docs/runbooks.md",
         EXAMPLE,
@@ -116,7 +119,9 @@ def test_the_workflow_of_the_docs_and_in_a_second_terminal_all_other_commands(wh
     assert f"genctl {up.removeprefix('.venv/bin/genctl ')} >" in start
     for step in (into, start):
         stepped(step, whole)
-    for line in [*others, *console("docs/dlq.md")[0], *console("docs/runbooks.md")[0]]:
+    pages = ("docs/dlq.md", "docs/runbooks.md", "docs/failures.md")
+    lines = [line for page in pages for line in console(page)[0]]
+    for line in [*others, *lines, *console("docs/adoption.md")[1]]:
         typed(line, whole)
     for step in (smoke, stop):
         stepped(step, whole)

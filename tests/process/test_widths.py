@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from uuid import uuid4
 
 import pytest
@@ -55,6 +55,8 @@ LINES: dict[str, tuple[str, *tuple[str, ...]] | None] = {
     "dlq redrive": (f"dlq redrive --user {USERS[0]} --session long --dry-run", LONG, "redriven: 0"),
     "dlq export": None,
     "dlq discard": (f"dlq discard --code {LONG} --dry-run",),
+    "dlq import": None,
+    "dlq history": ("dlq history",),
     "report": ("report --since 1h", LONG, REFUSED),
     "status": ("status", LONG, REFUSED),
     "doctor": ("doctor",),
@@ -62,6 +64,8 @@ LINES: dict[str, tuple[str, *tuple[str, ...]] | None] = {
     "classify": None,
     "credits show": (f"credits show {USERS[0]}", "balance ", "held "),
     "credits grant": ("credits grant --user ann --amount 1",),
+    "credits adjust": None,
+    "verdicts try": (f"verdicts try --set {LONG}=retry", LONG),
     "refunds check": ("refunds check", "balance_ledger", "terminal_holds", "violations"),
     "runbook list": ("runbook list",),
     "runbook show": ("runbook show provider-outage",),
@@ -134,7 +138,7 @@ def test_every_command_is_listed_here() -> None:
 def rows_of(text: str) -> list[str]:
     """The rows of a table, each with what stands below it."""
     _, ruled, body = text.partition("\n--")
-    lines = body.splitlines()[1:] if ruled else []
+    lines = list(takewhile(str.strip, body.splitlines()[1:] if ruled else []))
     return [row for row in re.split(r"\n(?! {4})", "\n".join(lines)) if row]
 
 
