@@ -5,6 +5,8 @@ Keys are camelCase: `timestamp` (RFC 3339, UTC, milliseconds), `level`, `event`,
 repeated warnings of all.
 """
 
+import asyncio
+import atexit
 import logging
 import os
 import re
@@ -15,7 +17,7 @@ from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import structlog
@@ -24,6 +26,8 @@ from genctl.base.hidden import hide, hide_in
 from genctl.base.printable import escape_json, printable
 
 Event = MutableMapping[str, Any]
+
+SOON_S = 0.05
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 _KIND = "_kind"  # of a library's line: its text before the arguments are filled in
@@ -69,7 +73,7 @@ def info(event: str, **facts: object) -> None:
 
 
 class LinesTogether:
-    """Write the lines of a batch at once, when it is over."""
+    """Write the lines of a batch together with those of the next `SOON_S`: a write costs more than a line."""
 
     def __enter__(self) -> None:
         self._outer, _Lines.held = _Lines.held, []
@@ -77,7 +81,7 @@ class LinesTogether:
     def __exit__(self, *_: object) -> None:
         lines, _Lines.held = _Lines.held, self._outer
         if lines:
-            _Lines.write(hide("".join(lines)))
+            _Lines.write_soon(lines)
 
 
 class _Lines:
@@ -85,12 +89,35 @@ class _Lines:
 
     plain = False  # those of info() are JSON, and are wanted
     held: list[str] | None = None  # while lines are written together
+    waiting: ClassVar[list[str]] = []  # for the next write
+
+    @classmethod
+    def write_soon(cls, lines: list[str]) -> None:
+        is_first = not cls.waiting
+        cls.waiting += lines
+        if is_first:
+            try:
+                asyncio.get_running_loop().call_later(SOON_S, cls.flush)
+            except RuntimeError:
+                cls.flush()
+
+    @classmethod
+    def flush(cls) -> None:
+        if cls.waiting:
+            text = hide("".join(cls.waiting))
+            cls.waiting.clear()
+            cls._write(text)
 
     @classmethod
     def write(cls, line: str) -> None:
         if cls.held is not None:
             cls.held.append(line)
             return
+        cls.flush()  # the order stays
+        cls._write(line)
+
+    @staticmethod
+    def _write(line: str) -> None:
         try:
             sys.stderr.write(line)
             sys.stderr.flush()
@@ -101,6 +128,9 @@ class _Lines:
         self.write(line)
 
     debug = info = warning = error = critical = msg
+
+
+atexit.register(_Lines.flush)
 
 
 class Throttle:

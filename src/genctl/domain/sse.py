@@ -147,6 +147,8 @@ def for_user(details: Any) -> dict[str, Any] | None:
         return None
     hidden = {} if details.get("category") in OPEN_CATEGORIES else dict.fromkeys(_OURS)
     late = {"refundError": LATER} if details.get("refundError") else {}
+    if not (hidden or late):
+        return details
     return {key: value for key, value in ({**details, **hidden, **late}).items() if key in details}
 
 
@@ -193,40 +195,33 @@ class Cursors(NamedTuple):
         return blake2b(said, key=self.key[:_KEY_BYTES], digest_size=_PROOF_BYTES).digest()
 
 
-class Backlog:
+class Backlog(dict[str, Frame]):
     """Hold events that a stream has yet to write: at most `room`, the latest of each key, oldest first."""
 
-    __slots__ = ("_waiting", "room")
+    __slots__ = ("room",)
 
     def __init__(self, room: int) -> None:
+        super().__init__()
         self.room = room
-        self._waiting: dict[str, Frame] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     @property
     def is_full(self) -> bool:
         """Tell whether there is no room for another event."""
-        return len(self._waiting) >= self.room
+        return len(self) >= self.room
 
     def put(self, key: str, frame: Frame) -> None:
         """Add an event in place of an older one of the same session."""
-        self._waiting.pop(key, None)
-        self._waiting[key] = frame
+        self.pop(key, None)
+        self[key] = frame
 
     def take(self, limit_bytes: int) -> Frame | None:
         """Take the oldest events as one piece of about so many bytes, with its last id; None without any."""
-        if len(self._waiting) == 1:
-            return self._waiting.popitem()[1]
+        if len(self) == 1:
+            return self.popitem()[1]
         pieces, size, last = [], 0, None
-        while self._waiting and size < limit_bytes:
-            text, cursor = self._waiting.pop(next(iter(self._waiting)))
+        while self and size < limit_bytes:
+            text, cursor = self.pop(next(iter(self)))
             pieces.append(text)
             size += len(text)
             last = cursor or last
         return Frame(b"".join(pieces), last) if pieces else None
-
-    def clear(self) -> None:
-        """Forget all events, because a reset follows."""
-        self._waiting.clear()

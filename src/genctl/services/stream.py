@@ -98,15 +98,18 @@ class OpenStream(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write the backlog, as far as the client takes it."""
-        was_full = self.backlog.is_full
-        while self._is_open and not self.stuck_at and (piece := self.backlog.take(PIECE_BYTES)):
+        backlog = self.backlog
+        was_full = backlog.is_full
+        while self._is_open and not self.stuck_at and (piece := backlog.take(PIECE_BYTES)):
             self._last_id = piece.id or self._last_id
             self._write(piece.text)
-        if self.ready and not self.backlog:
-            self._correct()
-        if self.is_over and not self.backlog:
-            self.end()
-        elif was_full and not self.backlog.is_full:  # the bridge has read nothing for it meanwhile
+        if not backlog:
+            if self.ready:
+                self._correct()
+            if self.is_over:
+                self.end()
+                return
+        if was_full and not backlog.is_full:  # the bridge has read nothing for it meanwhile
             self._streams.bridge.look(self)
 
     def _correct(self) -> None:
