@@ -296,7 +296,7 @@ def idle_queries(dsn: str, ears: Ears) -> None:
     ask = "select xact_commit from pg_stat_database where datname = current_database()"
     with psycopg.connect(dsn, autocommit=True) as conn:
         counts = []
-        for wait_s in (0, 60):
+        for wait_s in (15, 60):  # (a backend counts what it did while the streams opened only once it idles)
             ears.until(lambda: False, wait_s)
             conn.execute("select pg_stat_force_next_flush()")
             conn.execute("select pg_stat_clear_snapshot()")
