@@ -164,6 +164,20 @@ async def test_waiting_images_are_counted_in_the_title_and_kinds_can_be_filtered
     await expect(card(page, waits)).to_be_visible()
 
 
+async def test_a_filter_hides_nothing_that_was_just_ordered(page: Page, server: Stub) -> None:
+    failed, done = await shown(page, server), await shown(page, server, "made")
+    server.fail(failed)
+    server.complete(done, PIXEL)
+    await page.get_by_role("button", name="Failed 1").click()
+    await card(page, failed).locator(".prompt").click()
+    await page.get_by_role("button", name="Try again").click()
+    await expect(page.locator(".card[data-status=queued] .prompt")).to_be_focused()
+    await page.get_by_role("button", name="Done 1").click()
+    await page.locator("#prompt").fill("a fox")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".card:visible")).to_have_count(4)
+
+
 async def test_news_is_heard_while_the_dialog_is_open(page: Page, server: Stub) -> None:
     session, other = await shown(page, server), await shown(page, server, "another")
     await card(page, session).locator(".prompt").click()
@@ -253,6 +267,19 @@ async def test_nothing_is_cut_off_at_320_px_and_the_width_is_used_beyond(
         await page.locator(".card[data-status=failed] .prompt").first.click()
         frame = "(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog .frame'))"
         assert await page.evaluate(frame) == 0
+
+
+async def test_a_prompt_of_one_line_begins_where_one_of_two_begins(page: Page, server: Stub) -> None:
+    texts = [
+        card(page, await shown(page, server, prompt)).locator(".prompt") for prompt in ("short", "long " * 30)
+    ]
+    top = """element => {
+      const range = document.createRange();
+      range.selectNodeContents(element);
+      return range.getBoundingClientRect().top - element.closest('.facts').getBoundingClientRect().top;
+    }"""
+    one, two = [await text.evaluate(top) for text in texts]
+    assert one == pytest.approx(two, abs=1)
 
 
 async def test_forced_colours_keep_the_dot(browser: Browser, server: Stub) -> None:

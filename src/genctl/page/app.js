@@ -60,6 +60,7 @@ async function submit(event) {
   complain('');
   prompt.value = '';
   keepDraft();
+  unfilter();
   const { refusal, clientKey } = await store.order(text, size.value ? { size: size.value } : {});
   if (!refusal || prompt.value) return undefined;
   store.discard(clientKey); // its text is in the form again
@@ -70,7 +71,10 @@ async function submit(event) {
 
 /** @param {Card} card */
 async function retry(card) {
-  const { refusal } = await store.retry(card.key);
+  unfilter();
+  const ordered = store.retry(card.key);
+  list.view(store.getSnapshot().cards[0]?.key ?? '')?.button.focus(); // an order stands first, and the old card may be far below
+  const { refusal } = await ordered;
   if (refusal) complain(refusal);
 }
 
@@ -229,6 +233,12 @@ function filterBy(chosen) {
   }
   part(document, '#cards').dataset.filter = chosen.value;
   renderFilter(store.getSnapshot().cards);
+}
+
+/** No filter hides what a person has just ordered. */
+function unfilter() {
+  const { filter } = part(document, '#cards').dataset;
+  if (filter && filter !== 'waiting') filterBy(/** @type {HTMLButtonElement} */ (part(document, '#filter [value=""]')));
 }
 
 /** @type {Promise<void> | null} one page at a time, however it was asked for */
