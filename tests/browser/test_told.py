@@ -68,6 +68,28 @@ async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
     await expect(card(page, session).locator(".status")).to_have_text("Cancelled")
 
 
+async def test_what_hides_itself_when_it_is_used_does_not_drop_the_focus(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    await card(page, session).locator(".prompt").click()
+    await page.get_by_role("button", name="Cancel this image").press("Enter")
+    await expect(page.get_by_role("button", name="Close")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await page.route("**/generations", lambda route: route.abort())
+    await page.locator("#prompt").fill("cannot be sent")
+    await page.keyboard.press("Enter")
+    resend = page.get_by_role("button", name="Resend")
+    await resend.wait_for(timeout=10_000)
+    await page.unroute("**/generations")
+    await resend.press("Enter")
+    await expect(page.locator(".card[data-status=queued] .prompt")).to_be_focused()
+    server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
+    await page.locator("#behind .retry").wait_for()
+    await page.locator("#behind .retry").press("Enter")
+    server.tell_heartbeat()
+    await expect(page.locator("#behind")).to_be_hidden()
+    await expect(page.locator("#cards")).to_be_focused()
+
+
 async def test_a_closed_gate_is_told_on_what_waits(page: Page, server: Stub) -> None:
     server.gate = {"state": "paused", "until": None}
     server.enqueue("waits", ago_s=185)

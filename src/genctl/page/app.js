@@ -2,7 +2,7 @@
 
 /** @import {Card, State} from './types.js' */
 /** @import {Wish} from './card.js' */
-import { part, put, setText } from './card.js';
+import { hide, part, put, setText } from './card.js';
 import { detailsDialog } from './dialog.js';
 import { cardList } from './list.js';
 import { tellNews, titled } from './news.js';
@@ -246,13 +246,14 @@ let loadingOlder = null;
 
 function loadOlder() {
   loadingOlder ??= (async () => {
+    const focused = document.activeElement === older;
     const before = new Set(store.getSnapshot().cards.map(({ key }) => key));
     older.setAttribute('aria-busy', 'true');
     const problem = await store.older();
     older.removeAttribute('aria-busy');
     setText(older, problem === null ? 'Show older images' : 'They could not be loaded. Try again');
     const first = store.getSnapshot().cards.find(({ key }) => !before.has(key));
-    if (older.hidden && first && document.activeElement === document.body) list.view(first.key)?.button.focus({ preventScroll: true });
+    if (focused && older.hidden && first && document.activeElement === part(document, '#cards')) list.view(first.key)?.button.focus({ preventScroll: true });
   })().finally(() => (loadingOlder = null));
 }
 
@@ -268,7 +269,7 @@ async function leave() {
 
 /** @param {string} selector @param {boolean} visible */
 function show(selector, visible) {
-  put(part(document, selector), 'hidden', !visible);
+  hide(part(document, selector), !visible, part(document, '#cards'));
 }
 
 // -- what happens ---------------------------------------------------------------------------------
