@@ -49,6 +49,25 @@ async def test_a_failed_image_can_be_tried_again_at_its_price(page: Page, server
     assert server.sessions[made]["params"] == {"size": "4K"}
 
 
+async def test_a_complaint_goes_once_somebody_does_something_about_it(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    server.fail(session)
+    server.balance = 0
+    await card(page, session).locator(".prompt").click()
+    await page.get_by_role("button", name="Try again").click()
+    complaint = page.locator("#complaint")
+    await expect(complaint).to_have_text("An image costs 4 credits and you have 0.")
+    server.balance = 100
+    await page.get_by_role("button", name="Resend").click()
+    await expect(complaint).to_have_text("")
+    await expect(page.locator(".card").first).to_have_attribute("data-status", "queued")
+    await page.locator("#prompt").fill(" ")
+    await page.keyboard.press("Enter")
+    await expect(complaint).to_have_text("Say what the image shall show.")
+    await page.locator("#prompt").fill("a fox")
+    await expect(complaint).to_have_text("")
+
+
 async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
     page: Page, server: Stub
 ) -> None:

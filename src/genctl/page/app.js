@@ -71,6 +71,7 @@ async function submit(event) {
 
 /** @param {Card} card */
 async function retry(card) {
+  complain('');
   unfilter();
   const ordered = store.retry(card.key);
   list.view(store.getSnapshot().cards[0]?.key ?? '')?.button.focus(); // an order stands first, and the old card may be far below
@@ -120,6 +121,7 @@ function restoreDraft() {
 
 /** @type {Wish} */
 const wish = (what, card) => {
+  if (what !== 'open') complain('');
   if (what === 'open') dialog.open(card, now());
   else if (what === 'resend') void store.resend(card.clientKey ?? '');
   else {
@@ -275,7 +277,10 @@ function show(selector, visible) {
 // -- what happens ---------------------------------------------------------------------------------
 
 form.addEventListener('submit', submit);
-form.addEventListener('input', keepDraft);
+form.addEventListener('input', () => {
+  complain('');
+  keepDraft();
+});
 prompt.addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
   event.preventDefault();
