@@ -49,6 +49,25 @@ async def test_a_failed_image_can_be_tried_again_at_its_price(page: Page, server
     assert server.sessions[made]["params"] == {"size": "4K"}
 
 
+async def test_a_complaint_goes_once_somebody_does_something_about_it(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    server.fail(session)
+    server.balance = 0
+    await card(page, session).locator(".prompt").click()
+    await page.get_by_role("button", name="Try again").click()
+    complaint = page.locator("#complaint")
+    await expect(complaint).to_have_text("An image costs 4 credits and you have 0.")
+    server.balance = 100
+    await page.get_by_role("button", name="Resend").click()
+    await expect(complaint).to_have_text("")
+    await expect(page.locator(".card").first).to_have_attribute("data-status", "queued")
+    await page.locator("#prompt").fill(" ")
+    await page.keyboard.press("Enter")
+    await expect(complaint).to_have_text("Say what the image shall show.")
+    await page.locator("#prompt").fill("a fox")
+    await expect(complaint).to_have_text("")
+
+
 async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
     page: Page, server: Stub
 ) -> None:
@@ -66,6 +85,28 @@ async def test_an_image_that_waits_can_be_cancelled_and_one_that_is_made_cannot(
     await expect(page.locator("dialog h2")).to_have_text("Cancelled")
     await expect(page.locator("dialog .refund")).to_contain_text("4 credits returned")
     await expect(card(page, session).locator(".status")).to_have_text("Cancelled")
+
+
+async def test_what_hides_itself_when_it_is_used_does_not_drop_the_focus(page: Page, server: Stub) -> None:
+    session = await shown(page, server)
+    await card(page, session).locator(".prompt").click()
+    await page.get_by_role("button", name="Cancel this image").press("Enter")
+    await expect(page.get_by_role("button", name="Close")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await page.route("**/generations", lambda route: route.abort())
+    await page.locator("#prompt").fill("cannot be sent")
+    await page.keyboard.press("Enter")
+    resend = page.get_by_role("button", name="Resend")
+    await resend.wait_for(timeout=10_000)
+    await page.unroute("**/generations")
+    await resend.press("Enter")
+    await expect(page.locator(".card[data-status=queued] .prompt")).to_be_focused()
+    server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
+    await page.locator("#behind .retry").wait_for()
+    await page.locator("#behind .retry").press("Enter")
+    server.tell_heartbeat()
+    await expect(page.locator("#behind")).to_be_hidden()
+    await expect(page.locator("#cards")).to_be_focused()
 
 
 async def test_a_closed_gate_is_told_on_what_waits(page: Page, server: Stub) -> None:
@@ -164,6 +205,20 @@ async def test_waiting_images_are_counted_in_the_title_and_kinds_can_be_filtered
     await expect(card(page, waits)).to_be_visible()
 
 
+async def test_a_filter_hides_nothing_that_was_just_ordered(page: Page, server: Stub) -> None:
+    failed, done = await shown(page, server), await shown(page, server, "made")
+    server.fail(failed)
+    server.complete(done, PIXEL)
+    await page.get_by_role("button", name="Failed 1").click()
+    await card(page, failed).locator(".prompt").click()
+    await page.get_by_role("button", name="Try again").click()
+    await expect(page.locator(".card[data-status=queued] .prompt")).to_be_focused()
+    await page.get_by_role("button", name="Done 1").click()
+    await page.locator("#prompt").fill("a fox")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".card:visible")).to_have_count(4)
+
+
 async def test_news_is_heard_while_the_dialog_is_open(page: Page, server: Stub) -> None:
     session, other = await shown(page, server), await shown(page, server, "another")
     await card(page, session).locator(".prompt").click()
@@ -253,6 +308,19 @@ async def test_nothing_is_cut_off_at_320_px_and_the_width_is_used_beyond(
         await page.locator(".card[data-status=failed] .prompt").first.click()
         frame = "(d => d.scrollWidth - d.clientWidth)(document.querySelector('dialog .frame'))"
         assert await page.evaluate(frame) == 0
+
+
+async def test_a_prompt_of_one_line_begins_where_one_of_two_begins(page: Page, server: Stub) -> None:
+    texts = [
+        card(page, await shown(page, server, prompt)).locator(".prompt") for prompt in ("short", "long " * 30)
+    ]
+    top = """element => {
+      const range = document.createRange();
+      range.selectNodeContents(element);
+      return range.getBoundingClientRect().top - element.closest('.facts').getBoundingClientRect().top;
+    }"""
+    one, two = [await text.evaluate(top) for text in texts]
+    assert one == pytest.approx(two, abs=1)
 
 
 async def test_forced_colours_keep_the_dot(browser: Browser, server: Stub) -> None:

@@ -126,6 +126,22 @@ async def test_an_order_of_the_form_is_one_card_from_the_key_to_the_loaded_image
     assert await page.evaluate("window.newCards") == 1
 
 
+async def test_what_waits_behind_a_pause_is_told_and_can_be_cancelled_and_ordered_anew(
+    page: Page, place: Place
+) -> None:
+    await asyncio.to_thread(place.genctl, "pause")
+    session = await shown(page, place)
+    await expect(page.locator("#gate")).to_contain_text("Images are paused until about ")
+    await expect(card(page, session).locator(".waiting")).to_have_text("Paused")
+    await card(page, session).locator(".prompt").click()
+    await page.get_by_role("button", name="Cancel this image").click()
+    await expect(page.locator("dialog .refund span")).to_have_text("4 credits returned")
+    await expect(page.locator("#balance")).to_have_text("1,000 credits")
+    await page.get_by_role("button", name="Try again · 4 credits").click()
+    await expect(page.locator(".card .status")).to_have_text(["Queued", "Cancelled"])
+    await expect(page.locator("#balance")).to_have_text("996 credits 4 held")
+
+
 async def test_an_event_before_the_answer_to_the_order_finds_its_card(page: Page, place: Place) -> None:
     """By the client key, since nothing has told the page a session yet."""
     settled = asyncio.Event()

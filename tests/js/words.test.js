@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { ago, announcement, asSentence, behind, closed, gallery, headline, missing, pictures, refund, sentence, summary, waiting } from '../../src/genctl/page/words.js';
+import { ago, announcement, asSentence, behind, clock, closed, gallery, headline, missing, pictures, refund, sentence, summary, waiting } from '../../src/genctl/page/words.js';
 
 const NOW = Date.parse('2026-11-24T08:32:40Z');
 const card = (more) => ({ status: 'completed', prompt: 'a cat', result: null, errorDetails: null, ...more });
@@ -51,6 +51,11 @@ test('a clock behind the server’s says just now', () => {
   assert.equal(ago('2026-11-24T08:33:40Z', NOW), 'just now');
   assert.equal(ago('2026-11-24T08:30:40Z', NOW), '2 min ago');
   assert.equal(ago('rubbish', NOW), '');
+});
+
+test('the hour after midnight is 00', () => {
+  const at = new Date(2026, 10, 24, 0, 5, 7);
+  assert.equal(clock(at.toISOString(), at.getTime()), '00:05:07');
 });
 
 test('many ends are one sentence, which adds up what the rows say', () => {

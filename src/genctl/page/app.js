@@ -2,7 +2,7 @@
 
 /** @import {Card, State} from './types.js' */
 /** @import {Wish} from './card.js' */
-import { part, put, setText } from './card.js';
+import { hide, part, put, setText } from './card.js';
 import { detailsDialog } from './dialog.js';
 import { cardList } from './list.js';
 import { tellNews, titled } from './news.js';
@@ -60,6 +60,7 @@ async function submit(event) {
   complain('');
   prompt.value = '';
   keepDraft();
+  unfilter();
   const { refusal, clientKey } = await store.order(text, size.value ? { size: size.value } : {});
   if (!refusal || prompt.value) return undefined;
   store.discard(clientKey); // its text is in the form again
@@ -70,7 +71,11 @@ async function submit(event) {
 
 /** @param {Card} card */
 async function retry(card) {
-  const { refusal } = await store.retry(card.key);
+  complain('');
+  unfilter();
+  const ordered = store.retry(card.key);
+  list.view(store.getSnapshot().cards[0]?.key ?? '')?.button.focus(); // an order stands first, and the old card may be far below
+  const { refusal } = await ordered;
   if (refusal) complain(refusal);
 }
 
@@ -116,6 +121,7 @@ function restoreDraft() {
 
 /** @type {Wish} */
 const wish = (what, card) => {
+  if (what !== 'open') complain('');
   if (what === 'open') dialog.open(card, now());
   else if (what === 'resend') void store.resend(card.clientKey ?? '');
   else {
@@ -231,18 +237,25 @@ function filterBy(chosen) {
   renderFilter(store.getSnapshot().cards);
 }
 
+/** No filter hides what a person has just ordered. */
+function unfilter() {
+  const { filter } = part(document, '#cards').dataset;
+  if (filter && filter !== 'waiting') filterBy(/** @type {HTMLButtonElement} */ (part(document, '#filter [value=""]')));
+}
+
 /** @type {Promise<void> | null} one page at a time, however it was asked for */
 let loadingOlder = null;
 
 function loadOlder() {
   loadingOlder ??= (async () => {
+    const focused = document.activeElement === older;
     const before = new Set(store.getSnapshot().cards.map(({ key }) => key));
     older.setAttribute('aria-busy', 'true');
     const problem = await store.older();
     older.removeAttribute('aria-busy');
     setText(older, problem === null ? 'Show older images' : 'They could not be loaded. Try again');
     const first = store.getSnapshot().cards.find(({ key }) => !before.has(key));
-    if (older.hidden && first && document.activeElement === document.body) list.view(first.key)?.button.focus({ preventScroll: true });
+    if (focused && older.hidden && first && document.activeElement === part(document, '#cards')) list.view(first.key)?.button.focus({ preventScroll: true });
   })().finally(() => (loadingOlder = null));
 }
 
@@ -258,13 +271,16 @@ async function leave() {
 
 /** @param {string} selector @param {boolean} visible */
 function show(selector, visible) {
-  put(part(document, selector), 'hidden', !visible);
+  hide(part(document, selector), !visible, part(document, '#cards'));
 }
 
 // -- what happens ---------------------------------------------------------------------------------
 
 form.addEventListener('submit', submit);
-form.addEventListener('input', keepDraft);
+form.addEventListener('input', () => {
+  complain('');
+  keepDraft();
+});
 prompt.addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
   event.preventDefault();

@@ -64,7 +64,7 @@ export function cardView(wish) {
       setText(button, card.prompt ?? 'An image');
       setText(model, card.model ?? '');
       setText(run, card.run > 1 ? `, run ${card.run}` : '');
-      put(unsent, 'hidden', card.status !== 'unsent');
+      hide(unsent, card.status !== 'unsent', button);
       put(failure, 'hidden', card.status !== 'failed');
       if (card.status === 'failed') {
         showIcon(part(failure, '.headline'), isCancelled(card) ? 'cancelled' : 'failed');
@@ -134,6 +134,18 @@ export function setText(node, text) {
  */
 export function put(target, name, value) {
   if (target[name] !== value) target[name] = value;
+}
+
+/**
+ * Hides what is not needed now. The focus that was in it goes to `next`: a browser would drop it to the body.
+ * @param {HTMLElement} element
+ * @param {boolean} hidden
+ * @param {HTMLElement} next
+ */
+export function hide(element, hidden, next) {
+  const focused = hidden && element.contains(document.activeElement);
+  put(element, 'hidden', hidden);
+  if (focused) next.focus({ preventScroll: true });
 }
 
 /** @param {ParentNode} root @param {string} name */

@@ -2,7 +2,7 @@
 
 /** @import {Card, RefusedImage} from './types.js' */
 /** @import {Shot} from './words.js' */
-import { part, put, setText, showRefund, showStatus } from './card.js';
+import { hide, part, put, setText, showRefund, showStatus } from './card.js';
 import { clock, gallery, headline, isCancelled, minute, missing, sentence } from './words.js';
 
 /** @typedef {{label: string, text: string, title?: string}} Fact */
@@ -20,12 +20,12 @@ const OUTCOMES = new Map([
 export function detailsDialog(wishes, price) {
   const dialog = /** @type {HTMLDialogElement} */ (document.getElementById('details'));
   const copy = part(dialog, '.reference .copy');
-  const [cancel, retry] = [part(dialog, '.cancel'), part(dialog, '.retry-it')];
+  const [close, cancel, retry] = [part(dialog, '.close'), part(dialog, '.cancel'), part(dialog, '.retry-it')];
   /** @type {Card | null} */
   let shown = null;
   let pictured = '';
 
-  part(dialog, '.close').addEventListener('click', () => dialog.close());
+  close.addEventListener('click', () => dialog.close());
   dialog.addEventListener('click', (event) => event.target === dialog && dialog.close()); // the backdrop
   part(dialog, '.again').addEventListener('click', () => leave(wishes.again));
   retry.addEventListener('click', () => leave(wishes.retry));
@@ -70,9 +70,9 @@ export function detailsDialog(wishes, price) {
     put(part(dialog, '.reference'), 'hidden', !card.sessionId);
     setText(part(dialog, '.reference code'), reference(card));
     put(part(dialog, '.again'), 'hidden', !card.prompt);
-    put(retry, 'hidden', !failed || !card.prompt);
+    hide(retry, !failed || !card.prompt, close);
     dialog.classList.toggle('is-cancelled', isCancelled(card));
-    put(cancel, 'hidden', card.status !== 'queued');
+    hide(cancel, card.status !== 'queued', close);
   };
 
   return {
