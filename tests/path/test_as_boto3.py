@@ -265,6 +265,32 @@ async def test_a_key_with_a_line_break_is_told_by_its_name(env: Callable[..., No
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_DEFAULT_REGION", "eu-west-1\n"),
+        ("AWS_DEFAULT_REGION", "eu west"),
+        ("AWS_MAX_ATTEMPTS", "many"),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "1.5"),
+    ],
+)
+async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
+    env: Callable[..., None], name: str, value: str
+) -> None:
+    env(**{"AWS_DEFAULT_REGION": "eu-west-1", name: value})
+    with pytest.raises(GenctlError, match=f"AWS: {name} (is no whole number|has a blank)") as caught:
+        await Sqs.connect(REAL)
+    assert name in caught.value.fix
+    assert "boto3/latest/guide/configuration.html" in caught.value.fix
+
+
+async def test_a_setting_of_the_profile_is_told_by_its_key(env: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-1\nmax_attempts = many\n")
+    env()
+    with pytest.raises(GenctlError, match="AWS: max_attempts of the AWS profile is no whole number"):
+        await Sqs.connect(REAL)
+
+
+@pytest.mark.parametrize(
     "which", [URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"]
 )
 async def test_a_queue_of_another_region_names_the_region_to_set(

@@ -51,6 +51,7 @@ class SqsEndpoint(NamedTuple):
     @classmethod
     def _found(cls, settings: Settings) -> Self:
         session = botocore.session.Session()
+        credentials.check_settings(session)
         client = session.create_client(
             "sqs", endpoint_url=settings.sqs_endpoint, config=Config(signature_version=UNSIGNED)
         )
