@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from aiohttp import web
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
@@ -26,7 +28,8 @@ from cryptography.x509.oid import NameOID
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http
-from genctl.edges.aws import SqsEndpoint
+from genctl.edges.aws import Keys, SqsEndpoint
+from genctl.edges.lookups import LOOKUPS
 from genctl.edges.sqs import Sqs
 
 REAL = Settings(database_url="postgresql://db/x")
@@ -262,6 +265,51 @@ async def test_a_key_with_a_line_break_is_told_by_its_name(env: Callable[..., No
         await Sqs.connect(REAL)
     assert caught.value.code == "CredentialsMalformed"
     assert "hush" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_DEFAULT_REGION", "eu-west-1\n"),
+        ("AWS_DEFAULT_REGION", "eu west"),
+        ("AWS_MAX_ATTEMPTS", "many"),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "1.5"),
+    ],
+)
+async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
+    env: Callable[..., None], name: str, value: str
+) -> None:
+    env(**{"AWS_DEFAULT_REGION": "eu-west-1", name: value})
+    with pytest.raises(GenctlError, match=f"AWS: {name} (is no whole number|has a blank)") as caught:
+        await Sqs.connect(REAL)
+    assert name in caught.value.fix
+    assert "boto3/latest/guide/configuration.html" in caught.value.fix
+
+
+async def test_a_setting_of_the_profile_is_told_by_its_key(env: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-1\nmax_attempts = many\n")
+    env()
+    with pytest.raises(GenctlError, match="AWS: max_attempts of the AWS profile is no whole number"):
+        await Sqs.connect(REAL)
+
+
+async def test_a_refused_call_does_not_wait_for_a_source_that_hangs() -> None:
+    """A stop waits for the call."""
+    release, first = threading.Event(), threading.Event()
+
+    def find() -> Credentials:
+        if first.is_set():
+            release.wait(30)
+        first.set()
+        return Credentials("AKIDEXAMPLE", "a-secret-of-the-tests")
+
+    keys = Keys(find)
+    try:
+        async with asyncio.timeout(3):
+            await keys.look_again()
+        assert LOOKUPS.busy_s() > 0
+    finally:
+        release.set()
 
 
 @pytest.mark.parametrize(

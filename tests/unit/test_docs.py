@@ -120,3 +120,11 @@ def test_the_house_lists_every_module_and_room_at_the_root() -> None:
     modules = {path.name for path in root.glob("[!_]*.py")}
     rooms = {f"{path.name}/" for path in root.iterdir() if path.is_dir() and not path.name.startswith("_")}
     assert sorted(listed) == sorted(modules | rooms)
+
+
+def test_the_decisions_are_numbered_one_after_the_other() -> None:
+    records = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    titles = [path.read_text().partition(". ")[0] for path in records]
+    assert [(path.name[:4], title) for path, title in zip(records, titles, strict=True)] == [
+        (f"{number:04}", f"# {number}") for number in range(1, len(records) + 1)
+    ]

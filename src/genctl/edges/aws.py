@@ -26,6 +26,7 @@ from genctl.edges.credentials import LOOK_S
 
 CA_VARIABLE = "AWS_CA_BUNDLE"
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
+AGAIN_S = 2.0  # how long a refused call waits for new ones: a stop waits for that call
 
 log = structlog.stdlib.get_logger()
 
@@ -51,6 +52,7 @@ class SqsEndpoint(NamedTuple):
     @classmethod
     def _found(cls, settings: Settings) -> Self:
         session = botocore.session.Session()
+        credentials.check_settings(session)
         client = session.create_client(
             "sqs", endpoint_url=settings.sqs_endpoint, config=Config(signature_version=UNSIGNED)
         )
@@ -139,8 +141,8 @@ class Keys:
             self._renew(self._freeze)
 
     async def look_again(self) -> None:
-        """Look for new credentials, once AWS has refused ours."""
-        await asyncio.wait([self._renew(self._look_up)], timeout=LOOK_S)
+        """Look for new credentials, once AWS has refused ours; a slow look-up goes on, for later calls."""
+        await asyncio.wait([self._renew(self._look_up)], timeout=AGAIN_S)
 
     def _renew(self, how: Callable[[], None]) -> asyncio.Task[None]:
         """Return the last renewal; begin another one if it has ended and the pause is over."""

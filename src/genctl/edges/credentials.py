@@ -4,6 +4,7 @@ botocore reads the environment and the files; all that may hang, or ask a person
 """
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import botocore.session
 from botocore.config import Config
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, NoRegionError
 
@@ -21,6 +23,8 @@ LOOK_S = 10.0  # how long anybody waits for a look-up of credentials
 ASKED_S = 120.0  # as long, where a person types the code of an MFA device
 LONG_S = 2.0  # a look-up that takes longer explains why others wait
 CALL_S = 5.0  # of one call that a look-up makes, to STS, SSO or a container's agent
+DOCUMENTED = "https://docs.aws.amazon.com/boto3/latest/guide/configuration.html"
+_NUMBERS = ("max_attempts", "metadata_service_timeout", "metadata_service_num_attempts")
 
 T = TypeVar("T")
 
@@ -108,6 +112,24 @@ def _misconfigured(why: Exception) -> GenctlError:
     said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
     return GenctlError("AwsMisconfigured", f"AWS: credentials or settings: {said}", fix)
+
+
+def check_settings(session: Any) -> None:
+    """Check what botocore would stumble over later. Raises GenctlError (exit 3), which names the setting."""
+    for name in _NUMBERS:
+        try:
+            session.get_config_variable(name)
+        except ValueError:
+            raise _unfit(name, "is no whole number") from None
+    region = session.get_config_variable("region")
+    if region and not re.fullmatch("[A-Za-z0-9-]+", region):
+        raise _unfit("region", "has a blank, a line break or another sign that no region has")
+
+
+def _unfit(name: str, why: str) -> GenctlError:
+    key, variable, *_ = BOTOCORE_DEFAUT_SESSION_VARIABLES[name]
+    by = variable if os.environ.get(variable) else f"{key} of the AWS profile"
+    return GenctlError("AwsMisconfigured", f"AWS: {by} {why}", f"set {by} as {DOCUMENTED} has it")
 
 
 def check(frozen: Any) -> None:

@@ -155,4 +155,5 @@ def _find() -> Keys:
 
 def _settings() -> tuple[float, str | None]:
     session = botocore.session.Session()
+    credentials.check_settings(session)
     return credentials.patience_s(session), session.get_config_variable("region")
