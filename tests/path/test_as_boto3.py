@@ -3,8 +3,8 @@
 import asyncio
 import gc
 import ssl
-import warnings
 import threading
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
+import pytest
 from tests.kit import Kit
 from tests.path.test_interleavings import SETTINGS, Mailbox
 
