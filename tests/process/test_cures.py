@@ -356,11 +356,11 @@ def test_cures_of_bulk_work(shell: Shell) -> None:
         try:
             url = urlsplit(place.dsn)
             theirs = urlunsplit(url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}"))
-            env = {"DATABASE_URL": theirs, "ADMIN_URL": place.dsn}
             redrive = "genctl dlq redrive --all --yes"
-            said = shell(redrive, **env)
+            said = shell(redrive, DATABASE_URL=theirs)
             template = 'psql "$ADMIN_URL" -c \'grant {} on bulk_work to "{}"\''
-            assert (said.exit_code, shell.cured(redrive, said.fix, template, **env).exit_code) == (3, 0)
+            granted = shell.cured(redrive, said.fix, template, DATABASE_URL=theirs, ADMIN_URL=place.dsn)
+            assert (said.exit_code, granted.exit_code) == (3, 0)
         finally:
             conn.execute(f"drop owned by {role}; drop role {role}".encode())
 
