@@ -145,6 +145,14 @@ async def test_what_is_away_is_one_line_each(settings: Settings) -> None:
     assert all(str(port) in one.message and one.fix for one in told.values())
 
 
+async def test_where_the_embedded_stack_has_ended_the_cure_starts_it(settings: Settings) -> None:
+    """Not that of one of its parts, which speaks of networks and regions."""
+    assert settings.embedded
+    with pytest.raises(GenctlError) as error:
+        await look(away(settings, free_port()))
+    assert error.value.fix == "start it with `genctl up`, or set DATABASE_URL"
+
+
 async def test_a_deployment_that_hangs_is_told_within_the_time(settings: Settings) -> None:
     with silent() as port:
         began = time.monotonic()

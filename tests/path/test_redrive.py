@@ -192,6 +192,9 @@ async def test_a_closed_gate_stops_it(kit: Kit) -> None:
     done = await redriven(kit)
     assert done.tally.redriven == 0
     assert "repairs" in (done.stopped or "")
+    assert f"`genctl resume --tool {TOOL.name}` opens it" in (
+        done.stopped or ""
+    )  # again alone would not go on
 
 
 async def test_orphans_and_foreign_messages_stay(kit: Kit) -> None:

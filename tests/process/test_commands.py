@@ -476,7 +476,7 @@ def test_a_fix_is_asked_for_and_then_made_once(place: Place) -> None:
     assert place.row(session)["error_details"]["refundedCredits"] == 9
     assert "mended: details_ledger" in place.say("refunds", "check", "--fix", "--yes").stderr
     assert place.row(session)["error_details"]["refundedCredits"] == 4
-    assert "all sound" in place.say("refunds", "check", "--since", "1h").stdout
+    assert " 1 account: all sound" in place.say("refunds", "check", "--since", "1h").stdout
     place.sql("update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'")
     place.sql("create function refuse() returns trigger language plpgsql as $$ begin raise 'no'; end $$")
     place.sql("create trigger refuse before insert on session_events for each row execute function refuse()")

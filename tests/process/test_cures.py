@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -28,7 +30,8 @@ from tests.process.forks import ADDRESS, FORKED_STEPS, IN_A_SHELL, STEP, servers
 from tests.process.place import Place
 
 from genctl.cli.words import usage_mistake
-from genctl.domain.findings import FILES, of_files
+from genctl.domain import decide
+from genctl.domain.findings import FILES, of_files, of_sent
 
 # a word in capitals -> what a person would write there; `{}` is what only a run knows
 FILLED = {
@@ -65,6 +68,8 @@ TYPED = {
     "psql \"$DATABASE_URL\" -c 'alter table generation_sessions set (fillfactor=90)'",
     "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({})'", "psql \"$DATABASE_URL\" -c 'table pg_prepared_xacts'",
     "export AWS_DEFAULT_REGION={}",
+    "genctl credits grant --user {} --amount {} && {}", "genctl dlq discard --session {}",
+    "psql \"$ADMIN_URL\" -c 'grant {} on bulk_work to \"{}\"'",
     "aws sqs set-queue-attributes --queue-url {} --attributes '{}'", "chmod go-w {}", "ulimit -n $(ulimit -Hn)",
 }  # fmt: skip
 # commands that other tests type
@@ -75,7 +80,10 @@ ELSEWHERE = {
     "genctl runbook run provider-outage --tool {}": "process/test_runbook_set.py::test_provider_outage",
     "genctl runbook run listener-silent": "process/test_runbook_set.py::test_listener_silent",
     "genctl serve": "process/test_serve.py::test_a_server_starts_before_its_database",
+    "genctl serve --port 0": "process/test_serve.py::test_what_serve_cannot_do_it_says",
     "genctl simulator": "conftest.py::simulator",
+    "genctl simulator --port 0": "conftest.py::simulator",
+    "genctl worker --metrics-port 0": "process/test_worker_ownership.py::test_a_worker_tells_on_its_metrics_port_that_it_lives",
     "genctl watch": "process/test_serve.py::test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed",
     "genctl dlq redrive --user {}": "process/test_cli_locked.py::test_a_redrive_leaves_the_jobs_of_a_locked_user_where_they_are",
     "export GENCTL_HOME=FOLDER": "process/test_stack.py::test_two_folders_run_side_by_side",
@@ -84,11 +92,6 @@ ELSEWHERE = {
     "export {}_PROXY=http://USER:PASSWORD@HOST:PORT": "path/test_networks.py::test_a_proxy_that_wants_a_password_says_so",
     "export HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT": "path/test_networks.py::test_a_proxy_that_wants_a_password_says_so",
 }
-# printed since lately, and not yet typed by any test: to be emptied
-UNTYPED = {
-    "genctl credits grant --user {} --amount {} && {}", "genctl dlq discard --session {}",
-    "psql \"$ADMIN_URL\" -c 'grant {} on bulk_work to \"{}\"'",
-}  # fmt: skip
 # what a cure begins with -> why it is words, and no command
 WORDS = {
     r"set |unset |name the (primary|schema)": "a setting, whose value only the person knows",
@@ -108,7 +111,7 @@ def collected() -> dict[str, str]:
 
 def test_every_printed_command_is_typed_by_a_test_and_fits_the_command_line() -> None:
     printed = {command for cure in collected() for command in cures.commands(cure)}
-    known = SHOWN | TYPED | UNTYPED | ELSEWHERE.keys()
+    known = SHOWN | TYPED | ELSEWHERE.keys()
     assert sorted(printed - known) == [], "type it in a test"
     assert sorted(known - printed) == [], "nothing prints it"
     for command in printed - SHOWN:
@@ -265,6 +268,10 @@ UNTOLD = "update generation_sessions set error_details = null where id = %(s)s"
 BY_HAND = "update credit_accounts set balance = balance + 7 where user_id = 'ann'"
 
 
+STOPPED = """
+    delete from generation_sessions where id = (select id from generation_sessions where user_id = 'eve' limit 1);
+    update credit_accounts set balance = 0 where user_id = 'eve'"""
+TYPED_ON = "genctl credits grant --user {} --amount {} && {}"
 NOT_REFUNDED = """update generation_sessions set error_details = error_details || '{"refundedCredits": 0}' where id = %(s)s"""
 
 
@@ -321,6 +328,41 @@ def test_cures_of_rows(shell: Shell) -> None:
     assert audited(shell) == {"sessions retry"}
     plant(place, OPEN, r=place.row(bad)["reservation_id"])
     assert audited(shell) >= {"credits adjust", "sessions cancel"}
+
+
+def test_cures_of_bulk_work(shell: Shell) -> None:
+    """Jobs that stopped in the middle, what `doctor --send` left behind, and a role that may not write the history."""
+    place = shell.place
+    said = shell("genctl enqueue --user eve --cost 400 --count 2")
+    assert said.exit_code == 0
+    (go_on,) = re.findall(r"goes on: (genctl .*?)\r?$", said.err, flags=re.MULTILINE)
+    plant(place, STOPPED)
+    short = shell(f"{go_on} -o json").fix
+    assert shell.cured("genctl sessions list --user eve -o json", short, TYPED_ON).exit_code == 0
+    assert place.sql("select from generation_sessions where user_id = 'eve'") == [{}, {}]
+
+    place.send(decide.probe_body("seedream4"), dlq=True)
+    left = of_sent("dlq", None, "the message", is_dlq=True).fix
+    assert shell.cured("true", left or "", "genctl dlq discard --session {}").exit_code == 0
+    assert place.copies() == {}
+
+    place.make_real()
+    role = f"operator_{uuid4().hex[:8]}"
+    with psycopg.connect(place.dsn, autocommit=True) as conn:
+        conn.execute(
+            f"""create role {role} login password 'x' in role pg_read_all_data;
+            grant all on all tables in schema public to {role}; revoke insert on bulk_work from {role}""".encode()
+        )
+        try:
+            url = urlsplit(place.dsn)
+            theirs = urlunsplit(url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}"))
+            redrive = "genctl dlq redrive --all --yes"
+            said = shell(redrive, DATABASE_URL=theirs)
+            template = 'psql "$ADMIN_URL" -c \'grant {} on bulk_work to "{}"\''
+            granted = shell.cured(redrive, said.fix, template, DATABASE_URL=theirs, ADMIN_URL=place.dsn)
+            assert (said.exit_code, granted.exit_code) == (3, 0)
+        finally:
+            conn.execute(f"drop owned by {role}; drop role {role}".encode())
 
 
 def test_cures_of_credits_and_tokens(shell: Shell) -> None:

@@ -124,5 +124,5 @@ def test_a_holder_that_works_is_waited_for_by_the_command_as_printed(place: Plac
     with asleep(place, "tool_gates") as pid:
         error = place.error("pause", "--for=30m", "--timeout=1s", exit_code=3)
         assert f"pid {pid}" in error["message"]
-        assert error["fix"] == "genctl pause --for=30m -o json --timeout 2s"
+        assert error["fix"] == "genctl pause --for 30m --timeout 2s --output json"
     runs(place, error["fix"])

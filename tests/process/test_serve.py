@@ -93,7 +93,7 @@ def test_what_serve_cannot_do_it_says(place: Place) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert "choose another --port" in place.say("serve", "--port", port, exit_code=3).stderr
+        assert "fix: genctl serve --port 0\n" in place.say("serve", "--port", port, exit_code=3).stderr
     said = place.say(
         "serve", "--port", "0", exit_code=3, DATABASE_URL=place.dsn, AWS_ENDPOINT_URL_SQS="http://127.0.0.1:1"
     )

@@ -199,7 +199,10 @@ def test_a_worker_tells_on_its_metrics_port_that_it_lives(place: Place) -> None:
         assert asked(port, "/elsewhere")[0] == 404
         said = place.say("worker", "--metrics-port", str(port), exit_code=3)
         (line, fix) = said.stderr.splitlines()[-2:]
-        assert "metrics: cannot listen on 0.0.0.0" in line and "--metrics-port" in fix
+        assert "metrics: cannot listen on 0.0.0.0" in line and fix == "  fix: genctl worker --metrics-port 0"
+        with place.worker(*fix.split()[3:]) as beside:
+            assert beside.events("worker.metrics.started")
+            assert beside.end(TERM, within_s=5) == 0
         assert worker.end(TERM, within_s=5) == 0
 
 

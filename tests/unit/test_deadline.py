@@ -1,10 +1,13 @@
 """What the time of a command's questions is, and what an error says of a wait."""
 
+import re
+import shlex
+
 import click
 import pytest
 
 from genctl.cli import genctl
-from genctl.cli.command import Command, TimeLimit
+from genctl.cli.command import Command, typed_again
 from genctl.edges.deadline import Awaited
 
 UNBOUND = {
@@ -34,16 +37,38 @@ def test_every_command_that_asks_the_database_has_a_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "again"),
+    ("name", "words"),
     [
-        ("genctl sessions list", "genctl sessions list --timeout 1m"),
-        ("genctl report --since 1h --timeout 30s", "genctl report --since 1h --timeout 1m"),
-        ("genctl report --timeout=30s --since 1h", "genctl report --since 1h --timeout 1m"),
-        ("genctl sessions show -- -3f", "genctl sessions show --timeout 1m -- -3f"),
+        ("sessions list", ""),
+        ("report", "--since 2026-11-30T08:00:00Z --timeout 30s"),
+        ("report", "--timeout=30s --since 2026-11-30T08:00:00Z -o json"),
+        ("sessions show", "-- -3f"),
+        ("credits adjust", "--user u --to-balance --reason 'paid in cash'"),
+        ("dlq discard", "--yes --code Timeout"),
     ],
 )
-def test_the_same_command_again_has_twice_the_time(line: str, again: str) -> None:
-    assert TimeLimit(30.0, None, tuple(line.split())).again() == again
+def test_the_same_command_again_has_twice_the_time(name: str, words: str) -> None:
+    command = commands(genctl)[name]
+    context = command.make_context(f"genctl {name}", shlex.split(words))
+    meant = context.params | {"timeout": 60.0}
+    line = shlex.split(typed_again(context)(timeout=60.0, output=meant["output"]))
+    assert line[: len(name.split()) + 1] == ["genctl", *name.split()]
+    assert command.make_context(f"genctl {name}", line[len(name.split()) + 1 :]).params == meant
+
+
+def test_every_command_that_is_written_again_has_each_flag_by_itself() -> None:
+    """Of two flags that are one parameter, the last one typed would win in silence."""
+    for name, command in commands(genctl).items():
+        names = [param.name for param in command.params]
+        assert len(names) == len(set(names)), name
+
+
+def test_the_help_of_a_group_has_whole_sentences() -> None:
+    for name in genctl.list_commands(click.Context(genctl)):
+        one = genctl.get_command(click.Context(genctl), name)
+        if isinstance(one, click.Group):
+            said = one.get_help(click.Context(one, info_name=f"genctl {name}", terminal_width=80))
+            assert not re.search(r"\w\.\.\.$", said, re.MULTILINE), name
 
 
 def test_only_an_idle_holder_is_ended() -> None:

@@ -11,34 +11,15 @@ import click
 from click.core import ParameterSource
 
 FORMATS = ("table", "json", "jsonl", "yaml", "csv")
-ARGUMENTS = "genctl.arguments"  # of the command, as they were typed, among the context's notes
+WHOLE = 1_000  # characters, which no sentence has
 
 
 class TimeLimit(NamedTuple):
-    """Bound each question of a command to the database; `lock_s` is set if the person chose the time.
+    """Bound each question of a command to the database; `lock_s` is set if the person chose the time."""
 
-    `words` are the command line as it was typed.
-    """
-
+    command: str
     within_s: float
     lock_s: float | None
-    words: tuple[str, ...]
-
-    def again(self) -> str:
-        """Return the command line with twice the time."""
-        import shlex
-
-        from genctl.base.durations import format_duration
-
-        kept, words = list[str](), iter(self.words)
-        for word in words:
-            if word == "--timeout":
-                next(words, None)
-            elif not word.startswith("--timeout="):
-                kept.append(word)
-        end = kept.index("--") if "--" in kept else len(kept)
-        kept[end:end] = ["--timeout", format_duration(2 * self.within_s)]
-        return shlex.join(kept)
 
 
 class Command(click.Command):
@@ -69,7 +50,6 @@ class Command(click.Command):
         self.params += [*own, SETTING, DEBUG]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[ARGUMENTS] = list(args)
         # the value of --yes is optional and never the next word: in `discard --yes ID` that is the ID
         if any("--yes" in param.opts for param in self.params):
             args = ["--yes=" if arg == "--yes" else arg for arg in args]
@@ -84,8 +64,7 @@ class Command(click.Command):
         limit = None
         if self.within:
             chosen_s = ctx.params.pop("timeout")
-            words = (*ctx.command_path.split(), *ctx.meta[ARGUMENTS])
-            limit = TimeLimit(chosen_s or duration(self.within), chosen_s, words)
+            limit = TimeLimit(ctx.command_path, chosen_s or duration(self.within), chosen_s)
         form = shared["output"] or "table"
         ctx.params["out"] = Output(form, debug=shared["debug"], flags=flags, limit=limit, again=again)
         return super().invoke(ctx)
@@ -131,6 +110,11 @@ class Group(click.Group):
             with command.make_context(self.default, [], ctx, resilient_parsing=True) as inner:
                 found += command.shell_complete(inner, incomplete)
         return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):  # click alone would cut a long sentence
+            formatter.write_dl([(name, one.get_short_help_str(WHOLE)) for name, one in commands if one])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         members = (self.get_command(ctx, name) for name in self.list_commands(ctx))
@@ -229,12 +213,13 @@ yes_option = click.option("--yes", metavar="[=NAME]", help="Answer the question 
 def typed_again(ctx: click.Context) -> Callable[..., str]:
     """Return what writes the command line once more, for any time: a time is written as the point it was.
 
-    It takes values of options by name: None leaves an option out.
+    It takes values of options by name: None leaves an option out. It leaves out `--output` and `--debug`.
     """
     typed = {
         name: value
         for name, value in ctx.params.items()
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name not in {OUTPUT.name, DEBUG.name}
+        and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
 
     def again(**changed: Any) -> str:
@@ -243,7 +228,7 @@ def typed_again(ctx: click.Context) -> Callable[..., str]:
         values, options, arguments = typed | changed, list[str](), list[str]()
         for param in ctx.command.params:
             value = values.get(param.name or "")
-            if value is None or value is False or value == () or param in (OUTPUT, DEBUG):
+            if value is None or value is False or value == ():
                 continue
             many = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
             for one in many if isinstance(many, (list, tuple)) else [many]:

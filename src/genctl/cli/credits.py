@@ -67,10 +67,8 @@ def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
     ),
 )
 @click.option("--user", required=True, metavar="U", help="Whose credits.")
-@click.option("--to-balance", "trusted", flag_value="balance", help="Trust the balance: book the difference.")
-@click.option(
-    "--to-ledger", "trusted", flag_value="ledger", help="Trust the ledger: set the balance to its sum."
-)
+@click.option("--to-balance", is_flag=True, help="Trust the balance: book the difference.")
+@click.option("--to-ledger", is_flag=True, help="Trust the ledger: set the balance to its sum.")
 @click.option(
     "--reservation",
     type=click.UUID,
@@ -80,7 +78,14 @@ def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
 @click.option("--reason", required=True, metavar="T", help="Why, for the ledger.")
 @yes_option
 def adjust(
-    out: Output, *, user: str, trusted: str | None, reservation: "UUID | None", reason: str, yes: str | None
+    out: Output,
+    *,
+    user: str,
+    to_balance: bool,
+    to_ledger: bool,
+    reservation: "UUID | None",
+    reason: str,
+    yes: str | None,
 ) -> None:
     """Mend what somebody changed by hand, with a row in the ledger that says who mended it and why.
 
@@ -91,18 +96,18 @@ def adjust(
     from genctl import credits
     from genctl.domain.model import camel
 
-    if bool(trusted) == bool(reservation):
+    if [to_balance, to_ledger, reservation is not None].count(True) != 1:
         raise click.UsageError("name one of --to-balance, --to-ledger and --reservation")
 
     async def adjusted(db: "Database") -> "dict[str, Any]":
         if reservation:
             moved = await credits.adjust_reservation(db, user, reservation, reason)
         else:
-            moved = await credits.adjust(db, user, reason, to_ledger=trusted == "ledger")
+            moved = await credits.adjust(db, user, reason, to_ledger=to_ledger)
         return {"adjusted": moved} | camel(await credits.account(db, user))
 
     out.asks(yes)
-    other = "balance" if trusted == "ledger" else "ledger"
+    other = "balance" if to_ledger else "ledger"
     what = f"reservation {reservation}" if reservation else f"the {other}"
     out.confirm(f"Adjust {what} of {user}?", yes)
     out.emit(out.ask(adjusted))
@@ -162,7 +167,7 @@ def check(
         out.confirm(f"Mend {least}{len(found.safe)} of {many(found.total, 'violation')}?", yes)
         before, found = found.total, _mended(out, found, look)
         answer.append(f"mended {before - found.total:,} of {many(before, 'violation')}")
-    checked = ", ".join(f"{count:,} {what}" for what, count in found.checked.items())
+    checked = ", ".join(many(count, what.removesuffix("s")) for what, count in found.checked.items())
     if found.is_cut:
         answer.append(f"the first {len(found.violations):,} violations are listed")
     if unsure := found.unknowns + found.late_results:

@@ -160,11 +160,10 @@ class Output:
 
         from genctl.edges import deadline
 
-        within_s, lock_s, words = self.limit
-        name = f"{' '.join(words[:2])} {token_hex(4)}"  # in pg_stat_activity
-        with deadline.kept(
-            deadline.Deadline(within_s, lock_s, name=name, again=self.limit.again(), note=terminal.note)
-        ):
+        command, within_s, lock_s = self.limit
+        name = f"{command} {token_hex(4)}"  # in pg_stat_activity
+        again = self.again(timeout=2 * within_s, output=None if self.form == "table" else self.form)
+        with deadline.kept(deadline.Deadline(within_s, lock_s, name=name, again=again, note=terminal.note)):
             yield
 
     def serve(self, work: Coroutine[Any, Any, None], *, gone_after_s: float | None = None) -> None:

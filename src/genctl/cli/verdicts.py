@@ -10,7 +10,8 @@ import click
 from genctl.base.printable import many
 from genctl.cli import terminal
 from genctl.cli.command import WHEN, Group
-from genctl.cli.output import Output
+from genctl.cli.formats import prose
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,17 +78,22 @@ def try_(out: Output, *, given: "Sequence[str]", since: datetime, each: bool) ->
     if each:
         is_table = out.form == "table"
         with out.stream(IN_80 if is_table else dict.fromkeys(EACH, 0)) as put:
-            trial = ask((lambda one: put(_line(one))) if is_table else put)
-        _tell(trial.shown())
+            found = ask((lambda one: put(_line(one))) if is_table else put).shown()
+        _tell(found)
+        if is_table:
+            write(prose(_sums(found), terminal.room()))
+        else:
+            terminal.note(_sums(found))
         return
     found = ask(lambda _: None).shown()
     _tell(found)
-    groups = found["groups"]
+    groups, sums = found["groups"], _sums(found)
     if out.form == "table":
         columns = ("code", "judged", "failures", "calls", "first seen")
-        out.emit(map(_row, groups), columns=columns, empty="nothing would have been otherwise")
+        said = sums if groups else f"nothing would have been otherwise\n{sums}"
+        out.emit(map(_row, groups), columns=columns, answer=said)
     else:
-        out.emit(found, rows=groups, columns=GROUPS)
+        out.emit(found, rows=groups, columns=GROUPS, answer=sums)
 
 
 def _judged(one: "CodeGroup | SecondJudgment") -> str:
@@ -127,13 +133,16 @@ def _read(given: "Sequence[str]") -> tuple[str, ...]:
         raise click.BadParameter(f"expected {error}", param_hint="--set") from None
 
 
-def _tell(found: dict[str, Any]) -> None:
-    """Write the sums, and what nobody can know, on stderr."""
-    terminal.note(
+def _sums(found: dict[str, Any]) -> str:
+    return (
         f"{many(found['failures'], 'failure')}, {found['changed']:,} would be judged otherwise: at most"
         f" {many(found['moreCalls'], 'call')} more and {found['fewerCalls']:,} fewer;"
         f" {many(found['refunds'], 'refund')} of {many(found['credits'], 'credit')} may not have been given"
     )
+
+
+def _tell(found: dict[str, Any]) -> None:
+    """Write on stderr what nobody can know."""
     for verdict in found["unused"]:
         terminal.note(f"{verdict} is about no failure of the period")
     if found["inPart"]:

@@ -344,6 +344,12 @@ class Gate(msgspec.Struct, frozen=True):
         return self.state is GateState.OPEN or (paused and self._is_over)
 
     @property
+    def why_closed(self) -> str:
+        """Say for people who closed it and why, and what opens it."""
+        why = f"the gate is closed ({self.reason or 'no reason given'}, by {self.who})"
+        return f"{why}: `genctl resume --tool {self.tool}` opens it"
+
+    @property
     def stands(self) -> GateState:
         """Return its state; a pause that has ended counts as open."""
         return GateState.OPEN if self.is_open else self.state

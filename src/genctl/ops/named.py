@@ -78,10 +78,9 @@ async def retry_named(
             for first in range(0, len(letters), BATCH):
                 now = await gate.read(pipeline.db, tool)
                 if not now.is_open:
-                    why = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
-                    work.stop(why)
-                    note(f"stopped: {why}; run it again to go on")
-                    return Redriven(done, len(letters), len(letters), why)
+                    work.stop(now.why_closed)
+                    note(f"stopped: {now.why_closed}; run it again to go on")
+                    return Redriven(done, len(letters), len(letters), now.why_closed)
                 fates = await retry(letters[first : first + BATCH], pipeline, terms)
                 del rest[:BATCH]
                 kept = [fate.step for fate in fates if fate.error is None]

@@ -272,7 +272,7 @@ class Redrive:
             self._gate_read_at = time.monotonic()
             now = await gate.read(self.pipeline.db, self.pipeline.tool.name)
             if not now.is_open:
-                self.stopped = f"the gate is closed ({now.reason or 'no reason given'}, by {now.who})"
+                self.stopped = now.why_closed
         return self.stopped is not None
 
     async def _canary_lives(self) -> None:

@@ -29,7 +29,8 @@ async def look(settings: Settings, within_s: float = WITHIN_S) -> list[status.St
     away = [answer for answer in found if isinstance(answer, GenctlError)]
     if len(away) == len(PARTS):
         said = dict.fromkeys(error.message for error in away)
-        raise GenctlError("NothingReachable", f"no part can be reached: {'; '.join(said)}", away[0].fix)
+        fix = "start it with `genctl up`, or set DATABASE_URL" if settings.embedded else away[0].fix
+        raise GenctlError("NothingReachable", f"no part can be reached: {'; '.join(said)}", fix)
     lines: list[status.StatusLine] = []
     for name, answer in zip(PARTS, found, strict=True):
         told = status.unreachable(name, answer) if isinstance(answer, GenctlError) else answer

@@ -9,7 +9,7 @@ BACKLOG = 2048
 VARIABLE = "_GENCTL_SOCKET"  # a socket that the embedded stack has bound before it told anybody its address
 
 
-def listening(who: str, host: str, port: int, *, option: str = "--port") -> socket.socket:
+def listening(who: str, host: str, port: int, *, cure: str = "try again") -> socket.socket:
     """Open a socket that listens there. Raises GenctlError (exit 3), which names `who` wanted it."""
     if given := _handed(port):
         return given
@@ -20,7 +20,7 @@ def listening(who: str, host: str, port: int, *, option: str = "--port") -> sock
     except OSError as why:
         reason = os.strerror(why.errno) if why.errno and why.errno > 0 else str(why)
         told = f"{who}: cannot listen on {host}:{port}: {reason}"
-        raise GenctlError("CannotListen", told, f"choose another {option}; 0 picks a free one") from None
+        raise GenctlError("CannotListen", told, cure) from None
 
 
 def _handed(port: int) -> socket.socket | None:

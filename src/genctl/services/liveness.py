@@ -100,7 +100,8 @@ async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) 
     limits = ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0)
     connections = Connections(limits, Front(None))
     server = HttpServer(app, connections)
-    with listening("metrics", "0.0.0.0", port, option="--metrics-port") as sock:  # noqa: S104 - as scrapers need
+    everywhere = "0.0.0.0"  # noqa: S104 - as scrapers need
+    with listening("metrics", everywhere, port, cure="genctl worker --metrics-port 0") as sock:
         serving = asyncio.create_task(server.serve([sock]))
         watching = asyncio.create_task(connections.watch())
         log.info("worker.metrics.started", url=url_of(sock))

@@ -53,7 +53,7 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
     The database and the queue may come later. Raises GenctlError (exit 3): no secret, cannot listen.
     """
     dsn, tokens, sqs = settings.dsn(), Tokens.of(settings), LateQueue(settings)
-    with listening("API", host, port) as sock:
+    with listening("API", host, port, cure="genctl serve --port 0") as sock:
         async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
             api = Api(settings, tokens, db, sqs, Metrics())
             limits = ConnectionLimits.of(settings.connections_per_address)

@@ -68,7 +68,7 @@ ONCE = web.AppKey("once", Once)
 async def serve(host: str, port: int, recording: Recording | None = None) -> None:
     """Serve until cancelled, a recorded stream too. Raises GenctlError (exit 3): cannot listen there."""
     runner = web.AppRunner(app(recording), access_log=None)
-    with listening("simulator", host, port) as sock:
+    with listening("simulator", host, port, cure="genctl simulator --port 0") as sock:
         await runner.setup()
         try:
             await web.SockSite(runner, sock).start()
