@@ -49,6 +49,7 @@ async def test_a_heartbeat_that_does_not_vouch_is_shown_and_told_after_a_while(
 ) -> None:
     server.tell_heartbeat(fresh=False, since="2026-11-24T12:04:31.000Z")
     await expect(page.locator("#stream .word")).to_have_text("Not up to date")
+    await expect(page.locator("#stream .since")).to_have_text(re.compile(r"^since .*\d\d:\d\d"))
     await expect(page.locator("#behind")).to_be_hidden()
     await expect(page.locator("#behind")).to_contain_text("Cards show how things stood at")
     server.tell_heartbeat()

@@ -11,7 +11,7 @@ import { createStore } from './store.js';
 import { byEventSource, byFetch, follow } from './stream.js';
 import { shared, whileVisible } from './tabs.js';
 import { draft, tellSignIn, unsent } from './typed.js';
-import { amount, asSentence, behind, closed, CONNECTION, count } from './words.js';
+import { amount, asSentence, behind, closed, CONNECTION, count, minute } from './words.js';
 
 const { tool = '' } = document.documentElement.dataset;
 const { price = '' } = document.body.dataset;
@@ -203,6 +203,8 @@ function renderTop({ list: is, connection, user, balance, held }) {
   put(line, 'hidden', !signedIn);
   put(line.dataset, 'stream', word);
   setText(part(line, '.word'), CONNECTION[word]);
+  const since = word === 'stale' || word === 'offline' ? connection.since : null;
+  setText(part(line, '.since'), since === null ? '' : `since ${minute(since, now())}`);
   show('#user', user !== null);
   setText(part(document, '#user .who'), user === null ? '' : `Signed in as ${user}`);
   show('#sign-out', signedIn && is !== 'loading');
