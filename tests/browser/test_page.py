@@ -181,7 +181,7 @@ async def test_the_native_event_source_comes_back_after_a_restart_and_catches_up
 ) -> None:
     session_id = await shown(page, server)
     await server.stop()
-    await expect(page.locator("#stream")).to_have_text("Offline")
+    await expect(page.locator("#stream .word")).to_have_text("Offline")
     await expect(page.locator("#behind")).to_be_visible()
     server.fail(session_id)  # nobody listens
     await server.start()
@@ -390,7 +390,7 @@ async def test_a_page_opened_while_the_database_is_away_says_so_and_recovers(
     server.broken = True
     await page.reload()
     await expect(page.locator("#trouble")).to_contain_text("The database cannot be reached. Nothing is lost")
-    await expect(page.locator("#stream")).to_have_text("Offline")
+    await expect(page.locator("#stream .word")).to_have_text("Offline")
     server.broken = False
     await expect(card(page, session_id)).to_be_visible(timeout=15_000)
     await expect(page.locator("#trouble")).to_be_hidden()

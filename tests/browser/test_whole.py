@@ -206,7 +206,7 @@ async def test_the_native_event_source_brings_what_failed_while_the_server_was_k
     """No card waits, so that nothing but the stream can tell."""
     await page.evaluate("window.sameDocument = true")
     api.running.end(signal.SIGKILL)
-    await expect(page.locator("#stream")).to_have_text("Offline")
+    await expect(page.locator("#stream .word")).to_have_text("Offline")
     session = await enqueue(place)
     await asyncio.to_thread(place.say, "worker", "--drain")
     with page_served(place, urlsplit(api.client.url).port or 0):
@@ -250,7 +250,7 @@ async def test_a_page_opened_while_the_database_is_away_says_so_and_recovers(
                 await postgres.stop()
                 await page.reload()
                 await expect(page.locator("#trouble")).to_contain_text("not available at the moment")
-                await expect(page.locator("#stream")).to_have_text("Offline")
+                await expect(page.locator("#stream .word")).to_have_text("Offline")
                 await postgres.start()
                 await expect(card(page, session)).to_be_visible(timeout=20_000)
                 await expect(page.locator("#trouble")).to_be_hidden()
