@@ -29,14 +29,14 @@ def home(tmp_path: Path) -> Iterator[Path]:
     assert until_sync(lambda: not processes_in(tmp_path)), "a process was left running"
 
 
-def processes_in(folder: Path) -> list[str]:
-    """Living processes whose command line or environment speaks of `folder`."""
-    found = []
+def processes_in(folder: Path) -> dict[int, str]:
+    """The command lines, by pid, of living processes whose command line or environment speaks of `folder`."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             command = (process / "cmdline").read_bytes()
             if command and os.fsencode(folder) in command + (process / "environ").read_bytes():
-                found.append(command.decode())
+                found[int(process.name)] = command.decode()
     return found
 
 
@@ -72,6 +72,10 @@ def test_demo_shows_every_check_and_keeps_the_stack_for_other_terminals(home: Pa
         assert said["refundedCredits"] == 4
         found, _ = demo(home, "refunds", "check")
         assert (found["checked"]["sessions"], found["violations"]) == (3, [])
+        (simulator,) = (pid for pid, line in processes_in(home).items() if "simulator" in line.split("\0"))
+        os.kill(
+            simulator, signal.SIGSTOP
+        )  # the stack ends all the same, and waits for that as long as it takes
         assert kept.end(signal.SIGINT) == 128 + signal.SIGINT
         assert "stopping" in kept.log.read_text()
         assert not processes_in(home)

@@ -32,7 +32,8 @@ def demo(out: Output, *, keep: bool) -> int:
     """
     from genctl.ops.demo import run
 
-    return out.run(run(out.settings, keep=keep, note=terminal.note, show=out.emit))
+    work = run(out.settings, keep=keep, note=terminal.note, show=out.emit)
+    return out.run(work, limit_s=None)  # it has a stack to stop
 
 
 @click.command(

@@ -113,7 +113,7 @@ async def _watched(
 
 
 class _Threads(ThreadPoolExecutor):
-    """Runs what would block, and at the end does not wait for what hangs."""
+    """Run what would block, and at the end do not wait for what hangs."""
 
     def __init__(self) -> None:
         super().__init__(thread_name_prefix=THREADS)
