@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -14,7 +15,7 @@ from tests.kit import Kit, locked, until
 from genctl.domain.model import GenctlError, Status
 from genctl.edges.db import as_json, statements
 from genctl.edges.sqs import EntryResult, Outgoing
-from genctl.nets import AMONG, BATCH, BLOCKS, MOST_COUNTED, OFFERED_S
+from genctl.nets import AMONG, BATCH, BLOCKS, MOST_COUNTED, OFFERED_S, Cast, Orphan, Swept, Turns
 from genctl.pipeline import Pipeline
 from genctl.sweep import Sweeper, sweep, sweep_every
 from genctl.tools.seedream4 import TOOL
@@ -303,3 +304,26 @@ async def test_finding_costs_what_there_is_to_do_however_many_wait(kit: Kit, dsn
             assert not {"generation_sessions", "credit_reservations"} & {*walked}, name
             pages = top["Plan"]["Shared Hit Blocks"] + top["Plan"]["Shared Read Blocks"]
             assert pages < (40_000 if name in BOUNDED else 20), f"{name}: {pages} pages"
+
+
+async def test_two_nets_of_a_sweeper_take_turns_at_a_users_account() -> None:
+    """Else each passes over what the other has locked, and a dead run may end under another code."""
+    turns, at_work, most = Turns(), Counter[str](), Counter[str]()
+
+    async def carry_out(swept: Swept) -> bool:
+        user = swept.session.user_id if swept.session else ""
+        at_work[user] += 1
+        most[user] = max(most[user], at_work[user])
+        await asyncio.sleep(0)
+        at_work[user] -= 1
+        return True
+
+    found = [
+        Swept("refund", Orphan(uuid4(), user, 1, uuid4()), "a test")
+        for user in ("ann", "bob")
+        for _ in range(5)
+    ]
+    casts = [Cast(turns), Cast(turns)]
+    await asyncio.gather(*(cast.each(found, carry_out, at_once=BATCH) for cast in casts))
+    assert most == {"ann": 1, "bob": 1}
+    assert [len(cast.done) for cast in casts] == [10, 10]
