@@ -128,3 +128,8 @@ def test_the_decisions_are_numbered_one_after_the_other() -> None:
     assert [(path.name[:4], title) for path, title in zip(records, titles, strict=True)] == [
         (f"{number:04}", f"# {number}") for number in range(1, len(records) + 1)
     ]
+
+
+def test_the_readme_shows_as_many_migrations_as_there_are() -> None:
+    files = [path for path in (ROOT / "migrations").glob("*.sql") if ".rollback." not in path.name]
+    assert re.findall(r"^(\d+) migrations applied$", README, re.MULTILINE) == [str(len(files))]
