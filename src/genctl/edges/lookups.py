@@ -43,7 +43,7 @@ class _Asked(NamedTuple):
 
 
 class Lookups:
-    """Carries look-ups out, one after the other."""
+    """Carry look-ups out, one after the other."""
 
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()

@@ -62,7 +62,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Wanted(msgspec.Struct, rename="camel"):
-    """Holds the body of an order, but for the tool's parameters, which stand beside these."""
+    """Hold the body of an order, but for the tool's parameters, which stand beside these."""
 
     prompt: str
     client_key: str | None = None
@@ -70,7 +70,7 @@ class Wanted(msgspec.Struct, rename="camel"):
 
 
 class Api:
-    """Holds the routes and what they need; `app` is the ASGI application."""
+    """Hold the routes and what they need; `app` is the ASGI application."""
 
     def __init__(
         self, settings: Settings, tokens: Tokens, db: Database, sqs: "LateQueue", metrics: Metrics
@@ -301,7 +301,7 @@ class Events:
 
 
 class LateQueue:
-    """Looks the job queues up when they are first needed: the API starts without SQS, and takes orders."""
+    """Look the job queues up when they are first needed: the API starts without SQS, and takes orders."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
