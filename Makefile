@@ -9,7 +9,7 @@ GOAL := $(MAKECMDGOALS)
 INSTALL = @GOAL='$(GOAL)' CONSTRAINTS='$(CONSTRAINTS)' .ci/install $(PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo writable test sdk check audit docs mutate bench upgrade newest clean
+.PHONY: help demo writable test explore sdk check audit docs mutate bench upgrade newest clean
 
 help: ## this list
 	@sed -n 's/^requires-python = ">=\(.*\)"$$/It needs Python \1 or newer, and a package index./p' pyproject.toml
@@ -32,6 +32,9 @@ writable: # all but the demo keep or make something in the checkout
 
 test: writable $(READY) ## all tests; with GENCTL_TEST_REQUIRE=all a left-out one is a failure
 	$(BIN)/python -m pytest -n 8  # they mostly wait: eight at once keep two cores busy
+
+explore: writable $(READY) ## the invariants on new examples: each run draws others, and prints how to play a failure again
+	GENCTL_TEST_INTERLEAVINGS=$${GENCTL_TEST_INTERLEAVINGS:-100} $(BIN)/python -m pytest -n 8 --hypothesis-profile=explore $$(grep -rlE '^(from|import) hypothesis' tests --include='test_*.py')
 
 sdk: writable $(SDK)/.ready ## the SDKs of the provider, for tests that are left out without them (160 MB)
 

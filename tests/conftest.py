@@ -22,7 +22,9 @@ from tests.process import forks
 from tests.process.place import GENCTL, Place, Running, clean_env, new_place
 from tests.scheduling import Scheduling, place_of
 
-hypothesis.settings.register_profile("shared machine", deadline=None, max_examples=40)
+# the same examples each time, so that a red run is about the change; `make explore` plays others
+hypothesis.settings.register_profile("shared machine", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.register_profile("first failure", deadline=None, phases=[hypothesis.Phase.generate])
 hypothesis.settings.load_profile("shared machine")
 

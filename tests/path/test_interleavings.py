@@ -317,7 +317,7 @@ class Interleavings(RuleBasedStateMachine):
     def time_passes(self, a_day_for_the_oldest: bool) -> None:
         self.world.change("""
             due_at = due_at - interval '10 min', queued_at = queued_at - interval '10 min',
-            completed_at = completed_at - interval '10 min'""")
+            completed_at = completed_at - interval '10 min', offered_at = offered_at - interval '10 min'""")
         if a_day_for_the_oldest:
             oldest = (
                 "id = (select id from generation_sessions where status = 'queued' order by queued_at limit 1)"
