@@ -29,7 +29,8 @@ from genctl.domain.decide import job_body
 from genctl.domain.model import Session
 from genctl.domain.orders import Order
 from genctl.edges.db import Database, Row
-from genctl.edges.sqs import Message, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import Message
 from genctl.enqueue import enqueue
 from genctl.nets import Swept, asked_of_piles
 from genctl.pipeline import Pipeline, Turn, at_once, carry

@@ -16,7 +16,8 @@ from tests.path.test_waiting import short
 from genctl import gate
 from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import Answer, Job, NoAnswer, Session
-from genctl.edges.sqs import EntryResult, Message, Outgoing, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import EntryResult, Message, Outgoing
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive

@@ -24,7 +24,8 @@ from tests.kit import QueueServer, create_queue, until
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials
-from genctl.edges.sqs import MAX_BYTES, EntryResult, Outgoing, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import MAX_BYTES, EntryResult, Outgoing
 
 KEY, SECRET = "AKIDEXAMPLE", "a-secret-of-the-tests"  # no real ones
 

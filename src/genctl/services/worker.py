@@ -18,7 +18,7 @@ from genctl import gate
 from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError, Status
-from genctl.edges.sqs import BATCH, Message
+from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
