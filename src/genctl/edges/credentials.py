@@ -5,7 +5,7 @@ botocore reads the environment and the files; all that may hang, or ask a person
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import botocore.session
 from botocore.config import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
-from botocore.credentials import Credentials
+from botocore.credentials import AssumeRoleProvider, Credentials, ProcessProvider, ProfileProviderBuilder
 from botocore.exceptions import BotoCoreError, NoRegionError
 
+from genctl.base import children
 from genctl.domain.model import GenctlError
 from genctl.edges.lookups import LOOKUPS
 
@@ -60,7 +61,7 @@ def find() -> Credentials:
             f"AWS: the profile {profile} asks for an MFA code, and there is no terminal",
             'eval "$(aws configure export-credentials --format env)" in a terminal, and start again there',
         )
-    for provider in session.get_component("credential_provider").providers:
+    for provider in _providers(session):
         _Source.tried = f"the source {provider.METHOD}"
         found: Credentials | None = provider.load()
         if found is not None:
@@ -70,6 +71,31 @@ def find() -> Credentials:
         "AWS: no credentials were found",
         "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role",
     )
+
+
+class _Profiles(ProfileProviderBuilder):
+    """Make the sources of a profile, also of one that a role starts from."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session, cache={})
+        self._config = lambda: session.full_config
+
+    def _create_process_provider(self, profile_name: str) -> ProcessProvider:
+        return ProcessProvider(profile_name, self._config, popen=children.start)
+
+
+def _providers(session: Any) -> Iterator[Any]:
+    """List botocore's sources of credentials; each credential_process then ends with the wait for it."""
+    profiles = _Profiles(session)
+    for provider in session.get_component("credential_provider").providers:
+        match provider:
+            case AssumeRoleProvider():  # botocore offers no other way
+                provider._profile_provider_builder = profiles  # type: ignore[attr-defined]  # noqa: SLF001
+                yield provider
+            case ProcessProvider():
+                yield profiles._create_process_provider(session.profile or "default")  # noqa: SLF001
+            case _:
+                yield provider
 
 
 def hanging() -> GenctlError | None:
