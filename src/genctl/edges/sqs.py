@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import hmac
 import io
+import math
 import random
 import re
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -21,7 +23,7 @@ import structlog
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.edges import http
+from genctl.edges import deadline, http
 from genctl.edges.aws import CA_VARIABLE, Signer, SqsEndpoint
 from genctl.edges.sqs_faults import EXPIRED, FORBIDDEN, HOLLOW, NOT_OURS, REFUSED, UNSIGNED, Refusal
 from genctl.edges.sqs_shapes import (
@@ -42,6 +44,8 @@ T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
+SLOW_S = 2.0  # an answer that takes longer is waited for aloud
+TELL_EVERY_S = 30.0
 LANES = 16  # batches at once, as each takes an open file
 ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
 CALL_TIMEOUT_S = 10.0
@@ -85,6 +89,7 @@ class Sqs:
         if where.user_agent:
             self._headers["User-Agent"] = where.user_agent
         self._ahead = timedelta()  # of our clock
+        self._told_at = -math.inf  # monotonic; when we last said that we wait
 
     @classmethod
     async def connect(cls, settings: Settings) -> Self:
@@ -160,9 +165,11 @@ class Sqs:
         """
         data = msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
+        loop = asyncio.get_running_loop()
         better = False  # whether we have signed a later try better than the first
         for attempt in range(1, self._attempts + 1):
             signed_by = self._signer.credentials
+            slow = loop.call_later(SLOW_S + patience_s, self._tell_slow, op, about)
             try:
                 status, answer = await self._post(op, data, timeout)
             except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
@@ -180,9 +187,20 @@ class Sqs:
                     continue
                 if not refusal.transient:
                     raise error
+            finally:
+                slow.cancel()
             if attempt < self._attempts:
                 await pause(attempt)
         raise error
+
+    def _tell_slow(self, op: str, about: str) -> None:
+        """Say what we wait for, so that nobody looks at a process that says nothing."""
+        if time.monotonic() - self._told_at < TELL_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        log.warning("sqs.slow", queue=about, endpoint=self.endpoint, call=op)
+        if command := deadline.current():
+            command.note(f"waiting for SQS queue {about} at {self.endpoint}")
 
     async def _signs_better(self, refusal: Refusal, signed_by: object) -> bool:
         """Tell whether we will sign the next try by SQS's time, or with other credentials."""
