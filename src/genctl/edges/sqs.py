@@ -49,7 +49,6 @@ TELL_EVERY_S = 30.0
 LANES = 16  # batches at once, as each takes an open file
 ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
 CALL_TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 5.0
 TICK = timedelta(seconds=1)
 MAX_ATTRIBUTES = 10
 GROUP_DIGITS = 32  # of a group's name
@@ -83,8 +82,10 @@ class Sqs:
         self.fair = fair
         self.secret = secret
         self._signer = signer
-        self._http = http.session(where.endpoint, tls=where.tls)
-        self._attempts = where.attempts or ATTEMPTS
+        self._http = http.session(where.endpoint, tls=where.tls, keepalive=where.keepalive)
+        self._attempts = where.retries.attempts or ATTEMPTS
+        self._retries = where.retries
+        self._connect_s = where.connect_s
         self._headers = {"Content-Type": "application/x-amz-json-1.0"}
         if where.user_agent:
             self._headers["User-Agent"] = where.user_agent
@@ -164,10 +165,12 @@ class Sqs:
         hides the messages of that one, and another would hide more.
         """
         data = msgspec.json.encode(body)
-        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
+        most_s = max(CALL_TIMEOUT_S, self._connect_s) + patience_s
+        timeout = aiohttp.ClientTimeout(total=most_s, sock_connect=self._connect_s)
         loop = asyncio.get_running_loop()
         better = False  # whether we have signed a later try better than the first
         for attempt in range(1, self._attempts + 1):
+            throttled = False
             signed_by = self._signer.credentials
             slow = loop.call_later(SLOW_S + patience_s, self._tell_slow, op, about)
             try:
@@ -187,11 +190,17 @@ class Sqs:
                     continue
                 if not refusal.transient:
                     raise error
+                throttled = refusal.throttled
             finally:
                 slow.cancel()
             if attempt < self._attempts:
-                await pause(attempt)
+                await self.pause(attempt, throttled=throttled)
         raise error
+
+    async def pause(self, attempt: int, *, throttled: bool = False) -> None:
+        """Wait before the next attempt."""
+        jitter = random.random()  # noqa: S311 - no secret
+        await asyncio.sleep(self._retries.pause_s(attempt, throttled=throttled, random=jitter))
 
     def _tell_slow(self, op: str, about: str) -> None:
         """Say what we wait for, so that nobody looks at a process that says nothing."""
@@ -235,11 +244,6 @@ class Sqs:
         return GenctlError(
             "QueueUnreachable", line, fix or "check the network, the AWS region and AWS_ENDPOINT_URL_SQS"
         )
-
-
-async def pause(attempt: int) -> None:
-    """Wait with full jitter, doubling from 0.1 s, at most 2 s."""
-    await asyncio.sleep(random.random() * min(0.1 * 2**attempt, 2.0))  # noqa: S311 - no secret
 
 
 class Queue:
@@ -394,7 +398,7 @@ class Queue:
             if not pending:
                 break
             if attempt < ATTEMPTS:
-                await pause(attempt)
+                await self._sqs.pause(attempt)
         return [results[i] for i in range(len(entries))]
 
 
