@@ -67,12 +67,13 @@ _LABEL = (
     r"[\"']?(?<![a-z0-9])(?:x[-_])?"
     r"(?:(?:csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?|[a-z]{2,4}[-_]?)?"
     r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction)[-_ ]?ids?|rid)(?![a-z])"
-    r"|[\"']?(?:请求|追踪|跟踪|链路|日志|调用|任务)\s?(?:id|编号|标识|号)(?![a-z])"
+    r"|[\"']?(?:[请請]求|追[踪蹤]|跟[踪蹤]|[链鏈]路|日[志誌]|[调調]用|任[务務]|[会會][话話]|流水)(?:唯一)?"
+    r"\s?(?:id|[编編][号號]|[标標][识識]符?|[识識][别別][码碼]|[号號])(?![a-z])"
 )
 # With a colon, the word behind the label is the id; without one, the word must look like an id.
 LABELLED_ID = re.compile(
-    rf"(?:{_LABEL})(?:[\"']?\s?[为是]?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
-    rf"|\s?[为是]\s?(?:((?=[\w-]{{0,63}}\d)[\w-]{{6,128}})|(?=\s{{0,4}}(?:[.,。，；！)）】\]]|\Z)))"
+    rf"(?:{_LABEL})(?:[\"']?\s?[为為是]?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
+    rf"|\s?[为為是]\s?(?:((?=[\w-]{{0,63}}\d)[\w-]{{6,128}})|(?=\s{{0,4}}(?:[.,。，；！)）】\]]|\Z)))"
     rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)"
     rf"|\(E\d{{3,5}}\)(?:\s\(([\w-]{{4,64}})\))?(?=\W*\Z)",  # Replicate: a code and an id at the end
     re.IGNORECASE | re.ASCII,
