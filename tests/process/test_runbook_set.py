@@ -200,6 +200,35 @@ def test_refunds_that_the_database_refuses_are_still_missing(place: Place) -> No
     assert place.violations()
 
 
+@incident("missing-refunds", "a worse one")
+def test_a_refund_without_its_row_in_the_ledger_is_still_missing(place: Place) -> None:
+    """Somebody has released the reservation by hand, and given nothing back."""
+    with place.worker("--drain") as worker:
+        place.until_row(place.enqueue("invalid-parameter"), status="failed")
+        worker.end(within_s=60)
+    plant(
+        place,
+        "delete from credit_ledger where kind = 'release'",
+        "update credit_accounts set balance = (select sum(delta) from credit_ledger)",
+    )
+    assert failing(place, "missing-refunds")[0] == "proof"
+
+
+@incident("missing-refunds", "a near miss")
+def test_a_refund_that_was_too_much_is_none_that_is_missing(place: Place) -> None:
+    with place.worker("--drain") as worker:
+        place.until_row(place.enqueue("invalid-parameter"), status="failed")
+        worker.end(within_s=60)
+    plant(
+        place,
+        "update credit_ledger set delta = 9 where kind = 'release'",
+        "update credit_accounts set balance = (select sum(delta) from credit_ledger)",
+        "update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'",
+    )
+    run(place, "missing-refunds")
+    assert place.violations() == ["refund_amount"]
+
+
 @incident("dlq-redrive-after-fix", "its own")
 def test_dlq_redrive_after_fix(place: Place) -> None:
     """The cause is in the prompts, and mended there; one job more fails for another reason and is left."""
