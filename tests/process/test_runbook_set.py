@@ -306,6 +306,13 @@ def test_refusals_of_the_jobs_are_no_outage(place: Place) -> None:
     assert place.sql("select from tool_gates where state <> 'open'") == []
 
 
+@incident("provider-outage", "a near miss")
+def test_a_gate_that_somebody_closed_is_not_opened_as_after_an_outage(place: Place) -> None:
+    place.sql("insert into tool_gates (tool, state, who) values ('seedream4', 'closed', 'ann@desk')")
+    assert failing(place, "provider-outage")[0] == "categories"
+    assert [row["who"] for row in place.sql("select who from tool_gates where state = 'closed'")] == ["ann@desk"]
+
+
 @incident("provider-outage", "a worse one")
 @pytest.mark.parametrize(
     ("failed", "waited", "steps"), [(BAD, "good", {"run-again"}), ("good", BAD, {"completed", "gone"})]
