@@ -310,7 +310,9 @@ def test_refusals_of_the_jobs_are_no_outage(place: Place) -> None:
 def test_a_gate_that_somebody_closed_is_not_opened_as_after_an_outage(place: Place) -> None:
     place.sql("insert into tool_gates (tool, state, who) values ('seedream4', 'closed', 'ann@desk')")
     assert failing(place, "provider-outage")[0] == "categories"
-    assert [row["who"] for row in place.sql("select who from tool_gates where state = 'closed'")] == ["ann@desk"]
+    assert [row["who"] for row in place.sql("select who from tool_gates where state = 'closed'")] == [
+        "ann@desk"
+    ]
 
 
 @incident("provider-outage", "a worse one")

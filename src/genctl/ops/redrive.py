@@ -104,8 +104,8 @@ class Plan(msgspec.Struct, frozen=True):
         return f" Left where they are: {left}." if left else ""
 
     def shown(self) -> dict[str, Any]:
-        """Return what `--dry-run -o json` prints."""
-        return msgspec.structs.asdict(self.tally) | {"plan": self.rows}
+        """Return what `--dry-run -o json` prints: nothing is done, and what a redrive would do."""
+        return msgspec.structs.asdict(Tally(skipped=self.tally.skipped)) | {"plan": self.rows}
 
 
 class Redriven(msgspec.Struct, frozen=True):
