@@ -94,7 +94,9 @@ async def test_work_whose_command_was_killed_stands_as_interrupted(
 
 async def test_work_that_found_nothing_to_ask_about_is_listed_for_a_year(kit: Kit) -> None:
     await failed(kit, "sensitive")
-    assert await redriven(kit, confirm=pytest.fail) == ["nothing to redrive: left where it is: 1 content policy"]
+    assert await redriven(kit, confirm=pytest.fail) == [
+        "nothing to redrive: left where it is: 1 content policy"
+    ]
     nothing = DiscardOptions(choice=Choice(user="bob"), path=None, dry_run=False)
     await discard(kit.settings, nothing, WHY, confirm=pytest.fail, progress=progress, note=lambda _: None)
     discarded, past = await bulk.history(kit.db, 10)
