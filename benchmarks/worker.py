@@ -30,7 +30,8 @@ import stage
 
 from genctl.base import log
 from genctl.edges import migrate
-from genctl.edges.sqs import Outgoing, Sqs
+from genctl.edges.sqs import Sqs
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.ops.stack.postgres import Postgres
 
 ROUNDS = 3

@@ -22,7 +22,7 @@ from genctl.domain.model import Job, MalformedMessageError, Session, Status
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
 from genctl.edges.deadline import lock_s
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline

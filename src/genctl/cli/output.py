@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from genctl.edges.db import Database
 
 LIMIT_S = 2.5  # a command exits so long after a signal, whatever hangs
+GONE_AFTER_S = 1.8  # a service that has nothing to finish, likewise
 
 T = TypeVar("T")
 

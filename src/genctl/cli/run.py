@@ -8,13 +8,12 @@ import click
 from genctl.base.person import who
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
-from genctl.cli.output import Output, write
+from genctl.cli.output import GONE_AFTER_S, Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.model import Gate
     from genctl.edges.db import Database
 
-GONE_AFTER_S = 1.8
 PORT = click.IntRange(0, 65535)
 REASON = click.option("--reason", metavar="R", help="Why; `status` and others show it.")
 
@@ -124,7 +123,7 @@ def worker(
         sweeps=not no_sweep,
         metrics_port=metrics_port,
     )
-    out.serve(work)
+    out.serve(work, gone_after_s=GONE_AFTER_S)  # until it takes the signals itself
 
 
 @click.command(

@@ -7,14 +7,11 @@ import asyncio
 import math
 import os
 import random
-import re
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
 
@@ -28,11 +25,12 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
-from genctl.domain.model import GenctlError, StoredSession
+from genctl.domain.model import GenctlError
 from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, cut
 from genctl.edges.rds import connection_class
+from genctl.edges.statements import statements
 
 Connection = psycopg.AsyncConnection[DictRow]
 Row = dict[str, Any]
@@ -54,9 +52,6 @@ CONFLICTS = 5  # tries of a transaction that collides with others
 MOST_MS = 2**31 - 1  # of a time-out of PostgreSQL
 LOCK_S = 2.0  # the longest wait for one lock, unless the caller says otherwise
 OUTAGE_S = 15.0  # leases may have lapsed in a longer outage
-
-_SESSION = re.compile(r"\{session (\w+)\}")
-_RULE = re.compile(r"\{(\w+)\}")
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -199,41 +194,6 @@ async def _is_shared(conn: Connection, dsn: str) -> bool:
 async def _backend(conn: Connection) -> int:
     (row,) = await run(conn, "backend")
     return int(row["pid"])
-
-
-@cache
-def statements() -> dict[str, LiteralString]:
-    """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
-
-    A file holds statements, each after the lines `-- name: x` and its purpose. `{session s}` in it stands for
-    the columns of a session, of the table or part that is called `s`; `{x}` for what follows `-- rule: x`.
-    """
-    found: dict[str, str] = {}
-    rules: dict[str, str] = {}
-    for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
-        if not file.name.endswith(".sql"):  # such as a __pycache__ that an older version has left
-            continue
-        text = file.read_text(encoding="utf-8")
-        _, *named = re.split(r"^-- (name|rule): (\w+)\n", text, flags=re.MULTILINE)
-        for kind, name, body in zip(named[::3], named[1::3], named[2::3], strict=True):
-            known = rules if kind == "rule" else found
-            if name in known:
-                raise ValueError(f"two statements are named {name}")
-            known[name] = _SESSION.sub(_columns, body.strip())
-    return {name: _ruled(text, rules) for name, text in found.items()}
-
-
-def _ruled(text: str, rules: Mapping[str, str]) -> LiteralString:
-    """Put the rules in, without their comments; a rule may name others. Raises KeyError."""
-
-    def rule(named: re.Match[str]) -> str:
-        return _ruled(re.sub(r"^--.*\n", "", rules[named[1]], flags=re.MULTILINE), rules)
-
-    return _RULE.sub(rule, text)
-
-
-def _columns(session: re.Match[str]) -> str:
-    return ", ".join(f"{session[1]}.{column}" for column in StoredSession.__struct_fields__)
 
 
 def sql(name: str) -> LiteralString:

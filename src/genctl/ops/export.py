@@ -23,7 +23,7 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Progress, Survey

@@ -19,7 +19,7 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
 from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.ledger import AccountLockedError
 from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.sampling import Progress, Survey

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import resource
 import signal
 import time
@@ -15,10 +14,11 @@ import msgspec
 import structlog
 
 from genctl import gate
+from genctl.base import children
 from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError, Status
-from genctl.edges.sqs import BATCH, Message
+from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
@@ -31,7 +31,7 @@ from genctl.services.turns import Turns
 from genctl.sweep import check_timeout, sweep_every
 from genctl.tools.found import Tools
 
-WAIT_S = 5  # of a long poll; a stop awaits it, as SQS would hide what a cancelled one finds
+WAIT_S = 2  # of a long poll; a stop awaits it, as SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # while a stop waits
@@ -39,8 +39,10 @@ TOLD = 20  # sessions or messages in a line of the log
 YOUNG = 50_000  # objects between two searches for garbage cycles, as a job leaves few
 COMPANY_S = 0.1  # a trouble waits so long, so that we log it once for all jobs that meet it
 NOW_S = 1.5  # how long we still write to the rows after a second signal
-LAST_S = 10.0  # likewise after the grace; then the process ends, even if database or queue hang
-SHOW_S = 0.4  # how long the end of the process then waits for SQS to show the messages
+LAST_S = 2.2  # likewise after the last call or the grace; then the process ends, even if something hangs
+SHOW_S = 0.3  # how long the end of the process then waits for SQS to show the messages
+CLOSE_S = 0.5  # how long connections may take to close once nothing is left to do
+LOOK_LAST_S = 0.1  # between looks whether a stop still waits for calls or answers
 SHARES = 10  # a user who holds a tenth of the hands lets users with less go first
 MORE = 2  # receives at once beside the first, while the answers are full: a backlog waits
 POOL_SIZE = 16
@@ -87,7 +89,7 @@ class Worker:
         self._over = False  # the first receiver has ended
         self._leaving: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")  # monotonic
-        self._exit: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
         self.metrics = metrics
@@ -144,8 +146,8 @@ class Worker:
             while self._jobs:
                 await self._change()
             await self.gatekeeper.leave()
-            if self._exit:
-                self._exit.cancel()
+            if self._ending:
+                self._ending.cancel()
         log.info("worker.stopped", received=self._received)
 
     def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
@@ -166,9 +168,16 @@ class Worker:
         self._changed.set()
         self._grace_ends = time.monotonic() + self.grace_s
         loop.call_later(self.grace_s, self._let_go)
-        self._exit = loop.call_later(self.grace_s + LAST_S, self._leave)
+        self._ending = asyncio.create_task(self._end_in_time())
         _cancel(self.pipeline.unsent())
         self._tell("worker.stopping", graceS=self.grace_s)
+
+    async def _end_in_time(self) -> None:
+        """End the process soon after the last call, and after the grace, whatever hangs."""
+        while time.monotonic() < self._grace_ends and any(hold.sent for hold in self.pipeline.runs):
+            await asyncio.sleep(LOOK_LAST_S)
+        await asyncio.sleep(LAST_S)
+        await self._left()
 
     def _leave(self) -> None:
         self._leaving = asyncio.create_task(self._left())
@@ -182,7 +191,7 @@ class Worker:
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(SHOW_S):
                 await self.pipeline.queue.hide([(one.message.receipt, 0) for one in ours if one.message])
-        os._exit(0)
+        children.leave(0)
 
     def _let_go(self) -> None:
         _cancel(self._jobs)
@@ -461,3 +470,4 @@ async def serve(
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
             _cancel(tasks)
+            asyncio.get_running_loop().call_later(CLOSE_S, children.leave, 0)
