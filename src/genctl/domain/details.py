@@ -218,6 +218,7 @@ _TIDY = (
 _LOOSE_END = " ,;:-–—(（[【|，；：、"
 _CHINESE = re.compile(r"[\u3001-\u9fff\uff01-\uff60]")
 _MAX_PASSES = 6
+_KNOWN_ID = "0" * 32
 SHORTEST_ID = 8  # characters of a request id that we remove by its value
 
 
@@ -240,13 +241,14 @@ def _cleaned(text: str, keys: str, request_id: str | None) -> str:
     text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text[: 2 * _WINDOW])), keys)
     if request_id and len(request_id) >= SHORTEST_ID:
         known = re.escape(request_id)
-        text = re.sub(rf"[(\[][^()\[\]]{{0,40}}{known}[^()\[\]]{{0,10}}[)\]]|{known}", " ", text)
+        text = re.sub(rf"[(\[][^()\[\]]{{0,40}}{known}[^()\[\]]{{0,10}}[)\]]", " ", text)
+        text = text.replace(request_id, _KNOWN_ID)  # its label goes with it, as that of any other
     text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     if _DOCUMENT.search(text):
         return ""
     text = re.sub(r"[^\S\n]+", " ", _BANNER.sub(" ", _TAG.sub(" ", text)))
     text = " ".join(map(_without_advice, _SENTENCE_END.split(text)))
-    text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text))
+    text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text)).replace(_KNOWN_ID, " ")
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     text = text.lstrip(" ,;:.)-–—|，；：、。）】").rstrip(_LOOSE_END)

@@ -7,6 +7,7 @@ import asyncio
 import math
 import os
 import random
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
@@ -119,6 +120,11 @@ def _connection() -> dict[str, Any]:
 
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
     conn.adapters.register_loader("timestamptz", _TimeLoader)
+
+
+def process_name(part: str) -> str:
+    """Name the connections of a part of this process, by which people find them in pg_stat_activity."""
+    return f"genctl {part} {os.getpid()}@{socket.gethostname()}"[:63]  # PostgreSQL keeps no more
 
 
 async def connect(dsn: str) -> Connection:
@@ -243,10 +249,13 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, dsn: str, *, size: int = 4, checked: bool = True) -> AsyncIterator[Self]:
+    async def open(
+        cls, dsn: str, *, size: int = 4, checked: bool = True, name: str | None = None
+    ) -> AsyncIterator[Self]:
         """Open a pool of at most `size` connections. Raises GenctlError (exit 3) when none can be made.
 
-        Without `checked` the first statement finds that out: a service may start before its database.
+        Without `checked` the first statement finds that out: a service may start before its database. `name`
+        is that of the connections.
         """
         with errors_told(dsn):
             if checked:  # this says why it fails; the pool would only say that it waited too long
@@ -260,7 +269,7 @@ class Database:
                 open=False,
                 configure=_configure,
                 connection_class=connection_class(dsn),
-                kwargs=_connection(),
+                kwargs=_connection() | ({"application_name": name} if name else {}),
             )
             await pool.open()
         async with pool:
