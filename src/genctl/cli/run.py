@@ -95,7 +95,12 @@ def serve(out: Output, *, host: str, port: int) -> None:
         "genctl worker --drain            # until the queue is empty, for scripts",
     ),
 )
-@click.option("--concurrency", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Jobs at once.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Jobs at once; 512 unless set, fewer where memory or open files are few.",
+)
 @click.option("--grace", type=DURATION, default="60s", help="How long to wait for calls after a signal.")
 @click.option("--once", is_flag=True, help="End after one receive; wait while the gate is closed.")
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
@@ -105,7 +110,13 @@ def serve(out: Output, *, host: str, port: int) -> None:
 )
 @click.option("--no-sweep", is_flag=True, help="Do not sweep: another process does.")
 def worker(
-    out: Output, *, concurrency: int, grace: float, metrics_port: int | None, no_sweep: bool, **until: Any
+    out: Output,
+    *,
+    concurrency: int | None,
+    grace: float,
+    metrics_port: int | None,
+    no_sweep: bool,
+    **until: Any,
 ) -> None:
     """Carry jobs from the queue to their settled rows.
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import resource
 import signal
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
+from genctl.services.capacity import open_enough, usual_jobs
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
@@ -48,7 +48,6 @@ MORE = 2  # receives at once beside the first, while the answers are full: a bac
 POOL_SIZE = 16
 MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each, before we stop receiving
 TELL_WAITING_S = 10.0
-FILES = 100  # of a worker without jobs: connections, streams, modules
 
 log = structlog.stdlib.get_logger()
 
@@ -421,38 +420,22 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
 
 
-def _open_enough(jobs: int) -> None:
-    """Let this process open as many files as so many jobs take; many machines have a lower soft limit.
-
-    Else calls would fail as if the provider were away, and the breaker would close the gate for all workers.
-    Raises GenctlError (exit 2) where the hard limit is lower.
-    """
-    wanted = FILES + jobs + 2 * -(-jobs // BATCH)  # a call each; deletes and hides in batches
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= wanted or soft == resource.RLIM_INFINITY:
-        return
-    if hard < wanted and hard != resource.RLIM_INFINITY:
-        told = f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here"
-        fix = "lower --concurrency, or `ulimit -n $(ulimit -Hn)`, or LimitNOFILE=65536 in the systemd unit"
-        raise GenctlError("TooFewFiles", told, fix, exit_code=2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 async def serve(
     settings: Settings,
     *,
-    concurrency: int,
+    concurrency: int | None,
     grace_s: float,
     until: Until,
     sweeps: bool,
     metrics_port: int | None = None,
 ) -> None:
-    """Run a worker, and with `sweeps` a sweeper beside it.
+    """Run a worker, and with `sweeps` a sweeper beside it; `concurrency` None: as many jobs as suit it.
 
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
     for more jobs than this process may have files.
     """
-    _open_enough(min(concurrency, settings.max_in_flight or concurrency))
+    concurrency = concurrency or usual_jobs()
+    open_enough(min(concurrency, settings.max_in_flight or concurrency))
     check_timeout(settings)  # even without a sweeper here, as others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
     metrics = WorkerMetrics(tool.provider, tool.name)
