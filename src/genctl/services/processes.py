@@ -34,8 +34,9 @@ CANNOT_START = (2, 3)  # exit codes: usage, and a dependency
 LATE_S = 15.0  # after the grace, as a worker ends itself within 11 s of it
 AT_ONCE_S = 5.0  # after a second signal
 REAP_S = 0.02
-SHOWS = 0  # the number of the process that has the metrics port; the workers are 1, 2, …
+SHOWS = 0  # the number of the process with the metrics port; the workers are 1, 2, …
 NEVER = math.inf
+SHARE = Path("/sys/fs/cgroup/cpu.max")  # of the processors, that a container gets
 
 Work = Coroutine[Any, Any, None]
 
@@ -51,6 +52,7 @@ class Forked:
         self._reports = reports
         self._words = 0  # to stop, that the parent has said
 
+    @property
     def repeats(self) -> bool:
         """Tell whether a further signal says nothing new: only the parent's second word lets calls go.
 
@@ -124,6 +126,7 @@ class Parent:
         self, count: int, work: Callable[[Forked], Work], *, port: int | None, grace_s: float, drains: bool
     ) -> None:
         """Take what each worker does; with `drains` one that ends well is done."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it was ignored, nobody says how a process ended
         self._work = work
         self._port = port
         self._grace_s = grace_s
@@ -287,6 +290,6 @@ def cores() -> int:
     """Count the processors that this process may use, as its container's share limits them."""
     many = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     with suppress(OSError, ValueError):  # no control groups, or no limit ("max")
-        share, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        share, period = map(int, SHARE.read_text().split())
         many = min(many, max(1, math.ceil(share / period)))
     return many

@@ -7,7 +7,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -73,15 +73,15 @@ class Worker:
         concurrency: int,
         grace_s: float,
         until: Until,
-        repeats: Callable[[], bool] = lambda: False,
+        forked: Forked | None = None,
     ) -> None:
-        """Take the parts; `metrics` are the pipeline's meters, `repeats` is as Forked's."""
+        """Take the parts; `metrics` are the pipeline's meters, `forked` joins it to a parent."""
         self.pipeline = pipeline
         # a job makes one call at a time, so the limit of calls is one of jobs
         self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
         self.grace_s = grace_s
         self.until = until
-        self._repeats = repeats
+        self._forked = forked
         self._told = asyncio.Event()  # to stop
         self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
         self._jobs: dict[asyncio.Task[None], Taken] = {}
@@ -162,7 +162,7 @@ class Worker:
     def _stop(self, receiver: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
         if self._told.is_set():
-            if self._repeats():
+            if self._forked and self._forked.repeats:
                 return
             receiver.cancel()
             self._let_go()
@@ -458,9 +458,14 @@ async def serve(
         await gate.read(pipeline.db, tool.name)  # so that a database without migrations fails now
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
-        more = {"repeats": forked.repeats} if forked else {}
         worker = Worker(
-            pipeline, settings, metrics=metrics, concurrency=concurrency, grace_s=grace_s, until=until, **more
+            pipeline,
+            settings,
+            metrics=metrics,
+            concurrency=concurrency,
+            grace_s=grace_s,
+            until=until,
+            forked=forked,
         )
         tell = forked.joined if forked else partial(telling, metrics_port)
         async with tell(worker.liveness, metrics), asyncio.TaskGroup() as side:
