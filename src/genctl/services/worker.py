@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.metrics import WorkerMetrics
+from genctl.services.processes import Forked
 from genctl.services.turns import Turns
 from genctl.sweep import check_timeout, sweep_every
 from genctl.tools.found import Tools
@@ -72,13 +74,15 @@ class Worker:
         concurrency: int,
         grace_s: float,
         until: Until,
+        forked: Forked | None = None,
     ) -> None:
-        """Take the parts; `metrics` are the pipeline's meters."""
+        """Take the parts; `metrics` are the pipeline's meters, `forked` joins it to a parent."""
         self.pipeline = pipeline
         # a job makes one call at a time, so the limit of calls is one of jobs
         self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
         self.grace_s = grace_s
         self.until = until
+        self._forked = forked
         self._told = asyncio.Event()  # to stop
         self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
         self._jobs: dict[asyncio.Task[None], Taken] = {}
@@ -159,6 +163,8 @@ class Worker:
     def _stop(self, receiver: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
         if self._told.is_set():
+            if self._forked and self._forked.repeats:
+                return
             receiver.cancel()
             self._let_go()
             loop.call_later(NOW_S, self._leave)
@@ -428,8 +434,11 @@ async def serve(
     until: Until,
     sweeps: bool,
     metrics_port: int | None = None,
+    forked: Forked | None = None,
 ) -> None:
-    """Run a worker, and with `sweeps` a sweeper beside it; `concurrency` None: as many jobs as suit it.
+    """Run a worker, and with `sweeps` a sweeper beside it; a `forked` one is one of many processes.
+
+    With `concurrency` None it has as many jobs as suit it.
 
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
     for more jobs than this process may have files.
@@ -444,9 +453,16 @@ async def serve(
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
-            pipeline, settings, metrics=metrics, concurrency=concurrency, grace_s=grace_s, until=until
+            pipeline,
+            settings,
+            metrics=metrics,
+            concurrency=concurrency,
+            grace_s=grace_s,
+            until=until,
+            forked=forked,
         )
-        async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
+        tell = forked.joined if forked else partial(telling, metrics_port)
+        async with tell(worker.liveness, metrics), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
             if metrics_port is not None:
                 beside.append(metrics.watch(pipeline, queued_timeout_s=settings.queued_timeout_s))
