@@ -127,7 +127,7 @@ def megabytes(at: Settings, count: int) -> float:
 async def measured() -> int:
     """Print ratio and memory; 1 when the redrive is slower than the loop."""
     ratios = []
-    with stage.emulator() as endpoint, tempfile.TemporaryDirectory() as folder:
+    with stage.emulator() as (endpoint, _), tempfile.TemporaryDirectory() as folder:
         async with Postgres(Path(folder) / "pg") as postgres:
             await migrate.up(postgres.dsn)
             at = stage.settings(postgres.dsn, endpoint)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import botocore.session
 import psycopg
@@ -17,7 +17,6 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow
 
 from genctl.base import hidden
-from genctl.base.dsn import TokenUrl
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials
 from genctl.edges.aws import Keys
@@ -26,12 +25,6 @@ from genctl.edges.db_errors import DatabaseGoneError
 VALID_S = 900
 USUAL_CA = Path(".postgresql/root.crt")  # below the home folder, where libpq looks
 _REGION = re.compile(r"\.([a-z]{2}(?:-[a-z]+)+-\d)\.rds\.amazonaws\.com(?:\.cn)?$")
-
-
-def connection_class(dsn: str) -> type[psycopg.AsyncConnection[DictRow]]:
-    """Return what connects to this URL: by a token where it is a TokenUrl, as psycopg does elsewhere."""
-    usual = cast("type[psycopg.AsyncConnection[DictRow]]", psycopg.AsyncConnection)
-    return TokenConnection if isinstance(dsn, TokenUrl) else usual
 
 
 class TokenConnection(psycopg.AsyncConnection[DictRow]):

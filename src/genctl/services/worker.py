@@ -2,12 +2,12 @@
 
 import asyncio
 import gc
-import resource
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,11 +22,13 @@ from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
+from genctl.services.capacity import open_enough, usual_jobs
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.metrics import WorkerMetrics
+from genctl.services.processes import Forked
 from genctl.services.turns import Turns
 from genctl.sweep import check_timeout, sweep_every
 from genctl.tools.found import Tools
@@ -48,7 +50,6 @@ MORE = 2  # receives at once beside the first, while the answers are full: a bac
 POOL_SIZE = 16
 MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each, before we stop receiving
 TELL_WAITING_S = 10.0
-FILES = 100  # of a worker without jobs: connections, streams, modules
 
 log = structlog.stdlib.get_logger()
 
@@ -73,13 +74,15 @@ class Worker:
         concurrency: int,
         grace_s: float,
         until: Until,
+        forked: Forked | None = None,
     ) -> None:
-        """Take the parts; `metrics` are the pipeline's meters."""
+        """Take the parts; `metrics` are the pipeline's meters, `forked` joins it to a parent."""
         self.pipeline = pipeline
         # a job makes one call at a time, so the limit of calls is one of jobs
         self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
         self.grace_s = grace_s
         self.until = until
+        self._forked = forked
         self._told = asyncio.Event()  # to stop
         self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
         self._jobs: dict[asyncio.Task[None], Taken] = {}
@@ -160,6 +163,8 @@ class Worker:
     def _stop(self, receiver: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
         if self._told.is_set():
+            if self._forked and self._forked.repeats:
+                return
             receiver.cancel()
             self._let_go()
             loop.call_later(NOW_S, self._leave)
@@ -421,38 +426,25 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
 
 
-def _open_enough(jobs: int) -> None:
-    """Let this process open as many files as so many jobs take; many machines have a lower soft limit.
-
-    Else calls would fail as if the provider were away, and the breaker would close the gate for all workers.
-    Raises GenctlError (exit 2) where the hard limit is lower.
-    """
-    wanted = FILES + jobs + 2 * -(-jobs // BATCH)  # a call each; deletes and hides in batches
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= wanted or soft == resource.RLIM_INFINITY:
-        return
-    if hard < wanted and hard != resource.RLIM_INFINITY:
-        told = f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here"
-        fix = "lower --concurrency, or `ulimit -n $(ulimit -Hn)`, or LimitNOFILE=65536 in the systemd unit"
-        raise GenctlError("TooFewFiles", told, fix, exit_code=2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 async def serve(
     settings: Settings,
     *,
-    concurrency: int,
+    concurrency: int | None,
     grace_s: float,
     until: Until,
     sweeps: bool,
     metrics_port: int | None = None,
+    forked: Forked | None = None,
 ) -> None:
-    """Run a worker, and with `sweeps` a sweeper beside it.
+    """Run a worker, and with `sweeps` a sweeper beside it; a `forked` one is one of many processes.
+
+    With `concurrency` None it has as many jobs as suit it.
 
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
     for more jobs than this process may have files.
     """
-    _open_enough(min(concurrency, settings.max_in_flight or concurrency))
+    concurrency = concurrency or usual_jobs()
+    open_enough(min(concurrency, settings.max_in_flight or concurrency))
     check_timeout(settings)  # even without a sweeper here, as others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
     metrics = WorkerMetrics(tool.provider, tool.name)
@@ -461,9 +453,16 @@ async def serve(
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
-            pipeline, settings, metrics=metrics, concurrency=concurrency, grace_s=grace_s, until=until
+            pipeline,
+            settings,
+            metrics=metrics,
+            concurrency=concurrency,
+            grace_s=grace_s,
+            until=until,
+            forked=forked,
         )
-        async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
+        tell = forked.joined if forked else partial(telling, metrics_port)
+        async with tell(worker.liveness, metrics), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
             if metrics_port is not None:
                 beside.append(metrics.watch(pipeline, queued_timeout_s=settings.queued_timeout_s))
