@@ -13,7 +13,9 @@ from tests.process.test_worker_ownership import queue_seen
 TERM = signal.SIGTERM
 ENDED_WITHIN_S = 3.0
 GRACE_S = 2.0
-CONNECTED = "select from pg_stat_activity where datname = current_database() and application_name = 'genctl'"
+CONNECTED = (
+    "select from pg_stat_activity where datname = current_database() and application_name like 'genctl%'"
+)
 
 
 def told(*some: Running) -> float:
