@@ -153,7 +153,7 @@ class Output:
 
     @contextmanager
     def _granting(self) -> Iterator[None]:
-        """Say of a command, which acts for a person, how the tables' owner gives it the rights that it lacks."""
+        """Say how the tables' owner gives a command, which acts for a person, the rights that it lacks."""
         from genctl.domain.model import GenctlError
 
         try:
