@@ -49,7 +49,7 @@ async def check(settings: Settings) -> None:
 
 
 async def keep_away(settings: Settings) -> None:
-    """Raise GenctlError (exit 3) where a stranger listens; while nobody does, a link to there does no harm."""
+    """Raise GenctlError (exit 3) where a stranger listens; while nobody does, a link does no harm."""
     try:
         await check(settings)
     except GenctlError as error:
