@@ -40,8 +40,8 @@ insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
 select user_id, -4, 'reserve', reservation_id, 'a benchmark' from made;
 """
 FUNCTION = """
-create function settled(users text[], opening bigint, whole boolean, items jsonb, notify boolean) returns setof jsonb
-language plpgsql as $$
+create function settled(users text[], opening bigint, whole boolean, items jsonb, notify boolean)
+returns setof jsonb language plpgsql as $$
 declare row record;
 begin
   perform set_config('lock_timeout', '100', true);

@@ -40,8 +40,8 @@ def rate(dsn: str, jobs: int) -> float:
     script += "select quote_literal(id) as id, quote_literal(user_id) as user_id from numbered where n = :n"
     script += " \\gset\nbegin;\n"
     for text in (sql("ensure_accounts"), sql("lock_accounts"), MINE, sql("settle")):
-        text = re.sub(r"--.*", "", text)
-        script += re.sub(r"%\((\w+)\)s", lambda found: VALUES[found[1]], text) + ";\n"
+        plain = re.sub(r"--.*", "", text)
+        script += re.sub(r"%\((\w+)\)s", lambda found: VALUES[found[1]], plain) + ";\n"
     script += "commit;\n"
     with psycopg.connect(dsn, autocommit=True) as conn, tempfile.NamedTemporaryFile("w") as file:
         for statement in PREPARE.strip().split(";\n"):
