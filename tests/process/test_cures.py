@@ -56,7 +56,7 @@ SHOWN = {
     "genctl explain HTTP400", "genctl migrate status", "genctl refunds check", "genctl report --since 1h",
     "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h",
     "genctl sessions list --status queued", "genctl sessions trace {}", "genctl status", "genctl sweep --dry-run",
-    "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json",
+    "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json", "genctl workers",
 }  # fmt: skip
 # commands that the tests below type, each where it is printed
 TYPED = {
