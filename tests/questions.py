@@ -128,6 +128,7 @@ def questions(count: int) -> dict[str, Question]:
         "status: kept": Question("answers_kept"),
         "status: queue of NOTIFY": Question("notify_queue"),
         "status: by code": Question("failures_by_code", {"most": 1000}),
+        "status: strangers": Question("strangers", {"most": 5000, "limit": 1000}, most=20_000, why="what is processed now"),
         "status: first seen": Question("first_seen", {"codes": ["RareTrouble", "Timeout", *(f"No{n}" for n in range(98))]}),
         "verdicts: a page": Question("judged_failures", spans | {"after": None, "limit": 100}),
         "verdicts: the next page": Question("judged_failures", spans | {"after": session, "limit": 100}),

@@ -167,6 +167,11 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.rate is None else self.rate / max(1, self.workers)
 
     @property
+    def is_taught(self) -> bool:
+        """Tell whether it is an answer of the provider that limits calls."""
+        return (self.taught is not None and self.rate == self.taught) or self.paused_s > 0
+
+    @property
     def paused_s(self) -> float:
         """Return the seconds for which the provider wants no call."""
         return self._until(self.not_before)

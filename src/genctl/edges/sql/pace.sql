@@ -34,10 +34,11 @@ asked as (
     ) as others_lack
   from tool_paces p, known k, t where p.tool = %(tool)s
 ),
-dated as (  -- a date further away than any deal goes is of another rate, or of a clock that was set
-  select a.*, greatest(least(a.next_at, a.now + make_interval(secs => %(ahead_s)s + a.interval_s)), a.now, a.not_before)
-    as first_at
-  from asked a
+near as (  -- a date further away than any deal goes is of another rate, or of a clock that was set
+  select a.*, least(a.next_at, a.now + make_interval(secs => %(ahead_s)s + a.interval_s)) as free_at from asked a
+),
+dated as (
+  select n.*, greatest(n.free_at, n.now, n.not_before) as first_at from near n
 ),
 dealt as (
   select d.*, case when d.rate is null or not d.is_live then 0 else greatest(0, least(
@@ -52,7 +53,7 @@ dealt as (
 ),
 kept as (
   select d.*, case when d.turns > 0 then d.first_at + make_interval(secs => d.turns * d.interval_s)
-    else d.next_at end as then_at
+    else d.free_at end as then_at
   from dealt d
 ),
 paced as (
