@@ -116,7 +116,7 @@ async def test_only_what_can_begin_soon_is_received_by_whichever_worker(kit: Kit
         await statuses(kit, completed=1, queued=5)
         await says(slow, "their turn is not soon")
         async with Pipeline.open(kit.settings) as other, working(other) as free:
-            await says(free, "their turn is not soon: 1 calls a minute of 2 workers")
+            await says(free, "their turn is not soon: 1 call a minute of 2 workers")
             await kit.query("update tool_paces set next_at = now()")
             await statuses(kit, completed=2, queued=4)
             assert slow._received + free._received == 2

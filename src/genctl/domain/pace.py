@@ -230,7 +230,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     def words(self) -> str:
         """Write the limits for a person."""
-        rate = f"{plain(self.rate)} calls a minute" if self.rate is not None else "no limit of calls a minute"
+        rate = a_minute(self.rate) if self.rate is not None else "no limit of calls a minute"
         if self.taught is not None and self.rate == self.taught:
             of = f" of {plain(self.given)}" if self.given is not None else ""
             when = f" {rough(self._since(self.lowered_at))} ago" if self.lowered_at else ""
@@ -245,6 +245,11 @@ def plain(rate: float | None) -> str:
     if rate is None:
         return "no limit"
     return f"{rate:,.0f}" if rate >= 100 else f"{round(rate, 1):g}" if rate >= 1 else f"{rate:g}"
+
+
+def a_minute(rate: float | None) -> str:
+    """Write a rate as calls a minute."""
+    return f"{plain(rate)} call{'' if rate == 1 else 's'} a minute"
 
 
 class Second(NamedTuple):

@@ -96,14 +96,14 @@ class Presence:
 
     def waits(self) -> Waits:
         """Say what the worker waits for."""
-        jobs, _ = self._counts()
+        jobs, unsent = self._counts()
         if trouble := self._trouble or self._turns.trouble:
             return Waits("database", trouble.message)
         if not self._gatekeeper.is_open:
             return Waits("gate", self._gatekeeper.gate.why_closed)
         if met := self._liveness.trouble:
             return waits_of(self._liveness.code, met)
-        if self._turns.keeps_back:
+        if self._turns.pace and self._turns.keeps_back and (unsent or not jobs):
             word, why = self._turns.why()
             return Waits(word, why)
         return Waits() if jobs else Waits("jobs", "nothing is due")

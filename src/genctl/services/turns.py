@@ -27,6 +27,7 @@ from genctl.domain.pace import (
     Recent,
     ServerClock,
     Stock,
+    a_minute,
     plain,
 )
 from genctl.edges.db import Database
@@ -240,7 +241,7 @@ class Turns:
             return "slots", f"{of}, of {self.pace.workers} workers (GENCTL_MAX_IN_FLIGHT)"
         far_s = self.pace.dealt_s - (now - self._read_at)
         free = f", the next one that is free comes in {rough(far_s)}" if far_s > 0 else ""
-        told = f"their turn is not soon: {plain(self.pace.rate)} calls a minute"
+        told = f"their turn is not soon: {a_minute(self.pace.rate)}"
         return "turns", f"{told} of {self.pace.workers} workers{free}"
 
     # For the row
