@@ -57,6 +57,7 @@ SHOWN = {
     "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h",
     "genctl sessions list --status queued", "genctl sessions trace {}", "genctl status", "genctl sweep --dry-run",
     "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json", "genctl tools {}",
+    "genctl workers",
 }  # fmt: skip
 # commands that the tests below type, each where it is printed
 TYPED = {

@@ -23,7 +23,7 @@ TABLE = {
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
         "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
         "pause": ("run:pause", "Close the gate: jobs wait, none fails."),
-        "resume": ("run:resume", "Open the gate, and accept orders with refused values again."),
+        "resume": ("run:resume", "Open the gate, and forget what the provider's refusals have taught."),
     },
     "Send and watch": {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
@@ -34,6 +34,7 @@ TABLE = {
         "report": ("report:report", "Report the failures of a period as Markdown."),
     },
     "Judge": {
+        "workers": ("setup:workers", "List the workers that live, and what each waits for."),
         "status": ("judge:status", "Show how everything stands, and what needs a person."),
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "explain": (
