@@ -18,7 +18,7 @@ from tests.ship.judges import DEPLOY, ROOT, judged
 from genctl import __version__
 from genctl.base.durations import parse_duration
 from genctl.base.settings import TABLE
-from genctl.cli.run import GONE_AFTER_S
+from genctl.cli.output import GONE_AFTER_S
 from genctl.cli.words import usage_mistake
 from genctl.tools.found import found
 
