@@ -81,6 +81,7 @@ dist: writable $(READY) $(SHIP)/.ready ## dist/: wheel and sdist, the same bytes
 sbom: dist ## and the bill of materials of what a user installs: the wheel and what it needs
 	$(PYTHON) -m venv --clear --without-pip .venv-sbom
 	$(SHIP)/bin/pip --python .venv-sbom/bin/python install --quiet --constraint constraints.txt dist/*.whl
+	find .venv-sbom -name direct_url.json -delete # it names a folder of this machine
 	$(SHIP)/bin/cyclonedx-py environment --output-reproducible --output-file dist/genctl.cdx.json .venv-sbom/bin/python
 
 mutate: writable $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)

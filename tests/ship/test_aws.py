@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from urllib.request import Request, urlopen
 
 import boto3
 import pytest
@@ -58,6 +60,14 @@ class Aws:
             aws_access_key_id="test",
             aws_secret_access_key="test",
         )
+
+    @contextmanager
+    def checking_rights(self) -> Iterator[None]:
+        """From the first call on, as long as this lasts: moto counts calls that it lets pass."""
+        url, plain = f"{self.env['AWS_ENDPOINT_URL']}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        urlopen(Request(url, data=b"0", headers=plain)).close()
+        yield
+        urlopen(Request(url, data=b"inf", headers=plain)).close()
 
     def create(self, stack: str, region: str = REGION, **parameters: str) -> dict[str, str]:
         """A stack from the template; its outputs."""
@@ -227,3 +237,22 @@ def test_alarms_are_about_the_dlqs_depth_and_the_age_of_the_oldest_in_both() -> 
     }
     kept_s = resources["DeadLetterQueue"]["Properties"]["MessageRetentionPeriod"]
     assert about["ApproximateAgeOfOldestMessage", "DeadLetterQueue.QueueName"] < kept_s
+
+
+def test_without_rights_one_line_says_so_and_nothing_is_made(aws: Aws) -> None:
+    iam = aws.ask("iam")
+    iam.create_user(UserName="stranger")
+    key = iam.create_access_key(UserName="stranger")["AccessKey"]
+    stranger = boto3.client(
+        "cloudformation",
+        region_name=REGION,
+        endpoint_url=aws.env["AWS_ENDPOINT_URL"],
+        aws_access_key_id=key["AccessKeyId"],
+        aws_secret_access_key=key["SecretAccessKey"],
+    )
+    with aws.checking_rights(), pytest.raises(ClientError) as refused:
+        stranger.create_stack(StackName="refused", TemplateBody=TEMPLATE.read_text())
+    assert "stranger is not authorized to perform: cloudformation:CreateStack" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    stacks = aws.ask("cloudformation").list_stacks()["StackSummaries"]
+    assert "refused" not in {stack["StackName"] for stack in stacks}

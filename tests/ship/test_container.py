@@ -204,7 +204,7 @@ def test_the_bill_of_materials_names_what_is_in_it_by_the_versions_of_the_tests(
     named = {canonicalize_name(one["name"]): one["version"] for one in bill["components"]}
     there = (image.root / "opt").rglob("*.dist-info")
     packages = dict(path.name.removesuffix(".dist-info").rsplit("-", 1) for path in there)
-    held = {canonicalize_name(name): version for name, version in packages.items()}
+    held: dict[str, str] = {canonicalize_name(name): version for name, version in packages.items()}
     assert named == held
     assert held.pop("genctl") == __version__
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
