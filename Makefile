@@ -75,7 +75,7 @@ seal: ## adds the new migrations to migrations/SHA256SUMS: from then on they nev
 
 dist: writable $(READY) $(SHIP)/.ready ## dist/: wheel and sdist, the same bytes from the same commit
 	rm -rf dist
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct || echo 1580601600) $(BIN)/python -m build --no-isolation
 	$(SHIP)/bin/twine check --strict dist/*
 
 sbom: dist ## and the bill of materials of what a user installs: the wheel and what it needs

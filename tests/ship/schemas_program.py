@@ -1,18 +1,20 @@
-"""Hold files against the schemas that come with check-jsonschema and kubernetes-validate, all in one process.
+"""Hold files against the schemas that come with check-jsonschema and others, all in one process.
 
     schemas_program.py SCHEMA=FILE...
 
-SCHEMA is a name of check-jsonschema, or `kubernetes`. It says what is wrong, and exits 1 if anything is.
+SCHEMA is a name of check-jsonschema, `kubernetes`, or `keda` (its models, which ignore what they do not know). It says what is wrong, and exits 1 if anything is.
 """
 
 import json
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import yaml
+from cloudcoil.models.keda import v1alpha1 as keda
 
 VENDOR = resources.files("check_jsonschema") / "builtin_schemas/vendor"
 
@@ -27,7 +29,11 @@ Text.yaml_implicit_resolvers = {
 }
 
 
-def wrong(schema: str, document: object) -> list[str]:
+def wrong(schema: str, document: dict[str, Any]) -> list[str]:
+    if schema == "keda":
+        model = getattr(keda, document["kind"]).model_validate(document)
+        known = model.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return [] if known == document else [f"KEDA knows of this only {known}"]
     if schema == "kubernetes":
         try:
             kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)

@@ -197,8 +197,9 @@ def test_keda_scales_the_worker_and_never_to_none() -> None:
     assert int(trigger["metadata"]["queueLength"]) >= int(worker.args[worker.args.index("--concurrency") + 1])
 
 
-def test_the_schemas_of_compose_and_kubernetes_take_the_files() -> None:
-    judged("python", "tests/ship/schemas_program.py", "compose-spec=compose.yaml", "kubernetes=deploy/kubernetes.yml")  # fmt: skip
+def test_the_schemas_of_compose_kubernetes_and_keda_take_the_files() -> None:
+    files = ("compose-spec=compose.yaml", "kubernetes=deploy/kubernetes.yml", "keda=deploy/keda.yml")
+    judged("python", "tests/ship/schemas_program.py", *files)
 
 
 @pytest.mark.parametrize("part", ["worker", "api", "migrate"])
@@ -251,7 +252,7 @@ def test_the_commands_of_the_page_are_genctls() -> None:
     lines = re.findall(r"^\$ (.*?)(?:  +#.*)?$", page, re.MULTILINE)
     inside = re.compile(rf"(?:docker run .*genctl:{__version__}|docker compose run --rm api|^genctl) (.*)")
     commands = [match[1].replace("--yes", "--yes=").split() for line in lines if (match := inside.search(line))]  # fmt: skip
-    assert len(commands) == 7
+    assert len(commands) == 8
     assert [words for words in commands if usage_mistake(words)] == []
     for file in re.findall(r"(?:--filename|--template-file|file:/|-f) ?/?(deploy/\S+)", page):
         assert (ROOT / file).exists(), file
