@@ -37,6 +37,7 @@ TABLE = {
         "workers": ("setup:workers", "List the workers that live, and what each waits for."),
         "status": ("judge:status", "Show how everything stands, and what needs a person."),
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
+        "health": ("judge:health", "Ask an API or a worker on this machine whether it is well."),
         "explain": (
             "explain:explain",
             "Explain a failure code: verdict, what users read, whether a redrive helps.",
@@ -120,6 +121,8 @@ def _invoke(args: list[str]) -> int:
 
 
 def _own_process() -> None:
+    if not os.path.expanduser("~").startswith("/"):  # noqa: PTH111 - pathlib raises where there is none
+        os.environ["HOME"] = "/"  # as container engines have it for a user without a name
     streams.guard()
     signals.remember()
     if "--debug" not in sys.argv:  # complaints of destructors, threads and libraries
