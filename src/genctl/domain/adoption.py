@@ -32,7 +32,12 @@ EMPTIED: Mapping[str, tuple[str, ...]] = {  # where a run begins, waits or ends
     "credit_accounts": (),
     "credit_reservations": ("released_at", "captured_at"),
 }
-LATER = ("offered_at", "holds")  # columns of generation_sessions, made after the first three files
+LATER = (
+    "offered_at",
+    "holds",
+    "erased_at",
+    "traceparent",
+)  # columns of generation_sessions, made after the first three files
 ROWS = {
     "generation_sessions": "sessions",
     "credit_accounts": "accounts",

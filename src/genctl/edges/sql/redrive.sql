@@ -27,7 +27,7 @@ locked as (
   select s.id, s.user_id, s.run, s.reservation_id as last_reservation, s.error_details,
     i.reservation_id as next_reservation, i.prompt, i.params
   from generation_sessions s join item i on i.session_id = s.id and i.run = s.run
-  where s.status = 'failed' and s.user_id in (select m.user_id from mine m)
+  where s.status = 'failed' and s.erased_at is null and s.user_id in (select m.user_id from mine m)
   order by s.id
   for update of s skip locked
 ),
