@@ -58,9 +58,10 @@ audit: writable .venv-audit/.ready ## known holes of what is installed here, and
 	$(INSTALL) .venv-audit --group audit
 	@touch $@
 
-docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model; docs/schemas/
+docs: writable $(READY) ## what is made: docs/cli.md, docs/runbooks/, runbooks/schema.json, docs/schemas/
 	$(BIN)/python docs/make_runbooks.py
 	$(BIN)/python docs/make_schemas.py
+	$(BIN)/python docs/make_cli.py
 
 mutate: writable $(READY) ## takes out one guard of the protocol at a time: a test must fail each time (docs/mutations.md)
 	$(BIN)/python -m tests.mutate
