@@ -85,7 +85,7 @@ upgrade: writable $(READY) ## constraints.txt with the newest versions that pypr
 	@cp constraints.txt $(VENV)/constraints.before
 	$(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command 'make upgrade' --output-file constraints.txt \
-		pyproject.toml benchmarks/requirements.txt --extra local --group dev --group sdk --group upgrade --group audit
+		pyproject.toml benchmarks/requirements.txt --extra local --extra otel --group dev --group sdk --group upgrade --group audit
 	@diff $(VENV)/constraints.before constraints.txt | grep '^[<>]' || echo 'nothing has changed'
 
 newest: ## the unit tests and the demo with what users get: the newest versions, in a fresh environment

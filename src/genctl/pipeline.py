@@ -44,6 +44,7 @@ from genctl.domain.model import (
     Status,
     Success,
 )
+from genctl.edges import spans
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
 from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
@@ -253,7 +254,8 @@ class Pipeline:
             if hold.stale:  # lost, or its row is locked, and then nobody can tell whose it is
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
-            answer = await self.wire.generate(hold.session, hold.on_send)
+            with spans.span("genctl.call", attempt=hold.session.attempts, model=hold.session.model):
+                answer = await self.wire.generate(hold.session, hold.on_send)
         now, verdicts = datetime.now(UTC), self.limits.verdicts
         provider = self.tool.provider
         said = classify(answer, provider, now=now, verdicts=verdicts, others=self._rules_of_others)
@@ -304,7 +306,9 @@ class Pipeline:
         """
         began_at = time.monotonic()
         settle = self.answers.settle if patient else self.answers.settle_now
-        stored = await settle(session, settlement)
+        code = settlement.details.code if settlement.details else None
+        with spans.span("genctl.settle", parent=session.traceparent, status=settlement.status, code=code):
+            stored = await settle(session, settlement)
         row, notified = Session.of(stored), stored.get("notified", True)
         self.meters.settled(settlement.details, time.monotonic() - began_at)
         if not notified:
@@ -390,8 +394,9 @@ class Pipeline:
 
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
-        message_id = await self.send_copy(body, code, row=row)
-        await self._mark(Mark(row.id, row.run, message_id))
+        with spans.span("genctl.copy", parent=row.traceparent, session=row.id, run=row.run, code=code):
+            message_id = await self.send_copy(body, code, row=row)
+            await self._mark(Mark(row.id, row.run, message_id))
         log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
 
     async def _mark(self, mark: Mark) -> None:
@@ -440,9 +445,16 @@ async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session
     run, LeaseLostError when the run is no longer ours.
     """
     claimed_at = time.monotonic()
-    session = await pipeline.take(job)
+    with spans.span("genctl.claim"):
+        session = await pipeline.take(job)
     if session is None:
         return None
+    with spans.span("genctl.run", parent=session.traceparent, session=session.id, run=session.run):
+        return await _attempted(session, claimed_at, pipeline, turn)
+
+
+async def _attempted(session: Session, claimed_at: float, pipeline: Pipeline, turn: Turn) -> Session:
+    """Make the attempt of a claimed run. Raises as process() does."""
     async with pipeline.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):
             return ended(await pipeline.end(session, answer))
@@ -475,13 +487,15 @@ async def carry(message: Message, pipeline: Pipeline, turn: Turn = at_once) -> S
     except MalformedMessageError as error:
         await pipeline.refuse(message, error.message)
         return None
-    try:
-        row = await process(job, pipeline, turn)
-    except JobProcessingError as error:
-        row = error.session
-    if row is None:
-        pipeline.meters.count("repeated")
-    await pipeline.dispose(message, job, row)
+    parent = message.attributes.get(spans.HEADER)
+    with spans.span("genctl.job", parent=parent, session=job.session_id, run=job.run):
+        try:
+            row = await process(job, pipeline, turn)
+        except JobProcessingError as error:
+            row = error.session
+        if row is None:
+            pipeline.meters.count("repeated")
+        await pipeline.dispose(message, job, row)
     return row
 
 

@@ -19,7 +19,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {  # that genctl reads and writes
 FILLED: Mapping[str, tuple[str, ...]] = {  # in each row that genctl makes
     "generation_sessions": (
         *("id", "user_id", "client_key", "model", "prompt", "params", "status", "reservation_id"),
-        *("created_at", "queued_at", "idempotency_key"),
+        *("created_at", "queued_at", "idempotency_key", "traceparent"),
     ),
     "credit_accounts": ("user_id", "balance"),
     "credit_reservations": ("id", "user_id", "amount", "status", "created_at", "session_id", "run"),
