@@ -46,11 +46,15 @@ def within(found: tuple[ReadableSpan, ...]) -> list[tuple[str, str | None]]:
     return [(span.name, names.get(span.parent.span_id) if span.parent else None) for span in found]
 
 
-async def test_a_job_is_one_trace_from_the_order_to_its_event(kit: Kit, exported: InMemorySpanExporter) -> None:
+async def test_a_job_is_one_trace_from_the_order_to_its_event(
+    exported: InMemorySpanExporter, kit: Kit
+) -> None:
     async with served(kit.settings) as client, client.stream() as ear:
         await ear.ready()
         order = {"prompt": "a secret [scenario:sensitive]"}
-        status, item = await client.ask("POST", f"{BASE}/generations", json=order, headers={"traceparent": ASKED})
+        status, item = await client.ask(
+            "POST", f"{BASE}/generations", json=order, headers={"traceparent": ASKED}
+        )
         assert status == 202
         message = await kit.receive()
         assert message.attributes["traceparent"].startswith(ASKED[:35])
@@ -78,7 +82,7 @@ WHOLE = [
 
 
 async def test_a_redrive_and_a_run_without_its_message_go_on_with_the_trace_of_the_order(
-    kit: Kit, exported: InMemorySpanExporter
+    exported: InMemorySpanExporter, kit: Kit
 ) -> None:
     session = await failed(kit)
     (trace,) = {trace_of(span) for span in exported.get_finished_spans()}
@@ -87,15 +91,21 @@ async def test_a_redrive_and_a_run_without_its_message_go_on_with_the_trace_of_t
     await carry_unasked(Job(1, "seedream4", session.id, 2), kit.pipeline)
     found = exported.get_finished_spans()
     assert {trace_of(span) for span in found} == {trace}
-    assert [name for name, _ in within(found)] == ["genctl.call", "genctl.settle", "genctl.run", "genctl.copy"]
+    assert [name for name, _ in within(found)] == [
+        "genctl.call",
+        "genctl.settle",
+        "genctl.run",
+        "genctl.copy",
+    ]
     assert await kit.work() is None  # its message, which has the context too
     assert {trace_of(span) for span in exported.get_finished_spans()} == {trace}
 
 
-async def test_a_job_whose_order_nobody_traced_makes_no_trace(kit: Kit, exported: InMemorySpanExporter) -> None:
+async def test_a_job_whose_order_nobody_traced_makes_no_trace(
+    exported: InMemorySpanExporter, kit: Kit
+) -> None:
     spans.trace_with(None)
     await kit.enqueue()
-    spans.trace_with(OpenTelemetry(SimpleSpanProcessor(exported)))
     await kit.work()
     assert exported.get_finished_spans() == ()
 
@@ -122,7 +132,9 @@ def test_who_did_not_ask_for_traces_imports_nothing_of_opentelemetry(env: dict[s
     assert done.stdout == "[]\n"
 
 
-def test_who_asks_for_traces_without_the_extra_is_told_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_asks_for_traces_without_the_extra_is_told_once_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "genctl.edges.otel", None)
     assert spans._wanted({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}) is None
     monkeypatch.undo()
@@ -151,18 +163,24 @@ def test_the_processes_of_a_job_are_joined_by_its_trace(place: Place) -> None:
             await ear.ready()
             order = {"prompt": "explicit nudity"}
             headers = {"traceparent": ASKED}
-            assert (await api.client.ask("POST", f"{BASE}/generations", json=order, headers=headers))[0] == 202
+            assert (await api.client.ask("POST", f"{BASE}/generations", json=order, headers=headers))[
+                0
+            ] == 202
             await ear.until(lambda ear: ear.told)
 
     place.sql("insert into credit_accounts (user_id, balance) values ('ann', 9)")
-    with serve(place, **env) as api, place.worker(**env) as worker:
+    with serve(place, 0, "ann", **env) as api, place.worker(**env) as worker:
         asyncio.run(ordered(api))
 
         def whole() -> bool:
-            told = {span["name"] for span in printed(api.running)} | {span["name"] for span in printed(worker)}
+            told = {span["name"] for span in printed(api.running)} | {
+                span["name"] for span in printed(worker)
+            }
             return told >= {name for name, _ in WHOLE}
 
         until_sync(whole)
         both = [printed(api.running), printed(worker)]
     assert {span["context"]["trace_id"] for some in both for span in some} == {f"0x{TRACE:032x}"}
-    assert [{span["resource"]["attributes"]["service.name"] for span in some} for some in both] == [{"genctl"}] * 2
+    assert [{span["resource"]["attributes"]["service.name"] for span in some} for some in both] == [
+        {"genctl"}
+    ] * 2

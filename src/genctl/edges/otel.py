@@ -42,7 +42,13 @@ class OpenTelemetry:
         return one
 
     def span(
-        self, name: str, parent: str | None, facts: Mapping[str, object], *, root: bool, began_ns: int | None
+        self,
+        name: str,
+        parent: str | None,
+        facts: Mapping[str, object],
+        *,
+        root: bool = False,
+        began_ns: int | None = None,
     ) -> AbstractContextManager[object]:
         """Do as spans.span() says."""
         context = None

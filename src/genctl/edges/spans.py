@@ -22,7 +22,13 @@ class Tracing(Protocol):
     """Make spans; genctl.edges.otel does."""
 
     def span(
-        self, name: str, parent: str | None, facts: Mapping[str, object], *, root: bool, began_ns: int | None
+        self,
+        name: str,
+        parent: str | None,
+        facts: Mapping[str, object],
+        *,
+        root: bool = False,
+        began_ns: int | None = None,
     ) -> AbstractContextManager[object]:
         """Do as span() of this module says."""
 
@@ -31,18 +37,25 @@ class Tracing(Protocol):
 
 
 class _Switch:
-    """Hold what this process traces with; `tracing` is None where it does not."""
+    """Hold what this process traces with, once somebody has asked."""
 
     tracing: Tracing | None = None
     is_set = False
 
-    @classmethod
-    def find(cls) -> Tracing | None:
-        cls.tracing, cls.is_set = _wanted(os.environ), True
-        return cls.tracing
-
 
 _OFF = nullcontext()
+
+
+def tracing() -> Tracing | None:
+    """Return what this process traces with; None where it does not."""
+    if not _Switch.is_set:
+        trace_with(_wanted(os.environ))
+    return _Switch.tracing
+
+
+def trace_with(tracing: Tracing | None) -> None:
+    """Trace with this from now on, whatever the environment says."""
+    _Switch.tracing, _Switch.is_set = tracing, True
 
 
 def span(
@@ -53,21 +66,14 @@ def span(
     Without either it opens one only if it may be the `root` of a trace. `facts` become attributes
     `genctl.NAME`. It began at `began_ns` of time.time_ns(), or now.
     """
-    tracing = _Switch.tracing if _Switch.is_set else _Switch.find()
-    if tracing is None:
-        return _OFF
-    return tracing.span(name, parent, facts, root=root, began_ns=began_ns)
+    found = tracing()
+    return found.span(name, parent, facts, root=root, began_ns=began_ns) if found else _OFF
 
 
 def here() -> str | None:
     """Return the W3C context of the current span; None where there is none."""
-    tracing = _Switch.tracing if _Switch.is_set else _Switch.find()
-    return tracing.here() if tracing else None
-
-
-def trace_with(tracing: Tracing | None) -> None:
-    """Trace with this from now on, whatever the environment says."""
-    _Switch.tracing, _Switch.is_set = tracing, True
+    found = tracing()
+    return found.here() if found else None
 
 
 def _wanted(env: Mapping[str, str]) -> Tracing | None:
