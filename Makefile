@@ -73,6 +73,9 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/owed.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/movements.py
+	$(BIN)/python benchmarks/footprint.py rows
+	$(BIN)/python benchmarks/footprint.py notify
+	$(BIN)/python benchmarks/footprint.py connections
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/bridge.py
 	$(BIN)/python benchmarks/bridge.py many
