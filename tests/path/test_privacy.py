@@ -147,6 +147,24 @@ async def test_an_erased_session_gets_no_further_run(kit: Kit) -> None:
     assert (await kit.row(session)).status is Status.FAILED
 
 
+async def test_a_session_that_begins_meanwhile_is_left_as_it_is_and_counted(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look that has found none, and its page."""
+    waiting = await kit.enqueue()
+    found = await privacy._known(kit.db, "ann")
+
+    async def before(*_: object) -> dict[str, Any]:
+        return found | {"live": 0}
+
+    monkeypatch.setattr(privacy, "_known", before)
+    assert await erased(kit) == privacy.Erased(live=1)
+    assert (await kit.row(waiting)).prompt == waiting.prompt
+    (entry,) = await history(kit.db, 1)
+    assert entry["state"] == "stopped"
+    assert entry["goOn"]
+
+
 async def test_a_session_that_somebody_has_locked_is_counted_and_left_for_the_next_time(kit: Kit) -> None:
     session = await failed(kit)
     with locked(kit.settings.dsn(), "generation_sessions"):

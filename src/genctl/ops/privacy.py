@@ -31,12 +31,12 @@ from genctl.tools.found import Tools
 PAGE = 500  # sessions whose rows are locked together
 FIRST, FIRST_ID = "-infinity", UUID(int=0)
 ERASED = "What this said was erased."
-WORDS = {
+SAID = {
     "providerMessage": None,
     "providerBody": None,
     "userMessage": ERASED,
 }  # of error_details, once erased
-DETAILS = sorted({*ErrorDetails.__struct_encode_fields__} - WORDS.keys())  # that stay
+DETAILS = sorted({*ErrorDetails.__struct_encode_fields__} - SAID.keys())  # that stay
 FACTS = (  # that stay of an event, where they are a single value
     *(
         "attempt",
@@ -53,7 +53,7 @@ FACTS = (  # that stay of an event, where they are a single value
     *("providerStatus", "refundedCredits", "requestId", "reserved", "run", "status", "worker"),
 )
 NESTED = ("details", "was")  # of an event: error_details, of which the same stays
-KEPT = {"details": DETAILS, "facts": [*FACTS], "nested": [*NESTED], "instead": as_json(WORDS)}
+KEPT = {"details": DETAILS, "facts": [*FACTS], "nested": [*NESTED], "instead": as_json(SAID)}
 
 Put = Callable[[Mapping[str, Any]], object]  # takes one record
 
