@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent / "cli.md"
 HEAD = """\
 # Commands
 
-`genctl COMMAND -h` shows the same in a terminal. Data goes to stdout, everything else to stderr; [the
+`-h` behind a command shows the same in a terminal. Data goes to stdout, everything else to stderr; [the
 reference](reference.md) has settings, exit codes and JSON.
 
 """

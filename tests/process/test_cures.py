@@ -54,7 +54,7 @@ UNSAID = r"^Missing argument|requires an argument|'…'"
 SHOWN = {
     "genctl -h", "genctl config show", "genctl dlq list", "genctl dlq list{}", "genctl doctor",
     "genctl explain HTTP400", "genctl migrate status", "genctl refunds check", "genctl report --since 1h",
-    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h",
+    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h", "genctl sessions list --user {}",
     "genctl sessions list --status queued", "genctl sessions trace {}", "genctl status", "genctl sweep --dry-run",
     "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json",
 }  # fmt: skip
