@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from genctl.domain.model import GenctlError
-from genctl.services.worker import _open_enough
+from genctl.services.capacity import open_enough
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_the_soft_limit_is_raised_where_it_is_too_low(
     limits: list[tuple[int, int]], jobs: int, soft: int
 ) -> None:
-    _open_enough(jobs)
+    open_enough(jobs)
     assert limits[-1] == (soft, 4096)
 
 
 def test_more_jobs_than_the_hard_limit_allows_are_refused(limits: list[tuple[int, int]]) -> None:
     with pytest.raises(GenctlError, match="10000 jobs at once .* a process may open 4096 here") as caught:
-        _open_enough(10_000)
+        open_enough(10_000)
     assert caught.value.exit_code == 2
     assert "--concurrency" in caught.value.fix
     assert len(limits) == 1
