@@ -69,7 +69,7 @@ async def test_an_export_holds_all_that_is_stored_about_a_user_and_of_nobody_els
 async def test_an_erasure_leaves_ids_codes_costs_and_times_and_no_word(kit: Kit) -> None:
     other = await failed(kit, "sensitive", user="bob")
     sessions = await life_of(kit)
-    with pytest.raises(GenctlError, match="1 sessions of ann wait") as caught:
+    with pytest.raises(GenctlError, match="1 live session of ann") as caught:
         await erased(kit)
     assert caught.value.exit_code == 1
     assert (await kit.row(sessions[0])).prompt == sessions[0].prompt

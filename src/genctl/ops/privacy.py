@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from genctl.base.person import Note
+from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.envelopes import UUID as UUID_SHAPE
@@ -121,13 +122,13 @@ async def erase(settings: Settings, user: str, purpose: Purpose, *, progress: Pr
             pattern = f"%--user {like_prefix(shlex.quote(user) + ' ')}"
             done.commands = await _count(db, "erase_bulk_work", user=user, pattern=pattern, uuid=UUID_SHAPE)
             if left := done.live + done.locked:
-                work.stop(f"{left} sessions are not erased: they live, or somebody has locked them")
+                work.stop(f"{many(left, 'session')} began meanwhile, or somebody has locked them")
     return done
 
 
 def live(user: str, count: int) -> GenctlError:
     """Say that sessions of the user live, so that nothing is erased."""
-    told = f"{count} sessions of {user} wait or are being made, and nothing was erased"
+    told = f"nothing was erased, because of {many(count, 'live session')} of {user}"
     fix = f"wait for their end, or cancel them: `genctl sessions list --user {shlex.quote(user)}`"
     return GenctlError("SessionsLive", told, fix, exit_code=1)
 
