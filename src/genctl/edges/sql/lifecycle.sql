@@ -37,8 +37,7 @@ traced as (
   select m.session_id, 1, 'enqueued', jsonb_build_object('reserved', m.amount) from made m
 )
 insert into generation_sessions as s
-  (id, user_id, client_key, model, prompt, params, status, reservation_id, created_at, queued_at, idempotency_key,
-   traceparent)
+  (id, user_id, client_key, model, prompt, params, status, reservation_id, created_at, queued_at, idempotency_key, traceparent)
 select m.session_id, m.user_id, m.client_key, m.model, m.prompt, coalesce(m.params, '{}'), 'queued', m.reservation_id,
   now(), now(), m.idempotency_key, m.traceparent
 from made m
