@@ -1,10 +1,12 @@
 """A worker may open the files that its jobs take, or says that it may not."""
 
 import resource
+from pathlib import Path
 
 import pytest
 
 from genctl.domain.model import GenctlError
+from genctl.services import capacity
 from genctl.services.capacity import open_enough
 
 
@@ -31,3 +33,29 @@ def test_more_jobs_than_the_hard_limit_allows_are_refused(limits: list[tuple[int
     assert caught.value.exit_code == 2
     assert "--concurrency" in caught.value.fix
     assert len(limits) == 1
+
+
+@pytest.mark.parametrize(
+    ("hard", "memory", "jobs"),
+    [
+        (20_000, "max", capacity.USUAL),
+        (resource.RLIM_INFINITY, str(2**34), capacity.USUAL),
+        (340, "max", 200),
+        (20_000, str(160 * 2**20), 256),
+        (20_000, str(64 * 2**20), capacity.LEAST),
+        (50, "max", capacity.LEAST),
+    ],
+)
+def test_as_many_jobs_as_memory_and_files_allow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hard: int, memory: str, jobs: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
+    capacity.CGROUP.write_text(f"{memory}\n")
+    assert capacity.usual_jobs() == jobs
+
+
+def test_what_suits_a_process_may_be_opened(limits: list[tuple[int, int]]) -> None:
+    limits.append((256, 400))
+    open_enough(capacity.usual_jobs())
+    assert limits[-1][0] <= 400
