@@ -22,7 +22,8 @@ from genctl.base import log
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.edges import migrate
-from genctl.edges.sqs import Outgoing, Sqs
+from genctl.edges.sqs import Sqs
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.ops.redrive import BATCH, LANES, Redrive, RedriveOptions
 from genctl.ops.stack.postgres import Postgres
 

@@ -32,7 +32,8 @@ import stage
 
 from genctl.base import log
 from genctl.edges import migrate
-from genctl.edges.sqs import Outgoing, Sqs
+from genctl.edges.sqs import Sqs
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.ops.stack.postgres import Postgres
 
 ROUNDS = 5
@@ -248,7 +249,7 @@ def _between(conn: psycopg.Connection, looks: Sequence[Look], memory_mb: float) 
     ).fetchone()
     assert done
     seconds, (worked, there) = last.at - first.at, (last.machine_s[n] - first.machine_s[n] for n in (0, 1))
-    cpu_ms = {part: (last.cpu_s[part] - first.cpu_s[part]) / done[0] * 1000 for part in PARTS}
+    cpu_ms = {part: (last.cpu_s[part] - taken) / done[0] * 1000 for part, taken in first.cpu_s.items()}
     return Took(done[0] / seconds, cpu_ms, worked / there, memory_mb)
 
 

@@ -48,7 +48,8 @@ from genctl.domain.model import (
 )
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
 from genctl.tools import Tool
 from genctl.tools.found import Tools

@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from pathlib import Path
@@ -43,7 +43,8 @@ def sources(url: str, folder: Path) -> dict[str, dict[str, str]]:
     (folder / ".aws" / "config").write_text(
         f"[profile static]\n{KEYS}"
         f"[profile role]\nrole_arn = {ROLE}\nsource_profile = static\n"
-        "[profile process]\ncredential_process = sleep 600\n"
+        "[profile process]\ncredential_process = sh -c 'sleep 600; true'\n"
+        f"[profile role-of-process]\nrole_arn = {ROLE}\nsource_profile = process\n"
         "[sso-session nobody]\nsso_region = us-east-1\n"
         f"sso_start_url = {SSO}\n"
         "[profile sso]\nsso_session = nobody\nsso_account_id = 123456789012\nsso_role_name = worker\n"
@@ -51,6 +52,7 @@ def sources(url: str, folder: Path) -> dict[str, dict[str, str]]:
     return {
         "assume-role": {"AWS_PROFILE": "role", "AWS_ENDPOINT_URL_STS": url},
         "credential_process": {"AWS_PROFILE": "process"},
+        "assume-role from credential_process": {"AWS_PROFILE": "role-of-process"},
         "sso": {"AWS_PROFILE": "sso", "AWS_ENDPOINT_URL_SSO": url},
         "web identity": {
             "AWS_WEB_IDENTITY_TOKEN_FILE": str(folder / "token"),
@@ -90,6 +92,7 @@ def test_a_command_says_that_a_source_of_credentials_hangs(
             error = json.loads(command.texts()[1].splitlines()[-1])["error"]
             assert error["code"] in {"CredentialsSlow", "AwsMisconfigured"}, (name, error)
             assert error["fix"]
+    assert left_behind(place) == []
 
 
 def test_doctor_and_status_name_a_source_that_hangs(place: Place, hanging: dict[str, dict[str, str]]) -> None:
@@ -116,10 +119,13 @@ def test_a_signal_ends_a_command_whatever_source_hangs(
     for name, env in hanging.items():
         with place.start("dlq", "list", **env) as command:
             until_sync(lambda command=command: is_looking(command))  # type: ignore[misc]
+            if "process" in name:
+                until_sync(lambda: len(left_behind(place)) == 2)  # a shell, and what it has started
             began = time.monotonic()
             command.process.send_signal(signal.SIGINT)
             assert command.process.wait(10) == 130, (name, command.texts())
             assert time.monotonic() - began < ENDED_WITHIN_S
+    assert left_behind(place) == []
 
 
 def test_a_signal_ends_a_command_whose_login_token_hangs(
@@ -144,10 +150,24 @@ def test_a_worker_that_looks_for_credentials_ends_when_it_is_told_to(
 ) -> None:
     with place.start("worker", **hanging[name]) as worker:
         until_sync(lambda: is_looking(worker))
+        if "process" in name:
+            until_sync(lambda: len(left_behind(place)) == 2)
         began = time.monotonic()
         worker.process.send_signal(signal.SIGTERM)
         assert worker.process.wait(10) == 0, worker.texts()
         assert time.monotonic() - began < ENDED_WITHIN_S
+    assert left_behind(place) == []
+
+
+def left_behind(place: Place) -> list[str]:
+    """The command lines of the processes that were started here and live."""
+    home = f"HOME={place.env['HOME']}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if home in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def is_looking(command: Running) -> bool:

@@ -100,6 +100,21 @@ def test_a_server_that_is_silent_for_long_costs_no_second_call(server: Postgres,
     ended_right(place)
 
 
+def test_a_stop_does_not_wait_for_a_server_that_is_frozen(server: Postgres, place: Place) -> None:
+    """With a call under way it lasts as long as its grace; nobody can store that call's answer."""
+    with place.worker("--grace", "4s") as busy:
+        place.until_called(place.enqueue("slow-success", user="long"))
+        with place.worker("--grace", "1h") as idle, frozen(server):
+            began = time.monotonic()
+            for worker in (idle, busy):
+                worker.process.send_signal(signal.SIGTERM)
+            assert idle.end() == 0
+            assert time.monotonic() - began < 3
+            assert busy.end() == 0
+            assert 4 <= time.monotonic() - began < 7
+    assert busy.events("session.answer.unsettled") or busy.events("worker.left")
+
+
 @contextmanager
 def frozen(server: Postgres) -> Iterator[None]:
     assert server.child

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from genctl.cli.command import TimeLimit
     from genctl.cli.formats import Writer
     from genctl.edges.db import Database
+    from genctl.services.processes import Parent
 
 LIMIT_S = 2.5  # a command exits so long after a signal, whatever hangs
+GONE_AFTER_S = 1.8  # a service that has nothing to finish, likewise
 
 T = TypeVar("T")
 
@@ -177,6 +179,21 @@ class Output:
         self.limit = None  # what it asks runs for ever
         with suppress(Stopped):  # (its loop takes a tenth less CPU for an event or a job)
             self.run(work, limit_s=None, gone_after_s=gone_after_s, loop=uvloop.new_event_loop)
+
+    def serve_many(self, parent: "Parent") -> int:
+        """Run the processes of a service; return the exit code, in the parent and in each of them."""
+        import uvloop  # noqa: F401 (once, for all processes)
+
+        from genctl.base import log
+        from genctl.cli.running import heeded
+
+        log.configure(self.settings.log, self.settings.log_level)
+        with heeded(parent.heed):
+            came = parent.tend()
+        if isinstance(came, int):
+            return came
+        self.serve(came, gone_after_s=GONE_AFTER_S)
+        return 0
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
         """Run work that needs only the database. Raises GenctlError (exit 3) when it cannot be reached."""

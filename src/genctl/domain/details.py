@@ -218,10 +218,11 @@ _TIDY = (
     (re.compile(r"(?<!\.)([.!?。！？])[.,;](?= |$)"), r"\1"),
     (re.compile(r" {2,}"), " "),
 )
-_KNOWN_ID = re.compile(r"[(\[][^()\[\]\0]{0,40}\0[^()\[\]\0]{0,10}[)\]]|\0")  # NUL stands for the id
+_ASIDE_ID = re.compile(r"[(\[][^()\[\]\0]{0,40}\0[^()\[\]\0]{0,10}[)\]]")  # NUL stands for the id
 _LOOSE_END = " ,;:-–—(（[【|，；：、"
 _CHINESE = re.compile(r"[\u3001-\u9fff\uff01-\uff60]")
 _MAX_PASSES = 6
+_KNOWN_ID = "0" * 32
 SHORTEST_ID = 8  # characters of a request id that we remove by its value
 
 
@@ -248,7 +249,8 @@ def _for_people(text: str, keys: str, request_id: str | None) -> str:
 def _cleaned(text: str, keys: str, request_id: str | None) -> str:
     text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text)), keys)
     if request_id and len(request_id) >= SHORTEST_ID:
-        text = _KNOWN_ID.sub(" ", text.replace(request_id, "\0"))
+        text = _ASIDE_ID.sub(" ", text.replace(request_id, "\0"))
+        text = text.replace("\0", _KNOWN_ID)  # its label goes with it, as that of any other
     return _tidied(text)
 
 
@@ -259,7 +261,7 @@ def _tidied(text: str) -> str:
         return ""
     text = re.sub(r"[^\S\n]+", " ", _BANNER.sub(" ", _TAG.sub(" ", text)))
     text = " ".join(map(_without_advice, _SENTENCE_END.split(text)))
-    text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text))
+    text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text)).replace(_KNOWN_ID, " ")
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     text = text.lstrip(" ,;:.)-–—|，；：、。）】").rstrip(_LOOSE_END)

@@ -40,7 +40,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "tool_gates": KEEP,
         "refused_traits": ("select", "update", "delete"),
         "revoked_tokens": ALL,
-        "bulk_work": KEEP,
+        "bulk_work": ALL,
         "genctl_migrations": READ,
     },
 }

@@ -5,6 +5,7 @@ REQUESTS_CA_BUNDLE beside the CAs of this machine.
 """
 
 import os
+import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,22 +31,37 @@ def session(
     tls: ssl.SSLContext | None = None,
     traces: Sequence[aiohttp.TraceConfig] = (),
     auto_decompress: bool = True,
+    keepalive: bool = False,
 ) -> aiohttp.ClientSession:
     """Make a session for requests to `base`, through the proxy that is set for it.
 
-    Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be read.
+    `keepalive` is TCP's. Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be
+    read.
     """
     trust: ssl.SSLContext | bool = tls or True
     if tls is None and base.startswith("https:"):
         trust = usual_trust(os.environ.get(CA_VARIABLE) or None)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=trust),
+        connector=aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=KEEPALIVE_S,
+            ssl=trust,
+            socket_factory=_probed_socket if keepalive else None,
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy_of(base),
         skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
         trace_configs=list(traces),
         auto_decompress=auto_decompress,
     )
+
+
+def _probed_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket whose other end TCP asks from time to time whether it lives."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return made
 
 
 def proxy_of(base: str) -> str | None:

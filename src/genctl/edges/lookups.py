@@ -1,5 +1,7 @@
 """Look things up in a thread that is nobody else's: one at a time, with a deadline, keeping no process alive.
 
+A process that a look-up has started ends with the wait for it.
+
 Where AWS credentials come from may hang: an STS that accepts and never answers, a credential_process that
 waits. In asyncio's executor such a look-up holds up the names of hosts, and at last the end of the process.
 """
@@ -10,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
+
+from genctl.base import children
 
 T = TypeVar("T")
 
@@ -49,20 +53,26 @@ class Lookups:
         self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy_since: float | None = None  # monotonic
+        self._current: _Asked | None = None
         self._starting = threading.Lock()
 
     async def look(self, work: Callable[[], T], *, within_s: float) -> T:
         """Return what `work` returns. Raises TimeoutError after so many seconds, and what `work` raises.
 
-        Work that has begun goes on after the time-out, and what it changes then counts.
+        Work that has begun goes on after the time-out without the processes that it has started, and what it
+        changes then counts.
         """
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
+        asked = _Asked(work, loop, loop.create_future())
         with self._starting:
             self._have_a_thread()
-            self._asked.put(_Asked(work, loop, answer))
-        async with asyncio.timeout(within_s):
-            return await answer
+            self._asked.put(asked)
+        try:
+            async with asyncio.timeout(within_s):
+                return cast("T", await asked.answer)
+        finally:
+            if self._current is asked:  # it has not ended
+                children.end_all()
 
     def busy_s(self) -> float:
         """Return the seconds for which a look-up has been under way; 0: none is."""
@@ -85,8 +95,10 @@ class Lookups:
             one = asked.get()
             if asked is not self._asked:  # this thread was lost
                 return
-            self._busy_since = time.monotonic()
+            self._busy_since, self._current = time.monotonic(), one
             one.carry_out()
+            if self._current is one:
+                self._current = None
             if asked is not self._asked:
                 return
             self._busy_since = None

@@ -5,7 +5,7 @@ import resource
 from pathlib import Path
 
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import BATCH
+from genctl.edges.sqs_shapes import BATCH
 
 USUAL = 512  # jobs of 10 to 60 s keep a process at a small part of a core with so many
 LEAST = 16

@@ -17,7 +17,7 @@ import structlog
 
 from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, Job
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.pipeline import Pipeline
 
 USERS = 40  # whom one look walks past
