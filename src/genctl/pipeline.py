@@ -13,6 +13,7 @@ with each claim, proves whose session it is.
 import asyncio
 import os
 import random
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -183,7 +184,7 @@ class Pipeline:
                 tool=tool,
                 others=[like for other in tools if other.name != tool.name for like in other.like],
                 wire=wire,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
+                worker=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
                 meters=meters,
             )
             if reached:

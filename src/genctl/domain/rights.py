@@ -18,6 +18,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "session_events": ("select", "insert", "delete"),
         "tool_gates": KEEP,
         "refused_traits": ALL,
+        "tool_paces": KEEP,
+        "tool_workers": ALL,
     },
     "api": {
         "generation_sessions": KEEP,
@@ -41,6 +43,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "refused_traits": ("select", "update", "delete"),
         "revoked_tokens": ALL,
         "bulk_work": ALL,
+        "tool_paces": ("select", "update"),
+        "tool_workers": READ,
         "genctl_migrations": READ,
     },
 }
