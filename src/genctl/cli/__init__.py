@@ -49,6 +49,9 @@ TABLE = {
         "credits": ("credits:credits_", "Show a user's credits, grant some, or mend them."),
         "refunds": ("credits:refunds", "Prove from the rows that every refund was made once."),
     },
+    "Personal data": {
+        "privacy": ("privacy:privacy", "Hand out what is stored about a user, or erase what it says."),
+    },
     "Check": {
         "runbook": ("runbook:runbook", "Run the steps that an incident asks for, or read them."),
         "smoke": ("smoke:smoke", "Judge a deployment by one job that fails, hop by hop."),
