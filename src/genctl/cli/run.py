@@ -191,7 +191,9 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
         raise click.UsageError("--for 0s would close nothing: give a longer time")
     tool = _tool(out)
     out.target()
-    _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who())))
+    closed = out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who()))
+    terminal.note("what a worker receives within the next two seconds may still run; later jobs wait")
+    _show(out, closed)
 
 
 @click.command(

@@ -443,7 +443,7 @@ async def serve(
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
     for more jobs than this process may have files.
     """
-    concurrency = concurrency or usual_jobs()
+    concurrency = concurrency or usual_jobs(forked.count if forked else 1)
     open_enough(min(concurrency, settings.max_in_flight or concurrency))
     check_timeout(settings)  # even without a sweeper here, as others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
