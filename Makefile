@@ -65,9 +65,10 @@ audit: writable .venv-audit/.ready ## known holes of what is installed here, and
 	$(INSTALL) .venv-audit --group audit
 	@touch $@
 
-docs: writable $(READY) ## docs/runbooks/ and runbooks/schema.json, from the runbooks and their model; docs/schemas/
+docs: writable $(READY) ## what is made: docs/cli.md, docs/runbooks/, runbooks/schema.json, docs/schemas/
 	$(BIN)/python docs/make_runbooks.py
 	$(BIN)/python docs/make_schemas.py
+	$(BIN)/python docs/make_cli.py
 
 seal: ## adds the new migrations to migrations/SHA256SUMS: from then on they never change
 	@cd migrations && sha256sum --check --quiet SHA256SUMS
@@ -94,6 +95,9 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/owed.py
 	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python benchmarks/movements.py
+	$(BIN)/python benchmarks/footprint.py rows
+	$(BIN)/python benchmarks/footprint.py notify
+	$(BIN)/python benchmarks/footprint.py connections
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/bridge.py
 	$(BIN)/python benchmarks/bridge.py many
@@ -108,7 +112,7 @@ upgrade: writable $(READY) ## constraints.txt with the newest versions that pypr
 	@cp constraints.txt $(VENV)/constraints.before
 	$(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 --no-annotate \
 		--custom-compile-command 'make upgrade' --output-file constraints.txt \
-		pyproject.toml benchmarks/requirements.txt --extra local --group dev --group sdk --group upgrade --group audit --group ship
+		pyproject.toml benchmarks/requirements.txt --extra local --extra otel --group dev --group sdk --group upgrade --group audit --group ship
 	@diff $(VENV)/constraints.before constraints.txt | grep '^[<>]' || echo 'nothing has changed'
 
 newest: ## the unit tests and the demo with what users get: the newest versions, in a fresh environment

@@ -13,6 +13,7 @@ from genctl.domain import adoption
 from genctl.domain.model import PROBE, Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.rights import OF_KEY, RIGHTS
+from genctl.domain.workers import WorkerSeen, by_tool, differences
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 FILLFACTOR = "fillfactor=90"  # of a migration
@@ -269,6 +270,18 @@ def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding
     fix = "mend or uninstall its package"
     found = [Finding("tools", ERROR, f"{name} cannot be used: {why}", fix) for name, why in troubles.items()]
     return found or [Finding("tools", OK, ", ".join(usable))]
+
+
+def of_workers(workers: Sequence[WorkerSeen]) -> list[Finding]:
+    """Judge the workers that live: those of a tool should be alike."""
+    found = [
+        Finding(
+            "workers", WARNING, f"{tool}: {told}", "start them alike, by the same genctl: `genctl workers`"
+        )
+        for tool, those in by_tool(workers).items()
+        for told in differences(those)
+    ]
+    return found or [Finding("workers", OK, f"{len(workers)} live" if workers else "none lives")]
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:

@@ -24,7 +24,7 @@ from genctl.domain.rights import RIGHTS
 from genctl.edges import credentials, deadline, http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
-from genctl.ops import peer
+from genctl.ops import peer, workers
 from genctl.ops.sending import send_through
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
@@ -205,6 +205,11 @@ async def _tools(settings: Settings) -> list[Finding]:
     return findings.of_tools([*tools.by_name], tools.troubles)
 
 
+async def _workers(settings: Settings) -> list[Finding]:
+    async with Database.open(settings.dsn(), size=1) as db:
+        return findings.of_workers((await workers.look(db, Tools.of(settings))).workers)
+
+
 async def _provider(settings: Settings) -> list[Finding]:
     tool = Tools.of(settings).named(settings.tool)
     async with Wire(tool, longest_s=settings.provider_timeout_s) as wire:
@@ -257,6 +262,7 @@ CHECKS: Checks = {
     "migrations": _migrations,
     "sqs": _queues,
     "tools": _tools,
+    "workers": _workers,
     "provider": _provider,
     "api": _api,
     "files": _files,
