@@ -52,6 +52,8 @@ declare
                             "operator": "select, insert, update", "auditor": "select"},
     "refused_traits":      {"worker": "select, insert, update, delete", "api": "select, update",
                             "operator": "select, update, delete", "auditor": "select"},
+    "tool_paces":          {"worker": "select, insert, update", "operator": "select, update", "auditor": "select"},
+    "tool_workers":        {"worker": "select, insert, update, delete", "operator": "select", "auditor": "select"},
     "spent_tickets":       {"api": "select, insert, update, delete"},
     "revoked_tokens":      {"api": "select, insert, update, delete", "operator": "select, insert, update, delete",
                             "auditor": "select"},

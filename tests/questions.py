@@ -38,6 +38,7 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("smoke_account", "smoke_lock", "smoke_book", "smoke_move"),
     *("spend_ticket", "revoke_token", "revoke_tokens_of", "revocations", "note_refusals", "refused_traits_of"),
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
+    *("lock_pace", "deal_turns", "teach_pace", "forget_pace", "paces", "note_worker", "forget_worker", "workers"),
     *("begin_bulk_work", "note_bulk_work", "bulk_work", "traits_of_user", "erase_traits"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for
@@ -129,6 +130,7 @@ def questions(count: int) -> dict[str, Question]:
         "status: kept": Question("answers_kept"),
         "status: queue of NOTIFY": Question("notify_queue"),
         "status: by code": Question("failures_by_code", {"most": 1000}),
+        "status: strangers": Question("strangers", {"most": 5000, "limit": 1000}, most=20_000, why="what is processed now"),
         "status: first seen": Question("first_seen", {"codes": ["RareTrouble", "Timeout", *(f"No{n}" for n in range(98))]}),
         "verdicts: a page": Question("judged_failures", spans | {"after": None, "limit": 100}),
         "verdicts: the next page": Question("judged_failures", spans | {"after": session, "limit": 100}),

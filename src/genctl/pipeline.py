@@ -13,6 +13,7 @@ with each claim, proves whose session it is.
 import asyncio
 import os
 import random
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -189,7 +190,7 @@ class Pipeline:
                 tool=tool,
                 others=[like for other in tools if other.name != tool.name for like in other.like],
                 wire=wire,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
+                worker=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
                 meters=meters,
                 tracing=spans.tracing(),
             )

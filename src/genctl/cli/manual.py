@@ -19,6 +19,7 @@ PAGES = (
     "failures",
     "gate",
     "operating",
+    "pace",
     "runbooks",
     "scaling",
     "scenarios",

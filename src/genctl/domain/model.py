@@ -164,6 +164,7 @@ class Session(StoredSession, frozen=True):
     refunded: int = 0  # credits of it that the release gave back
     from_dead_lease: bool = False  # this claim has taken it from a worker that fell silent
     spent: bool = False  # this claim has found the attempts used up, and counts none
+    claimed_by: str | None = None  # the worker of this run's last claim, if the statement reads it
     kept: Any = None  # an answer of this run that the trace keeps, as the database refused its settle
 
     @classmethod

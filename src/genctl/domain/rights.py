@@ -19,6 +19,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "tool_gates": KEEP,
         "refused_traits": ALL,
         "genctl_migrations": READ,
+        "tool_paces": KEEP,
+        "tool_workers": ALL,
     },
     "api": {
         "generation_sessions": KEEP,
@@ -42,6 +44,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "refused_traits": ("select", "update", "delete"),
         "revoked_tokens": ALL,
         "bulk_work": ALL,
+        "tool_paces": ("select", "update"),
+        "tool_workers": READ,
         "genctl_migrations": READ,
     },
 }

@@ -15,10 +15,13 @@ JOB_BYTES = 128 * 2**10  # a waiting job takes about 20 KB; an answer of the pro
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container, as it sees itself
 
 
-def usual_jobs() -> int:
-    """Return how many jobs at once suit this process: `USUAL`, or as many as its memory and files allow."""
+def usual_jobs(processes: int = 1) -> int:
+    """Return how many jobs at once suit a process: `USUAL`, or as many as its memory and files allow.
+
+    So many `processes` share the memory.
+    """
     files = (_hard_limit() - FILES) * BATCH // (BATCH + 2)
-    return max(LEAST, min(USUAL, files, (_memory() - WORKER_BYTES) // JOB_BYTES))
+    return max(LEAST, min(USUAL, files, (_memory() // processes - WORKER_BYTES) // JOB_BYTES))
 
 
 def open_enough(jobs: int) -> None:
