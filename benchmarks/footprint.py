@@ -107,8 +107,8 @@ def connections() -> None:
             with psycopg.connect(dsn, autocommit=True) as conn:
                 while True:
                     for name, count in conn.execute(
-                        "select application_name, count(*) from pg_stat_activity"
-                        " where application_name in ('genctl', 'genctl listener') group by 1"
+                        "select coalesce(nullif(split_part(application_name, ' ', 2), ''), 'worker'), count(*) from pg_stat_activity"
+                        " where starts_with(application_name, 'genctl') group by 1"
                     ):
                         most[name] = max(most.get(name, 0), count)
                     (left,) = conn.execute(
