@@ -18,9 +18,9 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "session_events": ("select", "insert", "delete"),
         "tool_gates": KEEP,
         "refused_traits": ALL,
-        "genctl_migrations": READ,
         "tool_paces": KEEP,
         "tool_workers": ALL,
+        "genctl_migrations": READ,
     },
     "api": {
         "generation_sessions": KEEP,
