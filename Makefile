@@ -78,6 +78,8 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/worker.py
 	$(BIN)/python benchmarks/worker.py scale
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/processes.py calls
 
 upgrade: writable $(READY) ## constraints.txt with the newest versions that pyproject.toml allows; shows what has changed
 	$(INSTALL) $(VENV) --group upgrade

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,13 +31,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def emulator() -> Iterator[str]:
-    """fauxqs; its endpoint."""
+def emulator() -> Iterator[tuple[str, int]]:
+    """fauxqs; its endpoint and its process."""
     port = free_port()
     env = os.environ | {"FAUXQS_PORT": str(port), "FAUXQS_LOGGER": "false"}
     with subprocess.Popen([FAUXQS], env=env, stdout=subprocess.DEVNULL) as process:
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
 
@@ -62,14 +62,33 @@ def peak_mb(pid: int | str = "self") -> float:
     return int(peak[1]) / 1024 if peak else 0.0
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds of processor time that a process and its children have taken so far."""
-    took = 0.0
+def cpu_s(roots: Mapping[str, int]) -> dict[str, float]:
+    """Seconds of processor time that each of these processes has taken so far, with all its descendants."""
+    parents: dict[int, int] = {}
+    took: dict[int, float] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(") ")[2].split()
         except OSError:  # it has ended meanwhile
             continue
-        if pid in {int(stat.parent.name), int(fields[1])}:
-            took += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return took
+        pid = int(stat.parent.name)
+        parents[pid] = int(fields[1])
+        took[pid] = sum(map(int, fields[11:15])) / os.sysconf(
+            "SC_CLK_TCK"
+        )  # also of children that have ended
+    sums = dict.fromkeys(roots, 0.0)
+    names = {pid: name for name, pid in roots.items()}
+    for pid, seconds in took.items():
+        root = pid
+        while root in parents and root not in names:
+            root = parents[root]
+        if root in names:
+            sums[names[root]] += seconds
+    return sums
+
+
+def machine_s() -> tuple[float, float]:
+    """Seconds for which the machine's processors have worked, and have been there."""
+    times = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (sum(times) - times[3] - times[4]) / ticks, sum(times) / ticks

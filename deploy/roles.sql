@@ -56,7 +56,7 @@ declare
     "spent_tickets":       {"api": "select, insert, update, delete"},
     "revoked_tokens":      {"api": "select, insert, update, delete", "operator": "select, insert, update, delete",
                             "auditor": "select"},
-    "bulk_work":           {"operator": "select, insert, update", "auditor": "select"},
+    "bulk_work":           {"operator": "select, insert, update, delete", "auditor": "select"},
     "genctl_migrations":   {"api": "select", "operator": "select", "auditor": "select"}
   }';
   part text;

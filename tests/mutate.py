@@ -249,7 +249,7 @@ MUTANTS = (
            ' and row["due_at"] is not None', "",
            "ownership::test_a_failure_that_came_late_is_kept_in_the_trace"),
     Mutant("stop: a known answer is stored", "answers.py", None,
-           "if await last_words(storing) is None and", "if storing.cancel() and",
+           "if await last_words(storing, LAST_TRY_S) is None and", "if storing.cancel() and",
            "ownership::test_a_retry_that_meets_a_stop_is_stored_as_what_is_known"),
     Mutant("stop: a job is cancelled once", "services/worker.py", None,
            "if not task.cancelling():", "if True:",

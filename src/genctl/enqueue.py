@@ -12,7 +12,8 @@ from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check
 from genctl.edges.db import Database, as_json
 from genctl.edges.deadline import lock_s
-from genctl.edges.sqs import Outgoing, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.ledger import WAIT_S, movement
 from genctl.run import apart
 

@@ -25,11 +25,13 @@ from uuid import UUID
 import structlog
 
 from genctl.answers import Answers, Refusal, kept_answer, last_words
+from genctl.base import log as lines
 from genctl.base.batch import Together
 from genctl.base.others import rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
-from genctl.domain.classify import backoff_s, classify, ours
+from genctl.domain.classifier import Classifier
+from genctl.domain.classify import backoff_s, ours
 from genctl.domain.model import (
     Category,
     ErrorDetails,
@@ -47,7 +49,8 @@ from genctl.domain.model import (
 )
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
 from genctl.tools import Tool
 from genctl.tools.found import Tools
@@ -138,7 +141,8 @@ class Pipeline:
         self.meters = meters
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
-        self._rules_of_others = rules_of_others()  # codes that another provider sends behind ours
+        # a gateway may send the codes of other providers behind ours
+        self._classify = Classifier(tool.provider, verdicts=limits.verdicts, others=rules_of_others())
         self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
 
@@ -255,10 +259,7 @@ class Pipeline:
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
             answer = await self.wire.generate(hold.session, hold.on_send)
-        now, verdicts = datetime.now(UTC), self.limits.verdicts
-        provider = self.tool.provider
-        said = classify(answer, provider, now=now, verdicts=verdicts, others=self._rules_of_others)
-        result = details.without_secrets(said, provider.key_shape)
+        result = self._classify(answer, now=datetime.now(UTC))
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result
@@ -393,7 +394,7 @@ class Pipeline:
         """Send the DLQ copy that a failed row owes, and mark it."""
         message_id = await self.send_copy(body, code, row=row)
         await self._mark(Mark(row.id, row.run, message_id))
-        log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
+        lines.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
 
     async def _mark(self, mark: Mark) -> None:
         """Mark the copy as sent; wait a while if another transaction has locked the row."""
@@ -506,13 +507,13 @@ def _log_settled(row: Session, *, notified: bool) -> None:
     if not notified:
         log.warning("session.notify.refused", **whose, fix="genctl status")
     if row.status is Status.COMPLETED:
-        log.info("session.completed", **whose)
+        lines.info("session.completed", **whose)
         return
     stored = row.details
     facts = {name: stored.get(name) for name in ("code", "refundedCredits")}  # triggers may change them
-    log.info("session.failed.updated", **whose, **facts)
+    lines.info("session.failed.updated", **whose, **facts)
     if notified:
-        log.info("session.failed.notify.sent", **whose)
+        lines.info("session.failed.notify.sent", **whose)
 
 
 def _trace(session: Session, result: Success | Failure) -> dict[str, Any]:

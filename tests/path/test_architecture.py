@@ -11,7 +11,7 @@ from tests.ears import served
 from tests.kit import Kit
 
 import genctl
-from genctl.edges.db import statements
+from genctl.edges.statements import statements
 from genctl.pipeline import Pipeline, carry
 
 MOST = 16  # files to the DLQ copy

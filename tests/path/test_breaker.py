@@ -26,7 +26,7 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.edges.sqs import Outgoing
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.pipeline import Pipeline
 from genctl.services import simulator
 from genctl.services.gatekeeper import Gatekeeper

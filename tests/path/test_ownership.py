@@ -30,7 +30,7 @@ from genctl.domain.model import (
 )
 from genctl.edges.db import Statement, as_json
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.edges.sqs import BATCH, Message, Outgoing
+from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
 from genctl.run import Hold
 from genctl.services.liveness import Liveness, telling

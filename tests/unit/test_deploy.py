@@ -251,14 +251,14 @@ def test_the_piles_are_those_that_the_database_tells() -> None:
 
 
 def test_the_end_of_a_worker_fits_its_pod() -> None:
-    """The grace and twenty seconds; and the arguments are those of the command line."""
+    """The grace and ten seconds; and the arguments are those of the command line."""
     for pod in yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text()):
         spec = pod["spec"]["template"]["spec"]
         args = spec["containers"][0]["args"]
         assert usage_mistake(args) is None
         if args[0] == "worker":
             grace_s = parse_duration(args[args.index("--grace") + 1])
-            assert spec["terminationGracePeriodSeconds"] >= grace_s + 20
+            assert spec["terminationGracePeriodSeconds"] >= grace_s + 10
 
 
 def test_the_policy_for_a_key_allows_what_sqs_needs_of_it() -> None:

@@ -204,6 +204,10 @@ def issue(out: Output, *, user: str, ttl: float, link: bool) -> None:
         raise click.UsageError("--ttl is less than a second: nobody could use the token in time")
     tokens = Tokens.of(out.settings)
     if link:
+        from genctl.ops import peer
+
+        if out.settings.page_url == out.settings.api_url:
+            out.run(peer.keep_away(out.settings))
         url = tokens.sign_in_url(out.settings.page_url, user)
         out.emit({"userId": user, "signIn": url}, text=lambda: f"{url}\n")
         return

@@ -42,7 +42,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "tool_gates": KEEP,
         "refused_traits": ("select", "update", "delete"),
         "revoked_tokens": ALL,
-        "bulk_work": KEEP,
+        "bulk_work": ALL,
         "tool_paces": ("select", "update"),
         "tool_workers": READ,
         "genctl_migrations": READ,

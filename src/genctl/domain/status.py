@@ -213,7 +213,7 @@ def _new_codes(now: Standing) -> list[StatusLine]:
 
 def _gate(gate: Gate) -> StatusLine:
     if gate.is_open:
-        return StatusLine("gate", OK, f"{gate.tool}: open", f"genctl pause --tool {gate.tool}")
+        return StatusLine("gate", OK, f"{gate.tool}: open", f"genctl tools {gate.tool}")
     probing = gate.state is GateState.PROBING
     state = "one job is tried" if probing else "closed"
     by_itself = probing or is_breaker(gate.who)

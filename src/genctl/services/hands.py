@@ -17,7 +17,7 @@ import structlog
 
 from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, Job
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.pipeline import Pipeline
 
 USERS = 40  # whom one look walks past
@@ -93,6 +93,9 @@ class Hands:
     def deal(self, named: Sequence[Taken], others: Sequence[Taken], hands: int) -> list[Taken]:
         """Choose what so many free hands take, and set the other messages aside."""
         waiting = [*self.aside, *named]
+        if not others and len(waiting) <= hands:
+            self.aside.clear()
+            return waiting
         here = {one.session_id for one in (*waiting, *self._jobs.values())}
         new = [one for one in others if one.session_id not in here]
         taken, self.aside[:] = dealt(waiting, new, self._held(), share=self._share, hands=hands)
@@ -103,7 +106,7 @@ class Hands:
 
     def _may_be_unfair(self, more: int) -> bool:
         """Tell whether a user may hold more than his share with so many more jobs, and others may wait."""
-        if time.monotonic() < self._alone_until:
+        if time.monotonic() < self._alone_until or len(self._jobs) + more + len(self.aside) <= self._share:
             return False
         held = self._held()
         unknown = len(self._jobs) - held.total()

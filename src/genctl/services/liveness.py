@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.applications import Starlette
@@ -16,7 +16,7 @@ from genctl.domain.model import GenctlError
 from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
-from genctl.services.metrics import WorkerMetrics
+from genctl.services.metrics import Exposition
 from genctl.services.site import Front
 from genctl.services.web import answer
 
@@ -83,8 +83,15 @@ class Liveness:
         return {"ok": ok, "why": why, "silentS": round(silent_s, 1), "trouble": self.trouble or None}
 
 
+class Reporting(Protocol):
+    """Report health as Liveness does."""
+
+    def report(self) -> dict[str, Any]:
+        """Say `{ok, why}` and more."""
+
+
 @asynccontextmanager
-async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) -> AsyncIterator[None]:
+async def telling(port: int | None, liveness: Reporting, metrics: Exposition) -> AsyncIterator[None]:
     """Answer `/healthz` and `/metrics` on all addresses, if there is a port. Raises GenctlError (exit 3)."""
     if port is None:
         yield

@@ -11,7 +11,7 @@ import structlog
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Database
+from genctl.edges.db import Database, process_name
 from genctl.services.api import Api, LateQueue
 from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
@@ -54,7 +54,7 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
     """
     dsn, tokens, sqs = settings.dsn(), Tokens.of(settings), LateQueue(settings)
     with listening("API", host, port, cure="genctl serve --port 0") as sock:
-        async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
+        async with Database.open(dsn, size=POOL_SIZE, checked=False, name=process_name("api")) as db:
             api = Api(settings, tokens, db, sqs, Metrics())
             limits = ConnectionLimits.of(settings.connections_per_address)
             connections = Connections(limits, api.front, api.metrics)
