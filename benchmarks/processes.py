@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import stage
 import worker
@@ -30,6 +31,14 @@ COUNTS = (1, 2, 4)
 WORKER = (sys.executable, "-m", "genctl", "worker", "--no-sweep", "--concurrency", "64")
 
 
+class Scale(NamedTuple):
+    """Jobs a second; CPU of the first command's processes in ms a job; memory of all in MB."""
+
+    rate: float
+    cpu_ms: float
+    memory_mb: float
+
+
 def memory_mb(pid: int) -> float:
     """Memory of a process and its children, each page counted once."""
     tree = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
@@ -37,7 +46,7 @@ def memory_mb(pid: int) -> float:
     return sum(int(kb) for text in texts for kb in re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)) / 1024
 
 
-def run(at: worker.Stage, commands: Sequence[Sequence[str]], jobs: int) -> worker.Took:
+def run(at: worker.Stage, commands: Sequence[Sequence[str]]) -> Scale:
     """Run the commands beside each other until all jobs have their copy's mark."""
     with tempfile.TemporaryFile() as lines, ExitStack() as stack:
         started = [
@@ -47,32 +56,32 @@ def run(at: worker.Stage, commands: Sequence[Sequence[str]], jobs: int) -> worke
             for command in commands
         ]
         try:
-            seconds, cpu_s = worker.watched(at, started[0], jobs)
+            took = worker.watched(at, started[0])
             memory = sum(memory_mb(process.pid) for process in started)
+            return Scale(took.rate, took.cpu_ms["worker"], memory)
         finally:
             for process in started:
                 process.terminate()
-    return worker.Took(jobs / seconds, cpu_s / jobs * 1000, memory)
 
 
 async def measured(*, calls: bool) -> None:
     """Print a line a run, and the medians of the ratios to one process of the same round."""
     wait_ms = CALL_MS if calls else 0
     with (
-        stage.emulator() as endpoint,
-        worker.provider(wait_ms) as answers,
+        stage.emulator() as (endpoint, _),
+        worker.provider(wait_ms) as (answers, _),
         tempfile.TemporaryDirectory() as folder,
     ):
         async with Postgres(Path(folder) / "pg") as postgres:
             await migrate.up(postgres.dsn)
             at = worker.Stage(postgres.dsn, endpoint, answers)
-            took: dict[int, list[worker.Took]] = {count: [] for count in COUNTS}
+            took: dict[int, list[Scale]] = {count: [] for count in COUNTS}
             for n in range(ROUNDS):
                 for count, rounds in took.items():
                     jobs = count * JOBS_OF_ONE if calls else JOBS
                     full = await worker.fill(at, jobs)
                     command = (*WORKER, "--processes", str(count))
-                    rounds.append(await asyncio.to_thread(run, full, [command], jobs))
+                    rounds.append(await asyncio.to_thread(run, full, [command]))
                     rate, cpu_ms, memory = rounds[-1]
                     print(
                         f"round {n + 1}: {count} processes {rate:5.0f}/s, {cpu_ms:.2f} ms, {memory:.0f} MB",
@@ -85,7 +94,7 @@ async def measured(*, calls: bool) -> None:
                 )
                 print(f"{count} to 1: {faster:.2f} times the rate, {cpu:.2f} of CPU, {memory:.2f} of memory")
             most = COUNTS[-1]
-            alone = await asyncio.to_thread(run, await worker.fill(at, JOBS), [WORKER] * most, JOBS)
+            alone = await asyncio.to_thread(run, await worker.fill(at, JOBS), [WORKER] * most)
             forked = statistics.median(one.memory_mb for one in took[most])
             print(f"{most} commands take {alone.memory_mb:.0f} MB, {most} processes of one {forked:.0f} MB")
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,33 +62,24 @@ def peak_mb(pid: int | str = "self") -> float:
     return int(peak[1]) / 1024 if peak else 0.0
 
 
-def cpu_s(roots: Mapping[str, int]) -> dict[str, float]:
-    """Seconds of processor time that each of these processes has taken so far, with all its descendants."""
-    parents: dict[int, int] = {}
-    took: dict[int, float] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(") ")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        pid = int(stat.parent.name)
-        parents[pid] = int(fields[1])
-        took[pid] = sum(map(int, fields[11:15])) / os.sysconf(
-            "SC_CLK_TCK"
-        )  # also of children that have ended
-    sums = dict.fromkeys(roots, 0.0)
-    names = {pid: name for name, pid in roots.items()}
-    for pid, seconds in took.items():
-        root = pid
-        while root in parents and root not in names:
-            root = parents[root]
-        if root in names:
-            sums[names[root]] += seconds
-    return sums
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process and its descendants have taken so far."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        children = [
+            int(one)
+            for kids in Path(f"/proc/{pid}/task").glob("*/children")
+            for one in kids.read_text().split()
+        ]
+    except OSError:  # it has ended meanwhile
+        return 0.0
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # also of children that have ended
+    return own + sum(map(cpu_s, children))
 
 
 def machine_s() -> tuple[float, float]:
-    """Seconds for which the machine's processors have worked, and have been there."""
+    """Seconds for which the machine's processors have worked, and have been ours."""
     times = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     ticks = os.sysconf("SC_CLK_TCK")
-    return (sum(times) - times[3] - times[4]) / ticks, sum(times) / ticks
+    there = sum(times) - times[7]  # without what the host has stolen
+    return (there - times[3] - times[4]) / ticks, there / ticks

@@ -1,10 +1,10 @@
-"""How fast the worker settles refused jobs, and what a job costs the whole system, as ratios to other workers.
+"""How fast the worker settles refused jobs, and what a job costs the whole system, beside other workers.
 
 All do the same work on the same emulator (fauxqs), database and provider, which answers 400 at once: receive,
 claim, POST, settle with refund, version and NOTIFY, DLQ copy and its mark, delete, two log lines a job; but
-pgbench runs the statements of the settle alone. They take turns; the ratio of each round counts, and of these
-the median. A contender is warm when its figures begin: between the marks of the first and the last jobs of its
-round all its hands are full. CPU is that of all processes of each part: worker, PostgreSQL, emulator, provider.
+pgbench runs the statements of the settle alone. They take turns; the ratio of each round counts, and of
+these the median. A contender is warm when its figures begin, and they end before its hands run empty. CPU is
+that of all processes of each part: worker, PostgreSQL, emulator, provider.
 
 `worker.py [CONTENDER…]` compares, `--rounds N`; `worker.py scale` tells how rate and memory change with the
 queue and the calls under way.
@@ -62,7 +62,7 @@ booked as (
   insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
   select user_id, -4, 'reserve', reservation_id, 'a benchmark' from made
 )
-select id::text from made
+select id::text, user_id from made
 """
 TABLES = "generation_sessions, credit_reservations, credit_ledger, credit_accounts, session_events"
 
@@ -174,7 +174,7 @@ async def fill(at: Stage, jobs: int) -> Stage:
             " select 'user-' || n, 1000 from generate_series(0, %s) n",
             [USERS - 1],
         )
-        ids = [row[0] for row in conn.execute(FILL, [jobs])]
+        ids = conn.execute(FILL, [jobs]).fetchall()
         conn.execute("vacuum analyze")
     async with await Sqs.connect(stage.settings(at.dsn, at.endpoint)) as sqs:
         name = f"jobs-{uuid4().hex[:8]}"
@@ -182,20 +182,20 @@ async def fill(at: Stage, jobs: int) -> Stage:
             await sqs.call("CreateQueue", dict, made, QueueName=made)
         queue = await sqs.queue(name)
         body = '{{"version":1,"tool":"seedream4","sessionId":"{}","run":1}}'
-        messages = [Outgoing(body.format(id_)) for id_ in ids]
+        messages = [Outgoing(body.format(id_), user=user) for id_, user in ids]
         for start in range(0, len(messages), 200):
             await queue.send(messages[start : start + 200])
     return at._replace(queue=queue.name)
 
 
-def run(at: Stage, command: Sequence[str], jobs: int) -> Took:
+def run(at: Stage, command: Sequence[str]) -> Took:
     """Start it, wait until all jobs have their copy's mark, end it."""
     with (
         tempfile.TemporaryFile() as lines,
         subprocess.Popen(command, cwd=stage.HERE, env=at.env(), stdout=lines, stderr=lines) as process,
     ):
         try:
-            return watched(at, process, jobs)
+            return watched(at, process)
         except RuntimeError:
             lines.seek(0)
             sys.stderr.write(lines.read()[-2000:].decode(errors="replace"))
@@ -215,23 +215,24 @@ class Look(NamedTuple):
     machine_s: tuple[float, float]
 
 
-def watched(at: Stage, process: "subprocess.Popen[bytes]", jobs: int) -> Took:
-    """Look at the parts' CPU until all jobs are marked, and count what they took while the hands were full."""
+def watched(at: Stage, process: "subprocess.Popen[bytes]") -> Took:
+    """Look at the parts' CPU until all jobs are marked; count it while the hands were full."""
     roots = {**at.parts, "worker": process.pid}
     looks: list[Look] = []
     give_up_at = time.monotonic() + WITHIN_S
     with psycopg.connect(at.dsn, autocommit=True) as conn:
         while time.monotonic() < give_up_at and process.poll() is None:
-            looks.append(Look(time.time(), stage.cpu_s(roots), stage.machine_s()))
+            took = {part: stage.cpu_s(pid) for part, pid in roots.items()}
+            looks.append(Look(time.time(), took, stage.machine_s()))
             if len(looks) % 5 == 0:
                 left = conn.execute("select from generation_sessions where dlq_sent_at is null limit 1")
                 if not left.fetchall():
-                    return _between(conn, looks, jobs, stage.peak_mb(process.pid))
+                    return _between(conn, looks, stage.peak_mb(process.pid))
             time.sleep(LOOK_S)
     raise RuntimeError("the jobs were not done")
 
 
-def _between(conn: psycopg.Connection, looks: Sequence[Look], jobs: int, memory_mb: float) -> Took:
+def _between(conn: psycopg.Connection, looks: Sequence[Look], memory_mb: float) -> Took:
     """Count between the looks that are next to the marks of the first and the last jobs that count."""
     row = conn.execute(
         "select extract(epoch from percentile_disc(%s) within group (order by dlq_sent_at))::float8,"
@@ -242,12 +243,13 @@ def _between(conn: psycopg.Connection, looks: Sequence[Look], jobs: int, memory_
     assert row
     first, last = (min(looks, key=lambda look: abs(look.at - when)) for when in row)
     done = conn.execute(
-        "select count(*) from generation_sessions where dlq_sent_at between to_timestamp(%s) and to_timestamp(%s)",
+        "select count(*) from generation_sessions"
+        " where dlq_sent_at between to_timestamp(%s) and to_timestamp(%s)",
         [first.at, last.at],
     ).fetchone()
     assert done
     seconds, (worked, there) = last.at - first.at, (last.machine_s[n] - first.machine_s[n] for n in (0, 1))
-    cpu_ms = {part: (last.cpu_s[part] - first.cpu_s[part]) / done[0] * 1000 for part in PARTS}
+    cpu_ms = {part: (last.cpu_s[part] - taken) / done[0] * 1000 for part, taken in first.cpu_s.items()}
     return Took(done[0] / seconds, cpu_ms, worked / there, memory_mb)
 
 
@@ -261,7 +263,7 @@ async def compared(at: Stage, names: Sequence[str], rounds: int) -> int:
             if one.fills:
                 argv = [str(VENV / "python"), "python_peer.py", name]
                 await asyncio.to_thread(subprocess.run, argv, cwd=stage.HERE, env=full.env(), check=True)
-            took[name].append(await asyncio.to_thread(run, full, one.command, one.jobs))
+            took[name].append(await asyncio.to_thread(run, full, one.command))
             print(f"round {n + 1}: {name:12} {took[name][-1]}", flush=True)
     for name, ours in took.items():
         rates = [one.rate for one in ours]
@@ -274,9 +276,9 @@ async def compared(at: Stage, names: Sequence[str], rounds: int) -> int:
         faster = statistics.median(ours.rate / peer.rate for ours, peer in pairs)
         cost = statistics.median(ours.sum_ms / peer.sum_ms for ours, peer in pairs)
         own = statistics.median(ours.cpu_ms["worker"] / peer.cpu_ms["worker"] for ours, peer in pairs)
-        print(
-            f"against {name}: {faster:.2f} times its rate, {cost:.2f} of its CPU a job, {own:.2f} in the worker"
-        )
+        told = f"{cost:.2f} of its CPU a job, {own:.2f} in the worker"
+        print(f"against {name}: {faster:.2f} times its rate, {told}")
+    drawn(took)
     return 0
 
 
@@ -300,11 +302,11 @@ async def scaled(at: Stage, slow: Stage) -> int:
     """Print how rate and memory change."""
     for jobs in (1_000, 10_000, 100_000):
         full = await fill(at, jobs)
-        print(f"{jobs:7,} queued: {await asyncio.to_thread(run, full, genctl(), jobs)}")
+        print(f"{jobs:7,} queued: {await asyncio.to_thread(run, full, genctl())}")
     for concurrency in (64, 500, 2_000):
         jobs = concurrency * 4
         full = await fill(slow, jobs)
-        took = await asyncio.to_thread(run, full, genctl("--concurrency", str(concurrency)), jobs)
+        took = await asyncio.to_thread(run, full, genctl("--concurrency", str(concurrency)))
         print(f"{concurrency:7,} in flight, 2 s a call: {took}")
     return 0
 

@@ -12,6 +12,8 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from genctl.domain.envelopes import UUID as UUID_SHAPE
+from genctl.ops.privacy import KEPT
 from genctl.ops.sessions import like_prefix, uuid_range
 
 MODELS = {"models": ["seedream-%"], "others": ["flux-%"]}
@@ -37,7 +39,7 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("spend_ticket", "revoke_token", "revoke_tokens_of", "revocations", "note_refusals", "refused_traits_of"),
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
     *("lock_pace", "deal_turns", "teach_pace", "forget_pace", "paces", "note_worker", "forget_worker", "workers"),
-    *("begin_bulk_work", "note_bulk_work", "bulk_work"),
+    *("begin_bulk_work", "note_bulk_work", "bulk_work", "traits_of_user", "erase_traits"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for
     "owe_queued": "the queue in memory has lost every message",
@@ -202,4 +204,12 @@ def questions(count: int) -> dict[str, Question]:
         "sweep: old trace": Question("old_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=2000, why="a batch"),
         "sweep: prune": Question("prune_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=3000, why="a batch"),
         "sweep: refund": Question("note_refund", told | {"reservation": reservation}),
+        "privacy: sessions": Question("sessions_of", {"user": user, "made": "-infinity", "after": UUID(int=0), "limit": 20}),
+        "privacy: undated ones": Question("undated_sessions_of", {"user": user, "after": UUID(int=0), "limit": 20}),
+        "privacy: traces": Question("events_of_sessions", {"ids": [session]}),
+        "privacy: reservations": Question("reservations_of_sessions", {"ids": [session]}),
+        "privacy: ledger": Question("ledger_after", {"user": user, "after": 0, "limit": 20}),
+        "privacy: a count": Question("stored_about", {"user": user}),
+        "privacy: erase": Question("erase_sessions", {"ids": [session], **KEPT}),
+        "privacy: command lines": Question("erase_bulk_work", {"user": user, "pattern": "%--user x %", "uuid": UUID_SHAPE}),
     }  # fmt: skip

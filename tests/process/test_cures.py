@@ -54,7 +54,7 @@ UNSAID = r"^Missing argument|requires an argument|'…'"
 SHOWN = {
     "genctl -h", "genctl config show", "genctl dlq list", "genctl dlq list{}", "genctl doctor",
     "genctl explain HTTP400", "genctl migrate status", "genctl refunds check", "genctl report --since 1h",
-    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h",
+    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h", "genctl sessions list --user {}",
     "genctl sessions list --status queued", "genctl sessions trace {}", "genctl status", "genctl sweep --dry-run",
     "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json", "genctl tools {}",
     "genctl workers",
@@ -101,6 +101,7 @@ OF_DOCS = {
     "genctl credits adjust --user U --reservation ID --reason T",
 }  # fmt: skip
 OF_DOCS_ELSEWHERE = {
+    "genctl migrate down --to NAME": "process/test_upgrade.py::test_the_newer_version_says_what_the_older_schema_lacks_and_loses_nothing",
     "genctl sweep --every 15s": "process/test_crash_matrix.py::test_a_sweeper_killed_at_any_step_leaves_what_others_end_once",
     "genctl sweep --every 15s --tool NAME": "process/test_second_tool.py::test_the_second_tool_passes_the_checklist_and_stands_beside_the_first",
     "genctl token revoke": "path/test_signin.py::test_what_a_user_had_is_revoked_in_every_process_and_what_comes_later_is_good",
@@ -143,7 +144,9 @@ def test_every_command_of_the_docs_that_mends_is_typed_by_a_test() -> None:
         one for one in cures.of_docs_that_mend() if not re.search(UNSAID, usage_mistake(_likely(one)) or "")
     }
     assert sorted(named) == sorted(
-        OF_DOCS | OF_DOCS_ELSEWHERE.keys() | {"genctl credits adjust", "genctl credits grant"}
+        OF_DOCS
+        | OF_DOCS_ELSEWHERE.keys()
+        | {"genctl credits adjust", "genctl credits grant", "genctl dlq redrive"}
     )
 
 

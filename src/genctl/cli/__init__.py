@@ -37,6 +37,7 @@ TABLE = {
         "workers": ("setup:workers", "List the workers that live, and what each waits for."),
         "status": ("judge:status", "Show how everything stands, and what needs a person."),
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
+        "health": ("judge:health", "Ask an API or a worker on this machine whether it is well."),
         "explain": (
             "explain:explain",
             "Explain a failure code: verdict, what users read, whether a redrive helps.",
@@ -47,6 +48,9 @@ TABLE = {
     "Credits": {
         "credits": ("credits:credits_", "Show a user's credits, grant some, or mend them."),
         "refunds": ("credits:refunds", "Prove from the rows that every refund was made once."),
+    },
+    "Personal data": {
+        "privacy": ("privacy:privacy", "Hand out what is stored about a user, or erase what it says."),
     },
     "Check": {
         "runbook": ("runbook:runbook", "Run the steps that an incident asks for, or read them."),
@@ -120,6 +124,8 @@ def _invoke(args: list[str]) -> int:
 
 
 def _own_process() -> None:
+    if not os.path.expanduser("~").startswith("/"):  # noqa: PTH111 - pathlib raises where there is none
+        os.environ["HOME"] = "/"  # as container engines have it for a user without a name
     streams.guard()
     signals.remember()
     if "--debug" not in sys.argv:  # complaints of destructors, threads and libraries

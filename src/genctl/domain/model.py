@@ -152,6 +152,8 @@ class StoredSession(msgspec.Struct, frozen=True):
     version: int | None = None  # of the newest change that a stream shows
     enqueued_at: datetime | None = None
     dlq_sent_at: datetime | None = None
+    erased_at: datetime | None = None  # when somebody erased what it says
+    traceparent: str | None = None  # W3C context of the order, where OpenTelemetry is on
 
 
 class Session(StoredSession, frozen=True):

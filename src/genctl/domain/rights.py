@@ -20,6 +20,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "refused_traits": ALL,
         "tool_paces": KEEP,
         "tool_workers": ALL,
+        "genctl_migrations": READ,
     },
     "api": {
         "generation_sessions": KEEP,
@@ -38,7 +39,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "credit_accounts": KEEP,
         "credit_reservations": KEEP,
         "credit_ledger": ADD,
-        "session_events": ("select", "insert", "delete"),
+        "session_events": ALL,  # `privacy erase` updates
         "tool_gates": KEEP,
         "refused_traits": ("select", "update", "delete"),
         "revoked_tokens": ALL,

@@ -290,7 +290,7 @@ class Queue:
             MaxNumberOfMessages=min(limit, BATCH),
             WaitTimeSeconds=wait_s,
             VisibilityTimeout=visibility_s,
-            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
             MessageAttributeNames=["All"],
         )
         return [message(d) for d in answer.messages or ()]

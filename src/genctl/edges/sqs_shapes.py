@@ -19,7 +19,10 @@ class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True
 
 
 class Message(msgspec.Struct, frozen=True):
-    """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them."""
+    """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them.
+
+    `group` is the same for all messages of one user, if the sender has given it.
+    """
 
     message_id: str
     receipt: str
@@ -27,6 +30,7 @@ class Message(msgspec.Struct, frozen=True):
     sent: dict[str, Attribute]
     receive_count: int
     sent_at: datetime
+    group: str | None = None
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -111,4 +115,5 @@ def message(d: Delivery) -> Message:
         sent=d.message_attributes,
         receive_count=int(d.attributes.get("ApproximateReceiveCount", 1)),
         sent_at=datetime.fromtimestamp(int(d.attributes.get("SentTimestamp", 0)) / 1000, UTC),
+        group=d.attributes.get("MessageGroupId"),
     )

@@ -18,6 +18,7 @@ from genctl.base import children
 from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError, Status
+from genctl.edges import migrate
 from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
@@ -470,6 +471,7 @@ async def serve(
     metrics = WorkerMetrics(tool.provider, tool.name)
     async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
         await gate.read(pipeline.db, tool.name)  # so that a database without migrations fails now
+        await migrate.check(pipeline.db)
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
