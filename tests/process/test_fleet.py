@@ -15,6 +15,7 @@ from tests.kit import until_sync
 from tests.process.place import Place, Running
 
 from genctl.domain.pace import WAY_S, WINDOW_S
+from genctl.tools.seedream4 import TOOL
 
 RATE = 1_200  # calls a minute
 JOBS = int(os.environ.get("GENCTL_TEST_FLEET", "200"))  # 2,600 last longer than two minutes
@@ -57,7 +58,7 @@ def completed(place: Place) -> int:
 def test_five_workers_keep_one_rate_while_one_is_killed_and_one_joins(place: Place) -> None:
     """No stretch of time has more calls than the rate allows it, and the rate is used."""
     before = len(place.simulator.events("simulator.asked"))
-    place.enqueue(count=JOBS)
+    place.enqueue(count=JOBS, grant=JOBS * TOOL.price)
     with fleet(place, 5, GENCTL_RATE=str(RATE)) as workers:
         until_sync(lambda: completed(place) >= JOBS // 4, within_s=JOBS)
         workers[0].end(signal.SIGKILL)
