@@ -55,6 +55,14 @@ def test_as_many_jobs_as_memory_and_files_allow(
     assert capacity.usual_jobs() == jobs
 
 
+def test_processes_share_the_memory_of_their_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
+    capacity.CGROUP.write_text(str(4 * 160 * 2**20))
+    assert [capacity.usual_jobs(processes) for processes in (1, 4)] == [512, 256]
+
+
 def test_what_suits_a_process_may_be_opened(limits: list[tuple[int, int]]) -> None:
     limits.append((256, 400))
     open_enough(capacity.usual_jobs())

@@ -149,14 +149,17 @@ def worker(
 
     With --processes each has --concurrency jobs; --metrics-port shows all, and the first of them sweeps.
     """
+    from genctl.services.capacity import usual_jobs
     from genctl.services.processes import Forked, Parent
     from genctl.services.worker import Until, serve
+
+    jobs = concurrency or usual_jobs(processes)
 
     def work(forked: Forked | None = None) -> Coroutine[Any, Any, None]:
         is_first = forked is None or forked.number == 1
         return serve(
             out.settings,
-            concurrency=concurrency,
+            concurrency=jobs,
             grace_s=grace,
             until=Until(**until),
             sweeps=is_first and not no_sweep,

@@ -15,10 +15,11 @@ JOB_BYTES = 128 * 2**10  # a waiting job takes about 20 KB; an answer of the pro
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container, as it sees itself
 
 
-def usual_jobs() -> int:
-    """Return how many jobs at once suit this process: `USUAL`, or as many as its memory and files allow."""
+def usual_jobs(processes: int = 1) -> int:
+    """Return how many jobs suit each of so many processes: `USUAL`, or what memory and files allow."""
+    memory = _memory() // processes - WORKER_BYTES
     files = (_hard_limit() - FILES) * BATCH // (BATCH + 2)
-    return max(LEAST, min(USUAL, files, (_memory() - WORKER_BYTES) // JOB_BYTES))
+    return max(LEAST, min(USUAL, files, memory // JOB_BYTES))
 
 
 def open_enough(jobs: int) -> None:
@@ -44,7 +45,7 @@ def _hard_limit() -> int:
 
 
 def _memory() -> int:
-    """Return the bytes that this process may use: its container's, or the machine's."""
+    """Return the bytes that all processes here may use: those of the container, or of the machine."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(machine, int(CGROUP.read_text()))

@@ -22,7 +22,7 @@ from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
-from genctl.services.capacity import open_enough, usual_jobs
+from genctl.services.capacity import open_enough
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
@@ -429,7 +429,7 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 async def serve(
     settings: Settings,
     *,
-    concurrency: int | None,
+    concurrency: int,
     grace_s: float,
     until: Until,
     sweeps: bool,
@@ -443,7 +443,6 @@ async def serve(
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
     for more jobs than this process may have files.
     """
-    concurrency = concurrency or usual_jobs()
     open_enough(min(concurrency, settings.max_in_flight or concurrency))
     check_timeout(settings)  # even without a sweeper here, as others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
