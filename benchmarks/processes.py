@@ -28,7 +28,7 @@ ROUNDS = 3
 JOBS = 6_000
 CALL_MS, JOBS_OF_ONE = 500, 1_500  # with `calls`; the more processes, the more jobs
 COUNTS = (1, 2, 4)
-WORKER = (sys.executable, "-m", "genctl", "worker", "--no-sweep")
+WORKER = (sys.executable, "-m", "genctl", "worker", "--no-sweep", "--concurrency", "64")
 
 
 class Scale(NamedTuple):

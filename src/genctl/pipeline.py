@@ -13,10 +13,11 @@ with each claim, proves whose session it is.
 import asyncio
 import os
 import random
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -46,8 +47,10 @@ from genctl.domain.model import (
     Status,
     Success,
 )
+from genctl.edges import spans
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
+from genctl.edges.spans import Tracing
 from genctl.edges.sqs import Queue, Sqs
 from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
@@ -65,6 +68,8 @@ LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # between looks at a row that somebody has
 MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # between tries to mark a copy, as the sweeper sends another without
 QUEUE_PACE_S = 0.01  # of calls to SQS: each has a price, and takes ten messages
 MOST_TOLD = 100  # tools and models whose messages we log as left for others
+
+UNTRACED = nullcontext()
 
 log = structlog.stdlib.get_logger()
 
@@ -122,6 +127,7 @@ class Pipeline:
         worker: str = "",
         lifeline: Database | None = None,
         meters: Meters = WITHOUT_METERS,
+        tracing: Tracing | None = None,
     ) -> None:
         """Take the parts; `queues` looks queue and DLQ up, if they are not given.
 
@@ -139,6 +145,7 @@ class Pipeline:
         self.wire = wire
         self.worker = worker
         self.meters = meters
+        self._tracing = tracing
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
         # a gateway may send the codes of other providers behind ours
@@ -184,8 +191,9 @@ class Pipeline:
                 tool=tool,
                 others=[like for other in tools if other.name != tool.name for like in other.like],
                 wire=wire,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
+                worker=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
                 meters=meters,
+                tracing=spans.tracing(),
             )
             if reached:
                 await pipeline.reach()
@@ -212,6 +220,14 @@ class Pipeline:
             self._looking = None
             raise
         self._queues = None
+
+    def span(
+        self, name: str, *, parent: str | None = None, **facts: object
+    ) -> AbstractContextManager[object]:
+        """Open a span as spans.span() does; it does nothing where nobody traces."""
+        if self._tracing is None:
+            return UNTRACED
+        return self._tracing.span(name, parent, facts)
 
     def unsent(self) -> set[asyncio.Task[Any]]:
         """Return the tasks of jobs whose request is not sent; cancelled, they give their session back."""
@@ -258,7 +274,8 @@ class Pipeline:
             if hold.stale:  # lost, or its row is locked, and then nobody can tell whose it is
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
-            answer = await self.wire.generate(hold.session, hold.on_send)
+            with self.span("genctl.call", attempt=hold.session.attempts, model=hold.session.model):
+                answer = await self.wire.generate(hold.session, hold.on_send)
         result = self._classify(answer, now=datetime.now(UTC))
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
@@ -306,7 +323,9 @@ class Pipeline:
         """
         began_at = time.monotonic()
         settle = self.answers.settle if patient else self.answers.settle_now
-        stored = await settle(session, settlement)
+        code = settlement.details.code if settlement.details else None
+        with self.span("genctl.settle", parent=session.traceparent, status=settlement.status, code=code):
+            stored = await settle(session, settlement)
         row, notified = Session.of(stored), stored.get("notified", True)
         self.meters.settled(settlement.details, time.monotonic() - began_at)
         if not notified:
@@ -392,8 +411,9 @@ class Pipeline:
 
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
-        message_id = await self.send_copy(body, code, row=row)
-        await self._mark(Mark(row.id, row.run, message_id))
+        with self.span("genctl.copy", parent=row.traceparent, session=row.id, run=row.run, code=code):
+            message_id = await self.send_copy(body, code, row=row)
+            await self._mark(Mark(row.id, row.run, message_id))
         lines.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
 
     async def _mark(self, mark: Mark) -> None:
@@ -442,9 +462,16 @@ async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session
     run, LeaseLostError when the run is no longer ours.
     """
     claimed_at = time.monotonic()
-    session = await pipeline.take(job)
+    with pipeline.span("genctl.claim"):
+        session = await pipeline.take(job)
     if session is None:
         return None
+    with pipeline.span("genctl.run", parent=session.traceparent, session=session.id, run=session.run):
+        return await _attempted(session, claimed_at, pipeline, turn)
+
+
+async def _attempted(session: Session, claimed_at: float, pipeline: Pipeline, turn: Turn) -> Session:
+    """Make the attempt of a claimed run. Raises as process() does."""
     async with pipeline.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):
             return ended(await pipeline.end(session, answer))
@@ -477,13 +504,16 @@ async def carry(message: Message, pipeline: Pipeline, turn: Turn = at_once) -> S
     except MalformedMessageError as error:
         await pipeline.refuse(message, error.message)
         return None
-    try:
-        row = await process(job, pipeline, turn)
-    except JobProcessingError as error:
-        row = error.session
-    if row is None:
-        pipeline.meters.count("repeated")
-    await pipeline.dispose(message, job, row)
+    context = message.sent.get(spans.HEADER)
+    parent = context.string_value if context else None
+    with pipeline.span("genctl.job", parent=parent, session=job.session_id, run=job.run):
+        try:
+            row = await process(job, pipeline, turn)
+        except JobProcessingError as error:
+            row = error.session
+        if row is None:
+            pipeline.meters.count("repeated")
+        await pipeline.dispose(message, job, row)
     return row
 
 

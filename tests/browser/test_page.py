@@ -6,7 +6,7 @@ import time
 
 import pytest
 from playwright.async_api import Browser, Page, expect
-from tests.browser.screen import LOOK, card, keep_answering, live
+from tests.browser.screen import LOOK, card, come_back, keep_answering, live
 from tests.browser.stub import SENTENCE, Stub
 from tests.kit import until
 
@@ -21,9 +21,8 @@ XSS = "<img src=x onerror=\"document.title='owned'\"><script>document.title='own
 async def shown(page: Page, server: Stub, prompt: str = "a lighthouse at dusk") -> str:
     """A queued session whose card is on the page."""
     session_id = server.enqueue(prompt)
-    await page.reload()
+    await come_back(page)
     await expect(card(page, session_id)).to_have_attribute("data-status", "queued")
-    await live(page)
     return session_id
 
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Locator, Page, Route, expect
-from tests.browser.screen import LOOK, card, keep_answering, live, opened
+from tests.browser.screen import LOOK, card, come_back, keep_answering, live, opened
 from tests.kit import until
 from tests.process.place import Place
 from tests.process.served import Served, move, own_postgres, serve
@@ -77,9 +77,8 @@ async def enqueue(place: Place, scenario: str = "sensitive", **wish: Any) -> str
 async def shown(page: Page, place: Place) -> str:
     """A job whose card waits on the page. The provider will refuse it."""
     session = await enqueue(place)
-    await page.reload()
+    await come_back(page)
     await expect(card(page, session)).to_have_attribute("data-status", "queued")
-    await live(page)
     return session
 
 

@@ -35,7 +35,7 @@ from genctl.ops.status import look
 
 NAMES = [
     *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
-    *("retention", "groups", "permissions", "tools", "provider", "api", "stream", "files"),
+    *("retention", "groups", "permissions", "tools", "workers", "provider", "api", "stream", "files"),
 ]
 
 

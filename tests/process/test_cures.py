@@ -54,9 +54,10 @@ UNSAID = r"^Missing argument|requires an argument|'…'"
 SHOWN = {
     "genctl -h", "genctl config show", "genctl dlq list", "genctl dlq list{}", "genctl doctor",
     "genctl explain HTTP400", "genctl migrate status", "genctl refunds check", "genctl report --since 1h",
-    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h",
+    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h", "genctl sessions list --user {}",
     "genctl sessions list --status queued", "genctl sessions trace {}", "genctl status", "genctl sweep --dry-run",
     "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json", "genctl tools {}",
+    "genctl workers",
 }  # fmt: skip
 # commands that the tests below type, each where it is printed
 TYPED = {
@@ -69,12 +70,11 @@ TYPED = {
     "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({})'", "psql \"$DATABASE_URL\" -c 'table pg_prepared_xacts'",
     "export AWS_DEFAULT_REGION={}",
     "genctl credits grant --user {} --amount {} && {}", "genctl dlq discard --session {}",
-    "psql \"$ADMIN_URL\" -c 'grant {} on bulk_work to \"{}\"'",
+    "psql postgresql://OWNER@{}/{} -c {}",
     "aws sqs set-queue-attributes --queue-url {} --attributes '{}'", "chmod go-w {}", "ulimit -n $(ulimit -Hn)",
 }  # fmt: skip
 # commands that other tests type
 ELSEWHERE = {
-    "psql postgresql://OWNER@{}/{} -c {}": "path/test_findings.py::test_a_missing_right_is_an_error_and_its_fix_grants_it",
     "genctl runbook run missing-refunds": "process/test_runbook_set.py::test_missing_refunds",
     "genctl runbook run provider-outage": "process/test_runbook_set.py::test_provider_outage",
     "genctl runbook run provider-outage --tool {}": "process/test_runbook_set.py::test_provider_outage",
@@ -101,6 +101,7 @@ OF_DOCS = {
     "genctl credits adjust --user U --reservation ID --reason T",
 }  # fmt: skip
 OF_DOCS_ELSEWHERE = {
+    "genctl migrate down --to NAME": "process/test_upgrade.py::test_the_newer_version_says_what_the_older_schema_lacks_and_loses_nothing",
     "genctl sweep --every 15s": "process/test_crash_matrix.py::test_a_sweeper_killed_at_any_step_leaves_what_others_end_once",
     "genctl sweep --every 15s --tool NAME": "process/test_second_tool.py::test_the_second_tool_passes_the_checklist_and_stands_beside_the_first",
     "genctl token revoke": "path/test_signin.py::test_what_a_user_had_is_revoked_in_every_process_and_what_comes_later_is_good",
@@ -143,7 +144,9 @@ def test_every_command_of_the_docs_that_mends_is_typed_by_a_test() -> None:
         one for one in cures.of_docs_that_mend() if not re.search(UNSAID, usage_mistake(_likely(one)) or "")
     }
     assert sorted(named) == sorted(
-        OF_DOCS | OF_DOCS_ELSEWHERE.keys() | {"genctl credits adjust", "genctl credits grant"}
+        OF_DOCS
+        | OF_DOCS_ELSEWHERE.keys()
+        | {"genctl credits adjust", "genctl credits grant", "genctl dlq redrive"}
     )
 
 
@@ -424,11 +427,20 @@ def test_cures_of_bulk_work(shell: Shell) -> None:
         try:
             url = urlsplit(place.dsn)
             theirs = urlunsplit(url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}"))
-            redrive = "genctl dlq redrive --all --yes"
-            said = shell(redrive, DATABASE_URL=theirs)
-            template = 'psql "$ADMIN_URL" -c \'grant {} on bulk_work to "{}"\''
-            granted = shell.cured(redrive, said.fix, template, DATABASE_URL=theirs, ADMIN_URL=place.dsn)
-            assert (said.exit_code, granted.exit_code) == (3, 0)
+            conn.execute(f"revoke insert, update on credit_ledger from {role}".encode())
+            shell("genctl credits grant --user ann --amount 10")
+            plant(place, BY_HAND)
+            template, fills = (
+                "psql postgresql://OWNER@{}/{} -c {}",
+                {"OWNER": f"{url.username}:{url.password}"},
+            )
+            for command in (
+                "genctl dlq redrive --all --yes",
+                "genctl credits adjust --user ann --to-ledger --reason because --yes",
+            ):
+                said = shell(command, DATABASE_URL=theirs)
+                granted = shell.cured(command, said.fix, template, fills, DATABASE_URL=theirs)
+                assert (said.exit_code, granted.exit_code) == (3, 0), (said, granted)
         finally:
             conn.execute(f"drop owned by {role}; drop role {role}".encode())
 

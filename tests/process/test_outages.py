@@ -17,6 +17,7 @@ import pytest
 from tests.kit import QueueServer, database_url, fill_notify_queue, fresh_database, quick_logins, until_sync
 from tests.process.place import Place, Running, new_place
 from tests.process.test_refusals import USUAL_S, calls, ended_right
+from tests.process.test_stops import ends_in_time
 
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
@@ -100,19 +101,8 @@ def test_a_server_that_is_silent_for_long_costs_no_second_call(server: Postgres,
     ended_right(place)
 
 
-def test_a_stop_does_not_wait_for_a_server_that_is_frozen(server: Postgres, place: Place) -> None:
-    """With a call under way it lasts as long as its grace; nobody can store that call's answer."""
-    with place.worker("--grace", "4s") as busy:
-        place.until_called(place.enqueue("slow-success", user="long"))
-        with place.worker("--grace", "1h") as idle, frozen(server):
-            began = time.monotonic()
-            for worker in (idle, busy):
-                worker.process.send_signal(signal.SIGTERM)
-            assert idle.end() == 0
-            assert time.monotonic() - began < 3
-            assert busy.end() == 0
-            assert 4 <= time.monotonic() - began < 7
-    assert busy.events("session.answer.unsettled") or busy.events("worker.left")
+def test_a_process_ends_in_time_though_its_database_is_frozen(server: Postgres, place: Place) -> None:
+    ends_in_time(place, lambda: frozen(server))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ It ends well where its cure has helped, and never while the trouble is still the
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -473,6 +474,75 @@ def test_adopt_refuses_a_user_without_rights(copied: Place) -> None:
             )
         finally:
             conn.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+@pytest.fixture
+def restored(place: Place, postgres: str) -> Iterator[Place]:
+    """A backup in which one job waits and one is in a worker's hands, and a queue in which neither is any more.
+
+    The former database has carried both out since, and got an order whose copy is in the DLQ.
+    """
+    in_hand = [place.enqueue(), place.enqueue()][1]
+    place.sql(
+        "update generation_sessions set queued_at = now() - interval '5 minutes', created_at = queued_at,"
+        " status = case when id = %s then 'processing' else status end,"
+        " lease_until = case when id = %s then now() - interval '4 minutes' end, lease = 1, attempts = 1",
+        in_hand,
+        in_hand,
+    )
+    backup, programs = place.folder / "backup", find_binaries()
+    subprocess.run([programs / "pg_dump", "-Fc", "-f", backup, place.dsn], check=True)
+    with fresh_database(postgres, f"r{uuid4().hex[:12]}") as copy:
+        subprocess.run([programs / "pg_restore", "-d", copy, backup], check=True)
+        with place.worker("--drain") as worker:
+            place.enqueue("invalid-parameter")
+            assert worker.end(within_s=60) == 0
+        assert place.copies()
+        place.make_real()
+        place.dsn = copy
+        place.env |= {"DATABASE_URL": copy, "GENCTL_SECRET": "x" * 32}
+        place.sql("insert into tool_gates (tool, state, who) values ('seedream4', 'closed', 'ann@desk')")
+        yield place
+
+
+@incident("restore", "its own")
+def test_restore(restored: Place) -> None:
+    """What the backup says is owed is sent again and carried out once; what it does not know is shown."""
+    with served(restored), restored.worker("--no-sweep"):
+        done = run(restored, "restore")
+        assert set(states(done).values()) == {"ok"}, done
+        until_sync(
+            lambda: (
+                not restored.sql("select 1 from generation_sessions where status in ('queued', 'processing')")
+            )
+        )
+    shown = {step["step"]: step["shown"] for step in done["steps"] if step["shown"]}
+    assert (shown["unknown"]["orphan"], shown["owed"]) == (1, [{"runs": 1}])
+    assert [
+        row["status"] for row in restored.sql("select status from generation_sessions where user_id = 'ann'")
+    ] == [
+        "completed",
+        "completed",
+    ]
+    assert restored.sql("select max(unknowns) as most from generation_sessions where user_id = 'ann'") == [
+        {"most": 1}
+    ]
+    assert restored.violations() == []
+
+
+@incident("restore", "a near miss")
+def test_a_backup_whose_credits_are_wrong_stays_behind_its_gate(restored: Place) -> None:
+    """Somebody's slip before the backup, or a copy of tables of two moments: no job runs on it."""
+    restored.sql(BY_HAND)
+    assert failing(restored, "restore")[0] == "audit"
+    assert restored.sql("select state from tool_gates") == [{"state": "closed"}]
+
+
+@incident("restore", "a worse one")
+def test_a_server_whose_clock_is_behind_what_streams_were_told_is_not_opened(restored: Place) -> None:
+    restored.sql("update credit_accounts set event_seq = (extract(epoch from now()) + 3600) * 1000000")
+    assert failing(restored, "restore")[0] == "clock"
+    assert restored.sql("select state from tool_gates") == [{"state": "closed"}]
 
 
 def test_every_runbook_of_the_set_meets_three_incidents_here() -> None:

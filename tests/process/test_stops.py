@@ -6,24 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tests.kit import until_sync
 from tests.process.place import Place, Running
-from tests.process.test_worker_ownership import elsewhere, queue_seen
-from tests.proxies import Relay
+from tests.process.test_worker_ownership import queue_seen
 
 TERM = signal.SIGTERM
 ENDED_WITHIN_S = 3.0
-GRACE_S = 4.0
-
-
-@contextmanager
-def database_seen(place: Place, tmp_path: Path) -> Iterator[tuple[Relay, dict[str, str]]]:
-    server = conninfo_to_dict(place.dsn)
-    with Relay(str(server["host"]), int(str(server.get("port", "5432")))) as relay:
-        dsn = make_conninfo(place.dsn, host="127.0.0.1", port=relay.port)
-        yield relay, elsewhere(place, tmp_path / "seen", database_url=dsn)
+GRACE_S = 2.0
+CONNECTED = (
+    "select from pg_stat_activity where datname = current_database() and application_name like 'genctl%'"
+)
 
 
 def told(*some: Running) -> float:
@@ -37,29 +29,36 @@ def ended(one: Running, since: float, within_s: float) -> None:
     assert time.monotonic() - since < within_s, one.texts()
 
 
-@pytest.mark.parametrize("silent", [database_seen, queue_seen], ids=["database", "queue"])
-def test_a_process_ends_in_time_though_its_server_has_fallen_silent(
-    place: Place,
-    tmp_path: Path,
-    silent: Callable[[Place, Path], AbstractContextManager[tuple[Relay, dict[str, str]]]],
-) -> None:
-    """Its connections stay open, and nothing answers. Nobody pays for a grace in which nothing is awaited."""
-    session = place.enqueue("hang")
-    with silent(place, tmp_path) as (cable, seen), ExitStack() as stack:
+def ends_in_time(place: Place, silent: Callable[[], AbstractContextManager[None]], **seen: str) -> None:
+    """Every process does, while `silent()` lasts. No grace is kept in which nothing is awaited."""
+    session = place.enqueue("hang", user="long")
+    with ExitStack() as stack:
+        sweeper = stack.enter_context(place.start("sweep", "--every", "1s", **seen))
+        until_sync(lambda: place.sql(CONNECTED))
         busy = stack.enter_context(place.worker("--grace", f"{GRACE_S:g}s", "--no-sweep", **seen))
         place.until_called(session)
         idle = stack.enter_context(place.worker("--grace", "1h", **seen))
-        sweeper = stack.enter_context(place.start("sweep", "--every", "1s", **seen))
-        passed = len(cable.said)
-        until_sync(lambda: len(cable.said) > passed + 2_000)  # all three have asked
-        cable.cut()
-        since = told(idle, sweeper, busy)
-        for one in (idle, sweeper):
-            ended(one, since, ENDED_WITHIN_S)
+        many = stack.enter_context(place.worker("--processes", "2", "--grace", "1h", **seen))
+        place.leave()
+        with silent():
+            since = told(idle, many, sweeper, busy)
+            for one in (idle, many, sweeper):
+                ended(one, since, ENDED_WITHIN_S)
+            ended(busy, since, GRACE_S + ENDED_WITHIN_S)
+            assert time.monotonic() - since > GRACE_S
         (stopping,) = busy.events("worker.stopping")
         assert stopping["calls"] == 1
-        assert busy.process.poll() is None, "it awaits its call"
-        ended(busy, since, GRACE_S + ENDED_WITHIN_S)
+
+
+def test_a_process_ends_in_time_though_sqs_has_fallen_silent(place: Place, tmp_path: Path) -> None:
+    with queue_seen(place, tmp_path) as (cable, seen):
+
+        @contextmanager
+        def silent() -> Iterator[None]:
+            cable.cut()
+            yield
+
+        ends_in_time(place, silent, **seen)
 
 
 def test_a_worker_beside_a_silent_queue_says_what_it_waits_for_and_ends_when_told(

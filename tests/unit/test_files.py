@@ -1,4 +1,4 @@
-"""A worker may open the files that its jobs take, or says that it may not."""
+"""A worker may open the files that its jobs take, or says that it may not; it takes as many as suit it."""
 
 import resource
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from genctl.domain.model import GenctlError
 from genctl.services import capacity
-from genctl.services.capacity import open_enough
+from genctl.services.capacity import open_enough, usual_jobs
 
 
 @pytest.fixture
@@ -35,6 +35,14 @@ def test_more_jobs_than_the_hard_limit_allows_are_refused(limits: list[tuple[int
     assert len(limits) == 1
 
 
+def test_processes_share_the_memory_of_their_container(
+    limits: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(str(512 * 2**20))
+    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
+    assert [usual_jobs(count) for count in (1, 3, 4, 8)] == [512, 341, capacity.LEAST, capacity.LEAST]
+
+
 @pytest.mark.parametrize(
     ("hard", "memory", "jobs"),
     [
@@ -52,18 +60,10 @@ def test_as_many_jobs_as_memory_and_files_allow(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
     monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
     capacity.CGROUP.write_text(f"{memory}\n")
-    assert capacity.usual_jobs() == jobs
-
-
-def test_processes_share_the_memory_of_their_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
-    capacity.CGROUP.write_text(str(4 * 160 * 2**20))
-    assert [capacity.usual_jobs(processes) for processes in (1, 4)] == [512, 256]
+    assert usual_jobs() == jobs
 
 
 def test_what_suits_a_process_may_be_opened(limits: list[tuple[int, int]]) -> None:
     limits.append((256, 400))
-    open_enough(capacity.usual_jobs())
+    open_enough(usual_jobs())
     assert limits[-1][0] <= 400

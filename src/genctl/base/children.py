@@ -18,7 +18,7 @@ def start(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
     """
     for child in [child for child in _living if child.returncode is not None]:
         del _living[child]
-    leads = not _has_terminal()
+    leads = not has_terminal()
     child = subprocess.Popen(command, **how, process_group=0 if leads else None)  # noqa: S603 - a person's
     _living[child] = leads
     return child
@@ -38,7 +38,8 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
+    """Tell whether stdin is a terminal that listens to us: a job in the background may not touch it."""
     with suppress(OSError):
         return os.tcgetpgrp(0) == os.getpgrp()
     return False

@@ -148,10 +148,27 @@ class Output:
 
         if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
-        with self._limited():
+        with self._limited(), self._granting():
             return running.run(
                 work, follow=follow, limit_s=limit_s, gone_after_s=gone_after_s, heed=heed, loop=loop
             )
+
+    @contextmanager
+    def _granting(self) -> Iterator[None]:
+        """Say how the tables' owner gives a command, which acts for a person, the rights that it lacks."""
+        from genctl.domain.model import GenctlError
+
+        try:
+            yield
+        except GenctlError as error:
+            if error.code != "DatabaseDenied" or self.limit is None or error.fix.startswith("psql "):
+                raise
+            from genctl.cli import running
+            from genctl.ops.doctor import grants
+
+            if grant := running.run(grants(self.settings)):
+                error.fix = grant
+            raise
 
     @contextmanager
     def _limited(self) -> Iterator[None]:

@@ -149,17 +149,14 @@ def worker(
 
     With --processes each has --concurrency jobs; --metrics-port shows all, and the first of them sweeps.
     """
-    from genctl.services.capacity import usual_jobs
     from genctl.services.processes import Forked, Parent
     from genctl.services.worker import Until, serve
-
-    jobs = concurrency or usual_jobs(processes)
 
     def work(forked: Forked | None = None) -> Coroutine[Any, Any, None]:
         is_first = forked is None or forked.number == 1
         return serve(
             out.settings,
-            concurrency=jobs,
+            concurrency=concurrency,
             grace_s=grace,
             until=Until(**until),
             sweeps=is_first and not no_sweep,
@@ -194,7 +191,9 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
         raise click.UsageError("--for 0s would close nothing: give a longer time")
     tool = _tool(out)
     out.target()
-    _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who())))
+    closed = out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who()))
+    terminal.note("what a worker receives within the next two seconds may still run; later jobs wait")
+    _show(out, closed)
 
 
 @click.command(
@@ -202,17 +201,19 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
 )
 @REASON
 def resume(out: Output, *, reason: str | None) -> None:
-    """Open the gate, and accept orders with refused values again.
+    """Open the gate, and forget what the provider's refusals have taught.
 
-    genctl refuses values that the provider kept refusing.
+    genctl accepts orders with refused values again, and its workers call as fast as GENCTL_RATE allows: they
+    forget the pace that 429s and Retry-After have taught.
     """
-    from genctl import gate, traits
+    from genctl import gate, pace, traits
 
     tool = _tool(out)
     out.target()
 
     async def opened(db: "Database") -> "Gate":
         await traits.forget_all(db, tool)
+        await pace.forget(db, tool)
         return await gate.open_(db, tool, reason=reason, who=who())
 
     _show(out, out.ask(opened))

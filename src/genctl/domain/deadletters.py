@@ -214,8 +214,10 @@ def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
     return LetterPlan("skip", state)
 
 
-def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:
+def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:  # noqa: PLR0911 (a table)
     """Say why a failed session gets no further run."""
+    if row.erased_at:
+        return "erased"
     if row.details.get("category") == Category.CONTENT_POLICY and not terms.refused_too:
         return "content policy"
     if row.run > terms.max_redrives:

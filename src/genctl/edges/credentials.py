@@ -3,6 +3,7 @@
 botocore reads the environment and the files; all that may hang, or ask a person, is a look-up.
 """
 
+import asyncio
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import botocore.session
+import structlog
 from botocore.config import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.credentials import AssumeRoleProvider, Credentials, ProcessProvider, ProfileProviderBuilder
@@ -18,6 +20,7 @@ from botocore.exceptions import BotoCoreError, NoRegionError
 
 from genctl.base import children
 from genctl.domain.model import GenctlError
+from genctl.edges import deadline
 from genctl.edges.lookups import LOOKUPS
 
 LOOK_S = 10.0  # how long anybody waits for a look-up of credentials
@@ -28,9 +31,13 @@ PAGE = "https://docs.aws.amazon.com/boto3/latest/guide/configuration.html#using-
 
 T = TypeVar("T")
 
+log = structlog.stdlib.get_logger()
+
 
 async def looked_up(work: Callable[[], T], within_s: float = LOOK_S) -> T:
     """Do what may hang or ask a person. Raises GenctlError (exit 3), whatever botocore raises."""
+    tell_after_s = LONG_S if within_s <= LOOK_S else within_s  # nothing is told into a prompt
+    slow = asyncio.get_running_loop().call_later(tell_after_s, _tell_slow)
     try:
         return await LOOKUPS.look(work, within_s=within_s)
     except TimeoutError:
@@ -41,6 +48,15 @@ async def looked_up(work: Callable[[], T], within_s: float = LOOK_S) -> T:
         raise
     except Exception as why:
         raise _misconfigured(why) from why
+    finally:
+        slow.cancel()
+
+
+def _tell_slow() -> None:
+    """Say what we wait for, so that nobody looks at a process that says nothing."""
+    log.warning("aws.credentials.slow", source=_Source.tried)
+    if command := deadline.current():
+        command.note(f"waiting for AWS credentials: {_Source.tried} has given none yet")
 
 
 class _Source:

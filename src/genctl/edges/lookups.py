@@ -1,6 +1,7 @@
 """Look things up in a thread that is nobody else's: one at a time, with a deadline, keeping no process alive.
 
-A process that a look-up has started ends with the wait for it.
+What a look-up has begun ends with the wait for it: the processes that it has started, and a prompt, for which
+the terminal shows nothing that is typed.
 
 Where AWS credentials come from may hang: an STS that accepts and never answers, a credential_process that
 waits. In asyncio's executor such a look-up holds up the names of hosts, and at last the end of the process.
@@ -8,6 +9,7 @@ waits. In asyncio's executor such a look-up holds up the names of hosts, and at 
 
 import asyncio
 import queue
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -67,12 +69,15 @@ class Lookups:
         with self._starting:
             self._have_a_thread()
             self._asked.put(asked)
+        modes = _modes()
         try:
             async with asyncio.timeout(within_s):
                 return cast("T", await asked.answer)
         finally:
             if self._current is asked:  # it has not ended
                 children.end_all()
+                if modes:
+                    termios.tcsetattr(0, termios.TCSANOW, modes)
 
     def busy_s(self) -> float:
         """Return the seconds for which a look-up has been under way; 0: none is."""
@@ -102,6 +107,11 @@ class Lookups:
             if asked is not self._asked:
                 return
             self._busy_since = None
+
+
+def _modes() -> list[Any] | None:
+    """Return the terminal's modes, such as its echo; None where we have none."""
+    return termios.tcgetattr(0) if children.has_terminal() else None
 
 
 LOOKUPS = Lookups()  # of this process

@@ -178,14 +178,15 @@ class Sqs:
             except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
                 error = self._unreachable(about, *http.unreachable(lost, self.endpoint, CA_VARIABLE))
             except TimeoutError:
-                error = self._unreachable(about, f"{op}: no answer within {timeout.total:g} s")
+                silent = http.through_proxy(f"{op}: no answer within {timeout.total:g} s", self.endpoint)
+                error = self._unreachable(about, *silent)
                 if op == "ReceiveMessage":
                     raise error from None
             else:
                 if status == 200:
                     return self._read(answer, shape, about)
                 refusal = Refusal.of(status, answer)
-                error = refusal.error(op, about, self.endpoint)
+                error = self._refused(refusal, op, about)
                 if not better and (better := await self._signs_better(refusal, signed_by)):
                     continue
                 if not refusal.transient:
@@ -238,6 +239,11 @@ class Sqs:
         except msgspec.DecodeError as why:
             said = "a page of HTML" if answer.lstrip().startswith(b"<") else str(why)
             raise self._unreachable(about, f"the answer is not SQS's ({said})") from None
+
+    def _refused(self, refusal: Refusal, op: str, about: str) -> GenctlError:
+        if refusal.is_foreign and http.proxy_of(self.endpoint):
+            return self._unreachable(about, *http.foreign(refusal.status, self.endpoint))
+        return refusal.error(op, about, self.endpoint)
 
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"

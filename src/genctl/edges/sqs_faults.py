@@ -80,6 +80,11 @@ class Refusal(NamedTuple):
         return cls(status, fault.code.rpartition("#")[2] or f"HTTP{status}", fault.message or fault.Message)
 
     @property
+    def is_foreign(self) -> bool:
+        """Tell whether hardly SQS itself has answered, but a proxy or another server."""
+        return self.code == f"HTTP{self.status}"
+
+    @property
     def transient(self) -> bool:
         """Tell whether the same call may do better soon."""
         return self.status >= 500 or self.throttled

@@ -11,9 +11,11 @@ from typing import Any, Self
 
 import msgspec
 
+from genctl.base.dsn import place
 from genctl.base.hidden import hide
 from genctl.base.person import who
 from genctl.base.printable import printable
+from genctl.domain.findings import granting
 from genctl.domain.model import GenctlError
 from genctl.domain.orders import check_text
 from genctl.domain.rights import RIGHTS
@@ -68,11 +70,10 @@ class BulkWork:
         ]
         for lacks in await db.rows("missing_rights", needed=as_json(needed)):
             right = f"{lacks['privileges']} on {TABLE}"
-            raise GenctlError(
-                "DatabaseDenied",
-                f"nothing was done: {lacks['role']} may not {right}, where the history of this work belongs",
-                f'psql "$ADMIN_URL" -c \'grant {right} to "{lacks["role"]}"\'',
+            told = (
+                f"nothing was done: {lacks['role']} may not {right}, where the history of this work belongs"
             )
+            raise GenctlError("DatabaseDenied", told, granting([lacks], *place(db.dsn)))
 
         def again() -> str | None:
             changed = left()

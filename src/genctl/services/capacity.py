@@ -16,10 +16,12 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container, as it sees itself
 
 
 def usual_jobs(processes: int = 1) -> int:
-    """Return how many jobs suit each of so many processes: `USUAL`, or what memory and files allow."""
-    memory = _memory() // processes - WORKER_BYTES
+    """Return how many jobs at once suit a process: `USUAL`, or as many as its memory and files allow.
+
+    So many `processes` share the memory.
+    """
     files = (_hard_limit() - FILES) * BATCH // (BATCH + 2)
-    return max(LEAST, min(USUAL, files, memory // JOB_BYTES))
+    return max(LEAST, min(USUAL, files, (_memory() // processes - WORKER_BYTES) // JOB_BYTES))
 
 
 def open_enough(jobs: int) -> None:

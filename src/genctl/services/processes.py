@@ -31,7 +31,7 @@ STALLED_S = 60.0  # without a beat: its leases have passed to others long ago
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # before a process is started again
 WELL_AFTER_S = 60.0  # of life the pauses begin anew
 CANNOT_START = (2, 3)  # exit codes: usage, and a dependency
-LATE_S = 15.0  # after the grace, as a worker ends itself within 11 s of it
+LATE_S = 6.0  # after the grace, as a worker ends itself within 3 s of it
 AT_ONCE_S = 5.0  # after a second signal
 REAP_S = 0.02
 SHOWS = 0  # the number of the process with the metrics port; the workers are 1, 2, …
@@ -44,10 +44,11 @@ log = structlog.stdlib.get_logger()
 
 
 class Forked:
-    """Hold a process's end of the line to its parent."""
+    """Hold a process's end of the line to its parent; it is one of `count` workers."""
 
-    def __init__(self, number: int, line: socket.socket, reports: Reports | None) -> None:
+    def __init__(self, number: int, count: int, line: socket.socket, reports: Reports | None) -> None:
         self.number = number
+        self.count = count
         self._line = line
         self._reports = reports
         self._words = 0  # to stop, that the parent has said
@@ -189,7 +190,7 @@ class Parent:
         if not pid:
             self._drop_lines()
             ours.close()
-            return Forked(one.number, theirs, self._reports)
+            return Forked(one.number, len(self._workers), theirs, self._reports)
         theirs.close()
         ours.settimeout(0)
         self._ready.register(ours, selectors.EVENT_READ, one)

@@ -18,6 +18,7 @@ from genctl.base import children
 from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError, Status
+from genctl.edges import migrate
 from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
@@ -28,6 +29,7 @@ from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.metrics import WorkerMetrics
+from genctl.services.presence import Presence
 from genctl.services.processes import Forked
 from genctl.services.turns import Turns
 from genctl.sweep import check_timeout, sweep_every
@@ -107,7 +109,20 @@ class Worker:
         share = max(1, self.concurrency // SHARES)
         self.hands = Hands(pipeline, self._jobs, share=self.concurrency if self._counts else share)
         self.keeper = Keeper(pipeline, self._jobs, self.hands.aside)
-        self._turns = Turns(self.gatekeeper, settings.rate)
+        who = {"worker": pipeline.worker, "tool": pipeline.tool.name}
+        self._turns = Turns(
+            pipeline.db, **who, gatekeeper=self.gatekeeper, unsent=self._unsent, changed=self._changed.set
+        )
+        self.presence = Presence(
+            pipeline.db,
+            **who,
+            settings=settings,
+            concurrency=self.concurrency,
+            turns=self._turns,
+            gatekeeper=self.gatekeeper,
+            liveness=self.liveness,
+            counts=lambda: (len(self._jobs), self._unsent()),
+        )
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
             calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
@@ -123,12 +138,14 @@ class Worker:
         lets them go, too, and waits for their last writes.
         """
         try:
+            await self.presence.begin()
             async with asyncio.TaskGroup() as side:
                 receiver = side.create_task(self._receive())
                 keeping = (
                     self.keeper.keep_leases(),
                     self.keeper.keep_hidden(),
                     self.gatekeeper.watch(),
+                    self.presence.keep(),
                     self._tell_waiting(),
                 )
                 keepers = [side.create_task(keep) for keep in keeping]
@@ -148,6 +165,7 @@ class Worker:
             await self._put_back()
             while self._jobs:
                 await self._change()
+            await self.presence.leave()
             await self.gatekeeper.leave()
             if self._ending:
                 self._ending.cancel()
@@ -336,14 +354,16 @@ class Worker:
         """Count the messages, at most so many, that we may receive now; if none, note why for /healthz."""
         room = await self._room(most)
         if not room:
-            turn = "their turn is not soon: the rate, or a Retry-After"
-            self.liveness.rest(turn if self.gatekeeper.is_open else "the gate is closed")
+            self.liveness.rest(self._turns.why()[1] if self.gatekeeper.is_open else "the gate is closed")
         return room
 
     async def _room(self, most: int) -> int:
         allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
-        waiting = len(self._jobs) - sum(hold.sent for hold in self.pipeline.runs) + self._asked
-        return self._turns.room(waiting, allowed)
+        return self._turns.room(self._unsent() + self._asked, allowed)
+
+    def _unsent(self) -> int:
+        """Count the jobs in our hands whose request is not sent."""
+        return len(self._jobs) - sum(hold.sent for hold in self.pipeline.runs)
 
     def _send_back(self) -> None:
         """Cancel the jobs whose request is not sent, as the gate is closed; they use no attempt."""
@@ -363,6 +383,7 @@ class Worker:
         task = asyncio.create_task(self._handle(taken))
         self._jobs[task] = taken
         self.gatekeeper.started(task)
+        self._turns.expect()
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -443,12 +464,14 @@ async def serve(
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
     for more jobs than this process may have files.
     """
+    concurrency = concurrency or usual_jobs(forked.count if forked else 1)
     open_enough(min(concurrency, settings.max_in_flight or concurrency))
     check_timeout(settings)  # even without a sweeper here, as others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
     metrics = WorkerMetrics(tool.provider, tool.name)
     async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
         await gate.read(pipeline.db, tool.name)  # so that a database without migrations fails now
+        await migrate.check(pipeline.db)
         gc.collect()  # what the start has left, such as botocore's models, or it would stay, too
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
@@ -461,6 +484,7 @@ async def serve(
             until=until,
             forked=forked,
         )
+        await worker.presence.note()  # so that a role without the rights fails now
         tell = forked.joined if forked else partial(telling, metrics_port)
         async with tell(worker.liveness, metrics), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
