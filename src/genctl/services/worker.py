@@ -23,7 +23,7 @@ from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
-from genctl.services.capacity import open_enough
+from genctl.services.capacity import open_enough, usual_jobs
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
@@ -450,7 +450,7 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 async def serve(
     settings: Settings,
     *,
-    concurrency: int,
+    concurrency: int | None,
     grace_s: float,
     until: Until,
     sweeps: bool,
