@@ -30,8 +30,7 @@ from genctl.base.batch import Together
 from genctl.base.others import rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
-from genctl.domain.classifier import Classifier
-from genctl.domain.classify import backoff_s, ours
+from genctl.domain.classify import Classifier, backoff_s, ours
 from genctl.domain.model import (
     Category,
     ErrorDetails,
