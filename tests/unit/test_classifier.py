@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from genctl.base.others import others, rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import details
-from genctl.domain.classify import REMEMBERED, REMEMBERED_BYTES, Classifier, classify
+from genctl.domain.classify import classify
 from genctl.domain.model import Answer, Failure, NoAnswer, Success
 from genctl.domain.providers import Provider
 from genctl.tools.found import Tools
+from genctl.tools.wire import REMEMBERED, REMEMBERED_BYTES, Classifier
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
 PROVIDERS = [*Tools.of(Settings()).providers.values(), *others().values()]

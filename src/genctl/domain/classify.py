@@ -14,8 +14,7 @@ from typing import Any
 
 import msgspec
 
-from genctl.domain.details import without_secrets
-from genctl.domain.envelopes import GENERIC, Envelope, Reading, find, read
+from genctl.domain.envelopes import Envelope, Reading, find, read
 from genctl.domain.model import (
     Answer,
     Category,
@@ -43,8 +42,6 @@ FIRST_DELAY_OF_429_S = 20.0  # limits are per minute, and the waits of three att
 MAX_DELAY_S = 300.0
 LEAST_RETRY_AFTER_S = 1.0
 ADVICE = "advice"
-REMEMBERED = 128  # answers of a provider, which refuses thousands of jobs by the same bytes
-REMEMBERED_BYTES = 4_096  # of the body of such an answer
 
 
 def _ours(code: str, sentence: str, *, fatal: bool, outcome: Outcome = Outcome.REFUSED) -> Failure:
@@ -346,45 +343,3 @@ def _expires_at(url: str, created: Any, now: datetime, life: timedelta) -> datet
     if type(created) is int and 0 < created < 2**32:
         return datetime.fromtimestamp(created, UTC) + life
     return now + life
-
-
-class Classifier:
-    """Say what a provider's answers mean, without its keys, and remember the last ones.
-
-    What an answer means depends on nothing but the status, the body and a few headers, so it reads them once.
-    """
-
-    def __init__(
-        self, provider: Provider, *, verdicts: Sequence[str] = (), others: Sequence[Rule] = ()
-    ) -> None:
-        """Take what classify() takes beside an answer."""
-        self._provider = provider
-        self._verdicts = verdicts
-        self._others = others
-        own = provider.envelope
-        heard = {*own.headers, *own.code_headers, *GENERIC.headers, *GENERIC.code_headers, "retry-after"}
-        self._heard = sorted(heard)
-        self._known: dict[tuple[object, ...], Failure] = {}
-
-    def __call__(self, answer: Answer | NoAnswer, *, now: datetime) -> Success | Failure:
-        """Return what classify() and without_secrets() make of the answer."""
-        if isinstance(answer, NoAnswer):
-            return self._fresh(answer, now)
-        key = (answer.status, answer.body, *map(answer.headers.get, self._heard))
-        if known := self._known.get(key):
-            return known
-        result = self._fresh(answer, now)
-        # the time counts for what a wait or an image's URL says, and for nothing else
-        if (
-            isinstance(result, Failure)
-            and result.retry_after_s is None
-            and len(answer.body) <= REMEMBERED_BYTES
-        ):
-            if len(self._known) >= REMEMBERED:
-                del self._known[next(iter(self._known))]  # the oldest
-            self._known[key] = result
-        return result
-
-    def _fresh(self, answer: Answer | NoAnswer, now: datetime) -> Success | Failure:
-        said = classify(answer, self._provider, now=now, verdicts=self._verdicts, others=self._others)
-        return without_secrets(said, self._provider.key_shape)
