@@ -54,7 +54,12 @@ for fd in (1, 2):
     os.close(fd)  # they end with the fork
 said = conn.makefile()
 pid = int(said.readline())
-signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+def end(number, _):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:  # it has ended, and its exit code is on the way
+        pass
+signal.signal(signal.SIGTERM, end)
 os._exit(os.waitstatus_to_exitcode(int(said.readline())) & 255)
 """
 
@@ -185,9 +190,10 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send it unless the process has ended."""
+        """Send it unless the process has ended, be it that the server has not told so yet."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL."""
