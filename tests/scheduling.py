@@ -32,6 +32,7 @@ SHARING = (
     "tests/sdk/",
     "tests/path/test_plans.py",
     "tests/path/test_wide_base.py",
+    *(f"tests/unit/test_{name}.py" for name in ("locks", "names")),
     *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
     *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
 )
