@@ -40,14 +40,13 @@ insert into credit_ledger (user_id, delta, kind, reservation_id, reason)
 select user_id, -4, 'reserve', reservation_id, 'a benchmark' from made;
 """
 FUNCTION = """
-create function settled(users text[], opening bigint, items jsonb, notify boolean) returns setof jsonb
-language plpgsql as $$
+create function settled(users text[], opening bigint, whole boolean, items jsonb, notify boolean)
+returns setof jsonb language plpgsql as $$
 declare row record;
 begin
   perform set_config('lock_timeout', '100', true);
   ENSURE;
-  perform set_config('genctl.mine', '[]', true);
-  LOCK;
+  perform from (LOCK) locked;
   for row in SETTLE loop return next to_jsonb(row); end loop;
 end $$
 """
@@ -61,7 +60,7 @@ DETAILS = {
 
 def steps(users: list[str], items: Any) -> list[Statement]:
     """As genctl.ledger sends them."""
-    who = {"users": users, "opening": 0}
+    who = {"users": users, "opening": 0, "whole": False}
     return [
         ("lock_timeout", {"ms": 100}),
         ("ensure_accounts", who),
@@ -86,7 +85,7 @@ async def by_pipeline(db: Database, users: list[str], items: Any) -> list[Row]:
 async def by_function(db: Database, users: list[str], items: Any) -> list[Row]:
     """One statement, which calls a function in the database."""
     async with db._pool.connection() as conn:  # noqa: SLF001 - likewise
-        cursor = await conn.execute("select settled(%s, 0, %s, true)", [users, items])
+        cursor = await conn.execute("select settled(%s, 0, false, %s, true)", [users, items])
         return await cursor.fetchall()
 
 
@@ -100,15 +99,14 @@ WAYS: dict[str, Callable[[Database, list[str], Any], Awaitable[list[Row]]]] = {
 def function() -> str:
     """Its text, made of the statements."""
 
-    def plain(name: str, instead: str) -> str:
+    def plain(name: str) -> str:
         text = re.sub(r"--.*", "", sql(name))
-        text = text.replace("select set_config", f"{instead} set_config", 1)
         return re.sub(r"%\((\w+)\)s", lambda found: f"settled.{found[1]}", text).replace("%%", "%")
 
     return (
-        FUNCTION.replace("ENSURE", plain("ensure_accounts", "select"))
-        .replace("LOCK;", plain("lock_free_accounts", "perform") + ";")
-        .replace("SETTLE", plain("settle", "select"))
+        FUNCTION.replace("ENSURE", plain("ensure_accounts"))
+        .replace("LOCK", plain("lock_free_accounts"))
+        .replace("SETTLE", plain("settle"))
     )
 
 

@@ -79,7 +79,7 @@ async def owed(at: worker.Stage, kind: str) -> None:
 async def measured() -> None:
     """Set the stage, and measure what is wished."""
     with (
-        stage.emulator() as endpoint,
+        stage.emulator() as (endpoint, _),
         worker.provider(0) as provider,
         tempfile.TemporaryDirectory() as folder,
     ):

@@ -22,7 +22,8 @@ from genctl.base import log
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.edges import migrate
-from genctl.edges.sqs import Outgoing, Sqs
+from genctl.edges.sqs import Sqs
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.ops.redrive import BATCH, LANES, Redrive, RedriveOptions
 from genctl.ops.stack.postgres import Postgres
 
@@ -126,7 +127,7 @@ def megabytes(at: Settings, count: int) -> float:
 async def measured() -> int:
     """Print ratio and memory; 1 when the redrive is slower than the loop."""
     ratios = []
-    with stage.emulator() as endpoint, tempfile.TemporaryDirectory() as folder:
+    with stage.emulator() as (endpoint, _), tempfile.TemporaryDirectory() as folder:
         async with Postgres(Path(folder) / "pg") as postgres:
             await migrate.up(postgres.dsn)
             at = stage.settings(postgres.dsn, endpoint)

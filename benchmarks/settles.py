@@ -24,7 +24,10 @@ ITEMS = """jsonb_build_array(jsonb_build_object('session_id', :id ::text, 'lease
   'providerCode', 'InvalidParameter', 'providerMessage', 'a benchmark', 'userMessage', 'a benchmark',
   'code', 'InvalidParameter', 'category', 'bad_input', 'fatal', true, 'outcome', 'refused', 'attempts', 1,
   'maxAttempts', 3, 'firstAttemptAt', now(), 'requestId', null, 'provider', 'ark')))"""
-VALUES = {"items": ITEMS, "users": "array[:user_id ::text]", "opening": "0"}
+VALUES = {"items": ITEMS, "users": "array[:user_id ::text]", "opening": "0", "notify": "true"}
+MINE = (
+    "select set_config('genctl.mine', jsonb_build_array(:user_id ::text)::text, true)"  # as a worker locks it
+)
 
 
 def rate(dsn: str, jobs: int) -> float:
@@ -36,9 +39,9 @@ def rate(dsn: str, jobs: int) -> float:
     # as text: pgbench takes the :MI of a date's format for a variable, and leaves it alone only then
     script += "select quote_literal(id) as id, quote_literal(user_id) as user_id from numbered where n = :n"
     script += " \\gset\nbegin;\n"
-    for name in ("ensure_accounts", "lock_accounts", "settle"):
-        text = re.sub(r"--.*", "", sql(name))
-        script += re.sub(r"%\((\w+)\)s", lambda found: VALUES[found[1]], text) + ";\n"
+    for text in (sql("ensure_accounts"), sql("lock_accounts"), MINE, sql("settle")):
+        plain = re.sub(r"--.*", "", text)
+        script += re.sub(r"%\((\w+)\)s", lambda found: VALUES[found[1]], plain) + ";\n"
     script += "commit;\n"
     with psycopg.connect(dsn, autocommit=True) as conn, tempfile.NamedTemporaryFile("w") as file:
         for statement in PREPARE.strip().split(";\n"):

@@ -31,13 +31,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def emulator() -> Iterator[str]:
-    """fauxqs; its endpoint."""
+def emulator() -> Iterator[tuple[str, int]]:
+    """fauxqs; its endpoint and its process."""
     port = free_port()
     env = os.environ | {"FAUXQS_PORT": str(port), "FAUXQS_LOGGER": "false"}
     with subprocess.Popen([FAUXQS], env=env, stdout=subprocess.DEVNULL) as process:
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process.pid
         finally:
             process.terminate()
 
@@ -63,13 +63,23 @@ def peak_mb(pid: int | str = "self") -> float:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of processor time that a process and its children have taken so far."""
-    took = 0.0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(") ")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if pid in {int(stat.parent.name), int(fields[1])}:
-            took += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return took
+    """Seconds of processor time that a process and its descendants have taken so far."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        children = [
+            int(one)
+            for kids in Path(f"/proc/{pid}/task").glob("*/children")
+            for one in kids.read_text().split()
+        ]
+    except OSError:  # it has ended meanwhile
+        return 0.0
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # also of children that have ended
+    return own + sum(map(cpu_s, children))
+
+
+def machine_s() -> tuple[float, float]:
+    """Seconds for which the machine's processors have worked, and have been ours."""
+    times = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    ticks = os.sysconf("SC_CLK_TCK")
+    there = sum(times) - times[7]  # without what the host has stolen
+    return (there - times[3] - times[4]) / ticks, there / ticks

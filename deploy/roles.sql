@@ -10,7 +10,8 @@
 -- genctl_owner    `genctl migrate`: owns the tables. An adopted database's tables stay their owner's: grant that role
 -- genctl_worker   `genctl worker`, with its sweeper
 -- genctl_api      `genctl serve`
--- genctl_operator a person who mends: `dlq`, `sessions`, `sweep`, `credits`, `refunds --fix`, `pause`, `smoke`, `enqueue`
+-- genctl_operator a person who mends: `dlq`, `sessions`, `sweep`, `credits`, `refunds --fix`, `pause`, `smoke`, `enqueue`,
+--                 `privacy`
 -- genctl_auditor  a person who looks: `refunds check`, `report`, `sessions`, `tail-failures`, `status`
 --
 -- LISTEN and NOTIFY know no rights: whoever may connect hears which session of which user has ended, and may say so
@@ -46,16 +47,18 @@ declare
     "credit_ledger":       {"worker": "select, insert", "api": "select, insert",
                             "operator": "select, insert", "auditor": "select"},
     "session_events":      {"worker": "select, insert, delete", "api": "select, insert",
-                            "operator": "select, insert, delete", "auditor": "select"},
+                            "operator": "select, insert, update, delete", "auditor": "select"},
     "tool_gates":          {"worker": "select, insert, update", "api": "select",
                             "operator": "select, insert, update", "auditor": "select"},
     "refused_traits":      {"worker": "select, insert, update, delete", "api": "select, update",
                             "operator": "select, update, delete", "auditor": "select"},
+    "tool_paces":          {"worker": "select, insert, update", "operator": "select, update", "auditor": "select"},
+    "tool_workers":        {"worker": "select, insert, update, delete", "operator": "select", "auditor": "select"},
     "spent_tickets":       {"api": "select, insert, update, delete"},
     "revoked_tokens":      {"api": "select, insert, update, delete", "operator": "select, insert, update, delete",
                             "auditor": "select"},
-    "bulk_work":           {"operator": "select, insert, update", "auditor": "select"},
-    "genctl_migrations":   {"api": "select", "operator": "select", "auditor": "select"}
+    "bulk_work":           {"operator": "select, insert, update, delete", "auditor": "select"},
+    "genctl_migrations":   {"worker": "select", "api": "select", "operator": "select", "auditor": "select"}
   }';
   part text;
   tab text;

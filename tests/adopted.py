@@ -7,7 +7,7 @@ import psycopg
 from psycopg import sql
 
 from genctl.edges import migrate
-from genctl.edges.db import statements
+from genctl.edges.statements import statements
 
 BASE = """
     create table generation_sessions (id uuid primary key, user_id text, client_key text, model text, prompt text,

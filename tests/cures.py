@@ -18,6 +18,13 @@ ROOT = Path(__file__).parents[1]
 CARRIED_BY = {"fix", "hint", "otherwise", "again", "cure", "next"}  # parameters, fields and names
 TABLES = {"FIXES", "WORDS"}
 STARTS = ("genctl ", "psql ", "aws ", "export ", "make ", "pip ", "chmod ", "ulimit ")
+MENDING = tuple(
+    f"genctl {words}"
+    for words in (
+        "credits adjust", "credits grant", "dlq redrive", "dlq discard", "dlq import", "migrate", "pause", "resume",
+        "sessions retry", "sessions cancel", "sweep", "token revoke",
+    )
+)  # fmt: skip
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -237,6 +244,11 @@ def of_docs() -> dict[str, str]:
         named = re.findall(r"`(genctl [a-z][^`|>]*)`", " ".join(text.split()))
         found |= dict.fromkeys((*typed, *named), page.name)
     return found
+
+
+def of_docs_that_mend() -> set[str]:
+    """The commands of the docs, beside those of the changes, that change something."""
+    return {one for one, page in of_docs().items() if one.startswith(MENDING) and page != "CHANGELOG.md"}
 
 
 def commands(cure: str) -> list[str]:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from psycopg.conninfo import conninfo_to_dict
 
-from genctl.edges.db import statements
+from genctl.edges.statements import statements
 from tests.script import Act, Planned, Script
 
 PROTOCOL_3 = 196_608

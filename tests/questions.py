@@ -12,6 +12,8 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from genctl.domain.envelopes import UUID as UUID_SHAPE
+from genctl.ops.privacy import KEPT
 from genctl.ops.sessions import like_prefix, uuid_range
 
 MODELS = {"models": ["seedream-%"], "others": ["flux-%"]}
@@ -36,7 +38,8 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("smoke_account", "smoke_lock", "smoke_book", "smoke_move"),
     *("spend_ticket", "revoke_token", "revoke_tokens_of", "revocations", "note_refusals", "refused_traits_of"),
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
-    *("begin_bulk_work", "note_bulk_work", "bulk_work"),
+    *("lock_pace", "deal_turns", "teach_pace", "forget_pace", "paces", "note_worker", "forget_worker", "workers"),
+    *("begin_bulk_work", "note_bulk_work", "bulk_work", "traits_of_user", "erase_traits"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for
     "owe_queued": "the queue in memory has lost every message",
@@ -127,6 +130,7 @@ def questions(count: int) -> dict[str, Question]:
         "status: kept": Question("answers_kept"),
         "status: queue of NOTIFY": Question("notify_queue"),
         "status: by code": Question("failures_by_code", {"most": 1000}),
+        "status: strangers": Question("strangers", {"most": 5000, "limit": 1000}, most=20_000, why="what is processed now"),
         "status: first seen": Question("first_seen", {"codes": ["RareTrouble", "Timeout", *(f"No{n}" for n in range(98))]}),
         "verdicts: a page": Question("judged_failures", spans | {"after": None, "limit": 100}),
         "verdicts: the next page": Question("judged_failures", spans | {"after": session, "limit": 100}),
@@ -200,4 +204,12 @@ def questions(count: int) -> dict[str, Question]:
         "sweep: old trace": Question("old_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=2000, why="a batch"),
         "sweep: prune": Question("prune_trace", {"limit": 1000, "age_s": 90 * 86400.0}, most=3000, why="a batch"),
         "sweep: refund": Question("note_refund", told | {"reservation": reservation}),
+        "privacy: sessions": Question("sessions_of", {"user": user, "made": "-infinity", "after": UUID(int=0), "limit": 20}),
+        "privacy: undated ones": Question("undated_sessions_of", {"user": user, "after": UUID(int=0), "limit": 20}),
+        "privacy: traces": Question("events_of_sessions", {"ids": [session]}),
+        "privacy: reservations": Question("reservations_of_sessions", {"ids": [session]}),
+        "privacy: ledger": Question("ledger_after", {"user": user, "after": 0, "limit": 20}),
+        "privacy: a count": Question("stored_about", {"user": user}),
+        "privacy: erase": Question("erase_sessions", {"ids": [session], **KEPT}),
+        "privacy: command lines": Question("erase_bulk_work", {"user": user, "pattern": "%--user x %", "uuid": UUID_SHAPE}),
     }  # fmt: skip

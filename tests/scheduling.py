@@ -10,6 +10,7 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
     "outages",
     "crash_matrix",
     "from_nothing",
+    "container",
     "refusals",
     "demo",
     "redrive",
@@ -30,6 +31,8 @@ LONG = (  # they wait for the most part, and would otherwise be what is left at 
 SHARING = (
     "tests/browser/",
     "tests/sdk/",
+    "tests/ship/test_aws.py",
+    "tests/ship/test_container.py",
     "tests/path/test_plans.py",
     "tests/path/test_wide_base.py",
     *(f"tests/unit/test_{name}.py" for name in ("locks", "names")),

@@ -1,3 +1,3 @@
 """Propagate the failures of queued AI image jobs, cleanly and at once."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -25,7 +25,8 @@ T = TypeVar("T")
 FIRST_PAUSE_S = 0.02
 LOCKED_PAUSE_S = 0.5  # at most, while somebody holds a lock or the database is away
 REFUSED_PAUSE_S = 20.0  # at most, while the database refuses the settle
-KEEP_WITHIN_S = 2.0  # how long a stop may take to keep one answer in the trace
+LAST_TRY_S = 1.2  # how long a stop waits for the row to have an answer
+KEEP_WITHIN_S = 0.5  # how long it may then take to keep the answer in the trace
 ROW_LOCKED = "its row is locked by another transaction"
 Refusal = Literal["reservation", "words", "other"]  # the part of a settle that the database refuses
 SENT_BACK = "its lease had lapsed, and the sweeper had sent the job back"
@@ -86,7 +87,7 @@ class Answers:
         try:
             return await asyncio.shield(storing)
         except asyncio.CancelledError:
-            if await last_words(storing) is None and not _is_lost(storing):
+            if await last_words(storing, LAST_TRY_S) is None and not _is_lost(storing):
                 await self._give_up(held)
             raise
         finally:
@@ -228,9 +229,9 @@ def _unreleased(settlement: Settlement) -> Settlement:
     return msgspec.structs.replace(settlement, release=False, refund_error=RELEASE_REFUSED)
 
 
-async def last_words(step: asyncio.Future[T]) -> T | None:
+async def last_words(step: asyncio.Future[T], within_s: float = STOP_S) -> T | None:
     """Wait a moment for a step that goes on although its caller was cancelled; return its result, if any."""
-    done, _ = await asyncio.wait([step], timeout=STOP_S)
+    done, _ = await asyncio.wait([step], timeout=within_s)
     if not done:
         step.cancel()
     return step.result() if done and not step.cancelled() and step.exception() is None else None

@@ -10,9 +10,11 @@ import msgspec
 from genctl.domain import decide
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check
+from genctl.edges import spans
 from genctl.edges.db import Database, as_json
 from genctl.edges.deadline import lock_s
-from genctl.edges.sqs import Outgoing, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.ledger import WAIT_S, movement
 from genctl.run import apart
 
@@ -24,7 +26,7 @@ class Enqueued(msgspec.Struct, frozen=True):
     owed: str | None
 
 
-async def enqueue(
+async def enqueue(  # noqa: PLR0913 - what it needs, and how long it may take
     orders: Sequence[Order],
     *,
     db: Database,
@@ -33,31 +35,41 @@ async def enqueue(
     opening: int = 0,
     wait_s: float = WAIT_S,
     send_within_s: float | None = None,
+    traceparent: str | None = None,
 ) -> Enqueued:
     """Reserve the credits and store the sessions of a tool in one transaction, send the jobs, mark them sent.
 
     Users without an account get `opening` credits. The sweeper sends the jobs that this cannot send in time,
-    or without a `queue`. Stores nothing and raises GenctlError: exit 2 for a bad order, exit 1 when a user's
-    credits are short, AccountLockedError when an account stays locked for `wait_s` seconds.
+    or without a `queue`. `traceparent` is the W3C context of who orders. Stores nothing and raises
+    GenctlError: exit 2 for a bad order, exit 1 when a user's credits are short, AccountLockedError when an
+    account stays locked for `wait_s` seconds.
     """
     for order in orders:
         check(order)
+    with spans.span("genctl.enqueue", parent=traceparent, root=True, tool=tool, jobs=len(orders)):
+        sessions = await _stored(orders, db, opening, wait_s)
+        owed: str | None = "the queue cannot be reached"
+        try:
+            async with asyncio.timeout(send_within_s):
+                if queue:
+                    unsent = await send_jobs(sessions, db=db, queue=queue, tool=tool)
+                    owed = next(iter(unsent.values()), None)
+        except TimeoutError:
+            owed = f"the queue did not answer within {send_within_s:g} s"
+        return Enqueued(sessions, owed)
+
+
+async def _stored(orders: Sequence[Order], db: Database, opening: int, wait_s: float) -> list[Session]:
+    """Reserve the credits and store the sessions. Raises as enqueue() does."""
     users = {order.user_id for order in orders}
-    items = [msgspec.structs.asdict(order) | {"amount": order.cost} for order in orders]
+    more = {"traceparent": spans.here()}
+    items = [msgspec.structs.asdict(order) | {"amount": order.cost} | more for order in orders]
     reserve = ("reserve", {"items": as_json(items)})
     moved = await movement(db, users, reserve, opening=opening, wait_s=lock_s(wait_s))
     (rows,) = moved.rows
     if not rows:
         raise await _short(orders, db)
-    sessions = [Session.of(row) for row in rows]
-    owed: str | None = "the queue cannot be reached"
-    try:
-        async with asyncio.timeout(send_within_s):
-            if queue:
-                owed = next(iter((await send_jobs(sessions, db=db, queue=queue, tool=tool)).values()), None)
-    except TimeoutError:
-        owed = f"the queue did not answer within {send_within_s:g} s"
-    return Enqueued(sessions, owed)
+    return [Session.of(row) for row in rows]
 
 
 async def _short(orders: Sequence[Order], db: Database) -> GenctlError:
@@ -81,7 +93,7 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
     Raises nothing when the queue is away or a mark fails: the rows say that these messages are owed.
     """
     try:
-        results = await queue.send([Outgoing(decide.job_body(s, tool), user=s.user_id) for s in sessions])
+        results = await queue.send([_message(session, tool) for session in sessions])
         owed = {
             s.id: _why(result.error, result.fix)
             for s, result in zip(sessions, results, strict=True)
@@ -99,6 +111,11 @@ async def send_jobs(sessions: Sequence[Session], *, db: Database, queue: Queue, 
         marked = zip(sent, await apart(mark)(sent), strict=True)
         owed |= {session.id: error.message for session, error in marked if isinstance(error, GenctlError)}
     return owed
+
+
+def _message(session: Session, tool: str) -> Outgoing:
+    attributes = {spans.HEADER: session.traceparent} if session.traceparent else {}
+    return Outgoing(decide.job_body(session, tool), attributes, user=session.user_id)
 
 
 def _why(error: str, fix: str) -> str:

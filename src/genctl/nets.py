@@ -255,7 +255,10 @@ class Nets:
     async def _requeue(self, dead: list[Swept]) -> list[bool | Exception]:
         """Send them back to the queue, and tell of each whether it was still dead."""
         sessions = [swept.session for swept in dead if isinstance(swept.session, Session)]
-        items = [{"session_id": session.id, "lease": session.lease} for session in sessions]
+        items = [
+            {"session_id": session.id, "lease": session.lease, "worker": session.claimed_by}
+            for session in sessions
+        ]
         back = {row["id"] for row in await self._db.rows("requeue_dead", items=as_json(items))}
         for _ in back:
             self._pipeline.meters.count("orphaned")
@@ -376,7 +379,7 @@ def asked_of_piles(models: Sequence[str], *, queued_timeout_s: float) -> dict[st
 
 
 def _dead(session: Session, limits: decide.Limits) -> Swept:
-    why = "its worker fell silent"
+    why = f"its worker {session.claimed_by} fell silent" if session.claimed_by else "its worker fell silent"
     code = decide.dead_lease_code(session, limits)
     return Swept("fail", session, why, code) if code else Swept("requeue", session, why)
 

@@ -13,10 +13,11 @@ with each claim, proves whose session it is.
 import asyncio
 import os
 import random
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -24,11 +25,12 @@ from uuid import UUID
 import structlog
 
 from genctl.answers import Answers, Refusal, kept_answer, last_words
+from genctl.base import log as lines
 from genctl.base.batch import Together
 from genctl.base.others import rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
-from genctl.domain.classify import backoff_s, classify, ours
+from genctl.domain.classify import backoff_s, ours
 from genctl.domain.model import (
     Category,
     ErrorDetails,
@@ -44,13 +46,16 @@ from genctl.domain.model import (
     Status,
     Success,
 )
+from genctl.edges import spans
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs import BATCH, Message, Outgoing, Queue, Sqs
+from genctl.edges.spans import Tracing
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
 from genctl.tools import Tool
 from genctl.tools.found import Tools
-from genctl.tools.wire import Wire
+from genctl.tools.wire import Classifier, Wire
 
 Hear = Callable[[Success | Failure, Session], None]  # takes the outcome of a call for a session
 Turn = Callable[[], Awaitable[Hear]]  # waits until a job may call the provider
@@ -60,7 +65,10 @@ Counted = Literal["repeated", "orphaned", "copied", "unnotified"]
 
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # between looks at a row that somebody has locked
 MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # between tries to mark a copy, as the sweeper sends another without
+QUEUE_PACE_S = 0.01  # of calls to SQS: each has a price, and takes ten messages
 MOST_TOLD = 100  # tools and models whose messages we log as left for others
+
+UNTRACED = nullcontext()
 
 log = structlog.stdlib.get_logger()
 
@@ -118,6 +126,7 @@ class Pipeline:
         worker: str = "",
         lifeline: Database | None = None,
         meters: Meters = WITHOUT_METERS,
+        tracing: Tracing | None = None,
     ) -> None:
         """Take the parts; `queues` looks queue and DLQ up, if they are not given.
 
@@ -135,9 +144,11 @@ class Pipeline:
         self.wire = wire
         self.worker = worker
         self.meters = meters
+        self._tracing = tracing
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
-        self._rules_of_others = rules_of_others()  # codes that another provider sends behind ours
+        # a gateway may send the codes of other providers behind ours
+        self._classify = Classifier(tool.provider, verdicts=limits.verdicts, others=rules_of_others())
         self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
 
@@ -179,8 +190,9 @@ class Pipeline:
                 tool=tool,
                 others=[like for other in tools if other.name != tool.name for like in other.like],
                 wire=wire,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
+                worker=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
                 meters=meters,
+                tracing=spans.tracing(),
             )
             if reached:
                 await pipeline.reach()
@@ -189,9 +201,9 @@ class Pipeline:
     def _have(self, queue: Queue, dlq: Queue) -> None:
         self.queue, self.dlq = queue, dlq
         # calls for many messages at the same moment become one
-        self._copies = Together(dlq.send, most=BATCH)
-        self._deletes = Together(queue.delete, most=BATCH)
-        self._hides = Together(queue.hide, most=BATCH)
+        self._copies = Together(dlq.send, most=BATCH, pace_s=QUEUE_PACE_S)
+        self._deletes = Together(queue.delete, most=BATCH, pace_s=QUEUE_PACE_S)
+        self._hides = Together(queue.hide, most=BATCH, pace_s=QUEUE_PACE_S)
 
     async def reach(self) -> None:
         """Look the queues up, unless we have them; all who come meanwhile wait for one look.
@@ -207,6 +219,14 @@ class Pipeline:
             self._looking = None
             raise
         self._queues = None
+
+    def span(
+        self, name: str, *, parent: str | None = None, **facts: object
+    ) -> AbstractContextManager[object]:
+        """Open a span as spans.span() does; it does nothing where nobody traces."""
+        if self._tracing is None:
+            return UNTRACED
+        return self._tracing.span(name, parent, facts)
 
     def unsent(self) -> set[asyncio.Task[Any]]:
         """Return the tasks of jobs whose request is not sent; cancelled, they give their session back."""
@@ -253,11 +273,9 @@ class Pipeline:
             if hold.stale:  # lost, or its row is locked, and then nobody can tell whose it is
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
-            answer = await self.wire.generate(hold.session, hold.on_send)
-        now, verdicts = datetime.now(UTC), self.limits.verdicts
-        provider = self.tool.provider
-        said = classify(answer, provider, now=now, verdicts=verdicts, others=self._rules_of_others)
-        result = details.without_secrets(said, provider.key_shape)
+            with self.span("genctl.call", attempt=hold.session.attempts, model=hold.session.model):
+                answer = await self.wire.generate(hold.session, hold.on_send)
+        result = self._classify(answer, now=datetime.now(UTC))
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result
@@ -304,7 +322,9 @@ class Pipeline:
         """
         began_at = time.monotonic()
         settle = self.answers.settle if patient else self.answers.settle_now
-        stored = await settle(session, settlement)
+        code = settlement.details.code if settlement.details else None
+        with self.span("genctl.settle", parent=session.traceparent, status=settlement.status, code=code):
+            stored = await settle(session, settlement)
         row, notified = Session.of(stored), stored.get("notified", True)
         self.meters.settled(settlement.details, time.monotonic() - began_at)
         if not notified:
@@ -390,9 +410,10 @@ class Pipeline:
 
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
-        message_id = await self.send_copy(body, code, row=row)
-        await self._mark(Mark(row.id, row.run, message_id))
-        log.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
+        with self.span("genctl.copy", parent=row.traceparent, session=row.id, run=row.run, code=code):
+            message_id = await self.send_copy(body, code, row=row)
+            await self._mark(Mark(row.id, row.run, message_id))
+        lines.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
 
     async def _mark(self, mark: Mark) -> None:
         """Mark the copy as sent; wait a while if another transaction has locked the row."""
@@ -440,9 +461,16 @@ async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session
     run, LeaseLostError when the run is no longer ours.
     """
     claimed_at = time.monotonic()
-    session = await pipeline.take(job)
+    with pipeline.span("genctl.claim"):
+        session = await pipeline.take(job)
     if session is None:
         return None
+    with pipeline.span("genctl.run", parent=session.traceparent, session=session.id, run=session.run):
+        return await _attempted(session, claimed_at, pipeline, turn)
+
+
+async def _attempted(session: Session, claimed_at: float, pipeline: Pipeline, turn: Turn) -> Session:
+    """Make the attempt of a claimed run. Raises as process() does."""
     async with pipeline.runs.keep(session, claimed_at) as hold:
         if answer := kept_answer(session):
             return ended(await pipeline.end(session, answer))
@@ -475,13 +503,16 @@ async def carry(message: Message, pipeline: Pipeline, turn: Turn = at_once) -> S
     except MalformedMessageError as error:
         await pipeline.refuse(message, error.message)
         return None
-    try:
-        row = await process(job, pipeline, turn)
-    except JobProcessingError as error:
-        row = error.session
-    if row is None:
-        pipeline.meters.count("repeated")
-    await pipeline.dispose(message, job, row)
+    context = message.sent.get(spans.HEADER)
+    parent = context.string_value if context else None
+    with pipeline.span("genctl.job", parent=parent, session=job.session_id, run=job.run):
+        try:
+            row = await process(job, pipeline, turn)
+        except JobProcessingError as error:
+            row = error.session
+        if row is None:
+            pipeline.meters.count("repeated")
+        await pipeline.dispose(message, job, row)
     return row
 
 
@@ -505,13 +536,13 @@ def _log_settled(row: Session, *, notified: bool) -> None:
     if not notified:
         log.warning("session.notify.refused", **whose, fix="genctl status")
     if row.status is Status.COMPLETED:
-        log.info("session.completed", **whose)
+        lines.info("session.completed", **whose)
         return
     stored = row.details
     facts = {name: stored.get(name) for name in ("code", "refundedCredits")}  # triggers may change them
-    log.info("session.failed.updated", **whose, **facts)
+    lines.info("session.failed.updated", **whose, **facts)
     if notified:
-        log.info("session.failed.notify.sent", **whose)
+        lines.info("session.failed.notify.sent", **whose)
 
 
 def _trace(session: Session, result: Success | Failure) -> dict[str, Any]:

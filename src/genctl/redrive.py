@@ -18,11 +18,11 @@ import structlog
 
 from genctl.domain import decide
 from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most, plan
-from genctl.domain.model import Job, MalformedMessageError, Session
+from genctl.domain.model import Job, MalformedMessageError, Session, Status
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
 from genctl.edges.deadline import lock_s
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
@@ -219,7 +219,7 @@ def _letter_of(session: Session) -> Letter:
         message_id="",
         sent_at=session.completed_at or session.read_at or datetime.now(UTC),
         receive_count=0,
-        code=decide.error_code(session),
+        code=decide.error_code(session) if session.status is Status.FAILED else None,
         session_id=session.id,
         run=session.run,
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+DASHBOARD = HERE.parents[1] / "deploy" / "grafana-dashboard.json"
+GRAFANA = HERE / "node_modules/@grafana/schema"
 TSC = HERE / "node_modules/typescript/bin/tsc"
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -26,3 +28,14 @@ def test_the_state_of_the_page_keeps_its_rules() -> None:
 @pytest.mark.skipif(not TSC.exists(), reason="tsc is not installed: npm install --prefix tests/js")
 def test_the_modules_of_the_page_are_typed() -> None:
     node(str(TSC), "-p", ".")
+
+
+@needs_node
+@pytest.mark.skipif(not GRAFANA.exists(), reason="its types are not installed: npm install --prefix tests/js")
+def test_the_dashboard_is_one_by_grafanas_own_types(tmp_path: Path) -> None:
+    """With --strict, so that an unknown key is a mistake too."""
+    (tmp_path / "node_modules").symlink_to(HERE / "node_modules")
+    head = "import type { Dashboard } from '@grafana/schema';\nexport const made: Dashboard = "
+    (tmp_path / "dashboard.ts").write_text(head + DASHBOARD.read_text())
+    options = "--noEmit --strict --skipLibCheck --moduleResolution bundler --module es2022 --target es2022"
+    node(str(TSC), *options.split(), str(tmp_path / "dashboard.ts"))

@@ -14,11 +14,12 @@ from genctl import answers, run
 from genctl.answers import Held
 from genctl.domain.classify import ours
 from genctl.domain.model import Image, Job, LeaseLostError, NotYetError, Session, Status, Success
+from genctl.domain.pace import SOON_S as TURN_SOON_S
 from genctl.edges.db_errors import LockedError
 from genctl.pipeline import Hear, carry, process
 from genctl.run import Hold
-from genctl.services import turns as pace
 from genctl.services.gatekeeper import Gatekeeper
+from genctl.services.turns import Turns
 from genctl.services.worker import Until, Worker
 
 CRASHED = ours("WorkerCrashed")
@@ -250,12 +251,12 @@ async def test_a_job_whose_turn_is_far_off_goes_back_until_then(kit: Kit) -> Non
 
 
 async def test_a_turn_that_is_further_away_than_soon_is_not_waited_for(kit: Kit) -> None:
-    turns = pace.Turns(
-        Gatekeeper(kit.db, "seedream4", failures=None, call_s=1, send_back=lambda: None, default_model=""),
-        None,
+    keeper = Gatekeeper(
+        kit.db, "seedream4", failures=None, call_s=1, send_back=lambda: None, default_model=""
     )
-    turns._pace = turns._pace.held_back(time.monotonic() + pace.SOON_S + 1)
-    async with asyncio.timeout(pace.SOON_S / 2):
+    turns = Turns(kit.db, "seedream4", "w", keeper, unsent=lambda: 1, changed=lambda: None)
+    turns._paused_until = time.monotonic() + TURN_SOON_S + 1
+    async with asyncio.timeout(TURN_SOON_S / 2):
         with pytest.raises(NotYetError):
             await turns.take()
 

@@ -2,6 +2,10 @@
 
 import asyncio
 import gc
+import json
+import random
+import re
+import socket
 import ssl
 import threading
 import warnings
@@ -19,7 +23,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
 from botocore.credentials import Credentials
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
 from cryptography import x509
@@ -29,9 +33,10 @@ from cryptography.x509.oid import NameOID
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.edges import credentials, http
+from genctl.edges import credentials, http, rds
 from genctl.edges.aws import Keys, SqsEndpoint
 from genctl.edges.lookups import LOOKUPS
+from genctl.edges.rds import Login
 from genctl.edges.sqs import Sqs
 
 REAL = Settings(database_url="postgresql://db/x")
@@ -48,6 +53,9 @@ retry_mode = adaptive
 [profile local]
 region = ap-south-1
 services = here
+[profile alive]
+region = eu-west-1
+tcp_keepalive = true
 [services here]
 sqs =
   endpoint_url = http://localhost:4566/base/
@@ -67,24 +75,29 @@ def env(no_aws: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     return set_all
 
 
-class Empty:
+ADDRESS = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 1))
+
+
+class Answered:
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
     def stream(self, *_: object, **__: object) -> Iterator[bytes]:
-        yield b"{}"
+        yield self._body
 
 
-def of_boto3() -> tuple[str, str, int | None]:
-    """URL and user agent of boto3's first request, and how often it would try."""
+def of_boto3() -> tuple[str, str]:
+    """URL and user agent of boto3's first request."""
     sent: list[Any] = []
 
     def keep(request: Any, **_: object) -> AWSResponse:
         sent.append(request)
-        return AWSResponse(request.url, 200, HTTPHeaders(), Empty())
+        return AWSResponse(request.url, 200, HTTPHeaders(), Answered(b"{}"))
 
     client = boto3.Session().client("sqs")
     client.meta.events.register("before-send.sqs", keep)
     client.list_queues()
-    tries: int | None = dict(client.meta.config.retries or {}).get("total_max_attempts")
-    return sent[0].url.rstrip("/"), sent[0].headers["User-Agent"].decode(), tries
+    return sent[0].url.rstrip("/"), sent[0].headers["User-Agent"].decode()
 
 
 @pytest.mark.parametrize(
@@ -108,20 +121,119 @@ def of_boto3() -> tuple[str, str, int | None]:
 )
 async def test_the_first_request_is_boto3s(env: Callable[..., None], variables: dict[str, str]) -> None:
     env(**variables)
-    url, agent, tries = of_boto3()
+    url, agent = of_boto3()
     ours = await SqsEndpoint.of(REAL)
-    assert (ours.endpoint, ours.attempts) == (url, tries)
+    assert ours.endpoint == url
     assert ours.user_agent
-    assert [word for word in ours.user_agent.split() if word.startswith("app/")] == [
-        word for word in agent.split() if word.startswith("app/")
-    ]
+    assert told(ours.user_agent) == told(agent)
+    assert {"ua", "os", "lang", "cfg"} <= {word.partition("/")[0] for word in told(agent)}
+
+
+def told(agent: str) -> list[str]:
+    """What a user agent says but for what tells ours from boto3's.
+
+    Ours names botocore first, and no boto3; and its features, `m/`, lack where the credentials come from,
+    since genctl signs by itself.
+    """
+    return [word for word in agent.split() if not re.match("Boto3/|md/Botocore#|Botocore/|m/", word)]
+
+
+# --- retries, time-outs, sockets --------------------------------------------------------------
+
+STEADY = (503, "ServiceUnavailable")
+OFTEN = (400, "ThrottlingException")
+
+
+@pytest.mark.parametrize(
+    ("variables", "refusal"),
+    [
+        ({"AWS_RETRY_MODE": "legacy"}, STEADY),
+        ({"AWS_RETRY_MODE": "legacy"}, OFTEN),
+        ({"AWS_RETRY_MODE": "legacy", "AWS_MAX_ATTEMPTS": "2"}, STEADY),
+        ({"AWS_RETRY_MODE": "standard"}, STEADY),
+        ({"AWS_RETRY_MODE": "standard"}, OFTEN),
+        ({"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "8"}, OFTEN),
+        ({"AWS_DEFAULTS_MODE": "in-region"}, STEADY),
+        ({"AWS_PROFILE": "gov"}, STEADY),  # its mode is adaptive
+        ({"AWS_MAX_ATTEMPTS": "1"}, STEADY),
+    ],
+)
+async def test_a_call_is_tried_as_often_and_as_late_as_boto3s(
+    env: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    refusal: tuple[int, str],
+) -> None:
+    """Both get the same jitter, and nobody waits."""
+    env(**{"AWS_DEFAULT_REGION": "eu-west-1"} | variables)
+    status, code = refusal
+    body = json.dumps({"__type": code, "message": "not now"}).encode()
+    theirs, ours = list[float](), list[float]()
+
+    def refuse(request: Any, **_: object) -> AWSResponse:
+        return AWSResponse(request.url, status, HTTPHeaders(), Answered(body))
+
+    async def post(*_: object) -> tuple[int, bytes]:
+        return status, body
+
+    async def wait(seconds: float) -> None:
+        ours.append(seconds)
+
+    client = boto3.Session().client("sqs")
+    client.meta.events.register("before-send.sqs", refuse)
+    async with await Sqs.connect(REAL) as sqs:
+        with monkeypatch.context() as patch:
+            patch.setattr("time.sleep", theirs.append)
+            patch.setattr("asyncio.sleep", wait)
+            patch.setattr(sqs, "_post", post)
+            random.seed(26)
+            with pytest.raises(ClientError, match=code):
+                client.list_queues()
+            random.seed(26)
+            with pytest.raises(GenctlError, match=code):
+                await sqs.call("ListQueues", dict, "x")
+    assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        *({"AWS_DEFAULTS_MODE": mode} for mode in ("standard", "in-region", "cross-region", "mobile")),
+        {"BOTOCORE_TCP_KEEPALIVE": "true"},
+        {"BOTOCORE_TCP_KEEPALIVE": "false"},
+        {"AWS_PROFILE": "alive"},
+    ],
+    ids=lambda variables: " ".join(f"{name}={value}" for name, value in variables.items()),
+)
+async def test_time_to_connect_and_the_sockets_are_boto3s(
+    env: Callable[..., None], variables: dict[str, str]
+) -> None:
+    env(**{"AWS_DEFAULT_REGION": "eu-west-1"} | variables)
+    config: Any = (client := boto3.Session().client("sqs")).meta.config
+    where = await SqsEndpoint.of(REAL)
+    if "AWS_DEFAULTS_MODE" in variables:
+        assert where.connect_s == config.connect_timeout
+    options = client._endpoint.http_session._socket_options
+    async with await Sqs.connect(REAL) as sqs:
+        connector: Any = sqs._http.connector
+        with (connector._socket_factory or (lambda address: socket.socket(*address[:3])))(ADDRESS) as made:
+            probes = bool(made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    assert probes is ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in options)
 
 
 @pytest.mark.parametrize("proxy", ["http://proxy.corp:3128", "proxy.corp:3128", "//proxy.corp:3128"])
 @pytest.mark.parametrize(
-    "around", ["", "amazonaws.com", ".amazonaws.com", "sqs.eu-west-1.amazonaws.com:443", "*", "corp.example"]
+    "around",
+    [
+        *("", "amazonaws.com", ".amazonaws.com", "sqs.eu-west-1.amazonaws.com:443", "*", "corp.example"),
+        *("[2001:db8::1]", "2001:db8::1", "[2001:db8::1]:4566", "2001:db8::/32"),
+        *("10.0.0.0/8", "10.1.2.3", "10.1.2.3:4566", "10.1", " 10.1.2.3 , x"),
+    ],
 )
-@pytest.mark.parametrize("base", [URL, "http://sqs.corp.example:4566"])
+@pytest.mark.parametrize(
+    "base",
+    [URL, "http://sqs.corp.example:4566", "http://[2001:db8::1]:4566", "http://10.1.2.3:4566"],
+)
 def test_the_proxy_is_boto3s(env: Callable[..., None], base: str, proxy: str, around: str) -> None:
     env(HTTPS_PROXY=proxy, HTTP_PROXY=proxy, NO_PROXY=around)
     theirs = ProxyConfiguration(proxies=get_environ_proxies(base)).proxy_url_for(base)
@@ -260,6 +372,42 @@ async def test_a_companys_ca_may_break_the_rules_that_python_began_to_check(env:
         assert context.verify_mode is ssl.CERT_REQUIRED
 
 
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"])
+async def test_a_login_in_the_endpoints_url_is_refused_with_the_right_form(
+    env: Callable[..., None], variable: str
+) -> None:
+    env(AWS_DEFAULT_REGION="eu-west-1", **{variable: "http://ann:open-sesame@sqs.corp.example:4566/base/"})
+    with pytest.raises(GenctlError, match="the URL of SQS has a login") as caught:
+        await Sqs.connect(REAL)
+    assert caught.value.exit_code == 2
+    assert caught.value.fix == "export AWS_ENDPOINT_URL_SQS=http://sqs.corp.example:4566/base"
+    assert "open-sesame" not in caught.value.message
+    env(AWS_ENDPOINT_URL_SQS=caught.value.fix.partition("=")[2])
+    assert (await SqsEndpoint.of(REAL)).endpoint == "http://sqs.corp.example:4566/base"
+
+
+async def test_sqs_and_login_tokens_share_one_look_up(
+    env: Callable[..., None], no_aws: pytest.MonkeyPatch
+) -> None:
+    """A person types the code of an MFA device once."""
+    looked: list[Credentials] = []
+
+    def find() -> Credentials:
+        looked.append(Credentials("AKIDEXAMPLE", "a-secret-of-the-tests"))
+        return looked[-1]
+
+    env(AWS_DEFAULT_REGION="eu-west-1")
+    no_aws.setattr(credentials, "find", find)
+    login = Login("shop.abc.eu-west-1.rds.amazonaws.com", 5432, "ann", {})
+    (keys, _), *clients = await asyncio.gather(
+        rds._signing(login), Sqs.connect(REAL), Sqs.connect(REAL), return_exceptions=False
+    )
+    for client in clients:
+        async with client as sqs:
+            assert sqs._signer.credentials == keys.frozen
+    assert len(looked) == 1
+
+
 # --- credentials and queues that do not fit ---------------------------------------------------
 
 
@@ -273,28 +421,33 @@ async def test_a_key_with_a_line_break_is_told_by_its_name(env: Callable[..., No
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "setting", "wanted"),
     [
-        ("AWS_DEFAULT_REGION", "eu-west-1\n"),
-        ("AWS_DEFAULT_REGION", "eu west"),
-        ("AWS_MAX_ATTEMPTS", "many"),
-        ("AWS_METADATA_SERVICE_TIMEOUT", "1.5"),
+        ("AWS_DEFAULT_REGION", "eu-west-1\n", "region", "a Region"),
+        ("AWS_DEFAULT_REGION", "eu west", "region", "a Region"),
+        ("AWS_MAX_ATTEMPTS", "many", "max_attempts", "an integer"),
+        ("AWS_MAX_ATTEMPTS", "0", "max_attempts", "from 1 on"),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "1.5", "metadata_service_timeout", "a whole number of seconds"),
+        ("AWS_RETRY_MODE", "brave", "retry_mode", "one of legacy, standard, adaptive"),
+        ("AWS_DEFAULTS_MODE", "fast", "defaults_mode", "one of legacy, auto,"),
     ],
 )
 async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
-    env: Callable[..., None], name: str, value: str
+    env: Callable[..., None], name: str, value: str, setting: str, wanted: str
 ) -> None:
     env(**{"AWS_DEFAULT_REGION": "eu-west-1", name: value})
-    with pytest.raises(GenctlError, match=f"AWS: {name} (is no whole number|has a blank)") as caught:
+    with pytest.raises((BotoCoreError, ValueError)):
+        boto3.Session().client("sqs").list_queues()
+    with pytest.raises(GenctlError, match=f"AWS: {name} must be ") as caught:
         await Sqs.connect(REAL)
-    assert name in caught.value.fix
-    assert "boto3/latest/guide/configuration.html" in caught.value.fix
+    assert wanted in caught.value.message
+    assert f"set {name} as boto3 documents {setting}: https://docs.aws.amazon.com/boto3" in caught.value.fix
 
 
 async def test_a_setting_of_the_profile_is_told_by_its_key(env: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "config").write_text("[default]\nregion = eu-west-1\nmax_attempts = many\n")
     env()
-    with pytest.raises(GenctlError, match="AWS: max_attempts of the AWS profile is no whole number"):
+    with pytest.raises(GenctlError, match="AWS: max_attempts of the AWS profile must be an integer"):
         await Sqs.connect(REAL)
 
 

@@ -20,7 +20,7 @@ from tests.rude import OK, Rude, explodes, never_ends, raw, resets, silent, stal
 from genctl.domain.classify import classify
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import Answer, Status, Success
-from genctl.edges.sqs import Message, Outgoing
+from genctl.edges.sqs_shapes import Message, Outgoing
 from genctl.enqueue import enqueue
 from genctl.ops import dlq
 from genctl.ops.redrive import Redrive, RedriveOptions

@@ -26,7 +26,7 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.edges.sqs import Outgoing
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.pipeline import Pipeline
 from genctl.services import simulator
 from genctl.services.gatekeeper import Gatekeeper
@@ -403,7 +403,7 @@ async def test_a_probe_that_waits_for_its_turn_is_not_sent_back(kit: Kit) -> Non
     await close_by_breaker(kit)
     await time_passes(kit)
     async with working(kit.pipeline, rate=60) as worker:
-        worker._turns._pace = worker._turns._pace.held_back(time.monotonic() + 0.5)
+        worker._turns._paused_until = time.monotonic() + 0.5
         await until(lambda: is_completed(kit, session.id))
     assert (await kit.row(session)).lease == 1
 

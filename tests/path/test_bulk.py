@@ -16,6 +16,7 @@ from genctl.domain.model import GenctlError
 from genctl.ops import bulk
 from genctl.ops import redrive as redriving
 from genctl.ops.bulk import Purpose
+from genctl.ops.export import DiscardOptions, discard
 from genctl.ops.redrive import RedriveOptions
 
 
@@ -30,12 +31,14 @@ def progress(_: int, __: str) -> AbstractContextManager[Callable[[int], object]]
     return nullcontext(lambda _: None)
 
 
-async def redriven(kit: Kit, choice: Choice | None = None, **wish: Any) -> list[str]:
-    """Redrive as a person does who has said --yes; what that said."""
+async def redriven(
+    kit: Kit, choice: Choice | None = None, *, confirm: Callable[[str], object] | None = None, **wish: Any
+) -> list[str]:
+    """Redrive as a person does who has said --yes, or is asked by `confirm`; what that said."""
     notes: list[str] = []
     options = RedriveOptions(choice=choice or Choice(), **wish)
     await redriving.carry_out(
-        kit.settings, options, WHY, dry_run=False, confirm=None, progress=progress, note=notes.append
+        kit.settings, options, WHY, dry_run=False, confirm=confirm, progress=progress, note=notes.append
     )
     return notes
 
@@ -89,6 +92,21 @@ async def test_work_whose_command_was_killed_stands_as_interrupted(
     assert past["goOn"] == "genctl dlq redrive"
 
 
+async def test_work_that_found_nothing_to_ask_about_is_listed_for_a_year(kit: Kit) -> None:
+    await failed(kit, "sensitive")
+    assert await redriven(kit, confirm=pytest.fail) == [
+        "nothing to redrive: left where it is: 1 content policy"
+    ]
+    nothing = DiscardOptions(choice=Choice(user="bob"), path=None, dry_run=False)
+    await discard(kit.settings, nothing, WHY, confirm=pytest.fail, progress=progress, note=lambda _: None)
+    discarded, past = await bulk.history(kit.db, 10)
+    assert (past["state"], past["outcome"]["skipped"]) == ("done", {"content policy": 1})
+    assert (discarded["state"], discarded["outcome"]["discarded"]) == ("done", 0)
+    await kit.query("update bulk_work set began_at = now() - interval '366 days'")
+    await redriven(kit)
+    assert [work["id"] for work in await bulk.history(kit.db, 10)] == [past["id"] + 2]
+
+
 async def test_a_secret_in_the_command_is_not_in_the_history(kit: Kit) -> None:
     why = Purpose("dlq redrive", typed("genctl", "-S", "database_url=postgresql://ann:hunter22@db/x"))
     async with bulk.recorded(kit.db, why, Tally()):
@@ -140,15 +158,3 @@ async def test_a_redrive_of_nothing_says_why(kit: Kit) -> None:
     await kit.pipeline.dlq.hide([(message.receipt, 0) for message in held])
     (said,) = await redriven(kit)
     assert said == "nothing to redrive: left where it is: 1 another tool's"
-
-
-async def test_a_plan_of_nothing_asks_nobody_and_is_no_work(kit: Kit) -> None:
-    await failed(kit, "sensitive")
-    notes, asked = list[str](), list[str]()
-    done = await redriving.carry_out(
-        kit.settings, RedriveOptions(), WHY, dry_run=False, confirm=asked.append, progress=progress,
-        note=notes.append,
-    )  # fmt: skip
-    assert (done.tally.skipped, done.seen, asked) == ({"content policy": 1}, 1, [])
-    assert notes == ["nothing to redrive: left where it is: 1 content policy"]
-    assert await bulk.history(kit.db, 10) == []

@@ -112,6 +112,12 @@ async def test_a_cancellation_that_comes_late_leaves_the_next_run_alone(kit: Kit
     assert (await kit.row(session)).status is Status.QUEUED
 
 
+async def test_a_letter_of_a_session_that_has_not_failed_tells_no_code(kit: Kit) -> None:
+    session = await kit.enqueue()
+    (letter,) = await named([await kit.row(session)], kit.db)
+    assert (letter.item()["code"], letter.item()["sentAt"]) == (None, None)
+
+
 async def test_a_row_that_somebody_has_locked_is_waited_for_and_then_told(kit: Kit) -> None:
     session = await kit.enqueue()
     with locked(kit.settings.dsn(), "generation_sessions"):

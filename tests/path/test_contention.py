@@ -25,7 +25,7 @@ from genctl.domain.decide import job_body
 from genctl.domain.model import Image, Session, Status, Success
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive

@@ -18,7 +18,7 @@ from genctl.base.printable import is_printable
 from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import Attribute, Message
+from genctl.edges.sqs_shapes import Attribute, Message
 from genctl.ops import export as ops
 from genctl.ops.export import Export
 from genctl.ops.sampling import Survey

@@ -25,7 +25,9 @@ from genctl.domain import findings as judged
 from genctl.domain.decide import probe_body
 from genctl.domain.findings import Finding
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import REFUSED, Outgoing, Sqs
+from genctl.edges.sqs import Sqs
+from genctl.edges.sqs_faults import REFUSED
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.ops.doctor import examine
 from genctl.ops.stack.layout import choose_layout
 from genctl.ops.stack.postgres import Postgres
@@ -33,7 +35,7 @@ from genctl.ops.status import look
 
 NAMES = [
     *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
-    *("retention", "groups", "permissions", "tools", "provider", "api", "stream", "files"),
+    *("retention", "groups", "permissions", "tools", "workers", "provider", "api", "stream", "files"),
 ]
 
 

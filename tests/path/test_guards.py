@@ -18,7 +18,8 @@ from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, LeaseLostError, Session, Status
 from genctl.edges.db import Database, Row, as_json, sql
 from genctl.edges.db_errors import ConflictError
-from genctl.edges.sqs import EntryResult, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import EntryResult
 from genctl.ledger import AccountLockedError, movement
 from genctl.pipeline import carry
 from genctl.run import STALE_S, Hold

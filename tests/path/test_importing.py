@@ -12,7 +12,8 @@ from tests.path.test_export import exported
 from tests.path.test_redrive import failed
 
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import Attribute, EntryResult, Outgoing, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import Attribute, EntryResult, Outgoing
 from genctl.ops import importing as ops
 from genctl.ops.bulk import Purpose
 from genctl.ops.importing import Imported, read

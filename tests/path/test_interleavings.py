@@ -40,7 +40,8 @@ from genctl.domain.model import Answer, GenctlError, NoAnswer, Session, Status
 from genctl.domain.orders import Order
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs import Attribute, EntryResult, Message, Outgoing, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import Attribute, EntryResult, Message, Outgoing
 from genctl.enqueue import enqueue
 from genctl.pipeline import Hear, Pipeline, at_once, carry
 from genctl.redrive import redrive

@@ -8,6 +8,7 @@ import pytest
 from tests.kit import Kit
 from tests.path.test_bulk import typed
 
+from genctl import gate
 from genctl.domain.model import GenctlError
 from genctl.enqueue import enqueue as whole
 from genctl.ops import enqueue
@@ -48,6 +49,14 @@ async def test_credits_that_do_not_suffice_for_all_let_no_order_through(kit: Kit
         await kit.query("select from credit_ledger where kind <> 'grant' or reason <> 'opening credits'")
         == []
     )
+
+
+async def test_an_order_behind_the_closed_gate_is_taken_and_says_that_it_waits(kit: Kit) -> None:
+    await gate.close(kit.db, "seedream4", for_s=60, reason="repairs", who="ann@desk")
+    notes: list[str] = []
+    await ordered(kit, notes)
+    (said,) = notes
+    assert said.startswith("it waits: the gate is closed (repairs, by ann@desk): `genctl resume")
 
 
 async def test_orders_that_stop_in_the_middle_go_on_without_doubling(

@@ -10,7 +10,7 @@ from tests.kit import WITHOUT_BREAKER, Kit, until
 
 from genctl import gate
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import Outgoing
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.worker import Until, Worker
 

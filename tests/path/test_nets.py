@@ -13,8 +13,9 @@ import pytest
 from tests.kit import Kit, locked, until
 
 from genctl.domain.model import GenctlError, Status
-from genctl.edges.db import as_json, statements
-from genctl.edges.sqs import EntryResult, Outgoing
+from genctl.edges.db import as_json
+from genctl.edges.sqs_shapes import EntryResult, Outgoing
+from genctl.edges.statements import statements
 from genctl.nets import AMONG, BATCH, BLOCKS, MOST_COUNTED, OFFERED_S, Cast, Orphan, Swept, Turns
 from genctl.pipeline import Pipeline
 from genctl.sweep import Sweeper, sweep, sweep_every

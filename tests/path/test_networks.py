@@ -1,16 +1,21 @@
 """Networks as companies have them, between us and SQS or a provider: each trouble is one line, with its cure."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import aiohttp
 import pytest
 from tests.path.test_as_boto3 import KEYS, company, secured
 from tests.path.test_wire import client
 
 from genctl.base.settings import Settings
 from genctl.domain.model import Answer, GenctlError, NoAnswer
+from genctl.edges.http import unreachable
 from genctl.edges.sqs import Sqs
 
 REAL = Settings(database_url="postgresql://db/x")
@@ -118,7 +123,7 @@ async def test_a_proxy_that_wants_a_password_says_so(env: Callable[..., None]) -
         env(HTTPS_PROXY=f"http://{address}")
         said = await trouble()
     assert "asks for a password" in said
-    assert "HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT" in said
+    assert "set HTTPS_PROXY with USER:PASSWORD@ before its host" in said
 
 
 @pytest.mark.usefixtures("not_loopback")
@@ -143,7 +148,9 @@ async def test_a_certificate_of_another_name_says_so(
 ) -> None:
     async with secured(tmp_path / "ours.pem") as url:
         env(AWS_ENDPOINT_URL_SQS=url.replace("127.0.0.1", "localhost"))
-        assert "certificate is not trusted: Hostname mismatch" in await trouble()
+        said = await trouble()
+    assert "certificate is not trusted: Hostname mismatch" in said
+    assert "use the name that its certificate has, instead of localhost" in said
 
 
 async def test_a_name_that_nobody_knows_says_so(env: Callable[..., None]) -> None:
@@ -151,10 +158,53 @@ async def test_a_name_that_nobody_knows_says_so(env: Callable[..., None]) -> Non
     assert "no name server knows sqs.invalid" in await trouble()
 
 
+def test_name_servers_that_answer_nothing_are_told_apart_from_a_name_that_nobody_knows() -> None:
+    key: Any = SimpleNamespace(host="sqs.corp.example", port=443, ssl=True)
+    silent = aiohttp.ClientConnectorDNSError(key, OSError(socket.EAI_AGAIN, "Temporary failure"))
+    assert (
+        unreachable(silent, "https://sqs.corp.example").why == "no name server answers for sqs.corp.example"
+    )
+
+
 @pytest.mark.usefixtures("not_loopback")
 async def test_a_proxy_whose_name_nobody_knows_is_named_itself(env: Callable[..., None]) -> None:
     env(HTTPS_PROXY=f"ann:{PASSWORD}@proxy.invalid:3128")
     assert "no name server knows the proxy proxy.invalid | check HTTPS_PROXY" in await trouble()
+
+
+@pytest.mark.usefixtures("not_loopback")
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ("HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "asks for a password"),
+        (
+            "HTTP/1.0 502 Bad Gateway\r\n\r\n<html>",
+            "the answer is 502 and not SQS's, through the proxy http://",
+        ),
+        ("SSH-2.0-OpenSSH_9.2\r\n", "speaks no HTTP, through the proxy http://"),
+    ],
+)
+async def test_a_proxy_without_a_tunnel_is_named_too(
+    env: Callable[..., None], answer: str, what: str
+) -> None:
+    async with proxy(answer.encode()) as (address, _):
+        env(AWS_ENDPOINT_URL_SQS="http://sqs.corp.example:4566", HTTP_PROXY=f"ann:{PASSWORD}@{address}")
+        said = await trouble()
+    assert what in said
+    assert "HTTP_PROXY" in said
+
+
+@pytest.mark.usefixtures("not_loopback")
+async def test_a_proxy_that_closes_its_tunnel_is_named(env: Callable[..., None]) -> None:
+    async with proxy(b"HTTP/1.0 200 Connection established\r\n\r\n") as (address, _):
+        env(HTTPS_PROXY=f"http://{address}")
+        said = await trouble()
+    assert f", through the proxy http://{address} | check HTTPS_PROXY" in said
+
+
+async def test_a_server_that_is_away_is_told_in_words(env: Callable[..., None]) -> None:
+    env(AWS_ENDPOINT_URL_SQS="http://[::1]:1")
+    assert "cannot be reached at http://[::1]:1: Connection refused | " in await trouble()
 
 
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])

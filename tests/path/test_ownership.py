@@ -28,11 +28,11 @@ from genctl.domain.model import (
     Status,
     Success,
 )
-from genctl.edges.db import Statement, as_json
+from genctl.edges.db import Statement, as_json, sql
 from genctl.edges.db_errors import DatabaseGoneError
-from genctl.edges.sqs import BATCH, Message, Outgoing
+from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
-from genctl.run import Hold
+from genctl.run import Claim, Hold
 from genctl.services.liveness import Liveness, telling
 from genctl.services.scenarios import SCENARIOS
 from genctl.services.worker import Until, Worker
@@ -175,6 +175,35 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
 
 async def true(value: object) -> bool:
     return bool(value)
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_loop_that_stalls_keeps_what_nobody_has_claimed_and_gives_up_the_rest(
+    kit: Kit, dsn: str
+) -> None:
+    """Such as under a garbage collection, or on a machine that swaps; longer than a lease lasts."""
+    sessions = [await kit.enqueue("slow-success") for _ in range(5)]
+    theirs, ours = sessions[:2], sessions[2:]
+
+    def stalled() -> None:
+        time.sleep(1.3)
+        claims = [Claim(session.id, session.run, lapsed=False) for session in theirs]
+        facts = {"items": as_json(claims), "lease_s": 60, "worker": "other", "most": 3, "models": ["%"]}
+        with psycopg.connect(dsn) as conn:
+            assert len(conn.execute(sql("claim"), facts | {"dead": True}).fetchall()) == len(theirs)
+
+    async with working(kit.pipeline):
+        await until(lambda: true(sum(hold.sent for hold in kit.pipeline.runs) == len(sessions)))
+        stalled()
+        for session in ours:
+            row = await until_status(kit, session, Status.COMPLETED)
+            assert (row.attempts, row.lease) == (1, 1)
+        await until(lambda: true(not list(kit.pipeline.runs)))
+    for session in theirs:
+        row = await kit.row(session)
+        assert (row.status, row.lease, row.attempts, row.unknowns) == (Status.PROCESSING, 2, 2, 1)
+        assert set(await kinds(kit, session)) <= {"enqueued", "sent", "claimed", "late_result"}
+    assert await kit.violations() == []
 
 
 @pytest.mark.usefixtures("short")

@@ -12,7 +12,7 @@ from tests.kit import Kit, told_by_the_database, until
 from genctl.domain.classify import ours
 from genctl.domain.model import GenctlError, Job, LeaseLostError, Session, Status
 from genctl.domain.sse import for_user
-from genctl.edges.sqs import Outgoing
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.enqueue import enqueue, send_jobs
 from genctl.ops.sessions import find
 from genctl.ops.smoke.sound import details_complaints

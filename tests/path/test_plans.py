@@ -9,7 +9,7 @@ from tests.databases import Databases
 from tests.many import make
 from tests.questions import ELSEWHERE, WHOLE, Question, questions
 
-from genctl.edges.db import statements
+from genctl.edges.statements import statements
 
 SESSIONS = 50_000
 LARGE = {"generation_sessions", "credit_reservations", "credit_ledger", "session_events"}

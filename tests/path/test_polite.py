@@ -11,11 +11,15 @@ import pytest
 import structlog
 from tests.kit import Kit, until, worker_metrics
 
+from genctl import pace
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.pipeline import Hear, Pipeline
 from genctl.services.scenarios import SCENARIOS
 from genctl.services.worker import Until, Worker
+from genctl.tools.seedream4 import TOOL
+
+CALLED = 4  # at 300 calls a minute, so many turns may be used at once, before the first answer is there
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +110,18 @@ async def test_a_job_that_waits_for_its_turn_keeps_its_lease(
     assert [tuple(row.values()) for row in rows] == [("completed", 1, 1)] * 2
 
 
-async def test_only_what_can_begin_soon_is_received_and_other_workers_get_the_rest(kit: Kit) -> None:
+async def test_only_what_can_begin_soon_is_received_by_whichever_worker(kit: Kit) -> None:
+    """The rate is that of all workers: one without a limit of its own keeps it, too."""
     for _ in range(6):
         await kit.enqueue()
     async with working(kit.pipeline, rate=1) as slow:
         await statuses(kit, completed=1, queued=5)
         await says(slow, "their turn is not soon")
-        async with Pipeline.open(kit.settings) as other, working(other):
-            await statuses(kit, completed=6)
-        assert slow._received == 1
+        async with Pipeline.open(kit.settings) as other, working(other) as free:
+            await says(free, "their turn is not soon: 1 call a minute of 2 workers")
+            await kit.query("update tool_paces set next_at = now()")
+            await statuses(kit, completed=2, queued=4)
+            assert slow._received + free._received == 2
 
 
 async def test_so_many_calls_at_once_and_no_more(kit: Kit) -> None:
@@ -227,19 +234,21 @@ async def test_retry_after_of_one_job_holds_back_the_others(
     assert turns[1] - turns[0] >= 1
 
 
-async def test_behind_a_long_retry_after_nothing_is_received(
+async def test_behind_a_long_retry_after_no_worker_receives(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits in the queue is another worker's, whose limit may be another."""
+    """The provider means the account, so all workers wait, also one that has not asked yet; a person ends it."""
     longer = msgspec.structs.replace(SCENARIOS["rate-limit"], headers={"Retry-After": "60"})
     monkeypatch.setitem(SCENARIOS, "rate-limit", longer)
     await kit.enqueue("rate-limit")
     async with working(kit.pipeline) as worker:
         await says(worker, "their turn is not soon")
         await kit.enqueue()
-        async with Pipeline.open(kit.settings) as other, working(other):
+        async with Pipeline.open(kit.settings) as other, working(other) as second:
+            await says(second, "their turn is not soon: the provider wants no call for")
+            await pace.forget(kit.db, TOOL.name)
             await statuses(kit, completed=1, queued=1)
-        assert worker._received == 1
+            assert worker._received + second._received == 2
 
 
 async def test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away(
@@ -253,14 +262,16 @@ async def test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away(
     async with working(kit.pipeline, rate=300, concurrency=24) as worker:
         async with worker._turns._line:
             await statuses(kit, processing=24)
-        await until(lambda: has_gone_back(kit, 23), within_s=10.0)
+        await until(lambda: has_gone_back(kit, 24 - CALLED), within_s=10.0)
         await statuses(kit, queued=24)
         await until(lambda: true(not list(kit.pipeline.runs)))
         facts = await kit.pipeline.queue.attributes()
         assert facts["ApproximateNumberOfMessages"] == "0"
         assert facts["ApproximateNumberOfMessagesNotVisible"] == "24"
     rows = await kit.query("select id, attempts, due_at - now() as wait from generation_sessions")
-    assert sorted(row["attempts"] for row in rows) == [0] * 23 + [1]
+    used = sum(row["attempts"] for row in rows)
+    assert 1 <= used <= CALLED
+    assert await has_gone_back(kit, 24 - used)
     assert all(200 < row["wait"].total_seconds() <= 330 for row in rows)
 
 
@@ -269,7 +280,7 @@ async def true(value: object) -> bool:
 
 
 async def has_gone_back(kit: Kit, count: int) -> bool:
-    return len(await kit.query("select from session_events where kind = 'given_back'")) == count
+    return len(await kit.query("select from session_events where kind = 'given_back'")) >= count
 
 
 @pytest.mark.parametrize("scenario", ["sensitive", "server-error"])
@@ -277,7 +288,8 @@ async def test_what_names_no_time_holds_nobody_back(kit: Kit, scenario: str) -> 
     await kit.enqueue(scenario)
     async with working(kit.pipeline) as worker:
         await until(lambda: has_ended(kit))
-        assert worker._turns._pace.wait_s(time.monotonic()) == 0
+        await worker._turns.look()
+        assert worker._turns._wait_s(time.monotonic()) == 0
 
 
 async def has_ended(kit: Kit) -> bool:

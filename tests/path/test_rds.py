@@ -29,7 +29,7 @@ from genctl.services import bridge
 @pytest.fixture
 def aws(no_aws: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with AWS credentials, that has looked for none yet."""
-    no_aws.setattr(rds._Ours, "keys", None)
+    no_aws.setattr(rds._Aws, "settings", None)
     no_aws.setenv("AWS_ACCESS_KEY_ID", KEY)
     no_aws.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     return no_aws

@@ -19,7 +19,8 @@ from genctl.base.settings import Settings
 from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
-from genctl.edges.sqs import EntryResult, Outgoing, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import EntryResult, Outgoing
 from genctl.ops import export
 from genctl.ops import redrive as ops
 from genctl.ops.bulk import Purpose

@@ -15,7 +15,7 @@ from genctl.domain import decide
 from genctl.domain.deadletters import Choice
 from genctl.domain.decide import LEFT_HIDE_S, Hide, dispose
 from genctl.domain.model import Job, Session, Status
-from genctl.edges.sqs import Outgoing
+from genctl.edges.sqs_shapes import Outgoing
 from genctl.enqueue import enqueue
 from genctl.ops.redrive import Redrive, RedriveOptions
 from genctl.pipeline import Pipeline, carry

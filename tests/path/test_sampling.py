@@ -8,7 +8,7 @@ import pytest
 from tests.kit import Kit
 
 from genctl.domain.model import GenctlError
-from genctl.edges.sqs import Message, Outgoing
+from genctl.edges.sqs_shapes import Message, Outgoing
 from genctl.ops.sampling import COUNTS, Survey, sampled
 
 

@@ -15,7 +15,7 @@ from tests.ears import Event, served
 from tests.kit import Kit, told_by_the_database
 
 from genctl.domain.model import Failure, Session, rfc3339
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.enqueue import enqueue
 from genctl.ops.smoke.sound import details_complaints
 from genctl.services.scenarios import SCENARIOS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import genctl
 from genctl.domain.adoption import FILLED
-from genctl.edges.db import statements
+from genctl.edges.statements import statements
 
 SOURCE = Path(genctl.__file__).parent
 STATEMENT = re.compile(

@@ -23,8 +23,9 @@ from tests.kit import QueueServer, create_queue, until
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.edges import credentials
-from genctl.edges.sqs import MAX_BYTES, EntryResult, Outgoing, Queue, Sqs
+from genctl.edges import aws, credentials
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import MAX_BYTES, EntryResult, Outgoing
 
 KEY, SECRET = "AKIDEXAMPLE", "a-secret-of-the-tests"  # no real ones
 
@@ -504,6 +505,7 @@ async def test_credentials_that_cannot_be_had_end_no_worker(
             await until(lambda: asyncio.sleep(0, bool(lines)))
         await sqs.queue(URL)
         assert [line["event"] for line in lines] == ["aws.credentials.not_renewed"]
+    no_aws.setattr(aws.Keys, "ours", None)  # as in another process
     error = await refused(lambda: Sqs.connect(REAL), "AwsMisconfigured")
     assert str(why) in error.message
 

@@ -11,7 +11,8 @@ from tests.script import Script
 from tests.sqs_proxy import MAX_BYTES, SqsProxy, violation
 
 from genctl.base.settings import Settings
-from genctl.edges.sqs import Outgoing, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import Outgoing
 
 
 @pytest.fixture

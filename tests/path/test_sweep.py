@@ -82,7 +82,7 @@ async def test_a_dry_run_says_what_and_why_and_changes_nothing(kit: Kit) -> None
         "userId": "ann",
         "run": 1,
         "code": None,
-        "why": "its worker fell silent",
+        "why": f"its worker {kit.pipeline.worker} fell silent",
     }
     assert (await kit.row(session)).status is Status.PROCESSING
 

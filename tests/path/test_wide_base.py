@@ -18,7 +18,7 @@ from tests.path.test_redrive import redriven
 from genctl import credits, gate
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges import migrate
-from genctl.edges.db import statements
+from genctl.edges.statements import statements
 from genctl.ops import smoke, status
 from genctl.ops.dlq import shown
 from genctl.ops.report import report

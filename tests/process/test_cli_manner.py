@@ -506,8 +506,9 @@ def test_every_help_text_has_examples_that_are_command_lines() -> None:
     names = {path for path, _ in every_command()}
     for path, command in every_command():
         assert isinstance(command, Command | Group), path
-        context = click.Context(command, info_name=path)
+        context = click.Context(command, info_name=path, terminal_width=80)
         assert "Examples:\n  genctl" in command.get_help(context), path
+        assert [line for line in command.get_help(context).splitlines() if len(line) > 80] == [], path
         for example in getattr(command, "examples", ()):
             given = shlex.split(example, comments=True)
             keys = {word.partition("=")[0] for before, word in pairwise(given) if before == "-S"}
@@ -562,6 +563,17 @@ def test_help_imports_nothing_heavy() -> None:
     lines = ("--help", "--version", "enqueue --help", "config show -h")
     done = run("-c", code, *lines, program=[sys.executable], forked=False)
     assert (done.stdout.count("Usage: "), done.stderr) == (3, "[]\n")
+
+
+def test_a_command_that_asks_only_the_database_imports_nothing_of_aws() -> None:
+    """A login token needs botocore, and it would cost each command 0.2 s."""
+    code = (
+        "import sys; from genctl.cli import main;"
+        "code = main(['credits', 'show', 'ann', '-S', 'database_url=postgresql://127.0.0.1:1/x']);"
+        "print(code, [name for name in ('psycopg', 'botocore', 'aiohttp') if name in sys.modules])"
+    )
+    done = run("-c", code, program=[sys.executable], forked=False)
+    assert done.stdout == "3 ['psycopg']\n", done.stderr
 
 
 # Settings on the command line

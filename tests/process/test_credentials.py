@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
+import pty
 import signal
 import socket
+import termios
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from pathlib import Path
@@ -14,10 +17,12 @@ from pathlib import Path
 import pytest
 from tests.ears import BASE
 from tests.kit import until_sync
-from tests.process.place import Place, Running
+from tests.process.forks import fork
+from tests.process.place import GENCTL, Place, Running
 from tests.process.served import serve
 
 ENDED_WITHIN_S = 3.0
+LOCAL_MODES = 3  # of a terminal's attributes
 TOLD_WITHIN_S = 40.0  # four times as long as it takes, for busy machines
 ROLE = "arn:aws:iam::123456789012:role/worker"
 KEYS = "aws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = nobody\n"
@@ -43,7 +48,8 @@ def sources(url: str, folder: Path) -> dict[str, dict[str, str]]:
     (folder / ".aws" / "config").write_text(
         f"[profile static]\n{KEYS}"
         f"[profile role]\nrole_arn = {ROLE}\nsource_profile = static\n"
-        "[profile process]\ncredential_process = sleep 600\n"
+        "[profile process]\ncredential_process = sh -c 'sleep 600; true'\n"
+        f"[profile role-of-process]\nrole_arn = {ROLE}\nsource_profile = process\n"
         "[sso-session nobody]\nsso_region = us-east-1\n"
         f"sso_start_url = {SSO}\n"
         "[profile sso]\nsso_session = nobody\nsso_account_id = 123456789012\nsso_role_name = worker\n"
@@ -51,7 +57,9 @@ def sources(url: str, folder: Path) -> dict[str, dict[str, str]]:
     return {
         "assume-role": {"AWS_PROFILE": "role", "AWS_ENDPOINT_URL_STS": url},
         "credential_process": {"AWS_PROFILE": "process"},
-        "sso": {"AWS_PROFILE": "sso", "AWS_ENDPOINT_URL_SSO": url},
+        "assume-role from credential_process": {"AWS_PROFILE": "role-of-process"},
+        # LANG: a fork would look for the token in the home of the process that it is forked from
+        "sso": {"AWS_PROFILE": "sso", "AWS_ENDPOINT_URL_SSO": url, "LANG": "C.UTF-8"},
         "web identity": {
             "AWS_WEB_IDENTITY_TOKEN_FILE": str(folder / "token"),
             "AWS_ROLE_ARN": ROLE,
@@ -87,9 +95,12 @@ def test_a_command_says_that_a_source_of_credentials_hangs(
         }
         for name, command in commands.items():
             assert command.process.wait(TOLD_WITHIN_S) == 3, name
+            assert "waiting for AWS credentials: the source" in command.texts()[1], name
             error = json.loads(command.texts()[1].splitlines()[-1])["error"]
-            assert error["code"] in {"CredentialsSlow", "AwsMisconfigured"}, (name, error)
+            own = name in {"ECS", "EKS Pod Identity"}  # botocore gives them 6 s
+            assert error["code"] == ("AwsMisconfigured" if own else "CredentialsSlow"), (name, error)
             assert error["fix"]
+    assert left_behind(place) == []
 
 
 def test_doctor_and_status_name_a_source_that_hangs(place: Place, hanging: dict[str, dict[str, str]]) -> None:
@@ -116,10 +127,33 @@ def test_a_signal_ends_a_command_whatever_source_hangs(
     for name, env in hanging.items():
         with place.start("dlq", "list", **env) as command:
             until_sync(lambda command=command: is_looking(command))  # type: ignore[misc]
+            if "process" in name:
+                until_sync(lambda: len(left_behind(place)) == 2)  # a shell, and what it has started
             began = time.monotonic()
             command.process.send_signal(signal.SIGINT)
             assert command.process.wait(10) == 130, (name, command.texts())
             assert time.monotonic() - began < ENDED_WITHIN_S
+    assert left_behind(place) == []
+
+
+def test_a_signal_at_the_prompt_for_a_code_leaves_the_terminal_as_it_was(
+    place: Place, hanging: dict[str, dict[str, str]]
+) -> None:
+    config = place.folder / ".aws" / "config"
+    config.write_text(config.read_text().replace("[profile role]\n", "[profile role]\nmfa_serial = x\n"))
+    terminal, stdin = pty.openpty()
+    usual = termios.tcgetattr(terminal)
+    env = place.env | hanging["assume-role"]
+    command = fork([*GENCTL, "dlq", "list"], cwd=place.folder, env=env, streams=(stdin, stdin, stdin))
+    try:
+        until_sync(lambda: not termios.tcgetattr(terminal)[LOCAL_MODES] & termios.ECHO)  # it asks
+        os.write(terminal, b"\x03")
+        assert command.wait(10) == 130
+        assert termios.tcgetattr(terminal) == usual
+    finally:
+        command.kill()
+        os.close(stdin)
+        os.close(terminal)
 
 
 def test_a_signal_ends_a_command_whose_login_token_hangs(
@@ -144,10 +178,24 @@ def test_a_worker_that_looks_for_credentials_ends_when_it_is_told_to(
 ) -> None:
     with place.start("worker", **hanging[name]) as worker:
         until_sync(lambda: is_looking(worker))
+        if "process" in name:
+            until_sync(lambda: len(left_behind(place)) == 2)
         began = time.monotonic()
         worker.process.send_signal(signal.SIGTERM)
         assert worker.process.wait(10) == 0, worker.texts()
         assert time.monotonic() - began < ENDED_WITHIN_S
+    assert left_behind(place) == []
+
+
+def left_behind(place: Place) -> list[str]:
+    """The command lines of the processes that were started here and live."""
+    home = f"HOME={place.env['HOME']}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if home in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def is_looking(command: Running) -> bool:

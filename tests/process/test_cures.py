@@ -24,7 +24,7 @@ import pytest
 from botocore import xform_name
 from botocore.validate import ParamValidator
 from tests import cures
-from tests.kit import locked
+from tests.kit import locked, until_sync
 from tests.process import forks
 from tests.process.forks import FORKED_STEPS, IN_A_SHELL
 from tests.process.place import Place
@@ -54,13 +54,14 @@ UNSAID = r"^Missing argument|requires an argument|'…'"
 SHOWN = {
     "genctl -h", "genctl config show", "genctl dlq list", "genctl dlq list{}", "genctl doctor",
     "genctl explain HTTP400", "genctl migrate status", "genctl refunds check", "genctl report --since 1h",
-    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h",
+    "genctl runbook history", "genctl runbook list", "genctl sessions list", "genctl sessions list --since 1h", "genctl sessions list --user {}",
     "genctl sessions list --status queued", "genctl sessions trace {}", "genctl status", "genctl sweep --dry-run",
-    "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json",
+    "genctl help", "genctl verdicts try --since 1d", "genctl tail-failures --since 1h --no-follow", "genctl tools", "genctl tools -o json", "genctl tools {}",
+    "genctl workers",
 }  # fmt: skip
 # commands that the tests below type, each where it is printed
 TYPED = {
-    "genctl migrate", "genctl sweep", "genctl resume --tool {}", "genctl pause --tool {}", "genctl worker",
+    "genctl migrate", "genctl sweep", "genctl resume --tool {}", "genctl worker",
     "genctl credits grant --user {} --amount N", "genctl credits grant --user {} --amount {}",
     "genctl credits grant --user {} --amount {} --reason {}", "genctl credits adjust --user {} --to-ledger --reason T",
     "genctl credits adjust --user {} --reservation {} --reason T", "genctl refunds check --fix",
@@ -69,12 +70,11 @@ TYPED = {
     "psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({})'", "psql \"$DATABASE_URL\" -c 'table pg_prepared_xacts'",
     "export AWS_DEFAULT_REGION={}",
     "genctl credits grant --user {} --amount {} && {}", "genctl dlq discard --session {}",
-    "psql \"$ADMIN_URL\" -c 'grant {} on bulk_work to \"{}\"'",
+    "psql postgresql://OWNER@{}/{} -c {}",
     "aws sqs set-queue-attributes --queue-url {} --attributes '{}'", "chmod go-w {}", "ulimit -n $(ulimit -Hn)",
 }  # fmt: skip
 # commands that other tests type
 ELSEWHERE = {
-    "psql postgresql://OWNER@{}/{} -c {}": "path/test_findings.py::test_a_missing_right_is_an_error_and_its_fix_grants_it",
     "genctl runbook run missing-refunds": "process/test_runbook_set.py::test_missing_refunds",
     "genctl runbook run provider-outage": "process/test_runbook_set.py::test_provider_outage",
     "genctl runbook run provider-outage --tool {}": "process/test_runbook_set.py::test_provider_outage",
@@ -89,8 +89,21 @@ ELSEWHERE = {
     "export GENCTL_HOME=FOLDER": "process/test_stack.py::test_two_folders_run_side_by_side",
     "export {}_PROXY=http://HOST:PORT": "path/test_as_boto3.py::test_a_proxy_that_is_no_url_is_told_without_its_password",
     "genctl up": "process/test_stack.py::test_the_queue_and_its_dlq_are_as_doctor_wants_them",
-    "export {}_PROXY=http://USER:PASSWORD@HOST:PORT": "path/test_networks.py::test_a_proxy_that_wants_a_password_says_so",
-    "export HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT": "path/test_networks.py::test_a_proxy_that_wants_a_password_says_so",
+    "export AWS_ENDPOINT_URL_SQS={}": "path/test_as_boto3.py::test_a_login_in_the_endpoints_url_is_refused_with_the_right_form",
+}
+# what the docs say to type when something is wrong
+OF_DOCS = {
+    "genctl dlq redrive --category server --dry-run", "genctl dlq redrive --category auth", "genctl resume", "genctl sweep",
+    "genctl dlq redrive --category server --canary 3 --rate 20 --reason 'the provider is back'", "genctl pause",
+    "genctl sessions retry ID...", "genctl sessions cancel ID...", "genctl sweep --dry-run --totals", "genctl sweep --dry-run",
+    "genctl sweep -S queued_timeout=30m", "genctl migrate", "genctl migrate down --to 20251101_base_tables.sql",
+    "genctl credits adjust --user U --reservation ID --reason T",
+}  # fmt: skip
+OF_DOCS_ELSEWHERE = {
+    "genctl migrate down --to NAME": "process/test_upgrade.py::test_the_newer_version_says_what_the_older_schema_lacks_and_loses_nothing",
+    "genctl sweep --every 15s": "process/test_crash_matrix.py::test_a_sweeper_killed_at_any_step_leaves_what_others_end_once",
+    "genctl sweep --every 15s --tool NAME": "process/test_second_tool.py::test_the_second_tool_passes_the_checklist_and_stands_beside_the_first",
+    "genctl token revoke": "path/test_signin.py::test_what_a_user_had_is_revoked_in_every_process_and_what_comes_later_is_good",
 }
 # what a cure begins with -> why it is words, and no command
 WORDS = {
@@ -99,7 +112,7 @@ WORDS = {
     r"|its variables|did you mean|--force|1 to|revoke |behind |take |rename ": "a part of what a person has typed or written",
     r"check |see |find out |read |try again|wait |stop |end the": "a person looks at, or waits for, what is not genctl's",
     r"alter |grant |drop rule|create the schema|let the product|undo |mend the row|the row names": "SQL for the owner of a product's tables",
-    r"install |mend |ask its|run genctl as|remove |free some|have the proxy|let (the proxy|NTP)|eval ": "another program or machine",
+    r"install |mend |ask its|run genctl as|remove |free some|have the (proxy|certificate)|let (the proxy|NTP)|eval ": "another program or machine",
     r"nobody |somebody |was it |what ": "smoke says where to look",
     r"a |true or false|-m |\{\}|: did| \(\{\}": "a piece of a sentence",
 }  # fmt: skip
@@ -124,6 +137,18 @@ def test_every_command_of_the_docs_fits_the_command_line() -> None:
     assert [(one, why) for one, why in wrong.items() if why and not re.search(UNSAID, why)] == []
 
 
+def test_every_command_of_the_docs_that_mends_is_typed_by_a_test() -> None:
+    """But for what a sentence only names, without what it is about."""
+    named = {
+        one for one in cures.of_docs_that_mend() if not re.search(UNSAID, usage_mistake(_likely(one)) or "")
+    }
+    assert sorted(named) == sorted(
+        OF_DOCS
+        | OF_DOCS_ELSEWHERE.keys()
+        | {"genctl credits adjust", "genctl credits grant", "genctl dlq redrive"}
+    )
+
+
 def test_what_is_only_words_has_a_reason() -> None:
     words = {cure for cure in collected() if cure and not cures.commands(cure)}
     assert sorted(cure for cure in words if not any(re.match(begin, cure) for begin in WORDS)) == []
@@ -133,7 +158,7 @@ def test_what_is_only_words_has_a_reason() -> None:
     )
 
 
-@pytest.mark.parametrize("where", sorted(set(ELSEWHERE.values())))
+@pytest.mark.parametrize("where", sorted({*ELSEWHERE.values(), *OF_DOCS_ELSEWHERE.values()}))
 def test_the_other_tests_are_there(where: str) -> None:
     file, name = where.split("::")
     assert f"def {name}(" in (Path(__file__).parents[1] / file).read_text()
@@ -246,7 +271,8 @@ def test_what_shows_how_things_stand_ends_without_an_error(shell: Shell) -> None
     shell.place.enqueue("success")
     session = shell.place.enqueue("success")
     for command in SHOWN:
-        said = shell(command.removesuffix("{}") if "list{}" in command else command.replace("{}", session))
+        shown = "seedream4" if "tools" in command else session
+        said = shell(command.removesuffix("{}") if "list{}" in command else command.replace("{}", shown))
         assert said.exit_code in {0, 1}, (command, said)
         assert "genctl:" not in said.err, (command, said)
 
@@ -304,9 +330,7 @@ def test_cures_of_rows(shell: Shell) -> None:
     place.sql(REFUSED)
     assert "closed" in status(shell, "gate")["message"]
     shell.cured("true", status(shell, "gate")["next"], "genctl resume --tool {}")
-    shell.cured("true", status(shell, "gate")["next"], "genctl pause --tool {}")
-    assert "closed" in status(shell, "gate")["message"]
-    shell("genctl resume")
+    assert "open" in status(shell, "gate")["message"]
     place.sql(LATE)
     line = status(shell, "sessions")
     assert (line["level"], line["next"]) == ("attention", "genctl worker")
@@ -324,6 +348,52 @@ def test_cures_of_rows(shell: Shell) -> None:
     assert audited(shell) == {"sessions retry"}
     plant(place, OPEN, r=place.row(bad)["reservation_id"])
     assert audited(shell) >= {"credits adjust", "sessions cancel"}
+
+
+BROKEN = """
+    insert into tool_gates (tool, state, reason, who, until)
+    values ('seedream4', 'closed', 'AuthenticationError', 'breaker host:7', now() + interval '10 minutes')"""
+OF_OLD_WORKERS = """
+    insert into generation_sessions (id, user_id, model, prompt, status, created_at)
+    values (%(s)s, 'ann', 'seedream-4-0-250828', 'x', 'processing', now() - interval '45 minutes')"""
+
+
+def test_cures_of_the_docs(shell: Shell) -> None:
+    """A provider that was down and a key that was wrong, as dlq.md and gate.md mend them; and the way back."""
+    place = shell.place
+    with place.worker(GENCTL_MAX_ATTEMPTS="1", GENCTL_BREAKER="off"):
+        down, refused, odd = (
+            place.enqueue(scenario) for scenario in ("server-error", "auth", "invalid-parameter")
+        )
+        for session in (down, refused, odd):
+            place.until_row(session, status="failed")
+        until_sync(lambda: len(place.copies()) == 3)
+        place.sql("update generation_sessions set prompt = 'mended'")
+        plant(place, BROKEN)
+        waits = place.enqueue()
+        assert shell("genctl resume").exit_code == 0
+        place.until_row(waits, status="completed")
+        assert shell("genctl dlq redrive --category server --dry-run -o json").json["redriven"] == 0
+        again = "genctl dlq redrive --category server --canary 3 --rate 20 --reason 'the provider is back'"
+        for session, command in ((down, again), (refused, "genctl dlq redrive --category auth")):
+            assert shell(command).exit_code == 0
+            place.until_row(session, status="completed")
+        assert shell(f"genctl sessions retry {odd}").exit_code == 0
+        place.until_row(odd, status="completed")
+    assert shell("genctl dlq history -o json").json[2]["reason"] == "the provider is back"
+
+    assert shell("genctl pause").exit_code == 0
+    unwanted, left = place.enqueue(), str(uuid4())
+    assert shell(f"genctl sessions cancel {unwanted}").exit_code == 0
+    assert place.row(unwanted)["held_as"] == "released"
+    plant(place, OF_OLD_WORKERS, s=left)
+    (planned,) = shell("genctl sweep --dry-run --totals -o json").json
+    assert (planned["action"], planned["sessions"]) == ("wait", 1)
+    assert shell("genctl sweep -S queued_timeout=30m").exit_code == 0
+    assert place.row(left)["status"] == "failed"
+    assert shell("genctl migrate down --to 20251101_base_tables.sql").exit_code == 0
+    assert shell("genctl migrate").exit_code == 0
+    assert shell("genctl migrate status").exit_code == 0
 
 
 def test_cures_of_bulk_work(shell: Shell) -> None:
@@ -352,11 +422,20 @@ def test_cures_of_bulk_work(shell: Shell) -> None:
         try:
             url = urlsplit(place.dsn)
             theirs = urlunsplit(url._replace(netloc=f"{role}:x@{url.netloc.rpartition('@')[2]}"))
-            redrive = "genctl dlq redrive --all --yes"
-            said = shell(redrive, DATABASE_URL=theirs)
-            template = 'psql "$ADMIN_URL" -c \'grant {} on bulk_work to "{}"\''
-            granted = shell.cured(redrive, said.fix, template, DATABASE_URL=theirs, ADMIN_URL=place.dsn)
-            assert (said.exit_code, granted.exit_code) == (3, 0)
+            conn.execute(f"revoke insert, update on credit_ledger from {role}".encode())
+            shell("genctl credits grant --user ann --amount 10")
+            plant(place, BY_HAND)
+            template, fills = (
+                "psql postgresql://OWNER@{}/{} -c {}",
+                {"OWNER": f"{url.username}:{url.password}"},
+            )
+            for command in (
+                "genctl dlq redrive --all --yes",
+                "genctl credits adjust --user ann --to-ledger --reason because --yes",
+            ):
+                said = shell(command, DATABASE_URL=theirs)
+                granted = shell.cured(command, said.fix, template, fills, DATABASE_URL=theirs)
+                assert (said.exit_code, granted.exit_code) == (3, 0), (said, granted)
         finally:
             conn.execute(f"drop owned by {role}; drop role {role}".encode())
 

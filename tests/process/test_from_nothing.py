@@ -21,6 +21,7 @@ from tests.process.test_demo import processes_in
 EXAMPLE = "examples/genctl-tool-example/README.md"
 ENDLESS = ("genctl watch", "genctl tail-failures")
 OURS = "genctl-as-installed"
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
 
 
@@ -44,9 +45,8 @@ def console(page: str) -> list[list[str]]:
 
 
 def steps() -> list[str]:
-    """The shell commands of the workflow in docs/ci.md, a script a step."""
-    (workflow,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/ci.md").read_text(), re.DOTALL)
-    return [step["run"] for step in yaml.safe_load(workflow)["jobs"]["smoke"]["steps"] if "run" in step]
+    """The shell commands of action.yml, a script a step."""
+    return [step["run"] for step in ACTION["runs"]["steps"]]
 
 
 def test_the_pages_hold_no_other_commands() -> None:
@@ -61,6 +61,7 @@ def test_the_pages_hold_no_other_commands() -> None:
         "README.md",
         "docs/adoption.md",  # its runbook needs a product's database: test_runbook_set.py
         "docs/aws.md",  # needs an account: test_rds.py
+        "docs/deploy.md",  # needs an account, an engine, a cluster: tests/ship/
         "docs/dlq.md",
         "docs/failures.md",
         "docs/porting.md",
@@ -114,7 +115,7 @@ def test_the_extra_is_there_by_the_printed_fix(whole: Bare) -> None:
         demo.end(signal.SIGINT, within_s=60)
 
 
-def test_the_workflow_of_the_docs_and_in_a_second_terminal_all_other_commands(whole: Bare) -> None:
+def test_the_steps_of_the_action_and_in_a_second_terminal_all_other_commands(whole: Bare) -> None:
     """genctl goes before it is installed, else its name would do. README and workflow start the same stack."""
     assert whole.type("pip uninstall --yes genctl").returncode == 0
     up, *others = console("README.md")[1]
@@ -166,7 +167,8 @@ def half_an_environment(bare: Bare) -> None:
 
 def stepped(step: str, bare: Bare) -> None:
     """GitHub runs each step by `bash -e` in one folder."""
-    done = bare.run(["bash", "-e", "-c", step], CI="true")
+    inputs = {name.upper(): one["default"] for name, one in ACTION["inputs"].items()}
+    done = bare.run(["bash", "-e", "-c", step], CI="true", GITHUB_ACTION_PATH=str(bare.checkout), **inputs)
     if done.returncode:
         log = bare.checkout / "up.log"
         pytest.fail(f"{step}\n{done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")

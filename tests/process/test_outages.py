@@ -17,6 +17,7 @@ import pytest
 from tests.kit import QueueServer, database_url, fill_notify_queue, fresh_database, quick_logins, until_sync
 from tests.process.place import Place, Running, new_place
 from tests.process.test_refusals import USUAL_S, calls, ended_right
+from tests.process.test_stops import ends_in_time
 
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
@@ -98,6 +99,10 @@ def test_a_server_that_is_silent_for_long_costs_no_second_call(server: Postgres,
         until_sync(lambda: not place.sql(OPEN), 40.0)
         assert one.events("job.bug") == []
     ended_right(place)
+
+
+def test_a_process_ends_in_time_though_its_database_is_frozen(server: Postgres, place: Place) -> None:
+    ends_in_time(place, lambda: frozen(server))
 
 
 @contextmanager

@@ -66,6 +66,7 @@ COMMANDS = (
     ("doctor",),
     ("status",),
     ("enqueue", "--grant", "9"),
+    ("token", "--link", "--user", "ann"),
 )
 
 
@@ -82,9 +83,10 @@ def test_who_listens_on_the_stacks_port_gets_no_token(place: Place, passes_on: b
                     said.append((command[0], code, "".join(running.texts())))
     assert not [one for one in got if "authorization" in one.lower() or "cookie" in one.lower()]
     told = {name: (code, text) for name, code, text in said}
-    assert [told[name][0] for name in ("watch", "smoke", "doctor", "status", "enqueue")] == [3, 3, 1, 1, 0]
+    assert [told[name][0] for name, *_ in COMMANDS] == [3, 3, 1, 1, 0, 3]
     assert all(
-        "is not your embedded stack" in told[name][1] for name in ("watch", "smoke", "doctor", "status")
+        "is not your embedded stack" in told[name][1]
+        for name in ("watch", "smoke", "doctor", "status", "token")
     )
     assert got
 

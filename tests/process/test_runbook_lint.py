@@ -16,6 +16,7 @@ from genctl.ops.runbook.model import schema
 from genctl.ops.runbook.page import page
 
 ROOT = Path(__file__).parents[2]
+BULK = {"redrive", "discard", "import", "retry", "cancel"}
 FAILING = """\
 name: failing
 purpose: A run that fails.
@@ -272,3 +273,13 @@ def test_the_example_of_the_docs_is_without_a_fault(tmp_path: Path) -> None:
     file = tmp_path / "example.yaml"
     file.write_text(text.partition("```yaml\n")[2].partition("```")[0])
     assert examine(file, complaint)[1] == []
+
+
+@pytest.mark.parametrize("name", names())
+def test_bulk_work_of_the_set_says_why(name: str) -> None:
+    """Its history names the runbook, so that a reader finds the report."""
+    loaded, _ = examine(ROOT / "runbooks" / f"{name}.yaml", complaint)
+    assert loaded
+    steps = [step.genctl for step in loaded.runbook.steps if step.genctl and "--dry-run" not in step.genctl]
+    bulk = [words for words in steps if words[0] in {"dlq", "sessions"} and words[1] in BULK]
+    assert [words for words in bulk if not any(name in str(word) for word in words)] == []

@@ -6,6 +6,7 @@ It ends well where its cure has helped, and never while the trouble is still the
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ AS_CATEGORY = "error_details = jsonb_set(error_details, '{category}', to_jsonb(%
 BAD = "[scenario:server-error]"
 LISTENERS = (
     "select 1 from pg_stat_activity"
-    " where datname = current_database() and application_name = 'genctl listener'"
+    " where datname = current_database() and application_name like 'genctl listener%'"
 )
 
 
@@ -200,6 +201,35 @@ def test_refunds_that_the_database_refuses_are_still_missing(place: Place) -> No
     assert place.violations()
 
 
+@incident("missing-refunds", "a worse one")
+def test_a_refund_without_its_row_in_the_ledger_is_still_missing(place: Place) -> None:
+    """Somebody has released the reservation by hand, and given nothing back."""
+    with place.worker("--drain") as worker:
+        place.until_row(place.enqueue("invalid-parameter"), status="failed")
+        worker.end(within_s=60)
+    plant(
+        place,
+        "delete from credit_ledger where kind = 'release'",
+        "update credit_accounts set balance = (select sum(delta) from credit_ledger)",
+    )
+    assert failing(place, "missing-refunds")[0] == "proof"
+
+
+@incident("missing-refunds", "a near miss")
+def test_a_refund_that_was_too_much_is_none_that_is_missing(place: Place) -> None:
+    with place.worker("--drain") as worker:
+        place.until_row(place.enqueue("invalid-parameter"), status="failed")
+        worker.end(within_s=60)
+    plant(
+        place,
+        "update credit_ledger set delta = 9 where kind = 'release'",
+        "update credit_accounts set balance = (select sum(delta) from credit_ledger)",
+        "update generation_sessions set error_details = error_details || '{\"refundedCredits\": 9}'",
+    )
+    run(place, "missing-refunds")
+    assert place.violations() == ["refund_amount"]
+
+
 @incident("dlq-redrive-after-fix", "its own")
 def test_dlq_redrive_after_fix(place: Place) -> None:
     """The cause is in the prompts, and mended there; one job more fails for another reason and is left."""
@@ -277,6 +307,15 @@ def test_refusals_of_the_jobs_are_no_outage(place: Place) -> None:
     assert place.sql("select from tool_gates where state <> 'open'") == []
 
 
+@incident("provider-outage", "a near miss")
+def test_a_gate_that_somebody_closed_is_not_opened_as_after_an_outage(place: Place) -> None:
+    place.sql("insert into tool_gates (tool, state, who) values ('seedream4', 'closed', 'ann@desk')")
+    assert failing(place, "provider-outage")[0] == "categories"
+    assert [row["who"] for row in place.sql("select who from tool_gates where state = 'closed'")] == [
+        "ann@desk"
+    ]
+
+
 @incident("provider-outage", "a worse one")
 @pytest.mark.parametrize(
     ("failed", "waited", "steps"), [(BAD, "good", {"run-again"}), ("good", BAD, {"completed", "gone"})]
@@ -304,7 +343,7 @@ def test_listener_silent(place: Place) -> None:
     place.env["GENCTL_SECRET"] = "x" * 32
     with place.worker(), served(place, port, GENCTL_LISTEN_URL=nowhere) as deaf, place.start("tail-failures"):
         until_sync(lambda: place.sql(LISTENERS))
-        args = ("--yes", "--var", "listening=2", "-o", "json")
+        args = ("--yes", "-o", "json")
         with place.start("runbook", "run", "listener-silent", *args, **{FORKED_STEPS: "1"}) as running:
             until_sync(lambda: "ready ..." in running.log.read_text())
             deaf.end(signal.SIGTERM)
@@ -330,12 +369,16 @@ def test_an_api_that_is_down_and_stays_down_is_restarted_in_vain(place: Place) -
 
 
 @incident("listener-silent", "a worse one")
-def test_a_deaf_api_process_behind_one_that_hears_is_found_by_their_number(place: Place) -> None:
-    with served(place):
-        variables = ("--var", "restart=100ms", "--var", "listening=2")
-        step, why = failing(place, "listener-silent", *variables)
-    assert step == "all-listen"
-    assert "found 1" in why
+def test_a_deaf_api_process_behind_one_that_hears_is_found(place: Place) -> None:
+    """The one that the terminal asks is ready; whoever is asked to restart the other does not."""
+    nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/nothing"
+    place.make_real()
+    place.env["GENCTL_SECRET"] = "x" * 32
+    with served(place, GENCTL_LISTEN_URL=nowhere) as deaf, served(place):
+        done = run(place, "listener-silent", "--var", "restart=100ms", exit_code=1)
+    assert done["why"].startswith("step all-listen: ")
+    (shown,) = [step["shown"] for step in done["steps"] if step["step"] == "who-is-deaf"]
+    assert [row["process"].partition("@")[0] for row in shown] == [str(deaf.process.pid)]
 
 
 @incident("listener-silent", "a near miss")
@@ -431,6 +474,75 @@ def test_adopt_refuses_a_user_without_rights(copied: Place) -> None:
             )
         finally:
             conn.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+@pytest.fixture
+def restored(place: Place, postgres: str) -> Iterator[Place]:
+    """A backup in which one job waits and one is in a worker's hands, and a queue in which neither is any more.
+
+    The former database has carried both out since, and got an order whose copy is in the DLQ.
+    """
+    in_hand = [place.enqueue(), place.enqueue()][1]
+    place.sql(
+        "update generation_sessions set queued_at = now() - interval '5 minutes', created_at = queued_at,"
+        " status = case when id = %s then 'processing' else status end,"
+        " lease_until = case when id = %s then now() - interval '4 minutes' end, lease = 1, attempts = 1",
+        in_hand,
+        in_hand,
+    )
+    backup, programs = place.folder / "backup", find_binaries()
+    subprocess.run([programs / "pg_dump", "-Fc", "-f", backup, place.dsn], check=True)
+    with fresh_database(postgres, f"r{uuid4().hex[:12]}") as copy:
+        subprocess.run([programs / "pg_restore", "-d", copy, backup], check=True)
+        with place.worker("--drain") as worker:
+            place.enqueue("invalid-parameter")
+            assert worker.end(within_s=60) == 0
+        assert place.copies()
+        place.make_real()
+        place.dsn = copy
+        place.env |= {"DATABASE_URL": copy, "GENCTL_SECRET": "x" * 32}
+        place.sql("insert into tool_gates (tool, state, who) values ('seedream4', 'closed', 'ann@desk')")
+        yield place
+
+
+@incident("restore", "its own")
+def test_restore(restored: Place) -> None:
+    """What the backup says is owed is sent again and carried out once; what it does not know is shown."""
+    with served(restored), restored.worker("--no-sweep"):
+        done = run(restored, "restore")
+        assert set(states(done).values()) == {"ok"}, done
+        until_sync(
+            lambda: (
+                not restored.sql("select 1 from generation_sessions where status in ('queued', 'processing')")
+            )
+        )
+    shown = {step["step"]: step["shown"] for step in done["steps"] if step["shown"]}
+    assert (shown["unknown"]["orphan"], shown["owed"]) == (1, [{"runs": 1}])
+    assert [
+        row["status"] for row in restored.sql("select status from generation_sessions where user_id = 'ann'")
+    ] == [
+        "completed",
+        "completed",
+    ]
+    assert restored.sql("select max(unknowns) as most from generation_sessions where user_id = 'ann'") == [
+        {"most": 1}
+    ]
+    assert restored.violations() == []
+
+
+@incident("restore", "a near miss")
+def test_a_backup_whose_credits_are_wrong_stays_behind_its_gate(restored: Place) -> None:
+    """Somebody's slip before the backup, or a copy of tables of two moments: no job runs on it."""
+    restored.sql(BY_HAND)
+    assert failing(restored, "restore")[0] == "audit"
+    assert restored.sql("select state from tool_gates") == [{"state": "closed"}]
+
+
+@incident("restore", "a worse one")
+def test_a_server_whose_clock_is_behind_what_streams_were_told_is_not_opened(restored: Place) -> None:
+    restored.sql("update credit_accounts set event_seq = (extract(epoch from now()) + 3600) * 1000000")
+    assert failing(restored, "restore")[0] == "clock"
+    assert restored.sql("select state from tool_gates") == [{"state": "closed"}]
 
 
 def test_every_runbook_of_the_set_meets_three_incidents_here() -> None:

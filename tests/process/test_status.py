@@ -22,6 +22,7 @@ PARTS = [
         "answers",
         "refunds",
         "notify",
+        "workers",
         "listener",
         "migrations",
     ),

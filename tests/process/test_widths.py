@@ -74,6 +74,7 @@ LINES: dict[str, tuple[str, *tuple[str, ...]] | None] = {
     "runbook history": ("runbook history",),
     "smoke": None,
     "tools": ("tools",),
+    "workers": ("workers",),
     "migrate up": ("migrate up", "up to date"),
     "migrate down": ("migrate down --dry-run",),
     "migrate status": ("migrate status",),

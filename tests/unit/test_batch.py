@@ -1,7 +1,7 @@
 """Calls that come together are one call, and each gets its own answer."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -26,17 +26,26 @@ async def test_what_comes_together_is_one_call() -> None:
     assert calls == [list(range(7))]
 
 
-async def test_a_lone_one_waits_a_few_milliseconds_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, waits = asyncio.get_running_loop(), list[float]()
-    call_later = loop.call_later
+async def test_a_lone_one_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_timer(delay_s: float, *_: object) -> asyncio.TimerHandle:
+        raise AssertionError(f"it waits {delay_s} s")
 
-    def noted(delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        waits.append(delay_s)
-        return call_later(delay_s, callback)
-
-    monkeypatch.setattr(loop, "call_later", noted)
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", no_timer)
     assert await squares([])(2) == 4
-    assert sum(waits) < 0.005
+
+
+async def test_a_call_that_begins_soon_after_another_has_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a busy worker makes few large calls."""
+    monkeypatch.setattr(batch, "PATIENCE_S", 3600)
+    calls: list[list[int]] = []
+    together = squares(calls)
+    together._pace_s = 0.05
+    assert await together(1) == 1
+    later = [together(2)]
+    await asyncio.sleep(0)
+    later.append(together(3))
+    assert await asyncio.gather(*later) == [4, 9]
+    assert calls == [[1], [2, 3]]
 
 
 @given(st.lists(st.integers(-3, 100), max_size=35))
@@ -86,7 +95,7 @@ async def all_lanes_taken(
             await released.wait()
         return items
 
-    together, hanging = Together(work, within_s=0), []
+    together, hanging = Together(work, pace_s=0), []
     for n in range(batch.LANES):
         hanging.append(together(n))
         while len(calls) <= n:
@@ -95,7 +104,7 @@ async def all_lanes_taken(
 
 
 async def test_calls_that_hang_do_not_hold_up_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While two are under way the next waits for one of them, but not for long."""
+    """While one is under way the next waits for it, but not for long."""
     monkeypatch.setattr(batch, "PATIENCE_S", 0.01)
     released = asyncio.Event()
     together, hanging = await all_lanes_taken([], released)

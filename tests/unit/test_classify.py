@@ -183,6 +183,8 @@ SAYS = {  # what a row that also looks at the text wants to find there
     "has_nsfw_concepts True": "has_nsfw_concepts True",
     "(?i)per day": "Too many tokens per day.",
     "(?i)safety system|content management policy|content[_ ]policy": "It was rejected by our safety system.",
+    "^Budget has been exceeded": "Budget has been exceeded! Max budget: 5.0",
+    "Invalid model name passed in": "Invalid model name passed in model=x.",
     "(?i)exhausted balance": "User is locked. Reason: Exhausted balance.",
     "(?i)^input validation": "Input validation error",
     "Responsible AI|sensitive words|usage guidelines": "It violates the usage guidelines.",
@@ -264,6 +266,13 @@ def test_an_unknown_code_is_judged_by_its_status() -> None:
     assert failure(599, error("NeverHeardOf")).category is Category.SERVER
     assert rule_of("NeverHeardOf.Tail", None, RULES["ark"]) is None
     assert rule_of("AccessDenied", None, ()) is None
+
+
+def test_a_code_that_an_order_may_have_brought_says_nothing_certain_about_our_account() -> None:
+    overdue = error("AccountOverdueError", "Overdue.")
+    assert failure(403, overdue).certain
+    assert failure(403, error("bad_response", json.dumps(overdue))).certain, "a gateway that says no more"
+    assert not failure(403, error("NeverHeardOf", f"Refused: {json.dumps(overdue)}")).certain
 
 
 def test_a_gateway_keeps_the_disposition_of_its_status_and_the_category_of_the_inner_code() -> None:

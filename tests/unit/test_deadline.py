@@ -11,7 +11,7 @@ from genctl.cli.command import Command, typed_again
 from genctl.edges.deadline import Awaited
 
 UNBOUND = {
-    "config init", "config show", "version", "completion", "help", "explain", "classify",  # ask no database
+    "config init", "config show", "version", "completion", "help", "explain", "health", "classify",  # ask no database
     "runbook history", "runbook lint", "runbook list", "runbook show", "token issue", "watch",
     "demo", "serve", "simulator", "up", "worker",  # run until they are told to stop
     "runbook run", "smoke",  # bound each step by itself

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from genctl.base.durations import parse_duration
 from genctl.cli.words import usage_mistake
 from genctl.domain.details import build
 from genctl.domain.model import Category, Failure, Image, Outcome, Success
@@ -248,17 +247,6 @@ def test_the_piles_are_those_that_the_database_tells() -> None:
     statement = sql.partition("-- name: piles")[2].partition("-- name:")[0]
     assert {pile for pile in PILES if f"'{pile}'" in statement} == {*PILES}
     assert statement.count("union all") == len(PILES) - 1
-
-
-def test_the_end_of_a_worker_fits_its_pod() -> None:
-    """The grace and twenty seconds; and the arguments are those of the command line."""
-    for pod in yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text()):
-        spec = pod["spec"]["template"]["spec"]
-        args = spec["containers"][0]["args"]
-        assert usage_mistake(args) is None
-        if args[0] == "worker":
-            grace_s = parse_duration(args[args.index("--grace") + 1])
-            assert spec["terminationGracePeriodSeconds"] >= grace_s + 20
 
 
 def test_the_policy_for_a_key_allows_what_sqs_needs_of_it() -> None:

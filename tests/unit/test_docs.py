@@ -38,6 +38,19 @@ def test_every_command_is_in_the_readme(name: str) -> None:
     assert re.search(rf"`{name}\b", README)
 
 
+def test_the_readme_groups_commands_as_the_help_does() -> None:
+    rows = re.findall(r"^\| ([A-Z][a-z ]+) \| (`.*`) \|$", README, re.MULTILINE)
+    assert {group: re.findall(r"`([\w-]+)`", names) for group, names in rows} == {
+        group: [*names] for group, names in COMMANDS.items()
+    }
+
+
+def test_the_page_of_commands_is_fresh() -> None:
+    """Else: make docs."""
+    made = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["page"]()
+    assert (ROOT / "docs" / "cli.md").read_text() == made
+
+
 @pytest.mark.parametrize("entry", SETTINGS, ids=lambda entry: entry.key)
 def test_every_setting_is_in_the_reference(entry: Entry) -> None:
     assert f"| `{entry.env}` | `{entry.key}` | {entry.meaning} |" in REFERENCE

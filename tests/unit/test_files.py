@@ -1,11 +1,13 @@
-"""A worker may open the files that its jobs take, or says that it may not."""
+"""A worker may open the files that its jobs take, or says that it may not; it takes as many as suit it."""
 
 import resource
+from pathlib import Path
 
 import pytest
 
 from genctl.domain.model import GenctlError
-from genctl.services.worker import _open_enough
+from genctl.services import capacity
+from genctl.services.capacity import open_enough, usual_jobs
 
 
 @pytest.fixture
@@ -21,13 +23,47 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_the_soft_limit_is_raised_where_it_is_too_low(
     limits: list[tuple[int, int]], jobs: int, soft: int
 ) -> None:
-    _open_enough(jobs)
+    open_enough(jobs)
     assert limits[-1] == (soft, 4096)
 
 
 def test_more_jobs_than_the_hard_limit_allows_are_refused(limits: list[tuple[int, int]]) -> None:
     with pytest.raises(GenctlError, match="10000 jobs at once .* a process may open 4096 here") as caught:
-        _open_enough(10_000)
+        open_enough(10_000)
     assert caught.value.exit_code == 2
     assert "--concurrency" in caught.value.fix
     assert len(limits) == 1
+
+
+def test_processes_share_the_memory_of_their_container(
+    limits: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(str(512 * 2**20))
+    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
+    assert [usual_jobs(count) for count in (1, 3, 4, 8)] == [512, 341, capacity.LEAST, capacity.LEAST]
+
+
+@pytest.mark.parametrize(
+    ("hard", "memory", "jobs"),
+    [
+        (20_000, "max", capacity.USUAL),
+        (resource.RLIM_INFINITY, str(2**34), capacity.USUAL),
+        (340, "max", 200),
+        (20_000, str(160 * 2**20), 256),
+        (20_000, str(64 * 2**20), capacity.LEAST),
+        (50, "max", capacity.LEAST),
+    ],
+)
+def test_as_many_jobs_as_memory_and_files_allow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hard: int, memory: str, jobs: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
+    capacity.CGROUP.write_text(f"{memory}\n")
+    assert usual_jobs() == jobs
+
+
+def test_what_suits_a_process_may_be_opened(limits: list[tuple[int, int]]) -> None:
+    limits.append((256, 400))
+    open_enough(usual_jobs())
+    assert limits[-1][0] <= 400

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import genctl
-from genctl.edges.db import statements
+from genctl.edges.statements import statements
 
 SOURCE = Path(genctl.__file__).parent
 ASKING = {"rows", "row", "transact", "patiently", "sql"}  # what takes a statement's name

@@ -5,10 +5,12 @@ import io
 import json
 import logging
 import re
+import select
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -151,3 +153,30 @@ def test_the_cheap_line_is_the_usual_one(form: str, capsys: pytest.CaptureFixtur
         assert lines(capsys) == []
     finally:
         hidden.know("test", [])
+
+
+@pytest.mark.parametrize("word", ["a" * 300, "\u20ac" * 300])
+def test_lines_that_are_written_together_reach_a_pipe_untorn(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several processes may share it, and a pipe keeps only so much of a write together."""
+
+    class Pipe(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any, /) -> int:
+            writes.append(bytes(data))
+            return len(writes[-1])
+
+    writes: list[bytes] = []
+    stream = io.TextIOWrapper(io.BufferedWriter(Pipe()), "utf-8", line_buffering=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.configure("json", "info")
+    with log.LinesTogether():
+        for n in range(100):
+            log.info("some.event", n=n, word=word * 20 if n == 50 else word)
+    assert [json.loads(line)["n"] for line in b"".join(writes).splitlines()] == list(range(100))
+    assert all(write.endswith(b"\n") for write in writes)
+    assert sum(len(write) > select.PIPE_BUF for write in writes) == 1, "one line is too long by itself"
+    assert len(writes) < 60, "a write costs more than a line"

@@ -50,6 +50,16 @@ def test_what_waits_too_long_needs_a_person(
     assert found.next.startswith("genctl ")
 
 
+def test_what_an_ok_line_says_next_makes_no_trouble() -> None:
+    """It shows more, whoever types it; only a person's own closing is offered its end."""
+    lines = status.of_database(Standing({}, [], [OPEN]))
+    changing = ("pause", "resume", "migrate", "worker", "refunds check --fix", "dlq redrive", "dlq discard")
+    wrong = [
+        one for one in lines if one.level == OK and one.next.removeprefix("genctl ").startswith(changing)
+    ]
+    assert [one for one in wrong if one.next != "genctl migrate status"] == []
+
+
 @pytest.mark.parametrize(
     ("gate", "level"),
     [
@@ -65,7 +75,7 @@ def test_a_gate_that_no_person_has_closed_needs_one(gate: Gate, level: str) -> N
     found = line("gate", gate=gate)
     assert found.level == level
     assert (gate.reason or "") in found.message
-    assert found.next.endswith(f"--tool {gate.tool}")  # with several tools, the command is about this one
+    assert found.next.endswith(f" {gate.tool}")  # with several tools, the command is about this one
 
 
 def test_a_code_that_no_table_has_is_a_warning_on_its_first_day() -> None:

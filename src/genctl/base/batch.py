@@ -1,6 +1,7 @@
-"""Make one call of those that come within a few milliseconds, each with an item and a result of its own."""
+"""Make one call of those that come together, each with an item and a result of its own."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -8,7 +9,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
-LANES = 2
+LANES = 1
+PACE_S = 0.004  # between the begins of two calls: a batch more often costs more than it brings
 PATIENCE_S = 0.05  # a slow call must not delay the others longer
 MOST_LANES = 6  # no more connections than these wait for a call that hangs
 
@@ -16,8 +18,10 @@ MOST_LANES = 6  # no more connections than these wait for a call that hangs
 class Together(Generic[K, V]):
     """Make calls with one item each one call of `work` with at most `most` items.
 
-    The first item waits `within_s` for others. While `LANES` calls are under way it waits for one of them to
-    end, but not for long; while `MOST_LANES` are, it waits. `work` returns a result for each item, in order;
+    A lone item goes at once, with those of the same turn of the loop. While a call is under way, or began
+    less than `pace_s` ago, the next items wait and go together: the more there is to do, the larger the
+    calls. They wait for one of `LANES` calls to end, but not for long: then `MOST_LANES` may be under way.
+    With `within_s` the first item waits so long for company. `work` returns a result for each item, in order;
     only the caller of an item gets an exception among them.
     """
 
@@ -25,16 +29,19 @@ class Together(Generic[K, V]):
         self,
         work: Callable[[list[K]], Awaitable[Sequence[V | Exception]]],
         *,
-        within_s: float = 0.004,
+        within_s: float = 0.0,
+        pace_s: float = PACE_S,
         most: int = 100,
     ) -> None:
         self._work = work
         self._within_s = within_s
+        self._pace_s = pace_s
         self._most = most
         self._waiting: list[tuple[K, asyncio.Future[V]]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._due = False  # the wait for others is over, and the items wait for a lane
         self._lanes = LANES  # that these items may use
+        self._next_at = -math.inf  # when the next call may begin, by the loop's clock
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __call__(self, item: K) -> asyncio.Future[V]:
@@ -45,23 +52,27 @@ class Together(Generic[K, V]):
         if len(self._waiting) >= self._most:
             self._go(MOST_LANES)
         elif self._timer is None and not self._due:
-            self._timer = loop.call_later(self._within_s, partial(self._go, LANES))
+            wait_s = max(self._within_s, self._next_at - loop.time())
+            go = partial(self._go, LANES)
+            self._timer = loop.call_later(wait_s, go) if wait_s > 0 else loop.call_soon(go)
         return future
 
     def _go(self, lanes: int) -> None:
         """Begin with the waiting items in so many lanes; else when a lane ends, or soon in more lanes."""
+        loop = asyncio.get_running_loop()
         if self._timer:
             self._timer.cancel()
             self._timer = None
         self._lanes = lanes
         while self._waiting and len(self._under_way) < lanes:
             some, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            self._next_at = loop.time() + self._pace_s
             task = asyncio.create_task(self._carry_out(some))
             self._under_way.add(task)
             task.add_done_callback(self._ended)
         self._due = bool(self._waiting)
         if self._due and lanes < MOST_LANES:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, partial(self._go, MOST_LANES))
+            self._timer = loop.call_later(PATIENCE_S, partial(self._go, MOST_LANES))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.remove(task)

@@ -10,10 +10,11 @@ import atexit
 import logging
 import os
 import re
+import select
 import sys
 import time
 import traceback
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -117,10 +118,11 @@ class _Lines:
         cls._write(line)
 
     @staticmethod
-    def _write(line: str) -> None:
+    def _write(lines: str) -> None:
         try:
-            sys.stderr.write(line)
-            sys.stderr.flush()
+            for some in _untorn(lines):
+                sys.stderr.write(some)
+                sys.stderr.flush()
         except (OSError, ValueError):  # (a context would cost as much as the line)
             pass
 
@@ -128,6 +130,17 @@ class _Lines:
         self.write(line)
 
     debug = info = warning = error = critical = msg
+
+
+def _untorn(lines: str) -> Iterator[str]:
+    """Cut lines into as many as a pipe takes in one piece, also where several processes write to it."""
+    most = select.PIPE_BUF if lines.isascii() else select.PIPE_BUF // 4  # bytes, characters
+    start = 0
+    while len(lines) - start > most:
+        end = lines.rfind("\n", start, start + most) + 1 or lines.index("\n", start) + 1
+        yield lines[start:end]
+        start = end
+    yield lines[start:]
 
 
 atexit.register(_Lines.flush)

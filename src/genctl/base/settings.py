@@ -129,10 +129,10 @@ class Settings:
         values.as_duration, "24h", "age at which a run that still waits is failed"
     )
     rate: float | None = setting(
-        values.as_rate, None, "provider calls a minute of one worker; unset: no limit"
+        values.as_rate, None, "provider calls a minute of all workers of the tool; unset: no limit"
     )
     max_in_flight: int | None = setting(
-        values.as_count(1), None, "calls at once of one worker; unset: no limit"
+        values.as_count(1), None, "calls at once of all workers of the tool; unset: no limit"
     )
     fair: bool = setting(
         values.as_switch,

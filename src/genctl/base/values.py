@@ -117,7 +117,7 @@ def as_listen_url(value: str) -> str:
 as_tool = _like(r"[a-z][a-z0-9-]{0,39}", "the name of a tool: lower-case letters, digits and -, at most 40")
 _NAME = r"[A-Za-z0-9_-]{1,80}(\.fifo)?"
 _as_queue = _like(
-    rf"{_NAME}|https?://[!-.0-~]+/[!-~]+|arn:[a-z-]+:sqs:[a-z0-9-]+:\d{{1,12}}:{_NAME}",
+    rf"{_NAME}|https?://[!-.0-?A-~]+/[!-~]+|arn:[a-z-]+:sqs:[a-z0-9-]+:\d{{1,12}}:{_NAME}",
     "the name, URL or ARN of an SQS queue",
 )
 

@@ -23,7 +23,7 @@ TABLE = {
         "simulator": ("simulator:simulator", "Serve the provider's images API, with failures on request."),
         "sweep": ("sweep:sweep", "Run the safety net: settle runs and send messages that nothing else did."),
         "pause": ("run:pause", "Close the gate: jobs wait, none fails."),
-        "resume": ("run:resume", "Open the gate, and accept orders with refused values again."),
+        "resume": ("run:resume", "Open the gate, and forget what the provider's refusals have taught."),
     },
     "Send and watch": {
         "enqueue": ("enqueue:enqueue", "Reserve credits and send jobs."),
@@ -34,8 +34,10 @@ TABLE = {
         "report": ("report:report", "Report the failures of a period as Markdown."),
     },
     "Judge": {
+        "workers": ("setup:workers", "List the workers that live, and what each waits for."),
         "status": ("judge:status", "Show how everything stands, and what needs a person."),
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
+        "health": ("judge:health", "Ask an API or a worker on this machine whether it is well."),
         "explain": (
             "explain:explain",
             "Explain a failure code: verdict, what users read, whether a redrive helps.",
@@ -46,6 +48,9 @@ TABLE = {
     "Credits": {
         "credits": ("credits:credits_", "Show a user's credits, grant some, or mend them."),
         "refunds": ("credits:refunds", "Prove from the rows that every refund was made once."),
+    },
+    "Personal data": {
+        "privacy": ("privacy:privacy", "Hand out what is stored about a user, or erase what it says."),
     },
     "Check": {
         "runbook": ("runbook:runbook", "Run the steps that an incident asks for, or read them."),
@@ -119,6 +124,8 @@ def _invoke(args: list[str]) -> int:
 
 
 def _own_process() -> None:
+    if not os.path.expanduser("~").startswith("/"):  # noqa: PTH111 - pathlib raises where there is none
+        os.environ["HOME"] = "/"  # as container engines have it for a user without a name
     streams.guard()
     signals.remember()
     if "--debug" not in sys.argv:  # complaints of destructors, threads and libraries

@@ -67,12 +67,15 @@ def _known(kind: Kind, leaves: int, names: str) -> dict[str, Column]:
 
 COLUMNS: dict[str, Column] = {
     **_known(Kind.TIME, 0, "createdAt:age sentAt:age at:age"),
-    **_known(Kind.TIME, 4, "expiresAt:expires appliedAt:applied"),
+    **_known(Kind.TIME, 2, "receivedAt:received"),
+    **_known(Kind.TIME, 4, "startedAt:since expiresAt:expires appliedAt:applied"),
     **_known(Kind.ID, 0, "sessionId:session messageId:message"),
     **_known(Kind.ID, 4, "reservationId:reservation"),
     **_known(Kind.WORD, 0, "code status state action kind level delta ok messages sessions users"),
     **_known(Kind.WORD, 0, "# name runbook step hop setting tool event"),
-    **_known(Kind.NAME, 0, "userId user who"),
+    **_known(Kind.NAME, 0, "userId user who worker"),
+    **_known(Kind.WORD, 0, "jobs waitsFor:waits concurrency:of"),
+    **_known(Kind.WORD, 3, "version callsAMinute:calls/min rateShare:share"),
     **_known(Kind.WORD, 1, "run refundedCredits:refunded took tries failed steps"),
     **_known(Kind.WORD, 2, "attempts:tries refunded credits"),
     **_known(Kind.WORD, 3, "reserved origin ms price gate"),

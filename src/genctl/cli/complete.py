@@ -26,7 +26,7 @@ PROGRAM = "genctl"
 PATIENCE_S = 0.08  # of the 200 ms that a person does not notice, most are gone when we get here
 AWAITED_S = 5.0  # so long we start no second process for the same file
 FRESH_S = {"sessions": 5.0, "names": 3600.0}
-KEPT_S = {"sessions": 300.0, "names": 7 * 86_400.0}  # an older file counts as none
+KEPT_S = {"sessions": 86_400.0, "names": 7 * 86_400.0}  # an older file counts as none
 PLACES = ("DATABASE_URL", "GENCTL_HOME", "GENCTL_CONFIG", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
 
 Completer = Callable[[click.Context, click.Parameter, str], list[Any]]
@@ -48,7 +48,7 @@ def completion(out: "Output", *, shell: str) -> None:  # noqa: ARG001 (each comm
     Put `eval "$(genctl completion bash)"` into ~/.bashrc, or the same with zsh into ~/.zshrc.
 
     It completes commands, options, scenarios, codes, categories, runbooks, tools, and the ids of the newest
-    sessions.
+    sessions. Another process reads these when the shell starts, and again at each TAB that finds them old.
     """
     from click.shell_completion import get_completion_class
 
@@ -56,6 +56,8 @@ def completion(out: "Output", *, shell: str) -> None:  # noqa: ARG001 (each comm
 
     made = get_completion_class(shell)
     assert made  # noqa: S101 - click has all three
+    for what in FRESH_S:  # so that the first TAB of a new shell finds them
+        _refresh(what, _file(what))
     write(made(click.get_current_context().find_root().command, {}, PROGRAM, ASKED).source() + "\n")
 
 
@@ -130,11 +132,11 @@ def _age_s(file: Path) -> float:
 
 
 def _refresh(what: str, file: Path) -> None:
-    """Start the process that writes the file, unless one is at work."""
+    """Start the process that writes the file, unless that is fresh or one is at work."""
     import subprocess
 
     awaited = file.with_suffix(".awaited")
-    if _age_s(awaited) < AWAITED_S:
+    if _age_s(awaited) < AWAITED_S or _age_s(file) < FRESH_S[what]:
         return
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -32,7 +32,7 @@ def _scenarios(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
     "--scenario",
     metavar="NAME",
     shell_complete=_scenarios,
-    help="Tell the simulator what to answer; `genctl simulator -h` lists the names.",
+    help="Tell the simulator what to answer; `genctl help scenarios` lists the names.",
 )
 @click.option("--user", default="demo", show_default=True, metavar="U", help="Who orders.")
 @click.option(

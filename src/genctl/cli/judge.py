@@ -1,4 +1,4 @@
-"""`genctl status` and `genctl doctor`."""
+"""`genctl status`, `genctl doctor` and `genctl health`."""
 
 import asyncio
 import sys
@@ -124,3 +124,31 @@ def doctor(out: Output, *, send: bool) -> int:
     ok = not any(finding.level == "error" for finding in found)
     out.emit({"ok": ok, "findings": found}, columns=FINDINGS, rows=found, text=lambda: _text(found))
     return int(not ok)
+
+
+@click.command(
+    cls=Command,
+    within=None,
+    examples=("genctl health", "genctl health --port 9090", "genctl health --port 8787 --port 9090"),
+)
+@click.option(
+    "--port",
+    "ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    default=(8787,),
+    metavar="P",
+    help="Where it listens; several: the first on which anybody does counts.",
+)
+def health(out: Output, *, ports: tuple[int, ...]) -> int:
+    """Ask an API or a worker on this machine whether it is well.
+
+    It is the health check of containers. A worker listens where its --metrics-port says; a simulator answers,
+    too. The command needs no settings and asks no database.
+    Exit code 1 means that the process is not well, 3 that nobody listens.
+    """
+    from genctl.ops.health import ask
+
+    told = out.run(ask(ports))
+    out.emit(told)
+    return int(not told.get("ok"))

@@ -12,7 +12,18 @@ from genctl.cli.output import Output, write
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES = ("credits", "dlq", "embedded-stack", "failures", "gate", "runbooks", "scaling", "scenarios")
+PAGES = (
+    "credits",
+    "dlq",
+    "embedded-stack",
+    "failures",
+    "gate",
+    "operating",
+    "pace",
+    "runbooks",
+    "scaling",
+    "scenarios",
+)
 SECTIONS = "reference"  # of this page each section is a topic
 
 

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from genctl.cli.command import TimeLimit
     from genctl.cli.formats import Writer
     from genctl.edges.db import Database
+    from genctl.services.processes import Parent
 
 LIMIT_S = 2.5  # a command exits so long after a signal, whatever hangs
+GONE_AFTER_S = 1.8  # a service that has nothing to finish, likewise
 
 T = TypeVar("T")
 
@@ -146,10 +148,26 @@ class Output:
 
         if not structlog.is_configured():  # services log; other commands only with --debug
             log.configure(self.settings.log, "debug" if self.debug else "critical")
-        with self._limited():
+        with self._limited(), self._granting():
             return running.run(
                 work, follow=follow, limit_s=limit_s, gone_after_s=gone_after_s, heed=heed, loop=loop
             )
+
+    @contextmanager
+    def _granting(self) -> Iterator[None]:
+        """Say how the tables' owner gives a command, which acts for a person, the rights that it lacks."""
+        from genctl.domain.model import GenctlError
+
+        try:
+            yield
+        except GenctlError as error:
+            if error.code != "DatabaseDenied" or self.limit is None or error.fix.startswith("psql "):
+                raise
+            from genctl.cli import running
+            from genctl.ops.doctor import grants
+
+            grant = running.run(grants(self.settings)) or error.fix
+            raise GenctlError(error.code, error.message, grant, exit_code=error.exit_code) from None
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
@@ -177,6 +195,21 @@ class Output:
         self.limit = None  # what it asks runs for ever
         with suppress(Stopped):  # (its loop takes a tenth less CPU for an event or a job)
             self.run(work, limit_s=None, gone_after_s=gone_after_s, loop=uvloop.new_event_loop)
+
+    def serve_many(self, parent: "Parent") -> int:
+        """Run the processes of a service; return the exit code, in the parent and in each of them."""
+        import uvloop  # noqa: F401 (once, for all processes)
+
+        from genctl.base import log
+        from genctl.cli.running import heeded
+
+        log.configure(self.settings.log, self.settings.log_level)
+        with heeded(parent.heed):
+            came = parent.tend()
+        if isinstance(came, int):
+            return came
+        self.serve(came, gone_after_s=GONE_AFTER_S)
+        return 0
 
     def ask(self, question: Callable[["Database"], Coroutine[Any, Any, T]], *, follow: bool = False) -> T:
         """Run work that needs only the database. Raises GenctlError (exit 3) when it cannot be reached."""

@@ -1,6 +1,7 @@
 """`genctl demo`, `up`, `serve`, `worker`, `pause` and `resume`."""
 
 import sys
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,15 +9,27 @@ import click
 from genctl.base.person import who
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
-from genctl.cli.output import Output, write
+from genctl.cli.output import GONE_AFTER_S, Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.model import Gate
     from genctl.edges.db import Database
 
-GONE_AFTER_S = 1.8
+MOST_PROCESSES = 256
 PORT = click.IntRange(0, 65535)
 REASON = click.option("--reason", metavar="R", help="Why; `status` and others show it.")
+
+
+class Processes(click.IntRange):
+    """Take a number of processes, or `auto` for one for each processor."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "auto":
+            from genctl.services.processes import cores
+
+            return cores()
+        count: int = super().convert(value, param, ctx)
+        return count
 
 
 @click.command(
@@ -92,11 +105,17 @@ def serve(out: Output, *, host: str, port: int) -> None:
     data=False,
     examples=(
         "genctl worker",
-        "genctl worker --concurrency 200 --grace 5m",
+        "genctl worker --concurrency 2000 --grace 5m",
+        "genctl worker --processes auto   # one for each processor",
         "genctl worker --drain            # until the queue is empty, for scripts",
     ),
 )
-@click.option("--concurrency", type=click.IntRange(1, 10_000), default=64, metavar="N", help="Jobs at once.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Jobs at once; 512 unless set, fewer where memory or open files are few.",
+)
 @click.option("--grace", type=DURATION, default="60s", help="How long to wait for calls after a signal.")
 @click.option("--once", is_flag=True, help="End after one receive; wait while the gate is closed.")
 @click.option("--max-jobs", type=click.IntRange(1), metavar="N", help="End after so many messages.")
@@ -105,26 +124,53 @@ def serve(out: Output, *, host: str, port: int) -> None:
     "--metrics-port", type=PORT, metavar="P", help="Serve /healthz and /metrics there; 0 picks one."
 )
 @click.option("--no-sweep", is_flag=True, help="Do not sweep: another process does.")
+@click.option(
+    "--processes",
+    type=Processes(1, MOST_PROCESSES),
+    default=1,
+    metavar="N|auto",
+    help="So many workers, watched and started again by a parent; auto: one for each processor.",
+)
 def worker(
-    out: Output, *, concurrency: int, grace: float, metrics_port: int | None, no_sweep: bool, **until: Any
-) -> None:
+    out: Output,
+    *,
+    concurrency: int | None,
+    grace: float,
+    metrics_port: int | None,
+    no_sweep: bool,
+    processes: int,
+    **until: Any,
+) -> int:
     """Carry jobs from the queue to their settled rows.
 
     It receives job messages, claims their sessions, calls the provider and settles the runs; it copies failed
     jobs to the DLQ. On SIGTERM it takes no new jobs, gives back those not yet sent to the provider, waits up
     to --grace for calls under way, and ends with exit code 0. A second SIGTERM ends it at once.
+
+    With --processes each has --concurrency jobs; --metrics-port shows all, and the first of them sweeps.
     """
+    from genctl.services.processes import Forked, Parent
     from genctl.services.worker import Until, serve
 
-    work = serve(
-        out.settings,
-        concurrency=concurrency,
-        grace_s=grace,
-        until=Until(**until),
-        sweeps=not no_sweep,
-        metrics_port=metrics_port,
-    )
-    out.serve(work)
+    def work(forked: Forked | None = None) -> Coroutine[Any, Any, None]:
+        is_first = forked is None or forked.number == 1
+        return serve(
+            out.settings,
+            concurrency=concurrency,
+            grace_s=grace,
+            until=Until(**until),
+            sweeps=is_first and not no_sweep,
+            metrics_port=metrics_port if is_first else None,
+            forked=forked,
+        )
+
+    if processes == 1:
+        out.serve(work(), gone_after_s=GONE_AFTER_S)  # until it takes the signals itself
+        return 0
+    if until["once"] or until["max_jobs"]:
+        raise click.UsageError("--once and --max-jobs count for one process: leave --processes out")
+    parent = Parent(processes, work, port=metrics_port, grace_s=grace, drains=until["drain"])
+    return out.serve_many(parent)
 
 
 @click.command(
@@ -145,7 +191,9 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
         raise click.UsageError("--for 0s would close nothing: give a longer time")
     tool = _tool(out)
     out.target()
-    _show(out, out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who())))
+    closed = out.ask(lambda db: gate.close(db, tool, for_s=for_s, reason=reason, who=who()))
+    terminal.note("what a worker receives within the next two seconds may still run; later jobs wait")
+    _show(out, closed)
 
 
 @click.command(
@@ -153,17 +201,19 @@ def pause(out: Output, *, for_s: float, reason: str | None) -> None:
 )
 @REASON
 def resume(out: Output, *, reason: str | None) -> None:
-    """Open the gate, and accept orders with refused values again.
+    """Open the gate, and forget what the provider's refusals have taught.
 
-    genctl refuses values that the provider kept refusing.
+    genctl accepts orders with refused values again, and its workers call as fast as GENCTL_RATE allows: they
+    forget the pace that 429s and Retry-After have taught.
     """
-    from genctl import gate, traits
+    from genctl import gate, pace, traits
 
     tool = _tool(out)
     out.target()
 
     async def opened(db: "Database") -> "Gate":
         await traits.forget_all(db, tool)
+        await pace.forget(db, tool)
         return await gate.open_(db, tool, reason=reason, who=who())
 
     _show(out, out.ask(opened))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from genctl.base import children
 from genctl.cli import signals
 from genctl.cli.streams import OutputLost
 
@@ -91,7 +92,7 @@ async def _watched(
     def end(why: Stopped | OutputLost) -> None:
         code = why.code if isinstance(why, Stopped) else 0
         if ends:
-            os._exit(code)
+            children.leave(code)
         ends.append(why)
         if gone_after_s is not None:
             _exit_after(gone_after_s, 0)
@@ -131,7 +132,7 @@ def threads_left() -> list[threading.Thread]:
 
 
 def _exit_after(seconds: float, code: int) -> None:
-    timer = threading.Timer(seconds, os._exit, [code])
+    timer = threading.Timer(seconds, children.leave, [code])
     timer.daemon = True
     timer.start()
 

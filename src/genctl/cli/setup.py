@@ -1,4 +1,4 @@
-"""`genctl config`, `migrate`, `token`, `tools` and `version`."""
+"""`genctl config`, `migrate`, `token`, `tools`, `workers` and `version`."""
 
 import os
 import platform
@@ -204,6 +204,10 @@ def issue(out: Output, *, user: str, ttl: float, link: bool) -> None:
         raise click.UsageError("--ttl is less than a second: nobody could use the token in time")
     tokens = Tokens.of(out.settings)
     if link:
+        from genctl.ops import peer
+
+        if out.settings.page_url == out.settings.api_url:
+            out.run(peer.keep_away(out.settings))
         url = tokens.sign_in_url(out.settings.page_url, user)
         out.emit({"userId": user, "signIn": url}, text=lambda: f"{url}\n")
         return
@@ -254,3 +258,23 @@ def tools(out: Output, *, name: str | None) -> None:
         return
     Tools.of(out.settings).check_named(name)
     out.emit(next(row for row in found if row["tool"] == name))
+
+
+WORKERS = (
+    *("worker", "tool", "version", "startedAt", "jobs", "concurrency", "callsAMinute", "rateShare"),
+    *("receivedAt", "waitsFor", "why"),
+)
+
+
+@click.command(
+    cls=Command, examples=("genctl workers", "genctl workers -o json | jq 'group_by(.version) | length'")
+)
+def workers(out: Output) -> None:
+    """List the workers that live, and what each waits for.
+
+    A worker that has stopped leaves the list at once, one that was killed within a minute.
+    """
+    from genctl.ops.workers import shown
+
+    found = out.run(shown(out.settings))
+    out.emit(found, columns=WORKERS, empty="no worker lives")

@@ -6,7 +6,7 @@ import click
 
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
-from genctl.cli.output import Output
+from genctl.cli.output import GONE_AFTER_S, Output
 
 if TYPE_CHECKING:
     from genctl.sweep import SweepPass
@@ -19,7 +19,7 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
     tool=True,
     examples=(
         "genctl sweep --dry-run",
-        "genctl sweep --dry-run --totals   # before the first sweep of an adopted database",
+        "genctl sweep --dry-run --totals   # before the first one after adoption",
         "genctl sweep",
         "genctl sweep --every 15s   # a sweeper of its own",
     ),
@@ -68,7 +68,7 @@ def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> N
             await net.sweep_every(pipeline, settings, every_s)
 
     if every:
-        out.serve(again_and_again(every))
+        out.serve(again_and_again(every), gone_after_s=GONE_AFTER_S)
         return
     _show(out, out.run(once()), dry_run=dry_run)
 

@@ -19,7 +19,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {  # that genctl reads and writes
 FILLED: Mapping[str, tuple[str, ...]] = {  # in each row that genctl makes
     "generation_sessions": (
         *("id", "user_id", "client_key", "model", "prompt", "params", "status", "reservation_id"),
-        *("created_at", "queued_at", "idempotency_key"),
+        *("created_at", "queued_at", "idempotency_key", "traceparent"),
     ),
     "credit_accounts": ("user_id", "balance"),
     "credit_reservations": ("id", "user_id", "amount", "status", "created_at", "session_id", "run"),
@@ -32,7 +32,12 @@ EMPTIED: Mapping[str, tuple[str, ...]] = {  # where a run begins, waits or ends
     "credit_accounts": (),
     "credit_reservations": ("released_at", "captured_at"),
 }
-LATER = ("offered_at", "holds")  # columns of generation_sessions, made after the first three files
+LATER = (
+    "offered_at",
+    "holds",
+    "erased_at",
+    "traceparent",
+)  # columns of generation_sessions, made after the first three files
 ROWS = {
     "generation_sessions": "sessions",
     "credit_accounts": "accounts",

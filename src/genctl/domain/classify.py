@@ -95,7 +95,7 @@ def classify(
         failure, rule, status = _unanswered(answer), None, None
     else:
         row = provider.envelope
-        reading = read(answer, row)
+        reading = words_of(answer, provider)
         now = _date(answer.headers.get("date")) or now  # so that a wrong clock of ours does not matter
         good = 200 <= answer.status < 300
         if good and (images := tuple(islice(_images(reading.document, row, now), row.most_images))):
@@ -107,6 +107,16 @@ def classify(
         failure = _failure(answer, reading, rule, status, now)
     verdict = chosen(failure.code, rule, status, verdicts)
     return msgspec.structs.replace(failure, fatal=verdict == "fatal") if verdict else failure
+
+
+def words_of(answer: Answer, provider: Provider) -> Reading:
+    """Read what an answer of `provider` says. Never raises."""
+    own = [pattern for rule in provider.rules for pattern in rule.codes if pattern != "*"]
+    return read(
+        answer,
+        provider.envelope,
+        lambda code: any(fnmatchcase(name, pattern) for name in names_of(code) for pattern in own),
+    )
 
 
 def names_of(code: str | None) -> Iterator[str]:
@@ -187,7 +197,7 @@ def _failure(answer: Answer, reading: Reading, rule: Rule | None, counts: int, n
         request_id=reading.request_id,
         retry_after_s=retry_after_s(reading.wait, now),
         names=rule.names if rule and (rule.names or rule.certain) else reading.params,
-        certain=rule.certain if rule else status in CERTAIN_STATUSES,
+        certain=rule.certain and not reading.quoted if rule else status in CERTAIN_STATUSES,
     )
 
 

@@ -23,7 +23,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str
     sent_at: datetime
     receive_count: int
-    code: str  # `Unknown` if SQS or other software has moved the message without attributes
+    code: str | None  # `Unknown` if SQS or other software has moved the message without attributes
     session_id: UUID | None = None  # None: no job of ours
     run: int | None = None  # None: the row's run
     category: str | None = None
@@ -96,7 +96,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
             "providerStatus": self.provider_status,
             "firstFailedAt": self.first_failed_at,
             "failedAt": self.failed_at,
-            "sentAt": rfc3339(self.sent_at),
+            "sentAt": rfc3339(self.sent_at) if self.message_id else None,
             "receiveCount": self.receive_count,
             "sessionStatus": self.row.status if self.row else None,
             "sessionRun": self.row.run if self.row else None,
@@ -214,8 +214,10 @@ def _step(letter: Letter, terms: Terms, left: dict[str, int]) -> LetterPlan:
     return LetterPlan("skip", state)
 
 
-def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:
+def _objection(letter: Letter, row: Session, terms: Terms, balance: int) -> str | None:  # noqa: PLR0911 (a table)
     """Say why a failed session gets no further run."""
+    if row.erased_at:
+        return "erased"
     if row.details.get("category") == Category.CONTENT_POLICY and not terms.refused_too:
         return "content policy"
     if row.run > terms.max_redrives:

@@ -6,7 +6,7 @@ It looks only at the beginning of each text, as it keeps only the first bytes; s
 import html
 import re
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 
 import msgspec
 
@@ -21,6 +21,7 @@ REMOVED = "[removed]"
 UNREADABLE = "The image service refused this request and gave no reason that can be shown."
 
 _WINDOW = 8_192  # characters
+_REMEMBERED = 64  # texts, as a provider says the same to many jobs
 _EDGE = 256  # longer than any secret of fixed length, as a cut end may be half of one
 
 
@@ -76,9 +77,11 @@ def stored(text: str | bytes | None, limit: int, keys: str = "") -> str | None:
 
     `keys` is a pattern of the provider's keys. Leaves out NUL and lone surrogates, which jsonb refuses.
     """
-    if text is None:
-        return None
-    text = text[: 4 * _WINDOW]
+    return None if text is None else _stored(text[: 4 * _WINDOW], limit, keys)
+
+
+@lru_cache(_REMEMBERED)
+def _stored(text: str | bytes, limit: int, keys: str) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return cut(redact(re.sub(r"[\x00\ud800-\udfff]", "", text), keys), limit)
@@ -215,9 +218,11 @@ _TIDY = (
     (re.compile(r"(?<!\.)([.!?。！？])[.,;](?= |$)"), r"\1"),
     (re.compile(r" {2,}"), " "),
 )
+_ASIDE_ID = re.compile(r"[(\[][^()\[\]\0]{0,40}\0[^()\[\]\0]{0,10}[)\]]")  # NUL stands for the id
 _LOOSE_END = " ,;:-–—(（[【|，；：、"
 _CHINESE = re.compile(r"[\u3001-\u9fff\uff01-\uff60]")
 _MAX_PASSES = 6
+_KNOWN_ID = "0" * 32
 SHORTEST_ID = 8  # characters of a request id that we remove by its value
 
 
@@ -228,6 +233,11 @@ def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
     server banners, secrets, control and bidi characters. Returns a fixed sentence where nothing readable is
     left.
     """
+    return _for_people(text[: 2 * _WINDOW], keys, request_id)
+
+
+@lru_cache(_REMEMBERED)
+def _for_people(text: str, keys: str, request_id: str | None) -> str:
     for _ in range(_MAX_PASSES):  # a removal may join two parts to an id
         cleaned = _cleaned(text, keys, request_id)
         if cleaned == text:
@@ -237,16 +247,21 @@ def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
 
 
 def _cleaned(text: str, keys: str, request_id: str | None) -> str:
-    text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text[: 2 * _WINDOW])), keys)
+    text = redact(_INVISIBLE.sub("", _NEWLINE.sub("\n", text)), keys)
     if request_id and len(request_id) >= SHORTEST_ID:
-        known = re.escape(request_id)
-        text = re.sub(rf"[(\[][^()\[\]]{{0,40}}{known}[^()\[\]]{{0,10}}[)\]]|{known}", " ", text)
+        text = _ASIDE_ID.sub(" ", text.replace(request_id, "\0"))
+        text = text.replace("\0", _KNOWN_ID)  # its label goes with it, as that of any other
+    return _tidied(text)
+
+
+@lru_cache(_REMEMBERED)  # without their ids, many sentences are the same
+def _tidied(text: str) -> str:
     text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     if _DOCUMENT.search(text):
         return ""
     text = re.sub(r"[^\S\n]+", " ", _BANNER.sub(" ", _TAG.sub(" ", text)))
     text = " ".join(map(_without_advice, _SENTENCE_END.split(text)))
-    text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text))
+    text = BARE_ID.sub(" ", LABELLED_ID.sub(" ", text)).replace(_KNOWN_ID, " ")
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     text = text.lstrip(" ,;:.)-–—|，；：、。）】").rstrip(_LOOSE_END)

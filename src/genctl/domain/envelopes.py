@@ -5,7 +5,7 @@ Texts come out as they came in; details.py cleans and cuts them.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import chain, islice
 from typing import Any
@@ -36,6 +36,7 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: tuple[str, ...] = ("images.*",)  # URLs, or objects with `url` and `size`, or `width` and `height`
     most_images: int = 15
     flags: tuple[str, ...] = ()  # one for each image: true if the provider refused it
+    wraps: bool = False  # a gateway, whose own sentences hold the answers of the providers behind it
     image_life_s: int = 86_400
 
 
@@ -48,17 +49,21 @@ REPLICATE_ID = r"(?=[a-z]{0,25}\d)(?=\d{0,25}[a-z])[0-9a-z]{26}"
 # provider's own envelope first.
 GENERIC = Envelope(
     code=(
+        "error.details.*.reason",  # Google
         "error.code", "error.status", "code", "error_code", "errors.*.code",
-        "__type", "Error.Code", "detail.*.type", "error_type",  # AWS, fal
+        "__type", "Error.Code", "detail.*.type", "error_type", "name",  # AWS, fal, Stability
     ),
     code_headers=("x-amzn-errortype", "x-fal-error-type"),
     code_shape=r"(?s)^(?:[\w.]{1,200}#)?(.+?)(?::https?:.*)?\Z",  # com.amazon.bedrock#SomeException:http://…
     message=(
-        "error.message", "message", "error.msg", "msg", "error", "error_description",
-        "detail", "detail.*.msg", "errors.*.message", "title", "Error.Message",
+        "error.message", "message", "Message", "error.msg", "msg", "error", "error_description",
+        "detail", "detail.*.msg", "errors.*.message", "errors.*", "title", "Error.Message",
     ),
     request_id=("request_id", "requestId", "error.request_id"),
-    headers=("x-request-id", "x-oneapi-request-id"),
+    headers=(
+        "x-request-id", "x-oneapi-request-id", "x-amzn-requestid", "x-fal-request-id", "apim-request-id",
+    ),
+    wait=("error.details.*.retryDelay", "retry_after"),
 )  # fmt: skip
 
 # -- request ids in running text ------------------------------------------------------------------
@@ -67,12 +72,13 @@ _LABEL = (
     r"[\"']?(?<![a-z0-9])(?:x[-_])?"
     r"(?:(?:csd|client|cf|tt|amzn?|apim|ms|oneapi|fal|aws)[-_ ]?|[a-z]{2,4}[-_]?)?"
     r"(?:(?:req|request|trace|ray|log|correlation|activity|span|prediction)[-_ ]?ids?|rid)(?![a-z])"
-    r"|[\"']?(?:请求|追踪|跟踪|链路|日志|调用|任务)\s?(?:id|编号|标识|号)(?![a-z])"
+    r"|[\"']?(?:[请請]求|追[踪蹤]|跟[踪蹤]|[链鏈]路|日[志誌]|[调調]用|任[务務]|[会會][话話]|流水)(?:唯一)?"
+    r"\s?(?:id|[编編][号號]|[标標][识識]符?|[识識][别別][码碼]|[号號])(?![a-z])"
 )
 # With a colon, the word behind the label is the id; without one, the word must look like an id.
 LABELLED_ID = re.compile(
-    rf"(?:{_LABEL})(?:[\"']?\s?[为是]?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
-    rf"|\s?[为是]\s?(?:((?=[\w-]{{0,63}}\d)[\w-]{{6,128}})|(?=\s{{0,4}}(?:[.,。，；！)）】\]]|\Z)))"
+    rf"(?:{_LABEL})(?:[\"']?\s?[为為是]?[:=：#]\s?[\"'(\[]?([\w+/=-]*)[\"']?"
+    rf"|\s?[为為是]\s?(?:((?=[\w-]{{0,63}}\d)[\w-]{{6,128}})|(?=\s{{0,4}}(?:[.,。，；！)）】\]]|\Z)))"
     rf"|\s(?:is\s|was\s)?[\"'(\[]?(req_\w+|(?=[\w-]{{0,63}}\d)[\w-]{{8,128}})[\"']?)"
     rf"|\(E\d{{3,5}}\)(?:\s\(([\w-]{{4,64}})\))?(?=\W*\Z)",  # Replicate: a code and an id at the end
     re.IGNORECASE | re.ASCII,
@@ -136,7 +142,8 @@ class Reading(msgspec.Struct, frozen=True):
 
     `spoken` is true if the message stands in an error envelope, so that users may see it. `wait` is the time
     that the provider asks us to wait, as it wrote it. `text` is the message, followed by the values that the
-    envelope `tells`, as `name value`. `params` are the fields of the request that a 4xx names.
+    envelope `tells`, as `name value`. `params` are the fields of the request that a 4xx names. The words are
+    `quoted` if they stood as JSON among other words, which an order may have brought there.
     """
 
     document: object
@@ -147,13 +154,15 @@ class Reading(msgspec.Struct, frozen=True):
     wait: str | None
     text: str
     params: tuple[str, ...] = ()
+    quoted: bool = False
 
 
-def read(answer: Answer, own: Envelope) -> Reading:
+def read(answer: Answer, own: Envelope, is_own: Callable[[str], bool]) -> Reading:
     """Read code, message and request id of an answer in `own` envelope. Never raises.
 
     A gateway or SDK may put the provider's answer as text into its own message. We unwrap that: the innermost
-    code and message count. A message that is only a code is no sentence.
+    code and message count. But where the code outside `is_own`, the provider itself speaks, and JSON in its
+    sentence is what an order held. A message that is only a code is no sentence.
     """
     # a 200 tells an error only in the provider's own envelope: {"code": 0, "msg": "ok"} is none
     rows = (own,) if 200 <= answer.status < 300 else (own, GENERIC)
@@ -168,22 +177,26 @@ def read(answer: Answer, own: Envelope) -> Reading:
         if not code and answer.status >= 300 and (cut := _CUT_CODE.match(text, 0, 4_096)):
             code = cut[1]
 
-    documents, inside, label = [document], message or "", None
+    documents, inside, label, quoted = [document], message or "", None, False
     for _ in range(_MAX_WRAPS):
         outer, said = _unlabelled(inside)
         if said != inside:
             label, message, inside = label or outer, said, said
         if (wrapped := _wrapped(inside)) is None:
             break
+        is_whole = isinstance(_json(inside), dict)
+        inner_code, inner = _words(wrapped, (own, GENERIC))
+        if code and is_own(code) and not own.wraps and not (is_whole and inner_code in {code, None}):
+            break
         documents.append(wrapped)
-        inner_code, inner = _words(documents[-1], (own, GENERIC))
+        quoted |= not is_whole
         if inner_code or (inner and inside.startswith("{")):
             code, message, spoken = _better(inner_code, code), inner, True
         inside = inner or ""
     if only := _ONLY_A_CODE.fullmatch(LABELLED_ID.sub("", (message or "")[:_TAIL])):
         code, spoken = _better(code, only[1]), False
     code = _better(code, label)
-    waits = (value for _, value in _named(documents, own.wait))
+    waits = (value for _, value in _named(documents, (*own.wait, *GENERIC.wait)))
     wait = answer.headers.get("retry-after") or next(waits, None)
     beside = (f"{name} {value[:64]}" for name, value in islice(_named(documents, own.tells), 8))
     searched = " ".join([(message or "")[:_TAIL], *beside])
@@ -191,7 +204,7 @@ def read(answer: Answer, own: Envelope) -> Reading:
     named = filter(None, (_first(one, own.param) for one in reversed(documents)))
     params = tuple(re.findall(r"[a-z_]\w*", next(named, "")[:200])) if is_named else ()
     request_id = _request_id(answer, own, documents, message)
-    return Reading(document, code, message, request_id, spoken, wait, searched, params)
+    return Reading(document, code, message, request_id, spoken, wait, searched, params, quoted)
 
 
 def find(document: object, path: str) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from genctl.domain import adoption
 from genctl.domain.model import PROBE, Answer, GenctlError, NoAnswer, rough
 from genctl.domain.refusals import NOTIFY_USAGE, Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.rights import OF_KEY, RIGHTS
+from genctl.domain.workers import WorkerSeen, by_tool, differences
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 FILLFACTOR = "fillfactor=90"  # of a migration
@@ -68,19 +69,25 @@ def of_rights(missing: Sequence[Mapping[str, str]], host: str, database: str) ->
 
     The cure is for a terminal of the tables' owner, which may know no DATABASE_URL.
     """
-    url = f"postgresql://OWNER@{quote(host, safe=':,[]')}/{quote(database, safe='')}"
     lacks = {part: [row for row in missing if row["part"] == part] for part in RIGHTS if part != "auditor"}
     enough = [part for part, rows in lacks.items() if not rows]
     if enough:
         return [Finding("rights", OK, f"enough on our tables for: {', '.join(enough)}")]
     found = []
     for row in min(lacks.values(), key=len):
-        right = f"{row['privileges']} on {row['relation']}"
-        role = row["role"].replace('"', '""')
-        grant = f'grant {right} to "{role}"'
-        fix = f"psql {url} -c {shlex.quote(grant)}"
-        found.append(Finding("rights", ERROR, f"{row['role']} may not {right}", fix))
+        told = f"{row['role']} may not {row['privileges']} on {row['relation']}"
+        found.append(Finding("rights", ERROR, told, granting([row], host, database)))
     return found
+
+
+def granting(missing: Sequence[Mapping[str, str]], host: str, database: str) -> str:
+    """Write the command by which the owner of the tables gives our role what it lacks; empty for nothing."""
+    url = f"postgresql://OWNER@{quote(host, safe=':,[]')}/{quote(database, safe='')}"
+    grants = [
+        'grant {} on {} to "{}"'.format(row["privileges"], row["relation"], row["role"].replace('"', '""'))
+        for row in missing
+    ]
+    return f"psql {url} -c {shlex.quote('; '.join(grants))}" if grants else ""
 
 
 def of_base(rows: Sequence[Mapping[str, str]]) -> list[Finding]:
@@ -263,6 +270,18 @@ def of_tools(usable: Sequence[str], troubles: Mapping[str, str]) -> list[Finding
     fix = "mend or uninstall its package"
     found = [Finding("tools", ERROR, f"{name} cannot be used: {why}", fix) for name, why in troubles.items()]
     return found or [Finding("tools", OK, ", ".join(usable))]
+
+
+def of_workers(workers: Sequence[WorkerSeen]) -> list[Finding]:
+    """Judge the workers that live: those of a tool should be alike."""
+    found = [
+        Finding(
+            "workers", WARNING, f"{tool}: {told}", "start them alike, by the same genctl: `genctl workers`"
+        )
+        for tool, those in by_tool(workers).items()
+        for told in differences(those)
+    ]
+    return found or [Finding("workers", OK, f"{len(workers)} live" if workers else "none lives")]
 
 
 def of_provider(base_url: str, base: str, key: str, answer: Answer | NoAnswer) -> list[Finding]:

@@ -152,6 +152,8 @@ class StoredSession(msgspec.Struct, frozen=True):
     version: int | None = None  # of the newest change that a stream shows
     enqueued_at: datetime | None = None
     dlq_sent_at: datetime | None = None
+    erased_at: datetime | None = None  # when somebody erased what it says
+    traceparent: str | None = None  # W3C context of the order, where OpenTelemetry is on
 
 
 class Session(StoredSession, frozen=True):
@@ -162,6 +164,7 @@ class Session(StoredSession, frozen=True):
     refunded: int = 0  # credits of it that the release gave back
     from_dead_lease: bool = False  # this claim has taken it from a worker that fell silent
     spent: bool = False  # this claim has found the attempts used up, and counts none
+    claimed_by: str | None = None  # the worker of this run's last claim, if the statement reads it
     kept: Any = None  # an answer of this run that the trace keeps, as the database refused its settle
 
     @classmethod

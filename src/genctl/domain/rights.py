@@ -18,6 +18,9 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "session_events": ("select", "insert", "delete"),
         "tool_gates": KEEP,
         "refused_traits": ALL,
+        "tool_paces": KEEP,
+        "tool_workers": ALL,
+        "genctl_migrations": READ,
     },
     "api": {
         "generation_sessions": KEEP,
@@ -36,11 +39,13 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "credit_accounts": KEEP,
         "credit_reservations": KEEP,
         "credit_ledger": ADD,
-        "session_events": ("select", "insert", "delete"),
+        "session_events": ALL,  # `privacy erase` updates
         "tool_gates": KEEP,
         "refused_traits": ("select", "update", "delete"),
         "revoked_tokens": ALL,
-        "bulk_work": KEEP,
+        "bulk_work": ALL,
+        "tool_paces": ("select", "update"),
+        "tool_workers": READ,
         "genctl_migrations": READ,
     },
 }

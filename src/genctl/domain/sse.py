@@ -58,6 +58,7 @@ class Change(msgspec.Struct, array_like=True):
     client_key: str | None
     run: int | None
     is_old: bool | None
+    traceparent: str | None = None
     told: Any = None
 
     def bring(self, told: Any) -> None:

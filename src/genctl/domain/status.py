@@ -7,8 +7,10 @@ from typing import NamedTuple
 import msgspec
 
 from genctl.domain.model import Category, Gate, GateState, GenctlError, is_breaker, rfc3339, rough
+from genctl.domain.pace import Pace
 from genctl.domain.refusals import Kept, Notifying, terminate, way_on, words_of
 from genctl.domain.traits import Refused
+from genctl.domain.workers import WorkerSeen, by_tool, differences
 
 OK, WARNING, ATTENTION = "ok", "warning", "attention"
 OWED_S = 120.0  # a sweeper sends an owed message after 60 to 75 s
@@ -126,6 +128,28 @@ def of_migrations(states: Sequence[str]) -> list[StatusLine]:
     return [StatusLine("migrations", ATTENTION, ", ".join(wrong), command)]
 
 
+def of_workers(workers: Sequence[WorkerSeen], paces: Mapping[str, Pace]) -> list[StatusLine]:
+    """Write a line for the workers of each tool, and one for what limits their calls."""
+    lines = [
+        StatusLine("workers", *_workers_of(tool, those), "genctl workers")
+        for tool, those in by_tool(workers).items()
+    ] or [StatusLine("workers", OK, "none lives", "genctl worker")]
+    for tool, pace in paces.items():
+        if pace.rate is not None or pace.max_in_flight is not None or pace.paused_s >= 1:
+            way = f"genctl resume --tool {tool}" if pace.is_taught else "genctl workers"
+            lines.append(StatusLine("pace", OK, f"{tool}: {pace.words()}", way))
+    return lines
+
+
+def _workers_of(tool: str, workers: Sequence[WorkerSeen]) -> tuple[str, str]:
+    full, hands = sum(one.jobs or 0 for one in workers), sum(one.concurrency or 0 for one in workers)
+    waits = Counter(one.waits_for for one in workers if one.waits_for not in {None, "jobs"})
+    told = [f"{tool}: {_count(len(workers), 'worker')}, {full:,} of {hands:,} hands full"]
+    told += [f"{count} wait{'s' if count == 1 else ''} for {what}" for what, count in sorted(waits.items())]
+    differ = differences(workers)
+    return WARNING if differ else OK, "; ".join([", ".join(told), *differ])
+
+
 def of_api(status: int, why: str = "") -> list[StatusLine]:
     """Write the line of the API's answer to /readyz."""
     match status:
@@ -189,7 +213,7 @@ def _new_codes(now: Standing) -> list[StatusLine]:
 
 def _gate(gate: Gate) -> StatusLine:
     if gate.is_open:
-        return StatusLine("gate", OK, f"{gate.tool}: open", f"genctl pause --tool {gate.tool}")
+        return StatusLine("gate", OK, f"{gate.tool}: open", f"genctl tools {gate.tool}")
     probing = gate.state is GateState.PROBING
     state = "one job is tried" if probing else "closed"
     by_itself = probing or is_breaker(gate.who)

@@ -91,6 +91,9 @@ def says(event: TraceEvent) -> str:  # noqa: PLR0911 (a table)
         case "claimed":
             dead = ", after a dead lease" if data.get("fromDeadLease") else ""
             return f"attempt {data.get('attempt', '?')} by {data.get('worker') or 'a sweeper'}{dead}"
+        case "requeued_dead":
+            who = f": {data['worker']} fell silent" if data.get("worker") else ""
+            return f"back to the queue, with an outcome that nobody knows{who}"
         case "retried":
             return f"{_failure(data)}; again after {data.get('delayS', 0):.1f} s"
         case "failed":
@@ -110,7 +113,6 @@ OTHERS = {
     "completed": "the image is stored, the reservation captured",
     "given_back": "its request was not sent: back at once, no attempt used",
     "let_go": "its request was sent, its worker stopped: an unknown outcome",
-    "requeued_dead": "back to the queue, with an outcome that nobody knows",
     "unnotified": "no NOTIFY: its queue was full; streams find the change by themselves",
     "late_result": "came when the session was no longer its worker's: kept here, changed nothing",
 }

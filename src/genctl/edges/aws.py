@@ -1,4 +1,4 @@
-"""Find SQS as boto3 does: endpoint, region, TLS and user agent; keep credentials, and sign requests."""
+"""Find SQS as boto3 does: endpoint, region, TLS, retries, user agent; keep credentials, and sign requests."""
 
 import asyncio
 import os
@@ -6,25 +6,27 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import botocore.session
 import structlog
-from botocore import UNSIGNED
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.compat import HTTPHeaders
-from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
 from botocore.httpsession import create_urllib3_context, get_cert_path
 
 from genctl.base import hidden
 from genctl.base.settings import Settings
+from genctl.domain.masking import without_login
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http
 from genctl.edges.credentials import LOOK_S
+from genctl.edges.retries import Retries
 
 CA_VARIABLE = "AWS_CA_BUNDLE"
+CONNECT_TIMEOUT_S = 5.0  # unless AWS_DEFAULTS_MODE says otherwise
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
 AGAIN_S = 2.0  # how long a refused call waits for new ones: a stop waits for that call
 
@@ -32,15 +34,17 @@ log = structlog.stdlib.get_logger()
 
 
 class SqsEndpoint(NamedTuple):
-    """Hold where SQS is, and how to find our credentials."""
+    """Hold where SQS is, and how to ask it."""
 
     endpoint: str
     region: str
-    find: Callable[[], Credentials]
+    own: Credentials | None = None  # those of the embedded stack; None: as boto3 finds them
     tls: ssl.SSLContext | None = None
     user_agent: str | None = None
-    attempts: int | None = None  # of a call, if somebody has set that for AWS
-    look_s: float = LOOK_S  # how long a look-up may take
+    retries: Retries = Retries()
+    connect_s: float = CONNECT_TIMEOUT_S
+    keepalive: bool = False  # TCP's
+    look_s: float = LOOK_S  # how long a look-up of credentials may take
 
     @classmethod
     async def of(cls, settings: Settings) -> Self:
@@ -54,18 +58,26 @@ class SqsEndpoint(NamedTuple):
         session = botocore.session.Session()
         credentials.check_settings(session)
         client = session.create_client(
-            "sqs", endpoint_url=settings.sqs_endpoint, config=Config(signature_version=UNSIGNED)
+            "sqs",
+            endpoint_url=settings.sqs_endpoint,
+            aws_access_key_id="none",  # or it would look for some
+            aws_secret_access_key="none",  # noqa: S106
         )
         request = _first_request(client)
+        _check_endpoint(request.url)
         config: Any = client.meta.config
+        retries = config.retries or {}
+        has_defaults = session.get_config_variable("defaults_mode") != "legacy"
+        has_mode = has_defaults or credentials.is_set(session, "retry_mode")
         return cls(
             request.url.rstrip("/"),
             client.meta.region_name,
-            credentials.find,
-            _trust(session) if request.url.startswith("https:") else None,
-            bytes(request.headers["User-Agent"]).decode(),
-            (config.retries or {}).get("total_max_attempts"),
-            credentials.patience_s(session),
+            tls=_trust(session) if request.url.startswith("https:") else None,
+            user_agent=bytes(request.headers["User-Agent"]).decode(),
+            retries=Retries.of(retries.get("mode") if has_mode else None, retries.get("total_max_attempts")),
+            connect_s=config.connect_timeout if has_defaults else CONNECT_TIMEOUT_S,
+            keepalive=bool(config.tcp_keepalive or session.get_config_variable("tcp_keepalive")),
+            look_s=credentials.patience_s(session),
         )
 
     @classmethod
@@ -81,7 +93,21 @@ class SqsEndpoint(NamedTuple):
                 "the embedded stack is not running, and with it its queue",
                 "start it with `genctl up`, or set DATABASE_URL",
             )
-        return cls(endpoint, "us-east-1", lambda: Credentials(key, secret))
+        return cls(endpoint, "us-east-1", Credentials(key, secret))
+
+
+def _check_endpoint(url: str) -> None:
+    """Refuse a login in the endpoint's URL, as SQS takes signatures and no passwords. Raises GenctlError."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    raise GenctlError(
+        "BadSetting",
+        f"AWS: the URL of SQS has a login, and SQS takes none: {without_login(url)}",
+        f"export AWS_ENDPOINT_URL_SQS={bare}",
+        exit_code=2,
+    )
 
 
 class _NoBody:
@@ -116,6 +142,23 @@ def _trust(session: Any) -> ssl.SSLContext:
 
 class Keys:
     """Keep frozen credentials, which a look-up renews."""
+
+    ours: ClassVar["Keys | None"] = None  # of this process, once they are found
+
+    @classmethod
+    async def of_process(cls, patience_s: float = LOOK_S) -> "Keys":
+        """Return the keys that boto3 would find; SQS and login tokens share them, and one look-up.
+
+        Raises GenctlError (exit 3): none, expired, not in time.
+        """
+        if cls.ours is None:
+            await credentials.looked_up(cls._find_once, patience_s)
+        assert cls.ours  # noqa: S101 - else that has raised
+        return cls.ours
+
+    @classmethod
+    def _find_once(cls) -> None:
+        cls.ours = cls.ours or cls(credentials.find)  # somebody else may have found them meanwhile
 
     def __init__(self, find: Callable[[], Credentials]) -> None:
         """Look credentials up, which may hang: call it by credentials.looked_up()."""
@@ -180,7 +223,9 @@ class Signer:
     @classmethod
     async def of(cls, where: SqsEndpoint) -> Self:
         """Look credentials up. Raises GenctlError (exit 3): none, expired, not in time."""
-        return cls(where, await credentials.looked_up(lambda: Keys(where.find), where.look_s))
+        if (own := where.own) is None:
+            return cls(where, await Keys.of_process(where.look_s))
+        return cls(where, await credentials.looked_up(lambda: Keys(lambda: own)))
 
     @property
     def credentials(self) -> object:

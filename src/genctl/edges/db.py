@@ -7,13 +7,11 @@ import asyncio
 import math
 import os
 import random
-import re
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
 
@@ -25,13 +23,13 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from genctl.base.dsn import place
+from genctl.base.dsn import TokenUrl, place
 from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
-from genctl.domain.model import GenctlError, StoredSession
+from genctl.domain.model import GenctlError
 from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
 from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, cut
-from genctl.edges.rds import connection_class
+from genctl.edges.statements import statements
 
 Connection = psycopg.AsyncConnection[DictRow]
 Row = dict[str, Any]
@@ -53,9 +51,6 @@ CONFLICTS = 5  # tries of a transaction that collides with others
 MOST_MS = 2**31 - 1  # of a time-out of PostgreSQL
 LOCK_S = 2.0  # the longest wait for one lock, unless the caller says otherwise
 OUTAGE_S = 15.0  # leases may have lapsed in a longer outage
-
-_SESSION = re.compile(r"\{session (\w+)\}")
-_RULE = re.compile(r"\{(\w+)\}")
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -122,14 +117,28 @@ def _connection() -> dict[str, Any]:
     return CONNECTION | ({"application_name": limit.name} if limit else {})
 
 
+def _connection_class(dsn: str) -> type[psycopg.AsyncConnection[DictRow]]:
+    """Return what connects to this URL: by a token where it is a TokenUrl, as psycopg does elsewhere."""
+    if isinstance(dsn, TokenUrl):
+        from genctl.edges.rds import TokenConnection  # noqa: PLC0415 (0.2 s and 24 MB, and mostly it is none)
+
+        return TokenConnection
+    return cast("type[psycopg.AsyncConnection[DictRow]]", psycopg.AsyncConnection)
+
+
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:
     conn.adapters.register_loader("timestamptz", _TimeLoader)
+
+
+def process_name(part: str) -> str:
+    """Name the connections of a part of this process, by which people find them in pg_stat_activity."""
+    return f"genctl {part} {os.getpid()}@{socket.gethostname()}"[:63]  # PostgreSQL keeps no more
 
 
 async def connect(dsn: str) -> Connection:
     """Open one connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
     with errors_told(dsn):
-        conn = await connection_class(dsn).connect(dsn, **_connection())
+        conn = await _connection_class(dsn).connect(dsn, **_connection())
         await _configure(conn)
         return conn
 
@@ -195,41 +204,6 @@ async def _backend(conn: Connection) -> int:
     return int(row["pid"])
 
 
-@cache
-def statements() -> dict[str, LiteralString]:
-    """Read every statement of genctl, by name, from edges/sql/*.sql. Raises ValueError for a name used twice.
-
-    A file holds statements, each after the lines `-- name: x` and its purpose. `{session s}` in it stands for
-    the columns of a session, of the table or part that is called `s`; `{x}` for what follows `-- rule: x`.
-    """
-    found: dict[str, str] = {}
-    rules: dict[str, str] = {}
-    for file in sorted((files("genctl.edges") / "sql").iterdir(), key=lambda entry: entry.name):
-        if not file.name.endswith(".sql"):  # such as a __pycache__ that an older version has left
-            continue
-        text = file.read_text(encoding="utf-8")
-        _, *named = re.split(r"^-- (name|rule): (\w+)\n", text, flags=re.MULTILINE)
-        for kind, name, body in zip(named[::3], named[1::3], named[2::3], strict=True):
-            known = rules if kind == "rule" else found
-            if name in known:
-                raise ValueError(f"two statements are named {name}")
-            known[name] = _SESSION.sub(_columns, body.strip())
-    return {name: _ruled(text, rules) for name, text in found.items()}
-
-
-def _ruled(text: str, rules: Mapping[str, str]) -> LiteralString:
-    """Put the rules in, without their comments; a rule may name others. Raises KeyError."""
-
-    def rule(named: re.Match[str]) -> str:
-        return _ruled(re.sub(r"^--.*\n", "", rules[named[1]], flags=re.MULTILINE), rules)
-
-    return _RULE.sub(rule, text)
-
-
-def _columns(session: re.Match[str]) -> str:
-    return ", ".join(f"{session[1]}.{column}" for column in StoredSession.__struct_fields__)
-
-
 def sql(name: str) -> LiteralString:
     """Return the statement of that name. Raises KeyError."""
     return statements()[name]
@@ -283,10 +257,13 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, dsn: str, *, size: int = 4, checked: bool = True) -> AsyncIterator[Self]:
+    async def open(
+        cls, dsn: str, *, size: int = 4, checked: bool = True, name: str | None = None
+    ) -> AsyncIterator[Self]:
         """Open a pool of at most `size` connections. Raises GenctlError (exit 3) when none can be made.
 
-        Without `checked` the first statement finds that out: a service may start before its database.
+        Without `checked` the first statement finds that out: a service may start before its database. `name`
+        is that of the connections.
         """
         with errors_told(dsn):
             if checked:  # this says why it fails; the pool would only say that it waited too long
@@ -299,8 +276,8 @@ class Database:
                 reconnect_timeout=RECONNECT_S,
                 open=False,
                 configure=_configure,
-                connection_class=connection_class(dsn),
-                kwargs=_connection(),
+                connection_class=_connection_class(dsn),
+                kwargs=_connection() | ({"application_name": name} if name else {}),
             )
             await pool.open()
         async with pool:

@@ -5,10 +5,12 @@ REQUESTS_CA_BUNDLE beside the CAs of this machine.
 """
 
 import os
+import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -30,22 +32,37 @@ def session(
     tls: ssl.SSLContext | None = None,
     traces: Sequence[aiohttp.TraceConfig] = (),
     auto_decompress: bool = True,
+    keepalive: bool = False,
 ) -> aiohttp.ClientSession:
     """Make a session for requests to `base`, through the proxy that is set for it.
 
-    Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be read.
+    `keepalive` is TCP's. Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be
+    read.
     """
     trust: ssl.SSLContext | bool = tls or True
     if tls is None and base.startswith("https:"):
         trust = usual_trust(os.environ.get(CA_VARIABLE) or None)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=trust),
+        connector=aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=KEEPALIVE_S,
+            ssl=trust,
+            socket_factory=_probed_socket if keepalive else None,
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy_of(base),
         skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
         trace_configs=list(traces),
         auto_decompress=auto_decompress,
     )
+
+
+def _probed_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket whose other end TCP asks from time to time whether it lives."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return made
 
 
 def proxy_of(base: str) -> str | None:
@@ -120,31 +137,87 @@ class Unreachable(NamedTuple):
 
 def unreachable(error: Exception, base: str, ca_variable: str = CA_VARIABLE) -> Unreachable:
     """Explain an error of aiohttp."""
+    host, proxy, variable = _ways(base)
+    match error:
+        case aiohttp.ClientHttpProxyError():
+            return _proxy_refused(error.status, error.message, base)
+        case aiohttp.ClientProxyConnectionError():
+            return Unreachable(
+                f"the proxy {proxy} cannot be reached: {_reason(error.os_error)}", f"check {variable}"
+            )
+        case aiohttp.ClientConnectorCertificateError():
+            return _untrusted(error, host, ca_variable)
+        case aiohttp.ClientConnectorDNSError():
+            is_proxy = bool(proxy) and error.host == urlsplit(proxy).hostname
+            who, fix = (f"the proxy {error.host}", f"check {variable}") if is_proxy else (host, None)
+            if error.os_error.errno == socket.EAI_AGAIN:
+                return Unreachable(
+                    f"no name server answers for {who}", "check /etc/resolv.conf and the network"
+                )
+            return Unreachable(f"no name server knows {who}", fix)
+        case aiohttp.ClientResponseError():
+            said = "what answers there speaks no HTTP"
+        case OSError():  # ClientConnectorError is one
+            said = _reason(getattr(error, "os_error", error))
+        case _:
+            said = str(error) or type(error).__name__
+    return through_proxy(said, base)
+
+
+def foreign(status: int, base: str) -> Unreachable:
+    """Explain an answer that the proxy may have given, or what is behind it."""
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return _proxy_refused(status, "", base)
+    return through_proxy(f"the answer is {status} and not SQS's", base)
+
+
+def _proxy_refused(status: int, reason: str, base: str) -> Unreachable:
+    host, proxy, variable = _ways(base)
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return Unreachable(
+            f"the proxy {proxy} asks for a password, or refuses ours",
+            f"set {variable} with USER:PASSWORD@ before its host",
+        )
+    return Unreachable(
+        f"the proxy {proxy} has answered {status} {reason}",
+        f"have the proxy let {host} through, or name it in NO_PROXY",
+    )
+
+
+def through_proxy(said: str, base: str) -> Unreachable:
+    """Name the proxy, if there is one: it, or what is behind it, may be at fault."""
+    host, proxy, variable = _ways(base)
+    if not proxy:
+        return Unreachable(said)
+    return Unreachable(
+        f"{said}, through the proxy {proxy}", f"check {variable}, and whether the proxy reaches {host}"
+    )
+
+
+def _ways(base: str) -> tuple[str, str, str]:
+    """Return the host of a URL, its proxy ("": none), and the variable that names the proxy."""
     host, variable, proxy = base, "HTTPS_PROXY", ""
     with suppress(ValueError):  # it may be no URL, as the error says then
         host, variable = urlsplit(base).hostname or base, f"{urlsplit(base).scheme.upper()}_PROXY"
         proxy = without_login(proxy_of(base) or "")
-    match error:
-        case aiohttp.ClientHttpProxyError(status=407):
-            return Unreachable(
-                f"the proxy {proxy} asks for a password, or refuses ours",
-                f"export {variable}=http://USER:PASSWORD@HOST:PORT",
-            )
-        case aiohttp.ClientHttpProxyError():
-            return Unreachable(
-                f"the proxy {proxy} has answered {error.status} {error.message}",
-                f"have the proxy let {host} through, or name it in NO_PROXY",
-            )
-        case aiohttp.ClientProxyConnectionError():
-            return Unreachable(f"the proxy {proxy} cannot be reached: {error.os_error}", f"check {variable}")
-        case aiohttp.ClientConnectorCertificateError():
-            why = getattr(error.certificate_error, "verify_message", None) or error
-            return Unreachable(
-                f"its certificate is not trusted: {why}",
-                f"set {ca_variable} to a PEM file with the CA of {host}, if you trust it",
-            )
-        case aiohttp.ClientConnectorDNSError():
-            is_proxy = bool(proxy) and error.host == urlsplit(proxy).hostname
-            who, fix = (f"the proxy {error.host}", f"check {variable}") if is_proxy else (host, None)
-            return Unreachable(f"no name server knows {who}", fix)
-    return Unreachable(str(error) or type(error).__name__)
+    return host, proxy, variable
+
+
+def _untrusted(error: aiohttp.ClientConnectorCertificateError, host: str, ca_variable: str) -> Unreachable:
+    found = error.certificate_error
+    why = getattr(found, "verify_message", None) or error
+    match getattr(found, "verify_code", None):
+        case 62 | 64:  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+            fix = f"use the name that its certificate has, instead of {host}"
+        case 9 | 10:  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+            fix = f"have the certificate of {host} renewed, or set this machine's clock"
+        case _:
+            fix = f"set {ca_variable} to a PEM file with the CA of {host}, if you trust it"
+    return Unreachable(f"its certificate is not trusted: {why}", fix)
+
+
+def _reason(error: OSError) -> str:
+    """Say what an error of a socket means; asyncio hides that behind addresses."""
+    if error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or "the connection was closed"

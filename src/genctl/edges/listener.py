@@ -20,7 +20,7 @@ from psycopg.pq.abc import PGresult
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, answering, connect, connect_directly, run, sql
+from genctl.edges.db import Connection, answering, connect, connect_directly, process_name, run, sql
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
 from genctl.edges.deadline import cut
 
@@ -127,7 +127,7 @@ async def _once(dsn: str | None, channels: Sequence[LiteralString], *, again: bo
 async def _listen_on(conn: Connection, dsn: str, channels: Sequence[LiteralString]) -> None:
     """LISTEN, and verify that it holds. Raises GenctlError."""
     with errors_told(dsn), answering(conn, PROBE_S):
-        await conn.execute("set application_name to 'genctl listener'")  # for pg_stat_activity
+        await conn.execute("select set_config('application_name', %s, false)", [process_name("listener")])
         for channel in channels:
             await conn.execute(f"listen {channel}")
         heard = await run(conn, "listening")

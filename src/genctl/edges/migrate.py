@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from genctl.base.person import Note
 from genctl.domain import adoption
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline
-from genctl.edges.db import Connection, Row, as_json, connect_directly, milliseconds, run, watched
+from genctl.edges.db import Connection, Database, Row, as_json, connect_directly, milliseconds, run, watched
 from genctl.edges.db_errors import DatabaseSilentError, LockedError, errors_told
 
 ALONE = "-- genctl: no transaction"
@@ -151,6 +151,23 @@ async def status(dsn: str) -> list[Migration]:
     """Compare every file of the set with every row of the table, by name. Changes nothing."""
     async with _connected(dsn) as (conn, _):
         return await _compare(conn)
+
+
+async def check(db: Database) -> None:
+    """Check that the database has what sessions need here, before a worker takes its first message.
+
+    Raises GenctlError (exit 3), which names the migrations that are not applied.
+    """
+    try:
+        await db.rows("sessions", ids=[])
+    except GenctlError as error:
+        if error.code != "NotMigrated":
+            raise
+        lacks = ""
+        with suppress(GenctlError):  # the role may not read it
+            applied = {row["name"] for row in await db.rows("applied_migrations")}
+            lacks = "; not applied: " + ", ".join(name for name in files() if name not in applied)
+        raise GenctlError(error.code, error.message + lacks, error.fix) from error
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import botocore.session
 import psycopg
@@ -17,7 +17,6 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow
 
 from genctl.base import hidden
-from genctl.base.dsn import TokenUrl
 from genctl.domain.model import GenctlError
 from genctl.edges import credentials
 from genctl.edges.aws import Keys
@@ -26,12 +25,6 @@ from genctl.edges.db_errors import DatabaseGoneError
 VALID_S = 900
 USUAL_CA = Path(".postgresql/root.crt")  # below the home folder, where libpq looks
 _REGION = re.compile(r"\.([a-z]{2}(?:-[a-z]+)+-\d)\.rds\.amazonaws\.com(?:\.cn)?$")
-
-
-def connection_class(dsn: str) -> type[psycopg.AsyncConnection[DictRow]]:
-    """Return what connects to this URL: by a token where it is a TokenUrl, as psycopg does elsewhere."""
-    usual = cast("type[psycopg.AsyncConnection[DictRow]]", psycopg.AsyncConnection)
-    return TokenConnection if isinstance(dsn, TokenUrl) else usual
 
 
 class TokenConnection(psycopg.AsyncConnection[DictRow]):
@@ -125,35 +118,29 @@ def _region_of(host: str) -> str | None:
     return named and named[1]
 
 
-class _Ours:
-    """The keys of this process that sign tokens, once they are found, and the region of its AWS settings."""
-
-    keys: Keys | None = None
-    region: str | None = None
-
-
 async def _signing(login: Login) -> tuple[Keys, str]:
     """Find the keys and the region to sign by. Raises GenctlError (exit 3): none, not in time."""
-    keys = _Ours.keys or await _found()
+    patience_s, ours = await _settings()
+    keys = await Keys.of_process(patience_s)
     keys.renew_if_due()
-    region = _region_of(login.host) or _Ours.region
-    if region is None:
+    if (region := _region_of(login.host) or ours) is None:
         raise credentials.no_region()
     return keys, region
 
 
-async def _found() -> Keys:
-    patience_s, _Ours.region = await credentials.looked_up(_settings)
-    return await credentials.looked_up(_find, patience_s)
+class _Aws:
+    """Keep how long a look-up of credentials may take, and the region, once this process has read them."""
+
+    settings: tuple[float, str | None] | None = None
 
 
-def _find() -> Keys:
-    if _Ours.keys is None:  # another connection may have found them meanwhile
-        _Ours.keys = Keys(credentials.find)
-    return _Ours.keys
+async def _settings() -> tuple[float, str | None]:
+    if _Aws.settings is None:
+        _Aws.settings = await credentials.looked_up(_read)
+    return _Aws.settings
 
 
-def _settings() -> tuple[float, str | None]:
+def _read() -> tuple[float, str | None]:
     session = botocore.session.Session()
     credentials.check_settings(session)
     return credentials.patience_s(session), session.get_config_variable("region")

@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import hmac
 import io
+import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -21,206 +23,41 @@ import structlog
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
-from genctl.domain.rights import OF_KEY
-from genctl.edges import http
+from genctl.edges import deadline, http
 from genctl.edges.aws import CA_VARIABLE, Signer, SqsEndpoint
+from genctl.edges.sqs_faults import EXPIRED, FORBIDDEN, HOLLOW, NOT_OURS, REFUSED, UNSIGNED, Refusal
+from genctl.edges.sqs_shapes import (
+    BATCH,
+    MAX_BYTES,
+    Attribute,
+    Attributes,
+    Deliveries,
+    EntryAnswers,
+    EntryResult,
+    Message,
+    Outgoing,
+    QueueUrl,
+    message,
+)
 
 T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
+SLOW_S = 2.0  # an answer that takes longer is waited for aloud
+TELL_EVERY_S = 30.0
 LANES = 16  # batches at once, as each takes an open file
 ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
 CALL_TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 5.0
-BATCH = 10
 TICK = timedelta(seconds=1)
 MAX_ATTRIBUTES = 10
 GROUP_DIGITS = 32  # of a group's name
-MAX_BYTES = 1_048_576  # of a message and of a batch; a queue may allow less
-
-
-class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """Hold a message attribute as SQS has it; a binary value is base64."""
-
-    data_type: str = "String"
-    string_value: str | None = None
-    binary_value: str | None = None
-
-
-class Message(msgspec.Struct, frozen=True):
-    """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them."""
-
-    message_id: str
-    receipt: str
-    body: str
-    sent: dict[str, Attribute]
-    receive_count: int
-    sent_at: datetime
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """Return the String and Number attributes."""
-        return {k: a.string_value for k, a in self.sent.items() if a.string_value is not None}
-
-
-class Outgoing(msgspec.Struct, frozen=True):
-    """Hold a message to send. SQS gets as many of its attributes as fit, the most important first.
-
-    `user` is whose it is: SQS gets a hash of it as the message's group, and serves quiet groups first.
-    """
-
-    body: str
-    attributes: Mapping[str, str | Attribute] = {}
-    user: str | None = None
-
-
-class EntryResult(NamedTuple):
-    """Say what became of one entry of a batch: done (a sent message has an id), or why not."""
-
-    error: str | None
-    message_id: str = ""
-    fix: str = ""
-    is_refused: bool = False  # SQS says that the entry is at fault, so that it is no use to send it again
-
-
-# --- the wire's shapes -----------------------------------------------------------------------
-
-
-class _Delivery(msgspec.Struct, rename="pascal"):
-    message_id: str
-    receipt_handle: str
-    body: str
-    attributes: dict[str, str] = {}
-    message_attributes: dict[str, Attribute] = {}
-
-
-class _Deliveries(msgspec.Struct, rename="pascal"):
-    messages: list[_Delivery] | None = None
-
-
-class _EntryAnswer(msgspec.Struct, rename="pascal"):
-    id: str
-    message_id: str = ""
-    code: str = ""
-    message: str | None = None
-    sender_fault: bool = True
-
-
-class _EntryAnswers(msgspec.Struct, rename="pascal"):
-    successful: list[_EntryAnswer] | None = None
-    failed: list[_EntryAnswer] | None = None
-
-
-class _QueueUrl(msgspec.Struct, rename="pascal"):
-    queue_url: str
-
-
-class _Attributes(msgspec.Struct, rename="pascal"):
-    attributes: dict[str, str] = {}
-
-
-class _Fault(msgspec.Struct):
-    code: str = msgspec.field(name="__type", default="")
-    message: str = ""
-    Message: str = ""
-
-
-# --- what goes wrong -------------------------------------------------------------------------
-
-_UNSIGNED = ("SignatureDoesNotMatch", "InvalidSignatureException", "RequestTimeTooSkewed", "RequestExpired")
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException")
-_NOT_OURS = (
-    "IncompleteSignature", "InvalidAccessKeyId", "InvalidClientTokenId", "MissingAuthenticationToken",
-    "UnrecognizedClientException", *_UNSIGNED,
-)  # fmt: skip
-_THROTTLED = re.compile(r"Thrott|OverLimit|SlowDown|TooManyRequests")
-_DENIED = ("AccessDenied", "AccessDeniedException")
-_OF_KMS = re.compile(r"kms:|AWSKMS|KMS key")
-# SQS's codes -> our code, and the fix
-_FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
-    ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"): (
-        "QueueNotFound",
-        "create it, or set GENCTL_QUEUE or GENCTL_DLQ (and the AWS region) to where it is",
-    ),
-    _EXPIRED: ("CredentialsExpired", "renew the AWS credentials (for instance: aws sso login)"),
-    _NOT_OURS: (
-        "CredentialsRefused",
-        "check the AWS credentials (aws sts get-caller-identity) and this machine's clock",
-    ),
-    _DENIED: ("QueueForbidden", "allow sqs:{op} on it"),
-    ("InvalidAddress",): (
-        "QueueRefused",
-        "set AWS_DEFAULT_REGION to the region in the queue's URL",
-    ),
-    ("KmsAccessDenied", "KMS.AccessDeniedException"): (
-        "KeyForbidden",
-        f"allow {' and '.join(OF_KEY)} on the queue's key, in its policy and in our role's",
-    ),
-    (
-        "KmsDisabled", "KmsInvalidKeyUsage", "KmsInvalidState", "KmsNotFound", "KmsOptInRequired",
-        "KMS.DisabledException", "KMS.InvalidStateException", "KMS.NotFoundException",
-    ): (
-        "KeyUnusable",
-        "look at the key that encrypts the queue (KmsMasterKeyId): it is gone, disabled or not of this kind",
-    ),
-}  # fmt: skip
-REFUSED, FORBIDDEN = "QueueRefused", "QueueForbidden"  # SQS refuses this request; it refuses us
-# Calls that ask for nothing: SQS refuses each, and says if we lack the right to make it.
-HOLLOW: dict[str, dict[str, Any]] = {
-    "ReceiveMessage": {"MaxNumberOfMessages": 0},
-    "SendMessageBatch": {"Entries": []},
-    "DeleteMessageBatch": {"Entries": []},
-    "ChangeMessageVisibilityBatch": {"Entries": []},
-}
-
-
-class _Refusal(NamedTuple):
-    """Hold an answer that is not 200."""
-
-    status: int
-    code: str
-    message: str
-
-    @classmethod
-    def of(cls, status: int, body: bytes) -> Self:
-        try:
-            fault = msgspec.json.decode(body, type=_Fault)
-        except msgspec.DecodeError:
-            fault = _Fault(message="no JSON, so hardly SQS")
-        return cls(status, fault.code.rpartition("#")[2] or f"HTTP{status}", fault.message or fault.Message)
-
-    @property
-    def transient(self) -> bool:
-        return self.status >= 500 or self.status == 429 or bool(_THROTTLED.search(self.code))
-
-    def error(self, op: str, about: str, endpoint: str) -> GenctlError:
-        line = f"SQS queue {about} at {endpoint}: {op} was answered {self.code}: {self.message}"
-        if known := self._known():
-            code, fix = known
-            return GenctlError(code, line, fix.format(op=op.removesuffix("Batch")))
-        if self.transient:
-            return GenctlError("QueueUnavailable", line, "try again; SQS is throttling or in trouble")
-        return GenctlError(REFUSED, line, "check GENCTL_QUEUE, GENCTL_DLQ and AWS_ENDPOINT_URL_SQS")
-
-    def entry(self, op: str) -> EntryResult:
-        """Return the result of an entry that SQS refuses within a batch."""
-        _, fix = self._known() or ("", "")
-        return EntryResult(f"{self.code}: {self.message}", fix=fix.format(op=op.removesuffix("Batch")))
-
-    def _known(self) -> tuple[str, str] | None:
-        """Find our code and the fix. SQS passes on some refusals of KMS as its own: only their text tells."""
-        code = "KmsAccessDenied" if self.code in _DENIED and _OF_KMS.search(self.message) else self.code
-        return next((found for codes, found in _FAULTS.items() if code in codes), None)
-
 
 # Of AWS alone: the URLs of others name no region.
 _REGION = re.compile(
     r"https://(?:queue|sqs(?:-fips)?)\.(?P<of_url>[a-z]{2}[a-z-]*-\d)\.(?:amazonaws|api\.amazonwebservices|api\.aws)\b"
     r"|arn:[a-z-]+:sqs:(?P<of_arn>[a-z0-9-]+):"
 )
-
-# --- calls -----------------------------------------------------------------------------------
 
 
 class Sqs:
@@ -245,12 +82,15 @@ class Sqs:
         self.fair = fair
         self.secret = secret
         self._signer = signer
-        self._http = http.session(where.endpoint, tls=where.tls)
-        self._attempts = where.attempts or ATTEMPTS
+        self._http = http.session(where.endpoint, tls=where.tls, keepalive=where.keepalive)
+        self._attempts = where.retries.attempts or ATTEMPTS
+        self._retries = where.retries
+        self._connect_s = where.connect_s
         self._headers = {"Content-Type": "application/x-amz-json-1.0"}
         if where.user_agent:
             self._headers["User-Agent"] = where.user_agent
         self._ahead = timedelta()  # of our clock
+        self._told_at = -math.inf  # monotonic; when we last said that we wait
 
     @classmethod
     async def connect(cls, settings: Settings) -> Self:
@@ -301,7 +141,7 @@ class Sqs:
         *_, account, name = which.rsplit(":", 2) if which.startswith("arn:") else ("", which)
         owner: dict[str, Any] = {"QueueOwnerAWSAccountId": account} if account else {}
         try:
-            return (await self.call("GetQueueUrl", _QueueUrl, name, QueueName=name, **owner)).queue_url
+            return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
         except GenctlError as error:
             if not self.embedded or error.code != "QueueNotFound":
                 raise
@@ -325,37 +165,59 @@ class Sqs:
         hides the messages of that one, and another would hide more.
         """
         data = msgspec.json.encode(body)
-        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S + patience_s, sock_connect=CONNECT_TIMEOUT_S)
+        most_s = max(CALL_TIMEOUT_S, self._connect_s) + patience_s
+        timeout = aiohttp.ClientTimeout(total=most_s, sock_connect=self._connect_s)
+        loop = asyncio.get_running_loop()
         better = False  # whether we have signed a later try better than the first
         for attempt in range(1, self._attempts + 1):
+            throttled = False
             signed_by = self._signer.credentials
+            slow = loop.call_later(SLOW_S + patience_s, self._tell_slow, op, about)
             try:
                 status, answer = await self._post(op, data, timeout)
             except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
                 error = self._unreachable(about, *http.unreachable(lost, self.endpoint, CA_VARIABLE))
             except TimeoutError:
-                error = self._unreachable(about, f"{op}: no answer within {timeout.total:g} s")
+                silent = http.through_proxy(f"{op}: no answer within {timeout.total:g} s", self.endpoint)
+                error = self._unreachable(about, *silent)
                 if op == "ReceiveMessage":
                     raise error from None
             else:
                 if status == 200:
                     return self._read(answer, shape, about)
-                refusal = _Refusal.of(status, answer)
-                error = refusal.error(op, about, self.endpoint)
+                refusal = Refusal.of(status, answer)
+                error = self._refused(refusal, op, about)
                 if not better and (better := await self._signs_better(refusal, signed_by)):
                     continue
                 if not refusal.transient:
                     raise error
+                throttled = refusal.throttled
+            finally:
+                slow.cancel()
             if attempt < self._attempts:
-                await pause(attempt)
+                await self.pause(attempt, throttled=throttled)
         raise error
 
-    async def _signs_better(self, refusal: _Refusal, signed_by: object) -> bool:
+    async def pause(self, attempt: int, *, throttled: bool = False) -> None:
+        """Wait before the next attempt."""
+        jitter = random.random()  # noqa: S311 - no secret
+        await asyncio.sleep(self._retries.pause_s(attempt, throttled=throttled, random=jitter))
+
+    def _tell_slow(self, op: str, about: str) -> None:
+        """Say what we wait for, so that nobody looks at a process that says nothing."""
+        if time.monotonic() - self._told_at < TELL_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        log.warning("sqs.slow", queue=about, endpoint=self.endpoint, call=op)
+        if command := deadline.current():
+            command.note(f"waiting for SQS queue {about} at {self.endpoint}")
+
+    async def _signs_better(self, refusal: Refusal, signed_by: object) -> bool:
         """Tell whether we will sign the next try by SQS's time, or with other credentials."""
-        if refusal.code in _UNSIGNED and self._ahead:
+        if refusal.code in UNSIGNED and self._ahead:
             log.warning("sqs.clock.wrong", aheadS=round(self._ahead.total_seconds()))
             return True
-        if refusal.code in (*_EXPIRED, *_NOT_OURS):
+        if refusal.code in (*EXPIRED, *NOT_OURS):
             await self._signer.look_again()
         return self._signer.credentials != signed_by
 
@@ -378,16 +240,16 @@ class Sqs:
             said = "a page of HTML" if answer.lstrip().startswith(b"<") else str(why)
             raise self._unreachable(about, f"the answer is not SQS's ({said})") from None
 
+    def _refused(self, refusal: Refusal, op: str, about: str) -> GenctlError:
+        if refusal.is_foreign and http.proxy_of(self.endpoint):
+            return self._unreachable(about, *http.foreign(refusal.status, self.endpoint))
+        return refusal.error(op, about, self.endpoint)
+
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
         return GenctlError(
             "QueueUnreachable", line, fix or "check the network, the AWS region and AWS_ENDPOINT_URL_SQS"
         )
-
-
-async def pause(attempt: int) -> None:
-    """Wait with full jitter, doubling from 0.1 s, at most 2 s."""
-    await asyncio.sleep(random.random() * min(0.1 * 2**attempt, 2.0))  # noqa: S311 - no secret
 
 
 class Queue:
@@ -409,7 +271,7 @@ class Queue:
 
     async def attributes(self) -> dict[str, str]:
         """Read all attributes, as SQS names them."""
-        return (await self._call("GetQueueAttributes", _Attributes, AttributeNames=["All"])).attributes
+        return (await self._call("GetQueueAttributes", Attributes, AttributeNames=["All"])).attributes
 
     async def depth(self) -> tuple[int, int, int]:
         """Count the messages that wait, those in flight and the delayed ones, as roughly as SQS does."""
@@ -423,15 +285,15 @@ class Queue:
         """Receive at most ten messages; wait up to 20 s. Never cancel it, as SQS would hide what it found."""
         answer = await self._call(
             "ReceiveMessage",
-            _Deliveries,
+            Deliveries,
             patience_s=wait_s,
             MaxNumberOfMessages=min(limit, BATCH),
             WaitTimeSeconds=wait_s,
             VisibilityTimeout=visibility_s,
-            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
             MessageAttributeNames=["All"],
         )
-        return [_message(d) for d in answer.messages or ()]
+        return [message(d) for d in answer.messages or ()]
 
     async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
         """Send these; if a call has to be repeated, SQS may send some twice.
@@ -523,7 +385,7 @@ class Queue:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = await self._call(
-                    op, _EntryAnswers, Entries=[{"Id": str(i), **entries[i]} for i in pending]
+                    op, EntryAnswers, Entries=[{"Id": str(i), **entries[i]} for i in pending]
                 )
             except GenctlError as why:
                 if why.code != REFUSED:
@@ -536,30 +398,19 @@ class Queue:
                 break
             results.update({int(d.id): EntryResult(None, d.message_id) for d in answer.successful or ()})
             for f in answer.failed or ():
-                refused = _Refusal(200, f.code, f.message or "").entry(op)
+                refused = Refusal(200, f.code, f.message or "").entry(op)
                 results[int(f.id)] = refused._replace(is_refused=f.sender_fault)
             pending = [int(f.id) for f in answer.failed or () if not f.sender_fault]
             if not pending:
                 break
             if attempt < ATTEMPTS:
-                await pause(attempt)
+                await self._sqs.pause(attempt)
         return [results[i] for i in range(len(entries))]
 
 
 # --- pure ------------------------------------------------------------------------------------
 
 _NOT_IN_SQS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def _message(d: _Delivery) -> Message:
-    return Message(
-        message_id=d.message_id,
-        receipt=d.receipt_handle,
-        body=d.body,
-        sent=d.message_attributes,
-        receive_count=int(d.attributes.get("ApproximateReceiveCount", 1)),
-        sent_at=datetime.fromtimestamp(int(d.attributes.get("SentTimestamp", 0)) / 1000, UTC),
-    )
 
 
 def _entry(out: Outgoing, max_bytes: int, group: str | None) -> tuple[dict[str, Any], int]:

@@ -1,7 +1,7 @@
 """Keep the history of bulk work: who began it, when, why, what came of it, and how to go on.
 
 A command writes its row before its first change, touches it while it works, and ends it. A row without an end
-that nobody has touched for a while is of a command that was killed.
+that nobody has touched for a while is of a command that was killed. Each new row ends those of a year ago.
 """
 
 import asyncio
@@ -11,9 +11,11 @@ from typing import Any, Self
 
 import msgspec
 
+from genctl.base.dsn import place
 from genctl.base.hidden import hide
 from genctl.base.person import who
 from genctl.base.printable import printable
+from genctl.domain.findings import granting
 from genctl.domain.model import GenctlError
 from genctl.domain.orders import check_text
 from genctl.domain.rights import RIGHTS
@@ -23,6 +25,7 @@ TABLE = "bulk_work"
 LONGEST_REASON = 1_000  # characters
 TOUCH_S = 3.0
 SILENT_S = 30.0  # a command that has not touched its row for so long is gone
+KEPT_S = 365 * 86_400.0
 END_S = 1.0  # for the last touch: the command may have been told to stop
 
 # Returns the options that the command which goes on has to change; None: nothing is left to do.
@@ -67,18 +70,17 @@ class BulkWork:
         ]
         for lacks in await db.rows("missing_rights", needed=as_json(needed)):
             right = f"{lacks['privileges']} on {TABLE}"
-            raise GenctlError(
-                "DatabaseDenied",
-                f"nothing was done: {lacks['role']} may not {right}, where the history of this work belongs",
-                f'psql "$ADMIN_URL" -c \'grant {right} to "{lacks["role"]}"\'',
+            told = (
+                f"nothing was done: {lacks['role']} may not {right}, where the history of this work belongs"
             )
+            raise GenctlError("DatabaseDenied", told, granting([lacks], *place(db.dsn)))
 
         def again() -> str | None:
             changed = left()
             return None if changed is None else hide(purpose.again(**changed))
 
         facts = {"command": purpose.command, "tool": tool, "who": who(), "reason": purpose.reason}
-        (row,) = await db.rows("begin_bulk_work", again=again(), **facts)
+        (row,) = await db.rows("begin_bulk_work", again=again(), keep_s=KEPT_S, **facts)
         return cls(db, row["id"], counts, again)
 
     def stop(self, why: str | None) -> None:

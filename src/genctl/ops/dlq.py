@@ -15,7 +15,8 @@ from genctl.domain.deadletters import Choice, Letter
 from genctl.domain.model import GenctlError, camel, rfc3339
 from genctl.domain.timeline import hops
 from genctl.edges.db import Database
-from genctl.edges.sqs import Message, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import Message
 from genctl.ops.sampling import Progress, Survey, sampled
 from genctl.ops.sessions import find
 from genctl.ops.trace import events_of

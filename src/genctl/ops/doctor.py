@@ -24,7 +24,7 @@ from genctl.domain.rights import RIGHTS
 from genctl.edges import credentials, deadline, http, listener, migrate
 from genctl.edges.db import Database, as_json
 from genctl.edges.sqs import Sqs
-from genctl.ops import peer
+from genctl.ops import peer, workers
 from genctl.ops.sending import send_through
 from genctl.tools.found import Tools
 from genctl.tools.wire import Wire
@@ -113,18 +113,30 @@ async def _settings(settings: Settings) -> list[Finding]:
     return [Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")]
 
 
+def _needed(*parts: str) -> Any:
+    rights = [(part, relation, all_of) for part in parts for relation, all_of in RIGHTS[part].items()]
+    return as_json(
+        [
+            {"part": part, "relation": relation, "privilege": privilege}
+            for part, relation, all_of in rights
+            for privilege in all_of
+        ]
+    )
+
+
+async def grants(settings: Settings) -> str:
+    """Write the command that gives our role what a person's commands need; empty: it lacks nothing."""
+    async with Database.open(settings.dsn(), size=1) as db:
+        missing = await db.rows("missing_rights", needed=_needed("operator"))
+    return findings.granting(missing, *dsn.place(settings.dsn()))
+
+
 async def _database(settings: Settings) -> list[Finding]:
-    needed = [
-        {"part": part, "relation": relation, "privilege": privilege}
-        for part, tables in RIGHTS.items()
-        for relation, privileges in tables.items()
-        for privilege in privileges
-    ]
     async with Database.open(settings.dsn(), size=1) as db:
         before = time.time()
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
-        missing = await db.rows("missing_rights", needed=as_json(needed))
+        missing = await db.rows("missing_rights", needed=_needed(*RIGHTS))
         table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
         base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
@@ -193,6 +205,11 @@ async def _tools(settings: Settings) -> list[Finding]:
     return findings.of_tools([*tools.by_name], tools.troubles)
 
 
+async def _workers(settings: Settings) -> list[Finding]:
+    async with Database.open(settings.dsn(), size=1) as db:
+        return findings.of_workers((await workers.look(db, Tools.of(settings))).workers)
+
+
 async def _provider(settings: Settings) -> list[Finding]:
     tool = Tools.of(settings).named(settings.tool)
     async with Wire(tool, longest_s=settings.provider_timeout_s) as wire:
@@ -245,6 +262,7 @@ CHECKS: Checks = {
     "migrations": _migrations,
     "sqs": _queues,
     "tools": _tools,
+    "workers": _workers,
     "provider": _provider,
     "api": _api,
     "files": _files,

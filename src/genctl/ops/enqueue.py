@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from genctl import credits, traits
+from genctl import credits, gate, traits
 from genctl.base.person import Advance, Note
 from genctl.base.printable import many
 from genctl.base.settings import Settings
@@ -177,6 +177,8 @@ async def run(
         except BaseException:  # a signal
             note(f"at least {many_jobs.so_far()}; go on: {many_jobs.go_on()}")
             raise
+        if not (now := await gate.read(db, tool.name)).is_open:
+            note(f"{'it waits' if options.count == 1 else 'they wait'}: {now.why_closed}")
         ids = [*many_jobs.before.values(), *(session.id for session in many_jobs.sent)]
         over = await ended(db, ids) if options.wait or options.expect else []
     seconds = round(time.monotonic() - began, 3)

@@ -23,7 +23,7 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges.db import Database
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Progress, Survey
@@ -132,16 +132,18 @@ async def discard(
     """Delete the chosen messages, each batch once it is in the file; `confirm` asks a person first."""
     choice, path = options.choice, options.path
     async with opened(settings) as (db, dlq), Survey.over(dlq, bounded=True) as over:
-        most = None
+        most, done = None, Discarded()
         if options.dry_run or confirm:
             found = await _counted(over, db, choice)
             most = found["meant"]  # no more than the person agrees to
             if not most:
                 note(f"nothing to discard: {over.why_nothing(found['seen'], {})}")
-            if options.dry_run or not confirm or not most:
+            if options.dry_run or not confirm:
                 return found
+            if not most:
+                async with recorded(db, purpose, done, tool=settings.tool):  # the history tells that, too
+                    return found
             confirm(_question(found, dlq.name))
-        done = Discarded()
         async with recorded(db, purpose, done, tool=settings.tool, left=lambda: {"path": None}):
             with ExitStack() as files, progress(over.approximate, "discard") as advance:
                 to = Export.to(path, resume=False, again=purpose.again) if path else nullcontext()

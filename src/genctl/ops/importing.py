@@ -26,7 +26,8 @@ from genctl.domain.deadletters import Letter
 from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, MalformedMessageError
 from genctl.edges.db import Database
-from genctl.edges.sqs import MAX_BYTES, Attribute, Message, Outgoing, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing
 from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Progress, Survey

@@ -48,6 +48,15 @@ async def check(settings: Settings) -> None:
                 raise unreachable(settings.api_url, why) from None
 
 
+async def keep_away(settings: Settings) -> None:
+    """Raise GenctlError (exit 3) where a stranger listens; while nobody does, a link does no harm."""
+    try:
+        await check(settings)
+    except GenctlError as error:
+        if error.code == "ForeignPeer":
+            raise
+
+
 def unreachable(url: str, why: Exception) -> GenctlError:
     """Make the error of an API that does not answer."""
     cause = getattr(why, "os_error", why)

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from genctl.domain.classify import rule_of
-from genctl.domain.envelopes import read
+from genctl.domain.classify import rule_of, words_of
 from genctl.domain.model import Answer, GenctlError, NoAnswer
 from genctl.domain.providers import Provider
 from genctl.tools.wire import inflated
@@ -45,7 +44,7 @@ def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answ
         if status:
             raise GenctlError("Ambiguous", "the file has its own HTTP status", "drop --status", exit_code=2)
         return recorded
-    said = read(Answer(status or 400, {}, raw), provider.envelope)
+    said = words_of(Answer(status or 400, {}, raw), provider)
     rule = rule_of(said.code, said.text, provider.rules)
     if not status and not rule:
         raise GenctlError(

@@ -19,7 +19,7 @@ from genctl.base.settings import Settings
 from genctl.domain.deadletters import Choice, Tally, Terms, at_most, plan
 from genctl.domain.model import Status
 from genctl.domain.orders import change, check_prompt
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.ledger import AccountLockedError
 from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.sampling import Progress, Survey
@@ -104,8 +104,8 @@ class Plan(msgspec.Struct, frozen=True):
         return f" Left where they are: {left}." if left else ""
 
     def shown(self) -> dict[str, Any]:
-        """Return what `--dry-run -o json` prints."""
-        return msgspec.structs.asdict(self.tally) | {"plan": self.rows}
+        """Return what `--dry-run -o json` prints: nothing is done, and what a redrive would do."""
+        return msgspec.structs.asdict(Tally(skipped=self.tally.skipped)) | {"plan": self.rows}
 
 
 class Redriven(msgspec.Struct, frozen=True):
@@ -312,12 +312,12 @@ async def carry_out(
         if dry_run or confirm:
             with progress(under_way.over.approximate, "look") as advance:
                 plan = await under_way.plan(advance)
-            question = plan.question()
-            if dry_run or not confirm or not question:
+            if dry_run:
                 _tell_nothing(plan.tally, under_way.over, plan.seen, note)
-                return plan if dry_run else Redriven(plan.tally, plan.seen, plan.approximate)
-            confirm(question)
-            under_way.limit(plan)
+                return plan
+            if confirm and (question := plan.question()):
+                confirm(question)
+            under_way.limit(plan)  # nothing asked: nothing to do, which the history tells too
         pipeline = under_way.pipeline
         tool, left = pipeline.tool.name, under_way.options_left
         async with recorded(pipeline.db, purpose, under_way.tally, tool=tool, left=left) as work:

@@ -13,7 +13,8 @@ from typing import Self
 
 from genctl.base.person import Advance
 from genctl.base.printable import many
-from genctl.edges.sqs import BATCH, Message, Queue
+from genctl.edges.sqs import Queue
+from genctl.edges.sqs_shapes import BATCH, Message
 
 LOOK_S = 30  # a killed survey leaves messages hidden for so long at most
 IDLE_RECEIVES = 2  # one receive without a new message does not prove the end

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from genctl.base.settings import Settings
 from genctl.domain import decide
 from genctl.domain.model import PROBE, GenctlError
-from genctl.edges.sqs import Message, Outgoing, Queue, Sqs
+from genctl.edges.sqs import Queue, Sqs
+from genctl.edges.sqs_shapes import Message, Outgoing
 from genctl.ops.sampling import Survey
 
 LOOKS = 3  # receives, as each hides messages of others for a moment

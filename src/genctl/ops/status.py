@@ -13,7 +13,7 @@ from genctl.edges import migrate
 from genctl.edges.db import Database
 from genctl.edges.sqs import Sqs
 from genctl.nets import MOST_COUNTED, asked_of_piles
-from genctl.ops import verdicts
+from genctl.ops import verdicts, workers
 from genctl.ops.doctor import answered, readiness
 from genctl.tools.found import Tools
 
@@ -76,6 +76,12 @@ async def _database(settings: Settings) -> list[status.StatusLine]:
     )
 
 
+async def _workers(settings: Settings) -> list[status.StatusLine]:
+    async with Database.open(settings.dsn(), size=1) as db:
+        found = await workers.look(db, Tools.of(settings))
+    return status.of_workers(found.workers, found.paces)
+
+
 async def _migrations(settings: Settings) -> list[status.StatusLine]:
     return status.of_migrations([one.state for one in await migrate.status(settings.direct_dsn())])
 
@@ -87,6 +93,7 @@ async def _api(settings: Settings) -> list[status.StatusLine]:
 PARTS: dict[str, Callable[[Settings], Coroutine[Any, Any, list[status.StatusLine]]]] = {
     "queue": _queues,
     "database": _database,
+    "workers": _workers,
     "listener": _api,
     "migrations": _migrations,
 }

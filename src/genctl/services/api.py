@@ -32,6 +32,7 @@ from genctl.domain import sse
 from genctl.domain.model import GenctlError, Session
 from genctl.domain.orders import Order, check, check_value
 from genctl.domain.status import STREAMS
+from genctl.edges import spans
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue, Sqs
 from genctl.enqueue import enqueue
@@ -169,6 +170,7 @@ class Api:
                     tool=tool.name,
                     opening=credits.opening(self.settings),
                     send_within_s=SEND_WITHIN_S,
+                    traceparent=request.headers.get(spans.HEADER),
                 )
                 session = made.sessions[0]
                 if made.owed:

@@ -47,6 +47,7 @@ class BridgeLook:
         self.unannounced = unannounced
         self.is_proof = False  # its answer proves that the listener lives
         self.epoch = epoch
+        self.began_ns = time.time_ns()
         self.asked = [{"user_id": user, "after": _read_up_to(streams)} for user, streams in wanting.items()]
 
 
@@ -314,7 +315,7 @@ class Bridge:
                 if user in look.unannounced and self._listen_dsn and (lost := feeds.late(found, streams)):
                     self.metrics.backstop_found.inc(len(lost))
                     log.warning("sse.backstop.found", changes=len(lost), userId=user)
-                self.feeds.give(user, streams, found)
+                self.feeds.give(user, streams, found, look.began_ns)
                 if not found.is_all:
                     self._due[user] = None
         self._look = None  # only now: one look is for all that has become due meanwhile

@@ -10,6 +10,7 @@ import structlog
 
 from genctl.base import log as lines
 from genctl.domain import sse
+from genctl.edges import spans
 from genctl.edges.db import read_stored
 from genctl.edges.listener import Texts
 from genctl.services.metrics import Metrics
@@ -82,12 +83,17 @@ class Feeds:
         """List a user's streams that have room for more."""
         return [stream for stream in self.of.get(user, ()) if not stream.backlog.is_full]
 
-    def give(self, user: str, streams: list[OpenStream], found: UserChanges) -> None:
-        """Put what was found into the backlogs of a user's streams, and have them write it."""
+    def give(self, user: str, streams: list[OpenStream], found: UserChanges, looked_ns: int) -> None:
+        """Put what was found into the backlogs of a user's streams, and have them write it.
+
+        The look for it began at `looked_ns` of time.time_ns().
+        """
         for stream in streams:
             stream.meet(found.head)
         for change in found.changes:
-            self._hand_out(change, streams)
+            of = change.traceparent
+            with spans.span("genctl.event", parent=of, began_ns=looked_ns, session=change.id, run=change.run):
+                self._hand_out(change, streams)
         for stream in streams:
             if stream.read_up_to(found.through, found.head):
                 cursor = self._cursors.write(user, found.head, ready=True)

@@ -17,7 +17,7 @@ import structlog
 
 from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, Job
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.pipeline import Pipeline
 
 USERS = 40  # whom one look walks past
@@ -63,7 +63,7 @@ class Hands:
     async def look(self, messages: Sequence[Message], hands: int) -> tuple[list[Taken], list[Taken]]:
         """Return the messages with their users, and due runs of others if a user may hold his share."""
         named = [Taken(message) for message in messages]
-        if not self._may_be_unfair(len(messages)):
+        if not self._may_be_unfair(messages):
             return named, []
         named = [Taken(message, _job(message)) for message in messages]
         held = self._held()
@@ -93,6 +93,9 @@ class Hands:
     def deal(self, named: Sequence[Taken], others: Sequence[Taken], hands: int) -> list[Taken]:
         """Choose what so many free hands take, and set the other messages aside."""
         waiting = [*self.aside, *named]
+        if not others and len(waiting) <= hands:
+            self.aside.clear()
+            return waiting
         here = {one.session_id for one in (*waiting, *self._jobs.values())}
         new = [one for one in others if one.session_id not in here]
         taken, self.aside[:] = dealt(waiting, new, self._held(), share=self._share, hands=hands)
@@ -101,13 +104,18 @@ class Hands:
             log.info("worker.others.first", runs=len(preferred), aside=len(self.aside))
         return taken
 
-    def _may_be_unfair(self, more: int) -> bool:
-        """Tell whether a user may hold more than his share with so many more jobs, and others may wait."""
-        if time.monotonic() < self._alone_until:
+    def _may_be_unfair(self, more: Sequence[Message]) -> bool:
+        """Tell whether a user may hold more than his share with these messages, and others may wait.
+
+        A user's messages have one group; those without a group may be anybody's.
+        """
+        many = len(self._jobs) + len(self.aside) + len(more)
+        if time.monotonic() < self._alone_until or many <= self._share:
             return False
-        held = self._held()
-        unknown = len(self._jobs) - held.total()
-        return bool(self.aside) or max(held.values(), default=0) + unknown + more > self._share
+        ours = [taken.message for taken in self._jobs.values() if taken.message]
+        groups = Counter([one.group for one in (*ours, *more) if one.group])
+        unknown = many - len(self.aside) - groups.total()
+        return bool(self.aside) or max(groups.values(), default=0) + unknown > self._share
 
     def _held(self) -> Counter[str]:
         claimed = {hold.task: hold.session.user_id for hold in self._pipeline.runs}

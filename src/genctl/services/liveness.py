@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.applications import Starlette
@@ -16,7 +16,7 @@ from genctl.domain.model import GenctlError
 from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
 from genctl.services.listening import listening, url_of
-from genctl.services.metrics import WorkerMetrics
+from genctl.services.metrics import Exposition
 from genctl.services.site import Front
 from genctl.services.web import answer
 
@@ -38,7 +38,8 @@ class Liveness:
         self._clock = clock  # monotonic seconds
         self._since: float | None = clock()  # the last answer, or when the worker first wanted one
         self._rests = ""
-        self.trouble = ""  # what the last receive ran into
+        self.trouble = self.code = ""  # what the last receive ran into
+        self.heard_at: float | None = None  # the last answer
         self._met_at = self._told_at = 0.0
 
     def ask(self) -> None:
@@ -48,7 +49,7 @@ class Liveness:
 
     def answered(self) -> None:
         """Note that SQS has answered, with messages or without."""
-        self._since = self._clock()
+        self._since = self.heard_at = self._clock()
         if self.trouble:
             log.info("worker.recovered", lastedS=round(self._since - self._met_at, 1))
             self.trouble = ""
@@ -61,7 +62,7 @@ class Liveness:
         if error.message != self.trouble or now - self._told_at >= TELL_EVERY_S:
             log.warning("worker.trouble", error=error.message, fix=error.fix)
             self._told_at = now
-        self.trouble = error.message
+        self.trouble, self.code = error.message, error.code
 
     def rest(self, why: str) -> None:
         """Note that the worker wants no receive, and why."""
@@ -82,8 +83,15 @@ class Liveness:
         return {"ok": ok, "why": why, "silentS": round(silent_s, 1), "trouble": self.trouble or None}
 
 
+class Reporting(Protocol):
+    """Report health as Liveness does."""
+
+    def report(self) -> dict[str, Any]:
+        """Say `{ok, why}` and more."""
+
+
 @asynccontextmanager
-async def telling(port: int | None, liveness: Liveness, metrics: WorkerMetrics) -> AsyncIterator[None]:
+async def telling(port: int | None, liveness: Reporting, metrics: Exposition) -> AsyncIterator[None]:
     """Answer `/healthz` and `/metrics` on all addresses, if there is a port. Raises GenctlError (exit 3)."""
     if port is None:
         yield

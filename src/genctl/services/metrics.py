@@ -57,6 +57,8 @@ log = structlog.stdlib.get_logger()
 class Exposition:
     """Make meters on a registry of their own, and write them for a scrape."""
 
+    content_type = CONTENT_TYPE_LATEST
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
@@ -129,8 +131,6 @@ class WorkerMetrics(Exposition, Meters):
     """Hold the meters of a worker. `genctl_worker_…` are its own; the others are of database and queue, and
     all workers of the tool show the same.
     """
-
-    content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, provider: Provider, tool: str = "") -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import structlog
 from genctl.base.settings import Settings
 from genctl.base.tokens import Tokens
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Database
+from genctl.edges.db import Database, process_name
 from genctl.services.api import Api, LateQueue
 from genctl.services.connections import ConnectionLimits, Connections
 from genctl.services.hosting import HttpServer
@@ -38,6 +38,7 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     """Serve until cancelled. Raises as running() does."""
     async with running(settings, host=host, port=port) as server:
         log.info("api.started", url=server.url)
+        gc.collect()  # what the start has left would stay, too
         gc.freeze()  # what is here by now stays, and need not be walked again and again
         gc.set_threshold(YOUNG)
         ended, _ = await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -54,7 +55,7 @@ async def running(settings: Settings, *, host: str, port: int) -> AsyncIterator[
     """
     dsn, tokens, sqs = settings.dsn(), Tokens.of(settings), LateQueue(settings)
     with listening("API", host, port, cure="genctl serve --port 0") as sock:
-        async with Database.open(dsn, size=POOL_SIZE, checked=False) as db:
+        async with Database.open(dsn, size=POOL_SIZE, checked=False, name=process_name("api")) as db:
             api = Api(settings, tokens, db, sqs, Metrics())
             limits = ConnectionLimits.of(settings.connections_per_address)
             connections = Connections(limits, api.front, api.metrics)

@@ -2,36 +2,40 @@
 
 import asyncio
 import gc
-import os
-import resource
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
 import structlog
 
 from genctl import gate
+from genctl.base import children
 from genctl.base.batch import Together
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, LeaseLostError, Status
-from genctl.edges.sqs import BATCH, Message
+from genctl.edges import migrate
+from genctl.edges.sqs_shapes import BATCH, Message
 from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
+from genctl.services.capacity import open_enough, usual_jobs
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness, telling
 from genctl.services.metrics import WorkerMetrics
+from genctl.services.presence import Presence
+from genctl.services.processes import Forked
 from genctl.services.turns import Turns
 from genctl.sweep import check_timeout, sweep_every
 from genctl.tools.found import Tools
 
-WAIT_S = 5  # of a long poll; a stop awaits it, as SQS would hide what a cancelled one finds
+WAIT_S = 2  # of a long poll; a stop awaits it, as SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
 TELL_EVERY_S = 10.0  # while a stop waits
@@ -39,14 +43,15 @@ TOLD = 20  # sessions or messages in a line of the log
 YOUNG = 50_000  # objects between two searches for garbage cycles, as a job leaves few
 COMPANY_S = 0.1  # a trouble waits so long, so that we log it once for all jobs that meet it
 NOW_S = 1.5  # how long we still write to the rows after a second signal
-LAST_S = 10.0  # likewise after the grace; then the process ends, even if database or queue hang
-SHOW_S = 0.4  # how long the end of the process then waits for SQS to show the messages
+LAST_S = 2.2  # likewise after the last call or the grace; then the process ends, even if something hangs
+SHOW_S = 0.3  # how long the end of the process then waits for SQS to show the messages
+CLOSE_S = 0.5  # how long connections may take to close once nothing is left to do
+LOOK_LAST_S = 0.1  # between looks whether a stop still waits for calls or answers
 SHARES = 10  # a user who holds a tenth of the hands lets users with less go first
 MORE = 2  # receives at once beside the first, while the answers are full: a backlog waits
 POOL_SIZE = 16
 MOST_WAITING = 256  # answers that wait for their rows, about 10 KB each, before we stop receiving
 TELL_WAITING_S = 10.0
-FILES = 100  # of a worker without jobs: connections, streams, modules
 
 log = structlog.stdlib.get_logger()
 
@@ -71,13 +76,15 @@ class Worker:
         concurrency: int,
         grace_s: float,
         until: Until,
+        forked: Forked | None = None,
     ) -> None:
-        """Take the parts; `metrics` are the pipeline's meters."""
+        """Take the parts; `metrics` are the pipeline's meters, `forked` joins it to a parent."""
         self.pipeline = pipeline
         # a job makes one call at a time, so the limit of calls is one of jobs
         self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
         self.grace_s = grace_s
         self.until = until
+        self._forked = forked
         self._told = asyncio.Event()  # to stop
         self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
         self._jobs: dict[asyncio.Task[None], Taken] = {}
@@ -87,7 +94,7 @@ class Worker:
         self._over = False  # the first receiver has ended
         self._leaving: asyncio.Task[None] | None = None
         self._grace_ends = float("inf")  # monotonic
-        self._exit: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
         self.metrics = metrics
@@ -102,7 +109,20 @@ class Worker:
         share = max(1, self.concurrency // SHARES)
         self.hands = Hands(pipeline, self._jobs, share=self.concurrency if self._counts else share)
         self.keeper = Keeper(pipeline, self._jobs, self.hands.aside)
-        self._turns = Turns(self.gatekeeper, settings.rate)
+        who = {"worker": pipeline.worker, "tool": pipeline.tool.name}
+        self._turns = Turns(
+            pipeline.db, **who, gatekeeper=self.gatekeeper, unsent=self._unsent, changed=self._changed.set
+        )
+        self.presence = Presence(
+            pipeline.db,
+            **who,
+            settings=settings,
+            concurrency=self.concurrency,
+            turns=self._turns,
+            gatekeeper=self.gatekeeper,
+            liveness=self.liveness,
+            counts=lambda: (len(self._jobs), self._unsent()),
+        )
         self.metrics.follow(
             jobs=lambda: len(self._jobs),
             calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
@@ -118,12 +138,14 @@ class Worker:
         lets them go, too, and waits for their last writes.
         """
         try:
+            await self.presence.begin()
             async with asyncio.TaskGroup() as side:
                 receiver = side.create_task(self._receive())
                 keeping = (
                     self.keeper.keep_leases(),
                     self.keeper.keep_hidden(),
                     self.gatekeeper.watch(),
+                    self.presence.keep(),
                     self._tell_waiting(),
                 )
                 keepers = [side.create_task(keep) for keep in keeping]
@@ -143,9 +165,10 @@ class Worker:
             await self._put_back()
             while self._jobs:
                 await self._change()
+            await self.presence.leave()
             await self.gatekeeper.leave()
-            if self._exit:
-                self._exit.cancel()
+            if self._ending:
+                self._ending.cancel()
         log.info("worker.stopped", received=self._received)
 
     def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
@@ -158,6 +181,8 @@ class Worker:
     def _stop(self, receiver: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
         if self._told.is_set():
+            if self._forked and self._forked.repeats:
+                return
             receiver.cancel()
             self._let_go()
             loop.call_later(NOW_S, self._leave)
@@ -166,9 +191,16 @@ class Worker:
         self._changed.set()
         self._grace_ends = time.monotonic() + self.grace_s
         loop.call_later(self.grace_s, self._let_go)
-        self._exit = loop.call_later(self.grace_s + LAST_S, self._leave)
+        self._ending = asyncio.create_task(self._end_in_time())
         _cancel(self.pipeline.unsent())
         self._tell("worker.stopping", graceS=self.grace_s)
+
+    async def _end_in_time(self) -> None:
+        """End the process soon after the last call, and after the grace, whatever hangs."""
+        while time.monotonic() < self._grace_ends and any(hold.sent for hold in self.pipeline.runs):
+            await asyncio.sleep(LOOK_LAST_S)
+        await asyncio.sleep(LAST_S)
+        await self._left()
 
     def _leave(self) -> None:
         self._leaving = asyncio.create_task(self._left())
@@ -182,7 +214,7 @@ class Worker:
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(SHOW_S):
                 await self.pipeline.queue.hide([(one.message.receipt, 0) for one in ours if one.message])
-        os._exit(0)
+        children.leave(0)
 
     def _let_go(self) -> None:
         _cancel(self._jobs)
@@ -322,14 +354,16 @@ class Worker:
         """Count the messages, at most so many, that we may receive now; if none, note why for /healthz."""
         room = await self._room(most)
         if not room:
-            turn = "their turn is not soon: the rate, or a Retry-After"
-            self.liveness.rest(turn if self.gatekeeper.is_open else "the gate is closed")
+            self.liveness.rest(self._turns.why()[1] if self.gatekeeper.is_open else "the gate is closed")
         return room
 
     async def _room(self, most: int) -> int:
         allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
-        waiting = len(self._jobs) - sum(hold.sent for hold in self.pipeline.runs) + self._asked
-        return self._turns.room(waiting, allowed)
+        return self._turns.room(self._unsent() + self._asked, allowed)
+
+    def _unsent(self) -> int:
+        """Count the jobs in our hands whose request is not sent."""
+        return len(self._jobs) - sum(hold.sent for hold in self.pipeline.runs)
 
     def _send_back(self) -> None:
         """Cancel the jobs whose request is not sent, as the gate is closed; they use no attempt."""
@@ -349,6 +383,7 @@ class Worker:
         task = asyncio.create_task(self._handle(taken))
         self._jobs[task] = taken
         self.gatekeeper.started(task)
+        self._turns.expect()
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -412,52 +447,50 @@ def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
 
 
-def _open_enough(jobs: int) -> None:
-    """Let this process open as many files as so many jobs take; many machines have a lower soft limit.
-
-    Else calls would fail as if the provider were away, and the breaker would close the gate for all workers.
-    Raises GenctlError (exit 2) where the hard limit is lower.
-    """
-    wanted = FILES + jobs + 2 * -(-jobs // BATCH)  # a call each; deletes and hides in batches
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= wanted or soft == resource.RLIM_INFINITY:
-        return
-    if hard < wanted and hard != resource.RLIM_INFINITY:
-        told = f"{jobs} jobs at once may take {wanted} open files, and a process may open {hard} here"
-        fix = "lower --concurrency, or `ulimit -n $(ulimit -Hn)`, or LimitNOFILE=65536 in the systemd unit"
-        raise GenctlError("TooFewFiles", told, fix, exit_code=2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 async def serve(
     settings: Settings,
     *,
-    concurrency: int,
+    concurrency: int | None,
     grace_s: float,
     until: Until,
     sweeps: bool,
     metrics_port: int | None = None,
+    forked: Forked | None = None,
 ) -> None:
-    """Run a worker, and with `sweeps` a sweeper beside it.
+    """Run a worker, and with `sweeps` a sweeper beside it; a `forked` one is one of many processes.
+
+    With `concurrency` None it has as many jobs as suit it.
 
     Raises GenctlError when it cannot start: exit 3, or 2 for a queued time-out that would fail good runs, or
     for more jobs than this process may have files.
     """
-    _open_enough(min(concurrency, settings.max_in_flight or concurrency))
+    concurrency = concurrency or usual_jobs(forked.count if forked else 1)
+    open_enough(min(concurrency, settings.max_in_flight or concurrency))
     check_timeout(settings)  # even without a sweeper here, as others sweep by the same settings
     tool = Tools.of(settings).named(settings.tool)
     metrics = WorkerMetrics(tool.provider, tool.name)
     async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
         await gate.read(pipeline.db, tool.name)  # so that a database without migrations fails now
+        await migrate.check(pipeline.db)
+        gc.collect()  # what the start has left, such as botocore's models, or it would stay, too
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(
-            pipeline, settings, metrics=metrics, concurrency=concurrency, grace_s=grace_s, until=until
+            pipeline,
+            settings,
+            metrics=metrics,
+            concurrency=concurrency,
+            grace_s=grace_s,
+            until=until,
+            forked=forked,
         )
-        async with telling(metrics_port, worker.liveness, metrics), asyncio.TaskGroup() as side:
+        await worker.presence.note()  # so that a role without the rights fails now
+        tell = forked.joined if forked else partial(telling, metrics_port)
+        async with tell(worker.liveness, metrics), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
             if metrics_port is not None:
                 beside.append(metrics.watch(pipeline, queued_timeout_s=settings.queued_timeout_s))
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
             _cancel(tasks)
+            asyncio.get_running_loop().call_later(CLOSE_S, children.leave, 0)

@@ -1,7 +1,13 @@
 -- What people do in bulk: its history (genctl.ops.bulk), and the many orders of one command (genctl.ops.enqueue).
 
 -- name: begin_bulk_work
--- Writes down who begins what, and why.
+-- Writes down who begins what, and why; forgets what began longer ago than `keep_s`, the oldest first.
+with old as (
+  select o.id from (select b.id, b.began_at from bulk_work b order by b.id limit 1000 for update skip locked) o
+  where o.began_at < now() - make_interval(secs => %(keep_s)s)
+), forgotten as (
+  delete from bulk_work b using old where b.id = old.id
+)
 insert into bulk_work (command, again, tool, who, reason)
 values (%(command)s, %(again)s, %(tool)s, %(who)s, %(reason)s)
 returning id

@@ -6,7 +6,7 @@
 with item as (
   select * from jsonb_to_recordset(%(items)s) as i(
     session_id uuid, user_id text, client_key text, model text, prompt text, params jsonb,
-    reservation_id uuid, amount bigint, idempotency_key text)
+    reservation_id uuid, amount bigint, idempotency_key text, traceparent text)
 ),
 bill as (
   select i.user_id, sum(i.amount) as credits, a.balance < sum(i.amount) as short
@@ -21,7 +21,7 @@ paid as (
 ),
 made as (
   select i.session_id, i.user_id, i.client_key, i.model, i.prompt, i.params, i.reservation_id, i.amount,
-    i.idempotency_key
+    i.idempotency_key, i.traceparent
   from item i join paid p on p.user_id = i.user_id
 ),
 held as (
@@ -37,9 +37,9 @@ traced as (
   select m.session_id, 1, 'enqueued', jsonb_build_object('reserved', m.amount) from made m
 )
 insert into generation_sessions as s
-  (id, user_id, client_key, model, prompt, params, status, reservation_id, created_at, queued_at, idempotency_key)
+  (id, user_id, client_key, model, prompt, params, status, reservation_id, created_at, queued_at, idempotency_key, traceparent)
 select m.session_id, m.user_id, m.client_key, m.model, m.prompt, coalesce(m.params, '{}'), 'queued', m.reservation_id,
-  now(), now(), m.idempotency_key
+  now(), now(), m.idempotency_key, m.traceparent
 from made m
 returning {session s}, now() as read_at
 

@@ -27,7 +27,7 @@ locked as (
   select s.id, s.user_id, s.run, s.reservation_id as last_reservation, s.error_details,
     i.reservation_id as next_reservation, i.prompt, i.params
   from generation_sessions s join item i on i.session_id = s.id and i.run = s.run
-  where s.status = 'failed' and s.user_id in (select m.user_id from mine m)
+  where s.status = 'failed' and s.erased_at is null and s.user_id in (select m.user_id from mine m)
   order by s.id
   for update of s skip locked
 ),
@@ -83,7 +83,7 @@ again as (
   from won w join account a on a.user_id = w.user_id
   where s.id = w.id
   returning s.id, s.user_id, s.client_key, s.model, s.status, s.run, s.attempts, s.unknowns, s.lease,
-    s.reservation_id, s.created_at, s.queued_at, s.version, w.amount, w.error_details as was
+    s.reservation_id, s.traceparent, s.created_at, s.queued_at, s.version, w.amount, w.error_details as was
 ),
 traced as (
   insert into session_events (session_id, run, kind, data)
@@ -91,7 +91,7 @@ traced as (
   from again n
 )
 select n.id, n.user_id, n.client_key, n.model, null as prompt, n.status, n.run, n.attempts, n.unknowns, n.lease,
-  n.reservation_id, n.created_at, n.queued_at, n.version, now() as read_at,
+  n.reservation_id, n.traceparent, n.created_at, n.queued_at, n.version, now() as read_at,
   case when %(notify)s then pg_notify('session_requeued', jsonb_build_object(
   'user_id', left(n.user_id, 500), 'reservation_id', n.reservation_id, 'session_id', n.id, 'status', n.status,
   'run', n.run

@@ -83,7 +83,7 @@ ended as (
   left join credit_reservations r on r.id = w.reservation_id
   where s.id = w.id
   returning s.id, s.user_id, s.client_key, s.model, s.status, s.run, s.attempts, s.unknowns, s.lease,
-    s.reservation_id, s.created_at, s.queued_at, s.started_at, s.first_failed_at, s.completed_at, s.version,
+    s.reservation_id, s.traceparent, s.created_at, s.queued_at, s.started_at, s.first_failed_at, s.completed_at, s.version,
     s.dlq_sent_at, s.error_details, w.trace
 ),
 traced as (
@@ -94,7 +94,7 @@ traced as (
   select e.id, e.run, 'unnotified', null from ended e where not %(notify)s
 )
 select e.id, e.user_id, e.client_key, e.model, null as prompt, e.status, e.run, e.attempts, e.unknowns, e.lease,
-  e.reservation_id, e.created_at, e.queued_at, e.started_at, e.first_failed_at, e.completed_at, e.version,
+  e.reservation_id, e.traceparent, e.created_at, e.queued_at, e.started_at, e.first_failed_at, e.completed_at, e.version,
   e.dlq_sent_at, now() as read_at, %(notify)s as notified,
   case jsonb_typeof(e.error_details) when 'object'
     then e.error_details - '{providerBody,providerMessage,userMessage}'::text[] end as error_details,

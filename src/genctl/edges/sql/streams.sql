@@ -3,17 +3,18 @@
 -- name: changes
 -- Reads each user's changes above a version (null: none, only the newest version), by version. Live events, replay,
 -- catch-up and backstop all use this statement. `facts` are a list: the user and their newest version; then of a change
--- its version, session, status, model, client key, run, and whether it is old: a NOTIFY was not merely slower than we.
+-- its version, session, status, model, client key, run, whether it is old: a NOTIFY was not merely slower than we;
+-- and the W3C context of its order.
 -- `told` is what its event brings.
 select jsonb_build_array(a.user_id,
     coalesce((select c.event_seq from credit_accounts c where c.user_id = a.user_id), 0),
     s.version, s.id, s.status, s.model, s.client_key, s.run,
-    coalesce(s.completed_at, s.queued_at) < now() - interval '2 s')::text as facts,
+    coalesce(s.completed_at, s.queued_at) < now() - interval '2 s', s.traceparent)::text as facts,
   case s.status when 'failed' then s.error_details::text when 'completed' then s.result::text end as told
 from jsonb_to_recordset(%(asked)s::jsonb) as a(user_id text, after bigint)
 left join lateral (
   select g.id, g.version, g.status, g.model, g.client_key, g.run, g.error_details, g.result, g.completed_at,
-    g.queued_at
+    g.queued_at, g.traceparent
   from generation_sessions g
   where g.user_id = a.user_id and g.version > a.after
   order by g.version limit %(limit)s::int

@@ -51,17 +51,23 @@ where s.id in (
   order by s.id for update of s skip locked)
 
 -- name: dead_leases
--- Lists runs whose worker fell silent.
-select {session s}, now() as read_at from (
+-- Lists runs whose worker fell silent, with its name.
+select {session s}, now() as read_at, (
+  select e.data ->> 'worker' from session_events e
+  where e.session_id = s.id and e.run = s.run and e.kind = 'claimed' order by e.id desc limit 1
+) as claimed_by
+from (
   select {session s} from generation_sessions s where {dead} and {ours} and s.id <> all(%(tried)s) limit %(among)s
 ) s
 order by random() limit %(limit)s
 
 -- name: requeue_dead
 -- Sends runs back to the queue with one more unknown outcome; they owe their message again.
-with dead as (
-  select s.id from generation_sessions s
-  join jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint) on s.id = i.session_id and s.lease = i.lease
+with item as (
+  select * from jsonb_to_recordset(%(items)s) as i(session_id uuid, lease bigint, worker text)
+),
+dead as (
+  select s.id from generation_sessions s join item i on s.id = i.session_id and s.lease = i.lease
   where s.status = 'processing' and s.lease_until < now()
   order by s.id
   for update of s skip locked
@@ -75,7 +81,9 @@ back as (
   returning s.id, s.run
 ),
 traced as (
-  insert into session_events (session_id, run, kind) select b.id, b.run, 'requeued_dead' from back b
+  insert into session_events (session_id, run, kind, data)
+  select b.id, b.run, 'requeued_dead', case when i.worker is not null then jsonb_build_object('worker', i.worker) end
+  from back b join item i on i.session_id = b.id
 )
 select b.id from back b
 

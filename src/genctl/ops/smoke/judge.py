@@ -17,7 +17,7 @@ from genctl.base.printable import many
 from genctl.domain.model import GenctlError, rfc3339
 from genctl.edges import listener
 from genctl.edges.db import Row
-from genctl.edges.sqs import Message
+from genctl.edges.sqs_shapes import Message
 from genctl.ops.sampling import look
 from genctl.ops.smoke import sound
 from genctl.ops.smoke.deployment import Deployment

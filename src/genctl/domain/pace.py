@@ -1,0 +1,289 @@
+"""Share the provider calls of a tool among its workers: dated turns, calls at once, a rate that 429s teach.
+
+The database deals turns, each with a date of its own clock, an interval apart. A worker may use a turn for a
+moment from its date on; then the turn is lost. So whatever happens to a worker, no minute has more calls than
+the rate: the interval is longer than the rate asks by what may lie between a date and its call.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple, Self
+
+import msgspec
+
+from genctl.domain.model import rough
+
+SOON_S = 5.0  # we leave a job whose turn is further away to other workers
+AHEAD_S = 2.0  # how far ahead of their dates turns are dealt
+DEAL_S = 1.0  # a deal has a worker's share of the turns of so long
+WINDOW_S = 0.5  # how long after its date a turn may be used
+WAY_S = 0.5  # how long the request may be on its way to the provider
+DRIFT = 0.001  # of a second, in a second, between two clocks that are both being corrected
+LIVE_S = 30.0  # a worker that was not seen for longer has died
+STEADY_S = 20.0  # no call begins on a share of the calls at once that is older
+
+LEAST_RATE, MOST_RATE = 1.0, 100_000.0  # what 429s may teach, in calls a minute
+FIRST_RATE = 60.0  # the first 429 teaches no less: it may speak of a busy provider, not of us
+ROUND_S = 10.0  # between two lessons, and two steps upwards
+WORST, BEST = 0.5, 0.85  # of the rate that are left after a 429
+CLIMB = 0.1  # of the rate before, which a minute of full use adds
+LONGEST_CLIMB_S = 30.0  # that counts for one step
+FORGOTTEN_S = 86_400.0  # after so long without a lesson or a step there is no limit
+
+
+class ServerClock(msgspec.Struct, frozen=True):
+    """Bound by how much our monotonic clock is ahead of the database's, as its answers tell."""
+
+    least_s: float = -math.inf
+    most_s: float = math.inf
+    heard_at: float = 0.0  # monotonic
+
+    def heard(self, asked_at: float, said: float, answered_at: float) -> Self:
+        """Learn that it said so many seconds between our question and its answer.
+
+        If that cannot be, its clock was set, or it is another server: only the answer counts.
+        """
+        drift_s = DRIFT * (answered_at - self.heard_at)
+        least_s = max(self.least_s - drift_s, asked_at - said)
+        most_s = min(self.most_s + drift_s, answered_at - said)
+        if least_s > most_s:
+            least_s, most_s = asked_at - said, answered_at - said
+        return type(self)(least_s, most_s, answered_at)
+
+    def doubt_s(self, now: float) -> float:
+        """Return how far apart the bounds are."""
+        return self.most_s - self.least_s + 2 * DRIFT * (now - self.heard_at)
+
+    def surely(self, said: float) -> float:
+        """Return the monotonic time at which the server's clock surely shows so much."""
+        return said + self.most_s
+
+
+class Dealt(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold turns that one deal has given us: number n may be used from `first_at + n * interval_s` on.
+
+    `end` is the database's date of the turn behind them.
+    """
+
+    first_at: float = 0.0  # monotonic
+    interval_s: float = 0.0
+    count: int = 0
+    end: datetime | None = None
+    next: int = 0  # the number of the first that is not used and not over
+    used: int = 0  # all from this one on were never used
+
+    def fresh(self, now: float) -> Self:
+        """Leave out the turns that are over."""
+        if not self.count or now <= self.first_at + self.next * self.interval_s + WINDOW_S:
+            return self
+        over = math.ceil((now - WINDOW_S - self.first_at) / self.interval_s)
+        return msgspec.structs.replace(self, next=min(over, self.count))
+
+    @property
+    def left(self) -> int:
+        """Count the turns that may still be used."""
+        return self.count - self.next
+
+    @property
+    def unused_s(self) -> float:
+        """Return the length of what was never used, at the end of the deal."""
+        return (self.count - self.used) * self.interval_s
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until the next of them may be used."""
+        return max(0.0, self.first_at + self.next * self.interval_s - now)
+
+    def took(self) -> Self:
+        """Use the next."""
+        return msgspec.structs.replace(self, next=self.next + 1, used=self.next + 1)
+
+
+class Stock(msgspec.Struct, frozen=True):
+    """Hold the turns of a worker, deal by deal, in the order of their dates."""
+
+    deals: tuple[Dealt, ...] = ()
+
+    def fresh(self, now: float) -> Self:
+        """Leave out what is over, but the last deal: what was never used of that can be given back."""
+        *before, last = [deal.fresh(now) for deal in self.deals] or [Dealt()]
+        return type(self)((*(deal for deal in before if deal.left), *([last] if last.count else [])))
+
+    def with_(self, deal: Dealt) -> Self:
+        """Add a deal."""
+        return type(self)((*self.deals, deal)) if deal.count else self
+
+    @property
+    def left(self) -> int:
+        """Count the turns."""
+        return sum(deal.left for deal in self.deals)
+
+    def wait_s(self, now: float) -> float | None:
+        """Return the seconds until the next turn may be used; None: there is none."""
+        return next((deal.wait_s(now) for deal in self.deals if deal.left), None)
+
+    def took(self) -> Self:
+        """Use the next turn."""
+        at = next(number for number, deal in enumerate(self.deals) if deal.left)
+        return type(self)((*self.deals[:at], self.deals[at].took(), *self.deals[at + 1 :]))
+
+    @property
+    def idle(self) -> Dealt:
+        """Return the last deal if none of its turns is left: what it never used may be given back."""
+        last = self.deals[-1] if self.deals else Dealt()
+        return Dealt() if last.left else last
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what the workers of a tool share, as we have read it.
+
+    `rate`: calls a minute that count now, the least of what workers were given (`given`) and what 429s have
+    `taught`; `slots`: our part of the calls at once.
+    """
+
+    read_at: datetime
+    given: float | None = None
+    taught: float | None = None
+    top: float | None = None  # the rate before 429s lowered it
+    code: str | None = None  # of the last 429
+    lowered_at: datetime | None = None
+    changed_at: datetime | None = None
+    not_before: datetime | None = None
+    next_at: datetime | None = None
+    workers: int = 1
+    max_in_flight: int | None = None
+    slots: int | None = None
+    is_live: bool = False  # our own row is among those that count
+
+    @property
+    def rate(self) -> float | None:
+        """Return the calls a minute that all workers may make together; None: no limit."""
+        return min((rate for rate in (self.given, self.taught) if rate is not None), default=None)
+
+    @property
+    def share(self) -> float | None:
+        """Return an even share of the rate."""
+        return None if self.rate is None else self.rate / max(1, self.workers)
+
+    @property
+    def is_taught(self) -> bool:
+        """Tell whether it is an answer of the provider that limits calls."""
+        return (self.taught is not None and self.rate == self.taught) or self.paused_s > 0
+
+    @property
+    def paused_s(self) -> float:
+        """Return the seconds for which the provider wants no call."""
+        return self._until(self.not_before)
+
+    @property
+    def dealt_s(self) -> float:
+        """Return how far ahead turns are dealt: nobody gets one with an earlier date."""
+        return self._until(self.next_at)
+
+    @property
+    def is_used_up(self) -> bool:
+        """Tell whether all turns until now are dealt, so that the rate may be what calls wait for."""
+        return self.dealt_s > 0
+
+    def _until(self, moment: datetime | None) -> float:
+        return max(0.0, (moment - self.read_at).total_seconds()) if moment else 0.0
+
+    def _since(self, moment: datetime | None) -> float:
+        return (self.read_at - moment).total_seconds() if moment else math.inf
+
+    def lowered(self, *, began_s: float, took: float, calls_a_minute: float) -> tuple[float, float] | None:
+        """Say what a 429 teaches, as a rate and its top; None: it is no news.
+
+        `began_s`: how long ago its call began, `took`: the part of our calls that the provider took lately,
+        `calls_a_minute`: our own.
+        """
+        since_s = self._since(self.lowered_at)
+        if since_s < ROUND_S or since_s < began_s:
+            return None
+        was = self.rate
+        if self.taught is None:
+            made = max(calls_a_minute * max(1, self.workers), FIRST_RATE / BEST)
+            was = min(made, was) if was is not None else made
+        assert was is not None  # noqa: S101 - made of one of the two
+        rate = was * min(max(took, WORST), BEST)
+        if self.taught is None:
+            rate = max(rate, min(FIRST_RATE, was))
+        top = max(was, (self.top or 0.0) * BEST)
+        return max(rate, min(LEAST_RATE, was)), top
+
+    def raised(self) -> tuple[float | None, float | None] | None:
+        """Say what a while without a 429 teaches, likewise; (None, None): there is no limit any more.
+
+        None: nothing, as the last change is too young, or the rate was not used.
+        """
+        since_s = self._since(self.changed_at)
+        if self.taught is None or self.top is None or since_s < ROUND_S:
+            return None
+        if since_s > FORGOTTEN_S:
+            return None, None
+        if not self.is_used_up or self.paused_s:
+            return None
+        step = max(self.top * CLIMB, LEAST_RATE) * min(since_s, LONGEST_CLIMB_S) / 60
+        rate = self.taught + step
+        return (None, None) if rate >= (self.given or MOST_RATE) else (rate, max(self.top, rate))
+
+    def words(self) -> str:
+        """Write the limits for a person."""
+        rate = a_minute(self.rate) if self.rate is not None else "no limit of calls a minute"
+        if self.taught is not None and self.rate == self.taught:
+            of = f" of {plain(self.given)}" if self.given is not None else ""
+            when = f" {rough(self._since(self.lowered_at))} ago" if self.lowered_at else ""
+            rate = f"{plain(self.taught)}{of} calls a minute, as {self.code or 'a 429'} taught{when}"
+        at_once = f"; {self.max_in_flight:,} at once" if self.max_in_flight is not None else ""
+        paused = f"; none for {rough(self.paused_s)}, as the provider said" if self.paused_s >= 1 else ""
+        return rate + at_once + paused
+
+
+def plain(rate: float | None) -> str:
+    """Write a rate without needless digits."""
+    if rate is None:
+        return "no limit"
+    return f"{rate:,.0f}" if rate >= 100 else f"{round(rate, 1):g}" if rate >= 1 else f"{rate:g}"
+
+
+def a_minute(rate: float | None) -> str:
+    """Write a rate as calls a minute."""
+    return f"{plain(rate)} call{'' if rate == 1 else 's'} a minute"
+
+
+class Second(NamedTuple):
+    """Count what began and what was heard within a second."""
+
+    second: int
+    began: int = 0
+    took: int = 0
+    refused: int = 0
+
+
+class Recent:
+    """Remember the calls of the last minute by their seconds, on a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[Second] = deque([Second(-1)], maxlen=61)
+
+    def count(self, now: float, *, began: int = 0, took: int = 0, refused: int = 0) -> None:
+        """Count a call that began, one that the provider took, or one that it refused as too many."""
+        last = self._seconds[-1]
+        if last.second != int(now):
+            self._seconds.append(last := Second(int(now)))
+        self._seconds[-1] = Second(last.second, last.began + began, last.took + took, last.refused + refused)
+
+    def within(self, now: float, seconds: int) -> Sequence[Second]:
+        """Return the last so many seconds, the current one among them."""
+        return [one for one in self._seconds if now - seconds < one.second]
+
+    def began(self, now: float, seconds: int = 60) -> int:
+        """Count the calls that began within so many seconds."""
+        return sum(one.began for one in self.within(now, seconds))
+
+    def took(self, now: float) -> float:
+        """Return the part of the calls that the provider took within a round; 1 if it refused none."""
+        heard = self.within(now, int(ROUND_S))
+        took, refused = sum(one.took for one in heard), sum(one.refused for one in heard)
+        return took / (took + refused) if refused else 1.0

@@ -1,0 +1,111 @@
+-- What is stored about one user, to hand it out or to erase it (genctl.ops.privacy). Each statement is about a page of
+-- sessions, so that a user with millions of them locks few rows at a time.
+
+-- name: sessions_of
+-- Lists a user's sessions, oldest first, after a given one; `made` is a text, as Python knows no infinite time.
+select s.id, s.created_at::text as made, s.idempotency_key from generation_sessions s
+where s.user_id = %(user)s and (s.created_at, s.id) > (%(made)s::timestamptz, %(after)s::uuid)
+order by s.created_at, s.id limit %(limit)s
+
+-- name: undated_sessions_of
+-- Lists those sessions of a user that an adopted table does not date.
+select s.id, s.idempotency_key from generation_sessions s
+where s.user_id = %(user)s and s.created_at is null and s.id > %(after)s::uuid
+order by s.id limit %(limit)s
+
+-- name: events_of_sessions
+-- Reads the traces of sessions.
+select e.session_id, e.run, e.kind, e.at, e.data
+from unnest(%(ids)s::uuid[]) as i(id) join session_events e on e.session_id = i.id
+order by e.session_id, e.id
+
+-- name: reservations_of_sessions
+-- Reads the reservations of all runs of sessions.
+select r.id, r.session_id, r.run, r.amount, r.status, r.created_at, r.released_at, r.captured_at
+from unnest(%(ids)s::uuid[]) as i(id) join credit_reservations r on r.session_id = i.id
+order by r.session_id, r.run
+
+-- name: ledger_after
+-- Reads a user's movements of credits, oldest first, after a given one.
+select l.id, l.delta, l.kind, l.reservation_id, l.reason, l.created_at
+from credit_ledger l where l.user_id = %(user)s and l.id > %(after)s order by l.id limit %(limit)s
+
+-- name: traits_of_user
+-- Reads the values of a user's orders that the provider refused.
+select t.tool, t.field, t.value, t.refusals, t.tries, t.code, t.since, t.until
+from refused_traits t where t.user_id = %(user)s order by t.tool, t.field, t.value
+
+-- name: erase_sessions
+-- Erases the words of these sessions that do not live, and of their traces (an adopted table has other ends than ours): of the details and of each event it keeps the
+-- named keys. Passes over a session that another transaction has locked. Returns how many live, how many it has erased
+-- now, and how many it has passed over.
+with meant as (
+  select s.id, coalesce(s.status in ('queued', 'processing'), false) as live from generation_sessions s
+  where s.id = any(%(ids)s)
+),
+free as (
+  select s.id, s.erased_at from generation_sessions s
+  where s.id = any(%(ids)s) and (s.status in ('queued', 'processing')) is not true
+  order by s.id for update of s skip locked
+),
+erased as (
+  update generation_sessions s
+  set erased_at = now(), prompt = '',
+    params = case when s.params is not null then '{}'::jsonb end,
+    result = case when jsonb_typeof(s.result) <> 'null' then '{"images": []}'::jsonb else s.result end,
+    error_details = case jsonb_typeof(s.error_details) when 'object' then (
+      select coalesce(jsonb_object_agg(d.key, d.value), '{}') from jsonb_each(s.error_details) d
+      where d.key = any(%(details)s)
+    ) || %(instead)s::jsonb end
+  from free f where s.id = f.id and f.erased_at is null
+  returning s.id
+),
+kept as (
+  select e.id, (
+    select jsonb_object_agg(d.key, case when d.key = any(%(nested)s) and jsonb_typeof(d.value) = 'object' then (
+      select coalesce(jsonb_object_agg(n.key, n.value), '{}') from jsonb_each(d.value) n where n.key = any(%(details)s)
+    ) else d.value end)
+    from jsonb_each(e.data) d
+    where d.key = any(%(nested)s) or d.key = any(%(facts)s) and jsonb_typeof(d.value) not in ('object', 'array')
+  ) as data
+  from free f join session_events e on e.session_id = f.id
+  where jsonb_typeof(e.data) = 'object'
+),
+traced as (
+  update session_events e set data = k.data
+  from kept k where e.id = k.id and e.data is distinct from k.data
+)
+select count(*) filter (where m.live) as live, (select count(*) from erased) as erased,
+  count(*) filter (where not m.live and f.id is null) as locked
+from meant m left join free f on f.id = m.id
+
+-- name: erase_traits
+-- Forgets the values of a user's orders that the provider refused.
+with gone as (
+  delete from refused_traits t where t.user_id = %(user)s returning t.value
+)
+select count(*) as erased from gone
+
+-- name: erase_bulk_work
+-- Forgets the command lines of ended bulk work that name the user, or a session of the user: they may hold a prompt that
+-- somebody edited.
+with named as (
+  select b.id from bulk_work b
+  where b.ended_at is not null and b.again is not null and b.command <> 'privacy erase'
+    and (b.again || ' ' like %(pattern)s or exists (
+      select from regexp_matches(b.again, %(uuid)s, 'g') as found(ids)
+      join generation_sessions s on s.id = found.ids[1]::uuid
+      where s.user_id = %(user)s))
+),
+gone as (
+  update bulk_work b set again = null from named n where b.id = n.id returning b.id
+)
+select count(*) as erased from gone
+
+-- name: stored_about
+-- Counts a user's sessions: those that live, and those that have ended and still say something. `known`: somebody has an
+-- account or a session of this name.
+select count(*) filter (where s.status in ('queued', 'processing')) as live,
+  count(*) filter (where (s.status in ('queued', 'processing')) is not true and s.erased_at is null) as sessions,
+  count(*) > 0 or exists (select from credit_accounts a where a.user_id = %(user)s) as known
+from generation_sessions s where s.user_id = %(user)s

@@ -1,0 +1,119 @@
+"""Hold what SQS is sent and what it answers."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+BATCH = 10  # entries of one call
+MAX_BYTES = 1_048_576  # of a message and of a batch; a queue may allow less
+
+
+class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """Hold a message attribute as SQS has it; a binary value is base64."""
+
+    data_type: str = "String"
+    string_value: str | None = None
+    binary_value: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """Hold one delivery; `sent` are all of the sender's attributes, `attributes` the texts among them.
+
+    `group` is the same for all messages of one user, if the sender has given it.
+    """
+
+    message_id: str
+    receipt: str
+    body: str
+    sent: dict[str, Attribute]
+    receive_count: int
+    sent_at: datetime
+    group: str | None = None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """Return the String and Number attributes."""
+        return {k: a.string_value for k, a in self.sent.items() if a.string_value is not None}
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """Hold a message to send. SQS gets as many of its attributes as fit, the most important first.
+
+    `user` is whose it is: SQS gets a hash of it as the message's group, and serves quiet groups first.
+    """
+
+    body: str
+    attributes: Mapping[str, str | Attribute] = {}
+    user: str | None = None
+
+
+class EntryResult(NamedTuple):
+    """Say what became of one entry of a batch: done (a sent message has an id), or why not."""
+
+    error: str | None
+    message_id: str = ""
+    fix: str = ""
+    is_refused: bool = False  # SQS says that the entry is at fault, so that it is no use to send it again
+
+
+# --- the wire's shapes -----------------------------------------------------------------------
+
+
+class Delivery(msgspec.Struct, rename="pascal"):
+    """Hold a message of a receive."""
+
+    message_id: str
+    receipt_handle: str
+    body: str
+    attributes: dict[str, str] = {}
+    message_attributes: dict[str, Attribute] = {}
+
+
+class Deliveries(msgspec.Struct, rename="pascal"):
+    """Hold the answer to a receive."""
+
+    messages: list[Delivery] | None = None
+
+
+class EntryAnswer(msgspec.Struct, rename="pascal"):
+    """Hold what became of one entry of a batch."""
+
+    id: str
+    message_id: str = ""
+    code: str = ""
+    message: str | None = None
+    sender_fault: bool = True
+
+
+class EntryAnswers(msgspec.Struct, rename="pascal"):
+    """Hold the answer to a batch."""
+
+    successful: list[EntryAnswer] | None = None
+    failed: list[EntryAnswer] | None = None
+
+
+class QueueUrl(msgspec.Struct, rename="pascal"):
+    """Hold the answer to GetQueueUrl."""
+
+    queue_url: str
+
+
+class Attributes(msgspec.Struct, rename="pascal"):
+    """Hold the answer to GetQueueAttributes."""
+
+    attributes: dict[str, str] = {}
+
+
+def message(d: Delivery) -> Message:
+    """Read a delivery."""
+    return Message(
+        message_id=d.message_id,
+        receipt=d.receipt_handle,
+        body=d.body,
+        sent=d.message_attributes,
+        receive_count=int(d.attributes.get("ApproximateReceiveCount", 1)),
+        sent_at=datetime.fromtimestamp(int(d.attributes.get("SentTimestamp", 0)) / 1000, UTC),
+        group=d.attributes.get("MessageGroupId"),
+    )

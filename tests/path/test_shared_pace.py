@@ -1,0 +1,351 @@
+"""The shared pace: what the database deals, and what workers make of it, whoever dies, joins or is set back."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import structlog
+from tests.kit import Kit, until, worker_metrics
+
+from genctl import pace
+from genctl.base.settings import Settings
+from genctl.domain.model import GenctlError, NotYetError
+from genctl.domain.pace import AHEAD_S, WAY_S, WINDOW_S
+from genctl.domain.workers import OLDER
+from genctl.edges.db_errors import DatabaseGoneError
+from genctl.ops import workers
+from genctl.pipeline import Pipeline
+from genctl.services.gatekeeper import Gatekeeper
+from genctl.services.turns import Turns
+from genctl.services.worker import Until, Worker
+from genctl.tools.found import Tools
+from genctl.tools.seedream4 import TOOL
+
+SLACK_S = WINDOW_S + WAY_S
+
+
+async def lives(kit: Kit, worker: str, **limits: Any) -> None:
+    """Note a worker, as it does itself every ten seconds."""
+    facts: dict[str, Any] = dict.fromkeys(
+        ("jobs", "calls", "calls_a_minute", "concurrency"), 0
+    ) | dict.fromkeys(("rate", "max_in_flight", "received_s", "waits_for", "why"))
+    facts |= {"id": worker, "tool": TOOL.name, "version": "1", "concurrency": 64}
+    await kit.db.transact(("note_worker", facts | limits))
+
+
+async def dealt(kit: Kit, worker: str, want: int = 0, **more: Any) -> pace.Deal:
+    found = await pace.deal(kit.db, TOOL.name, worker, pace.Ask(want, SLACK_S, **more), locks=True)
+    assert found
+    return found
+
+
+async def dies(kit: Kit, worker: str) -> None:
+    """The worker was killed half a minute ago."""
+    await kit.query("update tool_workers set seen_at = seen_at - interval '31 s' where id = %s", worker)
+
+
+def dates(deal: pace.Deal) -> list[float]:
+    first = deal.first_at.timestamp()
+    return [first + number * deal.interval_s for number in range(deal.turns)]
+
+
+# --- what the database deals
+
+
+async def test_turns_of_all_workers_are_an_interval_apart_however_they_ask(kit: Kit) -> None:
+    for number in range(5):
+        await lives(kit, f"w{number}", rate=3_000)
+    asked = [dealt(kit, f"w{number % 5}", 20) for number in range(40)]
+    all_dates = sorted(date for deal in await asyncio.gather(*asked) for date in dates(deal))
+    assert len(all_dates) > 50
+    gaps = [after - before for before, after in itertools.pairwise(all_dates)]
+    assert min(gaps) >= (60 + SLACK_S) / 3_000 - 1e-5
+    assert all_dates[-1] <= time.time() + AHEAD_S + 1
+
+
+async def test_one_deal_is_a_share_so_that_nobody_takes_all(kit: Kit) -> None:
+    for number in range(4):
+        await lives(kit, f"w{number}", rate=600)
+    assert (await dealt(kit, "w0", 100)).turns == 3  # a quarter of ten a second
+
+
+@pytest.mark.parametrize(("rate", "turns", "interval_s"), [(0.1, 1, 610.0), (100_000.0, 1_667, 0.00061)])
+async def test_rates_of_a_call_in_ten_minutes_and_of_many_a_second(
+    kit: Kit, rate: float, turns: int, interval_s: float
+) -> None:
+    await lives(kit, "w", rate=rate)
+    first, second = await dealt(kit, "w", 5_000), await dealt(kit, "w", 5_000)
+    assert first.turns == turns
+    assert first.interval_s == pytest.approx(interval_s)
+    assert (second.turns == 0) is (rate < 1)
+    assert second.pace.dealt_s == pytest.approx(610.0 if rate < 1 else AHEAD_S, abs=1.0)
+
+
+async def test_the_least_limit_of_those_who_live_counts(kit: Kit) -> None:
+    await lives(kit, "free")
+    assert (await dealt(kit, "free", 9)).pace.rate is None
+    await lives(kit, "slow", rate=30, max_in_flight=3)
+    await lives(kit, "fast", rate=600, max_in_flight=90)
+    found = (await dealt(kit, "free")).pace
+    assert (found.rate, found.max_in_flight, found.workers) == (30, 3, 3)
+    await dies(kit, "slow")
+    found = (await dealt(kit, "free")).pace
+    assert (found.rate, found.max_in_flight, found.workers) == (600, 90, 2)
+
+
+async def test_a_worker_that_does_not_count_gets_nothing(kit: Kit) -> None:
+    """Its limits would not count either, such as after a long sleep."""
+    await lives(kit, "w", rate=600, max_in_flight=5)
+    await dies(kit, "w")
+    await lives(kit, "other", rate=600, max_in_flight=5)
+    found = await dealt(kit, "w", 9)
+    assert (found.turns, found.pace.slots, found.pace.is_live) == (0, None, False)
+
+
+async def test_turns_that_were_never_used_come_back_if_nobody_was_dealt_more(kit: Kit) -> None:
+    await lives(kit, "w", rate=1)
+    await lives(kit, "other", rate=1)
+    turns = Turns(kit.db, TOOL.name, "w", gatekeeper(kit), unsent=lambda: 1, changed=lambda: None)
+    await turns.look()
+    await turns.look()
+    assert (await dealt(kit, "other", 1)).turns == 0
+    await turns.leave()
+    assert (await dealt(kit, "other", 1)).turns == 1
+
+
+async def test_a_date_that_a_clock_or_another_rate_left_far_ahead_keeps_nobody_waiting(kit: Kit) -> None:
+    await lives(kit, "w", rate=60)
+    await dealt(kit, "w")
+    await kit.query("update tool_paces set next_at = now() + interval '1 day'")
+    found = await dealt(kit, "w", 1)
+    assert found.turns == 0
+    assert found.pace.dealt_s == pytest.approx(AHEAD_S + 61 / 60, abs=0.1)
+
+
+async def test_calls_at_once_are_never_more_than_the_limit_together(kit: Kit) -> None:
+    """The second gets nothing until the first has given something up, of what it does not use."""
+    await lives(kit, "one", max_in_flight=5)
+    assert (await dealt(kit, "one")).pace.slots == 5
+    await lives(kit, "two", max_in_flight=5)
+    assert (await dealt(kit, "two")).pace.slots == 0
+    assert (await dealt(kit, "one", calls=4)).pace.slots == 4
+    assert (await dealt(kit, "two")).pace.slots == 1
+    assert (await dealt(kit, "one", calls=1)).pace.slots == 2
+    assert (await dealt(kit, "two")).pace.slots == 3
+    await dies(kit, "one")
+    assert (await dealt(kit, "two")).pace.slots == 5
+
+
+async def test_many_who_join_at_once_share_the_calls_at_once(kit: Kit) -> None:
+    for number in range(20):
+        await lives(kit, f"w{number}", max_in_flight=7)
+    await asyncio.gather(*(dealt(kit, f"w{number % 20}") for number in range(60)))
+    rows = await kit.query("select sum(slots)::int as slots, max(slots) as most from tool_workers")
+    assert rows == [{"slots": 7, "most": 1}]
+
+
+async def test_a_retry_after_and_a_429_reach_all_and_a_person_can_forget_them(kit: Kit) -> None:
+    await lives(kit, "one")
+    await lives(kit, "two")
+    seen = (await dealt(kit, "one", hold_s=30.0)).pace
+    assert await pace.teach(kit.db, TOOL.name, seen, (42.0, 60.0), "RateLimitExceeded")
+    assert not await pace.teach(kit.db, TOOL.name, seen, (21.0, 60.0), "RateLimitExceeded")
+    found = (await dealt(kit, "two", 1)).pace
+    assert (found.rate, found.code, round(found.paused_s)) == (42.0, "RateLimitExceeded", 30)
+    words = (await pace.read(kit.db))[TOOL.name].words()
+    assert words.startswith("42 calls a minute, as RateLimitExceeded taught")
+    assert words.endswith(" s, as the provider said")
+    await pace.forget(kit.db, TOOL.name)
+    assert (await pace.read(kit.db))[TOOL.name].words() == "no limit of calls a minute"
+
+
+# --- what workers make of it
+
+
+def gatekeeper(kit: Kit) -> Gatekeeper:
+    return Gatekeeper(
+        kit.db, TOOL.name, failures=None, call_s=1.0, send_back=lambda: None, default_model=TOOL.default_model
+    )
+
+
+@asynccontextmanager
+async def looking(turns: Turns) -> AsyncIterator[None]:
+    """Look after the turns as a worker's presence does."""
+
+    async def keep() -> None:
+        while True:
+            with suppress(GenctlError):
+                await turns.look()
+            await turns.wait()
+
+    task = asyncio.create_task(keep())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class Caller:
+    """A worker that only calls: so many jobs, which wait for their turns and are answered at once."""
+
+    def __init__(self, kit: Kit, worker: str, jobs: int) -> None:
+        self.left = jobs
+        self.began: list[float] = []
+        self.turns = Turns(
+            kit.db, TOOL.name, worker, gatekeeper(kit), unsent=lambda: self.left, changed=lambda: None
+        )
+
+    async def run(self) -> None:
+        async def job() -> None:
+            while True:
+                try:
+                    await self.turns.take()
+                except NotYetError:
+                    continue
+                break
+            self.began.append(time.monotonic())
+            self.left -= 1
+
+        await asyncio.gather(*(asyncio.create_task(job()) for _ in range(self.left)))
+
+
+async def test_fifty_workers_at_once_keep_the_rate_and_none_starves(kit: Kit) -> None:
+    callers = [Caller(kit, f"w{number}", 3) for number in range(50)]
+    for number in range(50):
+        await lives(kit, f"w{number}", rate=3_000)
+    async with asyncio.timeout(30):
+        async with asyncio.TaskGroup() as group:
+            for caller in callers:
+                group.create_task(ran(caller))
+    began = sorted(at for caller in callers for at in caller.began)
+    assert len(began) == 150
+    for first, at in enumerate(began):
+        within = sum(at <= other < at + 1 for other in began[first:])
+        assert within <= math.ceil((1 + SLACK_S) * 3_000 / (60 + SLACK_S))
+    spent_s = began[-1] - began[0]
+    assert all(caller.began[0] - began[0] < spent_s * 0.9 for caller in callers)
+
+
+async def ran(caller: Caller) -> None:
+    async with looking(caller.turns):
+        await caller.run()
+
+
+async def test_while_the_database_is_away_turns_run_out_and_then_calls_go_on(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call is made above the rate, and what is waited for is told."""
+    await lives(kit, "w", rate=6_000)
+    caller, usual = Caller(kit, "w", 1_000), pace.deal
+
+    async def away(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(0.05)
+        raise DatabaseGoneError("DatabaseUnreachable", "cannot use PostgreSQL: it is away")
+
+    async with looking(caller.turns):
+        running = asyncio.create_task(caller.run())
+        await until(lambda: some(len(caller.began) > 20))
+        monkeypatch.setattr(pace, "deal", away)
+        await until(lambda: some(caller.turns._stock.fresh(time.monotonic()).left == 0))
+        assert caller.turns.why() == ("database", "cannot use PostgreSQL: it is away")
+        begun = len(caller.began)
+        await until(lambda: some(caller.turns.keeps_back))
+        assert len(caller.began) - begun <= 1
+        monkeypatch.setattr(pace, "deal", usual)
+        await until(lambda: some(len(caller.began) > begun + 20))
+        running.cancel()
+    gaps = sorted(caller.began)
+    assert sum(gaps[0] <= at < gaps[0] + 1 for at in gaps) <= 100 * (1 + SLACK_S)
+
+
+async def some(value: object) -> bool:
+    return bool(value)
+
+
+@asynccontextmanager
+async def working(pipeline: Pipeline, **manners: Any) -> AsyncIterator[Worker]:
+    worker = Worker(
+        pipeline,
+        Settings(**{"breaker": False} | manners),
+        metrics=worker_metrics(),
+        concurrency=10,
+        grace_s=0.0,
+        until=Until(),
+    )
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_workers_have_no_more_calls_at_once_than_the_limit(kit: Kit) -> None:
+    for _ in range(9):
+        await kit.enqueue("hang")
+    async with (
+        working(kit.pipeline, max_in_flight=4) as one,
+        Pipeline.open(kit.settings) as other,
+        working(other, max_in_flight=4) as two,
+    ):
+        await until(lambda: some(one._turns.calls + two._turns.calls == 4))
+        await one._turns.look()
+        await two._turns.look()
+        assert one._turns.calls + two._turns.calls == 4
+
+
+async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = Tools.of(kit.settings)
+    async with working(kit.pipeline, rate=90) as worker:
+        await until(lambda: some(worker.liveness.heard_at))
+        await worker.presence.note()
+        (seen,) = (await workers.look(kit.db, tools)).workers
+        assert (seen.id, seen.tool, seen.concurrency) == (kit.pipeline.worker, TOOL.name, 10)
+        assert (seen.waits_for, seen.why, seen.rate) == ("jobs", "nothing is due", 90)
+        assert seen.received_at
+        assert seen.shown(None)["rateShare"] is None
+        await kit.query("insert into tool_gates (tool, state, who) values (%s, 'closed', 'ann')", TOOL.name)
+        await until(lambda: some(not worker.gatekeeper.is_open))
+        await worker.presence.note()
+        (seen,) = (await workers.look(kit.db, tools)).workers
+        assert seen.waits_for == "gate"
+    assert (await workers.look(kit.db, tools)).workers == []
+
+
+async def test_a_killed_worker_leaves_the_list_and_its_dead_leases_name_it(kit: Kit) -> None:
+    session = await kit.enqueue()
+    claimed = await kit.pipeline.claim(session.id, 1)
+    assert claimed
+    await lives(kit, kit.pipeline.worker)
+    await dies(kit, kit.pipeline.worker)
+    assert (await workers.look(kit.db, Tools.of(kit.settings))).workers == []
+    await kit.query("update generation_sessions set lease_until = now() - interval '1 s'")
+    async with Pipeline.open(kit.settings) as other:
+        assert other.worker != kit.pipeline.worker
+        with structlog.testing.capture_logs() as lines:
+            (swept,) = await kit.sweep()
+    assert swept.why == f"its worker {kit.pipeline.worker} fell silent"
+    (event,) = await kit.query("select data from session_events where kind = 'requeued_dead'")
+    assert event["data"] == {"worker": kit.pipeline.worker}
+    assert any(kit.pipeline.worker in str(line) for line in lines)
+
+
+async def test_a_worker_of_an_older_release_is_told(kit: Kit) -> None:
+    """Its leases name it, by an id without a random part; it has no row and keeps no shared pace."""
+    session = await kit.enqueue()
+    await kit.pipeline.claim(session.id, 1)
+    tools = Tools.of(kit.settings)
+    assert (await workers.look(kit.db, tools)).workers == []  # ours, which has no row: a sweeper has none
+    await kit.query(
+        """update session_events set data = data || '{"worker": "old:7"}' where kind = 'claimed'"""
+    )
+    (seen,) = (await workers.look(kit.db, tools)).workers
+    assert (seen.id, seen.tool, seen.version, seen.why) == ("old:7", TOOL.name, None, OLDER)

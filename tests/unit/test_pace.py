@@ -1,0 +1,220 @@
+"""The pace as values: dated turns keep the rate in every minute, and 429s teach the provider's limit."""
+
+import math
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genctl.domain.pace import (
+    BEST,
+    FIRST_RATE,
+    LEAST_RATE,
+    ROUND_S,
+    WAY_S,
+    WINDOW_S,
+    WORST,
+    Dealt,
+    Pace,
+    Recent,
+    ServerClock,
+    Stock,
+)
+
+NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
+
+
+def dealt(rate: float, count: int, first_at: float = 0.0) -> Stock:
+    """Turns as the database deals them at that rate."""
+    return Stock().with_(Dealt(first_at=first_at, interval_s=(60 + WINDOW_S + WAY_S) / rate, count=count))
+
+
+@given(
+    st.floats(0.1, 100_000),
+    st.lists(st.floats(0, 3), min_size=1, max_size=200),
+    st.lists(st.floats(0, WAY_S), min_size=200, max_size=200),
+)
+def test_no_minute_has_more_calls_than_the_rate(rate: float, gaps: list[float], late: list[float]) -> None:
+    """However the jobs come, and however long each request is on its way."""
+    stock, now, calls = dealt(rate, 100_000), 0.0, []
+    for gap, way_s in zip(gaps, late, strict=False):
+        now += gap
+        stock = stock.fresh(now)
+        if (wait_s := stock.wait_s(now)) is None:
+            break
+        now += wait_s
+        stock = stock.took()
+        calls.append(now + way_s)
+    for at in calls:
+        assert sum(at <= other < at + 60 for other in calls) <= max(1, math.ceil(rate))
+
+
+def test_a_turn_that_nobody_used_is_over_and_comes_back_only_from_the_end() -> None:
+    stock = dealt(61, 4)  # one a second
+    stock = stock.fresh(0.0).took()
+    assert stock.left == 3
+    late = stock.fresh(2 + WINDOW_S + 0.1)
+    assert late.left == 1
+    assert late.wait_s(2.6) == pytest.approx(0.4)
+    assert late.idle.count == 0  # one is to come
+    over = stock.fresh(60.0)
+    assert (over.left, over.wait_s(60.0)) == (0, None)
+    assert over.idle.unused_s == pytest.approx(3.0)
+    late = late.took().fresh(60.0)
+    assert late.idle.unused_s == 0  # those before the last used one are lost
+
+
+def test_a_timer_that_wakes_late_costs_no_turn() -> None:
+    """At 60,000 a minute a call begins each millisecond; timers are no better than that."""
+    stock, now = dealt(60_000, 10_000), 0.0
+    for _ in range(10_000):
+        stock = stock.fresh(now)
+        now += (wait_s := stock.wait_s(now) or 0.0) and wait_s + 0.001
+        stock = stock.took()
+    assert now == pytest.approx(10.0, rel=0.02)
+
+
+@given(
+    st.floats(-1e9, 1e9), st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0, 5)), min_size=1)
+)
+def test_a_date_is_never_read_too_early(offset: float, answers: list[tuple[float, float, float]]) -> None:
+    """Whatever part of the time between question and answer the way there took."""
+    clock, now = ServerClock(), 100.0
+    for there_s, back_s, pause_s in answers:
+        asked_at, said = now, now + there_s + offset
+        now += there_s + back_s
+        clock = clock.heard(asked_at, said, now)
+        assert clock.surely(said) >= asked_at + there_s - 1e-5
+        assert clock.surely(said) <= asked_at + there_s + clock.doubt_s(now) + 1e-5
+        now += pause_s
+    best_s = min(there_s + back_s for there_s, back_s, _ in answers)
+    spent_s = sum(map(sum, answers))
+    assert clock.doubt_s(now) <= best_s + 4 * spent_s * 0.001 + 1e-5
+
+
+def test_a_server_whose_clock_was_set_is_believed_at_once() -> None:
+    clock = ServerClock().heard(0.0, 1_000.0, 0.1).heard(1.0, 5_000.0, 1.2)
+    assert clock.surely(5_000.0) == pytest.approx(1.2)
+
+
+def near(*values: float | None) -> Any:
+    """What compares as equal to these, but for rounding."""
+    return tuple(value if value is None else pytest.approx(value) for value in values)
+
+
+def known(**more: object) -> Pace:
+    facts = {
+        "read_at": NOW,
+        "changed_at": NOW - timedelta(seconds=ROUND_S),
+        "next_at": NOW + timedelta(seconds=1),
+    }
+    return Pace(**{**facts, **more})  # type: ignore[arg-type]
+
+
+def test_the_least_limit_counts() -> None:
+    assert known().rate is None
+    assert known(given=60.0).rate == 60
+    assert known(given=60.0, taught=30.0).rate == 30
+    assert known(given=60.0, workers=4).share == 15
+
+
+def test_a_429_lowers_the_rate_by_what_the_provider_took() -> None:
+    lowered = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=0.7, calls_a_minute=90)
+    assert lowered == near(70.0, 100.0)
+    for took, left in ((0.1, WORST), (0.99, BEST)):
+        found = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=took, calls_a_minute=90)
+        assert found
+        assert found[0] == pytest.approx(100 * left)
+
+
+def test_the_first_429_begins_at_what_the_workers_do() -> None:
+    """And no lower than a call a second: one 429 of an idle fleet says little."""
+    assert known(workers=5).lowered(began_s=0.1, took=0.85, calls_a_minute=600) == near(2550, 3000)
+    assert known().lowered(began_s=0.1, took=0.0, calls_a_minute=2) == near(FIRST_RATE, FIRST_RATE / BEST)
+    assert known(given=6.0).lowered(began_s=0.1, took=0.0, calls_a_minute=2) == (6.0, 6.0)
+
+
+@pytest.mark.parametrize(("ago_s", "began_s"), [(ROUND_S - 1, 1.0), (20.0, 21.0)])
+def test_a_429_that_the_last_one_explains_is_no_news(ago_s: float, began_s: float) -> None:
+    """Its call began before the rate was lowered, or that was just now."""
+    pace = known(taught=100.0, top=100.0, lowered_at=NOW - timedelta(seconds=ago_s))
+    assert pace.lowered(began_s=began_s, took=0.0, calls_a_minute=100) is None
+
+
+def test_the_rate_never_falls_below_the_least() -> None:
+    """And a rate that was given lower is never raised to that."""
+    lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0.0, calls_a_minute=1)
+    assert lowest == (LEAST_RATE, BEST * 100)
+    lower = known(taught=0.1, given=0.1, top=0.1).lowered(began_s=1.0, took=0.0, calls_a_minute=1)
+    assert lower == (0.1, 0.1)
+
+
+def test_a_rate_that_is_used_climbs_to_what_was_given() -> None:
+    assert known(taught=60.0, top=100.0).raised() == near(60 + 10 / 6, 100.0)
+    assert known(taught=99.0, top=100.0, given=100.0).raised() == (None, None)
+    assert known(taught=60.0, top=100.0, next_at=NOW).raised() is None  # nobody waits
+    assert known(taught=60.0, top=100.0, changed_at=NOW).raised() is None
+    assert known().raised() is None
+    assert known(taught=60.0, top=100.0, next_at=NOW, changed_at=NOW - timedelta(days=2)).raised() == (
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize("limit", [20, 300, 3_000])
+@pytest.mark.parametrize("given", [None, 10_000.0])
+def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: float | None) -> None:
+    """A provider that takes `limit` calls in any minute, workers that always have jobs: for an hour.
+
+    After the first ten minutes they use most of it, and few calls are refused.
+    """
+    pace, now, carry, recent = known(given=given), 0.0, 0.0, Recent()
+    taken: deque[float] = deque()
+    took = refused = late_took = late_refused = 0
+    lowered = changed = -math.inf
+    while now < 3_600:
+        now += 0.1
+        pace = known(
+            given=given, taught=pace.taught, top=pace.top,
+            lowered_at=NOW - timedelta(seconds=min(now - lowered, 1e6)),
+            changed_at=NOW - timedelta(seconds=min(now - changed, 80_000)),
+        )  # fmt: skip
+        carry += (pace.rate if pace.rate is not None else 6_000) / 600
+        while taken and taken[0] <= now - 60:
+            taken.popleft()
+        is_refused = False
+        for _ in range(int(carry)):
+            good = len(taken) < limit
+            taken.extend([now] if good else [])
+            recent.count(now, began=1, took=int(good), refused=int(not good))
+            took, refused, is_refused = took + good, refused + (not good), is_refused or not good
+        carry %= 1
+        learnt: tuple[float | None, float | None] | None
+        if is_refused:
+            learnt = pace.lowered(
+                began_s=0.05, took=recent.took(now), calls_a_minute=recent.began(now, 10) * 6
+            )
+            lowered = changed = now if learnt else lowered
+        else:
+            learnt = pace.raised()
+            changed = now if learnt else changed
+        if learnt:
+            pace = known(given=given, taught=learnt[0], top=learnt[1])
+        if now < 600:
+            late_took, late_refused = took, refused
+    used = (took - late_took) / (limit * 50)
+    assert used > 0.75
+    assert (refused - late_refused) / (took - late_took) < 0.05
+
+
+def test_recent_calls_are_those_of_the_last_minute() -> None:
+    recent = Recent()
+    for second in range(100):
+        recent.count(second, began=2, took=1, refused=int(second > 95))
+    assert recent.began(99.5) == 120
+    assert recent.began(99.5, 10) == 20
+    assert recent.took(99.5) == pytest.approx(10 / 14)
+    assert recent.took(300.0) == 1

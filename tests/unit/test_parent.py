@@ -1,0 +1,72 @@
+"""What a parent decides about its processes, and what their common port says, by a clock of the test's own."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from genctl.services import processes
+from genctl.services.processes import STALLED_S, Parent, Tended, cores
+from genctl.services.reports import Overview, ProcessReport
+
+GREEN = {"ok": True, "why": "receives are answered"}
+RED = {"ok": False, "why": "no receive was answered for 75 s"}
+
+
+def test_pauses_double_to_thirty_seconds_and_begin_anew_after_a_minute_of_life() -> None:
+    one = Tended(1)
+    assert [one.pause_s(lived_s) for lived_s in (0, 59, 1, 1, 1, 1, 1)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [one.pause_s(60), one.pause_s(5)] == [1, 2]
+
+
+def test_a_process_whose_loop_stands_still_for_a_minute_is_killed() -> None:
+    parent = Parent(1, lambda _: pytest.fail("nothing is forked here"), port=None, grace_s=0, drains=False)
+    (one,) = parent._workers
+    line, other = socket.socketpair()
+    with line, other, subprocess.Popen(["sleep", "60"]) as process:
+        one.pid, one.line, one.works = process.pid, line, True
+        one.heard = time.monotonic() - STALLED_S + 10
+        parent._kill()
+        assert process.poll() is None
+        one.heard -= 20
+        parent._kill()
+        assert process.wait(5) == -signal.SIGKILL
+        parent._drop_lines()
+
+
+def test_the_common_port_is_red_while_one_worker_is_and_when_none_has_worked_for_a_minute() -> None:
+    now = 1000.0
+    overview = Overview(lambda: now)
+    assert overview.report() == {"ok": True, "why": "its processes start", "processes": {}}
+    overview.take(ProcessReport(1, GREEN))
+    overview.take(ProcessReport(2, RED))
+    told = overview.report()
+    assert (told["ok"], told["why"]) == (False, "process 2: no receive was answered for 75 s")
+    assert told["processes"] == {"1": GREEN, "2": RED}
+    overview.take(ProcessReport(2))
+    assert overview.report()["ok"], "one that has ended is started again"
+    overview.take(ProcessReport(1))
+    now += 59
+    assert overview.report()["ok"]
+    now += 1
+    assert overview.report()["why"] == "no process has been at work for 60 s"
+    assert not overview.report()["ok"]
+
+
+@pytest.mark.parametrize(("share", "count"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1)])
+@pytest.mark.parametrize("group", ["/", "/system.slice/genctl-worker.service"])
+def test_auto_is_the_processors_of_the_share_of_a_container_or_a_unit(
+    group: str, share: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / f".{group}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.max").write_text(f"{share}\n")
+    (tmp_path / "own").write_text(f"0::{group}\n")
+    monkeypatch.setattr(processes, "GROUPS", tmp_path)
+    monkeypatch.setattr(processes, "OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert cores() == count
