@@ -24,8 +24,8 @@ import sys
 import tempfile
 import termios
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -47,14 +47,19 @@ STEP = """
 import json, os, signal, socket, sys
 conn = socket.socket(socket.AF_UNIX)
 conn.connect({address!r})
-asked = {{"argv": ["genctl", *json.load(sys.stdin)], "cwd": os.getcwd(), "env": dict(os.environ)}}
+asked = {{"argv": ["genctl", *{words}], "cwd": os.getcwd(), "env": dict(os.environ)}}
 text = json.dumps(asked).encode() + b"\\n"
 conn.sendall(text[socket.send_fds(conn, [text], [0, 1, 2]):])
 for fd in (1, 2):
     os.close(fd)  # they end with the fork
 said = conn.makefile()
 pid = int(said.readline())
-signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+def end(number, _):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:  # it has ended, and its exit code is on the way
+        pass
+signal.signal(signal.SIGTERM, end)
 os._exit(os.waitstatus_to_exitcode(int(said.readline())) & 255)
 """
 
@@ -99,16 +104,33 @@ def surroundings(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(BEGUN_WITH)} | more
 
 
+def program(file: Path, python: str = sys.executable) -> None:
+    """Make the file a `genctl` that is forked, for what is typed into a shell."""
+    file.write_text(f"#!{sys.executable} -IS\n{STEP.format(address=servers[python], words='sys.argv[1:]')}")
+    file.chmod(0o755)
+
+
+@contextmanager
+def offered(python: str) -> Iterator[None]:
+    """Meanwhile commands of this interpreter are forked."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+        servers[python] = _listen(listening, folder)
+        server = _server(python, listening)
+        try:
+            yield
+        finally:
+            del servers[python]
+            server.communicate()
+
+
 def offer(python: str) -> str:
     """From now on commands of this interpreter are forked; the address.
 
     The first command starts the server. It ends with this process, which one may do for all of a test run.
     """
     folder = tempfile.mkdtemp()
-    servers[python] = address = f"{folder}/forks"
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(address)
-    listening.listen(64)
+    servers[python] = address = _listen(listening, folder)
     atexit.register(shutil.rmtree, folder)
     threading.Thread(target=_start, args=(python, listening), daemon=True).start()
     return address
@@ -116,15 +138,26 @@ def offer(python: str) -> str:
 
 def _start(python: str, listening: socket.socket) -> None:
     select.select([listening], [], [])
-    server = subprocess.Popen(
+    server = _server(python, listening)
+    listening.close()
+    atexit.register(server.communicate)
+
+
+def _listen(listening: socket.socket, folder: str) -> str:
+    address = f"{folder}/forks"
+    listening.bind(address)
+    listening.listen(64)
+    return address
+
+
+def _server(python: str, listening: socket.socket) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
         [python, "-m", "tests.process.forks", str(listening.fileno())],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"]},
         stdin=subprocess.PIPE,  # it ends when nobody holds the other end
         pass_fds=[listening.fileno()],
     )
-    listening.close()
-    atexit.register(server.communicate)
 
 
 class Forked:
@@ -157,9 +190,10 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send it unless the process has ended."""
+        """Send it unless the process has ended, be it that the server has not told so yet."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -214,7 +248,8 @@ def _become(asked: dict[str, Any], streams: list[int], address: str) -> str:
     if sys.platform == "linux":  # a test run that was killed leaves nothing behind: the server ends with it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if asked["env"].get(FORKED_STEPS):
-        sys.modules["genctl.ops.runbook.actions"].GENCTL = STEP.format(address=address)  # type: ignore[attr-defined]
+        step = STEP.format(address=address, words="json.load(sys.stdin)")
+        sys.modules["genctl.ops.runbook.actions"].GENCTL = step  # type: ignore[attr-defined]
     for mine, given in enumerate(streams):
         os.dup2(given, mine)
         os.close(given)

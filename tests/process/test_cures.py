@@ -11,7 +11,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,7 +25,8 @@ from botocore import xform_name
 from botocore.validate import ParamValidator
 from tests import cures
 from tests.kit import locked, until_sync
-from tests.process.forks import ADDRESS, FORKED_STEPS, IN_A_SHELL, STEP, servers
+from tests.process import forks
+from tests.process.forks import FORKED_STEPS, IN_A_SHELL
 from tests.process.place import Place
 
 from genctl.cli.words import usage_mistake
@@ -206,11 +206,7 @@ class Shell:
         self.place = place
         programs = place.folder / "programs"
         programs.mkdir()
-        genctl = programs / "genctl"
-        address = servers.get(sys.executable, os.environ.get(ADDRESS, ""))
-        asked = STEP.format(address=address).replace("*json.load(sys.stdin)", "*sys.argv[1:]")
-        genctl.write_text(f"#!{sys.executable} -IS\n{asked}")
-        genctl.chmod(0o755)
+        forks.program(programs / "genctl")
         self.path = f"{programs}:{os.environ['PATH']}"
 
     def __call__(self, line: str, **env: str) -> Said:

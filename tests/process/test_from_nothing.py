@@ -6,18 +6,21 @@ One environment for all, each chapter of its story a test: none takes five minut
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
 from tests.kit import free_port, until_sync
+from tests.process import forks
 from tests.process.bare import NO_INDEX, PYTHON, ROOT, Bare
 from tests.process.place import Running
 from tests.process.test_demo import processes_in
 
 EXAMPLE = "examples/genctl-tool-example/README.md"
 ENDLESS = ("genctl watch", "genctl tail-failures")
+OURS = "genctl-as-installed"
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 ASKING = ("genctl dlq redrive --category server --canary", "genctl runbook run provider-outage --var")
 
@@ -122,8 +125,9 @@ def test_the_steps_of_the_action_and_in_a_second_terminal_all_other_commands(who
         stepped(step, whole)
     pages = ("docs/dlq.md", "docs/runbooks.md", "docs/failures.md")
     lines = [line for page in pages for line in console(page)[0]]
-    for line in [*others, *lines, *console("docs/adoption.md")[1]]:
-        typed(line, whole)
+    with forked(whole):
+        for line in [*others, *lines, *console("docs/adoption.md")[1]]:
+            typed(line, whole)
     for step in (smoke, stop):
         stepped(step, whole)
     suite = ET.parse(whole.checkout / "smoke.xml").getroot()
@@ -139,6 +143,17 @@ def test_the_example_is_a_tool_once_it_is_installed(whole: Bare) -> None:
     example, tools, *_ = console(EXAMPLE)[0]
     assert whole.type(example).returncode == 0
     assert re.search(r"^example +example +", whole.type(tools).stdout, re.MULTILINE)
+
+
+@contextmanager
+def forked(bare: Bare) -> Iterator[None]:
+    """Meanwhile its `genctl` is forked, with all that is installed there in memory, but for what is ended by Ctrl-C."""
+    genctl, python = bare.checkout / ".venv/bin/genctl", str(bare.checkout / ".venv/bin/python")
+    installed = genctl.rename(genctl.with_name(OURS))
+    with forks.offered(python):
+        forks.program(genctl, python)
+        yield
+    installed.rename(genctl)
 
 
 def half_an_environment(bare: Bare) -> None:
@@ -162,6 +177,7 @@ def stepped(step: str, bare: Bare) -> None:
 def typed(line: str, bare: Bare) -> None:
     """What does not end by itself is ended when it has told something; what asks is told how to answer."""
     if ENDLESS[0] in line or ENDLESS[1] in line:
+        line = line.replace("genctl ", f"{OURS} ", 1)
         with Running.start("sh", "-c", f"exec {line}", env=bare.env, folder=bare.checkout) as running:
             until_sync(lambda: any(running.texts()) or running.process.poll(), within_s=60)
             assert running.end(signal.SIGINT, within_s=60) == 130, running.texts()

@@ -38,6 +38,7 @@ class Module:
         self.name = path.relative_to(SOURCE).as_posix()
         self.tree = ast.parse(path.read_text())
         self.around = {inner: outer for outer in ast.walk(self.tree) for inner in ast.iter_child_nodes(outer)}
+        self.constants = [node for node in ast.walk(self.tree) if isinstance(node, ast.Constant)]
 
     def outside(self, node: ast.AST) -> Iterator[ast.AST]:
         while inside := self.around.get(node):
@@ -46,8 +47,8 @@ class Module:
 
     def named(self, names: set[str]) -> Iterator[ast.Constant]:
         """Where one of these is named as a statement is: asked for, a step's first part, or put by for either."""
-        for node in ast.walk(self.tree):
-            if not (isinstance(node, ast.Constant) and node.value in names):
+        for node in self.constants:
+            if node.value not in names:
                 continue
             match self.around[node]:
                 case ast.Tuple(elts=[first, _]) if first is node:

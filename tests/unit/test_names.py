@@ -21,8 +21,13 @@ def trees() -> dict[str, ast.Module]:
     }
 
 
-def declared() -> Iterator[tuple[str, str, str]]:
+@cache
+def declared() -> list[tuple[str, str, str]]:
     """Each parameter and attribute: its file, its name, its annotation ("" without one)."""
+    return list(_declared())
+
+
+def _declared() -> Iterator[tuple[str, str, str]]:
     for file, tree in trees().items():
         for node in ast.walk(tree):
             match node:
