@@ -36,12 +36,12 @@ async def price(at: worker.Stage) -> None:
         for rate in (None, 100_000) if n % 2 else (100_000, None):
             full = await worker.fill(at, JOBS)
             env = ("env", f"GENCTL_RATE={rate}") if rate else ("env",)
-            took[rate] = await asyncio.to_thread(worker.run, full, (*env, *worker.genctl(64)), JOBS)
+            took[rate] = await asyncio.to_thread(worker.run, full, (*env, *worker.genctl()), JOBS)
         free, paced = took[None], took[100_000]
-        print(f"round {n + 1}: {free.rate:.0f}/s and {free.cpu_ms:.2f} ms without a rate, "
-              f"{paced.rate:.0f}/s and {paced.cpu_ms:.2f} ms with one")  # fmt: skip
+        print(f"round {n + 1}: {free.rate:.0f}/s and {free.sum_ms:.2f} ms without a rate, "
+              f"{paced.rate:.0f}/s and {paced.sum_ms:.2f} ms with one")  # fmt: skip
         ratios["rate"].append(paced.rate / free.rate)
-        ratios["cpu"].append(paced.cpu_ms / free.cpu_ms)
+        ratios["cpu"].append(paced.sum_ms / free.sum_ms)
     for what, found in ratios.items():
         print(f"{what} with a rate: {statistics.median(found):.3f} of that without "
               f"({min(found):.3f} to {max(found):.3f})")  # fmt: skip
@@ -52,7 +52,7 @@ def reached(at: worker.Stage) -> None:
     full = asyncio.run(worker.fill(at, RATE * 2))
     with ExitStack() as stack, psycopg.connect(at.dsn, autocommit=True) as conn:
         lines = stack.enter_context(tempfile.TemporaryFile())
-        argv = ("env", f"GENCTL_RATE={RATE}", *worker.genctl(64))
+        argv = ("env", f"GENCTL_RATE={RATE}", *worker.genctl())
         workers = [
             stack.enter_context(subprocess.Popen(argv, env=full.env(), stdout=lines, stderr=lines))
             for _ in range(5)
@@ -79,13 +79,16 @@ def reached(at: worker.Stage) -> None:
 async def measured(wish: list[str]) -> int:
     """Set the stage, and do what is wished."""
     with (
-        stage.emulator() as endpoint,
-        worker.provider(0) as provider,
+        stage.emulator() as (endpoint, queue),
+        worker.provider(0) as (base, provider),
         tempfile.TemporaryDirectory() as folder,
     ):
         async with Postgres(Path(folder) / "pg") as postgres:
             await migrate.up(postgres.dsn)
-            at = worker.Stage(postgres.dsn, endpoint, provider)
+            assert postgres.child
+            assert postgres.child.process
+            parts = {"postgres": postgres.child.process.pid, "queue": queue, "provider": provider}
+            at = worker.Stage(postgres.dsn, endpoint, base, parts)
             if "reached" not in wish:
                 await price(at)
             if "price" not in wish:

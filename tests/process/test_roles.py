@@ -255,6 +255,17 @@ def test_bulk_work_that_cannot_be_written_down_is_not_done(land: Land) -> None:
     assert land.place.genctl("dlq", "history", DATABASE_URL=land.dsns["auditor"])[0]["state"] == "done"
 
 
+def test_a_worker_that_may_not_keep_the_shared_pace_does_not_start(land: Land) -> None:
+    """It would call above the rate of all; `doctor` says which rights its role lacks."""
+    land.admin.execute("revoke insert on tool_workers from genctl_worker")
+    done = land.place.say("worker", "--once", exit_code=3, DATABASE_URL=land.dsns["worker"])
+    assert "permission denied for table tool_workers" in done.stderr
+    findings = land.place.genctl("doctor", exit_code=1, DATABASE_URL=land.dsns["worker"])["findings"]
+    assert any(one["check"] == "rights" and "tool_workers" in one["message"] for one in findings)
+    land.admin.execute("grant insert on tool_workers to genctl_worker")
+    land.place.say("worker", "--drain", DATABASE_URL=land.dsns["worker"])
+
+
 def test_nobody_else_gets_in_and_each_table_is_somebodys(land: Land) -> None:
     """Whoever may connect hears each NOTIFY. A table that a migration adds has its line in roles.sql."""
     stranger = f"stranger_{uuid4().hex[:8]}"
