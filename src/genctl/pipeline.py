@@ -65,7 +65,6 @@ Counted = Literal["repeated", "orphaned", "copied", "unnotified"]
 
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # between looks at a row that somebody has locked
 MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # between tries to mark a copy, as the sweeper sends another without
-QUEUE_PACE_S = 0.01  # of calls to SQS: each has a price, and takes ten messages
 MOST_TOLD = 100  # tools and models whose messages we log as left for others
 
 UNTRACED = nullcontext()
@@ -201,9 +200,9 @@ class Pipeline:
     def _have(self, queue: Queue, dlq: Queue) -> None:
         self.queue, self.dlq = queue, dlq
         # calls for many messages at the same moment become one
-        self._copies = Together(dlq.send, most=BATCH, pace_s=QUEUE_PACE_S)
-        self._deletes = Together(queue.delete, most=BATCH, pace_s=QUEUE_PACE_S)
-        self._hides = Together(queue.hide, most=BATCH, pace_s=QUEUE_PACE_S)
+        self._copies = Together(dlq.send, most=BATCH)
+        self._deletes = Together(queue.delete, most=BATCH)
+        self._hides = Together(queue.hide, most=BATCH)
 
     async def reach(self) -> None:
         """Look the queues up, unless we have them; all who come meanwhile wait for one look.

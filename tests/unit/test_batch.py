@@ -37,9 +37,9 @@ async def test_a_lone_one_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_call_that_begins_soon_after_another_has_company(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a busy worker makes few large calls."""
     monkeypatch.setattr(batch, "PATIENCE_S", 3600)
+    monkeypatch.setattr(batch, "PACE_S", 0.05)
     calls: list[list[int]] = []
     together = squares(calls)
-    together._pace_s = 0.05
     assert await together(1) == 1
     later = [together(2)]
     await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def all_lanes_taken(
             await released.wait()
         return items
 
-    together, hanging = Together(work, pace_s=0), []
+    together, hanging = Together(work), []
     for n in range(batch.LANES):
         hanging.append(together(n))
         while len(calls) <= n:

@@ -10,7 +10,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 LANES = 1
-PACE_S = 0.004  # between the begins of two calls: a batch more often costs more than it brings
+PACE_S = 0.01  # between the begins of two calls: a batch more often costs more than it brings
 PATIENCE_S = 0.05  # a slow call must not delay the others longer
 MOST_LANES = 6  # no more connections than these wait for a call that hangs
 
@@ -19,7 +19,7 @@ class Together(Generic[K, V]):
     """Make calls with one item each one call of `work` with at most `most` items.
 
     A lone item goes at once, with those of the same turn of the loop. While a call is under way, or began
-    less than `pace_s` ago, the next items wait and go together: the more there is to do, the larger the
+    less than `PACE_S` ago, the next items wait and go together: the more there is to do, the larger the
     calls. They wait for one of `LANES` calls to end, but not for long: then `MOST_LANES` may be under way.
     With `within_s` the first item waits so long for company. `work` returns a result for each item, in order;
     only the caller of an item gets an exception among them.
@@ -30,12 +30,10 @@ class Together(Generic[K, V]):
         work: Callable[[list[K]], Awaitable[Sequence[V | Exception]]],
         *,
         within_s: float = 0.0,
-        pace_s: float = PACE_S,
         most: int = 100,
     ) -> None:
         self._work = work
         self._within_s = within_s
-        self._pace_s = pace_s
         self._most = most
         self._waiting: list[tuple[K, asyncio.Future[V]]] = []
         self._timer: asyncio.Handle | None = None
@@ -66,7 +64,7 @@ class Together(Generic[K, V]):
         self._lanes = lanes
         while self._waiting and len(self._under_way) < lanes:
             some, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            self._next_at = loop.time() + self._pace_s
+            self._next_at = loop.time() + PACE_S
             task = asyncio.create_task(self._carry_out(some))
             self._under_way.add(task)
             task.add_done_callback(self._ended)
