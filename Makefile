@@ -102,8 +102,10 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/bridge.py
 	$(BIN)/python benchmarks/bridge.py many
 	$(INSTALL) benchmarks/.venv --requirement benchmarks/requirements.txt
-	$(BIN)/python benchmarks/worker.py
+	$(BIN)/python benchmarks/worker.py --draw
 	$(BIN)/python benchmarks/worker.py scale
+	$(BIN)/python benchmarks/life.py
+	$(BIN)/python benchmarks/inflight.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/processes.py calls
 

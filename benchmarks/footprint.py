@@ -28,6 +28,10 @@ SIZES = """
 select c.relname, s.n_tup_ins, s.n_tup_upd, pg_table_size(c.oid), pg_indexes_size(c.oid)
 from pg_class c join pg_stat_user_tables s on s.relid = c.oid where c.relname = any(%s) order by 1
 """
+BY_NAME = """
+select coalesce(nullif(split_part(application_name, ' ', 2), ''), 'worker'), count(*) from pg_stat_activity
+where starts_with(application_name, 'genctl') group by 1
+"""
 COMMIT = "\\set id random(1, 10000)\nbegin;\nupdate accounts set balance = balance + 1 where id = :id;\n"
 NOTIFY = 'select pg_notify(\'session_completed\', \'{"user_id": "user", "status": "failed"}\');\n'
 
@@ -106,10 +110,7 @@ def connections() -> None:
             most: dict[str, int] = {}
             with psycopg.connect(dsn, autocommit=True) as conn:
                 while True:
-                    for name, count in conn.execute(
-                        "select application_name, count(*) from pg_stat_activity"
-                        " where application_name in ('genctl', 'genctl listener') group by 1"
-                    ):
+                    for name, count in conn.execute(BY_NAME):
                         most[name] = max(most.get(name, 0), count)
                     (left,) = conn.execute(
                         "select count(*) from generation_sessions where status in ('queued', 'processing')"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, BAR, LEFT, GAP = 640, 22, 120, 34
+WIDTH, BAR, LEFT, GAP = 720, 22, 210, 34
 SANS = 'font-family="sans-serif"'
 COLOURS = ("#2563eb", "#94a3b8", "#94a3b8")
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-ROUNDS = 30
+ROUNDS = 40
 FLOOR = [sys.executable, "-c", "import click"]
 # what is started -> the largest ratio we want
 WANTED = {

@@ -217,7 +217,7 @@ class Look(NamedTuple):
 
 def watched(at: Stage, process: "subprocess.Popen[bytes]") -> Took:
     """Look at the parts' CPU until all jobs are marked; count it while the hands were full."""
-    roots = {**at.parts, "worker": process.pid}
+    roots = {"worker": process.pid, **at.parts}
     looks: list[Look] = []
     give_up_at = time.monotonic() + WITHIN_S
     with psycopg.connect(at.dsn, autocommit=True) as conn:
@@ -253,7 +253,7 @@ def _between(conn: psycopg.Connection, looks: Sequence[Look], memory_mb: float) 
     return Took(done[0] / seconds, cpu_ms, worked / there, memory_mb)
 
 
-async def compared(at: Stage, names: Sequence[str], rounds: int) -> int:
+async def compared(at: Stage, names: Sequence[str], rounds: int, *, draws: bool) -> int:
     """Print a line a run, the medians and ranges, and the ratios to ours."""
     took: dict[str, list[Took]] = {name: [] for name in names}
     for n in range(rounds):
@@ -261,7 +261,7 @@ async def compared(at: Stage, names: Sequence[str], rounds: int) -> int:
             one = CONTENDERS[name]
             full = await fill(at, one.jobs)
             if one.fills:
-                argv = [str(VENV / "python"), "python_peer.py", name]
+                argv = [str(VENV / "python"), f"{name}_peer.py"]
                 await asyncio.to_thread(subprocess.run, argv, cwd=stage.HERE, env=full.env(), check=True)
             took[name].append(await asyncio.to_thread(run, full, one.command))
             print(f"round {n + 1}: {name:12} {took[name][-1]}", flush=True)
@@ -278,7 +278,8 @@ async def compared(at: Stage, names: Sequence[str], rounds: int) -> int:
         own = statistics.median(ours.cpu_ms["worker"] / peer.cpu_ms["worker"] for ours, peer in pairs)
         told = f"{cost:.2f} of its CPU a job, {own:.2f} in the worker"
         print(f"against {name}: {faster:.2f} times its rate, {told}")
-    drawn(took)
+    if draws:
+        drawn(took)
     return 0
 
 
@@ -329,13 +330,14 @@ async def measured(wish: argparse.Namespace) -> int:
                 return await scaled(at, at._replace(provider=slow, parts=parts | {"provider": slow_provider}))
             if wish.what == ["pgbench"]:
                 return await settled(at, wish.rounds)
-            return await compared(at, wish.what or [*CONTENDERS][:3], wish.rounds)
+            return await compared(at, wish.what or [*CONTENDERS][:3], wish.rounds, draws=wish.draw)
 
 
 if __name__ == "__main__":
     asks = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asks.add_argument("what", nargs="*", help=f"scale, pgbench, or some of {', '.join(CONTENDERS)}")
     asks.add_argument("--rounds", type=int, default=ROUNDS)
+    asks.add_argument("--draw", action="store_true", help="write worker-rate.svg and worker-cpu.svg")
     log.configure("json", "critical")
     stage.needs_npm()
     sys.exit(asyncio.run(measured(asks.parse_args())))

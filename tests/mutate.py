@@ -200,7 +200,7 @@ MUTANTS = (
            " and s.erased_at is null", "",
            "privacy::test_an_erased_session_gets_no_further_run"),
     Mutant("erase: the session has ended", "edges/sql/privacy.sql", "erase_sessions",
-           "where s.id = any(%(ids)s) and s.status in ('completed', 'failed')", "where s.id = any(%(ids)s)",
+           "where s.id = any(%(ids)s) and (s.status in ('queued', 'processing')) is not true", "where s.id = any(%(ids)s)",
            "privacy::test_a_session_that_begins_meanwhile_is_left_as_it_is_and_counted"),
     Mutant("redrive: the balance suffices", AGAIN, "requeue",
            "where a.balance >= p.needed or p.held", "where true",

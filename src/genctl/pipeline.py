@@ -30,7 +30,6 @@ from genctl.base.batch import Together
 from genctl.base.others import rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import decide, details
-from genctl.domain.classifier import Classifier
 from genctl.domain.classify import backoff_s, ours
 from genctl.domain.model import (
     Category,
@@ -56,7 +55,7 @@ from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
 from genctl.tools import Tool
 from genctl.tools.found import Tools
-from genctl.tools.wire import Wire
+from genctl.tools.wire import Classifier, Wire
 
 Hear = Callable[[Success | Failure, Session], None]  # takes the outcome of a call for a session
 Turn = Callable[[], Awaitable[Hear]]  # waits until a job may call the provider

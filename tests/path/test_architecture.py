@@ -17,11 +17,12 @@ from genctl.pipeline import Pipeline, carry
 MOST = 16  # files to the DLQ copy
 SOURCE = Path(genctl.__file__).parent
 PAGE = (SOURCE.parent.parent / "docs/architecture.md").read_text()
-PROVIDER = {
-    "services/simulator.py",
+LEFT_OUT = {
+    "services/simulator.py",  # the provider runs in this process, too
     "services/asked.py",
     "services/scenarios.py",
-}  # runs in this process, too
+    "base/log.py",
+}
 
 
 def listed(heading: str) -> list[str]:
@@ -39,7 +40,7 @@ class Seen:
     def look(self, frame: FrameType, event: str, _: object) -> None:
         path = Path(frame.f_code.co_filename)
         if event == "call" and path.is_relative_to(SOURCE):
-            if (name := str(path.relative_to(SOURCE))) not in PROVIDER:
+            if (name := str(path.relative_to(SOURCE))) not in LEFT_OUT:
                 self.files.setdefault(name)
             if frame.f_code.co_name == "sql":
                 self.statements.add(frame.f_locals["name"])

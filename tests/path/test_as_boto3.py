@@ -382,6 +382,8 @@ async def test_a_login_in_the_endpoints_url_is_refused_with_the_right_form(
     assert caught.value.exit_code == 2
     assert caught.value.fix == "export AWS_ENDPOINT_URL_SQS=http://sqs.corp.example:4566/base"
     assert "open-sesame" not in caught.value.message
+    env(AWS_ENDPOINT_URL_SQS=caught.value.fix.partition("=")[2])
+    assert (await SqsEndpoint.of(REAL)).endpoint == "http://sqs.corp.example:4566/base"
 
 
 async def test_sqs_and_login_tokens_share_one_look_up(

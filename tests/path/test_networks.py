@@ -123,7 +123,7 @@ async def test_a_proxy_that_wants_a_password_says_so(env: Callable[..., None]) -
         env(HTTPS_PROXY=f"http://{address}")
         said = await trouble()
     assert "asks for a password" in said
-    assert "put USER:PASSWORD@ before the proxy's host in HTTPS_PROXY" in said
+    assert "set HTTPS_PROXY with USER:PASSWORD@ before its host" in said
 
 
 @pytest.mark.usefixtures("not_loopback")

@@ -506,8 +506,9 @@ def test_every_help_text_has_examples_that_are_command_lines() -> None:
     names = {path for path, _ in every_command()}
     for path, command in every_command():
         assert isinstance(command, Command | Group), path
-        context = click.Context(command, info_name=path)
+        context = click.Context(command, info_name=path, terminal_width=80)
         assert "Examples:\n  genctl" in command.get_help(context), path
+        assert [line for line in command.get_help(context).splitlines() if len(line) > 80] == [], path
         for example in getattr(command, "examples", ()):
             given = shlex.split(example, comments=True)
             keys = {word.partition("=")[0] for before, word in pairwise(given) if before == "-S"}

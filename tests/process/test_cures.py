@@ -89,8 +89,7 @@ ELSEWHERE = {
     "export GENCTL_HOME=FOLDER": "process/test_stack.py::test_two_folders_run_side_by_side",
     "export {}_PROXY=http://HOST:PORT": "path/test_as_boto3.py::test_a_proxy_that_is_no_url_is_told_without_its_password",
     "genctl up": "process/test_stack.py::test_the_queue_and_its_dlq_are_as_doctor_wants_them",
-    "export {}_PROXY=http://USER:PASSWORD@HOST:PORT": "path/test_networks.py::test_a_proxy_that_wants_a_password_says_so",
-    "export HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT": "path/test_networks.py::test_a_proxy_that_wants_a_password_says_so",
+    "export AWS_ENDPOINT_URL_SQS={}": "path/test_as_boto3.py::test_a_login_in_the_endpoints_url_is_refused_with_the_right_form",
 }
 # what the docs say to type when something is wrong
 OF_DOCS = {
@@ -113,7 +112,7 @@ WORDS = {
     r"|its variables|did you mean|--force|1 to|revoke |behind |take |rename ": "a part of what a person has typed or written",
     r"check |see |find out |read |try again|wait |stop |end the": "a person looks at, or waits for, what is not genctl's",
     r"alter |grant |drop rule|create the schema|let the product|undo |mend the row|the row names": "SQL for the owner of a product's tables",
-    r"install |mend |ask its|run genctl as|remove |free some|have the proxy|let (the proxy|NTP)|eval ": "another program or machine",
+    r"install |mend |ask its|run genctl as|remove |free some|have the (proxy|certificate)|let (the proxy|NTP)|eval ": "another program or machine",
     r"nobody |somebody |was it |what ": "smoke says where to look",
     r"a |true or false|-m |\{\}|: did| \(\{\}": "a piece of a sentence",
 }  # fmt: skip

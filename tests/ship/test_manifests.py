@@ -197,9 +197,10 @@ def test_keda_scales_the_worker_and_never_to_none() -> None:
     assert int(trigger["metadata"]["queueLength"]) >= int(worker.args[worker.args.index("--concurrency") + 1])
 
 
-def test_the_schemas_of_compose_kubernetes_and_keda_take_the_files() -> None:
-    files = ("compose-spec=compose.yaml", "kubernetes=deploy/kubernetes.yml", "keda=deploy/keda.yml")
-    judged("python", "tests/ship/schemas_program.py", *files)
+def test_the_schemas_of_compose_kubernetes_keda_and_github_take_the_files() -> None:
+    workflows = [f"github-workflows={path}" for path in (ROOT / ".github/workflows").iterdir()]
+    files = ["compose-spec=compose.yaml", "kubernetes=deploy/kubernetes.yml", "keda=deploy/keda.yml"]
+    judged("python", "tests/ship/schemas_program.py", *files, *workflows, "github-actions=action.yml")
 
 
 @pytest.mark.parametrize("part", ["worker", "api", "migrate"])

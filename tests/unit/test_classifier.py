@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from genctl.base.others import others, rules_of_others
 from genctl.base.settings import Settings
 from genctl.domain import details
-from genctl.domain.classifier import MOST, MOST_BYTES, Classifier
 from genctl.domain.classify import classify
 from genctl.domain.model import Answer, Failure, NoAnswer, Success
 from genctl.domain.providers import Provider
 from genctl.tools.found import Tools
+from genctl.tools.wire import REMEMBERED, REMEMBERED_BYTES, Classifier
 
 NOW = datetime(2025, 11, 2, 10, 11, 12, tzinfo=UTC)
 PROVIDERS = [*Tools.of(Settings()).providers.values(), *others().values()]
@@ -68,7 +68,7 @@ def test_remembered_words_are_those_of_a_fresh_look(said: list[tuple[int, str, s
 
 def test_few_answers_are_remembered_and_no_long_one() -> None:
     remembers = Classifier(PROVIDERS[0])
-    for n in range(2 * MOST):
+    for n in range(2 * REMEMBERED):
         remembers(Answer(400, {}, b"%d" % n), now=NOW)
-        remembers(Answer(400, {}, b"%d" % n + b" " * MOST_BYTES), now=NOW)
-    assert len(remembers._known) == MOST
+        remembers(Answer(400, {}, b"%d" % n + b" " * REMEMBERED_BYTES), now=NOW)
+    assert len(remembers._known) == REMEMBERED

@@ -53,6 +53,19 @@ def test_a_column_leaves_only_where_all_else_is_not_enough_and_comes_back_where_
     assert row["sessionId"] in tables.table([row], list(row), 80)
 
 
+def test_on_a_narrow_terminal_a_code_has_a_line_of_its_own_and_no_column_of_dots() -> None:
+    ids = {
+        "sessionId": "3f2a1b4c-0000-4000-8000-000000000000",
+        "messageId": "0d6e0a4e-0000-4000-8000-000000000000",
+    }
+    row = ids | {"code": "OutputTextRiskDetection", "userId": "ann", "state": "current", "why": "C"}
+    text = tables.table([row | {"why": row["code"]}], list(row), 40)
+    assert "…" not in text
+    assert text.count(row["code"]) == 1
+    assert "    code OutputTextRiskDetection" in text.splitlines()
+    assert max(map(width, text.splitlines())) <= 40
+
+
 def test_a_user_is_cut_in_the_middle_because_names_differ_at_the_end() -> None:
     rows = [{"userId": f"customer-of-the-studio-{n}", "code": "C" * 20} for n in (1, 2)]
     lines = tables.table(rows, ["userId", "code"], 34).splitlines()[2:]

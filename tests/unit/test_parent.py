@@ -58,10 +58,15 @@ def test_the_common_port_is_red_while_one_worker_is_and_when_none_has_worked_for
 
 
 @pytest.mark.parametrize(("share", "count"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1)])
-def test_auto_is_the_processors_of_the_containers_share(
-    share: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("group", ["/", "/system.slice/genctl-worker.service"])
+def test_auto_is_the_processors_of_the_share_of_a_container_or_a_unit(
+    group: str, share: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "cpu.max").write_text(f"{share}\n")
-    monkeypatch.setattr(processes, "SHARE", tmp_path / "cpu.max")
+    folder = tmp_path / f".{group}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.max").write_text(f"{share}\n")
+    (tmp_path / "own").write_text(f"0::{group}\n")
+    monkeypatch.setattr(processes, "GROUPS", tmp_path)
+    monkeypatch.setattr(processes, "OWN_GROUP", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert cores() == count

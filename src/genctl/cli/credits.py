@@ -63,7 +63,7 @@ def grant(out: Output, *, user: str, amount: int, reason: str) -> None:
     examples=(
         "genctl credits adjust --user ann --to-ledger --reason 'a slip in psql'",
         "genctl credits adjust --user ann --to-balance --reason 'paid in cash'",
-        "genctl credits adjust --user ann --reason slip --reservation 0d6e0a4e-7b1f-4f6e-9c40-5f1a2b3c4d5e",
+        "genctl credits adjust --user ann --reservation ID --reason slip",
     ),
 )
 @click.option("--user", required=True, metavar="U", help="Whose credits.")

@@ -155,7 +155,7 @@ def show(out: Output, id_: str) -> None:
     examples=(
         "genctl dlq redrive --category server --dry-run",
         "genctl dlq redrive --category server --since 2h --canary 3 --rate 20",
-        "genctl dlq redrive --session 3f2a --edit-prompt 'a lighthouse, no people' --yes",
+        "genctl dlq redrive --session 3f2a --edit-prompt 'a lighthouse' --yes",
     ),
 )
 @choosing

@@ -166,9 +166,8 @@ class Output:
             from genctl.cli import running
             from genctl.ops.doctor import grants
 
-            if grant := running.run(grants(self.settings)):
-                error.fix = grant
-            raise
+            grant = running.run(grants(self.settings)) or error.fix
+            raise GenctlError(error.code, error.message, grant, exit_code=error.exit_code) from None
 
     @contextmanager
     def _limited(self) -> Iterator[None]:

@@ -68,7 +68,8 @@ def _new_file(path: Path, writer: "Writer") -> "Iterator[Callable[[Any], None]]"
         raise GenctlError("FileExists", f"{path} exists already", "name a new file", exit_code=2)
     part, count = path.with_name(f".{path.name}.part"), 0
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
 
             def put(record: Any) -> None:
                 nonlocal count

@@ -105,7 +105,7 @@ def serve(out: Output, *, host: str, port: int) -> None:
     data=False,
     examples=(
         "genctl worker",
-        "genctl worker --concurrency 200 --grace 5m",
+        "genctl worker --concurrency 2000 --grace 5m",
         "genctl worker --processes auto   # one for each processor",
         "genctl worker --drain            # until the queue is empty, for scripts",
     ),

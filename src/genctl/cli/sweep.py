@@ -19,7 +19,7 @@ COLUMNS = ("action", "sessionId", "userId", "run", "code", "why")
     tool=True,
     examples=(
         "genctl sweep --dry-run",
-        "genctl sweep --dry-run --totals   # before the first sweep of an adopted database",
+        "genctl sweep --dry-run --totals   # before the first one after adoption",
         "genctl sweep",
         "genctl sweep --every 15s   # a sweeper of its own",
     ),

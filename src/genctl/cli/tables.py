@@ -67,8 +67,12 @@ class _Shown:
         """Cut the cells that are wider than `most`; move those that must stay whole below their rows."""
         if self.column.is_text:
             return self.cut(most)
-        gone = "" if self.column.kind is Kind.SENTENCE else "…"
-        cells = [one if width(one) <= most else gone for one in self.cells]
+        is_sentence = self.column.kind is Kind.SENTENCE
+        cells = [one if width(one) <= most else "" if is_sentence else "…" for one in self.cells]
+        if not is_sentence and {*cells} <= {"…", "-"}:  # then it is no column any more
+            return replace(
+                self, head=self.column.brief or self.column.name, cells=self.whole or self.cells
+            ).moved()
         return replace(self, head=shorten(self.head, most), cells=cells, whole=self.whole or self.cells)
 
     def cut(self, most: int) -> "_Shown":
@@ -161,7 +165,13 @@ def _under(shown: Sequence[_Shown], number: int, room: int | None) -> Iterator[s
     """Write what stands below a row, sentences with their names where there are several."""
     are_named = sum(one.column.kind is Kind.SENTENCE for one in shown) > 1
     said = {one.whole[number] if one.whole else one.cells[number] for one in shown if not one.is_below}
+    moved = [one for one in shown if one.is_below and one.column.kind is not Kind.SENTENCE]
+    if words := [f"{one.head} {one.cells[number]}" for one in moved if one.cells[number] != "-"]:
+        yield below(", ".join(words), room)
+    said |= {one.cells[number] for one in moved}
     for one in shown:
+        if one in moved:
+            continue
         text = one.whole[number] if one.whole else one.cells[number]
         if (one.is_below and text not in {"-", "", *said}) or (one.whole and text != one.cells[number]):
             is_named = are_named and one.column.kind is Kind.SENTENCE

@@ -176,7 +176,7 @@ def _proxy_refused(status: int, reason: str, base: str) -> Unreachable:
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return Unreachable(
             f"the proxy {proxy} asks for a password, or refuses ours",
-            f"put USER:PASSWORD@ before the proxy's host in {variable}",
+            f"set {variable} with USER:PASSWORD@ before its host",
         )
     return Unreachable(
         f"the proxy {proxy} has answered {status} {reason}",

@@ -47,7 +47,7 @@ def _hard_limit() -> int:
 
 
 def _memory() -> int:
-    """Return the bytes that this process may use: its container's, or the machine's."""
+    """Return the bytes that all processes here may use: those of the container, or of the machine."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(machine, int(CGROUP.read_text()))

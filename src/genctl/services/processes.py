@@ -36,7 +36,7 @@ AT_ONCE_S = 5.0  # after a second signal
 REAP_S = 0.02
 SHOWS = 0  # the number of the process with the metrics port; the workers are 1, 2, …
 NEVER = math.inf
-SHARE = Path("/sys/fs/cgroup/cpu.max")  # of the processors, that a container gets
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # a container is the root of its own
 
 Work = Coroutine[Any, Any, None]
 
@@ -288,9 +288,17 @@ class Parent:
 
 
 def cores() -> int:
-    """Count the processors that this process may use, as its container's share limits them."""
+    """Count the processors that this process may use, as its container or its unit of systemd limits them."""
     many = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no control groups, or no limit ("max")
-        share, period = map(int, SHARE.read_text().split())
-        many = min(many, max(1, math.ceil(share / period)))
+    for group in ("/", _own_group()):
+        with suppress(OSError, ValueError):  # no such file, or no limit ("max")
+            share, period = map(int, (GROUPS / f".{group}" / "cpu.max").read_text().split())
+            many = min(many, max(1, math.ceil(share / period)))
     return many
+
+
+def _own_group() -> str:
+    try:
+        return OWN_GROUP.read_text().rpartition("::")[2].strip()
+    except OSError:
+        return "/"

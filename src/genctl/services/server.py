@@ -38,6 +38,7 @@ async def serve(settings: Settings, *, host: str, port: int) -> None:
     """Serve until cancelled. Raises as running() does."""
     async with running(settings, host=host, port=port) as server:
         log.info("api.started", url=server.url)
+        gc.collect()  # what the start has left would stay, too
         gc.freeze()  # what is here by now stays, and need not be walked again and again
         gc.set_threshold(YOUNG)
         ended, _ = await asyncio.wait(server.tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -472,6 +472,7 @@ async def serve(
     async with Pipeline.open(settings, size=POOL_SIZE, meters=metrics) as pipeline:
         await gate.read(pipeline.db, tool.name)  # so that a database without migrations fails now
         await migrate.check(pipeline.db)
+        gc.collect()  # what the start has left, such as botocore's models, or it would stay, too
         gc.freeze()  # the modules stay, so do not walk them again and again
         gc.set_threshold(YOUNG)
         worker = Worker(

@@ -1,11 +1,12 @@
-"""Make one HTTP call to a tool's provider, and return the answer or why there is none.
+"""Make one HTTP call to a tool's provider, return the answer or why there is none, and say what it means.
 
 It never tries again: providers have no idempotency key, and a hidden retry would be another billed image.
 """
 
 import io
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Self
 
@@ -13,12 +14,19 @@ import aiohttp
 import structlog
 
 from genctl import __version__
-from genctl.domain.model import Answer, NoAnswer, Session
+from genctl.domain.classify import classify
+from genctl.domain.details import without_secrets
+from genctl.domain.envelopes import GENERIC
+from genctl.domain.model import Answer, Failure, NoAnswer, Session, Success
+from genctl.domain.providers import Provider
+from genctl.domain.rules import Rule
 from genctl.edges import http
 from genctl.tools import Request, Tool
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**20
+REMEMBERED = 128  # answers of a provider, which refuses thousands of jobs by the same bytes
+REMEMBERED_BYTES = 4_096  # of the body of such an answer
 NOT_MADE = "RequestNotMade"  # the tool's file has failed to make the call
 
 HEADERS = {
@@ -159,3 +167,45 @@ def inflated(headers: Mapping[str, str], body: bytes) -> bytes:
         return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, MAX_BODY_BYTES)
     except zlib.error:
         return body
+
+
+class Classifier:
+    """Say what a provider's answers mean, without its keys, and remember the last ones.
+
+    What an answer means depends on nothing but the status, the body and a few headers, so it reads them once.
+    """
+
+    def __init__(
+        self, provider: Provider, *, verdicts: Sequence[str] = (), others: Sequence[Rule] = ()
+    ) -> None:
+        """Take what classify() takes beside an answer."""
+        self._provider = provider
+        self._verdicts = verdicts
+        self._others = others
+        own = provider.envelope
+        heard = {*own.headers, *own.code_headers, *GENERIC.headers, *GENERIC.code_headers, "retry-after"}
+        self._heard = sorted(heard)
+        self._known: dict[tuple[object, ...], Failure] = {}
+
+    def __call__(self, answer: Answer | NoAnswer, *, now: datetime) -> Success | Failure:
+        """Return what classify() and without_secrets() make of the answer."""
+        if isinstance(answer, NoAnswer):
+            return self._fresh(answer, now)
+        key = (answer.status, answer.body, *map(answer.headers.get, self._heard))
+        if known := self._known.get(key):
+            return known
+        result = self._fresh(answer, now)
+        # the time counts for what a wait or an image's URL says, and for nothing else
+        if (
+            isinstance(result, Failure)
+            and result.retry_after_s is None
+            and len(answer.body) <= REMEMBERED_BYTES
+        ):
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]  # the oldest
+            self._known[key] = result
+        return result
+
+    def _fresh(self, answer: Answer | NoAnswer, now: datetime) -> Success | Failure:
+        said = classify(answer, self._provider, now=now, verdicts=self._verdicts, others=self._others)
+        return without_secrets(said, self._provider.key_shape)

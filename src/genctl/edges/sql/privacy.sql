@@ -36,16 +36,16 @@ select t.tool, t.field, t.value, t.refusals, t.tries, t.code, t.since, t.until
 from refused_traits t where t.user_id = %(user)s order by t.tool, t.field, t.value
 
 -- name: erase_sessions
--- Erases the words of these sessions that have ended, and of their traces: of the details and of each event it keeps the
+-- Erases the words of these sessions that do not live, and of their traces (an adopted table has other ends than ours): of the details and of each event it keeps the
 -- named keys. Passes over a session that another transaction has locked. Returns how many live, how many it has erased
 -- now, and how many it has passed over.
 with meant as (
-  select s.id, s.status in ('completed', 'failed') as ended, s.erased_at from generation_sessions s
+  select s.id, coalesce(s.status in ('queued', 'processing'), false) as live from generation_sessions s
   where s.id = any(%(ids)s)
 ),
 free as (
   select s.id, s.erased_at from generation_sessions s
-  where s.id = any(%(ids)s) and s.status in ('completed', 'failed')
+  where s.id = any(%(ids)s) and (s.status in ('queued', 'processing')) is not true
   order by s.id for update of s skip locked
 ),
 erased as (
@@ -75,8 +75,8 @@ traced as (
   update session_events e set data = k.data
   from kept k where e.id = k.id and e.data is distinct from k.data
 )
-select count(*) filter (where not m.ended) as live, (select count(*) from erased) as erased,
-  count(*) filter (where m.ended and f.id is null) as locked
+select count(*) filter (where m.live) as live, (select count(*) from erased) as erased,
+  count(*) filter (where not m.live and f.id is null) as locked
 from meant m left join free f on f.id = m.id
 
 -- name: erase_traits
@@ -91,10 +91,11 @@ select count(*) as erased from gone
 -- somebody edited.
 with named as (
   select b.id from bulk_work b
-  where b.ended_at is not null and b.again is not null and b.command <> 'privacy erase' and (b.again || ' ' like %(pattern)s or exists (
-    select from regexp_matches(b.again, %(uuid)s, 'g') as found(ids)
-    join generation_sessions s on s.id = found.ids[1]::uuid
-    where s.user_id = %(user)s))
+  where b.ended_at is not null and b.again is not null and b.command <> 'privacy erase'
+    and (b.again || ' ' like %(pattern)s or exists (
+      select from regexp_matches(b.again, %(uuid)s, 'g') as found(ids)
+      join generation_sessions s on s.id = found.ids[1]::uuid
+      where s.user_id = %(user)s))
 ),
 gone as (
   update bulk_work b set again = null from named n where b.id = n.id returning b.id
@@ -104,7 +105,7 @@ select count(*) as erased from gone
 -- name: stored_about
 -- Counts a user's sessions: those that live, and those that have ended and still say something. `known`: somebody has an
 -- account or a session of this name.
-select count(*) filter (where s.status not in ('completed', 'failed')) as live,
-  count(*) filter (where s.status in ('completed', 'failed') and s.erased_at is null) as sessions,
+select count(*) filter (where s.status in ('queued', 'processing')) as live,
+  count(*) filter (where (s.status in ('queued', 'processing')) is not true and s.erased_at is null) as sessions,
   count(*) > 0 or exists (select from credit_accounts a where a.user_id = %(user)s) as known
 from generation_sessions s where s.user_id = %(user)s
