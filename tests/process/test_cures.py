@@ -40,10 +40,12 @@ FILLED = {
     "N": "100",
     "U": "ann",
     "FOLDER": "elsewhere",
+    "P": "9090",
 }
 ANY = {
     "--amount": "5",
     "--count": "5",
+    "--processes": "2",
     "--reservation": "0d6e0a4e-7b1f-4f6e-9c40-5f1a2b3c4d5e",
     "--tool": "seedream4",
 }
