@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from genctl.domain.pace import AHEAD_S, DEAL_S, LIVE_S, Dealt, Pace
+from genctl.domain.pace import AHEAD_S, DEAL_S, LIVE_S, STEADY_S, Dealt, Pace
 from genctl.edges.db import Database, Row, Statement
 
 ROW_LOCK_S = 1.0  # how long a deal waits for others
@@ -45,7 +45,13 @@ async def deal(db: Database, tool: str, worker: str, ask: Ask, *, locks: bool) -
     """
     facts = {"tool": tool, "worker": worker, "want": ask.want, "slack_s": ask.slack_s, "calls": ask.calls}
     facts |= {"ended": ask.unused.end, "unused_s": ask.unused.unused_s, "hold_s": ask.hold_s}
-    facts |= {"live_s": LIVE_S, "ahead_s": AHEAD_S, "deal_s": DEAL_S}
+    facts |= {
+        "live_s": LIVE_S,
+        "own_s": LIVE_S - STEADY_S,
+        "ahead_s": AHEAD_S,
+        "deal_s": DEAL_S,
+        "locks": locks,
+    }
     lock: list[Statement] = [("lock_pace", {"tool": tool})] if locks else []
     rows = (await db.transact(*lock, ("deal_turns", facts), timeout_s=DEAL_TIMEOUT_S, lock_s=ROW_LOCK_S))[-1]
     return _deal(rows[0]) if rows else None

@@ -107,6 +107,24 @@ async def test_a_worker_that_does_not_count_gets_nothing(kit: Kit) -> None:
     assert (found.turns, found.pace.slots, found.pace.is_live) == (0, None, False)
 
 
+async def test_a_worker_doubts_its_part_before_the_others_think_it_dead(kit: Kit) -> None:
+    """It uses what it got for 15 s more, and the others take it over 30 s after its row was written."""
+    await lives(kit, "w", max_in_flight=5)
+    assert (await dealt(kit, "w")).pace.slots == 5
+    await kit.query("update tool_workers set seen_at = seen_at - interval '16 s'")
+    assert (await dealt(kit, "w")).pace.slots is None
+    await lives(kit, "other", max_in_flight=5)
+    assert (await dealt(kit, "other")).pace.slots == 0
+
+
+async def test_who_does_not_lock_the_row_changes_nothing(kit: Kit) -> None:
+    """Between its question and its write others may be dealt turns, which it would deal again."""
+    await lives(kit, "w", rate=600)
+    await kit.query("update tool_paces set next_at = now() + interval '1 day'")
+    await pace.deal(kit.db, TOOL.name, "w", pace.Ask(), locks=False)
+    assert (await pace.read(kit.db))[TOOL.name].dealt_s > 80_000
+
+
 async def test_turns_that_were_never_used_come_back_if_nobody_was_dealt_more(kit: Kit) -> None:
     await lives(kit, "w", rate=1)
     await lives(kit, "other", rate=1)

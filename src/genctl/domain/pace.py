@@ -22,7 +22,7 @@ WINDOW_S = 0.5  # how long after its date a turn may be used
 WAY_S = 0.5  # how long the request may be on its way to the provider
 DRIFT = 0.001  # of a second, in a second, between two clocks that are both being corrected
 LIVE_S = 30.0  # a worker that was not seen for longer has died
-STEADY_S = 20.0  # no call begins on a share of the calls at once that is older
+STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
 
 LEAST_RATE, MOST_RATE = 1.0, 100_000.0  # what 429s may teach, in calls a minute
 FIRST_RATE = 60.0  # the first 429 teaches no less: it may speak of a busy provider, not of us

@@ -8,16 +8,18 @@ select from tool_paces where tool = %(tool)s for update
 -- name: deal_turns
 -- Deals at most `want` turns with dates in the next `ahead_s` seconds, and our part of the calls at once; returns the pace.
 -- The least limit of the workers that live counts. What we never used of our last deal (`unused_s`) comes back if nobody
--- was dealt anything since its `ended`. `hold_s`: the provider wants no call for so long. A worker that has no row, or an
--- old one, gets nothing, as its limits do not count.
+-- was dealt anything since its `ended`. `hold_s`: the provider wants no call for so long. A worker that has no row, or one
+-- that was not written for `own_s`, gets nothing: the others may soon take it for dead, and its limits for nobody's. Only
+-- who `locks` the row changes it, as others may be dealt something between what we read and what we write.
 with t as (select clock_timestamp() as now),
 live as (
-  select w.id, w.concurrency, w.rate, w.max_in_flight, w.slots, w.id = %(worker)s as is_ours
+  select w.id, w.concurrency, w.rate, w.max_in_flight, w.slots, w.id = %(worker)s as is_ours,
+    w.seen_at > t.now - make_interval(secs => %(own_s)s) as is_sure
   from tool_workers w, t where w.tool = %(tool)s and w.seen_at > t.now - make_interval(secs => %(live_s)s)
 ),
 known as (
   select greatest(count(*), 1) as workers, min(l.rate) as given, min(l.max_in_flight) as max_in_flight,
-    coalesce(bool_or(l.is_ours), false) as is_live, max(l.concurrency) filter (where l.is_ours) as concurrency,
+    coalesce(bool_or(l.is_ours and l.is_sure), false) as is_live, max(l.concurrency) filter (where l.is_ours) as concurrency,
     coalesce(sum(l.slots) filter (where not l.is_ours), 0) as others,
     greatest(min(l.max_in_flight) / greatest(count(*), 1), 1) as fair
   from live l
@@ -58,11 +60,11 @@ kept as (
 ),
 paced as (
   update tool_paces p set next_at = k.then_at, not_before = k.not_before from kept k
-  where p.tool = k.tool and (p.next_at, p.not_before) is distinct from (k.then_at, k.not_before)
+  where %(locks)s and p.tool = k.tool and (p.next_at, p.not_before) is distinct from (k.then_at, k.not_before)
 ),
 held as (
   update tool_workers w set slots = k.slots from kept k
-  where w.id = %(worker)s and k.is_live and w.slots is distinct from k.slots
+  where %(locks)s and w.id = %(worker)s and k.is_live and w.slots is distinct from k.slots
 )
 select k.now as read_at, k.given, k.taught, k.top, k.code, k.lowered_at, k.changed_at, k.not_before, k.then_at as next_at,
   k.workers::int, k.max_in_flight, k.slots::int, k.is_live, k.turns::int, k.first_at, k.interval_s
