@@ -58,7 +58,7 @@ async def notify(kit: Kit, payload: Any, channel: str = "session_completed") -> 
 async def kill_listeners(kit: Kit) -> None:
     await kit.query(
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
-        "and application_name like 'genctl listener%'"
+        "and application_name like 'genctl listener%%'"
     )
 
 

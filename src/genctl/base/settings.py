@@ -6,12 +6,10 @@ files: rows of the same kind, whose values are in `of_tools`.
 """
 
 import dataclasses
-import fcntl
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -30,7 +28,6 @@ TRACING_HEADERS = (
     "x-datadog-parent-id,x-datadog-origin,x-datadog-sampling-priority,x-datadog-tags,x-amzn-trace-id,"
     "x-request-id,x-correlation-id"
 )
-STACK_LOCK = "lock"  # in `home`: who runs the embedded stack holds it
 STACK_FILE = "stack.json"  # in `home`: the embedded stack writes its addresses and keys there
 
 
@@ -343,13 +340,3 @@ def read_stack(home: Path) -> dict[str, str]:
         raise GenctlError("BadSetting", told, "name one", exit_code=2) from None
     except (OSError, msgspec.DecodeError) as error:
         raise GenctlError("StackFile", f"{path} cannot be read: {error}", f"remove {path}") from None
-
-
-def stack_runs(home: Path) -> bool:
-    """Tell whether somebody runs the embedded stack there; while nobody does, its ports may be strangers'."""
-    with suppress(OSError), (home / STACK_LOCK).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import urlsplit
 
 from genctl import sweep
 from genctl.base.person import Note
-from genctl.base.settings import STACK_FILE, STACK_LOCK, Settings, read_stack, simulated, with_stack
+from genctl.base.settings import STACK_FILE, Settings, read_stack, simulated, with_stack
 from genctl.domain.model import GenctlError
 from genctl.edges import migrate
 from genctl.ops.stack.child import Child, clean_env, command_of
@@ -31,7 +31,6 @@ from genctl.tools.found import Tools, found
 
 HOST = "127.0.0.1"
 WATCH_EVERY_S = 0.2
-LOOKS, LOOK_S = 10, 0.05
 SERVES = {"queue": "sqs_endpoint", "simulator": "simulator_url", "api": "api_url"}  # each with its port
 KEPT = ("aws_access_key_id", "aws_secret_access_key")  # of the run before
 
@@ -225,11 +224,11 @@ def listener(port: int | None) -> socket.socket:
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
     """Hold the lock of `home` as long as this process lives. Raises GenctlError when another holds it."""
-    path = home / STACK_LOCK
+    path = home / "lock"
     path.touch(0o600)
     with path.open("r+") as file:
         try:
-            _locked(file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = int(file.read() or 0)
             told = f"the embedded stack in {home} runs already (process {holder}: {command_of(holder)})"
@@ -239,12 +238,3 @@ def only_one(home: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def _locked(file: IO[str]) -> None:
-    """Lock it. Commands that look whether somebody holds the lock hold it for a moment themselves."""
-    for _ in range(LOOKS):
-        with suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(LOOK_S)
-    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
