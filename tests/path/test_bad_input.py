@@ -237,7 +237,7 @@ async def answering(kit: Kit) -> AsyncIterator[None]:
     async with raw(rude) as base:
         tool = TOOL.bound(with_tools(kit.settings, ark_base_url=f"{base}/api/v3"))
         async with Wire(tool, longest_s=300) as kit.pipeline.wire:
-            kit.shorten_the_call(3.0)
+            kit.shorten_the_call(5.0)
             yield
 
 

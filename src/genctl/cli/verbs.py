@@ -14,7 +14,6 @@ VERBS = {
     "dump": "dlq export, report",
     "follow": "tail-failures, watch, sessions trace",
     "get": "sessions show, dlq show",
-    "health": "status, doctor",
     "inspect": "sessions show, dlq show",
     "kill": "sessions cancel",
     "log": "sessions trace, tail-failures",
