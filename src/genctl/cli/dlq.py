@@ -207,7 +207,7 @@ def redrive(
         return
     terminal.note(seen)
     out.emit(done.shown())
-    if locked := done.still_locked():
+    if locked := done.still_locked(out.again):
         raise locked
     if stopped or done.tally.failed:
         raise SystemExit(1)
