@@ -66,13 +66,13 @@ def place(url: str) -> tuple[str, str]:
 
 
 def is_abandoned(url: str) -> bool:
-    """Tell whether nobody listens on the URL's socket. Of a host we say no: a port does not tell whose it is."""
+    """Tell whether nobody listens on the URL's socket; of a host we say no, as a port may be anybody's."""
     folder, _ = place(url)
     if not folder.startswith("/"):
         return False
     query = dict(parse_qsl(url.partition("?")[2]))
     with socket.socket(socket.AF_UNIX) as knock:
-        knock.setblocking(False)
+        knock.settimeout(0)
         try:
             knock.connect(f"{folder}/.s.PGSQL.{query.get('port', 5432)}")
         except (FileNotFoundError, ConnectionRefusedError):
