@@ -82,8 +82,10 @@ async def test_work_whose_command_was_killed_stands_as_interrupted(
     monkeypatch.setattr(bulk, "TOUCH_S", 0.01)
     counts = Tally()
     living = await bulk.BulkWork.begin(kit.db, WHY, counts, "seedream4", dict)
+    assert "nothing was changed that it had noted" in bulk.told(await bulk.history(kit.db, 10))
     counts.redriven = 2
     await living.touch()
+    assert "  at least redriven 2\n" in bulk.told(await bulk.history(kit.db, 10))
     (past,) = await bulk.history(kit.db, 10)
     assert (past["state"], past["goOn"]) == ("running", None)
     await kit.query("update bulk_work set seen_at = now() - interval '31 s'")
