@@ -33,8 +33,9 @@ from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
 from genctl.run import Claim, Hold
-from genctl.services.liveness import Liveness, telling
+from genctl.services.liveness import Liveness
 from genctl.services.scenarios import SCENARIOS
+from genctl.services.telling import telling
 from genctl.services.worker import Until, Worker
 
 ROOT = Path(__file__).parents[2]

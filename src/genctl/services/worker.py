@@ -6,8 +6,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from functools import partial
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any
 
 import msgspec
@@ -27,7 +26,7 @@ from genctl.services.capacity import open_enough, usual_jobs
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
-from genctl.services.liveness import Liveness, telling
+from genctl.services.liveness import Liveness
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.presence import Presence
 from genctl.services.processes import Forked
@@ -440,6 +439,17 @@ class Worker:
                 await self._changed.wait()
 
 
+def _shown(worker: Worker, port: int | None, forked: Forked | None) -> AbstractAsyncContextManager[None]:
+    """Show how a worker stands: a forked one tells its parent, another one whoever asks on the port."""
+    if forked:
+        return forked.joined(worker.liveness, worker.metrics)
+    if port is None:
+        return nullcontext()
+    from genctl.services.telling import telling  # noqa: PLC0415 (5 MB, and mostly there is no port)
+
+    return telling(port, worker.liveness, worker.metrics)
+
+
 def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel each once: a second time would cut off the step that gives the session back."""
     for task in tasks:
@@ -485,8 +495,7 @@ async def serve(
             forked=forked,
         )
         await worker.presence.note()  # so that a role without the rights fails now
-        tell = forked.joined if forked else partial(telling, metrics_port)
-        async with tell(worker.liveness, metrics), asyncio.TaskGroup() as side:
+        async with _shown(worker, metrics_port, forked), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
             if metrics_port is not None:
                 beside.append(metrics.watch(pipeline, queued_timeout_s=settings.queued_timeout_s))
