@@ -271,6 +271,34 @@ def worker_metrics() -> WorkerMetrics:
     return WorkerMetrics(TOOL.provider, TOOL.name)
 
 
+@asynccontextmanager
+async def at_work(
+    pipeline: Pipeline,
+    *,
+    concurrency: int = 5,
+    max_jobs: int | None = None,
+    metrics: WorkerMetrics | None = None,
+    **manners: Any,
+) -> AsyncIterator[Worker]:
+    """A worker as long as the body runs, or until it has had so many messages; `manners` are settings."""
+    worker = Worker(
+        pipeline,
+        Settings(**{"breaker": False} | manners),
+        metrics=metrics or worker_metrics(),
+        concurrency=concurrency,
+        grace_s=0.0,
+        until=Until(max_jobs=max_jobs),
+    )
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+        if max_jobs:
+            await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 @dataclasses.dataclass
 class Kit:
     """The pipeline, and short ways to do what tests do all the time."""

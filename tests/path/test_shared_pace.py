@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import structlog
-from tests.kit import Kit, until, worker_metrics
+from tests.kit import Kit, at_work, until
 
 from genctl import pace
-from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, NotYetError
 from genctl.domain.pace import AHEAD_S, WAY_S, WINDOW_S
 from genctl.domain.workers import OLDER
@@ -22,7 +22,6 @@ from genctl.ops import workers
 from genctl.pipeline import Pipeline
 from genctl.services.gatekeeper import Gatekeeper
 from genctl.services.turns import Turns
-from genctl.services.worker import Until, Worker
 from genctl.tools.found import Tools
 from genctl.tools.seedream4 import TOOL
 
@@ -286,22 +285,7 @@ async def some(value: object) -> bool:
     return bool(value)
 
 
-@asynccontextmanager
-async def working(pipeline: Pipeline, **manners: Any) -> AsyncIterator[Worker]:
-    worker = Worker(
-        pipeline,
-        Settings(**{"breaker": False} | manners),
-        metrics=worker_metrics(),
-        concurrency=10,
-        grace_s=0.0,
-        until=Until(),
-    )
-    running = asyncio.create_task(worker.run())
-    try:
-        yield worker
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+working = partial(at_work, concurrency=10)
 
 
 async def test_workers_have_no_more_calls_at_once_than_the_limit(kit: Kit) -> None:
