@@ -35,7 +35,7 @@ from genctl.enqueue import enqueue
 from genctl.nets import Swept, asked_of_piles
 from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
-from genctl.services import worker
+from genctl.services import ending
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
 from genctl.services.worker import Until, Worker
@@ -46,7 +46,7 @@ from tests.process.forks import spawn
 
 T = TypeVar("T")
 
-worker.LAST_S = 600.0  # a stop that takes longer ends the process, which is that of the tests here
+ending.LAST_S = 600.0  # a stop that takes longer ends the process, which is that of the tests here
 SOON_S = 20.0  # what takes longer hangs
 _FIRST = 10_000 + 1_400 * int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % 22_400
 PORTS = cycle(random.sample(range(_FIRST, _FIRST + 1_400), 1_400))

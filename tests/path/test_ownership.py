@@ -265,7 +265,7 @@ async def test_a_stop_that_meets_a_look_at_the_gate_asks_for_nothing_more(
     running = asyncio.create_task(worker.run())
     await looking.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    await until(lambda: true(worker._told.is_set()))
+    await until(lambda: true(worker.ending.is_told))
     seen.set()
     await running
 
@@ -338,7 +338,7 @@ async def test_a_second_cancellation_does_not_cut_off_the_give_back(kit: Kit, ds
             os.kill(os.getpid(), signal.SIGTERM)
             await until(lambda: true(hold.task and hold.task.cancelling()))
             await a_while(kit)
-            worker._let_go()
+            worker.ending.let_go()
             await a_while(kit)
             person.commit()
     row = await kit.row(session)
