@@ -1,9 +1,9 @@
 """Fork the processes of a worker, start again those that die, and stop them all.
 
-The parent has no event loop, thread or connection, so it may fork at any time, and shares what it has
-imported: four workers at work take 187 MB, four commands 255. A line, a pair of sockets, joins it to each
-process. On it the process says each second that its loop runs, and the parent that it should stop. When
-either dies, even by SIGKILL, the other reads the end of the line.
+The parent has no event loop, thread or connection, so it may fork at any time. The processes share the memory
+of what it has imported. A line, a pair of sockets, joins it to each process. On it the process says each
+second that its loop runs, and the parent that it should stop. When either dies, even by SIGKILL,
+the other reads the end of the line.
 """
 
 import asyncio
