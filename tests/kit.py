@@ -130,6 +130,11 @@ async def until(condition: Callable[[], Awaitable[T | None]], within_s: float = 
         return found
 
 
+async def true(value: object) -> bool:
+    """What is true at once, for until()."""
+    return bool(value)
+
+
 @contextmanager
 def told_by_the_database(dsn: str) -> Iterator[Callable[[], list[str]]]:
     """The payloads of session_completed since it was last asked.

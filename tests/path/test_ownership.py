@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import psycopg
 import pytest
-from tests.kit import WITHOUT_BREAKER, Kit, at_work, free_port, until
+from tests.kit import WITHOUT_BREAKER, Kit, at_work, free_port, true, until
 
 from genctl import gate
 from genctl.base.batch import Together
@@ -150,10 +150,6 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
     assert (await kit.row(session)).result == row.result
     assert await kit.violations() == []
-
-
-async def true(value: object) -> bool:
-    return bool(value)
 
 
 @pytest.mark.usefixtures("short")

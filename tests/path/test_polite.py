@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
-from tests.kit import Kit, at_work, until
+from tests.kit import Kit, at_work, true, until
 
 from genctl import pace
 from genctl.domain.model import GenctlError
@@ -255,10 +255,6 @@ async def test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away(
     assert 1 <= used <= CALLED
     assert await has_gone_back(kit, 24 - used)
     assert all(200 < row["wait"].total_seconds() <= 330 for row in rows)
-
-
-async def true(value: object) -> bool:
-    return bool(value)
 
 
 async def has_gone_back(kit: Kit, count: int) -> bool:
