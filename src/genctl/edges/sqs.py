@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
-SLOW_S = 2.0  # an answer that takes longer is waited for aloud
+SLOW_S = 2.0  # after so long without an answer we say what we wait for
 TELL_EVERY_S = 30.0
 LANES = 16  # batches at once, as each takes an open file
 ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
