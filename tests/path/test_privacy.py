@@ -85,8 +85,9 @@ async def test_an_erasure_leaves_ids_codes_costs_and_times_and_no_word(kit: Kit)
     assert (await kit.row(sessions[0])).prompt == sessions[0].prompt
     await kit.work()
     await kit.query(
-        "insert into bulk_work (command, again, who, ended_at) values ('dlq redrive',"
-        " 'genctl dlq redrive --edit-prompt ''a lighthouse'' --user ann', 'x', now())"
+        "insert into bulk_work (command, again, who, seen_at, ended_at) select 'dlq redrive',"
+        " 'genctl dlq redrive --edit-prompt ''a lighthouse'' --user ann', 'x', seen_at, ended_at"
+        " from (values (now(), now()), (now() - interval '1 min', null)) as ended_and_killed (seen_at, ended_at)"
     )
     await kit.query(
         "insert into refused_traits values ('seedream4', 'size', 'a lighthouse', 'ann', 1, 0, 'X', now())"
@@ -95,7 +96,7 @@ async def test_an_erasure_leaves_ids_codes_costs_and_times_and_no_word(kit: Kit)
     before = [await kit.row(session) for session in sessions]
     ledger = await kit.query("select * from credit_ledger order by id")
     done = await erased(kit)
-    assert done == privacy.Erased(sessions=5, values=1, messages=3, commands=1)
+    assert done == privacy.Erased(sessions=5, values=1, messages=3, commands=2)
     text = await everything(kit)
     mine = "\n".join(line for line in text.splitlines() if str(other.id) not in line)
     assert [word for word in WORDS if word in mine] == []

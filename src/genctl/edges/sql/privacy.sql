@@ -87,11 +87,12 @@ with gone as (
 select count(*) as erased from gone
 
 -- name: erase_bulk_work
--- Forgets the command lines of ended bulk work that name the user, or a session of the user: they may hold a prompt that
--- somebody edited.
+-- Forgets the command lines of bulk work that name the user, or a session of the user, and that has ended or was killed:
+-- they may hold a prompt that somebody edited.
 with named as (
   select b.id from bulk_work b
-  where b.ended_at is not null and b.again is not null and b.command <> 'privacy erase'
+  where (b.ended_at is not null or b.seen_at < now() - make_interval(secs => %(silent_s)s::float8))
+    and b.again is not null and b.command <> 'privacy erase'
     and (b.again || ' ' like %(pattern)s or exists (
       select from regexp_matches(b.again, %(uuid)s, 'g') as found(ids)
       join generation_sessions s on s.id = found.ids[1]::uuid
