@@ -483,16 +483,56 @@ async def test_a_queue_of_another_region_names_the_region_to_set(
     assert caught.value.fix == "export AWS_DEFAULT_REGION=eu-west-1"
 
 
-async def test_a_profile_that_asks_for_a_code_wants_a_terminal(
-    env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+CAREFUL = """
+[profile keys]
+aws_access_key_id = AKIDPROFILE
+aws_secret_access_key = y
+[profile careful]
+region = eu-west-1
+role_arn = arn:aws:iam::1:role/x
+source_profile = keys
+mfa_serial = arn:aws:iam::1:mfa/ann
+[profile from-careful]
+region = eu-west-1
+role_arn = arn:aws:iam::1:role/y
+source_profile = careful
+[profile keys-beside-a-device]
+region = eu-west-1
+aws_access_key_id = AKIDPROFILE
+aws_secret_access_key = y
+mfa_serial = arn:aws:iam::1:mfa/ann
+"""
+
+
+@pytest.fixture
+def careful(env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Profiles with an MFA device, and nobody who could type its code."""
     for name in KEYS:
         no_aws.delenv(name)
     no_aws.setattr(credentials, "_may_ask", lambda: False)
-    (tmp_path / "config").write_text(
-        "[profile careful]\nregion = eu-west-1\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = careful\n"
-        "mfa_serial = arn:aws:iam::1:mfa/ann\naws_access_key_id = x\naws_secret_access_key = y\n"
-    )
-    env(AWS_PROFILE="careful")
-    with pytest.raises(GenctlError, match="profile careful asks for an MFA code"):
+    (tmp_path / "config").write_text(CAREFUL)
+    return env
+
+
+@pytest.mark.parametrize("profile", ["careful", "from-careful"])
+async def test_a_profile_that_asks_for_a_code_wants_a_terminal(
+    careful: Callable[..., None], profile: str
+) -> None:
+    careful(AWS_PROFILE=profile)
+    with pytest.raises(GenctlError, match=f"profile {profile} asks for an MFA code"):
         await Sqs.connect(REAL)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"AWS_PROFILE": "careful", **KEYS}, {"AWS_PROFILE": "keys-beside-a-device"}],
+    ids=["keys in the environment, as our fix says", "keys of the profile"],
+)
+async def test_keys_that_ask_for_no_code_are_taken_beside_an_mfa_device(
+    careful: Callable[..., None], variables: dict[str, str]
+) -> None:
+    careful(**variables)
+    async with await Sqs.connect(REAL) as sqs:
+        theirs = boto3.Session().get_credentials()
+        assert theirs
+        assert sqs._signer.credentials == theirs.get_frozen_credentials()

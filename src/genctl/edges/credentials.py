@@ -8,6 +8,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from getpass import getpass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,13 +71,6 @@ def find() -> Credentials:
     """Look again for the credentials that boto3 would use, in environment, files and roles."""
     session = botocore.session.Session()
     session.set_default_client_config(Config(connect_timeout=CALL_S, read_timeout=CALL_S))
-    if _asks(session) and not _may_ask():
-        profile = session.profile or "default"
-        raise GenctlError(
-            "MfaWithoutTerminal",
-            f"AWS: the profile {profile} asks for an MFA code, and there is no terminal",
-            'eval "$(aws configure export-credentials --format env)" in a terminal, and start again there',
-        )
     for provider in _providers(session):
         _Source.tried = f"the source {provider.METHOD}"
         found: Credentials | None = provider.load()
@@ -106,6 +101,7 @@ def _providers(session: Any) -> Iterator[Any]:
         match provider:
             case AssumeRoleProvider():  # botocore offers no other way
                 provider._profile_provider_builder = profiles  # type: ignore[attr-defined]  # noqa: SLF001
+                provider._prompter = partial(_ask, session.profile or "default")  # type: ignore[attr-defined]  # noqa: SLF001
                 yield provider
             case ProcessProvider():
                 yield profiles._create_process_provider(session.profile or "default")  # noqa: SLF001
@@ -131,20 +127,37 @@ def no_region() -> GenctlError:
 
 def patience_s(session: Any) -> float:
     """Return how long a look-up of credentials may take."""
-    return ASKED_S if _asks(session) else LOOK_S
+    return ASKED_S if _asks(session) and _may_ask() else LOOK_S
 
 
 def _asks(session: Any) -> bool:
-    """Tell whether botocore asks for the code of an MFA device."""
-    with suppress(BotoCoreError):  # such as a profile that is not there, which the look-up tells
-        return bool(session.get_scoped_config().get("mfa_serial"))
+    """Tell whether botocore asks for the code of an MFA device, for the profile or one that it starts from."""
+    seen = set[str]()
+    with suppress(BotoCoreError):  # such as a file that is no configuration, which the look-up tells
+        profiles, name = session.full_config["profiles"], session.profile or "default"
+        while name in profiles and name not in seen:
+            if "mfa_serial" in profiles[name]:
+                return True
+            seen.add(name)
+            name = profiles[name].get("source_profile")
     return False
+
+
+def _ask(profile: str, prompt: str) -> str:
+    """Ask a person for the code of an MFA device. Raises GenctlError (exit 3): nobody is there."""
+    if not _may_ask():
+        raise GenctlError(
+            "MfaWithoutTerminal",
+            f"AWS: the profile {profile} asks for an MFA code, and there is no terminal",
+            'eval "$(aws configure export-credentials --format env)" in a terminal, and start again there',
+        )
+    return getpass(prompt)
 
 
 def _may_ask() -> bool:
     """Tell whether a person is there to type it."""
     with suppress(OSError), Path("/dev/tty").open("rb"):
-        return os.isatty(0)
+        return children.has_terminal()
     return False
 
 
