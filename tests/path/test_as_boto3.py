@@ -198,7 +198,7 @@ async def test_a_call_is_tried_as_often_and_as_late_as_boto3s(
 @pytest.mark.parametrize(
     "variables",
     [
-        *({"AWS_DEFAULTS_MODE": mode} for mode in ("standard", "in-region", "cross-region", "mobile")),
+        *({"AWS_DEFAULTS_MODE": mode} for mode in ("standard", "In-Region", "cross-region", "mobile")),
         {"BOTOCORE_TCP_KEEPALIVE": "true"},
         {"BOTOCORE_TCP_KEEPALIVE": "false"},
         {"AWS_PROFILE": "alive"},
@@ -430,6 +430,9 @@ async def test_a_key_with_a_line_break_is_told_by_its_name(env: Callable[..., No
         ("AWS_METADATA_SERVICE_TIMEOUT", "1.5", "metadata_service_timeout", "a whole number of seconds"),
         ("AWS_RETRY_MODE", "brave", "retry_mode", "one of legacy, standard, adaptive"),
         ("AWS_DEFAULTS_MODE", "fast", "defaults_mode", "one of legacy, auto,"),
+        ("AWS_DEFAULT_REGION", "", "region", "a Region"),
+        ("AWS_MAX_ATTEMPTS", "", "max_attempts", "an integer"),
+        ("AWS_RETRY_MODE", "", "retry_mode", "one of legacy, standard, adaptive"),
     ],
 )
 async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
@@ -442,6 +445,39 @@ async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
         await Sqs.connect(REAL)
     assert wanted in caught.value.message
     assert f"set {name} as boto3 documents {setting}: https://docs.aws.amazon.com/boto3" in caught.value.fix
+
+
+@pytest.mark.parametrize("url", ["localhost:4566", "http://", "http://local_stack:4566", "http://x:99999"])
+async def test_an_endpoint_that_is_no_url_is_told_by_who_sets_it(
+    env: Callable[..., None], tmp_path: Path, url: str
+) -> None:
+    (tmp_path / "config").write_text(f"[profile there]\nendpoint_url = {url}\n")
+    for by, variables in {
+        "AWS_ENDPOINT_URL": {"AWS_ENDPOINT_URL": url},
+        "endpoint_url of the AWS profile": {"AWS_PROFILE": "there", "AWS_ENDPOINT_URL": ""},
+    }.items():
+        env(AWS_DEFAULT_REGION="eu-west-1", **variables)
+        with pytest.raises(ValueError):  # noqa: PT011 - botocore has no other
+            boto3.Session().client("sqs").list_queues()
+        with pytest.raises(GenctlError, match=f"AWS: {by} is no URL of SQS: ") as caught:
+            await Sqs.connect(REAL)
+        assert caught.value.exit_code == 2
+
+
+async def test_an_endpoint_of_another_protocol_is_told_by_who_sets_it(env: Callable[..., None]) -> None:
+    env(AWS_DEFAULT_REGION="eu-west-1", AWS_ENDPOINT_URL="ftp://sqs.corp.example")
+    with pytest.raises(GenctlError, match="AWS: AWS_ENDPOINT_URL is no URL of SQS: ftp instead of http"):
+        await Sqs.connect(REAL)
+
+
+async def test_a_source_that_gives_nonsense_is_named(
+    env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in KEYS:
+        no_aws.delenv(name)
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-1\ncredential_process = echo hello\n")
+    with pytest.raises(GenctlError, match="the source custom-process: JSONDecodeError"):
+        await Sqs.connect(REAL)
 
 
 async def test_a_setting_of_the_profile_is_told_by_its_key(env: Callable[..., None], tmp_path: Path) -> None:

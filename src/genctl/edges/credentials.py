@@ -64,11 +64,12 @@ def _tell_slow() -> None:
 class _Source:
     """The source of credentials that was tried last, for people."""
 
-    tried = "the AWS configuration"
+    first = tried = "the AWS configuration"
 
 
 def find() -> Credentials:
     """Look again for the credentials that boto3 would use, in environment, files and roles."""
+    _Source.tried = _Source.first
     session = botocore.session.Session()
     session.set_default_client_config(Config(connect_timeout=CALL_S, read_timeout=CALL_S))
     for provider in _providers(session):
@@ -131,7 +132,7 @@ def patience_s(session: Any) -> float:
 
 
 def _asks(session: Any) -> bool:
-    """Tell whether botocore asks for the code of an MFA device, for the profile or one that it starts from."""
+    """Tell whether the profile, or one that it starts from, names an MFA device."""
     seen = set[str]()
     with suppress(BotoCoreError):  # such as a file that is no configuration, which the look-up tells
         profiles, name = session.full_config["profiles"], session.profile or "default"
@@ -163,7 +164,7 @@ def _may_ask() -> bool:
 
 def _misconfigured(why: Exception) -> GenctlError:
     """Make the error for an exception of botocore, STS or a credential_process."""
-    said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
+    said = str(why) if isinstance(why, BotoCoreError) else f"{_Source.tried}: {type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
     return GenctlError("AwsMisconfigured", f"AWS: credentials or settings: {said}", fix)
 
@@ -195,7 +196,10 @@ _SETTINGS = {
     "metadata_service_timeout": Documented("a whole number of seconds", _whole(0)),
     "metadata_service_num_attempts": Documented("a whole number of attempts", _whole(0)),
     "retry_mode": _one_of("legacy", "standard", "adaptive"),
-    "defaults_mode": _one_of("legacy", "auto", "standard", "in-region", "cross-region", "mobile"),
+    "defaults_mode": Documented(
+        "one of legacy, auto, standard, in-region, cross-region, mobile",
+        lambda value: value.lower() in {"legacy", "auto", "standard", "in-region", "cross-region", "mobile"},
+    ),
 }
 
 
@@ -212,7 +216,7 @@ def check_settings(session: Any) -> None:
 
 def _unfit(name: str, wanted: Documented) -> GenctlError:
     key, variable, *_ = BOTOCORE_DEFAUT_SESSION_VARIABLES[name]
-    by = variable if os.environ.get(variable) else f"{key} of the AWS profile"
+    by = variable if variable in os.environ else f"{key} of the AWS profile"  # an empty one counts, too
     fix = f"set {by} as boto3 documents {key}: {PAGE}"
     return GenctlError("AwsMisconfigured", f"AWS: {by} must be {wanted.words}", fix)
 
