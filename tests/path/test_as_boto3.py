@@ -37,7 +37,7 @@ from genctl.edges import credentials, http, rds
 from genctl.edges.aws import Keys, SqsEndpoint
 from genctl.edges.lookups import LOOKUPS
 from genctl.edges.rds import Login
-from genctl.edges.sqs import Sqs
+from genctl.edges.sqs import _REGION, Sqs
 
 REAL = Settings(database_url="postgresql://db/x")
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs"
@@ -506,8 +506,31 @@ async def test_a_refused_call_does_not_wait_for_a_source_that_hangs() -> None:
         release.set()
 
 
+@pytest.mark.parametrize("variables", [{}, {"AWS_USE_FIPS_ENDPOINT": "true"}])
 @pytest.mark.parametrize(
-    "which", [URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"]
+    "region",
+    [
+        *("us-gov-west-1", "cn-north-1", "eusc-de-east-1"),
+        *("us-iso-east-1", "us-isob-east-1", "us-isof-south-1", "eu-isoe-west-1"),
+    ],
+)
+def test_the_region_in_a_queues_url_is_known_in_each_partition(
+    env: Callable[..., None], region: str, variables: dict[str, str]
+) -> None:
+    env(AWS_DEFAULT_REGION=region, **variables)
+    url, _ = of_boto3()
+    named = _REGION.match(f"{url}/123456789012/jobs")
+    assert named
+    assert named["of_url"] == region
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        *(URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"),
+        "https://eu-west-1.queue.amazonaws.com/123456789012/jobs",  # as old SDKs have it
+        "https://sqs.eu-west-1.api.aws/123456789012/jobs",
+    ],
 )
 async def test_a_queue_of_another_region_names_the_region_to_set(
     env: Callable[..., None], which: str
