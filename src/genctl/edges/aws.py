@@ -88,6 +88,7 @@ class SqsEndpoint(NamedTuple):
                 "the embedded stack is not running, and with it its queue",
                 "start it with `genctl up`, or set DATABASE_URL",
             )
+        settings.check_stack()
         return cls(endpoint, "us-east-1", Credentials(key, secret))
 
 
