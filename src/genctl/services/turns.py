@@ -257,6 +257,8 @@ class Turns:
         if self._lacks(self._unsent()):
             await asyncio.sleep(self._pause_s())  # who asks more often gets no more
         else:
+            if self.pace and self.pace.max_in_flight is not None:
+                await asyncio.sleep(SHORT_S)  # jobs take the free calls, which the next question gives away
             await _heard(self._wake, self._pause_s())
         self._wake.clear()
 
