@@ -64,7 +64,8 @@ def _tell_slow() -> None:
 class _Source:
     """The source of credentials that was tried last, for people."""
 
-    first = tried = "the AWS configuration"
+    first = "the AWS configuration"
+    tried = first
 
 
 def find() -> Credentials:
