@@ -146,13 +146,9 @@ class Sqs:
         except GenctlError as error:
             if not self.embedded or error.code != "QueueNotFound":
                 raise
-<<<<<<< HEAD
-            fix = "stop `genctl up` and start it again: it makes queues for those that `genctl tools` lists"
-=======
             fix = (
                 "stop `genctl up` and start it again: it makes the queues of those that `genctl tools` lists"
             )
->>>>>>> main
             raise GenctlError(error.code, error.message, fix) from None
 
     def now(self) -> datetime:
