@@ -55,7 +55,8 @@ GROUP_DIGITS = 32  # of a group's name
 
 # Of AWS alone: the URLs of others name no region.
 _REGION = re.compile(
-    r"https://(?:queue|sqs(?:-fips)?)\.(?P<of_url>[a-z]{2}[a-z-]*-\d)\.(?:amazonaws|api\.amazonwebservices|api\.aws)\b"
+    r"https://(?:(?:queue|sqs(?:-fips)?)\.)?(?P<of_url>[a-z]{2}[a-z-]*-\d)\."
+    r"(?:(?:queue\.)?amazonaws|api\.amazonwebservices|api\.aws|s?c2s\.(?:ic|sgov)|csp\.hci\.ic|cloud\.adc-e)\b"
     r"|arn:[a-z-]+:sqs:(?P<of_arn>[a-z0-9-]+):"
 )
 
@@ -145,7 +146,9 @@ class Sqs:
         except GenctlError as error:
             if not self.embedded or error.code != "QueueNotFound":
                 raise
-            fix = "stop `genctl up` and start it again: it makes the queues of the tools that are installed"
+            fix = (
+                "stop `genctl up` and start it again: it makes the queues of those that `genctl tools` lists"
+            )
             raise GenctlError(error.code, error.message, fix) from None
 
     def now(self) -> datetime:
