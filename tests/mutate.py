@@ -147,7 +147,7 @@ MUTANTS = (
            "pipeline::test_a_mark_of_an_older_run_hits_nothing"),
     Mutant("claim: the run is the message's", LIFECYCLE, "claim",
            " and coalesce(i.run, s.run) = s.run", "",
-           "interleavings"),
+           "guards::test_a_claim_of_an_older_run_gets_nothing"),
     Mutant("claim: another's lease is over", LIFECYCLE, "claim",
            "s.lease_until < now() or", "true or",
            "pipeline::test_a_session_that_is_being_worked_on_is_left_alone"),
@@ -261,9 +261,9 @@ MUTANTS = (
            "if not task.cancelling():", "if True:",
            "ownership::test_a_second_cancellation_does_not_cut_off_the_give_back"),
     Mutant("one message: what takes accounts is one, and ends with its commit", "edges/db.py", None,
-           "                    return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]\n",
-           "                    async with conn.transaction():\n"
-           "                        return [await run(conn, name, **params) for name, params in (*opening, *steps)][2:]\n",
+           "                        return (await _in_one_message(conn, [*opening, *steps]))[len(opening) :]\n",
+           "                        async with conn.transaction():\n"
+           "                            return [await run(conn, name, **params) for name, params in (*opening, *steps)][2:]\n",
            "guards::test_what_takes_accounts_is_one_message_that_ends_with_its_commit"),
     Mutant("one message: whatever the database's default isolation", "edges/sql/ledger.sql", "read_committed",
            "set transaction isolation level read committed", "select",

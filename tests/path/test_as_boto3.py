@@ -480,6 +480,33 @@ async def test_a_source_that_gives_nonsense_is_named(
         await Sqs.connect(REAL)
 
 
+SSO = """
+[default]
+region = eu-west-1
+sso_account_id = 123456789012
+sso_role_name = worker
+"""
+HOW = {
+    "by a session": "sso_session = nobody\n[sso-session nobody]\n",
+    "by the profile itself": "",
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+async def test_who_has_not_logged_in_to_sso_is_told_to(
+    env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    for name in KEYS:
+        no_aws.delenv(name)
+    start = "sso_region = us-east-1\nsso_start_url = https://nobody.awsapps.com/start\n"
+    (tmp_path / "config").write_text(SSO + HOW[how] + start)
+    with pytest.raises(BotoCoreError, match="SSO Token"):
+        boto3.Session().client("sqs").list_queues()
+    with pytest.raises(GenctlError, match="SSO Token") as caught:
+        await Sqs.connect(REAL)
+    assert caught.value.fix == "renew the AWS credentials: aws sso login"
+
+
 async def test_a_setting_of_the_profile_is_told_by_its_key(env: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "config").write_text("[default]\nregion = eu-west-1\nmax_attempts = many\n")
     env()

@@ -18,7 +18,7 @@ import structlog
 from botocore.config import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.credentials import AssumeRoleProvider, Credentials, ProcessProvider, ProfileProviderBuilder
-from botocore.exceptions import BotoCoreError, NoRegionError
+from botocore.exceptions import BotoCoreError, NoRegionError, SSOError, TokenRetrievalError
 
 from genctl.base import children
 from genctl.domain.model import GenctlError
@@ -64,7 +64,8 @@ def _tell_slow() -> None:
 class _Source:
     """The source of credentials that was tried last, for people."""
 
-    first = tried = "the AWS configuration"
+    first = "the AWS configuration"
+    tried = first
 
 
 def find() -> Credentials:
@@ -166,6 +167,8 @@ def _misconfigured(why: Exception) -> GenctlError:
     """Make the error for an exception of botocore, STS or a credential_process."""
     said = str(why) if isinstance(why, BotoCoreError) else f"{_Source.tried}: {type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
+    if isinstance(why, (SSOError, TokenRetrievalError)):  # nobody has logged in, or that has expired
+        fix = "renew the AWS credentials: aws sso login"
     return GenctlError("AwsMisconfigured", f"AWS: credentials or settings: {said}", fix)
 
 

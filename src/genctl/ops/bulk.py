@@ -163,7 +163,7 @@ def _paragraph(work: Mapping[str, Any]) -> str:
         f"{work['id']}  {work['command']}: {work['state']}" + (f": {work['why']}" if work["why"] else ""),
         f"  {work['beganAt'].astimezone():%Y-%m-%d %H:%M} by {work['who']}",
         *([f"  why: {work['reason']}"] if work["reason"] else []),
-        f"  {_counted(work['outcome'])}",
+        f"  {_counted(work)}",
     ]
     return "".join(f"{printable(line)}\n" for line in lines)
 
@@ -172,11 +172,13 @@ def _way_on(work: Mapping[str, Any]) -> str:
     return f"  go on: {printable(work['goOn'])}\n" if work["goOn"] else ""
 
 
-def _counted(outcome: Mapping[str, Any]) -> str:
+def _counted(work: Mapping[str, Any]) -> str:
     parts = []
-    for name, count in outcome.items():
+    for name, count in work["outcome"].items():
         if isinstance(count, dict) and count:
             parts.append(f"{name} " + ", ".join(f"{n} {why}" for why, n in sorted(count.items())))
         elif isinstance(count, int) and count:
             parts.append(f"{name} {count}")
+    if work["state"] == "interrupted" and not work["endedAt"]:  # it notes its counts now and then
+        return "; ".join([*parts, "it was killed, and may have done more"])
     return "; ".join(parts) or "nothing was changed"
