@@ -257,7 +257,7 @@ MUTANTS = (
     Mutant("stop: a known answer is stored", "answers.py", None,
            "if await last_words(storing, LAST_TRY_S) is None and", "if storing.cancel() and",
            "ownership::test_a_retry_that_meets_a_stop_is_stored_as_what_is_known"),
-    Mutant("stop: a job is cancelled once", "services/worker.py", None,
+    Mutant("stop: a job is cancelled once", "services/ending.py", None,
            "if not task.cancelling():", "if True:",
            "ownership::test_a_second_cancellation_does_not_cut_off_the_give_back"),
     Mutant("one message: what takes accounts is one, and ends with its commit", "edges/db.py", None,

@@ -10,7 +10,7 @@ import msgspec
 from genctl.domain.pace import Pace, plain
 
 OLDER = "an older genctl: it keeps no shared pace, and tells nothing of itself"
-_OLD_ID = re.compile(r".*:\d+")  # host:pid; newer ones end in a random part
+_OLD_ID = re.compile(r"[^:]*:\d+")  # host:pid; newer ones have a random part, which may be of digits alone
 OF_CREDENTIALS = ("Credentials", "Aws", "Mfa", "Region")  # how such error codes begin
 OF_DATABASE = ("Database", "Locked", "NotMigrated", "Conflict", "DataRefused")
 

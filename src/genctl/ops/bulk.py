@@ -150,9 +150,12 @@ def _shown(row: Row) -> dict[str, Any]:
     }
 
 
-def told(past: Sequence[Mapping[str, Any]]) -> str:
-    """Write the history for people: a paragraph for each piece of work, which fits a narrow terminal."""
-    return "\n".join(map(_paragraph, past))
+def told(past: Sequence[Mapping[str, Any]], fit: Callable[[str], str] = lambda text: text) -> str:
+    """Write the history for people: a paragraph for each piece of work, which `fit` wraps for the terminal.
+
+    The command that goes on is copied, and never wrapped.
+    """
+    return "\n".join(fit(_paragraph(work)) + _way_on(work) for work in past)
 
 
 def _paragraph(work: Mapping[str, Any]) -> str:
@@ -161,9 +164,12 @@ def _paragraph(work: Mapping[str, Any]) -> str:
         f"  {work['beganAt'].astimezone():%Y-%m-%d %H:%M} by {work['who']}",
         *([f"  why: {work['reason']}"] if work["reason"] else []),
         f"  {_counted(work['outcome'])}",
-        *([f"  go on: {work['goOn']}"] if work["goOn"] else []),
     ]
     return "".join(f"{printable(line)}\n" for line in lines)
+
+
+def _way_on(work: Mapping[str, Any]) -> str:
+    return f"  go on: {printable(work['goOn'])}\n" if work["goOn"] else ""
 
 
 def _counted(outcome: Mapping[str, Any]) -> str:

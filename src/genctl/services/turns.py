@@ -82,6 +82,7 @@ class Turns:
         self._stock = Stock()
         self._recent = Recent()
         self._calling = set[asyncio.Task[Any]]()
+        self._moved_at = -math.inf  # when a call last began or a trouble ended, monotonic
         self._slots = 0  # calls at once that we may make, where there is a limit
         self._hold_s: float | None = None  # a Retry-After that the others do not know yet
         self._lesson: Lesson | None = None
@@ -97,19 +98,20 @@ class Turns:
         """Wait for a turn, and return what takes the call's outcome. Raises NotYetError: it is not soon."""
         while True:
             await self._gatekeeper.passed()
+            came_at = time.monotonic()
             async with self._line:
-                await self._comes()
+                await self._comes(came_at)
                 if self._gatekeeper.lets_pass():  # the gate may have closed meanwhile
                     return self._begin()
 
-    async def _comes(self) -> None:
+    async def _comes(self, came_at: float) -> None:
         """Wait until a call may begin; a database that is away is waited for, as long as the lease lasts."""
-        since = time.monotonic()
         while True:
             now = time.monotonic()
             wait_s = self._wait_s(now)
             if wait_s == 0:
                 return
+            since = max(came_at, self._moved_at)  # in a line that stands, all are late
             is_late = wait_s is None and now - since > SOON_S and self.trouble is None and self.pace
             if is_late or self._paused_until - now > SOON_S:
                 raise NotYetError(self._far_s(now) * (1 + SPREAD * random.random()))  # noqa: S311 - no secret
@@ -146,6 +148,7 @@ class Turns:
         if self.pace and self.pace.rate is not None:
             self._stock = self._stock.took()
         self._recent.count(now, began=1)
+        self._moved_at = now
         if task:  # it is a job, and makes one call at a time
             self._calling.add(task)
             task.add_done_callback(self._ended)
@@ -257,6 +260,8 @@ class Turns:
         if self._lacks(self._unsent()):
             await asyncio.sleep(self._pause_s())  # who asks more often gets no more
         else:
+            if self.pace and self.pace.max_in_flight is not None:
+                await asyncio.sleep(SHORT_S)  # jobs take the free calls, which the next question gives away
             await _heard(self._wake, self._pause_s())
         self._wake.clear()
 
@@ -298,6 +303,8 @@ class Turns:
         await self._teach(dealt.pace, now)
 
     def _keep(self, dealt: pace.Deal, asked_at: float, now: float) -> None:
+        if self.trouble:
+            self._moved_at = now
         self.pace, self._read_at, self.trouble = dealt.pace, now, None
         self._clock = self._clock.heard(asked_at, dealt.pace.read_at.timestamp(), now)
         self._slots = dealt.pace.slots or 0
