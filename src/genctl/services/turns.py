@@ -225,6 +225,11 @@ class Turns:
         return most
 
     @property
+    def has_none(self) -> bool:
+        """Tell whether we make no call and may begin none soon: others may."""
+        return not self._calling and not self._soon(time.monotonic())
+
+    @property
     def keeps_back(self) -> bool:
         """Tell whether jobs wait for their turns longer than they should, or none could begin soon."""
         now = time.monotonic()
