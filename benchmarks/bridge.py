@@ -161,7 +161,7 @@ def settled(
     """
     rate, at_once, sessions = load
     with psycopg.connect(dsn, autocommit=True) as conn:
-        made = dict(conn.execute(FILL, [len({*users}), sessions]).fetchall())
+        made: dict[str, str] = dict(conn.execute(FILL, [len({*users}), sessions]).fetchall())
         conn.execute("analyze generation_sessions")
     of_user: dict[str, list[str]] = {}
     for session, user in made.items():

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
@@ -20,8 +19,6 @@ import stage
 import worker
 
 from genctl.base import log
-from genctl.edges import migrate
-from genctl.ops.stack.postgres import Postgres
 
 CALL_MS = 30_000
 LOOK_S = 20.0
@@ -80,19 +77,12 @@ def _until(conn: psycopg.Connection, question: str, count: int) -> None:
 
 async def measured(numbers: Sequence[int]) -> int:
     """Print a line for each number of calls."""
-    with (
-        stage.emulator() as (endpoint, queue),
-        worker.provider(CALL_MS) as (address, provider),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        async with Postgres(Path(folder) / "pg") as postgres:
-            await migrate.up(postgres.dsn)
-            at = worker.Stage(postgres.dsn, endpoint, address, {"queue": queue, "provider": provider})
-            for calls in numbers:
-                full = await worker.fill(at, calls)
-                share, memory_mb, lost, settled_in_s = await asyncio.to_thread(kept, full, calls)
-                told = f"{share:6.2%} of a core, {memory_mb:4.0f} MB, {lost} runs had a second owner"
-                print(f"{calls:5,} calls: {told}; settled within {settled_in_s:.1f} s", flush=True)
+    async with worker.staged(CALL_MS) as at:
+        for calls in numbers:
+            full = await worker.fill(at, calls)
+            share, memory_mb, lost, settled_in_s = await asyncio.to_thread(kept, full, calls)
+            told = f"{share:6.2%} of a core, {memory_mb:4.0f} MB, {lost} runs had a second owner"
+            print(f"{calls:5,} calls: {told}; settled within {settled_in_s:.1f} s", flush=True)
     return 0
 
 

@@ -10,12 +10,10 @@ import asyncio
 import dataclasses
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import stage
@@ -23,8 +21,6 @@ import worker
 
 from genctl.base import log
 from genctl.base.settings import Settings
-from genctl.edges import migrate
-from genctl.ops.stack.postgres import Postgres
 from genctl.pipeline import Pipeline
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.worker import POOL_SIZE, Until, Worker
@@ -115,24 +111,17 @@ def told(hands: int, lives: Lives) -> None:
 
 async def measured(hands: Sequence[int]) -> int:
     """Set the stage, and print the steps for each number of hands."""
-    with (
-        stage.emulator() as (endpoint, _),
-        worker.provider(0) as (address, _),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        async with Postgres(Path(folder) / "pg") as postgres:
-            await migrate.up(postgres.dsn)
-            for many in hands:
-                at = worker.Stage(postgres.dsn, endpoint, address)
-                full = await worker.fill(at, JOBS if many > 1 else ALONE)
-                settings = dataclasses.replace(
-                    stage.settings(postgres.dsn, endpoint),
-                    queue=full.queue,
-                    dlq=f"{full.queue}-dlq",
-                    breaker=False,
-                    of_tools={"ark_api_key": "benchmark", "ark_base_url": address},
-                )
-                told(many, await lived(settings, many))
+    async with worker.staged() as at:
+        for many in hands:
+            full = await worker.fill(at, JOBS if many > 1 else ALONE)
+            settings = dataclasses.replace(
+                stage.settings(at.dsn, at.endpoint),
+                queue=full.queue,
+                dlq=f"{full.queue}-dlq",
+                breaker=False,
+                of_tools={"ark_api_key": "benchmark", "ark_base_url": at.provider},
+            )
+            told(many, await lived(settings, many))
     return 0
 
 

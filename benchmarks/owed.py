@@ -7,19 +7,15 @@ with their sweepers, on one fast emulator (fauxqs); they also carry the jobs out
 import asyncio
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import psycopg
 import stage
 import worker
 
 from genctl.base import log
-from genctl.edges import migrate
 from genctl.edges.sqs import Sqs
-from genctl.ops.stack.postgres import Postgres
 
 OWED = 30_000
 WORKERS = 4
@@ -50,8 +46,9 @@ def run(at: worker.Stage, left: str) -> tuple[float, float]:
     with psycopg.connect(at.dsn, autocommit=True) as conn, ExitStack() as stack:
         began = time.monotonic()
         for _ in range(WORKERS):
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = subprocess.Popen(COMMAND, cwd=stage.HERE, env=at.env(), **quiet)
+            process = subprocess.Popen(
+                COMMAND, cwd=stage.HERE, env=at.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             stack.enter_context(process)
             stack.callback(process.kill)
         while (row := conn.execute(left).fetchone()) and row[0]:
@@ -78,15 +75,9 @@ async def owed(at: worker.Stage, kind: str) -> None:
 
 async def measured() -> None:
     """Set the stage, and measure what is wished."""
-    with (
-        stage.emulator() as (endpoint, _),
-        worker.provider(0) as provider,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        async with Postgres(Path(folder) / "pg") as postgres:
-            await migrate.up(postgres.dsn)
-            for kind in sys.argv[1:] or OWES:
-                await owed(worker.Stage(postgres.dsn, endpoint, provider), kind)
+    async with worker.staged() as at:
+        for kind in sys.argv[1:] or OWES:
+            await owed(at, kind)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import psycopg
 import stage
 import worker
 
 from genctl.base import log
-from genctl.edges import migrate
-from genctl.ops.stack.postgres import Postgres
 
 ROUNDS = 5
 JOBS = 4_000
@@ -36,7 +33,7 @@ async def price(at: worker.Stage) -> None:
         for rate in (None, 100_000) if n % 2 else (100_000, None):
             full = await worker.fill(at, JOBS)
             env = ("env", f"GENCTL_RATE={rate}") if rate else ("env",)
-            took[rate] = await asyncio.to_thread(worker.run, full, (*env, *worker.genctl()), JOBS)
+            took[rate] = await asyncio.to_thread(worker.run, full, (*env, *worker.genctl()))
         free, paced = took[None], took[100_000]
         print(f"round {n + 1}: {free.rate:.0f}/s and {free.sum_ms:.2f} ms without a rate, "
               f"{paced.rate:.0f}/s and {paced.sum_ms:.2f} ms with one")  # fmt: skip
@@ -78,21 +75,11 @@ def reached(at: worker.Stage) -> None:
 
 async def measured(wish: list[str]) -> int:
     """Set the stage, and do what is wished."""
-    with (
-        stage.emulator() as (endpoint, queue),
-        worker.provider(0) as (base, provider),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        async with Postgres(Path(folder) / "pg") as postgres:
-            await migrate.up(postgres.dsn)
-            assert postgres.child
-            assert postgres.child.process
-            parts = {"postgres": postgres.child.process.pid, "queue": queue, "provider": provider}
-            at = worker.Stage(postgres.dsn, endpoint, base, parts)
-            if "reached" not in wish:
-                await price(at)
-            if "price" not in wish:
-                await asyncio.to_thread(reached, at)
+    async with worker.staged() as at:
+        if "reached" not in wish:
+            await price(at)
+        if "price" not in wish:
+            await asyncio.to_thread(reached, at)
     return 0
 
 

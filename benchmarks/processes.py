@@ -21,8 +21,6 @@ import stage
 import worker
 
 from genctl.base import log
-from genctl.edges import migrate
-from genctl.ops.stack.postgres import Postgres
 
 ROUNDS = 3
 JOBS = 6_000
@@ -66,37 +64,29 @@ def run(at: worker.Stage, commands: Sequence[Sequence[str]]) -> Scale:
 
 async def measured(*, calls: bool) -> None:
     """Print a line a run, and the medians of the ratios to one process of the same round."""
-    wait_ms = CALL_MS if calls else 0
-    with (
-        stage.emulator() as (endpoint, _),
-        worker.provider(wait_ms) as (answers, _),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        async with Postgres(Path(folder) / "pg") as postgres:
-            await migrate.up(postgres.dsn)
-            at = worker.Stage(postgres.dsn, endpoint, answers)
-            took: dict[int, list[Scale]] = {count: [] for count in COUNTS}
-            for n in range(ROUNDS):
-                for count, rounds in took.items():
-                    jobs = count * JOBS_OF_ONE if calls else JOBS
-                    full = await worker.fill(at, jobs)
-                    command = (*WORKER, "--processes", str(count))
-                    rounds.append(await asyncio.to_thread(run, full, [command]))
-                    rate, cpu_ms, memory = rounds[-1]
-                    print(
-                        f"round {n + 1}: {count} processes {rate:5.0f}/s, {cpu_ms:.2f} ms, {memory:.0f} MB",
-                        flush=True,
-                    )
-            for count in COUNTS[1:]:
-                pairs = list(zip(took[count], took[1], strict=True))
-                faster, cpu, memory = (
-                    statistics.median(many[n] / one[n] for many, one in pairs) for n in range(3)
+    async with worker.staged(CALL_MS if calls else 0) as at:
+        took: dict[int, list[Scale]] = {count: [] for count in COUNTS}
+        for n in range(ROUNDS):
+            for count, rounds in took.items():
+                jobs = count * JOBS_OF_ONE if calls else JOBS
+                full = await worker.fill(at, jobs)
+                command = (*WORKER, "--processes", str(count))
+                rounds.append(await asyncio.to_thread(run, full, [command]))
+                rate, cpu_ms, memory = rounds[-1]
+                print(
+                    f"round {n + 1}: {count} processes {rate:5.0f}/s, {cpu_ms:.2f} ms, {memory:.0f} MB",
+                    flush=True,
                 )
-                print(f"{count} to 1: {faster:.2f} times the rate, {cpu:.2f} of CPU, {memory:.2f} of memory")
-            most = COUNTS[-1]
-            alone = await asyncio.to_thread(run, await worker.fill(at, JOBS), [WORKER] * most)
-            forked = statistics.median(one.memory_mb for one in took[most])
-            print(f"{most} commands take {alone.memory_mb:.0f} MB, {most} processes of one {forked:.0f} MB")
+        for count in COUNTS[1:]:
+            pairs = list(zip(took[count], took[1], strict=True))
+            faster, cpu, memory = (
+                statistics.median(many[n] / one[n] for many, one in pairs) for n in range(3)
+            )
+            print(f"{count} to 1: {faster:.2f} times the rate, {cpu:.2f} of CPU, {memory:.2f} of memory")
+        most = COUNTS[-1]
+        alone = await asyncio.to_thread(run, await worker.fill(at, JOBS), [WORKER] * most)
+        forked = statistics.median(one.memory_mb for one in took[most])
+        print(f"{most} commands take {alone.memory_mb:.0f} MB, {most} processes of one {forked:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ class Threads:
 
     def __init__(self) -> None:
         settings = {"row_factory": dict_row, "autocommit": True, "prepare_threshold": 0}
-        self.pool = ConnectionPool(DATABASE_URL, min_size=1, max_size=16, open=True, kwargs=settings)
+        self.pool: ConnectionPool[Any] = ConnectionPool(
+            DATABASE_URL, min_size=1, max_size=16, open=True, kwargs=settings
+        )
         self.http = urllib3.PoolManager(maxsize=64, retries=False)
         self.sqs = boto3.client("sqs", region_name="us-east-1", endpoint_url=ENDPOINT)
 

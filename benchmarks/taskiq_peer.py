@@ -48,7 +48,9 @@ class Loop:
     async def open(self) -> None:
         """Make its connections."""
         settings = {"row_factory": dict_row, "autocommit": True, "prepare_threshold": 0}
-        self.pool = AsyncConnectionPool(DATABASE_URL, min_size=1, max_size=16, open=False, kwargs=settings)
+        self.pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+            DATABASE_URL, min_size=1, max_size=16, open=False, kwargs=settings
+        )
         await self.pool.open()
         self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=128))
         made = get_session().create_client("sqs", region_name="us-east-1", endpoint_url=ENDPOINT)

@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -160,6 +160,22 @@ def provider(wait_ms: int) -> Iterator[tuple[str, int]]:
             yield f"http://127.0.0.1:{port}/api/v3", process.pid
         finally:
             process.terminate()
+
+
+@asynccontextmanager
+async def staged(wait_ms: int = 0) -> AsyncIterator[Stage]:
+    """Emulator, database and a provider that answers after so many milliseconds, while the body runs."""
+    with (
+        stage.emulator() as (endpoint, queue),
+        provider(wait_ms) as (base, answers),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        async with Postgres(Path(folder) / "pg") as postgres:
+            await migrate.up(postgres.dsn)
+            assert postgres.child
+            assert postgres.child.process
+            parts = {"postgres": postgres.child.process.pid, "queue": queue, "provider": answers}
+            yield Stage(postgres.dsn, endpoint, base, parts)
 
 
 async def fill(at: Stage, jobs: int) -> Stage:
@@ -314,23 +330,13 @@ async def scaled(at: Stage, slow: Stage) -> int:
 
 async def measured(wish: argparse.Namespace) -> int:
     """Set the stage, and do what is wished."""
-    with (
-        stage.emulator() as (endpoint, queue),
-        provider(0) as (fast, fast_provider),
-        provider(2_000) as (slow, slow_provider),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        async with Postgres(Path(folder) / "pg") as postgres:
-            await migrate.up(postgres.dsn)
-            assert postgres.child
-            assert postgres.child.process
-            parts = {"postgres": postgres.child.process.pid, "queue": queue, "provider": fast_provider}
-            at = Stage(postgres.dsn, endpoint, fast, parts)
-            if wish.what == ["scale"]:
-                return await scaled(at, at._replace(provider=slow, parts=parts | {"provider": slow_provider}))
-            if wish.what == ["pgbench"]:
-                return await settled(at, wish.rounds)
-            return await compared(at, wish.what or [*CONTENDERS][:3], wish.rounds, draws=wish.draw)
+    async with staged() as at:
+        if wish.what == ["scale"]:
+            with provider(2_000) as (slow, process):
+                return await scaled(at, at._replace(provider=slow, parts={**at.parts, "provider": process}))
+        if wish.what == ["pgbench"]:
+            return await settled(at, wish.rounds)
+        return await compared(at, wish.what or [*CONTENDERS][:3], wish.rounds, draws=wish.draw)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ class Lives:
              "lapsed": False, "reservation_id": str(uuid4()), "amount": 4, "idempotency_key": str(uuid4())}
             for n in range(BATCH)
         ]  # fmt: skip
-        users, items = {one["user_id"] for one in orders}, as_json(orders)
+        users, items = {str(one["user_id"]) for one in orders}, as_json(orders)
         await self._timed("reserve", movement(self.db, users, ("reserve", {"items": items}), opening=10**9))
         await self._timed("mark", self.db.rows("mark_enqueued", items=items))
         claim = {"items": items, "lease_s": 30, "worker": "it", "most": 3, "models": [MODEL], "dead": True}
@@ -210,4 +210,5 @@ if __name__ == "__main__":
         asyncio.run(prune(*(numbers or [1_000_000])))
     else:
         named = [word for word in sys.argv[1:] if word in VARIANTS]
-        asyncio.run(lives(*(numbers + [20_000, 0][len(numbers) :]), named or [*VARIANTS]))
+        jobs, old = numbers + [20_000, 0][len(numbers) :]
+        asyncio.run(lives(jobs, old, named or [*VARIANTS]))

@@ -1,6 +1,6 @@
--- Roles by what they need. Run it as who may create roles, with the database and, as the first of the search path, the
--- schema that genctl works in: before the first `genctl migrate`, and again after each one. It can be run any number of
--- times.
+-- Roles by what they need. Whoever runs it may create roles and owns the database, and need not be a superuser. Run it
+-- there, with the schema that genctl works in as the first of the search path: before the first `genctl migrate`, and again
+-- after each one. It can be run any number of times.
 --
 --   psql "$ADMIN_URL" -f deploy/roles.sql
 --   create user app_worker password '...' in role genctl_worker;          -- and likewise for the others
@@ -29,6 +29,10 @@ begin
     execute format('grant connect on database %I to genctl_%s', current_database(), part);
     execute format('grant usage on schema %I to genctl_%s', current_schema(), part);
   end loop;
+  -- since PostgreSQL 16 a role is not its creator's, and the tables below are genctl_owner's
+  if not pg_has_role('genctl_owner', 'usage') then
+    execute format('grant genctl_owner to %I', current_user);
+  end if;
   execute format('grant create on schema %I to genctl_owner', current_schema());
   execute format('revoke create on schema %I from public', current_schema());
   execute format('revoke connect, temporary on database %I from public', current_database());

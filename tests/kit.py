@@ -35,7 +35,7 @@ from genctl.enqueue import enqueue
 from genctl.nets import Swept, asked_of_piles
 from genctl.pipeline import Pipeline, Turn, at_once, carry
 from genctl.run import LEASE_S
-from genctl.services import worker
+from genctl.services import ending
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.simulator import app
 from genctl.services.worker import Until, Worker
@@ -46,7 +46,7 @@ from tests.process.forks import spawn
 
 T = TypeVar("T")
 
-worker.LAST_S = 600.0  # a stop that takes longer ends the process, which is that of the tests here
+ending.LAST_S = 600.0  # a stop that takes longer ends the process, which is that of the tests here
 SOON_S = 20.0  # what takes longer hangs
 _FIRST = 10_000 + 1_400 * int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % 22_400
 PORTS = cycle(random.sample(range(_FIRST, _FIRST + 1_400), 1_400))
@@ -128,6 +128,11 @@ async def until(condition: Callable[[], Awaitable[T | None]], within_s: float = 
         while not (found := await condition()):
             await asyncio.sleep(next(pauses, PAUSES_S[-1]))
         return found
+
+
+async def true(value: object) -> bool:
+    """What is true at once, for until()."""
+    return bool(value)
 
 
 @contextmanager
@@ -269,6 +274,34 @@ WITHOUT_BREAKER = Settings(breaker=False)  # of a worker whose jobs shall fail
 
 def worker_metrics() -> WorkerMetrics:
     return WorkerMetrics(TOOL.provider, TOOL.name)
+
+
+@asynccontextmanager
+async def at_work(
+    pipeline: Pipeline,
+    *,
+    concurrency: int = 5,
+    max_jobs: int | None = None,
+    metrics: WorkerMetrics | None = None,
+    **manners: Any,
+) -> AsyncIterator[Worker]:
+    """A worker as long as the body runs, or until it has had so many messages; `manners` are settings."""
+    worker = Worker(
+        pipeline,
+        Settings(**{"breaker": False} | manners),
+        metrics=metrics or worker_metrics(),
+        concurrency=concurrency,
+        grace_s=0.0,
+        until=Until(max_jobs=max_jobs),
+    )
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+        if max_jobs:
+            await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 @dataclasses.dataclass

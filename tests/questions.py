@@ -211,5 +211,5 @@ def questions(count: int) -> dict[str, Question]:
         "privacy: ledger": Question("ledger_after", {"user": user, "after": 0, "limit": 20}),
         "privacy: a count": Question("stored_about", {"user": user}),
         "privacy: erase": Question("erase_sessions", {"ids": [session], **KEPT}),
-        "privacy: command lines": Question("erase_bulk_work", {"user": user, "pattern": "%--user x %", "uuid": UUID_SHAPE}),
+        "privacy: command lines": Question("erase_bulk_work", {"user": user, "pattern": "%--user x %", "uuid": UUID_SHAPE, "silent_s": 30}),
     }  # fmt: skip

@@ -13,6 +13,11 @@ variable "key_arn" {
   description = "A KMS key of yours that encrypts both queues; empty: SQS encrypts them with a key of its own."
   type        = string
   default     = ""
+
+  validation {
+    condition     = can(regex("^(|arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/.+)$", var.key_arn))
+    error_message = "The key is the ARN of a key, or nothing."
+  }
 }
 
 variable "alarm_topic_arn" {
@@ -31,4 +36,9 @@ variable "runs_on" {
   description = "Who runs worker and API, and so takes their roles."
   type        = string
   default     = "ecs-tasks.amazonaws.com"
+
+  validation {
+    condition     = contains(["ecs-tasks.amazonaws.com", "ec2.amazonaws.com", "pods.eks.amazonaws.com"], var.runs_on)
+    error_message = "ECS, EC2 or the pods of EKS run worker and API."
+  }
 }

@@ -18,6 +18,11 @@ test('credits are returned only when the row says how many and when', () => {
   assert.equal(refund(null), null);
 });
 
+test('a card whose prompt somebody erased has a name still', () => {
+  assert.equal(announcement(card({ prompt: '' })), '“An image”: completed.');
+  assert.equal(announcement(card({ prompt: null })), '“An image”: completed.');
+});
+
 test('every category has a headline, an unknown one a general headline', () => {
   const known = 'content_policy invalid_request auth quota rate_limit server network internal config'.split(' ').map((category) => headline({ category }));
   assert.equal(new Set(known).size, 9);

@@ -37,7 +37,7 @@ from genctl.edges import credentials, http, rds
 from genctl.edges.aws import Keys, SqsEndpoint
 from genctl.edges.lookups import LOOKUPS
 from genctl.edges.rds import Login
-from genctl.edges.sqs import Sqs
+from genctl.edges.sqs import _REGION, Sqs
 
 REAL = Settings(database_url="postgresql://db/x")
 URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/jobs"
@@ -198,7 +198,7 @@ async def test_a_call_is_tried_as_often_and_as_late_as_boto3s(
 @pytest.mark.parametrize(
     "variables",
     [
-        *({"AWS_DEFAULTS_MODE": mode} for mode in ("standard", "in-region", "cross-region", "mobile")),
+        *({"AWS_DEFAULTS_MODE": mode} for mode in ("standard", "In-Region", "cross-region", "mobile")),
         {"BOTOCORE_TCP_KEEPALIVE": "true"},
         {"BOTOCORE_TCP_KEEPALIVE": "false"},
         {"AWS_PROFILE": "alive"},
@@ -430,6 +430,9 @@ async def test_a_key_with_a_line_break_is_told_by_its_name(env: Callable[..., No
         ("AWS_METADATA_SERVICE_TIMEOUT", "1.5", "metadata_service_timeout", "a whole number of seconds"),
         ("AWS_RETRY_MODE", "brave", "retry_mode", "one of legacy, standard, adaptive"),
         ("AWS_DEFAULTS_MODE", "fast", "defaults_mode", "one of legacy, auto,"),
+        ("AWS_DEFAULT_REGION", "", "region", "a Region"),
+        ("AWS_MAX_ATTEMPTS", "", "max_attempts", "an integer"),
+        ("AWS_RETRY_MODE", "", "retry_mode", "one of legacy, standard, adaptive"),
     ],
 )
 async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
@@ -442,6 +445,66 @@ async def test_a_setting_that_boto3_cannot_use_is_told_by_its_name(
         await Sqs.connect(REAL)
     assert wanted in caught.value.message
     assert f"set {name} as boto3 documents {setting}: https://docs.aws.amazon.com/boto3" in caught.value.fix
+
+
+@pytest.mark.parametrize("url", ["localhost:4566", "http://", "http://local_stack:4566", "http://x:99999"])
+async def test_an_endpoint_that_is_no_url_is_told_by_who_sets_it(
+    env: Callable[..., None], tmp_path: Path, url: str
+) -> None:
+    (tmp_path / "config").write_text(f"[profile there]\nendpoint_url = {url}\n")
+    for by, variables in {
+        "AWS_ENDPOINT_URL": {"AWS_ENDPOINT_URL": url},
+        "endpoint_url of the AWS profile": {"AWS_PROFILE": "there", "AWS_ENDPOINT_URL": ""},
+    }.items():
+        env(AWS_DEFAULT_REGION="eu-west-1", **variables)
+        with pytest.raises(ValueError):  # noqa: PT011 - botocore has no other
+            boto3.Session().client("sqs").list_queues()
+        with pytest.raises(GenctlError, match=f"AWS: {by} is no URL of SQS: ") as caught:
+            await Sqs.connect(REAL)
+        assert caught.value.exit_code == 2
+
+
+async def test_an_endpoint_of_another_protocol_is_told_by_who_sets_it(env: Callable[..., None]) -> None:
+    env(AWS_DEFAULT_REGION="eu-west-1", AWS_ENDPOINT_URL="ftp://sqs.corp.example")
+    with pytest.raises(GenctlError, match="AWS: AWS_ENDPOINT_URL is no URL of SQS: ftp instead of http"):
+        await Sqs.connect(REAL)
+
+
+async def test_a_source_that_gives_nonsense_is_named(
+    env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in KEYS:
+        no_aws.delenv(name)
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-1\ncredential_process = echo hello\n")
+    with pytest.raises(GenctlError, match="the source custom-process: JSONDecodeError"):
+        await Sqs.connect(REAL)
+
+
+SSO = """
+[default]
+region = eu-west-1
+sso_account_id = 123456789012
+sso_role_name = worker
+"""
+HOW = {
+    "by a session": "sso_session = nobody\n[sso-session nobody]\n",
+    "by the profile itself": "",
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+async def test_who_has_not_logged_in_to_sso_is_told_to(
+    env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    for name in KEYS:
+        no_aws.delenv(name)
+    start = "sso_region = us-east-1\nsso_start_url = https://nobody.awsapps.com/start\n"
+    (tmp_path / "config").write_text(SSO + HOW[how] + start)
+    with pytest.raises(BotoCoreError, match="SSO Token"):
+        boto3.Session().client("sqs").list_queues()
+    with pytest.raises(GenctlError, match="SSO Token") as caught:
+        await Sqs.connect(REAL)
+    assert caught.value.fix == "renew the AWS credentials: aws sso login"
 
 
 async def test_a_setting_of_the_profile_is_told_by_its_key(env: Callable[..., None], tmp_path: Path) -> None:
@@ -470,8 +533,31 @@ async def test_a_refused_call_does_not_wait_for_a_source_that_hangs() -> None:
         release.set()
 
 
+@pytest.mark.parametrize("variables", [{}, {"AWS_USE_FIPS_ENDPOINT": "true"}])
 @pytest.mark.parametrize(
-    "which", [URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"]
+    "region",
+    [
+        *("us-gov-west-1", "cn-north-1", "eusc-de-east-1"),
+        *("us-iso-east-1", "us-isob-east-1", "us-isof-south-1", "eu-isoe-west-1"),
+    ],
+)
+def test_the_region_in_a_queues_url_is_known_in_each_partition(
+    env: Callable[..., None], region: str, variables: dict[str, str]
+) -> None:
+    env(AWS_DEFAULT_REGION=region, **variables)
+    url, _ = of_boto3()
+    named = _REGION.match(f"{url}/123456789012/jobs")
+    assert named
+    assert named["of_url"] == region
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        *(URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"),
+        "https://eu-west-1.queue.amazonaws.com/123456789012/jobs",  # as old SDKs have it
+        "https://sqs.eu-west-1.api.aws/123456789012/jobs",
+    ],
 )
 async def test_a_queue_of_another_region_names_the_region_to_set(
     env: Callable[..., None], which: str
@@ -483,16 +569,56 @@ async def test_a_queue_of_another_region_names_the_region_to_set(
     assert caught.value.fix == "export AWS_DEFAULT_REGION=eu-west-1"
 
 
-async def test_a_profile_that_asks_for_a_code_wants_a_terminal(
-    env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+CAREFUL = """
+[profile keys]
+aws_access_key_id = AKIDPROFILE
+aws_secret_access_key = y
+[profile careful]
+region = eu-west-1
+role_arn = arn:aws:iam::1:role/x
+source_profile = keys
+mfa_serial = arn:aws:iam::1:mfa/ann
+[profile from-careful]
+region = eu-west-1
+role_arn = arn:aws:iam::1:role/y
+source_profile = careful
+[profile keys-beside-a-device]
+region = eu-west-1
+aws_access_key_id = AKIDPROFILE
+aws_secret_access_key = y
+mfa_serial = arn:aws:iam::1:mfa/ann
+"""
+
+
+@pytest.fixture
+def careful(env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Profiles with an MFA device, and nobody who could type its code."""
     for name in KEYS:
         no_aws.delenv(name)
     no_aws.setattr(credentials, "_may_ask", lambda: False)
-    (tmp_path / "config").write_text(
-        "[profile careful]\nregion = eu-west-1\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = careful\n"
-        "mfa_serial = arn:aws:iam::1:mfa/ann\naws_access_key_id = x\naws_secret_access_key = y\n"
-    )
-    env(AWS_PROFILE="careful")
-    with pytest.raises(GenctlError, match="profile careful asks for an MFA code"):
+    (tmp_path / "config").write_text(CAREFUL)
+    return env
+
+
+@pytest.mark.parametrize("profile", ["careful", "from-careful"])
+async def test_a_profile_that_asks_for_a_code_wants_a_terminal(
+    careful: Callable[..., None], profile: str
+) -> None:
+    careful(AWS_PROFILE=profile)
+    with pytest.raises(GenctlError, match=f"profile {profile} asks for an MFA code"):
         await Sqs.connect(REAL)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"AWS_PROFILE": "careful", **KEYS}, {"AWS_PROFILE": "keys-beside-a-device"}],
+    ids=["keys in the environment, as our fix says", "keys of the profile"],
+)
+async def test_keys_that_ask_for_no_code_are_taken_beside_an_mfa_device(
+    careful: Callable[..., None], variables: dict[str, str]
+) -> None:
+    careful(**variables)
+    async with await Sqs.connect(REAL) as sqs:
+        theirs = boto3.Session().get_credentials()
+        assert theirs
+        assert sqs._signer.credentials == theirs.get_frozen_credentials()

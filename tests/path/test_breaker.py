@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 from aiohttp import web
-from tests.kit import Kit, until, worker_metrics
+from tests.kit import Kit, at_work, until, worker_metrics
 
 from genctl import gate
 from genctl.base.settings import Settings
@@ -68,23 +68,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return event
 
 
-@asynccontextmanager
-async def working(pipeline: Pipeline, *, concurrency: int = 5, **manners: Any) -> AsyncIterator[Worker]:
-    """A worker as long as the body runs."""
-    worker = Worker(
-        pipeline,
-        Settings(**{"breaker_failures": LIMIT} | manners),
-        metrics=worker_metrics(),
-        concurrency=concurrency,
-        grace_s=0.0,
-        until=Until(),
-    )
-    running = asyncio.create_task(worker.run())
-    try:
-        yield worker
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+working = partial(at_work, breaker=True, breaker_failures=LIMIT)
 
 
 def keeper(kit: Kit) -> Gatekeeper:

@@ -90,6 +90,7 @@ async def test_work_whose_command_was_killed_stands_as_interrupted(
     (past,) = await bulk.history(kit.db, 10)
     assert (past["state"], past["outcome"]["redriven"]) == ("interrupted", 2)
     assert past["goOn"] == "genctl dlq redrive"
+    assert "  redriven 2; it was killed, and may have done more\n" in bulk.told([past])
 
 
 async def test_work_that_found_nothing_to_ask_about_is_listed_for_a_year(kit: Kit) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.ears import BASE, MUCH_TO_TELL, Client, served
-from tests.kit import Kit, until
+from tests.kit import Kit, true, until
 
 from genctl.base.tokens import Claims
 from genctl.domain.model import GenctlError
@@ -70,10 +70,6 @@ async def all_of(reader: asyncio.StreamReader) -> bytes:
         except ConnectionError:
             pass
     return got
-
-
-async def true(value: object) -> bool:
-    return bool(value)
 
 
 def post(url: str, *, length: int | str, body: bytes = b"", path: str = "/signin", **headers: str) -> bytes:

@@ -96,6 +96,13 @@ async def test_a_user_whose_account_is_missing_gets_one_at_the_settle(kit: Kit) 
     assert await kit.balance() == 4
 
 
+async def test_a_claim_of_an_older_run_gets_nothing(kit: Kit) -> None:
+    session = await kit.enqueue()
+    await kit.query("update generation_sessions set run = 2")
+    assert await kit.pipeline.claim(session.id, 1) is None
+    assert (await kit.row(session)).status is Status.QUEUED
+
+
 async def test_a_retry_is_not_taken_before_it_is_due(kit: Kit) -> None:
     session = await kit.enqueue()
     await kit.query("update generation_sessions set due_at = now() + interval '1 h'")

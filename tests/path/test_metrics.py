@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.kit import WITHOUT_BREAKER, Kit, until
+from tests.kit import Kit, at_work, until
 
 from genctl import gate
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs_shapes import Outgoing
 from genctl.services.metrics import WorkerMetrics
-from genctl.services.worker import Until, Worker
 
 
 def told(metrics: WorkerMetrics) -> dict[str, float]:
@@ -75,15 +74,11 @@ async def test_outcomes_that_nobody_knows_are_counted_as_the_rows_count_them(
 async def test_a_worker_tells_of_its_calls_and_of_the_gate(kit: Kit) -> None:
     """And of a job that somebody else has taken over."""
     session = await kit.enqueue("slow-success")
-    worker = Worker(
-        kit.pipeline, WITHOUT_BREAKER, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until()
-    )
-    running = asyncio.create_task(worker.run())
 
     async def says(name: str, value: float) -> bool:
-        return told(worker.metrics)[f"genctl_worker_{name}"] == value
+        return told(kit.metrics)[f"genctl_worker_{name}"] == value
 
-    try:
+    async with at_work(kit.pipeline, metrics=kit.metrics) as worker:
         await until(lambda: says("calls_in_flight", 1))
         assert (
             await says("jobs", 1)
@@ -97,9 +92,6 @@ async def test_a_worker_tells_of_its_calls_and_of_the_gate(kit: Kit) -> None:
         await worker.keeper.extend(list(kit.pipeline.runs))
         await until(lambda: says("lease_losses_total", 1))
         assert await says("calls_in_flight", 0)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_what_cannot_be_read_is_no_number_until_it_can(

@@ -5,8 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import aiohttp
 import msgspec
 import psycopg
 import pytest
-from tests.kit import WITHOUT_BREAKER, Kit, free_port, until, worker_metrics
+from tests.kit import WITHOUT_BREAKER, Kit, at_work, free_port, true, until
 
 from genctl import gate
 from genctl.base.batch import Together
@@ -33,8 +32,9 @@ from genctl.edges.db_errors import DatabaseGoneError
 from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.pipeline import Pipeline
 from genctl.run import Claim, Hold
-from genctl.services.liveness import Liveness, telling
+from genctl.services.liveness import Liveness
 from genctl.services.scenarios import SCENARIOS
+from genctl.services.telling import telling
 from genctl.services.worker import Until, Worker
 
 ROOT = Path(__file__).parents[2]
@@ -57,27 +57,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"genctl.services.{name}", 0.2)
     slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=2.3)
     monkeypatch.setitem(SCENARIOS, "slow-success", slow)
-
-
-@asynccontextmanager
-async def working(pipeline: Pipeline, max_jobs: int | None = None) -> AsyncIterator[Worker]:
-    """A worker as long as the body runs, or until it has had so many messages."""
-    worker = Worker(
-        pipeline,
-        WITHOUT_BREAKER,
-        metrics=worker_metrics(),
-        concurrency=5,
-        grace_s=0.0,
-        until=Until(max_jobs=max_jobs),
-    )
-    running = asyncio.create_task(worker.run())
-    try:
-        yield worker
-        if max_jobs:
-            await running
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.fixture
@@ -126,7 +105,7 @@ async def kinds(kit: Kit, session: Session) -> list[str]:
 async def test_a_call_longer_than_the_visibility_and_the_lease_is_one_call(kit: Kit) -> None:
     """Both are extended while the provider works, beside a second delivery and a second worker."""
     session = await kit.enqueue("slow-success")
-    async with Pipeline.open(kit.settings) as other, working(kit.pipeline), working(other):
+    async with Pipeline.open(kit.settings) as other, at_work(kit.pipeline), at_work(other):
         await until(lambda: claimed(kit, session))
         await kit.pipeline.queue.send([Outgoing(kit.body(session))])
         row = await until_status(kit, session, Status.COMPLETED)
@@ -156,13 +135,13 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
     async def cut(*steps: Statement, **_: Any) -> Any:
         raise DatabaseGoneError("DatabaseUnreachable", f"cut off during {steps}")
 
-    async with working(kit.pipeline, max_jobs=1):
+    async with at_work(kit.pipeline, max_jobs=1):
         hold = await held(kit)
         await kit.query("update generation_sessions set prompt = 'quick'")
         monkeypatch.setattr(kit.pipeline.runs.lifeline, "transact", cut)
         await until(lambda: true(hold.stale))
         before = list(touched)
-        async with Pipeline.open(kit.settings) as other, working(other):
+        async with Pipeline.open(kit.settings) as other, at_work(other):
             row = await until_status(kit, session, Status.COMPLETED)
         assert (row.lease, row.attempts, row.unknowns) == (2, 2, 1)
         assert hold.session.id in kit.pipeline.runs, "the cut one still waits for its answer"
@@ -171,10 +150,6 @@ async def test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touc
     assert (await kinds(kit, session))[-2:] == ["completed", "late_result"]
     assert (await kit.row(session)).result == row.result
     assert await kit.violations() == []
-
-
-async def true(value: object) -> bool:
-    return bool(value)
 
 
 @pytest.mark.usefixtures("short")
@@ -192,7 +167,7 @@ async def test_a_loop_that_stalls_keeps_what_nobody_has_claimed_and_gives_up_the
         with psycopg.connect(dsn) as conn:
             assert len(conn.execute(sql("claim"), facts | {"dead": True}).fetchall()) == len(theirs)
 
-    async with working(kit.pipeline):
+    async with at_work(kit.pipeline):
         await until(lambda: true(sum(hold.sent for hold in kit.pipeline.runs) == len(sessions)))
         stalled()
         for session in ours:
@@ -213,7 +188,7 @@ async def test_a_queue_that_hangs_lets_no_lease_lapse(kit: Kit, monkeypatch: pyt
     async def hang(_: Any) -> Any:
         await asyncio.Event().wait()
 
-    async with working(kit.pipeline, max_jobs=1):
+    async with at_work(kit.pipeline, max_jobs=1):
         await held(kit)
         monkeypatch.setattr(kit.pipeline.queue, "hide", hang)
         await until(lambda: older_than(kit, 1.7))
@@ -238,7 +213,7 @@ async def test_a_stop_shows_no_message_of_a_lease_that_was_lost(
 ) -> None:
     """It may be the message of whoever has the session now."""
     session = await kit.enqueue("hang")
-    async with working(kit.pipeline, max_jobs=1):
+    async with at_work(kit.pipeline, max_jobs=1):
         await held(kit)
         await kit.query("update generation_sessions set lease = lease + 1")
         os.kill(os.getpid(), signal.SIGTERM)
@@ -255,7 +230,7 @@ async def test_a_stop_that_meets_a_settle_shows_the_message_at_once(
     session = await kit.enqueue("sensitive")
     with psycopg.connect(dsn) as person:
         person.execute("select from credit_accounts for update")
-        async with working(kit.pipeline, max_jobs=1):
+        async with at_work(kit.pipeline, max_jobs=1):
             hold = await held(kit)
             await until(lambda: true(not hold.calling))
             os.kill(os.getpid(), signal.SIGTERM)
@@ -286,7 +261,7 @@ async def test_a_stop_that_meets_a_look_at_the_gate_asks_for_nothing_more(
     running = asyncio.create_task(worker.run())
     await looking.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-    await until(lambda: true(worker._told.is_set()))
+    await until(lambda: true(worker.ending.is_told))
     seen.set()
     await running
 
@@ -296,7 +271,7 @@ async def test_as_long_as_answers_are_full_more_is_asked_for_at_once(kit: Kit) -
     for _ in range(60):
         await kit.enqueue("slow-success")
     most = 0
-    async with working(kit.pipeline) as worker:
+    async with at_work(kit.pipeline) as worker:
         worker.concurrency = 35
 
         async def all_hands() -> bool:
@@ -339,7 +314,7 @@ async def test_a_retry_that_meets_a_stop_is_stored_as_what_is_known(
     """
     session = await kit.enqueue("rate-limit")
     monkeypatch.setattr(kit.pipeline.runs, "retry", Together(kit.pipeline.runs._retry, within_s=0.5))
-    async with working(kit.pipeline, max_jobs=1):
+    async with at_work(kit.pipeline, max_jobs=1):
         await held(kit, lambda hold: hold.sent and not hold.calling)
         os.kill(os.getpid(), signal.SIGTERM)
         await until(lambda: true(not list(kit.pipeline.runs)))
@@ -352,14 +327,14 @@ async def test_a_second_cancellation_does_not_cut_off_the_give_back(kit: Kit, ds
     """Two signals, or a signal and the end of the grace: what was not sent still costs no attempt."""
     session = await kit.enqueue("hang")
     with psycopg.connect(dsn) as person:
-        async with working(kit.pipeline, max_jobs=1) as worker:
+        async with at_work(kit.pipeline, max_jobs=1) as worker:
             hold = await held(kit)
             hold.sent = False  # as while it connects
             person.execute("select from generation_sessions for update")
             os.kill(os.getpid(), signal.SIGTERM)
             await until(lambda: true(hold.task and hold.task.cancelling()))
             await a_while(kit)
-            worker._let_go()
+            worker.ending.let_go()
             await a_while(kit)
             person.commit()
     row = await kit.row(session)
@@ -439,7 +414,7 @@ async def test_healthz_is_red_while_no_receive_is_answered(
         raise GenctlError("QueueUnreachable", "SQS is away")
 
     async with (
-        working(kit.pipeline) as worker,
+        at_work(kit.pipeline) as worker,
         telling(port, worker.liveness, worker.metrics),
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
     ):
@@ -464,7 +439,7 @@ async def test_healthz_is_green_while_the_gate_is_closed_or_all_hands_are_full(
 ) -> None:
     """A restart would help nobody, and would leave calls behind that may be billed."""
     await gate.close(kit.db, "seedream4", for_s=None, reason=None, who="a test")
-    async with working(kit.pipeline) as worker:
+    async with at_work(kit.pipeline) as worker:
         await until(lambda: true(worker.liveness.report()["why"] == "the gate is closed"))
         minutes.append(60)
         assert worker.liveness.report()["ok"]

@@ -2,21 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 import structlog
-from tests.kit import Kit, until, worker_metrics
+from tests.kit import Kit, at_work, true, until
 
 from genctl import pace
-from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.pipeline import Hear, Pipeline
 from genctl.services.scenarios import SCENARIOS
-from genctl.services.worker import Until, Worker
+from genctl.services.worker import Worker
 from genctl.tools.seedream4 import TOOL
 
 CALLED = 4  # at 300 calls a minute, so many turns may be used at once, before the first answer is there
@@ -28,23 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"genctl.services.{name}.LOOK_S", 0.05)
 
 
-@asynccontextmanager
-async def working(pipeline: Pipeline, *, concurrency: int = 10, **manners: Any) -> AsyncIterator[Worker]:
-    """A worker as long as the body runs."""
-    worker = Worker(
-        pipeline,
-        Settings(**{"breaker": False} | manners),
-        metrics=worker_metrics(),
-        concurrency=concurrency,
-        grace_s=0.0,
-        until=Until(),
-    )
-    running = asyncio.create_task(worker.run())
-    try:
-        yield worker
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+working = partial(at_work, concurrency=10)
 
 
 def clocked(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -273,10 +255,6 @@ async def test_what_is_claimed_goes_back_unused_when_its_turn_is_far_away(
     assert 1 <= used <= CALLED
     assert await has_gone_back(kit, 24 - used)
     assert all(200 < row["wait"].total_seconds() <= 330 for row in rows)
-
-
-async def true(value: object) -> bool:
-    return bool(value)
 
 
 async def has_gone_back(kit: Kit, count: int) -> bool:

@@ -17,7 +17,8 @@ from genctl.ops.bulk import Purpose, history
 WORDS = ("a test", "[scenario:", "https://", "sensitive information", "a lighthouse", "error.message")
 ARCHIVED = """
     insert into generation_sessions (id, user_id, model, prompt, status, error_details)
-    values (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'a lighthouse', 'archived', '["a lighthouse"]')
+    values (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'a lighthouse', 'archived', '["a lighthouse"]'),
+      (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'a lighthouse', 'archived', '{"code": {"of": "a lighthouse"}}')
 """  # by a product
 PURPOSE = Purpose("privacy erase", lambda **_: "genctl privacy erase --user ann", "she asked")
 
@@ -85,17 +86,22 @@ async def test_an_erasure_leaves_ids_codes_costs_and_times_and_no_word(kit: Kit)
     assert (await kit.row(sessions[0])).prompt == sessions[0].prompt
     await kit.work()
     await kit.query(
-        "insert into bulk_work (command, again, who, ended_at) values ('dlq redrive',"
-        " 'genctl dlq redrive --edit-prompt ''a lighthouse'' --user ann', 'x', now())"
+        "insert into bulk_work (command, again, who, seen_at, ended_at) select 'dlq redrive',"
+        " 'genctl dlq redrive --edit-prompt ''a lighthouse'' --user ann', 'x', seen_at, ended_at"
+        " from (values (now(), now()), (now() - interval '1 min', null)) as ended_and_killed (seen_at, ended_at)"
     )
     await kit.query(
         "insert into refused_traits values ('seedream4', 'size', 'a lighthouse', 'ann', 1, 0, 'X', now())"
     )
     await kit.plant(ARCHIVED)
+    await kit.plant(
+        'insert into session_events (session_id, run, kind, data) select id, 1, \'odd\', \'{"details": "a lighthouse",'
+        ' "was": {"code": ["a lighthouse"]}}\' from generation_sessions where user_id = \'ann\' limit 1'
+    )
     before = [await kit.row(session) for session in sessions]
     ledger = await kit.query("select * from credit_ledger order by id")
     done = await erased(kit)
-    assert done == privacy.Erased(sessions=5, values=1, messages=3, commands=1)
+    assert done == privacy.Erased(sessions=6, values=1, messages=3, commands=2)
     text = await everything(kit)
     mine = "\n".join(line for line in text.splitlines() if str(other.id) not in line)
     assert [word for word in WORDS if word in mine] == []

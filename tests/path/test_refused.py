@@ -1,14 +1,13 @@
 """What the database refuses is told: by status, doctor and metrics, in its words, with the command that goes on."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 import structlog
-from tests.kit import WITHOUT_BREAKER, Kit, QueueServer, until
+from tests.kit import Kit, QueueServer, at_work, until
 from tests.path.test_metrics import told
 
 from genctl.domain.findings import Finding
@@ -20,7 +19,6 @@ from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 from genctl.ops.trace import events_of
 from genctl.services.metrics import WorkerMetrics
-from genctl.services.worker import Until, Worker
 
 TELL_ALL = """
     create function tell_all() returns trigger language plpgsql as
@@ -47,19 +45,6 @@ async def findings(kit: Kit) -> dict[str, Finding]:
     return {finding.check: finding for finding in await examine(kit.settings, lambda _: None)}
 
 
-@asynccontextmanager
-async def at_work(kit: Kit) -> AsyncIterator[Worker]:
-    worker = Worker(
-        kit.pipeline, WITHOUT_BREAKER, metrics=kit.metrics, concurrency=5, grace_s=0.0, until=Until()
-    )
-    running = asyncio.create_task(worker.run())
-    try:
-        yield worker
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-
-
 async def test_settles_that_a_foreign_trigger_refuses_are_told_until_they_are_made(kit: Kit) -> None:
     """A product's own trigger sends rows by NOTIFY, and one grows beyond 8,000 bytes."""
     assert (await lines(kit))["answers"].level == "ok"
@@ -70,7 +55,7 @@ async def test_settles_that_a_foreign_trigger_refuses_are_told_until_they_are_ma
         rows = await kit.query("select count(*) as count from session_events where kind = 'answered'")
         return bool(rows[0]["count"] == len(made))
 
-    async with at_work(kit) as worker:
+    async with at_work(kit.pipeline, metrics=kit.metrics) as worker:
         await until(all_kept)
         line, finding = (await lines(kit))["answers"], (await findings(kit))["answers"]
         assert (line.level, finding.level) == ("attention", "error")

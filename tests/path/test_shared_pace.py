@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import structlog
-from tests.kit import Kit, until, worker_metrics
+from tests.kit import Kit, at_work, true, until
 
 from genctl import pace
-from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError, NotYetError
 from genctl.domain.pace import AHEAD_S, WAY_S, WINDOW_S
 from genctl.domain.workers import OLDER, is_older
@@ -22,7 +22,6 @@ from genctl.ops import workers
 from genctl.pipeline import Pipeline
 from genctl.services.gatekeeper import Gatekeeper
 from genctl.services.turns import Turns
-from genctl.services.worker import Until, Worker
 from genctl.tools.found import Tools
 from genctl.tools.seedream4 import TOOL
 
@@ -268,40 +267,21 @@ async def test_while_the_database_is_away_turns_run_out_and_then_calls_go_on(
 
     async with looking(caller.turns):
         running = asyncio.create_task(caller.run())
-        await until(lambda: some(len(caller.began) > 20))
+        await until(lambda: true(len(caller.began) > 20))
         monkeypatch.setattr(pace, "deal", away)
-        await until(lambda: some(caller.turns._stock.fresh(time.monotonic()).left == 0))
+        await until(lambda: true(caller.turns._stock.fresh(time.monotonic()).left == 0))
         assert caller.turns.why() == ("database", "cannot use PostgreSQL: it is away")
         begun = len(caller.began)
-        await until(lambda: some(caller.turns.keeps_back))
+        await until(lambda: true(caller.turns.keeps_back))
         assert len(caller.began) - begun <= 1
         monkeypatch.setattr(pace, "deal", usual)
-        await until(lambda: some(len(caller.began) > begun + 20))
+        await until(lambda: true(len(caller.began) > begun + 20))
         running.cancel()
     gaps = sorted(caller.began)
     assert sum(gaps[0] <= at < gaps[0] + 1 for at in gaps) <= 100 * (1 + SLACK_S)
 
 
-async def some(value: object) -> bool:
-    return bool(value)
-
-
-@asynccontextmanager
-async def working(pipeline: Pipeline, **manners: Any) -> AsyncIterator[Worker]:
-    worker = Worker(
-        pipeline,
-        Settings(**{"breaker": False} | manners),
-        metrics=worker_metrics(),
-        concurrency=10,
-        grace_s=0.0,
-        until=Until(),
-    )
-    running = asyncio.create_task(worker.run())
-    try:
-        yield worker
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+working = partial(at_work, concurrency=10)
 
 
 async def test_workers_have_no_more_calls_at_once_than_the_limit(kit: Kit) -> None:
@@ -312,7 +292,7 @@ async def test_workers_have_no_more_calls_at_once_than_the_limit(kit: Kit) -> No
         Pipeline.open(kit.settings) as other,
         working(other, max_in_flight=4) as two,
     ):
-        await until(lambda: some(one._turns.calls + two._turns.calls == 4))
+        await until(lambda: true(one._turns.calls + two._turns.calls == 4))
         await one._turns.look()
         await two._turns.look()
         assert one._turns.calls + two._turns.calls == 4
@@ -390,7 +370,7 @@ async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
 ) -> None:
     tools = Tools.of(kit.settings)
     async with working(kit.pipeline, rate=90) as worker:
-        await until(lambda: some(worker.liveness.heard_at))
+        await until(lambda: true(worker.liveness.heard_at))
         await worker.presence.note()
         (seen,) = (await workers.look(kit.db, tools)).workers
         assert (seen.id, seen.tool, seen.concurrency) == (kit.pipeline.worker, TOOL.name, 10)
@@ -398,7 +378,7 @@ async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
         assert seen.received_at
         assert seen.shown(None)["rateShare"] is None
         await kit.query("insert into tool_gates (tool, state, who) values (%s, 'closed', 'ann')", TOOL.name)
-        await until(lambda: some(not worker.gatekeeper.is_open))
+        await until(lambda: true(not worker.gatekeeper.is_open))
         await worker.presence.note()
         (seen,) = (await workers.look(kit.db, tools)).workers
         assert seen.waits_for == "gate"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -137,8 +138,23 @@ def test_who_asks_for_traces_without_the_extra_is_told_once_and_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "genctl.edges.otel", None)
     assert spans._wanted({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}) is None
-    monkeypatch.undo()
-    assert spans._wanted({"OTEL_TRACES_EXPORTER": "no-such-one"}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_TRACES_EXPORTER", "no-such-one"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "9999"),
+    ],
+)
+def test_a_setting_of_opentelemetry_that_nobody_can_obey_stops_no_job(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with structlog.testing.capture_logs() as logged:
+        assert spans._wanted({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", name: value}) is None
+    assert [entry["event"] for entry in logged] == ["otel.off"]
 
 
 def printed(running: Running) -> list[dict[str, Any]]:

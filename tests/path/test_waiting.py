@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-from tests.kit import Kit, database_url, until
+from tests.kit import Kit, database_url, true, until
 from tests.path.test_guards import DEAD
 from tests.path.test_polite import statuses, working
 
@@ -98,10 +98,6 @@ def looked_up(kit: Kit, query: str) -> list[dict[str, object]]:
 
 async def has_ended(kit: Kit, count: int) -> bool:
     return len(looked_up(kit, "select from generation_sessions where completed_at is not null")) == count
-
-
-async def true(value: object) -> bool:
-    return bool(value)
 
 
 async def test_while_too_many_answers_wait_nothing_more_is_received(

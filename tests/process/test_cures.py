@@ -87,7 +87,6 @@ ELSEWHERE = {
     "genctl simulator --port 0": "conftest.py::simulator",
     "genctl worker --metrics-port 0": "process/test_worker_ownership.py::test_a_worker_tells_on_its_metrics_port_that_it_lives",
     "genctl watch": "process/test_serve.py::test_watch_prints_what_the_page_gets_and_goes_on_after_the_server_was_killed",
-    "genctl dlq redrive --user {}": "process/test_cli_locked.py::test_a_redrive_leaves_the_jobs_of_a_locked_user_where_they_are",
     "export GENCTL_HOME=FOLDER": "process/test_stack.py::test_two_folders_run_side_by_side",
     "export {}_PROXY=http://HOST:PORT": "path/test_as_boto3.py::test_a_proxy_that_is_no_url_is_told_without_its_password",
     "genctl up": "process/test_stack.py::test_the_queue_and_its_dlq_are_as_doctor_wants_them",

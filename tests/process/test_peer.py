@@ -91,6 +91,19 @@ def test_who_listens_on_the_stacks_port_gets_no_token(place: Place, passes_on: b
     assert got
 
 
+def test_no_port_of_a_stack_that_is_down_is_asked_but_the_one_that_can_prove_itself(place: Place) -> None:
+    """Its database listens in a folder of ours, where no stranger can; its queue and simulator have ports only."""
+    with thief(place) as got:
+        book = place.folder / "stack.json"
+        stack = json.loads(book.read_text())
+        here = dict.fromkeys(("sqs_endpoint", "ark_base_url"), stack["api_url"])
+        gone = {"database_url": f"postgresql://genctl@/genctl?host={place.folder}"}
+        book.write_text(json.dumps(stack | here | gone))
+        said = [place.say("status", exit_code=3).stderr, place.say("doctor", exit_code=1).stdout]
+    assert all("the embedded stack is not running" in one for one in said)
+    assert {one.partition("=")[0] for one in got} == {"GET /readyz?nonce"}
+
+
 def test_the_stacks_own_address_proves_itself_also_where_it_is_named(place: Place) -> None:
     """Many set GENCTL_API_URL to what is the default anyway."""
     with thief(place) as got:

@@ -301,6 +301,36 @@ def allowed(part: str) -> set[tuple[str, str]]:
     return {(action.removeprefix("sqs:"), one["Sid"]) for one in statements for action in one["Action"]}
 
 
+def test_an_administrator_who_is_no_superuser_may_run_it(place: Place, empty: str) -> None:
+    """As where the server is rented: whoever creates a role since PostgreSQL 16 may give it away, and no more."""
+    boss, owner = (f"{name}_{uuid4().hex[:8]}" for name in ("boss", "owner"))
+    with psycopg.connect(empty, autocommit=True) as superuser:
+        superuser.execute(ROLES)
+        superuser.execute(f"create user {boss} createrole password '{PASSWORD}'".encode())
+        for part in ("owner", *RIGHTS):
+            superuser.execute(
+                f"grant genctl_{part} to {boss} with admin true, inherit false, set false".encode()
+            )
+        superuser.execute(f"alter database {superuser.info.dbname} owner to {boss}".encode())
+        try:
+            with psycopg.connect(as_role(empty, boss), autocommit=True) as admin:
+                admin.execute(ROLES)
+                admin.execute(f"create user {owner} password '{PASSWORD}' in role genctl_owner".encode())
+                admin.execute(f"alter user {owner} set role genctl_owner".encode())
+                place.make_real()
+                place.say("migrate", DATABASE_URL=as_role(empty, owner))
+                admin.execute(ROLES)
+                admin.execute(f"drop user {owner}".encode())
+            may = "select has_table_privilege('genctl_worker', 'tool_workers', 'insert')"
+            assert superuser.execute(may.encode()).fetchone() == (True,)
+        finally:
+            superuser.execute(
+                f"alter database {superuser.info.dbname} owner to {superuser.info.user}".encode()
+            )
+            superuser.execute(f"drop owned by {boss}".encode())
+            superuser.execute(f"drop user {boss}".encode())
+
+
 def test_a_schema_may_have_any_name(empty: str) -> None:
     with psycopg.connect(empty, autocommit=True) as admin:
         admin.execute('create schema "My Schema"')

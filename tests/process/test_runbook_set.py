@@ -272,6 +272,32 @@ def test_a_job_that_fails_again_with_another_code_is_not_mended(place: Place) ->
     assert step == "completed"
 
 
+@incident("dlq-redrive-after-fix", "a near miss")
+@incident("provider-outage", "a worse one")
+@pytest.mark.parametrize(
+    ("name", "scenario", "variable"),
+    [
+        ("provider-outage", "server-error", "every=200ms"),
+        ("dlq-redrive-after-fix", "invalid-parameter", "code=InvalidParameter"),
+    ],
+)
+def test_what_failed_longer_ago_than_a_runbook_looks_is_named_and_is_no_good_end(
+    place: Place, name: str, scenario: str, variable: str
+) -> None:
+    with place.worker(GENCTL_MAX_ATTEMPTS="1", GENCTL_BREAKER="off"):
+        old, _ = (place.enqueue(scenario, wait=True) for _ in range(2))
+        until_sync(lambda: len(place.copies()) == 2)
+        place.sql("update generation_sessions set prompt = 'mended'")
+        place.sql(
+            "update generation_sessions set completed_at = completed_at - interval '2 days', error_details ="
+            " jsonb_set(error_details, '{failedAt}', to_jsonb(now() - interval '2 days')) where id = %s",
+            old,
+        )
+        done = run(place, name, "--var", variable, exit_code=1)
+    failed = [step for step in done["steps"] if step["state"] != "ok"]
+    assert [(step["step"], [row["session"] for row in step["shown"]]) for step in failed] == [("gone", [old])]
+
+
 @incident("provider-outage", "its own")
 def test_provider_outage(place: Place, tmp_path: Path) -> None:
     """Nobody answers for the provider; jobs fail, in two categories. It comes back while the runbook waits for it."""

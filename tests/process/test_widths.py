@@ -56,7 +56,7 @@ LINES: dict[str, tuple[str, *tuple[str, ...]] | None] = {
     "dlq export": None,
     "dlq discard": (f"dlq discard --code {LONG} --dry-run",),
     "dlq import": None,
-    "dlq history": ("dlq history",),
+    "dlq history": ("dlq history", "dlq-20261130T170618.jsonl.gz"),
     "report": ("report --since 1h", LONG, REFUSED),
     "status": ("status", LONG, REFUSED),
     "doctor": ("doctor",),
@@ -93,6 +93,7 @@ COPIED = r" *`?(genctl|aws|psql|export|select) "  # a command that people copy i
 SHOWN = [(line[0], line[1:]) for line in LINES.values() if line]
 MORE = [
     ("dlq list --group-by code", (LONG, REFUSED)),
+    ("help", ("exit-codes",)),
     ("runbook run provider-outage --dry-run", ("pause = 1h",)),
     ("sessions list --user nobody", ("no session",)),
     ("tail-failures --since 1h --no-follow --user nobody", ("no failure",)),
@@ -127,6 +128,12 @@ def filled(
         place.sql(
             "update generation_sessions set status = 'failed', dlq_sent_at = now(), completed_at = now()"
             " where client_key = 'held'"
+        )
+        place.sql(
+            "insert into bulk_work (command, who, reason, ending, ended_at, why) values ('dlq discard', 'ann', %s,"
+            " 'failed', now(), %s)",
+            "the provider is back, and all that it has refused may go: nobody wants these images any more",
+            "cannot write dlq-20261130T170618.jsonl.gz: No space left on device; the DLQ has what is not in it",
         )
         (folder / "look.yaml").write_text(BOOK)
         yield place

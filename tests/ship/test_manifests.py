@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import botocore.loaders
 import botocore.model
@@ -20,6 +21,8 @@ from genctl.base.durations import parse_duration
 from genctl.base.settings import TABLE
 from genctl.cli.output import GONE_AFTER_S
 from genctl.cli.words import usage_mistake
+from genctl.ops.health import WITHIN_S
+from genctl.services.liveness import SILENT_S
 from genctl.tools.found import found
 
 SETTINGS = {entry.env: entry for entry in (*TABLE, *found().settings)}
@@ -137,6 +140,24 @@ def test_its_health_is_asked_where_it_listens(service: Service) -> None:
         assert {probe.split()[0] for probe in service.probes} == {"livenessProbe", "readinessProbe"}
 
 
+@pytest.mark.parametrize("file", ["compose.yaml", "kubernetes.yml", "ecs"])
+def test_worker_and_api_get_all_settings_of_the_readme(file: str) -> None:
+    """Without GENCTL_IMAGE_HOSTS, for one, the page shows no image that was made."""
+    given = {name for service in SERVICES if service.file.startswith(file) for name in service.env}
+    assert set(re.findall(r"^\$ export (\w+)=", (ROOT / "README.md").read_text(), re.MULTILINE)) <= given
+
+
+def test_the_browser_finds_the_images_of_compose_where_the_worker_finds_the_simulator() -> None:
+    """The simulator's images have the address by which it was asked; its name means nothing to a browser."""
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    (hosts,) = {
+        service["environment"]["GENCTL_IMAGE_HOSTS"] for service in (compose["api"], compose["worker"])
+    }
+    assert urlsplit(compose["worker"]["environment"]["ARK_BASE_URL"]).netloc == hosts
+    assert compose["worker"]["network_mode"] == "service:simulator"
+    assert f"{hosts}:{hosts.rpartition(':')[2]}" in compose["simulator"]["ports"]
+
+
 def test_each_part_has_one_secret_and_no_more_in_it_than_it_needs() -> None:
     for file in {service.file.split("/")[0] for service in SERVICES if service.secrets}:
         parts = [service for service in SERVICES if service.file.startswith(file)]
@@ -184,6 +205,29 @@ def test_policies_and_budgets_choose_pods_that_there_are() -> None:
     }
 
 
+def test_an_answer_that_is_slow_kills_no_streams_and_no_calls() -> None:
+    """Kubernetes gives a probe one second unless told otherwise, and a restart costs each stream and each call."""
+    for one in yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text()):
+        for container in one["spec"]["template"]["spec"]["containers"] if one["kind"] == "Deployment" else ():
+            for probe in (value for name, value in container.items() if name.endswith("Probe")):
+                assert probe["timeoutSeconds"] >= WITHIN_S
+            alive = container["livenessProbe"]
+            assert alive.get("periodSeconds", 10) * alive["failureThreshold"] >= SILENT_S
+
+
+def test_the_network_lets_through_what_each_part_needs_and_nothing_in_to_a_migration() -> None:
+    """Out: names, SQS and the provider, PostgreSQL, credentials; in: by ports that the pods have."""
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text()))
+    everybody, *others = (one["spec"] for one in documents if one["kind"] == "NetworkPolicy")
+    anywhere = {(port.get("protocol", "TCP"), port["port"]) for rule in everybody["egress"] if "to" not in rule for port in rule["ports"]}  # fmt: skip
+    assert anywhere == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 5432)}
+    assert "ingress" not in everybody
+    assert everybody["policyTypes"] == ["Ingress", "Egress"]
+    entered = {spec["podSelector"]["matchLabels"]["app"]: [port["port"] for rule in spec["ingress"] for port in rule["ports"]] for spec in others}  # fmt: skip
+    pods = {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in documents if one["kind"] == "Deployment"}  # fmt: skip
+    assert entered == {app: [port["name"] for port in pod["containers"][0]["ports"]] for app, pod in pods.items()}  # fmt: skip
+
+
 def test_keda_scales_the_worker_and_never_to_none() -> None:
     (_, scaled) = yaml.safe_load_all((DEPLOY / "keda.yml").read_text())
     spec = scaled["spec"]
@@ -194,6 +238,7 @@ def test_keda_scales_the_worker_and_never_to_none() -> None:
     assert policy["periodSeconds"] >= worker.ends_within_s
     (trigger,) = spec["triggers"]
     assert trigger["type"] == "aws-sqs-queue"
+    assert trigger["metadata"]["queueURL"].endswith(f"/{worker.env['GENCTL_QUEUE']}")
     assert int(trigger["metadata"]["queueLength"]) >= int(worker.args[worker.args.index("--concurrency") + 1])
 
 
@@ -238,7 +283,12 @@ def test_terraform_says_the_same_as_cloudformation() -> None:
         assert re.search(rf"\b{number}\b", text), number
     for words in re.findall(r"(?:MetricName|Namespace|AlarmDescription|redrivePermission|ComparisonOperator|TreatMissingData): \"?([^\"\n]*)", template):  # fmt: skip
         assert words in text
+    told = (DEPLOY / "terraform/variables.tf").read_text()
     variables = json.loads(judged("hcl2tojson", "deploy/terraform/variables.tf"))["variable"]
+    for pattern in re.findall(r'AllowedPattern: "\|?(.*)"', template):
+        assert pattern in told
+    for one in re.findall(r"AllowedValues: \[(.*)\]", template)[0].split(", "):
+        assert f'"{one}"' in told
     declared = {name.strip('"') for one in variables for name in one}
     parameters = re.findall(r"^  (\w+):\n    Description", template, re.MULTILINE)[: len(declared)]
     assert {name.replace("_", "") for name in declared} == {name.lower() for name in parameters}

@@ -1,5 +1,6 @@
 """A worker may open the files that its jobs take, or says that it may not; it takes as many as suit it."""
 
+import os
 import resource
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from genctl.domain.model import GenctlError
 from genctl.services import capacity
-from genctl.services.capacity import open_enough, usual_jobs
+from genctl.services.capacity import cores, open_enough, usual_jobs
 
 
 @pytest.fixture
@@ -17,6 +18,27 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     monkeypatch.setattr(resource, "getrlimit", lambda _: known[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, both: known.append(both))
     return known
+
+
+@pytest.fixture(params=["/", "/system.slice/genctl-worker.service", "/system.slice"])
+def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of what limits us: of a container, of our unit, or of a slice in which our unit is."""
+    folder = tmp_path / f".{request.param}"
+    folder.mkdir(parents=True, exist_ok=True)
+    own = "/" if request.param == "/" else "/system.slice/genctl-worker.service"
+    (tmp_path / "own").write_text(f"0::{own}\n")
+    monkeypatch.setattr(capacity, "GROUPS", tmp_path)
+    monkeypatch.setattr(capacity, "OWN_GROUP", tmp_path / "own")
+    return folder
+
+
+@pytest.mark.parametrize(("share", "count"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1)])
+def test_auto_is_the_processors_of_the_share_of_a_container_or_a_unit(
+    group: Path, share: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (group / "cpu.max").write_text(f"{share}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert cores() == count
 
 
 @pytest.mark.parametrize(("jobs", "soft"), [(64, 256), (2000, 2500)])
@@ -35,11 +57,10 @@ def test_more_jobs_than_the_hard_limit_allows_are_refused(limits: list[tuple[int
     assert len(limits) == 1
 
 
-def test_processes_share_the_memory_of_their_container(
-    limits: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_processes_share_the_memory_of_their_container_or_unit(
+    limits: list[tuple[int, int]], group: Path
 ) -> None:
-    (tmp_path / "memory.max").write_text(str(512 * 2**20))
-    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
+    (group / "memory.max").write_text(str(512 * 2**20))
     assert [usual_jobs(count) for count in (1, 3, 4, 8)] == [512, 341, capacity.LEAST, capacity.LEAST]
 
 
@@ -55,11 +76,10 @@ def test_processes_share_the_memory_of_their_container(
     ],
 )
 def test_as_many_jobs_as_memory_and_files_allow(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hard: int, memory: str, jobs: int
+    monkeypatch: pytest.MonkeyPatch, group: Path, hard: int, memory: str, jobs: int
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
-    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "memory.max")
-    capacity.CGROUP.write_text(f"{memory}\n")
+    (group / "memory.max").write_text(f"{memory}\n")
     assert usual_jobs() == jobs
 
 

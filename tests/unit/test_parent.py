@@ -1,16 +1,13 @@
 """What a parent decides about its processes, and what their common port says, by a clock of the test's own."""
 
-import os
 import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from genctl.services import processes
-from genctl.services.processes import STALLED_S, Parent, Tended, cores
+from genctl.services.processes import STALLED_S, Parent, Tended
 from genctl.services.reports import Overview, ProcessReport
 
 GREEN = {"ok": True, "why": "receives are answered"}
@@ -55,18 +52,3 @@ def test_the_common_port_is_red_while_one_worker_is_and_when_none_has_worked_for
     now += 1
     assert overview.report()["why"] == "no process has been at work for 60 s"
     assert not overview.report()["ok"]
-
-
-@pytest.mark.parametrize(("share", "count"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1)])
-@pytest.mark.parametrize("group", ["/", "/system.slice/genctl-worker.service"])
-def test_auto_is_the_processors_of_the_share_of_a_container_or_a_unit(
-    group: str, share: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / f".{group}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cpu.max").write_text(f"{share}\n")
-    (tmp_path / "own").write_text(f"0::{group}\n")
-    monkeypatch.setattr(processes, "GROUPS", tmp_path)
-    monkeypatch.setattr(processes, "OWN_GROUP", tmp_path / "own")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert cores() == count

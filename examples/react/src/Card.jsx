@@ -13,7 +13,7 @@ export const Card = memo(function Card({ card, open }) {
       {card.status === 'completed' && picture && <img src={picture.url} alt={card.prompt ?? ''} />}
       {!['failed', 'completed'].includes(card.status) && <p>{waiting(card, null, Date.now())}</p>}
       <button type="button" dir="auto" onClick={() => open(card.key)}>
-        {card.prompt ?? 'An image'}
+        {card.prompt || 'An image'}
       </button>
     </li>
   );

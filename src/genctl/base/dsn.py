@@ -1,6 +1,7 @@
 """Check a PostgreSQL URL, show it without its secrets, name it for people."""
 
 import re
+import socket
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
@@ -62,3 +63,20 @@ def place(url: str) -> tuple[str, str]:
     user = unquote(match["user"] or query.get("user", ""))
     name = unquote(match["name"] or "") or query.get("dbname") or user or "postgres"
     return unquote(match["hosts"] or "") or query.get("host", "localhost"), name
+
+
+def is_abandoned(url: str) -> bool:
+    """Tell whether nobody listens on the URL's socket; of a host we say no, as a port may be anybody's."""
+    folder, _ = place(url)
+    if not folder.startswith("/"):
+        return False
+    query = dict(parse_qsl(url.partition("?")[2]))
+    with socket.socket(socket.AF_UNIX) as knock:
+        knock.settimeout(0)
+        try:
+            knock.connect(f"{folder}/.s.PGSQL.{query.get('port', 5432)}")
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:  # it is busy, or not ours to ask
+            return False
+    return False

@@ -211,6 +211,15 @@ class Settings:
         """Return the URL that goes through no pooler, as migrate needs it. Raises as dsn() does."""
         return self.dsn() if self.listen_url in {None, "off"} else self._login(str(self.listen_url))
 
+    def check_stack(self) -> None:
+        """Raise GenctlError (exit 3) while the embedded stack is down, as its ports may be strangers' then.
+
+        Its database's socket proves that it runs: nobody else can make one in that folder.
+        """
+        if self.embedded and self.database_url is not None and dsn.is_abandoned(self.database_url):
+            told = f"the embedded stack is not running (nobody listens in {self.home})"
+            raise GenctlError("StackNotRunning", told, "start it with `genctl up`, or set DATABASE_URL")
+
     def _login(self, url: str) -> str:
         return dsn.TokenUrl(url) if self.db_iam else url
 

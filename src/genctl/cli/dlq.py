@@ -207,7 +207,7 @@ def redrive(
         return
     terminal.note(seen)
     out.emit(done.shown())
-    if locked := done.still_locked():
+    if locked := done.still_locked(out.again):
         raise locked
     if stopped or done.tally.failed:
         raise SystemExit(1)
@@ -318,7 +318,12 @@ def history(out: Output, *, limit: int) -> None:
 
     Work whose command was killed stands as interrupted 30 s later. Its last line says how to go on.
     """
+    from genctl.cli.formats import prose
     from genctl.ops import bulk
 
     past = out.ask(lambda db: bulk.history(db, limit))
-    out.emit(past, text=(lambda: bulk.told(past)) if past else None, empty="nobody has done any")
+
+    def text() -> str:
+        return bulk.told(past, lambda paragraph: prose(paragraph, terminal.room()))
+
+    out.emit(past, text=text if past else None, empty="nobody has done any")

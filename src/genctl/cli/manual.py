@@ -58,6 +58,7 @@ def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command
 
     TOPIC may also be a command, whose own help it shows.
     """
+    from genctl.cli.formats import prose
     from genctl.cli.markdown import text_of
     from genctl.domain.model import GenctlError, meant
 
@@ -66,7 +67,7 @@ def help_(out: Output, topic: str | None) -> None:  # noqa: ARG001 (each command
         lines = [
             f"{name}: {text.removeprefix('# ').partition(chr(10))[0]}" for name, text in sorted(found.items())
         ]
-        write("".join(f"{line}\n" for line in lines))
+        write(prose("\n".join(lines), terminal.room()))
     elif topic in found:
         write(text_of(found[topic], terminal.room()))
     elif command := _help_of(topic):

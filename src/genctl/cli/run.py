@@ -25,7 +25,7 @@ class Processes(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "auto":
-            from genctl.services.processes import cores
+            from genctl.services.capacity import cores
 
             return cores()
         count: int = super().convert(value, param, ctx)

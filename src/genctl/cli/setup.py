@@ -272,7 +272,7 @@ WORKERS = (
 def workers(out: Output) -> None:
     """List the workers that live, and what each waits for.
 
-    A worker that has stopped leaves the list at once, one that was killed within a minute.
+    A worker that has stopped leaves the list at once, one that was killed within 30 s.
     """
     from genctl.ops.workers import shown
 

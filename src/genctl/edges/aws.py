@@ -15,6 +15,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
+from botocore.exceptions import BotoCoreError
 from botocore.httpsession import create_urllib3_context, get_cert_path
 
 from genctl.base import hidden
@@ -57,17 +58,11 @@ class SqsEndpoint(NamedTuple):
     def _found(cls, settings: Settings) -> Self:
         session = botocore.session.Session()
         credentials.check_settings(session)
-        client = session.create_client(
-            "sqs",
-            endpoint_url=settings.sqs_endpoint,
-            aws_access_key_id="none",  # or it would look for some
-            aws_secret_access_key="none",  # noqa: S106
-        )
-        request = _first_request(client)
+        client, request = _first_request(session, settings.sqs_endpoint)
         _check_endpoint(request.url)
         config: Any = client.meta.config
         retries = config.retries or {}
-        has_defaults = session.get_config_variable("defaults_mode") != "legacy"
+        has_defaults = session.get_config_variable("defaults_mode").lower() != "legacy"
         has_mode = has_defaults or credentials.is_set(session, "retry_mode")
         return cls(
             request.url.rstrip("/"),
@@ -93,12 +88,23 @@ class SqsEndpoint(NamedTuple):
                 "the embedded stack is not running, and with it its queue",
                 "start it with `genctl up`, or set DATABASE_URL",
             )
+        settings.check_stack()
         return cls(endpoint, "us-east-1", Credentials(key, secret))
 
 
+def _no_endpoint(why: str) -> GenctlError:
+    """Make the error for an endpoint that is no URL, by the name of who sets it."""
+    named = [name for name in ("AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL") if os.environ.get(name)]
+    by = next(iter(named), "endpoint_url of the AWS profile")
+    fix = f"set {by} to a URL such as https://HOST:PORT"
+    return GenctlError("BadSetting", f"AWS: {by} is no URL of SQS: {without_login(why)}", fix, exit_code=2)
+
+
 def _check_endpoint(url: str) -> None:
-    """Refuse a login in the endpoint's URL, as SQS takes signatures and no passwords. Raises GenctlError."""
+    """Refuse another protocol, and a login, as SQS takes signatures and no passwords. Raises GenctlError."""
     parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"}:
+        raise _no_endpoint(f"{parts.scheme} instead of http or https")
     if parts.username is None:
         return
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
@@ -115,17 +121,31 @@ class _NoBody:
         yield b"{}"
 
 
-def _first_request(client: Any) -> Any:
-    """Let botocore make a request, which goes nowhere: its URL and its user agent are to be ours."""
+def _first_request(session: Any, endpoint: str | None) -> tuple[Any, Any]:
+    """Let botocore make a client and a request, which goes nowhere: we take its URL and its user agent.
+
+    Raises GenctlError (exit 2): the endpoint is no URL.
+    """
     made: list[Any] = []
 
     def keep(request: Any, **_: object) -> AWSResponse:
         made.append(request)
         return AWSResponse(request.url, 200, HTTPHeaders(), _NoBody())
 
-    client.meta.events.register("before-send.sqs", keep)
-    client.list_queues()
-    return made[0]
+    try:
+        client = session.create_client(
+            "sqs",
+            endpoint_url=endpoint,
+            aws_access_key_id="none",  # or it would look for some
+            aws_secret_access_key="none",  # noqa: S106
+        )
+        client.meta.events.register("before-send.sqs", keep)
+        client.list_queues()
+    except BotoCoreError:  # some are ValueErrors, too
+        raise
+    except ValueError as why:
+        raise _no_endpoint(str(why)) from None
+    return client, made[0]
 
 
 def _trust(session: Any) -> ssl.SSLContext:

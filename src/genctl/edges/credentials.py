@@ -8,6 +8,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from getpass import getpass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +18,7 @@ import structlog
 from botocore.config import Config
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from botocore.credentials import AssumeRoleProvider, Credentials, ProcessProvider, ProfileProviderBuilder
-from botocore.exceptions import BotoCoreError, NoRegionError
+from botocore.exceptions import BotoCoreError, NoRegionError, SSOError, TokenRetrievalError
 
 from genctl.base import children
 from genctl.domain.model import GenctlError
@@ -62,20 +64,15 @@ def _tell_slow() -> None:
 class _Source:
     """The source of credentials that was tried last, for people."""
 
-    tried = "the AWS configuration"
+    first = "the AWS configuration"
+    tried = first
 
 
 def find() -> Credentials:
     """Look again for the credentials that boto3 would use, in environment, files and roles."""
+    _Source.tried = _Source.first
     session = botocore.session.Session()
     session.set_default_client_config(Config(connect_timeout=CALL_S, read_timeout=CALL_S))
-    if _asks(session) and not _may_ask():
-        profile = session.profile or "default"
-        raise GenctlError(
-            "MfaWithoutTerminal",
-            f"AWS: the profile {profile} asks for an MFA code, and there is no terminal",
-            'eval "$(aws configure export-credentials --format env)" in a terminal, and start again there',
-        )
     for provider in _providers(session):
         _Source.tried = f"the source {provider.METHOD}"
         found: Credentials | None = provider.load()
@@ -106,6 +103,7 @@ def _providers(session: Any) -> Iterator[Any]:
         match provider:
             case AssumeRoleProvider():  # botocore offers no other way
                 provider._profile_provider_builder = profiles  # type: ignore[attr-defined]  # noqa: SLF001
+                provider._prompter = partial(_ask, session.profile or "default")  # type: ignore[attr-defined]  # noqa: SLF001
                 yield provider
             case ProcessProvider():
                 yield profiles._create_process_provider(session.profile or "default")  # noqa: SLF001
@@ -131,27 +129,46 @@ def no_region() -> GenctlError:
 
 def patience_s(session: Any) -> float:
     """Return how long a look-up of credentials may take."""
-    return ASKED_S if _asks(session) else LOOK_S
+    return ASKED_S if _asks(session) and _may_ask() else LOOK_S
 
 
 def _asks(session: Any) -> bool:
-    """Tell whether botocore asks for the code of an MFA device."""
-    with suppress(BotoCoreError):  # such as a profile that is not there, which the look-up tells
-        return bool(session.get_scoped_config().get("mfa_serial"))
+    """Tell whether the profile, or one that it starts from, names an MFA device."""
+    seen = set[str]()
+    with suppress(BotoCoreError):  # such as a file that is no configuration, which the look-up tells
+        profiles, name = session.full_config["profiles"], session.profile or "default"
+        while name in profiles and name not in seen:
+            if "mfa_serial" in profiles[name]:
+                return True
+            seen.add(name)
+            name = profiles[name].get("source_profile")
     return False
+
+
+def _ask(profile: str, prompt: str) -> str:
+    """Ask a person for the code of an MFA device. Raises GenctlError (exit 3): nobody is there."""
+    if not _may_ask():
+        raise GenctlError(
+            "MfaWithoutTerminal",
+            f"AWS: the profile {profile} asks for an MFA code, and there is no terminal",
+            'eval "$(aws configure export-credentials --format env)" in a terminal, and start again there',
+        )
+    return getpass(prompt)
 
 
 def _may_ask() -> bool:
     """Tell whether a person is there to type it."""
     with suppress(OSError), Path("/dev/tty").open("rb"):
-        return os.isatty(0)
+        return children.has_terminal()
     return False
 
 
 def _misconfigured(why: Exception) -> GenctlError:
     """Make the error for an exception of botocore, STS or a credential_process."""
-    said = str(why) if isinstance(why, BotoCoreError) else f"{type(why).__name__}: {why}"
+    said = str(why) if isinstance(why, BotoCoreError) else f"{_Source.tried}: {type(why).__name__}: {why}"
     fix = "check AWS_PROFILE, ~/.aws/config, ~/.aws/credentials, what they refer to, and this machine's clock"
+    if isinstance(why, (SSOError, TokenRetrievalError)):  # nobody has logged in, or that has expired
+        fix = "renew the AWS credentials: aws sso login"
     return GenctlError("AwsMisconfigured", f"AWS: credentials or settings: {said}", fix)
 
 
@@ -182,7 +199,10 @@ _SETTINGS = {
     "metadata_service_timeout": Documented("a whole number of seconds", _whole(0)),
     "metadata_service_num_attempts": Documented("a whole number of attempts", _whole(0)),
     "retry_mode": _one_of("legacy", "standard", "adaptive"),
-    "defaults_mode": _one_of("legacy", "auto", "standard", "in-region", "cross-region", "mobile"),
+    "defaults_mode": Documented(
+        "one of legacy, auto, standard, in-region, cross-region, mobile",
+        lambda value: value.lower() in {"legacy", "auto", "standard", "in-region", "cross-region", "mobile"},
+    ),
 }
 
 
@@ -199,7 +219,7 @@ def check_settings(session: Any) -> None:
 
 def _unfit(name: str, wanted: Documented) -> GenctlError:
     key, variable, *_ = BOTOCORE_DEFAUT_SESSION_VARIABLES[name]
-    by = variable if os.environ.get(variable) else f"{key} of the AWS profile"
+    by = variable if variable in os.environ else f"{key} of the AWS profile"  # an empty one counts, too
     fix = f"set {by} as boto3 documents {key}: {PAGE}"
     return GenctlError("AwsMisconfigured", f"AWS: {by} must be {wanted.words}", fix)
 

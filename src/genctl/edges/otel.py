@@ -92,7 +92,7 @@ def _current(span: trace.Span) -> Iterator[None]:
 
 
 def from_environment(env: Mapping[str, str]) -> OpenTelemetry:
-    """Export as the usual variables say. Raises ImportError where that exporter is not installed."""
+    """Export as the usual variables say. Raises LookupError where that exporter is not installed."""
     name = env.get("OTEL_TRACES_EXPORTER") or "otlp"
     if name == "otlp":
         protocol = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -100,7 +100,7 @@ def from_environment(env: Mapping[str, str]) -> OpenTelemetry:
     for found in entry_points(group="opentelemetry_traces_exporter", name=name):
         exporter: SpanExporter = found.load()()
         return OpenTelemetry.exporting(exporter)
-    raise ImportError(f"no exporter of traces is named {name}")
+    raise LookupError(f"no exporter of traces is installed that is named {name}")
 
 
 def _resource(env: Mapping[str, str]) -> Resource:

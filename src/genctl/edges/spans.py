@@ -86,4 +86,7 @@ def _wanted(env: Mapping[str, str]) -> Tracing | None:
     except ImportError as error:
         log.warning("otel.missing", error=str(error), fix="install genctl with the extra `otel`")
         return None
+    except Exception as error:  # noqa: BLE001 - the SDK's or an exporter's: a job waits for neither
+        log.warning("otel.off", error=str(error), fix="mend the variables OTEL_* in the environment")
+        return None
     return found

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 log = structlog.stdlib.get_logger()
 
-SLOW_S = 2.0  # an answer that takes longer is waited for aloud
+SLOW_S = 2.0  # after so long without an answer we say what we wait for
 TELL_EVERY_S = 30.0
 LANES = 16  # batches at once, as each takes an open file
 ATTEMPTS = 4  # of one call, and of the entries of a batch at which SQS itself failed
@@ -55,7 +55,8 @@ GROUP_DIGITS = 32  # of a group's name
 
 # Of AWS alone: the URLs of others name no region.
 _REGION = re.compile(
-    r"https://(?:queue|sqs(?:-fips)?)\.(?P<of_url>[a-z]{2}[a-z-]*-\d)\.(?:amazonaws|api\.amazonwebservices|api\.aws)\b"
+    r"https://(?:(?:queue|sqs(?:-fips)?)\.)?(?P<of_url>[a-z]{2}[a-z-]*-\d)\."
+    r"(?:(?:queue\.)?amazonaws|api\.amazonwebservices|api\.aws|s?c2s\.(?:ic|sgov)|csp\.hci\.ic|cloud\.adc-e)\b"
     r"|arn:[a-z-]+:sqs:(?P<of_arn>[a-z0-9-]+):"
 )
 
@@ -145,7 +146,9 @@ class Sqs:
         except GenctlError as error:
             if not self.embedded or error.code != "QueueNotFound":
                 raise
-            fix = "stop `genctl up` and start it again: it makes the queues of the tools that are installed"
+            fix = (
+                "stop `genctl up` and start it again: it makes the queues of those that `genctl tools` lists"
+            )
             raise GenctlError(error.code, error.message, fix) from None
 
     def now(self) -> datetime:

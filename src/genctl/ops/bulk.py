@@ -150,9 +150,12 @@ def _shown(row: Row) -> dict[str, Any]:
     }
 
 
-def told(past: Sequence[Mapping[str, Any]]) -> str:
-    """Write the history for people: a paragraph for each piece of work, which fits a narrow terminal."""
-    return "\n".join(map(_paragraph, past))
+def told(past: Sequence[Mapping[str, Any]], fit: Callable[[str], str] = lambda text: text) -> str:
+    """Write the history for people: a paragraph for each piece of work, which `fit` wraps for the terminal.
+
+    The command that goes on is copied, and never wrapped.
+    """
+    return "\n".join(fit(_paragraph(work)) + _way_on(work) for work in past)
 
 
 def _paragraph(work: Mapping[str, Any]) -> str:
@@ -160,17 +163,22 @@ def _paragraph(work: Mapping[str, Any]) -> str:
         f"{work['id']}  {work['command']}: {work['state']}" + (f": {work['why']}" if work["why"] else ""),
         f"  {work['beganAt'].astimezone():%Y-%m-%d %H:%M} by {work['who']}",
         *([f"  why: {work['reason']}"] if work["reason"] else []),
-        f"  {_counted(work['outcome'])}",
-        *([f"  go on: {work['goOn']}"] if work["goOn"] else []),
+        f"  {_counted(work)}",
     ]
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
-def _counted(outcome: Mapping[str, Any]) -> str:
+def _way_on(work: Mapping[str, Any]) -> str:
+    return f"  go on: {printable(work['goOn'])}\n" if work["goOn"] else ""
+
+
+def _counted(work: Mapping[str, Any]) -> str:
     parts = []
-    for name, count in outcome.items():
+    for name, count in work["outcome"].items():
         if isinstance(count, dict) and count:
             parts.append(f"{name} " + ", ".join(f"{n} {why}" for why, n in sorted(count.items())))
         elif isinstance(count, int) and count:
             parts.append(f"{name} {count}")
+    if work["state"] == "interrupted" and not work["endedAt"]:  # it notes its counts now and then
+        return "; ".join([*parts, "it was killed, and may have done more"])
     return "; ".join(parts) or "nothing was changed"

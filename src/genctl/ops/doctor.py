@@ -212,6 +212,8 @@ async def _workers(settings: Settings) -> list[Finding]:
 
 async def _provider(settings: Settings) -> list[Finding]:
     tool = Tools.of(settings).named(settings.tool)
+    if settings.origins.get(tool.base) == "embedded stack":
+        settings.check_stack()
     async with Wire(tool, longest_s=settings.provider_timeout_s) as wire:
         return findings.of_provider(tool.address, tool.base.upper(), tool.key.upper(), await wire.knock())
 

@@ -22,7 +22,7 @@ from genctl.domain.model import ErrorDetails, GenctlError, Session, camel
 from genctl.domain.orders import check_name
 from genctl.edges.db import Database, Row, as_json
 from genctl.edges.sqs import Queue, Sqs
-from genctl.ops.bulk import Purpose, recorded
+from genctl.ops.bulk import SILENT_S, Purpose, recorded
 from genctl.ops.export import Discarded, delete
 from genctl.ops.sampling import Progress, Survey, sampled
 from genctl.ops.sessions import like_prefix
@@ -120,7 +120,8 @@ async def erase(settings: Settings, user: str, purpose: Purpose, *, progress: Pr
             for dlq in dlqs:
                 await _erase_messages(db, dlq, user, done, note)
             pattern = f"%--user {like_prefix(shlex.quote(user) + ' ')}"
-            done.commands = await _count(db, "erase_bulk_work", user=user, pattern=pattern, uuid=UUID_SHAPE)
+            named = {"pattern": pattern, "uuid": UUID_SHAPE, "silent_s": SILENT_S}
+            done.commands = await _count(db, "erase_bulk_work", user=user, **named)
             if left := done.live + done.locked:
                 work.stop(f"{many(left, 'session')} began meanwhile, or somebody has locked them")
     return done

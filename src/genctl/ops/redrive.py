@@ -1,7 +1,6 @@
 """Take the DLQ through the core's redrive: in batches, several at once, within what a person asked for."""
 
 import asyncio
-import shlex
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -117,17 +116,18 @@ class Redriven(msgspec.Struct, frozen=True):
     stopped: str | None = None
     locked: Mapping[str, int] = {}  # jobs that stay in the DLQ, by the user whose account is locked
 
-    def still_locked(self) -> AccountLockedError | None:
-        """Make the error that names a locked user, and the command to run when the lock is gone."""
+    def still_locked(self, again: Callable[..., str]) -> AccountLockedError | None:
+        """Make the error that names a locked user, and the command to run when the lock is gone.
+
+        `again` writes the command once more, with changed options: what chose and edited the jobs stays.
+        """
         if not self.locked:
             return None
         user = min(self.locked)
         others = f"; {many(len(self.locked) - 1, 'other user')} likewise" if len(self.locked) > 1 else ""
         left = f"{many(self.locked[user], 'job')} of user {user} left in the DLQ"
-        again = shlex.join(["genctl", "dlq", "redrive", "--user", user])
-        return AccountLockedError(
-            user, f"{left}: the account is locked by another transaction{others}", again
-        )
+        told = f"{left}: the account is locked by another transaction{others}"
+        return AccountLockedError(user, told, again(user=user, every=False, yes=None))
 
     def shown(self) -> dict[str, Any]:
         """Return what `-o json` prints."""

@@ -1,7 +1,7 @@
 /** One card: built once from its template, then filled from its state. Text goes in as text only. */
 
 /** @import {Card, Gate} from './types.js' */
-import { ago, clock, count, headline, isCancelled, minute, pictures, refund, sentence, STATUS, waiting } from './words.js';
+import { ago, clock, count, headline, isCancelled, minute, pictures, refund, sentence, STATUS, titled, waiting } from './words.js';
 
 /** @typedef {{now: number, gate: Gate | null}} Moment what a card depends on beside itself */
 /** @typedef {(what: 'open' | 'resend' | 'discard', card: Card) => void} Wish */
@@ -61,7 +61,7 @@ export function cardView(wish) {
       put(element.dataset, 'sessionId', card.sessionId ?? '');
       element.classList.toggle('is-cancelled', isCancelled(card));
       showStatus(status, card);
-      setText(button, card.prompt ?? 'An image');
+      setText(button, titled(card));
       setText(model, card.model ?? '');
       setText(run, card.run > 1 ? `, run ${card.run}` : '');
       hide(unsent, card.status !== 'unsent', button);

@@ -3,7 +3,7 @@
 /** @import {Card, RefusedImage} from './types.js' */
 /** @import {Shot} from './words.js' */
 import { hide, part, put, setText, showRefund, showStatus } from './card.js';
-import { clock, gallery, headline, isCancelled, minute, missing, sentence } from './words.js';
+import { clock, gallery, headline, isCancelled, minute, missing, sentence, titled } from './words.js';
 
 /** @typedef {{label: string, text: string, title?: string}} Fact */
 /** @typedef {{again: (card: Card) => void, retry: (card: Card) => void, cancel: (card: Card) => Promise<string | null>}} Wishes */
@@ -53,7 +53,7 @@ export function detailsDialog(wishes, price) {
     const failed = card.status === 'failed';
     dialog.dataset.status = card.status;
     showStatus(part(dialog, '.status'), card);
-    setText(part(dialog, 'h2'), failed ? headline(card.errorDetails) : (card.prompt ?? 'An image'));
+    setText(part(dialog, 'h2'), failed ? headline(card.errorDetails) : titled(card));
     put(part(dialog, '.sentence'), 'hidden', !failed);
     setText(part(dialog, '.sentence'), sentence(card.errorDetails));
     showRefund(dialog, card.errorDetails, now);

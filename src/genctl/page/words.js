@@ -70,11 +70,19 @@ export function refund(details) {
 }
 
 /**
+ * What a card is called: its prompt, or that it is an image where nobody knows the prompt, or somebody erased it.
+ * @param {Pick<Card, 'prompt'>} card
+ */
+export function titled({ prompt }) {
+  return prompt || 'An image';
+}
+
+/**
  * The card in one sentence, for a screen reader.
  * @param {Pick<Card, 'prompt' | 'status' | 'errorDetails' | 'problem'>} card
  */
 export function announcement(card) {
-  const prompt = `“${(card.prompt ?? 'An image').slice(0, 80)}”`;
+  const prompt = `“${titled(card).slice(0, 80)}”`;
   if (card.status === 'unsent') return [`${prompt} was not sent.`, card.problem].filter(Boolean).join(' ');
   if (card.status !== 'failed') return `${prompt}: ${STATUS[card.status].toLowerCase()}.`;
   const credits = refund(card.errorDetails);

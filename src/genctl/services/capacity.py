@@ -1,8 +1,12 @@
-"""Say how many jobs a worker may have at once: by its memory and by the files that it may open."""
+"""Say how many jobs and processes suit this machine, container or unit: by processors, memory and files."""
 
+import math
 import os
 import resource
-from pathlib import Path
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs_shapes import BATCH
@@ -12,7 +16,13 @@ LEAST = 16
 FILES = 100  # of a worker without jobs: connections, streams, modules
 WORKER_BYTES = 128 * 2**20  # of a worker without jobs, with room for its libraries
 JOB_BYTES = 128 * 2**10  # a waiting job takes about 20 KB; an answer of the provider may be long
-CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container, as it sees itself
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # a container is the root of its own
+
+
+def cores() -> int:
+    """Count the processors that this process may use, as its container or its unit of systemd limits them."""
+    many = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min([many, *(max(1, math.ceil(share / period)) for share, period in _limits("cpu.max"))])
 
 
 def usual_jobs(processes: int = 1) -> int:
@@ -47,9 +57,21 @@ def _hard_limit() -> int:
 
 
 def _memory() -> int:
-    """Return the bytes that all processes here may use: those of the container, or of the machine."""
+    """Return the bytes that all processes here may use: those of the container, the unit or the machine."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(machine, int(CGROUP.read_text()))
-    except (OSError, ValueError):  # no container of Linux, or one without a limit
-        return machine
+    return min([machine, *(most for (most,) in _limits("memory.max"))])
+
+
+def _limits(file: str) -> Iterator[list[int]]:
+    """Yield the numbers in this file of our control group and of those around it, where it is a limit."""
+    for group in (own := _own_group(), *own.parents):
+        with suppress(OSError, ValueError):  # no such file, or no limit ("max")
+            yield [int(word) for word in (GROUPS / f".{group}" / file).read_text().split()]
+
+
+def _own_group() -> PurePosixPath:
+    with suppress(OSError):
+        for line in OWN_GROUP.read_text().splitlines():
+            if line.startswith("0::/"):
+                return PurePosixPath(line[3:])
+    return PurePosixPath("/")

@@ -1,26 +1,13 @@
-"""Watch whether SQS answers a worker's receives, and say so on a port."""
+"""Watch whether SQS answers a worker's receives."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import structlog
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from genctl.domain.model import GenctlError
-from genctl.services.connections import ConnectionLimits, Connections
-from genctl.services.hosting import HttpServer
-from genctl.services.listening import listening, url_of
-from genctl.services.metrics import Exposition
-from genctl.services.site import Front
-from genctl.services.web import answer
 
-MOST_SCRAPERS = 32  # connections, so that strangers take no files from the worker's calls
 SILENT_S = 60.0
 TELL_EVERY_S = 30.0  # the same trouble again, while it lasts
 
@@ -81,40 +68,3 @@ class Liveness:
         ok = silent_s < SILENT_S
         why = "receives are answered" if ok else f"no receive was answered for {silent_s:.0f} s"
         return {"ok": ok, "why": why, "silentS": round(silent_s, 1), "trouble": self.trouble or None}
-
-
-class Reporting(Protocol):
-    """Report health as Liveness does."""
-
-    def report(self) -> dict[str, Any]:
-        """Say `{ok, why}` and more."""
-
-
-@asynccontextmanager
-async def telling(port: int | None, liveness: Reporting, metrics: Exposition) -> AsyncIterator[None]:
-    """Answer `/healthz` and `/metrics` on all addresses, if there is a port. Raises GenctlError (exit 3)."""
-    if port is None:
-        yield
-        return
-
-    async def healthz(_: Request) -> Response:
-        report = liveness.report()
-        return answer(report, 200 if report["ok"] else 503)
-
-    async def exposition(_: Request) -> Response:
-        return Response(metrics.text(), headers={"Content-Type": metrics.content_type})
-
-    app = Starlette(routes=[Route("/healthz", healthz), Route("/metrics", exposition)])
-    limits = ConnectionLimits(total=MOST_SCRAPERS, of_address=MOST_SCRAPERS // 2, kept=0)
-    connections = Connections(limits, Front(None))
-    server = HttpServer(app, connections)
-    everywhere = "0.0.0.0"  # noqa: S104 - as scrapers need
-    with listening("metrics", everywhere, port, cure="genctl worker --metrics-port 0") as sock:
-        serving = asyncio.create_task(server.serve([sock]))
-        watching = asyncio.create_task(connections.watch())
-        log.info("worker.metrics.started", url=url_of(sock))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await server.end(serving)

@@ -1,9 +1,9 @@
 """Fork the processes of a worker, start again those that die, and stop them all.
 
-The parent has no event loop, thread or connection, so it may fork at any time, and shares what it has
-imported: four workers at work take 187 MB, four commands 255. A line, a pair of sockets, joins it to each
-process. On it the process says each second that its loop runs, and the parent that it should stop. When
-either dies, even by SIGKILL, the other reads the end of the line.
+The parent has no event loop, thread or connection, so it may fork at any time. The processes share the memory
+of what it has imported. A line, a pair of sockets, joins it to each process. On it the process says each
+second that its loop runs, and the parent that it should stop. When either dies, even by SIGKILL,
+the other reads the end of the line.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -36,7 +35,6 @@ AT_ONCE_S = 5.0  # after a second signal
 REAP_S = 0.02
 SHOWS = 0  # the number of the process with the metrics port; the workers are 1, 2, …
 NEVER = math.inf
-GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # a container is the root of its own
 
 Work = Coroutine[Any, Any, None]
 
@@ -285,20 +283,3 @@ class Parent:
                 self._kill_at = time.monotonic() + AT_ONCE_S
                 os.kill(one.pid, signal.SIGTERM)
         return not shows
-
-
-def cores() -> int:
-    """Count the processors that this process may use, as its container or its unit of systemd limits them."""
-    many = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    for group in ("/", _own_group()):
-        with suppress(OSError, ValueError):  # no such file, or no limit ("max")
-            share, period = map(int, (GROUPS / f".{group}" / "cpu.max").read_text().split())
-            many = min(many, max(1, math.ceil(share / period)))
-    return many
-
-
-def _own_group() -> str:
-    try:
-        return OWN_GROUP.read_text().rpartition("::")[2].strip()
-    except OSError:
-        return "/"

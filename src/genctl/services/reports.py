@@ -11,7 +11,7 @@ import msgspec
 from prometheus_client.core import Metric, Sample
 from prometheus_client.registry import Collector
 
-from genctl.services.liveness import SILENT_S, Liveness, telling
+from genctl.services.liveness import SILENT_S, Liveness
 from genctl.services.metrics import Exposition, WorkerMetrics
 
 MOST_BYTES = 1 << 20  # of a report, where the system lets us; with a hundred codes it has about 40 KB
@@ -112,6 +112,8 @@ class Overview(Exposition, Collector):
 
 async def show(port: int, reports: Reports, at_work: AbstractAsyncContextManager[None]) -> None:
     """Show all that is reported, until somebody cancels it. Raises GenctlError (exit 3)."""
+    from genctl.services.telling import telling  # noqa: PLC0415 (5 MB, and the workers need none of it)
+
     overview = Overview()
 
     def take() -> None:

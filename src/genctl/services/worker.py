@@ -2,13 +2,9 @@
 
 import asyncio
 import gc
-import signal
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from functools import partial
-from typing import Any
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 
 import msgspec
 import structlog
@@ -24,10 +20,11 @@ from genctl.enqueue import send_jobs
 from genctl.pipeline import Pipeline, carry, carry_unasked
 from genctl.run import LEASE_S
 from genctl.services.capacity import open_enough, usual_jobs
+from genctl.services.ending import TOLD, Ending, cancel
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
 from genctl.services.keeper import Keeper
-from genctl.services.liveness import Liveness, telling
+from genctl.services.liveness import Liveness
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.presence import Presence
 from genctl.services.processes import Forked
@@ -38,15 +35,9 @@ from genctl.tools.found import Tools
 WAIT_S = 2  # of a long poll; a stop awaits it, as SQS would hide what a cancelled one finds
 DRAIN_WAIT_S = 1
 TROUBLE_PAUSE_S = 2.0
-TELL_EVERY_S = 10.0  # while a stop waits
-TOLD = 20  # sessions or messages in a line of the log
 YOUNG = 50_000  # objects between two searches for garbage cycles, as a job leaves few
 COMPANY_S = 0.1  # a trouble waits so long, so that we log it once for all jobs that meet it
-NOW_S = 1.5  # how long we still write to the rows after a second signal
-LAST_S = 2.2  # likewise after the last call or the grace; then the process ends, even if something hangs
-SHOW_S = 0.3  # how long the end of the process then waits for SQS to show the messages
 CLOSE_S = 0.5  # how long connections may take to close once nothing is left to do
-LOOK_LAST_S = 0.1  # between looks whether a stop still waits for calls or answers
 SHARES = 10  # a user who holds a tenth of the hands lets users with less go first
 MORE = 2  # receives at once beside the first, while the answers are full: a backlog waits
 POOL_SIZE = 16
@@ -82,19 +73,13 @@ class Worker:
         self.pipeline = pipeline
         # a job makes one call at a time, so the limit of calls is one of jobs
         self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
-        self.grace_s = grace_s
         self.until = until
-        self._forked = forked
-        self._told = asyncio.Event()  # to stop
         self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
         self._jobs: dict[asyncio.Task[None], Taken] = {}
         self._received = 0
         self._asked = 0  # messages that receives under way may bring
         self._full = asyncio.Event()  # the last answer was full, so there are more messages
         self._over = False  # the first receiver has ended
-        self._leaving: asyncio.Task[None] | None = None
-        self._grace_ends = float("inf")  # monotonic
-        self._ending: asyncio.Task[None] | None = None
         self._troubles = Together(self._tell_troubles, within_s=COMPANY_S, most=10_000)
         self.liveness = Liveness()
         self.metrics = metrics
@@ -109,6 +94,9 @@ class Worker:
         share = max(1, self.concurrency // SHARES)
         self.hands = Hands(pipeline, self._jobs, share=self.concurrency if self._counts else share)
         self.keeper = Keeper(pipeline, self._jobs, self.hands.aside)
+        self.ending = Ending(
+            pipeline, self._jobs, self.hands.aside, grace_s=grace_s, forked=forked, changed=self._changed.set
+        )
         who = {"worker": pipeline.worker, "tool": pipeline.tool.name}
         self._turns = Turns(
             pipeline.db, **who, gatekeeper=self.gatekeeper, unsent=self._unsent, changed=self._changed.set
@@ -149,7 +137,7 @@ class Worker:
                     self._tell_waiting(),
                 )
                 keepers = [side.create_task(keep) for keep in keeping]
-                self._heed_signals(receiver)
+                self.ending.heed_signals(receiver)
                 queues = {"queue": self.pipeline.queue.name, "dlq": self.pipeline.dlq.name}
                 who = {"worker": self.pipeline.worker, "tool": self.pipeline.tool.name}
                 log.info("worker.started", **who, **queues)
@@ -161,73 +149,14 @@ class Worker:
                 for keeper in keepers:
                     keeper.cancel()
         finally:
-            self._let_go()
+            self.ending.let_go()
             await self._put_back()
             while self._jobs:
                 await self._change()
             await self.presence.leave()
             await self.gatekeeper.leave()
-            if self._ending:
-                self._ending.cancel()
+            self.ending.over()
         log.info("worker.stopped", received=self._received)
-
-    def _heed_signals(self, receiver: asyncio.Task[None]) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if (
-                number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
-            ):  # as nohup ignores it
-                asyncio.get_running_loop().add_signal_handler(number, self._stop, receiver)
-
-    def _stop(self, receiver: asyncio.Task[None]) -> None:
-        loop = asyncio.get_running_loop()
-        if self._told.is_set():
-            if self._forked and self._forked.repeats:
-                return
-            receiver.cancel()
-            self._let_go()
-            loop.call_later(NOW_S, self._leave)
-            return
-        self._told.set()
-        self._changed.set()
-        self._grace_ends = time.monotonic() + self.grace_s
-        loop.call_later(self.grace_s, self._let_go)
-        self._ending = asyncio.create_task(self._end_in_time())
-        _cancel(self.pipeline.unsent())
-        self._tell("worker.stopping", graceS=self.grace_s)
-
-    async def _end_in_time(self) -> None:
-        """End the process soon after the last call, and after the grace, whatever hangs."""
-        while time.monotonic() < self._grace_ends and any(hold.sent for hold in self.pipeline.runs):
-            await asyncio.sleep(LOOK_LAST_S)
-        await asyncio.sleep(LAST_S)
-        await self._left()
-
-    def _leave(self) -> None:
-        self._leaving = asyncio.create_task(self._left())
-
-    async def _left(self) -> None:
-        """End the process although something hangs; its jobs come back when their leases lapse."""
-        log.warning("worker.left", jobs=len(self._jobs))
-        self.pipeline.answers.tell_unsettled()
-        lost = {hold.task for hold in self.pipeline.runs if hold.stale}
-        ours = [taken for task, taken in self._jobs.items() if task not in lost] + self.hands.aside
-        with suppress(GenctlError, TimeoutError):
-            async with asyncio.timeout(SHOW_S):
-                await self.pipeline.queue.hide([(one.message.receipt, 0) for one in ours if one.message])
-        children.leave(0)
-
-    def _let_go(self) -> None:
-        _cancel(self._jobs)
-
-    def _tell(self, event: str, **more: object) -> None:
-        """Log the calls and answers that a stop waits for, and again while it waits."""
-        sent = [hold for hold in self.pipeline.runs if hold.task in self._jobs and hold.sent]
-        sessions, calls = [hold.session.id for hold in sent], sum(hold.calling for hold in sent)
-        left_s = self._grace_ends - time.monotonic()
-        if more or (sent and left_s > 0):
-            more |= {"calls": calls, "answers": len(sent) - calls}
-            log.info(event, **more, sessions=sessions[:TOLD], leftS=round(left_s, 1))
-            asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell, "worker.waiting")
 
     async def _tell_waiting(self) -> None:
         """Log how many answers wait for their rows, and why, while any do."""
@@ -254,7 +183,7 @@ class Worker:
 
     async def _ask(self) -> None:
         wait_s = DRAIN_WAIT_S if self.until.drain else WAIT_S
-        while not self._told.is_set():
+        while not self.ending.is_told:
             wanted = min(BATCH, self._free(), self._jobs_left())
             if wanted <= 0:
                 if self._jobs_left() <= 0:
@@ -284,7 +213,7 @@ class Worker:
         """Receive beside the first receiver, while all receives come back full."""
         while not self._over:
             await self._full.wait()
-            if self._told.is_set() or self._over:
+            if self.ending.is_told or self._over:
                 return
             try:
                 wanted = min(BATCH, self._free())
@@ -300,7 +229,7 @@ class Worker:
 
         What we have set aside comes first, and then we receive nothing.
         """
-        if self._told.is_set():
+        if self.ending.is_told:
             return None
         self._asked += wanted
         try:
@@ -331,7 +260,7 @@ class Worker:
     async def _may_begin(self, many: int) -> bool:
         """Tell whether so many received messages may become jobs; False if we cannot read the gate."""
         with suppress(GenctlError):
-            return not self._told.is_set() and await self.gatekeeper.allowance(BATCH) >= many
+            return not self.ending.is_told and await self.gatekeeper.allowance(BATCH) >= many
         return False
 
     def _free(self) -> int:
@@ -372,7 +301,7 @@ class Worker:
 
     def _send_back(self) -> None:
         """Cancel the jobs whose request is not sent, as the gate is closed; they use no attempt."""
-        _cancel(task for task in self.pipeline.unsent() if task is not self.gatekeeper.probe)
+        cancel(task for task in self.pipeline.unsent() if task is not self.gatekeeper.probe)
 
     async def _is_drained(self) -> bool:
         """Tell whether no message waits, is hidden or is a job of ours; ask SQS last, as it counts roughly"""
@@ -404,7 +333,7 @@ class Worker:
         except LeaseLostError:
             self.metrics.lease_losses.inc()  # leave job and message alone
         except GenctlError as error:  # the message comes back, and the row says what to do
-            if self._told.is_set():
+            if self.ending.is_told:
                 await self._show([taken])
             await self._troubles((taken.name, error))
         except Exception:  # a bug in one job must not end the others
@@ -445,11 +374,15 @@ class Worker:
                 await self._changed.wait()
 
 
-def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel each once: a second time would cut off the step that gives the session back."""
-    for task in tasks:
-        if not task.cancelling():
-            task.cancel()
+def _shown(worker: Worker, port: int | None, forked: Forked | None) -> AbstractAsyncContextManager[None]:
+    """Show how a worker stands: a forked one tells its parent, another one whoever asks on the port."""
+    if forked:
+        return forked.joined(worker.liveness, worker.metrics)
+    if port is None:
+        return nullcontext()
+    from genctl.services.telling import telling  # noqa: PLC0415 (5 MB, and mostly there is no port)
+
+    return telling(port, worker.liveness, worker.metrics)
 
 
 async def serve(
@@ -490,12 +423,11 @@ async def serve(
             forked=forked,
         )
         await worker.presence.note()  # so that a role without the rights fails now
-        tell = forked.joined if forked else partial(telling, metrics_port)
-        async with tell(worker.liveness, metrics), asyncio.TaskGroup() as side:
+        async with _shown(worker, metrics_port, forked), asyncio.TaskGroup() as side:
             beside = [sweep_every(pipeline, settings)] if sweeps else []
             if metrics_port is not None:
                 beside.append(metrics.watch(pipeline, queued_timeout_s=settings.queued_timeout_s))
             tasks = [side.create_task(one) for one in beside]
             await worker.run()
-            _cancel(tasks)
+            cancel(tasks)
             asyncio.get_running_loop().call_later(CLOSE_S, children.leave, 0)

@@ -36,8 +36,8 @@ select t.tool, t.field, t.value, t.refusals, t.tries, t.code, t.since, t.until
 from refused_traits t where t.user_id = %(user)s order by t.tool, t.field, t.value
 
 -- name: erase_sessions
--- Erases the words of these sessions that do not live, and of their traces (an adopted table has other ends than ours): of the details and of each event it keeps the
--- named keys. Passes over a session that another transaction has locked. Returns how many live, how many it has erased
+-- Erases the words of these sessions that do not live, and of their traces (an adopted table has other ends than ours):
+-- of the details and of each event it keeps the named keys whose value is a single one, as a product's may hold words. Passes over a session that another transaction has locked. Returns how many live, how many it has erased
 -- now, and how many it has passed over.
 with meant as (
   select s.id, coalesce(s.status in ('queued', 'processing'), false) as live from generation_sessions s
@@ -55,18 +55,20 @@ erased as (
     result = case when jsonb_typeof(s.result) <> 'null' then '{"images": []}'::jsonb else s.result end,
     error_details = case jsonb_typeof(s.error_details) when 'object' then (
       select coalesce(jsonb_object_agg(d.key, d.value), '{}') from jsonb_each(s.error_details) d
-      where d.key = any(%(details)s)
+      where d.key = any(%(details)s) and jsonb_typeof(d.value) not in ('object', 'array')
     ) || %(instead)s::jsonb end
   from free f where s.id = f.id and f.erased_at is null
   returning s.id
 ),
 kept as (
   select e.id, (
-    select jsonb_object_agg(d.key, case when d.key = any(%(nested)s) and jsonb_typeof(d.value) = 'object' then (
-      select coalesce(jsonb_object_agg(n.key, n.value), '{}') from jsonb_each(d.value) n where n.key = any(%(details)s)
+    select jsonb_object_agg(d.key, case when d.key = any(%(nested)s) then (
+      select coalesce(jsonb_object_agg(n.key, n.value), '{}') from jsonb_each(d.value) n
+      where n.key = any(%(details)s) and jsonb_typeof(n.value) not in ('object', 'array')
     ) else d.value end)
     from jsonb_each(e.data) d
-    where d.key = any(%(nested)s) or d.key = any(%(facts)s) and jsonb_typeof(d.value) not in ('object', 'array')
+    where jsonb_typeof(d.value) = 'object' and d.key = any(%(nested)s)
+      or jsonb_typeof(d.value) not in ('object', 'array') and d.key = any(%(facts)s)
   ) as data
   from free f join session_events e on e.session_id = f.id
   where jsonb_typeof(e.data) = 'object'
@@ -87,11 +89,12 @@ with gone as (
 select count(*) as erased from gone
 
 -- name: erase_bulk_work
--- Forgets the command lines of ended bulk work that name the user, or a session of the user: they may hold a prompt that
--- somebody edited.
+-- Forgets the command lines of bulk work that name the user, or a session of the user, and that has ended or was killed:
+-- they may hold a prompt that somebody edited.
 with named as (
   select b.id from bulk_work b
-  where b.ended_at is not null and b.again is not null and b.command <> 'privacy erase'
+  where (b.ended_at is not null or b.seen_at < now() - make_interval(secs => %(silent_s)s::float8))
+    and b.again is not null and b.command <> 'privacy erase'
     and (b.again || ' ' like %(pattern)s or exists (
       select from regexp_matches(b.again, %(uuid)s, 'g') as found(ids)
       join generation_sessions s on s.id = found.ids[1]::uuid
