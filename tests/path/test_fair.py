@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from tests.kit import Kit, until
 from tests.path.test_polite import statuses, working
+from tests.path.test_shared_pace import lives
 from tests.path.test_waiting import short
 
 from genctl import gate
@@ -263,6 +264,22 @@ async def test_a_worker_behind_a_closed_gate_has_nothing_set_aside(
         await true(lambda: nothing_in_flight(kit))
         waiting, _, _ = await kit.pipeline.queue.depth()
         assert waiting > await number_of(kit, "queued") > 0  # the message of ann's run is there, too
+
+
+async def test_a_worker_that_may_make_no_call_has_nothing_set_aside(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others make all calls at once, such as after we were frozen: nobody knows when we get a part again."""
+    monkeypatch.setattr("genctl.services.worker.LOOK_S", 0.05)
+    await ordered(kit, ("noisy", "success", 16), ("ann", "success", 1))
+    slow(kit.pipeline, monkeypatch, 3.0)
+    async with working(kit.pipeline, concurrency=2, max_in_flight=2) as worker:
+        await true(lambda: is_any(worker.hands.aside))
+        await lives(kit, "other", max_in_flight=2)
+        await kit.query("update tool_workers set slots = 2 where id = 'other'")
+        await true(lambda: nothing_in_flight(kit))
+        assert worker.hands.aside == []
+        assert await number_of(kit, "queued") > 0
 
 
 async def nothing_in_flight(kit: Kit) -> bool:

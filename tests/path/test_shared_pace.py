@@ -16,7 +16,7 @@ from tests.kit import Kit, at_work, true, until
 from genctl import pace
 from genctl.domain.model import GenctlError, NotYetError
 from genctl.domain.pace import AHEAD_S, WAY_S, WINDOW_S
-from genctl.domain.workers import OLDER
+from genctl.domain.workers import OLDER, is_older
 from genctl.edges.db_errors import DatabaseGoneError
 from genctl.ops import workers
 from genctl.pipeline import Pipeline
@@ -298,6 +298,73 @@ async def test_workers_have_no_more_calls_at_once_than_the_limit(kit: Kit) -> No
         assert one._turns.calls + two._turns.calls == 4
 
 
+async def test_a_job_that_comes_while_we_ask_begins_with_the_answer(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next question, for which free calls are nobody's, follows no sooner."""
+    await lives(kit, "w", max_in_flight=4)
+    turns = Turns(kit.db, TOOL.name, "w", gatekeeper(kit), unsent=lambda: 1, changed=lambda: None)
+    asked, usual = 0, pace.deal
+    jobs = list[asyncio.Task[Any]]()
+
+    async def deal(*args: Any, **how: Any) -> pace.Deal | None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            jobs.append(asyncio.create_task(turns.take()))
+            await asyncio.sleep(0)
+        return await usual(*args, **how)
+
+    monkeypatch.setattr(pace, "deal", deal)
+    async with looking(turns), asyncio.timeout(10):
+        await until(lambda: true(jobs))
+        await jobs[0]
+    assert asked <= 3
+
+
+async def test_jobs_that_no_call_is_left_for_go_back_together(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one after the other, each when it has headed the line for five seconds."""
+    monkeypatch.setattr("genctl.services.turns.SOON_S", 0.5)
+    await lives(kit, "other", max_in_flight=4)
+    await dealt(kit, "other", calls=4)
+    await lives(kit, "w", max_in_flight=4)
+    turns = Turns(kit.db, TOOL.name, "w", gatekeeper(kit), unsent=lambda: 20, changed=lambda: None)
+    async with looking(turns), asyncio.timeout(5):
+        jobs = [asyncio.create_task(turns.take()) for _ in range(20)]
+        ended = await asyncio.gather(*jobs, return_exceptions=True)
+    assert {type(one) for one in ended} == {NotYetError}
+
+
+async def test_a_worker_that_is_always_busy_gives_up_what_is_above_an_even_share(kit: Kit) -> None:
+    """As its calls end it begins no new ones, else those who join would wait until its work is done."""
+    await lives(kit, "one", max_in_flight=4)
+    turns = Turns(kit.db, TOOL.name, "one", gatekeeper(kit), unsent=lambda: 4, changed=lambda: None)
+
+    async def call() -> None:
+        await turns.take()
+        await asyncio.sleep(0.05)
+
+    async def hand() -> None:
+        while True:
+            await asyncio.gather(asyncio.create_task(call()), return_exceptions=True)
+
+    async with looking(turns):
+        hands = [asyncio.create_task(hand()) for _ in range(6)]
+        await until(lambda: true(turns.calls == 4))
+        await lives(kit, "two", max_in_flight=4)
+
+        async def joined() -> bool:
+            return (await dealt(kit, "two")).pace.slots == 2
+
+        await until(joined)
+        await until(lambda: true(turns.calls == 2))
+        for running in hands:
+            running.cancel()
+        await asyncio.gather(*hands, return_exceptions=True)
+
+
 async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +383,13 @@ async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
         (seen,) = (await workers.look(kit.db, tools)).workers
         assert seen.waits_for == "gate"
     assert (await workers.look(kit.db, tools)).workers == []
+
+
+async def test_a_worker_whose_hands_fill_meanwhile_does_not_name_a_turn(kit: Kit) -> None:
+    async with working(kit.pipeline) as worker:
+        await until(lambda: true(worker._turns.pace))
+        assert await worker._allowance(0) == 0  # another receiver has asked for the last jobs
+        assert worker._why_no_room() == "as many jobs as can begin soon are here"
 
 
 async def test_a_killed_worker_leaves_the_list_and_its_dead_leases_name_it(kit: Kit) -> None:
@@ -347,3 +421,4 @@ async def test_a_worker_of_an_older_release_is_told(kit: Kit) -> None:
     )
     (seen,) = (await workers.look(kit.db, tools)).workers
     assert (seen.id, seen.tool, seen.version, seen.why) == ("old:7", TOOL.name, None, OLDER)
+    assert not is_older("new:7:208876")  # its random part happens to have no letter

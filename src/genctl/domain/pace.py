@@ -139,7 +139,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what the workers of a tool share, as we have read it.
 
     `rate`: calls a minute that count now, the least of what workers were given (`given`) and what 429s have
-    `taught`; `slots`: our part of the calls at once.
+    `taught`; `slots`: calls at once that the others leave to us; `part`: within how many we may begin one.
     """
 
     read_at: datetime
@@ -154,6 +154,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     max_in_flight: int | None = None
     slots: int | None = None
+    part: int | None = None  # less than `slots` while calls end that are above it
     is_live: bool = False  # our own row is among those that count
 
     @property

@@ -218,11 +218,16 @@ class Turns:
             return 0
         most = MANY
         if self.pace.max_in_flight is not None:
-            most = self._slots - len(self._calling)
+            most = max(0, self._slots - len(self._calling))
         if self.pace.share is not None:
             self._stock = self._stock.fresh(now)
             most = min(most, max(int(soon_s * self.pace.share / 60), self._stock.left))
         return most
+
+    @property
+    def has_none(self) -> bool:
+        """Tell whether we make no call and may begin none soon: others may."""
+        return not self._calling and not self._soon(time.monotonic())
 
     @property
     def keeps_back(self) -> bool:
@@ -307,7 +312,7 @@ class Turns:
             self._moved_at = now
         self.pace, self._read_at, self.trouble = dealt.pace, now, None
         self._clock = self._clock.heard(asked_at, dealt.pace.read_at.timestamp(), now)
-        self._slots = dealt.pace.slots or 0
+        self._slots = dealt.pace.part or 0
         if dealt.turns:
             self._is_wanted = False
             first_at = self._clock.surely(dealt.first_at.timestamp())

@@ -196,7 +196,7 @@ class Worker:
             try:
                 wanted = await self._allowance(wanted)
                 if not wanted:
-                    if not self.gatekeeper.is_open:
+                    if not self.gatekeeper.is_open or self._turns.has_none:
                         await self._put_back()
                     await self._change(LOOK_S)
                     continue
@@ -283,8 +283,13 @@ class Worker:
         """Count the messages, at most so many, that we may receive now; if none, note why for /healthz."""
         room = await self._room(most)
         if not room:
-            self.liveness.rest(self._turns.why()[1] if self.gatekeeper.is_open else "the gate is closed")
+            self.liveness.rest(self._why_no_room())
         return room
+
+    def _why_no_room(self) -> str:
+        if not self.gatekeeper.is_open:
+            return "the gate is closed"
+        return self._turns.why()[1] if self._turns.keeps_back else "as many jobs as can begin soon are here"
 
     async def _room(self, most: int) -> int:
         allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile

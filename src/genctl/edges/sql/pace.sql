@@ -8,9 +8,11 @@ select from tool_paces where tool = %(tool)s for update
 -- name: deal_turns
 -- Deals at most `want` turns with dates in the next `ahead_s` seconds, and our part of the calls at once; returns the pace.
 -- The least limit of the workers that live counts. What we never used of our last deal (`unused_s`) comes back if nobody
--- was dealt anything since its `ended`. `hold_s`: the provider wants no call for so long. A worker that has no row, or one
--- that was not written for `own_s`, gets nothing: the others may soon take it for dead, and its limits for nobody's. Only
--- who `locks` the row changes it, as others may be dealt something between what we read and what we write.
+-- was dealt anything since its `ended`. `hold_s`: the provider wants no call for so long. The calls under way (`calls`) are
+-- ours (`slots`), but we begin new ones only within our `part`, or a busy worker would never give anything up. A worker
+-- that has no row, or one that was not written for `own_s`, gets nothing: the others may soon take it for dead, and its
+-- limits for nobody's. Only who `locks` the row changes it, as others may be dealt something between what we read and what
+-- we write.
 with t as (select clock_timestamp() as now),
 live as (
   select w.id, w.concurrency, w.rate, w.max_in_flight, w.slots, w.id = %(worker)s as is_ours,
@@ -48,13 +50,14 @@ dealt as (
       ceil(d.rate / 60 * %(deal_s)s / d.workers)::bigint,
       floor(extract(epoch from d.now + make_interval(secs => %(ahead_s)s) - d.first_at)::float8 / d.interval_s)::bigint + 1
     )) end as turns,
-    case when d.max_in_flight is null or not d.is_live then null else greatest(%(calls)s, least(
+    case when d.max_in_flight is null or not d.is_live then null else greatest(0, least(
       d.concurrency, d.max_in_flight - d.others, case when d.others_lack then d.fair else d.max_in_flight end
-    )) end as slots
+    )) end as part
   from dated d
 ),
 kept as (
-  select d.*, case when d.turns > 0 then d.first_at + make_interval(secs => d.turns * d.interval_s)
+  select d.*, case when d.part is not null then greatest(d.part, %(calls)s) end as slots,
+    case when d.turns > 0 then d.first_at + make_interval(secs => d.turns * d.interval_s)
     else d.free_at end as then_at
   from dealt d
 ),
@@ -67,7 +70,7 @@ held as (
   where %(locks)s and w.id = %(worker)s and k.is_live and w.slots is distinct from k.slots
 )
 select k.now as read_at, k.given, k.taught, k.top, k.code, k.lowered_at, k.changed_at, k.not_before, k.then_at as next_at,
-  k.workers::int, k.max_in_flight, k.slots::int, k.is_live, k.turns::int, k.first_at, k.interval_s
+  k.workers::int, k.max_in_flight, k.slots::int, k.part::int, k.is_live, k.turns::int, k.first_at, k.interval_s
 from kept k
 
 -- name: teach_pace
