@@ -285,7 +285,8 @@ if __name__ == "__main__":
     genctl = importlib.import_module("genctl")
     for module in pkgutil.walk_packages(genctl.__path__, "genctl."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with suppress(ModuleNotFoundError):  # of an extra that is not installed there
+                importlib.import_module(module.name)
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
     asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
