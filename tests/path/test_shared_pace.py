@@ -317,7 +317,7 @@ async def test_a_job_that_comes_while_we_ask_begins_with_the_answer(
 
     monkeypatch.setattr(pace, "deal", deal)
     async with looking(turns), asyncio.timeout(10):
-        await until(lambda: some(jobs))
+        await until(lambda: true(jobs))
         await jobs[0]
     assert asked <= 3
 
@@ -352,14 +352,14 @@ async def test_a_worker_that_is_always_busy_gives_up_what_is_above_an_even_share
 
     async with looking(turns):
         hands = [asyncio.create_task(hand()) for _ in range(6)]
-        await until(lambda: some(turns.calls == 4))
+        await until(lambda: true(turns.calls == 4))
         await lives(kit, "two", max_in_flight=4)
 
         async def joined() -> bool:
             return (await dealt(kit, "two")).pace.slots == 2
 
         await until(joined)
-        await until(lambda: some(turns.calls == 2))
+        await until(lambda: true(turns.calls == 2))
         for running in hands:
             running.cancel()
         await asyncio.gather(*hands, return_exceptions=True)
@@ -386,8 +386,8 @@ async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
 
 
 async def test_a_worker_whose_hands_fill_meanwhile_does_not_name_a_turn(kit: Kit) -> None:
-    async with working(kit.pipeline) as worker:
-        await until(lambda: some(worker._turns.pace))
+    async with at_work(kit.pipeline) as worker:
+        await until(lambda: true(worker._turns.pace))
         assert await worker._allowance(0) == 0  # another receiver has asked for the last jobs
         assert worker._why_no_room() == "as many jobs as can begin soon are here"
 
