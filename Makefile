@@ -108,6 +108,7 @@ bench: writable $(READY) ## speed as ratios against peers, measured in one run; 
 	$(BIN)/python benchmarks/inflight.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/processes.py calls
+	$(BIN)/python benchmarks/pace.py
 
 upgrade: writable $(READY) ## constraints.txt with the newest versions that pyproject.toml allows; shows what has changed
 	$(INSTALL) $(VENV) --group upgrade

@@ -51,6 +51,12 @@ async def test_an_order_becomes_a_session_and_its_job(kit: Kit, client: Client) 
     assert await client.get("/credits") == {"balance": 996, "held": 0}
 
 
+async def test_an_api_takes_orders_without_the_providers_key(kit: Kit) -> None:
+    """Its secret has none: only a worker calls the provider."""
+    async with served(kit.settings, of_tools={}) as client:
+        assert (await client.order({"prompt": "a heron"}))[0] == 202
+
+
 async def test_a_failure_is_shown_with_its_refund(kit: Kit, client: Client) -> None:
     item = await client.get(f"/sessions/{await fail(kit)}")
     assert (item["status"], item["credits"]) == ("failed", {"reserved": 4, "refunded": 4})

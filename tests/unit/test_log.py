@@ -22,7 +22,9 @@ from genctl.base import hidden, log
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    plain = log._Lines.plain
     yield
+    log._Lines.plain = plain
     structlog.reset_defaults()
     logging.getLogger().handlers[:] = handlers
     logging.getLogger().setLevel(level)

@@ -157,7 +157,7 @@ class Api:
 
     async def generate(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """Take an order: 202. The same Idempotency-Key with the same body is the same session."""
-        tool.check_ready()
+        tool.check_usable()  # the key is the worker's
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
         session = await self._known(order)
         if session is None:
