@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from genctl.domain.pace import (
     BEST,
+    FEW,
     FIRST_RATE,
     LEAST_RATE,
     ROUND_S,
@@ -109,6 +110,7 @@ def known(**more: object) -> Pace:
     facts = {
         "read_at": NOW,
         "changed_at": NOW - timedelta(seconds=ROUND_S),
+        "lowered_at": NOW - timedelta(seconds=60),
         "next_at": NOW + timedelta(seconds=1),
     }
     return Pace(**{**facts, **more})  # type: ignore[arg-type]
@@ -122,33 +124,39 @@ def test_the_least_limit_counts() -> None:
 
 
 def test_a_429_lowers_the_rate_by_what_the_provider_took() -> None:
-    lowered = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=0.7, calls_a_minute=90)
+    lowered = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=0.7, refused=FEW, calls_a_minute=90)
     assert lowered == near(70.0, 100.0)
     for took, left in ((0.1, WORST), (0.99, BEST)):
-        found = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=took, calls_a_minute=90)
+        found = known(taught=100.0, top=100.0).lowered(began_s=1.0, took=took, refused=FEW, calls_a_minute=90)
         assert found
         assert found[0] == pytest.approx(100 * left)
 
 
 def test_the_first_429_begins_at_what_the_workers_do() -> None:
     """And no lower than a call a second: one 429 of an idle fleet says little."""
-    assert known(workers=5).lowered(began_s=0.1, took=0.85, calls_a_minute=600) == near(2550, 3000)
-    assert known().lowered(began_s=0.1, took=0.0, calls_a_minute=2) == near(FIRST_RATE, FIRST_RATE / BEST)
-    assert known(given=6.0).lowered(began_s=0.1, took=0.0, calls_a_minute=2) == (6.0, 6.0)
+    assert known(workers=5).lowered(began_s=0.1, took=0.85, refused=FEW, calls_a_minute=600) == near(
+        2550, 3000
+    )
+    assert known().lowered(began_s=0.1, took=0.0, refused=FEW, calls_a_minute=2) == near(
+        FIRST_RATE, FIRST_RATE / BEST
+    )
+    assert known(given=6.0).lowered(began_s=0.1, took=0.0, refused=FEW, calls_a_minute=2) == (6.0, 6.0)
 
 
 @pytest.mark.parametrize(("ago_s", "began_s"), [(ROUND_S - 1, 1.0), (20.0, 21.0)])
 def test_a_429_that_the_last_one_explains_is_no_news(ago_s: float, began_s: float) -> None:
     """Its call began before the rate was lowered, or that was just now."""
     pace = known(taught=100.0, top=100.0, lowered_at=NOW - timedelta(seconds=ago_s))
-    assert pace.lowered(began_s=began_s, took=0.0, calls_a_minute=100) is None
+    assert pace.lowered(began_s=began_s, took=0.0, refused=FEW, calls_a_minute=100) is None
 
 
 def test_the_rate_never_falls_below_the_least() -> None:
     """And a rate that was given lower is never raised to that."""
-    lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0.0, calls_a_minute=1)
+    lowest = known(taught=1.0, top=100.0).lowered(began_s=1.0, took=0.0, refused=FEW, calls_a_minute=1)
     assert lowest == (LEAST_RATE, BEST * 100)
-    lower = known(taught=0.1, given=0.1, top=0.1).lowered(began_s=1.0, took=0.0, calls_a_minute=1)
+    lower = known(taught=0.1, given=0.1, top=0.1).lowered(
+        began_s=1.0, took=0.0, refused=FEW, calls_a_minute=1
+    )
     assert lower == (0.1, 0.1)
 
 
@@ -158,10 +166,29 @@ def test_a_rate_that_is_used_climbs_to_what_was_given() -> None:
     assert known(taught=60.0, top=100.0, next_at=NOW).raised() is None  # nobody waits
     assert known(taught=60.0, top=100.0, changed_at=NOW).raised() is None
     assert known().raised() is None
-    assert known(taught=60.0, top=100.0, next_at=NOW, changed_at=NOW - timedelta(days=2)).raised() == (
-        None,
-        None,
-    )
+
+
+def test_a_lesson_grows_old() -> None:
+    """One burst of 429s does not hold a fleet down for an hour."""
+
+    def after(minutes: float) -> tuple[float | None, float | None] | None:
+        return known(taught=60.0, top=100.0, lowered_at=NOW - timedelta(minutes=minutes)).raised()
+
+    assert (after(1), after(6)) == (near(60 + 10 / 6, 100.0), near(60 + 10, 100.0))
+    assert after(11) == (None, None)
+    unused = known(taught=60.0, top=100.0, next_at=NOW, lowered_at=NOW - timedelta(minutes=11))
+    assert unused.raised() == (None, None)
+
+
+def test_a_429_now_and_then_is_no_first_lesson() -> None:
+    def first(refused: int, workers: int) -> object:
+        pace = known(workers=workers)
+        return pace.lowered(began_s=0.1, took=0.0, refused=refused, calls_a_minute=100)
+
+    assert first(FEW - 1, 1) is None
+    assert first(FEW, 1)
+    assert first(1, FEW)  # each worker hears of its own calls
+    assert known(taught=100.0, top=100.0).lowered(began_s=0.1, took=0.9, refused=1, calls_a_minute=100)
 
 
 @pytest.mark.parametrize("limit", [20, 300, 3_000])
@@ -180,7 +207,7 @@ def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: f
         pace = known(
             given=given, taught=pace.taught, top=pace.top,
             lowered_at=NOW - timedelta(seconds=min(now - lowered, 1e6)),
-            changed_at=NOW - timedelta(seconds=min(now - changed, 80_000)),
+            changed_at=NOW - timedelta(seconds=min(now - changed, 1e6)),
         )  # fmt: skip
         carry += (pace.rate if pace.rate is not None else 6_000) / 600
         while taken and taken[0] <= now - 60:
@@ -195,7 +222,10 @@ def test_workers_find_the_limit_of_a_provider_by_themselves(limit: int, given: f
         learnt: tuple[float | None, float | None] | None
         if is_refused:
             learnt = pace.lowered(
-                began_s=0.05, took=recent.took(now), calls_a_minute=recent.began(now, 10) * 6
+                began_s=0.05,
+                took=recent.took(now),
+                refused=recent.refused(now),
+                calls_a_minute=recent.began(now, 10) * 6,
             )
             lowered = changed = now if learnt else lowered
         else:

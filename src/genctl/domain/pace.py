@@ -25,12 +25,13 @@ LIVE_S = 30.0  # a worker that was not seen for longer has died
 STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
 
 LEAST_RATE, MOST_RATE = 1.0, 100_000.0  # what 429s may teach, in calls a minute
-FIRST_RATE = 60.0  # the first 429 teaches no less: it may speak of a busy provider, not of us
+FIRST_RATE = 60.0  # the first lesson teaches no less: 429s may speak of a busy provider, not of us
+FEW = 3  # with fewer 429s in a minute there is no first lesson, likewise
 ROUND_S = 10.0  # between two lessons, and two steps upwards
 WORST, BEST = 0.5, 0.85  # of the rate that are left after a 429
-CLIMB = 0.1  # of the rate before, which a minute of full use adds
+CLIMB = 0.1  # of the rate before, which a minute of full use adds; more, as the lesson grows old
 LONGEST_CLIMB_S = 30.0  # that counts for one step
-FORGOTTEN_S = 86_400.0  # after so long without a lesson or a step there is no limit
+FORGOTTEN_S = 600.0  # after so long without a lesson there is no limit
 
 
 class ServerClock(msgspec.Struct, frozen=True):
@@ -193,14 +194,18 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     def _since(self, moment: datetime | None) -> float:
         return (self.read_at - moment).total_seconds() if moment else math.inf
 
-    def lowered(self, *, began_s: float, took: float, calls_a_minute: float) -> tuple[float, float] | None:
+    def lowered(
+        self, *, began_s: float, took: float, refused: int, calls_a_minute: float
+    ) -> tuple[float, float] | None:
         """Say what a 429 teaches, as a rate and its top; None: it is no news.
 
         `began_s`: how long ago its call began, `took`: the part of our calls that the provider took lately,
-        `calls_a_minute`: our own.
+        `refused`: how many it refused as too many in the last minute, `calls_a_minute`: our own.
         """
         since_s = self._since(self.lowered_at)
         if since_s < ROUND_S or since_s < began_s:
+            return None
+        if self.taught is None and refused * self.workers < FEW:  # each hears of its own calls
             return None
         was = self.rate
         if self.taught is None:
@@ -218,14 +223,15 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
         None: nothing, as the last change is too young, or the rate was not used.
         """
-        since_s = self._since(self.changed_at)
+        since_s, lesson_s = self._since(self.changed_at), self._since(self.lowered_at)
         if self.taught is None or self.top is None or since_s < ROUND_S:
             return None
-        if since_s > FORGOTTEN_S:
+        if lesson_s > FORGOTTEN_S:
             return None, None
         if not self.is_used_up or self.paused_s:
             return None
-        step = max(self.top * CLIMB, LEAST_RATE) * min(since_s, LONGEST_CLIMB_S) / 60
+        faster = max(1.0, lesson_s / 60)
+        step = max(self.top * CLIMB, LEAST_RATE) * faster * min(since_s, LONGEST_CLIMB_S) / 60
         rate = self.taught + step
         return (None, None) if rate >= (self.given or MOST_RATE) else (rate, max(self.top, rate))
 
@@ -282,6 +288,10 @@ class Recent:
     def began(self, now: float, seconds: int = 60) -> int:
         """Count the calls that began within so many seconds."""
         return sum(one.began for one in self.within(now, seconds))
+
+    def refused(self, now: float) -> int:
+        """Count the calls that the provider refused as too many within a minute."""
+        return sum(one.refused for one in self.within(now, 60))
 
     def took(self, now: float) -> float:
         """Return the part of the calls that the provider took within a round; 1 if it refused none."""

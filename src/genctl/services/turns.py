@@ -329,8 +329,8 @@ class Turns:
         lesson, self._lesson = self._lesson, None
         if lesson:
             began_s, lately = now - lesson.began_at, self._recent.began(now, 10) * 6
-            took = self._recent.took(now)
-            if learnt := found.lowered(began_s=began_s, took=took, calls_a_minute=lately):
+            took, refused = self._recent.took(now), self._recent.refused(now)
+            if learnt := found.lowered(began_s=began_s, took=took, refused=refused, calls_a_minute=lately):
                 await self._turn(found, learnt, lesson.code)
         elif raised := found.raised():
             await self._turn(found, raised, None)
