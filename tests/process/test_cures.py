@@ -113,7 +113,7 @@ WORDS = {
     r"|its variables|did you mean|--force|1 to|revoke |behind |take |rename ": "a part of what a person has typed or written",
     r"check |see |find out |read |try again|wait |stop |end the": "a person looks at, or waits for, what is not genctl's",
     r"alter |grant |drop rule|create the schema|let the product|undo |mend the row|the row names": "SQL for the owner of a product's tables",
-    r"install |mend |ask its|run genctl as|remove |free some|have the (proxy|certificate)|let (the proxy|NTP)|eval ": "another program or machine",
+    r"install |mend |renew |ask its|run genctl as|remove |free some|have the (proxy|certificate)|let (the proxy|NTP)|eval ": "another program or machine",
     r"nobody |somebody |was it |what ": "smoke says where to look",
     r"a |true or false|-m |\{\}|: did| \(\{\}": "a piece of a sentence",
 }  # fmt: skip
