@@ -1,7 +1,6 @@
 """The breaker on the real row, with workers that share it: who closes, who probes, what the rest does."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -386,8 +385,10 @@ async def test_a_probe_that_waits_for_its_turn_is_not_sent_back(kit: Kit) -> Non
     session = await kit.enqueue("success")
     await close_by_breaker(kit)
     await time_passes(kit)
-    async with working(kit.pipeline, rate=60) as worker:
-        worker._turns._paused_until = time.monotonic() + 0.5
+    await kit.query(
+        "insert into tool_paces (tool, not_before) values (%s, clock_timestamp() + interval '2 s')", TOOL
+    )
+    async with working(kit.pipeline):
         await until(lambda: is_completed(kit, session.id))
     assert (await kit.row(session)).lease == 1
 
