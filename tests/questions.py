@@ -38,7 +38,7 @@ ELSEWHERE = {  # they read no table that grows with the sessions
     *("smoke_account", "smoke_lock", "smoke_book", "smoke_move"),
     *("spend_ticket", "revoke_token", "revoke_tokens_of", "revocations", "note_refusals", "refused_traits_of"),
     *("try_refused_traits", "refused_traits", "forget_refused_traits", "forget_all_refused_traits"),
-    *("lock_pace", "deal_turns", "teach_pace", "forget_pace", "paces", "note_worker", "forget_worker", "workers"),
+    *("lock_pace", "deal_turns", "teach_pace", "forget_pace", "has_begun", "paces", "note_worker", "forget_worker", "workers"),
     *("begin_bulk_work", "note_bulk_work", "bulk_work", "traits_of_user", "erase_traits"),
 }  # fmt: skip
 WHOLE = {  # they read all there is, which is what they are for

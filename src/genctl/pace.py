@@ -75,6 +75,11 @@ async def forget(db: Database, tool: str) -> None:
     await db.transact(("forget_pace", {"tool": tool}))
 
 
+async def has_begun(db: Database, tool: str) -> bool:
+    """Tell whether a worker of the tool has ever begun on this database; one without the key cannot."""
+    return bool(await db.rows("has_begun", tool=tool))
+
+
 async def read(db: Database) -> dict[str, Pace]:
     """Read the paces of all tools."""
     return {row["tool"]: msgspec.convert(row, Pace) for row in await db.rows("paces", live_s=LIVE_S)}

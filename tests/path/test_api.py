@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import structlog
 from tests.ears import BASE, MUCH_TO_TELL, SECRET, Client, served
-from tests.kit import Kit, until
+from tests.kit import Kit, until, with_tools
 from tests.path.test_bridge import change, fail
 
 from genctl.base.tokens import Tokens
@@ -52,7 +52,8 @@ async def test_an_order_becomes_a_session_and_its_job(kit: Kit, client: Client) 
 
 
 async def test_an_api_takes_orders_without_the_providers_key(kit: Kit) -> None:
-    """Its secret has none: only a worker calls the provider."""
+    """Its secret has none: only a worker calls the provider, and one has begun."""
+    await kit.query("insert into tool_paces (tool) values (%s)", "seedream4")
     async with served(kit.settings, of_tools={}) as client:
         assert (await client.order({"prompt": "a heron"}))[0] == 202
 
@@ -117,6 +118,15 @@ async def test_a_model_that_a_setting_leaves_out_is_not_taken(kit: Kit) -> None:
         status, said = await client.order({"prompt": "x", "model": "seedream-4-5-251128"})
         assert (status, said["error"]["fix"]) == (422, "use one like seedream-4-0-*")
         assert (await client.order({"prompt": "x"}))[0] == 202
+
+
+async def test_no_order_is_taken_while_nothing_can_carry_it_out(kit: Kit) -> None:
+    """A real provider, and nobody with a key."""
+    settings = with_tools(kit.settings, ark_base_url="https://ark.example/api/v3", ark_api_key=None)
+    async with served(settings) as client:
+        status, _ = await client.order({"prompt": "x"})
+        assert status == 503
+        assert await client.get("/credits") == {"balance": 1000, "held": 0}
 
 
 async def test_the_page_is_about_the_tool_that_is_set(client: Client) -> None:

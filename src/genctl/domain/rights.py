@@ -29,6 +29,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "credit_ledger": ADD,
         "session_events": ADD,
         "tool_gates": READ,
+        "tool_paces": READ,
         "refused_traits": ("select", "update"),
         "spent_tickets": ALL,
         "revoked_tokens": ALL,

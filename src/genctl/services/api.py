@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from genctl import credits, gate, traits
+from genctl import credits, gate, pace, traits
 from genctl.base.jsontext import read_json
 from genctl.base.settings import Settings
 from genctl.base.tokens import Claims, Tokens
@@ -83,6 +83,7 @@ class Api:
         self.prove = tokens.proof
         self.cursors = sse.Cursors(tokens.cursor_key)
         self.tools = Tools.of(settings)
+        self._worked = set[str]()  # tools for which a worker has begun
         for name, why in self.tools.troubles.items():
             log.warning("tool.unusable", tool=name, why=why)
         self.bridge = Bridge(
@@ -157,7 +158,7 @@ class Api:
 
     async def generate(self, request: Request, caller: Claims, tool: Tool) -> Response:
         """Take an order: 202. The same Idempotency-Key with the same body is the same session."""
-        tool.check_usable()  # the key is the worker's
+        await self._check_workable(tool)
         order = _order(await body_of(request), request.headers.get("idempotency-key"), caller, tool)
         session = await self._known(order)
         if session is None:
@@ -188,6 +189,19 @@ class Api:
             },
             202,
         )
+
+    async def _check_workable(self, tool: Tool) -> None:
+        """Raise GenctlError while nothing can carry an order out: a worker needs the provider's key to start.
+
+        We may lack the key, as it is the worker's secret; then a worker must have begun here at some time.
+        """
+        try:
+            tool.check_ready()
+        except GenctlError:
+            tool.check_usable()
+            if tool.name not in self._worked and not await pace.has_begun(self.db, tool.name):
+                raise
+            self._worked.add(tool.name)
 
     async def _known(self, order: Order) -> Session | None:
         """Return the session that this key has made. Raises GenctlError (exit 2): it was another order."""

@@ -87,6 +87,10 @@ update tool_paces set rate = null, top = null, code = null, lowered_at = null, n
   changed_at = clock_timestamp()
 where tool = %(tool)s
 
+-- name: has_begun
+-- Tells whether a worker of the tool has ever begun.
+select p.tool from tool_paces p where p.tool = %(tool)s
+
 -- name: paces
 -- Reads what the workers of each tool share, with the limits of those that live.
 select p.tool, now() as read_at, min(w.rate) as given, p.rate as taught, p.top, p.code, p.lowered_at, p.changed_at,
