@@ -68,7 +68,7 @@ LINES: dict[str, tuple[str, *tuple[str, ...]] | None] = {
     "credits adjust": None,
     "verdicts try": (f"verdicts try --set {LONG}=retry", LONG),
     "privacy export": None,
-    "privacy erase": ("privacy erase --user ann --reason asked --dry-run",),
+    "privacy erase": (f"privacy erase --user {USERS[1]} --reason asked --dry-run",),
     "refunds check": ("refunds check", "balance_ledger", "terminal_holds", "violations"),
     "runbook list": ("runbook list",),
     "runbook show": ("runbook show provider-outage",),
