@@ -34,7 +34,7 @@ TABLE = {
         "report": ("report:report", "Report the failures of a period as Markdown."),
     },
     "Judge": {
-        "workers": ("setup:workers", "List the workers that live, and what each waits for."),
+        "workers": ("judge:workers", "List the workers that live, and what each waits for."),
         "status": ("judge:status", "Show how everything stands, and what needs a person."),
         "doctor": ("judge:doctor", "Check every dependency, and say how to mend what is wrong."),
         "health": ("judge:health", "Ask an API or a worker on this machine whether it is well."),

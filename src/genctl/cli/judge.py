@@ -1,4 +1,4 @@
-"""`genctl status`, `genctl doctor` and `genctl health`."""
+"""`genctl status`, `doctor`, `health` and `workers`."""
 
 import asyncio
 import sys
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 EVERY_S = 2.0
 LINES = ("level", "part", "message", "next")
 FINDINGS = ("level", "check", "message", "fix")
+WORKERS = (
+    *("worker", "tool", "version", "startedAt", "jobs", "concurrency", "callsAMinute", "rateShare"),
+    *("receivedAt", "waitsFor", "why"),
+)
 HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
@@ -152,3 +156,17 @@ def health(out: Output, *, ports: tuple[int, ...]) -> int:
     told = out.run(ask(ports))
     out.emit(told)
     return int(not told.get("ok"))
+
+
+@click.command(
+    cls=Command, examples=("genctl workers", "genctl workers -o json | jq 'group_by(.version) | length'")
+)
+def workers(out: Output) -> None:
+    """List the workers that live, and what each waits for.
+
+    A worker that has stopped leaves the list at once, one that was killed within 30 s.
+    """
+    from genctl.ops.workers import shown
+
+    found = out.run(shown(out.settings))
+    out.emit(found, columns=WORKERS, empty="no worker lives")

@@ -1,4 +1,4 @@
-"""`genctl config`, `migrate`, `token`, `tools`, `workers` and `version`."""
+"""`genctl config`, `migrate`, `token`, `tools` and `version`."""
 
 import os
 import platform
@@ -258,23 +258,3 @@ def tools(out: Output, *, name: str | None) -> None:
         return
     Tools.of(out.settings).check_named(name)
     out.emit(next(row for row in found if row["tool"] == name))
-
-
-WORKERS = (
-    *("worker", "tool", "version", "startedAt", "jobs", "concurrency", "callsAMinute", "rateShare"),
-    *("receivedAt", "waitsFor", "why"),
-)
-
-
-@click.command(
-    cls=Command, examples=("genctl workers", "genctl workers -o json | jq 'group_by(.version) | length'")
-)
-def workers(out: Output) -> None:
-    """List the workers that live, and what each waits for.
-
-    A worker that has stopped leaves the list at once, one that was killed within 30 s.
-    """
-    from genctl.ops.workers import shown
-
-    found = out.run(shown(out.settings))
-    out.emit(found, columns=WORKERS, empty="no worker lives")
