@@ -59,11 +59,9 @@ def incident(name: str, kind: str) -> Callable[[Test], Test]:
     return lambda test: test
 
 
-def run(
-    place: Place, name: str, *args: str, path: str = "", forked: str = "1", exit_code: int = 0
-) -> dict[str, Any]:
+def run(place: Place, name: str, *args: str, path: str = "", exit_code: int = 0) -> dict[str, Any]:
     """The report of a run whose questions are all answered with yes."""
-    env = {"PATH": path or place.env["PATH"], FORKED_STEPS: forked}
+    env = {"PATH": path or place.env["PATH"], FORKED_STEPS: "1"}
     with place.start("runbook", "run", name, "--yes", *args, "-o", "json", **env) as running:
         # of up to twenty commands, each a process
         assert running.end(within_s=180) == exit_code, running.texts()
@@ -104,7 +102,7 @@ def test_quick_sanity_checks(place: Place) -> None:
     """All four: the hops, the worker's log, the API's log, the card in a browser."""
     with served(place) as api, place.worker() as worker:
         logs = ("--var", f"worker_log={worker.log}", "--var", f"api_log={api.log}")
-        done = run(place, "quick-sanity-checks", *logs, forked="")
+        done = run(place, "quick-sanity-checks", *logs)
     assert set(states(done).values()) == {"ok"}, done
     assert place.violations() == []
 
