@@ -121,15 +121,15 @@ def program(file: Path, python: str = sys.executable) -> None:
 
 
 @contextmanager
-def offered(python: str) -> Iterator[None]:
-    """Meanwhile commands of this interpreter are forked."""
+def offered(name: str, python: str = "", **env: str) -> Iterator[None]:
+    """Meanwhile commands of this interpreter are forked; with `python` the name stands for that one."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
-        servers[python] = _listen(listening, folder)
-        server = _server(python, listening)
+        servers[name] = _listen(listening, folder)
+        server = _server(python or name, listening, **env)
         try:
             yield
         finally:
-            del servers[python]
+            del servers[name]
             server.communicate()
 
 
@@ -160,11 +160,11 @@ def _listen(listening: socket.socket, folder: str) -> str:
     return address
 
 
-def _server(python: str, listening: socket.socket) -> "subprocess.Popen[bytes]":
+def _server(python: str, listening: socket.socket, **env: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [python, "-m", "tests.process.forks", str(listening.fileno())],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], **env},
         stdin=subprocess.PIPE,  # it ends when nobody holds the other end
         pass_fds=[listening.fileno()],
     )
