@@ -21,7 +21,6 @@ from tests.process import forks
 from tests.process import place as places
 from tests.process.place import Place, Running, clean_env, write_stack
 from tests.process.test_runbook_set import served, states
-from tests.process.test_wheel import has
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "genctl-tool-example"
@@ -39,8 +38,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     beside = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     (site / "beside.pth").write_text(beside)
     pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet", "--no-deps"]
-    as_it_is = ["--no-build-isolation"] if has("hatchling") else []
-    subprocess.run([*pip, *as_it_is, str(EXAMPLE)], check=True, capture_output=True)
+    subprocess.run([*pip, "--no-build-isolation", str(EXAMPLE)], check=True, capture_output=True)
     forks.offer(str(made))
     return made
 
@@ -105,7 +103,7 @@ def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: 
 
     with served(both), both.worker("--tool", "example") as ours, both.worker() as theirs:
         checklist = ("runbook", "run", "port-to-another-tool", "--tool", "example", "--yes", "-o", "json")
-        with both.start(*checklist) as checked:
+        with both.start(*checklist, **{forks.FORKED_STEPS: "1"}) as checked:
             assert checked.end(within_s=240) == 0, checked.texts()
         assert set(states(json.loads(checked.texts()[0])).values()) == {"ok"}
         assert both.genctl("smoke", "--tool", "example")["ok"]
