@@ -25,7 +25,7 @@ import tempfile
 import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -37,6 +37,7 @@ FORKED = (
     "tests.process.alone_program",
     "tests.process.clock_program",
     "tests.process.manner_program",
+    "tests.process.runs_program",
     "tests.process.stack_program",
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -161,10 +162,11 @@ def _listen(listening: socket.socket, folder: str) -> str:
 
 
 def _server(python: str, listening: socket.socket, **env: str) -> "subprocess.Popen[bytes]":
+    is_ours = python == sys.executable  # in others a test may install tools, which genctl finds once
     return subprocess.Popen(
-        [python, "-m", "tests.process.forks", str(listening.fileno())],
+        [python, "-m", "tests.process.forks", str(listening.fileno()), *(["warm"] if is_ours else [])],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **env},
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GENCTL_HOME": "/nonexistent", **env},
         stdin=subprocess.PIPE,  # it ends when nobody holds the other end
         pass_fds=[listening.fileno()],
     )
@@ -291,12 +293,22 @@ def _leave(left: SystemExit) -> None:
     os._exit(left.code)
 
 
+def warm() -> None:
+    """Look at settings and verdicts once: what that compiles and finds, each fork would compile and find anew."""
+    main = importlib.import_module("genctl.cli").main
+    with Path(os.devnull).open("w") as nobody, redirect_stdout(nobody), redirect_stderr(nobody):
+        for words in (["version"], ["config", "show", "-o", "json"], ["explain", "HTTP400"]):
+            main(words)
+
+
 if __name__ == "__main__":
     genctl = importlib.import_module("genctl")
     for module in pkgutil.walk_packages(genctl.__path__, "genctl."):
         if not module.name.endswith("__main__"):
             with suppress(ModuleNotFoundError):  # of an extra that is not installed there
                 importlib.import_module(module.name)
+    if sys.argv[2:]:
+        warm()
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
     asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
