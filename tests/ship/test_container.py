@@ -222,7 +222,6 @@ async def test_worker_and_api_run_read_only_by_nobody_without_a_home_and_heed_si
             name: text for name, text in place.env.items() if name.startswith(("AWS_", "ARK_", "GENCTL_Q"))
         }
         container = Container(image, env | {"DATABASE_URL": url, "GENCTL_SECRET": "x" * 32})
-        assert await container.run("--version") == (0, f"genctl {__version__}\n", "")
         assert (await container.run("migrate")).code == 0
         for service in (["worker", "--metrics-port"], ["serve", "--port"]):
             port = str(free_port())
