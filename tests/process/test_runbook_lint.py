@@ -126,9 +126,9 @@ def test_no_mutation_of_a_failing_runbook_makes_it_end_well(
     assert cli.main(["runbook", "run", str(file), "--yes"]) == 1
     assert "step fail: expected that contains(`[0, 1]`, exit); found 3" in capsys.readouterr().out
     tree, lines = yaml.compose(text), len(text.splitlines())
-    monkeypatch.setattr(
-        source._Loader, "get_single_node", lambda _: tree
-    )  # as if a file were parsed anew each time
+    assert tree is not None
+    assert tree is not None
+    monkeypatch.setattr(source._Loader, "get_single_node", lambda _: tree)  # as if it were parsed again
     for what in mutations(tree):
         _, found = examine(file, complaint)
         assert all(1 <= one.line <= lines and one.column >= 1 for one in found), what
