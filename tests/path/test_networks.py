@@ -77,7 +77,7 @@ def env(no_aws: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for name, value in variables.items():
             no_aws.setenv(name, value)
 
-    monkeypatch.setattr("genctl.edges.sqs.ATTEMPTS", 1)
+    monkeypatch.setattr("genctl.edges.aws.ATTEMPTS", 1)
     set_all(AWS_DEFAULT_REGION="eu-west-1", REQUESTS_CA_BUNDLE=str(company(tmp_path, "ours")), **KEYS)
     return set_all
 

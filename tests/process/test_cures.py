@@ -482,7 +482,8 @@ def test_cures_of_real_services(shell: Shell) -> None:
         idle.close()
 
     assert shell(PREPARED).exit_code == 0
-    elsewhere = "genctl dlq list -S queue=https://sqs.eu-west-1.amazonaws.com/1/jobs"
+    name = place.queue.rpartition("/")[2]
+    elsewhere = f"genctl dlq list -S queue=arn:aws:sqs:eu-west-1:123456789012:{name}"
     said = shell(elsewhere)
     assert "QueueElsewhere" in shell(f"{elsewhere} -o json").err
     assert (
