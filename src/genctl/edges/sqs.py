@@ -167,8 +167,8 @@ class Sqs:
             except (aiohttp.ClientError, ValueError) as lost:  # the latter for a login in the endpoint's URL
                 error = self._unreachable(about, *http.unreachable(lost, self.endpoint, CA_VARIABLE))
             except TimeoutError:
-                silent = http.through_proxy(f"{op}: no answer within {timeout.total:g} s", self.endpoint)
-                error = self._unreachable(about, *silent)
+                silent = f"{op}: no answer within {timeout.total:g} s"
+                error = self._unreachable(about, *http.unreachable(silent, self.endpoint))
                 if op == "ReceiveMessage":
                     raise error from None
             else:
@@ -225,7 +225,8 @@ class Sqs:
 
     def _refused(self, refusal: Refusal, op: str, about: str) -> GenctlError:
         if refusal.is_foreign and http.proxy_of(self.endpoint):
-            return self._unreachable(about, *http.foreign(refusal.status, self.endpoint))
+            said = f"the answer is {refusal.status} and not SQS's"
+            return self._unreachable(about, *http.unreachable(said, self.endpoint))
         return refusal.error(op, about, self.endpoint)
 
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
