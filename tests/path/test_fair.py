@@ -40,7 +40,7 @@ LEASE_S = 1  # as `short` has it
 
 
 def message(user: str) -> Taken:
-    return Taken(Message("", "", "", {}, 1, None), user=user)  # type: ignore[arg-type]  # nobody looks at its time
+    return Taken(Message("", "", ""), user=user)
 
 
 def run(user: str) -> Taken:

@@ -244,7 +244,7 @@ async def test_what_does_not_pass_ends_after_a_few_tries() -> None:
         (fault(403, "SignatureDoesNotMatch"), "CredentialsRefused"),
         (fault(403, "RequestExpired"), "CredentialsRefused"),
         (fault(400, "InvalidAddress"), "QueueRefused"),
-        (says(404, "lost"), "QueueRefused"),
+        (says(404, "lost"), "QueueUnreachable"),
         (says(200, ["no SQS"]), "QueueUnreachable"),
     ],
 )

@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from genctl.base.batch import all_of
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline, http
@@ -37,7 +38,6 @@ from genctl.edges.sqs_shapes import (
     Message,
     Outgoing,
     QueueUrl,
-    message,
 )
 
 T = TypeVar("T")
@@ -57,23 +57,9 @@ GROUP_DIGITS = 32  # of a group's name
 class Sqs:
     """Hold one HTTP session to one SQS endpoint; an async context manager."""
 
-    def __init__(
-        self,
-        where: SqsEndpoint,
-        keys: Keys,
-        *,
-        embedded: bool = False,
-        fair: bool = True,
-        secret: str | None = None,
-    ) -> None:
-        """Open the session; `embedded`: the queues are those of the embedded stack.
-
-        `fair`: messages get a group, a hash of their user with `secret`.
-        """
+    def __init__(self, where: SqsEndpoint, keys: Keys, settings: Settings) -> None:
         self.endpoint = where.endpoint
-        self.embedded = embedded
-        self.fair = fair
-        self.secret = secret
+        self.settings = settings
         self._where = where
         self._keys = keys
         self._http = http.session(where.endpoint, tls=where.tls, keepalive=where.keepalive)
@@ -95,7 +81,7 @@ class Sqs:
             keys.look_up()
         else:
             keys = await Keys.of_process()
-        return cls(where, keys, embedded=settings.embedded, fair=settings.fair, secret=settings.secret)
+        return cls(where, keys, settings)
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,7 +117,7 @@ class Sqs:
         try:
             return (await self.call("GetQueueUrl", QueueUrl, name, QueueName=name, **owner)).queue_url
         except GenctlError as error:
-            if not self.embedded or error.code != "QueueNotFound":
+            if not self.settings.embedded or error.code != "QueueNotFound":
                 raise
             fix = (
                 "stop `genctl up` and start it again: it makes the queues of those that `genctl tools` lists"
@@ -224,10 +210,10 @@ class Sqs:
             raise self._unreachable(about, f"the answer is not SQS's ({said})") from None
 
     def _refused(self, refusal: Refusal, op: str, about: str) -> GenctlError:
-        if refusal.is_foreign and http.proxy_of(self.endpoint):
-            said = f"the answer is {refusal.status} and not SQS's"
-            return self._unreachable(about, *http.unreachable(said, self.endpoint))
-        return refusal.error(op, about, self.endpoint)
+        if not refusal.is_foreign:
+            return refusal.error(op, about, self.endpoint)
+        said = f"the answer is {refusal.status} and not SQS's"
+        return self._unreachable(about, *http.unreachable(said, self.endpoint))
 
     def _unreachable(self, about: str, why: str, fix: str | None = None) -> GenctlError:
         line = f"SQS queue {about} cannot be reached at {self.endpoint}: {why}"
@@ -240,14 +226,18 @@ class Queue:
     """Send to and receive from a standard queue; batch calls return a result for each item, in order."""
 
     def __init__(self, sqs: Sqs, url: str, *, arn: str = "", max_bytes: int = MAX_BYTES) -> None:
-        """Name the queue; `max_bytes` bounds a message and a batch."""
+        """Name the queue; `max_bytes` bounds a message and a batch.
+
+        With `fair` in the settings, messages get a group: a hash of their user with the settings' secret.
+        """
         self.url = url
         self.name = url.rpartition("/")[2]
         self.arn = arn
         self.max_bytes = max_bytes
-        self.takes_groups = sqs.fair  # until the endpoint refuses one
+        self.takes_groups = sqs.settings.fair  # until the endpoint refuses one
         self._sqs = sqs
-        self._group_key = hmac.digest((sqs.secret or arn).encode(), b"genctl message groups", "sha256")
+        secret = (sqs.settings.secret or arn).encode()
+        self._group_key = hmac.digest(secret, b"genctl message groups", "sha256")
 
     def now(self) -> datetime:
         """Tell the time by SQS's clock."""
@@ -277,7 +267,7 @@ class Queue:
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp", "MessageGroupId"],
             MessageAttributeNames=["All"],
         )
-        return [message(d) for d in answer.messages or ()]
+        return answer.messages or []
 
     async def send(self, out: Sequence[Outgoing]) -> list[EntryResult]:
         """Send these; if a call has to be repeated, SQS may send some twice.
@@ -354,13 +344,7 @@ class Queue:
             async with lanes:
                 return await self._batch(op, part)
 
-        done = await asyncio.gather(*map(carried_out, parts), return_exceptions=True)
-        results: list[EntryResult] = []
-        for part in done:
-            if isinstance(part, BaseException):
-                raise part
-            results += part
-        return results
+        return [result for part in await all_of(map(carried_out, parts)) for result in part]
 
     async def _batch(self, op: str, entries: Sequence[dict[str, Any]]) -> list[EntryResult]:
         """Carry out at most ten entries; try those again for which SQS itself failed."""
