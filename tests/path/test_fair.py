@@ -131,7 +131,7 @@ def receives(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Counter[str
 
     async def receive(limit: int, **how: int) -> list[Message]:
         messages = await usual(limit, **how)
-        counts.update({one.message_id: one.receive_count - counts[one.message_id] for one in messages})
+        counts.update({one.message_id: one.system.receive_count - counts[one.message_id] for one in messages})
         return messages
 
     monkeypatch.setattr(pipeline.queue, "receive", receive)

@@ -204,7 +204,7 @@ class Sqs:
 
     def _read(self, answer: bytes, shape: type[T], about: str) -> T:
         try:
-            return msgspec.json.decode(answer or b"{}", type=shape)
+            return msgspec.json.decode(answer or b"{}", type=shape, strict=False)
         except msgspec.DecodeError as why:
             said = "a page of HTML" if answer.lstrip().startswith(b"<") else str(why)
             raise self._unreachable(about, f"the answer is not SQS's ({said})") from None

@@ -18,6 +18,14 @@ class Attribute(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True
     binary_value: str | None = None
 
 
+class System(msgspec.Struct, frozen=True):
+    """Hold what SQS says of a delivery; `group` is the same for all messages of one user, if any."""
+
+    receive_count: int = msgspec.field(name="ApproximateReceiveCount", default=1)
+    sent_ms: int = msgspec.field(name="SentTimestamp", default=0)  # since 1970
+    group: str | None = msgspec.field(name="MessageGroupId", default=None)
+
+
 WIRE = {
     "message_id": "MessageId",
     "receipt": "ReceiptHandle",
@@ -34,7 +42,7 @@ class Message(msgspec.Struct, frozen=True, rename=WIRE):
     receipt: str
     body: str
     sent: dict[str, Attribute] = {}
-    system: dict[str, str] = {}  # of SQS
+    system: System = System()
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -42,25 +50,9 @@ class Message(msgspec.Struct, frozen=True, rename=WIRE):
         return {k: a.string_value for k, a in self.sent.items() if a.string_value is not None}
 
     @property
-    def receive_count(self) -> int:
-        """Return how often SQS has delivered it."""
-        return int(self.system.get("ApproximateReceiveCount", 1))
-
-    @property
     def sent_at(self) -> datetime:
-        """Return when SQS has got it."""
-        return datetime.fromtimestamp(int(self.system.get("SentTimestamp", 0)) / 1000, UTC)
-
-    @property
-    def group(self) -> str | None:
-        """Return what is the same for all messages of one user, if the sender has given it."""
-        return self.system.get("MessageGroupId")
-
-
-def delivered(times: int, sent_at: datetime) -> dict[str, str]:
-    """Write what SQS would say of a message in `system`."""
-    ms = str(round(sent_at.timestamp() * 1000))
-    return {"ApproximateReceiveCount": str(times), "SentTimestamp": ms}
+        """Return when SQS got it."""
+        return datetime.fromtimestamp(self.system.sent_ms / 1000, UTC)
 
 
 class Outgoing(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, MalformedMessageError
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue
-from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing, delivered
+from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing, System
 from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Progress, Survey
@@ -253,7 +253,11 @@ def _numbered(number: int, line: bytes, *, is_whole: bool) -> Numbered:
     return Numbered(
         number,
         Message(
-            found.message_id, "", found.body, found.attributes, delivered(found.receive_count, found.sent_at)
+            found.message_id,
+            "",
+            found.body,
+            found.attributes,
+            System(found.receive_count, round(found.sent_at.timestamp() * 1000)),
         ),
     )
 
