@@ -24,6 +24,7 @@ from tests.kit import QueueServer, create_queue, until
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.edges import aws, credentials
+from genctl.edges.aws import ATTEMPTS
 from genctl.edges.sqs import Queue, Sqs
 from genctl.edges.sqs_shapes import MAX_BYTES, EntryResult, Outgoing
 
@@ -230,7 +231,7 @@ async def test_what_passes_is_tried_again(trouble: Step) -> None:
 
 
 async def test_what_does_not_pass_ends_after_a_few_tries() -> None:
-    script = Script(*[fault(503, "ServiceUnavailable")] * 4)
+    script = Script(*[fault(503, "ServiceUnavailable")] * ATTEMPTS)
     async with script.serving() as sqs:
         await refused(lambda: sqs.queue(URL), "QueueUnavailable")
     assert script.steps == []

@@ -25,8 +25,8 @@ from genctl.domain.model import GenctlError
 from genctl.edges import credentials, http
 
 CA_VARIABLE = "AWS_CA_BUNDLE"
-CONNECT_TIMEOUT_S = 5.0  # unless AWS_DEFAULTS_MODE says otherwise
-ATTEMPTS = 4  # of one call, unless somebody has set that
+CONNECT_TIMEOUT_S = 5.0  # at most
+ATTEMPTS = 3  # of one call, unless somebody has set that
 RENEW_EVERY_S = 30.0  # between two tries to renew credentials
 AGAIN_S = 2.0  # how long a refused call waits for new ones: a stop waits for that call
 
@@ -43,7 +43,6 @@ class SqsEndpoint(NamedTuple):
     user_agent: str | None = None
     attempts: int = ATTEMPTS
     connect_s: float = CONNECT_TIMEOUT_S
-    keepalive: bool = False  # TCP's
 
     @classmethod
     async def of(cls, settings: Settings) -> Self:
@@ -58,15 +57,14 @@ class SqsEndpoint(NamedTuple):
         credentials.check_settings(session)
         client, request = _first_request(session, settings.sqs_endpoint)
         config: Any = client.meta.config
-        has_defaults = session.get_config_variable("defaults_mode").lower() != "legacy"
+        usual = 5 if config.retries["mode"] == "legacy" else ATTEMPTS
         return cls(
             request.url.rstrip("/"),
             client.meta.region_name,
             tls=_trust(session) if request.url.startswith("https:") else None,
             user_agent=bytes(request.headers["User-Agent"]).decode(),
-            attempts=config.retries.get("total_max_attempts", ATTEMPTS),
-            connect_s=config.connect_timeout if has_defaults else CONNECT_TIMEOUT_S,
-            keepalive=bool(config.tcp_keepalive or session.get_config_variable("tcp_keepalive")),
+            attempts=config.retries.get("total_max_attempts", usual),
+            connect_s=min(config.connect_timeout, CONNECT_TIMEOUT_S),
         )
 
     @classmethod

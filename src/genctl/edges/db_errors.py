@@ -9,7 +9,7 @@ from psycopg_pool import PoolTimeout
 
 from genctl.base.dsn import place
 from genctl.domain.adoption import ROWS_SEEN, cure
-from genctl.domain.model import GenctlError
+from genctl.domain.model import GenctlError, rough
 from genctl.edges.deadline import Watch
 
 
@@ -78,14 +78,12 @@ def errors_told(dsn: str, watch: Watch | None = None) -> Iterator[None]:
 
 def _explained(told: GenctlError, watch: Watch) -> GenctlError:
     """Add what the statement waited for."""
-    match told:
-        case LockedError():
-            held, cure = watch.holder()
-            return LockedError(told.message, cure or told.fix, held=held)
-        case DatabaseSilentError():
-            silence, cure = watch.silence()
-            message = f"{told.message.removesuffix('in time')}{silence}"
-            return DatabaseSilentError(told.code, message, cure or told.fix)
+    seen, cure = watch.seen()
+    if isinstance(told, LockedError):
+        return LockedError(told.message, cure or told.fix, held=seen)
+    if isinstance(told, DatabaseSilentError):
+        message = told.message.replace("in time", f"in {rough(watch.within_s)}") + seen
+        return DatabaseSilentError(told.code, message, cure or told.fix)
     return told
 
 

@@ -109,6 +109,7 @@ class Watch:
     """Watch a question: look at what its statements wait for, and end those that the server does not."""
 
     def __init__(self, deadline: Deadline, look: Look) -> None:
+        self.within_s = deadline.within_s
         self._deadline = deadline
         self._look = look
         self._seen: Awaited | None = None
@@ -124,7 +125,7 @@ class Watch:
             self.is_cut = True
             cut(conn)
 
-        alarm = asyncio.get_running_loop().call_later(self._deadline.within_s + GRACE_S, end)
+        alarm = asyncio.get_running_loop().call_later(self.within_s + GRACE_S, end)
         looking = asyncio.create_task(self._looks(conn.info.backend_pid))
         try:
             yield
@@ -152,25 +153,15 @@ class Watch:
             is_first = False
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def holder(self) -> tuple[str, str | None]:
-        """Say who held the lock, as the end of a sentence; return a command that frees it or waits longer."""
-        if self._seen is None or self._seen.holder is None:
-            return "", None
-        return f": {self._seen.holder}", self._seen.cure or self._deadline.again
-
-    def silence(self) -> tuple[str, str | None]:
-        """Say for how long we waited, and for what; return the command that mends it or waits longer."""
-        within = f"in {rough(self._deadline.within_s)}"
+    def seen(self) -> tuple[str, str | None]:
+        """Say what the statement waits for, as the end of a sentence; and what command helps."""
         if self._is_deaf:
-            return f"{within}, and takes no new connection", None
+            return ", and takes no new connection", None
         if self._seen is None:
-            return within, self._deadline.again
+            return "", self._deadline.again
         if self._seen.holder:
-            return (
-                f"{within}: waiting for a lock held by {self._seen.holder}",
-                self._seen.cure or self._deadline.again,
-            )
-        return f"{within}: pid {self._seen.pid} still works on the statement", self._deadline.again
+            return f": it waits for {self._seen.holder}", self._seen.cure or self._deadline.again
+        return f": pid {self._seen.pid} still works on the statement", self._deadline.again
 
 
 def _to_end(seen: Awaited) -> str:

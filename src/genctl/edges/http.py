@@ -32,12 +32,10 @@ def session(
     tls: ssl.SSLContext | None = None,
     traces: Sequence[aiohttp.TraceConfig] = (),
     auto_decompress: bool = True,
-    keepalive: bool = False,
 ) -> aiohttp.ClientSession:
     """Make a session for requests to `base`, through the proxy that is set for it.
 
-    `keepalive` is TCP's. Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be
-    read.
+    Raises GenctlError (exit 3) for a proxy that is no URL, or a CA file that cannot be read.
     """
     trust: ssl.SSLContext | bool = tls or True
     if tls is None and base.startswith("https:"):
@@ -47,7 +45,7 @@ def session(
             limit=0,
             keepalive_timeout=KEEPALIVE_S,
             ssl=trust,
-            socket_factory=_probed_socket if keepalive else None,
+            socket_factory=_probed_socket,
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy_of(base),

@@ -62,7 +62,7 @@ class Sqs:
         self.settings = settings
         self._where = where
         self._keys = keys
-        self._http = http.session(where.endpoint, tls=where.tls, keepalive=where.keepalive)
+        self._http = http.session(where.endpoint, tls=where.tls)
         self._headers = {"Content-Type": "application/x-amz-json-1.0"}
         if where.user_agent:
             self._headers["User-Agent"] = where.user_agent
