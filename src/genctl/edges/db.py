@@ -9,8 +9,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, LiteralString, Self, cast
 from weakref import WeakValueDictionary
@@ -28,7 +28,7 @@ from genctl.base.jsontext import DEEPEST, TooDeepError, read_json
 from genctl.domain.model import GenctlError
 from genctl.edges import deadline
 from genctl.edges.db_errors import READ_ONLY, ConflictError, DatabaseGoneError, errors_told, first_line
-from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, cut
+from genctl.edges.deadline import GRACE_S, LOOK_S, Deadline, Watch, answering
 from genctl.edges.statements import statements
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -173,19 +173,6 @@ def watched(dsn: str) -> Watch | None:
                 return next(iter(await run(conn, "waits_of", name=name, pid=pid)), None)
 
     return Watch(limit, look) if limit else None
-
-
-@contextmanager
-def answering(conn: Connection, within_s: float) -> Iterator[None]:
-    """Shut the connection down if the body takes longer, so that the body gets an error.
-
-    A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
-    """
-    alarm = asyncio.get_running_loop().call_later(within_s, cut, conn)
-    try:
-        yield
-    finally:
-        alarm.cancel()
 
 
 async def _is_shared(conn: Connection, dsn: str) -> bool:

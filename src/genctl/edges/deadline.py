@@ -105,6 +105,30 @@ def cut(conn: psycopg.AsyncConnection[Any]) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
+@contextmanager
+def answering(conn: psycopg.AsyncConnection[Any], within_s: float) -> Iterator[None]:
+    """Shut the connection down if the body takes longer, which then raises TimeoutError.
+
+    A cancellation would not do: psycopg would ask the silent server to cancel, and wait again.
+    """
+    is_late = False
+
+    def end() -> None:
+        nonlocal is_late
+        is_late = True
+        cut(conn)
+
+    alarm = asyncio.get_running_loop().call_later(within_s, end)
+    try:
+        yield
+    except psycopg.Error:
+        if is_late:  # what the connection says is about us
+            raise TimeoutError from None
+        raise
+    finally:
+        alarm.cancel()
+
+
 class Watch:
     """Watch a question: look at what its statements wait for, and end those that the server does not."""
 
@@ -114,23 +138,16 @@ class Watch:
         self._look = look
         self._seen: Awaited | None = None
         self._is_deaf = False  # the server took no second connection
-        self.is_cut = False  # what the connection then says is about us
 
     @asynccontextmanager
     async def over(self, conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
         """Watch what the body asks over this connection, and cut that if the body takes too long."""
-        self._seen, self.is_cut = None, False
-
-        def end() -> None:
-            self.is_cut = True
-            cut(conn)
-
-        alarm = asyncio.get_running_loop().call_later(self.within_s + GRACE_S, end)
+        self._seen = None
         looking = asyncio.create_task(self._looks(conn.info.backend_pid))
         try:
-            yield
+            with answering(conn, self.within_s + GRACE_S):
+                yield
         finally:
-            alarm.cancel()
             looking.cancel()
             await asyncio.wait({looking})
 
