@@ -14,6 +14,7 @@ import select
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -120,27 +121,24 @@ class Throttle:
     A kind of line passes `MOST` times in `WHILE_S`; the next one after that says how many were left out.
     """
 
-    MOST, WHILE_S, KINDS = 10, 10.0, 1_000
+    MOST, WHILE_S = 10, 10.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[object, tuple[float, int]] = {}  # since when, and how many
+        self._since = clock()
+        self._seen, self._before = Counter[object](), Counter[object]()
 
     def __call__(self, _: object, level: str, event: Event) -> Event:
         kind = (level, event.get("logger"), event.pop(_KIND, event["event"]))
         if level in {"debug", "info"} or "sessionId" in event:
             return event
-        now = self._clock()
-        since, count = self._seen.get(kind, (now, 0))
-        if now - since >= self.WHILE_S:
-            if count > self.MOST:
-                event["leftOut"] = count - self.MOST
-            since, count = now, 0
-        if len(self._seen) >= self.KINDS:
-            self._seen.clear()
-        self._seen[kind] = since, count + 1
-        if count >= self.MOST:
+        if (now := self._clock()) - self._since >= self.WHILE_S:
+            self._since, self._before, self._seen = now, self._seen, Counter()
+        self._seen[kind] += 1
+        if self._seen[kind] > self.MOST:
             raise structlog.DropEvent
+        if (left_out := self._before.pop(kind, 0) - self.MOST) > 0:
+            event["leftOut"] = left_out
         return event
 
 
