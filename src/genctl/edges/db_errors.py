@@ -12,20 +12,17 @@ from genctl.domain.adoption import ROWS_SEEN, cure
 from genctl.domain.model import GenctlError, rough
 from genctl.edges.deadline import Watch
 
+NO_ACCOUNT = "NoAccount"
+
 
 class DataRefusedError(GenctlError):
-    """Say that the database refused the data of a statement (a constraint, a range): do not try again."""
+    """Say that the database refused the data of a statement (a constraint, a range): do not try again.
 
-    def __init__(self, reason: str, fix: str = "") -> None:
-        super().__init__("DataRefused", f"the database refused the data: {reason}", fix, exit_code=1)
+    The code is NO_ACCOUNT where the user has no account, and only the product can make one.
+    """
 
-
-class NoAccountError(DataRefusedError):
-    """Say that the user has no account, and that only the product can make one."""
-
-    def __init__(self, reason: str, fix: str) -> None:
-        super().__init__(reason, fix)
-        self.code = "NoAccount"
+    def __init__(self, reason: str, fix: str = "", code: str = "DataRefused") -> None:
+        super().__init__(code, f"the database refused the data: {reason}", fix, exit_code=1)
 
 
 class NotifyRefusedError(DataRefusedError):
@@ -128,8 +125,8 @@ def _row_refused(error: Exception, _: str) -> DataRefusedError:
     said = _refusal(error)
     if column:
         said = f"{table}.{column} must not be null, and genctl has no value for it"
-    kind = NoAccountError if table == "credit_accounts" else DataRefusedError
-    return kind(said, cure(table, column=bool(column)))
+    code = NO_ACCOUNT if table == "credit_accounts" else "DataRefused"
+    return DataRefusedError(said, cure(table, column=bool(column)), code)
 
 
 Tell = Callable[[Exception, str], GenctlError]
