@@ -40,7 +40,7 @@ LEASE_S = 1  # as `short` has it
 
 
 def message(user: str) -> Taken:
-    return Taken(Message("", "", "", {}, 1, None), user=user)  # type: ignore[arg-type]  # nobody looks at its time
+    return Taken(Message("", "", ""), user=user)
 
 
 def run(user: str) -> Taken:
@@ -131,7 +131,7 @@ def receives(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Counter[str
 
     async def receive(limit: int, **how: int) -> list[Message]:
         messages = await usual(limit, **how)
-        counts.update({one.message_id: one.receive_count - counts[one.message_id] for one in messages})
+        counts.update({one.message_id: one.system.receive_count - counts[one.message_id] for one in messages})
         return messages
 
     monkeypatch.setattr(pipeline.queue, "receive", receive)

@@ -21,7 +21,7 @@ from tests.process.place import Place, Running, new_place
 from tests.script import ANY, Act
 
 from genctl.edges import migrate
-from genctl.edges.sqs import ATTEMPTS
+from genctl.edges.aws import ATTEMPTS
 from genctl.nets import BATCH
 from genctl.ops.stack.postgres import Postgres
 
