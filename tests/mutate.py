@@ -440,7 +440,7 @@ MUTANTS = (
            "d.rate is null or not d.is_live", "d.rate is null",
            "shared_pace::test_a_worker_that_does_not_count_gets_nothing"),
     Mutant("polite: turns at the rate", "services/turns.py", None,
-           "            self._stock = self._stock.took()\n", "            pass\n",
+           "            self._stock.take()\n", "            pass\n",
            "polite::test_calls_begin_no_faster_than_the_rate"),
     Mutant("polite: Retry-After holds back the other workers", "services/turns.py", None,
            "            self._hold_s = max(self._hold_s or 0.0, result.retry_after_s)\n", "",
