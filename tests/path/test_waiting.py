@@ -14,25 +14,6 @@ from genctl.pipeline import Pipeline
 from genctl.sweep import sweep
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases of a second, and an outage is long that lets one lapse."""
-    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
-        monkeypatch.setattr(f"genctl.{name}", 1)
-    for name in ("run.RENEW_S", "nets.RENEW_S"):  # what those who hold runs get, after an outage
-        monkeypatch.setattr(f"genctl.{name}", 3.0)
-    for name, seconds in {
-        "run.STALE_S": 0.6,
-        "run.TOGETHER_S": 0.3,
-        "run.SETTLE_PATIENCE_S": 0.3,
-        "edges.db.OUTAGE_S": 0.5,
-        "services.keeper.RENEW_S": 0.2,
-        "services.keeper.AGAIN_S": 0.1,
-        "services.worker.TROUBLE_PAUSE_S": 0.2,
-    }.items():
-        monkeypatch.setattr(f"genctl.{name}", seconds)
-
-
 def monitor(pipeline: Pipeline, sent: Counter[str]) -> None:
     """Count the calls of each session."""
     assert pipeline.wire
