@@ -76,12 +76,9 @@ class Sweeper:
 
     async def once(self, *, dry_run: bool = False) -> SweepPass:
         """Cast every net: first those of the database, as the queue's may wait long for SQS."""
-        nets = self._nets
-        of_database = (nets.leases, nets.overdue, nets.refunds, nets.captures, nets.whole_patrol, nets.trace)
-        casts = await all_of(self._cast(net, Cast(self._turns, dry_run=dry_run)) for net in of_database)
-        casts += await all_of(
-            self._cast(net, Cast(self._turns, dry_run=dry_run)) for net in (nets.jobs, nets.copies)
-        )
+        nets, casts = self._nets, list[Cast]()
+        for some in ((*nets.of_database, nets.whole_patrol), nets.of_queue):
+            casts += await all_of(self._cast(net, Cast(self._turns, dry_run=dry_run)) for net in some)
         return SweepPass(
             [swept for cast in casts for swept in cast.done],
             [error for cast in casts for error in cast.failed],
@@ -91,9 +88,8 @@ class Sweeper:
     async def again_and_again(self, every_s: float) -> None:
         """Cast each net for ever, at its own pace, so that none waits for another."""
         nets = self._nets
-        of_database = (nets.leases, nets.overdue, nets.refunds, nets.captures, nets.patrol, nets.trace)
         async with asyncio.TaskGroup() as side:
-            for net in (*of_database, nets.jobs, nets.copies):
+            for net in (*nets.of_database, nets.patrol, *nets.of_queue):
                 side.create_task(self._keep_casting(net, every_s))
 
     async def _keep_casting(self, net: Net, every_s: float) -> None:
@@ -106,7 +102,7 @@ class Sweeper:
 
     async def _cast(self, net: Net, cast: Cast) -> Cast:
         """Carry out batches until one is not full, or the time is over."""
-        asks_sqs = net in {self._nets.jobs, self._nets.copies}
+        asks_sqs = net in self._nets.of_queue
         goes_on = True
         try:
             while goes_on:

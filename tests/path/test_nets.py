@@ -221,7 +221,7 @@ async def test_a_settle_without_its_release_is_marked_and_found_by_the_mark(kit:
     assert await kit.query("select holds, status from generation_sessions") == [
         {"holds": True, "status": "failed"}
     ]
-    found = await kit.db.rows("refunds_owed", tried=[], limit=BATCH)
+    found = await kit.db.rows("held_owed", tried=[], limit=BATCH)
     assert [row["id"] for row in found] == [session.id]
     assert [swept.action for swept in await kit.sweep()] == ["refund"]
     await kit.sweep()
@@ -280,8 +280,8 @@ ASKED = {
     "items": as_json([]), "ended": [], "queued_timeout_s": 86_400, "most": MOST_COUNTED, "first": "(0,0)", "end": f"({BLOCKS},0)",
 }  # fmt: skip
 NAMES = (
-    "owed_jobs", "owed_copies", "take", "dead_leases", "overdue", "clear_holds", "refunds_owed",
-    "captures_owed", "unmarked_holders", "orphans", "piles", "unserved",
+    "owed_jobs", "owed_copies", "take", "dead_leases", "overdue", "clear_holds", "held_owed",
+    "unmarked_holders", "orphans", "piles", "unserved",
 )  # fmt: skip
 BOUNDED = {"unmarked_holders", "orphans", "piles", "unserved"}  # cost what they look at, which is bounded
 
