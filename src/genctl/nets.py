@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -40,6 +41,7 @@ BLOCKS = 128  # of the reservations' table, through which the patrol goes at a t
 MOST_COUNTED = 10_000  # rows of a pile
 PRUNED = 10_000  # rows of the trace at a time
 MOVES = 2  # of credits at once
+HANDS = 2  # nets that use the database at once, as workers use it too
 
 log = structlog.stdlib.get_logger()
 
@@ -71,6 +73,7 @@ class Swept(msgspec.Struct, frozen=True):
 
 
 Turns = WeakValueDictionary[str, asyncio.Lock]  # by user
+Net = Callable[["Cast"], Awaitable[bool]]
 
 
 class Cast:
@@ -78,7 +81,7 @@ class Cast:
 
     def __init__(self, turns: Turns, *, dry_run: bool = False, keeps: bool = True) -> None:
         """Begin. With `dry_run` it only says what it would do, of one batch. Unless it `keeps` what it did,
-        it only logs it. `turns` are those of all nets of the sweeper.
+        it only logs it. `turns` are those of all nets.
         """
         self.dry_run = dry_run
         self._turns = turns
@@ -147,6 +150,8 @@ class Nets:
         self._pipeline = pipeline
         self._db = pipeline.db
         self._settings = settings
+        self._turns = Turns()
+        self._hands = asyncio.Semaphore(HANDS)
         self._ended: set[UUID] = set()  # runs that we have failed, and whose copies we send at once
         self._next_block = random.getrandbits(31)  # of the patrol: workers begin at different ones
         ours: dict[str, Any] = {"models": pipeline.tool.like, "others": pipeline.others}
@@ -155,6 +160,18 @@ class Nets:
 
         self.of_database = (self.leases, self.overdue, self.holds, self.trace)
         self.of_queue = (self.jobs, self.copies)
+
+    async def cast(self, net: Net, *, dry_run: bool = False, keeps: bool = True) -> Cast:
+        """Carry out batches until one is not full, or the time is over."""
+        cast, goes_on = Cast(self._turns, dry_run=dry_run, keeps=keeps), True
+        try:
+            while goes_on:
+                async with nullcontext() if net in self.of_queue else self._hands:
+                    cast.is_cut = await net(cast)
+                goes_on = cast.is_cut and not (dry_run or cast.is_over)
+        except GenctlError as error:
+            cast.failed_at(error)
+        return cast
 
     # --- nets of the database
 

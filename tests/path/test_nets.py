@@ -18,7 +18,7 @@ from genctl.edges.sqs_shapes import EntryResult, Outgoing
 from genctl.edges.statements import statements
 from genctl.nets import AMONG, BATCH, BLOCKS, MOST_COUNTED, OFFERED_S, Cast, Orphan, Swept, Turns
 from genctl.pipeline import Pipeline
-from genctl.sweep import Sweeper, sweep, sweep_every
+from genctl.sweep import sweep, sweep_every
 from genctl.tools.seedream4 import TOOL
 
 OWED = """
@@ -249,8 +249,7 @@ async def test_the_patrol_finds_in_time_what_no_mark_tells(kit: Kit, monkeypatch
         "update generation_sessions set status = 'failed', completed_at = now(), dlq_sent_at = now()"
     )
     assert await kit.query("select from generation_sessions where holds") == []
-    sweeper = Sweeper(kit.pipeline, kit.settings)
-    sweeping = asyncio.create_task(sweeper.again_and_again(0.001))
+    sweeping = asyncio.create_task(sweep_every(kit.pipeline, kit.settings, 0.001))
     try:
         await until(lambda: released(kit))
     finally:
