@@ -265,7 +265,7 @@ async def released(kit: Kit) -> bool:
 
 # Costs
 
-QUEUE = 30_000
+QUEUE = 8_000
 FILL = """
 with made as (
   insert into generation_sessions (id, user_id, model, prompt, status, reservation_id, created_at, queued_at, enqueued_at)
