@@ -115,7 +115,7 @@ def test_csv_of_nothing_is_its_header() -> None:
 def test_a_table_fits_the_terminal_and_steers_none(rows: list[dict[str, object]], room: int) -> None:
     table = tables.table([formats.plain(row) for row in rows], ["id", "text", "n"], room)
     lines = table.split("\n")
-    assert len(lines) == len(rows) + 3
+    assert len(lines) == len(rows) + 3 or table.count("-[ ") >= len(rows)
     assert all(width(line) <= room and is_printable(line) for line in lines)
 
 

@@ -13,7 +13,7 @@ from genctl.cli.output import Output, write
 if TYPE_CHECKING:
     from genctl.edges.db import Database
 
-FAILURE = {"at": 24, "sessionId": 36, "userId": 12, "code": 36, "refundedCredits": 15, "userMessage": 0}
+FAILURE = {"at": 24, "sessionId": 36, "userId": 12, "code": 35, "refundedCredits": 15, "userMessage": 0}
 EVENT = {"event": 9, "id": 32, "data": 0}
 EVENTS = ("failed", "done", "queued", "reset", "bye", "ready", "heartbeat")
 COUNT = click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
