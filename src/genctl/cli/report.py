@@ -28,15 +28,9 @@ def report(out: Output, *, since: datetime, until: datetime | None) -> None:
 
     if until and until < since:
         raise click.UsageError("--until is before --since")
+    from genctl.cli.formats import page
     from genctl.ops import report as ops
 
     with terminal.progress(len(ops.PARTS), "report") as advance:
         found = out.ask(lambda db: ops.report(db, since, until or datetime.now(UTC), advance))
-    out.emit(found.shown(), rows=found.failures, text=lambda: _text(found.markdown()))
-
-
-def _text(markdown: str) -> str:
-    """Leave the Markdown as it is, unless it is a terminal that shows it."""
-    from genctl.cli.markdown import text_of
-
-    return markdown if (room := terminal.room()) is None else text_of(markdown, room)
+    out.emit(found.shown(), rows=found.failures, text=lambda: page(found.markdown(), terminal.room()))
