@@ -9,7 +9,7 @@ import click
 from genctl.base.person import who
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
-from genctl.cli.output import GONE_AFTER_S, Output, write
+from genctl.cli.output import Output, write
 
 if TYPE_CHECKING:
     from genctl.domain.model import Gate
@@ -70,7 +70,7 @@ def up(out: Output, *, user: str) -> None:
             sys.stdout.flush()
             await stack.watch()
 
-    out.serve(run())
+    out.serve(run(), limit_s=None)  # it has a stack to stop
 
 
 @click.command(
@@ -95,7 +95,7 @@ def serve(out: Output, *, host: str, port: int) -> None:
     """
     from genctl.services.server import serve as run
 
-    out.serve(run(out.settings, host=host, port=port), gone_after_s=GONE_AFTER_S)
+    out.serve(run(out.settings, host=host, port=port))
 
 
 @click.command(
@@ -165,7 +165,7 @@ def worker(
         )
 
     if processes == 1:
-        out.serve(work(), gone_after_s=GONE_AFTER_S)  # until it takes the signals itself
+        out.serve(work())  # until it takes the signals itself
         return 0
     if until["once"] or until["max_jobs"]:
         raise click.UsageError("--once and --max-jobs count for one process: leave --processes out")

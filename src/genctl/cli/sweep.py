@@ -6,7 +6,7 @@ import click
 
 from genctl.cli import terminal
 from genctl.cli.command import DURATION, Command
-from genctl.cli.output import GONE_AFTER_S, Output
+from genctl.cli.output import Output
 
 if TYPE_CHECKING:
     from genctl.sweep import SweepPass
@@ -68,7 +68,7 @@ def sweep(out: Output, *, dry_run: bool, totals: bool, every: float | None) -> N
             await net.sweep_every(pipeline, settings, every_s)
 
     if every:
-        out.serve(again_and_again(every), gone_after_s=GONE_AFTER_S)
+        out.serve(again_and_again(every))
         return
     _show(out, out.run(once()), dry_run=dry_run)
 
