@@ -5,25 +5,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
-from genctl.cli.formats import GAP, INDENT, Row, Writer, below, cell, pad, sheet, shorten, width
+from genctl.cli.formats import GAP, Row, Writer, below, cell, sheet, shorten, width
 
 LEAST_ID = 8  # characters that a shortened id keeps; the commands take any unique beginning
 LEAST_SENTENCE = 24  # columns in which a sentence may stand beside its row
 COMFORT = 16  # columns that a cut text keeps
-MOST_IDS = 10_000  # of a table that grows for ever: so many differ from each other
+LEAST_ID_ALONE = 13  # the same in a table that grows: UUIDs that begin with a time differ there, too
 NUMBER = "#"
-TIME, ID = len("2026-11-30T09:30:01.123Z"), len("3f2a1b4c-0000-4000-8000-000000000000")
-BRIEF = {TIME: len("09:30:01Z"), ID: LEAST_ID}
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 SENTENCES = frozenset(
     [
         *("userMessage", "says", "why", "fix", "purpose", "does", "meaning", "evidence", "trouble"),
-        *("message", "reason", "next", "data"),
+        *("message", "reason", "next", "data", "prompt"),
     ]
 )
 WHOLE = frozenset({"code", "name", "setting", "runbook", "step"})  # people type these
@@ -40,23 +38,42 @@ def table(rows: Sequence[Row], columns: Sequence[str], room: int | None) -> str:
     Where even the least of them is too wide, each row is a sheet. No two rows look the same: the rows are
     numbered where they would.
     """
-    under: list[list[str]] = [[] for _ in rows]
     shown = [_Column.of(name, [row.get(name) for row in rows]) for name in columns]
-    if room:
-        shown = _narrowed(shown, under, room)
-        if _total(shown) > room:
-            return "".join(
-                f"{f'-[ {number} ]':-<{room}}\n{sheet({name: cell(row.get(name)) for name in columns}, room)}"
-                for number, row in enumerate(rows, 1)
-            )
-    head, rule, *lines = _aligned(shown)
-    written = [
-        line + "".join(below(text, room) for text in texts) for line, texts in zip(lines, under, strict=True)
-    ]
+    head, *written = _laid_out(shown, len(rows), room)
     if room and len(set(written)) < len(rows):
         numbered = [{NUMBER: number} | dict(row) for number, row in enumerate(rows, 1)]
         return table(numbered, [NUMBER, *columns], room)
-    return head + rule + "".join(written)
+    return head + "".join(written)
+
+
+def lines_writer(columns: Mapping[str, int], room: int | None) -> Writer:
+    """Align rows before all are known, each as a table of its own; `columns` have their least widths."""
+    numbers = count(1)
+
+    def laid_out(row: Row, number: int = 0) -> list[str]:
+        shown = [_Column.of(name, [row.get(name)], least) for name, least in columns.items()]
+        return _laid_out(shown, 1, room, first=number, grows=True)
+
+    def head(row: Row | None) -> str:
+        return laid_out(row)[0].partition("\n")[0] + "\n" if row else ""
+
+    return Writer(lambda row: laid_out(row, next(numbers))[1], head)
+
+
+def _laid_out(
+    shown: Sequence["_Column"], rows: int, room: int | None, *, first: int = 1, grows: bool = False
+) -> list[str]:
+    """Write the head, and each row with what stands below it; `grows`: nobody knows how many will follow."""
+    under: list[list[str]] = [[] for _ in range(rows)]
+    narrow = _narrowed(shown, under, room, grows=grows) if room else shown
+    if room and _total(narrow) > room:
+        return [""] + [
+            f"{f'-[ {first + row} ]':-<{room}}\n{sheet({one.name: one.cells[row] for one in shown}, room)}"
+            for row in range(rows)
+        ]
+    head, rule, *lines = _aligned(narrow)
+    written = ["".join(below(text, room) for text in texts) for texts in under]
+    return [head + rule, *(line + more for line, more in zip(lines, written, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -67,26 +84,28 @@ class _Column:
     head: str
     cells: Sequence[str]
     is_number: bool
+    least: int  # of its width
 
     @classmethod
-    def of(cls, name: str, values: Sequence[Any]) -> "_Column":
+    def of(cls, name: str, values: Sequence[Any], least: int = 0) -> "_Column":
         is_number = all(value is None or type(value) in {int, float} for value in values)
-        return cls(name, name, [cell(value) for value in values], is_number)
+        return cls(name, name, [cell(value) for value in values], is_number, least)
 
     @cached_property
     def width(self) -> int:
-        return max(map(width, (self.head, *self.cells)))
+        return max(self.least, *map(width, (self.head, *self.cells)))
 
     def holds(self, shape: re.Pattern[str]) -> bool:
         filled = [text for text in self.cells if text != "-"]
         return bool(filled) and all(map(shape.fullmatch, filled))
 
     def brief(self, cells: Sequence[str]) -> "_Column":
-        return replace(self, head=re.sub("(Id|At)$", "", self.head), cells=cells)
+        return replace(self, head=re.sub("(Id|At)$", "", self.head), cells=cells, least=0)
 
     def cut(self, over: int) -> "_Column":
         most = max(COMFORT, self.width - over)
-        return replace(self, cells=[shorten(text, most, (most - 1) // 2) for text in self.cells])
+        cells = [shorten(text, most, (most - 1) // 2) for text in self.cells]
+        return replace(self, cells=cells, least=min(self.least, most))
 
     def moved(self, over: int, under: Sequence[list[str]], *, is_named: bool = False) -> "_Column | None":
         """Move the cells that are too long below their rows; where little is left for the others, all."""
@@ -95,16 +114,18 @@ class _Column:
             if width(text) > left and text not in {"-", *texts}:
                 texts.append(f"{self.head}: {text}" if is_named else text)
         cells = [text if width(text) <= left else "" for text in self.cells]
-        return replace(self, head=shorten(self.head, left), cells=cells) if left else None
+        return replace(self, head=shorten(self.head, left), cells=cells, least=left) if left else None
 
 
 _Way = Callable[[_Column, int], _Column | None]  # takes what is too much; None: the column is gone
 
 
-def _narrowed(shown: Sequence[_Column], under: Sequence[list[str]], room: int) -> list[_Column]:
+def _narrowed(
+    shown: Sequence[_Column], under: Sequence[list[str]], room: int, *, grows: bool
+) -> list[_Column]:
     """Let columns give way, one after the other, until the table fits; `under` gets what moves below rows."""
     now = {column.name: column for column in shown}
-    for name, way in _ways(shown, under):
+    for name, way in _ways(shown, under, grows=grows):
         over = _total(now.values()) - room
         if over > 0 and name in now:
             given = way(now.pop(name), over)
@@ -112,17 +133,19 @@ def _narrowed(shown: Sequence[_Column], under: Sequence[list[str]], room: int) -
     return [now[column.name] for column in shown if column.name in now]
 
 
-def _ways(shown: Sequence[_Column], under: Sequence[list[str]]) -> Iterator[tuple[str, _Way]]:
+def _ways(shown: Sequence[_Column], under: Sequence[list[str]], *, grows: bool) -> Iterator[tuple[str, _Way]]:
     """Yield what a table can do without: long times, whole ids, sentences in the row, long texts, columns.
 
     No code is cut: at last those that are too long stand below their rows.
     """
-    now = datetime.now(UTC)
+    now, when, least_id = datetime.now(UTC), age, LEAST_ID
+    if grows:  # an age would soon be wrong, and the ids that will come are not known
+        when, least_id = time_of_day, LEAST_ID_ALONE
     for column in shown:
         if column.holds(_MOMENT):
-            yield column.name, lambda one, _: one.brief([age(text, now) for text in one.cells])
+            yield column.name, lambda one, _: one.brief([when(text, now) for text in one.cells])
         elif column.holds(_UUID):
-            yield column.name, lambda one, _: one.brief(shortened_ids(one.cells))
+            yield column.name, lambda one, _: one.brief(shortened_ids(one.cells, least_id))
     widest = sorted(shown, key=lambda column: -column.width)
     sentences = [column.name for column in widest if column.name in SENTENCES]
     yield from (
@@ -148,10 +171,10 @@ def _aligned(shown: Sequence[_Column]) -> list[str]:
     return [f"{line.rstrip()}\n" for line in text.splitlines()]
 
 
-def shortened_ids(cells: Sequence[str]) -> list[str]:
-    """Shorten ids to so many characters, at least 8, that each differs from all others of its column."""
+def shortened_ids(cells: Sequence[str], least: int = LEAST_ID) -> list[str]:
+    """Shorten ids to so many characters, `least` or more, that each differs from all others of its column."""
     ids = sorted(set(cells))
-    needed = dict.fromkeys(ids, LEAST_ID)
+    needed = dict.fromkeys(ids, least)
     for one, other in pairwise(ids):  # the nearest in order share the longest beginning
         shared = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
         for text in (one, other):
@@ -176,59 +199,3 @@ def time_of_day(text: str, now: datetime) -> str:
         return text
     then = datetime.fromisoformat(text)
     return f"{then:%H:%M:%SZ}" if then.date() == now.date() else f"{then:%m-%d %H:%M:%SZ}"
-
-
-def lines_writer(columns: Mapping[str, int], room: int | None) -> Writer:
-    """Align rows before all are known; `columns` have their widths: TIME, ID, another, or 0, the line's rest.
-
-    Where that is too wide for the terminal, times and ids are short, columns leave, and what does not fit on
-    the line stands below it, whole.
-    """
-    widths, is_brief = dict(columns), False
-    if room and _needed(widths) > room:
-        widths, is_brief = {name: BRIEF.get(most, most) for name, most in columns.items()}, True
-        for name in LEAVING:
-            if _needed(widths) > room:
-                widths.pop(name, None)
-    ids: dict[str, str] = {}
-
-    def written(row: Row) -> str:
-        texts = [cell(row.get(name)) for name in widths]
-        if is_brief:
-            now = datetime.now(UTC)
-            texts = [time_of_day(_short_id(text, ids), now) for text in texts]
-        return _flowing(zip(texts, widths.values(), strict=True), room)
-
-    def head(row: Row | None) -> str:
-        heads = _flowing(zip(widths, widths.values(), strict=True), None)
-        return "" if row is None else shorten(heads.rstrip(), room or len(heads)) + "\n"
-
-    return Writer(written, head)
-
-
-def _needed(widths: Mapping[str, int]) -> int:
-    return sum((most or LEAST_SENTENCE) + GAP for most in widths.values()) - GAP
-
-
-def _short_id(text: str, known: dict[str, str]) -> str:
-    """Shorten an id to a beginning that no earlier one has; leave a text that is no id."""
-    if not _UUID.fullmatch(text):
-        return text
-    if len(known) > MOST_IDS:
-        known.clear()
-    for size in range(LEAST_ID, len(text)):
-        if text[size - 1] != "-" and known.setdefault(text[:size], text) == text:
-            return text[:size]
-    return text
-
-
-def _flowing(cells: Iterable[tuple[str, int]], room: int | None) -> str:
-    """Write cells with their widths in a line; what does not fit any more follows below."""
-    done, line = "", ""
-    for text, most in cells:
-        if room and line.strip() and width(line) + width(text) > room:
-            done, line = done + line.rstrip() + "\n", " " * INDENT
-            if not most:
-                return done + (below(text, room) if text != "-" else "")
-        line += pad(text, most) + " " * GAP
-    return done + line.rstrip() + "\n"
