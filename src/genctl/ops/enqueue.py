@@ -79,7 +79,7 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
             return
         if self.scenario not in SCENARIOS:
             told = f"there is no scenario {self.scenario!r}{meant(self.scenario, SCENARIOS)}"
-            raise _refused(told, "genctl simulator -h lists them")
+            raise _refused(told, "`genctl help scenarios` lists them")
         if self.sensitive:
             raise _refused("--sensitive and --scenario exclude each other", "--scenario sensitive is both")
         if tool.is_real:
@@ -111,9 +111,10 @@ class EnqueueOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise _refused(told, "repeat that command as it was, with --continue and the key")
 
     def _sum(self, drawn: str, tool: Tool) -> str:
-        who = (self.user, self.users, self.client_key)
-        what = (self.prompt, self.sensitive, self.scenario, self.model, self.cost, self.params)
-        return sha256(msgspec.json.encode([drawn, tool.name, *who, *what])).hexdigest()[:SUM]
+        same = msgspec.structs.replace(
+            self, count=0, grant=None, rate=None, wait=False, expect=None, key=None
+        )
+        return sha256(msgspec.json.encode([drawn, tool.name, same])).hexdigest()[:SUM]
 
     def dealt(self) -> Iterator[tuple[int, str]]:
         """Number the jobs from 1, each with the user who orders it."""
