@@ -271,7 +271,9 @@ async def violations(page: Page, within: str = "body") -> list[str]:
     for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
         await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         asked = "([where, options]) => axe.run(where, options).then(({violations}) => violations)"
-        found += await page.evaluate(asked, [within, {"resultTypes": ["violations"], "preload": False, **rules}])
+        found += await page.evaluate(
+            asked, [within, {"resultTypes": ["violations"], "preload": False, **rules}]
+        )
     return [f"{one['id']}: {[node['html'] for node in one['nodes']]}" for one in found]
 
 
