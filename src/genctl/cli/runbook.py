@@ -68,13 +68,11 @@ def show(out: Output, name: str) -> None:
     """Show a runbook as a page: its purpose, when to run it, what it touches, its steps."""
     import msgspec
 
-    from genctl.cli.markdown import text_of
+    from genctl.cli import formats
     from genctl.ops.runbook.page import page
 
     found = _load(name).runbook
-    room = terminal.room()
-    text = page(found) if room is None else text_of(page(found), room)
-    out.emit(msgspec.to_builtins(found), text=lambda: text)
+    out.emit(msgspec.to_builtins(found), text=lambda: formats.page(page(found), terminal.room()))
 
 
 @runbook.command(
