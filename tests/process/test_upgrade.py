@@ -1,4 +1,4 @@
-"""Two versions beside each other, as in an upgrade or on the way back: the release before, from its wheel, and this one.
+"""Two versions beside each other, as in an upgrade or on the way back: the release before and this one.
 
 Its commit has to be in the clone: `git fetch --unshallow` brings it.
 """
@@ -7,7 +7,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,27 +28,23 @@ BEFORE = "the release before"
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the wheel of the release before is unpacked; `BEFORE -m genctl` is forked by a server that has it in memory."""
+    """Where the release before is unpacked; `BEFORE -m genctl` is forked by a server that has it in memory."""
     there = subprocess.run(
         ["git", "cat-file", "-e", f"{RELEASE}^{{commit}}"], cwd=ROOT, capture_output=True, check=False
     )
     if there.returncode:
         pytest.skip(f"the release before ({RELEASE}) is not in this clone: git fetch --unshallow")
-    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source")
     archive = subprocess.run(["git", "archive", RELEASE], cwd=ROOT, capture_output=True, check=True).stdout
     subprocess.run(["tar", "x"], cwd=source, input=archive, check=True)
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(made)]
-    subprocess.run(build, cwd=source, capture_output=True, check=True)
-    (wheel,) = made.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        packed.extractall(made)
-    with forks.offered(BEFORE, sys.executable, PYTHONPATH=str(made)):
-        yield made
+    with forks.offered(BEFORE, sys.executable, PYTHONPATH=str(source / "src")):
+        yield source
 
 
 def added(before: Path) -> list[str]:
     """The migrations since."""
-    there = {path.name for path in before.glob("genctl/_assets/migrations/*.sql")}
+    there = {path.name for path in before.glob("migrations/*.sql")}
+    assert there
     return [name for name in migrate.files() if name not in there]
 
 
