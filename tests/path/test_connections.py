@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,10 +21,7 @@ from genctl.services.connections import (
     LARGEST_HEAD_BYTES,
     WITHIN_S,
     ConnectionLimits,
-    Connections,
-    Waiting,
 )
-from genctl.services.site import Front
 from genctl.tools.seedream4 import TOOL
 
 Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -41,8 +37,7 @@ async def client(kit: Kit) -> AsyncIterator[Client]:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """All deadlines are over soon."""
     monkeypatch.setattr(connections, "LOOK_S", 0.05)
-    monkeypatch.setattr(connections, "CLOSE_S", 0.2)
-    for waiting in Waiting:
+    for waiting in WITHIN_S:
         monkeypatch.setitem(WITHIN_S, waiting, 0.3)
 
 
@@ -115,24 +110,15 @@ async def test_a_peer_that_sends_a_byte_now_and_then_gains_no_time(client: Clien
 
 
 @pytest.mark.usefixtures("short")
-async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client) -> None:
-    """Also of answers that are no streams."""
+@pytest.mark.parametrize("closes", [False, True], ids=["open", "closing"])
+async def test_a_reader_that_takes_no_answer_is_cut_off(client: Client, closes: bool) -> None:
+    """Also of answers that are no streams, and of a connection that closes, which waits for its reader."""
     asked = b"GET /page/style.css HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000
     async with connected(client.url, asked, room=4096):
-        await until(lambda: true([one for one in client.connections if one.flow.write_paused]))
-        await until(lambda: true(not list(client.connections)))
-
-
-def test_a_connection_that_cannot_be_closed_is_cut_off() -> None:
-    """Its peer takes nothing of its last answer."""
-    all_of_them = Connections(ConnectionLimits(9, 9, 9), Front(None))
-    stuck = Mock(address="x", is_overdue=lambda _: False, transport=Mock(is_closing=lambda: True))
-    all_of_them.opened(stuck)
-    all_of_them.look(10.0)
-    all_of_them.look(10.0 + connections.CLOSE_S)
-    stuck.abort.assert_not_called()
-    all_of_them.look(10.1 + connections.CLOSE_S)
-    stuck.abort.assert_called_once()
+        await until(lambda: true([one for one in client.connections._open if one.flow.write_paused]))
+        for one in client.connections._open if closes else ():
+            one.transport.close()
+        await until(lambda: true(not client.connections._open))
 
 
 def is_stuck(client: Client) -> bool:
