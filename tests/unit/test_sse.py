@@ -1,4 +1,4 @@
-"""Events, cursors, backlogs, and what users may see."""
+"""Events, cursors, and what users may see."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -90,28 +90,3 @@ def test_users_read_the_provider_only_where_it_speaks_of_their_request(category:
 def test_what_the_database_said_of_a_refund_is_not_for_users() -> None:
     seen = sse.for_user({"category": "server", "refundError": 'violates constraint "x" of table y'})
     assert seen == {"category": "server", "refundError": sse.LATER}
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 99)), max_size=40))
-def test_a_backlog_keeps_the_latest_of_each_session_in_their_order(puts: list[tuple[str, int]]) -> None:
-    backlog = sse.Backlog(3)
-    for n, (key, _) in enumerate(puts):
-        backlog.put(key, sse.Frame(f"{key}{n};".encode(), str(n)))
-    expected = sorted({key: n for n, (key, _) in enumerate(puts)}.items(), key=lambda pair: pair[1])
-    piece = backlog.take(10_000)
-    if not puts:
-        assert piece is None
-        return
-    assert piece == sse.Frame("".join(f"{key}{n};" for key, n in expected).encode(), str(expected[-1][1]))
-    assert len(backlog) == 0
-
-
-def test_a_backlog_is_taken_in_pieces() -> None:
-    backlog = sse.Backlog(10)
-    for n in range(10):
-        backlog.put(str(n), sse.Frame(b"x" * 100, str(n)))
-    assert backlog.is_full
-    piece = backlog.take(150)
-    assert piece
-    assert (len(piece.text), piece.id) == (200, "1")
-    assert not backlog.is_full

@@ -1,4 +1,4 @@
-"""Write rows as server-sent events, write and read cursors, hold the events that a stream has yet to write.
+"""Write rows as server-sent events, write and read cursors.
 
 An event is the state of a row as it is now, under its version. A cursor is a version bound to its user: we
 cannot read another user's cursor, or one of another secret.
@@ -194,35 +194,3 @@ class Cursors(NamedTuple):
     def _proof(self, user: str, number: bytes) -> bytes:
         said = number + user.encode("utf-8", "replace")
         return blake2b(said, key=self.key[:_KEY_BYTES], digest_size=_PROOF_BYTES).digest()
-
-
-class Backlog(dict[str, Frame]):
-    """Hold events that a stream has yet to write: at most `room`, the latest of each key, oldest first."""
-
-    __slots__ = ("room",)
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-
-    @property
-    def is_full(self) -> bool:
-        """Tell whether there is no room for another event."""
-        return len(self) >= self.room
-
-    def put(self, key: str, frame: Frame) -> None:
-        """Add an event in place of an older one of the same session."""
-        self.pop(key, None)
-        self[key] = frame
-
-    def take(self, limit_bytes: int) -> Frame | None:
-        """Take the oldest events as one piece of about so many bytes, with its last id; None without any."""
-        if len(self) == 1:
-            return self.popitem()[1]
-        pieces, size, last = [], 0, None
-        while self and size < limit_bytes:
-            text, cursor = self.pop(next(iter(self)))
-            pieces.append(text)
-            size += len(text)
-            last = cursor or last
-        return Frame(b"".join(pieces), last) if pieces else None

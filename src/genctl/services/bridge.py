@@ -98,7 +98,7 @@ class Bridge:
             self._behind.discard(stream.user)
 
     def look(self, stream: OpenStream) -> None:
-        """Look whether there is more for a stream: it is new, or has room again."""
+        """Look whether there is more for a stream: it is new, or its client takes more again."""
         self._want([stream.user])
 
     def trouble(self) -> str | None:
@@ -257,14 +257,14 @@ class Bridge:
             self._next()
 
     def _next(self) -> None:
-        """Begin a look at the due users whose streams have room."""
+        """Begin a look at the due users whose clients take what we write."""
         self._pause = None
         while self._due and not self._look and not self._pause:
             users = list(islice(self._due, USERS))
             for user in users:
                 del self._due[user]
-            wanting = {user: streams for user in users if (streams := self.feeds.with_room(user))}
-            if self._behind:  # a stream without room looks by itself when it has some
+            wanting = {user: streams for user in users if (streams := self.feeds.taking(user))}
+            if self._behind:  # a stream that is stuck looks by itself when it is not
                 self._behind.difference_update(user for user in users if user not in wanting)
             if wanting:
                 backstopped = self._unannounced & wanting.keys()

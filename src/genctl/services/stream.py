@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from genctl.services.streams import Streams
 
 HEARTBEAT_S = 15.0
-ROOM = 256  # events that wait in one backlog; while it is full the bridge does not read for it
 PIECE_BYTES = 32 * 1024  # of one write
 MAX_AGE_S = (2700.0, 3600.0)
 RETRY_MS = (1000, 3000)
@@ -24,16 +23,16 @@ WRITE_TIMEOUT_S = 10.0
 
 
 class OpenStream(asyncio.Protocol):
-    """Write one open response. The bridge reads the rows for it and puts the events into its backlog.
+    """Write one open response. The bridge reads the rows for it, but not while its client takes nothing.
 
     `last` is the version up to which the bridge has read, None: from now on. The stream is `ready` once that
     was the newest version.
     """
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_streams",
-        "_told_stale", "backlog", "due_at", "is_over", "last", "ready", "release", "stuck_at", "token",
-        "tool", "transport", "user",
+        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_pieces",
+        "_size", "_streams", "_told_stale", "due_at", "is_over", "last", "ready", "release", "stuck_at",
+        "token", "tool", "transport", "user",
     )  # fmt: skip
 
     def __init__(
@@ -44,8 +43,9 @@ class OpenStream(asyncio.Protocol):
         self.tool = tool
         self.last = last
         self.ready = False
-        self.is_over = False  # it ends after its backlog, and its client comes back
-        self.backlog = sse.Backlog(ROOM)
+        self.is_over = False  # it ends once all is written, and its client comes back
+        self._pieces: list[bytes] = []  # what is put and not written
+        self._size = 0
         now, self._opened_on = time.monotonic(), time.time()
         self.stuck_at = 0.0  # since then the client takes nothing; 0: it does
         self._streams = streams
@@ -75,42 +75,47 @@ class OpenStream(asyncio.Protocol):
         A cursor above it means an older database, as a restored backup is: the client must fetch again.
         """
         if self.last is not None and self.last > head:
-            self.backlog.clear()
-            self.backlog.put("reset", sse.event("reset", {"reason": "the history has changed"}))
+            self.put(sse.event("reset", {"reason": "the history has changed"}))
             self.is_over = self.ready  # or it would write ids again that it has written
             self.last = head
         elif self.last is None:
             self.last = head
 
     def takes(self, version: int) -> bool:
-        """Tell whether a version is new to the stream and there is room for it; it counts as read then."""
-        is_new = self.last is not None and self.last < version and not self.backlog.is_full
+        """Tell whether a version is new to the stream and its client takes more; it counts as read then."""
+        is_new = self.last is not None and self.last < version and not self.stuck_at
         if is_new:
             self.last = version
         return is_new
 
     def read_up_to(self, version: int, head: int) -> bool:
-        """Note how far the bridge has read for it, if there is room; tell whether that makes it ready."""
-        if not self.backlog.is_full:
+        """Note how far the bridge has read for it, if it took all; tell whether that makes it ready."""
+        if not self.stuck_at:
             self.last = max(self.last or 0, version)
         was_ready, self.ready = self.ready, self.ready or self.last == head
         return self.ready and not was_ready
 
+    def put(self, frame: sse.Frame) -> None:
+        """Write an event, together with those that follow at once."""
+        self._pieces.append(frame.text)
+        self._size += len(frame.text)
+        self._last_id = frame.id or self._last_id
+        if self._size >= PIECE_BYTES:
+            self._write_pieces()
+
     def flush(self) -> None:
-        """Write the backlog, as far as the client takes it."""
-        backlog = self.backlog
-        was_full = backlog.is_full
-        while self._is_open and not self.stuck_at and (piece := backlog.take(PIECE_BYTES)):
-            self._last_id = piece.id or self._last_id
-            self._write(piece.text)
-        if not backlog:
-            if self.ready:
-                self._correct()
-            if self.is_over:
-                self.end()
-                return
-        if was_full and not backlog.is_full:  # the bridge has read nothing for it meanwhile
-            self._streams.bridge.look(self)
+        """Write what is put."""
+        self._write_pieces()
+        if self.ready:
+            self._correct()
+        if self.is_over:
+            self.end()
+
+    def _write_pieces(self) -> None:
+        if self._pieces and self._is_open:
+            self._write(b"".join(self._pieces))
+        self._pieces.clear()
+        self._size = 0
 
     def _correct(self) -> None:
         """Write a heartbeat where what we have told of the freshness is wrong: `ready` vouches, too."""
@@ -180,6 +185,7 @@ class OpenStream(asyncio.Protocol):
         if self._is_open:
             self.stuck_at = 0.0
             self.flush()
+            self._streams.bridge.look(self)  # which has read nothing for it meanwhile
 
     def connection_lost(self, _: Exception | None) -> None:
         """Leave: the client has gone, or was cut off."""
