@@ -1,6 +1,7 @@
 """What a peer may let the API wait for, and how much of it is read: the rest is over, at its time and at its size."""
 
 import asyncio
+import re
 import resource
 import socket
 import time
@@ -136,6 +137,23 @@ async def test_a_stream_that_is_read_slowly_is_not_cut_for_others(kit: Kit) -> N
             async with connected(client.url) as (silent, _), connected(client.url):
                 assert await all_of(silent) == b""
                 assert is_stuck(client)
+
+
+async def test_a_slow_reader_gets_everything_once_and_in_order(kit: Kit, client: Client) -> None:
+    """While it takes nothing, nothing is read for it, and its next look begins where it is."""
+    await kit.query(MUCH_TO_TELL.replace("1000", "200"))
+    cursors = client.api.cursors
+    head = f"GET {BASE}/events HTTP/1.0\r\nHost: x\r\nAuthorization: Bearer {client.token}\r\n"
+    asked = f"{head}Last-Event-ID: {cursors.write('ann', 0)}\r\n\r\n".encode()
+    async with connected(client.url, asked, room=4096) as (reader, writer):
+        await until(lambda: true(is_stuck(client)))
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        text = b""
+        async with asyncio.timeout(10):
+            while b"event: ready" not in text[-70_000:]:
+                text += await reader.read(65_536)
+    versions = [cursors.read("ann", found.decode()) for found in re.findall(rb"\nid: (\S+)\n", text)]
+    assert versions == [*range(1, 201), 200]  # the last is that of `ready`
 
 
 @pytest.mark.usefixtures("short")
