@@ -85,7 +85,7 @@ class Feeds:
         for stream in streams:
             if stream.read_up_to(found.through, found.head):
                 cursor = self._cursors.write(user, found.head, ready=True)
-                stream.put(sse.event("ready", {"lastEventId": cursor}, cursor))
+                stream.put(sse.event("ready", {"lastEventId": cursor}, cursor), cursor)
             stream.flush()
 
     def _hand_out(self, change: sse.Change, streams: list[OpenStream]) -> None:
@@ -96,17 +96,17 @@ class Feeds:
             return
         whose = {"sessionId": change.id, "userId": change.user_id}
         lines.info("sse.session.lookup", **whose, model=change.model, status=change.status, run=change.run)
-        frame = sse.changed(change, self._cursors.write(change.user_id, version))
+        cursor = self._cursors.write(change.user_id, version)
+        event, name = sse.changed(change, cursor), sse.NAMES[change.status]
         for stream in told:
-            stream.put(frame)
-        name = sse.name_of(change)
+            stream.put(event, cursor)
         self._emitted[name].inc(len(told))
         lines.info(
             "sse.emit",
             **whose,
             sseEvent=name,
             status=change.status,
-            hasErrorDetails=change.error_details is not None,
+            hasErrorDetails=name == "failed" and change.told is not None,
             streams=len(told),
         )
 

@@ -30,8 +30,8 @@ class OpenStream(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_beat_at", "_chunked", "_ends_at", "_has_vouched", "_is_open", "_last_id", "_opened_on", "_pieces",
-        "_size", "_streams", "_told_stale", "due_at", "is_over", "last", "ready", "release", "stuck_at",
+        "_beat_at", "_chunked", "_ends_at", "_is_open", "_last_id", "_opened_on", "_pieces",
+        "_size", "_streams", "_told_fresh", "due_at", "is_over", "last", "ready", "release", "stuck_at",
         "token", "tool", "transport", "user",
     )  # fmt: skip
 
@@ -52,8 +52,7 @@ class OpenStream(asyncio.Protocol):
         self._chunked = chunked
         self._is_open = True
         self._last_id: str | None = None  # the last one written
-        self._told_stale = False  # by the last heartbeat
-        self._has_vouched = False  # by `ready`
+        self._told_fresh = False  # by `ready` or the last heartbeat
         self._beat_at = now + HEARTBEAT_S
         self._ends_at = now + min(token.expires_at - self._opened_on, random.uniform(*MAX_AGE_S))  # noqa: S311 - jitter
         self.due_at = min(self._beat_at, self._ends_at)  # its next turn
@@ -66,7 +65,7 @@ class OpenStream(asyncio.Protocol):
         self.transport, self.release = transport, release
         first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter
         if reset:
-            first += sse.event("reset", {"reason": "this event id is not known"}).text
+            first += sse.event("reset", {"reason": "this event id is not known"})
         self._write(first)
 
     def meet(self, head: int) -> None:
@@ -92,22 +91,24 @@ class OpenStream(asyncio.Protocol):
         """Note how far the bridge has read for it, if it took all; tell whether that makes it ready."""
         if not self.stuck_at:
             self.last = max(self.last or 0, version)
-        was_ready, self.ready = self.ready, self.ready or self.last == head
-        return self.ready and not was_ready
+        if self.ready or self.last != head:
+            return False
+        self.ready = self._told_fresh = True  # `ready` vouches, too
+        return True
 
-    def put(self, frame: sse.Frame) -> None:
-        """Write an event, together with those that follow at once."""
-        self._pieces.append(frame.text)
-        self._size += len(frame.text)
-        self._last_id = frame.id or self._last_id
+    def put(self, event: bytes, cursor: str | None = None) -> None:
+        """Write an event, whose id is the cursor, together with those that follow at once."""
+        self._pieces.append(event)
+        self._size += len(event)
+        self._last_id = cursor or self._last_id
         if self._size >= PIECE_BYTES:
             self._write_pieces()
 
     def flush(self) -> None:
         """Write what is put."""
         self._write_pieces()
-        if self.ready:
-            self._correct()
+        if self.ready and self._told_fresh is not self._streams.bridge.freshness.fresh:
+            self.beat()
         if self.is_over:
             self.end()
 
@@ -117,20 +118,13 @@ class OpenStream(asyncio.Protocol):
         self._pieces.clear()
         self._size = 0
 
-    def _correct(self) -> None:
-        """Write a heartbeat where what we have told of the freshness is wrong: `ready` vouches, too."""
-        if not self._has_vouched:
-            self._has_vouched, self._told_stale = True, False
-        if self._told_stale is self._streams.bridge.freshness.fresh:
-            self.beat()
-
     def beat(self) -> None:
         """Write a heartbeat, unless the client takes nothing."""
         if self._is_open and not self.stuck_at:
             freshness = self._streams.bridge.freshness
             if freshness.fresh and not self.ready:
                 freshness = sse.Freshness(fresh=False, since=datetime.fromtimestamp(self._opened_on, UTC))
-            self._told_stale = not freshness.fresh
+            self._told_fresh = freshness.fresh
             self._write(sse.heartbeat(self._last_id, freshness))
 
     def turn(self, now: float) -> bool:

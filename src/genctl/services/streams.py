@@ -111,5 +111,5 @@ class Streams:
                     self.metrics.slow.inc()
 
 
-_BYE = sse.event("bye", {"reason": "the server is going down"}).text
-_REPLACED = sse.event("bye", {"reason": "this user has opened newer streams", "why": "newer stream"}).text
+_BYE = sse.event("bye", {"reason": "the server is going down"})
+_REPLACED = sse.event("bye", {"reason": "this user has opened newer streams", "why": "newer stream"})
