@@ -114,4 +114,5 @@ class Feeds:
 def late(found: UserChanges, streams: list[OpenStream]) -> list[sse.Change]:
     """List what a look without a NOTIFY has found too late to be merely faster: a NOTIFY was lost."""
     seen = min((one.last for one in streams if one.ready and one.last is not None), default=found.head)
-    return [change for change in found.rows if (change.version or 0) > seen and change.is_old]
+    rows = [change for change in found.rows if change.status in sse.NAMES]
+    return [change for change in rows if (change.version or 0) > seen and change.is_old]
