@@ -35,7 +35,10 @@ SHARING = (
     "tests/path/test_plans.py",
     "tests/path/test_wide_base.py",
     *(f"tests/unit/test_{name}.py" for name in ("locks", "names")),
-    *(f"tests/process/test_{name}.py" for name in ("commands", "from_nothing", "stack", "wheel")),
+    *(
+        f"tests/process/test_{name}.py"
+        for name in ("commands", "completion", "from_nothing", "outages", "stack", "wheel", "widths")
+    ),
     *(f"tests/stream/test_{name}.py" for name in ("database_faults", "rules_of_server", "rules_of_watch")),
 )
 

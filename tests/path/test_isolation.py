@@ -18,6 +18,7 @@ from genctl.domain.deadletters import Choice, Terms
 from genctl.domain.model import Session, Status
 from genctl.edges.db import Database, as_json
 from genctl.enqueue import enqueue
+from genctl.ledger import movement
 from genctl.redrive import redrive
 from genctl.run import Claim, Hold
 from genctl.tools.seedream4 import TOOL
@@ -36,7 +37,7 @@ def strict(dsn: str) -> None:
 
 async def test_movements_of_one_user_at_once_all_succeed(kit: Kit, dsn: str) -> None:
     """Orders, grants, settles, redrives and sweeps, of several processes."""
-    await credits.open_accounts(kit.db, ["ann"], 10_000)
+    await movement(kit.db, ["ann"], opening=10_000)
     async with AsyncExitStack() as stack:
         dbs = [await stack.enter_async_context(Database.open(dsn, size=6)) for _ in range(PROCESSES)]
         made = await asyncio.gather(

@@ -20,9 +20,9 @@ from psycopg.pq.abc import PGresult
 
 from genctl.base.durations import reconnect_s
 from genctl.domain.model import GenctlError
-from genctl.edges.db import Connection, answering, connect, connect_directly, process_name, run, sql
+from genctl.edges.db import Connection, connect, connect_directly, process_name, run, sql
 from genctl.edges.db_errors import DatabaseGoneError, errors_told
-from genctl.edges.deadline import cut
+from genctl.edges.deadline import answering, cut
 
 CHANNEL: LiteralString = "session_completed"
 PROBE_S = 10.0  # between two probes of the connection; also the time-out of each

@@ -162,8 +162,7 @@ class Bridge:
     def _heard(self, notices: list[listener.Heard]) -> None:
         """Look at the users who have a stream here."""
         self.metrics.notified.inc(len(notices))
-        with lines.LinesTogether():
-            users = [user for notice in notices if (user := self._meant(notice))]
+        users = [user for notice in notices if (user := self._meant(notice))]
         self._want(users)
 
     def _meant(self, notice: listener.Heard) -> str | None:
@@ -301,16 +300,15 @@ class Bridge:
         if look.proves:
             self._prove()
         self._behind.difference_update(look.wanting)  # no look outlives its listener
-        with lines.LinesTogether():
-            for user, found in feeds.by_user(answer).items():
-                here = self.feeds.of.get(user, ())
-                streams = [stream for stream in look.wanting[user] if stream in here]
-                if user in look.unannounced and self._listen_dsn and (lost := feeds.late(found, streams)):
-                    self.metrics.backstop_found.inc(len(lost))
-                    log.warning("sse.backstop.found", changes=len(lost), userId=user)
-                self.feeds.give(user, streams, found, look.began_ns)
-                if not found.is_all:
-                    self._due[user] = None
+        for user, found in feeds.by_user(answer).items():
+            here = self.feeds.of.get(user, ())
+            streams = [stream for stream in look.wanting[user] if stream in here]
+            if user in look.unannounced and self._listen_dsn and (lost := feeds.late(found, streams)):
+                self.metrics.backstop_found.inc(len(lost))
+                log.warning("sse.backstop.found", changes=len(lost), userId=user)
+            self.feeds.give(user, streams, found, look.began_ns)
+            if not found.is_all:
+                self._due[user] = None
         self._look = None  # only now: one look is for all that has become due meanwhile
         if self._due:
             self._next()
