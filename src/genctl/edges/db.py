@@ -99,16 +99,11 @@ class _TimeLoader(Loader):
         self._usual = usual(oid, context).load  # psycopg's own in C, where it is installed
 
     def load(self, data: Any) -> Any:
-        match bytes(data):
-            case b"-infinity":
-                return EARLIEST
-            case b"infinity":
-                return LATEST
-            case text:
-                try:
-                    return self._usual(data)
-                except psycopg.DataError:
-                    return EARLIEST if text.endswith(b"BC") else LATEST
+        try:
+            return self._usual(data)
+        except psycopg.DataError:
+            text = bytes(data)
+            return EARLIEST if text.startswith(b"-") or text.endswith(b"BC") else LATEST
 
 
 def _connection() -> dict[str, Any]:
