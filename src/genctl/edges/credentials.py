@@ -101,8 +101,8 @@ class _Profiles(ProfileProviderBuilder):
 
 
 def hanging() -> GenctlError | None:
-    """Return the error for a look-up that has been under way for long, None if none has."""
-    return _slow("hangs, and gives no credentials") if lookups.busy_s() > LONG_S else None
+    """Return the error of whoever waits in vain, for a look-up that is under way; None if none is."""
+    return _slow("hangs, and gives no credentials") if lookups.is_busy() else None
 
 
 def _slow(what: str) -> GenctlError:

@@ -10,7 +10,6 @@ waits. In asyncio's executor such a look-up holds up the names of hosts, and at 
 import asyncio
 import termios
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -22,14 +21,13 @@ T = TypeVar("T")
 ASKED_S = 120.0  # longer, where a person types the code of an MFA device
 
 
-_began: dict[threading.Thread, float] = {}  # look-ups under way, and since when (monotonic)
+_under_way: set[threading.Thread] = set()  # look-ups
 _asking: set[threading.Thread] = set()  # those that wait for a person
 
 
-def busy_s() -> float:
-    """Return the seconds for which a look-up has been under way; 0: none is."""
-    now = time.monotonic()
-    return now - min([*_began.values()], default=now)
+def is_busy() -> bool:
+    """Tell whether a look-up is under way."""
+    return bool(_under_way)
 
 
 def asks() -> bool:
@@ -51,7 +49,8 @@ async def look(work: Callable[[], T], *, within_s: float) -> T:
     asked: Future[T] = Future()
     asked.set_running_or_notify_cancel()  # the work goes on, whoever gives up
     thread = threading.Thread(target=_carry_out, args=[work, asked], name="look-up", daemon=True)
-    modes, _began[thread] = _modes(), time.monotonic()
+    _under_way.add(thread)
+    modes = _modes()
     thread.start()
     answer = asyncio.wrap_future(asked)
     try:
@@ -74,8 +73,8 @@ def _carry_out(work: Callable[[], T], asked: "Future[T]") -> None:
         asked.set_result(work())
     except BaseException as why:  # noqa: BLE001 - whoever asked gets it
         asked.set_exception(why)
-    del _began[threading.current_thread()]
-    _asking.discard(threading.current_thread())
+    for those in (_under_way, _asking):
+        those.discard(threading.current_thread())
 
 
 def _modes() -> list[Any] | None:
