@@ -511,6 +511,6 @@ def test_cures_of_this_machine(shell: Shell) -> None:
     file.chmod(0o666)
     said = shell("genctl config show")
     assert shell.cured("genctl config show", said.fix, "chmod go-w {}").exit_code == 0
-    (command,) = cures.commands(of_files(1024)[0].fix)
+    (command,) = cures.commands(of_files(1024).fix)
     assert int(shell(f"ulimit -Sn 1024; {command} && ulimit -n").out) >= FILES
     assert "GENCTL_HOME=FOLDER" in shell("genctl up", GENCTL_HOME="/proc/nowhere").fix
