@@ -87,12 +87,7 @@ class Refusal(NamedTuple):
     @property
     def transient(self) -> bool:
         """Tell whether the same call may do better soon."""
-        return self.status >= 500 or self.throttled
-
-    @property
-    def throttled(self) -> bool:
-        """Tell whether SQS finds that we call too often."""
-        return self.status == 429 or bool(_THROTTLED.search(self.code))
+        return self.status >= 500 or self.status == 429 or bool(_THROTTLED.search(self.code))
 
     def error(self, op: str, about: str, endpoint: str) -> GenctlError:
         """Make the error of a call about a queue."""
