@@ -500,7 +500,7 @@ def careful(env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
     """Profiles with an MFA device, and nobody who could type its code."""
     for name in KEYS:
         no_aws.delenv(name)
-    no_aws.setattr(credentials, "_may_ask", lambda: False)
+    no_aws.setattr("genctl.base.children.has_terminal", lambda: False)
     (tmp_path / "config").write_text(CAREFUL)
     return env
 

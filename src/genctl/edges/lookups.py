@@ -12,7 +12,7 @@ import termios
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from genctl.base import children
 
@@ -50,7 +50,7 @@ async def look(work: Callable[[], T], *, within_s: float) -> T:
     asked.set_running_or_notify_cancel()  # the work goes on, whoever gives up
     thread = threading.Thread(target=_carry_out, args=[work, asked], name="look-up", daemon=True)
     _under_way.add(thread)
-    modes = _modes()
+    modes = termios.tcgetattr(0) if children.has_terminal() else None  # such as its echo
     thread.start()
     answer = asyncio.wrap_future(asked)
     try:
@@ -75,8 +75,3 @@ def _carry_out(work: Callable[[], T], asked: "Future[T]") -> None:
         asked.set_exception(why)
     for those in (_under_way, _asking):
         those.discard(threading.current_thread())
-
-
-def _modes() -> list[Any] | None:
-    """Return the terminal's modes, such as its echo; None where we have none."""
-    return termios.tcgetattr(0) if children.has_terminal() else None
