@@ -29,7 +29,7 @@ _OF_KMS = re.compile(r"kms:|AWSKMS|KMS key")
 _FAULTS: dict[tuple[str, ...], tuple[str, str]] = {
     ("QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue"): (
         "QueueNotFound",
-        "create it, or set GENCTL_QUEUE or GENCTL_DLQ (and the AWS region) to where it is",
+        "create it (`genctl up` does when it starts), or set GENCTL_QUEUE or GENCTL_DLQ and the AWS region",
     ),
     EXPIRED: ("CredentialsExpired", "renew the AWS credentials (for instance: aws sso login)"),
     NOT_OURS: (
