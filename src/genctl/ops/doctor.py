@@ -121,21 +121,10 @@ def _settings(settings: Settings) -> Finding:
     return Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")
 
 
-def _needed(*parts: str) -> Any:
-    return as_json(
-        [
-            {"part": part, "relation": relation, "privilege": privilege}
-            for part in parts
-            for relation, rights in RIGHTS[part].items()
-            for privilege in rights
-        ]
-    )
-
-
 async def grants(settings: Settings) -> str:
     """Write the command that gives our role what a person's commands need; empty: it lacks nothing."""
     async with Database.open(settings.dsn(), size=1) as db:
-        missing = await db.rows("missing_rights", needed=_needed("operator"))
+        missing = await db.rows("missing_rights", needed=as_json({"operator": RIGHTS["operator"]}))
     return findings.granting(missing, *dsn.place(settings.dsn()))
 
 
@@ -144,7 +133,7 @@ async def _database(settings: Settings) -> list[Finding]:
         before = time.time()
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
-        missing = await db.rows("missing_rights", needed=_needed(*RIGHTS))
+        missing = await db.rows("missing_rights", needed=as_json(RIGHTS))
         table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
         base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
