@@ -87,12 +87,10 @@ class Audit(msgspec.Struct, frozen=True):
 
     @property
     def safe(self) -> list[Violation]:
-        """Return the listed ones that fix() can mend."""
         return [violation for violation in self.violations if violation.is_safe]
 
     @property
     def is_cut(self) -> bool:
-        """Tell whether it lists only the first ones."""
         return self.total > len(self.violations)
 
 

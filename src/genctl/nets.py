@@ -95,7 +95,6 @@ class Cast:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether its time is over."""
         return time.monotonic() > self._give_up_at
 
     def did(self, swept: Swept) -> None:
@@ -144,8 +143,6 @@ class Cast:
 
 
 class Nets:
-    """Hold the nets of one pipeline."""
-
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
         self._pipeline = pipeline
         self._db = pipeline.db
@@ -228,7 +225,6 @@ class Nets:
         return self._next_block > 0
 
     async def trace(self, cast: Cast) -> bool:
-        """Delete rows of the trace that are too old."""
         age_s = self._settings.trace_retention_s
         name = "old_trace" if cast.dry_run else "prune_trace"
         try:
@@ -268,7 +264,6 @@ class Nets:
         return True
 
     async def _move(self, swept: Swept) -> bool:
-        """Release or capture what the session holds."""
         session = swept.session
         if session is None or session.reservation_id is None:
             return False
