@@ -104,12 +104,8 @@ def classify(
 
 def words_of(answer: Answer, provider: Provider) -> Reading:
     """Read what an answer of `provider` says. Never raises."""
-    own = [pattern for rule in provider.rules for pattern in rule.codes if pattern != "*"]
-    return read(
-        answer,
-        provider.envelope,
-        lambda code: any(fnmatchcase(name, pattern) for name in names_of(code) for pattern in own),
-    )
+    named = [rule for rule in provider.rules if "*" not in rule.codes]
+    return read(answer, provider.envelope, lambda code: rule_of(code, None, named) is not None)
 
 
 def names_of(code: str | None) -> Iterator[str]:
