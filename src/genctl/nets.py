@@ -102,11 +102,11 @@ class Cast:
         if self._keeps:
             self.done.append(swept)
         if not self.dry_run:
-            log.info("sweep.done", **_about(swept), why=swept.why)
+            log.info("sweep.done", **swept.item())
 
     def failed_at(self, error: GenctlError, swept: Swept | None = None) -> None:
         """Note what failed; the next pass meets it again."""
-        log.warning("sweep.failed", **(_about(swept) if swept else {}), error=error.message)
+        log.warning("sweep.failed", **(swept.item() if swept else {}), error=error.message)
         self.failed.append(error)
 
     async def each(
@@ -137,7 +137,7 @@ class Cast:
                 self.did(swept)
         except LockedError as error:
             self._locked.add(user)
-            log.info("sweep.passed_over", **_about(swept), why=error.message)
+            log.info("sweep.passed_over", **swept.item(), error=error.message)
         except GenctlError as error:
             self.failed_at(error, swept)
 
@@ -370,11 +370,6 @@ def _holds(session: Session) -> Swept:
     if session.status is Status.COMPLETED:
         return Swept("capture", session, "it completed and still holds its reservation")
     return Swept("refund", session, "it failed and still holds its reservation")
-
-
-def _about(swept: Swept) -> dict[str, Any]:
-    item = swept.item()
-    return {name: item[name] for name in ("action", "sessionId", "userId")}
 
 
 def readable(rows: Sequence[Row]) -> list[Session]:
