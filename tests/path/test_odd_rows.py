@@ -136,7 +136,9 @@ async def test_sweep_status_metrics_and_audit_agree_about_odd_rows(adopted: Kit)
         waits_s = oldest_s - 24 * H if pile == "dead_leases" else oldest_s
         assert metrics[f"genctl_sessions_oldest_seconds {pile}"] == pytest.approx(waits_s, abs=60)
     said = await lines(kit)
-    assert said["owed"].message == "5 job messages for 1 d, 3 DLQ copies for 1 h: is a sweeper running?"
+    assert said["owed"].message == (
+        "5 without job message (the longest for 1 d); 3 without DLQ copy (the longest for 1 h): is a sweeper running?"
+    )
     assert said["leases"].message.startswith("2 dead (the longest for 1 h)")
     assert said["refunds"].message.startswith("2 pending")
     assert said["tools"].message.startswith("3 jobs for tools that are not installed here")

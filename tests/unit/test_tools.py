@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genctl.base import settings, values
+from genctl.base import hidden, settings, values
 from genctl.base.settings import Settings, row
 from genctl.domain.details import REMOVED, stored
 from genctl.domain.model import GenctlError
-from genctl.ops.runbook.inputs import secrets_of
 from genctl.services.api import Wanted
 from genctl.tools import BESIDE, Params, Tool
-from genctl.tools.found import Tools, found, overlap, sound
+from genctl.tools.found import Tools, found, load, overlap, sound
 from genctl.tools.seedream4 import TOOL as SEEDREAM
 
 OTHER = msgspec.structs.replace(
@@ -247,9 +246,14 @@ def test_a_tool_shares_a_row_of_settings_with_its_sibling() -> None:
     assert [entry.key for entry in of(other()).settings] == [entry.key for entry in SEEDREAM.settings]
 
 
-def test_the_secrets_of_tools_are_masked_as_ours_are() -> None:
-    found_ = Settings(secret="x" * 32, of_tools={"ark_api_key": "hunter2-hunter2"})
-    assert {"x" * 32, "hunter2-hunter2"} <= {*secrets_of(found_)}
+def test_the_secrets_of_tools_are_hidden_as_ours_are(tmp_path: Path) -> None:
+    env = {
+        "GENCTL_SECRET": "x" * 32,
+        "ARK_API_KEY": "hunter2-hunter2",
+        "DATABASE_URL": "postgresql://a:b-of-a@c/d",
+    }
+    load(env=env, cwd=tmp_path)
+    assert {"x" * 32, "hunter2-hunter2", "b-of-a"} <= {*hidden.known()}
 
 
 def test_a_key_of_any_shape_is_removed_from_what_the_provider_says_of_it() -> None:
