@@ -100,11 +100,10 @@ async def _here(settings: Settings) -> list[Finding]:
     numbers = {"genctl": __version__, "Python": platform.python_version()}
     numbers |= {name: version(name) for name in LIBRARIES}
     text = ", ".join(f"{name} {number}" for name, number in numbers.items())
-    direct, tools = settings.listen_dsn(), Tools.of(settings)
+    tools = Tools.of(settings)
     return [
         Finding("versions", findings.OK, text),
         _settings(settings),
-        *(findings.of_endpoint(dsn.place(direct)[0]) if direct else []),
         *findings.of_tools(tools.by_name, tools.troubles),
         findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
     ]
@@ -160,6 +159,11 @@ async def _refused(db: Database) -> tuple[list[Kept], Notifying]:
 async def _migrations(settings: Settings) -> list[Finding]:
     known = await migrate.status(settings.direct_dsn())
     return findings.of_migrations({one.name: one.state for one in known})
+
+
+async def _endpoint(settings: Settings) -> list[Finding]:
+    direct = settings.listen_dsn()
+    return findings.of_endpoint(dsn.place(direct)[0]) if direct else []
 
 
 async def _listen(settings: Settings) -> list[Finding]:
@@ -241,8 +245,9 @@ async def _stream(settings: Settings) -> Finding:
 Checks = Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]]
 
 CHECKS: Checks = {
-    "genctl": _here,
+    "versions": _here,
     "postgresql": _database,
+    "endpoint": _endpoint,
     "listen": _listen,
     "migrations": _migrations,
     "sqs": _queues,
