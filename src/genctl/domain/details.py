@@ -77,11 +77,9 @@ def stored(text: str | bytes | None, limit: int, keys: str = "") -> str | None:
 
     `keys` is a pattern of the provider's keys. Leaves out NUL and lone surrogates, which jsonb refuses.
     """
-    return None if text is None else _stored(text[: 4 * _WINDOW], limit, keys)
-
-
-@lru_cache(_REMEMBERED)
-def _stored(text: str | bytes, limit: int, keys: str) -> str:
+    if text is None:
+        return None
+    text = text[: 4 * _WINDOW]
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return cut(redact(re.sub(r"[\x00\ud800-\udfff]", "", text), keys), limit)
@@ -190,10 +188,6 @@ _ADVICE = re.compile(
     r"\bsend (?:us )?feedback\b|\bsupport codes?\b|联系|聯繫|工单|客服",
     re.IGNORECASE,
 )
-_ADVICE_WORDS = (  # every advice has one of them
-    "contact", "mail", "write", "reach", "touch", "report", "support", "customer", "ticket", "case", "issue",
-    "help", "include", "feedback", "联系", "聯繫", "工单", "客服",
-)  # fmt: skip
 _ASIDE = re.compile(  # "…, please contact support": we keep what stands before it
     r"[,;，；(（] ?(?=(?:or |and |或者?)?(?:please|kindly|contact|reach|open|submit|if|you can|[请如联提]))"
     r"| (?=(?:or|and) (?:please |kindly )?(?:contact|reach|open|submit))",
@@ -233,11 +227,7 @@ def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
     server banners, secrets, control and bidi characters. Returns a fixed sentence where nothing readable is
     left.
     """
-    return _for_people(text[: 2 * _WINDOW], keys, request_id)
-
-
-@lru_cache(_REMEMBERED)
-def _for_people(text: str, keys: str, request_id: str | None) -> str:
+    text = text[: 2 * _WINDOW]
     for _ in range(_MAX_PASSES):  # a removal may join two parts to an id
         cleaned = _cleaned(text, keys, request_id)
         if cleaned == text:
@@ -271,8 +261,7 @@ def _tidied(text: str) -> str:
 
 
 def _without_advice(sentence: str) -> str:
-    lower = sentence.lower()
-    if not any(map(lower.__contains__, _ADVICE_WORDS)) or not _ADVICE.search(sentence):
+    if not _ADVICE.search(sentence):
         return sentence
     head = _ASIDE.split(sentence, maxsplit=1)[0].strip()
     if head == sentence.strip() or _ADVICE.search(head) or _NO_SENTENCE.match(head):
