@@ -55,7 +55,7 @@ from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
 from genctl.tools import Tool
 from genctl.tools.found import Tools
-from genctl.tools.wire import Wire, meaning
+from genctl.tools.wire import Classifier, Wire
 
 Hear = Callable[[Success | Failure, Session], None]  # takes the outcome of a call for a session
 Turn = Callable[[], Awaitable[Hear]]  # waits until a job may call the provider
@@ -147,7 +147,7 @@ class Pipeline:
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
         # a gateway may send the codes of other providers behind ours
-        self._others = rules_of_others()
+        self._classify = Classifier(tool.provider, verdicts=limits.verdicts, others=rules_of_others())
         self._left = set[tuple[str, str | None]]()  # tool and model of messages that are left for others
         self._claiming: set[asyncio.Task[Any]] = set()
 
@@ -275,8 +275,7 @@ class Pipeline:
             began_at = time.monotonic()
             with self.span("genctl.call", attempt=hold.session.attempts, model=hold.session.model):
                 answer = await self.wire.generate(hold.session, hold.on_send)
-        verdicts, now = self.limits.verdicts, datetime.now(UTC)
-        result = meaning(answer, self.tool.provider, now=now, verdicts=verdicts, others=self._others)
+        result = self._classify(answer, now=datetime.now(UTC))
         self.meters.called(result, time.monotonic() - began_at)
         hear(result, hold.session)
         return result

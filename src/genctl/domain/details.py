@@ -77,9 +77,11 @@ def stored(text: str | bytes | None, limit: int, keys: str = "") -> str | None:
 
     `keys` is a pattern of the provider's keys. Leaves out NUL and lone surrogates, which jsonb refuses.
     """
-    if text is None:
-        return None
-    text = text[: 4 * _WINDOW]
+    return None if text is None else _stored(text[: 4 * _WINDOW], limit, keys)
+
+
+@lru_cache(_REMEMBERED)
+def _stored(text: str | bytes, limit: int, keys: str) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return cut(redact(re.sub(r"[\x00\ud800-\udfff]", "", text), keys), limit)
@@ -227,7 +229,11 @@ def for_people(text: str, keys: str = "", request_id: str | None = None) -> str:
     server banners, secrets, control and bidi characters. Returns a fixed sentence where nothing readable is
     left.
     """
-    text = text[: 2 * _WINDOW]
+    return _for_people(text[: 2 * _WINDOW], keys, request_id)
+
+
+@lru_cache(_REMEMBERED)
+def _for_people(text: str, keys: str, request_id: str | None) -> str:
     for _ in range(_MAX_PASSES):  # a removal may join two parts to an id
         cleaned = _cleaned(text, keys, request_id)
         if cleaned == text:

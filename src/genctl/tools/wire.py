@@ -6,7 +6,8 @@ It never tries again: providers have no idempotency key, and a hidden retry woul
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Self
 
@@ -16,6 +17,7 @@ import structlog
 from genctl import __version__
 from genctl.domain.classify import classify
 from genctl.domain.details import without_secrets
+from genctl.domain.envelopes import GENERIC
 from genctl.domain.model import Answer, Failure, NoAnswer, Session, Success
 from genctl.domain.providers import Provider
 from genctl.domain.rules import Rule
@@ -24,6 +26,8 @@ from genctl.tools import Request, Tool
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**20
+REMEMBERED = 128  # answers of a provider, which refuses thousands of jobs by the same bytes
+REMEMBERED_BYTES = 4_096  # of the body of such an answer
 NOT_MADE = "RequestNotMade"  # the tool's file has failed to make the call
 
 HEADERS = {
@@ -165,14 +169,35 @@ def inflated(headers: Mapping[str, str], body: bytes) -> bytes:
         return body
 
 
-def meaning(
-    answer: Answer | NoAnswer,
-    provider: Provider,
-    *,
-    now: datetime,
-    verdicts: Sequence[str] = (),
-    others: Sequence[Rule] = (),
-) -> Success | Failure:
-    """Say what an answer means, as classify() does, and take the provider's keys out of its words."""
-    said = classify(answer, provider, now=now, verdicts=verdicts, others=others)
-    return without_secrets(said, provider.key_shape)
+class Classifier:
+    """Say what a provider's answers mean, without its keys, and remember the last ones.
+
+    What an answer means depends on nothing but the status, the body and a few headers, so it reads them once.
+    """
+
+    def __init__(
+        self, provider: Provider, *, verdicts: Sequence[str] = (), others: Sequence[Rule] = ()
+    ) -> None:
+        self._key_shape = provider.key_shape
+        self._classify = partial(classify, provider=provider, verdicts=verdicts, others=others)
+        own = provider.envelope
+        self._heard = sorted({*own.headers, *own.code_headers, *GENERIC.headers, *GENERIC.code_headers})
+        self._remembered = lru_cache(REMEMBERED)(self._refused)
+
+    def __call__(self, answer: Answer | NoAnswer, *, now: datetime) -> Success | Failure:
+        """Return what classify() and without_secrets() make of the answer."""
+        # the time counts for what a wait or an image's URL says, and for nothing else
+        if isinstance(answer, NoAnswer) or answer.status < 300 or "retry-after" in answer.headers:
+            return self._fresh(answer, now)
+        if len(answer.body) <= REMEMBERED_BYTES:
+            known = self._remembered(answer.status, answer.body, *map(answer.headers.get, self._heard))
+            if isinstance(known, Failure) and known.retry_after_s is None:
+                return known
+        return self._fresh(answer, now)
+
+    def _refused(self, status: int, body: bytes, *heard: str | None) -> Success | Failure:
+        headers = {name: value for name, value in zip(self._heard, heard, strict=True) if value is not None}
+        return self._fresh(Answer(status, headers, body), datetime.now(UTC))
+
+    def _fresh(self, answer: Answer | NoAnswer, now: datetime) -> Success | Failure:
+        return without_secrets(self._classify(answer, now=now), self._key_shape)
