@@ -190,6 +190,10 @@ _ADVICE = re.compile(
     r"\bsend (?:us )?feedback\b|\bsupport codes?\b|联系|聯繫|工单|客服",
     re.IGNORECASE,
 )
+_ADVICE_WORDS = (  # every advice has one of them
+    "contact", "mail", "write", "reach", "touch", "report", "support", "customer", "ticket", "case", "issue",
+    "help", "include", "feedback", "联系", "聯繫", "工单", "客服",
+)  # fmt: skip
 _ASIDE = re.compile(  # "…, please contact support": we keep what stands before it
     r"[,;，；(（] ?(?=(?:or |and |或者?)?(?:please|kindly|contact|reach|open|submit|if|you can|[请如联提]))"
     r"| (?=(?:or|and) (?:please |kindly )?(?:contact|reach|open|submit))",
@@ -267,7 +271,8 @@ def _tidied(text: str) -> str:
 
 
 def _without_advice(sentence: str) -> str:
-    if not _ADVICE.search(sentence):
+    lower = sentence.lower()
+    if not any(map(lower.__contains__, _ADVICE_WORDS)) or not _ADVICE.search(sentence):
         return sentence
     head = _ASIDE.split(sentence, maxsplit=1)[0].strip()
     if head == sentence.strip() or _ADVICE.search(head) or _NO_SENTENCE.match(head):
