@@ -87,12 +87,10 @@ class Audit(msgspec.Struct, frozen=True):
 
     @property
     def safe(self) -> list[Violation]:
-        """Return the listed ones that fix() can mend."""
         return [violation for violation in self.violations if violation.is_safe]
 
     @property
     def is_cut(self) -> bool:
-        """Tell whether it lists only the first ones."""
         return self.total > len(self.violations)
 
 
@@ -129,7 +127,7 @@ async def grant(db: Database, users: Sequence[str], amount: int, reason: str, *,
             shlex.join(("genctl", "credits", "grant", "--user", error.user, *terms))
             for error in locked[:MOST_FIXES]
         ]
-        more = f", {len(locked) - 1} more neither" if len(locked) > 1 else ""
+        more = f", nor have {len(locked) - 1} more" if len(locked) > 1 else ""
         had = len(everyone) - len(locked)
         others = f"; the other {had} have theirs" if had else ""
         why = f"user {locked[0].user} has got nothing{more}: the account is locked by another transaction"

@@ -95,7 +95,6 @@ class Cast:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether its time is over."""
         return time.monotonic() > self._give_up_at
 
     def did(self, swept: Swept) -> None:
@@ -103,11 +102,11 @@ class Cast:
         if self._keeps:
             self.done.append(swept)
         if not self.dry_run:
-            log.info("sweep.done", **_about(swept), why=swept.why)
+            log.info("sweep.done", **swept.item())
 
     def failed_at(self, error: GenctlError, swept: Swept | None = None) -> None:
         """Note what failed; the next pass meets it again."""
-        log.warning("sweep.failed", **(_about(swept) if swept else {}), error=error.message)
+        log.warning("sweep.failed", **(swept.item() if swept else {}), error=error.message)
         self.failed.append(error)
 
     async def each(
@@ -138,14 +137,12 @@ class Cast:
                 self.did(swept)
         except LockedError as error:
             self._locked.add(user)
-            log.info("sweep.passed_over", **_about(swept), why=error.message)
+            log.info("sweep.passed_over", **swept.item(), error=error.message)
         except GenctlError as error:
             self.failed_at(error, swept)
 
 
 class Nets:
-    """Hold the nets of one pipeline."""
-
     def __init__(self, pipeline: Pipeline, settings: Settings) -> None:
         self._pipeline = pipeline
         self._db = pipeline.db
@@ -228,7 +225,6 @@ class Nets:
         return self._next_block > 0
 
     async def trace(self, cast: Cast) -> bool:
-        """Delete rows of the trace that are too old."""
         age_s = self._settings.trace_retention_s
         name = "old_trace" if cast.dry_run else "prune_trace"
         try:
@@ -268,7 +264,6 @@ class Nets:
         return True
 
     async def _move(self, swept: Swept) -> bool:
-        """Release or capture what the session holds."""
         session = swept.session
         if session is None or session.reservation_id is None:
             return False
@@ -375,11 +370,6 @@ def _holds(session: Session) -> Swept:
     if session.status is Status.COMPLETED:
         return Swept("capture", session, "it completed and still holds its reservation")
     return Swept("refund", session, "it failed and still holds its reservation")
-
-
-def _about(swept: Swept) -> dict[str, Any]:
-    item = swept.item()
-    return {name: item[name] for name in ("action", "sessionId", "userId")}
 
 
 def readable(rows: Sequence[Row]) -> list[Session]:

@@ -68,6 +68,10 @@ async def test_a_refused_job_passes_the_files_that_the_page_lists_in_their_order
     await kit.enqueue("sensitive")
     message = await kit.receive()
     async with Pipeline.open(kit.settings) as pipeline:
+        assert pipeline.wire
+        await (
+            pipeline.wire.knock()
+        )  # connects, as an earlier job has done: to the database and SQS it is already
         with watched() as seen:
             await carry(message, pipeline)
     assert len(await kit.copies()) == 1

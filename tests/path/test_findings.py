@@ -158,6 +158,12 @@ async def test_what_is_away_is_one_line_each(settings: Settings) -> None:
     assert all(str(port) in one.message and one.fix for one in told.values())
 
 
+async def test_where_the_embedded_stack_never_ran_the_rest_is_told_all_the_same(tmp_path: Path) -> None:
+    told = await found(Settings(home=tmp_path, embedded=True), "ok", "warning")
+    assert list(told) == ["versions", "settings", "tools", "files"]
+    assert told["settings"].fix == "`genctl up`, or set DATABASE_URL"
+
+
 async def test_where_the_embedded_stack_has_ended_the_cure_starts_it(settings: Settings) -> None:
     """Not that of one of its parts, which speaks of networks and regions."""
     assert settings.embedded

@@ -80,8 +80,8 @@ def test_ours_is_found_as_any_other_is() -> None:
 
 
 CASES = {
-    "an import that fails": (Point("other", ModuleNotFoundError("No module named 'torch'")), "cannot be used: ModuleNotFoundError: No module named 'torch'"),
-    "an exit": (Point("other", SystemExit(3)), "cannot be used: SystemExit: 3"),
+    "an import that fails": (Point("other", ModuleNotFoundError("No module named 'torch'")), "raises ModuleNotFoundError: No module named 'torch'"),
+    "an exit": (Point("other", SystemExit(3)), "raises SystemExit: 3"),
     "a text of many lines": (Point("other", ValueError("a\n b\n\tc")), "ValueError: a b c"),
     "no tool": (Point("other", object()), "is no genctl.tools.Tool"),
     "another name": (Point("other", msgspec.structs.replace(OTHER, name="else")), "the tool itself else"),
@@ -100,12 +100,12 @@ CASES = {
     "a name that no queue can have": (Point("Other", msgspec.structs.replace(OTHER, name="Other")), "it is called 'Other', and the name of a tool"),
     "a text for a tuple": (other(models="other-*"), "its models are 'other-*', and must be a tuple"),
     "a sign that SQL knows nothing of": (other(models=("other-[0-9]",)), "its pattern 'other-[0-9]' is no name"),
-    "models of no text": (other(models=(1,)), "cannot be used: TypeError"),
+    "models of no text": (other(models=(1,)), "raises TypeError"),
     "what nobody can bring": (other(brings="base64"), "it brings 'base64'"),
     "parameters of another kind": (other(params=Plain), "no kind of genctl.tools.Params"),
     "a parameter that every order has": (other(params=Twice), "its parameter clientKey is what every order has"),
     "a pattern that is none": (other(provider=msgspec.structs.replace(OTHER.provider, key_shape="(")), "its provider's pattern '(' cannot be read"),
-    "a provider that is none": (other(provider=None), "cannot be used: AttributeError"),
+    "a provider that is none": (other(provider=None), "raises AttributeError"),
     "a setting of another tool": (other(settings=(row("ARK_API_KEY", values.as_text, "mine", ""), *OTHER.settings[1:])), "its setting ark_api_key is one of seedream4 already"),
 }  # fmt: skip
 

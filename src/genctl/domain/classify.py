@@ -44,27 +44,20 @@ LEAST_RETRY_AFTER_S = 1.0
 ADVICE = "advice"
 
 
-def _ours(code: str, sentence: str, *, fatal: bool, outcome: Outcome = Outcome.REFUSED) -> Failure:
-    return Failure(code=code, category=Category.INTERNAL, fatal=fatal, outcome=outcome, user_message=sentence)
-
-
+_OURS, _REFUSED, _UNKNOWN = Category.INTERNAL, Outcome.REFUSED, Outcome.UNKNOWN
+_SORRY = "Something went wrong on our side"
 OURS: dict[str, Failure] = {
-    failure.code: failure
-    for failure in (
-        _ours("MalformedMessage", "Something went wrong on our side: the job could not be read.", fatal=True),
-        _ours("SessionNotFound", "Something went wrong on our side: the job is not known.", fatal=True),
-        _ours("RequestNotMade", "Something went wrong on our side. Please try again later.", fatal=False),
-        _ours("AttemptsExhausted", "The image could not be made in the attempts allowed. Please try again.",
-              fatal=False),
-        _ours("SweptTimeout", "The image waited too long for its turn. Please try again.", fatal=False),
-        _ours("WorkerCrashed", "Something went wrong on our side while the image was made. Please try again.",
-              fatal=False, outcome=Outcome.UNKNOWN),
-        msgspec.structs.replace(
-            _ours("Cancelled", "This image was cancelled before it was made.", fatal=True),
-            category=Category.CANCELLED,
-        ),
-        _ours("Unknown", "Something went wrong on our side. Please try again.",  # a row that tells none
-              fatal=False, outcome=Outcome.UNKNOWN),
+    code: Failure(code=code, category=category, fatal=fatal, outcome=outcome, user_message=sentence)
+    for category, code, fatal, outcome, sentence in (
+        (_OURS, "MalformedMessage", True, _REFUSED, f"{_SORRY}: the job could not be read."),
+        (_OURS, "SessionNotFound", True, _REFUSED, f"{_SORRY}: the job is not known."),
+        (_OURS, "RequestNotMade", False, _REFUSED, f"{_SORRY}. Please try again later."),
+        (_OURS, "AttemptsExhausted", False, _REFUSED,
+         "The image could not be made in the attempts allowed. Please try again."),
+        (_OURS, "SweptTimeout", False, _REFUSED, "The image waited too long for its turn. Please try again."),
+        (_OURS, "WorkerCrashed", False, _UNKNOWN, f"{_SORRY} while the image was made. Please try again."),
+        (Category.CANCELLED, "Cancelled", True, _REFUSED, SENTENCES[Category.CANCELLED]),
+        (_OURS, "Unknown", False, _UNKNOWN, SENTENCES[_OURS]),  # a row that tells none
     )
 }  # fmt: skip
 
@@ -111,12 +104,8 @@ def classify(
 
 def words_of(answer: Answer, provider: Provider) -> Reading:
     """Read what an answer of `provider` says. Never raises."""
-    own = [pattern for rule in provider.rules for pattern in rule.codes if pattern != "*"]
-    return read(
-        answer,
-        provider.envelope,
-        lambda code: any(fnmatchcase(name, pattern) for name in names_of(code) for pattern in own),
-    )
+    named = [rule for rule in provider.rules if "*" not in rule.codes]
+    return read(answer, provider.envelope, lambda code: rule_of(code, None, named) is not None)
 
 
 def names_of(code: str | None) -> Iterator[str]:
@@ -214,7 +203,6 @@ def _sentence(category: Category, rule: Rule | None, message: str | None) -> str
 
 
 def is_fatal(status: int) -> bool:
-    """Tell whether the status is fatal by the base rule."""
     return 400 <= status < 500 and status != 429
 
 

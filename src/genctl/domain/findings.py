@@ -41,7 +41,6 @@ def _judged(check: str, level: str, wrong: Iterable[tuple[str, str]], fine: str)
 
 
 def of_error(check: str, error: GenctlError) -> list[Finding]:
-    """Report a part that cannot be used."""
     return [Finding(check, ERROR, error.message, error.fix)]
 
 
@@ -121,7 +120,6 @@ def of_refused(kept: Sequence[Kept], notifying: Notifying) -> Iterator[Finding]:
 
 
 def of_migrations(states: Mapping[str, str]) -> list[Finding]:
-    """Judge the migrations, each file with the state that the runner names."""
     wrong = {name: state for name, state in states.items() if state != "applied"}
     text = ", ".join(f"{name} is {state}" for name, state in wrong.items())
     fix = "genctl migrate" if set(wrong.values()) == {"pending"} else "genctl migrate status"
@@ -251,7 +249,6 @@ def of_sent(queue: str, error: GenctlError | None, left: str, *, is_dlq: bool) -
 
 
 def of_permissions(forbidden: Sequence[GenctlError]) -> list[Finding]:
-    """Report the calls that SQS does not let us make."""
     wrong = ((error.message, error.fix) for error in forbidden)
     return _judged("permissions", ERROR, wrong, "queue and DLQ let us receive, send, delete and hide")
 
@@ -288,7 +285,6 @@ def of_provider(url: str, base: str, key: str, answer: Answer | NoAnswer) -> Fin
 
 
 def of_readiness(url: str, status: int, why: str = "") -> Finding:
-    """Judge the answer of /readyz."""
     match status:
         case 200:
             return Finding("api", OK, f"{url} is ready")

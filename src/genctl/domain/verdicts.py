@@ -29,8 +29,6 @@ _LONGEST_CHARACTER = 4  # bytes; details are cut between two characters
 
 
 class KeptFailure(msgspec.Struct, frozen=True):
-    """Hold what a failed row keeps of the provider's answer."""
-
     id: UUID
     completed_at: datetime
     user_id: str | None = None
@@ -64,7 +62,6 @@ class Judged(msgspec.Struct, kw_only=True, rename="camel"):
 
     @property
     def is_changed(self) -> bool:
-        """Tell whether the verdict or the category would be another."""
         return (self.verdict, self.category) != (self.would_be, self.would_be_category)
 
 
@@ -204,7 +201,6 @@ class Trial:
 
     @property
     def unknown_codes(self) -> list[str]:
-        """Return the codes that are in no table."""
         return sorted({group.code for group in self._groups.values() if not group.known})
 
     def seen(self, code: str, first: datetime) -> None:

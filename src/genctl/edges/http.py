@@ -5,7 +5,6 @@ REQUESTS_CA_BUNDLE beside the CAs of this machine.
 """
 
 import os
-import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,7 +44,6 @@ def session(
             limit=0,
             keepalive_timeout=KEEPALIVE_S,
             ssl=trust,
-            socket_factory=_probed_socket,
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy_of(base),
@@ -53,14 +51,6 @@ def session(
         trace_configs=list(traces),
         auto_decompress=auto_decompress,
     )
-
-
-def _probed_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Make a socket whose other end TCP asks from time to time whether it lives."""
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return made
 
 
 def proxy_of(base: str) -> str | None:

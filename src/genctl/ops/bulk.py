@@ -65,9 +65,7 @@ class BulkWork:
         cls, db: Database, purpose: Purpose, counts: msgspec.Struct, tool: str | None, left: Left
     ) -> Self:
         """Write the row. Raises GenctlError (exit 3), which names the grant that our role lacks."""
-        needed = [
-            {"part": "operator", "relation": TABLE, "privilege": right} for right in RIGHTS["operator"][TABLE]
-        ]
+        needed = {"operator": {TABLE: RIGHTS["operator"][TABLE]}}
         for lacks in await db.rows("missing_rights", needed=as_json(needed)):
             right = f"{lacks['privileges']} on {TABLE}"
             told = (

@@ -100,11 +100,10 @@ async def _here(settings: Settings) -> list[Finding]:
     numbers = {"genctl": __version__, "Python": platform.python_version()}
     numbers |= {name: version(name) for name in LIBRARIES}
     text = ", ".join(f"{name} {number}" for name, number in numbers.items())
-    direct, tools = settings.listen_dsn(), Tools.of(settings)
+    tools = Tools.of(settings)
     return [
         Finding("versions", findings.OK, text),
         _settings(settings),
-        *(findings.of_endpoint(dsn.place(direct)[0]) if direct else []),
         *findings.of_tools(tools.by_name, tools.troubles),
         findings.of_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
     ]
@@ -121,21 +120,10 @@ def _settings(settings: Settings) -> Finding:
     return Finding("settings", findings.WARNING, text, "set it to at least 32 random bytes")
 
 
-def _needed(*parts: str) -> Any:
-    return as_json(
-        [
-            {"part": part, "relation": relation, "privilege": privilege}
-            for part in parts
-            for relation, rights in RIGHTS[part].items()
-            for privilege in rights
-        ]
-    )
-
-
 async def grants(settings: Settings) -> str:
     """Write the command that gives our role what a person's commands need; empty: it lacks nothing."""
     async with Database.open(settings.dsn(), size=1) as db:
-        missing = await db.rows("missing_rights", needed=_needed("operator"))
+        missing = await db.rows("missing_rights", needed=as_json({"operator": RIGHTS["operator"]}))
     return findings.granting(missing, *dsn.place(settings.dsn()))
 
 
@@ -144,7 +132,7 @@ async def _database(settings: Settings) -> list[Finding]:
         before = time.time()
         (server,) = await db.rows("server", idle_after_s=findings.IDLE_AFTER_S)
         clocks_s = server["now"].timestamp() - (before + time.time()) / 2
-        missing = await db.rows("missing_rights", needed=_needed(*RIGHTS))
+        missing = await db.rows("missing_rights", needed=as_json(RIGHTS))
         table = await db.row("sessions_settings") or {"settings": [findings.FILLFACTOR]}
         base = await db.rows("base_findings", **migrate.base_asked())
         kept, notifying = await _refused(db)
@@ -171,6 +159,11 @@ async def _refused(db: Database) -> tuple[list[Kept], Notifying]:
 async def _migrations(settings: Settings) -> list[Finding]:
     known = await migrate.status(settings.direct_dsn())
     return findings.of_migrations({one.name: one.state for one in known})
+
+
+async def _endpoint(settings: Settings) -> list[Finding]:
+    direct = settings.listen_dsn()
+    return findings.of_endpoint(dsn.place(direct)[0]) if direct else []
 
 
 async def _listen(settings: Settings) -> list[Finding]:
@@ -252,8 +245,9 @@ async def _stream(settings: Settings) -> Finding:
 Checks = Mapping[str, Callable[[Settings], Coroutine[Any, Any, list[Finding]]]]
 
 CHECKS: Checks = {
-    "genctl": _here,
+    "versions": _here,
     "postgresql": _database,
+    "endpoint": _endpoint,
     "listen": _listen,
     "migrations": _migrations,
     "sqs": _queues,

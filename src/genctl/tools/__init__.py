@@ -123,7 +123,6 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def api_path(self) -> str:
-        """Return the path below which the API serves the tool."""
         return f"/api/{self.name}"
 
     @property
@@ -151,7 +150,6 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def secrets(self) -> list[str]:
-        """Return the values of its secret settings."""
         return [str(self.said[entry.key]) for entry in self.settings if entry.secret and self.said[entry.key]]
 
     def check_usable(self) -> None:

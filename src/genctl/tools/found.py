@@ -52,7 +52,7 @@ def sound(points: Iterable[EntryPoint]) -> "Tools":
             why = next((why for look in LOOKS for why in look(tool, point, tools)), "")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a foreign module, and its parts, may raise anything
             said = " ".join(str(error).split())[:200]
-            why = f"{point.value} cannot be used: {type(error).__name__}{f': {said}' if said else ''}"
+            why = f"{point.value} raises {type(error).__name__}{f': {said}' if said else ''}"
         if why:
             troubles[name] = f"{why} (package {package})"
         else:

@@ -115,9 +115,10 @@ class ModelLimits(NamedTuple):
     images: int = 14
     fast: bool = False
     formats: bool = False  # else it makes JPEG only
+    seeds: bool = False  # and a scale of guidance
 
 
-# By a part of the model's name; the first part that fits counts. An endpoint (ep-…) may be any model.
+# By a part of the model's name; the first part that fits counts.
 MODELS: dict[str, ModelLimits] = {
     "seedream-4-0-": ModelLimits(("1K", "2K", "4K"), (921_600, 16_777_216), fast=True),
     "seedream-4-5-": ModelLimits(("2K", "4K"), (3_686_400, 16_777_216)),
@@ -126,28 +127,34 @@ MODELS: dict[str, ModelLimits] = {
     ),
     "seedream-5-0-": ModelLimits(("2K", "3K", "4K"), (3_686_400, 16_777_216), formats=True),
 }
+# An endpoint (ep-…) may be any model.
+ANY = ModelLimits(
+    ("1K", "1.5K", "2K", "3K", "4K"), (0, 10**10), images=10**6, fast=True, formats=True, seeds=True
+)
 MOST_RATIO = 16
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})", re.ASCII)
 _IMAGE = re.compile(r"https?://[!-~]{1,8000}|data:image/[a-z+.-]{1,20};base64,[A-Za-z0-9+/=]+", re.ASCII)
 
 
+def _limits(name: str) -> ModelLimits:
+    return next((model for part, model in MODELS.items() if part in name), ANY)
+
+
 def refusal(name: str, params: Seedream) -> str | None:
     """Say in a sentence why the model refuses these parameters; None: it takes them."""
-    model = next((model for part, model in MODELS.items() if part in name), None)
+    return next(_complaints(name, params, _limits(name)), None)
+
+
+def _complaints(name: str, params: Seedream, model: ModelLimits) -> Iterator[str]:
     images = [params.image] if isinstance(params.image, str) else params.image or []
     if any(not _IMAGE.fullmatch(image) for image in images):
-        return "image is neither an http(s) URL nor data:image/<format>;base64,…"
-    complaints = _complaints(name, params, model, len(images))
-    return _size_refusal(name, params.size, model) or next(complaints, None)
-
-
-def _complaints(name: str, params: Seedream, model: ModelLimits | None, images: int) -> Iterator[str]:
-    if model is None:
-        return
-    if images > model.images:
-        yield f"{name} takes {model.images} images, not {images}"
+        yield "image is neither an http(s) URL nor data:image/<format>;base64,…"
+    if params.size not in {None, *model.sizes}:
+        yield from _complaints_of_size(name, str(params.size), model)
+    if len(images) > model.images:
+        yield f"{name} takes {model.images} images, not {len(images)}"
     for field in ("seed", "guidance_scale"):
-        if getattr(params, field) is not None:
+        if getattr(params, field) is not None and not model.seeds:
             yield f"{name} takes no {field}: models 3.x alone do"
     if params.output_format == "png" and not model.formats:
         yield f"{name} makes JPEG only"
@@ -155,21 +162,16 @@ def _complaints(name: str, params: Seedream, model: ModelLimits | None, images: 
         yield f"{name} knows no fast mode of optimize_prompt_options"
 
 
-def _size_refusal(name: str, size: str | None, model: ModelLimits | None) -> str | None:
-    if size is None:
-        return None
-    sizes = model.sizes if model else ("1K", "1.5K", "2K", "3K", "4K")
-    if size in sizes:
-        return None
+def _complaints_of_size(name: str, size: str, model: ModelLimits) -> Iterator[str]:
     if not (sides := _SIZE.fullmatch(size)):
-        return f"{name} takes the sizes {', '.join(sizes)} or WIDTHxHEIGHT, not {size[:40]!r}"
+        yield f"{name} takes the sizes {', '.join(model.sizes)} or WIDTHxHEIGHT, not {size[:40]!r}"
+        return
     width, height = int(sides[1]), int(sides[2])
-    if model and not model.pixels[0] <= width * height <= model.pixels[1]:
-        least, most = model.pixels
-        return f"{name} takes {least:,} to {most:,} pixels, and {size} has {width * height:,}"
+    least, most = model.pixels
+    if not least <= width * height <= most:
+        yield f"{name} takes {least:,} to {most:,} pixels, and {size} has {width * height:,}"
     if max(width, height) > MOST_RATIO * min(width, height):
-        return f"{size} is longer than {MOST_RATIO} to 1"
-    return None
+        yield f"{size} is longer than {MOST_RATIO} to 1"
 
 
 def request(session: Session, said: Said) -> Request:
@@ -183,13 +185,9 @@ def request(session: Session, said: Said) -> Request:
         "response_format": "url",
         "watermark": False,  # the provider's own default is on
     } | known
-    if body.get("output_format") == "jpeg" and not _has_formats(session.model or ""):
+    if body.get("output_format") == "jpeg" and not _limits(session.model or "").formats:
         del body["output_format"]  # this model makes JPEG anyway, and knows no such field
     return _post(body, said, {"X-Client-Request-Id": f"{session.id}-{session.run}-{session.attempts}"})
-
-
-def _has_formats(name: str) -> bool:
-    return next((model.formats for part, model in MODELS.items() if part in name), True)
 
 
 def knock(said: Said) -> Request:

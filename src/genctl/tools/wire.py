@@ -134,7 +134,6 @@ class _Sending:
 
 
 async def _leaving(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    """Run `on_send` right before aiohttp writes."""
     sending: _Sending = context.trace_request_ctx
     try:
         sending.on_send()
@@ -179,7 +178,6 @@ class Classifier:
     def __init__(
         self, provider: Provider, *, verdicts: Sequence[str] = (), others: Sequence[Rule] = ()
     ) -> None:
-        """Take what classify() takes beside an answer."""
         self._key_shape = provider.key_shape
         self._classify = partial(classify, provider=provider, verdicts=verdicts, others=others)
         own = provider.envelope

@@ -118,8 +118,11 @@ select coalesce(reloptions, '{}') as settings from pg_class
 where oid = to_regclass(format('%%I.generation_sessions', current_schema()))
 
 -- name: missing_rights
--- Lists the rights that our role lacks on existing tables; `needed` are part, relation and privilege.
-select n.part, n.relation, string_agg(lower(n.privilege), ', ' order by n.privilege) as privileges, current_user as role
-from jsonb_to_recordset(%(needed)s) as n(part text, relation text, privilege text)
+-- Lists the rights that our role lacks on existing tables; `needed` are lists of privileges, by relation, by part.
+select n.part, n.relation, string_agg(n.privilege, ', ' order by n.privilege) as privileges, current_user as role
+from (
+  select p.key as part, r.key as relation, jsonb_array_elements_text(r.value) as privilege
+  from jsonb_each(%(needed)s) p cross join jsonb_each(p.value) r
+) n
 where not has_table_privilege(to_regclass(format('%%I.%%I', current_schema(), n.relation)), n.privilege)
 group by n.part, n.relation order by n.part, n.relation
