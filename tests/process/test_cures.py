@@ -73,7 +73,8 @@ TYPED = {
     "export AWS_DEFAULT_REGION={}",
     "genctl credits grant --user {} --amount {} && {}", "genctl dlq discard --session {}",
     "psql postgresql://OWNER@{}/{} -c {}",
-    "aws sqs set-queue-attributes --queue-url {} --attributes '{}'", "chmod go-w {}", "ulimit -n $(ulimit -Hn)",
+    "aws sqs set-queue-attributes --queue-url {} --attributes '{}'",
+    "aws sqs set-queue-attributes --queue-url {} --endpoint-url {} --attributes '{}'", "chmod go-w {}", "ulimit -n $(ulimit -Hn)",
 }  # fmt: skip
 # commands that other tests type
 ELSEWHERE = {
