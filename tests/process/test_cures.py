@@ -115,7 +115,7 @@ WORDS = {
     r"alter |grant |drop rule|create the schema|let the product|undo |mend the row|the row names": "SQL for the owner of a product's tables",
     r"install |mend |renew |ask its|run genctl as|remove |free some|have the (proxy|certificate)|let (the proxy|NTP)|eval ": "another program or machine",
     r"nobody |somebody |was it |what ": "smoke says where to look",
-    r"a |true or false|-m |\{\}|: did| \(\{\}": "a piece of a sentence",
+    r"a |true or false|-m |\{\}|: did|; to end| \(\{\}": "a piece of a sentence",
 }  # fmt: skip
 
 
