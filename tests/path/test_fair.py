@@ -13,7 +13,6 @@ import pytest
 from tests.kit import Kit, until
 from tests.path.test_polite import statuses, working
 from tests.path.test_shared_pace import lives
-from tests.path.test_waiting import short
 
 from genctl import gate
 from genctl.domain.deadletters import Choice, Terms
@@ -26,8 +25,6 @@ from genctl.redrive import redrive
 from genctl.services.hands import Taken, dealt
 from genctl.tools.seedream4 import TOOL
 
-__all__ = ["short"]  # a fixture
-
 # 600 jobs of one user ahead of one of each of 20 others, a call takes a second, 20 hands: the others are done
 # within 15 s, and the whole takes no longer than before (31 rounds of all hands). GENCTL_TEST_FAIR=full measures
 # that; else there are a fifth of the jobs, nobody waits, and we count rounds.
@@ -36,7 +33,15 @@ NOISY, OTHERS, HANDS, CALL_S = 600 if FULL else 120, 20, 20, 1.0
 ROUNDS = (NOISY + OTHERS) // HANDS
 OTHERS_WITHIN = 15 * ROUNDS // 31  # rounds
 IDLE_S = 5.0  # a round that all hands do not fill in that time has left a hand idle
-LEASE_S = 1  # as `short` has it
+LEASE_S = 1
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases of a second."""
+    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
+        monkeypatch.setattr(f"genctl.{name}", LEASE_S)
+    monkeypatch.setattr("genctl.services.keeper.RENEW_S", 0.2)
 
 
 def message(user: str) -> Taken:
