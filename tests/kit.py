@@ -269,7 +269,7 @@ async def queues_of(sqs: Sqs, settings: Settings) -> tuple[Queue, Queue]:
 
     def queue(name: str) -> Queue:
         account = "123456789012"
-        arn = f"arn:aws:sqs:{sqs.region}:{account}:{name}"
+        arn = f"arn:aws:sqs:{sqs._where.region}:{account}:{name}"
         return Queue(sqs, f"{sqs.endpoint}/{account}/{name}", arn=arn, max_bytes=262_144)
 
     return queue(settings.queue), queue(f"{settings.queue}-dlq")

@@ -25,7 +25,7 @@ from genctl.domain.decide import job_body
 from genctl.domain.model import Image, Session, Status, Success
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import LockedError
-from genctl.edges.sqs_shapes import Message
+from genctl.edges.sqs_shapes import Message, System
 from genctl.enqueue import enqueue
 from genctl.pipeline import Pipeline
 from genctl.redrive import redrive
@@ -107,7 +107,9 @@ async def marked(pipeline: Pipeline, session: Session) -> None:
 
 def copy_of(session: Session) -> Message:
     name = str(uuid4())
-    return Message(name, name, job_body(session, TOOL.name), {}, 1, datetime.now(UTC))
+    return Message(
+        name, name, job_body(session, TOOL.name), {}, System(1, round(datetime.now(UTC).timestamp() * 1000))
+    )
 
 
 async def test_all_movements_at_once_add_up_and_nothing_deadlocks(

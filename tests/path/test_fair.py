@@ -36,16 +36,8 @@ IDLE_S = 5.0  # a round that all hands do not fill in that time has left a hand 
 LEASE_S = 1
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leases of a second."""
-    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
-        monkeypatch.setattr(f"genctl.{name}", LEASE_S)
-    monkeypatch.setattr("genctl.services.keeper.RENEW_S", 0.2)
-
-
 def message(user: str) -> Taken:
-    return Taken(Message("", "", "", {}, 1, None), user=user)  # type: ignore[arg-type]  # nobody looks at its time
+    return Taken(Message("", "", ""), user=user)
 
 
 def run(user: str) -> Taken:
@@ -136,7 +128,7 @@ def receives(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Counter[str
 
     async def receive(limit: int, **how: int) -> list[Message]:
         messages = await usual(limit, **how)
-        counts.update({one.message_id: one.receive_count - counts[one.message_id] for one in messages})
+        counts.update({one.message_id: one.system.receive_count - counts[one.message_id] for one in messages})
         return messages
 
     monkeypatch.setattr(pipeline.queue, "receive", receive)
@@ -220,11 +212,16 @@ async def test_a_run_without_its_message_ends_as_any_other(kit: Kit, monkeypatch
     assert await kit.violations() == []
 
 
-@pytest.mark.usefixtures("short")
 async def test_a_message_set_aside_stays_hidden_until_its_turn(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For longer than a lease, so that no other worker gets it, too."""
+    for name, seconds in {
+        "worker.LEASE_S": LEASE_S,
+        "keeper.LEASE_S": LEASE_S,
+        "keeper.RENEW_S": 0.2,
+    }.items():
+        monkeypatch.setattr(f"genctl.services.{name}", seconds)
     await ordered(kit, ("noisy", "success", 6), ("ann", "success", 1))
     slow(kit.pipeline, monkeypatch, 60.0)
     hidden, usual = list[float](), kit.pipeline.queue.hide

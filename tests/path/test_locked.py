@@ -23,7 +23,7 @@ from genctl.domain.model import Answer
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
 from genctl.enqueue import enqueue
-from genctl.ledger import WAIT_S, AccountLockedError
+from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.ops.status import look
 from genctl.ops.tail import tail
 from genctl.run import Hold
@@ -95,7 +95,7 @@ async def test_a_refused_order_says_when_to_come_again(kit: Kit, client: Client,
 
 async def test_many_locked_users_leave_connections_for_the_others(kit: Kit, client: Client, dsn: str) -> None:
     """As many orders of them as there are, at most half of the pool waits."""
-    await credits.open_accounts(kit.db, MANY, 1000)
+    await movement(kit.db, MANY, opening=1000)
     clients = [Client(client.url, user) for user in MANY]
     with locked(dsn, "credit_accounts"):
         orders = asyncio.gather(*(each.order({"prompt": "x"}) for each in clients))
@@ -109,7 +109,7 @@ async def test_many_locked_users_leave_connections_for_the_others(kit: Kit, clie
 
 
 async def test_orders_of_one_user_at_once_are_all_taken(kit: Kit, client: Client) -> None:
-    await credits.open_accounts(kit.db, ["ann"], 1000)
+    await movement(kit.db, ["ann"], opening=1000)
     answers = await asyncio.gather(*(client.order({"prompt": "x"}) for _ in range(30)))
     assert [status for status, _ in answers] == [202] * 30
     assert not client.api.db.lines  # forgotten when nobody stands in it
@@ -137,7 +137,7 @@ async def test_an_api_whose_connections_are_used_up_is_not_ready_and_says_why(
 
 
 async def test_an_order_of_many_users_holds_no_account_while_it_waits_for_another(kit: Kit, dsn: str) -> None:
-    await credits.open_accounts(kit.db, ["ann", "bob"], 1000)
+    await movement(kit.db, ["ann", "bob"], opening=1000)
     orders = [kit.order(user=user) for user in ("bob", "ann")]
     with locked(dsn) as person:
         ordering = asyncio.create_task(enqueue(orders, db=kit.db, queue=None, tool=TOOL.name, wait_s=SLOW_S))
@@ -159,7 +159,7 @@ async def test_an_order_of_many_users_holds_no_account_while_it_waits_for_anothe
 
 
 async def test_a_grant_of_many_names_who_has_got_nothing_and_how_to_go_on(kit: Kit, dsn: str) -> None:
-    await credits.open_accounts(kit.db, ["ann", "bob", "cyd"], 0)
+    await movement(kit.db, ["ann", "bob", "cyd"], opening=0)
     with locked(dsn), pytest.raises(AccountLockedError) as error:
         await credits.grant(kit.db, ["ann", "bob", "cyd"], 5, "it's late")
     assert error.value.message == (
@@ -172,7 +172,7 @@ async def test_a_grant_of_many_names_who_has_got_nothing_and_how_to_go_on(kit: K
 
 async def test_a_patience_of_nothing_is_not_shorter_than_the_wait_for_a_lock(kit: Kit, dsn: str) -> None:
     """A wait that ended before the lock's own time was told as a server that hangs."""
-    await credits.open_accounts(kit.db, ["ann"], 1000)
+    await movement(kit.db, ["ann"], opening=1000)
     assert kit.pipeline.db.back_since_s() == float("inf")
     with locked(dsn), pytest.raises(AccountLockedError):
         await enqueue([kit.order()], db=kit.db, queue=None, tool=TOOL.name, wait_s=1.5)
@@ -183,7 +183,7 @@ async def test_a_patience_of_nothing_is_not_shorter_than_the_wait_for_a_lock(kit
 async def test_a_short_time_out_of_the_role_is_not_told_as_a_server_that_is_away(
     kit: Kit, dsn: str, setting: str
 ) -> None:
-    await credits.open_accounts(kit.db, ["ann"], 1000)
+    await movement(kit.db, ["ann"], opening=1000)
     with locked(dsn) as person, psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(f"alter database {conn.info.dbname} set {setting} = '300ms'".encode())
         async with Database.open(dsn, size=2) as db:
@@ -266,11 +266,11 @@ async def test_what_hangs_for_a_moment_is_no_reason_to_be_not_ready(dsn: str) ->
             await until(lambda: _waits(db))
             assert db.used_up() is None
         await waiting
-        assert db.longest_wait_s() == 0
+        assert not db._waiting
 
 
 async def _waits(db: Database) -> bool:
-    return db.longest_wait_s() > 0
+    return bool(db._waiting)
 
 
 async def test_status_names_the_api_whose_connections_are_used_up(

@@ -17,7 +17,7 @@ from tests.process.fire import Fire
 from tests.process.place import Place, Running
 from tests.script import ANY, Act
 
-from genctl.edges.sqs import ATTEMPTS
+from genctl.edges.aws import ATTEMPTS
 from genctl.nets import BATCH
 
 Tried = tuple[str, str, Act]  # the kind of job, the step, what befalls it there

@@ -125,8 +125,8 @@ delete from tool_workers where id = %(id)s
 
 -- name: workers
 -- Lists the workers that live, the oldest first.
-select w.id, w.tool, w.version, w.started_at, w.seen_at, w.concurrency, w.jobs, w.calls, w.calls_a_minute, w.rate,
-  w.max_in_flight, w.slots, w.received_at, w.waits_for, w.why, now() as read_at
+select w.id as worker, w.tool, w.version, w.started_at, w.seen_at, w.concurrency, w.jobs, w.calls, w.calls_a_minute,
+  w.rate, w.max_in_flight, w.slots, w.received_at, w.waits_for, w.why
 from tool_workers w
 where w.seen_at > now() - make_interval(secs => %(live_s)s)
 order by w.tool, w.started_at, w.id
