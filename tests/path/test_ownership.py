@@ -415,7 +415,7 @@ async def test_healthz_is_red_while_no_receive_is_answered(
 
     async with (
         at_work(kit.pipeline) as worker,
-        telling(port, worker.liveness, worker.metrics),
+        telling(port, worker.liveness.report, worker.metrics),
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
     ):
 

@@ -370,7 +370,7 @@ def _shown(worker: Worker, port: int | None, forked: Forked | None) -> AbstractA
         return nullcontext()
     from genctl.services.telling import telling  # noqa: PLC0415 (5 MB, and mostly there is no port)
 
-    return telling(port, worker.liveness, worker.metrics)
+    return telling(port, worker.liveness.report, worker.metrics)
 
 
 async def serve(
