@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "mutations.md"
 SOURCE = Path("src", "genctl")
 TIMEOUT_S = 300
-KEPT = ("src", "tests", "migrations", "runbooks", "docs", "pyproject.toml")
+KEPT = ("src", "tests", "migrations", "runbooks", "docs", "deploy", "pyproject.toml")
 
 EVERYTHING = (
     "guards",

@@ -184,22 +184,16 @@ class Worker:
 
     async def _ask(self) -> None:
         wait_s = DRAIN_WAIT_S if self.until.drain else WAIT_S
-        while not self.ending.is_told:
-            wanted = min(BATCH, self._free(), self._jobs_left())
-            if wanted <= 0:
-                if self._jobs_left() <= 0:
-                    return
-                self.liveness.rest(self._hands_full())
-                await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
-                continue
-            if self.gatekeeper.is_open:
+        while not self.ending.is_told and (left := self._jobs_left()) > 0:
+            if self._free() > 0 and self.gatekeeper.is_open:
                 self.liveness.ask()
             try:
-                wanted = await self._allowance(wanted)
+                wanted = await self._room(min(BATCH, left))
                 if not wanted:
+                    self.liveness.rest(self._why_no_room())
                     if not self.gatekeeper.is_open or self._turns.has_none:
                         await self.hands.put_back()
-                    await self._change(LOOK_S)
+                    await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
                     continue
                 found = await self._take(wanted, wait_s)
                 drained = self.until.drain and found == 0 and await self._is_drained()
@@ -271,30 +265,25 @@ class Worker:
             return 0
         return self.concurrency + waiting - len(self.hands.jobs) - self._asked
 
-    def _hands_full(self) -> str:
-        waiting = self.pipeline.answers.waiting
-        if len(waiting) >= MOST_WAITING:
-            return f"{len(waiting)} answers wait for their rows: {waiting[0].why}"
-        return "as many jobs as it may have are in its hands"
-
     def _jobs_left(self) -> int:
         return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
 
-    async def _allowance(self, most: int) -> int:
-        """Count the messages, at most so many, that we may receive now; if none, note why for /healthz."""
-        room = await self._room(most)
-        if not room:
-            self.liveness.rest(self._why_no_room())
-        return room
-
-    def _why_no_room(self) -> str:
-        if not self.gatekeeper.is_open:
-            return "the gate is closed"
-        return self._turns.why()[1] if self._turns.keeps_back else "as many jobs as can begin soon are here"
-
     async def _room(self, most: int) -> int:
+        """Count the messages, at most so many, that we may receive now."""
+        if self._free() <= 0:
+            return 0
         allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
         return self._turns.room(self.hands.unsent + self._asked, allowed)
+
+    def _why_no_room(self) -> str:
+        waiting = self.pipeline.answers.waiting
+        if len(waiting) >= MOST_WAITING:
+            return f"{len(waiting)} answers wait for their rows: {waiting[0].why}"
+        if self._free() > 0 and not self.gatekeeper.is_open:
+            return "the gate is closed"
+        if self._free() > 0 and self._turns.keeps_back:
+            return self._turns.why()[1]
+        return "as many jobs as can begin soon are in its hands"
 
     def _send_back(self) -> None:
         """Cancel the jobs whose request is not sent, as the gate is closed; they use no attempt."""
