@@ -365,7 +365,7 @@ MUTANTS = (
            "        except GenctlError:\n",
            "answers::test_a_run_that_cannot_be_given_up_goes_back"),
     Mutant("owner: nothing is received while too many answers wait", "services/worker.py", None,
-           "        if waiting >= MOST_WAITING:\n", "        if False:\n",
+           "        if waiting >= MOST_WAITING:\n            return 0\n", "",
            "answers::test_with_too_many_answers_waiting_nothing_is_received"),
     Mutant("put off: a job goes back", "pipeline.py", None,
            "return await pipeline.put_off(hold, later.wait_s)", "raise later",
