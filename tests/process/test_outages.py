@@ -92,6 +92,7 @@ def test_an_outage_longer_than_a_lease_costs_no_second_call(server: Postgres, pl
         asyncio.run(server.start())
         until_sync(lambda: not place.sql(OPEN))
         for worker in (one, two):
+            worker.until("worker.recovered")
             assert worker.events("job.bug") == []
             assert worker.end(signal.SIGTERM) == 0
     ended_right(place)
