@@ -169,7 +169,10 @@ class Pipeline:
             if calls:  # first, as it raises without key or address
                 wire = await stack.enter_async_context(Wire(tool, longest_s=settings.provider_timeout_s))
             db = await stack.enter_async_context(Database.open(settings.dsn(), size=size))
-            lifeline = await stack.enter_async_context(Database.open(settings.dsn(), size=1)) if calls else db
+            lifeline = db
+            if calls:  # the database is there, as we have just seen
+                one = Database.open(settings.dsn(), size=1, checked=False)
+                lifeline = await stack.enter_async_context(one)
 
             async def queues() -> tuple[Queue, Queue]:
                 sqs = await stack.enter_async_context(await Sqs.connect(settings))

@@ -528,4 +528,4 @@ def world(dsn: str, hurry: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tr
 
 
 def test_no_answer_is_lost_and_only_who_is_in_trouble_waits(world: TroubledWorld) -> None:
-    play(Troubles, world, shrink=False, examples=max(1, EXAMPLES // 2))
+    play(Troubles, world, shrink=False, examples=max(1, EXAMPLES // 3))
