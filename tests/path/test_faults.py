@@ -40,6 +40,29 @@ async def waiting(kit: Kit) -> bool:
     return bool(kit.pipeline.answers.waiting)
 
 
+async def test_the_connection_that_has_shown_that_one_can_connect_is_used(dsn: str) -> None:
+    """And closed, be it that nobody has asked for one."""
+    there = "select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+
+        async def pids() -> set[int]:
+            found = await (await conn.execute(there)).fetchall()
+            return {pid for (pid,) in found}
+
+        before = await pids()
+        async with Database.open(dsn, size=1) as db:
+            row = await db.row("backend")
+            assert row
+            assert await pids() - before == {row["pid"]}
+        async with Database.open(dsn, size=1):
+            pass
+
+        async def as_before() -> bool:
+            return await pids() == before
+
+        await until(as_before)
+
+
 async def test_a_cancellation_that_comes_with_the_connection_is_heard(dsn: str) -> None:
     """A worker whose watch of the gate was cancelled so never ended; tried some steps of the loop after."""
     async with Database.open(dsn, size=1) as db:
