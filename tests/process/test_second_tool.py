@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from tests.kit import QueueServer, free_port, until_sync
 from tests.process import forks
@@ -72,27 +71,12 @@ def both(
         QueueServer.start(tmp_path / "sqs.log") as server,
         provider(tmp_path) as base,
     ):
-        sqs = boto3.client(
-            "sqs",
-            region_name="us-east-1",
-            endpoint_url=f"http://127.0.0.1:{server.port}",
-            aws_access_key_id=server.key,
-            aws_secret_access_key=server.secret,
-        )
-        queues = {tool: _pair(sqs, tool) for tool in TOOLS}
+        queues = {tool: server.pair(f"{tool}-jobs") for tool in TOOLS}
         write_stack(tmp_path, dsn, server, simulator)
         env = clean_env(tmp_path) | {"EXAMPLE_BASE_URL": base}
-        place = Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
+        place = Place(dsn, tmp_path, env, server.client, *queues["seedream4"], simulator)
         yield place
         place.leave()
-
-
-def _pair(sqs: Any, tool: str) -> tuple[str, str]:
-    dlq = sqs.create_queue(QueueName=f"{tool}-jobs-dlq")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
-    attributes = {"RedrivePolicy": policy}
-    return sqs.create_queue(QueueName=f"{tool}-jobs", Attributes=attributes)["QueueUrl"], dlq
 
 
 def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: Place) -> None:
@@ -105,7 +89,7 @@ def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: 
 
     with served(both), both.worker("--tool", "example") as ours, both.worker() as theirs:
         checklist = ("runbook", "run", "port-to-another-tool", "--tool", "example", "--yes", "-o", "json")
-        with both.start(*checklist) as checked:
+        with both.start(*checklist, **{forks.FORKED_STEPS: "1"}) as checked:
             assert checked.end(within_s=240) == 0, checked.texts()
         assert set(states(json.loads(checked.texts()[0])).values()) == {"ok"}
         assert both.genctl("smoke", "--tool", "example")["ok"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import boto3
 import psycopg
 import pytest
 from psycopg.rows import dict_row
@@ -51,13 +50,7 @@ class Land:
     def __init__(self, dsn: str, server: QueueServer, home: Path) -> None:
         self.dsn, self.server, self.home = dsn, server, home
         self.name = f"f{uuid4().hex[:12]}"
-        self.sqs = boto3.client(
-            "sqs",
-            region_name="us-east-1",
-            endpoint_url=f"http://127.0.0.1:{server.port}",
-            aws_access_key_id=server.key,
-            aws_secret_access_key=server.secret,
-        )
+        self.sqs = server.client
         self.queue = self.sqs.create_queue(QueueName=self.name)["QueueUrl"]
         self.dlq = self.sqs.create_queue(QueueName=f"{self.name}-dlq")["QueueUrl"]
 
@@ -72,7 +65,7 @@ class Land:
         """What a terminal needs to know of it."""
         return {
             "DATABASE_URL": self.dsn,
-            "AWS_ENDPOINT_URL_SQS": f"http://127.0.0.1:{self.server.port}",
+            "AWS_ENDPOINT_URL_SQS": self.server.url,
             "AWS_ACCESS_KEY_ID": self.server.key,
             "AWS_SECRET_ACCESS_KEY": self.server.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
