@@ -6,11 +6,12 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import AsyncMock
 
 import psycopg
 import pytest
 from psycopg.pq import PipelineStatus
-from tests.kit import WAITING_FOR_A_LOCK, Kit, until
+from tests.kit import WAITING_FOR_A_LOCK, Kit, until, until_sync
 
 from genctl.domain.classify import ours
 from genctl.domain.model import Job, LeaseLostError, Session, Status
@@ -40,27 +41,20 @@ async def waiting(kit: Kit) -> bool:
     return bool(kit.pipeline.answers.waiting)
 
 
-async def test_the_connection_that_has_shown_that_one_can_connect_is_used(dsn: str) -> None:
-    """And closed, be it that nobody has asked for one."""
-    there = "select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-
-        async def pids() -> set[int]:
-            found = await (await conn.execute(there)).fetchall()
-            return {pid for (pid,) in found}
-
-        before = await pids()
-        async with Database.open(dsn, size=1) as db:
-            row = await db.row("backend")
-            assert row
-            assert await pids() - before == {row["pid"]}
-        async with Database.open(dsn, size=1):
-            pass
-
-        async def as_before() -> bool:
-            return await pids() == before
-
-        await until(as_before)
+async def test_the_connection_that_has_shown_that_one_can_connect_is_used(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One login for a command, not two; it is closed, be it that nobody has asked for one."""
+    connect = AsyncMock(wraps=psycopg.AsyncConnection.connect)
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", connect)
+    async with Database.open(dsn, size=1) as db:
+        assert await db.row("backend")
+    assert connect.await_count == 1
+    async with Database.open(dsn, size=1):
+        pass
+    others = "select from pg_stat_activity where datname = current_database() and application_name <> 'tests'"
+    with psycopg.connect(dsn, application_name="tests") as conn:
+        until_sync(lambda: not conn.execute(others).fetchall())
 
 
 async def test_a_cancellation_that_comes_with_the_connection_is_heard(dsn: str) -> None:
