@@ -29,10 +29,11 @@ from botocore.exceptions import ClientError
 from tests.kit import until_sync
 from tests.process import forks
 from tests.process.place import GENCTL, Running
-from tests.process.stack_program import Small
+from tests.process.stack_program import Idle
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
+from genctl.edges import migrate
 from genctl.ops.stack import layout
 from genctl.ops.stack.child import Child, command_of
 from genctl.ops.stack.postgres import Postgres
@@ -64,8 +65,8 @@ def database() -> Iterator[Path]:
     """The folder of a database that was made once, and stopped."""
 
     async def make(folder: Path) -> None:
-        async with Postgres(folder):
-            pass
+        async with Postgres(folder) as server:
+            await migrate.up(server.dsn)
 
     with new_home() as home:
         asyncio.run(make(home / "postgres"))
@@ -81,7 +82,7 @@ def used(home: Path, database: Path) -> Path:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Path]:
     """The home of a running stack, for tests that only look at it."""
-    with new_home() as home, program(home) as process:
+    with new_home() as home, program(home, "small") as process:
         assert process.line() == "ready"
         yield home
 
@@ -99,7 +100,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @contextmanager
-def program(home: Path, parts: str = "small", *prefix: str, alone: bool = False) -> Iterator["Program"]:
+def program(home: Path, parts: str = "idle", *prefix: str, alone: bool = False) -> Iterator["Program"]:
     """The stack as a process, running; `alone` in a process group of its own, as a shell starts it."""
     words = [str(home), parts]
     (read, out), (read_err, err) = os.pipe(), os.pipe()
@@ -250,7 +251,7 @@ def test_two_at_once_on_one_folder_is_a_clear_error(running: Path) -> None:
 def test_jobs_that_waited_in_the_queue_are_sent_again(used: Path) -> None:
     """The queue is in memory. Also: a command in another terminal finds the stack by its folder alone."""
     home = used
-    with program(home) as process:  # without a worker
+    with program(home, "small") as process:  # without a worker
         assert process.line() == "ready"
         session = genctl(home, "enqueue", "--prompt", "a heron")["sessionId"]
         process.end(signal.SIGTERM)
@@ -370,7 +371,7 @@ def doomed(log: Path, code: str) -> Child:
 def test_where_one_part_cannot_start_none_is_left(used: Path) -> None:
     home = used
 
-    class Doomed(Small):
+    class Doomed(Idle):
         clients = (lambda stack: doomed(stack.logs("doomed"), "exit(7)"),)
 
     async def start() -> None:
@@ -387,11 +388,11 @@ def test_a_part_that_ends_by_itself_later_ends_the_body(used: Path) -> None:
     home = used
 
     async def run() -> None:
-        async with Small(Settings(home=home, embedded=True)), asyncio.timeout(10):
-            os.kill(int((home / "logs" / "queue.pid").read_text()), signal.SIGKILL)
+        async with Idle(Settings(home=home, embedded=True)), asyncio.timeout(10):
+            os.kill(int((home / "logs" / "idler.pid").read_text()), signal.SIGKILL)
             await asyncio.Event().wait()
 
-    with pytest.raises(GenctlError, match="queue was ended by SIGKILL"):
+    with pytest.raises(GenctlError, match="idler was ended by SIGKILL"):
         asyncio.run(run())
     assert not processes_of(home)
 
@@ -515,7 +516,7 @@ def test_an_ordinary_user_needs_none_of_that(home: Path) -> None:
     os.chown(home.parent, 65534, 65534)
     reader = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")
     with program(
-        home, "small", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reader
+        home, "idle", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reader
     ) as process:
         assert process.line() == "ready"
         assert home.stat().st_uid == (home / "postgres" / "data" / "postmaster.pid").stat().st_uid == 65534
