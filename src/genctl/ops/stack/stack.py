@@ -56,7 +56,7 @@ class Stack:
         self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
         self.addresses: dict[str, str] = {}
         self.sockets: dict[str, socket.socket] = {}  # bound until the parts have them
-        self._parts: list[Child | Postgres] = []
+        self._parts: list[Child] = []
         self._undo = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -136,7 +136,7 @@ class Stack:
         if body:
             body.cancel()
 
-    async def _start(self, undo: AsyncExitStack, part: Child | Postgres) -> None:
+    async def _start(self, undo: AsyncExitStack, part: Child) -> None:
         began = time.monotonic()
         undo.push_async_callback(part.stop)
         await part.start()
