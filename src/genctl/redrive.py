@@ -201,7 +201,7 @@ def unjoined(message: Message) -> Letter:
     return Letter(
         message_id=message.message_id,
         sent_at=message.sent_at,
-        receive_count=message.receive_count,
+        receive_count=message.system.receive_count,
         code=attributes.get("code", "Unknown"),
         session_id=job.session_id if job else None,
         run=_number(attributes.get("run")) if job and run is None else run,

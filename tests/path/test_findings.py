@@ -33,8 +33,19 @@ from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 
 NAMES = [
-    *("versions", "settings", "postgresql", "rights", "listen", "migrations", "sqs", "redrive", "visibility"),
-    *("retention", "groups", "permissions", "tools", "workers", "provider", "api", "stream", "files"),
+    *(
+        "versions",
+        "settings",
+        "tools",
+        "files",
+        "postgresql",
+        "rights",
+        "listen",
+        "migrations",
+        "sqs",
+        "redrive",
+    ),
+    *("visibility", "retention", "groups", "permissions", "workers", "provider", "api", "stream"),
 ]
 
 

@@ -27,7 +27,7 @@ from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, MalformedMessageError
 from genctl.edges.db import Database
 from genctl.edges.sqs import Queue
-from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing
+from genctl.edges.sqs_shapes import MAX_BYTES, Attribute, Message, Outgoing, System
 from genctl.ops.bulk import Purpose, recorded
 from genctl.ops.dlq import opened
 from genctl.ops.sampling import Progress, Survey
@@ -252,7 +252,13 @@ def _numbered(number: int, line: bytes, *, is_whole: bool) -> Numbered:
         return Numbered(number, None, f"no message: {error}" if is_whole else "it is cut short")
     return Numbered(
         number,
-        Message(found.message_id, "", found.body, found.attributes, found.receive_count, found.sent_at),
+        Message(
+            found.message_id,
+            "",
+            found.body,
+            found.attributes,
+            System(found.receive_count, round(found.sent_at.timestamp() * 1000)),
+        ),
     )
 
 
