@@ -288,7 +288,8 @@ if __name__ == "__main__":
         if not module.name.endswith("__main__"):
             with suppress(ModuleNotFoundError):  # of an extra that is not installed there
                 importlib.import_module(module.name)
-    sys.modules["genctl.tools.found"].found()  # which reads what is installed, as imports do
+    found = sys.modules["genctl.tools.found"]  # it reads what is installed, as imports do
+    found.load(env={"HOME": os.devnull}, cwd=Path("/"))
     sys.modules["genctl.edges.statements"].statements()
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
