@@ -417,6 +417,19 @@ async def test_an_endpoint_that_is_no_url_or_has_a_login_is_refused(
     assert "open-sesame" not in caught.value.message
 
 
+async def test_a_queue_of_another_region_names_the_region_to_set(env: Callable[..., None]) -> None:
+    env(AWS_DEFAULT_REGION="us-east-1")
+    async with await Sqs.connect(REAL) as sqs:
+        for which in (
+            *(URL, URL.replace("sqs.", "queue."), "arn:aws:sqs:eu-west-1:123456789012:jobs"),
+            "https://eu-west-1.queue.amazonaws.com/123456789012/jobs",  # as old SDKs have it
+            "https://sqs.eu-west-1.api.aws/123456789012/jobs",
+        ):
+            with pytest.raises(GenctlError) as caught:
+                await sqs.queue(which)
+            assert caught.value.fix == "export AWS_DEFAULT_REGION=eu-west-1", which
+
+
 async def test_a_source_that_gives_nonsense_is_named(
     env: Callable[..., None], no_aws: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -157,7 +157,7 @@ async def test_a_server_that_is_not_reached_is_told_in_words(
         env(AWS_ENDPOINT_URL_SQS=url.replace("127.0.0.1", "localhost"))
         said = await trouble()
     assert "certificate is not trusted: Hostname mismatch" in said
-    assert "use its name" in said
+    assert "use the name that its certificate has, instead of localhost" in said
     for url, what in {"https://sqs.invalid": "not known", "http://[::1]:1": "Connection refused"}.items():
         env(AWS_ENDPOINT_URL_SQS=url)
         assert f"{what} | check the network" in await trouble()

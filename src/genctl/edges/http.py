@@ -135,7 +135,14 @@ def unreachable(error: Exception | str, base: str, ca_variable: str = CA_VARIABL
         proxy = without_login(proxy_of(base) or "")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         found = error.certificate_error
-        fix = f"use its name, or set {ca_variable} to a PEM file with the CA of {host}, if you trust that"
+        fix = {  # by OpenSSL's X509_V_ERR_…
+            9: f"set this machine's clock: the certificate of {host} is not valid yet",
+            10: f"have the certificate of {host} renewed, or set this machine's clock",
+            62: f"use the name that its certificate has, instead of {host}",
+        }.get(
+            getattr(found, "verify_code", 0),
+            f"set {ca_variable} to a PEM file with the CA of {host}, if you trust it",
+        )
         why = getattr(found, "verify_message", None) or error
         return Unreachable(f"its certificate is not trusted: {why}", fix)
     said = error if isinstance(error, str) else _reason(error)

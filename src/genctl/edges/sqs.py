@@ -52,6 +52,10 @@ CALL_TIMEOUT_S = 10.0
 TICK = timedelta(seconds=1)
 MAX_ATTRIBUTES = 10
 GROUP_DIGITS = 32  # of a group's name
+REGION = re.compile(  # of AWS's ARNs and URLs; the URLs of others name no region
+    r"(?:arn:[a-z-]+:sqs:|https://(?:(?:queue|sqs(?:-fips)?)\.)?)([a-z]{2,}(?:-[a-z]+)+-\d)"
+    r"(?::|\.(?:queue\.)?amazonaws\.|\.api\.aws/)"
+)
 
 
 class Sqs:
@@ -92,8 +96,7 @@ class Sqs:
     async def queue(self, which: str) -> "Queue":
         """Look a queue up by its name, URL or ARN.
 
-        Raises GenctlError (exit 3): not there, in another region, FIFO, forbidden, unreachable. SQS itself
-        refuses the URL of another region.
+        Raises GenctlError (exit 3): not there, in another region, FIFO, forbidden, unreachable.
         """
         if which.endswith(".fifo"):  # SQS allows that name to FIFO queues alone
             raise GenctlError(
@@ -101,14 +104,19 @@ class Sqs:
                 f"SQS queue {which} is a FIFO queue",
                 "use a standard queue: the session's row already orders and deduplicates",
             )
+        self._check_region(which)
         is_url = which.startswith(("http://", "https://"))
         url = which.rstrip("/") if is_url else await self._url_of(which)
         facts = await Queue(self, url).attributes()
-        most, arn = int(facts.get("MaximumMessageSize", MAX_BYTES)), facts.get("QueueArn", "")
-        if which.startswith("arn:") and which != arn:  # another region has its own queue of that name
-            fix = f"export AWS_DEFAULT_REGION={which.split(':')[3]}"
-            raise GenctlError("QueueElsewhere", f"SQS queue {which} is not here, but {arn}", fix)
-        return Queue(self, url, arn=arn, max_bytes=most)
+        most = int(facts.get("MaximumMessageSize", MAX_BYTES))
+        return Queue(self, url, arn=facts.get("QueueArn", ""), max_bytes=most)
+
+    def _check_region(self, which: str) -> None:
+        """Raise GenctlError for a queue of another region, where SQS would find none, or a namesake."""
+        named, here = REGION.match(which), self._where.region
+        if named and named[1] != here and not self.settings.embedded:
+            line = f"SQS queue {which} is in {named[1]}, and the AWS region here is {here}"
+            raise GenctlError("QueueElsewhere", line, f"export AWS_DEFAULT_REGION={named[1]}")
 
     async def _url_of(self, which: str) -> str:
         """Ask for the URL of a name, or of an ARN, whose queue may be another account's."""
