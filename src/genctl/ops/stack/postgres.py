@@ -13,16 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from genctl.ops.stack import layout
 from genctl.ops.stack.child import Child, command_of
-from genctl.ops.stack.layout import (
-    dropping,
-    find_binaries,
-    give,
-    private_folder,
-    socket_folder,
-    stand_in,
-    write_private,
-)
 
 USER = DATABASE = "genctl"
 HBA = "local all all scram-sha-256\n"  # nothing else: no TCP, no replication, no trust
@@ -64,21 +56,27 @@ class Postgres(Child):
 
     async def start(self) -> None:
         """Start it and wait until it accepts connections to `dsn`. Raises GenctlError (exit 3)."""
-        private_folder(self.folder)
-        sockets, user = socket_folder(self.folder), stand_in()
-        give(self.data, user)
-        await self._create(dropping(user))
+        layout.private_folder(self.folder)
+        sockets, user = layout.socket_folder(self.folder), layout.stand_in()
+        layout.give(self.data, user)
+        await self._create(layout.dropping(user))
         forget_reused_pid(self.data)
         options = self.settings | {"unix_socket_directories": f'"{sockets}"'}
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        self.argv = [*dropping(user), str(find_binaries() / "postgres"), "-D", str(self.data), *words]
+        self.argv = [
+            *layout.dropping(user),
+            str(layout.find_binaries() / "postgres"),
+            "-D",
+            str(self.data),
+            *words,
+        ]
         self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(sockets))}"
         await super().start()
 
     def _password(self) -> str:
         path = self.folder / "password"
         if not path.exists():
-            write_private(path, secrets.token_urlsafe(32))
+            layout.write_private(path, secrets.token_urlsafe(32))
         return path.read_text()
 
     def _accepts_connections(self) -> bool:
@@ -91,7 +89,7 @@ class Postgres(Child):
         fresh, known = not self.data.exists(), (self.folder / "password").exists()
         data = self.data.with_suffix(".new") if fresh else self.data
         statements = [f"alter role {USER} password '{self._password()}'"]
-        binaries = find_binaries()
+        binaries = layout.find_binaries()
         if fresh:
             shutil.rmtree(data, ignore_errors=True)
             initdb = [*prefix, str(binaries / "initdb"), "-D", str(data), "-U", USER]
