@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -101,9 +102,32 @@ class Land:
         return bodies
 
 
-@pytest.fixture
-def land(postgres: str, sqs_server: QueueServer, tmp_path: Path) -> Iterator[Land]:
+@contextmanager
+def base(postgres: str) -> Iterator[str]:
+    """A database of the base shape."""
     with fresh_database(postgres, f"f{uuid4().hex[:12]}") as dsn:
         with psycopg.connect(dsn, autocommit=True) as conn:
             conn.execute(SCHEMA.encode())
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def base_of_all(postgres: str) -> Iterator[str]:
+    with base(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def land(base_of_all: str, sqs_server: QueueServer, tmp_path: Path) -> Land:
+    """One for a test that leaves the schema alone."""
+    land = Land(base_of_all, sqs_server, tmp_path)
+    land.sql("delete from generation_sessions")
+    land.sql("delete from credit_reservations")
+    land.sql("delete from credit_accounts")
+    return land
+
+
+@pytest.fixture
+def own_land(postgres: str, sqs_server: QueueServer, tmp_path: Path) -> Iterator[Land]:
+    with base(postgres) as dsn:
         yield Land(dsn, sqs_server, tmp_path)
