@@ -175,8 +175,9 @@ def as_user(uid: int) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def test_ctrl_c_stops_every_part_in_order(home: Path) -> None:
+def test_ctrl_c_stops_every_part_in_order(used: Path) -> None:
     """Ctrl-C reaches the foreground group; the parts are not in it, and PostgreSQL ends in its own time."""
+    home = used
     with program(home, alone=True) as process:
         assert process.line() == "ready"
         assert len(processes_of(home)) > 2
@@ -255,7 +256,7 @@ def test_jobs_that_waited_in_the_queue_are_sent_again(used: Path) -> None:
         assert process.line() == "ready"
         session = genctl(home, "enqueue", "--prompt", "a heron")["sessionId"]
         process.end(signal.SIGTERM)
-    with program(home, "all") as process:
+    with program(home, "working") as process:
         assert process.line() == "ready"
         until_sync(lambda: genctl(home, "sessions", "show", session)["status"] == "completed")
 
