@@ -80,9 +80,7 @@ class Masker:
         self._least = least
         self._texts: set[str] = set()
         self._wholes: list[Any] = []  # lists, maps, numbers
-        self._found: re.Pattern[str] | None = (
-            None  # made when a text has a sign: most processes never need it
-        )
+        self._found: re.Pattern[str] | None = None  # made for the first text that has a sign
         self._signs: frozenset[str] = frozenset()  # one of them is in each text that holds a secret
         self.add(*secrets)
 

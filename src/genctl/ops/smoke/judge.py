@@ -145,6 +145,7 @@ class Judge:
         except (TypeError, ValueError, KeyError, AttributeError):
             expected = "sessionId and reservationId in the answer"
             raise BrokenError(expected, _short(body), "what the API answers", final=True) from None
+        self.listeners.heed(self.session_id)
 
     async def find_lost_order(self) -> None:
         """Look for the session of an order without an answer: the API may have taken it."""

@@ -55,6 +55,7 @@ class Listeners:
         self.notices: list[Notice] = []
         self.own = StreamListener()
         self.strangers = StreamListener()
+        self._only: UUID | None = None
         self._listening = asyncio.Event()
 
     @classmethod
@@ -64,7 +65,7 @@ class Listeners:
     ) -> AsyncIterator[Self]:
         """Listen; wait so long for the streams, whose own hops judge them. Raises GenctlError (exit 3)."""
         listeners = cls()
-        listening = asyncio.create_task(listeners._listen(deployment, user))
+        listening = asyncio.create_task(listeners._listen(deployment))
         tasks: list[asyncio.Task[object]] = [listening, asyncio.create_task(listeners._listening.wait())]
         for stream, whose in ((listeners.own, user), (listeners.strangers, stranger)):
             api = deployment.api
@@ -84,13 +85,17 @@ class Listeners:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self, deployment: Deployment, user: str) -> None:
+    def heed(self, session_id: UUID) -> None:
+        """Read only the rows of this session from now on."""
+        self._only = session_id
+
+    async def _listen(self, deployment: Deployment) -> None:
         async for event in listener.listen(deployment.listen_dsn, listener.CHANNEL):
             match event:
                 case listener.Connected():
                     self._listening.set()
                 case listener.Heard(payload=payload, session_id=session_id):
                     heard_at = time.monotonic()
-                    may_be_it = session_id and user in payload
-                    row = await deployment.db.row("smoke_session", session=session_id) if may_be_it else None
+                    is_it = session_id is not None and self._only in {None, session_id}
+                    row = await deployment.db.row("smoke_session", session=session_id) if is_it else None
                     self.notices.append(Notice(heard_at, payload, session_id, row))

@@ -25,7 +25,6 @@ SETTINGS = {
     "max_connections": "100",
     "password_encryption": "scram-sha-256",
     "log_checkpoints": "off",
-    "dynamic_shared_memory_type": "mmap",  # in the data folder, not where others of the same user look
 }
 
 
@@ -62,14 +61,11 @@ class Postgres(Child):
         await self._create(layout.dropping(user))
         forget_reused_pid(self.data)
         options = self.settings | {"unix_socket_directories": f'"{sockets}"'}
+        if user:  # others may be that user: they do not look into the data folder
+            options["dynamic_shared_memory_type"] = "mmap"
+        server = [str(layout.find_binaries() / "postgres"), "-D", str(self.data)]
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        self.argv = [
-            *layout.dropping(user),
-            str(layout.find_binaries() / "postgres"),
-            "-D",
-            str(self.data),
-            *words,
-        ]
+        self.argv = [*layout.dropping(user), *server, *words]
         self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(sockets))}"
         await super().start()
 
