@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import urllib.error
 import urllib.request
 import venv
@@ -20,7 +21,6 @@ from tests.process import forks
 from tests.process import place as places
 from tests.process.place import Place, Running, clean_env, write_stack
 from tests.process.test_runbook_set import served, states
-from tests.process.test_wheel import has
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "genctl-tool-example"
@@ -30,16 +30,24 @@ TOOLS = ("seedream4", "example")
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment, with the example installed beside what runs the tests."""
+    """The Python of a fresh environment, with the example beside what runs the tests.
+
+    test_from_nothing.py installs it by pip.
+    """
     home = tmp_path_factory.mktemp("fresh")
     venv.create(home / "venv", with_pip=False)
     made = home / "venv" / "bin" / "python"
     (site,) = (home / "venv" / "lib").glob("python*/site-packages")
-    beside = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-    (site / "beside.pth").write_text(beside)
-    pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet", "--no-deps"]
-    as_it_is = ["--no-build-isolation"] if has("hatchling") else []
-    subprocess.run([*pip, *as_it_is, str(EXAMPLE)], check=True, capture_output=True)
+    (site / "beside.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n{EXAMPLE}\n"
+    )
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    tools = project["entry-points"]["genctl.tools"]
+    points = [f"{name} = {where}" for name, where in tools.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[genctl.tools]", *points]))
     forks.offer(str(made))
     return made
 
