@@ -1,8 +1,8 @@
 """Commands that cost 10 ms of CPU instead of 700: a server that has genctl in memory forks itself.
 
 What runs is a process like any other, with arguments, environment, folder and streams of its own, ended by
-itself or by a signal; it has merely imported everything beforehand, and does not take itself apart at the
-end. Starting up and ending are tested elsewhere, with interpreters that are started one by one.
+itself or by a signal; it has merely read everything that is installed beforehand, and does not take itself
+apart at the end. Starting up and ending are tested elsewhere, with interpreters that are started one by one.
 """
 
 import atexit
@@ -288,8 +288,13 @@ if __name__ == "__main__":
         if not module.name.endswith("__main__"):
             with suppress(ModuleNotFoundError):  # of an extra that is not installed there
                 importlib.import_module(module.name)
+    found = sys.modules["genctl.tools.found"]  # it reads what is installed, as imports do
+    found.load(env={"HOME": os.devnull}, cwd=Path("/"))
+    sys.modules["genctl.edges.statements"].statements()
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # or each fork puts what is free together, and copies that
     asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
     try:
         runpy.run_module(asked_for, run_name="__main__", alter_sys=True)

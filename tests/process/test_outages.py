@@ -115,9 +115,8 @@ def test_a_process_ends_in_time_though_its_database_is_frozen(server: Postgres, 
 
 @contextmanager
 def frozen(server: Postgres) -> Iterator[None]:
-    assert server.child
-    assert server.child.process
-    whole = [server.child.process.pid]
+    assert server.process
+    whole = [server.process.pid]
     for pid in whole:
         with suppress(OSError):
             whole += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -259,11 +258,11 @@ def until_ended(place: Place, count: int) -> None:
 
 def crash(server: Postgres) -> None:
     """As `pg_ctl restart -m immediate`: nobody is asked, and what was not committed is gone."""
-    assert server.child
-    server.child.stop_signal = signal.SIGQUIT
+    fast, server.stop_signal = server.stop_signal, signal.SIGQUIT
 
     async def restart() -> None:
         await server.stop()
+        server.stop_signal = fast
         await server.start()
 
     asyncio.run(restart())

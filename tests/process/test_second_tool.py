@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import urllib.error
 import urllib.request
 import venv
@@ -14,14 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from tests.kit import QueueServer, free_port, until_sync
 from tests.process import forks
 from tests.process import place as places
 from tests.process.place import Place, Running, clean_env, write_stack
 from tests.process.test_runbook_set import served, states
-from tests.process.test_wheel import has
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "genctl-tool-example"
@@ -31,16 +30,24 @@ TOOLS = ("seedream4", "example")
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment, with the example installed beside what runs the tests."""
+    """The Python of a fresh environment, with the example beside what runs the tests.
+
+    test_from_nothing.py installs it by pip.
+    """
     home = tmp_path_factory.mktemp("fresh")
     venv.create(home / "venv", with_pip=False)
     made = home / "venv" / "bin" / "python"
     (site,) = (home / "venv" / "lib").glob("python*/site-packages")
-    beside = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-    (site / "beside.pth").write_text(beside)
-    pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet", "--no-deps"]
-    as_it_is = ["--no-build-isolation"] if has("hatchling") else []
-    subprocess.run([*pip, *as_it_is, str(EXAMPLE)], check=True, capture_output=True)
+    (site / "beside.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n{EXAMPLE}\n"
+    )
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    tools = project["entry-points"]["genctl.tools"]
+    points = [f"{name} = {where}" for name, where in tools.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[genctl.tools]", *points]))
     forks.offer(str(made))
     return made
 
@@ -72,27 +79,12 @@ def both(
         QueueServer.start(tmp_path / "sqs.log") as server,
         provider(tmp_path) as base,
     ):
-        sqs = boto3.client(
-            "sqs",
-            region_name="us-east-1",
-            endpoint_url=f"http://127.0.0.1:{server.port}",
-            aws_access_key_id=server.key,
-            aws_secret_access_key=server.secret,
-        )
-        queues = {tool: _pair(sqs, tool) for tool in TOOLS}
+        queues = {tool: server.pair(f"{tool}-jobs") for tool in TOOLS}
         write_stack(tmp_path, dsn, server, simulator)
         env = clean_env(tmp_path) | {"EXAMPLE_BASE_URL": base}
-        place = Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
+        place = Place(dsn, tmp_path, env, server.client, *queues["seedream4"], simulator)
         yield place
         place.leave()
-
-
-def _pair(sqs: Any, tool: str) -> tuple[str, str]:
-    dlq = sqs.create_queue(QueueName=f"{tool}-jobs-dlq")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
-    attributes = {"RedrivePolicy": policy}
-    return sqs.create_queue(QueueName=f"{tool}-jobs", Attributes=attributes)["QueueUrl"], dlq
 
 
 def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: Place) -> None:
@@ -105,7 +97,7 @@ def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: 
 
     with served(both), both.worker("--tool", "example") as ours, both.worker() as theirs:
         checklist = ("runbook", "run", "port-to-another-tool", "--tool", "example", "--yes", "-o", "json")
-        with both.start(*checklist) as checked:
+        with both.start(*checklist, **{forks.FORKED_STEPS: "1"}) as checked:
             assert checked.end(within_s=240) == 0, checked.texts()
         assert set(states(json.loads(checked.texts()[0])).values()) == {"ok"}
         assert both.genctl("smoke", "--tool", "example")["ok"]
