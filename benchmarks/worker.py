@@ -172,9 +172,8 @@ async def staged(wait_ms: int = 0) -> AsyncIterator[Stage]:
     ):
         async with Postgres(Path(folder) / "pg") as postgres:
             await migrate.up(postgres.dsn)
-            assert postgres.child
-            assert postgres.child.process
-            parts = {"postgres": postgres.child.process.pid, "queue": queue, "provider": answers}
+            assert postgres.process
+            parts = {"postgres": postgres.process.pid, "queue": queue, "provider": answers}
             yield Stage(postgres.dsn, endpoint, base, parts)
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 import aiohttp
+import boto3
 import msgspec
 import psycopg
 from aiohttp.test_utils import TestServer
@@ -238,6 +239,22 @@ class QueueServer:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> Any:
+        """boto3's; one for all tests, as to make it takes longer than most calls."""
+        return _boto3(self.url, self.key, self.secret)
+
+    def pair(self, name: str) -> tuple[str, str]:
+        """The URLs of a new queue and of its DLQ."""
+        dlq = self.client.create_queue(QueueName=f"{name}-dlq")["QueueUrl"]
+        return self.client.create_queue(QueueName=name, Attributes=redrives_to(f"{name}-dlq"))[
+            "QueueUrl"
+        ], dlq
+
     def settings(self, dsn: str, *, home: Path, queue: str, **more: Any) -> Settings:
         """Settings that speak to this server as to the embedded stack's."""
         return Settings(
@@ -245,11 +262,24 @@ class QueueServer:
             home=home,
             queue=queue,
             embedded=True,
-            sqs_endpoint=f"http://127.0.0.1:{self.port}",
+            sqs_endpoint=self.url,
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
             **{"of_tools": {"ark_api_key": "test"}, **more},
         )
+
+
+@cache
+def _boto3(url: str, key: str, secret: str) -> Any:
+    return boto3.client(
+        "sqs", "us-east-1", endpoint_url=url, aws_access_key_id=key, aws_secret_access_key=secret
+    )
+
+
+def redrives_to(dlq: str) -> dict[str, str]:
+    """The attributes of a queue with this DLQ."""
+    policy = {"deadLetterTargetArn": f"arn:aws:sqs:us-east-1:123456789012:{dlq}", "maxReceiveCount": 50}
+    return {"RedrivePolicy": msgspec.json.encode(policy).decode()}
 
 
 def with_tools(settings: Settings, **of_tools: Any) -> Settings:
@@ -259,9 +289,9 @@ def with_tools(settings: Settings, **of_tools: Any) -> Settings:
 
 async def create_queues(sqs: Sqs, settings: Settings) -> None:
     """The queue pair that the settings name, with its redrive policy."""
-    dlq = await create_queue(sqs, f"{settings.queue}-dlq")
-    policy = {"deadLetterTargetArn": dlq.arn, "maxReceiveCount": 50}
-    await create_queue(sqs, settings.queue, RedrivePolicy=msgspec.json.encode(policy).decode())
+    dlq = f"{settings.queue}-dlq"
+    await sqs.call("CreateQueue", dict, dlq, QueueName=dlq)
+    await sqs.call("CreateQueue", dict, dlq, QueueName=settings.queue, Attributes=redrives_to(dlq))
 
 
 async def queues_of(sqs: Sqs, settings: Settings) -> tuple[Queue, Queue]:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "mutations.md"
 SOURCE = Path("src", "genctl")
 TIMEOUT_S = 300
-KEPT = ("src", "tests", "migrations", "runbooks", "docs", "pyproject.toml")
+KEPT = ("src", "tests", "migrations", "runbooks", "docs", "deploy", "pyproject.toml")
 
 EVERYTHING = (
     "guards",
@@ -241,12 +241,12 @@ MUTANTS = (
     Mutant("call: none once the attempts are used up", "pipeline.py", None,
            "        if code := decide.exhausted(session, pipeline.limits):\n", "        if code := '':\n",
            "pipeline::test_a_job_that_kills_its_workers_ends_as_crashed"),
-    Mutant("owner: hides no message on a lease that may be over", "services/keeper.py", None,
+    Mutant("owner: hides no message on a lease that may be over", "services/hands.py", None,
            " if not hold.stale}", "}",
            "ownership::test_a_worker_cut_off_from_its_database_holds_no_message_back_and_touches_none"),
-    Mutant("owner: renewals wait for no queue", "services/keeper.py", None,
-           "                await self.extend(list(self.pipeline.runs))\n",
-           "                await self.extend(list(self.pipeline.runs))\n                await self.pipeline.queue.hide([])\n",
+    Mutant("owner: renewals wait for no queue", "services/hands.py", None,
+           "                await self.extend(list(self._pipeline.runs))\n",
+           "                await self.extend(list(self._pipeline.runs))\n                await self._pipeline.queue.hide([])\n",
            "ownership::test_a_queue_that_hangs_lets_no_lease_lapse"),
     Mutant("owner: a stop shows no message of a lost lease", "run.py", None,
            "        if row is None:\n            raise LeaseLostError(session.id)\n", "        row = row or {}\n",
@@ -365,7 +365,7 @@ MUTANTS = (
            "        except GenctlError:\n",
            "answers::test_a_run_that_cannot_be_given_up_goes_back"),
     Mutant("owner: nothing is received while too many answers wait", "services/worker.py", None,
-           "        if waiting >= MOST_WAITING:\n", "        if False:\n",
+           "        if waiting >= MOST_WAITING:\n            return 0\n", "",
            "answers::test_with_too_many_answers_waiting_nothing_is_received"),
     Mutant("put off: a job goes back", "pipeline.py", None,
            "return await pipeline.put_off(hold, later.wait_s)", "raise later",
@@ -481,11 +481,11 @@ MUTANTS = (
     Mutant("fair: one that goes back gets another message", "services/worker.py", None,
            "if row and row.status is Status.QUEUED:", "if False:",
            "fair::test_a_run_without_its_message_ends_as_any_other"),
-    Mutant("fair: a message that is set aside stays hidden", "services/keeper.py", None,
-           "            ours += [taken.message for taken in self._aside if taken.message]\n", "",
+    Mutant("fair: a message that is set aside stays hidden", "services/hands.py", None,
+           "            ours += [taken.message for taken in self.aside if taken.message]\n", "",
            "fair::test_a_message_set_aside_stays_hidden_until_its_turn"),
-    Mutant("fair: a stop shows what is set aside", "services/worker.py", None,
-           "        await self._show(aside)\n", "",
+    Mutant("fair: a stop shows what is set aside", "services/hands.py", None,
+           "        await self.show(aside)\n", "",
            "fair::test_a_worker_that_stops_shows_what_it_has_set_aside"),
     Mutant("fair: what is refused for its group is sent without it", "edges/sqs.py", None,
            "        if not (grouped and refused):\n            return results\n", "        return results\n",

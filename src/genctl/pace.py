@@ -30,16 +30,12 @@ class Ask(NamedTuple):
 
 
 class Deal(NamedTuple):
-    """Hold the pace, and how many turns we were dealt, with the database's date of the first.
-
-    The database waited `waited_s` for others before it looked at its clock.
-    """
+    """Hold the pace, and how many turns we were dealt, with the database's date of the first."""
 
     pace: Pace
     turns: int
     first_at: datetime
     interval_s: float
-    waited_s: float
 
 
 async def deal(db: Database, tool: str, worker: str, ask: Ask, *, locks: bool) -> Deal | None:
@@ -54,7 +50,7 @@ async def deal(db: Database, tool: str, worker: str, ask: Ask, *, locks: bool) -
     rows = (await db.transact(*lock, ("deal_turns", facts), timeout_s=DEAL_TIMEOUT_S, lock_s=ROW_LOCK_S))[-1]
     for row in rows:
         pace = msgspec.convert(row, Pace)
-        return Deal(pace, row["turns"], row["first_at"], row["interval_s"] or 0.0, row["waited_s"])
+        return Deal(pace, row["turns"], row["first_at"], row["interval_s"] or 0.0)
     return None
 
 

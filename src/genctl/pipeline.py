@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -49,7 +49,6 @@ from genctl.domain.model import (
 from genctl.edges import spans
 from genctl.edges.db import Database
 from genctl.edges.db_errors import LockedError
-from genctl.edges.spans import Tracing
 from genctl.edges.sqs import Queue, Sqs
 from genctl.edges.sqs_shapes import BATCH, Message, Outgoing
 from genctl.run import Backoff, Claim, Hold, Mark, Runs, Settlement
@@ -66,8 +65,6 @@ Counted = Literal["repeated", "orphaned", "copied", "unnotified"]
 LOCKED_PAUSES_S = (0.005, 0.02, 0.1)  # between looks at a row that somebody has locked
 MARK_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # between tries to mark a copy, as the sweeper sends another without
 MOST_TOLD = 100  # tools and models whose messages we log as left for others
-
-UNTRACED = nullcontext()
 
 log = structlog.stdlib.get_logger()
 
@@ -125,7 +122,6 @@ class Pipeline:
         worker: str = "",
         lifeline: Database | None = None,
         meters: Meters = WITHOUT_METERS,
-        tracing: Tracing | None = None,
     ) -> None:
         """Take the parts; `queues` looks queue and DLQ up, if they are not given.
 
@@ -143,7 +139,6 @@ class Pipeline:
         self.wire = wire
         self.worker = worker
         self.meters = meters
-        self._tracing = tracing
         self.runs = Runs(db, worker, tool.like, most_attempts=limits.attempts, lifeline=lifeline)
         self.answers = Answers(self.runs, refused=meters.refused)
         # a gateway may send the codes of other providers behind ours
@@ -174,7 +169,10 @@ class Pipeline:
             if calls:  # first, as it raises without key or address
                 wire = await stack.enter_async_context(Wire(tool, longest_s=settings.provider_timeout_s))
             db = await stack.enter_async_context(Database.open(settings.dsn(), size=size))
-            lifeline = await stack.enter_async_context(Database.open(settings.dsn(), size=1)) if calls else db
+            lifeline = db
+            if calls:  # the database is there, as we have just seen
+                one = Database.open(settings.dsn(), size=1, checked=False)
+                lifeline = await stack.enter_async_context(one)
 
             async def queues() -> tuple[Queue, Queue]:
                 sqs = await stack.enter_async_context(await Sqs.connect(settings))
@@ -191,7 +189,6 @@ class Pipeline:
                 wire=wire,
                 worker=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}",
                 meters=meters,
-                tracing=spans.tracing(),
             )
             if reached:
                 await pipeline.reach()
@@ -218,15 +215,6 @@ class Pipeline:
             self._looking = None
             raise
         self._queues = None
-
-    def span(
-        self, name: str, *, parent: str | None = None, **facts: object
-    ) -> AbstractContextManager[object]:
-        """Open a span as spans.span() does; it does nothing where nobody traces."""
-        opened: AbstractContextManager[object] = UNTRACED
-        if self._tracing is not None:
-            opened = self._tracing.span(name, parent, facts)
-        return opened
 
     def unsent(self) -> set[asyncio.Task[Any]]:
         """Return the tasks of jobs whose request is not sent; cancelled, they give their session back."""
@@ -273,7 +261,7 @@ class Pipeline:
             if hold.stale:  # lost, or its row is locked, and then nobody can tell whose it is
                 raise LeaseLostError(hold.session.id)
             began_at = time.monotonic()
-            with self.span("genctl.call", attempt=hold.session.attempts, model=hold.session.model):
+            with spans.span("genctl.call", attempt=hold.session.attempts, model=hold.session.model):
                 answer = await self.wire.generate(hold.session, hold.on_send)
         result = self._classify(answer, now=datetime.now(UTC))
         self.meters.called(result, time.monotonic() - began_at)
@@ -323,7 +311,7 @@ class Pipeline:
         began_at = time.monotonic()
         settle = self.answers.settle if patient else self.answers.settle_now
         code = settlement.details.code if settlement.details else None
-        with self.span("genctl.settle", parent=session.traceparent, status=settlement.status, code=code):
+        with spans.span("genctl.settle", parent=session.traceparent, status=settlement.status, code=code):
             stored = await settle(session, settlement)
         row, notified = Session.of(stored), stored.get("notified", True)
         self.meters.settled(settlement.details, time.monotonic() - began_at)
@@ -410,7 +398,7 @@ class Pipeline:
 
     async def copy(self, row: Session, *, body: str, code: str) -> None:
         """Send the DLQ copy that a failed row owes, and mark it."""
-        with self.span("genctl.copy", parent=row.traceparent, session=row.id, run=row.run, code=code):
+        with spans.span("genctl.copy", parent=row.traceparent, session=row.id, run=row.run, code=code):
             message_id = await self.send_copy(body, code, row=row)
             await self._mark(Mark(row.id, row.run, message_id))
         lines.info("session.dlq.sent", sessionId=row.id, userId=row.user_id, code=code, messageId=message_id)
@@ -461,11 +449,11 @@ async def process(job: Job, pipeline: Pipeline, turn: Turn = at_once) -> Session
     run, LeaseLostError when the run is no longer ours.
     """
     claimed_at = time.monotonic()
-    with pipeline.span("genctl.claim"):
+    with spans.span("genctl.claim"):
         session = await pipeline.take(job)
     if session is None:
         return None
-    with pipeline.span("genctl.run", parent=session.traceparent, session=session.id, run=session.run):
+    with spans.span("genctl.run", parent=session.traceparent, session=session.id, run=session.run):
         return await _attempted(session, claimed_at, pipeline, turn)
 
 
@@ -505,7 +493,7 @@ async def carry(message: Message, pipeline: Pipeline, turn: Turn = at_once) -> S
         return None
     context = message.sent.get(spans.HEADER)
     parent = context.string_value if context else None
-    with pipeline.span("genctl.job", parent=parent, session=job.session_id, run=job.run):
+    with spans.span("genctl.job", parent=parent, session=job.session_id, run=job.run):
         try:
             row = await process(job, pipeline, turn)
         except JobProcessingError as error:

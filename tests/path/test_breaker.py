@@ -173,7 +173,7 @@ async def test_what_was_claimed_and_not_sent_goes_back_and_uses_no_attempt(kit: 
         await turned(kit, lambda found: not found.is_open)
 
         async def empty() -> bool:
-            return not worker._jobs
+            return not worker.hands.jobs
 
         await until(empty)
     rows = await kit.query(

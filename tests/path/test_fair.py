@@ -218,8 +218,8 @@ async def test_a_message_set_aside_stays_hidden_until_its_turn(
     """For longer than a lease, so that no other worker gets it, too."""
     for name, seconds in {
         "worker.LEASE_S": LEASE_S,
-        "keeper.LEASE_S": LEASE_S,
-        "keeper.RENEW_S": 0.2,
+        "hands.LEASE_S": LEASE_S,
+        "hands.RENEW_S": 0.2,
     }.items():
         monkeypatch.setattr(f"genctl.services.{name}", seconds)
     await ordered(kit, ("noisy", "success", 6), ("ann", "success", 1))

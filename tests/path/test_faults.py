@@ -6,11 +6,12 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import AsyncMock
 
 import psycopg
 import pytest
 from psycopg.pq import PipelineStatus
-from tests.kit import WAITING_FOR_A_LOCK, Kit, until
+from tests.kit import WAITING_FOR_A_LOCK, Kit, until, until_sync
 
 from genctl.domain.classify import ours
 from genctl.domain.model import Job, LeaseLostError, Session, Status
@@ -38,6 +39,22 @@ async def blocked(kit: Kit) -> bool:
 async def waiting(kit: Kit) -> bool:
     """An answer could not be stored yet."""
     return bool(kit.pipeline.answers.waiting)
+
+
+async def test_the_connection_that_has_shown_that_one_can_connect_is_used(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One login for a command, not two; it is closed, be it that nobody has asked for one."""
+    connect = AsyncMock(wraps=psycopg.AsyncConnection.connect)
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", connect)
+    async with Database.open(dsn, size=1) as db:
+        assert await db.row("backend")
+    assert connect.await_count == 1
+    async with Database.open(dsn, size=1):
+        pass
+    others = "select from pg_stat_activity where datname = current_database() and application_name <> 'tests'"
+    with psycopg.connect(dsn, application_name="tests") as conn:
+        until_sync(lambda: not conn.execute(others).fetchall())
 
 
 async def test_a_cancellation_that_comes_with_the_connection_is_heard(dsn: str) -> None:

@@ -29,7 +29,6 @@ from genctl.edges.sqs import Sqs
 from genctl.edges.sqs_faults import REFUSED
 from genctl.edges.sqs_shapes import Outgoing
 from genctl.ops.doctor import examine
-from genctl.ops.stack.layout import choose_layout
 from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
 
@@ -245,7 +244,7 @@ async def test_a_replica_is_an_error_for_writes_and_for_listen(kit: Kit, tmp_pat
     server = Postgres(tmp_path / "replica", settings={"fsync": "off"})
     await server.start()
     await server.stop()
-    (choose_layout(server.folder, server.namespaces).data / "standby.signal").touch()
+    (server.data / "standby.signal").touch()
     starting = asyncio.create_task(server.start())  # it waits for a server that takes writes
 
     async def answers() -> bool:

@@ -570,14 +570,14 @@ def world(dsn: str) -> Iterator[World]:
             loop.run(opening.__aexit__(None, None, None))
 
 
-def play(kind: type[Interleavings], world: World, *, shrink: bool = True, examples: int = EXAMPLES) -> None:
+def play(kind: type[Interleavings], world: World, *, shrink: bool = True) -> None:
     """Examples of histories, each in a database without another. To `shrink` one may take many minutes."""
     kept = [phase for phase in settings().phases if shrink or phase not in {Phase.shrink, Phase.explain}]
     machine = type(kind.__name__, (kind,), {"world": world})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples,
+            max_examples=EXAMPLES,
             phases=kept,
             stateful_step_count=50,
             deadline=None,

@@ -31,7 +31,7 @@ from genctl.services.gatekeeper import Gatekeeper
 from genctl.tools.seedream4 import TOOL
 
 SLOW_S = 10.0  # of a busy machine; who waits for a lock would wait for ever
-MANY = [f"user-{n}" for n in range(10)]  # more than the pool has connections
+MANY = [f"user-{n}" for n in range(20)]  # far more than the pool has connections
 LOOK_S = 0.1  # between looks while orders wait
 
 

@@ -89,7 +89,7 @@ async def test_a_worker_tells_of_its_calls_and_of_the_gate(kit: Kit) -> None:
         await until(lambda: says("gate closed seedream4", 1))
         assert await says("gate open seedream4", 0) and await says("lease_losses_total", 0)
         await kit.query("update generation_sessions set lease = lease + 1 where id = %s", session.id)
-        await worker.keeper.extend(list(kit.pipeline.runs))
+        await worker.hands.extend(list(kit.pipeline.runs))
         await until(lambda: says("lease_losses_total", 1))
         assert await says("calls_in_flight", 0)
 

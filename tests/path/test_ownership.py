@@ -50,10 +50,10 @@ RATE_LIMITED = Failure(
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second is a lease and a visibility time-out, and the slow call lasts longer than two of them."""
-    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.keeper.LEASE_S"):
+    for name in ("run.LEASE_S", "services.worker.LEASE_S", "services.hands.LEASE_S"):
         monkeypatch.setattr(f"genctl.{name}", 1)
     monkeypatch.setattr("genctl.run.STALE_S", 0.6)
-    for name in ("keeper.RENEW_S", "keeper.AGAIN_S", "worker.TROUBLE_PAUSE_S"):
+    for name in ("hands.RENEW_S", "hands.AGAIN_S", "worker.TROUBLE_PAUSE_S"):
         monkeypatch.setattr(f"genctl.services.{name}", 0.2)
     slow = msgspec.structs.replace(SCENARIOS["slow-success"], after_s=2.3)
     monkeypatch.setitem(SCENARIOS, "slow-success", slow)
@@ -276,7 +276,7 @@ async def test_as_long_as_answers_are_full_more_is_asked_for_at_once(kit: Kit) -
 
         async def all_hands() -> bool:
             nonlocal most
-            most = max(most, len(worker._jobs))
+            most = max(most, len(worker.hands.jobs))
             return most == 35
 
         await until(all_hands)
@@ -415,7 +415,7 @@ async def test_healthz_is_red_while_no_receive_is_answered(
 
     async with (
         at_work(kit.pipeline) as worker,
-        telling(port, worker.liveness, worker.metrics),
+        telling(port, worker.liveness.report, worker.metrics),
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
     ):
 

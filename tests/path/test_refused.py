@@ -1,23 +1,14 @@
 """What the database refuses is told: by status, doctor and metrics, in its words, with the command that goes on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-import psycopg
 import pytest
-import structlog
-from tests.kit import Kit, QueueServer, at_work, until
+from tests.kit import Kit, at_work, until
 from tests.path.test_metrics import told
 
 from genctl.domain.findings import Finding
 from genctl.domain.model import Session, Status
 from genctl.domain.status import StatusLine
-from genctl.edges import migrate
 from genctl.ops.doctor import examine
-from genctl.ops.stack.postgres import Postgres
 from genctl.ops.status import look
-from genctl.ops.trace import events_of
 from genctl.services.metrics import WorkerMetrics
 
 TELL_ALL = """
@@ -108,57 +99,6 @@ async def test_what_a_settle_is_refused_for_is_counted(
     assert row and row.status is Status.FAILED
     found = {name: n for name, n in told(metrics).items() if "refused_settles_total" in name and n}
     assert found == {f"genctl_worker_refused_settles_total {kind}": 1}
-
-
-@contextmanager
-def full_queue(dsn: str) -> Iterator[psycopg.Connection]:
-    """A listener that idles in a transaction, and a queue of NOTIFY that is full for that."""
-    with psycopg.connect(dsn, autocommit=True) as idle, psycopg.connect(dsn, autocommit=True) as loud:
-        idle.execute("listen something")
-        idle.execute("begin")
-        idle.execute("select 1")
-        with pytest.raises(psycopg.errors.ProgramLimitExceeded):
-            while True:
-                loud.execute(
-                    "select pg_notify('something', repeat('x', 7000) || n) from generate_series(1, 20) n"
-                )
-        yield idle
-
-
-async def test_runs_that_end_without_notify_are_told_with_who_holds_its_queue(
-    sqs_server: QueueServer, tmp_path: Path
-) -> None:
-    async with Postgres(tmp_path / "pg", settings={"fsync": "off", "max_notify_queue_pages": "64"}) as server:
-        await migrate.up(server.dsn)
-        settings = sqs_server.settings(server.dsn, home=tmp_path, queue="clogged")
-        async with Kit.open(settings) as kit:
-            assert (await lines(kit))["notify"].level == "ok"
-            with full_queue(server.dsn) as idle:
-                ended = f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({idle.info.backend_pid})'"
-                session = await kit.enqueue("sensitive")
-                with structlog.testing.capture_logs() as said:
-                    await kit.work()
-                assert (await kit.row(session)).status is Status.FAILED
-                line = (await lines(kit))["notify"]
-                assert (line.level, line.next) == ("attention", ended)
-                assert "% full: a listener holds a transaction open" in line.message
-                assert "1 run ended without NOTIFY in the last hour" in line.message
-                found = await findings(kit)
-                assert (found["notify-queue"].level, found["notify-queue"].fix) == ("warning", ended)
-                assert (found["unnotified"].level, found["unnotified"].fix) == ("warning", ended)
-                assert told(kit.metrics)["genctl_worker_unnotified_settles_total"] == 1
-                events = {line["event"] for line in said}
-                assert "session.notify.refused" in events and "session.failed.notify.sent" not in events
-                kinds = [event.kind for event in await events_of(kit.db, session.id)]
-                assert "unnotified" in kinds
-            line = (await lines(kit))["notify"]  # it was asked for, which has emptied it
-            assert (line.level, line.message) == ("attention", "1 run ended without NOTIFY in the last hour")
-            await kit.query("update session_events set at = at - interval '10 min' where kind = 'unnotified'")
-            assert (await lines(kit))["notify"].level == "ok"
-            with structlog.testing.capture_logs() as said:
-                await kit.enqueue("sensitive")
-                await kit.work()
-            assert "session.failed.notify.sent" in {line["event"] for line in said}
 
 
 async def test_the_question_reads_no_more_of_the_trace_than_there_is_to_find(kit: Kit) -> None:

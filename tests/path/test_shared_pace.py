@@ -385,8 +385,8 @@ async def test_a_worker_is_seen_with_what_it_waits_for_and_leaves_at_once(
 async def test_a_worker_whose_hands_fill_meanwhile_does_not_name_a_turn(kit: Kit) -> None:
     async with at_work(kit.pipeline) as worker:
         await until(lambda: true(worker._turns.pace))
-        assert await worker._allowance(0) == 0  # another receiver has asked for the last jobs
-        assert worker._why_no_room() == "as many jobs as can begin soon are here"
+        assert await worker._room(0) == 0  # another receiver has asked for the last jobs
+        assert worker._why_no_room() == "as many jobs as can begin soon are in its hands"
 
 
 async def test_a_killed_worker_leaves_the_list_and_its_dead_leases_name_it(kit: Kit) -> None:

@@ -154,15 +154,6 @@ async def test_where_the_id_numbers_no_attempt_the_next_such_request_is_the_seco
     assert [await ask("x"), await ask("x")] == [fails, 200]
 
 
-async def test_only_the_newest_failed_attempts_are_remembered(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("genctl.services.simulator.REMEMBERED", 2)
-    bodies = [{**BODY, "prompt": marked(word, "rate-limit-once")} for word in ("one", "two", "three")]
-    seen = [(await client.ask(body))[0].status for body in [*bodies, *reversed(bodies)]]
-    assert seen == [429, 429, 429, 200, 200, 429]
-
-
 @pytest.mark.parametrize("key", [None, "", "Bearer", "Bearer ", "Bearer invalid", "Basic abc"])
 async def test_without_a_key_nothing_is_done(client: Client, key: str | None) -> None:
     response, body = await client.ask(BODY, key=key)

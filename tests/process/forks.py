@@ -1,8 +1,8 @@
 """Commands that cost 10 ms of CPU instead of 700: a server that has genctl in memory forks itself.
 
 What runs is a process like any other, with arguments, environment, folder and streams of its own, ended by
-itself or by a signal; it has merely imported everything beforehand, and does not take itself apart at the
-end. Starting up and ending are tested elsewhere, with interpreters that are started one by one.
+itself or by a signal; it has merely read everything that is installed beforehand, and does not take itself
+apart at the end. Starting up and ending are tested elsewhere, with interpreters that are started one by one.
 """
 
 import atexit
@@ -163,9 +163,8 @@ def _listen(listening: socket.socket, folder: str) -> str:
 
 
 def _server(python: str, listening: socket.socket, **env: str) -> "subprocess.Popen[bytes]":
-    is_ours = python == sys.executable  # in others a test may install tools, which genctl finds once
     return subprocess.Popen(
-        [python, "-m", "tests.process.forks", str(listening.fileno()), *(["warm"] if is_ours else [])],
+        [python, "-m", "tests.process.forks", str(listening.fileno()), *([] if env else ["warm"])],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GENCTL_HOME": "/nonexistent", **env},
         stdin=subprocess.PIPE,  # it ends when nobody holds the other end
@@ -295,8 +294,9 @@ def _leave(left: SystemExit) -> None:
 
 
 def warm() -> None:
-    """Look at settings and verdicts once: what that compiles and finds, each fork would compile and find anew."""
-    main = importlib.import_module("genctl.cli").main
+    """Look at settings, statements and verdicts once: what that reads and compiles, each fork would read anew."""
+    sys.modules["genctl.edges.statements"].statements()
+    main = sys.modules["genctl.cli"].main
     with Path(os.devnull).open("w") as nobody, redirect_stdout(nobody), redirect_stderr(nobody):
         for words in (["version"], ["config", "show", "-o", "json"], ["explain", "HTTP400"]):
             main(words)
@@ -312,6 +312,8 @@ if __name__ == "__main__":
         warm()
     gc.collect()
     gc.freeze()  # or the first collection of each fork copies all of it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # or each fork puts what is free together, and copies that
     asked_for = serve(socket.socket(fileno=int(sys.argv[1])))
     try:
         runpy.run_module(asked_for, run_name="__main__", alter_sys=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-import boto3
 import psycopg
 from psycopg.rows import dict_row
 from tests.kit import QueueServer, until_sync
@@ -254,20 +253,10 @@ class Place:
 def new_place(dsn: str, server: QueueServer, simulator: Running, folder: Path) -> Iterator[Place]:
     """The database and a queue pair of its own, told to genctl as the embedded stack tells them."""
     name = f"p{uuid4().hex[:12]}"
-    sqs = boto3.client(
-        "sqs",
-        region_name="us-east-1",
-        endpoint_url=f"http://127.0.0.1:{server.port}",
-        aws_access_key_id=server.key,
-        aws_secret_access_key=server.secret,
-    )
-    dlq = sqs.create_queue(QueueName=f"{name}-dlq")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
-    queue = sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": policy})["QueueUrl"]
+    queue, dlq = server.pair(name)
     write_stack(folder, dsn, server, simulator)
     env = clean_env(folder) | {"GENCTL_QUEUE": name}
-    place = Place(dsn, folder, env, sqs, queue, dlq, simulator)
+    place = Place(dsn, folder, env, server.client, queue, dlq, simulator)
     try:
         yield place
     finally:
@@ -278,7 +267,7 @@ def write_stack(folder: Path, url: str, server: QueueServer, simulator: Running)
     """The file by which commands find their database, queue and provider, as a stack leaves it."""
     stack = {
         "database_url": url,
-        "sqs_endpoint": f"http://127.0.0.1:{server.port}",
+        "sqs_endpoint": server.url,
         "ark_base_url": simulator.until("simulator.started")["url"],
         "secret": "x" * 32,
         "aws_access_key_id": server.key,

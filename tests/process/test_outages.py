@@ -1,4 +1,4 @@
-"""A database that is away, silent, throws everybody out, crashes or only reads: each job ends once."""
+"""A database that is away, silent, full of NOTIFYs, throws everybody out, crashes or only reads: each job ends once."""
 
 import asyncio
 import json
@@ -14,26 +14,32 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.kit import QueueServer, database_url, fresh_database, quick_logins, until_sync
+import structlog
+from tests.kit import Kit, QueueServer, database_url, fresh_database, quick_logins, until_sync
+from tests.path.test_metrics import told
+from tests.path.test_refused import findings, lines
 from tests.process.fire import Fire
 from tests.process.place import Place, Running, new_place
 from tests.process.test_crash_matrix import AGED, KINDS, Tried, drain, enqueue, prove
 from tests.process.test_refusals import calls, ended_right
 from tests.process.test_stops import ends_in_time
 
+from genctl.domain.model import Status
 from genctl.edges import migrate
 from genctl.ops.stack.postgres import Postgres
+from genctl.ops.trace import events_of
 
 AWAY_S = 33.0  # longer than a lease
 FROZEN_S = 20.0
-STORM_S = 5.0
+STORM_S = 2.0
 OPEN = "select from generation_sessions where completed_at is null and user_id <> 'long'"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """One that may be stopped."""
-    server = Postgres(tmp_path_factory.mktemp("pg"), settings={"fsync": "off"})
+    """One that may be stopped, whose NOTIFY queue is soon full."""
+    settings = {"fsync": "off", "max_notify_queue_pages": "64"}
+    server = Postgres(tmp_path_factory.mktemp("pg"), settings=settings)
     asyncio.run(server.start())
     quick_logins(server.dsn)
     try:
@@ -72,7 +78,7 @@ def test_an_outage_longer_than_a_lease_costs_no_second_call(server: Postgres, pl
         left = place.enqueue("slow-success", user="long")
         place.until_called(left)
         one, two = (stack.enter_context(place.worker("--concurrency", "40")) for _ in range(2))
-        under_way(place, 30)
+        under_way(place, 12)
         asyncio.run(server.stop())
         away_until = time.monotonic() + AWAY_S
         assert stopped.end(signal.SIGTERM, within_s=3 + 10 + 2) == 0
@@ -86,6 +92,7 @@ def test_an_outage_longer_than_a_lease_costs_no_second_call(server: Postgres, pl
         asyncio.run(server.start())
         until_sync(lambda: not place.sql(OPEN))
         for worker in (one, two):
+            worker.until("worker.recovered")
             assert worker.events("job.bug") == []
             assert worker.end(signal.SIGTERM) == 0
     ended_right(place)
@@ -108,9 +115,8 @@ def test_a_process_ends_in_time_though_its_database_is_frozen(server: Postgres, 
 
 @contextmanager
 def frozen(server: Postgres) -> Iterator[None]:
-    assert server.child
-    assert server.child.process
-    whole = [server.child.process.pid]
+    assert server.process
+    whole = [server.process.pid]
     for pid in whole:
         with suppress(OSError):
             whole += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -145,7 +151,7 @@ def thrown_out(place: Place, conn: "psycopg.Connection[Any]") -> None:
         conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'few'")
 
     with place.worker("--concurrency", "40") as worker:
-        under_way(place, 20)
+        under_way(place, 12)
         for limit in (-1, 0):
             conn.execute(f"alter role few connection limit {limit}".encode())
             over_at = time.monotonic() + STORM_S
@@ -162,6 +168,54 @@ def thrown_out(place: Place, conn: "psycopg.Connection[Any]") -> None:
 def admin(place: Place) -> "Iterator[psycopg.Connection[Any]]":
     with psycopg.connect(database_url(place.dsn, "postgres"), autocommit=True) as conn:
         yield conn
+
+
+@contextmanager
+def full_queue(dsn: str) -> Iterator[psycopg.Connection]:
+    """A listener that idles in a transaction, and a queue of NOTIFY that is full for that."""
+    with psycopg.connect(dsn, autocommit=True) as idle, psycopg.connect(dsn, autocommit=True) as loud:
+        idle.execute("listen something")
+        idle.execute("begin")
+        idle.execute("select 1")
+        with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+            while True:
+                loud.execute(
+                    "select pg_notify('something', repeat('x', 7000) || n) from generate_series(1, 20) n"
+                )
+        yield idle
+
+
+async def test_runs_that_end_without_notify_are_told_with_who_holds_its_queue(
+    place: Place, sqs_server: QueueServer, tmp_path: Path
+) -> None:
+    async with Kit.open(sqs_server.settings(place.dsn, home=tmp_path, queue="clogged")) as kit:
+        assert (await lines(kit))["notify"].level == "ok"
+        with full_queue(place.dsn) as idle:
+            ended = f"psql \"$DATABASE_URL\" -c 'select pg_terminate_backend({idle.info.backend_pid})'"
+            session = await kit.enqueue("sensitive")
+            with structlog.testing.capture_logs() as said:
+                await kit.work()
+            assert (await kit.row(session)).status is Status.FAILED
+            line = (await lines(kit))["notify"]
+            assert (line.level, line.next) == ("attention", ended)
+            assert "% full: a listener holds a transaction open" in line.message
+            assert "1 run ended without NOTIFY in the last hour" in line.message
+            found = await findings(kit)
+            assert (found["notify-queue"].level, found["notify-queue"].fix) == ("warning", ended)
+            assert (found["unnotified"].level, found["unnotified"].fix) == ("warning", ended)
+            assert told(kit.metrics)["genctl_worker_unnotified_settles_total"] == 1
+            events = {line["event"] for line in said}
+            assert "session.notify.refused" in events and "session.failed.notify.sent" not in events
+            kinds = [event.kind for event in await events_of(kit.db, session.id)]
+            assert "unnotified" in kinds
+        line = (await lines(kit))["notify"]  # it was asked for, which has emptied it
+        assert (line.level, line.message) == ("attention", "1 run ended without NOTIFY in the last hour")
+        await kit.query("update session_events set at = at - interval '10 min' where kind = 'unnotified'")
+        assert (await lines(kit))["notify"].level == "ok"
+        with structlog.testing.capture_logs() as said:
+            await kit.enqueue("sensitive")
+            await kit.work()
+        assert "session.failed.notify.sent" in {line["event"] for line in said}
 
 
 READ_ONLY = "in a read-only transaction"
@@ -204,11 +258,11 @@ def until_ended(place: Place, count: int) -> None:
 
 def crash(server: Postgres) -> None:
     """As `pg_ctl restart -m immediate`: nobody is asked, and what was not committed is gone."""
-    assert server.child
-    server.child.stop_signal = signal.SIGQUIT
+    fast, server.stop_signal = server.stop_signal, signal.SIGQUIT
 
     async def restart() -> None:
         await server.stop()
+        server.stop_signal = fast
         await server.start()
 
     asyncio.run(restart())

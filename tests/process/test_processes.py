@@ -71,7 +71,7 @@ def test_a_signal_that_reaches_all_at_once_is_one_signal(place: Place) -> None:
     session = place.enqueue("slow-success")
     with many(place, "--grace", "30s", "--metrics-port", "0") as (parent, pids):
         place.until_called(session)
-        for pid in (*pids.values(), parent.process.pid, *pids.values()):
+        for pid in (*pids.values(), parent.process.pid, pids[1], pids[2]):
             os.kill(pid, TERM)
         assert parent.end() == 0
     for number in (0, 1, 2):

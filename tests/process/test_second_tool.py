@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import urllib.error
 import urllib.request
 import venv
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from tests.kit import QueueServer, free_port, until_sync
 from tests.process import forks
@@ -30,15 +30,24 @@ TOOLS = ("seedream4", "example")
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment, with the example installed beside what runs the tests."""
+    """The Python of a fresh environment, with the example beside what runs the tests.
+
+    test_from_nothing.py installs it by pip.
+    """
     home = tmp_path_factory.mktemp("fresh")
     venv.create(home / "venv", with_pip=False)
     made = home / "venv" / "bin" / "python"
     (site,) = (home / "venv" / "lib").glob("python*/site-packages")
-    beside = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-    (site / "beside.pth").write_text(beside)
-    pip = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", str(EXAMPLE)], check=True, capture_output=True)
+    (site / "beside.pth").write_text(
+        f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n{EXAMPLE}\n"
+    )
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    tools = project["entry-points"]["genctl.tools"]
+    points = [f"{name} = {where}" for name, where in tools.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[genctl.tools]", *points]))
     forks.offer(str(made))
     return made
 
@@ -70,27 +79,12 @@ def both(
         QueueServer.start(tmp_path / "sqs.log") as server,
         provider(tmp_path) as base,
     ):
-        sqs = boto3.client(
-            "sqs",
-            region_name="us-east-1",
-            endpoint_url=f"http://127.0.0.1:{server.port}",
-            aws_access_key_id=server.key,
-            aws_secret_access_key=server.secret,
-        )
-        queues = {tool: _pair(sqs, tool) for tool in TOOLS}
+        queues = {tool: server.pair(f"{tool}-jobs") for tool in TOOLS}
         write_stack(tmp_path, dsn, server, simulator)
         env = clean_env(tmp_path) | {"EXAMPLE_BASE_URL": base}
-        place = Place(dsn, tmp_path, env, sqs, *queues["seedream4"], simulator)
+        place = Place(dsn, tmp_path, env, server.client, *queues["seedream4"], simulator)
         yield place
         place.leave()
-
-
-def _pair(sqs: Any, tool: str) -> tuple[str, str]:
-    dlq = sqs.create_queue(QueueName=f"{tool}-jobs-dlq")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dlq, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 50})
-    attributes = {"RedrivePolicy": policy}
-    return sqs.create_queue(QueueName=f"{tool}-jobs", Attributes=attributes)["QueueUrl"], dlq
 
 
 def test_the_second_tool_passes_the_checklist_and_stands_beside_the_first(both: Place) -> None:

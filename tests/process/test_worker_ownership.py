@@ -79,31 +79,6 @@ def test_a_worker_that_slept_past_its_lease_touches_nothing(place: Place, tmp_pa
     assert place.violations() == []
 
 
-def test_a_worker_cut_off_from_its_database_touches_nothing_when_it_is_back(
-    place: Place, tmp_path: Path
-) -> None:
-    session = place.enqueue("slow-success")
-    server = conninfo_to_dict(place.dsn)
-    with (
-        queue_seen(place, tmp_path) as (seen, env),
-        Relay(str(server["host"]), int(str(server.get("port", "5432")))) as cable,
-    ):
-        stack = Path(env["GENCTL_HOME"]) / "stack.json"
-        dsn = make_conninfo(place.dsn, host="127.0.0.1", port=cable.port)
-        stack.write_text(json.dumps(json.loads(stack.read_text()) | {"database_url": dsn}))
-        with place.worker("--max-jobs", "1", "--no-sweep", **env) as worker:
-            place.until_called(session)
-            cable.cut()
-            before = seen.asked()
-            taken_over(place, session)
-            cable.mend()
-            assert worker.end() == 0
-        assert seen.asked() == before
-    assert worker.events("session.late_result", sessionId=session)
-    assert place.row(session)["lease"] == 2
-    assert place.violations() == []
-
-
 def test_a_wrong_clock_takes_and_loses_nothing(place: Place) -> None:
     """Only the database's clock counts: a worker ten minutes late, beside a sweeper ten minutes ahead."""
     session = place.enqueue("slow-success")

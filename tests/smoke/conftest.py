@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import boto3
 import psycopg
 import pytest
 from psycopg.rows import dict_row
@@ -51,13 +51,7 @@ class Land:
     def __init__(self, dsn: str, server: QueueServer, home: Path) -> None:
         self.dsn, self.server, self.home = dsn, server, home
         self.name = f"f{uuid4().hex[:12]}"
-        self.sqs = boto3.client(
-            "sqs",
-            region_name="us-east-1",
-            endpoint_url=f"http://127.0.0.1:{server.port}",
-            aws_access_key_id=server.key,
-            aws_secret_access_key=server.secret,
-        )
+        self.sqs = server.client
         self.queue = self.sqs.create_queue(QueueName=self.name)["QueueUrl"]
         self.dlq = self.sqs.create_queue(QueueName=f"{self.name}-dlq")["QueueUrl"]
 
@@ -72,7 +66,7 @@ class Land:
         """What a terminal needs to know of it."""
         return {
             "DATABASE_URL": self.dsn,
-            "AWS_ENDPOINT_URL_SQS": f"http://127.0.0.1:{self.server.port}",
+            "AWS_ENDPOINT_URL_SQS": self.server.url,
             "AWS_ACCESS_KEY_ID": self.server.key,
             "AWS_SECRET_ACCESS_KEY": self.server.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -108,9 +102,32 @@ class Land:
         return bodies
 
 
-@pytest.fixture
-def land(postgres: str, sqs_server: QueueServer, tmp_path: Path) -> Iterator[Land]:
+@contextmanager
+def base(postgres: str) -> Iterator[str]:
+    """A database of the base shape."""
     with fresh_database(postgres, f"f{uuid4().hex[:12]}") as dsn:
         with psycopg.connect(dsn, autocommit=True) as conn:
             conn.execute(SCHEMA.encode())
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def base_of_all(postgres: str) -> Iterator[str]:
+    with base(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def land(base_of_all: str, sqs_server: QueueServer, tmp_path: Path) -> Land:
+    """One for a test that leaves the schema alone."""
+    land = Land(base_of_all, sqs_server, tmp_path)
+    land.sql("delete from generation_sessions")
+    land.sql("delete from credit_reservations")
+    land.sql("delete from credit_accounts")
+    return land
+
+
+@pytest.fixture
+def own_land(postgres: str, sqs_server: QueueServer, tmp_path: Path) -> Iterator[Land]:
+    with base(postgres) as dsn:
         yield Land(dsn, sqs_server, tmp_path)

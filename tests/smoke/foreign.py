@@ -49,13 +49,15 @@ class Foreign:
         self.dsn, self.sqs, self.queue, self.dlq, self.secret = dsn, sqs, queue, dlq, secret
         self.fault = fault
         self.url = ""
+        self.conn: psycopg.AsyncConnection[dict[str, Any]]
         self.column = "error_details"
         self.streams: list[tuple[str, asyncio.Queue[str]]] = []
-        self.sent = asyncio.Event()
+        self.sent, self.turn = asyncio.Event(), asyncio.Lock()
         self.later: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Foreign"]:
+        self.conn = await psycopg.AsyncConnection.connect(self.dsn, row_factory=dict_row)
         app = web.Application()
         app.add_routes([
             web.post(f"{BASE}/generations", self.order),
@@ -77,13 +79,14 @@ class Foreign:
                 with suppress(asyncio.CancelledError):
                     await task
             await runner.cleanup()
+            await self.conn.close()
 
     async def sql(self, *statements: tuple[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
         """All in one transaction; the rows of the last, empty as soon as one has none."""
-        async with await psycopg.AsyncConnection.connect(self.dsn, row_factory=dict_row) as conn:
+        async with self.turn, self.conn.transaction():
             rows: list[dict[str, Any]] = []
             for text, params in statements:
-                cursor = await conn.execute(text.encode(), params)
+                cursor = await self.conn.execute(text.encode(), params)
                 rows = await cursor.fetchall() if cursor.description else [{}]
                 if not rows:
                     break

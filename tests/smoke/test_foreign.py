@@ -138,19 +138,19 @@ async def test_other_jobs_of_the_user_do_not_disturb(land: Land) -> None:
     assert said.broken is None, said.why
 
 
-async def test_a_ledger_of_another_shape_is_left_alone(land: Land) -> None:
-    land.sql("create table credit_ledger (entry text)")
-    said = await judged(land, None)
-    assert (said.broken, land.balances()) == (None, [0]), said.why
+async def test_a_ledger_of_another_shape_is_left_alone(own_land: Land) -> None:
+    own_land.sql("create table credit_ledger (entry text)")
+    said = await judged(own_land, None)
+    assert (said.broken, own_land.balances()) == (None, [0]), said.why
 
 
-async def test_a_table_without_error_details_is_named(land: Land) -> None:
+async def test_a_table_without_error_details_is_named(own_land: Land) -> None:
     """Each query degrades; what is missing shows at its hop."""
-    land.sql("alter table generation_sessions rename column error_details to details")
-    foreign = land.foreign()
+    own_land.sql("alter table generation_sessions rename column error_details to details")
+    foreign = own_land.foreign()
     foreign.column = "details"
     async with foreign.running() as there:
-        said = await judge(land.settings(there.url))
+        said = await judge(own_land.settings(there.url))
     assert (said.broken, "null" in said.why) == ("details", True), said.why
 
 

@@ -114,7 +114,7 @@ def test_what_locks_or_writes_accounts_is_only_ever_a_step_of_a_movement() -> No
 def test_smoke_moves_its_own_user_alone_and_in_one_message() -> None:
     """Several steps of one transact() are one message, which ends with its commit."""
     (guest,) = [module for module in modules() if list(module.named(SMOKE))]
-    assert guest.name == "ops/smoke/guest.py"
+    assert guest.name == "ops/smoke/__init__.py"
     named = list(guest.named(SMOKE))
     assert {node.value for node in named} == SMOKE
     assert {

@@ -21,6 +21,7 @@ from genctl.domain.pace import (
     WORST,
     Pace,
     Recent,
+    ServerClock,
     Stock,
 )
 
@@ -92,6 +93,30 @@ def test_a_timer_that_wakes_late_costs_no_turn() -> None:
         now += (wait_s := stock.wait_s(now) or 0.0) and wait_s + 0.001
         stock.take()
     assert now == pytest.approx(10.0, rel=0.02)
+
+
+@given(
+    st.floats(-1e9, 1e9), st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0, 5)), min_size=1)
+)
+def test_a_date_is_never_read_too_early_or_too_late(
+    offset: float, answers: list[tuple[float, float, float]]
+) -> None:
+    """Whatever part of the time between question and answer the way there took."""
+    clock, now = ServerClock(), 100.0
+    for there_s, back_s, pause_s in answers:
+        asked_at, said = now, now + there_s + offset
+        now += there_s + back_s
+        clock = clock.heard(asked_at, said, now)
+        assert said + clock.most_s >= asked_at + there_s - 1e-5
+        assert said + clock.least_s <= asked_at + there_s + 1e-5
+        now += pause_s
+    best_s, spent_s = min(there_s + back_s for there_s, back_s, _ in answers), sum(map(sum, answers))
+    assert clock.most_s - clock.least_s <= best_s + 4 * spent_s * 0.001 + 1e-5
+
+
+def test_a_server_whose_clock_was_set_is_believed_at_once() -> None:
+    clock = ServerClock().heard(0.0, 1_000.0, 0.1).heard(1.0, 5_000.0, 1.2)
+    assert 5_000.0 + clock.most_s == pytest.approx(1.2)
 
 
 def near(*values: float | None) -> Any:

@@ -9,7 +9,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 PACE_S = 0.01  # between the begins of two calls: a batch more often costs more than it brings
-PATIENCE_S = 0.05  # likewise while a call is under way: a slow one must not delay the others longer
+PATIENCE_S = 0.06  # likewise while a call is under way: a slow one must not delay the others longer
 MOST_LANES = 6  # no more connections than these wait for a call that hangs
 
 

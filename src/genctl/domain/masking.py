@@ -80,7 +80,7 @@ class Masker:
         self._least = least
         self._texts: set[str] = set()
         self._wholes: list[Any] = []  # lists, maps, numbers
-        self._found: re.Pattern[str] | None = None
+        self._found: re.Pattern[str] | None = None  # made for the first text that has a sign
         self._signs: frozenset[str] = frozenset()  # one of them is in each text that holds a secret
         self.add(*secrets)
 
@@ -95,7 +95,7 @@ class Masker:
         for text in list(texts):
             texts |= {text.strip(), *(line for line in text.splitlines() if len(line) >= LEAST_PART)}
         self._texts |= {text for text in texts - {"", MASK} if len(text) >= self._least}
-        self._found = re.compile(self.pattern) if self._texts else None
+        self._found = None
         self._signs = frozenset(_longest_word(text) for text in self._texts) | {"&#"}
 
     @property
@@ -113,15 +113,12 @@ class Masker:
 
     def text(self, text: str) -> str:
         """Replace each secret in the text."""
-        if not self._found:
-            return text
+        # to look for words costs a fraction of the pattern, and most texts hold none
         lower = text.lower()
-        for (
-            sign
-        ) in self._signs:  # to look for words costs a fraction of the pattern, and most texts hold none
-            if sign in lower:
-                return self._found.sub(MASK, text)
-        return text
+        if not self._texts or not any(sign in lower for sign in self._signs):
+            return text
+        self._found = self._found or re.compile(self.pattern)
+        return self._found.sub(MASK, text)
 
     def __call__(self, value: Any) -> Any:  # noqa: PLR0911 (a table)
         """Replace secrets in the texts, numbers and keys within a value."""

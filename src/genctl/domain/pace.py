@@ -8,7 +8,7 @@ the rate: the interval is longer than the rate asks by what may lie between a da
 import math
 from collections import Counter, deque
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -19,6 +19,7 @@ AHEAD_S = 2.0  # how far ahead of their dates turns are dealt
 DEAL_S = 1.0  # a deal has a worker's share of the turns of so long
 WINDOW_S = 0.5  # how long after its date a turn may be used
 WAY_S = 0.5  # how long the request may be on its way to the provider
+DRIFT = 0.001  # of a second, in a second, between two clocks that are both being corrected
 SLACK_S = WINDOW_S + WAY_S  # so far behind its date a call may reach the provider
 LIVE_S = 30.0  # a worker that was not seen for longer has died
 STEADY_S = 15.0  # no call begins on a share of the calls at once that is older
@@ -33,6 +34,26 @@ LONGEST_CLIMB_S = 30.0  # that counts for one step
 FORGOTTEN_S = 600.0  # after so long without a lesson there is no limit
 
 Told = Literal["began", "took", "refused"]  # of a call
+
+
+class ServerClock(msgspec.Struct, frozen=True):
+    """Bound by how much our monotonic clock is ahead of the database's, as its answers tell."""
+
+    least_s: float = -math.inf
+    most_s: float = math.inf
+    heard_at: float = 0.0  # monotonic
+
+    def heard(self, asked_at: float, said: float, answered_at: float) -> Self:
+        """Learn that it said so many seconds between our question and its answer.
+
+        If that cannot be, its clock was set, or it is another server: only the answer counts.
+        """
+        drift_s = DRIFT * (answered_at - self.heard_at)
+        least_s = max(self.least_s - drift_s, asked_at - said)
+        most_s = min(self.most_s + drift_s, answered_at - said)
+        if least_s > most_s:
+            least_s, most_s = asked_at - said, answered_at - said
+        return type(self)(least_s, most_s, answered_at)
 
 
 class Stock:

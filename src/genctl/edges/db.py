@@ -106,10 +106,11 @@ class _TimeLoader(Loader):
             return EARLIEST if text.startswith(b"-") or text.endswith(b"BC") else LATEST
 
 
-def _connection() -> dict[str, Any]:
+def _connection(name: str | None = None) -> dict[str, Any]:
     """Return how we connect; a command's connections bear its name, by which its statements are found."""
     limit = deadline.current()
-    return CONNECTION | ({"application_name": limit.name} if limit else {})
+    name = name or (limit.name if limit else None)
+    return CONNECTION | ({"application_name": name} if name else {})
 
 
 def _connection_class(dsn: str) -> type[psycopg.AsyncConnection[DictRow]]:
@@ -130,10 +131,22 @@ def process_name(part: str) -> str:
     return f"genctl {part} {os.getpid()}@{socket.gethostname()}"[:63]  # PostgreSQL keeps no more
 
 
-async def connect(dsn: str) -> Connection:
+class _After:
+    """Connect as usual, but for the first time: then it gives the connection that there is."""
+
+    def __init__(self, first: Connection) -> None:
+        self._first: Connection | None = first
+
+    async def connect(self, dsn: str, **how: Any) -> Connection:
+        """Be to a pool what a class of connections is."""
+        first, self._first = self._first, None
+        return first or await _connection_class(dsn).connect(dsn, **how)
+
+
+async def connect(dsn: str, name: str | None = None) -> Connection:
     """Open one connection in autocommit, outside the pool. Raises GenctlError, exit 3."""
     with errors_told(dsn):
-        conn = await _connection_class(dsn).connect(dsn, **_connection())
+        conn = await _connection_class(dsn).connect(dsn, **_connection(name))
         await _configure(conn)
         return conn
 
@@ -240,23 +253,27 @@ class Database:
         Without `checked` the first statement finds that out: a service may start before its database. `name`
         is that of the connections.
         """
-        with errors_told(dsn):
-            if checked:  # this says why it fails; the pool would only say that it waited too long
-                await (await connect(dsn)).close()
-            pool = AsyncConnectionPool[Connection](
-                dsn,
-                min_size=1,
-                max_size=size,
-                timeout=10 if checked else SERVICE_TIMEOUT_S,
-                reconnect_timeout=RECONNECT_S,
-                open=False,
-                configure=_configure,
-                connection_class=_connection_class(dsn),
-                kwargs=_connection() | ({"application_name": name} if name else {}),
-            )
-            await pool.open()
-        async with pool:
-            yield cls(dsn, pool)
+        async with AsyncExitStack() as stack:
+            with errors_told(dsn):
+                kind = _connection_class(dsn)
+                if checked:  # this says why it fails; the pool would only say that it waited too long
+                    first = await connect(dsn, name)
+                    stack.push_async_callback(first.close)
+                    kind = cast("type[Connection]", _After(first))
+                pool = AsyncConnectionPool[Connection](
+                    dsn,
+                    min_size=1,
+                    max_size=size,
+                    timeout=10 if checked else SERVICE_TIMEOUT_S,
+                    reconnect_timeout=RECONNECT_S,
+                    open=False,
+                    configure=_configure,
+                    connection_class=kind,
+                    kwargs=_connection(name),
+                )
+                await pool.open()
+            async with pool:
+                yield cls(dsn, pool)
 
     @asynccontextmanager
     async def _connection(self, within_s: float | None = None) -> AsyncIterator[Connection]:

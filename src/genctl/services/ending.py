@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +12,7 @@ import structlog
 from genctl.base import children
 from genctl.domain.model import GenctlError
 from genctl.pipeline import Pipeline
-from genctl.services.hands import Taken
+from genctl.services.hands import Hands
 from genctl.services.processes import LET_GO
 
 TELL_EVERY_S = 10.0  # while a stop waits
@@ -31,18 +31,16 @@ class Ending:
     def __init__(
         self,
         pipeline: Pipeline,
-        jobs: Mapping[asyncio.Task[None], Taken],
-        aside: Sequence[Taken],
+        hands: Hands,
         *,
         grace_s: float,
         is_forked: bool,
         changed: Callable[[], object],
     ) -> None:
-        """Take the worker's jobs and what it has set aside. `changed` hears of the first signal."""
+        """End the worker with these hands. `changed` hears of the first signal."""
         self.is_told = False
         self._pipeline = pipeline
-        self._jobs = jobs
-        self._aside = aside
+        self._hands = hands
         self._grace_s = grace_s
         self._grace_ends = float("inf")  # monotonic
         self._is_forked = is_forked
@@ -61,7 +59,7 @@ class Ending:
 
     def let_go(self) -> None:
         """Cancel all jobs; each gives its session back, or lets its call go."""
-        cancel(self._jobs)
+        cancel(self._hands.jobs)
 
     def over(self) -> None:
         """Note that the worker has ended by itself."""
@@ -98,10 +96,10 @@ class Ending:
 
     async def _left(self) -> None:
         """End the process although something hangs; its jobs come back when their leases lapse."""
-        log.warning("worker.left", jobs=len(self._jobs))
+        log.warning("worker.left", jobs=len(self._hands.jobs))
         self._pipeline.answers.tell_unsettled()
         lost = {hold.task for hold in self._pipeline.runs if hold.stale}
-        ours = [*(taken for task, taken in self._jobs.items() if task not in lost), *self._aside]
+        ours = [*(taken for task, taken in self._hands.jobs.items() if task not in lost), *self._hands.aside]
         with suppress(GenctlError, TimeoutError):
             async with asyncio.timeout(SHOW_S):
                 await self._pipeline.queue.hide([(one.message.receipt, 0) for one in ours if one.message])
@@ -109,7 +107,7 @@ class Ending:
 
     def _tell(self, event: str, **more: object) -> None:
         """Log the calls and answers that a stop waits for, and again while it waits."""
-        sent = [hold for hold in self._pipeline.runs if hold.task in self._jobs and hold.sent]
+        sent = [hold for hold in self._pipeline.runs if hold.task in self._hands.jobs and hold.sent]
         sessions, calls = [hold.session.id for hold in sent], sum(hold.calling for hold in sent)
         left_s = self._grace_ends - time.monotonic()
         if more or (sent and left_s > 0):

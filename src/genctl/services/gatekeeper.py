@@ -31,6 +31,8 @@ LEAVE_S = 5.0
 MOST_NOTED = 1_000  # values that we have yet to tell the database
 LOCK_S = 0.5  # how long we wait for a lock of the row, as allowance() and watch() wait for each other
 
+EVENTS = {"open": "gate.opened", "closed": "gate.closed", "probing": "gate.probing"}
+
 log = structlog.stdlib.get_logger()
 
 
@@ -250,10 +252,5 @@ def _tell(found: Gate, was: Gate) -> None:
     state = found.stands
     if (was.is_open and found.is_open) or (state is was.state is GateState.PROBING and found.who == was.who):
         return
-    event = {
-        GateState.OPEN: "gate.opened",
-        GateState.CLOSED: "gate.closed",
-        GateState.PROBING: "gate.probing",
-    }[state]
     until = {} if found.is_open else {"until": rfc3339(found.until)}
-    log.warning(event, tool=found.tool, who=found.who, reason=found.reason, **until)
+    log.warning(EVENTS[state], tool=found.tool, who=found.who, reason=found.reason, **until)

@@ -1,5 +1,6 @@
-"""Deal a worker's hands among the users who wait, so that one user's many jobs do not fill them all.
+"""Keep a worker's jobs its own, and deal its hands among the users who wait.
 
+It renews leases and keeps messages hidden. One user's many jobs do not fill all hands:
 A queue may deliver one user's ten thousand jobs first. Where a user holds his share of the hands, his message
 waits here, hidden, and a hand takes a due run of another user from the table: the row decides. That run's own
 message finds it taken or ended, as a second delivery does, so each queued run has its message at all times.
@@ -8,9 +9,9 @@ message finds it taken or ended, as a second delivery does, so each queued run h
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -19,9 +20,11 @@ from genctl.domain.decide import read_job
 from genctl.domain.model import GenctlError, Job
 from genctl.edges.sqs_shapes import Message
 from genctl.pipeline import Pipeline
+from genctl.run import LEASE_S, RENEW_S, Hold
 
 USERS = 40  # whom one look walks past
 DEEP = 50  # of a user's oldest runs, among which a look finds those that are due
+AGAIN_S = 1.0  # after a failed renewal, to be the first after an outage
 ALONE_S = 0.2  # how long we believe that nobody else waits
 
 log = structlog.stdlib.get_logger()
@@ -49,16 +52,23 @@ class Taken(NamedTuple):
 
 
 class Hands:
-    """Know who holds a worker's hands; `aside` are messages of users who hold their share."""
+    """Hold a worker's jobs by their tasks, and know who has sent them.
 
-    def __init__(self, pipeline: Pipeline, jobs: Mapping[asyncio.Task[Any], Taken], *, share: int) -> None:
-        """Take the worker's jobs by their tasks, and how many hands a user may hold while others wait."""
+    `aside` are messages of users who hold their share, how many hands one may hold while others wait.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, share: int) -> None:
+        self.jobs: dict[asyncio.Task[None], Taken] = {}
         self.aside: list[Taken] = []
         self._pipeline = pipeline
-        self._jobs = jobs
         self._share = share
         self._after = ""  # the last user whom we have preferred: the next look begins behind him
         self._alone_until = 0.0  # monotonic
+
+    @property
+    def unsent(self) -> int:
+        """Count the jobs whose request is not sent."""
+        return len(self.jobs) - sum(hold.sent for hold in self._pipeline.runs)
 
     async def look(self, messages: Sequence[Message], hands: int) -> tuple[list[Taken], list[Taken]]:
         """Return the messages with their users, and due runs of others if a user may hold his share."""
@@ -96,7 +106,7 @@ class Hands:
         if not others and len(waiting) <= hands:
             self.aside.clear()
             return waiting
-        here = {one.session_id for one in (*waiting, *self._jobs.values())}
+        here = {one.session_id for one in (*waiting, *self.jobs.values())}
         new = [one for one in others if one.session_id not in here]
         taken, self.aside[:] = dealt(waiting, new, self._held(), share=self._share, hands=hands)
         if preferred := [one for one in taken if one.message is None]:
@@ -104,22 +114,77 @@ class Hands:
             log.info("worker.others.first", runs=len(preferred), aside=len(self.aside))
         return taken
 
+    async def show(self, some: Iterable[Taken]) -> None:
+        """Show the messages to others at once."""
+        with suppress(GenctlError):  # then SQS shows them later
+            await asyncio.gather(*(self._pipeline.hide(one.message, 0) for one in some if one.message))
+
+    async def put_back(self) -> None:
+        """Show what we have set aside."""
+        aside, self.aside[:] = [*self.aside], []
+        await self.show(aside)
+
+    async def keep_leases(self) -> None:
+        """Renew the leases of all our sessions, for ever; a slow queue does not delay this."""
+        pause_s: float = RENEW_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self.extend(list(self._pipeline.runs))
+            except GenctlError as error:
+                log.warning("worker.renewal.failed", error=error.message, fix=error.fix)
+                pause_s = AGAIN_S  # a lease outlives few failed renewals
+            else:
+                pause_s = RENEW_S
+
+    async def extend(self, holds: list[Hold]) -> None:
+        """Renew these leases, and cancel the calls of runs whose lease is lost. Raises GenctlError."""
+        for hold in await self._pipeline.runs.extend(holds) if holds else ():
+            if hold.session.id in self._pipeline.runs:
+                log.warning("session.lease.lost", sessionId=hold.session.id, userId=hold.session.user_id)
+                hold.lose()
+
+    async def keep_hidden(self) -> None:
+        """Keep the messages of all our sessions and those set aside hidden, for ever.
+
+        Leaves out a message whose session may have another owner, who decides about it, and one whose hold
+        has ended, as dispose() decides about it.
+        """
+        while True:
+            await asyncio.sleep(RENEW_S)
+            held = {hold.task for hold in self._pipeline.runs if not hold.stale}
+            ours = [taken.message for task, taken in self.jobs.items() if task in held and taken.message]
+            ours += [taken.message for taken in self.aside if taken.message]
+            try:
+                async with asyncio.timeout(RENEW_S):  # a longer wait would outlive the lease
+                    results = await self._pipeline.queue.hide([(one.receipt, LEASE_S) for one in ours])
+                still = {taken.name for taken in (*self.jobs.values(), *self.aside)}
+                refused = [
+                    why for one, why in zip(ours, results, strict=True) if why and one.message_id in still
+                ]
+                if refused:
+                    log.warning("worker.hiding.failed", messages=len(refused), error=refused[0])
+            except TimeoutError:
+                log.warning("worker.hiding.failed", error=f"SQS did not answer within {RENEW_S} s")
+            except GenctlError as error:
+                log.warning("worker.hiding.failed", error=error.message, fix=error.fix)
+
     def _may_be_unfair(self, more: Sequence[Message]) -> bool:
         """Tell whether a user may hold more than his share with these messages, and others may wait.
 
         A user's messages have one group; those without a group may be anybody's.
         """
-        many = len(self._jobs) + len(self.aside) + len(more)
+        many = len(self.jobs) + len(self.aside) + len(more)
         if time.monotonic() < self._alone_until or many <= self._share:
             return False
-        ours = [taken.message for taken in self._jobs.values() if taken.message]
+        ours = [taken.message for taken in self.jobs.values() if taken.message]
         groups = Counter([group for one in (*ours, *more) if (group := one.system.group)])
         unknown = many - len(self.aside) - groups.total()
         return bool(self.aside) or max(groups.values(), default=0) + unknown > self._share
 
     def _held(self) -> Counter[str]:
         claimed = {hold.task: hold.session.user_id for hold in self._pipeline.runs}
-        users = (claimed.get(task, taken.user) for task, taken in self._jobs.items())
+        users = (claimed.get(task, taken.user) for task, taken in self.jobs.items())
         return Counter(user for user in users if user is not None)
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -14,6 +13,7 @@ from genctl.domain.model import GenctlError
 from genctl.domain.workers import Waits, waits_of
 from genctl.edges.db import Database
 from genctl.services.gatekeeper import Gatekeeper
+from genctl.services.hands import Hands
 from genctl.services.liveness import Liveness
 from genctl.services.turns import Turns
 
@@ -38,16 +38,15 @@ class Presence:
         turns: Turns,
         gatekeeper: Gatekeeper,
         liveness: Liveness,
-        counts: Callable[[], tuple[int, int]],
+        hands: Hands,
     ) -> None:
-        """Take the parts. `counts` returns how many jobs are in its hands, and those that are not sent."""
         self._db = db
         self._facts = {"id": worker, "tool": tool, "version": __version__, "concurrency": concurrency}
         self._facts |= {"rate": settings.rate, "max_in_flight": settings.max_in_flight}
         self._turns = turns
         self._gatekeeper = gatekeeper
         self._liveness = liveness
-        self._counts = counts
+        self._hands = hands
         self._noted_at = -math.inf  # monotonic
         self._told_at = -math.inf
         self._trouble: GenctlError | None = None  # of the last note
@@ -76,11 +75,10 @@ class Presence:
 
     async def note(self) -> None:
         """Write the row. Raises GenctlError."""
-        jobs, _ = self._counts()
         waits = self.waits()
         heard_at = self._liveness.heard_at
         facts = self._facts | {
-            "jobs": jobs,
+            "jobs": len(self._hands.jobs),
             "calls": self._turns.calls,
             "calls_a_minute": self._turns.calls_a_minute,
             "received_s": None if heard_at is None else time.monotonic() - heard_at,
@@ -96,7 +94,7 @@ class Presence:
 
     def waits(self) -> Waits:
         """Say what the worker waits for."""
-        jobs, unsent = self._counts()
+        jobs, unsent = len(self._hands.jobs), self._hands.unsent
         if trouble := self._trouble or self._turns.trouble:
             return Waits("database", trouble.message)
         if not self._gatekeeper.is_open:
@@ -110,8 +108,7 @@ class Presence:
 
     def _tell(self) -> None:
         """Log what jobs in our hands wait for, while they do."""
-        _, unsent = self._counts()
-        now = time.monotonic()
+        now, unsent = time.monotonic(), self._hands.unsent
         if not unsent or now - self._told_at < TELL_S or not self._turns.keeps_back:
             return
         waits = self.waits()

@@ -170,7 +170,10 @@ class Parent:
             return None
         if not pid:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            if self._signals > self._words:  # it was told to stop before it could listen
+                os._exit(0)
             return Forked(one.number, len(self._workers), parent, self._beats, self._reports)
         one.pid, one.since = pid, time.monotonic()
         log.info("process.started", process=one.number, pid=pid)

@@ -121,5 +121,5 @@ async def show(port: int, reports: Reports, at_work: AbstractAsyncContextManager
             overview.take(report)
 
     asyncio.get_running_loop().add_reader(reports, take)
-    async with telling(port, overview, overview), at_work:
+    async with telling(port, overview.report, overview), at_work:
         await asyncio.Event().wait()

@@ -23,7 +23,6 @@ from genctl.services.playback import Recording, for_any_origin
 from genctl.services.scenarios import FLOOD_BYTES, REQUEST_ID, SCENARIOS, SUCCESS, Scenario
 
 MAX_REQUEST_BYTES = 64 * 2**20  # a request holds its reference images
-REMEMBERED = 10_000  # failed first attempts
 URL_LIFE_S = 86_400
 DROP = b"~" * 2**16
 TYPES = {
@@ -46,20 +45,15 @@ class Once:
     """
 
     def __init__(self) -> None:
-        self._failed: dict[bytes, None] = {}
+        self._failed = set[bytes]()
 
     def is_first(self, headers: Mapping[str, str], body: bytes) -> bool:
         """Tell whether this attempt is its request's first. Ask once for each attempt."""
         if named := re.search(r"-\d+-(\d{1,3})$", headers.get("X-Client-Request-Id", "")):
             return int(named[1]) <= 1
         request = hashlib.sha256(headers.get("Authorization", "").encode() + b"\n" + body).digest()
-        if request in self._failed:
-            del self._failed[request]
-            return False
-        if len(self._failed) == REMEMBERED:
-            del self._failed[next(iter(self._failed))]
-        self._failed[request] = None
-        return True
+        self._failed ^= {request}
+        return request in self._failed
 
 
 ONCE = web.AppKey("once", Once)
@@ -235,13 +229,13 @@ def made(images: Sequence[Scenario], asked: Asked, request_id: str, origin: str)
 
 def signed(url: str) -> str:
     """Add a query like that of the provider's storage; nobody checks the signature."""
-    now = datetime.now(UTC)
+    date = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     query = {
-        "X-Tos-Algorithm": "TOS4-HMAC-SHA256",
-        "X-Tos-Credential": f"SIMULATED/{now:%Y%m%d}/simulator/tos/request",
-        "X-Tos-Date": f"{now:%Y%m%dT%H%M%SZ}",
-        "X-Tos-Expires": URL_LIFE_S,
-        "X-Tos-Signature": secrets.token_hex(32),
-        "X-Tos-SignedHeaders": "host",
+        "Algorithm": "TOS4-HMAC-SHA256",
+        "Credential": f"SIMULATED/{date[:8]}/simulator/tos/request",
+        "Date": date,
+        "Expires": URL_LIFE_S,
+        "Signature": secrets.token_hex(32),
+        "SignedHeaders": "host",
     }
-    return f"{url}?{urlencode(query)}"
+    return f"{url}?{urlencode({f'X-Tos-{name}': value for name, value in query.items()})}"

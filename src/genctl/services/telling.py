@@ -4,9 +4,9 @@ This takes 5 MB for a web server, so whoever has no port does not import it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from starlette.applications import Starlette
@@ -26,19 +26,14 @@ MOST_SCRAPERS = 32  # connections, so that strangers take no files from the work
 log = structlog.stdlib.get_logger()
 
 
-class Reporting(Protocol):
-    """Report health as Liveness does."""
-
-    def report(self) -> dict[str, Any]:
-        """Say `{ok, why}` and more."""
-
-
 @asynccontextmanager
-async def telling(port: int, liveness: Reporting, metrics: Exposition) -> AsyncIterator[None]:
+async def telling(
+    port: int, health: Callable[[], dict[str, Any]], metrics: Exposition
+) -> AsyncIterator[None]:
     """Answer `/healthz` and `/metrics` on all addresses. Raises GenctlError (exit 3)."""
 
     async def healthz(_: Request) -> Response:
-        report = liveness.report()
+        report = health()
         return answer(report, 200 if report["ok"] else 503)
 
     async def exposition(_: Request) -> Response:

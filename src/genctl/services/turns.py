@@ -23,6 +23,7 @@ from genctl.domain.pace import (
     WINDOW_S,
     Pace,
     Recent,
+    ServerClock,
     Stock,
     a_minute,
     plain,
@@ -75,6 +76,7 @@ class Turns:
         self._tell_changed = changed
         self._read_at = -math.inf  # monotonic
         self._paused_until = -math.inf  # monotonic; a time that the provider named
+        self._clock = ServerClock()
         self._stock = Stock()
         self._recent = Recent()
         self._calling = set[asyncio.Task[Any]]()
@@ -304,14 +306,13 @@ class Turns:
         if self.trouble:
             self._moved_at = now
         self.pace, self._read_at, self.trouble = dealt.pace, now, None
+        self._clock = self._clock.heard(asked_at, dealt.pace.read_at.timestamp(), now)
         self._slots = dealt.pace.part or 0
         if dealt.turns:
             self._is_wanted = False
-            in_s = (dealt.first_at - dealt.pace.read_at).total_seconds()
-            # the database looked at its clock between these two
-            until = asked_at + dealt.waited_s + in_s + WINDOW_S
-            end = dealt.pace.next_at
-            self._stock.add(dealt.turns, now + in_s, until, interval_s=dealt.interval_s, end=end)
+            date, end = dealt.first_at.timestamp(), dealt.pace.next_at
+            from_, until = date + self._clock.most_s, date + self._clock.least_s + WINDOW_S
+            self._stock.add(dealt.turns, from_, until, interval_s=dealt.interval_s, end=end)
 
     async def _teach(self, found: Pace, now: float) -> None:
         lesson, self._lesson = self._lesson, None

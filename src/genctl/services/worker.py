@@ -3,7 +3,7 @@
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 
 import msgspec
@@ -23,7 +23,6 @@ from genctl.services.capacity import open_enough, usual_jobs
 from genctl.services.ending import TOLD, Ending, cancel
 from genctl.services.gatekeeper import LOOK_S, Gatekeeper
 from genctl.services.hands import Hands, Taken
-from genctl.services.keeper import Keeper
 from genctl.services.liveness import Liveness
 from genctl.services.metrics import WorkerMetrics
 from genctl.services.presence import Presence
@@ -75,7 +74,6 @@ class Worker:
         self.concurrency = min(concurrency, settings.max_in_flight or concurrency)
         self.until = until
         self._changed = asyncio.Event()  # a job or a receive has ended, or a signal came
-        self._jobs: dict[asyncio.Task[None], Taken] = {}
         self._received = 0
         self._asked = 0  # messages that receives under way may bring
         self._full = asyncio.Event()  # the last answer was full, so there are more messages
@@ -92,19 +90,17 @@ class Worker:
             default_model=pipeline.tool.default_model,
         )
         share = max(1, self.concurrency // SHARES)
-        self.hands = Hands(pipeline, self._jobs, share=self.concurrency if self._counts else share)
-        self.keeper = Keeper(pipeline, self._jobs, self.hands.aside)
+        self.hands = Hands(pipeline, share=self.concurrency if self._counts else share)
         self.ending = Ending(
-            pipeline,
-            self._jobs,
-            self.hands.aside,
-            grace_s=grace_s,
-            is_forked=is_forked,
-            changed=self._changed.set,
+            pipeline, self.hands, grace_s=grace_s, is_forked=is_forked, changed=self._changed.set
         )
         who = {"worker": pipeline.worker, "tool": pipeline.tool.name}
         self._turns = Turns(
-            pipeline.db, **who, gatekeeper=self.gatekeeper, unsent=self._unsent, changed=self._changed.set
+            pipeline.db,
+            **who,
+            gatekeeper=self.gatekeeper,
+            unsent=lambda: self.hands.unsent,
+            changed=self._changed.set,
         )
         self.presence = Presence(
             pipeline.db,
@@ -114,10 +110,10 @@ class Worker:
             turns=self._turns,
             gatekeeper=self.gatekeeper,
             liveness=self.liveness,
-            counts=lambda: (len(self._jobs), self._unsent()),
+            hands=self.hands,
         )
         self.metrics.follow(
-            jobs=lambda: len(self._jobs),
+            jobs=lambda: len(self.hands.jobs),
             calls=lambda: sum(hold.calling and hold.sent for hold in pipeline.runs),
             answers=lambda: len(pipeline.answers.waiting),
             silent_s=lambda: self.liveness.silent_s,
@@ -135,8 +131,8 @@ class Worker:
             async with asyncio.TaskGroup() as side:
                 receiver = side.create_task(self._receive())
                 keeping = (
-                    self.keeper.keep_leases(),
-                    self.keeper.keep_hidden(),
+                    self.hands.keep_leases(),
+                    self.hands.keep_hidden(),
                     self.gatekeeper.watch(),
                     self.presence.keep(),
                     self._tell_waiting(),
@@ -148,15 +144,15 @@ class Worker:
                 log.info("worker.started", **who, **queues)
                 await asyncio.wait([receiver])
                 self.liveness.rest("nothing more is received")
-                await self._put_back()
-                while self._jobs:
+                await self.hands.put_back()
+                while self.hands.jobs:
                     await self._change()
                 for keeper in keepers:
                     keeper.cancel()
         finally:
             self.ending.let_go()
-            await self._put_back()
-            while self._jobs:
+            await self.hands.put_back()
+            while self.hands.jobs:
                 await self._change()
             await self.presence.leave()
             await self.gatekeeper.leave()
@@ -188,22 +184,16 @@ class Worker:
 
     async def _ask(self) -> None:
         wait_s = DRAIN_WAIT_S if self.until.drain else WAIT_S
-        while not self.ending.is_told:
-            wanted = min(BATCH, self._free(), self._jobs_left())
-            if wanted <= 0:
-                if self._jobs_left() <= 0:
-                    return
-                self.liveness.rest(self._hands_full())
-                await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
-                continue
-            if self.gatekeeper.is_open:
+        while not self.ending.is_told and (left := self._jobs_left()) > 0:
+            if self._free() > 0 and self.gatekeeper.is_open:
                 self.liveness.ask()
             try:
-                wanted = await self._allowance(wanted)
+                wanted = await self._room(min(BATCH, left))
                 if not wanted:
+                    self.liveness.rest(self._why_no_room())
                     if not self.gatekeeper.is_open or self._turns.has_none:
-                        await self._put_back()
-                    await self._change(LOOK_S)
+                        await self.hands.put_back()
+                    await self._change(LOOK_S)  # an answer that begins to wait for its row makes room, too
                     continue
                 found = await self._take(wanted, wait_s)
                 drained = self.until.drain and found == 0 and await self._is_drained()
@@ -256,7 +246,7 @@ class Worker:
         """Deal so many hands and start their jobs; if we may not, give the messages back and return False."""
         named, others = await self.hands.look(messages, hands)
         if not await self._may_begin(hands):
-            await self._show(named)
+            await self.hands.show(named)
             return False
         for taken in self.hands.deal(named, others, hands):
             self._start(taken)
@@ -273,36 +263,27 @@ class Worker:
         waiting = len(self.pipeline.answers.waiting)
         if waiting >= MOST_WAITING:
             return 0
-        return self.concurrency + waiting - len(self._jobs) - self._asked
-
-    def _hands_full(self) -> str:
-        waiting = self.pipeline.answers.waiting
-        if len(waiting) >= MOST_WAITING:
-            return f"{len(waiting)} answers wait for their rows: {waiting[0].why}"
-        return "as many jobs as it may have are in its hands"
+        return self.concurrency + waiting - len(self.hands.jobs) - self._asked
 
     def _jobs_left(self) -> int:
         return BATCH if self.until.max_jobs is None else self.until.max_jobs - self._received
 
-    async def _allowance(self, most: int) -> int:
-        """Count the messages, at most so many, that we may receive now; if none, note why for /healthz."""
-        room = await self._room(most)
-        if not room:
-            self.liveness.rest(self._why_no_room())
-        return room
+    async def _room(self, most: int) -> int:
+        """Count the messages, at most so many, that we may receive now."""
+        if self._free() <= 0:
+            return 0
+        allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
+        return self._turns.room(self.hands.unsent + self._asked, allowed)
 
     def _why_no_room(self) -> str:
-        if not self.gatekeeper.is_open:
+        waiting = self.pipeline.answers.waiting
+        if len(waiting) >= MOST_WAITING:
+            return f"{len(waiting)} answers wait for their rows: {waiting[0].why}"
+        if self._free() > 0 and not self.gatekeeper.is_open:
             return "the gate is closed"
-        return self._turns.why()[1] if self._turns.keeps_back else "as many jobs as can begin soon are here"
-
-    async def _room(self, most: int) -> int:
-        allowed = min(await self.gatekeeper.allowance(most), self._free())  # others may have asked meanwhile
-        return self._turns.room(self._unsent() + self._asked, allowed)
-
-    def _unsent(self) -> int:
-        """Count the jobs in our hands whose request is not sent."""
-        return len(self._jobs) - sum(hold.sent for hold in self.pipeline.runs)
+        if self._free() > 0 and self._turns.keeps_back:
+            return self._turns.why()[1]
+        return "as many jobs as can begin soon are in its hands"
 
     def _send_back(self) -> None:
         """Cancel the jobs whose request is not sent, as the gate is closed; they use no attempt."""
@@ -310,7 +291,7 @@ class Worker:
 
     async def _is_drained(self) -> bool:
         """Tell whether no message waits, is hidden or is a job of ours; ask SQS last, as it counts roughly"""
-        if self._jobs:
+        if self.hands.jobs:
             await self._change()
             return False
         return not any(await self.pipeline.queue.depth())
@@ -320,26 +301,26 @@ class Worker:
             self._received += 1
             self.metrics.received.inc()
         task = asyncio.create_task(self._handle(taken))
-        self._jobs[task] = taken
+        self.hands.jobs[task] = taken
         self.gatekeeper.started(task)
         self._turns.expect()
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._jobs.pop(task, None)
+        self.hands.jobs.pop(task, None)
         self._changed.set()
 
     async def _handle(self, taken: Taken) -> None:
         try:
             await self._carry(taken)
         except asyncio.CancelledError:
-            await self._show([taken])
+            await self.hands.show([taken])
             raise
         except LeaseLostError:
             self.metrics.lease_losses.inc()  # leave job and message alone
         except GenctlError as error:  # the message comes back, and the row says what to do
             if self.ending.is_told:
-                await self._show([taken])
+                await self.hands.show([taken])
             await self._troubles((taken.name, error))
         except Exception:  # a bug in one job must not end the others
             log.exception("job.bug", messageId=taken.name)
@@ -362,15 +343,6 @@ class Worker:
             log.warning("job.trouble", jobs=len(those), messageIds=those[:TOLD], error=text, fix=fix)
         return [None for _ in met]
 
-    async def _put_back(self) -> None:
-        """Show what we have set aside, for others."""
-        aside, self.hands.aside[:] = [*self.hands.aside], []
-        await self._show(aside)
-
-    async def _show(self, some: Iterable[Taken]) -> None:
-        with suppress(GenctlError):  # then SQS shows them later
-            await asyncio.gather(*(self.pipeline.hide(one.message, 0) for one in some if one.message))
-
     async def _change(self, timeout_s: float | None = None) -> None:
         """Wait until a job or a receive ends or a signal comes, at most so long."""
         self._changed.clear()
@@ -387,7 +359,7 @@ def _shown(worker: Worker, port: int | None, forked: Forked | None) -> AbstractA
         return nullcontext()
     from genctl.services.telling import telling  # noqa: PLC0415 (5 MB, and mostly there is no port)
 
-    return telling(port, worker.liveness, worker.metrics)
+    return telling(port, worker.liveness.report, worker.metrics)
 
 
 async def serve(

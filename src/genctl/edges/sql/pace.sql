@@ -70,8 +70,7 @@ held as (
   where %(locks)s and w.id = %(worker)s and k.is_live and w.slots is distinct from k.slots
 )
 select k.now as read_at, k.given, k.taught, k.top, k.code, k.lowered_at, k.changed_at, k.not_before, k.then_at as next_at,
-  k.workers::int, k.max_in_flight, k.slots::int, k.part::int, k.is_live, k.turns::int, k.first_at, k.interval_s,
-  extract(epoch from k.now - now())::float8 as waited_s
+  k.workers::int, k.max_in_flight, k.slots::int, k.part::int, k.is_live, k.turns::int, k.first_at, k.interval_s
 from kept k
 
 -- name: teach_pace

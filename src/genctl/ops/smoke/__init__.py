@@ -1,24 +1,28 @@
 """Check that a deployment, anybody's, conforms to the contract: one job that the provider refuses.
 
-`judge` checks each `hop` by the rules in `sound`; `listeners` listen; `guest` pays; this module cleans up.
+`judge` checks each `hop` by the rules in `sound`; `listeners` listen; this module lends credits for the job
+to a user of its own, and cleans up.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from uuid import uuid4
 
 from genctl.base.person import Note
 from genctl.base.settings import Settings
 from genctl.domain.model import GenctlError
 from genctl.domain.orders import check_name
+from genctl.edges.db import Database, Statement
 from genctl.ops.sampling import look
 from genctl.ops.smoke.deployment import Deployment
-from genctl.ops.smoke.guest import guest
 from genctl.ops.smoke.hop import HopResult
 from genctl.ops.smoke.judge import Judge
 
 CLEAR_WITHIN_S = 10.0
+CREDITS = 100  # more than a job of any tool costs
+TAKE_BACK_WITHIN_S = 5.0
 COPY_WITHIN_S = 3.0  # how long we wait for a copy that the judge did not wait for
 
 
@@ -79,3 +83,27 @@ async def _clear(judge: Judge, hops: Sequence[HopResult], note: Note) -> None:
         note(f"left behind as evidence: what DLQ {dlq.name} holds of it")
     elif may_come:
         note(f"a copy of its message may still arrive in DLQ {dlq.name}")
+
+
+@asynccontextmanager
+async def guest(db: Database, note: Note) -> AsyncIterator[str]:
+    """Lend a fresh user credits and yield the name. Raises GenctlError (exit 3) when we cannot lend them."""
+    user = f"genctl-smoke-{uuid4().hex[:12]}"
+    has_ledger = bool((await db.rows("smoke_has_ledger"))[0]["there"])
+    try:
+        await db.transact(*_movement(user, CREDITS, "lent by genctl smoke", has_ledger=has_ledger))
+        yield user
+    finally:  # also when we lost the answer to the loan: we take back what there is
+        try:
+            async with asyncio.timeout(TAKE_BACK_WITHIN_S):
+                reason = "taken back by genctl smoke"
+                found = await db.patiently(*_movement(user, -CREDITS, reason, has_ledger=has_ledger))
+            note(f"left behind: user {user} with {found[-1][0]['balance']} credits")
+        except (GenctlError, TimeoutError) as error:
+            note(f"left behind: user {user} with {CREDITS} credits, which we could not take back: {error}")
+
+
+def _movement(user: str, credits: int, reason: str, *, has_ledger: bool) -> list[Statement]:
+    who = {"user": user}
+    book = [("smoke_book", who | {"credits": credits, "reason": reason})] if has_ledger else []
+    return [("smoke_account", who), ("smoke_lock", who), *book, ("smoke_move", who | {"credits": credits})]

@@ -50,7 +50,6 @@ class Judge:
         self.stranger = stranger
         self.client_key = f"smoke-{uuid4().hex[:12]}"
         self.session_id: UUID | None = None
-        self.answer_lost = False  # we sent an order and have no answer: there may be a session
         self._prompt = f"a photograph of a crowd, {deployment.api.tool.sensitive}"
         self._ends_at = ends_at
         self._ordered_at = self._answered_at = 0.0
@@ -133,14 +132,12 @@ class Judge:
         """Send the order once. Each fault is final: a second order would be a second job."""
         self._funds = await self.funds()
         self._ordered_at = time.monotonic()
-        self.answer_lost = True
         try:
             order = {"prompt": self._prompt, "clientKey": self.client_key}
             status, body = await self.deployment.api.ask(self.user, "/generations", order)
         except GenctlError as error:
             raise BrokenError("202 for the order", error.message, error.fix, final=True) from None
         self._answered_at = time.monotonic()
-        self.answer_lost = False
         look_at = LOOK_AT.get(status, "the API's log").format(user=self.user)
         expect(status == 202, "202 for the order", f"{status} {_short(body)}", look_at, final=True)
         try:
@@ -152,7 +149,7 @@ class Judge:
 
     async def find_lost_order(self) -> None:
         """Look for the session of an order without an answer: the API may have taken it."""
-        if self.session_id is None and self.answer_lost:
+        if self.session_id is None and self._ordered_at:
             made = await self.deployment.db.row("smoke_ordered", user=self.user, client_key=self.client_key)
             self.session_id = made["id"] if made else None
 

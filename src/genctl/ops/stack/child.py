@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from genctl.domain.model import GenctlError
 from genctl.services.listening import VARIABLE
@@ -102,6 +102,13 @@ class Child:
         if process.returncode:
             raise self._failed(_ending(process.returncode))
 
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
     def check(self) -> None:
         """Raise GenctlError PartFailed when it has ended by itself."""
         if self.process and (code := self.process.poll()) is not None:
@@ -173,7 +180,7 @@ class Child:
                 await until(lambda: not self._runs_as(pid), self.stop_within_s)
 
     def _runs_as(self, pid: int) -> bool:
-        # until they become the command, leash and unshare precede it; on macOS Python has another first word
+        # until they become the command, leash and setpriv precede it; on macOS Python has another first word
         ours, (_, _, found) = " ".join(self.argv), command_of(pid).partition(" ")
         return bool(found) and (ours.endswith(found) or found.endswith(ours))
 

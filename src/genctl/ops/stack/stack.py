@@ -56,7 +56,7 @@ class Stack:
         self.postgres = Postgres(self.home / "postgres", log=self.logs("postgres"))
         self.addresses: dict[str, str] = {}
         self.sockets: dict[str, socket.socket] = {}  # bound until the parts have them
-        self._parts: list[Child | Postgres] = []
+        self._parts: list[Child] = []
         self._undo = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -76,8 +76,7 @@ class Stack:
                 await self._start(undo, make(self))
             write_private(self.home / STACK_FILE, json.dumps(self.addresses, indent=1) + "\n")
             self.settings = with_stack(self.settings, self.addresses, found().settings)
-            if sent := await sweep.resend_all(self.settings):  # the queue in memory lost them when it stopped
-                self.note(f"{sent} waiting jobs sent again")
+            await self.resend()
             for make in self.clients:
                 await self._start(undo, make(self))
             undo.callback(asyncio.create_task(self._watch_over(asyncio.current_task())).cancel)
@@ -100,6 +99,11 @@ class Stack:
         """Bring the database up to date."""
         names = await migrate.up(self.postgres.dsn)
         self.note(f"{len(names)} migrations applied" if names else "the database is up to date")
+
+    async def resend(self) -> None:
+        """Send all waiting jobs again: the queue in memory lost them when it stopped."""
+        if sent := await sweep.resend_all(self.settings):
+            self.note(f"{sent} waiting jobs sent again")
 
     def logs(self, part: str) -> Path:
         """Name the log of `part`; that of the run before has `.old` after its name."""
@@ -132,7 +136,7 @@ class Stack:
         if body:
             body.cancel()
 
-    async def _start(self, undo: AsyncExitStack, part: Child | Postgres) -> None:
+    async def _start(self, undo: AsyncExitStack, part: Child) -> None:
         began = time.monotonic()
         undo.push_async_callback(part.stop)
         await part.start()
