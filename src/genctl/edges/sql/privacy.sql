@@ -1,17 +1,13 @@
 -- What is stored about one user, to hand it out or to erase it (genctl.ops.privacy). Each statement is about a page of
 -- sessions, so that a user with millions of them locks few rows at a time.
 
--- name: sessions_of
--- Lists a user's sessions, oldest first, after a given one; `made` is a text, as Python knows no infinite time.
-select s.id, s.created_at::text as made, s.idempotency_key from generation_sessions s
-where s.user_id = %(user)s and (s.created_at, s.id) > (%(made)s::timestamptz, %(after)s::uuid)
-order by s.created_at, s.id limit %(limit)s
-
--- name: undated_sessions_of
--- Lists those sessions of a user that an adopted table does not date.
-select s.id, s.idempotency_key from generation_sessions s
-where s.user_id = %(user)s and s.created_at is null and s.id > %(after)s::uuid
-order by s.id limit %(limit)s
+-- name: stored_sessions
+-- Reads sessions in this order, whole.
+select {session s}, now() as read_at, s.idempotency_key, r.amount as reserved,
+  case r.status when 'released' then r.amount else 0 end as refunded
+from unnest(%(ids)s::uuid[]) with ordinality as i(id, nth) join generation_sessions s on s.id = i.id
+left join credit_reservations r on r.id = s.reservation_id
+order by i.nth
 
 -- name: events_of_sessions
 -- Reads the traces of sessions.
@@ -25,10 +21,10 @@ select r.id, r.session_id, r.run, r.amount, r.status, r.created_at, r.released_a
 from unnest(%(ids)s::uuid[]) as i(id) join credit_reservations r on r.session_id = i.id
 order by r.session_id, r.run
 
--- name: ledger_after
--- Reads a user's movements of credits, oldest first, after a given one.
+-- name: movements_of
+-- Reads a user's movements of credits, oldest first.
 select l.id, l.delta, l.kind, l.reservation_id, l.reason, l.created_at
-from credit_ledger l where l.user_id = %(user)s and l.id > %(after)s order by l.id limit %(limit)s
+from credit_ledger l where l.user_id = %(user)s order by l.id
 
 -- name: traits_of_user
 -- Reads the values of a user's orders that the provider refused.
@@ -106,9 +102,10 @@ gone as (
 select count(*) as erased from gone
 
 -- name: stored_about
--- Counts a user's sessions: those that live, and those that have ended and still say something. `known`: somebody has an
--- account or a session of this name.
-select count(*) filter (where s.status in ('queued', 'processing')) as live,
+-- Lists a user's sessions, oldest first; counts those that live, and those that have ended and still say something.
+-- `known`: somebody has an account or a session of this name.
+select coalesce(array_agg(s.id order by s.created_at, s.id), '{}') as ids,
+  count(*) filter (where s.status in ('queued', 'processing')) as live,
   count(*) filter (where (s.status in ('queued', 'processing')) is not true and s.erased_at is null) as sessions,
   count(*) > 0 or exists (select from credit_accounts a where a.user_id = %(user)s) as known
 from generation_sessions s where s.user_id = %(user)s
