@@ -1,4 +1,4 @@
-"""The file of an export: lossless, good up to any cut, gone on with."""
+"""The file of an export: lossless, and good up to any cut."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError
 from genctl.edges.sqs_shapes import Attribute, Message
 from genctl.ops import export as ops
-from genctl.ops.export import Export
+from genctl.ops.export import Export, new_file
 from genctl.ops.sampling import Survey
 
 
@@ -36,8 +36,8 @@ def raw(path: Path) -> str:
     return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
 
 
-async def exported(kit: Kit, path: Path, *, resume: bool = False) -> dict[str, Any]:
-    return await ops.export(kit.settings, Choice(), path, again, resume=resume, progress=terminal.progress)
+async def exported(kit: Kit, path: Path) -> dict[str, Any]:
+    return await ops.export(kit.settings, Choice(), path, again, terminal.progress)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
@@ -59,14 +59,6 @@ async def test_an_export_holds_every_message_once_and_leaves_all_in_the_dlq(
     with pytest.raises(GenctlError) as caught:
         await exported(kit, path)
     assert caught.value.exit_code == 2
-    if path.suffix == ".gz":
-        with pytest.raises(GenctlError, match="only plain files"):
-            await exported(kit, path, resume=True)
-        return
-    assert (await exported(kit, path, resume=True))["exported"] == 0
-    await failed(kit)
-    assert (await exported(kit, path, resume=True))["exported"] == 1
-    assert len(lines(path)) == 5
 
 
 async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> None:
@@ -74,9 +66,10 @@ async def test_what_is_discarded_is_in_the_file(kit: Kit, tmp_path: Path) -> Non
     await kit.pipeline.send_copy("poison", "MalformedMessage")
     path = tmp_path / "gone.jsonl"
     async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
-        with Export.to(path, resume=False, again=again) as file:
+        with new_file(path, again) as file:
             done = ops.Discarded()
-            await ops.delete(over, kit.db, Choice(code="MalformedMessage"), file, lambda _: None, done)
+            choice = Choice(code="MalformedMessage")
+            await ops.delete(over, kit.db, choice, Export(file), lambda _: None, done)
     assert done == ops.Discarded(1, 1)
     assert [line["body"] for line in lines(path)] == ["poison"]
     assert [copy.attributes["code"] for copy in await kit.copies()] == ["InvalidParameter"]
@@ -87,10 +80,10 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(GenctlError) as caught:
         async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
-            with Export.to(tmp_path / "x.jsonl", resume=False, again=again) as file:
+            with new_file(tmp_path / "x.jsonl", again) as file:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
                 try:
-                    await ops.delete(over, kit.db, Choice(), file, lambda _: None, ops.Discarded())
+                    await ops.delete(over, kit.db, Choice(), Export(file), lambda _: None, ops.Discarded())
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.exit_code == 3
@@ -98,44 +91,9 @@ async def test_a_disk_that_takes_no_more_is_told_and_nothing_is_deleted(kit: Kit
     assert len(await kit.copies()) == 1
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "notes.gz"])
-def test_a_file_that_is_no_export_is_left_as_it_is(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.write_text("dear diary\nnothing happened\n")
-    with pytest.raises(GenctlError) as caught, Export.to(path, resume=True, again=again):
-        pass
-    assert caught.value.exit_code == 2
-    assert path.read_text() == "dear diary\nnothing happened\n"
-
-
-def test_two_do_not_write_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    with Export.to(path, resume=False, again=again) as file:
-        with pytest.raises(GenctlError) as caught, Export.to(path, resume=True, again=again):
-            pass
-        assert (caught.value.code, caught.value.exit_code) == ("FileInUse", 2)
-        file.write([message(1)])
-    assert [line["messageId"] for line in lines(path)] == ["m1"]
-
-
 def message(number: int) -> Message:
     sent = {"code": Attribute(string_value="X"), "raw": Attribute("Binary", None, "AAE=")}
     return Message(f"m{number}", "receipt", "body " * number, sent, 1, datetime.now(UTC))
-
-
-@given(batches=st.lists(st.integers(1, 4), min_size=1, max_size=5), cut=st.floats(0, 1))
-def test_a_file_that_was_cut_anywhere_is_gone_on_with(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[int], cut: float
-) -> None:
-    path, parts = written(tmp_path_factory.mktemp("cut") / "x.jsonl", batches)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * cut)])
-    with Export.to(path, resume=True, again=again) as file:
-        for part in parts:
-            file.write(part)
-    found = lines(path)
-    assert sorted(line["messageId"] for line in found) == sorted(m.message_id for part in parts for m in part)
-    assert all(line["attributes"]["raw"] == {"DataType": "Binary", "BinaryValue": "AAE="} for line in found)
 
 
 @given(batches=st.lists(st.integers(1, 4), min_size=1, max_size=5), cut=st.floats(0, 1))
@@ -145,9 +103,10 @@ def test_a_compressed_file_that_was_cut_holds_its_whole_batches(
     """What was discarded is in no other place."""
     path = tmp_path_factory.mktemp("cut") / "x.jsonl.gz"
     ends, numbers = list[int](), iter(range(1, 100))
-    with Export.to(path, resume=False, again=again) as file:
+    with new_file(path, again) as file:
+        export = Export(file)
         for size in batches:
-            file.write([message(next(numbers)) for _ in range(size)])
+            export.write([message(next(numbers)) for _ in range(size)])
             ends.append(path.stat().st_size)
     whole = path.read_bytes()
     torn = whole[: int(len(whole) * cut)]
@@ -163,13 +122,3 @@ def readable(data: bytes) -> bytes:
         text += member.decompress(data)
         data = member.unused_data
     return text
-
-
-def written(path: Path, batches: list[int]) -> tuple[Path, list[list[Message]]]:
-    """An export of batches of so many messages."""
-    numbers = iter(range(1, 100))
-    parts = [[message(next(numbers)) for _ in range(size)] for size in batches]
-    with Export.to(path, resume=False, again=again) as file:
-        for part in parts:
-            file.write(part)
-    return path, parts

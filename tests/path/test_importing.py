@@ -5,9 +5,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.kit import Kit
-from tests.path.test_bulk import progress, redriven, typed
+from tests.path.test_bulk import redriven, typed
 from tests.path.test_export import exported
 from tests.path.test_redrive import failed
 
@@ -15,17 +16,18 @@ from genctl.domain.model import GenctlError
 from genctl.edges.sqs import Queue
 from genctl.edges.sqs_shapes import Attribute, EntryResult, Outgoing
 from genctl.ops import importing as ops
-from genctl.ops.bulk import Purpose
+from genctl.ops.bulk import Errand
 from genctl.ops.importing import Imported, read
 
-WHY = Purpose("dlq import", typed("genctl", "dlq", "import"))
+WHY = Errand("dlq import", typed("genctl", "dlq", "import"))
 
 
 async def imported(
     kit: Kit, path: Path, *, notes: list[str] | None = None, dry_run: bool = False
 ) -> Imported:
     told = (notes if notes is not None else []).append
-    return await ops.carry_out(kit.settings, path, WHY, dry_run=dry_run, progress=progress, note=told)
+    errand = msgspec.structs.replace(WHY, dry_run=dry_run, note=told)
+    return await ops.carry_out(kit.settings, path, errand)
 
 
 async def said(kit: Kit) -> Counter[str]:
@@ -128,8 +130,7 @@ def test_a_compressed_file_is_read_up_to_its_cut(tmp_path: Path) -> None:
     member = gzip.compress(f"{json.dumps(whole)}\n".encode())
     path = tmp_path / "x.jsonl"  # people rename files
     path.write_bytes(member + member + member[:-9])
-    with path.open("rb") as file:
-        found = [(line.line, line.message is not None) for line in read(file)]
+    found = [(line.line, line.message is not None) for line in read(path)]
     assert found[:2] == [(1, True), (2, True)]
     assert not found[-1][1]
 

@@ -3,16 +3,16 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.kit import Kit, locked
 from tests.path.test_redrive import failed, redriven
 
-from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
 from genctl.edges.db import as_json
 from genctl.ledger import movement
 from genctl.ops import privacy, sampling
-from genctl.ops.bulk import Purpose, history
+from genctl.ops.bulk import Errand, history
 
 WORDS = ("a test", "[scenario:", "https://", "sensitive information", "a lighthouse", "error.message")
 ARCHIVED = """
@@ -20,7 +20,7 @@ ARCHIVED = """
     values (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'a lighthouse', 'archived', '["a lighthouse"]'),
       (gen_random_uuid(), 'ann', 'seedream-4-0-250828', 'a lighthouse', 'archived', '{"code": {"of": "a lighthouse"}}')
 """  # by a product
-PURPOSE = Purpose("privacy erase", lambda **_: "genctl privacy erase --user ann", "she asked")
+ERRAND = Errand("privacy erase", lambda **_: "genctl privacy erase --user ann", "she asked", note=pytest.fail)
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +35,10 @@ async def exported(kit: Kit, user: str = "ann") -> list[dict[str, Any]]:
     return records
 
 
-async def erased(kit: Kit, user: str = "ann") -> privacy.Erased:
-    progress = terminal.progress
-    return await privacy.erase(kit.settings, user, PURPOSE, progress=progress, note=pytest.fail)
+async def erased(kit: Kit, user: str = "ann", errand: Errand = ERRAND) -> privacy.Erased:
+    done = await privacy.erase(kit.settings, user, errand)
+    assert isinstance(done, privacy.Erased)
+    return done
 
 
 async def everything(kit: Kit) -> str:
@@ -175,7 +176,9 @@ async def test_a_session_that_begins_meanwhile_is_left_as_it_is_and_counted(
         return found | {"live": 0}
 
     monkeypatch.setattr(privacy, "_known", before)
-    assert await erased(kit) == privacy.Erased(live=1)
+    notes: list[str] = []
+    assert await erased(kit, errand=replace(ERRAND, note=notes.append)) == privacy.Erased(live=1)
+    assert notes == ["1 session began meanwhile or are locked: run it again"]
     assert (await kit.row(waiting)).prompt == waiting.prompt
     (entry,) = await history(kit.db, 1)
     assert entry["state"] == "stopped"
@@ -185,6 +188,6 @@ async def test_a_session_that_begins_meanwhile_is_left_as_it_is_and_counted(
 async def test_a_session_that_somebody_has_locked_is_counted_and_left_for_the_next_time(kit: Kit) -> None:
     session = await failed(kit)
     with locked(kit.settings.dsn(), "generation_sessions"):
-        assert (await erased(kit)).locked == 1
+        assert (await erased(kit, errand=replace(ERRAND, note=lambda _: None))).locked == 1
     assert (await kit.row(session)).prompt == session.prompt
     assert (await erased(kit)).sessions == 1

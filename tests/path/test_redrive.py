@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.kit import Kit, until
 
@@ -19,18 +20,19 @@ from genctl.base.settings import Settings
 from genctl.cli import terminal
 from genctl.domain.deadletters import Choice
 from genctl.domain.model import GenctlError, Session, Status
+from genctl.domain.orders import change
 from genctl.edges.sqs import Queue
 from genctl.edges.sqs_shapes import EntryResult, Outgoing
 from genctl.ops import export
 from genctl.ops import redrive as ops
-from genctl.ops.bulk import Purpose
+from genctl.ops.bulk import Errand
 from genctl.ops.dlq import grouped, look_at, shown
 from genctl.ops.named import retry_named
 from genctl.ops.redrive import Redrive, Redriven, RedriveOptions
 from genctl.ops.sampling import Survey
 from genctl.tools.seedream4 import TOOL
 
-ASKED = Purpose("a test", lambda **_: "genctl")
+ASKED = Errand("a test", lambda **_: "genctl")
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +116,7 @@ async def test_a_forged_attribute_selects_no_session(kit: Kit, tmp_path: Path, c
     assert (await look_at(kit.settings, choice, terminal.progress)).letters == []
     path = tmp_path / "x.jsonl"
     again = ASKED.again
-    done = await export.export(kit.settings, choice, path, again, resume=False, progress=terminal.progress)
+    done = await export.export(kit.settings, choice, path, again, terminal.progress)
     assert done["exported"] == 0
     async with Survey.over(kit.pipeline.dlq, bounded=True) as over:
         await export.delete(over, kit.db, choice, None, lambda _: None, gone := export.Discarded())
@@ -352,18 +354,17 @@ async def test_a_message_that_sqs_moved_by_itself_is_sent_again(kit: Kit) -> Non
     assert await kit.balance() == 1000 - 2 * 4
 
 
-@pytest.mark.parametrize("change", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
-def test_a_change_that_cannot_be_stored_is_refused(change: str) -> None:
+@pytest.mark.parametrize("text", ["size", "=1", "a=\udcff", "\udcff=1", 'a={"b": ["\\u0000"]}'])
+def test_a_change_that_cannot_be_stored_is_refused(text: str) -> None:
     with pytest.raises(GenctlError) as caught:
-        RedriveOptions(choice=Choice(), changes=(change,)).check(Settings())
+        RedriveOptions(choice=Choice(), changes=(text,)).terms(Settings())
     assert (caught.value.code, caught.value.exit_code) == ("BadChange", 2)
 
 
 def test_a_change_is_taken_as_json_where_it_is_some() -> None:
     """A backslash that is meant is no NUL."""
     changes = ("size=2K", "n=2", r'text="\\u0000"')
-    params = RedriveOptions(choice=Choice(), changes=changes).terms.params
-    assert params == {"size": "2K", "n": 2, "text": r"\u0000"}
+    assert dict(map(change, changes)) == {"size": "2K", "n": 2, "text": r"\u0000"}
 
 
 async def test_the_canary_stops_what_would_fail_again(kit: Kit) -> None:
@@ -529,10 +530,7 @@ async def retried(kit: Kit, *sessions: Session, notes: list[str] | None = None, 
         kit.settings,
         [str(session.id) for session in sessions],
         RedriveOptions(named=True, **wish),
-        ASKED,
-        dry_run=False,
-        confirm=None,
-        note=(notes if notes is not None else []).append,
+        msgspec.structs.replace(ASKED, note=(notes if notes is not None else []).append),
     )
     assert isinstance(done, Redriven)
     return done

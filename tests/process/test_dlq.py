@@ -1,6 +1,7 @@
 """`genctl dlq` and `genctl report` as they are typed."""
 
 import json
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_list_redrive_and_report(failed: Place) -> None:
     assert [m["userId"] for m in failed.genctl("dlq", "list", "--user", "bob")["messages"]] == ["bob"]
     groups = failed.genctl("dlq", "list", "--group-by", "user")
     assert sorted(row["user"] for row in groups) == ["ann", "bob"]
-    assert "█" in failed.say("dlq", "list", "--group-by", "code").stdout
+    assert "InvalidParameter" in failed.say("dlq", "list", "--group-by", "code").stdout
 
     planned = failed.genctl("dlq", "redrive", "--dry-run")
     assert list(planned) == ["redriven", "stale", "skipped", "failed", "plan"]
@@ -81,7 +82,7 @@ def _judge_again(failed: Place) -> None:
     (one,) = failed.genctl(*tried, "--each")
     assert [one["sessionId"]] == group["sessions"]
     said = failed.say(*tried, "--set", "Slip=fatal")
-    assert "fatal > retry" in said.stdout
+    assert "InvalidParameter  fatal    retry" in said.stdout
     assert "2 failures, 1 would be judged otherwise" in said.stdout
     assert "Slip=fatal is about no failure of the period" in said.stderr
     assert failed.say(*tried, "--each", "-o", "csv").stdout.startswith("at,sessionId,code,verdict,wouldBe,")
@@ -146,7 +147,6 @@ def test_what_is_exported_may_be_discarded(failed: Place, tmp_path: Path) -> Non
     assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["discarded"] == 1
     assert (tmp_path / gone["file"]).exists()
     assert failed.genctl("dlq", "discard", "--code", "Unknown", "--yes")["file"] is None
-    assert failed.error("dlq", "export", "/dev/zero", "--resume", exit_code=2)["code"] == "FileExists"
     assert len(failed.copies()) == 2
     assert failed.genctl("dlq", "show", failed.genctl("dlq", "list")["messages"][0]["messageId"])["session"]
 
@@ -160,14 +160,14 @@ def test_a_redrive_or_discard_of_all_has_to_say_so(failed: Place) -> None:
         program, *words = shlex.split(error["fix"])
         assert program == "genctl"
         failed.genctl(*words)
-        assert failed.error("dlq", command, "--all", "--user", "ann", exit_code=2)["code"] == "Usage"
+        assert failed.error("dlq", command, "--yes", "--all", "--user", "ann", exit_code=2)["code"] == "Usage"
     assert failed.copies() == {}
     discarded, redriven = failed.genctl("dlq", "history")
     assert [one["reason"] for one in (discarded, redriven)] == ["it's mended"] * 2
     assert (discarded["outcome"]["discarded"], redriven["outcome"]["redriven"]) == (1, 1)
     shown = failed.say("dlq", "history", "--limit", "1").stdout
-    assert "dlq discard: done" in shown
-    assert "why: it's mended" in shown
+    assert re.search(r"dlq discard +done", shown)
+    assert "it's mended" in shown
 
 
 def test_a_discard_into_a_file_that_cannot_be_is_refused_with_another(failed: Place) -> None:

@@ -83,7 +83,7 @@ COLUMNS: dict[str, Column] = {
     **_known(
         Kind.SENTENCE, 0, "userMessage says why fix purpose does meaning evidence trouble message reason"
     ),
-    **_known(Kind.SENTENCE, 0, "next data"),
+    **_known(Kind.SENTENCE, 0, "next data goOn outcome"),
 }
 
 

@@ -54,6 +54,11 @@ class Survey:
             await survey.show()
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Return how many messages came, of about how many."""
+        return {"seen": self.seen, "approximate": max(self.seen, self.approximate)}
+
+    @property
     def warning(self) -> str | None:
         """Warn a person before we receive messages here; None: there is nothing to say."""
         if "RedrivePolicy" in self.facts:
