@@ -11,7 +11,6 @@ from genctl.domain.model import Answer, GenctlError, NoAnswer
 from genctl.domain.providers import Provider
 from genctl.tools.wire import inflated
 
-OURS = {"error_details", "sessionId", "expect", "noAnswer", "providerBody"}  # keys that providers do not use
 FORMS = "give one of: what `curl -i` writes, a body alone, a line of tests/corpus, a session's error_details"
 HTTP = re.compile(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ (\d{3})\b(.*?\n)\r?\n", re.DOTALL)
 
@@ -38,64 +37,50 @@ def answer_of(raw: bytes, provider: Provider, status: int | None = None) -> Answ
     """Read the answer in a file: a line of the corpus, what `curl -i` writes, error_details, or a body alone.
 
     A body alone gets `status`, else the status of the rule for its code. Raises GenctlError (exit 2) when
-    there is neither, when both the file and `status` give one, and when the file holds no answer or several.
+    there is neither, when both the file and `status` give one, and when the file holds several lines of JSON.
     """
-    if recorded := _recorded(raw):
+    if recorded := _sent(raw) or _written(raw):
         if status:
             raise GenctlError("Ambiguous", "the file has its own HTTP status", "drop --status", exit_code=2)
         return recorded
     said = words_of(Answer(status or 400, {}, raw), provider)
     rule = rule_of(said.code, said.text, provider.rules)
     if not status and not rule:
-        raise GenctlError(
-            "NoStatus", f"a body without its HTTP status, and no code of {provider.name} in it",
-            "add --status, or save the answer with its headers, as `curl -i` does", exit_code=2,
-        )  # fmt: skip
+        told = f"a body without its HTTP status, and no code of {provider.name} in it"
+        fix = "add --status, or save the answer with its headers, as `curl -i` does"
+        raise GenctlError("NoStatus", told, fix, exit_code=2)
     return Answer(status or (rule.status if rule else 0), {}, raw)
 
 
-def _recorded(raw: bytes) -> Answer | NoAnswer | None:
-    """Read the answer of a file that has its status; return None for a body alone."""
-    if http := HTTP.match(raw):
-        while following := HTTP.match(raw, http.end()):  # after 100 Continue
-            http = following
-        headers = _headers(http[2].decode("latin-1"))
-        return Answer(int(http[1]), headers, inflated(headers, raw[http.end() :]))
-    if re.match(rb"(?:\xef\xbb\xbf)?HTTP/[\d.]+ \d{3}\b", raw):
-        raise _no_answer("the headers do not end with an empty line")
-    document = _json(raw)
-    if isinstance(document, dict):
-        details = document.get("error_details", document)
-        if details is None:
-            raise _no_answer("the session's error_details are null: it has not failed")
-        if isinstance(details, dict) and {"providerStatus", "providerBody", "code"} <= details.keys():
-            return _stored(details)
-        if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
-            try:
-                return msgspec.convert(document, RecordedAnswer).answer()
-            except msgspec.ValidationError as error:
-                raise _no_answer(str(error)) from None
-    several = document if isinstance(document, list) else [_json(line) for line in raw.splitlines()[:2]]
-    are_ours = all(isinstance(one, dict) and one.keys() & OURS for one in several)
-    if several and several != [document] and are_ours:
-        raise _no_answer("it holds several, or a list")
-    return None
-
-
-def _json(raw: bytes) -> Any:
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+def _sent(raw: bytes) -> Answer | None:
+    """Read what `curl -i` writes."""
+    http = HTTP.match(raw)
+    while http and (following := HTTP.match(raw, http.end())):  # after 100 Continue
+        http = following
+    if not http:
         return None
+    pairs = (line.partition(":") for line in http[2].decode("latin-1").splitlines() if ":" in line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    return Answer(int(http[1]), headers, inflated(headers, raw[http.end() :]))
 
 
-def _no_answer(why: str) -> GenctlError:
-    return GenctlError("NoAnswer", f"not one recorded answer: {why}", FORMS, exit_code=2)
-
-
-def _headers(text: str) -> dict[str, str]:
-    pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
-    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+def _written(raw: bytes) -> Answer | NoAnswer | None:
+    """Read a line of the corpus, or error_details, also within their session."""
+    try:
+        document = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        if raw.startswith(b"{") and b"\n{" in raw:
+            raise GenctlError("NoAnswer", "it holds several recorded answers", FORMS, exit_code=2) from None
+        return None
+    details = document.get("error_details", document)
+    if isinstance(details, dict) and {"providerStatus", "providerBody", "code"} <= details.keys():
+        return _stored(details)
+    if "noAnswer" in document or ("status" in document and document.keys() & {"body", "bodyBase64"}):
+        try:
+            return msgspec.convert(document, RecordedAnswer).answer()
+        except msgspec.ValidationError as error:
+            raise GenctlError("NoAnswer", f"not one recorded answer: {error}", FORMS, exit_code=2) from None
+    return None
 
 
 def _stored(details: Mapping[str, Any]) -> Answer | NoAnswer:
