@@ -32,7 +32,7 @@ def report(out: Output, *, since: datetime, until: datetime | None) -> None:
 
     with terminal.progress(len(ops.PARTS), "report") as advance:
         found = out.ask(lambda db: ops.report(db, since, until or datetime.now(UTC), advance))
-    out.emit(found.shown(), rows=found.failures, text=lambda: _text(found.markdown()))
+    out.emit(found, rows=found["failures"], text=lambda: _text(ops.markdown(found)))
 
 
 def _text(markdown: str) -> str:
