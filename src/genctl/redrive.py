@@ -9,6 +9,7 @@ redrive finds the copy stale and sends the missing message, and so does the swee
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -17,8 +18,8 @@ import msgspec
 import structlog
 
 from genctl.domain import decide
-from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most, plan
-from genctl.domain.model import Job, MalformedMessageError, Session, Status
+from genctl.domain.deadletters import Choice, Letter, LetterPlan, Terms, at_most, number, plan
+from genctl.domain.model import MalformedMessageError, Session, Status
 from genctl.edges.db import Database, as_json
 from genctl.edges.db_errors import DataRefusedError, LockedError
 from genctl.edges.deadline import lock_s
@@ -27,7 +28,6 @@ from genctl.enqueue import send_jobs
 from genctl.ledger import WAIT_S, AccountLockedError, movement
 from genctl.pipeline import Pipeline
 
-MOST_DIGITS = 12  # of a number in an attribute, as anybody may send attributes
 ACCOUNT_LOCKED = "its user's account is locked"
 
 log = structlog.stdlib.get_logger()
@@ -101,22 +101,13 @@ async def _carried_out(
     refused: dict[str | UUID, str] = {}
     wanted = [result.letter.row for result in taken if result.step.action == "requeue" and result.letter.row]
     queued = await _requeue(wanted, pipeline, terms, refused)
-    late = [
-        nth for nth, f in enumerate(taken) if f.step.action == "requeue" and f.letter.session_id not in queued
-    ]
-    if late:  # another redrive was faster, or the user has spent the credits: plan again by the rows of now
-        again = await _joined([taken[nth].letter for nth in late], pipeline.db)
-        for nth, letter, planned in zip(late, again, plan(again, terms), strict=True):
-            step = _without_requeue(planned, letter, refused)
-            taken[nth] = taken[nth]._replace(letter=letter, step=step)
+    for nth, (_, letter, step, _) in enumerate(taken):
+        if (
+            step.action == "requeue" and letter.session_id not in queued
+        ):  # such as by another redrive meanwhile
+            why = refused.get(letter.user or "") or refused.get(letter.session_id or "")
+            taken[nth] = taken[nth]._replace(step=LetterPlan("skip", why or "could not be queued"))
     return await _sent_and_deleted(taken, queued, pipeline)
-
-
-def _without_requeue(step: LetterPlan, letter: Letter, refused: dict[str | UUID, str]) -> LetterPlan:
-    if step.action != "requeue":
-        return step
-    whose = [key for key in (letter.user, letter.session_id) if key in refused]
-    return LetterPlan("skip", refused[whose[0]] if whose else "could not be queued")
 
 
 async def _requeue(
@@ -187,29 +178,20 @@ async def _sent_and_deleted(
     return sent
 
 
-def _job(message: Message) -> Job | None:
-    try:
-        return decide.read_job(message.body)
-    except MalformedMessageError:
-        return None
-
-
 def unjoined(message: Message) -> Letter:
     """Read a message, still without its row."""
-    job, attributes = _job(message), message.attributes
-    run = job.run if job else None
+    said = {"code": "Unknown"} | message.attributes
+    session_id = run = None
+    with suppress(MalformedMessageError):
+        job = decide.read_job(message.body)
+        session_id, run = job.session_id, number(said.get("run")) if job.run is None else job.run
     return Letter(
         message_id=message.message_id,
         sent_at=message.sent_at,
         receive_count=message.receive_count,
-        code=attributes.get("code", "Unknown"),
-        session_id=job.session_id if job else None,
-        run=_number(attributes.get("run")) if job and run is None else run,
-        category=attributes.get("category"),
-        attempts=_number(attributes.get("attempts")),
-        provider_status=_number(attributes.get("providerStatus")),
-        first_failed_at=attributes.get("firstFailedAt"),
-        failed_at=attributes.get("failedAt"),
+        said=said,
+        session_id=session_id,
+        run=run,
     )
 
 
@@ -219,7 +201,7 @@ def _letter_of(session: Session) -> Letter:
         message_id="",
         sent_at=session.completed_at or session.read_at or datetime.now(UTC),
         receive_count=0,
-        code=decide.error_code(session) if session.status is Status.FAILED else None,
+        said={"code": decide.error_code(session)} if session.status is Status.FAILED else {},
         session_id=session.id,
         run=session.run,
     )
@@ -235,7 +217,3 @@ def _with_row(letter: Letter, row: dict[str, Any] | None) -> Letter:
 def _session(row: dict[str, Any]) -> Session | None:
     """Read a row; return None for one of an adopted table that is not a session of ours."""
     return Session.readable(row, lambda odd, why: log.warning("redrive.odd_row", sessionId=odd, error=why))
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < MOST_DIGITS else None
