@@ -16,7 +16,6 @@ from uuid import UUID
 
 import msgspec
 
-from genctl.base.printable import many
 from genctl.base.settings import Settings
 from genctl.domain.deadletters import Letter
 from genctl.domain.decide import read_job
@@ -30,7 +29,6 @@ from genctl.redrive import letters, unjoined
 from genctl.tools.found import Tools
 
 BATCH = 100
-MOST_TOLD = 20  # lines that we name one by one
 LONGEST = 8 * MAX_BYTES  # of a line, whose escapes take room
 GZIP = b"\x1f\x8b"
 
@@ -65,7 +63,6 @@ class Import:
         self._tools = Tools.of(settings)
         self._tool = self._tools.named(settings.tool)
         self._errand = errand
-        self._told = 0
         self._there = Counter[Said]()  # the messages in the DLQ
         self._ids: set[str] = set()  # of the messages that the file has had so far
 
@@ -101,15 +98,8 @@ class Import:
             if result.error is not None:
                 self._tell(number, f"SQS did not take it: {result.error}")
 
-    def tell_rest(self) -> None:
-        """Say how many lines more have gone wrong than we have named."""
-        if self._told > MOST_TOLD:
-            self._errand.note(f"and {many(self._told - MOST_TOLD, 'line')} more")
-
     def _tell(self, line: int, why: str) -> None:
-        self._told += 1
-        if self._told <= MOST_TOLD:
-            self._errand.note(f"line {line}: {why}")
+        self._errand.note(f"line {line}: {why}")
 
     def _objection(self, message: Message, letter: Letter) -> str | None:
         """Say why the message does not go back; None: it does."""
@@ -150,7 +140,6 @@ async def carry_out(settings: Settings, path: Path, errand: Errand) -> Imported:
         else:
             async with recorded(db, errand, one.counts, tool=settings.tool):
                 await _through(one, path, total, errand)
-        one.tell_rest()
         return one.counts
 
 
